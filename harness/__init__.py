@@ -1,0 +1,1 @@
+"""Machinery for experiments: configuration, runs, data pipelines, training loop, clusters."""

@@ -1,0 +1,352 @@
+"""Typed configuration: recipe files and dotted overrides become one checked dataclass tree.
+
+Every value comes as a `Setting`, which remembers where it was written, so that each fault names its
+file and line. All faults are collected and told at once. A run's signature is a hash of the
+resolved tree without the fields marked `runtime`, which cannot change a result.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value for one dotted key, and where the user wrote it."""
+
+    key: str
+    value: Any
+    where: str
+
+
+def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that says where or how fast a run runs, never what it computes."""
+    if factory is not dataclasses.MISSING:
+        return field(default_factory=factory, metadata={"runtime": True})
+    return field(default=default, metadata={"runtime": True})
+
+
+# --- from files and command lines to settings ---
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return a YAML mapping and the line on which each dotted key stands.
+
+    Raises UserError when the file is missing, is no YAML, is no mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise UserError(f"{where}: {problem}") from None
+    if value is None:
+        return {}, {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, line 1: expected `key: value` lines, found {_kind(value)}")
+    lines: dict[str, int] = {}
+    faults: list[str] = []
+    _collect_lines(node, "", lines, faults, path)
+    if faults:
+        raise UserError("\n".join(faults))
+    return value, lines
+
+
+def _collect_lines(
+    node: Any, prefix: str, lines: dict[str, int], faults: list[str], path: Path
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        line = key_node.start_mark.line + 1
+        if key in lines:
+            faults.append(f"{path}, line {line}: {key} is given twice (first on line {lines[key]})")
+        lines[key] = line
+        _collect_lines(value_node, f"{key}.", lines, faults, path)
+
+
+def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of a nested mapping, going down where `schema` has a section."""
+    sections = _sections(schema)
+    for key, item in value.items():
+        dotted = f"{prefix}{key}"
+        section = sections.get(str(key).split(".")[-1]) if "." not in str(key) else None
+        if section is not None and isinstance(item, Mapping):
+            yield from flatten(item, section, f"{dotted}.")
+        else:
+            yield dotted, item
+
+
+def settings_of(
+    value: Mapping[str, Any], lines: Mapping[str, int], path: Path, schema: type, prefix: str = ""
+) -> list[Setting]:
+    """Return a mapping's values as settings of `schema`; `prefix` is its place inside the file."""
+    return [
+        Setting(key, item, f"{path}, line {lines.get(prefix + key, 1)}")
+        for key, item in flatten(value, schema)
+    ]
+
+
+def read_recipe(path: Path, schema: type) -> list[Setting]:
+    """Return a recipe's settings, those of the recipe that it `extends` first.
+
+    Raises UserError for what `read_yaml` refuses, a missing base or a circle of bases.
+    """
+    settings: list[Setting] = []
+    seen: list[Path] = []
+    here: Path | None = path
+    while here is not None:
+        if here in seen:
+            raise UserError(f"{path}: recipes extend each other in a circle: {_names(seen)}")
+        seen.append(here)
+        value, lines = read_yaml(here)
+        base = value.pop("extends", None)
+        settings = settings_of(value, lines, here, schema) + settings
+        if base is None:
+            here = None
+        else:
+            where = f"{here}, line {lines['extends']}"
+            here = find_recipe(str(base), here.parent, where=where)
+    return settings
+
+
+def find_recipe(name: str, folder: Path, *, where: str | None = None) -> Path:
+    """Return the file of a recipe given by name (looked up in `folder`) or by path.
+
+    Raises UserError, with the nearest names, when there is none.
+    """
+    direct = Path(name)
+    if direct.suffix in (".yaml", ".yml") and direct.is_file():
+        return direct
+    file = folder / f"{name}.yaml"
+    if file.is_file():
+        return file
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    start = f"{where}: " if where else ""
+    raise UserError(f"{start}no recipe {name!r}{_suggest(name, known)}\nrecipes: {', '.join(known)}")
+
+
+def parse_overrides(overrides: Iterable[str]) -> list[Setting]:
+    """Turn `key=value` words of a command line into settings; values are read as YAML.
+
+    Raises UserError naming every word without `=` or with a value that is not YAML.
+    """
+    settings: list[Setting] = []
+    faults: list[str] = []
+    for number, word in enumerate(overrides, start=1):
+        key, equals, text = word.partition("=")
+        where = f"command line, override {number}"
+        if not equals or not key:
+            faults.append(f"{where}: {word!r} is not of the form key=value")
+            continue
+        try:
+            settings.append(Setting(key.strip(), yaml.safe_load(text), where))
+        except yaml.YAMLError:
+            faults.append(f"{where}: {key}: {text!r} is not a YAML value")
+    if faults:
+        raise UserError("\n".join(faults))
+    return settings
+
+
+# --- from settings to a checked tree ---
+
+
+def build(schema: type[T], settings: Iterable[Setting]) -> T:
+    """Apply settings in order (later ones win) to the defaults of `schema` and check the tree.
+
+    Any dataclass of the tree may have a method `faults()` that yields (key below it, message) for
+    values that cannot go together. Raises UserError listing every fault of every setting.
+    """
+    tree = OmegaConf.structured(schema)
+    known = list(keys(schema))
+    sources: dict[str, str] = {}
+    faults: list[str] = []
+    for setting in settings:
+        sources[setting.key] = setting.where
+        fault = _apply(tree, setting, known, schema)
+        if fault:
+            faults.append(f"{setting.where}: {fault}")
+    config = typing.cast(T, OmegaConf.to_object(tree))
+    for key, message in _tree_faults(config, ""):
+        faults.append(f"{sources.get(key, 'default')}: {key}: {message}")
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    return config
+
+
+def _apply(tree: Any, setting: Setting, known: Sequence[str], schema: type) -> str | None:
+    """Set one value; returns what is wrong with it, or None."""
+    key, value = setting.key, setting.value
+    if key not in known:
+        below = [k for k in known if k.startswith(f"{key}.")]
+        if below:
+            return f"{key} is a section; set one of its keys, such as {below[0]}"
+        return f"no key {key}{_suggest(key, known)}"
+    expected = field_types(schema)[key]
+    if isinstance(value, bool) and not _accepts(expected, bool):
+        return f"{key}: expected {type_words(expected)}, found {value!r}"
+    if isinstance(value, float | int) and not _accepts_number(expected):
+        return f"{key}: expected {type_words(expected)}, found {value!r}"
+    try:
+        OmegaConf.update(tree, key, value)
+    except (OmegaConfBaseException, ValueError):
+        return f"{key}: expected {type_words(expected)}, found {value!r}"
+    return None
+
+
+def _tree_faults(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if hasattr(node, "faults"):
+        for key, message in node.faults():
+            yield f"{prefix}{key}", message
+    for item in dataclasses.fields(node):
+        child = getattr(node, item.name)
+        if dataclasses.is_dataclass(child):
+            yield from _tree_faults(child, f"{prefix}{item.name}.")
+
+
+# --- what a schema holds ---
+
+
+def keys(schema: type) -> Iterator[str]:
+    """Yield the dotted keys of a schema, in order."""
+    yield from field_types(schema)
+
+
+def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Return the type of each dotted key of a schema."""
+    hints = typing.get_type_hints(schema)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(schema):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            found.update(field_types(typing.cast(type, kind), f"{prefix}{item.name}."))
+        else:
+            found[f"{prefix}{item.name}"] = kind
+    return found
+
+
+def _sections(schema: type) -> dict[str, type]:
+    hints = typing.get_type_hints(schema)
+    return {
+        item.name: hints[item.name]
+        for item in dataclasses.fields(schema)
+        if dataclasses.is_dataclass(hints[item.name])
+    }
+
+
+def type_words(kind: Any) -> str:
+    """Say a type as a user would: `a whole number`, `one of mask, swap, mix`, ..."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(str(a) for a in args)}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else type_words(a) for a in args)
+    if origin in (list, tuple):
+        inner = [a for a in args if a is not Ellipsis]
+        count = f"{len(inner)} of " if origin is tuple and len(inner) > 1 else ""
+        return f"a list ({count}{type_words(inner[0])})"
+    if origin is dict:
+        return "a mapping"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+        kind, str(kind)
+    )
+
+
+def _accepts(kind: Any, wanted: type) -> bool:
+    members = typing.get_args(kind) if typing.get_origin(kind) else (kind,)
+    if typing.get_origin(kind) in (list, tuple, dict):
+        return False
+    return wanted in members or any(m is wanted for m in members)
+
+
+def _accepts_number(kind: Any) -> bool:
+    """Whether a bare number may stand for this type; OmegaConf would turn it into text silently."""
+    if typing.get_origin(kind) is typing.Literal:
+        return True
+    return any(_accepts(kind, t) for t in (int, float, bool))
+
+
+# --- what a tree means ---
+
+
+def to_mapping(config: Any, *, with_runtime: bool = True) -> dict[str, Any]:
+    """Return a config tree as nested plain mappings; `with_runtime=False` leaves those fields out."""
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        if not with_runtime and item.metadata.get("runtime"):
+            continue
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            value = to_mapping(value, with_runtime=with_runtime)
+        elif isinstance(value, tuple):
+            value = list(value)
+        result[item.name] = value
+    return result
+
+
+def signature(config: Any) -> str:
+    """Return the 12 hex digits that name a run: a hash of all that can change its result."""
+    text = json.dumps(to_mapping(config, with_runtime=False), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def to_yaml(config: Any) -> str:
+    """Return the resolved tree as YAML, in the order of the dataclasses."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys on which two trees of one schema differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in keys(type(base)):
+        a, b = value_at(base, key), value_at(other, key)
+        if a != b:
+            found[key] = (a, b)
+    return found
+
+
+def value_at(config: Any, key: str) -> Any:
+    """Return the value of a dotted key of a tree; raises AttributeError when there is none."""
+    node = config
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # the right last word under another section is the commonest slip
+        near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return " -> ".join(p.stem for p in paths)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text"}.get(type(value), type(value).__name__)

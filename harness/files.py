@@ -1,0 +1,64 @@
+"""Writing files so that a reader, or a kill at any moment, sees the old file or the new one."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a private name beside `path` to write to; on success it is fsynced and renamed to `path`.
+
+    The private name is unique, so that a file left by a kill never blocks a later writer. When the
+    body raises, the private file is removed and `path` is untouched.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    os.close(handle)
+    private = Path(name)
+    try:
+        private.chmod(0o666 & ~_umask())
+        yield private
+        with private.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(private, final)
+        _sync_folder(final.parent)
+    except BaseException:
+        private.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the file at `path` with `text`, atomically."""
+    with atomic_write(path) as private:
+        private.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Replace the file at `path` with `value` as JSON, atomically. NaN is refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the JSON value in `path`; raises FileNotFoundError or ValueError as json does."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: the folder's entry is data of its own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,260 @@
+"""A run's folder: where its files are, what state it is in, and who may write to it.
+
+    runs/<name>/<signature>/  config.yaml status.json metrics.jsonl checkpoints/ features.h5
+                              result.json log.txt tensorboard/
+
+What is true of a run stands here and nowhere else; a scheduler is only ever asked how a job died.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError
+from harness.files import read_json, write_json, write_text
+
+State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
+HEARTBEAT_S = 5.0
+"""How often the holder of a lock touches it."""
+STALE_S = 60.0
+"""A lock untouched for so long, by a process of another machine, belongs to a dead holder."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run. Making the object touches nothing on disk."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The sweep's or recipe's name and the signature."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def signature(self) -> str:
+        return self.folder.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def status_file(self) -> Path:
+        return self.folder / "status.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def features_file(self) -> Path:
+        return self.folder / "features.h5"
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.folder / "lock.json"
+
+    def create(self, config_yaml: str) -> None:
+        """Make the folder and write the resolved configuration, unless it is there already."""
+        if not self.config_file.exists():
+            write_text(self.config_file, config_yaml)
+
+    # --- state ---
+
+    def status(self) -> dict[str, Any]:
+        """Return the last written status, `{"state": "new"}` when there is none.
+
+        Raises UserError when the file cannot be read as JSON: an unreadable status is never taken
+        for "no status", which would run or submit the same thing twice.
+        """
+        try:
+            return dict(read_json(self.status_file))
+        except FileNotFoundError:
+            return {"state": "new"}
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{self.status_file}: cannot be read ({error}); mend or delete this file"
+            ) from None
+
+    def set_status(self, state: State, **facts: Any) -> None:
+        """Replace the status; `facts` are kept beside the state."""
+        write_json(self.status_file, {"state": state, "time": time.time(), **facts})
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the final metrics, or None when the run is not complete."""
+        try:
+            return dict(read_json(self.result_file))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.result_file}: cannot be read: {error}") from None
+
+    def is_complete(self) -> bool:
+        """A run is complete when its result is on disk; an exit status is no proof."""
+        return self.result_file.exists()
+
+    # --- metric log ---
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metric log; a last line cut short by a kill is left out."""
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def log_metrics(self, entry: dict[str, Any]) -> None:
+        """Append one line to the metric log, whole or not at all."""
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.metrics_file.open("a", encoding="utf-8") as log:
+            log.write(line)
+
+    def keep_metrics(self, count: int) -> None:
+        """Cut the metric log back to its first `count` lines: what a checkpoint knew of.
+
+        Raises UserError when the log is shorter than that.
+        """
+        entries = self.metrics()
+        if len(entries) < count:
+            raise UserError(
+                f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
+                f"{count}; the file was changed by hand. Delete the run folder to start afresh."
+            )
+        write_text(
+            self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in entries[:count])
+        )
+
+    # --- lock ---
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process out of this folder while the body runs.
+
+        Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
+        file systems. A holder that died is noticed: at once on this machine, after STALE_S
+        elsewhere. Raises UserError naming the living holder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with held_lock(self.lock_file):
+            yield
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` while the body runs; see `Run.lock`."""
+    token = _acquire(path)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        if _holder(path).get("token") == token:
+            path.unlink(missing_ok=True)
+
+
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Return who holds the lock at `path`, or None when nobody alive does."""
+    holder = _holder(path)
+    return holder if holder and _is_alive(path, holder) else None
+
+
+def _acquire(path: Path) -> str:
+    token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    mine = {
+        "host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID"), "token": token,
+    }
+    private = path.with_name(f".{path.name}.{token}")
+    private.write_text(json.dumps(mine), encoding="utf-8")
+    try:
+        for _ in range(3):
+            try:
+                # link() creates the name with its content or not at all, on NFS too
+                os.link(private, path)
+                return token
+            except FileExistsError:
+                holder = _holder(path)
+                if holder and _is_alive(path, holder):
+                    raise UserError(
+                        f"{path.parent}: in use by process {holder['pid']} on {holder['host']}"
+                        + (f" (job {holder['job']})" if holder.get("job") else "")
+                    ) from None
+                _remove_stale(path, holder)
+    finally:
+        private.unlink(missing_ok=True)
+    raise UserError(f"{path.parent}: another process took the lock just now; try again")
+
+
+def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
+    """Take a dead holder's lock away; of several that try, the rename lets one through."""
+    aside = path.with_name(f".{path.name}.stale.{os.getpid()}.{time.time_ns()}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _holder(aside).get("token") != holder.get("token"):  # a new holder's: give it back
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            pass
+    aside.unlink(missing_ok=True)
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_S):
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname():
+        return _start_time(int(holder["pid"])) == holder.get("started") is not None
+    try:
+        return time.time() - path.stat().st_mtime < STALE_S
+    except FileNotFoundError:
+        return False
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot: a process id may be used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,1 @@
+"""SVLL-ReID: self-supervised vision-language learning for image re-identification."""

@@ -1,0 +1,318 @@
+"""The typed tree of one run. Every default of the method stands here and nowhere else.
+
+Defaults are SVLL-ReID's for persons (paper, implementation details; released code where the paper
+is silent). Fields made by `runtime` cannot change a result and are not part of a run's signature.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from harness.config import runtime
+
+RECIPES = Path(__file__).parent / "recipes"
+Faults = Iterator[tuple[str, str]]
+
+
+@dataclass
+class WorldConfig:
+    """The synthetic benchmark that is drawn when `data.name` is `synthetic`."""
+
+    kind: Literal["person", "vehicle"] = "person"
+    """What is drawn."""
+    train_identities: int = 60
+    """Identities of the training part."""
+    test_identities: int = 60
+    """Identities of the query and gallery; none of them is a training identity."""
+    shots: int = 3
+    """Images of an identity per camera that sees it."""
+    occlusion: float = 0.15
+    """Share of the images with something in front of the person or vehicle."""
+    seed: int = 1
+    """Another seed is another world."""
+
+    def faults(self) -> Faults:
+        for key in ("train_identities", "test_identities"):
+            if getattr(self, key) < 2:
+                yield key, "at least 2 identities are needed to tell any apart"
+        if self.shots < 1:
+            yield "shots", "must be at least 1"
+        if not 0 <= self.occlusion <= 1:
+            yield "occlusion", f"must lie between 0 and 1, found {self.occlusion}"
+
+
+@dataclass
+class Data:
+    """Images: where they are, and what part of the training set is held back for selection."""
+
+    name: Literal["synthetic", "market1501"] = "synthetic"
+    """The benchmark; `market1501` reads any folder in Market-1501's layout."""
+    root: str | None = None
+    """The dataset's folder; null: the synthetic world, drawn once under the runs folder."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    validation: float = 0.0
+    """Share of the training identities held back, with a query and gallery of their own."""
+    height: int = 256
+    """Input height in pixels."""
+    width: int = 128
+    """Input width in pixels."""
+    check: bool = runtime(True)
+    """Decode every image once before training, so that a broken file is named at the start."""
+    threads: int = runtime(0)
+    """Decoding threads per rank; 0: the cores that this process may use."""
+
+    def faults(self) -> Faults:
+        if not 0 <= self.validation < 1:
+            yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
+        if self.name != "synthetic" and self.root is None:
+            yield "root", f"the folder of {self.name} is needed: data.root=DIR"
+        for key in ("height", "width"):
+            if getattr(self, key) < 8:
+                yield key, "must be at least 8 pixels"
+
+
+@dataclass
+class Model:
+    """CLIP and what ReID adds to it."""
+
+    name: str = "ViT-B-16-quickgelu"
+    """An open_clip model; OpenAI's weights want the `-quickgelu` names. `svll-tiny` is shipped."""
+    weights: str | None = "openai"
+    """An open_clip tag or a file; `shipped` for svll-tiny; null: random, for trying things out."""
+    stride: int | None = 12
+    """Stride of the patch embedding; smaller than the patch: overlapping; null: the patch size."""
+    prompt_tokens: int = 4
+    """M, learnable tokens per identity in "A photo of a [S]1..[S]M person."."""
+    noun: str = "person"
+    """The template's noun: person or vehicle."""
+    sie: Literal["none", "camera", "view", "camera_view"] = "camera"
+    """Side information embedding: what has a learned vector, added to the class token."""
+    sie_weight: float = 1.0
+    """Coefficient of the side information embedding."""
+    head_hidden: int = 4096
+    """Width of the two hidden layers of the projection heads before NT-Xent."""
+    head_out: int = 256
+    """Width of the projection that NT-Xent compares."""
+
+    def faults(self) -> Faults:
+        if self.stride is not None and self.stride < 1:
+            yield "stride", "must be at least 1 pixel"
+        if not 1 <= self.prompt_tokens <= 16:
+            yield "prompt_tokens", f"must lie between 1 and 16, found {self.prompt_tokens}"
+        for key in ("head_hidden", "head_out"):
+            if getattr(self, key) < 1:
+                yield key, "must be at least 1"
+
+
+@dataclass
+class Stage1:
+    """Prompt learning: both encoders frozen, M tokens per identity trained."""
+
+    epochs: int = 120
+    batch: int = 256
+    """Images per step, over all ranks."""
+    lr: float = 3.5e-4
+    """Adam's learning rate after warm-up."""
+    lr_min: float = 1e-6
+    """Where the cosine ends."""
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-5
+    """Where the linear warm-up starts."""
+    weight_decay: float = 1e-4
+    """L2 added to the gradient (Adam, not AdamW)."""
+    lss_weight: float = 0.8
+    """Weight of language self-supervision; 0 leaves it out, and costs nothing."""
+    lss_temperature: float = 0.1
+    """Temperature of its NT-Xent."""
+    augment: Literal["mask", "swap", "swap_prompt", "mix"] = "mask"
+    """How the two copies of a prompt differ from it."""
+    augment_scale: float = 0.5
+    """s: probability (mask), share of positions (swap) or of the other prompt (mix)."""
+    augment_tokens: Literal["all", "learnable"] = "all"
+    """Which token embeddings are augmented: the whole prompt or the learnable ones."""
+    train_head: bool = False
+    """Whether the text projection head is trained; the released code never does."""
+
+    def faults(self) -> Faults:
+        yield from _at_least_one(self, "epochs", "batch")
+        yield from _not_negative(self, "lr", "lr_min", "warmup_epochs", "weight_decay")
+        yield from _not_negative(self, "lss_weight", "warmup_lr")
+        if self.lss_temperature <= 0:
+            yield "lss_temperature", "must be greater than 0"
+        if not 0 <= self.augment_scale <= 1:
+            yield "augment_scale", f"must lie between 0 and 1, found {self.augment_scale}"
+
+
+@dataclass
+class Stage2:
+    """Image encoder fine-tuning: text features frozen."""
+
+    epochs: int = 60
+    batch: int = 64
+    """Images per step, over all ranks."""
+    instances: int = 4
+    """K, images of each identity in a batch; batch / K identities."""
+    lr: float = 5e-6
+    """Adam's learning rate after warm-up."""
+    bias_lr_factor: float = 2.0
+    """The biases' learning rate in multiples of `lr`."""
+    new_lr_factor: float = 1.0
+    """The learning rate, in multiples of `lr`, of what CLIP does not bring: classifiers,
+    BNNecks, side information, projection head."""
+    weight_decay: float = 1e-4
+    """L2 added to the gradient (Adam, not AdamW)."""
+    warmup_epochs: int = 10
+    warmup_factor: float = 0.1
+    """Where the linear warm-up starts, in multiples of `lr`."""
+    milestones: list[int] = field(default_factory=lambda: [30, 50])
+    """Epochs from which the learning rate is multiplied by `gamma` once more."""
+    gamma: float = 0.1
+    id_weight: float = 0.25
+    """Weight of the identity loss."""
+    triplet_weight: float = 1.0
+    i2t_weight: float = 1.0
+    """Weight of the image-to-text cross-entropy over all identities."""
+    vss_weight: float = 0.8
+    """Weight of vision self-supervision; 0 leaves it out with its two extra views."""
+    vss_temperature: float = 0.1
+    """Temperature of its NT-Xent."""
+    margin: float | None = 0.3
+    """Triplet margin; null: soft margin."""
+    label_smoothing: float = 0.1
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    pad: int = 10
+    """Black pixels added on each side before the random crop."""
+    erase: float = 0.5
+    """Probability of random erasing."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Share of the image that is erased in the main view."""
+    vss_erase_area: tuple[float, float] = (0.33, 1 / 3)
+    """Share of the image that is erased in the two self-supervised views."""
+
+    def faults(self) -> Faults:
+        yield from _at_least_one(self, "epochs", "batch", "instances")
+        if self.instances >= 1 and self.batch % self.instances:
+            yield "batch", f"{self.batch} is not a multiple of stage2.instances={self.instances}"
+        elif self.batch < 2 * self.instances:
+            yield "batch", "must hold at least 2 identities, or triplets have no negatives"
+        yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
+        yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
+        yield from _not_negative(self, "bias_lr_factor", "new_lr_factor", "pad", "gamma")
+        if self.milestones != sorted(self.milestones):
+            yield "milestones", f"must rise, found {self.milestones}"
+        if self.vss_temperature <= 0:
+            yield "vss_temperature", "must be greater than 0"
+        for key in ("flip", "erase", "label_smoothing"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield key, f"must lie between 0 and 1, found {getattr(self, key)}"
+        for key in ("erase_area", "vss_erase_area"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high < 1:
+                yield key, f"must be two rising shares between 0 and 1, found {[low, high]}"
+
+
+@dataclass
+class EngineConfig:
+    """DeepSpeed: precision and how state is split over the ranks."""
+
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; trained weights are always kept in fp32."""
+    zero: Literal[0, 1, 2] = 0
+    """ZeRO stage: what is split over the ranks: nothing, moments, moments and gradients."""
+    accumulation: int = 1
+    """Steps whose gradients are averaged before the optimizer moves."""
+    clipping: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+
+    def faults(self) -> Faults:
+        yield from _at_least_one(self, "accumulation")
+        yield from _not_negative(self, "clipping")
+
+
+@dataclass
+class Evaluation:
+    """Validation during, and the test after, stage 2."""
+
+    batch: int = runtime(256)
+    """Images per step of feature extraction, per rank."""
+    every: int = 1
+    """Epochs between validations; the last epoch is always validated. 0: the last only."""
+    rerank: bool = False
+    """Whether the test result also holds k-reciprocal re-ranked numbers."""
+
+    def faults(self) -> Faults:
+        yield from _at_least_one(self, "batch")
+        yield from _not_negative(self, "every")
+
+
+@dataclass
+class Place:
+    """Where a run is kept and what it shows; nothing here changes a result."""
+
+    runs: str = runtime("runs")
+    """The folder under which all runs, caches and drawn worlds are."""
+    name: str = runtime("")
+    """The folder of this run's group: a sweep's name; empty: the recipe's."""
+    experiment: str = runtime("svll.experiment.run")
+    """Dotted name of the function that a job calls with its run."""
+    log_every: int = runtime(50)
+    """Steps between two lines of the metric log; the last step of an epoch always has one."""
+    tensorboard: bool = runtime(True)
+    """Whether curves are also written for TensorBoard."""
+    keep_checkpoints: bool = runtime(False)
+    """Whether checkpoints stay after the run is complete (weights always do)."""
+
+    def faults(self) -> Faults:
+        yield from _at_least_one(self, "log_every")
+
+
+@dataclass
+class Config:
+    """One run of SVLL-ReID, whole."""
+
+    seed: int = 1234
+    """Of everything that is drawn at random, except the synthetic world."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    stage1: Stage1 = field(default_factory=Stage1)
+    stage2: Stage2 = field(default_factory=Stage2)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    run: Place = field(default_factory=Place)
+
+    def faults(self) -> Faults:
+        if self.seed < 0:
+            yield "seed", "must not be negative"
+        if self.model.name == "svll-tiny" and (self.model.stride or 0) > 8:
+            yield "model.stride", f"{self.model.stride} is larger than the patch of svll-tiny (8)"
+        patch = _patch_size(self.model.name)
+        if patch and self.model.stride and self.model.stride > patch:
+            yield (
+                "model.stride",
+                f"{self.model.stride} is larger than the patch of {self.model.name} ({patch})",
+            )
+
+
+def _patch_size(name: str) -> int | None:
+    """Return the patch size that an open_clip name says (ViT-B-16: 16), None when it says none.
+
+    open_clip takes seconds to import; this check must not.
+    """
+    parts = name.split("-")
+    if name.startswith("ViT-") and len(parts) >= 3 and parts[2].isdigit():
+        return int(parts[2])
+    return None
+
+
+def _at_least_one(node: object, *keys: str) -> Faults:
+    for key in keys:
+        if getattr(node, key) < 1:
+            yield key, f"must be at least 1, found {getattr(node, key)}"
+
+
+def _not_negative(node: object, *keys: str) -> Faults:
+    for key in keys:
+        if getattr(node, key) < 0:
+            yield key, f"must not be negative, found {getattr(node, key)}"
