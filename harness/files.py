@@ -22,8 +22,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     private = Path(name)
     try:
-        private.chmod(0o666 & ~_umask())
         yield private
+        # mkstemp made it 0600, and a library may have put another file in its place
+        private.chmod(0o666 & ~_umask())
         with private.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(private, final)

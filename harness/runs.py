@@ -27,6 +27,10 @@ STALE_S = 60.0
 """A lock untouched for so long, by a process of another machine, belongs to a dead holder."""
 
 
+class Busy(UserError):
+    """A living process holds the lock."""
+
+
 @dataclass(frozen=True)
 class Run:
     """The files of one run. Making the object touches nothing on disk."""
@@ -61,6 +65,16 @@ class Run:
     @property
     def features_file(self) -> Path:
         return self.folder / "features.h5"
+
+    @property
+    def prompts_file(self) -> Path:
+        """What stage 1 learned."""
+        return self.folder / "prompts.safetensors"
+
+    @property
+    def weights_file(self) -> Path:
+        """The trained model."""
+        return self.folder / "model.safetensors"
 
     @property
     def result_file(self) -> Path:
@@ -157,7 +171,7 @@ class Run:
 
         Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
         file systems. A holder that died is noticed: at once on this machine, after STALE_S
-        elsewhere. Raises UserError naming the living holder.
+        elsewhere. Raises Busy naming the living holder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with held_lock(self.lock_file):
@@ -203,14 +217,14 @@ def _acquire(path: Path) -> str:
             except FileExistsError:
                 holder = _holder(path)
                 if holder and _is_alive(path, holder):
-                    raise UserError(
+                    raise Busy(
                         f"{path.parent}: in use by process {holder['pid']} on {holder['host']}"
                         + (f" (job {holder['job']})" if holder.get("job") else "")
                     ) from None
                 _remove_stale(path, holder)
     finally:
         private.unlink(missing_ok=True)
-    raise UserError(f"{path.parent}: another process took the lock just now; try again")
+    raise Busy(f"{path.parent}: another process took the lock just now; try again")
 
 
 def _remove_stale(path: Path, holder: dict[str, Any]) -> None:

@@ -157,9 +157,6 @@ class Stage2:
     """Adam's learning rate after warm-up."""
     bias_lr_factor: float = 2.0
     """The biases' learning rate in multiples of `lr`."""
-    new_lr_factor: float = 1.0
-    """The learning rate, in multiples of `lr`, of what CLIP does not bring: classifiers,
-    BNNecks, side information, projection head."""
     weight_decay: float = 1e-4
     """L2 added to the gradient (Adam, not AdamW)."""
     warmup_epochs: int = 10
@@ -199,7 +196,7 @@ class Stage2:
             yield "batch", "must hold at least 2 identities, or triplets have no negatives"
         yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
         yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
-        yield from _not_negative(self, "bias_lr_factor", "new_lr_factor", "pad", "gamma")
+        yield from _not_negative(self, "bias_lr_factor", "pad", "gamma")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
         if self.vss_temperature <= 0:

@@ -1,0 +1,31 @@
+# Every target sets up .venv by itself when it is missing or older than what it is made from.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+PART ?= all
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)  ## four trials of the sweep over the self-supervision weights, on this machine
+	$(BIN)/python launch/slurm.py --sweep sweeps/loss_weights.yaml --cluster local --follow
+
+test: $(READY)  ## all tests; those on a real SLURM where its packages are
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measured against baselines in the same run; one part: make bench PART=ranking
+	$(BIN)/python -m tests.benchmarks $(PART)
+
+clean:  ## what can be made again; runs/ stays
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache
+	find harness svll launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,287 @@
+"""Checkpoints in a format of our own: what is trained, and no more.
+
+    checkpoints/<stage>-<epoch>-<step>/  weights.safetensors moments.safetensors state.json
+    checkpoints/latest.json              {"name": ...}, replaced by rename
+
+Weights and moments are whole tensors by parameter name, so a file written by two ranks under ZeRO 2
+goes on under one rank without ZeRO. DeepSpeed's own loader, which unpickles and falls back to
+training from scratch when it finds nothing, is never called.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness import engine as ranks
+from harness.errors import UserError
+from harness.files import read_json, write_json
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = 2
+"""How many checkpoints of a run stay: the newest, and the one before in case it is damaged."""
+
+
+@dataclass
+class Progress:
+    """Where in a run a checkpoint was written."""
+
+    stage: str
+    epoch: int
+    """The epoch being trained, 1 the first; one past the last when the stage is done."""
+    step: int
+    """Batches of that epoch already used."""
+    metric_lines: int
+    """Length of the metric log then; what came later is trained again, and logged again."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """The unfinished epoch's running sums."""
+    steps_total: int = 0
+    """Batches used since the stage began."""
+
+
+def save(
+    folder: Path, engine: Any, progress: Progress, *, signature: str, keep: int = KEPT
+) -> Path | None:
+    """Write a checkpoint of a DeepSpeed engine's trained state; every rank must call this.
+
+    Returns its folder on rank 0, None elsewhere. Raises UserError when the disk is full.
+    """
+    weights, moments, steps = _collect(engine)
+    scaler = engine.torch_autocast_z0_gradscaler
+    with ranks.leader_first() as acts:
+        if not acts:
+            return None
+        state = {
+            "format": "svll-checkpoint", "version": 1, "signature": signature,
+            "progress": asdict(progress), "optimizer_steps": steps,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ranks": ranks.world_size(),
+        }
+        name = f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
+        return _write(folder, name, weights, moments, state, keep)
+
+
+def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """Gather whole weights (with buffers), moments and step counts, on the CPU."""
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    steps: dict[str, float] = {}
+    for name, parameter in trained(engine.module):
+        weights[name] = _full_weight(engine, parameter)
+        for moment in MOMENTS:
+            value = _full_moment(engine, parameter, moment)
+            if value is not None:
+                moments[f"{name}.{moment}"] = value
+        steps[name] = _step_of(engine, parameter)
+    for name, buffer in engine.module.named_buffers():
+        if name in _persistent(engine.module):
+            weights[name] = buffer.detach().cpu().clone()
+    return weights, moments, steps
+
+
+def _write(
+    folder: Path, name: str, weights: dict[str, Tensor], moments: dict[str, Tensor],
+    state: dict[str, Any], keep: int,
+) -> Path:
+    from safetensors.torch import save_file
+
+    final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        private.mkdir(parents=True)
+        save_file(weights, private / "weights.safetensors")
+        save_file(moments, private / "moments.safetensors")
+        write_json(private / "state.json", state)
+        for file in private.iterdir():
+            _fsync(file)
+        if final.exists():  # the same point reached again after a resume
+            final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
+        private.rename(final)
+        write_json(folder / "latest.json", {"name": name})
+    except OSError as error:
+        shutil.rmtree(private, ignore_errors=True)
+        raise UserError(f"{folder}: the checkpoint cannot be written: {error.strerror}") from error
+    _prune(folder, name, keep)
+    return final
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _prune(folder: Path, newest: str, keep: int) -> None:
+    """Remove all but the `keep` last written checkpoints, and what killed writers left."""
+    named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
+    left = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(".")]
+    for path in [*named[:-keep], *left]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
+    """Return the newest checkpoint and where it was written, None when none was ever written.
+
+    Raises UserError when the pointer names nothing that can be read, or another run's checkpoint:
+    a resume never starts over in silence.
+    """
+    pointer = folder / "latest.json"
+    if not pointer.exists():
+        if any(folder.glob("[!.]*")):
+            raise UserError(
+                f"{folder}: has checkpoints but no latest.json; restore that file "
+                '({"name": NEWEST FOLDER}) or delete the folder to start afresh'
+            )
+        return None
+    try:
+        name = str(read_json(pointer)["name"])
+        state = read_json(folder / name / "state.json")
+        progress = Progress(**state["progress"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{pointer}: the checkpoint that it names cannot be read ({error!r}); point it at "
+            "another folder beside it, or delete the checkpoints folder to start afresh"
+        ) from None
+    if state["signature"] != signature:
+        raise UserError(
+            f"{folder / name}: was written by run {state['signature']}, not by {signature}"
+        )
+    return folder / name, progress
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's weights and buffers by name; raises UserError when damaged."""
+    return _read(path / "weights.safetensors")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def restore(path: Path, engine: Any) -> None:
+    """Put a checkpoint's weights, moments, step counts and scaler into a fresh engine.
+
+    Raises UserError when names or shapes are not those of the engine's module.
+    """
+    weights, moments = load_weights(path), _read(path / "moments.safetensors")
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    parameters = dict(trained(engine.module))
+    buffers = {n: b for n, b in engine.module.named_buffers() if n in _persistent(engine.module)}
+    expected = {n: tuple(t.shape) for n, t in [*parameters.items(), *buffers.items()]}
+    found = {n: tuple(t.shape) for n, t in weights.items()}
+    if expected != found:
+        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        raise UserError(
+            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} there "
+            f"and {expected.get(different[0])} here ({len(different)} tensors differ)"
+        )
+    with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(weights[name])
+    _restore_optimizer(engine, parameters, weights, moments, state["optimizer_steps"])
+    if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
+
+
+def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the trained parameters of a module by name."""
+    return [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+
+
+def _persistent(module: nn.Module) -> set[str]:
+    """Names of the buffers of trained parts that belong to the state: running statistics."""
+    prefixes = {n.rpartition(".")[0] for n, _ in trained(module)}
+    parameters = {n for n, _ in module.named_parameters()}
+    return {
+        n for n in module.state_dict() if n not in parameters and n.rpartition(".")[0] in prefixes
+    }
+
+
+# --- one parameter's state, with and without ZeRO ---
+
+
+def _inner(engine: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer, under ZeRO the one over this rank's flat partitions."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _is_split(engine: Any) -> bool:
+    return _inner(engine) is not engine.optimizer
+
+
+def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
+    if _is_split(engine):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
+    return parameter.detach().cpu().clone()
+
+
+def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
+    if not _step_of(engine, parameter):
+        return None
+    if _is_split(engine):
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
+    return _inner(engine).state[parameter][moment].detach().cpu().clone()
+
+
+def _step_of(engine: Any, parameter: nn.Parameter) -> float:
+    """Return how often the optimizer moved a parameter; all move together under ZeRO."""
+    states = _inner(engine).state
+    if _is_split(engine):
+        steps = [s["step"] for s in states.values() if "step" in s]
+        return float(steps[0]) if steps else 0.0
+    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
+
+
+def _restore_optimizer(
+    engine: Any, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor],
+    moments: dict[str, Tensor], steps: dict[str, float],
+) -> None:
+    if moments:
+        _make_state(engine)
+    if _is_split(engine):
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for name, parameter in parameters.items():
+            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+            parameter.data.copy_(weights[name])
+            for moment in MOMENTS if moments else ():
+                value = moments[f"{name}.{moment}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, moment)
+        for state in _inner(engine).state.values() if moments else ():
+            state["step"].fill_(max(steps.values()))
+        return
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(weights[name])
+        state = _inner(engine).state[parameter] if moments else {}
+        for key, value in state.items():
+            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
+
+
+def _make_state(engine: Any) -> None:
+    """Let the optimizer make its moments, by one step of no length; everything is then set."""
+    optimizer = _inner(engine)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

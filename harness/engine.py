@@ -1,0 +1,195 @@
+"""DeepSpeed around a module: set-up of the ranks, precision, ZeRO, and the collectives we need.
+
+Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
+backward sums over the ranks and DeepSpeed averages, so gradients equal those of one rank (the scale
+is 1: a gathered row's gradient is summed W times, then divided by W).
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Precision = Literal["bf16", "fp16", "fp32"]
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective may wait; the slowest rank may be writing a cache."""
+
+
+def init_ranks() -> None:
+    """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
+
+    Rank and world size come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without
+    them this process is the only rank.
+    """
+    if dist.is_initialized():
+        return
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    deepspeed = _deepspeed()
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed, quiet and without compiling an op for shared memory on CPU (36 s)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    ops = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if isinstance(ops, dict):
+        ops["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def device() -> torch.device:
+    """Return the device of this rank: its GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else (
+        torch.device("cpu")
+    )
+
+
+def rank() -> int:
+    """Return this process' rank, 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on any rank; every rank must ask."""
+    if world_size() == 1:
+        return flag
+    vote = torch.tensor([float(flag)], device=device())
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+@contextmanager
+def leader_first() -> Iterator[bool]:
+    """Run the body on rank 0 alone while the others wait; gives whether this rank is to act.
+
+    A failure of rank 0 is raised on every rank, so that nobody waits for it.
+    """
+    failure: list[Any] = [None]
+    caught: BaseException | None = None
+    try:
+        yield rank() == 0
+    except BaseException as error:
+        caught = error
+        failure = [f"{type(error).__name__}: {error}"]
+    if world_size() > 1:
+        dist.broadcast_object_list(failure, src=0)
+    if caught is not None:
+        raise caught
+    if failure[0] is not None:
+        raise RuntimeError(f"rank 0 failed: {failure[0]}")
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, one below the other; gradients are summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = rank() * ctx.count
+        return total[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks [W n, ...] given n on each, with gradient; in rank order."""
+    return rows if world_size() == 1 else _GatherRows.apply(rows)
+
+
+def shard(count: int) -> slice:
+    """Return which of `count` things are this rank's, in contiguous shares as equal as can be."""
+    size, rest = divmod(count, world_size())
+    start = rank() * size + min(rank(), rest)
+    return slice(start, start + size + (rank() < rest))
+
+
+def padded_shard(count: int) -> Tensor:
+    """Return this rank's share of indices 0..count-1, equally many on each rank.
+
+    The last ones repeat the final index; cut gathered rows back to `count`.
+    """
+    size = -(-count // world_size())
+    first = rank() * size
+    return torch.arange(first, first + size).clamp(max=count - 1)
+
+
+def start_engine(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch: int,
+    precision: Precision,
+    zero: int,
+    accumulation: int,
+    clipping: float,
+) -> Any:
+    """Return a DeepSpeed engine; `batch` counts a step's samples over all ranks.
+
+    The trained weights stay fp32; bf16 and fp16 are autocast of the forward pass (fp16 with a
+    gradient scaler). Our loop never uses DeepSpeed's scheduler, data loader or checkpoints.
+    """
+    config = {
+        "train_micro_batch_size_per_gpu": max(1, batch // world_size()),
+        "gradient_accumulation_steps": accumulation,
+        # DeepSpeed clips at 1.0 unless told otherwise
+        "gradient_clipping": clipping,
+        "zero_optimization": {"stage": zero},
+        # a torch optimizer is handed in; ZeRO asks for consent
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {
+            "enabled": precision != "fp32",
+            "dtype": "bfloat16" if precision != "fp16" else "float16",
+            # nothing here: gradients are averaged in fp32
+            "lower_precision_safe_modules": [],
+        },
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    module.to(device())
+    engine, *_ = _deepspeed().initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine

@@ -1,0 +1,217 @@
+"""The one training loop: batch, losses by name, backward, step, record, save, stop.
+
+It knows neither what is trained nor why; a `Stage` says that. Both stages of SVLL-ReID run here.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from harness import checkpoints, progress
+from harness import engine as ranks
+from harness.checkpoints import Progress
+from harness.errors import UserError
+from harness.runs import Run
+from harness.stopping import Stopped, stop_requested
+
+log = logging.getLogger(__name__)
+Report = Callable[[dict[str, Any]], None]
+
+
+class EngineSettings(Protocol):
+    """What `engine.start_engine` needs to know, as the config says it."""
+
+    precision: Any
+    zero: Any
+    accumulation: int
+    clipping: float
+
+
+@dataclass
+class Stage:
+    """One stage of training: everything the loop has to be told."""
+
+    name: str
+    objective: nn.Module
+    """Called with a batch, returns losses by name, each a scalar over the global batch."""
+    weights: Mapping[str, float]
+    """What each loss counts in the sum that is trained."""
+    optimizer: torch.optim.Optimizer
+    lr_factor: Callable[[int], float]
+    """Epoch (1 the first) to the multiple of each group's own learning rate."""
+    epochs: int
+    batch: int
+    """Samples per step, over all ranks."""
+    steps: Callable[[int], int]
+    """Epoch to its number of batches."""
+    batches: Callable[[int, int], Iterator[Any]]
+    """(epoch, first step) to the batches of the epoch from there on."""
+    validate: Callable[[int], dict[str, Any]]
+    """Called after each epoch on every rank; returns metrics to be logged, or nothing."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where a stage's numbers go besides the log file."""
+
+    log_every: int
+    report: Report | None = None
+    """Gets rank 0's line of each epoch."""
+    writer: Any = None
+    """A TensorBoard writer, or None."""
+
+
+def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
+    """Train a stage to its last epoch, from its last checkpoint if there is one; returns the module.
+
+    A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
+    requested and everything was saved, UserError when a loss is not finite.
+    """
+    for group in stage.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    engine = ranks.start_engine(
+        stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
+        zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
+    )
+    try:
+        at = _resume(stage, run, engine)
+        while at.epoch <= stage.epochs:
+            _train_epoch(stage, run, engine, settings, recording, at)
+        return stage.objective
+    finally:
+        engine.destroy()
+
+
+def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
+    """Return where to go on: the last checkpoint's place when it is of this stage."""
+    found = checkpoints.latest(run.checkpoints, signature=run.signature)
+    if found is None or found[1].stage != stage.name:
+        lines = len(run.metrics()) if found is None else found[1].metric_lines
+        with ranks.leader_first() as acts:
+            if acts:
+                run.keep_metrics(0 if found is None else lines)
+        return Progress(stage.name, 1, 0, 0 if found is None else lines)
+    path, at = found
+    checkpoints.restore(path, engine)
+    with ranks.leader_first() as acts:
+        if acts:
+            run.keep_metrics(at.metric_lines)
+    log.info("%s goes on from epoch %d, step %d", stage.name, at.epoch, at.step)
+    return at
+
+
+def _train_epoch(
+    stage: Stage, run: Run, engine: Any, settings: EngineSettings, recording: Recording,
+    at: Progress,
+) -> None:
+    """Train one epoch from `at.step` on; moves `at` to the start of the next."""
+    lr = _set_lr(engine, stage.lr_factor(at.epoch))
+    count = stage.steps(at.epoch)
+    first, started = at.step, time.perf_counter()
+    stage.objective.train()
+    title = f"{stage.name} epoch {at.epoch}/{stage.epochs}"
+    with progress.bar(title, total=count, done=first) as advance:
+        for batch in stage.batches(at.epoch, first):
+            last = at.step + 1 == count
+            boundary = last or (at.step + 1) % settings.accumulation == 0
+            losses = _step(stage, engine, batch, at, boundary=boundary)
+            at.step, at.steps_total = at.step + 1, at.steps_total + 1
+            _record_step(stage, run, recording, at, losses, lr, count)
+            advance(f"loss {losses['loss']:.4f}")
+            if not last and boundary and ranks.any_rank(stop_requested()):
+                checkpoints.save(run.checkpoints, engine, at, signature=run.signature)
+                raise Stopped(f"asked to in {stage.name}, epoch {at.epoch}, after step {at.step}")
+    assert at.step == count, f"{stage.name}: {at.step} batches came, {count} were announced"
+    seconds = time.perf_counter() - started
+    line = _finish_epoch(stage, run, recording, at, lr, seconds / max(1, count - first))
+    at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
+    checkpoints.save(run.checkpoints, engine, at, signature=run.signature)
+    if line is not None and recording.report is not None:
+        recording.report(line)
+    if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
+        raise Stopped(f"asked to in {stage.name}, after epoch {at.epoch - 1}")
+
+
+def _step(
+    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool
+) -> dict[str, float]:
+    """Forward, backward and, at a boundary, the optimizer's step; returns the losses."""
+    engine.set_gradient_accumulation_boundary(boundary)
+    losses: dict[str, Tensor] = engine(batch)
+    total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:  # losses are of the global batch, so all ranks stop here together
+        raise UserError(
+            f"{stage.name}, epoch {at.epoch}, step {at.step + 1}: {', '.join(wrong)} is "
+            f"{values[wrong[0]]}; lower the learning rate, or use engine.precision=fp32"
+        )
+    engine.backward(total)
+    engine.step()
+    values["loss"] = total.item()
+    for name, value in values.items():
+        at.sums[name] = at.sums.get(name, 0.0) + value
+    return values
+
+
+def _set_lr(engine: Any, factor: float) -> float:
+    """Set every group's learning rate; returns the first group's."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _record_step(
+    stage: Stage, run: Run, recording: Recording, at: Progress, losses: dict[str, float],
+    lr: float, count: int,
+) -> None:
+    if ranks.rank() != 0:
+        return
+    if at.steps_total % recording.log_every == 0 and at.step < count:
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        _write_line(run, recording, at, {
+            "kind": "step", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
+            "loss": losses["loss"], "losses": parts, "lr": lr,
+        })
+
+
+def _finish_epoch(
+    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, step_s: float
+) -> dict[str, Any] | None:
+    """Validate and log the epoch's means; returns the line on rank 0."""
+    metrics = stage.validate(at.epoch)
+    if ranks.rank() != 0:
+        return None
+    means = {name: value / at.step for name, value in at.sums.items()}
+    loss = means.pop("loss")
+    line = {
+        "kind": "epoch", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
+        "loss": loss, "losses": means, "lr": lr, "images_per_s": stage.batch / step_s, **metrics,
+    }
+    _write_line(run, recording, at, line)
+    told = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+    scores = " ".join(f"{k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
+    log.info(
+        "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s %s",
+        stage.name, at.epoch, stage.epochs, loss, told, lr, line["images_per_s"], scores,
+    )
+    return line
+
+
+def _write_line(run: Run, recording: Recording, at: Progress, line: dict[str, Any]) -> None:
+    run.log_metrics(line)
+    at.metric_lines += 1
+    if recording.writer is not None:
+        for name in ("loss", "lr"):
+            recording.writer.add_scalar(f"{line['stage']}/{name}", line[name], line["step"])
+        for name, value in line["losses"].items():
+            recording.writer.add_scalar(f"{line['stage']}/losses/{name}", value, line["step"])
+        for part, value in line.items():
+            if isinstance(value, dict) and "mAP" in value:
+                recording.writer.add_scalar(f"{part}/mAP", value["mAP"], line["step"])

@@ -1,0 +1,46 @@
+"""The order of training images: one global order per epoch, whatever the number of ranks.
+
+A batch is an array of rows into the training records; rank r of W takes the r-th of W equal slices.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.rng import generator
+
+Rows = NDArray[np.int64]
+
+
+def identity_batches(
+    identities: Rows, *, batch: int, instances: int, seed: int, epoch: int
+) -> list[Rows]:
+    """Return an epoch of P x K batches: `batch / instances` identities, `instances` images of each.
+
+    identities [n]. Each identity's images are shuffled and cut into groups of `instances` (an
+    identity with fewer images draws with repetition; a rest is left out of this epoch); groups are
+    drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID samples).
+    """
+    rng = generator(seed, epoch, 1)
+    labels = np.unique(identities)
+    per_batch = batch // instances
+    groups: dict[int, list[Rows]] = {}
+    for label in labels.tolist():
+        rows = np.flatnonzero(identities == label)
+        if len(rows) < instances:
+            rows = rng.choice(rows, size=instances, replace=True)
+        rows = rng.permutation(rows)
+        whole = len(rows) // instances * instances
+        groups[label] = list(rows[:whole].reshape(-1, instances))
+    batches: list[Rows] = []
+    left = labels
+    while len(left) >= per_batch:
+        chosen = rng.choice(left, size=per_batch, replace=False)
+        batches.append(np.concatenate([groups[label].pop() for label in chosen.tolist()]))
+        left = np.array([label for label in left.tolist() if groups[label]], dtype=np.int64)
+    return batches
+
+
+def shuffled_batches(count: int, *, batch: int, seed: int, epoch: int) -> list[Rows]:
+    """Return an epoch of all `count` rows in random order; the last batch may be smaller."""
+    order = generator(seed, epoch, 2).permutation(count)
+    return [order[start : start + batch] for start in range(0, count, batch)]

@@ -1,0 +1,91 @@
+"""From images to features: the frozen encoder's, for stage 1, and the trained model's, for tests.
+
+Ranks share the work; the rows of all are put together in an HDF5 file, so nothing is lost when the
+number of images is no multiple of the number of ranks.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness import engine as ranks
+from harness import progress
+from harness.pipeline import ImageLoader, Resize, View
+from svll.data.records import Records
+
+log = logging.getLogger(__name__)
+TEST_RESIZE: Resize = "bilinear"
+"""How images are resized outside of stage 2's training (released code: torchvision's default)."""
+Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
+"""Images [B, 3, H, W] and their rows [B] to features [B, D]."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are read for encoding."""
+
+    height: int
+    width: int
+    batch: int
+    threads: int
+    device: str
+    precision: str = "fp32"
+    """Of the forward pass: bf16 and fp16 are autocast."""
+
+
+def encode_shard(records: Records, reader: Reader, encode: Encode) -> tuple[slice, Tensor]:
+    """Encode this rank's share of the images; returns which rows they are, and [n, D] on the CPU."""
+    share = ranks.shard(len(records))
+    rows = np.arange(len(records), dtype=np.int64)[share]
+    if not len(rows):
+        return share, torch.empty(0, 0)
+    batches = [rows[i : i + reader.batch] for i in range(0, len(rows), reader.batch)]
+    loader = ImageLoader(
+        records.paths, height=reader.height, width=reader.width, views={"image": View()},
+        resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
+        device=reader.device,
+    )
+    features = []
+    try:
+        with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:
+            for batch in loader.epoch(batches, batches, epoch=0):
+                with autocast(reader.device, reader.precision):
+                    found = encode(batch["image"], batch["rows"].cpu().numpy())
+                features.append(found.float().cpu())
+                advance("")
+    finally:
+        loader.close()
+    return share, torch.cat(features)
+
+
+def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
+    """Encode images on all ranks and return all rows [n, D], on the CPU, on every rank."""
+    _, own = encode_shard(records, reader, encode)
+    if ranks.world_size() == 1:
+        return own
+    # shares differ by at most one row: pad, gather, cut
+    count = len(records)
+    size = -(-count // ranks.world_size())
+    width = torch.tensor([own.shape[1]], device=ranks.device())
+    torch.distributed.all_reduce(width, op=torch.distributed.ReduceOp.MAX)
+    padded = own.new_zeros(size, int(width.item()))
+    padded[: len(own), : own.shape[1]] = own
+    gathered = ranks.gather_rows(padded.to(ranks.device())).cpu().split(size)
+    kept = [
+        part[: count // ranks.world_size() + (r < count % ranks.world_size())]
+        for r, part in enumerate(gathered)
+    ]
+    return torch.cat(kept)
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Return the autocast context of a precision."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.split(":")[0], dtype=kind, enabled=precision != "fp32")
+
+

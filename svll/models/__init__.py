@@ -1,0 +1,1 @@
+"""Models: CLIP's encoders, prompts, and what ReID adds to them."""

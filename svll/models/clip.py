@@ -1,0 +1,216 @@
+"""CLIP's two encoders as ReID uses them, around open_clip's modules and weights.
+
+Letters: B images or prompts, L tokens, W width of a tower, D joint space.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.errors import UserError
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+TINY = "svll-tiny"
+TINY_WEIGHTS = HERE / "svll-tiny.safetensors"
+TINY_MERGES = HERE / "svll-tiny.txt.gz"
+
+
+class ImageFeatures(NamedTuple):
+    """An image's three features; letters as in the paper."""
+
+    f11: Tensor
+    """[B, W] class token before the last block, not normalised by ln_post."""
+    f12: Tensor
+    """[B, W] class token after the last block and ln_post."""
+    fp: Tensor
+    """[B, D] f12 projected into the joint space."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded CLIP, taken apart."""
+
+    image: "ImageEncoder"
+    text: "TextEncoder"
+    tokenizer: Any
+    weights_hash: str
+    """Hash of the weights as loaded; part of every feature cache's key."""
+
+
+def load_clip(
+    name: str, weights: str | None, *, height: int, width: int, stride: int | None, seed: int = 0
+) -> Clip:
+    """Load an open_clip model by name with weights by tag or file (null: random by `seed`).
+
+    The image encoder is resized to `height` x `width` pixels and the given patch stride.
+    Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
+    weights were not trained with, and an architecture that is not a plain ViT.
+    """
+    import open_clip  # takes four seconds: only where a model is really built
+
+    open_clip.add_model_config(HERE / "svll-tiny.json")
+    if name not in open_clip.list_models():
+        near = [m for m in open_clip.list_models() if m.lower() == name.lower().replace("/", "-")]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"model.name: open_clip knows no model {name!r}{hint}")
+    source = _weights_source(open_clip, name, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _create(open_clip, name, source)
+    if not isinstance(model.visual, open_clip.transformer.VisionTransformer):
+        raise UserError(f"model.name: {name} has no plain vision transformer; choose a ViT model")
+    digest = weights_hash(model)
+    image = ImageEncoder(model.visual, height=height, width=width, stride=stride)
+    return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
+
+
+def tokenizer_for(name: str) -> Any:
+    """Return the tokenizer of a model: the tiny model has a small vocabulary of its own."""
+    import open_clip
+
+    if name == TINY:
+        return open_clip.tokenizer.SimpleTokenizer(bpe_path=str(TINY_MERGES))
+    return open_clip.get_tokenizer(name)
+
+
+def _weights_source(open_clip: Any, name: str, weights: str | None) -> str | None:
+    """Turn the config's word into what open_clip's `pretrained` takes, checking it first."""
+    if weights is None:
+        log.warning("model.weights is null: CLIP starts from random weights")
+        return None
+    if weights == "shipped":
+        if name != TINY:
+            raise UserError(f"model.weights: only {TINY} has shipped weights, not {name}")
+        return str(TINY_WEIGHTS)
+    if Path(weights).is_file():
+        return weights
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights not in tags:
+        raise UserError(
+            f"model.weights: {weights!r} is neither a file nor a tag of {name}"
+            f" (tags: {', '.join(tags) or 'none'})"
+        )
+    wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
+    has_quick = open_clip.get_model_config(name).get("quick_gelu", False)
+    if wants_quick != has_quick:
+        right = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
+        raise UserError(
+            f"model.name: the weights {weights!r} were trained with "
+            f"{'QuickGELU' if wants_quick else 'GELU'}; use model.name={right}"
+        )
+    return weights
+
+
+def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
+    try:
+        return open_clip.create_model(name, pretrained=source, device="cpu")
+    except (RuntimeError, KeyError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        if source and Path(source).is_file():
+            raise UserError(f"model.weights: {source} does not fit {name}: {first}") from None
+        raise UserError(
+            f"model.weights: {source!r} of {name} could not be loaded: {first}\n"
+            "Without network, download the file elsewhere and give its path."
+        ) from None
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return 16 hex digits over every weight's name and bytes."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
+
+    def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
+        super().__init__()
+        patch = visual.conv1.kernel_size
+        step = stride or patch[0]
+        if step > patch[0] or height < patch[0] or width < patch[1]:
+            raise UserError(
+                f"model.stride={step} and data {height}x{width} do not go with patches of "
+                f"{patch[0]}x{patch[1]} pixels"
+            )
+        self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
+        visual.conv1.stride = (step, step)
+        visual.positional_embedding = nn.Parameter(
+            resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
+        )
+        self.visual = visual
+        self.width = int(visual.class_embedding.shape[0])
+        self.out = int(visual.proj.shape[1])
+        self.feature_dim = self.width + self.out
+        """Width of the test feature, f12 and fp side by side."""
+
+    def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
+        """Encode normalised images [B, 3, H, W].
+
+        `side` [B, W] is added to the class token before positions and ln_pre (SIE).
+        """
+        visual = self.visual
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
+        token = visual.class_embedding.expand(len(images), 1, -1)
+        if side is not None:
+            token = token + side.unsqueeze(1)
+        x = torch.cat([token.to(patches.dtype), patches], dim=1)
+        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+        *body, last = visual.transformer.resblocks
+        for block in body:
+            x = block(x)
+        f11 = x[:, 0]
+        f12 = visual.ln_post(last(x)[:, 0])
+        return ImageFeatures(f11, f12, f12 @ visual.proj)
+
+
+class TextEncoder(nn.Module):
+    """CLIP's causal text transformer, fed with embeddings instead of token ids."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.transformer = model.transformer
+        self.token_embedding = model.token_embedding
+        self.positional_embedding = model.positional_embedding
+        self.ln_final = model.ln_final
+        self.text_projection = model.text_projection
+        self.context_length = int(model.context_length)
+        self.width = int(model.token_embedding.weight.shape[1])
+        self.out = int(model.text_projection.shape[1])
+        self.register_buffer("mask", model.attn_mask.clone(), persistent=False)
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].
+
+        What stands after end-of-text cannot change the feature (the attention is causal), so L is
+        that of the prompt, not the context length: 7 times less work at 12 tokens of 77.
+        """
+        length = prompts.shape[1]
+        assert length <= self.context_length
+        mask = self.mask[:length, :length]  # type: ignore[index]
+        x = prompts + self.positional_embedding[:length].to(prompts.dtype)
+        x = self.transformer(x, attn_mask=mask)
+        return self.ln_final(x[:, -1]) @ self.text_projection
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize positional embeddings [1 + h w, W] from grid `old` to `new`, bilinear (CLIP-ReID).
+
+    The class token's row is kept as it is.
+    """
+    if tuple(old) == tuple(new):
+        return positions
+    token, grid = positions[:1], positions[1:]
+    image = grid.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([token, image.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)])

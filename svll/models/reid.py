@@ -1,0 +1,82 @@
+"""What ReID adds to CLIP: side information, BNNecks, projection heads, and the model that tests use.
+
+Letters: B images, N identities, W tower width, D joint space.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from svll.models.clip import ImageEncoder, ImageFeatures
+
+
+class BNNeck(nn.Module):
+    """Batch normalisation (bias frozen) and a bias-free classifier (Luo et al. 2019, section 3.6)."""
+
+    def __init__(self, width: int, identities: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.norm.bias.requires_grad_(False)
+        self.classifier = nn.Linear(width, identities, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return identity logits [B, N] of features [B, W], which must be the global batch."""
+        return self.classifier(self.norm(features.float()))
+
+
+class ProjectionHead(nn.Sequential):
+    """SimCLR's three-layer head: what NT-Xent compares is its output, not the feature."""
+
+    def __init__(self, width: int, *, hidden: int, out: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, out),
+        )
+
+
+class SideInformation(nn.Module):
+    """A learned vector per camera, per view or per both (TransReID, section 3.3)."""
+
+    def __init__(self, kind: str, *, cameras: int, views: int, width: int, weight: float) -> None:
+        super().__init__()
+        self.kind, self.views, self.weight = kind, views, weight
+        count = {"camera": cameras, "view": views, "camera_view": cameras * views}[kind]
+        self.vectors = nn.Parameter(torch.empty(count, width))
+        nn.init.trunc_normal_(self.vectors, std=0.02)
+
+    def forward(self, camera: Tensor, view: Tensor) -> Tensor:
+        """Return the vectors [B, W] of cameras [B] and views [B], times the coefficient."""
+        index = {"camera": camera, "view": view, "camera_view": camera * self.views + view}
+        return self.weight * self.vectors[index[self.kind]]
+
+
+class ReIDModel(nn.Module):
+    """CLIP's image encoder with side information: what stage 2 trains and tests use."""
+
+    def __init__(self, encoder: ImageEncoder, side: SideInformation | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.side = side
+
+    def forward(
+        self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
+    ) -> ImageFeatures:
+        """Return the three features of normalised images [B, 3, H, W].
+
+        Without `camera` and `view` there is no side information.
+        """
+        if self.side is None or camera is None or view is None:
+            return self.encoder(images)
+        return self.encoder(images, self.side(camera, view))
+
+    def encode_image(
+        self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
+    ) -> Tensor:
+        """Return the test feature [B, W + D]: f12 then fp, before BN, not normalised."""
+        features = self(images, camera, view)
+        return torch.cat([features.f12, features.fp], dim=1).float()

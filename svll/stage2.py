@@ -1,0 +1,124 @@
+"""Stage 2, image encoder fine-tuning: text features frozen.
+
+SVLL-ReID, section 3.3; CLIP-ReID, section 3.3. Letters: B images of the global batch, b of this
+rank, N identities, W tower width, D joint space.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness import engine as ranks
+from svll.config import Stage2
+from svll.losses import ntxent_loss, smooth_cross_entropy, triplet_loss
+from svll.models.clip import ImageFeatures
+from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """This rank's share of a step."""
+
+    views: list[Tensor]
+    """The main view and, with vision self-supervision, two more; each [b, 3, H, W]."""
+    identities: Tensor
+    """[b] labels 0..N-1."""
+    camera: Tensor
+    """[b] index into the training cameras."""
+    view: Tensor
+    """[b] view label."""
+
+
+class ImageObjective(nn.Module):
+    """The losses of stage 2, by name: id, triplet, i2t and, if its weight is not 0, vss."""
+
+    text: Tensor
+
+    def __init__(
+        self, model: ReIDModel, text: Tensor, head: ProjectionHead, config: Stage2
+    ) -> None:
+        super().__init__()
+        encoder = model.encoder
+        self.model = model
+        self.neck12 = BNNeck(encoder.width, len(text))
+        self.neckp = BNNeck(encoder.out, len(text))
+        self.head = head if config.vss_weight else None
+        self.config = config
+        # [N, D]; made by stage 1, whose prompts are kept: not part of what is saved here
+        self.register_buffer("text", text, persistent=False)
+
+    def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """Return the losses over the global batch, equal on every rank."""
+        main, others = self._encode(batch)
+        f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
+        labels = ranks.gather_rows(batch.identities)
+        smoothing, margin = self.config.label_smoothing, self.config.margin
+        losses = {
+            "id": smooth_cross_entropy(self.neck12(f12), labels, smoothing)
+            + smooth_cross_entropy(self.neckp(fp), labels, smoothing),
+            "triplet": sum_of(triplet_loss(f, labels, margin) for f in (f11, f12, fp)),
+            "i2t": smooth_cross_entropy(fp @ self.text.T, labels, smoothing),
+        }
+        if self.head is not None:
+            a, b = (self.head(ranks.gather_rows(f.float())) for f in others)
+            losses["vss"] = ntxent_loss(a, b, self.config.vss_temperature)
+        return losses
+
+    def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
+        """Return the main view's features and the others' f12 [b, W], from one encoder call.
+
+        Side information goes to the main view only; LayerNorm works per sample, so sharing the
+        call changes nothing.
+        """
+        count = len(batch.identities)
+        side = None
+        if self.model.side is not None:
+            main_side = self.model.side(batch.camera, batch.view)
+            rest = main_side.new_zeros((len(batch.views) - 1) * count, main_side.shape[1])
+            side = torch.cat([main_side, rest])
+        images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
+        features = self.model.encoder(images, side)
+        main = ImageFeatures(*(f[:count] for f in features))
+        return main, list(features.f12[count:].split(count))
+
+
+def sum_of(losses: object) -> Tensor:
+    """Add scalar losses."""
+    return torch.stack(list(losses)).sum()  # type: ignore[call-overload]
+
+
+def loss_weights(config: Stage2) -> dict[str, float]:
+    """Return what each loss of stage 2 counts."""
+    return {
+        "id": config.id_weight, "triplet": config.triplet_weight, "i2t": config.i2t_weight,
+        "vss": config.vss_weight,
+    }
+
+
+def optimizer(objective: ImageObjective, config: Stage2) -> torch.optim.Optimizer:
+    """Adam with L2 decay over everything trained; biases at a multiple of the learning rate."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            groups[name.rpartition(".")[2].endswith("bias")].append(parameter)
+    return torch.optim.Adam(
+        [
+            {"params": groups[False], "lr": config.lr},
+            {"params": groups[True], "lr": config.lr * config.bias_lr_factor},
+        ],
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def lr_factor(config: Stage2, epoch: int) -> float:
+    """Return the learning rate of an epoch (1 the first) in multiples of `config.lr`.
+
+    Linear warm-up from `warmup_factor`, then `gamma` once for every milestone reached.
+    """
+    warmup = 1.0
+    if epoch < config.warmup_epochs:
+        warmup += (config.warmup_factor - 1) * (1 - epoch / config.warmup_epochs)
+    return warmup * config.gamma ** bisect_right(config.milestones, epoch)
