@@ -3,19 +3,20 @@
     python launch/slurm.py --sweep sweeps/loss_weights.yaml --dry-run
     python launch/slurm.py --sweep sweeps/loss_weights.yaml --follow
     python launch/slurm.py --sweep sweeps/loss_weights.yaml slurm.partition=gpu resources.gpus=1
-    python launch/slurm.py --recipe market1501 seeds=[1,2,3] data.root=DIR
+    python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
 
 The same command again submits only what is missing, failed or stopped.
 """
 
-from enum import Enum
+import dataclasses
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from harness.cluster import array, slurm, table
+from harness.cluster import array, local, slurm, table
 from harness.cluster.follow import follow as follow_sweep
 from harness.errors import UserError
 from harness.sweeps import Sweep, read_sweep, recipe_sweep
@@ -28,7 +29,7 @@ METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
 TEST_COLUMNS = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 
 
-class Cluster(str, Enum):
+class Cluster(StrEnum):
     """Where trials run."""
 
     slurm = "slurm"
@@ -43,7 +44,7 @@ def main(
         Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show trials and what sbatch would get; submit nothing.")
+        bool, typer.Option("--dry-run", help="Show trials and what sbatch gets; submit nothing.")
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Show where each trial is.")] = False,
     follow: Annotated[
@@ -51,7 +52,7 @@ def main(
     ] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End all that is on its way.")] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time. Default: what the cores allow.", min=1)
+        int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -62,10 +63,12 @@ def main(
     if sum((dry_run, status, follow, cancel)) > 1:
         raise UserError("choose one of --dry-run, --status, --follow, --cancel")
     asked = _read(sweep, recipe, overrides or [])
-    place = cluster.value if cluster else "slurm" if slurm.is_here() else "local"
+    place: array.Cluster = "slurm" if slurm.is_here() else "local"
+    if cluster is not None:
+        place = cluster.value
     console = table.wide(Console())
     if dry_run:
-        return _dry_run(asked, place, console)
+        return _dry_run(asked, place, jobs, console)
     if status:
         return _status(asked, console)
     if cancel:
@@ -75,7 +78,85 @@ def main(
 
 
 def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep:
-    if (sweep is None) == (recipe is None):
+    """Return the sweep that the command line asks for, checked."""
+    if sweep is not None and recipe is None:
+        asked = read_sweep(
+            sweep, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS
+        )
+    elif recipe is not None and sweep is None:
+        asked = recipe_sweep(
+            recipe, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS
+        )
+    else:
         raise UserError("give either --sweep FILE or --recipe NAME")
-    options = {"schema": Config, "recipes": RECIPES, "overrides": overrides, "metrics": METRICS}
-    ...
+    validated = all(trial.config.data.validation for trial in asked.trials)
+    if validated or not asked.metric.startswith("validation."):
+        return asked
+    if recipe is not None:
+        return dataclasses.replace(asked, metric="mAP")  # nothing is selected among seeds
+    raise UserError(
+        f"{asked.file}: metric: {asked.metric} needs a validation part; set "
+        "data.validation=0.1, or metric=mAP to select on the test set"
+    )
+
+
+def _dry_run(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console) -> int:
+    views = array.survey(sweep, array.Queue(sweep, patient=True))
+    due = sum(view.is_due for view in views)
+    console.print(table.live_table(sweep, views, most=len(views)))
+    if cluster == "local":
+        slots = local.slots_for(sweep.resources, jobs)
+        console.print(f"{due} to run on this machine, {slots} at a time", highlight=False)
+    else:
+        console.print(f"{due} to submit; sbatch gets:\n", highlight=False)
+        text = slurm.script(sweep, max(1, due))
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _status(sweep: Sweep, console: Console) -> int:
+    views = array.survey(sweep, array.Queue(sweep, patient=True))
+    console.print(table.live_table(sweep, views, most=len(views)))
+    _tell_troubles(views, console)
+    return 0
+
+
+def _cancel(sweep: Sweep, console: Console) -> int:
+    ended = array.cancel(sweep)
+    console.print(f"{len(ended)} trials ended; the same sweep again goes on with them")
+    return 0
+
+
+def _submit(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console) -> None:
+    if sweep.backend == "ray":
+        from harness.cluster import ray_search  # late: only this backend needs it
+
+        ray_search.submit(sweep, cluster=cluster)
+        return
+    due = array.launch(sweep, cluster, jobs=jobs)
+    where = "to SLURM" if cluster == "slurm" else "on this machine"
+    if due:
+        console.print(f"{len(due)} trials submitted {where}; files: {sweep.folder}")
+    else:
+        console.print(f"nothing to submit, {table.counts(array.survey(sweep))}")
+
+
+def _follow(sweep: Sweep, console: Console) -> int:
+    try:
+        views = follow_sweep(sweep, console)
+    except KeyboardInterrupt:
+        console.print("no longer followed; the trials go on (--status shows, --cancel ends them)")
+        raise
+    console.print(table.final_table(sweep, views, TEST_COLUMNS))
+    _tell_troubles(views, console)
+    console.print(f"files: {sweep.folder}", highlight=False)
+    return 0 if all(view.state == "complete" for view in views) else 1
+
+
+def _tell_troubles(views: list[array.View], console: Console) -> None:
+    for text in table.troubles(views):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,3 +38,7 @@ def main(
     typer.echo(f"{outcome}: {status.get('error') or status.get('reason')}", err=True)
     typer.echo(f"log: {run.log_file}", err=True)
     return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -290,7 +290,7 @@ class Trial:
         features = self._encode(model, gallery)
         place = {path: row for row, path in enumerate(gallery.paths)}
         rows = torch.tensor([place[path] for path in query.paths])
-        return {"validation": metrics_of(rank(features[rows], features, query, gallery))}
+        return {"validation": rank(features[rows], features, query, gallery).as_json()}
 
     # --- test ---
 
@@ -321,10 +321,10 @@ class Trial:
                     self.run.features_file, groups, dataset=self.dataset.name,
                     model=self.run.signature,
                 )
-        result: dict[str, Any] = metrics_of(rank(*features.values(), query, gallery))
+        result: dict[str, Any] = rank(*features.values(), query, gallery).as_json()
         if self.config.evaluation.rerank:
             again = rank(*features.values(), query, gallery, rerank=KReciprocal())
-            result["reranked"] = metrics_of(again)
+            result["reranked"] = again.as_json()
         validations = [m["validation"] for m in self.run.metrics() if "validation" in m]
         if validations:
             result["validation"] = validations[-1]
@@ -348,7 +348,7 @@ class Trial:
             )
             model = ReIDModel(clip.image.to(ranks.device()).eval(), None)
             found = [self._encode(model, part) for part in (dataset.query, dataset.gallery)]
-            return metrics_of(rank(found[0], found[1], dataset.query, dataset.gallery))
+            return rank(found[0], found[1], dataset.query, dataset.gallery).as_json()
 
         return cache.shared_json(self.cache / "initial" / f"{key}.json", measure)
 
@@ -362,15 +362,6 @@ def rank(
         query_features, gallery_features, query.identities, gallery.identities,
         query.cameras, gallery.cameras, rerank=rerank,
     )
-
-
-def metrics_of(result: RankingResult) -> dict[str, Any]:
-    """Return a ranking's numbers, as fractions, for JSON."""
-    places = [k for k in (1, 5, 10) if k <= len(result.cmc)]
-    return {
-        "mAP": float(result.mAP), "mINP": float(result.mINP),
-        "cmc": {str(k): float(result.cmc[k - 1]) for k in places},
-    }
 
 
 def feature_group(features: Tensor, records: Records) -> FeatureGroup:

@@ -33,9 +33,7 @@ def load(root: str | Path) -> Dataset:
     return dataset
 
 
-def read_layout(
-    root: str | Path, *, name: str, views: Mapping[str, int] | None = None
-) -> Dataset:
+def read_layout(root: str | Path, *, name: str, views: Mapping[str, int] | None = None) -> Dataset:
     """Read any dataset in Market-1501's layout; `views` gives the side seen, by "folder/name"."""
     folder = find(Path(root))
     parts = {part: _read(folder / below, views or {}) for part, below in FOLDERS.items()}

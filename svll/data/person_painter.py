@@ -7,6 +7,7 @@ ground. A person who faces the camera has yaw 0; yaw turns r and f into the pict
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -87,8 +88,8 @@ class _Painter:
             stride = self.pose.stride * side
             leg = self._depth(side * self.body.hip / 2, stride) - 0.3
             arm = self._depth(side * self.body.shoulder, -stride * self.pose.swing)
-            parts.append((leg, lambda side=side: self._leg(side)))
-            parts.append((arm + 0.02 * abs(self.cos), lambda side=side: self._arm(side)))
+            parts.append((leg, partial(self._leg, side)))
+            parts.append((arm + 0.02 * abs(self.cos), partial(self._arm, side)))
         if self.person.lower.kind == "skirt":
             parts.append((-0.05, self._skirt))
         if self.person.hair_length == "long":

@@ -108,13 +108,18 @@ SIZES: dict[str, World] = {
 
 
 def named_world(
-    size: str | int, kind: Literal["person", "vehicle"] = "person", *, seed: int = 1
+    size: str | int, kind: Literal["person", "vehicle"] = "person", seed: int = 1
 ) -> World:
     """Return a world by the name of its size, or by its number of training and test identities."""
-    if isinstance(size, str) and size not in SIZES:
-        raise UserError(f"no synthetic world is called {size!r}; there are {', '.join(SIZES)}")
-    base = SIZES[size] if isinstance(size, str) else World(size, size)
-    return replace(base, kind=kind, seed=seed, height=0, width=0)
+    size = str(size)
+    if size in SIZES:
+        return replace(SIZES[size], kind=kind, seed=seed, height=0, width=0)
+    if not size.isdecimal() or int(size) < 2:
+        raise UserError(
+            f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number of "
+            "identities, at least 2"
+        )
+    return World(int(size), int(size), kind=kind, seed=seed)
 
 
 class Shot(NamedTuple):
@@ -293,15 +298,19 @@ def _is_whole(root: Path, world: World) -> bool:
 
 def _publish(private: Path, root: Path, world: World) -> None:
     """Rename the private folder to `root`; another process may have been faster."""
-    with suppress(OSError):
-        os.rename(private, root)  # replaces an empty folder, too
-        return
-    if _is_whole(root, world):
-        return
-    broken = root.parent / f".{root.name}.{uuid.uuid4().hex}"
-    os.rename(root, broken)
-    os.rename(private, root)
-    shutil.rmtree(broken)
+    for last in (False, False, True):
+        try:
+            os.rename(private, root)  # replaces an empty folder, too
+            return
+        except OSError:
+            if _is_whole(root, world):
+                return
+            if last:
+                raise
+        broken = root.parent / f".{root.name}.{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):  # another process is replacing it
+            os.rename(root, broken)
+        shutil.rmtree(broken, ignore_errors=True)
 
 
 def _fill(world: World, folder: Path) -> None:

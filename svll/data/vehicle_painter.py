@@ -7,6 +7,7 @@ looks down by `tilt`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -98,7 +99,7 @@ class _Painter:
             middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
             if self._is_seen(start, end):
                 depth = self._depth(middle[0], 0.0, middle[1])
-                faces.append((depth, lambda n=number, s=start, e=end: self._panel(n, s, e)))
+                faces.append((depth, partial(self._panel, number, start, end)))
         for _, stroke in sorted(faces, key=lambda face: face[0]):
             stroke()
         if abs(self.sin) > 0.05:
@@ -263,9 +264,9 @@ class _Painter:
         front, rear = max(level), min(level)
         middle, half = (front + rear) / 2, self.half * 0.75
         if vehicle.sunroof:
-            pane = ((middle + 0.45, half * 0.6), (middle - 0.2, half * 0.6))
-            pane += tuple((x, -y) for x, y in reversed(pane))
-            self.canvas.polygon([self._at(x, y, top) for x, y in pane], vehicle.glass)
+            pane = ((0.45, 0.6), (-0.2, 0.6), (-0.2, -0.6), (0.45, -0.6))
+            corners = [self._at(middle + x, half * y, top) for x, y in pane]
+            self.canvas.polygon(corners, vehicle.glass)
         if vehicle.rack:
             if vehicle.rack_load is not None:
                 self._box(middle, 0.4 * (front - rear), half * 0.8, top, 0.32, vehicle.rack_load)

@@ -1,0 +1,230 @@
+"""A sweep as independent trials: what state each is in, submitting what is missing, ending it.
+
+The state of a trial is what its run folder says. SLURM is asked, once for all trials, only whether
+a job is still there for the trials whose folder does not already say that they are over.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.cluster import local, slurm
+from harness.cluster.records import Cluster, Record, read_records
+from harness.config import to_yaml
+from harness.errors import UserError
+from harness.files import write_json, write_text
+from harness.runs import Run, held_lock, lock_holder
+from harness.sweeps import Sweep, Trial, expand
+
+log = logging.getLogger(__name__)
+
+Shown = Literal["missing", "queued", "running", "stopped", "died", "failed", "complete"]
+ALIVE = ("queued", "running")
+SQUEUE_EVERY_S = 15.0
+"""How old an answer of squeue may be while following."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A trial as it is now."""
+
+    trial: Trial
+    state: Shown
+    status: dict[str, Any]
+    note: str = ""
+    """Why it waits, where it runs, or what it died of."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a launch would submit it."""
+        return self.state not in (*ALIVE, "complete")
+
+
+@dataclass
+class Queue:
+    """What schedulers hold of a sweep, asked for at most every few seconds."""
+
+    sweep: Sweep
+    max_age_s: float = 0.0
+    patient: bool = False
+    """Whether a cluster that does not answer is waited for instead of an error."""
+    _jobs: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    _asked: float = float("-inf")
+
+    def jobs(self) -> dict[str, tuple[str, str, str]]:
+        """Return the user's SLURM jobs; see `slurm.my_jobs`."""
+        if time.monotonic() - self._asked >= self.max_age_s:
+            try:
+                self._jobs = slurm.my_jobs()
+            except UserError as error:
+                if not self.patient:
+                    raise
+                log.warning("%s", str(error).splitlines()[0])
+            self._asked = time.monotonic()
+        return self._jobs
+
+
+# --- looking ---
+
+
+def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
+    """Return every trial's state, in the sweep's order.
+
+    Raises UserError when a file cannot be read or the cluster that has jobs does not answer.
+    """
+    queue = queue or Queue(sweep)
+    records = read_records(sweep.folder)
+    newest = {signature: record for record in records for signature in record.trials}
+    workers: dict[str, bool] = {}
+    views = []
+    for trial in expand(sweep):
+        record = newest.get(trial.signature)
+        if record is not None and record.cluster == "local" and record.token not in workers:
+            workers[record.token] = bool(local.living_workers(sweep.folder, record.token))
+        views.append(_view(trial, record, queue, workers))
+    return views
+
+
+def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, bool]) -> View:
+    status = trial.run.status()
+    state = status["state"]
+    if trial.run.is_complete():
+        return View(trial, "complete", status)
+    for lock in (trial.run.lock_file, trial.run.folder / local.CLAIM):
+        if holder := lock_holder(lock):
+            return View(trial, "running", status, holder["host"])
+    if state == "failed":
+        return View(trial, "failed", status, status.get("error", ""))
+    if state == "new":
+        return View(trial, "missing", status)
+    if record is not None and record.cluster == "slurm":
+        if record.state == "submitting":
+            if lock_holder(launch_lock(queue.sweep)):
+                return View(trial, "queued", status, "being submitted")
+            return View(trial, "died", status, "the launcher was ended before it knew the job")
+        if job := queue.jobs().get(record.jobs.get(trial.signature, "")):
+            job_state, reason, _ = job
+            shown: Shown = "queued" if job_state == "PENDING" else "running"
+            return View(trial, shown, status, reason if job_state == "PENDING" else job_state)
+    if state == "submitted":
+        if record is not None and workers.get(record.token):
+            return View(trial, "queued", status)
+        hint = f"; see {record.folder}" if record is not None else ""
+        return View(trial, "died", status, f"its job ended before it began{hint}")
+    if state == "running":
+        return View(trial, "died", status, "its process ended without a word")
+    return View(trial, "stopped", status, status.get("reason", ""))
+
+
+# --- launching ---
+
+
+def launch_lock(sweep: Sweep) -> Path:
+    """The file that keeps two launchers out of one sweep."""
+    return sweep.folder / "launch.lock"
+
+
+def launch(sweep: Sweep, cluster: Cluster, *, jobs: int | None = None) -> list[View]:
+    """Submit every trial that is neither complete nor on its way, and return those at once.
+
+    jobs: how many trials run at a time on this machine; None: as many as its cores allow. Raises
+    UserError when the cluster refuses; a trial that was not submitted keeps its former status.
+    """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with held_lock(launch_lock(sweep)):
+        _settle_marks(sweep)
+        views = survey(sweep)
+        write_summary(sweep)
+        due = [view for view in views if view.is_due]
+        if due and cluster == "local":
+            with _marked(due):
+                local.submit(sweep, [view.trial for view in due], jobs=jobs)
+        elif due:
+            most = slurm.max_array_size()
+            slurm.parameters(sweep, job_name=sweep.name)  # its faults, before anything is written
+            for start in range(0, len(due), most):
+                chunk = due[start : start + most]
+                with _marked(chunk):
+                    slurm.submit(sweep, [view.trial for view in chunk])
+    return due
+
+
+def write_summary(sweep: Sweep) -> None:
+    """Write runs/<name>/sweep.json: what the sweep is and which trials it has, in order."""
+    write_json(sweep.folder / "sweep.json", {
+        "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
+        "mode": sweep.mode,
+        "trials": [
+            {"point": t.point, "seed": t.seed, "signature": t.signature} for t in expand(sweep)
+        ],
+    })
+
+
+@contextmanager
+def _marked(views: list[View]) -> Iterator[None]:
+    """Prepare the run folders and mark them as submitted; undone when the body fails.
+
+    The mark comes first because a job may start, and write its own status, before sbatch returns.
+    """
+    for view in views:
+        run = view.trial.run
+        # anew each time: what cannot change a result may have been given other values
+        write_text(run.config_file, to_yaml(view.trial.config))
+        run.set_status("submitted", attempts=view.status.get("attempts", 0))
+    try:
+        yield
+    except BaseException:
+        for view in views:
+            if view.trial.run.status()["state"] != "submitted":
+                continue
+            if view.status["state"] == "new":
+                view.trial.run.status_file.unlink()
+            else:
+                write_json(view.trial.run.status_file, view.status)
+        raise
+
+
+def _settle_marks(sweep: Sweep) -> None:
+    """Settle what launchers that were killed while submitting left behind."""
+    marks = [r for r in read_records(sweep.folder) if r.state == "submitting"]
+    if any(record.cluster == "slurm" for record in marks):
+        jobs = slurm.my_jobs()
+        for record in marks:
+            if record.cluster == "slurm":
+                slurm.recover(record, jobs)
+
+
+# --- ending ---
+
+
+def cancel(sweep: Sweep) -> list[View]:
+    """End every trial that is on its way, wherever it runs, and return those.
+
+    Trials are given the time to save; their status becomes `stopped`. Raises UserError for what
+    cannot be ended from here.
+    """
+    if not sweep.folder.exists():
+        return []
+    with held_lock(launch_lock(sweep)):
+        _settle_marks(sweep)
+        views = [view for view in survey(sweep) if view.state in (*ALIVE, "died")]
+        records = read_records(sweep.folder)
+        numbers = {n for r in records if r.cluster == "slurm" for n in r.jobs.values()}
+        if numbers:
+            slurm.cancel(numbers & set(slurm.my_jobs()))
+        local.cancel(sweep.folder)
+        for view in views:
+            local.end_run(view.trial.run)
+            _end_status(view.trial.run)
+    return views
+
+
+def _end_status(run: Run) -> None:
+    status = run.status()
+    if status["state"] in ("submitted", "running"):
+        facts = {key: status[key] for key in ("attempts", "started") if key in status}
+        run.set_status("stopped", reason="cancelled", **facts)

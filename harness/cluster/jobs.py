@@ -1,0 +1,147 @@
+"""What a job does: take its rank from its surroundings, carry out one run, tell the scheduler.
+
+`run_trial` is what submitit calls on every rank of a SLURM job. `python -m harness.cluster.jobs
+RUN_FOLDER` is one rank on this machine. Either gets the path of a run folder and nothing else.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.runs import Run
+from harness.stopping import request_stop, stop_requested
+from harness.trial import execute, job_id
+
+log = logging.getLogger(__name__)
+
+EXIT_STATUS = {"complete": 0, "failed": 1, "stopped": 3}
+IN_USE_STATUS = 2
+"""Exit status of a rank that found another process in its run folder."""
+REQUEUE_TRIES = 3
+REQUEUE_LIMIT_S = 30.0
+"""`scontrol requeue` was seen to hang."""
+
+
+class TrialFailed(Exception):
+    """Makes the job end with an error, after the run's status has said why."""
+
+
+# --- in a SLURM job ---
+
+
+def run_trial(run_folder: str) -> str:
+    """Carry out the run as one rank of a SLURM job; the job of a stopped run is queued again.
+
+    Raises TrialFailed when the run failed, so that the job's exit status says so too.
+    """
+    # from the first moment: submitit's own handler would save on one rank while others wait
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, request_stop)
+    _say_plainly()
+    set_slurm_ranks()
+    check_cores()
+    run = Run(Path(run_folder))
+    outcome = "stopped" if stop_requested() else execute(run)
+    if outcome == "failed":
+        raise TrialFailed(run.status().get("error", "another rank failed"))
+    if outcome == "stopped":
+        if os.environ["RANK"] == "0":
+            requeue()
+        # not a return: a result that submitit half wrote would break the next attempt's
+        raise SystemExit(0)
+    return outcome
+
+
+def set_slurm_ranks() -> None:
+    """Set the variables by which torch and DeepSpeed find rank, world and master from SLURM's."""
+    slurm = os.environ
+    world = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
+    os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
+    os.environ["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
+    os.environ["WORLD_SIZE"] = str(world)
+    os.environ["MASTER_ADDR"] = _first_host() if world > 1 else "127.0.0.1"
+    # jobs on one node need ports of their own; ids of jobs that run together are close
+    os.environ["MASTER_PORT"] = str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000)
+    os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
+
+
+def _first_host() -> str:
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    return str(SlurmJobEnvironment().hostnames[0])
+
+
+def check_cores() -> None:
+    """Log which cores this rank may use, and warn when they are fewer than the job asked for."""
+    cores = os.sched_getaffinity(0)
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    log.info("rank %s of %s on %s: cores %s", os.environ["RANK"], os.environ["WORLD_SIZE"],
+             os.uname().nodename, ",".join(map(str, sorted(cores))))
+    if len(cores) < asked:
+        log.warning("%d cores were asked for, srun gave %d", asked, len(cores))
+
+
+def requeue() -> None:
+    """Ask SLURM to run this job again, unless it is being cancelled.
+
+    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may go on
+    is still RUNNING then. One that was not put back is resumed by the next launch.
+    """
+    job = job_id()
+    for _ in range(REQUEUE_TRIES):
+        try:
+            state = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
+            if state != "RUNNING":
+                log.warning("job %s is %s: not put back into the queue", job, state or "gone")
+                return
+            _ask(["scontrol", "requeue", str(job)])
+            log.info("job %s was put back into the queue", job)
+            return
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning("scontrol requeue %s: %s", job, error)
+            time.sleep(1.0)
+    log.error("job %s could not be put back into the queue; launch the sweep again", job)
+
+
+def _ask(command: list[str]) -> str:
+    answer = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=REQUEUE_LIMIT_S
+    )
+    return answer.stdout
+
+
+# --- on this machine ---
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the run as one rank; torch's rank variables are set by whoever started this."""
+    end_with_parent()
+    _say_plainly()
+    try:
+        return EXIT_STATUS[execute(Run(Path(arguments[0])))]
+    except UserError as error:
+        log.error("%s", error)
+        return IN_USE_STATUS
+
+
+def end_with_parent() -> None:
+    """Have the kernel send TERM when the parent dies, so that a killed worker leaves no orphan."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _say_plainly() -> None:
+    """Log to stderr, which is the job's log file."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

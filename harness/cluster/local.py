@@ -1,0 +1,370 @@
+"""Trials on this machine: a few workers, started by submitit, that take one trial after the other.
+
+A worker takes any trial of its submission whose status is `submitted` and that nobody has claimed,
+and runs each rank in a fresh process. Slots, shared by all submissions of a sweep, limit how many
+trials run at once. Everything a worker knows is on disk, so one that is killed loses nothing.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.cluster.jobs import EXIT_STATUS, IN_USE_STATUS
+from harness.cluster.records import Record, jobs_folder, new_record, read_record
+from harness.errors import UserError
+from harness.runs import Run, held_lock, lock_holder
+from harness.stopping import request_stop, stop_requested
+from harness.sweeps import Resources, Sweep, Trial
+
+log = logging.getLogger(__name__)
+
+CLAIM = "claim.lock"
+"""The file in a run folder by which a worker keeps other workers out."""
+POLL_S = 0.2
+GRACE_S = 30.0
+"""How long a trial may take to save after it was told to stop."""
+START_LIMIT_S = 60.0
+LOG_LINES = 20
+YEARS_MIN = 10 * 365 * 24 * 60
+"""submitit's local executor ends every job after a time; a worker has no limit."""
+
+
+# --- the launcher's side ---
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    limited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if limited is not None:
+        return [name for name in limited.split(",") if name]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(found))]
+
+
+def slots_for(resources: Resources, jobs: int | None) -> int:
+    """Return how many trials may run at once here; `jobs` is the user's own number.
+
+    Raises UserError when the machine lacks the GPUs of even one trial.
+    """
+    gpus_each = resources.gpus * resources.nodes
+    gpus = len(visible_gpus()) if gpus_each else 0
+    if gpus_each > gpus:
+        raise UserError(
+            f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
+            "resources.gpus=0 runs it on the processor"
+        )
+    by_cores = usable_cores() // (resources.cpus * resources.ranks)
+    by_gpus = gpus // gpus_each if gpus_each else by_cores
+    wanted = jobs if jobs is not None else min(by_cores, by_gpus)
+    return max(1, min(wanted, by_gpus) if gpus_each else wanted)
+
+
+def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Record:
+    """Start workers for `trials`, whose status is `submitted` already, and return at once.
+
+    A helper process hands the workers to submitit, so that they belong to no terminal and Ctrl-C
+    on the follower does not reach them. Raises UserError when no worker came up.
+    """
+    slots = slots_for(sweep.resources, jobs)
+    record = new_record(
+        sweep.folder, "local", [trial.signature for trial in trials],
+        slots=slots, workers=min(slots, len(trials)), cpus=sweep.resources.cpus,
+        ranks=sweep.resources.ranks, gpus_each=sweep.resources.gpus * sweep.resources.nodes,
+        gpus=visible_gpus() if sweep.resources.gpus else [],
+    )
+    record.write()
+    started = subprocess.run(
+        [sys.executable, "-m", "harness.cluster.local", str(record.file)],
+        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )
+    if started.returncode != 0:
+        raise UserError(f"no worker could be started here:\n{_tail_text(started.stderr)}")
+    record.state = "submitted"
+    record.write()
+    return record
+
+
+def living_workers(sweep_folder: Path, token: str = "*") -> list[dict[str, Any]]:
+    """Return who the living workers of a sweep (of one submission) are: host, pid, ..."""
+    locks = jobs_folder(sweep_folder).glob(f"{token}/worker-*.lock")
+    return [holder for lock in locks if (holder := lock_holder(lock)) is not None]
+
+
+def cancel(sweep_folder: Path) -> None:
+    """End the workers of a sweep and what they run; trials are given the time to save.
+
+    Raises UserError when workers run on another machine, where they cannot be ended from here.
+    """
+    workers = living_workers(sweep_folder)
+    here = [w for w in workers if w["host"] == socket.gethostname()]
+    for worker in here:
+        _signal(worker["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S + 10.0
+    while _alive_here(sweep_folder) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for worker in _alive_here(sweep_folder):
+        _signal(worker["pid"], signal.SIGKILL)
+    elsewhere = {w["host"] for w in workers} - {socket.gethostname()}
+    if elsewhere:
+        raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
+
+
+def end_run(run: Run) -> None:
+    """End whatever process of this machine holds the run: TERM, time to save, then KILL."""
+    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
+        holder = lock_holder(run.lock_file)
+        if holder is None or holder["host"] != socket.gethostname():
+            return
+        _signal(holder["pid"], number)
+        deadline = time.monotonic() + patience_s
+        while lock_holder(run.lock_file) is not None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+
+def _alive_here(sweep_folder: Path) -> list[dict[str, Any]]:
+    return [w for w in living_workers(sweep_folder) if w["host"] == socket.gethostname()]
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        log.debug("process %d has ended already", pid)
+
+
+# --- the helper process ---
+
+
+def start_workers(record_file: Path) -> None:
+    """Hand a submission's workers to submitit's local executor and see that they come up."""
+    from submitit import LocalExecutor
+
+    record = read_record(record_file)
+    executor = LocalExecutor(folder=record_file.parent)
+    executor.update_parameters(timeout_min=YEARS_MIN)
+    jobs = [
+        executor.submit(work, str(record_file), number)
+        for number in range(record.options["workers"])
+    ]
+    for number, job in enumerate(jobs):
+        lock = _worker_lock(record_file, number)
+        deadline = time.monotonic() + START_LIMIT_S
+        # a short submission may be over already: then the result is there
+        while lock_holder(lock) is None and not job.paths.result_pickle.exists():
+            if job.done():
+                raise UserError(f"worker {number} ended at once: {job.paths.stderr}\n"
+                                f"{_tail(job.paths.stderr)}")
+            if time.monotonic() > deadline:
+                raise UserError(f"worker {number} did not come up in {START_LIMIT_S:.0f} s: "
+                                f"{job.paths.stderr}")
+            time.sleep(0.05)
+
+
+def _worker_lock(record_file: Path, number: int) -> Path:
+    return record_file.with_name(f"worker-{number}.lock")
+
+
+# --- the worker ---
+
+
+def work(record_file: str, number: int) -> None:
+    """Take trials of a submission until none is left or a signal comes; called by submitit."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for signal_number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, request_stop)
+    file = Path(record_file)
+    record = read_record(file)
+    with held_lock(_worker_lock(file, number)), _slot(record) as slot:
+        tried: set[Run] = set()
+        while slot is not None and not stop_requested():
+            with _claimed(record, tried) as run:
+                if run is None:
+                    break
+                tried.add(run)
+                _run_ranks(run, record, slot)
+
+
+@contextmanager
+def _slot(record: Record) -> Iterator[int | None]:
+    """Hold one of the sweep's slots; None when nothing was left to do while waiting for one."""
+    jobs = Path(record.folder).parent
+    with ExitStack() as stack:
+        while not stop_requested() and _open_trials(record):
+            for slot in range(record.options["slots"]):
+                try:
+                    stack.enter_context(held_lock(jobs / f"slot-{slot}.lock"))
+                except UserError:
+                    continue
+                yield slot
+                return
+            time.sleep(POLL_S)
+        yield None
+
+
+def _open_trials(record: Record) -> list[Run]:
+    """Return the submission's trials that still have to be taken."""
+    runs = [Run(Path(record.folder).parents[1] / signature) for signature in record.trials]
+    return [r for r in runs if r.status()["state"] == "submitted" and not r.is_complete()]
+
+
+@contextmanager
+def _claimed(record: Record, tried: set[Run]) -> Iterator[Run | None]:
+    """Claim the next open trial against other workers; None when there is none.
+
+    What this worker tried before it leaves alone, whatever its status has come to say.
+    """
+    with ExitStack() as stack:
+        for run in _open_trials(record):
+            if run in tried:
+                continue
+            try:
+                stack.enter_context(held_lock(run.folder / CLAIM))
+            except UserError:
+                continue
+            if run.status()["state"] == "submitted":  # and not taken and ended meanwhile
+                yield run
+                return
+            stack.pop_all().close()
+        yield None
+
+
+def _run_ranks(run: Run, record: Record, slot: int) -> None:
+    """Run a trial, each rank in a process of its own, and settle the status of one that died."""
+    ranks = record.options["ranks"]
+    logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(ranks)]
+    log.info("%s: starts in slot %d", run.name, slot)
+    processes = []
+    port = str(_free_port())
+    for rank, log_file in enumerate(logs):
+        with log_file.open("ab") as output:
+            processes.append(subprocess.Popen(
+                [sys.executable, "-m", "harness.cluster.jobs", str(run.folder)],
+                env=_environment(record, slot, rank, port), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            ))
+    broken = _wait(processes)
+    codes = [process.returncode for process in processes]
+    log.info("%s: ended with %s", run.name, codes)
+    _settle(run, broken, codes, logs)
+
+
+def _environment(record: Record, slot: int, rank: int, port: str) -> dict[str, str]:
+    options = record.options
+    own_gpus = options["gpus"][slot * options["gpus_each"] : (slot + 1) * options["gpus_each"]]
+    return {
+        **os.environ,
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options["ranks"]),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "OMP_NUM_THREADS": str(options["cpus"]), "CUDA_VISIBLE_DEVICES": ",".join(own_gpus),
+    }
+
+
+def _wait(processes: list["subprocess.Popen[bytes]"]) -> int | None:
+    """Wait for all ranks and return the first that failed, if any.
+
+    When told to stop, or when one rank fails, the others are told to stop, and are ended with all
+    that they started if they do not within the grace time.
+    """
+    deadline: float | None = None
+    broken: int | None = None
+    while any(process.poll() is None for process in processes):
+        if broken is None:
+            broken = _failed_rank(processes)
+        if deadline is None and (stop_requested() or broken is not None):
+            deadline = time.monotonic() + GRACE_S
+            for process in processes:
+                process.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                _kill_group(process)
+        time.sleep(POLL_S)
+    for process in processes:
+        _kill_group(process)  # helpers that a killed rank left behind
+    return broken if broken is not None else _failed_rank(processes)
+
+
+def _failed_rank(processes: list["subprocess.Popen[bytes]"]) -> int | None:
+    fine = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
+    return next((r for r, p in enumerate(processes) if p.poll() not in fine), None)
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # each rank leads a session of its own
+    except ProcessLookupError:
+        return
+
+
+def _settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> None:
+    """Write the status of a trial whose first rank could not, or did not know, what happened."""
+    status = run.status()
+    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
+        return
+    facts = {key: status[key] for key in ("attempts", "started") if key in status}
+    if stop_requested():
+        if status["state"] != "stopped":
+            run.set_status("stopped", reason="cancelled before it could save", **facts)
+    elif broken is not None:
+        error = _end_in_words(codes[broken])
+        if len(codes) > 1:
+            error = f"rank {broken}: {error}"
+        lines = _tail(logs[broken]).splitlines()
+        run.set_status("failed", error=error, lines=lines, log=str(logs[broken]), **facts)
+
+
+def _end_in_words(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (out of memory?)"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    if code == IN_USE_STATUS:
+        return "another process was in the run folder"
+    return f"ended with exit status {code}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(path: Path) -> str:
+    """Return the last lines of a log file, empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16384))
+            return _tail_text(file.read().decode(errors="replace"))
+    except FileNotFoundError:
+        return ""
+
+
+def _tail_text(text: str) -> str:
+    return "\n".join(text.splitlines()[-LOG_LINES:])
+
+
+if __name__ == "__main__":
+    # by its full name: what submitit pickles must be a reference to this module, not a copy
+    from harness.cluster import local
+
+    try:
+        local.start_workers(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,98 @@
+"""What was submitted, on disk: one folder per submission below the sweep's `jobs` folder.
+
+    runs/<name>/jobs/<token>/  record.json, the jobs' logs, and what submitit executes
+
+A record is written before anything is handed to a scheduler (state `submitting`) and replaced once
+the job ids are known (`submitted`). A launcher that was killed in between leaves the first form, so
+that the next one notices and looks for the jobs instead of submitting them twice.
+"""
+
+import dataclasses
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError
+from harness.files import read_json, write_json
+
+Cluster = Literal["slurm", "local"]
+
+
+@dataclass
+class Record:
+    """One submission: some trials of a sweep, and the jobs that carry them out."""
+
+    token: str
+    """Part of the SLURM job's name, by which a job is found whose id was never stored."""
+    cluster: Cluster
+    time: float
+    trials: list[str]
+    """Signatures; the job array's index counts along this list."""
+    state: Literal["submitting", "submitted"] = "submitting"
+    jobs: dict[str, str] = field(default_factory=dict)
+    """SLURM only: the job id (array_task) by signature; one id may stand for several trials."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """This machine only: what the workers need to know."""
+    folder: str = ""
+    """Where the record is."""
+
+    @property
+    def file(self) -> Path:
+        return Path(self.folder) / "record.json"
+
+    def write(self) -> None:
+        """Put the record on disk, replacing its earlier form."""
+        write_json(self.file, dataclasses.asdict(self))
+
+    def remove(self) -> None:
+        """Forget a submission that came to nothing; its logs stay."""
+        self.file.unlink(missing_ok=True)
+
+
+def new_record(
+    sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **options: Any
+) -> Record:
+    """Return a record that is not yet on disk; its folder is made."""
+    token = uuid.uuid4().hex[:10]
+    folder = jobs_folder(sweep_folder.resolve(), create=True) / token
+    folder.mkdir(mode=0o700)
+    return Record(
+        token, cluster, time.time(), list(trials), options=options, folder=str(folder)
+    )
+
+
+def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
+    """Return runs/<name>/jobs: records, job logs, and the pickles that submitit executes.
+
+    Only the owner may enter it: what lies there is run as code.
+    """
+    folder = sweep_folder / "jobs"
+    if create:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+    return folder
+
+
+def read_records(sweep_folder: Path) -> list[Record]:
+    """Return a sweep's submissions, oldest first.
+
+    Raises UserError for one that cannot be read: taking it for none would submit its trials twice.
+    """
+    records = [read_record(path) for path in jobs_folder(sweep_folder).glob("*/record.json")]
+    return sorted(records, key=lambda record: record.time)
+
+
+def read_record(path: Path) -> Record:
+    """Return the submission in a file; see `read_records`."""
+    try:
+        return Record(**{**read_json(path), "folder": str(path.parent)})
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path}: not a record of submitted jobs ({error}); mend it, or delete it once its "
+            "jobs have ended"
+        ) from None

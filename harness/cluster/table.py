@@ -1,0 +1,190 @@
+"""How a sweep looks: the live table, plain lines for a log, the final ranking, what went wrong."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.cluster.array import ALIVE, View
+from harness.runs import Run
+from harness.sweeps import Sweep
+
+COLOURS = {
+    "missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
+    "died": "red", "failed": "red", "complete": "green",
+}
+TAIL_BYTES = 65536
+"""How much of a metric log is read for its last lines."""
+
+
+def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:
+    """Return the value of a dotted key in nested mappings, None when it is not there."""
+    node: Any = entry
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def progress(run: Run, metric: str) -> dict[str, Any]:
+    """Return the newest stage, epoch, loss and metric of a run, from the end of its metric log."""
+    found: dict[str, Any] = {}
+    for entry in _last_entries(run):
+        for key in ("stage", "epoch", "loss", "losses"):
+            if key in entry:
+                found.setdefault(key, entry[key])
+        value = lookup(entry, metric)
+        if value is not None:
+            found.setdefault("metric", value)
+        if {"stage", "epoch", "loss", "metric"} <= found.keys():
+            break
+    return found
+
+
+def _last_entries(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the last entries of a metric log, newest first, without reading all of a long one."""
+    import json
+
+    try:
+        with run.metrics_file.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return
+    lines = text.split("\n")[:-1]  # what follows the last newline is still being written
+    for line in reversed(lines if size <= TAIL_BYTES else lines[1:]):
+        yield json.loads(line)
+
+
+def live_table(sweep: Sweep, views: Sequence[View], *, most: int = 40) -> Table:
+    """Return the trials as they are now; of many, those on their way and those in trouble."""
+    shown = list(views)
+    if len(views) > most:
+        order = ["running", "failed", "died", "stopped", "queued", "missing", "complete"]
+        shown = sorted(views, key=lambda v: order.index(v.state))[:most]
+        shown.sort(key=lambda v: v.trial.index)
+    table = Table(title=f"{sweep.name}: {counts(views)}")
+    for name in ("#", "trial", "run", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("stage", "epoch", "loss", sweep.metric, "time"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for view in shown:
+        table.add_row(*_row(sweep, view))
+    if len(shown) < len(views):
+        table.caption = f"{len(views) - len(shown)} more"
+    return table
+
+
+def _row(sweep: Sweep, view: View) -> list[str]:
+    newest = progress(view.trial.run, sweep.metric)
+    result = view.trial.run.result() if view.state == "complete" else None
+    metric = lookup(result, sweep.metric) if result else newest.get("metric")
+    return [
+        str(view.trial.index), view.trial.title, view.trial.signature,
+        f"[{COLOURS[view.state]}]{view.state}[/]", str(newest.get("stage", "")),
+        str(newest.get("epoch", "")), number(newest.get("loss")), number(metric),
+        clock(elapsed(view)), view.note,
+    ]
+
+
+def counts(views: Sequence[View]) -> str:
+    """Say how many trials are in which state."""
+    states = [view.state for view in views]
+    said = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
+    return f"{len(views)} trials: " + ", ".join(said)
+
+
+def elapsed(view: View) -> float | None:
+    """Return how long the trial ran (this attempt), in seconds."""
+    if view.state == "complete":
+        return view.status.get("seconds")
+    started = view.status.get("started")
+    if started is None:
+        return None
+    end = time.time() if view.state in ALIVE else view.status.get("time", started)
+    return float(end - started)
+
+
+def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str]) -> Table:
+    """Return the complete trials, best first by the sweep's metric.
+
+    columns: the further numbers to show, by title, as dotted keys of a result.
+    """
+    ranked = sorted(
+        (view for view in views if view.state == "complete"), key=lambda v: _rank(sweep, v)
+    )
+    table = Table(title=f"{sweep.name}: {sweep.selected_on} ({sweep.metric}, {sweep.mode})")
+    keys = list(dict.fromkeys(key for view in views for key in view.trial.point))
+    for name in ("rank", *keys, "seed"):
+        table.add_column(name, justify="right")
+    for name in (sweep.metric, *columns, "time"):
+        table.add_column(name, justify="right")
+    table.add_column("run", overflow="fold")
+    for place, view in enumerate(ranked, start=1):
+        result = view.trial.run.result()
+        table.add_row(
+            str(place), *(number(view.trial.point[key]) for key in keys), str(view.trial.seed),
+            number(lookup(result, sweep.metric)),
+            *(number(lookup(result, key)) for key in columns.values()),
+            clock(elapsed(view)), str(view.trial.run.folder),
+        )
+    return table
+
+
+def _rank(sweep: Sweep, view: View) -> tuple[bool, float]:
+    value = lookup(view.trial.run.result(), sweep.metric)
+    if not isinstance(value, int | float) or math.isnan(value):
+        return (True, 0.0)
+    return (False, -value if sweep.mode == "max" else value)
+
+
+def troubles(views: Sequence[View]) -> Iterator[str]:
+    """Say of each trial that ended badly what its error was and where its log is."""
+    for view in views:
+        if view.state in ("failed", "died", "stopped"):
+            yield f"trial {view.trial.index} ({view.trial.title}) {view.state}: {view.note}"
+            yield from (f"    {line}" for line in view.status.get("lines", [])[-6:])
+            yield f"    log: {view.status.get('log', view.trial.run.log_file)}"
+
+
+def line(sweep: Sweep, view: View) -> str:
+    """Say in one plain line where a trial is."""
+    newest = progress(view.trial.run, sweep.metric)
+    words = [f"trial {view.trial.index} ({view.trial.title}): {view.state}"]
+    if view.state in ALIVE or view.state == "stopped":
+        words += [str(newest["stage"])] if "stage" in newest else []
+        words += [f"epoch {newest['epoch']}"] if "epoch" in newest else []
+        words += [f"loss {number(newest['loss'])}"] if "loss" in newest else []
+    metric = newest.get("metric")
+    if view.state == "complete":
+        metric = lookup(view.trial.run.result(), sweep.metric)
+    words += [f"{sweep.metric} {number(metric)}"] if metric is not None else []
+    words += [f"({view.note})"] if view.note else []
+    return " ".join(words)
+
+
+def wide(console: Console) -> Console:
+    """Return a console that does not squeeze tables when the output is no terminal."""
+    return console if console.is_terminal else Console(file=console.file, width=200)
+
+
+def number(value: Any) -> str:
+    """Return a number in four digits, any other value as it is, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as 1:02:03 or 2:03."""
+    if seconds is None:
+        return ""
+    left, second = divmod(round(seconds), 60)
+    hour, minute = divmod(left, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

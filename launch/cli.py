@@ -1,0 +1,87 @@
+"""What all commands share: how they are declared, how they log, and how they end.
+
+Exit status: 0 done, 1 a mistake told in one message or a run that failed, 2 wrong usage,
+130 interrupted.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import typer
+
+from harness.errors import UserError
+from harness.runs import Run
+
+
+def command(help_text: str | None) -> Callable[[Callable[..., int]], Callable[[], None]]:
+    """Declare a function with typer parameters that returns an exit status as a whole command."""
+
+    def declare(function: Callable[..., int]) -> Callable[[], None]:
+        app = new_app()
+        app.command(help=as_typed(help_text or ""))(function)
+        return lambda: run(app)
+
+    return declare
+
+
+def new_app() -> typer.Typer:
+    """Return a typer app for `run`; plain help text, as examples must keep their lines."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def as_typed(text: str) -> str:
+    """Keep the line breaks of indented paragraphs (examples) in click's help."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(f"\b\n{p}" if p.startswith("    ") else p for p in paragraphs)
+
+
+def run(app: typer.Typer) -> None:
+    """Run an app and end the process: mistakes become one message, never a traceback."""
+    set_up_logging()
+    try:
+        status: Any = app(standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)
+
+
+def set_up_logging() -> None:
+    """Log our own packages to stderr: coloured in a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler: logging.Handler = RichHandler(
+            console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    for name in ("harness", "svll", "launch"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def print_result(finished: Run) -> None:
+    """Print a complete run's numbers and where its files are."""
+    result = finished.result() or {}
+    validation = result.get("validation", {}).get("mAP")
+    initial = result.get("initial", {})
+    cmc = result.get("cmc", {})
+    typer.echo(f"test       mAP {result['mAP']:.4f}  Rank-1 {cmc['1']:.4f}")
+    if initial:
+        typer.echo(f"at start   mAP {initial['mAP']:.4f}  Rank-1 {initial['cmc']['1']:.4f}")
+    if validation is not None:
+        typer.echo(f"validation mAP {validation:.4f}")
+    typer.echo(f"files      {finished.folder}")

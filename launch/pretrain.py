@@ -1,0 +1,33 @@
+"""Make the tiny CLIP that is shipped with this project, anew.
+
+    python launch/pretrain.py
+
+It draws persons that no ReID split holds, trains on their captions and writes weights, vocabulary
+and a card with the held-out retrieval score to svll/models. About 20 minutes on 2 cores.
+"""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from launch.cli import command
+
+
+@command(__doc__)
+def main(
+    seed: Annotated[int, typer.Option(help="Of the drawn persons, the order and the weights.")] = (
+        1234
+    ),
+) -> int:
+    """Pre-train, then print the card."""
+    from svll.models.pretrain import Pretraining, pretrain  # torch: not for --help
+
+    card = pretrain(Pretraining(seed=seed), workers=len(os.sched_getaffinity(0)))
+    typer.echo(json.dumps(card, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

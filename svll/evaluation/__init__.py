@@ -1,0 +1,6 @@
+"""Evaluation of features: ranking metrics, and re-ranking by k-reciprocal neighbours."""
+
+from svll.evaluation.ranking import RankingResult, evaluate_ranking
+from svll.evaluation.reranking import KReciprocal
+
+__all__ = ["KReciprocal", "RankingResult", "evaluate_ranking"]

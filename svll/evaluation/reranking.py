@@ -1,0 +1,226 @@
+"""k-reciprocal re-ranking (Zhong, Zheng, Cao and Li, CVPR 2017), sparse and in blocks.
+
+With N(i, k) the k nearest of image i among queries and gallery (i itself not counted):
+
+- R(i, k): those of N(i, k) that have i among their own k nearest (eq. 2);
+- R*(i): R(i, k1), joined by R(j, k1 / 2) of each j in it, if more than 2/3 of that lies in R(i, k1)
+  (eq. 4);
+- V_i: exp(-d(i, j)) for j in R*(i), otherwise 0 (eq. 7), then averaged over the k2 nearest of i,
+  i included (eq. 11);
+- Jaccard distance of two vectors V (eq. 10); final distance
+  (1 - weight) * Jaccard + weight * d (eq. 12).
+
+Where the paper leaves room, or its authors' program departs from it, this follows the program,
+as do all published numbers: d is the squared Euclidean distance divided by the row's largest;
+"more than 2/3" is strict; V is scaled to sum to one; k1 / 2 is rounded to even.
+
+Only k1 + some neighbours per image, the sparse V, and blocks of the product are ever stored. Which
+images are neighbours is decided by exact scores (`kernels.score`), equal ones by index, and each
+image comes first in its own list, so that no R is empty.
+
+Letters: Q queries, G gallery images, N both together (queries first), D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UserError
+from svll.evaluation import kernels
+from svll.evaluation.rows import Block, Floats, Integers, Products, Rows, rounding, spread
+
+BLOCK = 2048  # 16 MB of products at a time
+SPARE = 16  # candidates kept beyond k, so that float32 rounding loses none
+
+
+@dataclass(frozen=True)
+class KReciprocal:
+    """Settings of the re-ranking; the defaults are the paper's."""
+
+    k1: int = 20
+    """How many nearest images may be reciprocal neighbours."""
+    k2: int = 6
+    """Over how many nearest images the weight vectors are averaged; 1 leaves them alone."""
+    weight: float = 0.3
+    """Share of the original distance in the final one (the paper's lambda), 0 to 1."""
+
+    def __post_init__(self) -> None:
+        faults = [f"{n} is {k}; at least 1 is needed" for n, k in self._counts() if k < 1]
+        if not 0.0 <= self.weight <= 1.0:
+            faults.append(f"weight is {self.weight}; it must lie between 0 and 1")
+        if faults:
+            raise UserError("re-ranking: " + "; ".join(faults))
+
+    def _counts(self) -> list[tuple[str, int]]:
+        return [("k1", self.k1), ("k2", self.k2)]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """A sparse matrix by rows: row i has `values` at `columns`, from offsets[i] to offsets[i+1]."""
+
+    offsets: Integers
+    columns: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """The final distance as ranking needs it: -distance = scale * score + bonus + a constant."""
+
+    scale: Floats
+    """[Q], for the plain score (see `rows`)."""
+    _weight: float
+    _vectors: _Lists
+    _by_member: tuple[Integers, NDArray[np.int32], NDArray[np.float32]]
+    _gallery: int
+
+    def bonus(self, first: int, last: int) -> tuple[Integers, NDArray[np.int32], Floats]:
+        """Sparse rows for queries first to last: offsets, gallery rows, (1 - weight) * similarity.
+
+        Pairs that are not listed share no neighbour: their Jaccard distance is 1, their bonus 0.
+        """
+        vectors = self._vectors
+        offsets, columns, values = _two_passes(
+            kernels.overlap, last - first, first, vectors.offsets, vectors.columns, vectors.values,
+            *self._by_member, self._gallery, values=np.float64,
+        )  # fmt: skip
+        return offsets, columns, (1.0 - self._weight) * values
+
+
+def rerank_rows(
+    queries: Rows, gallery: Rows, options: KReciprocal, products: Products
+) -> Reranking:
+    """Compare all images with each other [N, N], block by block, and keep what ranking needs."""
+    rows = _together(queries.block(0, len(queries)), gallery.block(0, len(gallery)))
+    total = len(rows.half)
+    base = np.full(total, 2.0) if queries.unit else 2.0 * rows.half  # d = base - 2 score
+    count = min(max(options.k1 + 1, options.k2), total)
+    nearest, farthest_score = _neighbours(rows, count, products)
+    farthest = base - 2.0 * farthest_score
+    farthest[farthest <= 0.0] = 1.0  # all images are the same: every distance is 0
+    vectors = _vectors(rows, nearest, base, farthest, options)
+    return Reranking(
+        scale=2.0 * options.weight / farthest[: len(queries)],
+        _weight=options.weight,
+        _vectors=vectors,
+        _by_member=_inverted(vectors, len(queries), total),
+        _gallery=len(gallery),
+    )
+
+
+def _together(queries: Block, gallery: Block) -> Block:
+    return Block(
+        np.concatenate([queries.features, gallery.features]),
+        np.concatenate([queries.norms, gallery.norms]),
+        np.concatenate([queries.half, gallery.half]),
+    )
+
+
+# ---- nearest and farthest ----
+
+
+class _Best:
+    """For each row the largest `sign` * score so far, [N, K] descending, and whose it is."""
+
+    def __init__(self, total: int, kept: int, sign: int) -> None:
+        self.sign = np.float32(sign)
+        self.values = np.full((total, kept), -np.inf, np.float32)
+        self.indices = np.zeros((total, kept), np.int32)
+
+    def see(self, product: NDArray[np.float32], half: NDArray[np.float32], i: int, j: int) -> None:
+        """Take in a product [r, c] of rows i... and rows j...: for its rows and its columns."""
+        lists = half, self.sign, i, j, self.values, self.indices
+        spread(kernels.keep_by_row, product.shape[0], product, *lists)
+        if i != j:
+            bars = np.ascontiguousarray(self.values[:, -1])
+            spread(kernels.keep_by_column, product.shape[1], product, *lists, bars)
+
+    def settle(self, rows: Block, slack: Floats, count: int) -> tuple[NDArray[np.int32], Floats]:
+        """The `count` best of each row in exact order [N, count], and their scores."""
+        nearest = np.empty((len(rows.half), count), np.int32)
+        scores = np.empty(nearest.shape)
+        spread(
+            kernels.settle, len(nearest), rows.features, rows.half, slack, self.sign,
+            self.values, self.indices, nearest, scores,
+        )  # fmt: skip
+        return nearest, scores
+
+
+def _neighbours(rows: Block, count: int, products: Products) -> tuple[NDArray[np.int32], Floats]:
+    """The `count` nearest of each row [N, count], itself included, and the score of the farthest.
+
+    A product of rows i and j is also that of rows j and i, so only half of all blocks is computed.
+    """
+    total, width = rows.features.shape
+    near = _Best(total, min(count + SPARE, total), 1)
+    far = _Best(total, min(1 + SPARE // 4, total), -1)
+    half = rows.half.astype(np.float32)
+    sent = products.send(rows.features)
+    for i in range(0, total, BLOCK):
+        for j in range(i, total, BLOCK):
+            product = products(sent[i : i + BLOCK], sent[j : j + BLOCK])
+            near.see(product, half, i, j)
+            far.see(product, half, i, j)
+    size = rows.norms * rows.norms.max()
+    slack = rounding(width) * size + 2.0**-22 * rows.half.max() + 1e-36
+    nearest, _ = near.settle(rows, slack, count)
+    _, farthest = far.settle(rows, slack, 1)
+    return nearest, farthest[:, 0]
+
+
+# ---- neighbourhoods as sparse vectors ----
+
+
+def _vectors(
+    rows: Block, nearest: NDArray[np.int32], base: Floats, farthest: Floats, options: KReciprocal
+) -> _Lists:
+    """V of every image, averaged over its k2 nearest: [N, N], sparse."""
+    total, found = nearest.shape
+    full = _reciprocal(nearest, min(options.k1 + 1, found))
+    small = _reciprocal(nearest, min(round(options.k1 / 2) + 1, found))
+    offsets, columns, values = _two_passes(kernels.neighbourhood, total, *full, *small)
+    spread(
+        kernels.weigh, total, rows.features, rows.half, base, farthest, offsets, columns, values
+    )
+    if options.k2 == 1:
+        return _Lists(offsets, columns, values)
+    size = min(options.k2, found)
+    averaged = _two_passes(kernels.average, total, nearest, size, offsets, columns, values)
+    return _Lists(*averaged)
+
+
+def _reciprocal(nearest: NDArray[np.int32], size: int) -> tuple[NDArray[np.int32], Integers]:
+    members = np.empty((len(nearest), size), np.int32)
+    counts = np.empty(len(nearest), np.int64)
+    spread(kernels.reciprocal, len(nearest), nearest, size, members, counts)
+    return members, counts
+
+
+def _two_passes(
+    kernel: Callable[..., Any], items: int, *arguments: Any, values: Any = np.float32
+) -> tuple[Integers, NDArray[np.int32], Any]:
+    """Run a kernel that makes lists: once for their sizes, once to fill them."""
+    offsets = np.zeros(items + 1, np.int64)
+    nothing = np.empty(0, np.int32), np.empty(0, values)
+    spread(kernel, items, *arguments, False, offsets, *nothing)
+    offsets = np.cumsum(offsets)
+    made = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], values)
+    spread(kernel, items, *arguments, True, offsets, *made)
+    return offsets, *made
+
+
+def _inverted(
+    vectors: _Lists, queries: int, total: int
+) -> tuple[Integers, NDArray[np.int32], NDArray[np.float32]]:
+    """For each image, which gallery images have it in their vector, and with which weight."""
+    count = int(vectors.offsets[-1] - vectors.offsets[queries])
+    by_member = np.zeros(total + 1, np.int64)
+    owners, weights = np.empty(count, np.int32), np.empty(count, np.float32)
+    kernels.invert(
+        queries, vectors.offsets, vectors.columns, vectors.values, by_member, owners, weights
+    )
+    return by_member, owners, weights

@@ -1,0 +1,226 @@
+"""Any number of ranks computes what one rank does, and what plain torch does."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness import engine as ranks
+
+STEPS, ROWS, RATE = 8, 12, 0.05
+
+
+# --- what runs on the ranks ---
+
+
+class Agreement(nn.Module):
+    """A loss that every row has with every other, so that a rank alone cannot compute it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.before = nn.Linear(5, 4)
+        self.after = nn.Linear(4, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.loss(ranks.gather_rows(self.before(rows).tanh()))
+
+    def loss(self, gathered: Tensor) -> Tensor:
+        found = self.after(gathered)
+        # the gathered rows are used twice; times 20: gradients well above a norm of 1
+        return 20 * (found @ found.T).softmax(dim=1).diagonal().mean() + gathered.square().mean()
+
+
+def batches() -> Tensor:
+    return torch.randn(STEPS, ROWS, 5, generator=torch.Generator().manual_seed(7))
+
+
+def flat(module: nn.Module) -> list[float]:
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
+
+
+def sgd_through_the_engine(zero: int, clipping: float) -> dict[str, list[float]]:
+    """Train with SGD, whose steps show a wrong scale of the gradient (Adam's hide it)."""
+    module = Agreement()
+    engine = ranks.start_engine(
+        module, torch.optim.SGD(module.parameters(), lr=RATE), batch=ROWS, precision="fp32",
+        zero=zero, accumulation=1, clipping=clipping,
+    )
+    losses = []
+    for batch in batches():
+        loss = engine(batch[ranks.shard(ROWS)])
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    engine.destroy()
+    return {"losses": losses, "weights": flat(module)}
+
+
+def gradients_of_gathered_sums() -> list[list[float]]:
+    """Two gathers whose outputs are added: autograd hands both the very same gradient."""
+    a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    total = (ranks.gather_rows(a) + ranks.gather_rows(b)) * torch.arange(12.0).view(4, 3)
+    total.sum().backward()
+    return [a.grad.flatten().tolist(), b.grad.flatten().tolist()]  # type: ignore[union-attr]
+
+
+def gathered_labels() -> list[int]:
+    return ranks.gather_rows(torch.tensor([10, 11]) + 2 * ranks.rank()).tolist()
+
+
+def shards(counts: list[int]) -> list[dict[str, list[int]]]:
+    return [
+        {"own": list(range(count))[ranks.shard(count)], "padded": ranks.padded_shard(count).tolist()}
+        for count in counts
+    ]
+
+
+def votes() -> list[bool]:
+    own = [ranks.rank() == 0, ranks.rank() == ranks.world_size() - 1, False]
+    return [ranks.any_rank(flag) for flag in own]
+
+
+def led(file: str) -> dict[str, Any]:
+    """Write a file on rank 0 only, read it on all; then fail on rank 0 only."""
+    with ranks.leader_first() as acts:
+        if acts:
+            with open(file, "a") as output:
+                output.write("once")
+    with open(file) as written:
+        text = written.read()
+    ranks.barrier()
+    try:
+        with ranks.leader_first() as acts:
+            if acts:
+                raise ValueError("no disk")
+        failure = "nothing was raised"
+    except (ValueError, RuntimeError) as error:
+        failure = f"{type(error).__name__}: {error}"
+    return {"text": text, "failure": failure, "still in step": gathered_labels()}
+
+
+def dtypes(precision: str) -> dict[str, str]:
+    """What the forward pass computes in, and what is kept."""
+    module = nn.Linear(4, 4)
+    engine = ranks.start_engine(
+        module, torch.optim.Adam(module.parameters(), fused=True), batch=2,
+        precision=precision,  # type: ignore[arg-type]
+        zero=0, accumulation=1, clipping=0.0,
+    )
+    output = engine(torch.ones(1, 4))
+    engine.backward(output.float().sum())
+    engine.step()
+    engine.destroy()
+    return {"output": str(output.dtype), "weights": str(module.weight.dtype)}
+
+
+# --- tests ---
+
+
+def plain_sgd(clipping: float) -> dict[str, list[float]]:
+    """The same training with torch alone and the whole batch in one place."""
+    module = Agreement()
+    losses = []
+    for batch in batches():
+        module.zero_grad()
+        loss = module.loss(module.before(batch).tanh())
+        loss.backward()
+        losses.append(loss.item())
+        if clipping:
+            nn.utils.clip_grad_norm_(module.parameters(), clipping)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                assert parameter.grad is not None
+                parameter -= RATE * parameter.grad
+    return {"losses": losses, "weights": flat(module)}
+
+
+@pytest.mark.parametrize("clipping", [0.0, 0.5])
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_two_ranks_and_one_train_as_plain_torch_does(
+    one_rank: Any, two_ranks: Any, zero: int, clipping: float
+) -> None:
+    expected = plain_sgd(clipping)
+    found = [*one_rank(sgd_through_the_engine, zero=zero, clipping=clipping),
+             *two_ranks(sgd_through_the_engine, zero=zero, clipping=clipping)]
+    for result in found:
+        np.testing.assert_allclose(result["losses"], expected["losses"], rtol=2e-6)
+        np.testing.assert_allclose(result["weights"], expected["weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_two_gathers_share_is_summed_once_for_each(two_ranks: Any) -> None:
+    # summed over 2 ranks; DeepSpeed divides by 2 later
+    expected = [[2.0 * n for n in range(6)], [2.0 * n for n in range(6, 12)]]
+    for gradients, own in zip(two_ranks(gradients_of_gathered_sums), expected, strict=True):
+        assert gradients == [own, own]
+
+
+def test_whole_numbers_are_gathered_in_rank_order(two_ranks: Any) -> None:
+    assert two_ranks(gathered_labels) == [[10, 11, 12, 13]] * 2
+
+
+def test_shards_cover_everything_once(one_rank: Any, two_ranks: Any) -> None:
+    counts = [0, 1, 2, 3, 7, 8]
+    for results in (one_rank(shards, counts=counts), two_ranks(shards, counts=counts)):
+        for count, *parts in zip(counts, *results, strict=True):
+            assert [row for part in parts for row in part["own"]] == list(range(count))
+            assert max(len(p["own"]) for p in parts) - min(len(p["own"]) for p in parts) <= 1
+
+
+def test_shards_stay_in_order_with_more_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for world in (3, 5):
+        monkeypatch.setattr(ranks, "world_size", lambda world=world: world)
+        for count in range(1, 12):
+            shares, padded = [], []
+            for rank in range(world):
+                monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+                shares.append(ranks.shard(count))
+                padded.append(ranks.padded_shard(count).tolist())
+            assert [shares[0].start, shares[-1].stop] == [0, count]
+            assert all(a.stop == b.start for a, b in pairwise(shares))
+            assert len({len(share) for share in padded}) == 1
+            assert [i for share in padded for i in share][:count] == list(range(count))
+
+
+def test_padded_shards_are_equally_long_and_cut_back_to_everything(two_ranks: Any) -> None:
+    counts = [1, 2, 3, 7, 8]
+    for count, *parts in zip(counts, *two_ranks(shards, counts=counts), strict=True):
+        first, second = (part["padded"] for part in parts)
+        assert len(first) == len(second)
+        assert [*first, *second][:count] == list(range(count))
+        assert set([*first, *second][count:]) <= {count - 1}
+
+
+def test_a_flag_on_any_rank_is_seen_on_all(one_rank: Any, two_ranks: Any) -> None:
+    assert two_ranks(votes) == [[True, True, False]] * 2
+    assert one_rank(votes) == [[True, True, False]]
+
+
+def test_the_leader_acts_alone_and_its_failure_is_raised_on_every_rank(
+    two_ranks: Any, tmp_path: Any
+) -> None:
+    leader, other = two_ranks(led, file=tmp_path / "file")
+    assert leader["text"] == other["text"] == "once"
+    assert leader["failure"] == "ValueError: no disk"
+    assert other["failure"] == "RuntimeError: rank 0 failed: ValueError: no disk"
+    assert leader["still in step"] == other["still in step"] == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_precision_is_that_of_the_forward_pass_and_weights_stay_fp32(
+    one_rank: Any, precision: str
+) -> None:
+    output = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
+    assert one_rank(dtypes, precision=precision) == [{"output": output, "weights": "torch.float32"}]
+
+
+def test_gathering_without_other_ranks_costs_nothing() -> None:
+    rows = torch.ones(2, 2)
+    assert ranks.gather_rows(rows) is rows
+
+
+def test_a_free_port_can_be_bound() -> None:
+    assert 1024 <= ranks.free_port() < 65536

@@ -1,0 +1,305 @@
+"""The loader's views against plain PIL and numpy, and its independence of batches and history."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from harness import rng
+from harness.errors import UserError
+from harness.pipeline import ImageLoader, View, check_images, decoder_name
+
+HEIGHT, WIDTH = 64, 32
+SEED = 11
+VIEWS = {
+    "main": View(flip=0.5, pad=3, erase=0.5),
+    "first": View(flip=0.5, pad=3, erase=0.5, erase_area=(0.33, 1 / 3)),
+    "plain": View(),
+}
+
+
+def photo(generator: np.random.Generator, height: int, width: int) -> Image.Image:
+    """A smooth picture with edges: coarse blocks enlarged, and a bright bar."""
+    blocks = generator.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC))
+    picture[height // 3 : height // 2, width // 4 : width // 2] = generator.integers(0, 256, 3)
+    return Image.fromarray(picture)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """64 JPEGs, smaller and larger than the views, in a folder whose name is not plain ASCII."""
+    folder = tmp_path_factory.mktemp("photos") / "an image's folder é"
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    for number in range(64):
+        size = [(48, 24), (150, 70), (64, 32), (40, 90)][number % 4]
+        photo(generator, *size).save(folder / f"{number:02}.jpg", quality=92)
+    return sorted(str(path) for path in folder.iterdir())
+
+
+@pytest.fixture
+def make_loader() -> Iterator[type]:
+    made = []
+
+    def make(paths: Sequence[str], **changes: object) -> ImageLoader:
+        options: dict = {
+            "height": HEIGHT, "width": WIDTH, "views": VIEWS, "resize": "bicubic",
+            "batch_size": 32, "seed": SEED, "threads": 1, "device": "cpu",
+        }
+        made.append(ImageLoader(paths, **(options | changes)))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()
+
+
+def batches(order: Sequence[int] | np.ndarray, size: int) -> list[np.ndarray]:
+    order = np.asarray(order, dtype=np.int64)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def run(loader: ImageLoader, size: int, epoch: int = 1, order: object = range(64)) -> dict:
+    """All batches of an epoch, joined; positions are 0, 1, ... in the order given."""
+    rows = batches(order, size)
+    made = list(loader.epoch(rows, batches(range(len(order)), size), epoch=epoch))
+    assert [len(batch["rows"]) for batch in made] == [len(batch) for batch in rows]
+    return {name: torch.cat([batch[name] for batch in made]) for name in made[0]}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def grey_levels(view: Tensor) -> np.ndarray:
+    """[B, 3, H, W] in -1 .. 1 back to [B, H, W, 3] in 0 .. 255."""
+    return view.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5
+
+
+def test_views_have_the_size_asked_for_and_values_from_minus_one_to_one(make_loader, photos):
+    views = {name: View(flip=0.5, pad=3) if name == "main" else View() for name in ("main", "test")}
+    made = run(make_loader(photos, views=views), 32)
+    assert made["rows"].tolist() == list(range(64))
+    assert made["rows"].dtype == torch.int64
+    for name in views:
+        assert made[name].shape == (64, 3, HEIGHT, WIDTH)
+        assert made[name].dtype == torch.float32
+        assert made[name].min() == -1
+        assert made[name].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("resize", "kernel", "most"),
+    [("bicubic", Image.Resampling.BICUBIC, 4), ("bilinear", Image.Resampling.BILINEAR, 6)],
+)
+def test_resize_is_that_of_pil_within_a_few_grey_levels(make_loader, photos, resize, kernel, most):
+    loader = make_loader(photos, views={"test": View()}, resize=resize)
+    made = grey_levels(run(loader, 32)["test"])
+    expected = [np.asarray(Image.open(p).resize((WIDTH, HEIGHT), kernel), float) for p in photos]
+    difference = np.abs(made - np.stack(expected))
+    assert difference.max() <= most + 1e-3
+    assert difference.mean() < 0.3
+
+
+def test_mirror_and_crop_are_those_of_pil_on_the_resized_image(make_loader, photos):
+    pad, flip, views = 3, 0.5, {"main": View(flip=0.5, pad=3), "other": View(flip=0.5, pad=3)}
+    resized = grey_levels(run(make_loader(photos, views={"test": View()}), 32)["test"])
+    made = run(make_loader(photos, views=views), 32, epoch=5)
+    for index, name in enumerate(views):
+        numbers = rng.uniform(SEED, 5, np.arange(64, dtype=np.int64), index, 3)
+        for view, source, (mirror, x, y) in zip(made[name], resized, numbers, strict=True):
+            image = Image.fromarray(source.round().astype(np.uint8))
+            image = ImageOps.expand(ImageOps.mirror(image) if mirror < flip else image, pad)
+            left, top = int(x * (2 * pad + 1)), int(y * (2 * pad + 1))
+            crop = np.asarray(image.crop((left, top, left + WIDTH, top + HEIGHT)), np.float32)
+            expected = (crop / 255 - 0.5) / 0.5
+            np.testing.assert_allclose(view.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+def test_flips_and_crops_are_equally_likely(make_loader, tmp_path):
+    # Each pixel's colour says where it is: red its column, green its row.
+    rows, columns = np.mgrid[0:16, 0:8]
+    Image.fromarray(
+        np.stack([columns * 20 + 20, rows * 12 + 20, rows * 0], axis=-1).astype(np.uint8)
+    ).save(tmp_path / "map.png")
+    count = 4_000
+    loader = make_loader(
+        [str(tmp_path / "map.png")], height=16, width=8, batch_size=500,
+        views={"main": View(flip=0.5, pad=2)},
+    )
+    made = grey_levels(run(loader, 500, order=np.zeros(count, dtype=np.int64))["main"])
+    column, row = (made[:, 8, 4, :2].round() - 20).T / (20, 12) if False else (
+        (made[:, 8, 4, 0].round() - 20) / 20, (made[:, 8, 4, 1].round() - 20) / 12
+    )
+    mirrored = made[:, 8, 3, 0] > made[:, 8, 4, 0]
+    left = np.where(mirrored, 3 - column, column - 4)
+    assert abs(mirrored.sum() - count / 2) < 4 * np.sqrt(count / 4)
+    for place in (left[mirrored], left[~mirrored], row - 8):
+        values, counts = np.unique(place, return_counts=True)
+        assert values.tolist() == [-2, -1, 0, 1, 2]
+        expected = counts.sum() / 5
+        assert ((counts - expected) ** 2 / expected).sum() < 20  # 5e-4 for four degrees
+
+
+@pytest.mark.parametrize("area", [(0.02, 1 / 3), (0.33, 1 / 3)])
+def test_the_erased_share_of_a_view_is_within_its_bounds(make_loader, tmp_path, area):
+    Image.new("RGB", (40, 80), (10, 200, 30)).save(tmp_path / "flat.png")
+    count = 1_000
+    loader = make_loader(
+        [str(tmp_path / "flat.png")], batch_size=250, views={"a": View(erase=0.5, erase_area=area)}
+    )
+    made = run(loader, 250, order=np.zeros(count, dtype=np.int64))["a"]
+    flat = torch.tensor([10, 200, 30]) / 127.5 - 1
+    shares = ((made - flat[:, None, None]).abs() > 1e-4).any(dim=1).float().mean(dim=(1, 2))
+    erased = shares[shares > 0]
+    assert abs(len(erased) - count / 2) < 4 * np.sqrt(count / 4)
+    slack = (HEIGHT + WIDTH) / 2 / (HEIGHT * WIDTH)  # sides are rounded to whole pixels
+    assert erased.min() >= area[0] - slack
+    assert erased.max() <= area[1] + slack
+    assert float(erased.mean()) == pytest.approx(sum(area) / 2, abs=0.02)
+
+
+def test_erasing_one_view_leaves_its_twin_alone(make_loader, photos):
+    views = {"test": View(), "erased": View(erase=1.0), "twin": View()}
+    made = run(make_loader(photos, views=views), 32)
+    assert torch.equal(made["test"], made["twin"])
+    assert not torch.equal(made["test"], made["erased"])
+    assert torch.equal(made["test"], run(make_loader(photos, views={"t": View()}), 32)["t"])
+
+
+def test_the_same_key_gives_the_same_pixels_in_another_loader(make_loader, photos):
+    made = run(make_loader(photos), 32)
+    assert same(made, run(make_loader(photos, threads=2), 32))
+    main = run(make_loader(photos, views={"main": VIEWS["main"]}), 32)
+    assert torch.equal(made["main"], main["main"])
+
+
+def test_one_rank_of_64_sees_what_two_ranks_of_32_see(make_loader, photos):
+    whole = run(make_loader(photos, batch_size=64), 64)
+    for first in (0, 32):
+        mine = np.arange(first, first + 32, dtype=np.int64)
+        (part,) = make_loader(photos).epoch([mine], [mine], epoch=1)
+        assert same(part, {name: value[first : first + 32] for name, value in whole.items()})
+
+
+def test_epochs_positions_views_and_seeds_differ(make_loader, photos):
+    loader = make_loader(photos)
+    one, two = run(loader, 32, epoch=1), run(loader, 32, epoch=2)
+    other_seed = run(make_loader(photos, seed=SEED + 1), 32)
+    assert torch.equal(one["plain"], two["plain"])
+    for name in ("main", "first"):
+        assert not torch.equal(one[name], two[name])
+        assert not torch.equal(one[name], other_seed[name])
+    twice = run(loader, 32, order=[5, 5])
+    assert not torch.equal(twice["main"][0], twice["main"][1])
+    views = {"a": View(flip=0.5, pad=3), "b": View(flip=0.5, pad=3)}
+    made = run(make_loader(photos, views=views), 32)
+    assert not torch.equal(made["a"], made["b"])
+
+
+def test_an_abandoned_epoch_leaves_the_next_one_as_it_would_be(make_loader, photos):
+    expected = run(make_loader(photos), 16, epoch=2)
+    loader = make_loader(photos)
+    rows = batches(range(64), 16)
+    for _ in loader.epoch(rows, rows, epoch=1):
+        break
+    held = loader.epoch(rows, rows, epoch=1)
+    next(held)
+    assert same(run(loader, 16, epoch=2), expected)
+    with pytest.raises(AssertionError, match="ended by a later one"):
+        next(held)
+
+
+def test_the_last_batch_may_be_smaller_and_may_be_alone(make_loader, photos):
+    whole = run(make_loader(photos, batch_size=64), 64)
+    loader = make_loader(photos)
+    assert same(run(loader, 24), whole)
+    assert same(run(loader, 32, order=range(1)), {name: v[:1] for name, v in whole.items()})
+    assert list(loader.epoch([], [], epoch=1)) == []
+
+
+def test_a_batch_belongs_to_its_receiver(make_loader, photos):
+    loader = make_loader(photos)
+    rows = batches(range(64), 4)
+    held, copies = [], []
+    for batch in loader.epoch(rows, rows, epoch=1):
+        held.append(batch)
+        copies.append({name: value.clone() for name, value in batch.items()})
+    run(loader, 32, epoch=2)
+    loader.close()
+    assert all(same(batch, copy) for batch, copy in zip(held, copies, strict=True))
+    held[0]["rows"].zero_()
+    assert rows[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def broken(photos: list[str], tmp_path: Path) -> dict[str, str]:
+    """Files that cannot be decoded, path -> the reason to be given."""
+    jpeg = Path(photos[1]).read_bytes()
+    contents = {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "no end.jpg": (jpeg[:-2], "truncated"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>not found</html>" * 50, "not an image"),
+    }
+    for name, (content, _) in contents.items():
+        (tmp_path / name).write_bytes(content)
+    Image.open(photos[0]).convert("P").save(tmp_path / "moving.gif")
+    (tmp_path / "folder.jpg").mkdir()
+    others = {
+        "moving.gif": "of a kind that the decoder does not read; store it as JPEG or PNG",
+        "folder.jpg": "a folder",
+        "nowhere.jpg": "missing",
+    }
+    reasons = {name: reason for name, (_, reason) in contents.items()} | others
+    return {str(tmp_path / name): reason for name, reason in reasons.items()}
+
+
+def test_every_unreadable_file_is_named_with_its_reason(photos, broken):
+    paths = photos * 2
+    for place, path in zip((0, 1, 2, 70, 71, 100, 134), broken, strict=True):
+        paths.insert(place, path)
+    calls = []
+    faults = check_images(paths, threads=2, progress=lambda done, total: calls.append((done, total)))
+    assert faults == list(broken.items())
+    assert calls == [(64, 135), (128, 135), (135, 135)]
+    assert check_images(photos, threads=1) == []
+    assert check_images([], threads=1) == []
+
+
+def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken):
+    paths = [*photos, *broken]
+    loader = make_loader(paths)
+    rows = [np.array(batch, dtype=np.int64) for batch in ([0, 1], [2, 64, 65, 3], [4, 5])]
+    epoch = loader.epoch(rows, rows, epoch=1)
+    assert next(epoch)["rows"].tolist() == [0, 1]
+    with pytest.raises(UserError) as caught:
+        next(epoch)
+    first, second = list(broken)[:2]
+    assert str(caught.value) == (
+        f"cannot decode 2 images; replace or remove:\n  {first}: truncated\n  {second}: truncated"
+    )
+    # Neither the error nor a failing batch that nobody asked for harms what comes next.
+    expected = run(make_loader(photos), 32)
+    assert same(run(loader, 32), expected)
+    next(loader.epoch(rows, rows, epoch=1))
+    assert same(run(loader, 32), expected)
+
+
+def test_decoders_have_names_of_their_own():
+    assert decoder_name("cpu") != decoder_name("cuda:0") == decoder_name("cuda:1")
+    assert decoder_name("cpu").startswith("dali-")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_views_within_a_few_grey_levels(make_loader, photos):
+    on_cpu, on_gpu = run(make_loader(photos), 24), run(make_loader(photos, device="cuda:0"), 24)
+    for name in VIEWS:
+        difference = (on_gpu[name].cpu() - on_cpu[name]).abs() * 127.5
+        assert difference.mean() < 1
+        assert difference.max() < 40

@@ -1,0 +1,44 @@
+"""One rank of `conftest.Ranks`: reads calls from stdin, a line each, and answers on stdout."""
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from harness.engine import init_ranks
+
+
+@cache
+def load(file: str) -> ModuleType:
+    """Import a test module by its path; test folders are no packages."""
+    spec = importlib.util.spec_from_file_location(file.rpartition("/")[2][:-3], file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def answer(call: dict[str, Any]) -> dict[str, Any]:
+    """Return what the called function returns, or how it failed."""
+    try:
+        return {"result": getattr(load(call["file"]), call["function"])(**call["arguments"])}
+    except Exception:
+        return {"failure": traceback.format_exc()}
+
+
+def main() -> None:
+    """Answer until stdin ends. What libraries print goes to stderr, not between the answers."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    init_ranks()
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+main()

@@ -1,0 +1,295 @@
+"""Sweeps as job arrays on a real SLURM."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS))
+
+import toy_experiment as toy  # noqa: E402
+
+from harness.cluster import array, slurm as slurm_jobs  # noqa: E402
+from harness.cluster.array import Queue, cancel, launch, survey  # noqa: E402
+from harness.cluster.records import read_records  # noqa: E402
+from harness.files import read_json  # noqa: E402
+from harness.sweeps import Sweep  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs find the toy experiment by what the login node exports."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+def test_a_sweep_runs_as_jobs_and_a_second_launch_submits_nothing(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
+    assert len(launch(sweep, "slurm")) == 3
+    assert set(states(sweep)) <= {"queued", "running", "complete"}
+    over(sweep)
+    assert states(sweep) == ["complete"] * 3
+    assert [t.run.result()["mAP"] for t in sweep.trials] == [0.05, 0.1, 0.15]
+    assert launch(sweep, "slurm") == []
+    assert len(read_records(sweep.folder)) == 1
+
+
+def test_trials_that_wait_or_run_are_not_submitted_again_but_new_ones_are(
+    slurm: Any, tmp_path: Path
+) -> None:
+    recipe = {"work": {"epochs": 2, "epoch_s": 1.5}}
+    search = {"work.quality": {"grid": [0.1, 0.2]}}
+    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, slurm={"array_parallelism": 1})
+    launch(sweep, "slurm")
+    until_running(sweep, 0)
+    assert "queued" in states(sweep)
+    assert launch(sweep, "slurm") == []
+    wider = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
+    sweep = toy.make_sweep(tmp_path, wider, recipe=recipe)
+    assert [v.trial.point["work.quality"] for v in launch(sweep, "slurm")] == [0.3]
+    over(sweep)
+    assert states(sweep) == ["complete"] * 3
+    assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 1, 1]
+
+
+def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
+    launch(sweep, "slurm")
+    over(sweep)
+    assert states(sweep) == ["failed", "complete"]
+    assert "the toy broke" in survey(sweep)[0].note
+    number = read_records(sweep.folder)[0].jobs[sweep.trials[0].signature]
+    toy.until(lambda: sacct(slurm, number) == "FAILED|1:0")
+    assert [v.trial.index for v in launch(sweep, "slurm")] == [0]
+    over(sweep)
+
+
+def test_a_job_that_is_killed_outright_is_seen_and_submitted_again(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["kill"]}})
+    launch(sweep, "slurm")
+    over(sweep, patience_s=100)
+    [view] = survey(sweep)
+    assert (view.state, view.status["state"]) == ("died", "running")
+    assert len(launch(sweep, "slurm")) == 1
+    cancel(sweep)
+
+
+def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
+    slurm: Any, tmp_path: Path
+) -> None:
+    resources = {"nodes": 2, "tasks": 2, "cpus": 1, "time": "5m"}
+    sweep = toy.make_sweep(tmp_path, {}, resources=resources, slurm={"env": {"TOY": "a b'c"}})
+    launch(sweep, "slurm")
+    over(sweep)
+    [trial] = sweep.trials
+    seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(4)]
+    assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "0", "1"]
+    assert [s["host"] for s in seen] == ["node1", "node1", "node2", "node2"]
+    assert {(s["WORLD_SIZE"], s["MASTER_ADDR"], s["TOY"]) for s in seen} == {
+        ("4", "node1", "a b'c")
+    }
+    assert len({s["MASTER_PORT"] for s in seen}) == 1
+    assert {s["OMP_NUM_THREADS"] for s in seen} == {"1"}
+
+
+def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, recipe={"work": {"epochs": 6, "epoch_s": 1.0}},
+        resources={"nodes": 2, "cpus": 2, "time": "10m"},
+    )
+    launch(sweep, "slurm")
+    until_running(sweep, 0)
+    toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 2)
+    slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "true", timeout=90)
+    assert states(sweep)[0] in ("queued", "running")
+    assert launch(sweep, "slurm") == []
+    over(sweep, patience_s=120)
+    assert_whole(sweep, epochs=6, attempts=2)
+
+
+def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
+        recipe={"work": {"epochs": 4, "epoch_s": 1.0}},
+    )
+    launch(sweep, "slurm")
+    toy.until(lambda: all(len(t.run.metrics()) >= 1 for t in sweep.trials))
+    slurm.run("scancel", "--signal=USR2", job_of(sweep, 1))
+    over(sweep, patience_s=120)
+    assert states(sweep) == ["complete", "complete"]
+    assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 2]
+
+
+def test_cancelled_trials_are_stopped_have_saved_and_do_not_come_back(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}},
+        recipe={"work": {"epochs": 9, "epoch_s": 1.0}}, slurm={"array_parallelism": 2},
+    )
+    launch(sweep, "slurm")
+    toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 1)
+    assert len(cancel(sweep)) == 3
+    assert states(sweep) == ["stopped"] * 3
+    time.sleep(3)
+    assert not mine(sweep) and states(sweep) == ["stopped"] * 3
+    saved = read_json(sweep.trials[0].run.checkpoints / "0.json")["epoch"]
+    assert saved == len(sweep.trials[0].run.metrics())
+
+
+def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 9, "epoch_s": 1.0}})
+    launch(sweep, "slurm")
+    toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 1)
+    slurm.run("scancel", job_of(sweep, 0))
+    over(sweep)
+    assert states(sweep) == ["stopped"]
+    time.sleep(3)
+    assert not mine(sweep)
+
+
+def test_more_trials_than_an_array_may_have_become_several_arrays(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_jobs, "max_array_size", lambda: 2)
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}})
+    launch(sweep, "slurm")
+    assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
+    over(sweep)
+    assert [t.run.result()["validation"]["mAP"] for t in sweep.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_jobs_of_a_launcher_that_died_before_it_knew_them_are_adopted(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, slurm={"begin": "now+1hour"}
+    )
+    launch(sweep, "slurm")
+    [record] = read_records(sweep.folder)
+    known = dict(record.jobs)
+    forget(record)
+    assert states(sweep) == ["died", "died"]
+    assert launch(sweep, "slurm") == []
+    assert read_records(sweep.folder)[0].jobs == known
+    assert states(sweep) == ["queued", "queued"]
+    cancel(sweep)
+
+
+def test_jobs_that_cannot_run_because_their_launcher_died_are_replaced(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"begin": "now+1hour"})
+    launch(sweep, "slurm")
+    [record] = read_records(sweep.folder)
+    [lost] = record.jobs.values()
+    (Path(record.folder) / f"{lost}_submitted.pkl").unlink()
+    forget(record)
+    assert len(launch(sweep, "slurm")) == 1
+    toy.until(lambda: lost not in slurm_jobs.my_jobs())
+    assert len(mine(sweep)) == 1
+    cancel(sweep)
+
+
+def test_what_sbatch_refuses_is_told_in_its_words_and_nothing_is_left_behind(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"partition": "moon"})
+    with pytest.raises(Exception, match=r"invalid partition|Invalid partition"):
+        launch(sweep, "slurm")
+    assert states(sweep) == ["missing"]
+    assert not mine(sweep)
+
+
+def test_a_controller_that_does_not_answer_is_an_error_not_an_empty_queue(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"begin": "now+1hour"})
+    launch(sweep, "slurm")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere.conf"))
+    with pytest.raises(Exception, match="the SLURM cluster does not answer"):
+        launch(sweep, "slurm")
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    cancel(sweep)
+
+
+def test_two_launchers_at_once_submit_each_trial_once(slurm: Any, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, slurm={"begin": "now+1hour"}
+    )
+    program = (
+        "import sys, pathlib, toy_experiment as toy\n"
+        "from harness.cluster.array import launch\n"
+        "from harness.sweeps import read_sweep\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "sweep = read_sweep(folder / 'sweep.yaml', schema=toy.Config, recipes=folder / 'recipes')\n"
+        "print(len(launch(sweep, 'slurm')))\n"
+    )
+    racers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [racer.communicate(timeout=60) for racer in racers]
+    submitted = [int(out) for out, _ in told if out]
+    assert sum(submitted) == 2, told
+    assert len(mine(sweep)) == 2
+    cancel(sweep)
+
+
+# --- helpers ---
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [view.state for view in survey(sweep)]
+
+
+def over(sweep: Sweep, *, patience_s: float = 60) -> None:
+    """Wait until nothing of the sweep is on its way."""
+    queue = Queue(sweep, max_age_s=1.0)
+    toy.until(
+        lambda: not any(v.state in array.ALIVE for v in survey(sweep, queue)), seconds=patience_s
+    )
+
+
+def until_running(sweep: Sweep, index: int) -> None:
+    toy.until(lambda: sweep.trials[index].run.status()["state"] == "running")
+
+
+def job_of(sweep: Sweep, index: int) -> str:
+    return read_records(sweep.folder)[-1].jobs[sweep.trials[index].signature]
+
+
+def mine(sweep: Sweep) -> list[str]:
+    tokens = {record.token for record in read_records(sweep.folder)}
+    return [n for n, (_, _, name) in slurm_jobs.my_jobs().items() if name.split(".")[-1] in tokens]
+
+
+def forget(record: Any) -> None:
+    """Make a record look as its launcher left it just before it knew the ids."""
+    dataclasses.replace(record, state="submitting", jobs={}).write()
+
+
+def sacct(slurm: Any, number: str) -> str:
+    return slurm.run("sacct", "-X", "-n", "-P", "-j", number, "-o", "State,ExitCode").strip()
+
+
+def assert_whole(sweep: Sweep, *, epochs: int, attempts: int) -> None:
+    [trial] = sweep.trials
+    assert [entry["epoch"] for entry in trial.run.metrics()] == list(range(1, epochs + 1))
+    assert trial.run.status()["state"] == "complete"
+    assert trial.run.status()["attempts"] == attempts
+    assert os.path.exists(trial.run.result_file)

@@ -1,0 +1,86 @@
+"""Records are columns that stay together; a dataset's fingerprint follows its files."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svll.data.records import Dataset, Records, Row
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(6):
+        path = tmp_path / "data" / f"part{number % 3}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * (number + 1))
+    return tmp_path / "data"
+
+
+def dataset(folder: Path) -> Dataset:
+    parts = [
+        Records.from_rows(Row(str(path), 7, 2) for path in sorted((folder / part).iterdir()))
+        for part in ("part0", "part1", "part2")
+    ]
+    return Dataset("name", "cross_camera", *parts)
+
+
+def rows() -> list[Row]:
+    return [Row("a.jpg", 5, 0), Row("b.jpg", 3, 1, 2), Row("c.jpg", 5, 2, 1)]
+
+
+def test_rows_become_columns_in_the_order_given() -> None:
+    records = Records.from_rows(rows())
+    assert len(records) == 3
+    assert records.paths == ("a.jpg", "b.jpg", "c.jpg")
+    assert records.identities.tolist() == [5, 3, 5]
+    assert records.cameras.tolist() == [0, 1, 2]
+    assert records.views.tolist() == [0, 2, 1]
+    assert records.identities.dtype == records.cameras.dtype == records.views.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ([2, 0], "ca"),
+        (np.array([1, 1]), "bb"),
+        (np.array([True, False, True]), "ac"),
+        ([False, True, False], "b"),
+        ([], ""),
+        (np.zeros(3, dtype=bool), ""),
+    ],
+)
+def test_take_keeps_the_columns_together(chosen: list[int], expected: str) -> None:
+    taken = Records.from_rows(rows()).take(chosen)
+    by_name = {row.path[0]: row for row in rows()}
+    assert [path[0] for path in taken.paths] == list(expected)
+    assert taken.identities.tolist() == [by_name[name].identity for name in expected]
+    assert taken.cameras.tolist() == [by_name[name].camera for name in expected]
+    assert taken.views.tolist() == [by_name[name].view for name in expected]
+
+
+def test_no_images_are_records_too() -> None:
+    records = Records.from_rows([])
+    assert len(records) == 0
+    assert records.identities.dtype == np.int64
+    assert len(records.take([])) == 0
+
+
+def test_fingerprint_is_a_hash_of_relative_names_and_sizes(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*.jpg"))
+    lines = [f"{path.relative_to(folder).as_posix()}\t{path.stat().st_size}\n" for path in files]
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    assert dataset(folder).fingerprint == expected
+
+
+def test_fingerprint_survives_a_move_and_notices_changed_files(folder: Path) -> None:
+    before = dataset(folder).fingerprint
+    moved = folder.parent / "elsewhere" / "deeper"
+    shutil.copytree(folder, moved)
+    assert dataset(moved).fingerprint == before
+    (moved / "part1" / "1.jpg").rename(moved / "part1" / "9.jpg")
+    renamed = dataset(moved).fingerprint
+    (moved / "part1" / "9.jpg").write_bytes(b"longer than before")
+    assert len({before, renamed, dataset(moved).fingerprint}) == 3

@@ -1,0 +1,177 @@
+"""One run, whole: on the tiny world, with the shipped tiny CLIP."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import loop
+from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.engine import free_port
+from harness.errors import UserError
+from harness.features import read_features
+from harness.runs import Run
+from harness.stopping import Stopped
+from svll.config import RECIPES, Config
+from svll.evaluation import evaluate_ranking
+from svll.experiment import run as experiment
+
+
+def make_run(runs: Path, *overrides: str, name: str = "test") -> Run:
+    config = build(
+        Config,
+        [
+            *read_recipe(RECIPES / "synthetic_tiny.yaml", Config),
+            *parse_overrides(["run.tensorboard=false", "run.log_every=2", *overrides]),
+        ],
+    )
+    run = Run(runs / name / signature(config))
+    run.create(to_yaml(config))
+    return run
+
+
+def numbers(run: Run) -> list[dict]:
+    """The metric log without what the clock says."""
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in run.metrics()]
+
+
+def result(run: Run) -> dict:
+    return {k: v for k, v in (run.result() or {}).items() if k != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(runs: Path) -> Run:
+    run = make_run(runs)
+    experiment(run)
+    return run
+
+
+def test_a_run_logs_every_epoch_of_both_stages_and_each_loss(finished: Run) -> None:
+    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    assert [(line["stage"], line["epoch"]) for line in epochs] == [
+        ("stage1", 1), ("stage1", 2), ("stage2", 1), ("stage2", 2),
+    ]
+    assert set(epochs[0]["losses"]) == {"i2t", "t2i", "lss"}
+    assert set(epochs[-1]["losses"]) == {"id", "triplet", "i2t", "vss"}
+    weights = {"id": 0.25, "triplet": 1.0, "i2t": 1.0, "vss": 0.8}
+    total = sum(weights[name] * value for name, value in epochs[-1]["losses"].items())
+    assert epochs[-1]["loss"] == pytest.approx(total, rel=1e-5)
+    assert 0 < epochs[-1]["validation"]["mAP"] <= 1
+
+
+def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
+    groups = read_features(finished.features_file).groups
+    query, gallery = groups["query"], groups["gallery"]
+    ranking = evaluate_ranking(
+        query.features, gallery.features, query.identities, gallery.identities,
+        query.cameras, gallery.cameras,
+    )
+    assert result(finished)["mAP"] == ranking.mAP
+    assert result(finished)["initial"]["mAP"] != ranking.mAP
+
+
+def test_the_same_seed_gives_the_same_numbers_to_the_last_digit(
+    finished: Run, tmp_path: Path
+) -> None:
+    again = make_run(tmp_path)
+    experiment(again)
+    assert numbers(again) == numbers(finished)
+    assert result(again) == result(finished)
+
+
+def test_another_seed_gives_other_numbers(finished: Run, runs: Path) -> None:
+    other = make_run(runs, "seed=2")
+    experiment(other)
+    assert result(other)["mAP"] != result(finished)["mAP"]
+
+
+@pytest.mark.parametrize("stops", [[1], [3, 2], [5, 1]])
+def test_a_run_that_was_stopped_ends_with_the_numbers_of_one_that_was_not(
+    finished: Run, runs: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]
+) -> None:
+    run = make_run(runs, name=f"stopped-{stops}")
+    for steps in stops:
+        asked = iter([False] * steps)
+        monkeypatch.setattr(loop, "stop_requested", lambda asked=asked: next(asked, True))
+        with pytest.raises(Stopped):
+            experiment(run)
+        assert not run.is_complete()
+    monkeypatch.undo()
+    experiment(run)
+    assert numbers(run) == numbers(finished)
+    assert result(run) == result(finished)
+
+
+def test_weights_of_zero_are_plain_clip_reid(runs: Path) -> None:
+    run = make_run(runs, "stage1.lss_weight=0", "stage2.vss_weight=0")
+    experiment(run)
+    losses = [set(line["losses"]) for line in run.metrics()]
+    assert all(names in ({"i2t", "t2i"}, {"id", "triplet", "i2t"}) for names in losses)
+
+
+def test_losses_are_finite_in_bf16(runs: Path) -> None:
+    run = make_run(runs, "engine.precision=bf16", "stage1.epochs=1", "stage2.epochs=1",
+                   "stage1.warmup_epochs=0", "stage2.warmup_epochs=0")
+    experiment(run)
+    assert all(math.isfinite(v) for line in run.metrics() for v in line["losses"].values())
+
+
+def test_two_ranks_compute_what_one_rank_computes(finished: Run, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shutil.copytree(finished.folder.parents[1] / "cache", tmp_path / "cache")
+    port = str(free_port())
+    script = f"from pathlib import Path; from harness.runs import Run; from harness.trial import " \
+        f"execute; import sys; sys.exit(execute(Run(Path({str(run.folder)!r}))) != 'complete')"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True,
+            env=os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told[-2000:]
+    for one, two in zip(numbers(finished), numbers(run), strict=True):
+        for name, value in one["losses"].items():
+            assert two["losses"][name] == pytest.approx(value, rel=1e-4), (name, one["step"])
+    assert result(run)["mAP"] == pytest.approx(result(finished)["mAP"], abs=1e-3)
+
+
+def test_an_unreadable_image_is_named_before_training(finished: Run, tmp_path: Path) -> None:
+    world = next((finished.folder.parents[1] / "cache" / "data").iterdir())
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    broken = sorted((copy / "query").glob("*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    run = make_run(tmp_path / "runs", f"data.root={copy}")
+    with pytest.raises(UserError, match=broken.name):
+        experiment(run)
+    assert run.metrics() == []
+
+
+def test_a_batch_that_needs_more_identities_than_there_are_is_refused(runs: Path) -> None:
+    run = make_run(runs, "stage2.batch=64")
+    with pytest.raises(UserError, match="16 identities at a time, the training part has 6"):
+        experiment(run)
+
+
+def test_the_weights_file_holds_the_configuration(finished: Run) -> None:
+    from safetensors import safe_open
+
+    with safe_open(finished.weights_file, framework="np") as file:
+        assert "lss_weight: 0.8" in file.metadata()["config"]
+    assert json.loads(finished.result_file.read_text())["protocol"]

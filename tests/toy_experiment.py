@@ -1,0 +1,127 @@
+"""A stand-in for a real experiment, quick and without torch, that can be told to misbehave.
+
+Child processes import it by PYTHONPATH. It saves after every epoch, as a real one does, so that a
+test can see whether a resumed run repeats or loses any.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from harness.config import runtime
+from harness.files import read_json, write_json
+from harness.runs import Run
+from harness.stopping import Stopped, stop_requested
+from harness.sweeps import Sweep, read_sweep
+
+
+@dataclass
+class Work:
+    quality: float = 0.5
+    """Becomes the result."""
+    epochs: int = 2
+    epoch_s: float = 0.0
+    fail: Literal["no", "raise", "kill", "exit"] = "no"
+    fail_rank: int = 0
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.epochs < 1:
+            yield "epochs", "must be at least 1"
+
+
+@dataclass
+class Place:
+    runs: str = runtime("runs")
+    name: str = runtime("")
+    experiment: str = runtime("toy_experiment.run")
+
+
+@dataclass
+class Config:
+    seed: int = 1
+    work: Work = field(default_factory=Work)
+    run: Place = field(default_factory=Place)
+
+
+def run(run: Run, report=None) -> None:
+    settings = yaml.safe_load(run.config_file.read_text())
+    work = Work(**settings.get("work", {}))
+    rank = int(os.environ.get("RANK", "0"))
+    state = run.folder / "checkpoints" / f"{rank}.json"
+    first = read_json(state)["epoch"] if state.exists() else 0
+    note_surroundings(run, rank)
+    for epoch in range(first + 1, work.epochs + 1):
+        rest(work.epoch_s)
+        misbehave(work, rank)
+        if rank == 0:
+            score = work.quality * epoch / work.epochs
+            run.log_metrics({
+                "stage": "stage2", "epoch": epoch, "step": epoch, "loss": 1.0 / epoch,
+                "losses": {"toy": 1.0 / epoch}, "lr": 0.1, "validation": {"mAP": score},
+            })
+            if report is not None:
+                report({"epoch": epoch, "validation.mAP": score})
+        write_json(state, {"epoch": epoch})
+        if stop_requested() and epoch < work.epochs:
+            raise Stopped("told to stop")
+    if rank == 0:
+        write_json(run.result_file, {
+            "mAP": work.quality / 2, "mINP": work.quality / 4,
+            "cmc": {"1": work.quality, "5": work.quality, "10": work.quality},
+            "validation": {"mAP": work.quality, "cmc": {"1": work.quality}},
+            "initial": {"mAP": 0.1}, "seconds": 1.0,
+        })
+
+
+def rest(seconds: float) -> None:
+    """Sleep, but wake up when told to stop."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop_requested():
+        time.sleep(0.02)
+
+
+def misbehave(work: Work, rank: int) -> None:
+    if rank != work.fail_rank or work.fail == "no":
+        return
+    if work.fail == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if work.fail == "exit":
+        os._exit(7)
+    raise RuntimeError("the toy broke, as it was told to")
+
+
+def note_surroundings(run: Run, rank: int) -> None:
+    """Keep what each rank saw, for tests to look at."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
+             "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT", "TOY")
+    seen = {name: os.environ[name] for name in names if name in os.environ}
+    seen["pid"] = os.getpid()
+    seen["host"] = os.uname().nodename
+    write_json(Path(run.folder) / f"seen-{rank}.json", seen)
+
+
+def make_sweep(folder: Path, search: dict, *, recipe: dict | None = None, **keys) -> Sweep:
+    """Write a recipe and a sweep file of this experiment below `folder` and read them."""
+    recipes = folder / "recipes"
+    recipes.mkdir(parents=True, exist_ok=True)
+    settings = {"run": {"runs": str(folder / "runs")}, **(recipe or {})}
+    (recipes / "toy.yaml").write_text(yaml.safe_dump(settings))
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "toys", "recipe": "toy", "search": search, "resources": {"time": "10m"}, **keys,
+    }))
+    return read_sweep(file, schema=Config, recipes=recipes)
+
+
+def until(check, *, seconds: float = 60.0) -> None:
+    """Wait until `check()` is true."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.1)
