@@ -72,6 +72,7 @@ def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[st
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     steps: dict[str, float] = {}
+    _link_moments(engine)
     for name, parameter in trained(engine.module):
         weights[name] = _full_weight(engine, parameter)
         for moment in MOMENTS:
@@ -89,6 +90,7 @@ def _write(
     folder: Path, name: str, weights: dict[str, Tensor], moments: dict[str, Tensor],
     state: dict[str, Any], keep: int,
 ) -> Path:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -103,9 +105,9 @@ def _write(
             final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
         private.rename(final)
         write_json(folder / "latest.json", {"name": name})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
         shutil.rmtree(private, ignore_errors=True)
-        raise UserError(f"{folder}: the checkpoint cannot be written: {error.strerror}") from error
+        raise UserError(f"{folder}: the checkpoint cannot be written: {error}") from error
     _prune(folder, name, keep)
     return final
 
@@ -142,15 +144,14 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
         name = str(read_json(pointer)["name"])
         state = read_json(folder / name / "state.json")
         progress = Progress(**state["progress"])
+        written_by = state["signature"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{pointer}: the checkpoint that it names cannot be read ({error!r}); point it at "
             "another folder beside it, or delete the checkpoints folder to start afresh"
         ) from None
-    if state["signature"] != signature:
-        raise UserError(
-            f"{folder / name}: was written by run {state['signature']}, not by {signature}"
-        )
+    if written_by != signature:
+        raise UserError(f"{folder / name}: was written by run {written_by}, not by {signature}")
     return folder / name, progress
 
 
@@ -186,6 +187,10 @@ def restore(path: Path, engine: Any) -> None:
             f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} there "
             f"and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
+    moved = [n for n in parameters if state["optimizer_steps"].get(n)]
+    missing = [m for n in moved for m in (f"{n}.{kind}" for kind in MOMENTS) if m not in moments]
+    if missing:
+        raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(weights[name])
@@ -218,6 +223,23 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
 
 def _is_split(engine: Any) -> bool:
     return _inner(engine) is not engine.optimizer
+
+
+def _link_moments(engine: Any) -> None:
+    """Tell ZeRO where each parameter's moments are.
+
+    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
+    moments yet: theirs could never be read.
+    """
+    if not _is_split(engine):
+        return
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    groups = zip(
+        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
+    )
+    for parameters, partition in groups:
+        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
 
 
 def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
@@ -285,3 +307,4 @@ def _make_state(engine: Any) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    _link_moments(engine)

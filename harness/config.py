@@ -147,7 +147,8 @@ def find_recipe(name: str, folder: Path, *, where: str | None = None) -> Path:
         return file
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     start = f"{where}: " if where else ""
-    raise UserError(f"{start}no recipe {name!r}{_suggest(name, known)}\nrecipes: {', '.join(known)}")
+    listed = ", ".join(known)
+    raise UserError(f"{start}no recipe {name!r}{_suggest(name, known)}\nrecipes: {listed}")
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[Setting]:
@@ -294,7 +295,7 @@ def _accepts_number(kind: Any) -> bool:
 
 
 def to_mapping(config: Any, *, with_runtime: bool = True) -> dict[str, Any]:
-    """Return a config tree as nested plain mappings; `with_runtime=False` leaves those fields out."""
+    """Return a config tree as nested mappings; `with_runtime=False` leaves those fields out."""
     result: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         if not with_runtime and item.metadata.get("runtime"):

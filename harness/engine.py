@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harness.errors import UserError
+
 Precision = Literal["bf16", "fp16", "fp32"]
 TIMEOUT = timedelta(minutes=30)
 """How long a collective may wait; the slowest rank may be writing a cache."""
@@ -132,7 +134,7 @@ class _GatherRows(torch.autograd.Function):
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         start = rank() * ctx.count
-        return total[start : start + ctx.count] * 0.5
+        return total[start : start + ctx.count]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -171,7 +173,15 @@ def start_engine(
 
     The trained weights stay fp32; bf16 and fp16 are autocast of the forward pass (fp16 with a
     gradient scaler). Our loop never uses DeepSpeed's scheduler, data loader or checkpoints.
+    Raises UserError for fp16 with ZeRO.
     """
+    if precision == "fp16" and zero:
+        # DeepSpeed 0.19.8 skips the step on overflow before its scaler hears of it
+        raise UserError(
+            f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the "
+            "scale is never lowered and nothing is trained; use engine.precision=bf16 or "
+            "engine.zero=0"
+        )
     config = {
         "train_micro_batch_size_per_gpu": max(1, batch // world_size()),
         "gradient_accumulation_steps": accumulation,

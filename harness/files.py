@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a private name beside `path` to write to; on success it is fsynced and renamed to `path`.
+    """Give a private name beside `path` to write to; on success it is fsynced and renamed.
 
     The private name is unique, so that a file left by a kill never blocks a later writer. When the
     body raises, the private file is removed and `path` is untouched.

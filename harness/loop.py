@@ -68,7 +68,7 @@ class Recording:
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
-    """Train a stage to its last epoch, from its last checkpoint if there is one; returns the module.
+    """Train a stage to its end, from its last checkpoint if there is one; returns the module.
 
     A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
     requested and everything was saved, UserError when a loss is not finite.

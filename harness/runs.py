@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -235,10 +235,8 @@ def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
     except FileNotFoundError:
         return
     if _holder(aside).get("token") != holder.get("token"):  # a new holder's: give it back
-        try:
+        with suppress(FileExistsError):
             os.link(aside, path)
-        except FileExistsError:
-            pass
     aside.unlink(missing_ok=True)
 
 

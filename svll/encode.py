@@ -39,7 +39,7 @@ class Reader:
 
 
 def encode_shard(records: Records, reader: Reader, encode: Encode) -> tuple[slice, Tensor]:
-    """Encode this rank's share of the images; returns which rows they are, and [n, D] on the CPU."""
+    """Encode this rank's share of the images: which rows they are, and [n, D] on the CPU."""
     share = ranks.shard(len(records))
     rows = np.arange(len(records), dtype=np.int64)[share]
     if not len(rows):

@@ -321,10 +321,10 @@ class Trial:
                     self.run.features_file, groups, dataset=self.dataset.name,
                     model=self.run.signature,
                 )
-        result: dict[str, Any] = rank(*features.values(), query, gallery).as_json()
+        rows = (features["query"], features["gallery"])
+        result: dict[str, Any] = rank(*rows, query, gallery).as_json()
         if self.config.evaluation.rerank:
-            again = rank(*features.values(), query, gallery, rerank=KReciprocal())
-            result["reranked"] = again.as_json()
+            result["reranked"] = rank(*rows, query, gallery, rerank=KReciprocal()).as_json()
         validations = [m["validation"] for m in self.run.metrics() if "validation" in m]
         if validations:
             result["validation"] = validations[-1]

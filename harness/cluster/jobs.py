@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.runs import Run
+from harness.runs import HEARTBEAT_S, Run, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.trial import execute, job_id
 
@@ -47,6 +47,8 @@ def run_trial(run_folder: str) -> str:
     set_slurm_ranks()
     check_cores()
     run = Run(Path(run_folder))
+    if os.environ["RANK"] == "0":
+        drop_own_lock(run)
     outcome = "stopped" if stop_requested() else execute(run)
     if outcome == "failed":
         raise TrialFailed(run.status().get("error", "another rank failed"))
@@ -85,6 +87,23 @@ def check_cores() -> None:
              os.uname().nodename, ",".join(map(str, sorted(cores))))
     if len(cores) < asked:
         log.warning("%d cores were asked for, srun gave %d", asked, len(cores))
+
+
+def drop_own_lock(run: Run) -> None:
+    """Remove the lock that an earlier attempt of this very job left behind.
+
+    One that was killed outright could not, and from another node its lock looks alive for a while.
+    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
+    cut off from the controller, its heartbeat shows it and the lock stays.
+    """
+    holder = lock_holder(run.lock_file)
+    if holder is None or holder.get("job") != job_id():
+        return
+    beat = run.lock_file.stat().st_mtime
+    time.sleep(2.5 * HEARTBEAT_S)
+    if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
+        log.warning("the earlier attempt of this job was killed on %s", holder["host"])
+        run.lock_file.unlink()
 
 
 def requeue() -> None:

@@ -90,13 +90,15 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
         gpus=visible_gpus() if sweep.resources.gpus else [],
     )
     record.write()
-    started = subprocess.run(
-        [sys.executable, "-m", "harness.cluster.local", str(record.file)],
-        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-    )
+    # not a pipe: the workers inherit it, and its end would come with theirs
+    told = Path(record.folder) / "start.log"
+    with told.open("wb") as output:
+        started = subprocess.run(
+            [sys.executable, "-m", "harness.cluster.local", str(record.file)],
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )
     if started.returncode != 0:
-        raise UserError(f"no worker could be started here:\n{_tail_text(started.stderr)}")
+        raise UserError(f"no worker could be started here:\n{_tail(told)}")
     record.state = "submitted"
     record.write()
     return record
@@ -118,10 +120,12 @@ def cancel(sweep_folder: Path) -> None:
     for worker in here:
         _signal(worker["pid"], signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S + 10.0
-    while _alive_here(sweep_folder) and time.monotonic() < deadline:
+    # the process, not its lock: that is let go a moment before the end
+    while any(_lives(w["pid"]) for w in here) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    for worker in _alive_here(sweep_folder):
-        _signal(worker["pid"], signal.SIGKILL)
+    for worker in here:
+        if _lives(worker["pid"]):
+            _signal(worker["pid"], signal.SIGKILL)
     elsewhere = {w["host"] for w in workers} - {socket.gethostname()}
     if elsewhere:
         raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
@@ -139,8 +143,12 @@ def end_run(run: Run) -> None:
             time.sleep(POLL_S)
 
 
-def _alive_here(sweep_folder: Path) -> list[dict[str, Any]]:
-    return [w for w in living_workers(sweep_folder) if w["host"] == socket.gethostname()]
+def _lives(pid: int) -> bool:
+    """Whether a process is there and more than a zombie that its parent has yet to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _signal(pid: int, number: int) -> None:

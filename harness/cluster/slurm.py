@@ -26,7 +26,7 @@ OURS = {
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
 """Options of sbatch that would part a job from its trial."""
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 30.0
 CANCEL_LIMIT_S = 120.0
 IDS_PER_CALL = 500
 
@@ -185,14 +185,15 @@ def ask(command: Sequence[str]) -> str:
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not on PATH; --cluster local runs here") from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]}: no answer within {ANSWER_LIMIT_S:.0f} s") from None
-    if answer.returncode != 0:
+        told = f"nothing within {ANSWER_LIMIT_S:.0f} s"
+    else:
+        if answer.returncode == 0:
+            return answer.stdout
         told = answer.stderr.strip() or f"exit status {answer.returncode}"
-        raise UserError(
-            f"{command[0]}: {told}\nthe SLURM cluster does not answer; try again later, or run on "
-            "this machine by --cluster local"
-        )
-    return answer.stdout
+    raise UserError(
+        f"{command[0]}: {told}\nthe SLURM cluster does not answer; try again later, or run on this "
+        "machine by --cluster local"
+    )
 
 
 def my_jobs() -> dict[str, tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """How a sweep looks: the live table, plain lines for a log, the final ranking, what went wrong."""
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ def progress(run: Run, metric: str) -> dict[str, Any]:
     """Return the newest stage, epoch, loss and metric of a run, from the end of its metric log."""
     found: dict[str, Any] = {}
     for entry in _last_entries(run):
-        for key in ("stage", "epoch", "loss", "losses"):
+        for key in ("stage", "epoch", "loss"):
             if key in entry:
                 found.setdefault(key, entry[key])
         value = lookup(entry, metric)
@@ -47,8 +48,6 @@ def progress(run: Run, metric: str) -> dict[str, Any]:
 
 def _last_entries(run: Run) -> Iterator[dict[str, Any]]:
     """Yield the last entries of a metric log, newest first, without reading all of a long one."""
-    import json
-
     try:
         with run.metrics_file.open("rb") as file:
             size = file.seek(0, 2)
@@ -88,7 +87,7 @@ def _row(sweep: Sweep, view: View) -> list[str]:
     return [
         str(view.trial.index), view.trial.title, view.trial.signature,
         f"[{COLOURS[view.state]}]{view.state}[/]", str(newest.get("stage", "")),
-        str(newest.get("epoch", "")), number(newest.get("loss")), number(metric),
+        str(newest.get("epoch", "")), number(newest.get("loss")), fraction(metric),
         clock(elapsed(view)), view.note,
     ]
 
@@ -130,8 +129,8 @@ def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str])
         result = view.trial.run.result()
         table.add_row(
             str(place), *(number(view.trial.point[key]) for key in keys), str(view.trial.seed),
-            number(lookup(result, sweep.metric)),
-            *(number(lookup(result, key)) for key in columns.values()),
+            fraction(lookup(result, sweep.metric)),
+            *(fraction(lookup(result, key)) for key in columns.values()),
             clock(elapsed(view)), str(view.trial.run.folder),
         )
     return table
@@ -164,7 +163,7 @@ def line(sweep: Sweep, view: View) -> str:
     metric = newest.get("metric")
     if view.state == "complete":
         metric = lookup(view.trial.run.result(), sweep.metric)
-    words += [f"{sweep.metric} {number(metric)}"] if metric is not None else []
+    words += [f"{sweep.metric} {fraction(metric)}"] if metric is not None else []
     words += [f"({view.note})"] if view.note else []
     return " ".join(words)
 
@@ -179,6 +178,11 @@ def number(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def fraction(value: Any) -> str:
+    """Return a metric to four places, nothing for None."""
+    return "" if value is None else f"{value:.4f}"
 
 
 def clock(seconds: float | None) -> str:

@@ -4,12 +4,14 @@ Letters: B images or prompts, L tokens, W width of a tower, D joint space.
 """
 
 import logging
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.errors import UserError
@@ -19,6 +21,11 @@ HERE = Path(__file__).parent
 TINY = "svll-tiny"
 TINY_WEIGHTS = HERE / "svll-tiny.safetensors"
 TINY_MERGES = HERE / "svll-tiny.txt.gz"
+_READ_FAULTS = (
+    RuntimeError, KeyError, OSError, ValueError, EOFError, StopIteration, AttributeError, TypeError,
+    pickle.UnpicklingError, SafetensorError,
+)
+"""How open_clip fails on files that are no weights of the model, seen with each kind."""
 
 
 class ImageFeatures(NamedTuple):
@@ -59,15 +66,35 @@ def load_clip(
         near = [m for m in open_clip.list_models() if m.lower() == name.lower().replace("/", "-")]
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"model.name: open_clip knows no model {name!r}{hint}")
+    if not _is_plain(open_clip.get_model_config(name)):
+        raise UserError(
+            f"model.name: {name} has no plain vision and text transformer; choose a ViT model"
+        )
     source = _weights_source(open_clip, name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(open_clip, name, source)
-    if not isinstance(model.visual, open_clip.transformer.VisionTransformer):
-        raise UserError(f"model.name: {name} has no plain vision transformer; choose a ViT model")
     digest = weights_hash(model)
     image = ImageEncoder(model.visual, height=height, width=width, stride=stride)
     return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
+
+
+def _is_plain(config: dict[str, Any]) -> bool:
+    """Whether features are read as here: a ViT's class token, causal text's last token.
+
+    Asked before anything is downloaded or built; open_clip has other models of the same names.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    return (
+        isinstance(vision.get("layers"), int)  # a list: ResNet
+        and "timm_model_name" not in vision
+        and vision.get("pool_type", "tok") == "tok"
+        and not vision.get("attentional_pool")
+        and not config.get("custom_text")
+        and "hf_tokenizer_name" not in text
+        and not text.get("no_causal_mask")
+        and text.get("pool_type", "argmax") == "argmax"
+    )
 
 
 def tokenizer_for(name: str) -> Any:
@@ -110,14 +137,25 @@ def _weights_source(open_clip: Any, name: str, weights: str | None) -> str | Non
 def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
     try:
         return open_clip.create_model(name, pretrained=source, device="cpu")
-    except (RuntimeError, KeyError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except _READ_FAULTS as error:
+        reason = _reason(error)
         if source and Path(source).is_file():
-            raise UserError(f"model.weights: {source} does not fit {name}: {first}") from None
+            raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
         raise UserError(
-            f"model.weights: {source!r} of {name} could not be loaded: {first}\n"
+            f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
             "Without network, download the file elsewhere and give its path."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Say in a line why weights could not be read."""
+    # torch's own texts for these two advise to execute what the file says
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive; save its state_dict() as safetensors"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no checkpoint, or holds more than tensors"
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.files import atomic_write, write_json
 from harness.rng import generator
-from svll.data.synthetic import World, caption, cameras_of, render, vocabulary
+from svll.data.synthetic import World, cameras_of, caption, render, vocabulary
 from svll.models.clip import HERE, TINY, TINY_MERGES, TINY_WEIGHTS, tokenizer_for
 from svll.models.tokens import learn_merges, write_merges
 
@@ -37,11 +37,11 @@ class Pretraining:
     """Everything that decides the weights."""
 
     seed: int = 1234
-    identities: int = 2000
+    identities: int = 1000
     """Half of them persons' train ids, half test ids of a world; all are used."""
     held_out: int = 200
     """Further identities, one image each, on which retrieval is measured."""
-    epochs: int = 16
+    epochs: int = 14
     batch: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
@@ -91,7 +91,7 @@ def pretrain(plan: Pretraining, *, workers: int) -> dict[str, Any]:
 def draw(
     plan: Pretraining, first: int, identities: int, workers: int, *, one_each: bool = False
 ) -> Pairs:
-    """Draw `identities` persons from number `first` on, two images each per camera or one in all."""
+    """Draw `identities` persons from number `first` on: two images per camera, or one in all."""
     world = World(identities // 2, identities // 2, seed=plan.seed, first_identity=first)
     shots = []
     for identity in sorted([*world.train_ids, *world.test_ids]):

@@ -1,4 +1,4 @@
-"""What ReID adds to CLIP: side information, BNNecks, projection heads, and the model that tests use.
+"""What ReID adds to CLIP: side information, BNNecks, projection heads, the tested model.
 
 Letters: B images, N identities, W tower width, D joint space.
 """
@@ -10,7 +10,7 @@ from svll.models.clip import ImageEncoder, ImageFeatures
 
 
 class BNNeck(nn.Module):
-    """Batch normalisation (bias frozen) and a bias-free classifier (Luo et al. 2019, section 3.6)."""
+    """Batch normalisation (bias frozen), then a bias-free classifier (Luo et al. 2019, 3.6)."""
 
     def __init__(self, width: int, identities: int) -> None:
         super().__init__()

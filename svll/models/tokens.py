@@ -3,6 +3,7 @@
 import gzip
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from harness.files import atomic_write
@@ -20,7 +21,7 @@ def learn_merges(words: Iterable[str]) -> list[Pair]:
     merges: list[Pair] = []
     while True:
         counts = Counter(
-            pair for word in spelled for pair in zip(word, word[1:], strict=False)
+            pair for word in spelled for pair in pairwise(word)
         )
         if not counts:
             return merges

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import engine as ranks
+from harness.errors import UserError
 
 STEPS, ROWS, RATE = 8, 12, 0.05
 
@@ -100,6 +101,18 @@ def led(file: str) -> dict[str, Any]:
     except (ValueError, RuntimeError) as error:
         failure = f"{type(error).__name__}: {error}"
     return {"text": text, "failure": failure, "still in step": gathered_labels()}
+
+
+def fp16_with_zero(zero: int) -> str:
+    module = nn.Linear(4, 4)
+    try:
+        ranks.start_engine(
+            module, torch.optim.Adam(module.parameters()), batch=1, precision="fp16", zero=zero,
+            accumulation=1, clipping=0.0,
+        )
+    except UserError as error:
+        return str(error)
+    return "started"
 
 
 def dtypes(precision: str) -> dict[str, str]:
@@ -215,6 +228,15 @@ def test_precision_is_that_of_the_forward_pass_and_weights_stay_fp32(
 ) -> None:
     output = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
     assert one_rank(dtypes, precision=precision) == [{"output": output, "weights": "torch.float32"}]
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_fp16_with_zero_is_refused_because_it_would_train_nothing(one_rank: Any, zero: int) -> None:
+    (told,) = one_rank(fp16_with_zero, zero=zero)
+    assert told == (
+        f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the scale "
+        "is never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
+    )
 
 
 def test_gathering_without_other_ranks_costs_nothing() -> None:

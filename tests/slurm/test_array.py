@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,16 +72,19 @@ def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path:
     over(sweep)
 
 
-def test_a_job_that_is_killed_outright_is_seen_and_submitted_again(
+def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_again(
     slurm: Any, tmp_path: Path
 ) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["kill"]}})
+    sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 4, "epoch_s": 1.0}})
     launch(sweep, "slurm")
-    over(sweep, patience_s=100)
-    [view] = survey(sweep)
-    assert (view.state, view.status["state"]) == ("died", "running")
-    assert len(launch(sweep, "slurm")) == 1
-    cancel(sweep)
+    [trial] = sweep.trials
+    toy.until(lambda: len(trial.run.metrics()) >= 2)
+    os.kill(read_json(trial.run.folder / "seen-0.json")["pid"], signal.SIGKILL)
+    toy.until(lambda: sacct(slurm, job_of(sweep, 0)).startswith("FAILED"))
+    assert launch(sweep, "slurm") == []  # its lock may belong to a living process yet
+    slurm.run("scontrol", "requeue", job_of(sweep, 0))
+    toy.until(trial.run.is_complete)
+    assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
 def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
@@ -219,6 +223,7 @@ def test_a_controller_that_does_not_answer_is_an_error_not_an_empty_queue(
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"begin": "now+1hour"})
     launch(sweep, "slurm")
+    monkeypatch.setattr(slurm_jobs, "ANSWER_LIMIT_S", 2.0)
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere.conf"))
     with pytest.raises(Exception, match="the SLURM cluster does not answer"):
         launch(sweep, "slurm")

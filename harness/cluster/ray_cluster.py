@@ -1,0 +1,326 @@
+"""Ray on the nodes of one job: our own `ray start` processes, one per node, closed to all others.
+
+`ray stop` and `ray symmetric-run` act on every Ray that the user has on a node, so neither is used:
+each node's task starts one child in a session of its own and ends it by its process id. Every port
+is picked free and recorded; Ray's files lie in a private folder on the node; every connection needs
+a token that only the owner can read; Ray is told what the job was given, not what the machine has.
+
+    <job folder>/ray-<attempt>.json    address, ports, process ids; whether this Ray is over
+    <job folder>/ray-<attempt>.token   the token
+    <job folder>/ray-<node>.log        what `ray start` says
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cluster.jobs import end_with_parent
+from harness.files import read_json, write_json
+from harness.stopping import stop_requested
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100_000_000
+"""Only metrics travel through Ray; its smallest store is 75 MB."""
+START_LIMIT_S = 120.0
+START_TRIES = 3
+"""A port that was free may be taken before Ray has it."""
+END_LIMIT_S = 10.0
+POLL_S = 0.2
+PORTS = (
+    "node-manager-port", "object-manager-port", "runtime-env-agent-port", "metrics-export-port",
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+)
+HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
+
+
+class RayFailed(Exception):
+    """Ray did not start or ended by itself; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one node gives to Ray."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the tasks of one attempt of a job find each other: files in the job's folder."""
+
+    folder: Path
+    attempt: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"ray-{self.attempt}.json"
+
+    @property
+    def token(self) -> Path:
+        return self.folder / f"ray-{self.attempt}.token"
+
+    def read(self) -> dict[str, Any] | None:
+        """Return what the head has written, None before it has."""
+        try:
+            return dict(read_json(self.file))
+        except FileNotFoundError:
+            return None
+
+    def write(self, **facts: Any) -> None:
+        """Add facts; only the head writes."""
+        write_json(self.file, {**(self.read() or {}), **facts})
+
+
+@dataclass(frozen=True)
+class Node:
+    """One running `ray start --block`."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+    log: Path
+
+    def check(self) -> None:
+        """Raise RayFailed when Ray has ended on this node."""
+        if self.process.poll() is not None:
+            raise RayFailed(f"Ray ended on {socket.gethostname()}; {self.log}:\n{_tail(self.log)}")
+
+    def end(self) -> None:
+        """End Ray on this node, with all its workers, and remove its folder."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            log.warning("Ray did not end within %.0f s and is killed", END_LIMIT_S)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def environment(meeting: Meeting) -> dict[str, str]:
+    """Return the environment of all that belongs to this Ray."""
+    # a Ray or a token of the user's own must not be mistaken for ours
+    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    return {
+        **kept,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(meeting.token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # TERM would otherwise wait half a minute for services that we do not have
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # it kills workers when the machine is full, by whomever; the job has a limit of its own
+        "RAY_memory_monitor_refresh_ms": "0",
+        # a run whose actor ends saves first; Ray would kill it at once
+        "RAY_kill_child_processes_on_worker_exit": "false",
+    }
+
+
+@contextmanager
+def head(meeting: Meeting, share: Share, *, peer: str | None) -> Iterator[Node]:
+    """Keep the head of a new Ray on this node while the body runs; the meeting file then says so.
+
+    peer: another node of the job, None when there is none; Ray listens on the address that faces
+    it. Raises RayFailed.
+    """
+    descriptor = os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    node, ip, ports = _start_head(meeting, share, own_address(peer) if peer else "127.0.0.1")
+    try:
+        meeting.write(
+            state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
+            host=socket.gethostname(), pid=node.process.pid, temp=str(node.folder),
+        )
+        yield node
+    finally:
+        meeting.write(state="over")
+        node.end()
+        meeting.token.unlink(missing_ok=True)
+
+
+def _start_head(meeting: Meeting, share: Share, ip: str) -> tuple[Node, str, dict[str, int]]:
+    for attempt in range(1, START_TRIES + 1):
+        ports = free_ports((*HEAD_PORTS, *PORTS))
+        node = _start(["--head", "--include-dashboard=false"], meeting, share, ip, ports)
+        try:
+            _wait_for_port(node, ip, ports["port"])
+            return node, ip, ports
+        except RayFailed as error:
+            node.end()
+            if attempt == START_TRIES:
+                raise
+            log.warning("%s\nanother try with other ports", error)
+    raise AssertionError("unreachable")
+
+
+def _wait_for_port(node: Node, ip: str, port: int) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while not stop_requested():
+        node.check()
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex((ip, port)) == 0:
+                return
+        if time.monotonic() > deadline:
+            raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
+        time.sleep(POLL_S)
+
+
+def serve(meeting: Meeting, share: Share) -> None:
+    """Be a further node of the Ray whose head another task starts, until it is over.
+
+    Returns early when told to stop. Raises RayFailed.
+    """
+    found = _wait_for_head(meeting)
+    if found is None:
+        return
+    ip = own_address(found["ip"])
+    node = _start([f"--address={found['address']}"], meeting, share, ip, free_ports(PORTS))
+    try:
+        while not stop_requested() and not _is_over(meeting):
+            node.check()
+            time.sleep(POLL_S)
+    except RayFailed:
+        if not _is_over(meeting):  # Ray's workers also end by themselves when their head goes
+            raise
+    finally:
+        node.end()
+
+
+def _wait_for_head(meeting: Meeting) -> dict[str, Any] | None:
+    deadline = time.monotonic() + START_TRIES * START_LIMIT_S
+    while not stop_requested():
+        found = meeting.read()
+        if found is not None:
+            return found if found["state"] == "up" else None
+        if time.monotonic() > deadline:
+            raise RayFailed(f"{meeting.file}: the first node's Ray did not start")
+        time.sleep(POLL_S)
+    return None
+
+
+def _is_over(meeting: Meeting) -> bool:
+    found = meeting.read()
+    return found is None or found["state"] == "over"
+
+
+def _start(
+    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int]
+) -> Node:
+    """Start Ray on this node, in a session of its own."""
+    # Ray opens its folder to everyone, hence one inside; a socket's path may have 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", *options,
+        f"--node-ip-address={ip}", f"--temp-dir={folder}/r",
+        f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]
+    memory = memory_limit()
+    if memory is not None:
+        command.append(f"--memory={memory - OBJECT_STORE_BYTES}")
+    log_file = meeting.folder / f"ray-{socket.gethostname()}.log"
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.cluster.ray_cluster", *command],
+            env=environment(meeting), start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT,
+        )
+    log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
+             process.pid, share, ports)
+    return Node(process, folder, log_file)
+
+
+# --- facts of this node ---
+
+
+def free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    """Return a port by each name, all different and free on every address now."""
+    probes = {name: socket.socket() for name in names}
+    try:
+        for probe in probes.values():
+            probe.bind(("", 0))
+        return {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
+    finally:
+        for probe in probes.values():
+            probe.close()
+
+
+def own_address(towards: str) -> str:
+    """Return the address by which this node reaches another; nothing is sent.
+
+    Not what the own host name stands for: that is 127.0.1.1 on many machines.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))
+        return str(probe.getsockname()[0])
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that this process and its children may use, None when nothing says so."""
+    slurm = os.environ
+    limits = []
+    if "SLURM_MEM_PER_NODE" in slurm:
+        limits.append(int(slurm["SLURM_MEM_PER_NODE"]) << 20)
+    elif "SLURM_MEM_PER_CPU" in slurm and "SLURM_CPUS_ON_NODE" in slurm:
+        limits.append((int(slurm["SLURM_MEM_PER_CPU"]) * int(slurm["SLURM_CPUS_ON_NODE"])) << 20)
+    limits += _cgroup_limits()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((limit for limit in limits if 0 < limit < total), default=None)
+
+
+def _cgroup_limits() -> list[int]:
+    """Return the memory limits of this process' control group and of those around it."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, name = (
+            ("/sys/fs/cgroup", "memory.max") if not controllers
+            else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        )
+        group = Path(root + path)
+        for place in (group, *group.parents):
+            try:
+                text = (place / name).read_text().strip()
+            except OSError:
+                continue
+            found += [int(text)] if text.isdigit() else []
+    return found
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-20:])
+
+
+def become(command: list[str]) -> None:
+    """Turn this process into `ray start`, deaf to USR2 and ended with its parent.
+
+    SLURM sends a preemption's USR2 to every process of a job; Ray's would die of it, and with them
+    the runs' chance to answer in order. All that Ray starts inherits the deafness.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    end_with_parent()
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    become(sys.argv[1:])

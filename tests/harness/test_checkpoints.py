@@ -1,0 +1,363 @@
+"""A run that was stopped and goes on is the run that was never stopped, on any number of ranks."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+from harness import checkpoints
+from harness import engine as ranks
+from harness.checkpoints import Progress
+from harness.errors import UserError
+
+ROWS, SPLIT, STEPS = 8, 3, 7
+"""Rows of a batch, steps before the stop, steps of the whole run."""
+
+
+# --- what runs on the ranks ---
+
+
+class Toy(nn.Module):
+    """Trained, frozen and idle parameters, and running statistics over the global batch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = nn.Linear(5, width)
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(width)
+        self.norm.bias.requires_grad_(False)
+        self.last = nn.Linear(width, 3)
+        self.register_buffer("note", torch.ones(2), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        hidden = self.norm(ranks.gather_rows(self.frozen(self.first(rows).tanh())).float())
+        return self.last(hidden).square().mean()
+
+
+def start(zero: int, *, width: int = 6, precision: str = "fp32", idle: bool = False) -> Any:
+    module = Toy(width)
+    if idle:  # trained by name, but no loss ever reaches it
+        module.idle = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [module.first.weight, module.norm.weight, module.last.weight], "lr": 1e-2},
+            {"params": [module.first.bias, module.last.bias, *([module.idle] if idle else [])],
+             "lr": 2e-2},
+        ],
+        weight_decay=1e-3, fused=True,
+    )
+    return ranks.start_engine(
+        module, optimizer, batch=ROWS, precision=precision,  # type: ignore[arg-type]
+        zero=zero, accumulation=1, clipping=0.0,
+    )
+
+
+def train(
+    to: str, first: int, last: int, zero: int, since: str | None = None, **options: Any
+) -> list[float]:
+    """Take steps `first` to `last` from the checkpoint in `since`, save in `to`; returns weights."""
+    engine = start(zero, **options)
+    if since is not None:
+        found = checkpoints.latest(Path(since), signature="a run")
+        assert found is not None
+        checkpoints.restore(found[0], engine)
+    for step in range(first, last):
+        rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(step))
+        engine.backward(engine(rows[ranks.shard(ROWS)]))
+        engine.step()
+    at = Progress("toy", epoch=1, step=last, metric_lines=4, sums={"loss": 0.1}, steps_total=last)
+    checkpoints.save(Path(to), engine, at, signature="a run")
+    weights = torch.cat([p.detach().flatten() for _, p in checkpoints.trained(engine.module)])
+    engine.destroy()
+    return weights.tolist()
+
+
+def save_often(folder: str) -> list[list[str]]:
+    """Save at five points, with what a killed writer left; returns the folder after each."""
+    engine = start(0)
+    listings = []
+    for step in range(5):
+        os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
+        checkpoints.save(Path(folder), engine, Progress("toy", 1, step, 0), signature="a run")
+        listings.append(sorted(os.listdir(folder)))
+    engine.destroy()
+    return listings
+
+
+def save_on_a_full_disk(folder: str) -> str:
+    """Save where no file may grow beyond 300 bytes; returns what is said."""
+    import resource
+
+    engine = start(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        checkpoints.save(Path(folder), engine, Progress("toy", 9, 9, 0), signature="a run")
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        engine.destroy()
+    return "nothing was raised"
+
+
+def refusal(path: str, **options: Any) -> str:
+    """What restoring the checkpoint at `path` says, with every way to unpickle shut."""
+
+    def shut(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    engine = start(0, **options)
+    opened = pickle.load, pickle.loads, pickle.Unpickler, torch.load
+    pickle.load = pickle.loads = pickle.Unpickler = torch.load = shut  # type: ignore[misc,assignment]
+    try:
+        checkpoints.restore(Path(path), engine)
+    except UserError as error:
+        return str(error)
+    finally:
+        pickle.load, pickle.loads, pickle.Unpickler, torch.load = opened  # type: ignore[misc]
+        engine.destroy()
+    return "restored"
+
+
+# --- going on ---
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that the newest checkpoint of a folder holds, less how many ranks wrote it."""
+    path = folder / json.loads((folder / "latest.json").read_text())["name"]
+    state = json.loads((path / "state.json").read_text())
+    del state["ranks"]
+    return {
+        "weights": load_file(path / "weights.safetensors"),
+        "moments": load_file(path / "moments.safetensors"), "state": state,
+    }
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any], *, tolerance: float = 0.0) -> None:
+    assert a["state"] == b["state"]
+    for kind in ("weights", "moments"):
+        assert a[kind].keys() == b[kind].keys()
+        for name, value in a[kind].items():
+            np.testing.assert_allclose(value, b[kind][name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("world", ["one_rank", "two_ranks"])
+def test_a_run_that_was_stopped_ends_as_the_undisturbed_one_to_the_bit(
+    world: str, zero: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    call = request.getfixturevalue(world)
+    whole = call(train, to=tmp_path / "whole", first=0, last=STEPS, zero=zero)
+    call(train, to=tmp_path / "stopped", first=0, last=SPLIT, zero=zero)
+    resumed = call(
+        train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+        zero=zero,
+    )
+    assert resumed == whole
+    assert all(weights == whole[0] for weights in whole)
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+    # and neither is the start nor the half-way point
+    stopped = content(tmp_path / "stopped")["weights"]
+    assert any((stopped[n] != w).any() for n, w in content(tmp_path / "whole")["weights"].items())
+
+
+def test_a_checkpoint_means_the_same_on_other_ranks_and_zero_stages(
+    one_rank: Any, two_ranks: Any, tmp_path: Path
+) -> None:
+    two_ranks(train, to=tmp_path / "0", first=0, last=SPLIT, zero=2)
+    places = [(one_rank, 0), (two_ranks, 1), (one_rank, 2), (two_ranks, 0), (two_ranks, 2)]
+    for number, (call, zero) in enumerate(places, start=1):
+        call(train, to=tmp_path / f"{number}", since=tmp_path / f"{number - 1}",
+             first=SPLIT, last=SPLIT, zero=zero)
+        assert_same(content(tmp_path / f"{number}"), content(tmp_path / "0"))
+
+
+def test_two_ranks_with_zero_2_go_on_as_one_rank_without_and_back(
+    one_rank: Any, two_ranks: Any, tmp_path: Path
+) -> None:
+    one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, zero=0)
+    two_ranks(train, to=tmp_path / "a", first=0, last=2, zero=2)
+    one_rank(train, to=tmp_path / "b", since=tmp_path / "a", first=2, last=5, zero=0)
+    two_ranks(train, to=tmp_path / "c", since=tmp_path / "b", first=5, last=STEPS, zero=2)
+    assert_same(content(tmp_path / "c"), content(tmp_path / "whole"), tolerance=2e-6)
+
+
+def test_the_fp16_scale_goes_on_where_it_was(one_rank: Any, tmp_path: Path) -> None:
+    options = {"zero": 0, "precision": "fp16"}
+    whole = one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, **options)
+    stopped = one_rank(train, to=tmp_path / "stopped", first=0, last=SPLIT, **options)
+    one_rank(train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+             **options)
+    assert content(tmp_path / "stopped")["state"]["scaler"]["scale"] < 65536, "nothing overflowed"
+    assert stopped != whole
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_parameter_that_no_loss_reaches_goes_on_too(
+    one_rank: Any, zero: int, tmp_path: Path
+) -> None:
+    options = {"zero": zero, "idle": True}
+    one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, **options)
+    one_rank(train, to=tmp_path / "stopped", first=0, last=SPLIT, **options)
+    one_rank(train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+             **options)
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+
+
+# --- what is written ---
+
+
+def test_only_what_is_trained_is_saved(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=1, zero=0)
+    saved = content(tmp_path)
+    trained = ["first.bias", "first.weight", "last.bias", "last.weight", "norm.weight"]
+    statistics = ["norm.num_batches_tracked", "norm.running_mean", "norm.running_var"]
+    assert sorted(saved["weights"]) == sorted(trained + statistics)
+    assert sorted(saved["moments"]) == sorted(
+        f"{name}.{moment}" for name in trained for moment in ("exp_avg", "exp_avg_sq")
+    )
+    assert saved["state"]["optimizer_steps"] == dict.fromkeys(trained, 1.0)
+    files = {path.suffix for path in (tmp_path / "toy-0001-000001").iterdir()}
+    assert files == {".safetensors", ".json"}
+
+
+def test_the_place_in_the_run_is_told_as_it_was_saved(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert path == tmp_path / "toy-0001-000002"
+    assert at == Progress("toy", 1, 2, 4, {"loss": 0.1}, 2)
+
+
+def test_the_two_newest_stay_and_what_killed_writers_left_goes(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    (listings,) = one_rank(save_often, folder=tmp_path)
+    names = [f"toy-0001-{step:06d}" for step in range(5)]
+    assert listings == [
+        ["latest.json", *names[max(0, step - 1) : step + 1]] for step in range(5)
+    ]
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=1, zero=0)
+    before = content(tmp_path)
+    (told,) = one_rank(save_on_a_full_disk, folder=tmp_path)
+    assert told.startswith(f"{tmp_path}: the checkpoint cannot be written: ")
+    assert "too large" in told
+    assert_same(content(tmp_path), before)
+    assert sorted(os.listdir(tmp_path)) == ["latest.json", "toy-0001-000001"]
+
+
+# --- what cannot be gone on from ---
+
+
+@pytest.fixture
+def saved(one_rank: Any, tmp_path: Path) -> Path:
+    """A folder with one checkpoint."""
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    return tmp_path
+
+
+def refused(folder: Path, signature: str = "a run") -> str:
+    with pytest.raises(UserError) as caught:
+        checkpoints.latest(folder, signature=signature)
+    return str(caught.value)
+
+
+def test_no_checkpoint_at_all_is_a_start(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path / "missing", signature="a run") is None
+    (tmp_path / ".toy-0001-000002.killed.tmp").mkdir()
+    assert checkpoints.latest(tmp_path, signature="a run") is None
+
+
+def test_a_missing_pointer_is_no_start(saved: Path) -> None:
+    (saved / "latest.json").unlink()
+    assert refused(saved) == (
+        f'{saved}: has checkpoints but no latest.json; restore that file ({{"name": NEWEST '
+        "FOLDER}) or delete the folder to start afresh"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"name": "toy-0009-000009"}', "[]"])
+def test_a_pointer_to_nothing_is_no_start(saved: Path, text: str) -> None:
+    (saved / "latest.json").write_text(text)
+    assert refused(saved).startswith(
+        f"{saved}/latest.json: the checkpoint that it names cannot be read ("
+    )
+    assert "point it at another folder beside it" in refused(saved)
+
+
+@pytest.mark.parametrize("key", ["progress", "signature"])
+def test_a_state_file_without_all_its_keys_cannot_be_read(saved: Path, key: str) -> None:
+    file = saved / "toy-0001-000002" / "state.json"
+    state = json.loads(file.read_text())
+    del state[key]
+    file.write_text(json.dumps(state))
+    assert f"cannot be read (KeyError('{key}'))" in refused(saved)
+
+
+def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
+    assert refused(saved, "b run") == (
+        f"{saved}/toy-0001-000002: was written by run a run, not by b run"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "pickle"])
+def test_a_damaged_file_is_named_and_nothing_is_unpickled(
+    saved: Path, one_rank: Any, name: str, damage: str
+) -> None:
+    path = saved / "toy-0001-000002"
+    content_before = (path / name).read_bytes()
+    if damage == "missing":
+        (path / name).unlink()
+    else:
+        pickled = pickle.dumps({"weights": np.zeros(3)})
+        (path / name).write_bytes(
+            {"cut": content_before[:-40], "empty": b"", "pickle": pickled}[damage]
+        )
+    (told,) = one_rank(refusal, path=path)
+    assert told.startswith(f"{path / name}: cannot be read: ")
+
+
+def test_restoring_unpickles_nothing(saved: Path, one_rank: Any) -> None:
+    assert one_rank(refusal, path=saved / "toy-0001-000002") == ["restored"]
+
+
+def test_other_shapes_are_named_with_both(saved: Path, one_rank: Any) -> None:
+    path = saved / "toy-0001-000002"
+    assert one_rank(refusal, path=path, width=7) == [
+        f"{path}: does not fit this run: first.bias is (6,) there and (7,) here (6 tensors differ)"
+    ]
+
+
+def test_a_checkpoint_without_a_parameters_moments_is_refused(saved: Path, one_rank: Any) -> None:
+    from safetensors.numpy import save_file
+
+    path = saved / "toy-0001-000002"
+    moments = load_file(path / "moments.safetensors")
+    del moments["last.bias.exp_avg"]
+    save_file(moments, path / "moments.safetensors")
+    (told,) = one_rank(refusal, path=path)
+    assert told == f"{path}/moments.safetensors: has no last.bias.exp_avg"
+
+
+def test_an_older_checkpoint_can_be_pointed_at(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    one_rank(train, to=tmp_path, since=tmp_path, first=2, last=4, zero=0)
+    shutil.rmtree(tmp_path / "toy-0001-000004")
+    (tmp_path / "latest.json").write_text('{"name": "toy-0001-000002"}')
+    one_rank(train, to=tmp_path / "again", since=tmp_path, first=2, last=4, zero=0)
+    one_rank(train, to=tmp_path / "whole", first=0, last=4, zero=0)
+    assert_same(content(tmp_path / "again"), content(tmp_path / "whole"))
