@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
@@ -130,7 +131,9 @@ def read_recipe(path: Path, schema: type) -> list[Setting]:
             here = None
         else:
             where = f"{here}, line {lines['extends']}"
-            here = find_recipe(str(base), here.parent, where=where)
+            # a path is meant from the file that it stands in
+            name = str(here.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
+            here = find_recipe(name, here.parent, where=where)
     return settings
 
 
@@ -193,7 +196,9 @@ def build(schema: type[T], settings: Iterable[Setting]) -> T:
             faults.append(f"{setting.where}: {fault}")
     config = typing.cast(T, OmegaConf.to_object(tree))
     for key, message in _tree_faults(config, ""):
-        faults.append(f"{sources.get(key, 'default')}: {key}: {message}")
+        # where the user wrote this key or, if it is a default, another that the message names
+        named = [sources[k] for k in sources if "." in k and f"{k}=" in message]
+        faults.append(f"{sources.get(key, (named or ['default'])[0])}: {key}: {message}")
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
     return config
@@ -214,9 +219,27 @@ def _apply(tree: Any, setting: Setting, known: Sequence[str], schema: type) -> s
         return f"{key}: expected {type_words(expected)}, found {value!r}"
     try:
         OmegaConf.update(tree, key, value)
+        fits = _fits(OmegaConf.select(tree, key, throw_on_missing=True))
     except (OmegaConfBaseException, ValueError):
-        return f"{key}: expected {type_words(expected)}, found {value!r}"
-    return None
+        fits = False
+    if fits:
+        return None
+    _unset(tree, key, schema)
+    return f"{key}: expected {type_words(expected)}, found {value!r}"
+
+
+def _fits(value: Any) -> bool:
+    """Refuse what OmegaConf lets through: numbers that are not finite, lists inside of lists."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return not any(isinstance(item, Container) or not _fits(item) for item in value)
+    return True
+
+
+def _unset(tree: Any, key: str, schema: type) -> None:
+    """Put a key's default back, so that the other keys can still be checked."""
+    OmegaConf.update(tree, key, OmegaConf.select(OmegaConf.structured(schema), key))
 
 
 def _tree_faults(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -350,4 +373,5 @@ def _names(paths: Iterable[Path]) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "a text"}.get(type(value), type(value).__name__)
+    kinds: dict[type, str] = {list: "a list", str: "a text"}
+    return kinds.get(type(value), type(value).__name__)

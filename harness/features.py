@@ -149,7 +149,7 @@ def write_part(folder: StrPath, rank: int, rows: Integers, features: NDArray[Any
     assert features.ndim == 2, features.shape
     assert rows.shape == features.shape[:1], (rows.shape, features.shape)
     name = f"part-{rank:05d}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.h5"
-    with _new_file(Path(folder) / name, features.nbytes + rows.nbytes) as file:
+    with _new_file(Path(folder) / name, _stored(features) + 9 * len(rows)) as file:
         _put_rows(file, "features", features)
         _put_rows(file, "row", rows)
         file.attrs.update(format=PART_FORMAT, version=VERSION)
@@ -231,9 +231,9 @@ def _part_rows(path: Path, total: int) -> Integers:
 def _new_file(path: Path, size: int) -> Iterator[h5py.File]:
     """A new HDF5 file of about `size` bytes, under a private name until it is whole.
 
-    Space is reserved first: HDF5 that meets a full disk while writing crashes the process (seen:
-    segmentation fault with HDF5 1.14 and 2.0, when the file is closed). What the estimate is too large
-    stays as unused bytes at the file's end.
+    Space is reserved first, because HDF5 that meets a full disk while writing takes the process
+    down (seen with HDF5 2.0: segmentation fault when the file is closed). Where the estimate was
+    too large, unused bytes stay at the file's end.
     """
     size += size // 64 + 2**16  # chunk index, headers
     try:
@@ -251,10 +251,10 @@ def _new_file(path: Path, size: int) -> Iterator[h5py.File]:
     except OSError as error:
         if error.errno not in FULL:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(next(p for p in path.parents if p.is_dir())).free
         raise UserError(
-            f"{path}: no room: {size:,} bytes are needed, {free:,} are free on that disk (or "
-            "within your quota fewer); free some, or write elsewhere"
+            f"{path}: no room: {size:,} bytes are needed, {free:,} are free on that disk (a quota "
+            "may allow you less); make room, or write elsewhere"
         ) from error
 
 
@@ -276,6 +276,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 def _check_attributes(path: Path, file: h5py.File, expected: str) -> None:
     found, version = file.attrs.get("format"), file.attrs.get("version")
+    if isinstance(found, bytes):  # text as C and MATLAB write it
+        found = found.decode()
     if found != expected:
         raise UserError(
             f"{path}: the attribute format is {found!r}, expected {expected!r}: not a file of this "
@@ -319,9 +321,14 @@ def _put_rows(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     if not values.size:
         group.create_dataset(name, data=values)
         return
-    rows = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
-    chunks = (min(rows, len(values)), *values.shape[1:])
+    chunks = (_chunk_rows(values), *values.shape[1:])
     group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+
+
+def _chunk_rows(values: NDArray[Any]) -> int:
+    """Rows per chunk: even shares of at most CHUNK_BYTES, since the last chunk takes as much."""
+    most = max(1, CHUNK_BYTES // (values.nbytes // len(values)))
+    return -(-len(values) // -(-len(values) // most))
 
 
 def _put_paths(group: h5py.Group, paths: Sequence[str]) -> None:
@@ -333,7 +340,15 @@ def _put_paths(group: h5py.Group, paths: Sequence[str]) -> None:
 def _size(group: FeatureGroup) -> int:
     """About how many bytes a group takes: features, three integers a row, its path in a heap."""
     paths = sum(len(os.fsencode(path)) + 64 for path in group.paths or ())
-    return int(group.features.nbytes) + 24 * len(group.features) + paths
+    return _stored(group.features) + 26 * len(group.features) + paths
+
+
+def _stored(values: NDArray[Any]) -> int:
+    """Bytes of all chunks of `values`, the last one whole."""
+    if not values.size:
+        return 0
+    rows = _chunk_rows(values)
+    return -(-len(values) // rows) * rows * (values.nbytes // len(values))
 
 
 def _assert_fits(name: str, group: FeatureGroup) -> None:

@@ -120,7 +120,10 @@ def _train_epoch(
         for batch in stage.batches(at.epoch, first):
             last = at.step + 1 == count
             boundary = last or (at.step + 1) % settings.accumulation == 0
-            losses = _step(stage, engine, batch, at, boundary=boundary)
+            # an epoch's last optimizer step may have fewer batches to average over
+            start = at.step - at.step % settings.accumulation
+            window = min(settings.accumulation, count - start)
+            losses = _step(stage, engine, batch, at, boundary=boundary, window=window)
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             _record_step(stage, run, recording, at, losses, lr, count)
             advance(f"loss {losses['loss']:.4f}")
@@ -139,9 +142,12 @@ def _train_epoch(
 
 
 def _step(
-    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool
+    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool, window: int
 ) -> dict[str, float]:
-    """Forward, backward and, at a boundary, the optimizer's step; returns the losses."""
+    """Forward, backward and, at a boundary, the optimizer's step; returns the losses.
+
+    `window` is how many batches that optimizer step averages over.
+    """
     engine.set_gradient_accumulation_boundary(boundary)
     losses: dict[str, Tensor] = engine(batch)
     total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
@@ -152,7 +158,7 @@ def _step(
             f"{stage.name}, epoch {at.epoch}, step {at.step + 1}: {', '.join(wrong)} is "
             f"{values[wrong[0]]}; lower the learning rate, or use engine.precision=fp32"
         )
-    engine.backward(total)
+    engine.backward(total / window, scale_wrt_gas=False)
     engine.step()
     values["loss"] = total.item()
     for name, value in values.items():

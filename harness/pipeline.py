@@ -145,13 +145,15 @@ class ImageLoader:
                 self._views, *self._size, self._resize,
                 batch_size=self._batch_size, threads=self._threads, device=self._device,
             )
-        self._pending = []
+        changes = [
+            _draw_changes(view, *self._size, (self._seed, epoch, positions, index))
+            for index, view in enumerate(self._views.values())
+        ]
         self._pipeline.feed_input("files", _file_names(self._paths[row] for row in rows))
-        for index, (name, view) in enumerate(self._views.items()):
-            change = _draw_changes(view, *self._size, (self._seed, epoch, positions, index))
+        for (name, view), change in zip(self._views.items(), changes, strict=True):
             _feed_changes(self._pipeline, name, view, change)
-            self._pending.append(change)
         self._pipeline.schedule_run()
+        self._pending = changes
 
     def _receive(self, rows: Rows) -> tuple[list[Tensor], list[_Changes]]:
         """Wait for the scheduled batch: one tensor [B, 3, H, W] per view, and what was drawn."""
@@ -162,8 +164,7 @@ class ImageLoader:
             outputs = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
             self._pipeline = None  # invalid from now on, says DALI
-            paths = [self._paths[row] for row in rows]
-            faults = _Decoder(threads=self._threads, device=self._device).faults(paths)
+            faults = self._faults(rows)
             if not faults:
                 raise
             raise _unreadable(faults) from error
@@ -172,6 +173,11 @@ class ImageLoader:
         if self._on_gpu:
             return [torch.from_dlpack(output.as_tensor()) for output in outputs], changes
         return [torch.from_numpy(np.asarray(output.as_tensor())) for output in outputs], changes
+
+    def _faults(self, rows: Rows) -> list[Fault]:
+        paths = dict.fromkeys(self._paths[row] for row in rows)
+        decoder = _Decoder(batch_size=len(rows), threads=self._threads, device=self._device)
+        return decoder.faults(list(paths))
 
     def _erase(self, images: Tensor, change: _Changes) -> Tensor:
         if self._on_gpu:
@@ -206,9 +212,9 @@ def check_images(
     """Decode every file; return (path, reason) of those that cannot be, in the order of `paths`.
 
     The decoder is the one that training uses on the CPU. `progress(done, total)` is called now and
-    then. 10,000 files of 64 x 128 pixels take about a second on two cores.
+    then. 10,000 files of 64 x 128 pixels take one or two seconds on two cores.
     """
-    decoder = _Decoder(threads=threads, device=torch.device("cpu"))
+    decoder = _Decoder(batch_size=CHECK_BATCH, threads=threads, device=torch.device("cpu"))
     faults: list[Fault] = []
     for start in range(0, len(paths), CHECK_BATCH):
         part = paths[start : start + CHECK_BATCH]
@@ -230,9 +236,10 @@ def decoder_name(device: str) -> str:
 
 
 class _Decoder:
-    """Decodes batches of up to `CHECK_BATCH` files, only to see whether they can be decoded."""
+    """Decodes batches of files, only to see whether they can be decoded."""
 
-    def __init__(self, *, threads: int, device: torch.device) -> None:
+    def __init__(self, *, batch_size: int, threads: int, device: torch.device) -> None:
+        self._batch_size = batch_size
         self._threads = threads
         self._device = device
         self._pipeline: Any = None
@@ -240,24 +247,28 @@ class _Decoder:
     def faults(self, paths: Sequence[str]) -> list[Fault]:
         """Return (path, reason) of each of `paths` that cannot be decoded.
 
-        DALI fails for a batch as a whole and does not say which file it was, so in a batch that
-        fails PIL looks at each, and what PIL can read is decoded again, one by one if need be.
+        PIL reads the headers first, since a damaged one can crash DALI. DALI then fails for a batch
+        as a whole and does not say which file it was, so in a batch that fails PIL decodes each
+        file, and what PIL can read is decoded again, one by one if need be.
         """
-        if self._decodes(paths):
-            return []
-        reasons = {path: _why_unreadable(path) for path in paths}
-        good = [path for path, reason in reasons.items() if reason is None]
-        if good and not self._decodes(good):
-            reasons |= {
-                path: "of a kind that the decoder does not read; store it as JPEG or PNG"
-                for path in good
-                if not self._decodes([path])
-            }
+        reasons = {path: _why_unreadable(path, whole=False) for path in paths}
+        if not self._decodes(_sound(reasons)):
+            reasons |= {path: _why_unreadable(path, whole=True) for path in _sound(reasons)}
+            if not self._decodes(_sound(reasons)):
+                reasons |= {
+                    path: "of a kind that the decoder does not read; store it as JPEG or PNG"
+                    for path in _sound(reasons)
+                    if not self._decodes([path])
+                }
         return [(path, reason) for path in paths if (reason := reasons[path]) is not None]
 
     def _decodes(self, paths: Sequence[str]) -> bool:
+        if not paths:
+            return True
         if self._pipeline is None:
-            self._pipeline = _decode_pipeline(threads=self._threads, device=self._device)
+            self._pipeline = _decode_pipeline(
+                batch_size=self._batch_size, threads=self._threads, device=self._device
+            )
         try:
             self._pipeline.feed_input("files", _file_names(paths))
             self._pipeline.schedule_run()
@@ -269,13 +280,18 @@ class _Decoder:
         return True
 
 
-def _why_unreadable(path: str) -> str | None:
-    """Say what is wrong with a file, or None when PIL decodes it to the last pixel."""
+def _sound(reasons: Mapping[str, str | None]) -> list[str]:
+    return [path for path, reason in reasons.items() if reason is None]
+
+
+def _why_unreadable(path: str, *, whole: bool) -> str | None:
+    """Say what is wrong with a file; None when PIL reads its header, or `whole`, every pixel."""
     try:
         if os.path.getsize(path) == 0:
             return "empty"
         with Image.open(path) as image:
-            image.load()  # PIL's verify() does not notice truncation
+            if whole:
+                image.load()  # PIL's verify() does not notice truncation
     except FileNotFoundError:
         return "missing"
     except IsADirectoryError:
@@ -366,8 +382,8 @@ def _padded(image: Any, pad: int, height: int, width: int) -> Any:
     )
 
 
-def _decode_pipeline(*, threads: int, device: torch.device) -> Any:
-    with _empty_pipeline(batch_size=CHECK_BATCH, threads=threads, device=device) as pipeline:
+def _decode_pipeline(*, batch_size: int, threads: int, device: torch.device) -> Any:
+    with _empty_pipeline(batch_size=batch_size, threads=threads, device=device) as pipeline:
         pipeline.set_outputs(_decoded(device))
     pipeline.build()
     return pipeline
@@ -388,9 +404,14 @@ def _empty_pipeline(*, batch_size: int, threads: int, device: torch.device) -> A
 
 def _decoded(device: torch.device) -> Any:
     """Add the nodes that read and decode the files named by the input "files" [H, W, 3]."""
-    from nvidia.dali import fn
+    from nvidia.dali import fn, types
 
     content = fn.io.file.read(fn.external_source(name="files"))
+    # DALI 2.4.0 crashes the process when the decoder meets a header that it cannot parse while it
+    # decodes other images of the batch. Peeking raises an error instead; adding nothing, taken from
+    # what was peeked, makes the decoder wait for it.
+    shape = fn.peek_image_shape(content, adjust_orientation=False)
+    content = content + fn.cast(shape[0] * 0, dtype=types.UINT8)
     if device.type != "cuda":
         return fn.decoders.image(content, device="cpu", adjust_orientation=False)
     return fn.decoders.image(

@@ -8,8 +8,6 @@ configuration, so the same point has the same folder whichever backend runs it.
 """
 
 import dataclasses
-import difflib
-import hashlib
 import json
 import logging
 import math
@@ -19,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from harness.config import (
     Setting,
@@ -31,12 +29,12 @@ from harness.config import (
     settings_of,
     signature,
 )
+from harness.dimensions import Dimension, hint, read_dimension
 from harness.errors import UserError
 from harness.runs import Run
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 FREE = ("overrides", "search", "scheduler", "slurm")
 """Keys of a sweep file that hold mappings of the user's own keys."""
 OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
@@ -79,6 +77,20 @@ class Resources:
 
 
 @dataclass
+class Allocation:
+    """Backend ray only: the one job in which the trials run."""
+
+    nodes: int = 1
+    trials_per_node: int = 1
+    """Trials that run side by side on a node; each gets the sweep's `resources`."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        for key in ("nodes", "trials_per_node"):
+            if getattr(self, key) < 1:
+                yield key, f"must be at least 1, found {getattr(self, key)}"
+
+
+@dataclass
 class SweepFile:
     """The keys of a sweep file."""
 
@@ -101,6 +113,7 @@ class SweepFile:
     scheduler: dict[str, Any] = field(default_factory=dict)
     """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
     resources: Resources = field(default_factory=Resources)
+    ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)
     """Anything that sbatch takes, and setup, python, srun_args, env."""
 
@@ -113,38 +126,6 @@ class SweepFile:
             yield "seeds", f"{self.seeds} has a seed twice"
         if self.seeds == []:
             yield "seeds", "is empty; leave it out to use the recipe's seed"
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One searched key.
-
-    values: what to try (grid, choice), or (low, high), of which randint leaves `high` out.
-    """
-
-    key: str
-    kind: Kind
-    values: tuple[Any, ...]
-    where: str
-
-    @property
-    def is_random(self) -> bool:
-        return self.kind != "grid"
-
-    def draw(self, n: int) -> Any:
-        """Return draw number `n`, always the same: a function of the key and of `n` alone."""
-        share = _share(f"{self.key} {n}")
-        if self.kind in ("grid", "choice"):
-            return self.values[int(share * len(self.values))]
-        low, high = self.values
-        if self.kind == "randint":
-            return low + int(share * (high - low))
-        if self.kind == "uniform":
-            value = low + share * (high - low)
-        else:
-            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-        # libraries differ in the last digit of exp and log; a run's name must not
-        return float(f"{value:.6g}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +157,7 @@ class Sweep:
     backend: Literal["array", "ray"]
     scheduler: Scheduler
     resources: Resources
+    ray: Allocation
     slurm: dict[str, Any]
     folder: Path
     """runs/<name>."""
@@ -313,12 +295,12 @@ def _assemble(
     if not head.recipe and "recipe" not in places:
         faults.append(f"{file}: recipe: is needed, such as recipe: synthetic")
     if metrics is not None and head.metric not in metrics:
-        near = difflib.get_close_matches(head.metric, metrics, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(metrics)}"
-        faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}{hint}")
-    dimensions = [d for setting in parts["search"] for d in _dimension(setting, faults)]
+        faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}"
+                      f"{hint(head.metric, metrics)}")
+    dimensions = [d for setting in parts["search"] for d in read_dimension(setting, faults)]
     _check_keys(parts, dimensions, faults)
-    if head.samples > 1 and not any(d.is_random for d in dimensions):
+    samples = head.samples if any(d.is_random for d in dimensions) else 1
+    if samples != head.samples:
         faults.append(f"{places['samples']}: samples: {head.samples} draws, but no searched key "
                       "is random (choice, uniform, loguniform, randint)")
     scheduler = _scheduler(parts["scheduler"], faults)
@@ -330,19 +312,16 @@ def _assemble(
         if head.recipe:
             recipe = find_recipe(head.recipe, recipes, where=places["recipe"])
             base = [*read_recipe(recipe, schema), *base]
-    seeds = [Setting("seed", s, places["seeds"]) for s in head.seeds or []]
-    folder = Path(name)
+    folder, seed = Path(name), 0  # these are for faults only: other keys are still looked at
     with _collecting(faults):
         shared: Any = build(schema, base)
-        folder = Path(shared.run.runs) / name
-        seeds = seeds or [Setting("seed", shared.seed, file)]
-    if faults and not seeds:  # so that the searched keys are still looked at
-        seeds = [Setting("seed", 0, file)]
+        folder, seed = Path(shared.run.runs) / name, shared.seed
+    seeds = [Setting("seed", s, places.get("seeds", file)) for s in head.seeds or [seed]]
     sweep = Sweep(
-        name=name, file=file, schema=schema,
-        base=tuple(base), dimensions=tuple(dimensions), seeds=tuple(seeds), samples=head.samples,
+        name=name, file=file, schema=schema, base=tuple(base), dimensions=tuple(dimensions),
+        seeds=tuple(seeds), samples=samples,
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
-        resources=head.resources, slurm=slurm, folder=folder,
+        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
     )
     trials = _expand(sweep, faults)
     if faults:
@@ -383,41 +362,6 @@ def _take_words(
             faults.append(f"{word.where}: {first}: expected a mapping, found {word.value!r}")
 
 
-def _dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
-    """Return the dimension that a `search` entry describes, or none and a fault."""
-    kinds: tuple[Kind, ...] = get_args(Kind)
-
-    def fault(message: str) -> list[Dimension]:
-        faults.append(f"{setting.where}: {setting.key}: {message}")
-        return []
-
-    if not isinstance(setting.value, dict) or len(setting.value) != 1:
-        return fault(f"expected one of {', '.join(kinds)}, such as {{grid: [0.0, 0.8]}}")
-    (kind, values), = setting.value.items()
-    if kind not in kinds:
-        near = difflib.get_close_matches(str(kind), kinds, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(kinds)}"
-        return fault(f"no way to search {kind!r}{hint}")
-    if not isinstance(values, list):
-        return fault(f"{kind}: expected a list, found {values!r}")
-    if kind in ("grid", "choice"):
-        if not values:
-            return fault(f"{kind}: is empty")
-    elif not _is_range(kind, values):
-        numbers = "whole numbers" if kind == "randint" else "numbers"
-        above = " above 0" if kind == "loguniform" else ""
-        return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
-    return [Dimension(setting.key, kind, tuple(values), setting.where)]
-
-
-def _is_range(kind: Kind, values: list[Any]) -> bool:
-    wanted = (int,) if kind == "randint" else (int, float)
-    if len(values) != 2 or any(type(v) not in wanted for v in values):
-        return False
-    low, high = values
-    return bool(math.isfinite(high - low) and low < high and (kind != "loguniform" or low > 0))
-
-
 def _check_keys(
     parts: dict[str, list[Setting]], dimensions: list[Dimension], faults: list[str]
 ) -> None:
@@ -448,9 +392,7 @@ def _scheduler(settings: list[Setting], faults: list[str]) -> Scheduler:
         return Scheduler()
     for key, value in options.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(known)}"
-            faults.append(f"{first.where}: scheduler.asha: no key {key}{hint}")
+            faults.append(f"{first.where}: scheduler.asha: no key {key}{hint(key, list(known))}")
         elif type(value) is not int or value < known[key]:
             faults.append(f"{first.where}: scheduler.asha.{key}: expected a whole number, at "
                           f"least {known[key]}, found {value!r}")
@@ -548,11 +490,6 @@ def gigabytes(text: str) -> float:
     if match is None:
         return 0.0
     return float(match[1]) * {"M": 1 / 1024, "G": 1.0, "T": 1024.0}[match[2]]
-
-
-def _share(text: str) -> float:
-    """Return a number in [0, 1) that looks random and depends on `text` alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
 
 
 def _plain(value: Any) -> str:

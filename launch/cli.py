@@ -7,9 +7,9 @@ Exit status: 0 done, 1 a mistake told in one message or a run that failed, 2 wro
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from harness.errors import UserError
@@ -29,7 +29,7 @@ def command(help_text: str | None) -> Callable[[Callable[..., int]], Callable[[]
 
 def new_app() -> typer.Typer:
     """Return a typer app for `run`; plain help text, as examples must keep their lines."""
-    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 def as_typed(text: str) -> str:
@@ -40,19 +40,31 @@ def as_typed(text: str) -> str:
 
 def run(app: typer.Typer) -> None:
     """Run an app and end the process: mistakes become one message, never a traceback."""
+    _forget_own_folder()
     set_up_logging()
     try:
+        # typer itself answers an interrupt with 130, without a word
         status: Any = app(standalone_mode=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:  # wrong usage
+        print(f"error: {error.format_message()} (see {sys.argv[0]} --help)", file=sys.stderr)
         status = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
         status = 130
+    if status == 130:
+        print("interrupted", file=sys.stderr)
     sys.exit(status or 0)
+
+
+def _forget_own_folder() -> None:
+    """Stop our scripts from standing in for packages of the same name (`evaluate`, `data`).
+
+    Python puts a script's folder first on the path where modules are looked for.
+    """
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
 
 
 def set_up_logging() -> None:

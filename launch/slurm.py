@@ -106,12 +106,19 @@ def _dry_run(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Co
     console.print(table.live_table(sweep, views, most=len(views)))
     if cluster == "local":
         slots = local.slots_for(sweep.resources, jobs)
-        console.print(f"{due} to run on this machine, {slots} at a time", highlight=False)
+        _say(console, f"{due} to run on this machine, {slots} at a time")
     else:
-        console.print(f"{due} to submit; sbatch gets:\n", highlight=False)
-        text = slurm.script(sweep, max(1, due))
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _say(console, f"{due} to submit; sbatch gets:\n\n{_script(sweep, max(1, due))}")
     return 0
+
+
+def _script(sweep: Sweep, count: int) -> str:
+    if sweep.backend == "array":
+        return slurm.script(sweep, count)
+    from harness.cluster import ray_search  # late: only this backend needs it
+
+    ray_search.check(sweep)
+    return slurm.script(ray_search.allocation(sweep), 1)
 
 
 def _status(sweep: Sweep, console: Console) -> int:
@@ -123,39 +130,39 @@ def _status(sweep: Sweep, console: Console) -> int:
 
 def _cancel(sweep: Sweep, console: Console) -> int:
     ended = array.cancel(sweep)
-    console.print(f"{len(ended)} trials ended; the same sweep again goes on with them")
+    _say(console, f"{table.trials(len(ended))} ended; the same command without --cancel goes on")
     return 0
 
 
 def _submit(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console) -> None:
-    if sweep.backend == "ray":
-        from harness.cluster import ray_search  # late: only this backend needs it
-
-        ray_search.submit(sweep, cluster=cluster)
-        return
     due = array.launch(sweep, cluster, jobs=jobs)
     where = "to SLURM" if cluster == "slurm" else "on this machine"
     if due:
-        console.print(f"{len(due)} trials submitted {where}; files: {sweep.folder}")
+        _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
     else:
-        console.print(f"nothing to submit, {table.counts(array.survey(sweep))}")
+        _say(console, f"nothing to submit, {table.counts(array.survey(sweep))}")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:
     try:
         views = follow_sweep(sweep, console)
     except KeyboardInterrupt:
-        console.print("no longer followed; the trials go on (--status shows, --cancel ends them)")
+        _say(console, "no longer followed; the trials go on (--status shows, --cancel ends them)")
         raise
     console.print(table.final_table(sweep, views, TEST_COLUMNS))
     _tell_troubles(views, console)
-    console.print(f"files: {sweep.folder}", highlight=False)
-    return 0 if all(view.state == "complete" for view in views) else 1
+    _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}")
+    return 0 if all(view.state in array.DONE for view in views) else 1
 
 
 def _tell_troubles(views: list[array.View], console: Console) -> None:
     for text in table.troubles(views):
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _say(console, text)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print words as they are: no markup, no wrapping."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

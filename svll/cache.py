@@ -32,7 +32,9 @@ POLL_S = 0.5
 def feature_key(fingerprint: str, weights_hash: str, config: Config, reader: Reader) -> str:
     """Return the name of frozen features: 16 hex digits over all that can change them."""
     parts = [
-        fingerprint, weights_hash, config.data.height, config.data.width, config.model.stride,
+        fingerprint, weights_hash,
+        config.model.name,  # weights in a file fit with GELU and QuickGELU, and give other features
+        config.data.height, config.data.width, config.model.stride,
         TEST_RESIZE, decoder_name(reader.device), reader.precision,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ Defaults are SVLL-ReID's for persons (paper, implementation details; released co
 is silent). Fields made by `runtime` cannot change a result and are not part of a run's signature.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,10 +137,9 @@ class Stage1:
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "epochs", "batch")
-        yield from _not_negative(self, "lr", "lr_min", "warmup_epochs", "weight_decay")
-        yield from _not_negative(self, "lss_weight", "warmup_lr")
-        if self.lss_temperature <= 0:
-            yield "lss_temperature", "must be greater than 0"
+        yield from _not_negative(self, "lr_min", "warmup_epochs", "warmup_lr")
+        yield from _not_negative(self, "weight_decay", "lss_weight")
+        yield from _positive(self, "lr", "lss_temperature")
         if not 0 <= self.augment_scale <= 1:
             yield "augment_scale", f"must lie between 0 and 1, found {self.augment_scale}"
 
@@ -199,8 +199,7 @@ class Stage2:
         yield from _not_negative(self, "bias_lr_factor", "pad", "gamma")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
-        if self.vss_temperature <= 0:
-            yield "vss_temperature", "must be greater than 0"
+        yield from _positive(self, "vss_temperature")
         for key in ("flip", "erase", "label_smoothing"):
             if not 0 <= getattr(self, key) <= 1:
                 yield key, f"must lie between 0 and 1, found {getattr(self, key)}"
@@ -311,5 +310,11 @@ def _at_least_one(node: object, *keys: str) -> Faults:
 
 def _not_negative(node: object, *keys: str) -> Faults:
     for key in keys:
-        if getattr(node, key) < 0:
-            yield key, f"must not be negative, found {getattr(node, key)}"
+        if not 0 <= getattr(node, key) < math.inf:  # so written, NaN is refused too
+            yield key, f"must be finite and not negative, found {getattr(node, key)}"
+
+
+def _positive(node: object, *keys: str) -> Faults:
+    for key in keys:
+        if not 0 < getattr(node, key) < math.inf:
+            yield key, f"must be finite and greater than 0, found {getattr(node, key)}"

@@ -25,6 +25,10 @@ def load(file: str) -> ModuleType:
 
 def answer(call: dict[str, Any]) -> dict[str, Any]:
     """Return what the called function returns, or how it failed."""
+    from deepspeed.runtime import torch_autocast  # only after init_ranks chose the device
+
+    # a global of DeepSpeed 0.19.8: one fp16 engine changes all later ones of the process
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     try:
         return {"result": getattr(load(call["file"]), call["function"])(**call["arguments"])}
     except Exception:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,11 @@ from harness.sweeps import Sweep, Trial, expand
 
 log = logging.getLogger(__name__)
 
-Shown = Literal["missing", "queued", "running", "stopped", "died", "failed", "complete"]
+Shown = Literal[
+    "missing", "queued", "running", "stopped", "died", "failed", "ended early", "complete"
+]
 ALIVE = ("queued", "running")
+DONE = ("complete", "ended early")
 SQUEUE_EVERY_S = 15.0
 """How old an answer of squeue may be while following."""
 
@@ -41,7 +44,7 @@ class View:
     @property
     def is_due(self) -> bool:
         """Whether a launch would submit it."""
-        return self.state not in (*ALIVE, "complete")
+        return self.state not in (*ALIVE, *DONE)
 
 
 @dataclass
@@ -52,11 +55,11 @@ class Queue:
     max_age_s: float = 0.0
     patient: bool = False
     """Whether a cluster that does not answer is waited for instead of an error."""
-    _jobs: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    _jobs: dict[str, tuple[str, str, str]] | None = None
     _asked: float = float("-inf")
 
-    def jobs(self) -> dict[str, tuple[str, str, str]]:
-        """Return the user's SLURM jobs; see `slurm.my_jobs`."""
+    def jobs(self) -> dict[str, tuple[str, str, str]] | None:
+        """Return the user's SLURM jobs (see `slurm.my_jobs`), None as long as nobody knows."""
         if time.monotonic() - self._asked >= self.max_age_s:
             try:
                 self._jobs = slurm.my_jobs()
@@ -106,15 +109,23 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
             if lock_holder(launch_lock(queue.sweep)):
                 return View(trial, "queued", status, "being submitted")
             return View(trial, "died", status, "the launcher was ended before it knew the job")
-        if job := queue.jobs().get(record.jobs.get(trial.signature, "")):
+        jobs = queue.jobs()
+        if jobs is None:
+            return View(trial, "queued", status, "SLURM does not answer")
+        if job := jobs.get(record.jobs.get(trial.signature, "")):
             job_state, reason, _ = job
-            shown: Shown = "queued" if job_state == "PENDING" else "running"
-            return View(trial, shown, status, reason if job_state == "PENDING" else job_state)
+            if job_state == "PENDING":
+                return View(trial, "queued", status, reason)
+            if record.options.get("backend") == "ray":
+                return View(trial, "queued", status, "waits in the search")
+            return View(trial, "running", status, job_state)
     if state == "submitted":
         if record is not None and workers.get(record.token):
             return View(trial, "queued", status)
         hint = f"; see {record.folder}" if record is not None else ""
         return View(trial, "died", status, f"its job ended before it began{hint}")
+    if status.get("pruned") and queue.sweep.scheduler.kind != "none":
+        return View(trial, "ended early", status, status.get("reason", ""))
     if state == "running":
         return View(trial, "died", status, "its process ended without a word")
     return View(trial, "stopped", status, status.get("reason", ""))
@@ -140,7 +151,12 @@ def launch(sweep: Sweep, cluster: Cluster, *, jobs: int | None = None) -> list[V
         views = survey(sweep)
         write_summary(sweep)
         due = [view for view in views if view.is_due]
-        if due and cluster == "local":
+        if due and sweep.backend == "ray":
+            from harness.cluster import ray_search  # late: it imports this module's neighbours
+
+            with _marked(due):
+                ray_search.submit(sweep, [v.trial for v in due], cluster=cluster, jobs=jobs)
+        elif due and cluster == "local":
             with _marked(due):
                 local.submit(sweep, [view.trial for view in due], jobs=jobs)
         elif due:

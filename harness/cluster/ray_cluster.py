@@ -21,13 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cluster.jobs import end_with_parent
 from harness.files import read_json, write_json
+from harness.runs import held_lock, lock_holder
 from harness.stopping import stop_requested
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,6 @@ class Node:
     """One running `ray start --block`."""
 
     process: "subprocess.Popen[bytes]"
-    folder: Path
     log: Path
 
     def check(self) -> None:
@@ -99,18 +99,15 @@ class Node:
             raise RayFailed(f"Ray ended on {socket.gethostname()}; {self.log}:\n{_tail(self.log)}")
 
     def end(self) -> None:
-        """End Ray on this node, with all its workers, and remove its folder."""
+        """End Ray on this node, with all its workers."""
         self.process.terminate()
         try:
             self.process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
             log.warning("Ray did not end within %.0f s and is killed", END_LIMIT_S)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def environment(meeting: Meeting) -> dict[str, str]:
@@ -141,26 +138,30 @@ def head(meeting: Meeting, share: Share, *, peer: str | None) -> Iterator[Node]:
     descriptor = os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
-    node, ip, ports = _start_head(meeting, share, own_address(peer) if peer else "127.0.0.1")
-    try:
-        meeting.write(
-            state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
-            host=socket.gethostname(), pid=node.process.pid, temp=str(node.folder),
-        )
-        yield node
-    finally:
-        meeting.write(state="over")
-        node.end()
-        meeting.token.unlink(missing_ok=True)
+    ip = own_address(peer) if peer else "127.0.0.1"
+    with _private_folder() as folder:
+        node, ports = _start_head(meeting, share, ip, folder)
+        try:
+            meeting.write(
+                state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
+                host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
+            )
+            yield node
+        finally:
+            meeting.write(state="over")
+            node.end()
+            meeting.token.unlink(missing_ok=True)
 
 
-def _start_head(meeting: Meeting, share: Share, ip: str) -> tuple[Node, str, dict[str, int]]:
+def _start_head(
+    meeting: Meeting, share: Share, ip: str, folder: Path
+) -> tuple[Node, dict[str, int]]:
     for attempt in range(1, START_TRIES + 1):
         ports = free_ports((*HEAD_PORTS, *PORTS))
-        node = _start(["--head", "--include-dashboard=false"], meeting, share, ip, ports)
+        node = _start(["--head", "--include-dashboard=false"], meeting, share, ip, ports, folder)
         try:
             _wait_for_port(node, ip, ports["port"])
-            return node, ip, ports
+            return node, ports
         except RayFailed as error:
             node.end()
             if attempt == START_TRIES:
@@ -190,17 +191,18 @@ def serve(meeting: Meeting, share: Share) -> None:
     found = _wait_for_head(meeting)
     if found is None:
         return
-    ip = own_address(found["ip"])
-    node = _start([f"--address={found['address']}"], meeting, share, ip, free_ports(PORTS))
-    try:
-        while not stop_requested() and not _is_over(meeting):
-            node.check()
-            time.sleep(POLL_S)
-    except RayFailed:
-        if not _is_over(meeting):  # Ray's workers also end by themselves when their head goes
-            raise
-    finally:
-        node.end()
+    ip, address = own_address(found["ip"]), f"--address={found['address']}"
+    with _private_folder() as folder:
+        node = _start([address], meeting, share, ip, free_ports(PORTS), folder)
+        try:
+            while not stop_requested() and not _is_over(meeting):
+                node.check()
+                time.sleep(POLL_S)
+        except RayFailed:
+            if not _is_over(meeting):  # Ray's nodes also end by themselves when their head goes
+                raise
+        finally:
+            node.end()
 
 
 def _wait_for_head(meeting: Meeting) -> dict[str, Any] | None:
@@ -220,15 +222,34 @@ def _is_over(meeting: Meeting) -> bool:
     return found is None or found["state"] == "over"
 
 
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Give Ray a folder on this node that only the owner may enter; removed at the end.
+
+    Those that killed jobs of this user left behind are removed first. Its path is short because
+    that of a socket may have 107 characters.
+    """
+    for old in Path("/tmp").glob("ray-*/owner.lock"):
+        with suppress(OSError):  # another job may be removing it too
+            if old.stat().st_uid == os.getuid() and lock_holder(old) is None:
+                shutil.rmtree(old.parent)
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    with held_lock(folder / "owner.lock"):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _start(
-    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int]
+    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int],
+    folder: Path,
 ) -> Node:
     """Start Ray on this node, in a session of its own."""
-    # Ray opens its folder to everyone, hence one inside; a socket's path may have 107 characters
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", *options,
-        f"--node-ip-address={ip}", f"--temp-dir={folder}/r",
+        f"--node-ip-address={ip}",
+        f"--temp-dir={folder}/r",  # one inside, because Ray opens it to everyone
         f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false",
         *(f"--{name}={port}" for name, port in ports.items()),
@@ -245,7 +266,7 @@ def _start(
         )
     log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
              process.pid, share, ports)
-    return Node(process, folder, log_file)
+    return Node(process, log_file)
 
 
 # --- facts of this node ---

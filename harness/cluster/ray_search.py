@@ -106,7 +106,7 @@ def submit(
 
 def _submit_slurm(sweep: Sweep, record: Record) -> None:
     name = slurm.job_name(sweep, record.token)
-    executor = slurm.executor(sweep, Path(record.folder), name)
+    executor = slurm.executor_for(sweep, Path(record.folder), name)
     try:
         with slurm.outside_any_job():
             job = executor.submit(drive, str(record.file))
@@ -247,13 +247,18 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
         tune_config=tune.TuneConfig(
             scheduler=scheduler, trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
+            # an actor costs seconds of importing; it only watches, so the next trial may have it
+            reuse_actors=True,
         ),
         # Tune's own records are of no use to us and go with Ray's folder
         run_config=tune.RunConfig(
             name="search", storage_path=f"{meeting['temp']}/tune", verbose=0,
             callbacks=[_narrator()],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+    # afterwards Tune looks for the records that we have told it not to write
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
 
 
@@ -296,7 +301,7 @@ def _scheduler(options: dict[str, Any]) -> Any:
     if options["scheduler"]["kind"] == "none":
         return FIFOScheduler()
 
-    class Asha(ASHAScheduler):  # type: ignore[misc]
+    class Asha(ASHAScheduler):
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             decision = str(super().on_trial_result(controller, trial, result))
             if decision == self.STOP and controller is not None:
@@ -327,7 +332,7 @@ def _trainable() -> type:
     """Return the class that Ray makes an actor of, one per trial."""
     from ray import tune
 
-    class RayTrial(tune.Trainable):  # type: ignore[misc]
+    class RayTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             os.chdir(config["cwd"])
             run = Run(Path(config["run"]))
@@ -335,6 +340,11 @@ def _trainable() -> type:
                 run, log_file=Path(config["logs"]) / f"{run.signature}.0.log",
                 cpus=config["cpus"], gpus=config["gpus"],
             )
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.cleanup()
+            self.setup(new_config)
+            return True
 
         def step(self) -> dict[str, Any]:
             return self.watched.next_result()
@@ -349,7 +359,7 @@ def _narrator() -> Any:
     """Return a callback that writes the search's course into the job's log."""
     from ray import tune
 
-    class Narrator(tune.Callback):  # type: ignore[misc]
+    class Narrator(tune.Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             log.info("%s: starts", trial)
 

@@ -22,12 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import local
-from harness.cluster.jobs import EXIT_STATUS, IN_USE_STATUS, TrialFailed, say_plainly
+from harness.cluster.jobs import (
+    EXIT_STATUS,
+    IN_USE_STATUS,
+    TrialFailed,
+    drop_own_lock,
+    say_plainly,
+)
 from harness.errors import UserError
 from harness.files import read_json, write_json
 from harness.runs import Run
 from harness.stopping import request_stop
-from harness.trial import execute
+from harness.trial import execute, job_id
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +132,16 @@ class WatchedRun:
             if not self.run.is_complete():
                 mark_ended_early(self.run)
             return
+        self._part()
+
+    def _part(self) -> int:
+        """Close the pipes, wait for the process and return its exit status."""
+        assert self.process is not None
         self.answers.close()
-        self.process.wait()
+        code = self.process.wait()
+        self.reports.close()
+        self.over = True
+        return code
 
     def _tell(self, line: dict[str, Any]) -> dict[str, Any]:
         self.told.add(_epoch_of(line))
@@ -166,9 +180,7 @@ class WatchedRun:
         }
 
     def _ended(self) -> dict[str, Any]:
-        assert self.process is not None
-        code = self.process.wait()
-        self.over = True
+        code = self._part()
         if code in (EXIT_STATUS["complete"], EXIT_STATUS["stopped"]):
             return self._end_result()
         if code != IN_USE_STATUS:
@@ -224,6 +236,8 @@ def main(arguments: list[str]) -> int:
     answers = Answers(int(report_descriptor), int(answer_descriptor))
     run = Run(Path(folder))
     try:
+        if job_id() is not None:
+            drop_own_lock(run)
         outcome = execute(run, report=answers.report)
     except UserError as error:
         log.error("%s", error)

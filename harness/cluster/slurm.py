@@ -102,22 +102,24 @@ def _executor_class() -> Any:
     return Executor
 
 
-def _executor(sweep: Sweep, folder: Path, job_name: str) -> Any:
+def executor_for(sweep: Sweep, folder: Path, name: str) -> Any:
+    """Return submitit's executor for jobs of a sweep, whose files go to `folder`."""
     executor = _executor_class()(folder=folder, python=sweep.slurm.get("python"))
-    executor.update_parameters(**parameters(sweep, job_name=job_name))
+    executor.update_parameters(**parameters(sweep, job_name=name))
     return executor
 
 
 def script(sweep: Sweep, count: int) -> str:
     """Return the text of the sbatch script that `count` trials would be submitted with."""
     folder = sweep.folder.resolve() / "jobs" / "TOKEN"
-    executor = _executor(sweep, folder, _job_name(sweep, "TOKEN"))
+    executor = executor_for(sweep, folder, job_name(sweep, "TOKEN"))
     if count > 1:
         executor.parameters["map_count"] = count
     return str(executor._make_submission_file_text(executor._submitit_command_str, "TOKEN"))
 
 
-def _job_name(sweep: Sweep, token: str) -> str:
+def job_name(sweep: Sweep, token: str) -> str:
+    """Return the name under which a submission's jobs are found again; see `recover`."""
     return f"{sweep.slurm.get('job_name', sweep.name)}.{token}"
 
 
@@ -132,27 +134,28 @@ def submit(sweep: Sweep, trials: list[Trial]) -> Record:
     may have submitted after all, and the next launch looks for its jobs.
     """
     record = new_record(sweep.folder, "slurm", [trial.signature for trial in trials])
-    executor = _executor(sweep, Path(record.folder), _job_name(sweep, record.token))
+    executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
     record.write()
     try:
-        with _outside_any_job():
+        with outside_any_job():
             jobs = executor.map_array(run_trial, [str(t.run.folder.resolve()) for t in trials])
     except Exception as error:
-        raise UserError(f"sbatch did not take the jobs: {_last_line(error)}") from None
+        raise UserError(f"sbatch did not take the jobs: {last_line(error)}") from None
     record.jobs = {t.signature: job.job_id for t, job in zip(trials, jobs, strict=True)}
     record.state = "submitted"
     record.write()
     return record
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """Return the line of a failed command's words that says what was wrong."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "error" in line.lower()]
     return (told or lines or [repr(error)])[-1].strip()
 
 
 @contextmanager
-def _outside_any_job() -> Iterator[None]:
+def outside_any_job() -> Iterator[None]:
     """Hide a surrounding job's variables from sbatch: it would hand them to the new job."""
     hidden: dict[str, str] = {}
     if "SLURM_JOB_ID" in os.environ:
@@ -168,7 +171,7 @@ def _outside_any_job() -> Iterator[None]:
 def max_array_size() -> int:
     """Return how many tasks an array may have here."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.M)
-    return int(found[1]) if found else 1001
+    return max(1, int(found[1])) if found else 1001
 
 
 # --- asking and ending ---
@@ -216,10 +219,12 @@ def recover(record: Record, jobs: dict[str, tuple[str, str, str]]) -> None:
         if not name.endswith(f".{record.token}"):
             continue
         _, _, index = number.partition("_")
-        if (Path(record.folder) / f"{number}_submitted.pkl").exists():
-            record.jobs[record.trials[int(index or 0)]] = number
-        else:
+        if not (Path(record.folder) / f"{number}_submitted.pkl").exists():
             lost.append(number)
+        elif record.options.get("backend") == "ray":
+            record.jobs = dict.fromkeys(record.trials, number)
+        else:
+            record.jobs[record.trials[int(index or 0)]] = number
     scancel(lost)
     record.state = "submitted"
     record.write()

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from harness.cluster.array import ALIVE, View
+from harness.cluster.array import ALIVE, DONE, View
 from harness.runs import Run
 from harness.sweeps import Sweep
 
 COLOURS = {
     "missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
-    "died": "red", "failed": "red", "complete": "green",
+    "died": "red", "failed": "red", "ended early": "magenta", "complete": "green",
 }
 TAIL_BYTES = 65536
 """How much of a metric log is read for its last lines."""
@@ -64,7 +65,7 @@ def live_table(sweep: Sweep, views: Sequence[View], *, most: int = 40) -> Table:
     """Return the trials as they are now; of many, those on their way and those in trouble."""
     shown = list(views)
     if len(views) > most:
-        order = ["running", "failed", "died", "stopped", "queued", "missing", "complete"]
+        order = ["running", "failed", "died", "stopped", "queued", "missing", *DONE]
         shown = sorted(views, key=lambda v: order.index(v.state))[:most]
         shown.sort(key=lambda v: v.trial.index)
     table = Table(title=f"{sweep.name}: {counts(views)}")
@@ -85,10 +86,10 @@ def _row(sweep: Sweep, view: View) -> list[str]:
     result = view.trial.run.result() if view.state == "complete" else None
     metric = lookup(result, sweep.metric) if result else newest.get("metric")
     return [
-        str(view.trial.index), view.trial.title, view.trial.signature,
+        str(view.trial.index), escape(view.trial.title), view.trial.signature,
         f"[{COLOURS[view.state]}]{view.state}[/]", str(newest.get("stage", "")),
         str(newest.get("epoch", "")), number(newest.get("loss")), fraction(metric),
-        clock(elapsed(view)), view.note,
+        clock(elapsed(view)), escape(view.note),
     ]
 
 
@@ -96,13 +97,19 @@ def counts(views: Sequence[View]) -> str:
     """Say how many trials are in which state."""
     states = [view.state for view in views]
     said = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
-    return f"{len(views)} trials: " + ", ".join(said)
+    return f"{trials(len(views))}: " + ", ".join(said)
+
+
+def trials(count: int) -> str:
+    """Return `1 trial`, `2 trials`, ..."""
+    return f"{count} trial" if count == 1 else f"{count} trials"
 
 
 def elapsed(view: View) -> float | None:
     """Return how long the trial ran (this attempt), in seconds."""
     if view.state == "complete":
-        return view.status.get("seconds")
+        # the status is written a moment after the result
+        return view.status.get("seconds") or (view.trial.run.result() or {}).get("seconds")
     started = view.status.get("started")
     if started is None:
         return None
@@ -118,7 +125,8 @@ def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str])
     ranked = sorted(
         (view for view in views if view.state == "complete"), key=lambda v: _rank(sweep, v)
     )
-    table = Table(title=f"{sweep.name}: {sweep.selected_on} ({sweep.metric}, {sweep.mode})")
+    selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(views) > 1 else ""
+    table = Table(title=f"{sweep.name}{selection}")
     keys = list(dict.fromkeys(key for view in views for key in view.trial.point))
     for name in ("rank", *keys, "seed"):
         table.add_column(name, justify="right")
@@ -128,10 +136,11 @@ def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str])
     for place, view in enumerate(ranked, start=1):
         result = view.trial.run.result()
         table.add_row(
-            str(place), *(number(view.trial.point[key]) for key in keys), str(view.trial.seed),
+            str(place), *(escape(number(view.trial.point[key])) for key in keys),
+            str(view.trial.seed),
             fraction(lookup(result, sweep.metric)),
             *(fraction(lookup(result, key)) for key in columns.values()),
-            clock(elapsed(view)), str(view.trial.run.folder),
+            clock(elapsed(view)), escape(str(view.trial.run.folder)),
         )
     return table
 

@@ -1,9 +1,10 @@
 """The loops of ranking and re-ranking that no array operation expresses well, compiled by Numba.
 
-Letters: Q queries, G gallery images, N both together, D width, c columns of one block. Each kernel
-works on items `start` to `stop` and holds no lock, so `rows.spread` runs it in several threads, each
-on its own part. They stand in one file because Numba's cache notices a change in a kernel's own
-file only, not in a file that it calls.
+Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
+
+Each kernel works on items `start` to `stop` and does not hold Python's lock, so `rows.spread` runs
+it in several threads, each on its own part. They stand in one file because Numba's cache notices a
+change in a kernel's own file only, not in a file that it calls. Compiling all takes some 8 s, once.
 
 A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
 that hold all lists end to end.
@@ -288,7 +289,8 @@ def neighbourhood(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
 
-    `weights` is for `weigh` to fill. A neighbour's small set joins when more than two thirds of it are in i's full set.
+    A neighbour's small set joins when more than two thirds of it are in i's full set. `weights` is
+    for `weigh` to fill.
     """
     total = full.shape[0]
     in_full = np.full(total, -1, np.int32)
@@ -338,7 +340,8 @@ def weigh(start, stop, rows, half, base, farthest, offsets, columns, weights):  
 
 @kernel
 def average(  # type: ignore[no-untyped-def]
-    start, stop, nearest, size, offsets, columns, weights, fill, new_offsets, new_columns, new_weights
+    start, stop, nearest, size, offsets, columns, weights,
+    fill, new_offsets, new_columns, new_weights,
 ):  # fmt: skip
     """Mean of the weight vectors of i's `size` nearest; without `fill`, only the lists' sizes."""
     total = nearest.shape[0]

@@ -183,9 +183,7 @@ def _vectors(
     full = _reciprocal(nearest, min(options.k1 + 1, found))
     small = _reciprocal(nearest, min(round(options.k1 / 2) + 1, found))
     offsets, columns, values = _two_passes(kernels.neighbourhood, total, *full, *small)
-    spread(
-        kernels.weigh, total, rows.features, rows.half, base, farthest, offsets, columns, values
-    )
+    spread(kernels.weigh, total, rows.features, rows.half, base, farthest, offsets, columns, values)
     if options.k2 == 1:
         return _Lists(offsets, columns, values)
     size = min(options.k2, found)

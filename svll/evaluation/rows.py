@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,21 +109,21 @@ class Products:
         if self._buffer.numel() < shape[0] * shape[1]:
             self._buffer = torch.empty(shape[0] * shape[1], device=self.device)
         out = self._buffer[: shape[0] * shape[1]].view(shape)
-        with full_precision(self.device.type):
-            torch.mm(queries, block.T, out=out)
+        with full_precision():
+            torch.mm(queries, block.T, out=out)  # autocast leaves calls with `out` alone
         return out.cpu().numpy()
 
 
 @contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """Multiply in float32 whatever TF32, bfloat16 or autocast settings the caller has."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+def full_precision() -> Iterator[None]:
+    """Multiply in float32 even where the caller allows TF32 or bfloat16 for speed."""
+    mkldnn: Any = torch.backends.mkldnn  # made at import time, unknown to type checkers
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
+        yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
@@ -149,8 +150,7 @@ def spread(kernel: Callable[..., Any], items: int, *arguments: Any) -> None:
         return
     with ThreadPoolExecutor(threads) as pool:
         tasks = [
-            pool.submit(partial(kernel, int(a), int(b), *arguments))
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
+            pool.submit(partial(kernel, int(a), int(b), *arguments)) for a, b in pairwise(edges)
         ]
     for task in tasks:
         task.result()

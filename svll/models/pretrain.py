@@ -41,7 +41,7 @@ class Pretraining:
     """Half of them persons' train ids, half test ids of a world; all are used."""
     held_out: int = 200
     """Further identities, one image each, on which retrieval is measured."""
-    epochs: int = 14
+    epochs: int = 6
     batch: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
@@ -75,6 +75,7 @@ def pretrain(plan: Pretraining, *, workers: int) -> dict[str, Any]:
     open_clip.add_model_config(HERE / "svll-tiny.json")
     model = open_clip.create_model(TINY)
     fit(model, train, tokenizer, plan)
+    set_norms(model, held_out, tokenizer)
     score = retrieval(model, held_out, tokenizer)
     save(model, TINY_WEIGHTS)
     card = {
@@ -187,6 +188,20 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
     end = tokens.argmax(dim=1)
     return model.ln_final(x)[torch.arange(len(x)), end] @ model.text_projection
+
+
+@torch.no_grad()
+def set_norms(model: Any, pairs: Pairs, tokenizer: Any) -> None:
+    """Scale both projections so that the plain product of two features is the trained logit.
+
+    Training normalises features, so their length came out at random; ReID's losses take features
+    as they are, at temperature 1, and would see logits ten times too large.
+    """
+    length = (model.logit_scale.exp() ** 0.5).item()
+    image = model.encode_image(normalise(pairs.images)).norm(dim=1).mean()
+    text = encode_text(model, tokenizer(pairs.captions)[:, :MAX_WORDS]).norm(dim=1).mean()
+    model.visual.proj.mul_(length / image)
+    model.text_projection.mul_(length / text)
 
 
 @torch.no_grad()

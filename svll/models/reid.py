@@ -68,10 +68,11 @@ class ReIDModel(nn.Module):
     ) -> ImageFeatures:
         """Return the three features of normalised images [B, 3, H, W].
 
-        Without `camera` and `view` there is no side information.
+        Without `camera` there is no side information; without `view`, views are 0, the unknown.
         """
-        if self.side is None or camera is None or view is None:
+        if self.side is None or camera is None:
             return self.encoder(images)
+        view = torch.zeros_like(camera) if view is None else view
         return self.encoder(images, self.side(camera, view))
 
     def encode_image(

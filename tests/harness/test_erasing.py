@@ -36,17 +36,21 @@ def noisy(count: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize("area", [TRAINING, SELF_SUPERVISED])
-def test_boxes_are_those_of_the_plain_loop(area: tuple[float, float]) -> None:
+@pytest.mark.parametrize(("height", "width"), [(256, 128), (24, 48), (48, 24)])
+def test_boxes_are_those_of_the_plain_loop(
+    area: tuple[float, float], height: int, width: int
+) -> None:
     numbers = draws(300)
+    boxes = erasing.draw_boxes(numbers, height=height, width=width, probability=0.5, area=area)
     low, high = math.log(0.3), math.log(1 / 0.3)
-    for sample, box in zip(numbers, boxes_of(numbers, area, 0.5), strict=True):
+    for sample, box in zip(numbers, boxes, strict=True):
         expected = [0, 0, 0, 0]
         for share, aspect, top, left in sample[1:].reshape(10, 4):
-            target = (area[0] + share * (area[1] - area[0])) * HEIGHT * WIDTH
+            target = (area[0] + share * (area[1] - area[0])) * height * width
             ratio = math.exp(low + aspect * (high - low))
             tall, wide = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-            if sample[0] < 0.5 and tall < HEIGHT and wide < WIDTH:
-                places = int(top * (HEIGHT - tall + 1)), int(left * (WIDTH - wide + 1))
+            if sample[0] < 0.5 and tall < height and wide < width:
+                places = int(top * (height - tall + 1)), int(left * (width - wide + 1))
                 expected = [*places, tall, wide]
                 break
         assert box.tolist() == expected

@@ -94,16 +94,17 @@ def test_views_have_the_size_asked_for_and_values_from_minus_one_to_one(make_loa
 
 
 @pytest.mark.parametrize(
-    ("resize", "kernel", "most"),
-    [("bicubic", Image.Resampling.BICUBIC, 4), ("bilinear", Image.Resampling.BILINEAR, 6)],
+    ("resize", "kernel"),
+    [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)],
 )
-def test_resize_is_that_of_pil_within_a_few_grey_levels(make_loader, photos, resize, kernel, most):
-    loader = make_loader(photos, views={"test": View()}, resize=resize)
-    made = grey_levels(run(loader, 32)["test"])
+def test_resize_is_that_of_pil_within_a_few_grey_levels(make_loader, photos, resize, kernel):
+    made = grey_levels(run(make_loader(photos, views={"test": View()}, resize=resize), 32)["test"])
     expected = [np.asarray(Image.open(p).resize((WIDTH, HEIGHT), kernel), float) for p in photos]
     difference = np.abs(made - np.stack(expected))
-    assert difference.max() <= most + 1e-3
-    assert difference.mean() < 0.3
+    # PIL rounds and clips between its two passes; at sharp edges that is up to 6 levels.
+    assert difference.max() < 6.5
+    assert (difference > 2.5).mean() < 1e-4
+    assert difference.mean() < 0.25
 
 
 def test_mirror_and_crop_are_those_of_pil_on_the_resized_image(make_loader, photos):
@@ -133,9 +134,7 @@ def test_flips_and_crops_are_equally_likely(make_loader, tmp_path):
         views={"main": View(flip=0.5, pad=2)},
     )
     made = grey_levels(run(loader, 500, order=np.zeros(count, dtype=np.int64))["main"])
-    column, row = (made[:, 8, 4, :2].round() - 20).T / (20, 12) if False else (
-        (made[:, 8, 4, 0].round() - 20) / 20, (made[:, 8, 4, 1].round() - 20) / 12
-    )
+    column, row = (made[:, 8, 4, 0].round() - 20) / 20, (made[:, 8, 4, 1].round() - 20) / 12
     mirrored = made[:, 8, 3, 0] > made[:, 8, 4, 0]
     left = np.where(mirrored, 3 - column, column - 4)
     assert abs(mirrored.sum() - count / 2) < 4 * np.sqrt(count / 4)
@@ -265,7 +264,7 @@ def test_every_unreadable_file_is_named_with_its_reason(photos, broken):
     for place, path in zip((0, 1, 2, 70, 71, 100, 134), broken, strict=True):
         paths.insert(place, path)
     calls = []
-    faults = check_images(paths, threads=2, progress=lambda done, total: calls.append((done, total)))
+    faults = check_images(paths, threads=2, progress=lambda *call: calls.append(call))
     assert faults == list(broken.items())
     assert calls == [(64, 135), (128, 135), (135, 135)]
     assert check_images(photos, threads=1) == []
@@ -274,8 +273,9 @@ def test_every_unreadable_file_is_named_with_its_reason(photos, broken):
 
 def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken):
     paths = [*photos, *broken]
-    loader = make_loader(paths)
-    rows = [np.array(batch, dtype=np.int64) for batch in ([0, 1], [2, 64, 65, 3], [4, 5])]
+    loader = make_loader(paths, batch_size=80)
+    bad_batch = [2, 64, *range(3, 64), 65, *[64] * 10]  # larger than the checks' batches
+    rows = [np.array(batch, dtype=np.int64) for batch in ([0, 1], bad_batch, [4, 5])]
     epoch = loader.epoch(rows, rows, epoch=1)
     assert next(epoch)["rows"].tolist() == [0, 1]
     with pytest.raises(UserError) as caught:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -431,10 +432,8 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
-    try:
+    with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # ours, if this process started the cluster
-    except ChildProcessError:
-        pass
 
 
 def _end(pid: int | None, *, patience_s: float = 15) -> None:

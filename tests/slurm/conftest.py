@@ -52,7 +52,8 @@ def slurm() -> Iterator[Any]:
 def _load_kit() -> Any:
     """Import cluster.py, which is a script beside this file and in no package."""
     spec = importlib.util.spec_from_file_location("slurm_kit", HERE / "cluster.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     kit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kit)
     return kit

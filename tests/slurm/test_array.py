@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
+TOYS = Path(__file__).parents[1] / "toy"
+sys.path.insert(0, str(TOYS))
 
 import toy_experiment as toy  # noqa: E402
 
-from harness.cluster import array, slurm as slurm_jobs  # noqa: E402
+from harness.cluster import array  # noqa: E402
+from harness.cluster import slurm as slurm_jobs  # noqa: E402
 from harness.cluster.array import Queue, cancel, launch, survey  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.files import read_json  # noqa: E402
@@ -26,7 +27,7 @@ from harness.sweeps import Sweep  # noqa: E402
 @pytest.fixture(autouse=True)
 def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs find the toy experiment by what the login node exports."""
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
 def test_a_sweep_runs_as_jobs_and_a_second_launch_submits_nothing(
@@ -149,7 +150,8 @@ def test_cancelled_trials_are_stopped_have_saved_and_do_not_come_back(
     assert len(cancel(sweep)) == 3
     assert states(sweep) == ["stopped"] * 3
     time.sleep(3)
-    assert not mine(sweep) and states(sweep) == ["stopped"] * 3
+    assert not mine(sweep)
+    assert states(sweep) == ["stopped"] * 3
     saved = read_json(sweep.trials[0].run.checkpoints / "0.json")["epoch"]
     assert saved == len(sweep.trials[0].run.metrics())
 

@@ -80,7 +80,8 @@ def test_nothing_is_left_when_the_process_that_started_a_cluster_is_killed(tmp_p
     )
     assert owner.stdout is not None
     daemon, bridge = owner.stdout.readline().split()
-    assert os.path.exists(f"/proc/{daemon}") and bridge in _links()
+    assert os.path.exists(f"/proc/{daemon}")
+    assert bridge in _links()
     owner.kill()
     owner.wait()
     _until(lambda: not folder.exists())

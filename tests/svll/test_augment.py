@@ -1,7 +1,7 @@
 """The copies of a prompt differ from it as the method says, and by the caller's draws only."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,7 +26,9 @@ def numbered(count: int, length: int = LENGTH) -> Tensor:
     return own[..., None].expand(-1, -1, WIDTH).clone()
 
 
-def copy_of(prompts: Tensor, kind: Kind, scale: float = 0.5, seed: int = 0, **options) -> Tensor:
+def copy_of(
+    prompts: Tensor, kind: Kind, scale: float = 0.5, seed: int = 0, **options: Any
+) -> Tensor:
     return augment_prompts(
         prompts, kind=kind, scale=scale, generator=seeded(seed), padding=PADDING,
         context_length=CONTEXT, **options,

@@ -7,12 +7,12 @@ from types import ModuleType
 
 import pytest
 
-TESTS = Path(__file__).parents[2]
+TOYS = Path(__file__).parents[2] / "toy"
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    if str(TESTS) not in sys.path:
-        sys.path.insert(0, str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
+    if str(TOYS) not in sys.path:
+        sys.path.insert(0, str(TOYS))
     return importlib.import_module("toy_experiment")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -135,7 +136,7 @@ def test_trials_on_their_way_are_not_started_again_and_new_ones_wait_for_a_slot(
     assert [v.trial.index for v in launch(sweep, "local", jobs=1)] == [2]
     over(toy, sweep)
     spans = sorted((t.run.status()["started"], t.run.status()["time"]) for t in sweep.trials)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:

@@ -153,7 +153,16 @@ def test_errors_of_the_float32_product_do_not_change_a_digit(monkeypatch):
     assert same_result(evaluate_ranking(query, gallery, *labels), exact)
 
 
-def test_reduced_precision_set_by_the_caller_is_ignored():
+def test_reduced_precision_set_by_the_caller_is_ignored(monkeypatch):
+    seen = []
+
+    def watched(*operands, out):
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        seen.extend(backend.fp32_precision for backend in backends)
+        return plain(*operands, out=out)
+
+    plain = torch.mm
+    monkeypatch.setattr(torch, "mm", watched)
     query, gallery, *labels = world(3, width=64)
     exact = evaluate_ranking(query, gallery, *labels)
     before = torch.get_float32_matmul_precision()
@@ -165,6 +174,7 @@ def test_reduced_precision_set_by_the_caller_is_ignored():
     finally:
         torch.set_float32_matmul_precision(before)
     assert same_result(reduced, exact)
+    assert set(seen) == {"ieee"}
 
 
 def test_tensors_arrays_and_hdf5_datasets_rank_alike(tmp_path):
@@ -240,7 +250,7 @@ def test_no_match_at_all_says_who_is_absent_and_who_is_under_one_camera():
     )
     with pytest.raises(UserError, match=message):
         evaluate_ranking(features, features, [1, 2, 2, 3], [1, 2, 5, -1], [0] * 4, [0] * 4)
-    with pytest.raises(UserError, match="2 of 2 query identities are absent .*same list"):
+    with pytest.raises(UserError, match=r"2 of 2 query identities are absent .*same list"):
         evaluate_ranking(features[:2], features, [1, 2], [3, 4, 5, -1], [0] * 2, [0] * 4)
     with pytest.raises(UserError, match="every query has identity -1"):
         evaluate_ranking(features[:1], features, [-1], [3, 4, 5, -1], [0], [0] * 4)

@@ -65,6 +65,18 @@ def our_distances(query, gallery, options, *, unit=False):
     return 1 - options.weight - bonus + result.scale[:, None] / 2 * d
 
 
+def noisy_products(width):
+    """A replacement for Products.__call__ that errs as much as float32 may."""
+    rng, plain = np.random.default_rng(0), rows.Products.__call__
+
+    def noisy(self, *blocks):
+        product = plain(self, *blocks)
+        product += rows.rounding(width) * rng.uniform(-0.9, 0.9, product.shape).astype(np.float32)
+        return product
+
+    return noisy
+
+
 def clusters(seed, queries=15, gallery=60, width=6, identities=7):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((identities, width))
@@ -101,7 +113,9 @@ def test_copies_are_neighbours_in_the_order_of_their_index(seed, k1, k2, span):
     points = rng.integers(-span, span + 1, (24, 2)).astype(np.float32)
     points[0] = span + 1  # so that not all are the same
     ours = our_distances(points[:8], points[8:], KReciprocal(k1, k2))
-    np.testing.assert_allclose(ours, dense_distances(points[:8], points[8:], k1, k2, 0.3), atol=1e-6)
+    np.testing.assert_allclose(
+        ours, dense_distances(points[:8], points[8:], k1, k2, 0.3), atol=1e-6
+    )
 
 
 def test_more_copies_than_spare_candidates_lose_no_neighbour():
@@ -112,6 +126,22 @@ def test_more_copies_than_spare_candidates_lose_no_neighbour():
     np.testing.assert_allclose(
         ours, dense_distances(points[:10], points[10:], 12, 4, 0.3), atol=1e-6
     )
+
+
+def test_neighbours_are_exact_where_float32_cannot_tell_more_images_apart_than_are_kept(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    points = (rng.standard_normal(16) + 1e-6 * rng.standard_normal((120, 16))).astype(np.float32)
+    labels = np.zeros(120, np.int64)
+    block = rows.Rows("q", points, labels, labels, unit=True).block(0, 120)
+    exact = block.features.astype(float) @ block.features.T.astype(float)
+    least = exact.min(axis=1)
+    np.fill_diagonal(exact, 2)  # oneself first
+    monkeypatch.setattr(rows.Products, "__call__", noisy_products(16))
+    nearest, farthest = reranking._neighbours(block, 10, rows.Products())
+    np.testing.assert_array_equal(nearest, np.argsort(-exact, axis=1, kind="stable")[:, :10])
+    np.testing.assert_allclose(farthest, least, rtol=1e-15)
 
 
 def test_images_that_are_all_the_same_are_all_at_the_same_distance():
@@ -151,15 +181,7 @@ def test_reranking_helps_where_neighbours_agree():
 def test_block_sizes_threads_and_product_errors_do_not_change_a_digit(monkeypatch):
     problem = clusters(3, queries=40, gallery=150)
     whole = evaluate_ranking(*problem, rerank=KReciprocal(10, 4))
-    rng = np.random.default_rng(0)
-    plain = rows.Products.__call__
-
-    def noisy(self, *blocks):
-        product = plain(self, *blocks)
-        product += rows.rounding(6) * rng.uniform(-0.9, 0.9, product.shape).astype(np.float32)
-        return product
-
-    monkeypatch.setattr(rows.Products, "__call__", noisy)
+    monkeypatch.setattr(rows.Products, "__call__", noisy_products(6))
     threads = torch.get_num_threads()
     try:
         for block, count in ((190, 1), (64, 3), (7, 2)):

@@ -1,0 +1,88 @@
+"""One searched key of a sweep: what is tried for it, in order or by chance."""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from harness.config import Setting
+
+Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched key.
+
+    values: what to try (grid, choice), or (low, high), of which randint leaves `high` out.
+    """
+
+    key: str
+    kind: Kind
+    values: tuple[Any, ...]
+    where: str
+
+    @property
+    def is_random(self) -> bool:
+        return self.kind != "grid"
+
+    def draw(self, n: int) -> Any:
+        """Return draw number `n`, always the same: a function of the key and of `n` alone."""
+        share = _share(f"{self.key} {n}")
+        if self.kind in ("grid", "choice"):
+            return self.values[int(share * len(self.values))]
+        low, high = self.values
+        if self.kind == "randint":
+            return low + int(share * (high - low))
+        if self.kind == "uniform":
+            value = low + share * (high - low)
+        else:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        # libraries differ in the last digit of exp and log; a run's name must not
+        return float(f"{value:.6g}")
+
+
+def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
+    """Return the dimension that a `search` entry describes, or none and a fault."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+
+    def fault(message: str) -> list[Dimension]:
+        faults.append(f"{setting.where}: {setting.key}: {message}")
+        return []
+
+    if not isinstance(setting.value, dict) or len(setting.value) != 1:
+        return fault(f"expected one of {', '.join(kinds)}, such as {{grid: [0.0, 0.8]}}")
+    (kind, values), = setting.value.items()
+    if kind not in kinds:
+        return fault(f"no way to search {kind!r}{hint(kind, kinds)}")
+    if not isinstance(values, list):
+        return fault(f"{kind}: expected a list, found {values!r}")
+    if kind in ("grid", "choice"):
+        if not values:
+            return fault(f"{kind}: is empty")
+    elif not _is_range(kind, values):
+        numbers = "whole numbers" if kind == "randint" else "numbers"
+        above = " above 0" if kind == "loguniform" else ""
+        return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
+    return [Dimension(setting.key, kind, tuple(values), setting.where)]
+
+
+def hint(word: Any, known: Sequence[str]) -> str:
+    """Return the end of a message on an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; one of {', '.join(known)}"
+
+
+def _is_range(kind: Kind, values: list[Any]) -> bool:
+    wanted = (int,) if kind == "randint" else (int, float)
+    if len(values) != 2 or any(type(v) not in wanted for v in values):
+        return False
+    low, high = values
+    return bool(math.isfinite(high - low) and low < high and (kind != "loguniform" or low > 0))
+
+
+def _share(text: str) -> float:
+    """Return a number in [0, 1) that looks random and depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

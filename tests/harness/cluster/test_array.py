@@ -1,0 +1,202 @@
+"""What state a trial is said to be in, from its files alone."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.cluster import array, local, slurm
+from harness.cluster.array import Queue, launch, survey
+from harness.cluster.records import new_record, read_records
+from harness.errors import UserError
+from harness.files import read_json
+from harness.runs import held_lock
+
+
+def one(toy: ModuleType, folder: Path, **keys: object):
+    sweep = toy.make_sweep(folder, {}, **keys)
+    [trial] = sweep.trials
+    trial.run.folder.mkdir(parents=True)
+    return sweep, trial.run
+
+
+def state(sweep, jobs: dict | None = None) -> str:
+    queue = Queue(sweep, max_age_s=1e9)
+    queue._jobs, queue._asked = jobs or {}, 1e18
+    [view] = survey(sweep, queue)
+    return view.state
+
+
+def test_a_result_on_disk_is_the_only_proof_of_completion(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    assert state(sweep) == "missing"
+    run.set_status("complete")
+    assert state(sweep) != "complete"
+    run.result_file.write_text("{}")
+    assert state(sweep) == "complete"
+
+
+def test_running_means_that_somebody_alive_holds_the_run(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("running")
+    assert state(sweep) == "died"
+    with run.lock():
+        assert state(sweep) == "running"
+    with held_lock(run.folder / local.CLAIM):
+        assert state(sweep) == "running"
+
+
+@pytest.mark.parametrize("written", ["stopped", "failed"])
+def test_stopped_and_failed_are_due_and_shown_as_such(
+    toy: ModuleType, tmp_path: Path, written: str
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status(written, error="out of luck", reason="told to")
+    [view] = survey(sweep)
+    assert (view.state, view.is_due) == (written, True)
+    assert view.note == ("out of luck" if written == "failed" else "told to")
+
+
+def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+    assert state(sweep, {"9": ("PENDING", "Priority", "")}) == "queued"
+    assert state(sweep, {"9": ("RUNNING", "None", "")}) == "running"
+    assert state(sweep, {}) == "died"
+
+
+def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("stopped")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9_2"}
+    record.write()
+    assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == "queued"
+    assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == "running"
+    assert state(sweep, {}) == "stopped"
+
+
+def test_squeue_is_not_asked_when_the_folders_tell_all(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+    run.set_status("failed", error="x")
+    monkeypatch.setattr(slurm, "my_jobs", lambda: pytest.fail("squeue was asked"))
+    assert [v.state for v in survey(sweep)] == ["failed"]
+
+
+def test_a_controller_that_never_answered_is_waited_for_when_following(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+
+    def no_answer() -> None:
+        raise UserError("squeue: nothing within 30 s")
+
+    monkeypatch.setattr(slurm, "my_jobs", no_answer)
+    [view] = survey(sweep, Queue(sweep, patient=True))
+    assert (view.state, view.note) == ("queued", "SLURM does not answer")
+    with pytest.raises(UserError, match="nothing within 30 s"):
+        survey(sweep)
+
+
+def test_a_run_that_a_search_ended_is_done_for_it_and_due_for_others(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path, backend="ray", scheduler={"asha": {}})
+    run.set_status("stopped", reason="stopped early by ASHA at epoch 2", pruned=True)
+    [view] = survey(sweep)
+    assert (view.state, view.is_due) == ("ended early", False)
+    plain = toy.make_sweep(tmp_path, {})
+    [view] = survey(plain)
+    assert (view.state, view.is_due) == ("stopped", True)
+
+
+def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "local", [run.signature])
+    record.file.write_text('{"token": ')
+    with pytest.raises(UserError, match=r"record\.json: not a record of submitted jobs"):
+        survey(sweep)
+    record.remove()
+    run.status_file.write_text("{")
+    with pytest.raises(UserError, match=r"status\.json: cannot be read"):
+        survey(sweep)
+
+
+def test_a_launch_that_fails_leaves_each_status_as_it_was(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}})
+    failed = sweep.trials[1].run
+    failed.set_status("failed", error="before", attempts=3)
+    before = failed.status()
+
+    def refuse(*args: object, **options: object) -> None:
+        assert [v.status["state"] for v in survey(sweep)] == ["submitted"] * 2
+        raise UserError("no")
+
+    monkeypatch.setattr(local, "submit", refuse)
+    with pytest.raises(UserError, match="no"):
+        launch(sweep, "local")
+    assert sweep.trials[0].run.status() == {"state": "new"}
+    assert failed.status() == before
+
+
+def test_a_launch_writes_down_its_trials_and_their_newest_settings(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "submit", lambda *args, **options: None)
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5])
+    launch(sweep, "local")
+    told = read_json(sweep.folder / "sweep.json")
+    assert told["trials"] == [
+        {"point": {"work.quality": q}, "seed": 5, "signature": t.signature}
+        for q, t in zip((0.1, 0.2), sweep.trials, strict=True)
+    ]
+    other = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5],
+        overrides={"run.experiment": "another.run"},
+    )
+    launch(other, "local")
+    assert "another.run" in other.trials[0].run.config_file.read_text()
+
+
+def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, _ = one(toy, tmp_path)
+    with held_lock(array.launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
+        launch(sweep, "local")
+
+
+def test_the_newest_submission_of_a_trial_counts(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    for when, job in ((1.0, "1"), (3.0, "3"), (2.0, "2")):
+        record = new_record(sweep.folder, "slurm", [run.signature])
+        record.state, record.jobs, record.time = "submitted", {run.signature: job}, when
+        record.write()
+    assert [r.jobs[run.signature] for r in read_records(sweep.folder)] == ["1", "2", "3"]
+    assert state(sweep, {"3": ("PENDING", "", "")}) == "queued"
+    assert state(sweep, {"2": ("PENDING", "", "")}) == "died"
+
+
+def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "local", [run.signature], cpus=2)
+    record.write()
+    told = json.loads(record.file.read_text())
+    assert told["trials"] == [run.signature]
+    assert record.file.parent.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,180 @@
+"""What a job does around a run, without a scheduler."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.cluster import jobs
+from harness.config import to_yaml
+from harness.runs import Run, lock_holder
+
+SLURM = {
+    "SLURM_JOB_ID": "41234", "SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "6",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+}
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+
+@pytest.fixture
+def slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANKS:
+        monkeypatch.setenv(name, "gone after the test")
+        monkeypatch.delenv(name)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stand-ins for squeue and scontrol; returns what scontrol was called with."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+
+    def make(state: str, requeue: str) -> Path:
+        for name, text in {"squeue": f"echo {state}", "scontrol": requeue}.items():
+            (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {folder / name}.calls\n{text}\n')
+            (folder / name).chmod(0o755)
+        return folder / "scontrol.calls"
+
+    return make
+
+
+def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
+    run = Run(folder / "runs" / "toys" / "abc")
+    run.create(to_yaml(toy.Config(work=toy.Work(**work))))
+    return run
+
+
+def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
+    jobs.set_slurm_ranks()
+    assert {name: os.environ[name] for name in RANKS} == {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "21234", "OMP_NUM_THREADS": "6",
+    }
+
+
+def test_a_job_of_one_rank_needs_no_network(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    jobs.set_slurm_ranks()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_fewer_cores_than_asked_for_are_warned_about(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    jobs.set_slurm_ranks()
+    with caplog.at_level(logging.INFO, logger="harness"):
+        jobs.check_cores()
+    assert "cores 5" in caplog.text
+    assert "6 cores were asked for, srun gave 1" in caplog.text
+
+
+def test_a_running_job_is_put_back_by_its_array_id(slurm_job: None, commands) -> None:
+    calls = commands("RUNNING", "exit 0")
+    jobs.requeue()
+    assert calls.read_text().splitlines() == ["requeue 41230_4"]
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", ""])
+def test_a_job_that_is_being_cancelled_is_not_put_back(
+    slurm_job: None, commands, state: str
+) -> None:
+    calls = commands(state, "exit 0")
+    jobs.requeue()
+    assert not calls.exists()
+
+
+def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
+    slurm_job: None, commands, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = commands("RUNNING", "exit 1")
+    jobs.requeue()
+    assert len(calls.read_text().splitlines()) == 3
+    assert "launch the sweep again" in caplog.text
+    monkeypatch.setattr(jobs, "REQUEUE_LIMIT_S", 0.3)
+    commands("RUNNING", "exec sleep 30")
+    started = time.monotonic()
+    jobs.requeue()
+    assert time.monotonic() - started < 10
+
+
+def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.lock_file.write_text(json.dumps(
+        {"host": host, "pid": 1, "started": "1", "job": job, "token": "t"}
+    ))
+
+
+def test_the_lock_of_this_jobs_killed_attempt_is_removed(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
+    run = Run(tmp_path)
+    write_lock(run, job="41230_4")
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is None
+
+
+def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    write_lock(run, job="41230_5")
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None
+    write_lock(run, job="41230_4")
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None
+
+
+@pytest.mark.parametrize(("fail", "status"), [("no", 0), ("raise", 1)])
+def test_a_ranks_exit_status_says_how_the_run_ended(
+    toy: ModuleType, tmp_path: Path, fail: str, status: int
+) -> None:
+    run = make_run(toy, tmp_path, fail=fail)
+    assert subprocess.run(command(run)).returncode == status
+    assert run.status()["state"] == ("complete" if status == 0 else "failed")
+
+
+def test_a_rank_told_to_stop_saves_and_says_so(toy: ModuleType, tmp_path: Path) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    process = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == jobs.EXIT_STATUS["stopped"]
+    assert run.status()["state"] == "stopped"
+    assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
+
+
+def test_a_second_process_in_a_run_folder_leaves_it_alone(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    first = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    second = subprocess.run(command(run), capture_output=True, text=True)
+    assert second.returncode == jobs.IN_USE_STATUS
+    assert f"in use by process {first.pid} on {socket.gethostname()}" in second.stderr
+    assert run.status()["state"] == "running"
+    first.terminate()
+    first.wait(20)
+
+
+def command(run: Run) -> list[str]:
+    return [sys.executable, "-m", "harness.cluster.jobs", str(run.folder)]

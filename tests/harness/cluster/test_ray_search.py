@@ -1,0 +1,342 @@
+"""Sweeps under Ray Tune on this machine, against the same sweeps as independent trials."""
+
+import dataclasses
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.cluster import local, ray_cluster, ray_search
+from harness.cluster.array import cancel, launch, survey
+from harness.cluster.ray_trial import epoch_lines
+from harness.cluster.records import Record, read_records
+from harness.errors import UserError
+from harness.files import read_json
+from harness.runs import Run
+from harness.sweeps import Resources, Sweep
+
+ASHA = {"asha": {"grace": 1, "reduction": 2}}
+SLOW = {"work": {"epochs": 12, "epoch_s": 0.5}}
+
+
+# --- with Ray ---
+
+
+@pytest.mark.slow
+def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}, "work.epochs": {"grid": [1, 2]}}
+    by_array = toy.make_sweep(tmp_path / "array", search)
+    launch(by_array, "local")
+    over(toy, by_array)
+    by_ray = toy.make_sweep(tmp_path / "ray", search, backend="ray")
+    assert len(launch(by_ray, "local", jobs=2)) == 6
+    over(toy, by_ray)
+    assert states(by_ray) == ["complete"] * 6
+    for one, other in zip(by_array.trials, by_ray.trials, strict=True):
+        assert one.run.signature == other.run.signature
+        assert one.run.result() == other.run.result()
+        assert one.run.metrics() == other.run.metrics()
+
+    # what is finished is finished, whoever asks
+    assert launch(by_ray, "local") == []
+    assert launch(dataclasses.replace(by_ray, backend="array"), "local") == []
+    assert len(read_records(by_ray.folder)) == 1
+
+
+@pytest.mark.slow
+def test_asha_ends_bad_trials_early_and_no_relaunch_of_the_search_takes_them_up(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1]}}
+    recipe = {"work": {"epochs": 4}}
+    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, backend="ray", scheduler=ASHA)
+    launch(sweep, "local", jobs=1)  # one after the other, best first: all others are ended
+    over(toy, sweep)
+    assert states(sweep) == ["complete", *["ended early"] * 3]
+    assert [v.note for v in survey(sweep)[1:]] == ["stopped early by ASHA at epoch 1"] * 3
+    assert [len(epoch_lines(t.run)) for t in sweep.trials] == [4, 1, 1, 1]
+    assert launch(sweep, "local") == []
+
+    # a new point is compared with what the finished ones were at its epoch
+    wider = {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1, 0.15, 0.5]}}
+    sweep = toy.make_sweep(tmp_path, wider, recipe=recipe, backend="ray", scheduler=ASHA)
+    assert [v.trial.point["work.quality"] for v in launch(sweep, "local", jobs=1)] == [0.15, 0.5]
+    over(toy, sweep)
+    assert states(sweep)[4:] == ["ended early", "complete"]
+
+    # a sweep that ends nothing early goes on with them from where they are
+    sweep = toy.make_sweep(tmp_path, search, recipe=recipe)
+    assert len(launch(sweep, "local")) == 3
+    over(toy, sweep)
+    assert states(sweep) == ["complete"] * 4
+    assert_whole(sweep, epochs=4)
+
+
+@pytest.mark.slow
+def test_failed_trials_say_why_and_the_others_go_on(toy: ModuleType, tmp_path: Path) -> None:
+    search = {"work.fail": {"grid": ["raise", "kill", "no"]}}
+    sweep = toy.make_sweep(tmp_path, search, backend="ray")
+    launch(sweep, "local", jobs=1)
+    over(toy, sweep)
+    assert states(sweep) == ["failed", "failed", "complete"]
+    assert survey(sweep)[0].note == "RuntimeError: the toy broke, as it was told to"
+    assert survey(sweep)[1].note == "killed by SIGKILL (out of memory?)"
+    assert all(Path(v.status["log"]).exists() for v in survey(sweep)[:2])
+
+
+@pytest.mark.slow
+def test_a_search_is_closed_to_others_and_cancelling_saves_its_trials(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
+    recipe = {"work": {"epochs": 50, "epoch_s": 0.5}}  # the strangers take their time
+    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, backend="ray")
+    launch(sweep, "local", jobs=2)
+    toy.until(lambda: progressed(sweep) == 2)
+    meeting = meeting_of(sweep)
+    processes = session(meeting["pid"])
+    folder = Path(meeting["temp"])
+    assert_closed(meeting, Path(read_records(sweep.folder)[0].folder))
+
+    cancel(sweep)
+    toy.until(lambda: not any(alive(pid) for pid in processes))
+    assert len(processes) >= 5  # the head, GCS, raylet, agents, workers
+    assert not folder.exists()
+    assert not list(Path(read_records(sweep.folder)[0].folder).glob("*.token"))
+    assert states(sweep) == ["stopped"] * 3
+    reached = [len(epoch_lines(t.run)) for t in sweep.trials]
+    assert all(reached[:2])
+    assert not reached[2]
+
+    launch(sweep, "local", jobs=3)
+    over(toy, sweep)
+    assert states(sweep) == ["complete"] * 3
+    assert_whole(sweep, epochs=50)
+    assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_search_whose_job_is_killed_leaves_nothing_running_and_the_relaunch_loses_nothing(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2]}}
+    sweep = toy.make_sweep(tmp_path, search, recipe=SLOW, backend="ray")
+    launch(sweep, "local", jobs=1)
+    toy.until(lambda: progressed(sweep) == 1)
+    processes = session(meeting_of(sweep)["pid"])
+    [worker] = local.living_workers(sweep.folder)
+    os.kill(worker["pid"], signal.SIGKILL)
+    toy.until(lambda: not any(alive(pid) for pid in processes))
+    toy.until(lambda: states(sweep) == ["stopped", "died"])
+    assert len(launch(sweep, "local", jobs=2)) == 2
+    over(toy, sweep)
+    assert_whole(sweep, epochs=12)
+
+
+def assert_closed(meeting: dict[str, Any], job: Path) -> None:
+    """Nobody without the token gets in, and nobody else can read it or Ray's files."""
+    [token] = job.glob("ray-*.token")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(job.stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(meeting["temp"]).stat().st_mode) == 0o700
+    assert len(set(meeting["ports"].values())) == len(meeting["ports"])
+    assert not refused(meeting, token.read_text())
+    assert refused(meeting, "0" * 64)
+    assert refused(meeting, None)
+
+
+def refused(meeting: dict[str, Any], token: str | None) -> bool:
+    """Whether a stranger who has this token cannot list the nodes of our Ray."""
+    program = (
+        "import sys; from ray._raylet import GcsClient\n"
+        "print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    done = subprocess.run(
+        [sys.executable, "-c", program, meeting["address"]], env=environment,
+        capture_output=True, text=True, timeout=60,
+    )
+    assert done.returncode or done.stdout.strip() == "1"
+    return done.returncode != 0
+
+
+# --- without ---
+
+
+def test_trials_of_several_ranks_and_asha_on_a_test_metric_are_refused(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, backend="ray", resources={"tasks": 2}, metric="mAP", scheduler=ASHA
+    )
+    with pytest.raises(UserError) as caught:
+        launch(sweep, "local")
+    ranks, metric = str(caught.value).splitlines()
+    assert "trials of one rank, this asks for 2" in ranks
+    assert "mAP is computed after the last epoch" in metric
+    assert [view.state for view in survey(sweep)] == ["missing"]
+
+
+def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_path: Path) -> None:
+    one = {"cpus": 4, "gpus": 1, "memory": "1.5GB", "time": "2h"}
+    sweep = toy.make_sweep(
+        tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
+    )
+    assert ray_search.allocation(sweep).resources == Resources(
+        nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
+    )
+
+
+def test_a_scheduler_that_is_told_of_finished_runs_decides_as_if_it_had_seen_them(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    options = {"metric": "validation.mAP", "mode": "max",
+               "scheduler": {"kind": "asha", "grace": 1, "reduction": 3}}
+    scores = {f"run{n}": [0.1 * n, 0.2 * n, 0.3 * n] for n in (1, 2, 3, 5)}
+    runs = [finished_run(tmp_path / name, values) for name, values in scores.items()]
+    undisturbed, resumed = (ray_search._scheduler(options) for _ in range(2))
+    for name, values in scores.items():
+        undisturbed.on_trial_add(None, SimpleNamespace(trial_id=name))
+        for epoch, value in enumerate(values, start=1):
+            undisturbed.on_trial_result(
+                None, SimpleNamespace(trial_id=name), {"epoch": epoch, "validation.mAP": value}
+            )
+    for run in runs:
+        ray_search._tell(resumed, run)
+    decisions = []
+    for n, value in enumerate((0.05, 0.25, 0.31, 0.9)):
+        trial = SimpleNamespace(trial_id=f"new{n}", config={"run": str(tmp_path / f"new{n}")})
+        for scheduler in (undisturbed, resumed):
+            scheduler.on_trial_add(None, trial)
+            result = {"epoch": 1, "validation.mAP": value}
+            decisions.append(scheduler.on_trial_result("a controller", trial, result))
+    assert decisions[::2] == decisions[1::2] == ["STOP", "STOP", "CONTINUE", "CONTINUE"]
+    assert read_json(tmp_path / "new0" / "early_end.json") == {"by": "ASHA", "epoch": 1}
+    assert not (tmp_path / "run1" / "early_end.json").exists()
+
+
+def test_asha_keeps_the_smallest_where_smaller_is_better() -> None:
+    options = {"metric": "loss", "mode": "min",
+               "scheduler": {"kind": "asha", "grace": 1, "reduction": 2}}
+    scheduler = ray_search._scheduler(options)
+    decisions = []
+    for name, loss in (("a", 1.0), ("b", 2.0), ("c", 0.5)):
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        decisions.append(scheduler.on_trial_result(None, trial, {"epoch": 1, "loss": loss}))
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
+
+
+def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toys"
+    lines = {"done": 3, "pruned": 1, "failed": 2, "new": 0, "half": 2}
+    runs = {name: finished_run(folder / name, [0.1] * n) for name, n in lines.items()}
+    runs["done"].result_file.write_text("{}")
+    runs["pruned"].set_status("stopped", pruned=True)
+    runs["failed"].set_status("failed")
+    runs["new"].set_status("submitted")
+    runs["half"].set_status("stopped")
+    record = Record(
+        "token", "slurm", 0.0, ["pruned", "failed", "new", "half"],
+        options={"sweep": list(lines)}, folder=str(folder / "jobs" / "token"),
+    )
+    finished, due = ray_search._split(record)
+    assert [run.signature for run in finished] == ["done", "pruned"]
+    assert [run.signature for run in due] == ["half", "new"]
+
+
+def test_ports_are_free_and_all_different() -> None:
+    names = (*ray_cluster.HEAD_PORTS, *ray_cluster.PORTS)
+    ports = ray_cluster.free_ports(names)
+    assert list(ports) == list(names)
+    assert len(set(ports.values())) == len(names)
+    for port in ports.values():
+        with socket.socket() as one:
+            one.bind(("", port))
+
+
+def test_memory_is_what_slurm_gave_and_never_more_than_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_cluster, "_cgroup_limits", lambda: [])
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    assert ray_cluster.memory_limit() is None
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
+    assert ray_cluster.memory_limit() == 1 << 30
+    monkeypatch.setattr(ray_cluster, "_cgroup_limits", lambda: [1 << 29, 1 << 62])
+    assert ray_cluster.memory_limit() == 1 << 29
+    monkeypatch.delenv("SLURM_MEM_PER_NODE")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert ray_cluster.memory_limit() == 400 << 20
+
+
+def test_a_ray_of_the_users_own_is_not_mistaken_for_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    seen = ray_cluster.environment(ray_cluster.Meeting(tmp_path, "7-0"))
+    assert "RAY_ADDRESS" not in seen
+    assert "RAY_AUTH_TOKEN" not in seen
+    assert seen["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "ray-7-0.token")
+
+
+# --- helpers ---
+
+
+def finished_run(folder: Path, scores: list[float]) -> Run:
+    run = Run(folder)
+    for epoch, score in enumerate(scores, start=1):
+        run.log_metrics({"kind": "epoch", "epoch": epoch, "validation": {"mAP": score}})
+        run.log_metrics({"kind": "step", "epoch": epoch + 1, "step": 1, "loss": 9.0})
+    return run
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [view.state for view in survey(sweep)]
+
+
+def over(toy: ModuleType, sweep: Sweep) -> None:
+    """Wait until the sweep's jobs are over, and not only its trials."""
+    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=150)
+    toy.until(lambda: not local.living_workers(sweep.folder))
+
+
+def progressed(sweep: Sweep) -> int:
+    return sum(len(epoch_lines(trial.run)) >= 2 for trial in sweep.trials)
+
+
+def assert_whole(sweep: Sweep, *, epochs: int) -> None:
+    for trial in sweep.trials:
+        told = [line["epoch"] for line in epoch_lines(trial.run)]
+        assert told == list(range(1, epochs + 1))
+
+
+def meeting_of(sweep: Sweep) -> dict[str, Any]:
+    [record] = read_records(sweep.folder)
+    return dict(read_json(Path(record.folder) / "ray-local.json"))
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of a session: all that Ray started on this machine."""
+    found = subprocess.run(["ps", "-s", str(leader), "-o", "pid="], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

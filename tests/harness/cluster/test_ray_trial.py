@@ -1,0 +1,207 @@
+"""A run as Ray's actor watches it; no Ray is needed for that."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from harness.cluster.jobs import TrialFailed
+from harness.cluster.ray_trial import (
+    WatchedRun,
+    end_early,
+    epoch_lines,
+    flatten,
+    was_ended_early,
+)
+from harness.config import to_yaml
+from harness.files import read_json
+from harness.runs import Run, lock_holder
+
+
+@pytest.fixture
+def make_run(toy: ModuleType, tmp_path: Path) -> Any:
+    def make(**work: Any) -> Run:
+        run = Run(tmp_path / "runs" / "toys" / "0123456789ab")
+        run.create(to_yaml(toy.Config(work=toy.Work(**work))))
+        return run
+
+    return make
+
+
+def watch(run: Run) -> WatchedRun:
+    return WatchedRun(run, log_file=run.folder.parent / "log.txt", cpus=1, gpus=0)
+
+
+def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
+    results = [watched.next_result()]
+    while not results[-1].get("done"):
+        results.append(watched.next_result())
+    return results
+
+
+def test_nested_metrics_become_numbers_by_dotted_key() -> None:
+    line = {"kind": "epoch", "epoch": 3, "ok": True, "validation": {"mAP": 0.5, "cmc": {"1": 0.7}}}
+    assert flatten(line) == {"epoch": 3, "validation.mAP": 0.5, "validation.cmc.1": 0.7}
+
+
+def test_every_epoch_is_told_and_the_end_brings_the_result(make_run: Any) -> None:
+    run = make_run(quality=0.4, epochs=2)
+    *epochs, end = until_done(watch(run))
+    assert [(r["epoch"], r["validation.mAP"]) for r in epochs] == [(1, 0.2), (2, 0.4)]
+    assert end["mAP"] == 0.2
+    assert end["validation.mAP"] == 0.4
+    assert run.status()["state"] == "complete"
+
+
+def test_the_run_waits_for_the_answer_before_it_trains_on(toy: ModuleType, make_run: Any) -> None:
+    run = make_run(epochs=50)
+    watched = watch(run)
+    for count in (1, 2, 3):
+        watched.next_result()
+        assert len(epoch_lines(run)) == count
+    watched.end()
+    assert len(epoch_lines(run)) == 3
+    assert run.status()["state"] == "stopped"
+    assert not was_ended_early(run)
+
+
+def test_a_run_that_the_search_ends_is_marked_so_with_its_epoch(make_run: Any) -> None:
+    run = make_run(epochs=50)
+    watched = watch(run)
+    watched.next_result()
+    end_early(run, by="ASHA", epoch=watched.next_result()["epoch"])
+    watched.end()
+    status = run.status()
+    assert (status["state"], status["pruned"]) == ("stopped", True)
+    assert status["reason"] == "stopped early by ASHA at epoch 2"
+    assert status["attempts"] == 1
+    assert was_ended_early(run)
+
+
+def test_a_resumed_run_tells_first_what_it_had_reached_and_each_epoch_once(make_run: Any) -> None:
+    run = make_run(epochs=4)
+    first = watch(run)
+    first.next_result()
+    first.next_result()
+    first.end()
+    (run.folder / "checkpoints" / "0.json").write_text('{"epoch": 1}')  # epoch 2 comes again
+    second = watch(run)
+    assert second.next_result()["epoch"] == 1
+    assert second.process is None
+    results = until_done(second)
+    assert [r.get("epoch") for r in results] == [2, 3, 4, None]
+
+
+def test_a_run_that_goes_on_is_not_ended_early_any_more(make_run: Any) -> None:
+    run = make_run(epochs=3)
+    watched = watch(run)
+    watched.next_result()
+    end_early(run, by="ASHA", epoch=1)
+    watched.end()
+    assert was_ended_early(run)
+    until_done(watch(run))
+    assert run.status()["state"] == "complete"
+    assert not was_ended_early(run)
+
+
+def test_a_run_can_be_ended_by_what_it_had_reached_without_being_started(make_run: Any) -> None:
+    run = make_run(epochs=9)
+    first = watch(run)
+    first.next_result()
+    first.end()
+    again = watch(run)
+    again.next_result()
+    end_early(run, by="ASHA", epoch=1)
+    again.end()
+    assert again.process is None
+    assert was_ended_early(run)
+    assert run.status()["attempts"] == 1
+
+
+def test_a_complete_run_is_told_again_and_not_started(make_run: Any) -> None:
+    run = make_run(epochs=2)
+    before = until_done(watch(run))
+    watched = watch(run)
+    assert until_done(watched) == before
+    watched.end()
+    assert watched.process is None
+    assert run.status()["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [("raise", "the toy broke"), ("kill", "killed by SIGKILL"), ("exit", "exit status 7")],
+)
+def test_a_run_that_fails_raises_its_error_and_its_folder_says_the_same(
+    make_run: Any, how: str, error: str
+) -> None:
+    run = make_run(fail=how)
+    watched = watch(run)
+    with pytest.raises(TrialFailed, match=error):
+        watched.next_result()
+    watched.end()
+    assert run.status()["state"] == "failed"
+    assert error in run.status()["error"]
+
+
+def test_a_run_in_other_hands_is_left_alone(make_run: Any) -> None:
+    run = make_run(epochs=50)
+    watched, other = watch(run), watch(run)
+    watched.next_result()
+    other.stored.clear()
+    with pytest.raises(TrialFailed, match="another process"):
+        other.next_result()
+    assert run.status()["state"] == "running"
+    watched.end()
+
+
+def test_a_run_whose_watcher_is_killed_saves_and_stops(toy: ModuleType, make_run: Any) -> None:
+    run = make_run(epochs=100, epoch_s=0.2)
+    program = (
+        "import sys; from pathlib import Path; from harness.runs import Run\n"
+        "from harness.cluster.ray_trial import WatchedRun\n"
+        f"watched = WatchedRun(Run(Path({str(run.folder)!r})),"
+        f" log_file=Path({str(run.folder / 'out')!r}), cpus=1, gpus=0)\n"
+        "while True: watched.next_result()\n"
+    )
+    watcher = subprocess.Popen([sys.executable, "-c", program])
+    toy.until(lambda: len(epoch_lines(run)) >= 2)
+    watcher.kill()
+    watcher.wait()
+    toy.until(lambda: run.status()["state"] == "stopped")
+    toy.until(lambda: lock_holder(run.lock_file) is None)
+    reached = read_json(run.folder / "checkpoints" / "0.json")["epoch"]
+    assert reached == len(epoch_lines(run))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_run_that_is_signalled_by_the_scheduler_saves_and_stops(
+    make_run: Any, number: int
+) -> None:
+    run = make_run(epochs=100, epoch_s=5.0)
+    watched = watch(run)
+    killer = threading.Timer(2.0, lambda: os.kill(watched.process.pid, number))  # type: ignore[union-attr]
+    killer.start()
+    results = until_done(watched)
+    assert [r.get("epoch") for r in results] == [1, None]
+    assert run.status()["state"] == "stopped"
+
+
+def test_a_run_sees_one_rank_its_cores_and_no_gpu_that_it_did_not_ask_for(
+    make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    run = make_run()
+    until_done(watch(run))
+    seen = read_json(run.folder / "seen-0.json")
+    assert (seen["RANK"], seen["WORLD_SIZE"], seen["OMP_NUM_THREADS"]) == ("0", "1", "1")
+    assert seen["CUDA_VISIBLE_DEVICES"] == ""
+    assert "MASTER_PORT" not in seen

@@ -1,0 +1,342 @@
+"""Recipes and overrides become one checked tree; every fault is told, with its place and a remedy."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from harness import config as config_module
+from harness.config import (
+    Setting,
+    build,
+    differences,
+    find_recipe,
+    keys,
+    parse_overrides,
+    read_recipe,
+    read_yaml,
+    runtime,
+    signature,
+    to_mapping,
+    to_yaml,
+    type_words,
+    value_at,
+)
+from harness.errors import UserError
+
+
+@dataclass
+class Engine:
+    power: float = 1.5
+    fuel: Literal["petrol", "wood"] = "wood"
+    gears: list[int] = field(default_factory=lambda: [1, 2])
+    span: tuple[float, float] = (0.1, 1 / 3)
+    level: Literal[0, 1, 2] = 0
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.power < 0:
+            yield "power", f"must not be negative, found {self.power}"
+        if len(self.gears) > 3:
+            yield "gears", "at most 3"
+
+
+@dataclass
+class Car:
+    name: str = "beetle"
+    doors: int = 4
+    seats: int | None = None
+    open: bool = False
+    engine: Engine = field(default_factory=Engine)
+    garage: str = runtime("here")
+    notes: list[str] = runtime(factory=list)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.doors % 2:
+            yield "doors", f"{self.doors} is odd, with engine.level={self.engine.level}"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a YAML file by name; returns its path."""
+
+    def written(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def told(function: Any, *arguments: Any, **options: Any) -> list[str]:
+    """The lines of the UserError that a call raises."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    return str(caught.value).splitlines()
+
+
+def made(*words: str) -> Car:
+    return build(Car, parse_overrides(words))
+
+
+# --- values ---
+
+
+def test_defaults_hold_where_nothing_is_said() -> None:
+    assert build(Car, []) == Car()
+
+
+def test_later_settings_win_over_earlier_ones() -> None:
+    car = made("doors=2", "engine.power=3", "doors=6", "name=van")
+    assert (car.doors, car.engine.power, car.name) == (6, 3.0, "van")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("engine.power=1e-4", 1e-4), ("engine.power=2", 2.0), ("seats=null", None),
+        ("seats=", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
+        ("engine.gears=[]", []), ("engine.gears=[1, 5]", [1, 5]), ("engine.level=2", 2),
+        ("name='12'", "12"), ("name=a=b", "a=b"), ("engine.gears=[3]", [3]),
+    ],
+)
+def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
+    key = word.partition("=")[0]
+    found = value_at(made(word), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("doors=2.5", "a whole number, found 2.5"),
+        ("doors=2.0", "a whole number, found 2.0"),
+        ("doors=true", "a whole number, found True"),
+        ("doors=null", "a whole number, found None"),
+        ("doors=two", "a whole number, found 'two'"),
+        ("seats=x", "a whole number or null, found 'x'"),
+        ("open=perhaps", "true or false, found 'perhaps'"),
+        ("name=12", "a text, found 12"),
+        ("name=true", "a text, found True"),
+        ("name={a: 1}", "a text, found {'a': 1}"),
+        ("name=${nothing}", "a text, found '${nothing}'"),
+        ("name='???'", "a text, found '???'"),
+        ("engine.power=much", "a number, found 'much'"),
+        ("engine.power=.nan", "a number, found nan"),
+        ("engine.power=inf", "a number, found 'inf'"),
+        ("engine.power=[1]", "a number, found [1]"),
+        ("engine.fuel=Wood", "one of petrol, wood, found 'Wood'"),
+        ("engine.fuel=1", "one of petrol, wood, found 1"),
+        ("engine.level=3", "one of 0, 1, 2, found 3"),
+        ("engine.level=true", "one of 0, 1, 2, found True"),
+        ("engine.gears=3", "a list (a whole number), found 3"),
+        ("engine.gears=[1, [2]]", "a list (a whole number), found [1, [2]]"),
+        ("engine.gears=[1.5]", "a list (a whole number), found [1.5]"),
+        ("engine.span=[0.1]", "a list (2 of a number), found [0.1]"),
+        ("engine.span=[0.1, .nan]", "a list (2 of a number), found [0.1, nan]"),
+        ("engine.span=[1, 2, 3]", "a list (2 of a number), found [1, 2, 3]"),
+    ],
+)
+def test_a_wrong_type_is_told_with_the_right_one(word: str, expected: str) -> None:
+    key = word.partition("=")[0]
+    assert told(made, word) == [f"command line, override 1: {key}: expected {expected}"]
+
+
+def test_types_are_said_in_words() -> None:
+    assert type_words(dict[str, Any]) == "a mapping"
+    assert type_words(float | None) == "a number or null"
+
+
+# --- keys ---
+
+
+def test_an_unknown_key_is_told_with_the_nearest() -> None:
+    assert told(made, "engine.pwoer=1", "fuel=wood", "zzz=1", "engine=3", "engine={power: 2}") == [
+        "command line, override 1: no key engine.pwoer; did you mean engine.power?",
+        "command line, override 2: no key fuel; did you mean engine.fuel?",
+        "command line, override 3: no key zzz",
+        "command line, override 4: engine is a section; set one of its keys, such as engine.power",
+        "command line, override 5: engine is a section; set one of its keys, such as engine.power",
+    ]
+
+
+def test_all_faults_of_all_files_and_overrides_come_at_once(write: Any) -> None:
+    write("base.yaml", "engine:\n  power: -2\n  fule: wood\n")
+    path = write("mine.yaml", "extends: base\ndoors: four\n\nnmae: x\n")
+    settings = [*read_recipe(path, Car), *parse_overrides(["engine.gears=[1,2,3,4]", "seats=z"])]
+    base = path.with_name("base.yaml")
+    assert told(build, Car, settings) == [
+        f"{base}, line 3: no key engine.fule; did you mean engine.fuel?",
+        f"{path}, line 2: doors: expected a whole number, found 'four'",
+        f"{path}, line 4: no key nmae; did you mean name?",
+        "command line, override 2: seats: expected a whole number or null, found 'z'",
+        f"{base}, line 2: engine.power: must not be negative, found -2.0",
+        "command line, override 1: engine.gears: at most 3",
+    ]
+
+
+def test_values_that_do_not_go_together_are_told_at_the_one_that_was_written() -> None:
+    assert told(made, "engine.level=1", "doors=3") == [
+        "command line, override 2: doors: 3 is odd, with engine.level=1"
+    ]
+
+    @dataclass
+    class Odd(Car):
+        doors: int = 3
+
+    assert told(build, Odd, parse_overrides(["name=x", "engine.level=1"])) == [
+        "command line, override 2: doors: 3 is odd, with engine.level=1"
+    ]
+    assert told(build, Odd, []) == ["default: doors: 3 is odd, with engine.level=0"]
+
+
+def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
+    assert told(parse_overrides, ["doors", "doors=2", "=3", "name=[a"]) == [
+        "command line, override 1: 'doors' is not of the form key=value",
+        "command line, override 3: '=3' is not of the form key=value",
+        "command line, override 4: name: '[a' is not a YAML value",
+    ]
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("doors: 4\nname: [a\n", ", line 3: expected ',' or ']', but got '<stream end>'"),
+        ("doors: 4\n\tname: b\n", ", line 2: found character '\\t' that cannot start any token"),
+        ("- doors\n", ", line 1: expected `key: value` lines, found a list"),
+        ("doors\n", ", line 1: expected `key: value` lines, found a text"),
+        ("a: 1\n---\nb: 2\n", ", line 2: but found another document"),
+        ("a: !!python/object:os.system x\n",
+         ", line 1: could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/object:os.system'"),
+        ("a: \x07\n", ": not valid YAML"),
+        ("doors: 4\nengine:\n  power: 1\n  power: 2\n",
+         ", line 4: engine.power is given twice (first on line 3)"),
+        ("engine.power: 1\nengine: {power: 2}\n",
+         ", line 2: engine.power is given twice (first on line 1)"),
+    ],
+)
+def test_a_file_that_is_no_mapping_of_settings_is_told_with_the_line(
+    write: Any, text: str, message: str
+) -> None:
+    path = write("bad.yaml", text)
+    assert told(read_yaml, path) == [f"{path}{message}"]
+
+
+def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path) -> None:
+    assert told(read_yaml, tmp_path / "no.yaml") == [f"{tmp_path}/no.yaml: no such file"]
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
+    assert told(read_yaml, tmp_path / "binary.yaml")[0].startswith(
+        f"{tmp_path}/binary.yaml: cannot be read: "
+    )
+    assert told(read_yaml, tmp_path)[0].startswith(f"{tmp_path}: cannot be read: ")
+
+
+def test_an_empty_file_says_nothing(write: Any) -> None:
+    assert read_yaml(write("empty.yaml", "# only a comment\n")) == ({}, {})
+
+
+def test_a_recipe_starts_from_the_one_that_it_extends(write: Any) -> None:
+    write("base.yaml", "doors: 2\nname: base\nengine: {power: 5}\n")
+    write("middle.yaml", "extends: base\nname: middle\nengine.fuel: petrol\n")
+    path = write("top.yaml", "extends: middle\nengine:\n  power: 7\n")
+    car = build(Car, read_recipe(path, Car))
+    assert (car.doors, car.name, car.engine) == (2, "middle", Engine(power=7.0, fuel="petrol"))
+    assert [s for s in read_recipe(path, Car) if s.key == "engine.power"] == [
+        Setting("engine.power", 5, f"{path.with_name('base.yaml')}, line 3"),
+        Setting("engine.power", 7, f"{path}, line 3"),
+    ]
+
+
+def test_a_base_given_as_a_path_is_looked_up_from_the_recipes_folder(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("base.yaml", "doors: 2\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "base.yaml").write_text("doors: 8\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert build(Car, read_recipe(write("a.yaml", "extends: base.yaml\n"), Car)).doors == 2
+
+
+def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None:
+    write("a.yaml", "extends: b\n")
+    path = write("b.yaml", "extends: a\n")
+    assert told(read_recipe, path, Car) == [
+        f"{path}: recipes extend each other in a circle: b -> a"
+    ]
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest_and_all(write: Any, tmp_path: Path) -> None:
+    write("market.yaml", "")
+    path = write("tiny.yaml", "doors: 2\nextends: markt\n")
+    assert told(find_recipe, "markte", tmp_path) == [
+        "no recipe 'markte'; did you mean market?", "recipes: market, tiny"
+    ]
+    assert told(read_recipe, path, Car)[0] == (
+        f"{path}, line 2: no recipe 'markt'; did you mean market?"
+    )
+
+
+def test_a_recipe_is_found_by_name_or_by_path(write: Any, tmp_path: Path) -> None:
+    path = write("mine.yaml", "")
+    assert find_recipe("mine", tmp_path) == find_recipe(str(path), tmp_path / "other") == path
+
+
+# --- signature ---
+
+
+def test_the_signature_depends_on_all_that_can_change_a_result_and_on_nothing_else() -> None:
+    base = signature(Car())
+    assert len(base) == 12
+    assert int(base, 16) >= 0
+    others = [
+        "name=x", "doors=2", "seats=4", "open=true", "engine.power=2", "engine.fuel=petrol",
+        "engine.gears=[2,1]", "engine.span=[0.1,0.2]", "engine.level=1",
+    ]
+    changing = {word.partition("=")[0] for word in others}
+    assert changing | {"garage", "notes"} == set(keys(Car))
+    assert len({base, *(signature(made(word)) for word in others)}) == len(others) + 1
+    assert signature(made("garage=there", "notes=[a]")) == base
+
+
+def test_the_signature_is_that_of_the_values_however_they_were_written() -> None:
+    expected = signature(made("engine.power=2", "engine.gears=[1]"))
+    assert signature(made("engine.gears=[1]", "engine.power=2.0")) == expected
+    assert signature(made("engine.power=2e0", "engine.gears=[1]", "doors=4")) == expected
+
+
+def test_the_signature_does_not_change_between_versions() -> None:
+    # another way of hashing would make every finished run look missing
+    text = (
+        '{"fuel": "wood", "gears": [1, 2], "level": 0, "power": 1.5, '
+        '"span": [0.1, 0.3333333333333333]}'
+    )
+    assert signature(Engine()) == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_the_written_yaml_builds_the_same_tree(write: Any) -> None:
+    car = made("engine.power=1e-6", "name='yes'", "seats=null", "notes=['ü: 1']", "garage='1'")
+    path = write("config.yaml", to_yaml(car))
+    again = build(Car, read_recipe(path, Car))
+    assert signature(again) == signature(car)
+    # omegaconf gives tuples back as lists
+    assert to_mapping(again) == to_mapping(car)
+    assert list(yaml.safe_load(to_yaml(car))) == [f.name for f in dataclasses.fields(Car)]
+
+
+def test_differences_name_the_keys_with_both_values() -> None:
+    assert differences(Car(), made("doors=2", "engine.level=1")) == {
+        "doors": (4, 2), "engine.level": (0, 1)
+    }
+
+
+def test_every_part_of_the_module_is_about_any_tree() -> None:
+    assert "svll" not in Path(config_module.__file__).read_text()

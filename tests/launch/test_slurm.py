@@ -1,0 +1,151 @@
+"""The launcher as it is typed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
+HEAVY = ("torch", "ray", "deepspeed", "open_clip", "nvidia", "numba", "h5py", "scipy")
+
+
+@pytest.fixture
+def launch(tmp_path: Path):
+    """Return a function that runs the command with a toy in place of the experiment."""
+
+    def run(*words: str, **work: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "launch" / "slurm.py"),
+                *words,
+                f"run.runs={tmp_path}/runs",
+                "run.experiment=toy_experiment.run",
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "tests" / "toy"),
+                "TOY_WORK": json.dumps(work),
+            },
+            text=True,
+            capture_output=True,
+            timeout=120,
+            cwd=tmp_path,
+        )
+
+    return run
+
+
+def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch, tmp_path: Path) -> None:
+    sweep = ("--sweep", str(SWEEP), "--cluster", "local")
+    first = launch(*sweep, "--follow", "--jobs", "2")
+    assert first.returncode == 0, first.stderr
+    assert "4 trials submitted on this machine" in first.stdout
+    assert "selected on validation (validation.mAP, max)" in first.stdout
+    assert "test Rank-1" in first.stdout
+    assert f"files: {tmp_path}/runs/loss_weights" in first.stdout
+    again = launch(*sweep)
+    assert again.returncode == 0
+    assert "nothing to submit, 4 trials: 4 complete" in again.stdout
+
+
+def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch) -> None:
+    recipe = ("--recipe", "synthetic_tiny", "--cluster", "local")
+    started = launch(*recipe, epochs=99, epoch_s=3.0)
+    assert started.returncode == 0, started.stderr
+    shown = launch(*recipe, "--status")
+    assert shown.returncode == 0
+    assert "1 queued" in shown.stdout or "1 running" in shown.stdout
+    assert "1 trial ended" in launch(*recipe, "--cancel").stdout
+    assert "1 stopped" in launch(*recipe, "--status").stdout
+
+
+def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(launch) -> None:
+    ended = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow", fail="raise")
+    assert ended.returncode == 1
+    assert "failed: RuntimeError: the toy broke, as it was told to" in ended.stdout
+    assert "log.txt" in ended.stdout
+
+
+def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
+    launch, tmp_path: Path
+) -> None:
+    shown = launch(
+        "--sweep",
+        str(SWEEP),
+        "--cluster",
+        "slurm",
+        "--dry-run",
+        "slurm.partition=gpu",
+        "resources.gpus=2",
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "4 trials: 4 missing" in shown.stdout
+    assert "lss_weight=0.8 vss_weight=0 seed=1" in shown.stdout
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --array=0-3%4"):
+        assert line in shown.stdout.splitlines()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_search_shows_its_one_job(launch) -> None:
+    file = ROOT / "sweeps" / "prompt_length.yaml"
+    words = ("ray.nodes=3", "ray.trials_per_node=4", "resources.cpus=2")
+    shown = launch("--sweep", str(file), "--cluster", "slurm", "--dry-run", *words)
+    assert shown.returncode == 0, shown.stderr
+    for line in ("#SBATCH --nodes=3", "#SBATCH --cpus-per-task=8", "#SBATCH --ntasks-per-node=1"):
+        assert line in shown.stdout.splitlines()
+    assert "--array" not in shown.stdout
+
+
+def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) -> None:
+    words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
+    told = launch("--sweep", str(SWEEP), *words)
+    assert told.returncode == 1
+    assert "stage2.lrr; did you mean stage2.lr?" in told.stderr
+    assert "'4x' is not a time" in told.stderr
+    assert "did you mean validation.mAP?" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give either --sweep FILE or --recipe NAME"),
+        (("--sweep", str(SWEEP), "--recipe", "synthetic"), "give either"),
+        (("--sweep", str(SWEEP), "--status", "--cancel"), "choose one of --dry-run"),
+        (("--sweep", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--recipe", "synthetix"), "did you mean synthetic"),
+        (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong(launch, words: tuple[str, ...], message: str) -> None:
+    told = launch(*words)
+    assert told.returncode == 1
+    assert message in told.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("--sweep", str(SWEEP), "--status"),
+        ("--sweep", str(SWEEP), "--dry-run", "--cluster", "slurm"),
+    ],
+)
+def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['launch/slurm.py', *{list(words)!r}, 'run.runs={tmp_path}/runs']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'launch' / 'slurm.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print('heavy:', sorted({set(HEAVY)!r} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr

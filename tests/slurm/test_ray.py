@@ -1,0 +1,127 @@
+"""Sweeps under Ray Tune in one allocation of a real SLURM."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOYS = Path(__file__).parents[1] / "toy"
+sys.path.insert(0, str(TOYS))
+
+import toy_experiment as toy  # noqa: E402
+
+from harness.cluster import slurm as slurm_jobs  # noqa: E402
+from harness.cluster.array import cancel, launch, survey  # noqa: E402
+from harness.cluster.ray_trial import epoch_lines  # noqa: E402
+from harness.cluster.records import read_records  # noqa: E402
+from harness.files import read_json  # noqa: E402
+from harness.sweeps import Sweep  # noqa: E402
+
+TWO_NODES = {"nodes": 2, "trials_per_node": 2}
+MEMORY = {"time": "10m", "memory": "1500MB"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs find the toy experiment by what the login node exports."""
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
+
+
+def test_a_search_over_two_nodes_gives_what_the_array_backend_gives(
+    slurm: Any, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}}
+    recipe = {"work": {"epochs": 3, "epoch_s": 1.0}}
+    by_ray = toy.make_sweep(
+        tmp_path / "ray", search, recipe=recipe, backend="ray", ray=TWO_NODES, resources=MEMORY
+    )
+    assert len(launch(by_ray, "slurm")) == 6
+    by_array = toy.make_sweep(tmp_path / "array", search, recipe=recipe)
+    launch(by_array, "local", jobs=6)
+    over(by_ray)
+    over(by_array)
+    assert states(by_ray) == ["complete"] * 6
+    for one, other in zip(by_array.trials, by_ray.trials, strict=True):
+        assert one.run.signature == other.run.signature
+        assert one.run.result() == other.run.result()
+        assert one.run.metrics() == other.run.metrics()
+    assert {t.run.status()["host"] for t in by_ray.trials} == {"node1", "node2"}
+    [record] = read_records(by_ray.folder)
+    assert {t.run.status()["job"] for t in by_ray.trials} == set(record.jobs.values())
+    assert launch(by_ray, "slurm") == []
+    assert_clean(slurm, by_ray)
+
+
+def test_asha_in_an_allocation_ends_the_bad_trials(slurm: Any, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1]}},
+        recipe={"work": {"epochs": 4}}, backend="ray", resources=MEMORY,
+        scheduler={"asha": {"grace": 1, "reduction": 2}},
+    )
+    launch(sweep, "slurm")
+    over(sweep)
+    assert states(sweep) == ["complete", *["ended early"] * 3]
+    assert launch(sweep, "slurm") == []
+
+
+def test_a_preempted_search_saves_on_all_nodes_and_goes_on_by_itself(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}},
+        recipe={"work": {"epochs": 60, "epoch_s": 0.5}}, backend="ray", ray=TWO_NODES,
+        resources=MEMORY,
+    )
+    launch(sweep, "slurm")
+    toy.until(lambda: sum(len(epoch_lines(t.run)) >= 2 for t in sweep.trials) == 4, seconds=120)
+    slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "hostname", timeout=120)
+    over(sweep)
+    assert states(sweep) == ["complete"] * 5
+    for trial in sweep.trials:
+        assert [line["epoch"] for line in epoch_lines(trial.run)] == list(range(1, 61))
+    assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 2, 2, 1]
+    assert len(read_records(sweep.folder)) == 1
+    assert read_json(sweep.trials[0].run.folder / "seen-0.json")["SLURM_RESTART_COUNT"] == "1"
+    assert_clean(slurm, sweep)
+
+
+def test_a_cancelled_search_saves_and_the_next_launch_goes_on(slurm: Any, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
+        recipe={"work": {"epochs": 60, "epoch_s": 0.5}}, backend="ray",
+        ray={"nodes": 2, "trials_per_node": 1}, resources=MEMORY,
+    )
+    launch(sweep, "slurm")
+    toy.until(lambda: all(len(epoch_lines(t.run)) >= 2 for t in sweep.trials), seconds=120)
+    cancel(sweep)
+    assert states(sweep) == ["stopped"] * 2
+    assert_clean(slurm, sweep)
+    launch(sweep, "slurm")
+    over(sweep)
+    for trial in sweep.trials:
+        assert [line["epoch"] for line in epoch_lines(trial.run)] == list(range(1, 61))
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [view.state for view in survey(sweep)]
+
+
+def over(sweep: Sweep) -> None:
+    """Wait until the sweep's jobs have left the queue, and not only its trials."""
+    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=180)
+    jobs = {job for record in read_records(sweep.folder) for job in record.jobs.values()}
+    toy.until(lambda: not jobs & set(slurm_jobs.my_jobs()))
+
+
+def assert_clean(slurm: Any, sweep: Sweep) -> None:
+    """Nothing of Ray is left on any node, nor a token."""
+    for node in slurm.nodes:
+        told = slurm.run("srun", "-w", node, "sh", "-c", "ps -eo args | grep -c '[r]ay start' || :")
+        assert told.strip() == "0"
+    for record in read_records(sweep.folder):
+        assert not list(Path(record.folder).glob("*.token"))
+        for file in Path(record.folder).glob("ray-*-*.json"):
+            assert not Path(read_json(file)["temp"]).exists()

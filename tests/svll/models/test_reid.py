@@ -1,0 +1,147 @@
+"""BNNecks, heads and side information are built and initialised as the method says."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svll.models.clip import Clip, load_clip
+from svll.models.reid import BNNeck, ProjectionHead, ReIDModel, SideInformation
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("svll-tiny", None, height=64, width=32, stride=8)
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+
+
+# --- BNNeck ---
+
+
+def test_bnneck_classifies_batch_normalised_features_without_a_bias() -> None:
+    neck = BNNeck(5, 7)
+    with torch.no_grad():
+        neck.norm.weight.uniform_(0.5, 2)
+    x = 3 + 2 * torch.randn(6, 5)
+    normed = (x - x.mean(dim=0)) / (x.var(dim=0, unbiased=False) + 1e-5).sqrt()
+    expected = (normed * neck.norm.weight) @ neck.classifier.weight.T
+    torch.testing.assert_close(neck(x), expected)
+    assert neck.classifier.bias is None
+
+
+def test_bnneck_trains_its_scale_and_classifier_but_not_its_shift() -> None:
+    neck = BNNeck(5, 7)
+    trained = {name for name, p in neck.named_parameters() if p.requires_grad}
+    assert trained == {"norm.weight", "classifier.weight"}
+    assert not neck.norm.bias.any()
+
+
+def test_classifiers_start_normal_with_deviation_a_thousandth() -> None:
+    weight = BNNeck(128, 500).classifier.weight
+    assert weight.std().item() == pytest.approx(0.001, rel=0.02)
+    assert abs(weight.mean().item()) < 4 * 0.001 / weight.numel() ** 0.5
+
+
+def test_bnneck_takes_half_precision_features() -> None:
+    x = torch.randn(6, 5).bfloat16()
+    assert BNNeck(5, 7)(x).dtype == torch.float32
+
+
+# --- projection head ---
+
+
+def test_a_projection_head_is_three_layers_with_normalised_relu_between() -> None:
+    head = ProjectionHead(5, hidden=11, out=3)
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    norms = [layer for layer in head if isinstance(layer, nn.BatchNorm1d)]
+    assert [tuple(layer.weight.shape) for layer in linear] == [(11, 5), (11, 11), (3, 11)]
+    x = torch.randn(8, 5)
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+        expected = x
+        for layer, norm in zip(linear, norms, strict=False):
+            expected = expected @ layer.weight.T + layer.bias
+            variance = expected.var(dim=0, unbiased=False)
+            expected = (expected - expected.mean(dim=0)) / (variance + 1e-5).sqrt()
+            expected = (expected * norm.weight + norm.bias).clamp(min=0)
+        expected = expected @ linear[2].weight.T + linear[2].bias
+        torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- side information ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        ("camera", 3, [2, 0, 1]),
+        ("view", 8, [7, 1, 0]),
+        ("camera_view", 24, [2 * 8 + 7, 1, 1 * 8]),
+    ],
+)
+def test_side_information_is_a_vector_per_camera_view_or_both(
+    kind: str, rows: int, expected: list[int]
+) -> None:
+    side = SideInformation(kind, cameras=3, views=8, width=4, weight=1.0)
+    assert side.vectors.shape == (rows, 4)
+    found = side(torch.tensor([2, 0, 1]), torch.tensor([7, 1, 0]))
+    assert torch.equal(found, side.vectors[expected])
+
+
+def test_side_information_counts_by_its_coefficient() -> None:
+    side = SideInformation("camera", cameras=3, views=1, width=4, weight=2.5)
+    found = side(torch.tensor([1]), torch.tensor([0]))
+    torch.testing.assert_close(found, 2.5 * side.vectors[[1]])
+
+
+def test_side_information_starts_truncated_normal_with_deviation_a_fiftieth() -> None:
+    vectors = SideInformation("camera", cameras=100, views=1, width=128, weight=1.0).vectors
+    assert vectors.std().item() == pytest.approx(0.02, rel=0.03)
+    assert vectors.requires_grad
+
+
+# --- the model ---
+
+
+def model_with(clip: Clip, kind: str, weight: float = 1.0) -> ReIDModel:
+    torch.manual_seed(0)
+    side = SideInformation(kind, cameras=3, views=2, width=clip.image.width, weight=weight)
+    return ReIDModel(clip.image, side)
+
+
+def test_the_test_feature_is_f12_beside_fp_as_it_comes(clip: Clip) -> None:
+    model = model_with(clip, "camera")
+    camera, view = torch.tensor([2, 0, 2]), torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        side = torch.as_tensor(model.side.vectors[camera]) if model.side else None
+        plain = clip.image(images(3), side)
+        found = model.encode_image(images(3), camera, view)
+    assert found.shape == (3, clip.image.feature_dim)
+    assert torch.equal(found, torch.cat([plain.f12, plain.fp], dim=1))
+
+
+def test_without_a_camera_there_is_no_side_information(clip: Clip) -> None:
+    with torch.no_grad():
+        plain = clip.image(images(3))
+        found = model_with(clip, "camera", weight=50.0).encode_image(images(3))
+        without_module = ReIDModel(clip.image, None).encode_image(images(3))
+    assert torch.equal(found, torch.cat([plain.f12, plain.fp], dim=1))
+    assert torch.equal(found, without_module)
+
+
+@pytest.mark.parametrize("kind", ["camera", "camera_view"])
+def test_a_camera_is_enough_for_side_information(clip: Clip, kind: str) -> None:
+    model, camera = model_with(clip, kind, weight=50.0), torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        unknown = model.encode_image(images(3), camera, torch.zeros(3, dtype=torch.int64))
+        assert torch.equal(model.encode_image(images(3), camera), unknown)
+        assert (unknown - model.encode_image(images(3))).abs().max() > 0.01
+
+
+def test_test_features_are_full_precision(clip: Clip) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ReIDModel(clip.image, None).encode_image(images(2)).dtype == torch.float32

@@ -1,0 +1,237 @@
+"""What runs share is made once, whoever comes first and however they end."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import build, parse_overrides
+from harness.errors import UserError
+from harness.features import read_features
+from harness.files import write_text
+from svll import cache
+from svll.cache import feature_key, make_once, shared_features, shared_json
+from svll.config import Config
+from svll.data.records import Dataset, Records, Row
+from svll.encode import Reader
+
+MAKER = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from svll.cache import make_once
+
+    path = Path(sys.argv[1])
+
+    def make():
+        print("making", flush=True)
+        sys.stdin.readline()
+        path.write_text("by the other process")
+
+    make_once(path, make)
+    print("done", flush=True)
+""")
+
+RACE = textwrap.dedent("""
+    import os, sys, time
+    from pathlib import Path
+    from svll import cache
+
+    cache.POLL_S = 0.002
+    folder, rounds, contestants = Path(sys.argv[1]), 12, 5
+
+    def fork(action):
+        child = os.fork()
+        if not child:
+            action()
+            os._exit(0)
+        return child
+
+    for number in range(rounds):
+        path = folder / f"{number}.json"
+        if number % 2:  # every second one finds the lock of a maker that died
+            killed = fork(lambda: cache.make_once(path, lambda: os._exit(9)))
+            os.waitpid(killed, 0)
+            assert path.with_name(f"{path.name}.lock").exists()
+        start = time.time() + 0.05
+
+        def make():
+            (folder / f"{number}.made.{os.getpid()}").touch()
+            time.sleep(0.02)
+            path.write_text("{}")
+
+        def contest():
+            while time.time() < start:
+                pass
+            cache.make_once(path, make)
+            assert path.exists()
+
+        children = [fork(contest) for _ in range(contestants)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * contestants
+""")
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has begun to make `shared.json` and goes on when told to."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKER, str(tmp_path / "shared.json")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "making\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Waiting:
+    """A second run in a thread of its own, which wants the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.calls = path, 0
+        self.thread = threading.Thread(target=make_once, args=(path, self._make))
+        self.thread.start()
+
+    def _make(self) -> None:
+        self.calls += 1
+        self.path.write_text("by this process")
+
+    def end(self) -> str:
+        """Wait for its end and return what the file holds by then."""
+        self.thread.join(timeout=20)
+        assert not self.thread.is_alive()
+        return self.path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "POLL_S", 0.02)
+
+
+# --- making once ---
+
+
+def test_of_two_processes_one_makes_the_file_and_the_other_waits_for_it(
+    tmp_path: Path, maker: subprocess.Popen[str]
+) -> None:
+    waiting = Waiting(tmp_path / "shared.json")
+    time.sleep(0.3)
+    assert waiting.thread.is_alive()
+    assert maker.stdin is not None
+    maker.stdin.write("go on\n")
+    maker.stdin.flush()
+    assert waiting.end() == "by the other process"
+    assert waiting.calls == 0
+    assert maker.wait(timeout=20) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["shared.json"]  # no lock is left
+
+
+def test_a_maker_that_is_killed_is_noticed_and_replaced(
+    tmp_path: Path, maker: subprocess.Popen[str]
+) -> None:
+    waiting = Waiting(tmp_path / "shared.json")
+    time.sleep(0.3)
+    assert waiting.thread.is_alive()
+    maker.kill()
+    maker.wait()
+    assert waiting.end() == "by this process"
+    assert waiting.calls == 1
+
+
+def test_of_many_that_start_together_exactly_one_makes_the_file(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], check=True, timeout=60)
+    made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
+    assert sorted(made, key=int) == [str(number) for number in range(12)]
+
+
+def test_a_maker_that_fails_leaves_the_next_one_free_to_try(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+
+    def fail() -> None:
+        raise UserError("no space")
+
+    with pytest.raises(UserError, match="no space"):
+        make_once(path, fail)
+    make_once(path, lambda: write_text(path, "second"))
+    assert path.read_text() == "second"
+
+
+def test_what_is_there_is_never_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "shared.json"
+    assert shared_json(path, lambda: {"value": 1}) == {"value": 1}
+    assert shared_json(path, lambda: {"value": 2}) == {"value": 1}
+    assert json.loads(path.read_text()) == {"value": 1}
+
+
+# --- features ---
+
+
+def dataset(count: int = 5) -> Dataset:
+    train = Records.from_rows(
+        [Row(f"/data/é {n}.jpg", identity=n // 2, camera=n % 3, view=n) for n in range(count)]
+    )
+    return Dataset("made", "cross_camera", train=train, query=train, gallery=train)
+
+
+def test_features_come_back_as_they_were_made(tmp_path: Path) -> None:
+    path, data = tmp_path / "0123.h5", dataset()
+    features = torch.randn(5, 3)
+    made = shared_features(path, data, lambda: features)
+    assert torch.equal(made, features)
+    assert torch.equal(shared_features(path, data, lambda: features + 1), features)
+    found = read_features(path).groups["train"]
+    for ours, written in [
+        (data.train.identities, found.identities), (data.train.cameras, found.cameras),
+        (data.train.views, found.views),
+    ]:
+        assert written is not None
+        np.testing.assert_array_equal(ours, written)
+    assert found.paths == data.train.paths
+
+
+# --- keys ---
+
+
+def key(
+    *overrides: str, fingerprint: str = "f", weights: str = "w", device: str = "cpu",
+    precision: str = "fp32", batch: int = 4, threads: int = 1,
+) -> str:
+    config = build(Config, parse_overrides(overrides))
+    reader = Reader(config.data.height, config.data.width, batch, threads, device, precision)
+    return feature_key(fingerprint, weights, config, reader)
+
+
+def test_frozen_features_have_a_key_of_their_own_for_all_that_changes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [
+        key(), key(fingerprint="other"), key(weights="other"), key(precision="bf16"),
+        key(device="cuda"), key("data.height=128"), key("data.width=256"), key("model.stride=16"),
+        key("model.name=ViT-B-16"),  # the same weights, another activation
+    ]
+    monkeypatch.setattr(cache, "TEST_RESIZE", "bicubic")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert all(len(k) == 16 and int(k, 16) >= 0 for k in keys)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=2", "stage1.lss_weight=0", "stage2.lr=1", "model.prompt_tokens=2",
+        "data.validation=0.2",
+    ],
+)
+def test_trials_of_a_sweep_share_the_key(override: str) -> None:
+    assert key(override) == key()
+    assert key(batch=9, threads=3) == key()

@@ -1,0 +1,234 @@
+"""The defaults are the method's, and what cannot work is refused with its place and a way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.config import build, field_types, parse_overrides, read_recipe, signature, to_yaml
+from harness.errors import UserError
+from svll.config import RECIPES, Config
+
+
+def config_of(*overrides: str) -> Config:
+    return build(Config, parse_overrides(overrides))
+
+
+def faults_of(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        config_of(*overrides)
+    return str(caught.value).splitlines()
+
+
+# --- defaults ---
+
+METHOD: dict[str, Any] = {  # CLIP-ReID's and SVLL-ReID's numbers for persons
+    "seed": 1234,
+    "data.height": 256, "data.width": 128,
+    "model.name": "ViT-B-16-quickgelu", "model.weights": "openai", "model.stride": 12,
+    "model.prompt_tokens": 4, "model.noun": "person", "model.sie": "camera",
+    "model.sie_weight": 1.0, "model.head_hidden": 4096, "model.head_out": 256,
+    "stage1.epochs": 120, "stage1.batch": 256, "stage1.lr": 3.5e-4, "stage1.lr_min": 1e-6,
+    "stage1.warmup_epochs": 5, "stage1.warmup_lr": 1e-5, "stage1.weight_decay": 1e-4,
+    "stage1.lss_weight": 0.8, "stage1.lss_temperature": 0.1, "stage1.augment": "mask",
+    "stage1.augment_scale": 0.5, "stage1.augment_tokens": "all", "stage1.train_head": False,
+    "stage2.epochs": 60, "stage2.batch": 64, "stage2.instances": 4, "stage2.lr": 5e-6,
+    "stage2.bias_lr_factor": 2.0, "stage2.weight_decay": 1e-4, "stage2.warmup_epochs": 10,
+    "stage2.warmup_factor": 0.1, "stage2.milestones": [30, 50], "stage2.gamma": 0.1,
+    "stage2.id_weight": 0.25, "stage2.triplet_weight": 1.0, "stage2.i2t_weight": 1.0,
+    "stage2.vss_weight": 0.8, "stage2.vss_temperature": 0.1, "stage2.margin": 0.3,
+    "stage2.label_smoothing": 0.1, "stage2.flip": 0.5, "stage2.pad": 10, "stage2.erase": 0.5,
+    "stage2.erase_area": [0.02, 1 / 3], "stage2.vss_erase_area": [0.33, 1 / 3],
+    "engine.precision": "bf16", "engine.clipping": 0.0, "engine.accumulation": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "expected"), METHOD.items())
+def test_defaults_are_the_methods_for_persons(key: str, expected: Any) -> None:
+    value: Any = config_of()
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert (list(value) if isinstance(value, tuple) else value) == expected
+
+
+def test_every_key_of_both_stages_has_a_default_that_is_checked_here() -> None:
+    keys = {k for k in field_types(Config) if k.startswith(("stage1.", "stage2.", "model."))}
+    assert keys == {k for k in METHOD if k.startswith(("stage1.", "stage2.", "model."))}
+
+
+# --- faults ---
+
+FAULTY = {
+    "seed=-1": "must not be negative",
+    "data.validation=1.0": "less than 1, found 1.0",
+    "data.validation=-0.1": "at least 0",
+    "data.height=7": "at least 8 pixels",
+    "data.world.train_identities=1": "at least 2 identities",
+    "data.world.shots=0": "at least 1",
+    "data.world.occlusion=1.5": "between 0 and 1, found 1.5",
+    "model.stride=0": "at least 1 pixel",
+    "model.stride=17": "17 is larger than the patch of ViT-B-16-quickgelu (16)",
+    "model.prompt_tokens=0": "between 1 and 16, found 0",
+    "model.prompt_tokens=17": "between 1 and 16, found 17",
+    "model.head_out=0": "at least 1",
+    "stage1.epochs=0": "at least 1, found 0",
+    "stage1.batch=0": "at least 1, found 0",
+    "stage2.lr=-1": "finite and not negative, found -1",
+    "stage1.lr=0": "greater than 0, found 0",
+    "stage1.warmup_epochs=-1": "not negative",
+    "stage1.lss_weight=-0.1": "not negative",
+    "stage1.lss_temperature=.nan": "found nan",
+    "stage1.lss_temperature=0": "greater than 0",
+    "stage1.augment_scale=1.1": "between 0 and 1, found 1.1",
+    "stage2.batch=62": "62 is not a multiple of stage2.instances=4",
+    "stage2.batch=4": "at least 2 identities",
+    "stage2.instances=0": "at least 1, found 0",
+    "stage2.milestones=[50, 30]": "must rise, found [50, 30]",
+    "stage2.vss_temperature=0": "greater than 0",
+    "stage2.label_smoothing=2": "between 0 and 1, found 2",
+    "stage2.flip=-1": "between 0 and 1",
+    "stage2.erase=1.2": "between 0 and 1",
+    "stage2.erase_area=[0.5, 0.2]": "two rising shares between 0 and 1, found [0.5, 0.2]",
+    "stage2.erase_area=[0, 0.2]": "two rising shares",
+    "stage2.vss_weight=-1": "not negative",
+    "stage2.lr=.nan": "found nan",
+    "stage1.augment_scale=.nan": "found nan",
+    "stage2.weight_decay=.inf": "found inf",
+    "engine.accumulation=0": "at least 1",
+    "engine.clipping=-1": "not negative",
+    "evaluation.every=-1": "not negative",
+    "evaluation.batch=0": "at least 1",
+    "run.log_every=0": "at least 1",
+}
+
+
+@pytest.mark.parametrize(("override", "reason"), FAULTY.items())
+def test_an_impossible_value_is_refused_by_its_key(override: str, reason: str) -> None:
+    (fault,) = faults_of(override)
+    assert fault.startswith(f"command line, override 1: {override.partition('=')[0]}")
+    assert reason in fault
+
+
+def test_a_benchmark_needs_its_folder() -> None:
+    (fault,) = faults_of("data.name=market1501")
+    assert fault.endswith("data.root: the folder of market1501 is needed: data.root=DIR")
+
+
+WRONG_TYPES = {
+    "stage1.augment=blur": "one of mask, swap, swap_prompt, mix, found 'blur'",
+    "engine.zero=3": "one of 0, 1, 2, found 3",
+    "engine.precision=fp8": "one of bf16, fp16, fp32",
+    "data.name=cuhk": "one of synthetic, market1501",
+    "model.sie=lens": "one of none, camera, view, camera_view",
+    "stage1.epochs=many": "expected a whole number, found 'many'",
+    "stage1.epochs=1.5": "expected a whole number, found 1.5",
+    "stage1.lr=fast": "expected a number",
+    "stage1.train_head=maybe": "expected true or false, found 'maybe'",
+    "stage2.milestones=30": "expected a list",
+    "stage2.erase_area=0.3": "expected a list",
+    "stage2.erase_area=[0.1]": "a list (2 of a number), found [0.1]",
+    "stage2.vss_erase_area=[0.1, 0.2, 0.3]": "a list (2 of a number)",
+    "stage1.lr=null": "expected a number, found None",
+}
+
+
+@pytest.mark.parametrize(("override", "reason"), WRONG_TYPES.items())
+def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(
+    override: str, reason: str
+) -> None:
+    (fault,) = faults_of(override)
+    assert override.partition("=")[0] in fault
+    assert reason in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "patch"),
+    [("ViT-B-32", 33, 32), ("ViT-L-14-336-quickgelu", 15, 14), ("svll-tiny", 9, 8)],
+)
+def test_a_stride_that_leaves_gaps_between_patches_is_refused(
+    name: str, stride: int, patch: int
+) -> None:
+    overrides = (f"model.name={name}", f"model.stride={stride}")
+    (fault,) = faults_of(*overrides)
+    assert f"({patch})" in fault
+    assert config_of(overrides[0], f"model.stride={patch}").model.stride == patch
+    assert config_of(overrides[0], "model.stride=null").model.stride is None
+
+
+def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "stage1:\n  lss_wieght: 0.5\n  epochs: many\nstage2:\n  batch: 62\n  flip: 2\nmodel: 5\n"
+    )
+    with pytest.raises(UserError) as caught:
+        build(Config, read_recipe(recipe, Config))
+    faults = str(caught.value).splitlines()
+    assert len(faults) == 5
+    for line, words in {
+        2: "no key stage1.lss_wieght; did you mean stage1.lss_weight?",
+        3: "stage1.epochs: expected a whole number",
+        5: "62 is not a multiple",
+        6: "stage2.flip",
+        7: "model is a section",
+    }.items():
+        (fault,) = [f for f in faults if f.startswith(f"{recipe}, line {line}: ")]
+        assert words in fault
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stage2.margin=null", "stage2.instances=1", "stage2.milestones=[]", "model.weights=null",
+        "stage2.warmup_epochs=0", "stage1.warmup_epochs=0", "stage1.augment_scale=0",
+        "stage2.erase_area=[0.2, 0.2]", "data.validation=0.5", "engine.zero=2", "stage1.lr_min=0",
+        "stage2.vss_weight=0", "stage1.lss_weight=0", "evaluation.every=0",
+    ],
+)
+def test_values_at_the_edge_of_what_works_are_taken(override: str) -> None:
+    config_of(override)
+
+
+# --- signature and recipes ---
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.check=false", "data.threads=3", "evaluation.batch=7", "run.runs=elsewhere",
+        "run.name=x", "run.experiment=a.b", "run.log_every=1", "run.tensorboard=false",
+        "run.keep_checkpoints=true",
+    ],
+)
+def test_where_and_how_fast_a_run_runs_is_not_part_of_what_it_is(override: str) -> None:
+    assert signature(config_of(override)) == signature(config_of())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "data.root=/data", "data.world.seed=2", "data.validation=0.25", "model.stride=16",
+        "stage1.lss_weight=0", "stage1.augment=mix", "stage2.vss_weight=0", "stage2.margin=null",
+        "stage2.erase_area=[0.02, 0.4]", "engine.precision=fp32", "evaluation.rerank=true",
+    ],
+)
+def test_what_can_change_a_result_is_part_of_the_signature(override: str) -> None:
+    assert signature(config_of(override)) != signature(config_of())
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_survives_being_written(recipe: Path, tmp_path: Path) -> None:
+    settings = read_recipe(recipe, Config)
+    if not any(s.key == "data.root" for s in settings):
+        settings += parse_overrides(["data.root=/data"])
+    config = build(Config, settings)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = build(Config, read_recipe(tmp_path / "config.yaml", Config))
+    assert signature(again) == signature(config)
+    assert again == config
+
+
+def test_every_recipe_says_how_it_is_run() -> None:
+    for recipe in RECIPES.glob("*.yaml"):
+        assert f"--recipe {recipe.stem}" in recipe.read_text()
+        assert yaml.safe_load(recipe.read_text())
