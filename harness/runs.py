@@ -109,7 +109,7 @@ class Run:
             return dict(read_json(self.status_file))
         except FileNotFoundError:
             return {"state": "new"}
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"{self.status_file}: cannot be read ({error}); mend or delete this file"
             ) from None
@@ -124,7 +124,7 @@ class Run:
             return dict(read_json(self.result_file))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{self.result_file}: cannot be read: {error}") from None
 
     def is_complete(self) -> bool:
@@ -190,7 +190,7 @@ def held_lock(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         beat.join()
-        if _holder(path).get("token") == token:
+        if (_holder(path) or {}).get("token") == token:
             path.unlink(missing_ok=True)
 
 
@@ -216,6 +216,8 @@ def _acquire(path: Path) -> str:
                 return token
             except FileExistsError:
                 holder = _holder(path)
+                if holder is None:  # given back just now
+                    continue
                 if holder and _is_alive(path, holder):
                     raise Busy(
                         f"{path.parent}: in use by process {holder['pid']} on {holder['host']}"
@@ -234,7 +236,7 @@ def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if _holder(aside).get("token") != holder.get("token"):  # a new holder's: give it back
+    if (_holder(aside) or {}).get("token") != holder.get("token"):  # a new holder's: give it back
         with suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -242,17 +244,20 @@ def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
 
 def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT_S):
-        try:
+        # a network file system may fail once; a heart that stopped for that would be taken for dead
+        with suppress(OSError):
             os.utime(path)
-        except OSError:
-            return
 
 
-def _holder(path: Path) -> dict[str, Any]:
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Return what a lock file says; nothing when it is damaged, None when there is none."""
     try:
-        return dict(read_json(path))
-    except (FileNotFoundError, ValueError):
+        said = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError:
         return {}
+    return said if isinstance(said, dict) and {"host", "pid", "token"} <= said.keys() else {}
 
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
@@ -265,8 +270,13 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot: a process id may be used again."""
+    """Return when a living process started, in clock ticks since boot; None when there is none.
+
+    A process id may be used again.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    # a zombie has ended and only waits for its parent to ask
+    return None if fields[0] in "ZX" else fields[19]

@@ -51,10 +51,10 @@ def stop_on_signals() -> Iterator[None]:
         signal.SIGINT: on_interrupt,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    owner = os.getpid()
+    owner, inside = os.getpid(), True
 
     def default_in_child() -> None:
-        if os.getppid() == owner:
+        if inside and os.getppid() == owner:
             for number in handlers:
                 signal.signal(number, signal.SIG_DFL)
 
@@ -62,5 +62,6 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        inside = False
         for number, handler in before.items():
             signal.signal(number, handler)

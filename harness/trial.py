@@ -78,14 +78,15 @@ def load_experiment(run: Run) -> Callable[[Run, Report | None], Any]:
     """Return the function that the run's configuration names as its experiment."""
     try:
         settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-        module, _, function = settings["run"]["experiment"].rpartition(".")
+        name = settings["run"]["experiment"]
+        module, _, function = name.rpartition(".")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: no run.experiment to be read: {error!r}") from None
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{run.config_file}: run.experiment={module}.{function} cannot be imported: {error}"
+            f"{run.config_file}: run.experiment={name} cannot be imported: {error}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that several parts share: ranks that stay up, so that DeepSpeed is imported once each."""
+"""Fixtures that several parts share: ranks that stay up, so that DeepSpeed is imported once."""
 
 import os
 

@@ -42,7 +42,7 @@ def run_trial(run_folder: str) -> str:
     """
     # from the first moment: submitit's own handler would save on one rank while others wait
     for number in (signal.SIGUSR2, signal.SIGTERM):
-        pass
+        signal.signal(number, request_stop)
     say_plainly()
     set_slurm_ranks()
     check_cores()

@@ -64,7 +64,7 @@ def start(zero: int, *, width: int = 6, precision: str = "fp32", idle: bool = Fa
 def train(
     to: str, first: int, last: int, zero: int, since: str | None = None, **options: Any
 ) -> list[float]:
-    """Take steps `first` to `last` from the checkpoint in `since`, save in `to`; returns weights."""
+    """Take steps from the checkpoint in `since`, save in `to`; returns the weights."""
     engine = start(zero, **options)
     if since is not None:
         found = checkpoints.latest(Path(since), signature="a run")

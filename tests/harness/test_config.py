@@ -1,4 +1,4 @@
-"""Recipes and overrides become one checked tree; every fault is told, with its place and a remedy."""
+"""Recipes and overrides become one checked tree; each fault is told with its place and remedy."""
 
 import dataclasses
 import hashlib
@@ -53,7 +53,7 @@ class Car:
     open: bool = False
     engine: Engine = field(default_factory=Engine)
     garage: str = runtime("here")
-    notes: list[str] = runtime(factory=list)
+    notes: list[str] = runtime(factory=list)  # noqa: RUF009
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.doors % 2:

@@ -74,8 +74,8 @@ def gathered_labels() -> list[int]:
 
 def shards(counts: list[int]) -> list[dict[str, list[int]]]:
     return [
-        {"own": list(range(count))[ranks.shard(count)], "padded": ranks.padded_shard(count).tolist()}
-        for count in counts
+        {"own": list(range(n))[ranks.shard(n)], "padded": ranks.padded_shard(n).tolist()}
+        for n in counts
     ]
 
 

@@ -96,7 +96,8 @@ def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
     launch(sweep, "slurm")
     over(sweep)
     [trial] = sweep.trials
-    seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(4)]
+    files = [trial.run.folder / f"seen-{rank}.json" for rank in range(4)]
+    seen = [read_json(file) for file in files]
     assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "0", "1"]
     assert [s["host"] for s in seen] == ["node1", "node1", "node2", "node2"]
     assert {(s["WORLD_SIZE"], s["MASTER_ADDR"], s["TOY"]) for s in seen} == {

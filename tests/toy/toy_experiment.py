@@ -58,6 +58,8 @@ def run(run: Run, report=None) -> None:
     state = run.folder / "checkpoints" / f"{rank}.json"
     first = read_json(state)["epoch"] if state.exists() else 0
     note_surroundings(run, rank)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    until(lambda: all((run.folder / f"seen-{other}.json").exists() for other in range(world)))
     for epoch in range(first + 1, work.epochs + 1):
         rest(work.epoch_s)
         misbehave(work, rank)

@@ -69,6 +69,17 @@ def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Pat
     assert state(sweep, {}) == "died"
 
 
+def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    new_record(sweep.folder, "slurm", [run.signature]).write()
+    with held_lock(array.launch_lock(sweep)):
+        assert state(sweep) == "queued"
+    assert state(sweep) == "died"
+
+
 def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
     toy: ModuleType, tmp_path: Path
 ) -> None:

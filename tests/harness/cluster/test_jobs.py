@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from harness import stopping
 from harness.cluster import jobs
 from harness.config import to_yaml
 from harness.runs import Run, lock_holder
@@ -111,6 +112,48 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     started = time.monotonic()
     jobs.requeue()
     assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def own_signals():
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    stopping._requested.clear()
+
+
+def test_a_signal_before_the_run_has_begun_puts_the_job_back_at_once(
+    slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands("RUNNING", "exit 0")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    # as if the signal came while this was being logged
+    monkeypatch.setattr(jobs, "check_cores", lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    monkeypatch.setattr(jobs, "execute", lambda run: pytest.fail("the run was begun"))
+    with pytest.raises(SystemExit) as ended:
+        jobs.run_trial(str(tmp_path))
+    assert ended.value.code == 0
+    assert calls.read_text().splitlines() == ["requeue 41230_4"]
+
+
+def test_only_the_first_rank_puts_a_stopped_job_back(
+    slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands("RUNNING", "exit 0")
+    monkeypatch.setattr(jobs, "execute", lambda run: "stopped")
+    with pytest.raises(SystemExit):
+        jobs.run_trial(str(tmp_path))
+    assert not calls.exists()
+
+
+def test_a_failed_run_makes_its_job_fail_with_the_runs_own_error(
+    slurm_job: None, own_signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path).set_status("failed", error="loss is nan at step 7")
+    monkeypatch.setattr(jobs, "execute", lambda run: "failed")
+    with pytest.raises(jobs.TrialFailed, match="loss is nan at step 7"):
+        jobs.run_trial(str(tmp_path))
 
 
 def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:

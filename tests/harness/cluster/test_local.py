@@ -151,7 +151,8 @@ def test_several_ranks_share_world_and_port(toy: ModuleType, tmp_path: Path) -> 
     sweep = toy.make_sweep(tmp_path, {}, resources={"nodes": 2, "tasks": 2})
     launch(sweep, "local")
     over(toy, sweep)
-    seen = [read_json(sweep.trials[0].run.folder / f"seen-{rank}.json") for rank in range(4)]
+    files = [sweep.trials[0].run.folder / f"seen-{rank}.json" for rank in range(4)]
+    seen = [read_json(file) for file in files]
     assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "2", "3"]
     assert {s["WORLD_SIZE"] for s in seen} == {"4"}
     assert len({s["MASTER_PORT"] for s in seen}) == 1

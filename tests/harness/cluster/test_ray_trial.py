@@ -105,8 +105,11 @@ def test_a_run_that_goes_on_is_not_ended_early_any_more(make_run: Any) -> None:
     end_early(run, by="ASHA", epoch=1)
     watched.end()
     assert was_ended_early(run)
-    until_done(watch(run))
-    assert run.status()["state"] == "complete"
+    again = watch(run)
+    again.next_result()
+    again.next_result()
+    again.end()
+    assert run.status()["state"] == "stopped"
     assert not was_ended_early(run)
 
 
@@ -161,8 +164,10 @@ def test_a_run_in_other_hands_is_left_alone(make_run: Any) -> None:
     watched.end()
 
 
-def test_a_run_whose_watcher_is_killed_saves_and_stops(toy: ModuleType, make_run: Any) -> None:
-    run = make_run(epochs=100, epoch_s=0.2)
+def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
+    toy: ModuleType, make_run: Any
+) -> None:
+    run = make_run(epochs=100, epoch_s=40.0)
     program = (
         "import sys; from pathlib import Path; from harness.runs import Run\n"
         "from harness.cluster.ray_trial import WatchedRun\n"
@@ -171,10 +176,10 @@ def test_a_run_whose_watcher_is_killed_saves_and_stops(toy: ModuleType, make_run
         "while True: watched.next_result()\n"
     )
     watcher = subprocess.Popen([sys.executable, "-c", program])
-    toy.until(lambda: len(epoch_lines(run)) >= 2)
+    toy.until((run.folder / "seen-0.json").exists)
     watcher.kill()
     watcher.wait()
-    toy.until(lambda: run.status()["state"] == "stopped")
+    toy.until(lambda: run.status()["state"] == "stopped", seconds=20)
     toy.until(lambda: lock_holder(run.lock_file) is None)
     reached = read_json(run.folder / "checkpoints" / "0.json")["epoch"]
     assert reached == len(epoch_lines(run))

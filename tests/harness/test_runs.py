@@ -1,0 +1,330 @@
+"""What is true of a run stands in its folder, and one process at a time may write there."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import runs
+from harness.errors import UserError
+from harness.runs import Busy, Run, held_lock, lock_holder
+
+FORK = multiprocessing.get_context("fork")
+HOLD = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from harness.runs import Run\n"
+    "with Run(Path(sys.argv[1])).lock():\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(float(sys.argv[2]))\n"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "sweep" / "0123456789ab")
+
+
+# --- files and state ---
+
+
+def test_making_a_run_touches_nothing(run: Run) -> None:
+    assert (run.name, run.signature) == ("sweep/0123456789ab", "0123456789ab")
+    assert run.status() == {"state": "new"}
+    assert run.metrics() == []
+    assert run.result() is None
+    assert not run.is_complete()
+    assert not run.folder.exists()
+
+
+def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
+    names = [n for n, v in vars(Run).items() if isinstance(v, property)]
+    paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
+    assert len(paths) == 11
+    assert len({*paths, run.folder}) == len(paths) + 1
+    assert all(path.parent == run.folder for path in paths)
+
+
+def test_the_configuration_is_written_once(run: Run) -> None:
+    run.create("seed: 1\n")
+    run.create("seed: 2\n")
+    assert run.config_file.read_text() == "seed: 1\n"
+
+
+def test_the_last_status_is_what_counts(run: Run) -> None:
+    before = time.time()
+    run.set_status("running", pid=7)
+    run.set_status("failed", error="no disk")
+    status = run.status()
+    assert before <= status.pop("time") <= time.time()
+    assert status == {"state": "failed", "error": "no disk"}
+
+
+@pytest.mark.parametrize("text", ["", '{"state": "run', "[1]", "7"])
+def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> None:
+    run.folder.mkdir(parents=True)
+    run.status_file.write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read .*; mend or delete this file") as caught:
+        run.status()
+    assert str(run.status_file) in str(caught.value)
+
+
+def test_a_run_is_complete_when_its_result_is_there_whatever_the_status_says(run: Run) -> None:
+    run.set_status("complete")
+    assert not run.is_complete()
+    run.result_file.write_text('{"mAP": 0.5}')
+    run.set_status("failed")
+    assert run.is_complete()
+    assert run.result() == {"mAP": 0.5}
+    run.result_file.write_text("{")
+    with pytest.raises(UserError, match=r"result.json: cannot be read"):
+        run.result()
+
+
+# --- metric log ---
+
+
+def lines(*numbers: int) -> list[dict[str, int]]:
+    return [{"step": number} for number in numbers]
+
+
+def test_metrics_come_back_in_order(run: Run) -> None:
+    for entry in lines(1, 2, 3):
+        run.log_metrics(entry)
+    assert run.metrics() == lines(1, 2, 3)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        run.log_metrics({"loss": float("nan")})
+    assert run.metrics() == lines(1, 2, 3)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_cut_away(run: Run) -> None:
+    for entry in lines(1, 2):
+        run.log_metrics(entry)
+    whole = run.metrics_file.read_bytes()
+    for cut in range(1, len(whole) // 2):
+        run.metrics_file.write_bytes(whole[:-cut])
+        assert run.metrics() == lines(1)
+    run.keep_metrics(1)
+    run.log_metrics({"step": 2})
+    assert run.metrics_file.read_bytes() == whole
+
+
+def test_the_log_is_cut_back_to_what_a_checkpoint_knew_of(run: Run) -> None:
+    for entry in lines(1, 2, 3):
+        run.log_metrics(entry)
+    run.keep_metrics(2)
+    run.log_metrics({"step": 33})
+    assert run.metrics() == lines(1, 2, 33)
+    run.keep_metrics(0)
+    assert run.metrics() == []
+
+
+def test_a_log_shorter_than_its_checkpoint_is_refused(run: Run) -> None:
+    run.log_metrics({"step": 1})
+    with pytest.raises(UserError, match=r"has 1 lines, the checkpoint was written after 2"):
+        run.keep_metrics(2)
+    assert run.metrics() == lines(1)
+
+
+# --- lock ---
+
+
+@pytest.fixture
+def hold(run: Run) -> Iterator[Any]:
+    """Start a process that holds the run's lock for some seconds."""
+    processes = []
+
+    def start(seconds: float = 60) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(run.folder), str(seconds)],
+            stdout=subprocess.PIPE, text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_process_is_kept_out_and_told_who_holds_the_run(run: Run, hold: Any) -> None:
+    process = hold()
+    with pytest.raises(Busy) as caught, run.lock():
+        pytest.fail("two processes hold one run")
+    assert str(caught.value) == (
+        f"{run.folder}: in use by process {process.pid} on {socket.gethostname()}"
+    )
+    holder = lock_holder(run.lock_file)
+    assert holder is not None
+    assert holder["pid"] == process.pid
+    assert os.listdir(run.folder) == ["lock.json"]
+
+
+def test_the_holders_job_is_told_too(
+    run: Run, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    process = hold()
+    with pytest.raises(Busy, match=rf"by process {process.pid} on .* \(job 4711\)$"), run.lock():
+        pass
+
+
+def test_a_lock_is_free_after_its_body_even_a_failing_one(run: Run) -> None:
+    def fail() -> None:
+        with pytest.raises(Busy), run.lock():
+            pass
+        raise ValueError("inside")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="inside"), run.lock():
+            fail()
+    assert lock_holder(run.lock_file) is None
+    assert os.listdir(run.folder) == []
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_holder_is_noticed_at_once(run: Run, hold: Any, reaped: bool) -> None:
+    process = hold()
+    process.kill()
+    if reaped:
+        process.wait()
+    else:  # its parent has not asked for it yet, so that its process id is still taken
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert lock_holder(run.lock_file) is None
+    with run.lock():
+        assert lock_holder(run.lock_file) is not None
+    assert os.listdir(run.folder) == []
+
+
+def written_lock(path: Path, **changes: Any) -> None:
+    """Leave a lock file as another process might have."""
+    holder = {
+        "host": socket.gethostname(), "pid": os.getpid(), "started": "1", "job": None, "token": "x",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(holder | changes))
+
+
+def test_a_process_id_that_was_given_to_another_process_is_no_holder(run: Run) -> None:
+    written_lock(run.lock_file, started="1")
+    assert lock_holder(run.lock_file) is None
+    with run.lock():
+        pass
+    started = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
+    written_lock(run.lock_file, started=started)
+    with pytest.raises(Busy), run.lock():
+        pass
+
+
+def test_a_holder_on_another_machine_is_dead_when_its_lock_has_not_been_touched(run: Run) -> None:
+    written_lock(run.lock_file, host="elsewhere", pid=5)
+    with pytest.raises(Busy, match="in use by process 5 on elsewhere"), run.lock():
+        pass
+    old = time.time() - runs.STALE_S
+    os.utime(run.lock_file, (old + 30, old + 30))
+    with pytest.raises(Busy), run.lock():
+        pass
+    os.utime(run.lock_file, (old - 1, old - 1))
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"host": "HERE"}'])
+def test_a_lock_that_says_nothing_does_not_block_for_ever(run: Run, text: str) -> None:
+    run.folder.mkdir(parents=True)
+    run.lock_file.write_text(text.replace("HERE", socket.gethostname()))
+    with run.lock():
+        pass
+    assert os.listdir(run.folder) == []
+
+
+def until(condition: Any, limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def test_a_holder_keeps_touching_its_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    with run.lock():
+        os.utime(run.lock_file, (1, 1))
+        until(lambda: run.lock_file.stat().st_mtime > 1)
+
+
+def test_a_holder_goes_on_touching_its_lock_after_a_file_system_that_failed_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    utime, failures = os.utime, []
+
+    def failing(*arguments: Any) -> None:
+        if len(arguments) == 1 and not failures:
+            failures.append(1)
+            raise OSError(116, "Stale file handle")
+        utime(*arguments)
+
+    monkeypatch.setattr(os, "utime", failing)
+    with run.lock():
+        until(lambda: failures)
+        utime(run.lock_file, (1, 1))
+        until(lambda: run.lock_file.stat().st_mtime > 1)
+
+
+def test_a_lock_that_others_took_over_is_not_removed_by_its_first_holder(run: Run) -> None:
+    with run.lock():
+        written_lock(run.lock_file, token="another")
+    assert json.loads(run.lock_file.read_text())["token"] == "another"
+
+
+def contend(path: Path, inside: Path, turns: int, results: Any) -> None:
+    """Take the lock again and again; `inside` must never be there already."""
+    held = overlaps = 0
+    while held < turns:
+        try:
+            with held_lock(path):
+                try:
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    overlaps += 1
+                time.sleep(0.0005)
+                inside.unlink(missing_ok=True)
+            held += 1
+        except Busy:
+            pass
+    results.put(overlaps)
+
+
+def test_of_many_that_want_a_lock_one_at_a_time_has_it(tmp_path: Path) -> None:
+    written_lock(tmp_path / "lock", started="1")  # a dead holder's, to begin with
+    results = FORK.Queue()
+    processes = [
+        FORK.Process(target=contend, args=(tmp_path / "lock", tmp_path / "inside", 40, results))
+        for _ in range(5)
+    ]
+    for process in processes:
+        process.start()
+    overlaps = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert overlaps == [0] * len(processes)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_holder_that_is_asked_to_end_gives_the_lock_back(run: Run, hold: Any) -> None:
+    process = hold()
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert not run.lock_file.exists()

@@ -1,0 +1,398 @@
+"""Rules of the house that hold for every file: imports, configuration keys, recipes, writing."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from harness.config import Setting, build, keys, read_recipe, read_yaml
+from harness.sweeps import read_sweep
+from launch.slurm import METRICS
+from svll.config import RECIPES, Config
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("harness", "svll", "launch")
+BELOW = {"harness": set(), "svll": {"harness"}, "launch": {"harness", "svll"}}
+"""What each package may import, besides itself."""
+HEAVY = {"torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba"}
+LIGHT = [
+    *(f"harness/{name}.py" for name in (
+        "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features", "trial",
+        "stopping", "progress",
+    )),
+    "harness/cluster/*.py", "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",
+]
+"""Files that commands import which must start at once."""
+OWN_WRITERS = {
+    "harness/files.py": "the helper itself",
+    "harness/cluster/local.py": "what a helper process prints, read back as soon as it ends",
+    "harness/cluster/ray_cluster.py": "a token that nobody else may read, not even for a moment",
+}
+MAX_LINES = 500
+ROOTLESS = ("synthetic",)
+"""Datasets that need no folder of the user's."""
+
+
+def files(*patterns: str) -> list[Path]:
+    found = sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+    assert found, patterns
+    return found
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def trees(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield (name below the root, parsed file)."""
+    for path in files(*patterns):
+        yield path.relative_to(ROOT).as_posix(), parsed(path)
+
+
+def calls(*packages: str) -> Iterator[tuple[str, ast.Call]]:
+    """Yield (file and line, call) for every call in some packages."""
+    for name, tree in trees(*everything(*packages)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield f"{name}:{node.lineno}", node
+
+
+def everything(*packages: str) -> list[str]:
+    return [f"{package}/**/*.py" for package in packages]
+
+
+# --- imports ---
+
+
+def imported(node: ast.AST) -> set[str]:
+    """Top-level packages that one statement imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are written in full"
+        return {(node.module or "").partition(".")[0]}
+    return set()
+
+
+def at_module_level(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs when a module is imported: no function bodies, nothing for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from at_module_level(child)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way_from_launch_to_svll_to_harness(package: str) -> None:
+    others = set(PACKAGES) - {package} - BELOW[package] | {"tests"}
+    wrong = [
+        f"{name}:{node.lineno}"  # type: ignore[attr-defined]
+        for name, tree in trees(*everything(package)) for node in ast.walk(tree)
+        if imported(node) & others
+    ]
+    assert not wrong
+
+
+def test_heavy_packages_are_not_imported_at_module_level_where_commands_start() -> None:
+    wrong = [
+        f"{name}:{node.lineno}"  # type: ignore[attr-defined]
+        for name, tree in trees(*LIGHT) for node in at_module_level(tree) if imported(node) & HEAVY
+    ]
+    assert not wrong
+
+
+def test_importing_what_commands_start_with_loads_nothing_heavy() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in files(*LIGHT)
+    ]
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[2:]:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = set(sys.argv[1].split(',')) & set(sys.modules)\n"
+        "    if heavy: sys.exit(f'{name} loads {heavy}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, ",".join(HEAVY), *modules], cwd=ROOT,
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+# --- configuration ---
+
+
+class Reads(ast.NodeVisitor):
+    """Which fields of the configuration's dataclasses a module reads.
+
+    Follows annotations of parameters and fields, `build(Config, ...)` and assignments, so that
+    `config.batch` counts for the section that `config` is.
+    """
+
+    def __init__(self, schema: type, found: set[tuple[str, str]]) -> None:
+        self.sections: dict[str, dict[str, str | None]] = {}
+        self._add(schema)
+        self.root, self.found = schema.__name__, found
+        self.types: dict[str, str] = {}
+
+    def _add(self, schema: type) -> None:
+        hints = typing.get_type_hints(schema)
+        below = {n: k for n, k in hints.items() if dataclasses.is_dataclass(k)}
+        self.sections[schema.__name__] = {
+            name: below[name].__name__ if name in below else None for name in hints
+        }
+        for section in below.values():
+            self._add(section)
+
+    def named(self, annotation: ast.AST | None) -> str | None:
+        # harness cannot name the class and describes it by a protocol
+        name = {"EngineSettings": "EngineConfig"}.get(
+            word := ast.unparse(annotation).split(".")[-1] if annotation else "", word
+        )
+        return name if name in self.sections else None
+
+    def kind(self, node: ast.AST) -> str | None:
+        """The section that an expression is, if any."""
+        if isinstance(node, ast.Name):
+            return self.types.get(node.id)
+        if isinstance(node, ast.Attribute):
+            owner = self.kind(node.value)
+            if owner:
+                return self.sections[owner].get(node.attr)
+            return self.types.get(ast.unparse(node))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "build" and node.args:
+            return self.named(node.args[0])
+        return None
+
+    def learn(self, target: ast.AST, value: ast.AST) -> None:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, other in zip(target.elts, value.elts, strict=True):
+                self.learn(one, other)
+        elif isinstance(target, ast.Name | ast.Attribute):
+            self.types.pop(ast.unparse(target), None)
+            if kind := self.kind(value):
+                self.types[ast.unparse(target)] = kind
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.generic_visit(node)
+        for target in node.targets:
+            self.learn(target, node.value)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        # what a constructor learns of `self` holds for the other methods, a local name does not
+        before = dict(self.types)
+        for argument in [*node.args.args, *node.args.kwonlyargs]:
+            self.types.pop(argument.arg, None)
+            if kind := self.named(argument.annotation):
+                self.types[argument.arg] = kind
+        self.generic_visit(node)
+        own = {name: k for name, k in self.types.items() if name.startswith("self.")}
+        self.types = before | own
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        before = dict(self.types)
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and (kind := self.named(item.annotation)):
+                self.types[f"self.{ast.unparse(item.target)}"] = kind
+        self.generic_visit(node)
+        self.types = before
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load) and (owner := self.kind(node.value)):
+            self.found.add((owner, node.attr))
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        """`settings["run"]["experiment"]`, where only the written mapping is at hand."""
+        self.generic_visit(node)
+        parts = [ast.unparse(node.slice).strip("'\"")]
+        if isinstance(node.value, ast.Subscript):
+            section = self.sections[self.root].get(ast.unparse(node.value.slice).strip("'\""))
+            if section:
+                self.found.add((section, parts[0]))
+
+
+def unread(schema: type, modules: Iterator[ast.Module]) -> set[str]:
+    """The dotted keys of a configuration that no module reads."""
+    found: set[tuple[str, str]] = set()
+    for tree in modules:
+        Reads(schema, found).visit(tree)
+    sections = Reads(schema, found).sections
+    missing = set()
+    for key in keys(schema):
+        owner = schema.__name__
+        *path, last = key.split(".")
+        for part in path:
+            owner = sections[owner][part] or ""
+        if (owner, last) not in found:
+            missing.add(key)
+    return missing
+
+
+def test_every_key_of_the_configuration_is_read() -> None:
+    modules = (t for name, t in trees(*everything(*PACKAGES)) if name != "svll/config.py")
+    assert unread(Config, modules) == set()
+
+
+def test_a_key_that_nobody_reads_is_found() -> None:
+    @dataclasses.dataclass
+    class Inner:
+        used: int = 0
+        spare: int = 0
+
+    @dataclasses.dataclass
+    class Outer:
+        inner: Inner = dataclasses.field(default_factory=Inner)
+        other: Inner = dataclasses.field(default_factory=Inner)
+        spare: int = 0
+
+    text = """
+class Part:
+    def __init__(self, given: Inner) -> None:
+        given, self.given = 3, given
+    def act(self) -> int:
+        return self.given.used
+def start(config: Outer, thing) -> int:
+    inner = config.inner
+    thing.spare
+    config.spare = 1
+    return inner.used
+def later(inner) -> int:
+    return inner.spare
+"""
+    assert unread(Outer, iter([ast.parse(text)])) == {"inner.spare", "other.spare", "spare"}
+    more = "def later(config: Outer) -> int:\n    return config.inner.spare + config.spare\n"
+    assert unread(Outer, iter([ast.parse(text), ast.parse(more)])) == set()
+
+
+def rooted(recipe: Path) -> list[str]:
+    """What a user would add to a recipe of a dataset that has to be downloaded."""
+    names = [s.value for s in read_recipe(recipe, Config) if s.key == "data.name"]
+    return [] if not names or names[-1] in ROOTLESS else ["data.root=/data"]
+
+
+@pytest.mark.parametrize("path", files("svll/recipes/*.yaml"), ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    extra = [Setting("data.root", word.partition("=")[2], "test") for word in rooted(path)]
+    assert build(Config, [*read_recipe(path, Config), *extra])
+
+
+@pytest.mark.parametrize("path", files("sweeps/*.yaml"), ids=lambda path: path.stem)
+def test_every_sweep_loads(path: Path) -> None:
+    recipe = RECIPES / f"{read_yaml(path)[0]['recipe']}.yaml"
+    sweep = read_sweep(
+        path, schema=Config, recipes=RECIPES, overrides=rooted(recipe), metrics=METRICS
+    )
+    assert sweep.trials
+
+
+@pytest.mark.parametrize(
+    "path", files("svll/recipes/*.yaml", "sweeps/*.yaml"), ids=lambda path: path.stem
+)
+def test_every_recipe_and_sweep_begins_with_the_command_that_runs_it(path: Path) -> None:
+    comments = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        comments.append(line)
+    assert any(
+        "python launch/" in line and (path.stem in line or path.name in line) for line in comments
+    )
+
+
+# --- files ---
+
+
+def test_no_file_is_over_500_lines() -> None:
+    patterns = everything(*PACKAGES, "tests")
+    long = {
+        path.relative_to(ROOT).as_posix(): count
+        for path in files(*patterns) if (count := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long
+
+
+def test_harness_and_svll_log_and_never_print() -> None:
+    wrong = [
+        where for where, call in calls("harness", "svll") if ast.unparse(call.func) == "print"
+        # to a pipe that one process of ours reads is no printing
+        and not any(k.arg == "file" and "sys." not in ast.unparse(k.value) for k in call.keywords)
+    ]
+    assert not wrong
+
+
+def opens_for_writing(node: ast.Call) -> bool:
+    """Whether a call opens or replaces a file under its own name; appending is for logs."""
+    function = ast.unparse(node.func)
+    last = function.split(".")[-1]
+    private = function.startswith("private.") or (
+        bool(node.args) and ast.unparse(node.args[0]).startswith("private")
+    )
+    if function == "os.open":
+        return "O_CREAT" in ast.unparse(node)
+    if last in ("write_text", "write_bytes"):
+        return not private and function != "write_text"
+    if last in ("open", "File"):
+        position = 1 if function in ("open", "io.open", "gzip.open", "h5py.File") else 0
+        modes = [k.value for k in node.keywords if k.arg == "mode"] + node.args[position:][:1]
+        return not private and any(
+            isinstance(m, ast.Constant) and isinstance(m.value, str) and set("wx+") & set(m.value)
+            for m in modes
+        )
+    if last == "save_file":
+        return not any(ast.unparse(a).startswith("private") for a in node.args)
+    return False
+
+
+def test_files_are_written_through_the_helper_alone() -> None:
+    wrong = [
+        where for where, call in calls(*PACKAGES)
+        if where.partition(":")[0] not in OWN_WRITERS and opens_for_writing(call)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("open(path, 'w')", True), ("open(path, mode='xb')", True), ("path.open('wb')", True),
+        ("path.open('r+b')", True), ("open(path)", False), ("path.open('rb')", False),
+        ("path.open('a', encoding='utf-8')", False), ("path.write_text('x')", True),
+        ("path.write_bytes(b'')", True), ("write_text(path, 'x')", False),
+        ("private.write_text('x')", False), ("private.open('wb')", False),
+        ("h5py.File(path, 'w')", True), ("h5py.File(private, 'w')", False),
+        ("h5py.File(path, 'r')", False), ("save_file(state, path)", True),
+        ("save_file(state, private / 'a')", False), ("os.open(path, os.O_RDONLY)", False),
+        ("os.open(path, os.O_WRONLY | os.O_CREAT)", True),
+    ],
+)
+def test_a_file_written_in_another_way_is_found(text: str, wrong: bool) -> None:
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert opens_for_writing(call) is wrong
+
+
+def test_nothing_executes_code_from_a_data_file() -> None:
+    forbidden = {
+        "eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load",
+        "yaml.load", "yaml.unsafe_load", "yaml.full_load", "joblib.load",
+    }
+    wrong = []
+    for where, call in calls(*PACKAGES):
+        function, text = ast.unparse(call.func), ast.unparse(call)
+        unsafe = function == "torch.load" and "weights_only=True" not in text
+        if function in forbidden or unsafe or "allow_pickle=True" in text:
+            wrong.append(where)
+    assert not wrong
