@@ -266,6 +266,24 @@ def test_ports_are_free_and_all_different() -> None:
             one.bind(("", port))
 
 
+def test_rays_folder_is_private_and_what_killed_jobs_left_is_removed() -> None:
+    program = (
+        "import os, signal; from harness.cluster.ray_cluster import _private_folder\n"
+        "with _private_folder() as folder:\n"
+        "    print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    assert left.exists()
+    with ray_cluster._private_folder() as folder:
+        assert not left.exists()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        with ray_cluster._private_folder() as other:
+            assert folder.exists()
+            assert other != folder
+    assert not folder.exists()
+
+
 def test_memory_is_what_slurm_gave_and_never_more_than_the_machine_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
