@@ -1,0 +1,82 @@
+"""Three stage-2 views at 256 x 128 from JPEG: DALI and our erasing, against PIL and torchvision."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from harness.pipeline import ImageLoader, View
+from tests.benchmarks.timing import Row, median_s
+
+COUNT, BATCH, HEIGHT, WIDTH = 512, 64, 256, 128
+THREADS = len(os.sched_getaffinity(0))
+
+
+class _Views(Dataset):
+    """The standard way: each sample opens its file once for the main view, once for the others."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        steps = [
+            transforms.Resize((HEIGHT, WIDTH), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(), transforms.Pad(10),
+            transforms.RandomCrop((HEIGHT, WIDTH)), transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+        erase = {"p": 0.5, "ratio": (0.3, 3.3), "value": "random"}
+        main = transforms.RandomErasing(scale=(0.02, 1 / 3), **erase)
+        other = transforms.RandomErasing(scale=(0.33, 1 / 3), **erase)
+        self.main = transforms.Compose([*steps, main])
+        self.other = transforms.Compose([*steps, other])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> list[torch.Tensor]:
+        first = Image.open(self.paths[row]).convert("RGB")
+        second = Image.open(self.paths[row]).convert("RGB")
+        return [self.main(first), self.other(second), self.other(second)]
+
+
+def measure() -> Iterator[Row]:
+    """Yield a row for small and one for large JPEGs."""
+    for height, width in ((128, 64), (500, 200)):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = _write(Path(folder), height, width)
+            name = f"three views, {width}x{height} JPEGs"
+            yield Row(name, "ms/image", *(1000 * s / COUNT for s in _seconds(paths)))
+
+
+def _seconds(paths: list[str]) -> tuple[float, float, float]:
+    view = View(flip=0.5, pad=10, erase=0.5)
+    other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
+    rows = [np.arange(i, i + BATCH) for i in range(0, COUNT, BATCH)]
+    loader = ImageLoader(
+        paths, height=HEIGHT, width=WIDTH, views={"main": view, "a": other, "b": other},
+        resize="bicubic", batch_size=BATCH, seed=1, threads=THREADS, device="cpu",
+    )
+    plain = DataLoader(_Views(paths), batch_size=BATCH, num_workers=THREADS)
+    try:
+        ours = median_s(lambda: [batch["main"] for batch in loader.epoch(rows, rows, epoch=1)])
+    finally:
+        loader.close()
+    baseline = median_s(lambda: list(plain))
+    floor = median_s(lambda: [Image.open(path).load() for path in paths]) / THREADS
+    return ours, baseline, floor
+
+
+def _write(folder: Path, height: int, width: int) -> list[str]:
+    rng = np.random.default_rng(1)
+    paths = []
+    for number in range(COUNT):
+        coarse = rng.integers(0, 256, size=(height // 8, width // 8, 3), dtype=np.uint8)
+        path = folder / f"{number:04d}.jpg"
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
+        paths.append(str(path))
+    return paths
