@@ -311,12 +311,14 @@ def test_of_many_that_want_a_lock_one_at_a_time_has_it(tmp_path: Path) -> None:
     written_lock(tmp_path / "lock", started="1")  # a dead holder's, to begin with
     results = FORK.Queue()
     processes = [
-        FORK.Process(target=contend, args=(tmp_path / "lock", tmp_path / "inside", 40, results))
+        FORK.Process(
+            target=contend, args=(tmp_path / "lock", tmp_path / "inside", 40, results), daemon=True
+        )
         for _ in range(5)
     ]
     for process in processes:
         process.start()
-    overlaps = [results.get(timeout=120) for _ in processes]
+    overlaps = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
     assert overlaps == [0] * len(processes)

@@ -1,6 +1,7 @@
 """Sweeps under Ray Tune in one allocation of a real SLURM."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from harness.cluster.records import read_records  # noqa: E402
 from harness.files import read_json  # noqa: E402
 from harness.sweeps import Sweep  # noqa: E402
 
+PATIENCE_S = 300
+"""Ray takes 10 s to start on two idle cores, minutes on busy ones."""
 TWO_NODES = {"nodes": 2, "trials_per_node": 2}
 MEMORY = {"time": "10m", "memory": "1500MB"}
 
@@ -25,9 +28,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs find the toy experiment by what the login node exports."""
+def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Jobs find the toy experiment by what the login node exports; none outlives its test."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
+    yield
+    slurm.run("scancel", "--quiet", "--user=root")
 
 
 def test_a_search_over_two_nodes_gives_what_the_array_backend_gives(
@@ -76,7 +81,7 @@ def test_a_preempted_search_saves_on_all_nodes_and_goes_on_by_itself(
         resources=MEMORY,
     )
     launch(sweep, "slurm")
-    toy.until(lambda: sum(len(epoch_lines(t.run)) >= 2 for t in sweep.trials) == 4, seconds=120)
+    toy.until(lambda: progressed(sweep) == 4, seconds=PATIENCE_S)
     slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "hostname", timeout=120)
     over(sweep)
     assert states(sweep) == ["complete"] * 5
@@ -95,7 +100,7 @@ def test_a_cancelled_search_saves_and_the_next_launch_goes_on(slurm: Any, tmp_pa
         ray={"nodes": 2, "trials_per_node": 1}, resources=MEMORY,
     )
     launch(sweep, "slurm")
-    toy.until(lambda: all(len(epoch_lines(t.run)) >= 2 for t in sweep.trials), seconds=120)
+    toy.until(lambda: progressed(sweep) == 2, seconds=PATIENCE_S)
     cancel(sweep)
     assert states(sweep) == ["stopped"] * 2
     assert_clean(slurm, sweep)
@@ -109,11 +114,15 @@ def states(sweep: Sweep) -> list[str]:
     return [view.state for view in survey(sweep)]
 
 
+def progressed(sweep: Sweep) -> int:
+    return sum(len(epoch_lines(trial.run)) >= 2 for trial in sweep.trials)
+
+
 def over(sweep: Sweep) -> None:
     """Wait until the sweep's jobs have left the queue, and not only its trials."""
-    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=180)
+    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
     jobs = {job for record in read_records(sweep.folder) for job in record.jobs.values()}
-    toy.until(lambda: not jobs & set(slurm_jobs.my_jobs()))
+    toy.until(lambda: not jobs & set(slurm_jobs.my_jobs()), seconds=PATIENCE_S)
 
 
 def assert_clean(slurm: Any, sweep: Sweep) -> None:

@@ -151,9 +151,10 @@ def test_triplet_margin_is_three_tenths_by_default() -> None:
 def test_triplet_of_the_same_image_twice_has_a_finite_gradient() -> None:
     # whole numbers, so that the distance is not only near 0
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]]).repeat(2, 1).requires_grad_()
-    triplet_loss(x, torch.tensor([0, 1, 0, 1])).backward()
+    triplet_loss(x, torch.tensor([0, 1, 0, 1]), 5.0).backward()  # so wide that it is not satisfied
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+    assert x.grad.any()
 
 
 def test_triplet_without_a_negative_is_refused() -> None:

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,8 +23,24 @@ from harness.files import read_json
 from harness.runs import Run
 from harness.sweeps import Resources, Sweep
 
+PATIENCE_S = 300
+"""Ray takes 10 s to start on two idle cores, minutes on busy ones."""
 ASHA = {"asha": {"grace": 1, "reduction": 2}}
 SLOW = {"work": {"epochs": 12, "epoch_s": 0.5}}
+
+
+@pytest.fixture
+def make_search(toy: ModuleType) -> Iterator[Callable[..., Sweep]]:
+    """Makes a sweep for backend ray; what a failed test leaves running is ended."""
+    made: list[Sweep] = []
+
+    def make(*arguments: Any, **keys: Any) -> Sweep:
+        made.append(toy.make_sweep(*arguments, backend="ray", **keys))
+        return made[-1]
+
+    yield make
+    for sweep in made:
+        local.cancel(sweep.folder)
 
 
 # --- with Ray ---
@@ -31,13 +48,13 @@ SLOW = {"work": {"epochs": 12, "epoch_s": 0.5}}
 
 @pytest.mark.slow
 def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}, "work.epochs": {"grid": [1, 2]}}
     by_array = toy.make_sweep(tmp_path / "array", search)
     launch(by_array, "local")
     over(toy, by_array)
-    by_ray = toy.make_sweep(tmp_path / "ray", search, backend="ray")
+    by_ray = make_search(tmp_path / "ray", search)
     assert len(launch(by_ray, "local", jobs=2)) == 6
     over(toy, by_ray)
     assert states(by_ray) == ["complete"] * 6
@@ -54,11 +71,11 @@ def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders(
 
 @pytest.mark.slow
 def test_asha_ends_bad_trials_early_and_no_relaunch_of_the_search_takes_them_up(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     search = {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1]}}
     recipe = {"work": {"epochs": 4}}
-    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, backend="ray", scheduler=ASHA)
+    sweep = make_search(tmp_path, search, recipe=recipe, scheduler=ASHA)
     launch(sweep, "local", jobs=1)  # one after the other, best first: all others are ended
     over(toy, sweep)
     assert states(sweep) == ["complete", *["ended early"] * 3]
@@ -68,7 +85,7 @@ def test_asha_ends_bad_trials_early_and_no_relaunch_of_the_search_takes_them_up(
 
     # a new point is compared with what the finished ones were at its epoch
     wider = {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1, 0.15, 0.5]}}
-    sweep = toy.make_sweep(tmp_path, wider, recipe=recipe, backend="ray", scheduler=ASHA)
+    sweep = make_search(tmp_path, wider, recipe=recipe, scheduler=ASHA)
     assert [v.trial.point["work.quality"] for v in launch(sweep, "local", jobs=1)] == [0.15, 0.5]
     over(toy, sweep)
     assert states(sweep)[4:] == ["ended early", "complete"]
@@ -82,9 +99,11 @@ def test_asha_ends_bad_trials_early_and_no_relaunch_of_the_search_takes_them_up(
 
 
 @pytest.mark.slow
-def test_failed_trials_say_why_and_the_others_go_on(toy: ModuleType, tmp_path: Path) -> None:
+def test_failed_trials_say_why_and_the_others_go_on(
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
+) -> None:
     search = {"work.fail": {"grid": ["raise", "kill", "no"]}}
-    sweep = toy.make_sweep(tmp_path, search, backend="ray")
+    sweep = make_search(tmp_path, search)
     launch(sweep, "local", jobs=1)
     over(toy, sweep)
     assert states(sweep) == ["failed", "failed", "complete"]
@@ -95,13 +114,13 @@ def test_failed_trials_say_why_and_the_others_go_on(toy: ModuleType, tmp_path: P
 
 @pytest.mark.slow
 def test_a_search_is_closed_to_others_and_cancelling_saves_its_trials(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
     recipe = {"work": {"epochs": 50, "epoch_s": 0.5}}  # the strangers take their time
-    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, backend="ray")
+    sweep = make_search(tmp_path, search, recipe=recipe)
     launch(sweep, "local", jobs=2)
-    toy.until(lambda: progressed(sweep) == 2)
+    toy.until(lambda: progressed(sweep) == 2, seconds=PATIENCE_S)
     meeting = meeting_of(sweep)
     processes = session(meeting["pid"])
     folder = Path(meeting["temp"])
@@ -126,19 +145,20 @@ def test_a_search_is_closed_to_others_and_cancelling_saves_its_trials(
 
 @pytest.mark.slow
 def test_a_search_whose_job_is_killed_leaves_nothing_running_and_the_relaunch_loses_nothing(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2]}}
-    sweep = toy.make_sweep(tmp_path, search, recipe=SLOW, backend="ray")
+    sweep = make_search(tmp_path, search, recipe=SLOW)
     launch(sweep, "local", jobs=1)
-    toy.until(lambda: progressed(sweep) == 1)
+    toy.until(lambda: progressed(sweep) == 1, seconds=PATIENCE_S)
     processes = session(meeting_of(sweep)["pid"])
     [worker] = local.living_workers(sweep.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not any(alive(pid) for pid in processes))
     toy.until(lambda: states(sweep) == ["stopped", "died"])
-    assert len(launch(sweep, "local", jobs=2)) == 2
-    over(toy, sweep)
+    by_array = dataclasses.replace(sweep, backend="array")  # either backend takes them up
+    assert len(launch(by_array, "local", jobs=2)) == 2
+    over(toy, by_array)
     assert_whole(sweep, epochs=12)
 
 
@@ -328,8 +348,8 @@ def states(sweep: Sweep) -> list[str]:
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the sweep's jobs are over, and not only its trials."""
-    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=150)
-    toy.until(lambda: not local.living_workers(sweep.folder))
+    toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
+    toy.until(lambda: not local.living_workers(sweep.folder), seconds=PATIENCE_S)
 
 
 def progressed(sweep: Sweep) -> int:
