@@ -142,7 +142,12 @@ def drive(record_file: str) -> None:
         _wait_for_runs(record, host=socket.gethostname())
     else:
         with held_lock(local.worker_lock(record.file, 0)):
-            _lead(record, meeting, share)
+            try:
+                _lead(record, meeting, share)
+            except RayFailed as error:
+                if not stop_requested():
+                    raise
+                log.warning("while stopping: %s", error)  # the same signal ended Ray
             _wait_for_runs(record)
         if stop_requested() and record.cluster == "slurm":
             requeue()

@@ -7,6 +7,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,21 @@ def test_of_many_that_start_together_exactly_one_makes_the_file(tmp_path: Path) 
     subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], check=True, timeout=120)
     made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
     assert sorted(made, key=int) == [str(number) for number in range(12)]
+
+
+def test_a_file_that_was_finished_while_its_lock_was_taken_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shared.json"
+
+    @contextmanager
+    def finished_just_before(lock: Path) -> Iterator[None]:
+        path.write_text("by another")
+        yield
+
+    monkeypatch.setattr(cache, "held_lock", finished_just_before)
+    make_once(path, lambda: write_text(path, "again"))
+    assert path.read_text() == "by another"
 
 
 def test_a_maker_that_fails_leaves_the_next_one_free_to_try(tmp_path: Path) -> None:

@@ -76,12 +76,14 @@ def test_queries_are_one_image_of_each_held_back_identity_and_camera(seed: int) 
 
 
 def test_another_seed_draws_other_query_images_of_the_same_identities() -> None:
-    drawn: dict[tuple[int, int], set[str]] = {}
-    for seed in range(12):
-        query = split(dataset(), validation=0.8, seed=seed).validation_query
-        for path, *pair in zip(query.paths, query.identities, query.cameras, strict=True):
-            drawn.setdefault((int(pair[0]), int(pair[1])), set()).add(path)
-    assert sum(len(paths) == 2 for paths in drawn.values()) > 0.8 * len(drawn)
+    drawn: dict[frozenset[int], set[tuple[str, ...]]] = {}
+    for seed in range(40):
+        # all but two identities, so that some seeds agree on whom
+        found = split(dataset(), validation=0.85, seed=seed)
+        drawn.setdefault(frozenset(parts(found)[1]), set()).add(found.validation_query.paths)
+    # one seed, one draw: 2 images of each of some 30 pairs never come out alike
+    assert sum(map(len, drawn.values())) == 40
+    assert len(drawn) < 40
 
 
 @pytest.mark.parametrize("seed", range(8))
