@@ -37,7 +37,7 @@ OBJECT_STORE_BYTES = 100_000_000
 """Only metrics travel through Ray; its smallest store is 75 MB."""
 START_LIMIT_S = 120.0
 START_TRIES = 3
-"""A port that was free may be taken before Ray has it."""
+"""A port that was free may be taken before Ray has it; on a busy node Ray gives up after 30 s."""
 END_LIMIT_S = 10.0
 POLL_S = 0.2
 PORTS = (
@@ -139,48 +139,21 @@ def head(meeting: Meeting, share: Share, *, peer: str | None) -> Iterator[Node]:
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     ip = own_address(peer) if peer else "127.0.0.1"
+    node: Node | None = None
     with _private_folder() as folder:
-        node, ports = _start_head(meeting, share, ip, folder)
         try:
+            options = ["--head", "--include-dashboard=false"]
+            node, ports = _start(options, (*HEAD_PORTS, *PORTS), meeting, share, ip, folder)
             meeting.write(
                 state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
                 host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
             )
             yield node
         finally:
-            meeting.write(state="over")
-            node.end()
+            meeting.write(state="over")  # first, so that all nodes end at the same time
+            if node is not None:
+                node.end()
             meeting.token.unlink(missing_ok=True)
-
-
-def _start_head(
-    meeting: Meeting, share: Share, ip: str, folder: Path
-) -> tuple[Node, dict[str, int]]:
-    for attempt in range(1, START_TRIES + 1):
-        ports = free_ports((*HEAD_PORTS, *PORTS))
-        node = _start(["--head", "--include-dashboard=false"], meeting, share, ip, ports, folder)
-        try:
-            _wait_for_port(node, ip, ports["port"])
-            return node, ports
-        except RayFailed as error:
-            node.end()
-            if attempt == START_TRIES:
-                raise
-            log.warning("%s\nanother try with other ports", error)
-    raise AssertionError("unreachable")
-
-
-def _wait_for_port(node: Node, ip: str, port: int) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while not stop_requested():
-        node.check()
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            if probe.connect_ex((ip, port)) == 0:
-                return
-        if time.monotonic() > deadline:
-            raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
-        time.sleep(POLL_S)
 
 
 def serve(meeting: Meeting, share: Share) -> None:
@@ -193,7 +166,7 @@ def serve(meeting: Meeting, share: Share) -> None:
         return
     ip, address = own_address(found["ip"]), f"--address={found['address']}"
     with _private_folder() as folder:
-        node = _start([address], meeting, share, ip, free_ports(PORTS), folder)
+        node, _ = _start([address], PORTS, meeting, share, ip, folder)
         try:
             while not stop_requested() and not _is_over(meeting):
                 node.check()
@@ -242,15 +215,36 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _start(
-    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int],
+    options: list[str], names: tuple[str, ...], meeting: Meeting, share: Share, ip: str,
     folder: Path,
+) -> tuple[Node, dict[str, int]]:
+    """Start Ray on this node and wait until it is up; with other ports if that does not work.
+
+    names: the ports it needs. Returns also which they are.
+    """
+    for attempt in range(1, START_TRIES + 1):
+        ports = free_ports(names)
+        # a folder inside, because Ray opens it to everyone
+        inner = folder / str(attempt)
+        node = _launch([*options, f"--temp-dir={inner}"], meeting, share, ip, ports)
+        try:
+            _wait_until_up(node, inner)
+            return node, ports
+        except RayFailed as error:
+            node.end()
+            if attempt == START_TRIES:
+                raise
+            log.warning("%s\nanother try with other ports", error)
+    raise AssertionError("unreachable")
+
+
+def _launch(
+    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int]
 ) -> Node:
-    """Start Ray on this node, in a session of its own."""
+    """Start `ray start` in a session of its own."""
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", *options,
-        f"--node-ip-address={ip}",
-        f"--temp-dir={folder}/r",  # one inside, because Ray opens it to everyone
-        f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}",
+        f"--node-ip-address={ip}", f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false",
         *(f"--{name}={port}" for name, port in ports.items()),
     ]
@@ -267,6 +261,16 @@ def _start(
     log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
              process.pid, share, ports)
     return Node(process, log_file)
+
+
+def _wait_until_up(node: Node, folder: Path) -> None:
+    """Wait for the file that `ray start` writes once all its parts answer, or for a stop."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while not stop_requested() and not (folder / "ray_current_cluster").exists():
+        node.check()
+        if time.monotonic() > deadline:
+            raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
+        time.sleep(POLL_S)
 
 
 # --- facts of this node ---
