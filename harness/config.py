@@ -213,9 +213,9 @@ def _apply(tree: Any, setting: Setting, known: Sequence[str], schema: type) -> s
             return f"{key} is a section; set one of its keys, such as {below[0]}"
         return f"no key {key}{_suggest(key, known)}"
     expected = field_types(schema)[key]
-    if isinstance(value, bool) and not _accepts(expected, bool):
-        return f"{key}: expected {type_words(expected)}, found {value!r}"
-    if isinstance(value, float | int) and not _accepts_number(expected):
+    is_bool, is_number = isinstance(value, bool), isinstance(value, float | int)
+    accepted = _accepts(expected, bool) if is_bool else not is_number or _accepts_number(expected)
+    if not accepted:
         return f"{key}: expected {type_words(expected)}, found {value!r}"
     try:
         OmegaConf.update(tree, key, value)
@@ -311,7 +311,7 @@ def _accepts_number(kind: Any) -> bool:
     """Whether a bare number may stand for this type; OmegaConf would turn it into text silently."""
     if typing.get_origin(kind) is typing.Literal:
         return True
-    return any(_accepts(kind, t) for t in (int, float, bool))
+    return any(_accepts(kind, t) for t in (int, float))
 
 
 # --- what a tree means ---

@@ -119,6 +119,7 @@ class Trial:
                 f"stage2.batch={batch} asks for {wanted} identities at a time, the training part "
                 f"has {self.splits.identities}; use a smaller stage2.batch"
             )
+        self._check_side_information()
         if not self.config.data.check:
             return
         with ranks.leader_first() as acts:
@@ -132,6 +133,19 @@ class Trial:
                         f"{len(broken)} of {len(paths)} images cannot be read; mend or remove "
                         f"them:\n{listed}"
                     )
+
+    def _check_side_information(self) -> None:
+        """Refuse cameras and views that are tested or selected on and have no learned vector."""
+        kind = self.config.model.sie
+        parts = (self.splits.validation_gallery, self.dataset.query, self.dataset.gallery)
+        for part in parts:
+            if kind in ("camera", "camera_view"):
+                camera_index(part.cameras, self.splits.cameras)
+            if kind in ("view", "camera_view") and part.views.max(initial=0) >= self.splits.views:
+                raise UserError(
+                    f"view {part.views.max()} is not in the training part, so it has no side "
+                    "information; use model.sie=camera or none"
+                )
 
     def reader(self) -> Reader:
         """How images are read for features."""

@@ -16,8 +16,7 @@ def supcon_loss(a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor) -> Ten
     (CLIP-ReID, eq. 5 and 6). Returns the mean over `a` of the mean log-likelihood of its positives.
     Raises ValueError when a label of `a` does not occur in `labels_b`.
     """
-    with torch.autocast(a.device.type, enabled=False):
-        log_p = F.log_softmax(_full(a) @ _full(b).T, dim=1)
+    log_p = F.log_softmax(product(a, b), dim=1)
     positive = labels_a[:, None] == labels_b[None, :]
     count = positive.sum(dim=1)
     if not bool((count > 0).all()):
@@ -61,6 +60,12 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = 0.3) -
     if margin is None:
         return F.softplus(farthest - nearest).mean()
     return F.relu(farthest - nearest + margin).mean()
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the logits [B, C] of features a [B, D] against b [C, D], always in fp32."""
+    with torch.autocast(a.device.type, enabled=False):
+        return _full(a) @ _full(b).T
 
 
 def euclidean(features: Tensor) -> Tensor:

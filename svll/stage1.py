@@ -40,7 +40,7 @@ class PromptObjective(nn.Module):
         super().__init__()
         self.prompts = prompts
         self.text = text.requires_grad_(False)
-        self.head = head.requires_grad_(config.train_head)
+        self.head = head.requires_grad_(config.train_head and config.lss_weight > 0)
         self.config = config
 
     def forward(self, batch: PromptBatch) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness import engine as ranks
 from svll.config import Stage2
-from svll.losses import ntxent_loss, smooth_cross_entropy, triplet_loss
+from svll.losses import ntxent_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.clip import ImageFeatures
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
 
@@ -59,7 +59,7 @@ class ImageObjective(nn.Module):
             "id": smooth_cross_entropy(self.neck12(f12), labels, smoothing)
             + smooth_cross_entropy(self.neckp(fp), labels, smoothing),
             "triplet": sum_of(triplet_loss(f, labels, margin) for f in (f11, f12, fp)),
-            "i2t": smooth_cross_entropy(fp @ self.text.T, labels, smoothing),
+            "i2t": smooth_cross_entropy(product(fp, self.text), labels, smoothing),
         }
         if self.head is not None:
             a, b = (self.head(ranks.gather_rows(f.float())) for f in others)
