@@ -18,12 +18,18 @@ import pytest
 
 PATIENCE_S = 300
 """How long ranks may take over one call before they count as dead-locked."""
+FAREWELL_S = 5
+"""How long the others may take once a rank has failed."""
 
 
 class Ranks:
     """Processes that are the ranks of one run and carry out functions of test modules."""
 
     def __init__(self, count: int) -> None:
+        self.count = count
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def _start(self) -> None:
         from harness.engine import free_port  # torch: seconds that most tests need not wait for
 
         port = str(free_port())
@@ -31,12 +37,12 @@ class Ranks:
             subprocess.Popen(
                 [sys.executable, str(Path(__file__).parent / "ranks.py")],
                 env=os.environ | {
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 },
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
-            for rank in range(count)
+            for rank in range(self.count)
         ]
 
     def __call__(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
@@ -45,6 +51,8 @@ class Ranks:
         Arguments and results travel as JSON, which keeps floats to the last digit. A failure on
         any rank fails the test with that rank's traceback.
         """
+        if not self.processes:
+            self._start()
         call = {
             "file": inspect.getfile(function), "function": function.__name__,
             "arguments": arguments,
@@ -53,19 +61,28 @@ class Ranks:
             assert process.stdin is not None
             process.stdin.write(json.dumps(call, default=str) + "\n")
             process.stdin.flush()
-        answers = [self._answer(process, function.__name__) for process in self.processes]
-        failures = [f"rank {r}: {a['failure']}" for r, a in enumerate(answers) if "failure" in a]
-        if failures:
-            pytest.fail("\n".join(failures))
-        return [answer["result"] for answer in answers]
+        answers = self._answers()
+        failures = [f"rank {r}: {a['failure']}" for r, a in answers.items() if "failure" in a]
+        if failures or len(answers) < self.count:
+            self.end()  # the others may wait for a rank that failed; the next call starts afresh
+            missing = f"{self.count - len(answers)} rank(s) of {self.count} did not answer"
+            pytest.fail("\n".join([function.__name__, *failures, missing]))
+        return [answers[rank]["result"] for rank in range(self.count)]
 
-    def _answer(self, process: subprocess.Popen[str], name: str) -> dict[str, Any]:
-        assert process.stdout is not None
-        if not select.select([process.stdout], [], [], PATIENCE_S)[0]:
-            self.end()
-            pytest.fail(f"{name}: no answer from the ranks within {PATIENCE_S} s")
-        line = process.stdout.readline()
-        return dict(json.loads(line)) if line else {"failure": f"{name}: the process died"}
+    def _answers(self) -> dict[int, dict[str, Any]]:
+        """Read one answer of each rank; after a failure the others get a few seconds more."""
+        waiting: dict[Any, int] = {process.stdout: rank for rank, process in enumerate(self.processes)}
+        answers: dict[int, dict[str, Any]] = {}
+        patience = float(PATIENCE_S)
+        while waiting and (ready := select.select(list(waiting), [], [], patience)[0]):
+            for output in ready:
+                line = output.readline()
+                answers[waiting.pop(output)] = (
+                    json.loads(line) if line else {"failure": "the process died"}
+                )
+            if any("failure" in answer for answer in answers.values()):
+                patience = FAREWELL_S
+        return answers
 
     def end(self) -> None:
         """End the processes."""
@@ -73,6 +90,7 @@ class Ranks:
             process.kill()
         for process in self.processes:
             process.communicate()
+        self.processes = []
 
 
 @pytest.fixture(scope="session")
