@@ -71,7 +71,7 @@ class Ranks:
 
     def _answers(self) -> dict[int, dict[str, Any]]:
         """Read one answer of each rank; after a failure the others get a few seconds more."""
-        waiting: dict[Any, int] = {process.stdout: rank for rank, process in enumerate(self.processes)}
+        waiting: dict[Any, int] = {p.stdout: rank for rank, p in enumerate(self.processes)}
         answers: dict[int, dict[str, Any]] = {}
         patience = float(PATIENCE_S)
         while waiting and (ready := select.select(list(waiting), [], [], patience)[0]):
