@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 300
+PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""
 FAREWELL_S = 5
 """How long the others may take once a rank has failed."""
@@ -65,8 +65,8 @@ class Ranks:
         failures = [f"rank {r}: {a['failure']}" for r, a in answers.items() if "failure" in a]
         if failures or len(answers) < self.count:
             self.end()  # the others may wait for a rank that failed; the next call starts afresh
-            missing = f"{self.count - len(answers)} rank(s) of {self.count} did not answer"
-            pytest.fail("\n".join([function.__name__, *failures, missing]))
+            silent = [f"rank {r}: no answer" for r in range(self.count) if r not in answers]
+            pytest.fail("\n".join([function.__name__, *failures, *silent]))
         return [answers[rank]["result"] for rank in range(self.count)]
 
     def _answers(self) -> dict[int, dict[str, Any]]:

@@ -16,6 +16,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ from harness.trial import execute, job_id
 
 log = logging.getLogger(__name__)
 
+HOLD_S = 30.0
+"""How long an actor keeps its place after its run was stopped by a signal. That is what SLURM sends
+when it takes the nodes away: the next trial must not begin before the job has ended the search."""
 NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 
 
@@ -181,6 +185,8 @@ class WatchedRun:
 
     def _ended(self) -> dict[str, Any]:
         code = self._part()
+        if code == EXIT_STATUS["stopped"]:
+            time.sleep(HOLD_S)
         if code in (EXIT_STATUS["complete"], EXIT_STATUS["stopped"]):
             return self._end_result()
         if code != IN_USE_STATUS:

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from harness.cluster import ray_trial
 from harness.cluster.jobs import TrialFailed
 from harness.cluster.ray_trial import (
     WatchedRun,
@@ -186,9 +188,10 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_run_that_is_signalled_by_the_scheduler_saves_and_stops(
-    make_run: Any, number: int
+def test_a_run_that_is_signalled_by_the_scheduler_saves_and_its_place_stays_taken(
+    make_run: Any, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_trial, "HOLD_S", 1.5)
     run = make_run(epochs=100, epoch_s=5.0)
     watched = watch(run)
     killer = threading.Timer(2.0, lambda: os.kill(watched.process.pid, number))  # type: ignore[union-attr]
@@ -196,6 +199,7 @@ def test_a_run_that_is_signalled_by_the_scheduler_saves_and_stops(
     results = until_done(watched)
     assert [r.get("epoch") for r in results] == [1, None]
     assert run.status()["state"] == "stopped"
+    assert time.time() - run.status()["time"] > 1.5
 
 
 def test_a_run_sees_one_rank_its_cores_and_no_gpu_that_it_did_not_ask_for(
