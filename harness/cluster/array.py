@@ -124,7 +124,8 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
             return View(trial, "queued", status)
         hint = f"; see {record.folder}" if record is not None else ""
         return View(trial, "died", status, f"its job ended before it began{hint}")
-    if status.get("pruned") and queue.sweep.scheduler.kind != "none":
+    searched = queue.sweep.backend == "ray" and queue.sweep.scheduler.kind != "none"
+    if status.get("pruned") and searched:
         return View(trial, "ended early", status, status.get("reason", ""))
     if state == "running":
         return View(trial, "died", status, "its process ended without a word")
