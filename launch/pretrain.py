@@ -3,7 +3,7 @@
     python launch/pretrain.py
 
 It draws persons that no ReID split holds, trains on their captions and writes weights, vocabulary
-and a card with the held-out retrieval score to svll/models. Some 20 minutes on 2 cores.
+and a card with the held-out retrieval score to svll/models. Eleven minutes on 2 cores.
 """
 
 import json
