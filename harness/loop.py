@@ -151,8 +151,11 @@ def _step(
     engine.set_gradient_accumulation_boundary(boundary)
     losses: dict[str, Tensor] = engine(batch)
     total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
-    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    # all numbers in one copy: on a GPU each would wait for the device
+    values = dict(
+        zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
+    )
+    wrong = [name for name in losses if not math.isfinite(values[name])]
     if wrong:  # losses are of the global batch, so all ranks stop here together
         raise UserError(
             f"{stage.name}, epoch {at.epoch}, step {at.step + 1}: {', '.join(wrong)} is "
@@ -160,7 +163,6 @@ def _step(
         )
     engine.backward(total / window, scale_wrt_gas=False)
     engine.step()
-    values["loss"] = total.item()
     for name, value in values.items():
         at.sums[name] = at.sums.get(name, 0.0) + value
     return values

@@ -38,12 +38,11 @@ class Reader:
     """Of the forward pass: bf16 and fp16 are autocast."""
 
 
-def encode_shard(records: Records, reader: Reader, encode: Encode) -> tuple[slice, Tensor]:
-    """Encode this rank's share of the images: which rows they are, and [n, D] on the CPU."""
-    share = ranks.shard(len(records))
-    rows = np.arange(len(records), dtype=np.int64)[share]
+def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
+    """Encode this rank's share of the images; returns [n, D] on the CPU."""
+    rows = np.arange(len(records), dtype=np.int64)[ranks.shard(len(records))]
     if not len(rows):
-        return share, torch.empty(0, 0)
+        return torch.empty(0, 0)
     batches = [rows[i : i + reader.batch] for i in range(0, len(rows), reader.batch)]
     loader = ImageLoader(
         records.paths, height=reader.height, width=reader.width, views={"image": View()},
@@ -60,12 +59,12 @@ def encode_shard(records: Records, reader: Reader, encode: Encode) -> tuple[slic
                 advance("")
     finally:
         loader.close()
-    return share, torch.cat(features)
+    return torch.cat(features)
 
 
 def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
     """Encode images on all ranks and return all rows [n, D], on the CPU, on every rank."""
-    _, own = encode_shard(records, reader, encode)
+    own = encode_shard(records, reader, encode)
     if ranks.world_size() == 1:
         return own
     # shares differ by at most one row: pad, gather, cut

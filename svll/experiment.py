@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,11 @@ class Trial:
 
     def _dataset(self) -> Dataset:
         """Return the dataset; where it has to be drawn, rank 0 does so before the others look."""
+        found: Dataset | None = None
         with ranks.leader_first() as acts:
             if acts:
-                load_dataset(self.config.data, self.cache / "data")
-        return load_dataset(self.config.data, self.cache / "data")
+                found = load_dataset(self.config.data, self.cache / "data")
+        return found or load_dataset(self.config.data, self.cache / "data")
 
     def _writer(self) -> Any:
         if not self.config.run.tensorboard or ranks.rank() != 0:
@@ -268,6 +270,7 @@ class Trial:
         camera = torch.from_numpy(camera_index(splits.train.cameras, splits.cameras))
         device = ranks.device()
 
+        @lru_cache(maxsize=1)  # asked for its length, then for its batches
         def order(epoch: int) -> list[NDArray[np.int64]]:
             return identity_batches(
                 splits.labels, batch=config.batch, instances=config.instances,

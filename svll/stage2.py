@@ -58,7 +58,7 @@ class ImageObjective(nn.Module):
         losses = {
             "id": smooth_cross_entropy(self.neck12(f12), labels, smoothing)
             + smooth_cross_entropy(self.neckp(fp), labels, smoothing),
-            "triplet": sum_of(triplet_loss(f, labels, margin) for f in (f11, f12, fp)),
+            "triplet": torch.stack([triplet_loss(f, labels, margin) for f in (f11, f12, fp)]).sum(),
             "i2t": smooth_cross_entropy(product(fp, self.text), labels, smoothing),
         }
         if self.head is not None:
@@ -82,11 +82,6 @@ class ImageObjective(nn.Module):
         features = self.model.encoder(images, side)
         main = ImageFeatures(*(f[:count] for f in features))
         return main, list(features.f12[count:].split(count))
-
-
-def sum_of(losses: object) -> Tensor:
-    """Add scalar losses."""
-    return torch.stack(list(losses)).sum()  # type: ignore[call-overload]
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:

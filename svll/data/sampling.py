@@ -21,11 +21,12 @@ def identity_batches(
     drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID samples).
     """
     rng = generator(seed, epoch, 1)
-    labels = np.unique(identities)
+    labels, counts = np.unique(identities, return_counts=True)
+    # one sort, not a search per identity: there may be tens of thousands
+    of_label = np.split(np.argsort(identities, kind="stable"), np.cumsum(counts)[:-1])
     per_batch = batch // instances
     groups: dict[int, list[Rows]] = {}
-    for label in labels.tolist():
-        rows = np.flatnonzero(identities == label)
+    for label, rows in zip(labels.tolist(), of_label, strict=True):
         if len(rows) < instances:
             rows = rng.choice(rows, size=instances, replace=True)
         rows = rng.permutation(rows)
