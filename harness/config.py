@@ -113,28 +113,27 @@ def settings_of(
 
 
 def read_recipe(path: Path, schema: type) -> list[Setting]:
-    """Return a recipe's settings, those of the recipe that it `extends` first.
+    """Return a recipe's settings, those of the recipes that it `extends` (one or a list) first.
 
     Raises UserError for what `read_yaml` refuses, a missing base or a circle of bases.
     """
-    settings: list[Setting] = []
-    seen: list[Path] = []
-    here: Path | None = path
-    while here is not None:
-        if here in seen:
-            raise UserError(f"{path}: recipes extend each other in a circle: {_names(seen)}")
-        seen.append(here)
-        value, lines = read_yaml(here)
-        base = value.pop("extends", None)
-        settings = settings_of(value, lines, here, schema) + settings
-        if base is None:
-            here = None
-        else:
-            where = f"{here}, line {lines['extends']}"
-            # a path is meant from the file that it stands in
-            name = str(here.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
-            here = find_recipe(name, here.parent, where=where)
-    return settings
+    return list(_read_recipe(path, schema, ()))
+
+
+def _read_recipe(path: Path, schema: type, above: tuple[Path, ...]) -> Iterator[Setting]:
+    if path in above:
+        raise UserError(
+            f"{above[0]}: recipes extend each other in a circle: {_names([*above, path])}"
+        )
+    value, lines = read_yaml(path)
+    bases = value.pop("extends", None) or []
+    where = f"{path}, line {lines.get('extends', 1)}"
+    for base in [bases] if isinstance(bases, str) else bases:
+        # a path is meant from the file that it stands in
+        name = str(path.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
+        file = find_recipe(name, path.parent, where=where)
+        yield from _read_recipe(file, schema, (*above, path))
+    yield from settings_of(value, lines, path, schema)
 
 
 def find_recipe(name: str, folder: Path, *, where: str | None = None) -> Path:

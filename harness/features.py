@@ -1,6 +1,7 @@
 """The feature cache: one HDF5 file with the features of a dataset's images and their labels.
 
-    /                  format = "svll-features", version, dataset, model, created, complete
+    /                  format = "svll-features", version, dataset, model, protocol, created,
+                       complete
     /query, /gallery, /train, or any other group:
         features [n, d]    float32 or float16, in chunks of rows, with checksums
         identity [n]       int64; -1 is junk
@@ -33,6 +34,7 @@ from harness.files import atomic_write
 FORMAT, VERSION = "svll-features", 1
 PART_FORMAT = "svll-features-part"
 CHUNK_BYTES = 2**20
+ATTRIBUTES = ("dataset", "model", "created", "protocol")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Integers = NDArray[np.int64]
@@ -72,6 +74,8 @@ class FeatureFile:
     model: str
     """The signature of the model that made the features."""
     created: str
+    protocol: str
+    """The rule by which the dataset is tested; empty where the writer did not say."""
     groups: dict[str, FeatureGroup]
 
 
@@ -79,7 +83,8 @@ class FeatureFile:
 
 
 def write_features(
-    path: StrPath, groups: Mapping[str, FeatureGroup], *, dataset: str, model: str
+    path: StrPath, groups: Mapping[str, FeatureGroup], *, dataset: str, model: str,
+    protocol: str = "",
 ) -> None:
     """Write a cache, replacing the one at `path` only when it is whole.
 
@@ -99,7 +104,8 @@ def write_features(
                 _put_paths(part, group.paths)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         file.attrs.update(
-            format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created
+            format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created,
+            protocol=protocol,
         )
 
 
@@ -117,7 +123,7 @@ def read_features(path: StrPath, groups: Sequence[str] | None = None) -> Feature
         if faults:
             listed = "\n".join(f"  {fault}" for fault in faults)
             raise UserError(f"{path}: not a usable feature cache:\n{listed}")
-        described = {k: str(file.attrs.get(k, "")) for k in ("dataset", "model", "created")}
+        described = {k: str(file.attrs.get(k, "")) for k in ATTRIBUTES}
         return FeatureFile(
             path=path, groups={name: _get_group(file[name]) for name in names}, **described
         )

@@ -21,6 +21,8 @@ from harness.errors import UserError
 
 Rows = NDArray[np.int64]
 Resize = Literal["bicubic", "bilinear"]
+Colour = tuple[float, float, float]
+"""A number for each of red, green and blue."""
 Fault = tuple[str, str]
 """A file's path, and why it cannot be read."""
 
@@ -80,9 +82,12 @@ class ImageLoader:
         seed: int,
         threads: int,
         device: str,
+        mean: Colour = (0.5, 0.5, 0.5),
+        std: Colour = (0.5, 0.5, 0.5),
     ) -> None:
         """Prepare to read `paths`; `batch_size` is the largest batch on this rank, `threads` are
-        the decoder's, `device` is torch's name for where batches go ("cpu" or "cuda:0").
+        the decoder's, `device` is torch's name for where batches go ("cpu" or "cuda:0"). From
+        pixels (0..1) `mean` is subtracted and `std` divides what is left.
         """
         assert views, "no view asked for"
         assert "rows" not in views, "a batch holds its row numbers under this name"
@@ -94,6 +99,7 @@ class ImageLoader:
         self._seed = seed
         self._threads = threads
         self._device = torch.device(device)
+        self._mean, self._std = mean, std
         self._pipeline: Any = None
         self._pending: list[_Changes] | None = None
         self._epochs_begun = 0
@@ -105,7 +111,7 @@ class ImageLoader:
 
         `rows` has one array [B] of indices into `paths` per batch; `positions` their places in the
         epoch's order over all ranks, each used once. A batch holds "rows" [B] and every view
-        [B, 3, H, W], float32 in -1 .. 1 (noise apart), on the loader's device, and belongs to the
+        [B, 3, H, W], float32, normalised, on the loader's device, and belongs to the
         caller. While iterating, raises UserError naming the files that cannot be decoded.
         """
         assert [len(batch) for batch in rows] == [len(batch) for batch in positions]
@@ -142,7 +148,7 @@ class ImageLoader:
         """Draw a batch's changes and start decoding it in the background."""
         if self._pipeline is None:
             self._pipeline = _view_pipeline(
-                self._views, *self._size, self._resize,
+                self._views, *self._size, self._resize, self._mean, self._std,
                 batch_size=self._batch_size, threads=self._threads, device=self._device,
             )
         changes = [
@@ -333,8 +339,8 @@ def _feed_changes(pipeline: Any, name: str, view: View, change: _Changes) -> Non
 
 
 def _view_pipeline(
-    views: Mapping[str, View], height: int, width: int, resize: Resize, *,
-    batch_size: int, threads: int, device: torch.device,
+    views: Mapping[str, View], height: int, width: int, resize: Resize, mean: Colour, std: Colour,
+    *, batch_size: int, threads: int, device: torch.device,
 ) -> Any:
     """Build: files -> decode -> resize -> padded canvas -> crop, mirror and normalise per view."""
     from nvidia.dali import fn, types
@@ -348,14 +354,17 @@ def _view_pipeline(
         pads = {view.pad for view in views.values()}
         canvases = {pad: _padded(image, pad, height, width) for pad in pads}
         outputs = [
-            _add_view(canvases[view.pad], name, view, height, width) for name, view in views.items()
+            _add_view(canvases[view.pad], name, view, height, width, mean, std)
+            for name, view in views.items()
         ]
         pipeline.set_outputs(*outputs)
     pipeline.build()
     return pipeline
 
 
-def _add_view(canvas: Any, name: str, view: View, height: int, width: int) -> Any:
+def _add_view(
+    canvas: Any, name: str, view: View, height: int, width: int, mean: Colour, std: Colour
+) -> Any:
     from nvidia.dali import fn, types
 
     # Also where it is never mirrored: without an input of its own, DALI would compute two views
@@ -366,7 +375,8 @@ def _add_view(canvas: Any, name: str, view: View, height: int, width: int) -> An
         place["crop_pos_x"] = fn.external_source(name=f"{name}.left")
         place["crop_pos_y"] = fn.external_source(name=f"{name}.top")
     return fn.crop_mirror_normalize(
-        canvas, crop=(height, width), mirror=mirror, mean=[127.5] * 3, std=[127.5] * 3,
+        canvas, crop=(height, width), mirror=mirror,
+        mean=[255 * value for value in mean], std=[255 * value for value in std],
         dtype=types.FLOAT, output_layout="CHW", **place,
     )
 

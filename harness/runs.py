@@ -93,8 +93,11 @@ class Run:
         return self.folder / "lock.json"
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved configuration, unless it is there already."""
-        if not self.config_file.exists():
+        """Make the folder and write the resolved configuration.
+
+        One that is there already differs only in where and how the run is to go on.
+        """
+        if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
             write_text(self.config_file, config_yaml)
 
     # --- state ---

@@ -10,9 +10,8 @@ configuration, so the same point has the same folder whichever backend runs it.
 import dataclasses
 import json
 import logging
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -32,6 +31,7 @@ from harness.config import (
 from harness.dimensions import Dimension, hint, read_dimension
 from harness.errors import UserError
 from harness.runs import Run
+from harness.units import gigabytes, minutes
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ class Sweep:
     slurm: dict[str, Any]
     folder: Path
     """runs/<name>."""
+    complete: Callable[[Any], Any]
+    """What a checked configuration still goes through before it is signed."""
     trials: tuple["Trial", ...] = ()
 
     @property
@@ -199,11 +201,13 @@ def read_sweep(
     recipes: Path,
     overrides: Iterable[str] = (),
     metrics: Sequence[str] | None = None,
+    complete: Callable[[Any], Any] = lambda config: config,
 ) -> Sweep:
     """Read and check a sweep file, with `key=value` words of a command line on top.
 
     schema: the experiment's configuration; it must have the keys seed, run.runs and run.name.
-    metrics: what trials may be ranked by; None: anything. A word whose first part is a key of
+    metrics: what trials may be ranked by; None: anything. complete: called with every trial's
+    configuration, returns the one that is signed and run. A word whose first part is a key of
     `SweepFile` changes the sweep (`resources.cpus=4`), any other the configuration of every trial.
     Raises UserError with every fault of every trial at once.
     """
@@ -219,6 +223,7 @@ def read_sweep(
     return _assemble(
         own, parts, parse_overrides(overrides), faults,
         name=path.stem, file=str(path), schema=schema, recipes=recipes, metrics=metrics,
+        complete=complete,
     )
 
 
@@ -229,6 +234,7 @@ def recipe_sweep(
     recipes: Path,
     overrides: Iterable[str] = (),
     metrics: Sequence[str] | None = None,
+    complete: Callable[[Any], Any] = lambda config: config,
 ) -> Sweep:
     """Return the sweep of one trial that a recipe is; see `read_sweep`."""
     own = [Setting("recipe", recipe, "command line")]
@@ -236,6 +242,7 @@ def recipe_sweep(
     return _assemble(
         own, parts, parse_overrides(overrides), [],
         name=Path(recipe).stem, file=recipe, schema=schema, recipes=recipes, metrics=metrics,
+        complete=complete,
     )
 
 
@@ -248,7 +255,7 @@ def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting
     """Return the trial of a point. Raises UserError when its configuration has faults."""
     places = {dimension.key: dimension.where for dimension in sweep.dimensions}
     searched = [Setting(key, value, places.get(key, "search")) for key, value in point.items()]
-    config: Any = build(sweep.schema, [*sweep.base, *searched, seed])
+    config: Any = sweep.complete(build(sweep.schema, [*sweep.base, *searched, seed]))
     name = signature(config)
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
@@ -287,6 +294,7 @@ def _assemble(
     schema: type,
     recipes: Path,
     metrics: Sequence[str] | None,
+    complete: Callable[[Any], Any],
 ) -> Sweep:
     """Check everything, collecting faults, and raise them together."""
     _take_words(words, own, parts, faults)
@@ -322,6 +330,7 @@ def _assemble(
         seeds=tuple(seeds), samples=samples,
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
         resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
+        complete=complete,
     )
     trials = _expand(sweep, faults)
     if faults:
@@ -468,28 +477,6 @@ def _tell_duplicate(sweep: Sweep, first: Trial, second: Trial, faults: list[str]
         ) < len(dimension.values):
             where = f"{dimension.where}: {dimension.key}"
     faults.append(f"{where}: two trials are one and the same run: {first.title} and {second.title}")
-
-
-# --- small conversions ---
-
-
-def minutes(text: str) -> int:
-    """Return the minutes, rounded up, of a time such as 90m, 4h or 1d12h; 0 when it is none."""
-    if not re.fullmatch(r"(\d+(\.\d+)?\s*[dhms]\s*)+", text.strip()):
-        return 0
-    unit = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
-    return math.ceil(sum(
-        float(number) * unit[letter]
-        for number, letter in re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)
-    ))
-
-
-def gigabytes(text: str) -> float:
-    """Return the gigabytes of a size such as 500MB or 32GB; 0 when it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT])B?", text.strip())
-    if match is None:
-        return 0.0
-    return float(match[1]) * {"M": 1 / 1024, "G": 1.0, "T": 1024.0}[match[2]]
 
 
 def _plain(value: Any) -> str:

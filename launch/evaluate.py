@@ -50,31 +50,34 @@ def main(
     given = {k: v for k, v in {"k1": k1, "k2": k2, "weight": weight}.items() if v is not None}
     if given and not rerank:
         raise UserError(f"--{', --'.join(given)} without --rerank has no effect; add --rerank")
-    groups = read_features(features, groups=("query", "gallery")).groups
-    from svll.evaluation import KReciprocal, evaluate_ranking
+    file = read_features(features, groups=("query", "gallery"))
+    from svll.evaluation import KReciprocal, evaluate_protocol
 
     options = KReciprocal(**given) if rerank else None  # type: ignore[arg-type]
-    query, gallery = groups["query"], groups["gallery"]
+    query, gallery = file.groups["query"], file.groups["gallery"]
+    # other toolboxes' files do not say
+    protocol = file.protocol or "cross_camera"
     try:
-        result = evaluate_ranking(
-            query.features, gallery.features, query.identities, gallery.identities,
+        result = evaluate_protocol(
+            protocol, query.features, gallery.features, query.identities, gallery.identities,
             query.cameras, gallery.cameras, camera_filter=camera_filter, rerank=options,
         )  # fmt: skip
     except UserError as error:
         message = str(error).replace("camera_filter=False", "--no-camera-filter")
         raise UserError(f"{features}: {message}") from None
-    typer.echo(json.dumps(result.as_json()) if as_json else _table(result, options))
+    numbers = {**result.as_json(), "protocol": protocol}
+    typer.echo(json.dumps(numbers) if as_json else _table(result, options, protocol))
     return 0
 
 
-def _table(result: "RankingResult", options: "KReciprocal | None") -> str:
+def _table(result: "RankingResult", options: "KReciprocal | None", protocol: str) -> str:
     """The metrics as lines; fractions, as everywhere."""
     cmc = result.as_json()["cmc"]
     lines = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
     settings = f"re-ranked: {options}" if options else "not re-ranked"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
     numbers = [f"{name:8}{value:.4f}" for name, value in lines.items()]
-    return "\n".join([*numbers, f"{result.queries} queries{skipped}; {settings}"])
+    return "\n".join([*numbers, f"{result.queries} queries{skipped}; {protocol}, {settings}"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from harness.errors import UserError
 from harness.sweeps import Sweep, read_sweep, recipe_sweep
 from launch.cli import command
 from svll.config import RECIPES, Config
+from svll.data.datasets import pin
 
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
@@ -81,11 +82,13 @@ def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep
     """Return the sweep that the command line asks for, checked."""
     if sweep is not None and recipe is None:
         asked = read_sweep(
-            sweep, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS
+            sweep, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
+            complete=pin,
         )
     elif recipe is not None and sweep is None:
         asked = recipe_sweep(
-            recipe, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS
+            recipe, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
+            complete=pin,
         )
     else:
         raise UserError("give either --sweep FILE or --recipe NAME")

@@ -2,23 +2,35 @@
 
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
+    python launch/train.py --recipe market1501 --dry-run
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
 """
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from harness.config import build, find_recipe, parse_overrides, read_recipe, signature, to_yaml
 from harness.runs import Run
 from launch.cli import command, print_result
 from svll.config import RECIPES, Config
+from svll.data.datasets import pin
+
+if TYPE_CHECKING:  # torch: seconds that --help should not take
+    from svll.estimate import Estimate
 
 
 @command(__doc__)
 def main(
     recipe: Annotated[str, typer.Option(help="A recipe's name or a YAML file.")],
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the configuration and what the run would cost."),
+    ] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value ..., such as stage2.lr=1e-5")
     ] = None,
@@ -26,18 +38,56 @@ def main(
     """Train and test one configuration; going on where an earlier attempt stopped."""
     file = find_recipe(recipe, RECIPES)
     config = build(Config, [*read_recipe(file, Config), *parse_overrides(overrides or [])])
-    run = Run(Path(config.run.runs).absolute() / (config.run.name or file.stem) / signature(config))
-    run.create(to_yaml(config))
+    if dry_run:
+        return _dry_run(config)
+    place = config.run
+    pinned = pin(config)
+    run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
+    run.create(to_yaml(pinned))
     from harness.trial import execute
 
     outcome = execute(run)
     if outcome == "complete":
-        print_result(run)
+        if os.environ.get("RANK", "0") == "0":
+            print_result(run)
         return 0
     status = run.status()
     typer.echo(f"{outcome}: {status.get('error') or status.get('reason')}", err=True)
     typer.echo(f"log: {run.log_file}", err=True)
     return 1
+
+
+def _dry_run(config: Config) -> int:
+    from svll.estimate import estimate, size_of
+
+    size, source = size_of(config)
+    typer.echo(to_yaml(config))
+    typer.echo(
+        f"training part ({source}): {size.images} images, {size.identities} identities, "
+        f"{size.cameras} cameras, {size.views} views\n"
+    )
+    console = Console()
+    for table in _tables(estimate(config, size)):
+        console.print(table)
+    typer.echo("of one rank on this machine, from a few images that were really run; decoding,")
+    typer.echo("validation and test are not counted")
+    return 0
+
+
+def _tables(found: "Estimate") -> list[Table]:
+    groups = Table("stage", "group", "tensors", "parameters", "lr, epoch 1", "lr", "weight decay")
+    for group in found.groups:
+        groups.add_row(
+            group.stage, group.what, str(group.tensors), f"{group.parameters:,}",
+            f"{group.lr_first:.3g}", f"{group.lr:.3g}", f"{group.weight_decay:.3g}",
+        )
+    costs = Table("stage", "steps", "s per step", "before, s", "hours", "memory, GB")
+    for cost in found.costs:
+        costs.add_row(
+            cost.stage, f"{cost.steps:,}", f"{cost.step_s:.3g}", f"{cost.before_s:.3g}",
+            f"{cost.hours:.2f}", f"{cost.memory_gb:.2f}",
+        )
+    return [groups, costs]
 
 
 if __name__ == "__main__":

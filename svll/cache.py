@@ -29,13 +29,18 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
-def feature_key(fingerprint: str, weights_hash: str, config: Config, reader: Reader) -> str:
-    """Return the name of frozen features: 16 hex digits over all that can change them."""
+def feature_key(
+    fingerprint: str, weights_hash: str, config: Config, reader: Reader, *more: Any
+) -> str:
+    """Return the name of frozen features: 16 hex digits over all that can change them.
+
+    `more` is what else a file depends on that is made from them.
+    """
     parts = [
         fingerprint, weights_hash,
         config.model.name,  # weights in a file fit with GELU and QuickGELU, and give other features
         config.data.height, config.data.width, config.model.stride,
-        TEST_RESIZE, decoder_name(reader.device), reader.precision,
+        TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

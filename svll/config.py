@@ -13,6 +13,12 @@ from typing import Literal
 from harness.config import runtime
 
 RECIPES = Path(__file__).parent / "recipes"
+DATASETS = (
+    "synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776",
+    "vehicleid_800", "vehicleid_1600", "vehicleid_2400", "folder", "list",
+)
+"""Benchmarks, and two ways to bring images of one's own: `folder` is any dataset in Market-1501's
+layout, `list` a CSV file."""
 Faults = Iterator[tuple[str, str]]
 
 
@@ -30,6 +36,8 @@ class WorldConfig:
     """Images of an identity per camera that sees it."""
     occlusion: float = 0.15
     """Share of the images with something in front of the person or vehicle."""
+    query_occlusion: float | None = None
+    """The same for queries alone; null: as for all."""
     seed: int = 1
     """Another seed is another world."""
 
@@ -39,18 +47,30 @@ class WorldConfig:
                 yield key, "at least 2 identities are needed to tell any apart"
         if self.shots < 1:
             yield "shots", "must be at least 1"
-        if not 0 <= self.occlusion <= 1:
-            yield "occlusion", f"must lie between 0 and 1, found {self.occlusion}"
+        for key, share in {
+            "occlusion": self.occlusion, "query_occlusion": self.query_occlusion or 0.0,
+        }.items():
+            if not 0 <= share <= 1:
+                yield key, f"must lie between 0 and 1, found {share}"
 
 
 @dataclass
 class Data:
     """Images: where they are, and what part of the training set is held back for selection."""
 
-    name: Literal["synthetic", "market1501"] = "synthetic"
-    """The benchmark; `market1501` reads any folder in Market-1501's layout."""
-    root: str | None = None
-    """The dataset's folder; null: the synthetic world, drawn once under the runs folder."""
+    name: str = "synthetic"
+    """The benchmark that is trained and tested on; see DATASETS."""
+    root: str | None = runtime(None)
+    """The dataset's folder, or the folder that holds several under their usual names; null: the
+    synthetic world, drawn once under the runs folder."""
+    roots: dict[str, str] = runtime(factory=dict)
+    """Folders of single datasets that are not below `root`: {msmt17: DIR}."""
+    train: list[str] = field(default_factory=list)
+    """Datasets to train on together, as if they were one; empty: `name`."""
+    test: list[str] = field(default_factory=list)
+    """Datasets to test on, each for itself; empty: `name`."""
+    fingerprint: str = ""
+    """Hash of the files' names and sizes, filled in when a run is made: other files, other run."""
     world: WorldConfig = field(default_factory=WorldConfig)
     validation: float = 0.0
     """Share of the training identities held back, with a query and gallery of their own."""
@@ -58,6 +78,10 @@ class Data:
     """Input height in pixels."""
     width: int = 128
     """Input width in pixels."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of red, green and blue (0..1), subtracted from every pixel."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What pixels are divided by then."""
     check: bool = runtime(True)
     """Decode every image once before training, so that a broken file is named at the start."""
     threads: int = runtime(0)
@@ -66,11 +90,18 @@ class Data:
     def faults(self) -> Faults:
         if not 0 <= self.validation < 1:
             yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
-        if self.name != "synthetic" and self.root is None:
-            yield "root", f"the folder of {self.name} is needed: data.root=DIR"
+        named = {"name": [self.name], "train": self.train, "test": self.test}
+        for key, names in named.items():
+            for name in names:
+                if name not in DATASETS:
+                    yield key, f"no dataset {name!r}; choose of {', '.join(DATASETS)}"
+            if len(set(names)) != len(names):
+                yield key, f"{names} has a dataset twice"
         for key in ("height", "width"):
             if getattr(self, key) < 8:
                 yield key, "must be at least 8 pixels"
+        if min(self.std) <= 0:
+            yield "std", f"must be greater than 0, found {list(self.std)}"
 
 
 @dataclass
@@ -91,17 +122,30 @@ class Model:
     """Side information embedding: what has a learned vector, added to the class token."""
     sie_weight: float = 1.0
     """Coefficient of the side information embedding."""
+    sie_unseen: Literal["none", "mean"] = "none"
+    """What a camera or view not seen in training gets: nothing, or the mean of the vectors."""
     head_hidden: int = 4096
     """Width of the two hidden layers of the projection heads before NT-Xent."""
     head_out: int = 256
     """Width of the projection that NT-Xent compares."""
+    predictor_hidden: int = 512
+    """Width of the hidden layer of SimSiam's predictor."""
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether this is one of CLIP's ResNets, which have no patches and no class token."""
+        return self.name.startswith("RN")
 
     def faults(self) -> Faults:
+        if self.is_resnet and self.stride is not None:
+            yield "stride", f"{self.name} has no patches; set model.stride=null"
+        if self.is_resnet and self.sie != "none":
+            yield "sie", f"{self.name} has no class token to add it to; set model.sie=none"
         if self.stride is not None and self.stride < 1:
             yield "stride", "must be at least 1 pixel"
         if not 1 <= self.prompt_tokens <= 16:
             yield "prompt_tokens", f"must lie between 1 and 16, found {self.prompt_tokens}"
-        for key in ("head_hidden", "head_out"):
+        for key in ("head_hidden", "head_out", "predictor_hidden"):
             if getattr(self, key) < 1:
                 yield key, "must be at least 1"
 
@@ -111,6 +155,7 @@ class Stage1:
     """Prompt learning: both encoders frozen, M tokens per identity trained."""
 
     epochs: int = 120
+    """0: no prompts are learned, for stage2.i2t_weight=0."""
     batch: int = 256
     """Images per step, over all ranks."""
     lr: float = 3.5e-4
@@ -124,6 +169,8 @@ class Stage1:
     """L2 added to the gradient (Adam, not AdamW)."""
     lss_weight: float = 0.8
     """Weight of language self-supervision; 0 leaves it out, and costs nothing."""
+    lss_loss: Literal["ntxent", "simsiam"] = "ntxent"
+    """What makes the two copies of a prompt agree."""
     lss_temperature: float = 0.1
     """Temperature of its NT-Xent."""
     augment: Literal["mask", "swap", "swap_prompt", "mix"] = "mask"
@@ -136,8 +183,8 @@ class Stage1:
     """Whether the text projection head is trained; the released code never does."""
 
     def faults(self) -> Faults:
-        yield from _at_least_one(self, "epochs", "batch")
-        yield from _not_negative(self, "lr_min", "warmup_epochs", "warmup_lr")
+        yield from _at_least_one(self, "batch")
+        yield from _not_negative(self, "epochs", "lr_min", "warmup_epochs", "warmup_lr")
         yield from _not_negative(self, "weight_decay", "lss_weight")
         yield from _positive(self, "lr", "lss_temperature")
         if not 0 <= self.augment_scale <= 1:
@@ -172,6 +219,8 @@ class Stage2:
     """Weight of the image-to-text cross-entropy over all identities."""
     vss_weight: float = 0.8
     """Weight of vision self-supervision; 0 leaves it out with its two extra views."""
+    vss_loss: Literal["ntxent", "simsiam"] = "ntxent"
+    """What makes the two views of an image agree."""
     vss_temperature: float = 0.1
     """Temperature of its NT-Xent."""
     margin: float | None = 0.3
@@ -215,14 +264,22 @@ class EngineConfig:
 
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; trained weights are always kept in fp32."""
-    zero: Literal[0, 1, 2] = 0
-    """ZeRO stage: what is split over the ranks: nothing, moments, moments and gradients."""
+    zero: Literal[0, 1, 2] = runtime(0)
+    """ZeRO stage: what is split over the ranks: nothing, moments, moments and gradients. As with
+    the number of ranks, the result is the same, so a run may go on under another."""
     accumulation: int = 1
     """Steps whose gradients are averaged before the optimizer moves."""
     clipping: float = 0.0
     """Largest gradient norm; 0: no clipping."""
 
     def faults(self) -> Faults:
+        if self.precision == "fp16" and self.zero:
+            # DeepSpeed 0.19.8 skips the step on overflow before its scaler hears of it
+            yield (
+                "precision",
+                f"fp16 does not go with engine.zero={self.zero}: after an overflow the scale is "
+                "never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0",
+            )
         yield from _at_least_one(self, "accumulation")
         yield from _not_negative(self, "clipping")
 
@@ -235,6 +292,8 @@ class Evaluation:
     """Images per step of feature extraction, per rank."""
     every: int = 1
     """Epochs between validations; the last epoch is always validated. 0: the last only."""
+    camera_filter: bool = True
+    """Whether gallery images of the query's own identity and camera are left out."""
     rerank: bool = False
     """Whether the test result also holds k-reciprocal re-ranked numbers."""
 
@@ -281,6 +340,12 @@ class Config:
     def faults(self) -> Faults:
         if self.seed < 0:
             yield "seed", "must not be negative"
+        if self.stage1.epochs == 0 and self.stage2.i2t_weight:
+            yield (
+                "stage1.epochs",
+                f"without prompts there is no text for stage2.i2t_weight={self.stage2.i2t_weight}; "
+                "set stage2.i2t_weight=0",
+            )
         if self.model.name == "svll-tiny" and (self.model.stride or 0) > 8:
             yield "model.stride", f"{self.model.stride} is larger than the patch of svll-tiny (8)"
         patch = _patch_size(self.model.name)

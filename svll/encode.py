@@ -36,6 +36,8 @@ class Reader:
     device: str
     precision: str = "fp32"
     """Of the forward pass: bf16 and fp16 are autocast."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
@@ -47,7 +49,7 @@ def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
     loader = ImageLoader(
         records.paths, height=reader.height, width=reader.width, views={"image": View()},
         resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
-        device=reader.device,
+        device=reader.device, mean=reader.mean, std=reader.std,
     )
     features = []
     try:

@@ -23,20 +23,21 @@ from harness.config import build, read_recipe
 from harness.errors import UserError
 from harness.features import FeatureGroup, write_features
 from harness.files import write_json
-from harness.pipeline import ImageLoader, View, check_images
+from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
 from harness.runs import Run
 from svll import cache, stage1, stage2, storage
+from svll.checks import check_decoding, check_matches
 from svll.config import Config
-from svll.data.datasets import load_dataset
-from svll.data.records import Dataset, Records
+from svll.data.datasets import Datasets, check_pinned, load_datasets
+from svll.data.records import Records
 from svll.data.sampling import identity_batches, shuffled_batches
-from svll.data.splits import Splits, camera_index, split
+from svll.data.splits import UNSEEN, Part, Splits, split
 from svll.encode import Reader, encode_all
-from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
+from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
-from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
+from svll.models.reid import ReIDModel, SideInformation, agreement_head
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -56,7 +57,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     trial = Trial(run, config, report)
     with closing(trial):
         trial.check()
-        text = trial.learn_prompts()
+        text = trial.learn_prompts() if config.stage1.epochs else None
         model = trial.tune_encoder(text)
         result = trial.test(model)
     result["seconds"] = time.time() - started
@@ -74,9 +75,10 @@ class Trial:
     def __init__(self, run: Run, config: Config, report: Report | None) -> None:
         self.run, self.config = run, config
         self.cache = run.folder.parent.parent / "cache"
-        self.dataset = self._dataset()
+        self.datasets = self._datasets()
+        check_pinned(config, self.datasets)
         self.splits: Splits = split(
-            self.dataset, validation=config.data.validation, seed=config.seed
+            self.datasets, validation=config.data.validation, seed=config.seed
         )
         self.threads = config.data.threads or len(os.sched_getaffinity(0))
         self.clip: Clip = load_clip(
@@ -86,17 +88,18 @@ class Trial:
         self.recording = loop.Recording(config.run.log_every, report, self._writer())
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
-            self.dataset.name, len(self.splits.train), self.splits.identities,
+            "+".join(d.name for d in self.datasets.train), len(self.splits.train),
+            self.splits.identities,
             ranks.world_size(), config.stage1.batch, config.stage2.batch,
         )
 
-    def _dataset(self) -> Dataset:
-        """Return the dataset; where it has to be drawn, rank 0 does so before the others look."""
-        found: Dataset | None = None
+    def _datasets(self) -> Datasets:
+        """Return the datasets; where one has to be drawn, rank 0 does so before the others look."""
+        found: Datasets | None = None
         with ranks.leader_first() as acts:
             if acts:
-                found = load_dataset(self.config.data, self.cache / "data")
-        return found or load_dataset(self.config.data, self.cache / "data")
+                found = load_datasets(self.config.data, self.cache / "data")
+        return found or load_datasets(self.config.data, self.cache / "data")
 
     def _writer(self) -> Any:
         if not self.config.run.tensorboard or ranks.rank() != 0:
@@ -121,40 +124,47 @@ class Trial:
                 f"stage2.batch={batch} asks for {wanted} identities at a time, the training part "
                 f"has {self.splits.identities}; use a smaller stage2.batch"
             )
-        self._check_side_information()
+        self._tell_side_information()
+        check_matches(self.splits, camera_filter=self.config.evaluation.camera_filter)
         if not self.config.data.check:
             return
         with ranks.leader_first() as acts:
             if acts:
-                parts = (self.dataset.train, self.dataset.query, self.dataset.gallery)
-                paths = [path for part in parts for path in part.paths]
-                broken = check_images(paths, threads=self.threads)
-                if broken:
-                    listed = "\n".join(f"  {path}: {reason}" for path, reason in broken[:20])
-                    raise UserError(
-                        f"{len(broken)} of {len(paths)} images cannot be read; mend or remove "
-                        f"them:\n{listed}"
-                    )
+                check_decoding(self.datasets, threads=self.threads)
 
-    def _check_side_information(self) -> None:
-        """Refuse cameras and views that are tested or selected on and have no learned vector."""
-        kind = self.config.model.sie
-        parts = (self.splits.validation_gallery, self.dataset.query, self.dataset.gallery)
-        for part in parts:
-            if kind in ("camera", "camera_view"):
-                camera_index(part.cameras, self.splits.cameras)
-            if kind in ("view", "camera_view") and part.views.max(initial=0) >= self.splits.views:
-                raise UserError(
-                    f"view {part.views.max()} is not in the training part, so it has no side "
-                    "information; use model.sie=camera or none"
-                )
+    def _tell_side_information(self) -> None:
+        """Say which cameras and views are tested or selected on and have no learned vector."""
+        kind, unseen = self.config.model.sie, self.config.model.sie_unseen
+        given = "none" if unseen == "none" else "the mean of the others"
+        for part in (self.splits.validation, *self.splits.tests):
+            for records in (part.query, part.gallery):
+                camera, view = self._side(records, part)
+                strange = {
+                    "cameras": records.cameras[camera == UNSEEN] + 1 if "camera" in kind else [],
+                    "views": records.views[view == UNSEEN] if "view" in kind else [],
+                }
+                for what, numbers in strange.items():
+                    if len(numbers):
+                        log.warning(
+                            "%s: %d images are of %s %s, which are not in the training part: their "
+                            "side information is %s (model.sie_unseen=%s)",
+                            part.name, len(numbers), what, np.unique(numbers).tolist(), given,
+                            unseen,
+                        )
+
+    def _side(
+        self, records: Records, part: Part
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return each image's place among the training cameras and views, UNSEEN where none."""
+        camera = self.splits.camera_index(records, part.camera_offset)
+        return camera, np.where(records.views < self.splits.views, records.views, UNSEEN)
 
     def reader(self) -> Reader:
         """How images are read for features."""
         data = self.config.data
         return Reader(
             data.height, data.width, self.config.evaluation.batch, self.threads,
-            str(ranks.device()), self.config.engine.precision,
+            str(ranks.device()), self.config.engine.precision, data.mean, data.std,
         )
 
     # --- stage 1 ---
@@ -168,7 +178,7 @@ class Trial:
             identities=self.splits.identities, tokens=config.model.prompt_tokens,
             noun=config.model.noun,
         )
-        head = self._head(self.clip.text.out)
+        head = agreement_head(config.model, self.clip.text.out, config.stage1.lss_loss)
         objective = stage1.PromptObjective(prompts, self.clip.text, head, config.stage1)
         if not self.run.prompts_file.exists():
             loop.train(self._stage1(objective), self.run, config.engine, self.recording)
@@ -202,17 +212,25 @@ class Trial:
     def _frozen_features(self) -> Tensor:
         """Return the frozen encoder's features [n, D] of the images that are trained on.
 
-        Computed for the whole training set once per key, and shared by all runs that agree on it.
+        Computed for each whole training set once per key, and shared by all runs that agree on it.
         """
         encoder = self.clip.image.to(ranks.device()).eval()
-        dataset, reader = self.dataset, self.reader()
-        key = cache.feature_key(dataset.fingerprint, self.clip.weights_hash, self.config, reader)
-        features = cache.shared_features(
-            self.cache / "stage1" / f"{key}.h5", dataset,
-            lambda: encode_all(dataset.train, reader, lambda images, rows: encoder(images).fp),
-        )
-        place = {path: row for row, path in enumerate(dataset.train.paths)}
-        return features[torch.tensor([place[path] for path in self.splits.train.paths])]
+        reader, parts = self.reader(), []
+        place: dict[str, int] = {}
+        for dataset in self.datasets.train:
+            images = dataset.train
+            key = cache.feature_key(
+                dataset.fingerprint, self.clip.weights_hash, self.config, reader
+            )
+            parts.append(cache.shared_features(
+                self.cache / "stage1" / f"{key}.h5", dataset,
+                lambda images=images: encode_all(  # type: ignore[misc]
+                    images, reader, lambda batch, rows: encoder(batch).fp
+                ),
+            ))
+            place |= {path: row for row, path in enumerate(images.paths, start=len(place))}
+        rows = [place[path] for path in self.splits.train.paths]
+        return torch.cat(parts)[torch.tensor(rows)]
 
     def _text_features(self, objective: stage1.PromptObjective) -> Tensor:
         found = []
@@ -222,14 +240,13 @@ class Trial:
                 found.append(objective.text(prompts).float())
         return torch.cat(found)
 
-    def _head(self, width: int) -> ProjectionHead:
-        model = self.config.model
-        return ProjectionHead(width, hidden=model.head_hidden, out=model.head_out)
-
     # --- stage 2 ---
 
-    def tune_encoder(self, text: Tensor) -> ReIDModel:
-        """Carry out stage 2, unless its result is there; returns the trained model."""
+    def tune_encoder(self, text: Tensor | None) -> ReIDModel:
+        """Carry out stage 2, unless its result is there; returns the trained model.
+
+        `text` [N, D] are the text features, None when no prompts were learned.
+        """
         config = self.config
         torch.manual_seed(torch_seed(config.seed, 2))
         side = None
@@ -237,11 +254,14 @@ class Trial:
             side = SideInformation(
                 config.model.sie, cameras=len(self.splits.cameras), views=self.splits.views,
                 width=self.clip.image.width, weight=config.model.sie_weight,
+                unseen=config.model.sie_unseen,
             )
         model = ReIDModel(self.clip.image.requires_grad_(True), side)
         if not self.run.weights_file.exists():
-            head = self._head(self.clip.image.width)
-            objective = stage2.ImageObjective(model, text, head, config.stage2)
+            head = agreement_head(config.model, self.clip.image.width, config.stage2.vss_loss)
+            objective = stage2.ImageObjective(
+                model, text, head, config.stage2, identities=self.splits.identities
+            )
             with closing(self._train_loader()) as loader:
                 stage = self._stage2(objective, loader)
                 loop.train(stage, self.run, config.engine, self.recording)
@@ -261,13 +281,14 @@ class Trial:
             self.splits.train.paths, height=data.height, width=data.width, views=views,
             resize="bicubic", batch_size=config.batch // ranks.world_size(),
             seed=self.config.seed, threads=self.threads, device=str(ranks.device()),
+            mean=data.mean, std=data.std,
         )
 
     def _stage2(self, objective: stage2.ImageObjective, loader: ImageLoader) -> loop.Stage:
         config, splits = self.config.stage2, self.splits
         names = ["main", *VSS_VIEWS] if config.vss_weight else ["main"]
         labels, view = torch.from_numpy(splits.labels), torch.from_numpy(splits.train.views)
-        camera = torch.from_numpy(camera_index(splits.train.cameras, splits.cameras))
+        camera = torch.from_numpy(splits.camera_index(splits.train, 0))
         device = ranks.device()
 
         @lru_cache(maxsize=1)  # asked for its length, then for its batches
@@ -300,63 +321,93 @@ class Trial:
     def _validate(self, model: ReIDModel, epoch: int) -> dict[str, Any]:
         """Return {"validation": metrics} when this epoch is to be validated."""
         every, last = self.config.evaluation.every, epoch == self.config.stage2.epochs
-        if not len(self.splits.validation_query) or not (last or (every and epoch % every == 0)):
+        part = self.splits.validation
+        if not len(part.query) or not (last or (every and epoch % every == 0)):
             return {}
         model.eval()
-        query, gallery = self.splits.validation_query, self.splits.validation_gallery
-        features = self._encode(model, gallery)
-        place = {path: row for row, path in enumerate(gallery.paths)}
-        rows = torch.tensor([place[path] for path in query.paths])
-        return {"validation": rank(features[rows], features, query, gallery).as_json()}
+        return {"validation": self._rank(part, *self._encode(model, part)).as_json()}
 
     # --- test ---
 
-    def _encode(self, model: ReIDModel, records: Records) -> Tensor:
-        """Return test features [n, W + D] of images, with side information where there is any."""
-        camera = torch.zeros(len(records), dtype=torch.int64)
-        if model.side is not None:
-            camera = torch.from_numpy(camera_index(records.cameras, self.splits.cameras))
-        view = torch.from_numpy(records.views)
+    def _encode(self, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
+        """Return a part's test features [Q, W + D] and [G, W + D]; each image is encoded once."""
+        images = part.gallery
+        known = {path: row for row, path in enumerate(images.paths)}
+        others = [row for row, path in enumerate(part.query.paths) if path not in known]
+        if others:
+            images = Records.concatenate([images, part.query.take(others)])
+            known = {path: row for row, path in enumerate(images.paths)}
+        camera, view = (torch.from_numpy(column) for column in self._side(images, part))
 
-        def encode(images: Tensor, rows: NDArray[np.int64]) -> Tensor:
-            index, device = torch.from_numpy(rows), images.device
-            return model.encode_image(images, camera[index].to(device), view[index].to(device))
+        def encode(batch: Tensor, rows: NDArray[np.int64]) -> Tensor:
+            index, device = torch.from_numpy(rows), batch.device
+            return model.encode_image(batch, camera[index].to(device), view[index].to(device))
 
-        return encode_all(records, self.reader(), encode)
+        features = encode_all(images, self.reader(), encode)
+        query = torch.tensor([known[path] for path in part.query.paths])
+        return features[query], features[: len(part.gallery)]
+
+    def _rank(
+        self, part: Part, query: Tensor, gallery: Tensor, rerank: KReciprocal | None = None
+    ) -> RankingResult:
+        """Rank a part's gallery by its protocol."""
+        return evaluate_protocol(
+            part.protocol, query, gallery, part.query.identities, part.gallery.identities,
+            part.query.cameras, part.gallery.cameras,
+            camera_filter=self.config.evaluation.camera_filter, rerank=rerank,
+        )
 
     def test(self, model: ReIDModel) -> dict[str, Any]:
-        """Write the test features and return the result: test, validation and starting metrics."""
-        query, gallery = self.dataset.query, self.dataset.gallery
-        features = {"query": self._encode(model, query), "gallery": self._encode(model, gallery)}
-        with ranks.leader_first() as acts:
-            if acts:
-                groups = {
-                    "query": feature_group(features["query"], query),
-                    "gallery": feature_group(features["gallery"], gallery),
-                }
-                write_features(
-                    self.run.features_file, groups, dataset=self.dataset.name,
-                    model=self.run.signature,
-                )
-        rows = (features["query"], features["gallery"])
-        result: dict[str, Any] = rank(*rows, query, gallery).as_json()
-        if self.config.evaluation.rerank:
-            result["reranked"] = rank(*rows, query, gallery, rerank=KReciprocal()).as_json()
+        """Write the test features and return the result: test, validation and starting metrics.
+
+        Of several test sets the first one's numbers are the headline; all stand under `tests`.
+        """
+        tests = {part.name: self._test(model, part) for part in self.splits.tests}
+        initial = self._initial()
+        result = dict(tests[self.splits.tests[0].name])
         validations = [m["validation"] for m in self.run.metrics() if "validation" in m]
         if validations:
             result["validation"] = validations[-1]
-        result["initial"] = self._initial()
+        result["initial"] = initial[self.splits.tests[0].name]
+        if len(tests) > 1:
+            result["tests"] = {name: {**tests[name], "initial": initial[name]} for name in tests}
         result |= {
-            "dataset": self.dataset.name, "protocol": self.dataset.protocol,
-            "fingerprint": self.dataset.fingerprint, "signature": self.run.signature,
+            "trained_on": [dataset.name for dataset in self.datasets.train],
+            "fingerprint": self.datasets.fingerprint, "signature": self.run.signature,
         }
-        log.info("test mAP %.4f, rank-1 %.4f", result["mAP"], result["cmc"]["1"])
         return result
 
+    def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:
+        """Write one test set's features and return its metrics."""
+        features = self._encode(model, part)
+        first = part is self.splits.tests[0]
+        path = self.run.features_file
+        with ranks.leader_first() as acts:
+            if acts:
+                write_features(
+                    path if first else path.with_name(f"features.{part.name}.h5"),
+                    {
+                        "query": feature_group(features[0], part.query),
+                        "gallery": feature_group(features[1], part.gallery),
+                    },
+                    dataset=part.name, model=self.run.signature, protocol=part.protocol,
+                )
+        result: dict[str, Any] = self._rank(part, *features).as_json()
+        if self.config.evaluation.rerank:
+            result["reranked"] = self._rank(part, *features, rerank=KReciprocal()).as_json()
+        log.info("%s: test mAP %.4f, rank-1 %.4f", part.name, result["mAP"], result["cmc"]["1"])
+        return result | {"dataset": part.name, "protocol": part.protocol}
+
     def _initial(self) -> dict[str, Any]:
-        """Return the test metrics of the encoder that the run started from; shared like a cache."""
-        config, dataset, reader = self.config, self.dataset, self.reader()
-        key = cache.feature_key(dataset.fingerprint, self.clip.weights_hash, config, reader)
+        """Return the test metrics of the encoder that the run started from, by test set.
+
+        Shared like a cache by all runs that start from the same.
+        """
+        config, reader = self.config, self.reader()
+        key = cache.feature_key(
+            self.datasets.fingerprint, self.clip.weights_hash, config, reader,
+            [part.name for part in self.splits.tests], config.evaluation.camera_filter,
+        )
 
         def measure() -> dict[str, Any]:
             clip = load_clip(
@@ -364,21 +415,12 @@ class Trial:
                 width=config.data.width, stride=config.model.stride, seed=config.seed,
             )
             model = ReIDModel(clip.image.to(ranks.device()).eval(), None)
-            found = [self._encode(model, part) for part in (dataset.query, dataset.gallery)]
-            return rank(found[0], found[1], dataset.query, dataset.gallery).as_json()
+            return {
+                part.name: self._rank(part, *self._encode(model, part)).as_json()
+                for part in self.splits.tests
+            }
 
         return cache.shared_json(self.cache / "initial" / f"{key}.json", measure)
-
-
-def rank(
-    query_features: Tensor, gallery_features: Tensor, query: Records, gallery: Records,
-    rerank: KReciprocal | None = None,
-) -> RankingResult:
-    """Rank a gallery for queries by the test protocol."""
-    return evaluate_ranking(
-        query_features, gallery_features, query.identities, gallery.identities,
-        query.cameras, gallery.cameras, rerank=rerank,
-    )
 
 
 def feature_group(features: Tensor, records: Records) -> FeatureGroup:

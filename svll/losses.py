@@ -4,9 +4,14 @@ Letters: B samples, C samples on the other side, N identities, D width. Everythi
 fp32 whatever autocast says: bf16 distances lose the margin. Labels are never cast.
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Agreement = Literal["ntxent", "simsiam"]
 
 
 def supcon_loss(a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor) -> Tensor:
@@ -41,6 +46,35 @@ def ntxent_loss(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     itself = torch.eye(2 * count, dtype=torch.bool, device=a.device)
     partner = torch.arange(2 * count, device=a.device).roll(count)
     return F.cross_entropy(logits.masked_fill(itself, float("-inf")), partner)
+
+
+def agreement_loss(
+    head: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, *, kind: Agreement, temperature: float
+) -> Tensor:
+    """Return the self-supervised loss of two views [B, D] through their head: NT-Xent or SimSiam.
+
+    The head is a projection for NT-Xent and a predictor for SimSiam, which has no temperature.
+    """
+    if kind == "ntxent":
+        return ntxent_loss(head(a), head(b), temperature)
+    return simsiam_loss(head(a), head(b), a, b)
+
+
+def simsiam_loss(
+    predicted_a: Tensor, predicted_b: Tensor, target_a: Tensor, target_b: Tensor
+) -> Tensor:
+    """Make each view's prediction agree with the other view, which stands still (SimSiam, eq. 2).
+
+    All [B, D], normalised here; no gradient reaches the targets. Returns the mean of both
+    directions of the negative cosine, between -1 and 1. Raises ValueError when shapes differ.
+    """
+    shapes = {tuple(x.shape) for x in (predicted_a, predicted_b, target_a, target_b)}
+    if len(shapes) > 1:
+        raise ValueError(f"views must have one shape, got {sorted(shapes)}")
+    with torch.autocast(predicted_a.device.type, enabled=False):
+        there = F.cosine_similarity(_full(predicted_a), _full(target_b).detach(), dim=1)
+        back = F.cosine_similarity(_full(predicted_b), _full(target_a).detach(), dim=1)
+    return -(there + back).mean() / 2
 
 
 def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from harness import engine as ranks
 from svll.augment import augment_prompts
 from svll.config import Stage1
-from svll.losses import ntxent_loss, supcon_loss
+from svll.losses import agreement_loss, supcon_loss
 from svll.models.clip import TextEncoder
 from svll.models.prompts import PromptLearner
-from svll.models.reid import ProjectionHead
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class PromptObjective(nn.Module):
     """The losses of stage 1, by name: i2t, t2i and, if its weight is not 0, lss."""
 
     def __init__(
-        self, prompts: PromptLearner, text: TextEncoder, head: ProjectionHead, config: Stage1
+        self, prompts: PromptLearner, text: TextEncoder, head: nn.Module, config: Stage1
     ) -> None:
         super().__init__()
         self.prompts = prompts
@@ -53,8 +52,10 @@ class PromptObjective(nn.Module):
             "t2i": supcon_loss(text, batch.features, batch.identities, batch.identities),
         }
         if self.config.lss_weight and len(identities) > 1:
-            a, b = (self.head(copy) for copy in copies)
-            losses["lss"] = ntxent_loss(a, b, self.config.lss_temperature)
+            losses["lss"] = agreement_loss(
+                self.head, *copies, kind=self.config.lss_loss,
+                temperature=self.config.lss_temperature,
+            )
         elif self.config.lss_weight:  # a single identity has nothing to be told from
             losses["lss"] = text.sum() * 0.0
         return losses

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from harness import engine as ranks
 from svll.config import Stage2
-from svll.losses import ntxent_loss, product, smooth_cross_entropy, triplet_loss
+from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.clip import ImageFeatures
-from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
+from svll.models.reid import BNNeck, ReIDModel
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,24 @@ class ImageBatch:
 
 
 class ImageObjective(nn.Module):
-    """The losses of stage 2, by name: id, triplet, i2t and, if its weight is not 0, vss."""
+    """The losses of stage 2 by name, those whose weight is not 0: id, triplet, i2t, vss."""
 
     text: Tensor
 
     def __init__(
-        self, model: ReIDModel, text: Tensor, head: ProjectionHead, config: Stage2
+        self, model: ReIDModel, text: Tensor | None, head: nn.Module | None, config: Stage2, *,
+        identities: int,
     ) -> None:
+        """`text` [N, D] may be None without the image-to-text loss, `head` without the vision one.
+        """
         super().__init__()
         encoder = model.encoder
         self.model = model
-        self.neck12 = BNNeck(encoder.width, len(text))
-        self.neckp = BNNeck(encoder.out, len(text))
+        self.neck12 = BNNeck(encoder.width, identities)
+        self.neckp = BNNeck(encoder.out, identities)
         self.head = head if config.vss_weight else None
         self.config = config
-        # [N, D]; made by stage 1, whose prompts are kept: not part of what is saved here
+        # made by stage 1, whose prompts are kept: not part of what is saved here
         self.register_buffer("text", text, persistent=False)
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -54,32 +57,44 @@ class ImageObjective(nn.Module):
         main, others = self._encode(batch)
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
         labels = ranks.gather_rows(batch.identities)
-        smoothing, margin = self.config.label_smoothing, self.config.margin
-        losses = {
-            "id": smooth_cross_entropy(self.neck12(f12), labels, smoothing)
-            + smooth_cross_entropy(self.neckp(fp), labels, smoothing),
-            "triplet": torch.stack([triplet_loss(f, labels, margin) for f in (f11, f12, fp)]).sum(),
-            "i2t": smooth_cross_entropy(product(fp, self.text), labels, smoothing),
-        }
+        config, losses = self.config, {}
+        if config.id_weight:
+            logits = self.neck12(f12), self.neckp(fp)
+            losses["id"] = torch.stack(
+                [smooth_cross_entropy(each, labels, config.label_smoothing) for each in logits]
+            ).sum()
+        if config.triplet_weight:
+            losses["triplet"] = torch.stack(
+                [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
+            ).sum()
+        if config.i2t_weight:
+            losses["i2t"] = smooth_cross_entropy(
+                product(fp, self.text), labels, config.label_smoothing
+            )
         if self.head is not None:
-            a, b = (self.head(ranks.gather_rows(f.float())) for f in others)
-            losses["vss"] = ntxent_loss(a, b, self.config.vss_temperature)
+            a, b = (ranks.gather_rows(f.float()) for f in others)
+            losses["vss"] = agreement_loss(
+                self.head, a, b, kind=config.vss_loss, temperature=config.vss_temperature
+            )
         return losses
 
     def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
-        """Return the main view's features and the others' f12 [b, W], from one encoder call.
+        """Return the main view's features and the others' f12 [b, W].
 
-        Side information goes to the main view only; LayerNorm works per sample, so sharing the
-        call changes nothing.
+        Side information goes to the main view only. Where LayerNorm works per sample the views
+        share one call; batch normalisation must see each view for itself.
         """
-        count = len(batch.identities)
-        side = None
+        encoder, side = self.model.encoder, None
         if self.model.side is not None:
-            main_side = self.model.side(batch.camera, batch.view)
-            rest = main_side.new_zeros((len(batch.views) - 1) * count, main_side.shape[1])
-            side = torch.cat([main_side, rest])
+            side = self.model.side(batch.camera, batch.view)
+        if not encoder.per_sample:
+            return encoder(batch.views[0]), [encoder(view).f12 for view in batch.views[1:]]
+        count = len(batch.identities)
+        if side is not None:
+            rest = side.new_zeros((len(batch.views) - 1) * count, side.shape[1])
+            side = torch.cat([side, rest])
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
-        features = self.model.encoder(images, side)
+        features = encoder(images, side)
         main = ImageFeatures(*(f[:count] for f in features))
         return main, list(features.f12[count:].split(count))
 

@@ -45,4 +45,5 @@ def main() -> None:
         answers.flush()
 
 
-main()
+if __name__ == "__main__":  # drawing a world spawns processes, which import this file
+    main()

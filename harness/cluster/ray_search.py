@@ -33,7 +33,8 @@ from harness.errors import UserError
 from harness.files import read_json
 from harness.runs import Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
-from harness.sweeps import Resources, Sweep, Trial, expand, gigabytes
+from harness.sweeps import Resources, Sweep, Trial, expand
+from harness.units import gigabytes
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 from harness.cluster.jobs import run_trial
 from harness.cluster.records import Record, new_record
 from harness.errors import UserError
-from harness.sweeps import Sweep, Trial, gigabytes, minutes
+from harness.sweeps import Sweep, Trial
+from harness.units import gigabytes, minutes
 
 OURS = {
     "time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",

@@ -1,24 +1,77 @@
-"""From the configuration to a dataset's records."""
+"""From the configuration to the datasets' records, and to the fingerprint that names them."""
 
+import hashlib
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from svll.config import Data, WorldConfig
-from svll.data import market1501, synthetic
+from harness.errors import UserError
+from harness.files import read_json, write_json
+from svll.config import Config, Data, WorldConfig
+from svll.data import benchmarks, synthetic
 from svll.data.records import Dataset
 
+log = logging.getLogger(__name__)
 
-def load_dataset(data: Data, cache: Path) -> Dataset:
-    """Return the records of the dataset that the configuration names.
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run trains on, as if it were one, and what it tests on, each for itself."""
+
+    train: tuple[Dataset, ...]
+    test: tuple[Dataset, ...]
+
+    @property
+    def every(self) -> tuple[Dataset, ...]:
+        """Each dataset once."""
+        return tuple(dict.fromkeys(self.train + self.test))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the names and fingerprints of all."""
+        return _joined({dataset.name: dataset.fingerprint for dataset in self.every})
+
+
+def trained_on(data: Data) -> list[str]:
+    """Return the datasets that are trained on."""
+    return data.train or [data.name]
+
+
+def tested_on(data: Data) -> list[str]:
+    """Return the datasets that are tested on."""
+    return data.test or [data.name]
+
+
+def root_of(data: Data, name: str) -> str | None:
+    """Return the folder in which a dataset is looked for."""
+    return data.roots.get(name, data.root)
+
+
+def load_datasets(data: Data, cache: Path) -> Datasets:
+    """Return the records of the datasets that the configuration names.
 
     Without a root the synthetic world is drawn under `cache`, once for all runs. Raises UserError
     for a folder that is missing or lacks a part.
     """
-    if data.name == "synthetic":
-        if data.root is not None:
-            return synthetic.load_world(data.root)
-        return synthetic.load_world(synthetic.ensure_world(world_of(data.world), cache))
-    assert data.root is not None, "checked by the configuration"
-    return market1501.load(data.root)
+    names = dict.fromkeys(trained_on(data) + tested_on(data))
+    found = {name: _load(data, name, cache) for name in names}
+    return Datasets(
+        tuple(found[name] for name in trained_on(data)),
+        tuple(found[name] for name in tested_on(data)),
+    )
+
+
+def _load(data: Data, name: str, cache: Path) -> Dataset:
+    root = root_of(data, name)
+    if name == "synthetic":
+        folder = synthetic.ensure_world(world_of(data.world), cache) if root is None else root
+        return synthetic.load_world(folder)
+    if root is None:
+        raise UserError(f"data.root: the folder of {name} is needed: data.root=DIR")
+    return benchmarks.load_benchmark(name, root)
 
 
 def world_of(config: WorldConfig) -> synthetic.World:
@@ -30,4 +83,68 @@ def world_of(config: WorldConfig) -> synthetic.World:
         shots=config.shots,
         seed=config.seed,
         occlusion=config.occlusion,
+        query_occlusion=config.query_occlusion,
     )
+
+
+# --- which files a configuration means ---
+
+
+def pin(config: Config) -> Config:
+    """Return the configuration with the fingerprint of its datasets in it.
+
+    So a run is named by what it is trained on, not by where that lies. A drawn world needs none:
+    its description is in the configuration. Raises UserError as `load_datasets` does.
+    """
+    data = config.data
+    names = dict.fromkeys(trained_on(data) + tested_on(data))
+    found = {name: _remembered(data, name, Path(config.run.runs) / "cache") for name in names}
+    known = {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+    if not known:
+        return config
+    return replace(config, data=replace(data, fingerprint=_joined(known)))
+
+
+def check_pinned(config: Config, datasets: Datasets) -> None:
+    """Refuse files that are not those for which the run was made."""
+    drawn = [d for d in datasets.every if d.name == "synthetic" and config.data.root is None]
+    kept = {d.name: d.fingerprint for d in datasets.every if d not in drawn}
+    if config.data.fingerprint and _joined(kept) != config.data.fingerprint:
+        raise UserError(
+            f"the files of {', '.join(kept)} have changed since this run was made (fingerprint "
+            f"{_joined(kept)}, was {config.data.fingerprint}); give the command again for a run on "
+            "these files, or put the old ones back"
+        )
+
+
+def _joined(fingerprints: dict[str, str]) -> str:
+    text = "\n".join(f"{name}\t{fingerprints[name]}" for name in sorted(fingerprints))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remembered(data: Data, name: str, cache: Path) -> str:
+    """Return a dataset's fingerprint, "" for a drawn world.
+
+    Looking at every file of a benchmark takes minutes on a slow file system, and `--status` must
+    not, so it is kept together with the folders' times, which change with every file that is
+    added, removed or renamed. What that cannot see is found when the run starts.
+    """
+    root = root_of(data, name)
+    if root is None and name == "synthetic":
+        return ""
+    key = hashlib.sha256(f"{name}\t{os.path.abspath(root or '.')}".encode()).hexdigest()[:16]
+    file = cache / "fingerprints" / f"{key}.json"
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = read_json(file)
+        if known["folders"] == _times(known["folders"]):
+            return str(known["fingerprint"])
+    log.info("looking at the files of %s in %s", name, root)
+    dataset = _load(data, name, cache)
+    folders = {os.path.dirname(path) for part in dataset.parts for path in part.paths}
+    with suppress(OSError):  # somebody else's runs can be looked at, too
+        write_json(file, {"fingerprint": dataset.fingerprint, "folders": _times(folders)})
+    return dataset.fingerprint
+
+
+def _times(folders: Any) -> dict[str, int]:
+    return {folder: os.stat(folder).st_mtime_ns for folder in sorted(folders)}

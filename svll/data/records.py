@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -46,6 +46,11 @@ class Records:
             views=np.array([row.view for row in rows], dtype=np.int64),
         )
 
+    @classmethod
+    def empty(cls) -> "Records":
+        """Return no images."""
+        return cls.from_rows([])
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -59,6 +64,20 @@ class Records:
             views=self.views[positions],
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["Records"]) -> "Records":
+        """Return the images of all parts, in order."""
+        return cls(
+            paths=tuple(path for part in parts for path in part.paths),
+            identities=np.concatenate([part.identities for part in parts]),
+            cameras=np.concatenate([part.cameras for part in parts]),
+            views=np.concatenate([part.views for part in parts]),
+        )
+
+    def moved(self, *, identities: int, cameras: int) -> "Records":
+        """Return the same images with higher numbers for identities and cameras."""
+        return Records(self.paths, self.identities + identities, self.cameras + cameras, self.views)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -69,6 +88,12 @@ class Dataset:
     train: Records
     query: Records
     gallery: Records
+    validation: Records = field(default_factory=Records.empty)
+    """For selection, where the dataset brings such a part of its own."""
+
+    @property
+    def parts(self) -> tuple[Records, ...]:
+        return self.train, self.query, self.gallery, self.validation
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,7 +102,7 @@ class Dataset:
         Names are taken relative to the folder that holds all images, so a moved or copied dataset
         keeps its fingerprint; contents are not read, for a benchmark has gigabytes of them.
         """
-        paths = sorted({*self.train.paths, *self.query.paths, *self.gallery.paths})
+        paths = sorted({path for part in self.parts for path in part.paths})
         folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
         digest = hashlib.sha256()
         for path in paths:

@@ -68,6 +68,8 @@ class World:
     """Another seed is other figures, cameras and surroundings."""
     occlusion: float = 0.15
     """Share of the images with something in the way."""
+    query_occlusion: float | None = None
+    """The same for queries, where they differ."""
     height: int = 0
     """Of a written image, in pixels, give or take a tenth; 0: 96 for persons, 80 for vehicles."""
     width: int = 0
@@ -185,7 +187,10 @@ def render(
 def is_occluded(world: World, identity: int, camera: int, shot: int) -> bool:
     """Tell whether something stands in the way."""
     rng = generator(world.seed, Stream.OCCLUDER, identity, camera, shot)
-    return bool(rng.random() < world.occlusion)
+    share = world.occlusion
+    if world.query_occlusion is not None and shot == 0 and identity in world.test_ids:
+        share = world.query_occlusion
+    return bool(rng.random() < share)
 
 
 def caption(world: World, identity: int, camera: int, shot: int) -> str:
@@ -279,7 +284,10 @@ def _digest(world: World) -> str:
 
 
 def _signature(world: World) -> dict[str, Any]:
-    return {"drawing": DRAWING, **asdict(world)}
+    described = {"drawing": DRAWING, **asdict(world)}
+    if world.query_occlusion is None:  # worlds from before there was this choice stay the same
+        del described["query_occlusion"]
+    return described
 
 
 def _is_whole(root: Path, world: World) -> bool:

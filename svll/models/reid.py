@@ -6,6 +6,7 @@ Letters: B images, N identities, W tower width, D joint space.
 import torch
 from torch import Tensor, nn
 
+from svll.config import Model
 from svll.models.clip import ImageEncoder, ImageFeatures
 
 
@@ -37,6 +38,25 @@ class ProjectionHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Linear(hidden, out),
         )
+
+
+class Predictor(nn.Sequential):
+    """SimSiam's bottleneck, which predicts the other view's feature from this one's."""
+
+    def __init__(self, width: int, *, hidden: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, width),
+        )
+
+
+def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
+    """Return what stands between a feature [B, width] and a self-supervised loss by that name."""
+    if loss == "simsiam":
+        return Predictor(width, hidden=config.predictor_hidden)
+    return ProjectionHead(width, hidden=config.head_hidden, out=config.head_out)
 
 
 class SideInformation(nn.Module):

@@ -53,7 +53,7 @@ class Car:
     open: bool = False
     engine: Engine = field(default_factory=Engine)
     garage: str = runtime("here")
-    notes: list[str] = runtime(factory=list)  # noqa: RUF009
+    notes: list[str] = runtime(factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.doors % 2:

@@ -60,7 +60,7 @@ def test_the_file_on_disk_is_the_documented_format(tmp_path):
     write_features(tmp_path / "f.h5", {"query": group()}, dataset="d", model="m")
     with h5py.File(tmp_path / "f.h5") as file:
         assert dict(file.attrs).keys() == {
-            "format", "version", "dataset", "model", "created", "complete",
+            "format", "version", "dataset", "model", "created", "protocol", "complete",
         }  # fmt: skip
         assert (file.attrs["format"], file.attrs["version"]) == ("svll-features", 1)
         query = file["query"]

@@ -18,9 +18,7 @@ from harness.sweeps import (
     Scheduler,
     Setting,
     expand,
-    gigabytes,
     make_trial,
-    minutes,
     read_sweep,
     recipe_sweep,
 )
@@ -330,18 +328,6 @@ def test_a_scheduler_nobody_has_is_named(read) -> None:
 def test_a_sweep_without_a_recipe_says_so(read) -> None:
     [line] = told(read, "name: x\n")
     assert line == "tried.yaml: recipe: is needed, such as recipe: synthetic"
-
-
-# --- conversions ---
-
-
-def test_times_and_sizes_are_read_with_their_units() -> None:
-    assert [minutes(t) for t in ("90m", "4h", "1d12h", "1.5h", "30s", "1h 30m")] == [
-        90, 240, 2160, 90, 1, 90
-    ]
-    assert [minutes(t) for t in ("", "4x", "4", "h", "-1h", "4:00")] == [0] * 6
-    assert [gigabytes(t) for t in ("32GB", "512M", "1TB", "1.5 G")] == [32, 0.5, 1024, 1.5]
-    assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
 
 
 def test_the_shipped_sweep_files_load() -> None:

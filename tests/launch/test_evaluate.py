@@ -11,7 +11,7 @@ import pytest
 
 from harness.features import FeatureGroup, write_features
 from launch import evaluate
-from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation import KReciprocal, evaluate_protocol, evaluate_ranking
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -57,6 +57,10 @@ def run(monkeypatch, capsys):
     return call
 
 
+def scored(result, protocol="cross_camera"):
+    return {**result.as_json(), "protocol": protocol}
+
+
 def test_json_has_the_metrics_as_fractions(run, file, parts):
     status, out, err = run("--features", file, "--json")
     expected = ranking(parts)
@@ -67,6 +71,7 @@ def test_json_has_the_metrics_as_fractions(run, file, parts):
         "cmc": {"1": expected.cmc[0], "5": expected.cmc[4], "10": expected.cmc[9]},
         "queries": 20,
         "skipped": 0,
+        "protocol": "cross_camera",
     }
 
 
@@ -77,7 +82,7 @@ def test_re_ranking_options_reach_the_ranking(run, file, parts):
     ):
         status, out, _ = run("--features", file, "--json", "--rerank", *given)
         assert status == 0
-        assert json.loads(out) == ranking(parts, rerank=options).as_json()
+        assert json.loads(out) == scored(ranking(parts, rerank=options))
         assert json.loads(out)["mAP"] != ranking(parts).mAP
 
 
@@ -89,8 +94,22 @@ def test_without_json_the_metrics_are_lines(run, file, parts):
         f"mAP     {expected.mAP:.4f}",
         f"mINP    {expected.mINP:.4f}",
         *(f"Rank-{r:<3}{expected.cmc[r - 1]:.4f}" for r in (1, 5, 10)),
-        "20 queries; not re-ranked",
+        "20 queries; cross_camera, not re-ranked",
     ]
+
+
+def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
+    for protocol in ("all_gallery", "random_gallery"):
+        path = tmp_path / f"{protocol}.h5"
+        write_features(path, parts, dataset="toy", model="m", protocol=protocol)
+        status, out, _ = run("--features", path, "--json")
+        query, gallery = parts["query"], parts["gallery"]
+        expected = evaluate_protocol(
+            protocol, query.features, gallery.features, query.identities, gallery.identities,
+            query.cameras, gallery.cameras,
+        )
+        assert status == 0
+        assert json.loads(out) == scored(expected, protocol)
 
 
 def test_help_names_the_defaults_that_hold(run):
@@ -140,7 +159,7 @@ def test_the_script_runs_from_the_root_and_from_elsewhere(file, parts, tmp_path)
             [sys.executable, script, "--features", file, "--json"],
             cwd=folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert json.loads(done.stdout) == ranking(parts).as_json()
+        assert json.loads(done.stdout) == scored(ranking(parts))
 
 
 def test_evaluating_imports_no_package_that_it_does_not_need(file):

@@ -28,7 +28,9 @@ METHOD: dict[str, Any] = {  # CLIP-ReID's and SVLL-ReID's numbers for persons
     "data.height": 256, "data.width": 128,
     "model.name": "ViT-B-16-quickgelu", "model.weights": "openai", "model.stride": 12,
     "model.prompt_tokens": 4, "model.noun": "person", "model.sie": "camera",
-    "model.sie_weight": 1.0, "model.head_hidden": 4096, "model.head_out": 256,
+    "model.sie_weight": 1.0, "model.sie_unseen": "none", "model.predictor_hidden": 512,
+    "stage1.lss_loss": "ntxent", "stage2.vss_loss": "ntxent",
+    "model.head_hidden": 4096, "model.head_out": 256,
     "stage1.epochs": 120, "stage1.batch": 256, "stage1.lr": 3.5e-4, "stage1.lr_min": 1e-6,
     "stage1.warmup_epochs": 5, "stage1.warmup_lr": 1e-5, "stage1.weight_decay": 1e-4,
     "stage1.lss_weight": 0.8, "stage1.lss_temperature": 0.1, "stage1.augment": "mask",
@@ -72,7 +74,7 @@ FAULTY = {
     "model.prompt_tokens=0": "between 1 and 16, found 0",
     "model.prompt_tokens=17": "between 1 and 16, found 17",
     "model.head_out=0": "at least 1",
-    "stage1.epochs=0": "at least 1, found 0",
+    "stage1.epochs=-1": "not negative, found -1",
     "stage1.batch=0": "at least 1, found 0",
     "stage2.lr=-1": "finite and not negative, found -1",
     "stage1.lr=0": "greater than 0, found 0",
@@ -88,6 +90,7 @@ FAULTY = {
     "stage2.vss_temperature=0": "greater than 0",
     "stage2.label_smoothing=2": "between 0 and 1, found 2",
     "stage2.flip=-1": "between 0 and 1",
+    "data.name=cuhk": "no dataset 'cuhk'; choose of synthetic, market1501",
     "stage2.erase=1.2": "between 0 and 1",
     "stage2.erase_area=[0.5, 0.2]": "two rising shares between 0 and 1, found [0.5, 0.2]",
     "stage2.erase_area=[0, 0.2]": "two rising shares",
@@ -110,16 +113,42 @@ def test_an_impossible_value_is_refused_by_its_key(override: str, reason: str) -
     assert reason in fault
 
 
-def test_a_benchmark_needs_its_folder() -> None:
-    (fault,) = faults_of("data.name=market1501")
-    assert fault.endswith("data.root: the folder of market1501 is needed: data.root=DIR")
+TOGETHER = {
+    ("engine.precision=fp16", "engine.zero=1"): "fp16 does not go with engine.zero=1",
+    ("stage1.epochs=0",): "without prompts there is no text for stage2.i2t_weight=1.0",
+    ("model.name=RN50-quickgelu", "model.sie=none"): "RN50-quickgelu has no patches",
+    ("model.name=RN50-quickgelu", "model.stride=null"): "no class token to add it to",
+    ("data.train=[market1501, market1501]",): "has a dataset twice",
+    ("data.test=[market]",): "no dataset 'market'; choose of synthetic, market1501",
+    ("data.std=[0.5, 0.0, 0.5]",): "must be greater than 0",
+    ("data.world.query_occlusion=1.5",): "between 0 and 1",
+}
+
+
+@pytest.mark.parametrize(("overrides", "reason"), TOGETHER.items())
+def test_values_that_do_not_go_together_are_refused(
+    overrides: tuple[str, ...], reason: str
+) -> None:
+    (fault,) = faults_of(*overrides)
+    assert reason in fault
+
+
+def test_the_fine_tuned_baseline_needs_no_prompts() -> None:
+    config = config_of("stage1.epochs=0", "stage2.i2t_weight=0")
+    assert config.stage1.epochs == 0
+
+
+def test_where_a_dataset_lies_and_how_its_moments_are_split_do_not_name_a_run() -> None:
+    here = config_of("data.name=market1501", "data.root=/here", "engine.zero=2")
+    there = config_of("data.name=market1501", "data.roots={market1501: /there}")
+    assert signature(here) == signature(there)
+    assert signature(here) != signature(config_of("data.name=market1501", "data.fingerprint=ab"))
 
 
 WRONG_TYPES = {
     "stage1.augment=blur": "one of mask, swap, swap_prompt, mix, found 'blur'",
     "engine.zero=3": "one of 0, 1, 2, found 3",
     "engine.precision=fp8": "one of bf16, fp16, fp32",
-    "data.name=cuhk": "one of synthetic, market1501",
     "model.sie=lens": "one of none, camera, view, camera_view",
     "stage1.epochs=many": "expected a whole number, found 'many'",
     "stage1.epochs=1.5": "expected a whole number, found 1.5",
@@ -207,7 +236,8 @@ def test_where_and_how_fast_a_run_runs_is_not_part_of_what_it_is(override: str) 
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "data.root=/data", "data.world.seed=2", "data.validation=0.25", "model.stride=16",
+        "seed=1", "data.fingerprint=ab12", "data.world.seed=2", "data.validation=0.25",
+        "model.stride=16",
         "stage1.lss_weight=0", "stage1.augment=mix", "stage2.vss_weight=0", "stage2.margin=null",
         "stage2.erase_area=[0.02, 0.4]", "engine.precision=fp32", "evaluation.rerank=true",
     ],

@@ -9,7 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svll.losses import euclidean, ntxent_loss, smooth_cross_entropy, supcon_loss, triplet_loss
+from svll.losses import (
+    agreement_loss,
+    euclidean,
+    ntxent_loss,
+    simsiam_loss,
+    smooth_cross_entropy,
+    supcon_loss,
+    triplet_loss,
+)
 
 Array = NDArray[np.float64]
 
@@ -129,6 +137,48 @@ def test_ntxent_is_the_same_with_its_views_exchanged() -> None:
 def test_ntxent_of_different_shapes_names_both() -> None:
     with pytest.raises(ValueError, match=r"\[3, 5\] and \[2, 5\]"):
         ntxent_loss(features(3), features(2))
+
+
+def test_simsiam_is_the_mean_of_both_negative_cosines() -> None:
+    pa, pb, za, zb = (features(4, seed=seed) for seed in (20, 21, 22, 23))
+
+    def cosine(x: Array, y: Array) -> float:
+        return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+    pairs = [*zip(pa, zb, strict=True), *zip(pb, za, strict=True)]
+    expected = -sum(cosine(p.numpy(), z.numpy()) for p, z in pairs) / len(pairs)
+    assert simsiam_loss(pa, pb, za, zb).item() == pytest.approx(expected, rel=1e-12)
+    assert simsiam_loss(pa, 3 * pb, 2 * za, zb).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_gradient_reaches_simsiams_targets() -> None:
+    pa, pb, za, zb = (features(4, seed=seed).requires_grad_() for seed in (20, 21, 22, 23))
+    simsiam_loss(pa, pb, za, zb).backward()
+    assert za.grad is None
+    assert zb.grad is None
+    assert pa.grad is not None
+    assert pb.grad is not None
+    assert torch.autograd.gradcheck(
+        lambda a, b: simsiam_loss(a, b, za.detach(), zb.detach()), (pa, pb)
+    )
+
+
+def test_simsiam_of_different_shapes_names_them() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 5\), \(3, 5\)"):
+        simsiam_loss(features(3), features(3), features(3), features(2))
+
+
+def test_views_agree_by_the_loss_that_is_named() -> None:
+    a, b = features(5, seed=7), features(5, seed=8)
+    turn = features(5, seed=9)
+
+    def head(x: Tensor) -> Tensor:
+        return x @ turn
+
+    projected = agreement_loss(head, a, b, kind="ntxent", temperature=0.5)
+    assert projected.item() == ntxent_loss(a @ turn, b @ turn, 0.5).item()
+    predicted = agreement_loss(head, a, b, kind="simsiam", temperature=0.5)
+    assert predicted.item() == simsiam_loss(a @ turn, b @ turn, a, b).item()
 
 
 @pytest.mark.parametrize("margin", [0.3, 1.2, 0.0, None])

@@ -29,7 +29,7 @@ def objective_of(
     model = ReIDModel(clip.image.requires_grad_(True), vectors if side else None)
     text = torch.randn(IDENTITIES, clip.image.out)
     head = ProjectionHead(clip.image.width, hidden=32, out=16)
-    objective = ImageObjective(model, text, head, config).train()
+    objective = ImageObjective(model, text, head, config, identities=IDENTITIES).train()
     for neck in (objective.neck12, objective.neckp):
         nn.init.normal_(neck.classifier.weight, std=0.1)
         nn.init.uniform_(neck.norm.weight, 0.5, 2)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
+from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records, Row
-from svll.data.splits import Splits, camera_index, split
+from svll.data.splits import UNSEEN, Splits, split
 from svll.evaluation import evaluate_ranking
 
 IDENTITIES = [3, 8, 15, 16, 23, 42, 108, 111, 200, 201, 202, 305]
@@ -28,9 +29,14 @@ def dataset(cameras: int = 4, shots: int = 2) -> Dataset:
     )
 
 
+def of(*datasets: Dataset) -> Datasets:
+    """Trained on and tested on the same."""
+    return Datasets(datasets, datasets)
+
+
 def parts(found: Splits) -> tuple[set[int], set[int]]:
     """Identities that are trained on, and those held back."""
-    return set(found.train.identities.tolist()), set(found.validation_gallery.identities.tolist())
+    return set(found.train.identities.tolist()), set(found.validation.gallery.identities.tolist())
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.25, 3), (0.5, 6), (0.2, 2), (0.8, 10)])
@@ -38,17 +44,17 @@ def test_a_share_of_the_identities_is_held_back_with_all_their_images(
     share: float, held: int
 ) -> None:
     data = dataset()
-    found = split(data, validation=share, seed=1)
+    found = split(of(data), validation=share, seed=1)
     trained, validated = parts(found)
     assert len(validated) == held
     assert not trained & validated
     assert trained | validated == set(IDENTITIES)
-    assert sorted([*found.train.paths, *found.validation_gallery.paths]) == sorted(data.train.paths)
+    assert sorted([*found.train.paths, *found.validation.gallery.paths]) == sorted(data.train.paths)
 
 
 def test_the_seed_decides_who_is_held_back() -> None:
     def held(seed: int) -> tuple[int, ...]:
-        return tuple(sorted(parts(split(dataset(), validation=0.25, seed=seed))[1]))
+        return tuple(sorted(parts(split(of(dataset()), validation=0.25, seed=seed))[1]))
 
     assert held(1) == held(1)
     assert len({held(seed) for seed in range(40)}) > 30
@@ -59,15 +65,15 @@ def test_the_draw_depends_on_the_identities_and_not_on_the_order_of_files() -> N
     data = dataset()
     order = np.random.default_rng(5).permutation(len(data.train))
     other = Dataset(data.name, data.protocol, data.train.take(order), data.query, data.gallery)
-    assert parts(split(data, validation=0.25, seed=1)) == parts(
-        split(other, validation=0.25, seed=1)
+    assert parts(split(of(data), validation=0.25, seed=1)) == parts(
+        split(of(other), validation=0.25, seed=1)
     )
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_queries_are_one_image_of_each_held_back_identity_and_camera(seed: int) -> None:
-    found = split(dataset(), validation=0.5, seed=seed)
-    query, gallery = found.validation_query, found.validation_gallery
+    found = split(of(dataset()), validation=0.5, seed=seed)
+    query, gallery = found.validation.query, found.validation.gallery
     pairs = list(zip(query.identities.tolist(), query.cameras.tolist(), strict=True))
     every = set(zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True))
     assert len(pairs) == len(set(pairs))
@@ -79,8 +85,8 @@ def test_another_seed_draws_other_query_images_of_the_same_identities() -> None:
     drawn: dict[frozenset[int], set[tuple[str, ...]]] = {}
     for seed in range(40):
         # all but two identities, so that some seeds agree on whom
-        found = split(dataset(), validation=0.85, seed=seed)
-        drawn.setdefault(frozenset(parts(found)[1]), set()).add(found.validation_query.paths)
+        found = split(of(dataset()), validation=0.85, seed=seed)
+        drawn.setdefault(frozenset(parts(found)[1]), set()).add(found.validation.query.paths)
     # one seed, one draw: 2 images of each of some 30 pairs never come out alike
     assert sum(map(len, drawn.values())) == 40
     assert len(drawn) < 40
@@ -88,8 +94,8 @@ def test_another_seed_draws_other_query_images_of_the_same_identities() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_validation_query_has_a_match_in_another_camera_or_is_skipped(seed: int) -> None:
-    found = split(dataset(), validation=0.5, seed=seed)
-    query, gallery = found.validation_query, found.validation_gallery
+    found = split(of(dataset()), validation=0.5, seed=seed)
+    query, gallery = found.validation.query, found.validation.gallery
     matched = [
         any((gallery.identities == identity) & (gallery.cameras != camera))
         for identity, camera in zip(query.identities, query.cameras, strict=True)
@@ -108,7 +114,7 @@ def test_a_validation_query_has_a_match_in_another_camera_or_is_skipped(seed: in
 
 
 def test_labels_count_the_identities_in_sorted_order() -> None:
-    found = split(dataset(), validation=0.25, seed=1)
+    found = split(of(dataset()), validation=0.25, seed=1)
     known = sorted(set(found.train.identities.tolist()))
     assert found.labels.tolist() == [known.index(i) for i in found.train.identities.tolist()]
     assert found.labels.dtype == np.int64
@@ -117,21 +123,22 @@ def test_labels_count_the_identities_in_sorted_order() -> None:
 
 def test_nothing_is_held_back_unless_asked() -> None:
     data = dataset()
-    found = split(data, validation=0.0, seed=1)
+    found = split(of(data), validation=0.0, seed=1)
     assert found.train.paths == data.train.paths
-    assert len(found.validation_query) == len(found.validation_gallery) == 0
+    assert len(found.validation.query) == len(found.validation.gallery) == 0
     assert found.identities == len(IDENTITIES)
 
 
 def test_the_test_parts_are_passed_on_as_they_are() -> None:
     data = dataset()
-    found = split(data, validation=0.5, seed=1)
-    assert found.query is data.query
-    assert found.gallery is data.gallery
+    (test,) = split(of(data), validation=0.5, seed=1).tests
+    assert test.query is data.query
+    assert test.gallery is data.gallery
+    assert (test.name, test.protocol) == ("made", "cross_camera")
 
 
 def test_cameras_and_views_are_those_of_the_training_part() -> None:
-    found = split(dataset(), validation=0.25, seed=1)
+    found = split(of(dataset()), validation=0.25, seed=1)
     assert found.cameras.tolist() == sorted(set(found.train.cameras.tolist()))
     assert found.views == max(found.train.views.tolist()) + 1
 
@@ -139,20 +146,101 @@ def test_cameras_and_views_are_those_of_the_training_part() -> None:
 @pytest.mark.parametrize(("share", "held", "left"), [(0.05, 1, 11), (0.01, 0, 12), (0.95, 11, 1)])
 def test_a_part_of_fewer_than_two_identities_is_refused(share: float, held: int, left: int) -> None:
     with pytest.raises(UserError) as caught:
-        split(dataset(), validation=share, seed=1)
+        split(of(dataset()), validation=share, seed=1)
     message = str(caught.value)
     assert message.startswith(f"data.validation={share}: of 12 training identities")
     assert f"{held} would be held back and {left} trained on" in message
 
 
+# --- several sets ---
+
+
+def small(name: str, cameras: list[int], protocol: str = "cross_camera") -> Dataset:
+    """Two identities, 0 and 5, by the given cameras; the gallery has a camera more, 7."""
+    rows = [
+        Row(f"{name}/{i}_{c}.jpg", i, c, view=i % 2) for i in (0, 5) for c in cameras
+    ]
+    test = Records.from_rows([Row(f"{name}/q.jpg", 1, cameras[0]), Row(f"{name}/g.jpg", 1, 7)])
+    return Dataset(name, protocol, Records.from_rows(rows), test.take([0]), test.take([1]))
+
+
+def test_identities_and_cameras_of_several_sets_are_told_apart() -> None:
+    a, b = small("a", [0, 1]), small("b", [0, 2])
+    found = split(Datasets((a, b), (b,)), validation=0.0, seed=1)
+    assert found.identities == 4
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert found.train.paths == a.train.paths + b.train.paths
+    # of a: 0, 1; its gallery has 7, so b begins at 8
+    assert found.cameras.tolist() == [0, 1, 8, 10]
+    offset = found.tests[0].camera_offset
+    assert found.camera_index(b.query, offset).tolist() == [2]
+    assert found.camera_index(b.gallery, offset).tolist() == [UNSEEN]
+
+
+def test_the_order_of_the_sets_decides_the_labels_and_nothing_else_does() -> None:
+    a, b = small("a", [0, 1]), small("b", [0, 2])
+    one = split(Datasets((a, b), (a,)), validation=0.0, seed=1)
+    two = split(Datasets((b, a), (a,)), validation=0.0, seed=1)
+    assert dict(zip(one.train.paths, one.labels.tolist(), strict=True)) != dict(
+        zip(two.train.paths, two.labels.tolist(), strict=True)
+    )
+    assert one.identities == two.identities
+
+
+def test_cameras_of_a_set_that_was_not_trained_on_are_unseen() -> None:
+    a, c = small("a", [0, 1]), small("c", [0, 1])
+    found = split(Datasets((a,), (a, c)), validation=0.0, seed=1)
+    own, other = found.tests
+    assert found.camera_index(own.query, own.camera_offset).tolist() == [0]
+    assert found.camera_index(other.query, other.camera_offset).tolist() == [UNSEEN]
+
+
 def test_a_camera_is_known_by_its_place_among_the_training_cameras() -> None:
-    known = np.array([0, 2, 5], dtype=np.int64)
-    found = camera_index(np.array([5, 0, 2, 5], dtype=np.int64), known)
-    assert found.tolist() == [2, 0, 1, 2]
-    assert found.dtype == np.int64
+    data = small("a", [0, 2, 5])
+    found = split(of(data), validation=0.0, seed=1)
+    asked = Records.from_rows([Row("x.jpg", 1, c) for c in (5, 0, 2, 5, 1, 9)])
+    index = found.camera_index(asked, 0)
+    assert index.tolist() == [2, 0, 1, 2, UNSEEN, UNSEEN]
+    assert index.dtype == np.int64
 
 
-def test_an_unseen_camera_is_refused_by_the_number_in_its_file_names() -> None:
-    known = np.array([0, 2, 5], dtype=np.int64)
-    with pytest.raises(UserError, match=r"cameras \[2, 7\].*model.sie=none"):
-        camera_index(np.array([0, 6, 1], dtype=np.int64), known)
+# --- other protocols ---
+
+
+def test_without_cameras_a_query_is_not_in_its_own_gallery() -> None:
+    data = dataset()
+    other = Dataset(data.name, "all_gallery", data.train, data.query, data.gallery)
+    part = split(of(other), validation=0.5, seed=1).validation
+    assert part.protocol == "all_gallery"
+    assert not set(part.query.paths) & set(part.gallery.paths)
+    assert sorted(part.query.identities.tolist()) == sorted(
+        {*part.query.identities.tolist(), *part.gallery.identities.tolist()}
+    )
+
+
+def test_a_random_gallery_is_drawn_from_all_held_back_images() -> None:
+    data = dataset()
+    other = Dataset(data.name, "random_gallery", data.train, data.query, data.gallery)
+    part = split(of(other), validation=0.5, seed=1).validation
+    assert part.query.paths == part.gallery.paths
+    assert part.protocol == "random_gallery"
+
+
+def test_a_validation_part_of_the_datasets_own_is_used_as_it_is() -> None:
+    data = dataset()
+    own = Records.from_rows(
+        [Row(f"v{i}_{c}.jpg", i, c) for i in (900, 901) for c in (0, 1)]
+    )
+    with_own = Dataset("list", "cross_camera", data.train, data.query, data.gallery, own)
+    found = split(of(with_own), validation=0.0, seed=1)
+    assert found.train.paths == data.train.paths
+    assert found.validation.gallery.paths == own.paths
+    with pytest.raises(UserError, match=r"list has a validation part of its own.*validation=0"):
+        split(of(with_own), validation=0.5, seed=1)
+
+
+def test_sets_of_different_protocols_have_no_common_validation_part() -> None:
+    sets = (small("a", [0, 1]), small("b", [0], "random_gallery"))
+    with pytest.raises(UserError, match=r"cannot be ranked together.*data\.validation=0"):
+        split(Datasets(sets, sets), validation=0.5, seed=1)
+    assert len(split(Datasets(sets, sets), validation=0.0, seed=1).validation.query) == 0

@@ -1,0 +1,23 @@
+"""Times and sizes as people write them: 90m, 1d12h, 32GB."""
+
+import math
+import re
+
+
+def minutes(text: str) -> int:
+    """Return the minutes, rounded up, of a time such as 90m, 4h or 1d12h; 0 when it is none."""
+    if not re.fullmatch(r"(\d+(\.\d+)?\s*[dhms]\s*)+", text.strip()):
+        return 0
+    unit = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
+    return math.ceil(sum(
+        float(number) * unit[letter]
+        for number, letter in re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)
+    ))
+
+
+def gigabytes(text: str) -> float:
+    """Return the gigabytes of a size such as 500MB or 32GB; 0 when it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT])B?", text.strip())
+    if match is None:
+        return 0.0
+    return float(match[1]) * {"M": 1 / 1024, "G": 1.0, "T": 1024.0}[match[2]]
