@@ -88,6 +88,40 @@ def _verdict(found: "Check") -> str:
 
 
 @app.command()
+def split(
+    root: Annotated[
+        Path,
+        typer.Option(
+            help="A folder with one folder per identity, a folder of images named like "
+            "0002_c1s1_000451_00.jpg, or a CSV list without split."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The CSV list to write; must not be there yet.")],
+    test: Annotated[
+        float, typer.Option(help="Share of the identities for query and gallery.")
+    ] = 0.5,
+    validation: Annotated[
+        float, typer.Option(help="Share of the other identities held back for selection.")
+    ] = 0.1,
+    queries: Annotated[
+        int | None,
+        typer.Option(help="Queries per test identity, where cameras are unknown. [default: 1]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 1,
+) -> None:
+    """Split your own images by identity into train, validation, query and gallery."""
+    from svll.data import image_list, own_split
+
+    options = own_split.Options(test=test, validation=validation, queries=queries, seed=seed)
+    own_split.write_split(root, out, options)
+    dataset = image_list.load(out)
+    for name, part in dataset.parts().items():
+        identities = len(set(part.identities.tolist()))
+        typer.echo(f"{name:10} {len(part):6} images of {identities} identities")
+    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
+
+
+@app.command()
 def synthetic(
     root: Annotated[Path, typer.Option(help="The folder to write, in Market-1501's layout.")],
     size: Annotated[

@@ -58,6 +58,6 @@ def describe(name: str) -> Benchmark | None:
 def _entry(name: str) -> tuple[Load, Benchmark | None]:
     if name in _TABLE:
         return _TABLE[name]
-    near = difflib.get_close_matches(name.lower(), names(), n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), names(), n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"no dataset {name!r}; {hint}There are: {', '.join(names())}")

@@ -87,7 +87,7 @@ def read(file: Path) -> list[Entry]:
                 wrong.append(f"{cells[header.index('path')]} is on line {before} already")
             entries.append(Entry(**values))
         faults += [f"{file}, line {number}: {fault}" for fault in wrong]
-    raise_faults(faults)
+    raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
     if not entries:
         raise UserError(f"{file} lists no images")
     return entries
@@ -183,6 +183,22 @@ def numbers(texts: Iterable[str]) -> dict[str, int]:
     if all(_NUMBER.fullmatch(text) for text in distinct):
         return {text: int(text) for text in distinct}
     return {text: place for place, text in enumerate(distinct)}
+
+
+def ambiguities(entries: Sequence[Entry]) -> list[str]:
+    """Return a sentence for each column in which two texts, such as 7 and 007, are one number."""
+    found = []
+    for column in ("identity", "camera", "view"):
+        texts = {text for entry in entries if (text := getattr(entry, column)) is not None}
+        first: dict[int, str] = {}
+        if all(_NUMBER.fullmatch(text) for text in texts):
+            for text in sorted(texts):
+                if (before := first.setdefault(int(text), text)) != text:
+                    found.append(
+                        f"column {column} has both {before} and {text}, which are one number; "
+                        "write them alike, or any of them with a letter if they differ"
+                    )
+    return found
 
 
 def _check_parts(file: Path, parts: dict[str, Records]) -> None:

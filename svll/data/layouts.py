@@ -6,7 +6,7 @@ No image is left out in silence: whatever a reader does not take is counted in t
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -128,9 +128,12 @@ def is_left_by_a_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
-def image_names(folder: Path) -> list[str]:
-    """Return the names of the images right in a folder, sorted; others are logged as ignored."""
-    names = sorted(entry.name for entry in os.scandir(folder))
+def image_names(folder: Path, *, ignoring: Collection[str] = ()) -> list[str]:
+    """Return the names of the images right in a folder, sorted; others are logged as ignored.
+
+    Nothing is said of the names in `ignoring`: folders that are read by themselves.
+    """
+    names = sorted(set(os.listdir(folder)) - set(ignoring))
     other = [name for name in names if not is_image(name) and not is_left_by_a_system(name)]
     if other:
         log.warning(
