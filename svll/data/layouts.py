@@ -211,8 +211,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
     # not splitlines(), which also splits at characters that may stand in a name
-    lines = re.split(r"\r\n|\n|\r", text)
-    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = enumerate(text.split("\n"), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_lists(*paths: Path) -> list[Listed]:

@@ -113,7 +113,7 @@ def test_a_listed_image_that_is_missing_does_not_stop_reading(tmp_path: Path) ->
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_ones() -> None:
-    with pytest.raises(UserError, match=r"no dataset 'Market'; did you mean market1501\?"):
+    with pytest.raises(UserError, match=r"no dataset 'Market'; did you mean market1501\? "):
         load_benchmark("Market", "/data")
     with pytest.raises(UserError, match="There are: market1501, msmt17, dukemtmc, "):
         load_benchmark("qqqq", "/data")

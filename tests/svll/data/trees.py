@@ -78,8 +78,8 @@ def occluded_duke(root: Path) -> Tree:
 
 def veri776(root: Path, *, view_lists: bool = True) -> Tree:
     tree = _named(root / "VeRi", VERI_FOLDERS, {
-        "train": ["0001_c001_00016450_0.jpg", "0001_c016_00016460_0.jpg", "0003_c020_00000001_0.jpg",
-                  "0003_c002_00000002_0.JPG"],
+        "train": ["0001_c001_00016450_0.jpg", "0001_c016_00016460_0.jpg",
+                  "0003_c020_00000001_0.jpg", "0003_c002_00000002_0.JPG"],
         "query": ["0002_c002_00030600_0.jpg", "0005_c003_00000007_0.jpg"],
         # query images stand in the gallery, too
         "gallery": ["0002_c002_00030600_0.jpg", "0002_c004_00030605_0.jpg",
