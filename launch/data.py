@@ -1,15 +1,25 @@
-"""Datasets: draw the synthetic one.
+"""Datasets: check one, split your own images, draw a synthetic one.
 
+    python launch/data.py check market1501 --root DIR
+    python launch/data.py check list --root FILE.csv --content
+    python launch/data.py split --root DIR --out FILE.csv --test 0.5 --validation 0.1
     python launch/data.py synthetic --root DIR
     python launch/data.py synthetic --root DIR --size 500 --kind vehicle --seed 2
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from harness import progress
 from launch.cli import as_typed, new_app, run
+
+if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
+    from svll.data.checking import Check, Part
+
+SHOWN = 100
+"""How many broken images are named; the others are counted."""
 
 app = new_app()
 
@@ -17,6 +27,98 @@ app = new_app()
 @app.callback(help=as_typed(__doc__ or ""))
 def main() -> None:
     """Hold the commands together."""
+
+
+@app.command()
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="market1501, msmt17, dukemtmc, occluded_duke, veri776, vehicleid_800, _1600 or "
+            "_2400; folder: your own in Market-1501's layout; list: a CSV file."
+        ),
+    ],
+    root: Annotated[
+        Path, typer.Option(help="The dataset's folder, the one above it, or a list's CSV file.")
+    ],
+    content: Annotated[
+        bool, typer.Option("--content", help="Hash the bytes of all images, too.")
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Decoding threads; 0: as many as there are cores.")
+    ] = 0,
+) -> int:
+    """Count a dataset's images, and decode every one with the decoder that training uses."""
+    from svll.data import checking
+
+    found = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
+    typer.echo(f"{found.dataset}: {found.protocol} ({checking.PROTOCOLS[found.protocol]})")
+    typer.echo(_table(found.parts))
+    typer.echo(f"fingerprint  {found.fingerprint}")
+    if found.content_hash:
+        typer.echo(f"content      {found.content_hash}")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(_verdict(found))
+    return 0 if found.is_sound else 1
+
+
+def _table(parts: "tuple[Part, ...]") -> str:
+    """The parts' numbers as lines, with those that are published behind them."""
+    lines = [f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published"]
+    for part in parts:
+        line = f"{part.name:10} {part.identities:10} {part.images:8} {part.cameras:7}"
+        if part.published:
+            identities, images = part.published
+            line += f"   {identities} identities"
+            line += f", {images} images" if images is not None else ""
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _verdict(found: "Check") -> str:
+    """The broken images by name, or that there is none."""
+    if found.is_sound:
+        return f"all {found.images} images decode"
+    lines = [f"{len(found.faults)} of {found.images} images are missing or broken:"]
+    lines += [f"  {path}: {reason}" for path, reason in found.faults[:SHOWN]]
+    if len(found.faults) > SHOWN:
+        lines.append(f"  and {len(found.faults) - SHOWN} more")
+    return "\n".join(lines)
+
+
+@app.command()
+def split(
+    root: Annotated[
+        Path,
+        typer.Option(
+            help="A folder with one folder per identity, a folder of images named like "
+            "0002_c1s1_000451_00.jpg, or a CSV list without split."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The CSV list to write; must not be there yet.")],
+    test: Annotated[
+        float, typer.Option(help="Share of the identities for query and gallery.")
+    ] = 0.5,
+    validation: Annotated[
+        float, typer.Option(help="Share of the other identities held back for selection.")
+    ] = 0.1,
+    queries: Annotated[
+        int | None,
+        typer.Option(help="Queries per test identity, where cameras are unknown. [default: 1]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 1,
+) -> None:
+    """Split your own images by identity into train, validation, query and gallery."""
+    from svll.data import image_list, own_split
+
+    options = own_split.Options(test=test, validation=validation, queries=queries, seed=seed)
+    own_split.write_split(root, out, options)
+    dataset = image_list.load(out)
+    for name, part in dataset.parts().items():
+        identities = len(set(part.identities.tolist()))
+        typer.echo(f"{name:10} {len(part):6} images of {identities} identities")
+    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
 
 
 @app.command()

@@ -105,8 +105,8 @@ def size_of(config: Config) -> tuple[Size, str]:
         known = describe(name)
         if known is None or known.published is None:
             raise UserError(f"data.root: the folder of {name} is needed: data.root=DIR")
-        identities += known.published.train[0]
-        images += known.published.train[1]
+        identities += known.published.train.identities
+        images += known.published.train.images or 0
         cameras += known.published.cameras
     return _without_validation(data, images, identities, cameras), "as published"
 

@@ -140,7 +140,7 @@ def _remembered(data: Data, name: str, cache: Path) -> str:
             return str(known["fingerprint"])
     log.info("looking at the files of %s in %s", name, root)
     dataset = _load(data, name, cache)
-    folders = {os.path.dirname(path) for part in dataset.parts for path in part.paths}
+    folders = {os.path.dirname(path) for path in dataset.files()}
     with suppress(OSError):  # somebody else's runs can be looked at, too
         write_json(file, {"fingerprint": dataset.fingerprint, "folders": _times(folders)})
     return dataset.fingerprint

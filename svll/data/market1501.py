@@ -1,81 +1,78 @@
-"""Market-1501's folder layout: the identity and camera of an image stand in its name."""
+"""Market-1501, and its folder layout, which others have taken over.
 
-import logging
-import re
+The identity and camera of an image stand in its name: 0002_c1s1_000451_03.jpg.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.errors import UserError
-from svll.data.records import Dataset, Records, Row
+from svll.data.layouts import (
+    Benchmark,
+    Counts,
+    Published,
+    find,
+    read_named,
+    warn_of_counts,
+)
+from svll.data.records import Dataset
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-JUNK = -1
+EXAMPLE = "0002_c1s1_000451_00.jpg"
 
-_NAME = re.compile(r"(-?\d+)_c(\d+)")
-_USUAL_NAMES = ("Market-1501-v15.09.15", "Market-1501", "market1501")
-_PUBLISHED = {"train": 12_936, "query": 3_368, "gallery": 15_913}
-
-log = logging.getLogger(__name__)
+BENCHMARK = Benchmark(
+    name="market1501",
+    title="Market-1501",
+    folders=("Market-1501-v15.09.15", "Market-1501", "market1501"),
+    source="To get it: the link on its authors' project page, "
+    "zheng-lab.cecs.anu.edu.au/Project/project_reid.html (Market-1501-v15.09.15.zip).",
+    published=Published(
+        train=Counts(751, 12_936), query=Counts(750, 3_368), gallery=Counts(751, 15_913), cameras=6
+    ),
+)
+OWN = Benchmark(
+    name="folder",
+    title="dataset in Market-1501's layout",
+    folders=BENCHMARK.folders,
+    source="Images without such folders are made into a list by: "
+    "python launch/data.py split --root DIR --out FILE.csv",
+)
 
 
 def load(root: str | Path) -> Dataset:
     """Read Market-1501 from `root`, or from the folder below it that the download unpacks to.
 
     Junk images (identity -1) are left out; distractors (0000) stay in the gallery. Other numbers
-    of images than the published ones are a warning: some people have subsets. Raises UserError
-    when there is no such dataset, or images are named otherwise.
+    than the published ones are a warning: some people have subsets. Raises UserError when there is
+    no such dataset, or images are named otherwise.
     """
-    dataset = read_layout(root, name="market1501")
-    for part, published in _PUBLISHED.items():
-        found = len(getattr(dataset, part))
-        if found != published:
-            log.warning("%s: %d %s images; Market-1501 has %d", root, found, part, published)
+    return load_layout(root, BENCHMARK)
+
+
+def load_folder(root: str | Path) -> Dataset:
+    """Read anybody's dataset in Market-1501's layout, whatever its numbers."""
+    return load_layout(root, OWN)
+
+
+def load_layout(
+    root: str | Path,
+    benchmark: Benchmark,
+    *,
+    parts: Mapping[str, str] = FOLDERS,
+    views: Mapping[str, int] | None = None,
+    example: str = EXAMPLE,
+) -> Dataset:
+    """Read a benchmark whose `parts`, one folder each, hold images named by identity and camera.
+
+    `views` gives the side seen, by "folder/name".
+    """
+    folder = find(root, benchmark, list(parts.values()))
+    folders = {part: folder / below for part, below in parts.items()}
+    read = read_named(folders, views=views, example=example)
+    dataset = Dataset(name=benchmark.name, protocol="cross_camera", **read)
+    warn_of_counts(dataset, benchmark, folder)
     return dataset
 
 
 def read_layout(root: str | Path, *, name: str, views: Mapping[str, int] | None = None) -> Dataset:
-    """Read any dataset in Market-1501's layout; `views` gives the side seen, by "folder/name"."""
-    folder = find(Path(root))
-    parts = {part: _read(folder / below, views or {}) for part, below in FOLDERS.items()}
-    return Dataset(name=name, protocol="cross_camera", **parts)
-
-
-def find(root: Path) -> Path:
-    """Return the folder that has the three parts: `root`, or one of the usual names below it."""
-    candidates = [root, *(root / name for name in _USUAL_NAMES)]
-    for folder in candidates:
-        if all((folder / below).is_dir() for below in FOLDERS.values()):
-            return folder
-    looked = "\n".join(f"  {folder}{_lacks(folder)}" for folder in candidates)
-    raise UserError(
-        f"no dataset in Market-1501's layout ({', '.join(FOLDERS.values())}) was found. "
-        f"Looked in:\n{looked}\nGive the folder that holds the three (data.root=DIR)."
-    )
-
-
-def _lacks(folder: Path) -> str:
-    if not folder.is_dir():
-        return " (no such folder)"
-    missing = [below for below in FOLDERS.values() if not (folder / below).is_dir()]
-    return f" (lacks {', '.join(missing)})"
-
-
-def _read(folder: Path, views: Mapping[str, int]) -> Records:
-    """Return the images of one part, sorted by name."""
-    # Names with a dot first are what a Mac leaves beside every file.
-    paths = sorted(path for path in folder.glob("*.jpg") if not path.name.startswith("."))
-    named = [(path, _NAME.match(path.name)) for path in paths]
-    strange = [path.name for path, match in named if match is None]
-    if strange:
-        raise UserError(
-            f"{folder}: {len(strange)} images are not named like 0002_c1s1_000451_00.jpg: "
-            f"{', '.join(strange[:5])}"
-        )
-    rows = [
-        Row(str(path), int(match[1]), int(match[2]) - 1, views.get(f"{folder.name}/{path.name}", 0))
-        for path, match in named
-        if match is not None and int(match[1]) != JUNK
-    ]
-    if not rows:
-        raise UserError(f"{folder} has no images (*.jpg)")
-    return Records.from_rows(rows)
+    """Read any dataset in Market-1501's layout under a name of its own; see `load_layout`."""
+    return load_layout(root, Benchmark(name, OWN.title, OWN.folders, OWN.source), views=views)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
+PARTS = ("train", "validation", "query", "gallery")
+"""The parts of a dataset, in the order in which they are listed and hashed."""
+MISSING = -1
+"""Stands for the size of a listed file that is not there."""
+_CHUNK = 1 << 20
 
 
 class Row(NamedTuple):
@@ -51,19 +56,6 @@ class Records:
         """Return no images."""
         return cls.from_rows([])
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def take(self, rows: Sequence[int] | NDArray[Any]) -> "Records":
-        """Return the images at `rows` (positions, or a mask [n]), in that order."""
-        positions = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
-        return Records(
-            paths=tuple(self.paths[position] for position in positions),
-            identities=self.identities[positions],
-            cameras=self.cameras[positions],
-            views=self.views[positions],
-        )
-
     @classmethod
     def concatenate(cls, parts: Sequence["Records"]) -> "Records":
         """Return the images of all parts, in order."""
@@ -78,34 +70,98 @@ class Records:
         """Return the same images with higher numbers for identities and cameras."""
         return Records(self.paths, self.identities + identities, self.cameras + cameras, self.views)
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int] | NDArray[Any]) -> "Records":
+        """Return the images at `rows` (positions, or a mask [n]), in that order."""
+        positions = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
+        return Records(
+            paths=tuple(self.paths[position] for position in positions),
+            identities=self.identities[positions],
+            cameras=self.cameras[positions],
+            views=self.views[positions],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The three parts of a benchmark, and the rule by which it is evaluated."""
+    """The parts of a benchmark, and the rule by which it is evaluated."""
 
     name: str
     protocol: str
+    """`cross_camera`: gallery images of the query's own identity and camera are left out.
+    `all_gallery`: none is, as cameras are unknown. `random_gallery`: query and gallery are the same
+    images, of which one per identity is drawn for the gallery at evaluation."""
     train: Records
     query: Records
     gallery: Records
     validation: Records = field(default_factory=Records.empty)
-    """For selection, where the dataset brings such a part of its own."""
+    """What a user's list sets apart for selection; benchmarks have no such part."""
 
-    @property
-    def parts(self) -> tuple[Records, ...]:
-        return self.train, self.query, self.gallery, self.validation
+    def parts(self) -> dict[str, Records]:
+        """Return the parts that have images, by name."""
+        return {name: part for name in PARTS if len(part := getattr(self, name))}
+
+    def files(self) -> list[str]:
+        """Return the path of every image once, sorted."""
+        return sorted({path for part in self.parts().values() for path in part.paths})
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when a file is added, removed, renamed or resized.
+        """16 hex digits that change when a file is added, removed, renamed, resized or relabelled.
 
         Names are taken relative to the folder that holds all images, so a moved or copied dataset
-        keeps its fingerprint; contents are not read, for a benchmark has gigabytes of them.
+        keeps its fingerprint; contents are not read, for a benchmark has gigabytes of them. Parts,
+        labels and order count, since files of features are kept under this name, row by row. A
+        missing file counts with size -1: to report it is the decode check's work.
         """
-        paths = sorted({path for part in self.parts for path in part.paths})
-        folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        names = self._names()
+        sizes = {path: _size(path) for path in names}
         digest = hashlib.sha256()
-        for path in paths:
-            name = os.path.relpath(path, folder).replace(os.sep, "/")
-            digest.update(f"{name}\t{os.path.getsize(path)}\n".encode())
+        for name, part in self.parts().items():
+            columns = (part.identities.tolist(), part.cameras.tolist(), part.views.tolist())
+            for path, *labels in zip(part.paths, *columns, strict=True):
+                digest.update(f"{name}\t{names[path]}\t{sizes[path]}\t{labels}\n".encode())
         return digest.hexdigest()[:16]
+
+    def content_hash(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """Return 64 hex digits over the names and bytes of all images, whatever their labels.
+
+        A missing file counts by its name. `progress(done, total)` is called after each file.
+        """
+        digest = hashlib.sha256()
+        names = self._names()
+        for done, (path, name) in enumerate(names.items(), start=1):
+            digest.update(f"{name}\t{_size(path)}\n".encode())
+            if os.path.isfile(path):
+                _feed(digest, path)
+            if progress is not None:
+                progress(done, len(names))
+        return digest.hexdigest()
+
+    def _names(self) -> dict[str, str]:
+        """Return each image's name below the folder that holds all, by path, sorted by path."""
+        paths = self.files()
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        return {path: _below(folder, path).replace(os.sep, "/") for path in paths}
+
+
+def _below(folder: str, path: str) -> str:
+    # relpath would look up the working folder for each of 100,000 files
+    if path.startswith(folder + os.sep):
+        return path[len(folder) + 1 :]
+    return os.path.relpath(path, folder)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return MISSING
+
+
+def _feed(digest: Any, path: str) -> None:
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)

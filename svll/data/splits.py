@@ -103,7 +103,8 @@ def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[str, int]]:
         offsets[dataset.name] = first_camera
         first_identity += int(own.identities.max(initial=-1)) + 1
         # of all its parts: a camera of the test part alone must not be another dataset's
-        first_camera += 1 + max(int(part.cameras.max(initial=-1)) for part in dataset.parts)
+        cameras = [part.cameras.max() for part in dataset.parts().values()]
+        first_camera += int(max(cameras)) + 1
     return Records.concatenate(parts), offsets
 
 

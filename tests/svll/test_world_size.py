@@ -14,8 +14,8 @@ STEPS = 20
 WORLD = World(train_identities=24, test_identities=4, shots=6)
 SETTINGS = (
     # some 540 images of 18 identities: 9 and 6 steps an epoch
-    "data.height=32", "data.width=16", "stage1.batch=64", "stage1.epochs=3", "stage2.batch=64", "stage2.epochs=4",
-    "stage1.lr=3.5e-4", "stage2.lr=5e-6",  # as published
+    "data.height=32", "data.width=16", "stage1.batch=64", "stage1.epochs=3", "stage2.batch=64",
+    "stage2.epochs=4", "stage1.lr=3.5e-4", "stage2.lr=5e-6",  # as published
     "evaluation.every=0", "run.tensorboard=false", "run.log_every=1", "data.check=false",
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from svll.data.market1501 import load, read_layout
+from svll.data.market1501 import load, load_folder, read_layout
 
 TRAIN = ("0007_c3s3_077419_03.jpg", "0002_c1s1_000451_03.jpg", "0002_c2s1_000301_01.jpg")
 QUERY = ("0001_c1s1_001051_00.jpg", "12345_c6s2_000001_00.jpg")
@@ -39,8 +39,26 @@ def test_identities_and_cameras_come_from_the_names(folder: Path) -> None:
     assert (dataset.name, dataset.protocol) == ("market1501", "cross_camera")
 
 
-def test_junk_is_dropped_and_distractors_stay(folder: Path) -> None:
-    assert load(folder).gallery.identities.tolist() == [0, 1]
+def test_junk_is_dropped_and_counted_and_distractors_stay(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert load(folder).gallery.identities.tolist() == [0, 1]
+    assert f"{folder / 'bounding_box_test'}: dropped 1 junk images (identity -1)" in caplog.text
+
+
+def test_endings_in_any_case_are_images(folder: Path) -> None:
+    for name in ("0009_c1_1.JPG", "0009_c1_2.JPEG", "0009_c1_3.png", "0009_c1_4.Png"):
+        (folder / "query" / name).write_bytes(b"")
+    assert load(folder).query.identities.tolist() == [1, 9, 9, 9, 9, 12345]
+
+
+def test_cameras_that_are_counted_from_0_in_names_stay_so(folder: Path) -> None:
+    assert load_folder(folder).query.cameras.tolist() == [0, 5]
+    (folder / "bounding_box_train" / "0009_c0_1.jpg").write_bytes(b"")
+    dataset = load_folder(folder)
+    assert dataset.query.cameras.tolist() == [1, 6]
+    assert dataset.train.cameras.min() == 0
 
 
 def test_the_unpacked_download_is_found_below_the_root(folder: Path) -> None:
@@ -77,6 +95,17 @@ def test_a_missing_folder_is_an_error_that_lists_where_it_looked(tmp_path: Path)
 def test_images_named_otherwise_are_an_error_that_names_them(folder: Path) -> None:
     (folder / "query" / "holiday.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"query: 1 images are not named like .*: holiday\.jpg"):
+        load(folder)
+    for number in range(7):
+        (folder / "query" / f"a{number}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"query: 8 images .*: a0\.jpg, .*, a4\.jpg, \.\.\.$"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["-2_c1s1_1.jpg", "12_3.jpg", "x_c1.jpg", f"{10**19}_c1.jpg"])
+def test_names_that_say_no_identity_and_camera_are_not_guessed(folder: Path, name: str) -> None:
+    (folder / "query" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="not named like"):
         load(folder)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,63 @@ def test_no_images_are_records_too() -> None:
     assert len(records.take([])) == 0
 
 
-def test_fingerprint_is_a_hash_of_relative_names_and_sizes(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*.jpg"))
-    lines = [f"{path.relative_to(folder).as_posix()}\t{path.stat().st_size}\n" for path in files]
+def test_fingerprint_is_a_hash_of_parts_relative_names_sizes_and_labels(folder: Path) -> None:
+    lines = []
+    for part, below in (("train", "part0"), ("query", "part1"), ("gallery", "part2")):
+        for path in sorted((folder / below).iterdir()):
+            lines.append(f"{part}\t{below}/{path.name}\t{path.stat().st_size}\t[7, 2, 0]\n")
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
     assert dataset(folder).fingerprint == expected
+
+
+def test_fingerprint_notices_labels_parts_and_order(folder: Path) -> None:
+    """Features are cached under it, row by row."""
+    whole = dataset(folder)
+    train = whole.train
+    changed = [
+        whole,
+        replace(whole, train=replace(train, identities=train.identities + 1)),
+        replace(whole, train=replace(train, cameras=train.cameras + 1)),
+        replace(whole, train=replace(train, views=train.views + 1)),
+        replace(whole, train=train.take([1, 0])),
+        replace(whole, train=train.take([0]), validation=train.take([1])),
+        replace(whole, train=train.take([0])),
+        replace(whole, train=whole.query, query=train),
+    ]
+    assert len({other.fingerprint for other in changed}) == len(changed)
+
+
+def test_a_missing_file_is_left_to_the_decode_check(folder: Path) -> None:
+    whole = dataset(folder)
+    before = whole.fingerprint
+    (folder / "part2" / "5.jpg").unlink()
+    without = replace(whole)
+    assert without.fingerprint not in ("", before)
+    assert without.content_hash() != dataset(folder).content_hash()
+
+
+def test_content_hash_is_of_names_sizes_and_bytes_whatever_the_labels(folder: Path) -> None:
+    whole = dataset(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.jpg")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\t{len(content)}\n".encode() + content)
+    calls: list[tuple[int, int]] = []
+    assert whole.content_hash(lambda *step: calls.append(step)) == digest.hexdigest()
+    assert calls == [(done, 6) for done in range(1, 7)]
+    other = replace(whole, train=whole.gallery, gallery=whole.train, query=whole.train)
+    assert replace(other, validation=whole.query).content_hash() == digest.hexdigest()
+    (folder / "part0" / "0.jpg").write_bytes(b"y")
+    assert whole.content_hash() != digest.hexdigest()
+
+
+def test_parts_without_images_are_not_listed_and_no_image_twice(folder: Path) -> None:
+    whole = dataset(folder)
+    assert list(whole.parts()) == ["train", "query", "gallery"]
+    assert len(Records.empty()) == len(whole.validation) == 0
+    more = replace(whole, query=whole.gallery, validation=whole.train)
+    assert list(more.parts()) == ["train", "validation", "query", "gallery"]
+    assert more.files() == sorted({*whole.train.paths, *whole.gallery.paths})
 
 
 def test_fingerprint_survives_a_move_and_notices_changed_files(folder: Path) -> None:

@@ -1,0 +1,217 @@
+"""A user's own images as a CSV file: path,identity[,camera][,view][,split].
+
+Identities, cameras and views may be any text; sorted distinct texts become numbers from 0, unless
+all are numbers already. Paths are relative to the file's folder.
+"""
+
+import csv
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.files import write_text
+from svll.data.layouts import JUNK, is_image, raise_faults, say_junk
+from svll.data.records import PARTS, Dataset, Records, Row
+
+REQUIRED = ("path", "identity")
+OPTIONAL = ("camera", "view", "split")
+COLUMNS = REQUIRED + OPTIONAL
+
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a list, as it is written there; None in columns that the list does not have."""
+
+    path: str
+    """As it is opened: the list's folder stands before a relative one."""
+    identity: str
+    camera: str | None = None
+    view: str | None = None
+    split: str | None = None
+
+
+def load(file: str | Path) -> Dataset:
+    """Read a list with a split column.
+
+    Without a camera column all cameras are 0 and the protocol is `all_gallery`, which leaves no
+    gallery image out. Raises UserError with all faults of the file.
+    """
+    file = Path(file)
+    entries = read(file)
+    if any(entry.split is None for entry in entries):
+        raise UserError(
+            f"{file} has no column split ({', '.join(PARTS)}). To draw one: "
+            f"python launch/data.py split --root {file} --out NEW.csv"
+        )
+    kept = [entry for entry in entries if entry.identity != str(JUNK)]
+    say_junk(str(file), len(entries) - len(kept))
+    parts = _parts(kept)
+    _check_parts(file, parts)
+    has_cameras = all(entry.camera is not None for entry in kept)
+    if not has_cameras:
+        log.info("%s: no column camera, so no gallery image is left out (all_gallery)", file)
+    protocol = "cross_camera" if has_cameras else "all_gallery"
+    return Dataset("list", protocol, **parts)
+
+
+def read(file: Path) -> list[Entry]:
+    """Return a list's images in its order; raises UserError with all faults and their lines."""
+    rows = _rows(file)
+    if not rows:
+        raise UserError(f"{file} is empty; its first line must be {','.join(COLUMNS[:2])},...")
+    (_, header), *lines = rows
+    header = [name.strip() for name in header]
+    _check_header(file, header)
+    folder = os.path.abspath(file.parent)
+    entries, faults = [], []
+    seen: dict[str, int] = {}
+    for number, cells in lines:
+        cells = [cell.strip() for cell in cells]
+        wrong = list(_faults(header, cells))
+        if not wrong:
+            values = dict(zip(header, cells, strict=True))
+            values["path"] = os.path.join(folder, values["path"].replace("\\", "/"))
+            key = os.path.normpath(values["path"])
+            if (before := seen.setdefault(key, number)) != number:
+                wrong.append(f"{cells[header.index('path')]} is on line {before} already")
+            entries.append(Entry(**values))
+        faults += [f"{file}, line {number}: {fault}" for fault in wrong]
+    raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
+    if not entries:
+        raise UserError(f"{file} lists no images")
+    return entries
+
+
+def write(file: Path, entries: Sequence[Entry]) -> None:
+    """Write a list that `read` gives back; images below its folder are named from there."""
+    folder = os.path.abspath(file.parent)
+    used = [c for c in COLUMNS if any(getattr(entry, c) is not None for entry in entries)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(used)
+    for entry in entries:
+        path = os.path.abspath(entry.path)
+        if path.startswith(folder + os.sep):
+            path = path[len(folder) + 1 :]
+        named = {"path": path.replace(os.sep, "/")}
+        writer.writerow([named.get(column, getattr(entry, column)) for column in used])
+    write_text(file, text.getvalue())
+
+
+def _rows(file: Path) -> list[tuple[int, list[str]]]:
+    """Return (line number, cells) of the lines that are not blank."""
+    if file.is_dir():
+        lists = ", ".join(sorted(path.name for path in file.glob("*.csv"))) or "none is in it"
+        raise UserError(f"{file} is a folder; name a CSV file ({lists})")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            return [
+                (reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)
+            ]
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; a CSV file of images is needed") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from None
+
+
+def _check_header(file: Path, header: list[str]) -> None:
+    faults = [f"no column {name}" for name in REQUIRED if name not in header]
+    faults += [f"unknown column {name!r}" for name in header if name not in COLUMNS]
+    faults += [
+        f"column {name} stands there twice" for name in COLUMNS if header.count(name) > 1
+    ]
+    if faults:
+        raise UserError(
+            f"{file}, line 1: {'; '.join(faults)}; expected {','.join(REQUIRED)} and any of "
+            f"{', '.join(OPTIONAL)}, separated by commas"
+        )
+
+
+def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
+    """Yield what is wrong with a line by itself."""
+    if len(cells) != len(header):
+        yield f"expected {len(header)} cells, found {len(cells)}"
+        return
+    for name, cell in zip(header, cells, strict=True):
+        if not cell:
+            yield f"{name} is empty"
+        elif name == "path" and not is_image(cell.replace("\\", "/").rpartition("/")[2]):
+            yield f"{cell} is no image (.jpg, .jpeg, .png)"
+        elif name == "split" and cell not in PARTS:
+            yield f"split is {cell!r}; one of {', '.join(PARTS)}"
+        elif cell.startswith("-") and _NUMBER.fullmatch(cell[1:]) and not _is_junk(name, cell):
+            yield f"{name} is {cell}; numbers may not be negative"
+
+
+def _is_junk(name: str, cell: str) -> bool:
+    return name == "identity" and cell == str(JUNK)
+
+
+def _parts(entries: Sequence[Entry]) -> dict[str, Records]:
+    """Return the parts, each sorted by path: the order of lines must not change a result."""
+    identities = numbers(entry.identity for entry in entries)
+    cameras = numbers(entry.camera for entry in entries if entry.camera is not None)
+    views = numbers(entry.view for entry in entries if entry.view is not None)
+    rows: dict[str, list[Row]] = {part: [] for part in PARTS}
+    for entry in entries:
+        assert entry.split is not None
+        rows[entry.split].append(
+            Row(
+                entry.path, identities[entry.identity],
+                0 if entry.camera is None else cameras[entry.camera],
+                0 if entry.view is None else views[entry.view],
+            )
+        )  # fmt: skip
+    return {part: Records.from_rows(sorted(found)) for part, found in rows.items()}
+
+
+def numbers(texts: Iterable[str]) -> dict[str, int]:
+    """Return a number for each text: its own where all are numbers, else its place when sorted."""
+    distinct = sorted(set(texts))
+    if all(_NUMBER.fullmatch(text) for text in distinct):
+        return {text: int(text) for text in distinct}
+    return {text: place for place, text in enumerate(distinct)}
+
+
+def ambiguities(entries: Sequence[Entry]) -> list[str]:
+    """Return a sentence for each column in which two texts, such as 7 and 007, are one number."""
+    found = []
+    for column in ("identity", "camera", "view"):
+        texts = {text for entry in entries if (text := getattr(entry, column)) is not None}
+        first: dict[int, str] = {}
+        if all(_NUMBER.fullmatch(text) for text in texts):
+            for text in sorted(texts):
+                if (before := first.setdefault(int(text), text)) != text:
+                    found.append(
+                        f"column {column} has both {before} and {text}, which are one number; "
+                        "write them alike, or any of them with a letter if they differ"
+                    )
+    return found
+
+
+def _check_parts(file: Path, parts: dict[str, Records]) -> None:
+    """Refuse half a test set; warn of identities that are trained on and tested with."""
+    if not len(parts["query"]) == len(parts["gallery"]) == 0:
+        for name in ("query", "gallery"):
+            if not len(parts[name]):
+                raise UserError(f"{file}: no image has split {name}; queries need a gallery")
+    train = np.unique(parts["train"].identities)
+    for name in PARTS[1:]:
+        both = np.intersect1d(train, parts[name].identities)
+        if len(both):
+            log.warning("%s: %d identities are in both train and %s", file, len(both), name)
+
+
+assert tuple(field.name for field in fields(Entry)) == COLUMNS

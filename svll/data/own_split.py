@@ -1,0 +1,237 @@
+"""A seeded split of a user's own images into train, validation, query and gallery.
+
+No identity is in two of train, validation and test. The result is a list (`image_list`), and a
+function of seed and images alone: files are sorted by name before anything is drawn.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.rng import generator
+from svll.data import image_list
+from svll.data.image_list import Entry
+from svll.data.layouts import (
+    JUNK,
+    examples,
+    image_names,
+    is_image,
+    is_left_by_a_system,
+    parse_name,
+    raise_faults,
+    say_junk,
+)
+from svll.data.market1501 import EXAMPLE
+
+_PARTS, _QUERIES = 31, 32
+"""Keys of the generators: which part an identity goes to, which images ask for it."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are split."""
+
+    test: float = 0.5
+    """Share of the identities that query and gallery are made of."""
+    validation: float = 0.1
+    """Share of the other identities that is held back for selection."""
+    queries: int | None = None
+    """Images per test identity that ask for it, where cameras are unknown; None: 1. Where they are
+    known, there is one query per identity and camera."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0 < self.test < 1:
+            faults.append(f"test must lie between 0 and 1, found {self.test}")
+        if not 0 <= self.validation < 1:
+            faults.append(f"validation must be at least 0 and less than 1, found {self.validation}")
+        if self.queries is not None and self.queries < 1:
+            faults.append(f"queries must be at least 1, found {self.queries}")
+        if faults:
+            raise UserError("\n".join(faults))
+
+
+def write_split(root: str | Path, out: str | Path, options: Options) -> list[Entry]:
+    """Split the images below `root` and write the list `out`; returns what it holds.
+
+    Raises UserError when `out` is there already, and as `collect` and `split` do.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} is there already; name another file or delete it")
+    entries = split(collect(root), options)
+    image_list.write(out, entries)
+    return entries
+
+
+# --- what there is ---
+
+
+def collect(root: str | Path) -> list[Entry]:
+    """Return the images of a folder or CSV list without split, sorted by path, without junk.
+
+    A folder holds one folder per identity, with its images at any depth, or else images whose names
+    begin with identity and camera. In the former, cameras are known if all names begin so. Raises
+    UserError for anything else, and for a list with a split.
+    """
+    root = Path(root)
+    if root.is_file():
+        entries = image_list.read(root)
+        if entries[0].split is not None:
+            raise UserError(f"{root} has a column split already; it is read as it is")
+    elif root.is_dir():
+        entries = _of_folder(root)
+    else:
+        raise UserError(f"{root}: no such folder or CSV file")
+    kept = [entry for entry in entries if entry.identity != str(JUNK)]
+    say_junk(str(root), len(entries) - len(kept))
+    if not kept:
+        raise UserError(f"{root} has no images (.jpg, .jpeg, .png)")
+    raise_faults([f"{root}: {fault}" for fault in image_list.ambiguities(kept)])
+    return sorted(kept, key=lambda entry: entry.path)
+
+
+def _of_folder(root: Path) -> list[Entry]:
+    below = sorted(
+        entry.name for entry in os.scandir(root)
+        if entry.is_dir() and not is_left_by_a_system(entry.name)
+    )  # fmt: skip
+    loose = [entry.name for entry in os.scandir(root) if entry.is_file() and is_image(entry.name)]
+    if below and loose:
+        raise UserError(
+            f"{root} holds {len(below)} folders ({examples(below)}) and {len(loose)} images beside "
+            f"them ({examples(sorted(loose))}); either have a folder per identity or none at all"
+        )
+    return _of_folders(root, below) if below else _of_names(root)
+
+
+def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
+    entries = [
+        Entry(path, identity) for identity in identities for path in _images(root / identity)
+    ]
+    images = Counter(entry.identity for entry in entries)
+    if empty := [identity for identity in identities if not images[identity]]:
+        log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
+    labels = [parse_name(os.path.basename(entry.path)) for entry in entries]
+    known = [str(label[1]) for label in labels if label is not None]
+    if len(known) < len(entries):
+        return entries
+    return [replace(entry, camera=camera) for entry, camera in zip(entries, known, strict=True)]
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Yield the images below a folder, at any depth."""
+    for place, below, _ in os.walk(folder):
+        below[:] = [name for name in below if not is_left_by_a_system(name)]
+        names = image_names(Path(place), ignoring=below)
+        yield from (os.path.join(place, name) for name in names)
+
+
+def _of_names(root: Path) -> list[Entry]:
+    named = [(name, parse_name(name)) for name in image_names(root)]
+    if strange := [name for name, labels in named if labels is None]:
+        raise UserError(
+            f"{root}: {len(strange)} images are neither in a folder per identity nor named like "
+            f"{EXAMPLE} (identity and camera first): {examples(strange)}"
+        )
+    return [
+        Entry(str(root / name), str(labels[0]), str(labels[1]))
+        for name, labels in named if labels is not None
+    ]  # fmt: skip
+
+
+# --- who goes where ---
+
+
+def split(entries: Sequence[Entry], options: Options) -> list[Entry]:
+    """Give each image its part; `entries` in a fixed order.
+
+    Identities that cannot be found again (a single image, or a single camera among several) go to
+    training. Raises UserError when a part would be left with fewer than 2 identities, or `queries`
+    is given although cameras are known.
+    """
+    if len({entry.camera for entry in entries}) == 1 and entries[0].camera is not None:
+        log.warning("all images are of one camera, so the list is written without cameras")
+        entries = [replace(entry, camera=None) for entry in entries]
+    has_cameras = entries[0].camera is not None
+    if has_cameras and options.queries is not None:
+        raise UserError("queries: cameras are known, so each identity has one query per camera")
+    images: dict[str, list[Entry]] = {}
+    for entry in entries:
+        images.setdefault(entry.identity, []).append(entry)
+    parts = _assign(images, options, has_cameras)
+    draw = generator(options.seed, _QUERIES)
+    asking: set[str] = set()
+    for identity in sorted(images):
+        if parts[identity] == "test":
+            order = [images[identity][row] for row in draw.permutation(len(images[identity]))]
+            chosen = _per_camera(order) if has_cameras else order[: options.queries or 1]
+            # one at least is left to be found
+            asking.update(entry.path for entry in chosen[: len(order) - 1])
+    return [
+        replace(entry, split=_part(parts[entry.identity], entry.path in asking))
+        for entry in entries
+    ]
+
+
+def _part(part: str, asks: bool) -> str:
+    if part != "test":
+        return part
+    return "query" if asks else "gallery"
+
+
+def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool) -> dict[str, str]:
+    """Return the part of each identity: train, validation or test."""
+    identities = sorted(images)
+    fit = [identity for identity in identities if _can_be_found(images[identity], has_cameras)]
+    test = round(options.test * len(identities))
+    validation = round(options.validation * (len(identities) - test))
+    train = len(identities) - test - validation
+    wants_validation = options.validation > 0
+    if test < 2 or train < 2 or (wants_validation and validation < 2):
+        raise UserError(
+            f"of {len(identities)} identities {train} would be trained on, {validation} held back "
+            f"and {test} tested; each part needs at least 2 (--test {options.test}, "
+            f"--validation {options.validation}; --validation 0 holds none back)"
+        )
+    if len(fit) < test + validation:
+        raise UserError(
+            f"{test} test and {validation} validation identities are asked for, and only "
+            f"{len(fit)} of {len(identities)} can be found again (two images"
+            f"{', of different cameras' if has_cameras else ''}); ask for fewer with --test and "
+            "--validation"
+        )
+    if left := len(identities) - len(fit):
+        log.info("%d identities that cannot be found again go to training", left)
+    order = [fit[row] for row in generator(options.seed, _PARTS).permutation(len(fit))]
+    parts = dict.fromkeys(identities, "train")
+    parts |= dict.fromkeys(order[:test], "test")
+    return parts | dict.fromkeys(order[test : test + validation], "validation")
+
+
+def _can_be_found(images: Sequence[Entry], has_cameras: bool) -> bool:
+    return len({entry.camera for entry in images} if has_cameras else images) > 1
+
+
+def _per_camera(images: Sequence[Entry]) -> list[Entry]:
+    """Return the first image of each camera, as long as every query keeps a match elsewhere.
+
+    Where a camera gives its only image away, the others may have nothing left to be found.
+    """
+    left = Counter(entry.camera for entry in images)
+    chosen: dict[str | None, Entry] = {}
+    for entry in images:
+        if entry.camera in chosen:
+            continue
+        after = left - Counter([entry.camera])
+        asking = {*chosen, entry.camera}
+        if all(any(other != camera for other in after) for camera in asking):
+            left, chosen[entry.camera] = after, entry
+    return list(chosen.values())

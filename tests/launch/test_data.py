@@ -1,0 +1,138 @@
+"""The data command as it is typed: checking the six benchmarks, splitting one's own images."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import data
+from launch.cli import run as run_app
+from svll.data.benchmarks import load_benchmark
+from tests.svll.data import trees
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process; returns exit status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["launch/data.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        with pytest.raises(SystemExit) as ended:
+            run_app(data.app)
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("name", trees.NAMES)
+def test_a_complete_benchmark_is_sound_whatever_its_numbers(run, tmp_path: Path, name) -> None:
+    tree = trees.build(name, tmp_path)
+    status, out, err = run("check", name, "--root", tmp_path)
+    dataset = load_benchmark(name, tmp_path)
+    assert status == 0, err
+    assert out.startswith(f"{dataset.name}: {dataset.protocol} (")
+    assert f"fingerprint  {dataset.fingerprint}\n" in out
+    assert out.endswith(f"all {len(dataset.files())} images decode\n")
+    line = next(line for line in out.splitlines() if line.startswith("train"))
+    identities = len(set(dataset.train.identities.tolist()))
+    published = load_published(name)
+    assert line.split() == [
+        "train", str(identities), str(len(tree.images["train"])),
+        str(len(set(dataset.train.cameras.tolist()))), *published,
+    ]  # fmt: skip
+    assert "WARNING" in err
+    assert "has " in err
+
+
+def load_published(name: str) -> list[str]:
+    """The words that a table's line ends with, from the papers' numbers."""
+    identities, images = {
+        "market1501": (751, 12936), "msmt17": (1041, 32621), "dukemtmc": (702, 16522),
+        "occluded_duke": (702, 15618), "veri776": (576, 37778), "vehicleid_800": (13164, 113346),
+    }[name]
+    return [str(identities), "identities,", str(images), "images"]
+
+
+@pytest.mark.parametrize("name", trees.NAMES)
+def test_a_broken_benchmark_names_what_is_broken(run, tmp_path: Path, name) -> None:
+    tree = trees.build(name, tmp_path)
+    files = list(tree.labels("train"))
+    cut, text = files[0], files[1]
+    cut.write_bytes(cut.read_bytes()[:-40])
+    text.write_bytes(b"not found")
+    expected = {f"  {cut}: truncated", f"  {text}: not an image"}
+    if tree.listed:
+        gone = next(iter(tree.labels("gallery")))
+        gone.unlink()
+        expected.add(f"  {gone}: missing")
+    status, out, _ = run("check", name, "--root", tmp_path, "--threads", 1)
+    assert status == 1
+    _, _, broken = out.partition("images are missing or broken:\n")
+    assert set(broken.splitlines()) == expected
+    assert f"{len(expected)} of {len(load_benchmark(name, tmp_path).files())} images" in out
+
+
+def test_content_is_hashed_on_request_alone(run, tmp_path: Path) -> None:
+    trees.market1501(tmp_path)
+    expected = load_benchmark("market1501", tmp_path).content_hash()
+    status, out, err = run("check", "market1501", "--root", tmp_path, "--content")
+    assert status == 0
+    assert f"content      {expected}\n" in out
+    assert "hashing: 10 of 10" in err
+    assert "decoding: 10 of 10" in err
+    assert "content " not in run("check", "market1501", "--root", tmp_path)[1]
+
+
+def test_notes_on_labels_do_not_make_a_dataset_unsound(run, tmp_path: Path) -> None:
+    tree = trees.market1501(tmp_path)
+    trees.picture(tree.folder / "query" / "0003_c1_1.jpg")
+    status, out, _ = run("check", "folder", "--root", tmp_path)
+    assert status == 0
+    assert "note: 1 of 3 query identities are absent from the gallery; 1 of 3 queries" in out
+
+
+def test_a_dataset_that_is_not_there_is_status_1_with_a_message(run, tmp_path: Path) -> None:
+    status, out, err = run("check", "dukemtmc", "--root", tmp_path)
+    assert (status, out) == (1, "")
+    assert "nothing to download" in err
+    status, _, err = run("check", "markt1501", "--root", tmp_path)
+    assert status == 1
+    assert "did you mean market1501" in err
+
+
+def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: Path) -> None:
+    for who in "abcdefgh":
+        for number in range(3):
+            trees.picture(tmp_path / "own" / who / f"{who}{number}.jpg")
+    out_file = tmp_path / "own.csv"
+    split = ("split", "--root", tmp_path / "own", "--out", out_file)
+    status, out, err = run(*split, "--validation", 0, "--queries", 2, "--seed", 3)
+    assert status == 0, err
+    assert "train          12 images of 4 identities" in out
+    assert "query           8 images of 4 identities" in out
+    assert "gallery         4 images of 4 identities" in out
+    assert f"data.name=list data.root={out_file}" in out
+    status, out, _ = run("check", "list", "--root", out_file)
+    assert status == 0
+    assert out.startswith("list: all_gallery (")
+    assert out.endswith("all 24 images decode\n")
+    status, _, err = run(*split)
+    assert status == 1
+    assert "is there already" in err
+
+
+def test_the_command_starts_from_any_folder(tmp_path: Path) -> None:
+    trees.dukemtmc(tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "data.py", "check", "dukemtmc", "--root", "."],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("all 9 images decode\n")
+    assert "INFO decoding: 9 of 9" in done.stderr

@@ -1,0 +1,220 @@
+"""A split of one's own images: no identity on two sides, and every query can be found again."""
+
+import logging
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from svll.data import image_list
+from svll.data.image_list import Entry
+from svll.data.own_split import Options, collect, split, write_split
+from tests.svll.data.trees import clutter, picture
+
+NO_VALIDATION = Options(validation=0)
+
+
+def people(count: int, images: int, cameras: int = 0) -> list[Entry]:
+    """Images of identities, taken by cameras in turn."""
+    return [
+        Entry(f"/d/{i:03d}_{n}.jpg", f"p{i:03d}", f"c{n % cameras}" if cameras else None)
+        for i in range(count) for n in range(images)
+    ]  # fmt: skip
+
+
+def by_part(entries: list[Entry]) -> dict[str | None, set[str]]:
+    found = defaultdict(set)
+    for entry in entries:
+        found[entry.split].add(entry.identity)
+    return found
+
+
+@pytest.mark.parametrize("cameras", [0, 3])
+def test_no_identity_is_on_two_sides_and_shares_are_as_asked(cameras: int) -> None:
+    found = split(people(40, 6, cameras), Options(test=0.25, validation=0.2))
+    parts = by_part(found)
+    assert parts["query"] == parts["gallery"]
+    assert {part: len(ids) for part, ids in parts.items()} == {
+        "train": 24, "validation": 6, "query": 10, "gallery": 10,
+    }  # fmt: skip
+    assert len(set.union(*parts.values())) == 40
+    whole = [e for e in found if e.identity in parts["train"] | parts["validation"]]
+    assert len(whole) == 30 * 6
+    assert len(found) == 40 * 6
+
+
+def test_each_camera_of_a_test_identity_asks_once() -> None:
+    found = split(people(10, 6, cameras=3), NO_VALIDATION)
+    queries = Counter((e.identity, e.camera) for e in found if e.split == "query")
+    assert len(queries) == 5 * 3
+    assert set(queries.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_query_has_a_match_under_another_camera(seed: int) -> None:
+    rng = random.Random(seed)
+    entries = [
+        Entry(f"/d/{i:02d}_{n}.jpg", str(i), str(rng.randrange(4)))
+        for i in range(40) for n in range(rng.randrange(1, 6))
+    ]  # fmt: skip
+    found = split(entries, Options(test=0.3, validation=0, seed=seed))
+    gallery = defaultdict(set)
+    for entry in found:
+        if entry.split == "gallery":
+            gallery[entry.identity].add(entry.camera)
+    queries = [e for e in found if e.split == "query"]
+    assert {e.identity for e in queries} == set(gallery)
+    assert all(gallery[e.identity] - {e.camera} for e in queries)
+
+
+@pytest.mark.parametrize(("queries", "expected"), [(None, 1), (2, 2), (9, 3)])
+def test_without_cameras_so_many_ask_and_one_at_least_is_found(
+    queries: int | None, expected: int
+) -> None:
+    found = split(people(8, 4), Options(validation=0, queries=queries))
+    counted = Counter(e.identity for e in found if e.split == "query")
+    assert set(counted.values()) == {expected}
+    assert all(e.camera is None for e in found)
+
+
+def test_identities_that_cannot_be_found_again_go_to_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alone = [Entry("/d/x.jpg", "a"), Entry("/d/y.jpg", "zz")]
+    with caplog.at_level(logging.INFO):
+        parts = by_part(split([*alone, *people(6, 2)], Options(test=0.75, validation=0)))
+    assert {"a", "zz"} == parts["train"]
+    assert "2 identities that cannot be found again go to training" in caplog.text
+    one_camera = [Entry("/d/x.jpg", "a", "c1"), Entry("/d/y.jpg", "a", "c1")]
+    for seed in range(5):
+        found = split([*one_camera, *people(6, 4, 2)], Options(validation=0, seed=seed))
+        assert {"a"} <= by_part(found)["train"]
+
+
+def test_one_camera_for_all_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    found = split(people(8, 4, cameras=1), NO_VALIDATION)
+    assert all(e.camera is None for e in found)
+    assert "written without cameras" in caplog.text
+
+
+def test_the_same_seed_gives_the_same_split_and_another_another(tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    names = [(f"{who}", f"{n}.jpg") for who in "abcdefgh" for n in range(3)]
+    for order, place in ((names, root), (names[::-1], tmp_path / "again" / "own")):
+        for who, name in order:
+            picture(place / who / name)
+    texts = []
+    for place, seed in ((root, 1), (tmp_path / "again" / "own", 1), (root, 2)):
+        out = place.parent / f"{seed}.csv"
+        write_split(place, out, Options(validation=0, seed=seed))
+        texts.append(out.read_text())
+    assert texts[0] == texts[1] != texts[2]
+    tested = [by_part(image_list.read(tmp_path / f"{seed}.csv"))["query"] for seed in (1, 2)]
+    assert tested[0] != tested[1]
+
+
+def test_a_list_without_split_is_split_whatever_its_order(tmp_path: Path) -> None:
+    lines = [f"{i}/{n}.jpg,{i},{n},{n % 2}" for i in range(8) for n in range(3)]
+    texts = []
+    for name, order in (("a", lines), ("b", lines[::-1])):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("path,identity,camera,view\n" + "\n".join(order))
+        write_split(path, tmp_path / f"{name} split.csv", NO_VALIDATION)
+        texts.append((tmp_path / f"{name} split.csv").read_text())
+    assert texts[0] == texts[1]
+    dataset = image_list.load(tmp_path / "a split.csv")
+    assert dataset.protocol == "cross_camera"
+    assert sum(map(len, dataset.parts().values())) == 24
+    assert set(dataset.gallery.views.tolist()) == {0, 1}
+    with pytest.raises(UserError, match="has a column split already"):
+        write_split(tmp_path / "a split.csv", tmp_path / "c.csv", NO_VALIDATION)
+
+
+def test_a_folder_per_identity_is_read_at_any_depth(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("anna/1.jpg", "anna/monday/2.JPG", "bert/1.png", "bert/2_c1.jpg"):
+        picture(tmp_path / name)
+    clutter(tmp_path / "anna")
+    clutter(tmp_path)
+    (tmp_path / "bert" / "notes.txt").write_text("x")
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / ".git").mkdir()
+    found = collect(tmp_path)
+    assert [(Path(e.path).name, e.identity, e.camera) for e in found] == [
+        ("1.jpg", "anna", None), ("2.JPG", "anna", None), ("1.png", "bert", None),
+        ("2_c1.jpg", "bert", None),
+    ]  # fmt: skip
+    assert "ignored 1 files or folders that are no images (notes.txt)" in caplog.text
+    assert "1 folders have no images (nobody)" in caplog.text
+
+
+def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:
+    for name in ("anna/0001_c1s1_1.jpg", "anna/0001_c2s1_1.jpg", "bert/0002_c02_1.jpg"):
+        picture(tmp_path / name)
+    assert [(e.identity, e.camera) for e in collect(tmp_path)] == [
+        ("anna", "1"), ("anna", "2"), ("bert", "2"),
+    ]  # fmt: skip
+
+
+def test_a_flat_folder_is_read_by_its_names_without_junk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("0002_c1s1_1.jpg", "0002_c3s1_1.jpg", "-1_c3s1_1.jpg"):
+        picture(tmp_path / name)
+    with caplog.at_level(logging.INFO):
+        assert [(e.identity, e.camera) for e in collect(tmp_path)] == [("2", "1"), ("2", "3")]
+    assert "dropped 1 junk" in caplog.text
+    picture(tmp_path / "holiday.jpg")
+    with pytest.raises(UserError, match=r"1 images are neither in a folder .*: holiday\.jpg"):
+        collect(tmp_path)
+
+
+def test_images_beside_folders_are_an_error(tmp_path: Path) -> None:
+    for name in ("anna/1.jpg", "2.jpg"):
+        picture(tmp_path / name)
+    with pytest.raises(UserError, match=r"1 folders \(anna\) and 1 images beside them \(2\.jpg\)"):
+        collect(tmp_path)
+
+
+def test_folders_that_are_one_number_are_an_error(tmp_path: Path) -> None:
+    for name in ("7/1.jpg", "007/1.jpg"):
+        picture(tmp_path / name)
+    with pytest.raises(UserError, match="has both 007 and 7"):
+        collect(tmp_path)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        write_split(tmp_path, tmp_path / "out.csv", NO_VALIDATION)
+    assert (tmp_path / "out.csv").read_text() == "mine"
+
+
+def test_too_few_identities_are_an_error_with_the_numbers() -> None:
+    with pytest.raises(UserError, match="of 6 identities 3 would be trained on, 0 held back and 3"):
+        split(people(6, 3), Options())
+    with pytest.raises(UserError, match="only 4 of 8 can be found again"):
+        split([*people(4, 3), *[Entry(f"/d/{i}.jpg", f"x{i}") for i in range(4)]],
+              Options(test=0.6, validation=0))  # fmt: skip
+
+
+def test_options_that_make_no_sense_are_named_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Options(test=1, validation=-1, queries=0)
+    assert len(str(caught.value).splitlines()) == 3
+    with pytest.raises(UserError, match="one query per camera"):
+        split(people(8, 4, 2), Options(validation=0, queries=2))
+
+
+def test_which_image_asks_depends_on_the_seed() -> None:
+    asking = []
+    for seed in (1, 2):
+        found = split(people(40, 9), Options(test=0.9, validation=0, seed=seed))
+        asking.append({e.identity: e.path for e in found if e.split == "query"})
+    both = asking[0].keys() & asking[1].keys()
+    assert len(both) > 20
+    same = sum(asking[0][identity] == asking[1][identity] for identity in both)
+    assert same < len(both) / 2
