@@ -58,6 +58,10 @@ class Data:
     """Input height in pixels."""
     width: int = 128
     """Input width in pixels."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What is subtracted from the colours, red first, of values between 0 and 1."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What the colours are divided by, after that."""
     check: bool = runtime(True)
     """Decode every image once before training, so that a broken file is named at the start."""
     threads: int = runtime(0)
@@ -91,6 +95,8 @@ class Model:
     """Side information embedding: what has a learned vector, added to the class token."""
     sie_weight: float = 1.0
     """Coefficient of the side information embedding."""
+    sie_unseen: Literal["none", "mean"] = "none"
+    """What a camera or view not seen in training gets: nothing, or the mean of the vectors."""
     head_hidden: int = 4096
     """Width of the two hidden layers of the projection heads before NT-Xent."""
     head_out: int = 256

@@ -237,6 +237,7 @@ class Trial:
             side = SideInformation(
                 config.model.sie, cameras=len(self.splits.cameras), views=self.splits.views,
                 width=self.clip.image.width, weight=config.model.sie_weight,
+                unseen=config.model.sie_unseen,
             )
         model = ReIDModel(self.clip.image.requires_grad_(True), side)
         if not self.run.weights_file.exists():
