@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from svll.models.clip import ImageEncoder, ImageFeatures
+from svll.models.resnet import ResNetEncoder
 
 
 class BNNeck(nn.Module):
@@ -79,7 +80,9 @@ class SideInformation(nn.Module):
 class ReIDModel(nn.Module):
     """CLIP's image encoder with side information: what stage 2 trains and tests use."""
 
-    def __init__(self, encoder: ImageEncoder, side: SideInformation | None) -> None:
+    def __init__(
+        self, encoder: ImageEncoder | ResNetEncoder, side: SideInformation | None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.side = side
