@@ -7,7 +7,7 @@ import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from svll.models.archives import is_archive, read_archive
+from svll.models.fitting import fit
+
+if TYPE_CHECKING:  # it imports this module
+    from svll.models.resnet import ResNetEncoder
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -32,7 +37,7 @@ class ImageFeatures(NamedTuple):
     """An image's three features; letters as in the paper."""
 
     f11: Tensor
-    """[B, W] class token before the last block, not normalised by ln_post."""
+    """[B, W] class token before the last block, not normalised by ln_post; ResNet: [B, W / 2]."""
     f12: Tensor
     """[B, W] class token after the last block and ln_post."""
     fp: Tensor
@@ -43,7 +48,7 @@ class ImageFeatures(NamedTuple):
 class Clip:
     """A loaded CLIP, taken apart."""
 
-    image: "ImageEncoder"
+    image: "ImageEncoder | ResNetEncoder"
     text: "TextEncoder"
     tokenizer: Any
     weights_hash: str
@@ -57,7 +62,7 @@ def load_clip(
 
     The image encoder is resized to `height` x `width` pixels and the given patch stride.
     Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
-    weights were not trained with, and an architecture that is not a plain ViT.
+    weights were not trained with, and an architecture that is no plain ViT or ResNet.
     """
     import open_clip  # takes four seconds: only where a model is really built
 
@@ -68,25 +73,67 @@ def load_clip(
         raise UserError(f"model.name: open_clip knows no model {name!r}{hint}")
     if not _is_plain(open_clip.get_model_config(name)):
         raise UserError(
-            f"model.name: {name} has no plain vision and text transformer; choose a ViT model"
+            f"model.name: {name} has no plain vision and text transformer; choose a ViT or RN model"
         )
     source = _weights_source(open_clip, name, weights)
+    if source and is_archive(Path(source)):
+        return _from_archive(name, Path(source), height=height, width=width, stride=stride)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(open_clip, name, source)
+    return _take_apart(model, name, height=height, width=width, stride=stride)
+
+
+def _from_archive(
+    name: str, path: Path, *, height: int, width: int, stride: int | None
+) -> Clip:
+    model = empty_model(model_config(name))
+    fit(model, read_archive(path), f"model.weights: {path} in {name}", assign=True)
+    return _take_apart(model, name, height=height, width=width, stride=stride)
+
+
+def _take_apart(
+    model: Any, name: str, *, height: int, width: int, stride: int | None
+) -> Clip:
     digest = weights_hash(model)
-    image = ImageEncoder(model.visual, height=height, width=width, stride=stride)
+    image = image_encoder(model.visual, height=height, width=width, stride=stride)
     return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
 
 
+def model_config(name: str) -> dict[str, Any]:
+    """Return open_clip's numbers of a model, the shipped one included."""
+    import open_clip
+
+    open_clip.add_model_config(HERE / "svll-tiny.json")
+    return dict(open_clip.get_model_config(name))
+
+
+def empty_model(config: dict[str, Any]) -> Any:
+    """Return open_clip's model of a configuration on the meta device: shapes without numbers."""
+    import open_clip
+
+    with torch.device("meta"):
+        return open_clip.CLIP(**config)
+
+
+def image_encoder(
+    visual: Any, *, height: int, width: int, stride: int | None
+) -> "ImageEncoder | ResNetEncoder":
+    """Return open_clip's vision tower as ReID uses it, resized to the given input."""
+    from svll.models.resnet import ResNetEncoder  # it imports this module
+
+    kind = ResNetEncoder if hasattr(visual, "attnpool") else ImageEncoder
+    return kind(visual, height=height, width=width, stride=stride)
+
+
 def _is_plain(config: dict[str, Any]) -> bool:
-    """Whether features are read as here: a ViT's class token, causal text's last token.
+    """Whether features are read as here: class token or attention pool, causal text's last token.
 
     Asked before anything is downloaded or built; open_clip has other models of the same names.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     return (
-        isinstance(vision.get("layers"), int)  # a list: ResNet
+        isinstance(vision.get("layers"), int | list)  # a list: ResNet
         and "timm_model_name" not in vision
         and vision.get("pool_type", "tok") == "tok"
         and not vision.get("attentional_pool")
@@ -115,7 +162,13 @@ def _weights_source(open_clip: Any, name: str, weights: str | None) -> str | Non
         if name != TINY:
             raise UserError(f"model.weights: only {TINY} has shipped weights, not {name}")
         return str(TINY_WEIGHTS)
+    has_quick = open_clip.get_model_config(name).get("quick_gelu", False)
     if Path(weights).is_file():
+        if is_archive(Path(weights)) and not has_quick:
+            raise UserError(
+                f"model.name: {weights} is a TorchScript archive of OpenAI, whose weights were "
+                f"trained with QuickGELU; use model.name={name}-quickgelu"
+            )
         return weights
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights not in tags:
@@ -124,7 +177,6 @@ def _weights_source(open_clip: Any, name: str, weights: str | None) -> str | Non
             f" (tags: {', '.join(tags) or 'none'})"
         )
     wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
-    has_quick = open_clip.get_model_config(name).get("quick_gelu", False)
     if wants_quick != has_quick:
         right = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
         raise UserError(
@@ -149,9 +201,7 @@ def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
 
 def _reason(error: Exception) -> str:
     """Say in a line why weights could not be read."""
-    # torch's own texts for these two advise to execute what the file says
-    if "TorchScript" in str(error):
-        return "it is a TorchScript archive; save its state_dict() as safetensors"
+    # torch's own text advises to execute what the file says
     if isinstance(error, pickle.UnpicklingError):
         return "it is no checkpoint, or holds more than tensors"
     lines = [line.strip() for line in str(error).strip().splitlines()]
@@ -172,6 +222,9 @@ def weights_hash(model: nn.Module) -> str:
 class ImageEncoder(nn.Module):
     """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
 
+    per_sample = True
+    """An image's features do not depend on the others of its call (ResNet: batch norm)."""
+
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
         patch = visual.conv1.kernel_size
@@ -187,7 +240,7 @@ class ImageEncoder(nn.Module):
             resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
         )
         self.visual = visual
-        self.width = int(visual.class_embedding.shape[0])
+        self.width = self.f11_width = int(visual.class_embedding.shape[0])
         self.out = int(visual.proj.shape[1])
         self.feature_dim = self.width + self.out
         """Width of the test feature, f12 and fp side by side."""
@@ -225,7 +278,8 @@ class TextEncoder(nn.Module):
         self.context_length = int(model.context_length)
         self.width = int(model.token_embedding.weight.shape[1])
         self.out = int(model.text_projection.shape[1])
-        self.register_buffer("mask", model.attn_mask.clone(), persistent=False)
+        mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, prompts: Tensor) -> Tensor:
         """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].

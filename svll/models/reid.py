@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from svll.config import Model
 from svll.models.clip import ImageEncoder, ImageFeatures
+from svll.models.resnet import ResNetEncoder
 
 
 class BNNeck(nn.Module):
@@ -60,25 +61,48 @@ def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
 
 
 class SideInformation(nn.Module):
-    """A learned vector per camera, per view or per both (TransReID, section 3.3)."""
+    """A learned vector per camera, per view or per both (TransReID, section 3.3).
 
-    def __init__(self, kind: str, *, cameras: int, views: int, width: int, weight: float) -> None:
+    A camera or view that training never saw has index -1 and gets what `unseen` says: `none`, a
+    zero vector, or `mean`, the mean of the vectors that agree with it in what is known.
+    """
+
+    def __init__(
+        self, kind: str, *, cameras: int, views: int, width: int, weight: float,
+        unseen: str = "none",
+    ) -> None:
         super().__init__()
-        self.kind, self.views, self.weight = kind, views, weight
-        count = {"camera": cameras, "view": views, "camera_view": cameras * views}[kind]
-        self.vectors = nn.Parameter(torch.empty(count, width))
+        self.kind, self.views, self.weight, self.unseen = kind, views, weight, unseen
+        self.shape = {
+            "camera": (cameras, 1), "view": (1, views), "camera_view": (cameras, views)
+        }[kind]
+        self.vectors = nn.Parameter(torch.empty(self.shape[0] * self.shape[1], width))
         nn.init.trunc_normal_(self.vectors, std=0.02)
 
     def forward(self, camera: Tensor, view: Tensor) -> Tensor:
         """Return the vectors [B, W] of cameras [B] and views [B], times the coefficient."""
-        index = {"camera": camera, "view": view, "camera_view": camera * self.views + view}
-        return self.weight * self.vectors[index[self.kind]]
+        if self.kind == "camera":
+            view = torch.zeros_like(view)
+        if self.kind == "view":
+            camera = torch.zeros_like(camera)
+        return self.weight * self._table()[camera, view]
+
+    def _table(self) -> Tensor:
+        """Return the vectors with what is unseen last on both axes, where index -1 points."""
+        table = self.vectors.unflatten(0, self.shape)  # [cameras, views, W]
+        for axis in (0, 1):
+            mean = table.mean(dim=axis, keepdim=True)
+            last = mean if self.unseen == "mean" else torch.zeros_like(mean)
+            table = torch.cat([table, last], dim=axis)
+        return table
 
 
 class ReIDModel(nn.Module):
     """CLIP's image encoder with side information: what stage 2 trains and tests use."""
 
-    def __init__(self, encoder: ImageEncoder, side: SideInformation | None) -> None:
+    def __init__(
+        self, encoder: ImageEncoder | ResNetEncoder, side: SideInformation | None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.side = side

@@ -205,19 +205,20 @@ def test_models_whose_features_are_read_otherwise_are_refused(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["RN50", "coca_ViT-B-32", "roberta-ViT-B-32", "ViT-L-14-CLIPA", "ViT-B-16-SigLIP"]
+    "name", ["coca_ViT-B-32", "roberta-ViT-B-32", "ViT-L-14-CLIPA", "ViT-B-16-SigLIP"]
 )
 def test_open_clips_other_architectures_are_refused(name: str) -> None:
     assert f"{name} has no plain" in refusal(name, None)
 
 
-def test_clips_own_vision_transformers_are_accepted() -> None:
+def test_clips_own_encoders_are_accepted() -> None:
     accepted = {
         name for name in open_clip.list_models()
         if clip_module._is_plain(open_clip.get_model_config(name))
     }
     assert {"ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-32", "ViT-L-14-336", "ViT-H-14"} <= accepted
-    assert all(name.startswith(("ViT-", "svll-t")) for name in accepted)
+    assert {"RN50", "RN50-quickgelu", "RN101-quickgelu", "RN50x64"} <= accepted
+    assert all(name.startswith(("ViT-", "RN", "svll-t")) for name in accepted)
 
 
 @pytest.mark.parametrize(("height", "width", "stride"), [(64, 32, 9), (4, 32, 8), (64, 7, None)])
@@ -263,25 +264,30 @@ def test_the_two_activations_give_different_features(tmp_path: Path) -> None:
         assert (gelu(x).fp - quick(x).fp).abs().max() > 1e-4
 
 
-def test_overlapping_patches_of_clip_are_21_by_10_at_stride_12() -> None:
-    assert shape_of_vit_b(stride=12) == ((21, 10), (211, 768), [(2, 768), (2, 768), (2, 512)])
-
-
-def test_patches_of_clip_are_16_by_8_at_their_own_stride() -> None:
-    assert shape_of_vit_b(stride=None)[:2] == ((16, 8), (129, 768))
-
-
-def shape_of_vit_b(stride: int | None) -> tuple[Any, ...]:
-    """Grid, positions and feature shapes of ViT-B-16-quickgelu at 256x128, without its numbers."""
-    config = open_clip.get_model_config("ViT-B-16-quickgelu")
-    with torch.device("meta"):
-        visual = open_clip.model._build_vision_tower(
-            config["embed_dim"], config["vision_cfg"], config["quick_gelu"]
-        )
-        encoder = ImageEncoder(visual, height=256, width=128, stride=stride)
-        found = encoder(torch.empty(2, 3, 256, 128))
-    positions = tuple(encoder.visual.positional_embedding.shape)
-    return encoder.grid, positions, [tuple(feature.shape) for feature in found]
+@pytest.mark.parametrize(
+    ("name", "size", "stride", "grid", "widths"),
+    [
+        ("ViT-B-16-quickgelu", (256, 128), 12, (21, 10), (768, 512)),
+        ("ViT-B-16-quickgelu", (256, 128), None, (16, 8), (768, 512)),
+        ("ViT-B-32-quickgelu", (256, 128), None, (8, 4), (768, 512)),
+        ("ViT-B-32-quickgelu", (256, 128), 24, (10, 5), (768, 512)),
+        ("ViT-L-14-quickgelu", (224, 112), None, (16, 8), (1024, 768)),
+        ("ViT-L-14-quickgelu", (256, 128), 12, (21, 10), (1024, 768)),
+    ],
+)
+def test_patches_and_features_of_clip_have_these_shapes(
+    name: str, size: tuple[int, int], stride: int | None, grid: tuple[int, int],
+    widths: tuple[int, int],
+) -> None:
+    visual = clip_module.empty_model(clip_module.model_config(name)).visual
+    encoder = ImageEncoder(visual, height=size[0], width=size[1], stride=stride)
+    found = encoder(torch.empty(2, 3, *size, device="meta"))
+    assert encoder.grid == grid
+    positions = encoder.visual.positional_embedding
+    assert tuple(positions.shape) == (1 + grid[0] * grid[1], widths[0])
+    assert [tuple(feature.shape) for feature in found] == [(2, w) for w in (*widths[:1], *widths)]
+    assert encoder.f11_width == encoder.width == widths[0]
+    assert encoder.per_sample
 
 
 def test_overlapping_patches_start_at_multiples_of_the_stride() -> None:
@@ -361,7 +367,7 @@ def test_the_encoder_resizes_the_positions_of_its_weights(tmp_path: Path) -> Non
 # --- the text encoder ---
 
 
-@pytest.mark.parametrize("name", ["svll-tiny", "svll-test-quickgelu"])
+@pytest.mark.parametrize("name", ["svll-tiny", "svll-test", "svll-test-quickgelu"])
 def test_a_prefix_encodes_as_all_77_tokens(tmp_path: Path, name: str) -> None:
     _, model = saved(tmp_path, name)
     tokenizer = tokenizer_for("svll-tiny")

@@ -104,6 +104,34 @@ def test_side_information_starts_truncated_normal_with_deviation_a_fiftieth() ->
     assert vectors.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["camera", "view", "camera_view"])
+def test_what_training_never_saw_has_no_side_information(kind: str) -> None:
+    side = SideInformation(kind, cameras=3, views=2, width=4, weight=2.0)
+    unseen = torch.tensor([-1, -1])
+    assert not side(unseen, unseen).any()
+    known = side(torch.tensor([2, -1, 2]), torch.tensor([1, 1, -1]))
+    row = {"camera": 2, "view": 1, "camera_view": 5}[kind]
+    assert torch.equal(known[0], 2.0 * side.vectors[row])
+    assert known[1].any() == (kind == "view")
+    assert known[2].any() == (kind == "camera")
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("camera", 3), ("view", 2)])
+def test_what_training_never_saw_can_get_the_mean_of_the_vectors(kind: str, rows: int) -> None:
+    side = SideInformation(kind, cameras=3, views=2, width=4, weight=2.0, unseen="mean")
+    expected = 2.0 * sum(side.vectors[row] for row in range(rows)) / rows
+    found = side(torch.tensor([-1]), torch.tensor([-1]))
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_an_unseen_camera_gets_the_mean_over_cameras_of_its_known_view() -> None:
+    side = SideInformation("camera_view", cameras=3, views=2, width=4, weight=1.0, unseen="mean")
+    v = side.vectors
+    found = side(torch.tensor([-1, 2, -1, 1]), torch.tensor([1, -1, -1, 0]))
+    expected = [(v[1] + v[3] + v[5]) / 3, (v[4] + v[5]) / 2, v.sum(dim=0) / 6, v[2]]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 # --- the model ---
 
 
