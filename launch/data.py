@@ -54,6 +54,8 @@ def check(
     found = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
     typer.echo(f"{found.dataset}: {found.protocol} ({checking.PROTOCOLS[found.protocol]})")
     typer.echo(_table(found.parts))
+    published = found.published_cameras
+    typer.echo(f"cameras      {found.cameras}" + (f", published {published}" if published else ""))
     typer.echo(f"fingerprint  {found.fingerprint}")
     if found.content_hash:
         typer.echo(f"content      {found.content_hash}")

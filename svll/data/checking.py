@@ -45,6 +45,9 @@ class Check:
     dataset: str
     protocol: str
     parts: tuple[Part, ...]
+    cameras: int
+    """Of all parts together."""
+    published_cameras: int | None
     fingerprint: str
     content_hash: str | None
     notes: tuple[str, ...]
@@ -70,6 +73,7 @@ def check(
     """
     bar = bar or _silent
     dataset = benchmarks.load_benchmark(name, root)
+    known = benchmarks.describe(name)
     content_hash = None
     if content:
         with bar("hashing") as progress:
@@ -79,7 +83,8 @@ def check(
         faults = decode(files, threads=threads, progress=progress)
     return Check(
         dataset=dataset.name, protocol=dataset.protocol,
-        parts=tuple(count(dataset, benchmarks.describe(name))),
+        parts=tuple(count(dataset, known)), cameras=cameras(dataset.parts().values()),
+        published_cameras=known.published.cameras if known and known.published else None,
         fingerprint=dataset.fingerprint, content_hash=content_hash, notes=tuple(notes(dataset)),
         images=len(files), faults=tuple(faults),
     )  # fmt: skip

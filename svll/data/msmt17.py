@@ -99,7 +99,9 @@ def find_version(root: Path) -> tuple[Path, str]:
             f"{root} holds both versions of MSMT17, whose results are not comparable:\n{lines}\n"
             "Give the folder of the one that is meant; one folder may hold one version only."
         )
-    return nearest[0]
+    folder, version = nearest[0]
+    log.info("%s: read version %s from %s", BENCHMARK.title, version[1:], folder)
+    return folder, version
 
 
 def _records(lines: list[Listed], folder: Path) -> Records:

@@ -46,6 +46,10 @@ def test_a_complete_benchmark_is_sound_whatever_its_numbers(run, tmp_path: Path,
         "train", str(identities), str(len(tree.images["train"])),
         str(len(set(dataset.train.cameras.tolist()))), *published,
     ]  # fmt: skip
+    cameras = {camera for part in ("train", "query", "gallery")
+               for _, camera in tree.images[part].values()}  # fmt: skip
+    known = {"msmt17": 15, "dukemtmc": 8, "occluded_duke": 8, "veri776": 20, "vehicleid_800": 1}
+    assert f"cameras      {len(cameras)}, published {known.get(name, 6)}\n" in out
     assert "WARNING" in err
     assert "has " in err
 
