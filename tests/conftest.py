@@ -35,7 +35,8 @@ class Ranks:
         port = str(free_port())
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / "ranks.py")],
+                # -P: the folder of tests would stand in for the packages of the same names
+                [sys.executable, "-P", str(Path(__file__).parent / "ranks.py")],
                 env=os.environ | {
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
