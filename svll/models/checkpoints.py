@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.config import build, settings_of
 from harness.errors import UserError
 from svll.config import Config
+from svll.models.archives import is_archive
 from svll.models.clip import empty_model, image_encoder, model_config
 from svll.models.clip_reid import clip_reid_model
 from svll.models.fitting import below, fit, need
@@ -45,10 +46,15 @@ def load_model(
         raise UserError(
             f"{file}: no such file; give a weights file or the folder of a finished run"
         )
+    if is_archive(file):
+        raise UserError(
+            f"{file}: a TorchScript archive, which is CLIP before ReID; it can be trained from, "
+            "as model.weights"
+        )
     wanted = Wanted(str(file), height, width, stride)
     state, about = _read(file)
     if about.get("format") == FORMAT:
-        model = _own(state, about, wanted)
+        model = _own(state, *_about(about, wanted), wanted.where)
     else:
         model = _published(_unwrapped(state), wanted)
     return model.requires_grad_(False).eval().to(device)
@@ -104,27 +110,23 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 # --- our own ---
 
 
-def _own(state: dict[str, Tensor], about: dict[str, str], wanted: Wanted) -> LoadedModel:
-    if about.get("version") != VERSION:
-        raise UserError(
-            f"{wanted.where}: version {about.get('version')} of the format, this program reads "
-            f"version {VERSION}"
-        )
-    config, cameras = _about(about, wanted)
+def _own(
+    state: dict[str, Tensor], config: Config, cameras: list[int], where: str
+) -> LoadedModel:
     data, model = config.data, config.model
     visual = empty_model(model_config(model.name)).visual
     encoder = image_encoder(visual, height=data.height, width=data.width, stride=model.stride)
-    fit(encoder, below(state, "encoder."), wanted.where, prefix="encoder.", assign=True)
-    text = need(state, "text", wanted.where, axes=2)
+    fit(encoder, below(state, "encoder."), where, prefix="encoder.", assign=True)
+    text = need(state, "text", where, axes=2)
     side, views = None, 1
     if model.sie != "none":
-        rows = len(need(state, "side.vectors", wanted.where, axes=2))
-        views = {"camera": 1, "view": rows, "camera_view": rows // len(cameras)}[model.sie]
+        rows = len(need(state, "side.vectors", where, axes=2))
+        views = {"camera": 1, "view": rows, "camera_view": rows // max(1, len(cameras))}[model.sie]
         side = SideInformation(
             model.sie, cameras=len(cameras), views=views, width=encoder.width,
             weight=model.sie_weight, unseen=model.sie_unseen,
         )
-        fit(side, below(state, "side."), wanted.where, prefix="side.")
+        fit(side, below(state, "side."), where, prefix="side.")
     return LoadedModel(
         ReIDModel(encoder, side), StoredText(text), height=data.height, width=data.width,
         mean=data.mean, std=data.std, cameras=cameras, views=views, identities=len(text),
@@ -133,6 +135,11 @@ def _own(state: dict[str, Tensor], about: dict[str, str], wanted: Wanted) -> Loa
 
 def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int]]:
     """Return what the metadata says: the configuration and the training cameras."""
+    if about.get("version") != VERSION:
+        raise UserError(
+            f"{wanted.where}: version {about.get('version')} of the format, this program reads "
+            f"version {VERSION}"
+        )
     where = Path(f"{wanted.where} (its configuration)")
     try:
         settings = settings_of(yaml.safe_load(about["config"]), {}, where, Config)
@@ -145,4 +152,4 @@ def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int]]:
         asked = getattr(wanted, key)
         if asked not in (None, value):
             raise UserError(f"{wanted.where}: was trained with {key} {value}, not {asked}")
-    return config, cameras or [0]
+    return config, cameras

@@ -191,6 +191,13 @@ def test_a_file_that_would_execute_code_is_refused_and_not_run(tmp_path: Path) -
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_archive_of_clip_is_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "ViT-B-16.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    assert "a TorchScript archive" in refusal(path)
+
+
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(2)}, {}, [1], torch.zeros(2)])
 def test_names_of_no_known_model_are_told_with_what_is_expected(
     tmp_path: Path, content: Any
