@@ -267,7 +267,9 @@ class Trial:
                 loop.train(stage, self.run, config.engine, self.recording)
             with ranks.leader_first() as acts:
                 if acts:
-                    storage.save_model(self.run, model, config)
+                    storage.save_model(
+                        self.run, model, config, text=text, cameras=self.splits.cameras
+                    )
         storage.load_model(self.run, model)
         return model.to(ranks.device()).eval()
 

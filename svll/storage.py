@@ -1,37 +1,62 @@
 """What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
 
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.config import to_yaml
 from harness.errors import UserError
 from harness.files import atomic_write
 from harness.runs import Run
 from svll.config import Config
+from svll.models.fitting import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
+
+FORMAT, VERSION = "svll-weights", "1"
+_ANEW = "; delete it to make it anew"
 
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
     """Write the learned tokens [N, M, W]."""
-    _save(run.prompts_file, {"tokens": prompts.tokens}, config)
+    _save(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
 
 
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
     """Put the written tokens into `prompts`; raises UserError when they do not fit."""
-    _load(run.prompts_file, prompts)
+    state = _read(run.prompts_file)
+    found, wanted = len(state.get("tokens", prompts.tokens)), len(prompts.tokens)
+    if found != wanted:
+        raise UserError(
+            f"{run.prompts_file}: prompts of {found} identities, the training part has "
+            f"{wanted}{_ANEW}"
+        )
+    fit(prompts, state, str(run.prompts_file), hint=_ANEW)
 
 
-def save_model(run: Run, model: ReIDModel, config: Config) -> None:
-    """Write the trained image encoder with its side information, and the config with it."""
-    _save(run.weights_file, model.state_dict(), config)
+def save_model(
+    run: Run, model: ReIDModel, config: Config, *, text: Tensor, cameras: Iterable[int]
+) -> None:
+    """Write the trained image encoder with its side information, and all that using it needs.
+
+    That is, in the file itself: `text` [N, D], the identities' text features; the configuration;
+    the sorted `cameras` of the training part, whose places are the side information's indices.
+    """
+    about = {
+        "format": FORMAT, "version": VERSION, "config": to_yaml(config),
+        "cameras": json.dumps([int(camera) for camera in cameras]),
+    }
+    _save(run.weights_file, {**model.state_dict(), "text": text}, about)
 
 
 def load_model(run: Run, model: ReIDModel) -> None:
     """Put the written weights into `model`; raises UserError when they do not fit."""
-    _load(run.weights_file, model)
+    state = _read(run.weights_file)
+    state.pop("text", None)
+    fit(model, state, str(run.weights_file), hint=_ANEW)
 
 
 def remove_checkpoints(run: Run) -> None:
@@ -39,23 +64,23 @@ def remove_checkpoints(run: Run) -> None:
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _save(path: Path, state: dict[str, Tensor], config: Config) -> None:
+def _save(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         with atomic_write(path) as private:
-            save_file(tensors, private, metadata={"config": to_yaml(config)})
+            save_file(tensors, private, metadata=about)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _load(path: Path, module: nn.Module) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be used ({first}); delete it to make it anew") from None
+        raise UserError(f"{path}: cannot be used ({first}){_ANEW}") from None

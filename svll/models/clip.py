@@ -101,10 +101,12 @@ def _take_apart(
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """Return open_clip's numbers of a model, the shipped one included."""
+    """Return open_clip's numbers of a model, the shipped one included; UserError if unknown."""
     import open_clip
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
+    if name not in open_clip.list_models():
+        raise UserError(f"model.name: open_clip knows no model {name!r}")
     return dict(open_clip.get_model_config(name))
 
 

@@ -39,3 +39,17 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
+
+
+def need(
+    state: Mapping[str, Tensor], name: str, where: str, prefix: str = "", axes: int | None = None
+) -> Tensor:
+    """Return a tensor; raises UserError when it is missing or has not `axes` axes."""
+    if name not in state:
+        raise UserError(f"{where}: does not fit: {prefix}{name} is missing")
+    if axes not in (None, state[name].ndim):
+        raise UserError(
+            f"{where}: does not fit: {prefix}{name} is {list(state[name].shape)} in the file, "
+            f"expected were {axes} axes"
+        )
+    return state[name]

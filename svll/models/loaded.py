@@ -1,0 +1,117 @@
+"""A trained model as it is used: images and identities in, features out.
+
+Letters: B images or identities, N identities, L tokens, W width, D width of a feature.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from svll.models.clip import TextEncoder
+from svll.models.fitting import fit
+from svll.models.reid import SideInformation
+
+VERI_CAMERAS, VERI_VIEWS = 20, 8
+"""The one benchmark whose published models have a vector per camera and view."""
+
+
+class LoadedModel(nn.Module):
+    """An image encoder, text features of its identities where there are any, and what it takes."""
+
+    def __init__(
+        self, image: Any, text: nn.Module | None, *, height: int, width: int,
+        mean: Sequence[float], std: Sequence[float], cameras: Sequence[int], views: int,
+        identities: int,
+    ) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+        self.height, self.width = height, width
+        """Of the images, in pixels."""
+        self.mean, self.std = tuple(mean), tuple(std)
+        """Of the colours, red first, of values between 0 and 1."""
+        self.cameras = list(cameras)
+        """The dataset's number, from 0, of each camera that was trained with."""
+        self.views = views
+        self.identities = identities
+
+    def encode_image(
+        self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
+    ) -> Tensor:
+        """Return the test features [B, D] of normalised images [B, 3, H, W], not normalised.
+
+        `camera` [B] holds places in `cameras`, -1 for one that is not among them; without it there
+        is no side information. `view` [B] is 0, the unknown, unless given.
+        Raises UserError for images of another size.
+        """
+        if images.shape[1:] != (3, self.height, self.width):
+            raise UserError(
+                f"images are {list(images.shape[1:])}, the model takes "
+                f"{[3, self.height, self.width]}"
+            )
+        return self.image.encode_image(images, camera, view)
+
+    def encode_text(self, identities: Tensor) -> Tensor:
+        """Return the text features [B, D] of training identities [B], not normalised.
+
+        Raises UserError for a model without texts and for identities outside of 0..N-1.
+        """
+        if self.text is None:
+            raise UserError("this model was trained without texts; it has no text features")
+        if len(identities) and not 0 <= identities.min() <= identities.max() < self.identities:
+            raise UserError(
+                f"identities go from 0 to {self.identities - 1}, found "
+                f"{int(identities.min())} to {int(identities.max())}"
+            )
+        return self.text(identities)
+
+
+class StoredText(nn.Module):
+    """Text features that were computed when the model was saved."""
+
+    features: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features)
+
+    def forward(self, identities: Tensor) -> Tensor:
+        return self.features[identities]
+
+
+class PromptedText(nn.Module):
+    """Text features of learned prompts, computed when asked for."""
+
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, encoder: TextEncoder, before: Tensor, tokens: Tensor, after: Tensor) -> None:
+        """Take the embedded template [1, L, W] around the tokens [N, M, W], end-of-text last."""
+        super().__init__()
+        self.encoder = encoder
+        self.tokens = nn.Parameter(tokens)
+        self.register_buffer("before", before)
+        self.register_buffer("after", after)
+
+    def forward(self, identities: Tensor) -> Tensor:
+        before, after = (x.expand(len(identities), -1, -1) for x in (self.before, self.after))
+        return self.encoder(torch.cat([before, self.tokens[identities], after], dim=1))
+
+
+def side_information(
+    vectors: Tensor, width: int, where: str, *, weight: float
+) -> SideInformation:
+    """Return side information of published vectors [n, W].
+
+    Their number does not tell cameras from views; 160 are VeRi-776's, all others one per camera.
+    """
+    count = len(vectors)
+    both = count == VERI_CAMERAS * VERI_VIEWS
+    side = SideInformation(
+        "camera_view" if both else "camera", cameras=VERI_CAMERAS if both else count,
+        views=VERI_VIEWS if both else 1, width=width, weight=weight,
+    )
+    fit(side, {"vectors": vectors}, where, prefix="side information: ")
+    return side

@@ -1,0 +1,189 @@
+"""`svll.load(path).encode(images)` is the test feature of images as tests prepare them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import v2
+
+import svll
+from harness.config import Setting, build
+from harness.errors import UserError
+from harness.pipeline import ImageLoader, View
+from harness.runs import Run
+from svll import storage
+from svll.config import Config
+from svll.encode import TEST_RESIZE
+from svll.models.clip import load_clip
+from svll.models.extractor import prepare
+from svll.models.reid import ReIDModel, SideInformation
+
+MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [1, 2, 5]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ReIDModel]]:
+    def make(unseen: str = "none") -> tuple[Path, ReIDModel]:
+        values = {
+            "data.height": 64, "data.width": 32, "data.mean": MEAN, "data.std": STD,
+            "model.name": "svll-tiny", "model.weights": "shipped", "model.stride": 8,
+            "model.sie": "camera", "model.sie_unseen": unseen,
+        }
+        config = build(Config, [Setting(key, value, "test") for key, value in values.items()])
+        clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
+        side = SideInformation(
+            "camera", cameras=3, views=1, width=128, weight=1.0, unseen=unseen
+        )
+        with torch.no_grad():
+            side.vectors.mul_(50)
+        model = ReIDModel(clip.image, side).eval()
+        run = Run(tmp_path_factory.mktemp("run"))
+        storage.save_model(run, model, config, text=torch.zeros(2, 128), cameras=CAMERAS)
+        return run.folder, model
+
+    return make
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Images of sizes that shrink and grow, one of them grey."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number, size in enumerate([(200, 90, 3), (40, 30, 3), (64, 32, 3), (130, 70)]):
+        coarse = rng.integers(0, 256, (8, 4, *size[2:]), dtype=np.uint8)
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(coarse).resize((size[1], size[0])).save(path, quality=95)
+        found.append(str(path))
+    return found
+
+
+def plain_features(
+    model: ReIDModel, paths: list[str], camera: list[int] | None = None
+) -> NDArray[Any]:
+    """By torchvision's transforms, image after image."""
+    steps = v2.Compose([
+        v2.RGB(), v2.Resize((64, 32), antialias=True), v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
+    ])
+    rows = []
+    for place, path in enumerate(paths):
+        given = () if camera is None else (torch.tensor([camera[place]]),)
+        with torch.no_grad():
+            row = model.encode_image(steps(Image.open(path))[None], *given)[0].double().numpy()
+        rows.append(row / np.sqrt((row**2).sum()))
+    return np.stack(rows)
+
+
+def test_features_are_those_of_the_test_transforms_at_unit_length(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    folder, model = make()
+    found = svll.load(folder).encode(paths)
+    assert (found.dtype, found.shape) == (np.float32, (4, 256))
+    np.testing.assert_allclose(found, plain_features(model, paths), rtol=0, atol=1e-5)
+
+
+def test_files_images_and_arrays_give_the_same_features(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    extractor = svll.load(make()[0], batch=3)
+    expected = extractor.encode(paths)
+    images = [Image.open(path) for path in paths]
+    mixed: list[Any] = [images[0], np.array(images[1]), Path(paths[2]), images[3]]
+    assert np.allclose(extractor.encode(mixed), expected, atol=1e-6)
+    one: list[Any] = [paths[1], Path(paths[1]), images[1], np.array(images[1])]
+    for image in one:
+        found = extractor.encode(image)
+        assert found.shape == (1, 256)
+        assert np.allclose(found[0], expected[1], atol=1e-6)
+    assert extractor.encode([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("unseen", ["none", "mean"])
+def test_cameras_are_the_datasets_numbers(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], unseen: str
+) -> None:
+    folder, model = make(unseen)
+    extractor = svll.load(folder)
+    found = extractor.encode(paths, camera=[5, 1, 0, 2])
+    expected = plain_features(model, paths, [2, 0, -1, 1])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    without = extractor.encode(paths)
+    assert np.allclose(found[2], without[2], atol=1e-5) == (unseen == "none")
+    assert abs(found[0] - without[0]).max() > 0.01
+    all_of_one = extractor.encode(paths, camera=5)
+    np.testing.assert_allclose(
+        all_of_one, plain_features(model, paths, [2] * 4), rtol=0, atol=1e-5
+    )
+    with pytest.raises(UserError, match="3 cameras for 4 images; give one or 4"):
+        extractor.encode(paths, camera=[1, 2, 5])
+
+
+def test_images_are_prepared_as_the_pipeline_of_tests_does(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    model = svll.load(make()[0]).model
+    model.mean = model.std = (0.5, 0.5, 0.5)
+    loader = ImageLoader(
+        paths, height=64, width=32, views={"image": View()}, resize=TEST_RESIZE, batch_size=4,
+        seed=0, threads=1, device="cpu",
+    )
+    try:
+        rows = [np.arange(4)]
+        piped = next(iter(loader.epoch(rows, rows, epoch=0)))["image"].clone()
+    finally:
+        loader.close()
+    ours = torch.stack([prepare(path, model) for path in paths])
+    grey_levels = (ours - piped).abs() * 127.5
+    assert grey_levels.max() <= 6  # two resizers, both with antialias
+    assert grey_levels.mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "no such file"), (b"text", "not an image"), (b"cut", "cannot be read")],
+)
+def test_an_unreadable_image_is_named(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], tmp_path: Path,
+    content: bytes | None, told: str,
+) -> None:
+    path = tmp_path / "bad.jpg"
+    if content is not None:
+        path.write_bytes(Path(paths[0]).read_bytes()[:900] if content == b"cut" else content)
+    with pytest.raises(UserError, match=rf"bad\.jpg: {told}"):
+        svll.load(make()[0]).encode([paths[0], str(path)])
+
+
+def test_an_array_of_another_kind_is_told(
+    make: Callable[..., tuple[Path, ReIDModel]]
+) -> None:
+    extractor = svll.load(make()[0])
+    for array in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)):
+        with pytest.raises(UserError, match=r"expected is uint8 \[H, W, 3\]"):
+            extractor.encode(array)
+
+
+def test_three_lines_load_neither_deepspeed_nor_dali_nor_ray(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    program = (
+        "import sys\n"
+        "import svll\n"
+        "assert 'torch' not in sys.modules\n"
+        "model = svll.load(sys.argv[1])\n"
+        "features = model.encode(sys.argv[2:])\n"
+        "assert features.shape == (4, 256)\n"
+        "heavy = {'deepspeed', 'ray', 'nvidia.dali', 'submitit', 'numba', 'h5py'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(make()[0]), *paths], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
