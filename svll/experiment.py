@@ -268,7 +268,8 @@ class Trial:
             with ranks.leader_first() as acts:
                 if acts:
                     storage.save_model(
-                        self.run, model, config, text=text, cameras=self.splits.cameras
+                        self.run, model, config, text=text, cameras=self.splits.cameras,
+                        identities=self.splits.identities,
                     )
         storage.load_model(self.run, model)
         return model.to(ranks.device()).eval()

@@ -38,18 +38,21 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
 
 
 def save_model(
-    run: Run, model: ReIDModel, config: Config, *, text: Tensor, cameras: Iterable[int]
+    run: Run, model: ReIDModel, config: Config, *, text: Tensor | None, cameras: Iterable[int],
+    identities: int,
 ) -> None:
     """Write the trained image encoder with its side information, and all that using it needs.
 
-    That is, in the file itself: `text` [N, D], the identities' text features; the configuration;
-    the sorted `cameras` of the training part, whose places are the side information's indices.
+    That is, in the file itself: `text` [N, D], the text features of N `identities`, unless there
+    were no prompts; the configuration; the sorted `cameras` of the training part, whose places are
+    the side information's indices.
     """
     about = {
         "format": FORMAT, "version": VERSION, "config": to_yaml(config),
-        "cameras": json.dumps([int(camera) for camera in cameras]),
+        "cameras": json.dumps([int(camera) for camera in cameras]), "identities": str(identities),
     }
-    _save(run.weights_file, {**model.state_dict(), "text": text}, about)
+    state = model.state_dict() | ({} if text is None else {"text": text})
+    _save(run.weights_file, state, about)
 
 
 def load_model(run: Run, model: ReIDModel) -> None:

@@ -111,13 +111,15 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _own(
-    state: dict[str, Tensor], config: Config, cameras: list[int], where: str
+    state: dict[str, Tensor], config: Config, cameras: list[int], identities: int, where: str
 ) -> LoadedModel:
     data, model = config.data, config.model
     visual = empty_model(model_config(model.name)).visual
     encoder = image_encoder(visual, height=data.height, width=data.width, stride=model.stride)
     fit(encoder, below(state, "encoder."), where, prefix="encoder.", assign=True)
-    text = need(state, "text", where, axes=2)
+    text = None
+    if config.stage1.epochs:
+        text = StoredText(need(state, "text", where, axes=2))
     side, views = None, 1
     if model.sie != "none":
         rows = len(need(state, "side.vectors", where, axes=2))
@@ -128,13 +130,13 @@ def _own(
         )
         fit(side, below(state, "side."), where, prefix="side.")
     return LoadedModel(
-        ReIDModel(encoder, side), StoredText(text), height=data.height, width=data.width,
-        mean=data.mean, std=data.std, cameras=cameras, views=views, identities=len(text),
+        ReIDModel(encoder, side), text, height=data.height, width=data.width,
+        mean=data.mean, std=data.std, cameras=cameras, views=views, identities=identities,
     )
 
 
-def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int]]:
-    """Return what the metadata says: the configuration and the training cameras."""
+def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int], int]:
+    """Return what the metadata says: configuration, training cameras, number of identities."""
     if about.get("version") != VERSION:
         raise UserError(
             f"{wanted.where}: version {about.get('version')} of the format, this program reads "
@@ -144,6 +146,7 @@ def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int]]:
     try:
         settings = settings_of(yaml.safe_load(about["config"]), {}, where, Config)
         cameras = [int(camera) for camera in json.loads(about["cameras"])]
+        identities = int(about["identities"])
     except (KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{wanted.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
@@ -152,4 +155,4 @@ def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int]]:
         asked = getattr(wanted, key)
         if asked not in (None, value):
             raise UserError(f"{wanted.where}: was trained with {key} {value}, not {asked}")
-    return config, cameras
+    return config, cameras, identities
