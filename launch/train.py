@@ -66,11 +66,19 @@ def _dry_run(config: Config) -> int:
         f"training part ({source}): {size.images} images, {size.identities} identities, "
         f"{size.cameras} cameras, {size.views} views\n"
     )
+    found = estimate(config, size)
     console = Console()
-    for table in _tables(estimate(config, size)):
+    for table in _tables(found):
         console.print(table)
-    typer.echo("of one rank on this machine, from a few images that were really run; decoding,")
-    typer.echo("validation and test are not counted")
+    typer.echo(
+        f"of one rank on this machine in {found.precision}, from a few images that were really "
+        "run;\ndecoding, validation and test are not counted"
+    )
+    if found.precision != config.engine.precision:
+        typer.echo(
+            f"(there is no {config.engine.precision} arithmetic here; it would be imitated, many "
+            "times slower: train with engine.precision=fp32)"
+        )
     return 0
 
 

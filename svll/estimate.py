@@ -6,7 +6,7 @@ forward and backward once while what autograd keeps is counted, and the rest is 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Estimate:
 
     groups: tuple[Group, ...]
     costs: tuple[Cost, ...]
+    precision: str
+    """In which the probe ran: fp32 where the device would only imitate bf16, for minutes."""
 
 
 def size_of(config: Config) -> tuple[Size, str]:
@@ -121,6 +123,8 @@ def estimate(config: Config, size: Size) -> Estimate:
 
     Raises UserError for a model that does not exist or does not fit the input size.
     """
+    if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
+        config = replace(config, engine=replace(config.engine, precision="fp32"))
     clip = load_clip(
         config.model.name, None, height=config.data.height, width=config.data.width,
         stride=config.model.stride, seed=config.seed,
@@ -137,7 +141,7 @@ def estimate(config: Config, size: Size) -> Estimate:
     groups += _groups("stage2", images, stage2.optimizer(images, config.stage2),
                       stage2.lr_factor(config.stage2, 1))
     costs.append(_stage2_cost(config, clip, images, size))
-    return Estimate(tuple(groups), tuple(costs))
+    return Estimate(tuple(groups), tuple(costs), config.engine.precision)
 
 
 def _stage1(config: Config, clip: Clip, size: Size) -> stage1.PromptObjective:

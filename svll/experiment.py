@@ -52,6 +52,11 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     started = time.time()
     ranks.init_ranks()
     config = build(Config, read_recipe(run.config_file, Config))
+    if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
+        log.warning(
+            "this machine has no bf16 arithmetic and imitates it, many times slower than "
+            "engine.precision=fp32"
+        )
     # on a GPU this would cost speed; there, runs agree to rounding
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     trial = Trial(run, config, report)

@@ -270,8 +270,18 @@ def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None
     write("a.yaml", "extends: b\n")
     path = write("b.yaml", "extends: a\n")
     assert told(read_recipe, path, Car) == [
-        f"{path}: recipes extend each other in a circle: b -> a"
+        f"{path}: recipes extend each other in a circle: b -> a -> b"
     ]
+
+
+def test_later_bases_win_over_earlier_ones_and_the_recipe_over_all(write: Any) -> None:
+    write("a.yaml", "doors: 2\ngarage: north\n")
+    write("b.yaml", "doors: 6\nengine: {power: 7.0}\n")
+    car = build(Car, read_recipe(write("c.yaml", "extends: [a, b]\n"), Car))
+    assert (car.doors, car.garage, car.engine.power) == (6, "north", 7.0)
+    turned = write("d.yaml", "extends: [b, a]\nengine: {power: 8.0}\n")
+    other = build(Car, read_recipe(turned, Car))
+    assert (other.doors, other.engine.power) == (2, 8.0)
 
 
 def test_an_unknown_recipe_is_told_with_the_nearest_and_all(write: Any, tmp_path: Path) -> None:

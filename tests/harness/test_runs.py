@@ -54,10 +54,13 @@ def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None
     assert all(path.parent == run.folder for path in paths)
 
 
-def test_the_configuration_is_written_once(run: Run) -> None:
-    run.create("seed: 1\n")
-    run.create("seed: 2\n")
-    assert run.config_file.read_text() == "seed: 1\n"
+def test_the_configuration_is_written_anew_when_the_run_is_to_go_on_elsewhere(run: Run) -> None:
+    run.create("root: /here\n")
+    run.create("root: /there\n")
+    assert run.config_file.read_text() == "root: /there\n"
+    before = run.config_file.stat()
+    run.create("root: /there\n")
+    assert run.config_file.stat().st_ino == before.st_ino  # nothing new, nothing written
 
 
 def test_the_last_status_is_what_counts(run: Run) -> None:

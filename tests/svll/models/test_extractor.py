@@ -34,7 +34,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
         values = {
             "data.height": 64, "data.width": 32, "data.mean": MEAN, "data.std": STD,
             "model.name": "svll-tiny", "model.weights": "shipped", "model.stride": 8,
-            "model.sie": "camera", "model.sie_unseen": unseen,
+            "model.sie": "camera", "stage1.epochs": 0, "stage2.i2t_weight": 0.0,
+            "model.sie_unseen": unseen,
         }
         config = build(Config, [Setting(key, value, "test") for key, value in values.items()])
         clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
@@ -45,7 +46,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
             side.vectors.mul_(50)
         model = ReIDModel(clip.image, side).eval()
         run = Run(tmp_path_factory.mktemp("run"))
-        storage.save_model(run, model, config, text=torch.zeros(2, 128), cameras=CAMERAS)
+        storage.save_model(run, model, config, text=None, cameras=CAMERAS, identities=2)
         return run.folder, model
 
     return make
