@@ -254,7 +254,8 @@ class ImageEncoder(nn.Module):
         """
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
-        token = visual.class_embedding.expand(len(images), 1, -1)
+        # not len(images), which an export to ONNX would take for a constant
+        token = visual.class_embedding.expand(images.shape[0], 1, -1)
         if side is not None:
             token = token + side.unsqueeze(1)
         x = torch.cat([token.to(patches.dtype), patches], dim=1)

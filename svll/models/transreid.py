@@ -96,7 +96,9 @@ class TransReID(nn.Module):
     ) -> Tensor:
         """Return test features [B, W], or [B, 5 W] with the jigsaw branch, before BN."""
         patches = self.base.patch_embed["proj"](images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.base.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        # not len(images), which an export to ONNX would take for a constant
+        token = self.base.cls_token.expand(images.shape[0], -1, -1)
+        x = torch.cat([token, patches], dim=1)
         x = x + self.base.pos_embed
         if self.side is not None and camera is not None:
             view = torch.zeros_like(camera) if view is None else view

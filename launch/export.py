@@ -1,0 +1,66 @@
+"""The image encoder of trained weights as an ONNX file, checked against torch.
+
+    python launch/export.py --weights runs/market1501/0a1b2c3d4e5f --out model.onnx
+    python launch/export.py --weights ViT-B-16_60.pth --out model.onnx --images photos
+
+Input "images": normalised float32 [B, 3, H, W], any B; output "features": [B, D], not normalised.
+How images are prepared stands in the file's metadata. Needs the extra: pip install '.[export]'
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import UserError
+from launch.cli import command
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_IMAGES = 24
+"""Real images that are compared; more would tell nothing new."""
+
+
+@command(__doc__)
+def main(
+    weights: Annotated[
+        Path, typer.Option(help="Weights file, folder of a finished run, or published .pth.")
+    ],
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare on, besides random ones.")
+    ] = None,
+    camera: Annotated[
+        int | None,
+        typer.Option(help="Build in this camera's side information (number as in the dataset, "
+                          "from 0). [default: none]"),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Input height of a published file that does not tell it.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Input width, likewise.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Patch stride, likewise.")] = None,
+) -> int:
+    """Export, compare, and print the largest difference."""
+    found = _images(images) if images else []
+    from svll.models import load_model
+    from svll.models.onnx_export import export_onnx  # torch: not for --help
+
+    model = load_model(weights, height=height, width=width, stride=stride)
+    done = export_onnx(model, out, camera=camera, images=found)
+    typer.echo(
+        f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from torch "
+        f"{done.difference:.1e} of a feature's length, over {done.images} images"
+    )
+    return 0
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the first images below a folder, by name; raises UserError when there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    if not found:
+        raise UserError(f"--images {folder}: no images there ({', '.join(ENDINGS)})")
+    return found[:MAX_IMAGES]
+
+
+if __name__ == "__main__":
+    main()

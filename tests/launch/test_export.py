@@ -1,0 +1,110 @@
+"""The export command: a file and one line, or one message."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.config import build, parse_overrides, read_recipe
+from harness.runs import Run
+from launch import export
+from svll import storage
+from svll.config import RECIPES, Config
+from svll.models.clip import load_clip
+from svll.models.onnx_export import PACKAGES
+from svll.models.reid import ReIDModel
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process; returns exit status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["launch/export.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            export.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = read_recipe(RECIPES / "synthetic_tiny.yaml", Config)
+    config = build(Config, [*recipe, *parse_overrides(["model.sie=none"])])
+    clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
+    run = Run(tmp_path_factory.mktemp("run"))
+    storage.save_model(
+        run, ReIDModel(clip.image, None), config, text=torch.zeros(2, 128), cameras=[0]
+    )
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra `export`"
+)
+def test_a_run_is_exported_and_compared_on_real_images(
+    run: Command, finished: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "more/b.PNG", "c.txt"):
+        image = Image.fromarray(rng.integers(0, 256, (70, 40, 3), dtype=np.uint8))
+        image.save(tmp_path / "photos" / name, format="png")
+    out = tmp_path / "model.onnx"
+    status, printed, _ = run(
+        "--weights", finished.folder, "--out", out, "--images", tmp_path / "photos"
+    )
+    assert status == 0
+    assert out.is_file()
+    assert printed.startswith(f"{out}: ")
+    assert "largest difference from torch" in printed
+    assert printed.endswith("over 6 images\n")
+
+
+def test_a_folder_without_images_is_told(run: Command, finished: Run, tmp_path: Path) -> None:
+    status, _, told = run(
+        "--weights", finished.folder, "--out", tmp_path / "a.onnx", "--images", tmp_path
+    )
+    assert status == 1
+    assert f"--images {tmp_path}: no images there (.jpg, " in told
+
+
+def test_weights_that_are_none_are_told(run: Command, tmp_path: Path) -> None:
+    status, _, told = run("--weights", tmp_path / "a.pth", "--out", tmp_path / "a.onnx")
+    assert status == 1
+    assert f"{tmp_path / 'a.pth'}: no such file" in told
+
+
+def test_a_missing_package_is_told_with_what_to_install(
+    run: Command, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svll.models.onnx_export.PACKAGES", ("no_such_onnx",))
+    status, _, told = run("--weights", finished.folder, "--out", tmp_path / "a.onnx")
+    assert status == 1
+    assert "no_such_onnx: not installed; pip install '.[export]'" in told
+
+
+def test_help_shows_the_examples_without_loading_torch() -> None:
+    program = (
+        "import sys; sys.argv = ['launch/export.py', '--help']; from launch import export\n"
+        "try: export.main()\n"
+        "finally: print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "    python launch/export.py --weights" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
