@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harness.cluster.table import wide
 from harness.config import build, find_recipe, parse_overrides, read_recipe, signature, to_yaml
 from harness.runs import Run
 from launch.cli import command, print_result
@@ -67,7 +68,7 @@ def _dry_run(config: Config) -> int:
         f"{size.cameras} cameras, {size.views} views\n"
     )
     found = estimate(config, size)
-    console = Console()
+    console = wide(Console())
     for table in _tables(found):
         console.print(table)
     typer.echo(

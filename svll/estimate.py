@@ -4,8 +4,10 @@ Nothing is trained. Both stages are built as they would be, with random weights;
 forward and backward once while what autograd keeps is counted, and the rest is multiplication.
 """
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,10 +127,11 @@ def estimate(config: Config, size: Size) -> Estimate:
     """
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         config = replace(config, engine=replace(config.engine, precision="fp32"))
-    clip = load_clip(
-        config.model.name, None, height=config.data.height, width=config.data.width,
-        stride=config.model.stride, seed=config.seed,
-    )
+    with _quietly():  # that weights are random is no news here
+        clip = load_clip(
+            config.model.name, None, height=config.data.height, width=config.data.width,
+            stride=config.model.stride, seed=config.seed,
+        )
     groups: list[Group] = []
     costs: list[Cost] = []
     if config.stage1.epochs:
@@ -224,6 +227,15 @@ def _stage2_cost(
         "stage2", size.images // stage.batch * stage.epochs, seconds * share + update, 0.0,
         _memory_gb(objective, activations * share),
     )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _images(config: Config) -> Tensor:
