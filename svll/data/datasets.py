@@ -65,13 +65,20 @@ def load_datasets(data: Data, cache: Path) -> Datasets:
 
 
 def _load(data: Data, name: str, cache: Path) -> Dataset:
-    root = root_of(data, name)
-    if name == "synthetic":
-        folder = synthetic.ensure_world(world_of(data.world), cache) if root is None else root
-        return synthetic.load_world(folder)
+    root = _root(data, name)
     if root is None:
+        root = str(synthetic.ensure_world(world_of(data.world), cache))
+    return synthetic.load_world(root) if name == "synthetic" else (
+        benchmarks.load_benchmark(name, root)
+    )
+
+
+def _root(data: Data, name: str) -> str | None:
+    """Return a dataset's folder, None for a world that is to be drawn; UserError for no folder."""
+    root = root_of(data, name)
+    if root is None and name != "synthetic":
         raise UserError(f"data.root: the folder of {name} is needed: data.root=DIR")
-    return benchmarks.load_benchmark(name, root)
+    return root
 
 
 def world_of(config: WorldConfig) -> synthetic.World:
@@ -129,10 +136,10 @@ def _remembered(data: Data, name: str, cache: Path) -> str:
     not, so it is kept together with the folders' times, which change with every file that is
     added, removed or renamed. What that cannot see is found when the run starts.
     """
-    root = root_of(data, name)
-    if root is None and name == "synthetic":
+    root = _root(data, name)
+    if root is None:
         return ""
-    key = hashlib.sha256(f"{name}\t{os.path.abspath(root or '.')}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{name}\t{os.path.abspath(root)}".encode()).hexdigest()[:16]
     file = cache / "fingerprints" / f"{key}.json"
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         known: dict[str, Any] = read_json(file)

@@ -1,0 +1,45 @@
+"""One run from the command line: what it would cost, and what it needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(folder: Path, *words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch/train.py", *words],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_path: Path) -> None:
+    status, out, err = train(
+        tmp_path, "--recipe", "synthetic_tiny", "--dry-run", "stage1.lss_weight=0.25"
+    )
+    assert (status, err) == (0, "")
+    config = yaml.safe_load(out.partition("training part")[0])
+    assert config["stage1"]["lss_weight"] == 0.25
+    assert config["stage2"]["batch"] == 16
+    assert "(to be drawn)" in out
+    for word in ("prompts", "weights", "biases", "hours", "memory, GB", "one rank"):
+        assert word in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_benchmark_without_its_folder_is_told_what_to_give(tmp_path: Path) -> None:
+    status, out, err = train(tmp_path, "--recipe", "market1501")
+    assert (status, out) == (1, "")
+    assert err == "error: data.root: the folder of market1501 is needed: data.root=DIR\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> None:
+    status, _, err = train(tmp_path, "--recipe", "msmt17", f"data.root={tmp_path}")
+    assert status == 1
+    assert "no MSMT17 was found. Looked in:" in err
+    assert "Traceback" not in err
