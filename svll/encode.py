@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness import engine as ranks
 from harness import progress
+from harness.features import FeatureGroup
 from harness.pipeline import ImageLoader, Resize, View
 from svll.data.records import Records
 
@@ -23,6 +24,10 @@ TEST_RESIZE: Resize = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
 Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
 """Images [B, 3, H, W] and their rows [B] to features [B, D]."""
+EncodeWithSide = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Images [B, 3, H, W], camera and view places [B] to features [B, D]."""
+Side = Callable[[Records], tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Images to their places [n] among the training cameras and views, -1 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,45 @@ def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
         for r, part in enumerate(gathered)
     ]
     return torch.cat(kept)
+
+
+def encode_pair(
+    query: Records, gallery: Records, reader: Reader, side: Side, encode: EncodeWithSide
+) -> tuple[Tensor, Tensor]:
+    """Return the test features [Q, D] and [G, D] of a query and gallery, each image encoded once.
+
+    `side` is asked for the side information's places of all images, `encode` for features.
+    """
+    images = gallery
+    known = {path: row for row, path in enumerate(images.paths)}
+    others = [row for row, path in enumerate(query.paths) if path not in known]
+    if others:
+        images = Records.concatenate([images, query.take(others)])
+        known = {path: row for row, path in enumerate(images.paths)}
+    camera, view = (torch.from_numpy(column) for column in side(images))
+
+    def encode_rows(batch: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        index, device = torch.from_numpy(rows), batch.device
+        return encode(batch, camera[index].to(device), view[index].to(device))
+
+    features = encode_all(images, reader, encode_rows)
+    rows = torch.tensor([known[path] for path in query.paths], dtype=torch.int64)
+    return features[rows], features[: len(gallery)]
+
+
+def feature_groups(
+    features: tuple[Tensor, Tensor], query: Records, gallery: Records
+) -> dict[str, FeatureGroup]:
+    """Put features [Q, D] and [G, D] and what is known of their images together, for a file."""
+    return {
+        name: FeatureGroup(
+            features=rows.numpy(), identities=records.identities, cameras=records.cameras,
+            views=records.views, paths=records.paths,
+        )
+        for name, rows, records in zip(
+            ("query", "gallery"), features, (query, gallery), strict=True
+        )
+    }
 
 
 def autocast(device: str, precision: str) -> torch.autocast:

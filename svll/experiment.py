@@ -21,7 +21,7 @@ from harness import engine as ranks
 from harness import loop
 from harness.config import build, read_recipe
 from harness.errors import UserError
-from harness.features import FeatureGroup, write_features
+from harness.features import write_features
 from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
@@ -33,7 +33,7 @@ from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.records import Records
 from svll.data.sampling import identity_batches, shuffled_batches
 from svll.data.splits import UNSEEN, Part, Splits, split
-from svll.encode import Reader, encode_all
+from svll.encode import Reader, encode_all, encode_pair, feature_groups
 from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
@@ -338,22 +338,11 @@ class Trial:
     # --- test ---
 
     def _encode(self, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
-        """Return a part's test features [Q, W + D] and [G, W + D]; each image is encoded once."""
-        images = part.gallery
-        known = {path: row for row, path in enumerate(images.paths)}
-        others = [row for row, path in enumerate(part.query.paths) if path not in known]
-        if others:
-            images = Records.concatenate([images, part.query.take(others)])
-            known = {path: row for row, path in enumerate(images.paths)}
-        camera, view = (torch.from_numpy(column) for column in self._side(images, part))
-
-        def encode(batch: Tensor, rows: NDArray[np.int64]) -> Tensor:
-            index, device = torch.from_numpy(rows), batch.device
-            return model.encode_image(batch, camera[index].to(device), view[index].to(device))
-
-        features = encode_all(images, self.reader(), encode)
-        query = torch.tensor([known[path] for path in part.query.paths])
-        return features[query], features[: len(part.gallery)]
+        """Return a part's test features [Q, W + D] and [G, W + D]."""
+        return encode_pair(
+            part.query, part.gallery, self.reader(),
+            lambda records: self._side(records, part), model.encode_image,
+        )
 
     def _rank(
         self, part: Part, query: Tensor, gallery: Tensor, rerank: KReciprocal | None = None
@@ -394,10 +383,7 @@ class Trial:
             if acts:
                 write_features(
                     path if first else path.with_name(f"features.{part.name}.h5"),
-                    {
-                        "query": feature_group(features[0], part.query),
-                        "gallery": feature_group(features[1], part.gallery),
-                    },
+                    feature_groups(features, part.query, part.gallery),
                     dataset=part.name, model=self.run.signature, protocol=part.protocol,
                 )
         result: dict[str, Any] = self._rank(part, *features).as_json()
@@ -429,11 +415,3 @@ class Trial:
             }
 
         return cache.shared_json(self.cache / "initial" / f"{key}.json", measure)
-
-
-def feature_group(features: Tensor, records: Records) -> FeatureGroup:
-    """Put features [n, D] and what is known of their images together."""
-    return FeatureGroup(
-        features=features.numpy(), identities=records.identities, cameras=records.cameras,
-        views=records.views, paths=records.paths,
-    )

@@ -14,6 +14,7 @@ from svll.models.clip import TextEncoder
 from svll.models.fitting import fit
 from svll.models.reid import SideInformation
 
+Colour = tuple[float, float, float]
 VERI_CAMERAS, VERI_VIEWS = 20, 8
 """The one benchmark whose published models have a vector per camera and view."""
 
@@ -23,14 +24,14 @@ class LoadedModel(nn.Module):
 
     def __init__(
         self, image: Any, text: nn.Module | None, *, height: int, width: int,
-        mean: Sequence[float], std: Sequence[float], cameras: Sequence[int], views: int,
+        mean: Colour, std: Colour, cameras: Sequence[int], views: int,
         identities: int,
     ) -> None:
         super().__init__()
         self.image, self.text = image, text
         self.height, self.width = height, width
         """Of the images, in pixels."""
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = mean, std
         """Of the colours, red first, of values between 0 and 1."""
         self.cameras = list(cameras)
         """The dataset's number, from 0, of each camera that was trained with."""

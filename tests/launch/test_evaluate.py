@@ -112,6 +112,23 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         assert json.loads(out) == scored(expected, protocol)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give either --features FILE or --weights FILE --recipe NAME"),
+        (["--features", "f.h5", "--weights", "w"], "give either --features FILE or --weights"),
+        (["--features", "f.h5", "--recipe", "x", "a=1"], "--recipe, key=value without --weights"),
+        (["--weights", "w.pth"], "--weights needs --recipe NAME"),
+        (["--weights", "w.pth", "--recipe", "synthtic"], "did you mean synthetic?"),
+        (["--weights", "w.pth", "--recipe", "synthetic"], "w.pth: no such file"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(run, words, told):
+    status, out, err = run(*words)
+    assert (status, out) == (1, "")
+    assert told in err
+
+
 def test_help_names_the_defaults_that_hold(run):
     _, out, _ = run("--help")
     defaults = KReciprocal()

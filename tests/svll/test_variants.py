@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from svll.evaluation import evaluate_protocol
 from svll.experiment import run as experiment
 from svll.models import load_model
 
+ROOT = Path(__file__).parents[2]
 SHORT = (
     "run.tensorboard=false", "stage1.epochs=1", "stage2.epochs=1", "stage1.warmup_epochs=0",
     "stage2.warmup_epochs=0",
@@ -102,6 +105,22 @@ def test_the_weights_of_a_run_encode_as_the_run_did(runs: Path) -> None:
     stored = query.features[:5] / np.linalg.norm(query.features[:5], axis=1, keepdims=True)
     # decoders and resizers differ by a few grey levels
     assert (found * stored).sum(axis=1) == pytest.approx(np.ones(5), abs=1e-3)
+
+
+def test_the_weights_of_a_run_score_what_the_run_scored(runs: Path, tmp_path: Path) -> None:
+    run = carry_out(runs)
+    saved = tmp_path / "again.h5"
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch/evaluate.py", "--weights", run.folder,
+         "--recipe", "synthetic_tiny", "--save", saved, "--json", f"run.runs={runs}"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    found, expected = json.loads(done.stdout), run.result() or {}
+    assert {k: found[k] for k in ("mAP", "mINP", "cmc", "protocol")} == {
+        k: expected[k] for k in ("mAP", "mINP", "cmc", "protocol")
+    }
+    one, two = (read_features(path).groups["query"] for path in (run.features_file, saved))
+    assert np.array_equal(one.features, two.features)
 
 
 # --- datasets ---

@@ -1,0 +1,77 @@
+"""Trained weights on a dataset: our own and published ones, without a run around them."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import engine as ranks
+from harness.features import FeatureGroup
+from svll.config import Config
+from svll.data.datasets import load_datasets
+from svll.data.records import Records
+from svll.encode import Reader, encode_pair, feature_groups
+from svll.models import load_model
+from svll.models.loaded import LoadedModel
+
+log = logging.getLogger(__name__)
+UNSEEN = -1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A test set through a model."""
+
+    name: str
+    protocol: str
+    groups: dict[str, FeatureGroup]
+    """query and gallery."""
+
+
+def encode_tests(weights: str | Path, config: Config) -> list[Encoded]:
+    """Encode the query and gallery of each test set of a configuration with a file's model.
+
+    Size and colours are the file's; cameras are looked up among those that it was trained with,
+    unless the configuration says model.sie=none. Raises UserError as `load_model` and
+    `load_datasets` do.
+    """
+    model = load_model(weights, str(ranks.device()))
+    with_side = config.model.sie != "none" and bool(model.cameras)
+    log.info(
+        "%s: %d x %d pixels, trained on %d identities, side information of cameras: %s", weights,
+        model.height, model.width, model.identities,
+        [camera + 1 for camera in model.cameras] if with_side else "none",
+    )
+    reader = Reader(
+        model.height, model.width, config.evaluation.batch,
+        config.data.threads or len(os.sched_getaffinity(0)), str(ranks.device()),
+        _precision(config), model.mean, model.std,
+    )
+    found = []
+    for dataset in load_datasets(config.data, Path(config.run.runs) / "cache" / "data").test:
+        features = encode_pair(
+            dataset.query, dataset.gallery, reader, lambda records: places(model, records),
+            model.encode_image if with_side else lambda images, camera, view: (
+                model.encode_image(images)
+            ),
+        )
+        groups = feature_groups(features, dataset.query, dataset.gallery)
+        found.append(Encoded(dataset.name, dataset.protocol, groups))
+    return found
+
+
+def _precision(config: Config) -> str:
+    """Return the configured precision, or fp32 where the device would only imitate bf16."""
+    wanted = config.engine.precision
+    return "fp32" if wanted == "bf16" and not ranks.has_fast_bf16() else wanted
+
+
+def places(model: LoadedModel, records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return each image's camera and view as the model's places [n], -1 for those it never saw."""
+    known = {camera: place for place, camera in enumerate(model.cameras)}
+    camera = [known.get(camera, UNSEEN) for camera in records.cameras.tolist()]
+    view = np.where(records.views < model.views, records.views, UNSEEN)
+    return np.array(camera, dtype=np.int64), view
