@@ -1,10 +1,10 @@
-"""The loops of ranking and re-ranking that no array operation expresses well, compiled by Numba.
+"""The loops of ranking and of finding neighbours that no array operation expresses well, in Numba.
 
 Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
 
 Each kernel works on items `start` to `stop` and does not hold Python's lock, so `rows.spread` runs
-it in several threads, each on its own part. They stand in one file because Numba's cache notices a
-change in a kernel's own file only, not in a file that it calls. Compiling all takes some 8 s, once.
+it in several threads, each on its own part. Kernels that call each other stand in one file, because
+Numba's cache notices a change in a kernel's own file only. Compiling all takes some 8 s, once.
 
 A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
 that hold all lists end to end.
@@ -29,6 +29,26 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @kernel
+def sum_products(a, b, sums):  # type: ignore[no-untyped-def]
+    """a . b by way of sums [16], 64 products at a time: a shape that compilers turn into vectors."""
+    sums[:] = 0.0
+    whole = a.size - a.size % 64
+    for i in range(0, whole, 64):
+        for k in range(16):
+            first = np.float64(a[i + k]) * np.float64(b[i + k])
+            second = np.float64(a[i + k + 16]) * np.float64(b[i + k + 16])
+            third = np.float64(a[i + k + 32]) * np.float64(b[i + k + 32])
+            fourth = np.float64(a[i + k + 48]) * np.float64(b[i + k + 48])
+            sums[k] += (first + second) + (third + fourth)
+    for i in range(whole, a.size):
+        sums[i % 16] += np.float64(a[i]) * np.float64(b[i])
+    for half in (8, 4, 2, 1):
+        for k in range(half):
+            sums[k] += sums[k + half]
+    return sums[0]
+
+
+@kernel
 def dot(a, b):  # type: ignore[no-untyped-def]
     """a . b in float64 of two float32 rows [D], the products exact and the order of the sum ours.
 
@@ -36,20 +56,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
     makes ties of equal rows exact. A BLAS product does not promise it: seen at the edges of its
     tiles, and for few queries, equal rows come out different in their last bits.
     """
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    whole = a.size - a.size % 8
-    for i in range(0, whole, 8):
-        s0 += np.float64(a[i]) * np.float64(b[i])
-        s1 += np.float64(a[i + 1]) * np.float64(b[i + 1])
-        s2 += np.float64(a[i + 2]) * np.float64(b[i + 2])
-        s3 += np.float64(a[i + 3]) * np.float64(b[i + 3])
-        s4 += np.float64(a[i + 4]) * np.float64(b[i + 4])
-        s5 += np.float64(a[i + 5]) * np.float64(b[i + 5])
-        s6 += np.float64(a[i + 6]) * np.float64(b[i + 6])
-        s7 += np.float64(a[i + 7]) * np.float64(b[i + 7])
-    for i in range(whole, a.size):
-        s0 += np.float64(a[i]) * np.float64(b[i])
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    return sum_products(a, b, np.empty(16))
 
 
 @kernel
@@ -73,11 +80,11 @@ def score(query, row, half, scale, bonus):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def score_pairs(start, stop, queries, block, half, scale, owners, columns, bonuses, out):  # type: ignore[no-untyped-def]
-    """out[k] = exact score of query owners[k] and row columns[k] of the block."""
+def score_pairs(start, stop, queries, block, half, owners, columns, out):  # type: ignore[no-untyped-def]
+    """out[k] = exact plain score of query owners[k] and row columns[k] of the block."""
     for k in range(start, stop):
         q, c = owners[k], columns[k]
-        out[k] = score(queries[q], block[c], half[c], scale[q], bonuses[k])
+        out[k] = score(queries[q], block[c], half[c], 1.0, 0.0)
 
 
 @kernel
@@ -106,55 +113,77 @@ def look_up(start, stop, owners, wanted, offsets, columns, values, out):  # type
 
 @kernel
 def tally(row, lower, upper):  # type: ignore[no-untyped-def]
-    """How many of row [c] lie above `upper`, and how many at `lower` or above."""
+    """How many of row [c] lie above `upper`, and how many at `lower` or above.
+
+    Counts stay 32-bit (Numba's sums of them are 64-bit otherwise): the loop is four times as fast.
+    """
     above = np.int32(0)
     reach = np.int32(0)
     for j in range(row.size):
-        above += np.int32(row[j] > upper)
-        reach += np.int32(row[j] >= lower)
+        above = np.int32(above + np.int32(row[j] > upper))
+        reach = np.int32(reach + np.int32(row[j] >= lower))
     return above, reach
 
 
 @kernel
-def adjust(row, bonus, first, scale, removed, columns, values):  # type: ignore[no-untyped-def]
-    """Turn one row of the product into scores; bonus [c] gets the exact float64 extras."""
-    if scale != 1.0:
-        for j in range(row.size):
-            row[j] *= np.float32(scale)
-    e = first_at_least(columns, 0, columns.size, first)
-    while e < columns.size and columns[e] < first + row.size:
-        bonus[columns[e] - first] = values[e]
-        row[columns[e] - first] += np.float32(values[e])
-        e += 1
-    e = first_at_least(removed, 0, removed.size, first)
-    while e < removed.size and removed[e] < first + row.size:
-        row[removed[e] - first] = -np.inf
-        e += 1
+def adjust(  # type: ignore[no-untyped-def]
+    start, stop, product, base, first, scale, removed_offsets, removed_columns,
+    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
+):  # fmt: skip
+    """Turn product [q, c], queries `base`... against gallery rows `first`..., into scores.
+
+    What a query does not rank becomes -inf: the columns listed as removed and, with `hide`, all
+    under its own camera.
+    """
+    width = product.shape[1]
+    for r in range(start, stop):
+        q = base + r
+        row = product[r]
+        if scale[q] != 1.0:
+            for j in range(width):
+                row[j] *= np.float32(scale[q])
+        high = bonus_offsets[q + 1]
+        e = first_at_least(bonus_columns, bonus_offsets[q], high, first)
+        while e < high and bonus_columns[e] < first + width:
+            row[bonus_columns[e] - first] += np.float32(bonus_values[e])
+            e += 1
+        high = removed_offsets[q + 1]
+        e = first_at_least(removed_columns, removed_offsets[q], high, first)
+        while e < high and removed_columns[e] < first + width:
+            row[removed_columns[e] - first] = -np.inf
+            e += 1
+        if hide:
+            for j in range(width):
+                if block_cameras[j] == query_cameras[q]:
+                    row[j] = -np.inf
+
+
+@kernel
+def exact_score(q, j, first, queries, block, half, scale, offsets, columns, values):  # type: ignore[no-untyped-def]
+    """The exact score of query q and row j of the block, with what is added to it."""
+    high = offsets[q + 1]
+    e = first_at_least(columns, offsets[q], high, first + j)
+    bonus = values[e] if e < high and columns[e] == first + j else 0.0
+    return score(queries[q], block[j], half[j], scale[q], bonus)
 
 
 @kernel
 def count_better(  # type: ignore[no-untyped-def]
     start, stop, product, base, first, queries, block, half, scale, slack,
-    match_offsets, match_columns, match_scores, removed_offsets, removed_columns,
-    bonus_offsets, bonus_columns, bonus_values, counts,
+    match_offsets, match_columns, match_scores, bonus_offsets, bonus_columns, bonus_values, counts,
 ):  # fmt: skip
     """Add to counts [matches] the columns of this block that rank before each true match.
 
-    product [q, c] float32 holds queries `base`... against gallery rows `first`...; it is changed in
-    place. Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact
-    score, and by the gallery index when these are equal.
+    product [q, c] float32 holds the scores of queries `base`... and gallery rows `first`....
+    Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact score, and
+    by the gallery index when these are equal.
     """
     width = product.shape[1]
-    bonus = np.zeros(width)
     exact = np.empty(width)
     for r in range(start, stop):
         q = base + r
         row = product[r]
-        extras = slice(bonus_offsets[q], bonus_offsets[q + 1])
-        removed = removed_columns[removed_offsets[q] : removed_offsets[q + 1]]
-        bonus[:] = 0.0
-        exact[:] = np.nan
-        adjust(row, bonus, first, scale[q], removed, bonus_columns[extras], bonus_values[extras])
+        known = False  # whether `exact` is this row's
         for k in range(match_offsets[q], match_offsets[q + 1]):
             lower = np.float32(match_scores[k] - slack[q])
             upper = np.float32(match_scores[k] + slack[q])
@@ -163,13 +192,67 @@ def count_better(  # type: ignore[no-untyped-def]
             own = match_columns[k] - first
             if reach - above == np.int32(0 <= own < width):
                 continue  # nothing but the match itself is near
-            for j in range(width):
-                if row[j] < lower or row[j] > upper or j == own:
+            if not known:
+                exact[:] = np.nan
+                known = True
+            for low in range(0, width, 64):  # few of which hold one that is near
+                part = row[low : low + 64]
+                above, reach = tally(part, lower, upper)
+                if reach == above:
                     continue
-                if np.isnan(exact[j]):
-                    exact[j] = score(queries[q], block[j], half[j], scale[q], bonus[j])
-                if exact[j] > match_scores[k] or (exact[j] == match_scores[k] and j < own):
-                    counts[k] += 1
+                for j in range(low, low + part.size):
+                    if row[j] < lower or row[j] > upper or j == own:
+                        continue
+                    if np.isnan(exact[j]):
+                        exact[j] = exact_score(
+                            q, j, first, queries, block, half, scale,
+                            bonus_offsets, bonus_columns, bonus_values,
+                        )
+                    if exact[j] > match_scores[k] or (exact[j] == match_scores[k] and j < own):
+                        counts[k] += 1
+
+
+@kernel
+def order_block(  # type: ignore[no-untyped-def]
+    start, stop, first, queries, block, half, scale, doubtful, kept, indices,
+    removed_offsets, removed_columns, query_cameras, block_cameras, hide,
+    bonus_offsets, bonus_columns, bonus_values, scores, nearest, held,
+):  # fmt: skip
+    """Put this block's candidates into each query's list of nearest: scores, nearest [Q, k].
+
+    Candidates of query q are indices[q] where kept[q] is not -inf; of a doubtful one, all columns
+    that it ranks.
+    """
+    width = block.shape[0]
+    for q in range(start, stop):
+        for n in range(width if doubtful[q] else indices.shape[1]):
+            j = n if doubtful[q] else indices[q, n] - first
+            if doubtful[q]:
+                high = removed_offsets[q + 1]
+                e = first_at_least(removed_columns, removed_offsets[q], high, first + j)
+                if e < high and removed_columns[e] == first + j:
+                    continue
+                if hide and block_cameras[j] == query_cameras[q]:
+                    continue
+            elif j < 0 or j >= width or kept[q, n] == -np.inf:
+                continue
+            exact = exact_score(
+                q, j, first, queries, block, half, scale,
+                bonus_offsets, bonus_columns, bonus_values,
+            )
+            place(scores[q], nearest[q], held[q], exact, first + j)
+            held[q] = min(held[q] + 1, scores.shape[1])
+
+
+@kernel
+def add_weighted(start, stop, first, block, nearest, weights, total):  # type: ignore[no-untyped-def]
+    """Add to total [Q, D] those of each query's nearest [Q, k] that are in the block, weighted."""
+    for q in range(start, stop):
+        for n in range(nearest.shape[1]):
+            j = nearest[q, n] - first
+            if nearest[q, n] >= 0 and 0 <= j < block.shape[0]:
+                for i in range(block.shape[1]):
+                    total[q, i] += weights[q, n] * block[j, i]
 
 
 # ---- neighbours ----
@@ -199,7 +282,7 @@ def keep_by_row(start, stop, product, half, sign, row0, column0, values, indices
             bar = values[i, last]
             hits = np.int32(0)
             for c in range(low, high):
-                hits += np.int32(sign * (product[r, c] - half[column0 + c]) > bar)
+                hits = np.int32(hits + np.int32(sign * (product[r, c] - half[column0 + c]) > bar))
             if hits:
                 for c in range(low, high):
                     value = sign * (product[r, c] - half[column0 + c])
@@ -219,7 +302,8 @@ def keep_by_column(start, stop, product, half, sign, row0, column0, values, indi
             high = min(low + 64, stop)
             hits = np.int32(0)
             for c in range(low, high):
-                hits += np.int32(sign * (product[r, c] - half[row0 + r]) > bars[column0 + c])
+                beats = sign * (product[r, c] - half[row0 + r]) > bars[column0 + c]
+                hits = np.int32(hits + np.int32(beats))
             if hits:
                 for c in range(low, high):
                     value = sign * (product[r, c] - half[row0 + r])
@@ -245,8 +329,8 @@ def place(scores, indices, held, value, index):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def settle(start, stop, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
-    """Order the kept candidates by exact score, equal ones by index: nearest, scores [N, k].
+def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
+    """Fill nearest, scores [N, k] of rows `base`...: candidates by exact score, then by index.
 
     More candidates are kept than asked for. Where even the last of them is too near the k-th to be
     sure that none is missing (many copies of one image), all rows are looked at. Nearest to itself
@@ -254,7 +338,7 @@ def settle(start, stop, rows, half, slack, sign, values, indices, nearest, score
     """
     total, kept = rows.shape[0], values.shape[1]
     wanted = nearest.shape[1]
-    for i in range(start, stop):
+    for i in range(base + start, base + stop):
         doubtful = kept < total and values[i, kept - 1] >= values[i, wanted - 1] - 2 * slack[i]
         for n in range(total if doubtful else kept):
             j = n if doubtful else indices[i, n]
@@ -264,174 +348,3 @@ def settle(start, stop, rows, half, slack, sign, values, indices, nearest, score
             place(scores[i], nearest[i], min(n, wanted), exact, j)
         for n in range(wanted):
             scores[i, n] *= sign
-
-
-# ---- k-reciprocal neighbourhoods ----
-
-
-@kernel
-def reciprocal(start, stop, nearest, size, members, counts):  # type: ignore[no-untyped-def]
-    """members [N, size], counts [N]: those of i's nearest that have i among their own nearest."""
-    for i in range(start, stop):
-        counts[i] = 0
-        for n in range(size):
-            j = nearest[i, n]
-            for m in range(size):
-                if nearest[j, m] == i:
-                    members[i, counts[i]] = j
-                    counts[i] += 1
-                    break
-
-
-@kernel
-def neighbourhood(  # type: ignore[no-untyped-def]
-    start, stop, full, full_counts, small, small_counts, fill, offsets, columns, weights
-):  # fmt: skip
-    """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
-
-    A neighbour's small set joins when more than two thirds of it are in i's full set. `weights` is
-    for `weigh` to fill.
-    """
-    total = full.shape[0]
-    in_full = np.full(total, -1, np.int32)
-    in_union = np.full(total, -1, np.int32)
-    union = np.empty(total, np.int32)
-    for i in range(start, stop):
-        size = 0
-        for n in range(full_counts[i]):
-            j = full[i, n]
-            in_full[j] = i
-            in_union[j] = i
-            union[size] = j
-            size += 1
-        for n in range(full_counts[i]):
-            j = full[i, n]
-            common = 0
-            for m in range(small_counts[j]):
-                common += in_full[small[j, m]] == i
-            if 3 * common <= 2 * small_counts[j]:
-                continue
-            for m in range(small_counts[j]):
-                if in_union[small[j, m]] != i:
-                    in_union[small[j, m]] = i
-                    union[size] = small[j, m]
-                    size += 1
-        if fill:
-            for n in range(size):
-                columns[offsets[i] + n] = union[n]
-        else:
-            offsets[i + 1] = size
-
-
-@kernel
-def weigh(start, stop, rows, half, base, farthest, offsets, columns, weights):  # type: ignore[no-untyped-def]
-    """weights: exp(-distance / farthest) of each member, each list summing to one."""
-    for i in range(start, stop):
-        total = 0.0
-        part = np.empty(offsets[i + 1] - offsets[i])
-        for n in range(part.size):
-            j = columns[offsets[i] + n]
-            distance = base[i] - 2.0 * score(rows[i], rows[j], half[j], 1.0, 0.0)
-            part[n] = np.exp(-distance / farthest[i])
-            total += part[n]
-        for n in range(part.size):
-            weights[offsets[i] + n] = part[n] / total
-
-
-@kernel
-def average(  # type: ignore[no-untyped-def]
-    start, stop, nearest, size, offsets, columns, weights,
-    fill, new_offsets, new_columns, new_weights,
-):  # fmt: skip
-    """Mean of the weight vectors of i's `size` nearest; without `fill`, only the lists' sizes."""
-    total = nearest.shape[0]
-    seen = np.full(total, -1, np.int32)
-    sums = np.zeros(total)
-    touched = np.empty(total, np.int32)
-    for i in range(start, stop):
-        count = 0
-        for n in range(size):
-            j = nearest[i, n]
-            for e in range(offsets[j], offsets[j + 1]):
-                c = columns[e]
-                if seen[c] != i:
-                    seen[c] = i
-                    sums[c] = 0.0
-                    touched[count] = c
-                    count += 1
-                sums[c] += weights[e]
-        if fill:
-            for n in range(count):
-                new_columns[new_offsets[i] + n] = touched[n]
-                new_weights[new_offsets[i] + n] = sums[touched[n]] / size
-        else:
-            new_offsets[i + 1] = count
-
-
-@kernel
-def invert(first, offsets, columns, weights, by_column, owners, owner_weights):  # type: ignore[no-untyped-def]
-    """Lists of rows `first`... turned round: for each column, the rows (counted from `first`)."""
-    for e in range(offsets[first], offsets[-1]):
-        by_column[columns[e] + 1] += 1
-    for c in range(1, by_column.size):
-        by_column[c] += by_column[c - 1]
-    at = by_column[:-1].copy()
-    for i in range(first, offsets.size - 1):
-        for e in range(offsets[i], offsets[i + 1]):
-            c = columns[e]
-            owners[at[c]] = i - first
-            owner_weights[at[c]] = weights[e]
-            at[c] += 1
-
-
-@kernel
-def ascend(values, count):  # type: ignore[no-untyped-def]
-    """Sort the first `count` values in place (Shell sort; np.sort takes 6 s to compile)."""
-    gap = 1
-    while 3 * gap < count:
-        gap = 3 * gap + 1
-    while gap:
-        for n in range(gap, count):
-            value = values[n]
-            at = n
-            while at >= gap and values[at - gap] > value:
-                values[at] = values[at - gap]
-                at -= gap
-            values[at] = value
-        gap //= 3
-
-
-@kernel
-def overlap(  # type: ignore[no-untyped-def]
-    start, stop, base, offsets, columns, weights, by_column, owners, owner_weights, gallery,
-    fill, out_offsets, out_columns, out_values,
-):  # fmt: skip
-    """Jaccard similarity of query base + i with every gallery row that shares a member with it,
-    in the order of the rows.
-
-    Both weight vectors sum to one, so with m the sum of the minima the maxima sum to 2 - m, and
-    the similarity is m / (2 - m).
-    """
-    seen = np.full(gallery, -1, np.int32)
-    sums = np.zeros(gallery)
-    touched = np.empty(gallery, np.int32)
-    for i in range(start, stop):
-        count = 0
-        for e in range(offsets[base + i], offsets[base + i + 1]):
-            c = columns[e]
-            for n in range(by_column[c], by_column[c + 1]):
-                g = owners[n]
-                if seen[g] != i:
-                    seen[g] = i
-                    sums[g] = 0.0
-                    touched[count] = g
-                    count += 1
-                sums[g] += min(weights[e], owner_weights[n])
-        if fill:
-            ascend(touched, count)
-            for n in range(count):
-                g = touched[n]
-                out_columns[out_offsets[i] + n] = g
-                out_values[out_offsets[i] + n] = sums[g] / (2.0 - sums[g])
-        else:
-            out_offsets[i + 1] = count

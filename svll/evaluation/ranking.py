@@ -1,28 +1,34 @@
 """Retrieval metrics: CMC, mAP and mINP, exact for any size, without a Q x G matrix.
 
-A metric needs only the rank of each true match, and that rank is one plus the number of gallery
-images nearer to the query. So the product of queries and gallery is made block by block, the nearer
-ones are counted, and the block is forgotten. What float32 cannot tell apart (see `rows.rounding`)
-is compared again exactly. Results are therefore the same to the last digit for any block size,
-number of threads, and device; equal distances rank by gallery index.
+How the ranks are found is in `streaming`. Results are the same to the last digit for any block
+size, number of threads, device, and number of processes that share the work; equal distances rank
+by gallery index.
+
+What it costs: 2 Q G D operations for the product, some 3 Q G P / Q comparisons of 8 numbers each
+for the counts (P / Q, the true matches of a query, is 20 to 50 in the public benchmarks), two
+readings of the gallery, and an exact comparison of D numbers for each pair that float32 cannot
+decide. Memory: 100 MB of blocks and lists, 128 MB more where that saves preparing a small gallery
+twice, 4 Q D bytes of queries, and 16 bytes of labels per image. All grow linearly in Q x G or less.
 
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from harness.errors import UserError
-from svll.evaluation import kernels
-from svll.evaluation.reranking import KReciprocal, Reranking, rerank_rows
-from svll.evaluation.rows import Block, Floats, Integers, Products, Rows, rounding, spread
+from svll.evaluation.expansion import QueryExpansion, expanded
+from svll.evaluation.matches import Chunk, Matches
+from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
+from svll.evaluation.rows import Floats, Integers, Products, Rows
+from svll.evaluation.sharing import Share
+from svll.evaluation.streaming import Compared, Comparison, Extras
 
-QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096  # 16 MB of products at a time
-CHUNK_QUERIES, CHUNK_MATCHES = 16_384, 4_000_000  # some 100 MB of lists at a time
+Metric = Literal["euclidean", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class RankingResult:
     """[Q], in the order of the queries; NaN for those skipped."""
     first_rank: Integers
     """[Q], the rank of the first match, from 1; 0 for queries skipped."""
+    nearest: Integers = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """[Q, top_k], the gallery rows ranked first; -1 where fewer are ranked, and for junk."""
+    distances: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    """[Q, top_k], of those: Euclidean, cosine, or the final one of re-ranking; inf where none."""
 
     def as_json(self, ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
         """The headline numbers, as written to result files and printed."""
@@ -57,53 +67,158 @@ def evaluate_ranking(
     gallery_cameras: ArrayLike,
     *,
     max_rank: int = 50,
-    metric: Literal["euclidean", "cosine"] = "euclidean",
+    metric: Metric = "euclidean",
     normalise: bool = True,
     camera_filter: bool = True,
+    cross_camera_only: bool = False,
     rerank: KReciprocal | None = None,
+    expand: QueryExpansion | None = None,
+    top_k: int = 0,
+    share: Share | None = None,
 ) -> RankingResult:
     """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
 
     Features are numpy arrays, tensors (the products run where they are) or sliceable files, in
     float16 to float64; compared as float32 rows, of unit length unless `normalise` is off. Labels
     are integers [Q] and [G]. Identity -1 is junk: never a match, never ranked. Gallery images of
-    the query's own identity and camera are not ranked either, unless `camera_filter` is off.
+    the query's own identity and camera are not ranked either, unless `camera_filter` is off; with
+    `cross_camera_only`, nothing under the query's own camera is. The `top_k` nearest of each query
+    are told on request. With `share`, the processes of it call this with the same arguments, each
+    looks at its part of the gallery, and all get the result.
     Raises UserError for shapes that do not fit, rows that are not finite, and when no query has a
     match.
     """
-    unit = normalise or metric == "cosine"
+    return evaluate_settings(
+        query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
+        [rerank], max_rank=max_rank, metric=metric, normalise=normalise,
+        camera_filter=camera_filter, cross_camera_only=cross_camera_only, expand=expand,
+        top_k=top_k, share=share,
+    )[0]  # fmt: skip
+
+
+def evaluate_settings(
+    query: Any,
+    gallery: Any,
+    query_identities: ArrayLike,
+    gallery_identities: ArrayLike,
+    query_cameras: ArrayLike,
+    gallery_cameras: ArrayLike,
+    settings: Sequence[KReciprocal | None],
+    *,
+    max_rank: int = 50,
+    metric: Metric = "euclidean",
+    normalise: bool = True,
+    camera_filter: bool = True,
+    cross_camera_only: bool = False,
+    expand: QueryExpansion | None = None,
+    top_k: int = 0,
+    share: Share | None = None,
+) -> list[RankingResult]:
+    """Rank under several settings of re-ranking (None: without) at once; see `evaluate_ranking`.
+
+    All of them share one comparison of queries and gallery, and one search for neighbours.
+    """
+    unit, share = normalise or metric == "cosine", share or Share()
     labels = [query_identities, query_cameras, gallery_identities, gallery_cameras]
     q_ids, q_cams, g_ids, g_cams = (_integers(values) for values in labels)
-    _check(query, gallery, [q_ids, q_cams, g_ids, g_cams], metric, max_rank)
+    _check(query, gallery, [q_ids, q_cams, g_ids, g_cams], metric, max_rank, top_k)
     queries = Rows("query", query, q_ids, q_cams, unit=unit)
     candidates = Rows("gallery", gallery, g_ids, g_cams, unit=unit)
-    matches = _Matches(queries, candidates, camera_filter)
+    # no more than the usual memory, however many settings there are
+    matches = Matches(queries, candidates, camera_filter or cross_camera_only, len(settings))
     if not matches.found:
         raise UserError(_no_match(queries, candidates, camera_filter))
     products = Products(query, gallery)
-    reranking = rerank_rows(queries, candidates, rerank, products) if rerank else None
-    precision, first, penalty = (np.full(len(q_ids), np.nan) for _ in range(3))
-    for chunk in matches.chunks():
-        if not len(chunk.match_columns):
-            continue
-        owners, ranks = _ranks(chunk, queries, candidates, products, reranking)
-        rows = queries.kept[chunk.first + np.unique(owners)]
-        precision[rows], first[rows], penalty[rows] = _per_query(owners, ranks)
-    return _summary(precision, first, penalty, max_rank)
-
-
-def _summary(precision: Floats, first: Floats, penalty: Floats, max_rank: int) -> RankingResult:
-    used = ~np.isnan(precision)
-    hits = np.bincount(first[used].astype(np.int64).clip(max=max_rank + 1), minlength=max_rank + 2)
-    return RankingResult(
-        mAP=float(precision[used].mean()),
-        mINP=float(penalty[used].mean()),
-        cmc=np.cumsum(hits[1 : max_rank + 1]) / used.sum(),
-        queries=int(used.sum()),
-        skipped=int((~used).sum()),
-        average_precision=precision,
-        first_rank=np.where(used, first, 0).astype(np.int64),
+    if expand is not None:
+        features = expanded(queries, candidates, products, expand, share)
+        queries = Rows("query", features, q_ids, q_cams, unit=unit)
+    rerankings = _rerankings(queries, candidates, settings, products, share)
+    comparison = Comparison(
+        queries, candidates, products, hide=cross_camera_only, nearest=top_k, share=share
     )
+    tables = [_Table(len(q_ids), comparison.count) for _ in settings]
+    for chunk in matches.chunks():
+        if not len(chunk.match_columns) and not top_k:
+            continue
+        extras = [_extras(chunk, reranking) for reranking in rerankings]
+        for table, reranking, found in zip(
+            tables, rerankings, comparison(chunk, extras), strict=True
+        ):
+            table.fill(chunk, found, queries, candidates, reranking, metric)
+    return [table.result(max_rank) for table in tables]
+
+
+def _rerankings(
+    queries: Rows, gallery: Rows, settings: Sequence[KReciprocal | None], products: Products,
+    share: Share,
+) -> list[Reranking | None]:
+    """What each setting adds to the scores; neighbours are looked for once."""
+    wanted = [options for options in settings if options is not None]
+    if not wanted:
+        return [None] * len(settings)
+    neighbours = Neighbours.of(queries, gallery, wanted, products, share)
+    return [None if options is None else neighbours.rerank(options) for options in settings]
+
+
+def _extras(chunk: Chunk, reranking: Reranking | None) -> Extras:
+    if reranking is None:
+        return Extras.none(len(chunk))
+    scale = reranking.scale[chunk.first : chunk.last]
+    return Extras(scale, *reranking.bonus(chunk.first, chunk.last))
+
+
+class _Table:
+    """What is known of each query under one setting."""
+
+    def __init__(self, queries: int, count: int) -> None:
+        self._precision, self._first, self._penalty = (np.full(queries, np.nan) for _ in range(3))
+        self._nearest = np.full((queries, count), -1, np.int64)
+        self._distances = np.full((queries, count), np.inf)
+
+    def fill(
+        self, chunk: Chunk, found: Compared, queries: Rows, gallery: Rows,
+        reranking: Reranking | None, metric: Metric,
+    ) -> None:
+        """Enter a chunk's results in the places of its queries."""
+        if len(found.ranks):
+            owners = chunk.owners
+            rows = queries.kept[chunk.first + np.unique(owners)]
+            values = _per_query(owners, found.ranks)
+            self._precision[rows], self._first[rows], self._penalty[rows] = values
+        rows, none = queries.kept[chunk.first : chunk.last], found.nearest < 0
+        self._nearest[rows] = np.where(none, -1, gallery.kept[found.nearest])
+        if none.size:
+            distances = _distances(chunk, found.scores, queries, reranking, metric)
+            self._distances[rows] = np.where(none, np.inf, distances)
+
+    def result(self, max_rank: int) -> RankingResult:
+        """The means over all queries with a match."""
+        used = ~np.isnan(self._precision)
+        first = np.where(used, self._first, 0).astype(np.int64)
+        hits = np.bincount(first[used].clip(max=max_rank + 1), minlength=max_rank + 2)
+        return RankingResult(
+            mAP=float(self._precision[used].mean()),
+            mINP=float(self._penalty[used].mean()),
+            cmc=np.cumsum(hits[1 : max_rank + 1]) / used.sum(),
+            queries=int(used.sum()),
+            skipped=int((~used).sum()),
+            average_precision=self._precision,
+            first_rank=first,
+            nearest=self._nearest,
+            distances=self._distances,
+        )
+
+
+def _distances(
+    chunk: Chunk, scores: Floats, queries: Rows, reranking: Reranking | None, metric: Metric
+) -> Floats:
+    """The distances that scores [q, k] stand for."""
+    if reranking is not None:
+        return reranking.offset[chunk.first : chunk.last, None] - scores
+    if metric == "cosine":
+        return 1.0 - scores
+    squares = queries.block(chunk.first, chunk.last).norms ** 2
+    return np.sqrt(np.maximum(squares[:, None] + (1.0 if queries.unit else 0.0) - 2 * scores, 0.0))
 
 
 def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Floats]:
@@ -121,143 +236,6 @@ def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Float
     return precision, ranks[starts].astype(float), counts / ranks[starts + counts - 1]
 
 
-# ---- who matches whom ----
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Queries `first` to `last` with their lists: offsets [q + 1] into columns, ascending."""
-
-    first: int
-    last: int
-    match_offsets: Integers
-    match_columns: Integers
-    removed_offsets: Integers
-    removed_columns: Integers
-
-
-class _Matches:
-    """For each query the gallery rows of its identity, by way of the gallery sorted by identity."""
-
-    def __init__(self, queries: Rows, gallery: Rows, camera_filter: bool) -> None:
-        self._order = np.argsort(gallery.identities, kind="stable")
-        ids = gallery.identities[self._order]
-        self._low = np.searchsorted(ids, queries.identities, "left")
-        self._counts = np.searchsorted(ids, queries.identities, "right") - self._low
-        self._query_cameras, self._gallery_cameras = queries.cameras, gallery.cameras
-        self._camera_filter = camera_filter
-        self.found = any(len(chunk.match_columns) for chunk in self.chunks())
-
-    def chunks(self) -> Iterator[_Chunk]:
-        """Runs of queries whose lists together stay within CHUNK_MATCHES (one query may exceed)."""
-        first, total = 0, np.r_[0, np.cumsum(self._counts)]
-        while first < len(self._counts):
-            fits = int(np.searchsorted(total, total[first] + CHUNK_MATCHES, "right")) - 1
-            last = max(first + 1, min(fits, first + CHUNK_QUERIES))
-            yield self._chunk(first, last)
-            first = last
-
-    def _chunk(self, first: int, last: int) -> _Chunk:
-        counts = self._counts[first:last]
-        owners = np.repeat(np.arange(last - first), counts)
-        within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = self._order[np.repeat(self._low[first:last], counts) + within]
-        same = self._gallery_cameras[columns] == self._query_cameras[first:last][owners]
-        removed = same & self._camera_filter
-        return _Chunk(
-            first,
-            last,
-            *_lists(owners[~removed], columns[~removed], last - first),
-            *_lists(owners[removed], columns[removed], last - first),
-        )
-
-
-def _lists(owners: Integers, columns: Integers, count: int) -> tuple[Integers, Integers]:
-    return np.r_[0, np.cumsum(np.bincount(owners, minlength=count))], columns
-
-
-# ---- ranks ----
-
-
-@dataclass(frozen=True)
-class _Extras:
-    """What re-ranking adds: score = scale * plain score + bonus, the bonus in sparse lists."""
-
-    scale: Floats
-    offsets: Integers
-    columns: NDArray[np.int32]
-    values: Floats
-
-    @staticmethod
-    def of(chunk: _Chunk, reranking: Reranking | None) -> "_Extras":
-        count = chunk.last - chunk.first
-        if reranking is None:
-            empty = np.zeros(0, np.int32), np.zeros(0)
-            return _Extras(np.ones(count), np.zeros(count + 1, np.int64), *empty)
-        scale = reranking.scale[chunk.first : chunk.last]
-        return _Extras(scale, *reranking.bonus(chunk.first, chunk.last))
-
-
-def _ranks(
-    chunk: _Chunk, queries: Rows, gallery: Rows, products: Products, reranking: Reranking | None
-) -> tuple[Integers, Integers]:
-    """The query (counted from chunk.first) and the rank, from 1, of every true match: [P], [P]."""
-    block = queries.block(chunk.first, chunk.last)
-    extras = _Extras.of(chunk, reranking)
-    owners = np.repeat(np.arange(chunk.last - chunk.first), np.diff(chunk.match_offsets))
-    scores, largest = _match_scores(chunk, owners, block, gallery, extras)
-    slack = _slack(block, largest, extras)
-    sent = products.send(block.features)
-    counts = np.ones(len(owners), np.int64)
-    for first, part in gallery.blocks(GALLERY_BLOCK):
-        part_sent = products.send(part.features)
-        for base in range(0, len(sent), QUERY_BLOCK):
-            product = products(sent[base : base + QUERY_BLOCK], part_sent)
-            if not gallery.unit:
-                product -= part.half.astype(np.float32)
-            spread(
-                kernels.count_better, len(product), product, base, first,
-                block.features, part.features, part.half, extras.scale, slack,
-                chunk.match_offsets, chunk.match_columns, scores,
-                chunk.removed_offsets, chunk.removed_columns,
-                extras.offsets, extras.columns, extras.values, counts,
-            )  # fmt: skip
-    return owners, counts
-
-
-def _match_scores(
-    chunk: _Chunk, owners: Integers, block: Block, gallery: Rows, extras: _Extras
-) -> tuple[Floats, tuple[float, float]]:
-    """The exact score of every true match [P], and the largest norm and half in the gallery."""
-    columns = chunk.match_columns
-    bonuses, scores = np.zeros(len(columns)), np.empty(len(columns))
-    sparse = extras.offsets, extras.columns, extras.values
-    spread(kernels.look_up, len(columns), owners, columns, *sparse, bonuses)
-    by_column = np.argsort(columns, kind="stable")
-    norm = half = 0.0
-    for first, part in gallery.blocks(GALLERY_BLOCK):
-        norm, half = max(norm, part.norms.max()), max(half, part.half.max())
-        edges = np.searchsorted(columns[by_column], [first, first + len(part.half)])
-        here = by_column[edges[0] : edges[1]]
-        out = np.empty(len(here))
-        spread(
-            kernels.score_pairs, len(here), block.features, part.features, part.half,
-            extras.scale, owners[here], columns[here] - first, bonuses[here], out,
-        )  # fmt: skip
-        scores[here] = out
-    return scores, (norm, half)
-
-
-def _slack(block: Block, largest: tuple[float, float], extras: _Extras) -> Floats:
-    """[q]: how far a float32 score may be from the exact one, all roundings together."""
-    norm, half = largest
-    size = block.norms * norm
-    product = rounding(block.features.shape[1]) * size
-    later = 2.0**-22 * (size + half)  # subtracting, scaling, comparing
-    bonus = 2.0**-22 * extras.values.max(initial=0.0)
-    return extras.scale * (product + later) + bonus + 1e-36
-
-
 # ---- checks ----
 
 
@@ -267,7 +245,10 @@ def _integers(values: ArrayLike) -> Integers:
     return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
 
 
-def _check(query: Any, gallery: Any, labels: list[Integers], metric: str, max_rank: int) -> None:
+def _check(
+    query: Any, gallery: Any, labels: list[Integers], metric: str, max_rank: int,
+    top_k: int,
+) -> None:
     """Name every fault of the arguments in one UserError."""
     faults = []
     shapes = {"query": tuple(query.shape), "gallery": tuple(gallery.shape)}
@@ -288,6 +269,8 @@ def _check(query: Any, gallery: Any, labels: list[Integers], metric: str, max_ra
         faults.append(f"metric {metric!r} is unknown; choose euclidean or cosine")
     if max_rank < 1:
         faults.append(f"max_rank is {max_rank}; at least 1 is needed")
+    if top_k < 0:
+        faults.append(f"top_k is {top_k}; at least 0 is needed")
     if faults:
         raise UserError("\n".join(faults))
 

@@ -21,7 +21,7 @@ image comes first in its own list, so that no R is empty.
 Letters: Q queries, G gallery images, N both together (queries first), D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from svll.evaluation import kernels
+from svll.evaluation import kernels, neighbourhoods
+from svll.evaluation.nearest import SPARE, merged
 from svll.evaluation.rows import Block, Floats, Integers, Products, Rows, rounding, spread
+from svll.evaluation.sharing import Share
 
 BLOCK = 2048  # 16 MB of products at a time
-SPARE = 16  # candidates kept beyond k, so that float32 rounding loses none
 
 
 @dataclass(frozen=True)
@@ -67,49 +68,86 @@ class _Lists:
     values: NDArray[np.float32]
 
 
+class _Vectors:
+    """V of every image under one k1 and k2, and what queries and gallery have in common of it."""
+
+    def __init__(self, vectors: _Lists, queries: int, total: int) -> None:
+        self._vectors, self._gallery = vectors, total - queries
+        self._by_member = _inverted(vectors, queries, total)
+        self._last: tuple[tuple[int, int], Any] | None = None
+
+    def overlap(self, first: int, last: int) -> tuple[Integers, NDArray[np.int32], Floats]:
+        """Sparse rows for queries first to last: offsets, gallery rows, Jaccard similarity."""
+        if self._last is None or self._last[0] != (first, last):  # asked once for each weight
+            vectors = self._vectors
+            self._last = (first, last), _two_passes(
+                neighbourhoods.overlap, last - first, first, vectors.offsets, vectors.columns,
+                vectors.values, *self._by_member, self._gallery, values=np.float64,
+            )
+        return self._last[1]
+
+
 @dataclass(frozen=True)
 class Reranking:
-    """The final distance as ranking needs it: -distance = scale * score + bonus + a constant."""
+    """The final distance as ranking needs it: distance = offset - (scale * score + bonus)."""
 
     scale: Floats
     """[Q], for the plain score (see `rows`)."""
+    offset: Floats
+    """[Q]."""
     _weight: float
-    _vectors: _Lists
-    _by_member: tuple[Integers, NDArray[np.int32], NDArray[np.float32]]
-    _gallery: int
+    _vectors: _Vectors
 
     def bonus(self, first: int, last: int) -> tuple[Integers, NDArray[np.int32], Floats]:
         """Sparse rows for queries first to last: offsets, gallery rows, (1 - weight) * similarity.
 
         Pairs that are not listed share no neighbour: their Jaccard distance is 1, their bonus 0.
         """
-        vectors = self._vectors
-        offsets, columns, values = _two_passes(
-            kernels.overlap, last - first, first, vectors.offsets, vectors.columns, vectors.values,
-            *self._by_member, self._gallery, values=np.float64,
-        )  # fmt: skip
-        return offsets, columns, (1.0 - self._weight) * values
+        offsets, columns, similarity = self._vectors.overlap(first, last)
+        return offsets, columns, (1.0 - self._weight) * similarity
 
 
-def rerank_rows(
-    queries: Rows, gallery: Rows, options: KReciprocal, products: Products
-) -> Reranking:
-    """Compare all images with each other [N, N], block by block, and keep what ranking needs."""
-    rows = _together(queries.block(0, len(queries)), gallery.block(0, len(gallery)))
-    total = len(rows.half)
-    base = np.full(total, 2.0) if queries.unit else 2.0 * rows.half  # d = base - 2 score
-    count = min(max(options.k1 + 1, options.k2), total)
-    nearest, farthest_score = _neighbours(rows, count, products)
-    farthest = base - 2.0 * farthest_score
-    farthest[farthest <= 0.0] = 1.0  # all images are the same: every distance is 0
-    vectors = _vectors(rows, nearest, base, farthest, options)
-    return Reranking(
-        scale=2.0 * options.weight / farthest[: len(queries)],
-        _weight=options.weight,
-        _vectors=vectors,
-        _by_member=_inverted(vectors, len(queries), total),
-        _gallery=len(gallery),
-    )
+class Neighbours:
+    """The nearest and the farthest of all images, found once for any number of settings."""
+
+    def __init__(
+        self, rows: Block, queries: int, base: Floats, nearest: NDArray[np.int32], farthest: Floats
+    ) -> None:
+        self._rows, self._queries, self._base = rows, queries, base
+        self._nearest, self._farthest = nearest, farthest
+        self._vectors: dict[tuple[int, int], _Vectors] = {}
+
+    @staticmethod
+    def of(
+        queries: Rows, gallery: Rows, settings: Sequence[KReciprocal], products: Products,
+        share: Share,
+    ) -> "Neighbours":
+        """Compare all images with each other [N, N], block by block, as far as `settings` need."""
+        rows = _together(queries.block(0, len(queries)), gallery.block(0, len(gallery)))
+        total = len(rows.half)
+        base = np.full(total, 2.0) if queries.unit else 2.0 * rows.half  # d = base - 2 score
+        count = min(max(max(options.k1 + 1, options.k2) for options in settings), total)
+        nearest, farthest_score = _neighbours(rows, count, products, share)
+        farthest = base - 2.0 * farthest_score
+        farthest[farthest <= 0.0] = 1.0  # all images are the same: every distance is 0
+        return Neighbours(rows, len(queries), base, nearest, farthest)
+
+    def rerank(self, options: KReciprocal) -> Reranking:
+        """What one setting adds to the scores."""
+        key = options.k1, options.k2
+        if key not in self._vectors:
+            count = min(max(options.k1 + 1, options.k2), len(self._nearest))
+            vectors = _vectors(
+                self._rows, self._nearest[:, :count], self._base, self._farthest, options
+            )
+            self._vectors[key] = _Vectors(vectors, self._queries, len(self._nearest))
+        farthest = self._farthest[: self._queries]
+        return Reranking(
+            scale=2.0 * options.weight / farthest,
+            offset=options.weight * self._base[: self._queries] / farthest + 1.0 - options.weight,
+            _weight=options.weight,
+            _vectors=self._vectors[key],
+        )
 
 
 def _together(queries: Block, gallery: Block) -> Block:
@@ -139,18 +177,24 @@ class _Best:
             bars = np.ascontiguousarray(self.values[:, -1])
             spread(kernels.keep_by_column, product.shape[1], product, *lists, bars)
 
-    def settle(self, rows: Block, slack: Floats, count: int) -> tuple[NDArray[np.int32], Floats]:
+    def settle(
+        self, rows: Block, slack: Floats, count: int, share: Share
+    ) -> tuple[NDArray[np.int32], Floats]:
         """The `count` best of each row in exact order [N, count], and their scores."""
-        nearest = np.empty((len(rows.half), count), np.int32)
-        scores = np.empty(nearest.shape)
+        values, indices = merged(share.gather(self.values), share.gather(self.indices))
+        nearest = np.zeros((len(rows.half), count), np.int32)
+        scores = np.zeros(nearest.shape)
+        first, last = share.span(len(nearest))
         spread(
-            kernels.settle, len(nearest), rows.features, rows.half, slack, self.sign,
-            self.values, self.indices, nearest, scores,
+            kernels.settle, last - first, first, rows.features, rows.half, slack, self.sign,
+            values, indices, nearest, scores,
         )  # fmt: skip
-        return nearest, scores
+        return share.add(nearest), share.add(scores)
 
 
-def _neighbours(rows: Block, count: int, products: Products) -> tuple[NDArray[np.int32], Floats]:
+def _neighbours(
+    rows: Block, count: int, products: Products, share: Share
+) -> tuple[NDArray[np.int32], Floats]:
     """The `count` nearest of each row [N, count], itself included, and the score of the farthest.
 
     A product of rows i and j is also that of rows j and i, so only half of all blocks is computed.
@@ -160,15 +204,15 @@ def _neighbours(rows: Block, count: int, products: Products) -> tuple[NDArray[np
     far = _Best(total, min(1 + SPARE // 4, total), -1)
     half = rows.half.astype(np.float32)
     sent = products.send(rows.features)
-    for i in range(0, total, BLOCK):
-        for j in range(i, total, BLOCK):
-            product = products(sent[i : i + BLOCK], sent[j : j + BLOCK])
-            near.see(product, half, i, j)
-            far.see(product, half, i, j)
+    blocks = [(i, j) for i in range(0, total, BLOCK) for j in range(i, total, BLOCK)]
+    for i, j in blocks[share.index :: share.count]:
+        product = products(sent[i : i + BLOCK], sent[j : j + BLOCK])
+        near.see(product, half, i, j)
+        far.see(product, half, i, j)
     size = rows.norms * rows.norms.max()
     slack = rounding(width) * size + 2.0**-22 * rows.half.max() + 1e-36
-    nearest, _ = near.settle(rows, slack, count)
-    _, farthest = far.settle(rows, slack, 1)
+    nearest, _ = near.settle(rows, slack, count, share)
+    _, farthest = far.settle(rows, slack, 1, share)
     return nearest, farthest[:, 0]
 
 
@@ -182,19 +226,20 @@ def _vectors(
     total, found = nearest.shape
     full = _reciprocal(nearest, min(options.k1 + 1, found))
     small = _reciprocal(nearest, min(round(options.k1 / 2) + 1, found))
-    offsets, columns, values = _two_passes(kernels.neighbourhood, total, *full, *small)
-    spread(kernels.weigh, total, rows.features, rows.half, base, farthest, offsets, columns, values)
+    offsets, columns, values = _two_passes(neighbourhoods.neighbourhood, total, *full, *small)
+    lists = offsets, columns, values
+    spread(neighbourhoods.weigh, total, rows.features, rows.half, base, farthest, *lists)
     if options.k2 == 1:
         return _Lists(offsets, columns, values)
     size = min(options.k2, found)
-    averaged = _two_passes(kernels.average, total, nearest, size, offsets, columns, values)
+    averaged = _two_passes(neighbourhoods.average, total, nearest, size, offsets, columns, values)
     return _Lists(*averaged)
 
 
 def _reciprocal(nearest: NDArray[np.int32], size: int) -> tuple[NDArray[np.int32], Integers]:
     members = np.empty((len(nearest), size), np.int32)
     counts = np.empty(len(nearest), np.int64)
-    spread(kernels.reciprocal, len(nearest), nearest, size, members, counts)
+    spread(neighbourhoods.reciprocal, len(nearest), nearest, size, members, counts)
     return members, counts
 
 
@@ -218,7 +263,7 @@ def _inverted(
     count = int(vectors.offsets[-1] - vectors.offsets[queries])
     by_member = np.zeros(total + 1, np.int64)
     owners, weights = np.empty(count, np.int32), np.empty(count, np.float32)
-    kernels.invert(
+    neighbourhoods.invert(
         queries, vectors.offsets, vectors.columns, vectors.values, by_member, owners, weights
     )
     return by_member, owners, weights

@@ -7,9 +7,10 @@ is zero and the squared distance is 2 - 2 score; otherwise `half` is |g|^2 / 2, 
 distance is |q|^2 - 2 score.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,8 +26,14 @@ from svll.evaluation import kernels
 JUNK = -1
 """The identity of images that are neither a match nor a mistake: they are never ranked."""
 
+STRANGER = -2
+"""The identity of images that match nothing, for comparisons that must not see labels."""
+
 LARGEST_NORM = 1e15
 """Longer rows than this are refused: their float32 products could overflow."""
+
+SMALL_BYTES = 128 * 2**20
+"""Prepared rows up to this size are kept for the next pass."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -61,6 +68,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.kept)
 
+    def labelled(self, identities: Integers) -> "Rows":
+        """The same rows with other identities [len(self)]."""
+        other = copy(self)
+        other.identities = identities
+        return other
+
     def block(self, first: int, last: int) -> Block:
         """Prepare rows `first` to `last`. UserError where one cannot be compared with others."""
         kept = self.kept[first:last]
@@ -75,10 +88,13 @@ class Rows:
         self._refuse(kept[~(norms < LARGEST_NORM)])  # NaN compares false
         return Block(features, np.ones_like(norms) if self.unit else norms, half)
 
-    def blocks(self, size: int) -> Iterator[tuple[int, Block]]:
-        """Every block of `size` rows, with the number of its first row."""
-        for first in range(0, len(self), size):
-            yield first, self.block(first, first + size)
+    def blocks(
+        self, size: int, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, Block]]:
+        """Every block of `size` rows, of all or from span[0] to span[1], with its first row."""
+        start, stop = span or (0, len(self))
+        for first in range(start, stop, size):
+            yield first, self.block(first, min(first + size, stop))
 
     def _refuse(self, bad: Integers) -> None:
         if not len(bad):
@@ -89,6 +105,56 @@ class Rows:
             f"{self.name} features: row{'s' * (len(bad) > 1)} {shown}{more} hold NaN, infinity or "
             f"numbers beyond {LARGEST_NORM:g}; extract the features of these images again"
         )
+
+
+class Passes:
+    """Blocks that are gone through more than once: prepared anew each time, unless they are small.
+    """
+
+    def __init__(self, rows: Rows, size: int, span: tuple[int, int]) -> None:
+        self._rows, self._size, self._span = rows, size, span
+        bytes_each = 4 * rows.features.shape[1]
+        self._small = (span[1] - span[0]) * bytes_each <= SMALL_BYTES
+        self._held: list[tuple[int, Block]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Block]]:
+        if self._held:
+            yield from self._held
+            return
+        held = []
+        for first, block in self._rows.blocks(self._size, self._span):
+            if self._small:
+                held.append((first, block))
+            yield first, block
+        self._held = held
+
+
+class Stacked:
+    """Features in several pieces [n_i, D], such as shards of a gallery, to be sliced as one [n, D].
+    """
+
+    def __init__(self, pieces: Sequence[Any]) -> None:
+        widths = {piece.shape[1] for piece in pieces}
+        if len(widths) != 1:
+            raise UserError(
+                f"pieces of one gallery have {sorted(widths)} numbers per row; all must come from "
+                "one model"
+            )
+        self._pieces = pieces
+        self._edges = np.cumsum([0, *(len(piece) for piece in pieces)])
+        self.shape = int(self._edges[-1]), widths.pop()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        found = [
+            np.asarray(piece[max(start - low, 0) : max(stop - low, 0)])
+            for low, piece in zip(self._edges[:-1].tolist(), self._pieces, strict=True)
+            if low < stop and low + len(piece) > start
+        ]
+        return np.concatenate(found) if found else np.asarray(self._pieces[0][:0])
 
 
 class Products:

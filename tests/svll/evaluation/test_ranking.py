@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import evaluate_ranking, ranking, rows
+from svll.evaluation import evaluate_ranking, rows, streaming
+from svll.evaluation import matches as matches_module
 
 MANY = settings(max_examples=300, deadline=None, database=None, derandomize=True)
 
@@ -129,9 +130,9 @@ def test_block_sizes_and_threads_do_not_change_a_digit(monkeypatch, normalise):
     threads = torch.get_num_threads()
     try:
         for query_block, gallery_block, matches in ((1, 7, 1), (13, 64, 500), (70, 1, 10**6)):
-            monkeypatch.setattr(ranking, "QUERY_BLOCK", query_block)
-            monkeypatch.setattr(ranking, "GALLERY_BLOCK", gallery_block)
-            monkeypatch.setattr(ranking, "CHUNK_MATCHES", matches)
+            monkeypatch.setattr(streaming, "QUERY_BLOCK", query_block)
+            monkeypatch.setattr(streaming, "GALLERY_BLOCK", gallery_block)
+            monkeypatch.setattr(matches_module, "CHUNK_MATCHES", matches)
             torch.set_num_threads(1 if matches == 1 else 3)
             assert same_result(evaluate_ranking(*problem, normalise=normalise), whole)
     finally:
@@ -217,8 +218,8 @@ def test_products_are_never_larger_than_one_block(monkeypatch):
 
     monkeypatch.setattr(rows.Products, "__call__", measured)
     evaluate_ranking(*world(7, queries=1500, gallery=9000, width=2, identities=400))
-    assert len(sizes) == 6
-    assert max(a * b for a, b in sizes) <= ranking.QUERY_BLOCK * ranking.GALLERY_BLOCK
+    assert len(sizes) == 5
+    assert max(a * b for a, b in sizes) <= streaming.QUERY_BLOCK * streaming.GALLERY_BLOCK
 
 
 def test_without_the_camera_filter_own_camera_images_are_ranked():

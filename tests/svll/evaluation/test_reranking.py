@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from svll.evaluation import KReciprocal, evaluate_ranking, reranking, rows
+from svll.evaluation.sharing import Share
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
 
@@ -51,7 +52,7 @@ def our_distances(query, gallery, options, *, unit=False):
         rows.Rows(name, features, labels, labels, unit=unit)
         for name, features, labels in zip("qg", (query, gallery), plain, strict=True)
     ]
-    result = reranking.rerank_rows(*sides, options, rows.Products())
+    result = reranking.Neighbours.of(*sides, [options], rows.Products(), Share()).rerank(options)
     offsets, columns, values = result.bonus(0, len(query))
     bonus = np.zeros((len(query), len(gallery)))
     for q in range(len(query)):
@@ -60,9 +61,8 @@ def our_distances(query, gallery, options, *, unit=False):
         bonus[q, listed] = values[offsets[q] : offsets[q + 1]]
     prepared = [side.block(0, len(side)) for side in sides]
     x, y = (block.features.astype(float) for block in prepared)
-    base = 2.0 if unit else (x**2).sum(1, keepdims=True)
-    d = base - 2 * (x @ y.T - prepared[1].half)
-    return 1 - options.weight - bonus + result.scale[:, None] / 2 * d
+    plain = x @ y.T - prepared[1].half
+    return result.offset[:, None] - result.scale[:, None] * plain - bonus
 
 
 def noisy_products(width):
@@ -139,7 +139,7 @@ def test_neighbours_are_exact_where_float32_cannot_tell_more_images_apart_than_a
     least = exact.min(axis=1)
     np.fill_diagonal(exact, 2)  # oneself first
     monkeypatch.setattr(rows.Products, "__call__", noisy_products(16))
-    nearest, farthest = reranking._neighbours(block, 10, rows.Products())
+    nearest, farthest = reranking._neighbours(block, 10, rows.Products(), Share())
     np.testing.assert_array_equal(nearest, np.argsort(-exact, axis=1, kind="stable")[:, :10])
     np.testing.assert_allclose(farthest, least, rtol=1e-15)
 

@@ -1,0 +1,66 @@
+"""Query expansion: a query's feature becomes a mean of itself and of its nearest gallery images.
+
+- average (AQE; Chum et al., ICCV 2007, sec. 4): all count alike, `alpha` 0;
+- alpha (Radenovic, Tolias and Chum, TPAMI 2019, sec. 3.4): each counts as its cosine similarity to
+  the query, to the power of `alpha`; the query itself counts 1.
+
+Neighbours are found among all of the gallery but junk, without any labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UserError
+from svll.evaluation import kernels
+from svll.evaluation.matches import Matches
+from svll.evaluation.rows import STRANGER, Products, Rows, spread
+from svll.evaluation.sharing import Share
+from svll.evaluation.streaming import GALLERY_BLOCK, Comparison, Extras
+
+
+@dataclass(frozen=True)
+class QueryExpansion:
+    """Settings of query expansion."""
+
+    count: int = 5
+    """Over how many nearest gallery images."""
+    alpha: float = 0.0
+    """Power of the similarity that a neighbour counts as; 0: all count alike."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.count < 1:
+            faults.append(f"count is {self.count}; at least 1 is needed")
+        if self.alpha < 0:
+            faults.append(f"alpha is {self.alpha}; at least 0 is needed")
+        if faults:
+            raise UserError("query expansion: " + "; ".join(faults))
+
+
+def expanded(
+    queries: Rows, gallery: Rows, products: Products, options: QueryExpansion, share: Share
+) -> NDArray[np.float32]:
+    """The expanded features of all query rows [n, D], zeros for junk.
+
+    Raises UserError for features that are not to be compared at unit length.
+    """
+    if not queries.unit:
+        raise UserError("query expansion needs features of unit length; turn normalisation on")
+    blind = queries.labelled(np.full(len(queries), STRANGER))
+    comparison = Comparison(blind, gallery, products, nearest=options.count, share=share)
+    features = np.zeros(queries.features.shape, np.float32)
+    for chunk in Matches(blind, gallery, camera_filter=False).chunks():
+        found = comparison(chunk, [Extras.none(len(chunk))])[0]
+        block = queries.block(chunk.first, chunk.last)
+        # by gallery row, so that sums do not depend on blocks
+        order = np.argsort(found.nearest, axis=1)
+        nearest = np.take_along_axis(found.nearest, order, 1)
+        weights = np.take_along_axis(found.scores, order, 1).clip(min=0.0) ** options.alpha
+        total = block.features.astype(np.float64)
+        for first, part in gallery.blocks(GALLERY_BLOCK):
+            lists = first, part.features, nearest, weights, total
+            spread(kernels.add_weighted, len(total), *lists)
+        features[queries.kept[chunk.first : chunk.last]] = total
+    return features

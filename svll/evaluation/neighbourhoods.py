@@ -1,0 +1,178 @@
+"""The loops of k-reciprocal re-ranking over lists of neighbours, compiled by Numba.
+
+Like those of `kernels`, each works on items `start` to `stop` without Python's lock, and a list per
+row is `offsets` [rows + 1] into arrays that hold all lists end to end. Numba's cache does not see a
+change in `kernels`, which two of these call: after one, delete `__pycache__`.
+"""
+
+import numpy as np
+
+from svll.evaluation.kernels import kernel, score
+
+
+@kernel
+def reciprocal(start, stop, nearest, size, members, counts):  # type: ignore[no-untyped-def]
+    """members [N, size], counts [N]: those of i's nearest that have i among their own nearest."""
+    for i in range(start, stop):
+        counts[i] = 0
+        for n in range(size):
+            j = nearest[i, n]
+            for m in range(size):
+                if nearest[j, m] == i:
+                    members[i, counts[i]] = j
+                    counts[i] += 1
+                    break
+
+
+@kernel
+def neighbourhood(  # type: ignore[no-untyped-def]
+    start, stop, full, full_counts, small, small_counts, fill, offsets, columns, weights
+):  # fmt: skip
+    """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
+
+    A neighbour's small set joins when more than two thirds of it are in i's full set. `weights` is
+    for `weigh` to fill.
+    """
+    total = full.shape[0]
+    in_full = np.full(total, -1, np.int32)
+    in_union = np.full(total, -1, np.int32)
+    union = np.empty(total, np.int32)
+    for i in range(start, stop):
+        size = 0
+        for n in range(full_counts[i]):
+            j = full[i, n]
+            in_full[j] = i
+            in_union[j] = i
+            union[size] = j
+            size += 1
+        for n in range(full_counts[i]):
+            j = full[i, n]
+            common = 0
+            for m in range(small_counts[j]):
+                common += in_full[small[j, m]] == i
+            if 3 * common <= 2 * small_counts[j]:
+                continue
+            for m in range(small_counts[j]):
+                if in_union[small[j, m]] != i:
+                    in_union[small[j, m]] = i
+                    union[size] = small[j, m]
+                    size += 1
+        if fill:
+            for n in range(size):
+                columns[offsets[i] + n] = union[n]
+        else:
+            offsets[i + 1] = size
+
+
+@kernel
+def weigh(start, stop, rows, half, base, farthest, offsets, columns, weights):  # type: ignore[no-untyped-def]
+    """weights: exp(-distance / farthest) of each member, each list summing to one."""
+    for i in range(start, stop):
+        total = 0.0
+        part = np.empty(offsets[i + 1] - offsets[i])
+        for n in range(part.size):
+            j = columns[offsets[i] + n]
+            distance = base[i] - 2.0 * score(rows[i], rows[j], half[j], 1.0, 0.0)
+            part[n] = np.exp(-distance / farthest[i])
+            total += part[n]
+        for n in range(part.size):
+            weights[offsets[i] + n] = part[n] / total
+
+
+@kernel
+def average(  # type: ignore[no-untyped-def]
+    start, stop, nearest, size, offsets, columns, weights,
+    fill, new_offsets, new_columns, new_weights,
+):  # fmt: skip
+    """Mean of the weight vectors of i's `size` nearest; without `fill`, only the lists' sizes."""
+    total = nearest.shape[0]
+    seen = np.full(total, -1, np.int32)
+    sums = np.zeros(total)
+    touched = np.empty(total, np.int32)
+    for i in range(start, stop):
+        count = 0
+        for n in range(size):
+            j = nearest[i, n]
+            for e in range(offsets[j], offsets[j + 1]):
+                c = columns[e]
+                if seen[c] != i:
+                    seen[c] = i
+                    sums[c] = 0.0
+                    touched[count] = c
+                    count += 1
+                sums[c] += weights[e]
+        if fill:
+            for n in range(count):
+                new_columns[new_offsets[i] + n] = touched[n]
+                new_weights[new_offsets[i] + n] = sums[touched[n]] / size
+        else:
+            new_offsets[i + 1] = count
+
+
+@kernel
+def invert(first, offsets, columns, weights, by_column, owners, owner_weights):  # type: ignore[no-untyped-def]
+    """Lists of rows `first`... turned round: for each column, the rows (counted from `first`)."""
+    for e in range(offsets[first], offsets[-1]):
+        by_column[columns[e] + 1] += 1
+    for c in range(1, by_column.size):
+        by_column[c] += by_column[c - 1]
+    at = by_column[:-1].copy()
+    for i in range(first, offsets.size - 1):
+        for e in range(offsets[i], offsets[i + 1]):
+            c = columns[e]
+            owners[at[c]] = i - first
+            owner_weights[at[c]] = weights[e]
+            at[c] += 1
+
+
+@kernel
+def ascend(values, count):  # type: ignore[no-untyped-def]
+    """Sort the first `count` values in place (Shell sort; np.sort takes 6 s to compile)."""
+    gap = 1
+    while 3 * gap < count:
+        gap = 3 * gap + 1
+    while gap:
+        for n in range(gap, count):
+            value = values[n]
+            at = n
+            while at >= gap and values[at - gap] > value:
+                values[at] = values[at - gap]
+                at -= gap
+            values[at] = value
+        gap //= 3
+
+
+@kernel
+def overlap(  # type: ignore[no-untyped-def]
+    start, stop, base, offsets, columns, weights, by_column, owners, owner_weights, gallery,
+    fill, out_offsets, out_columns, out_values,
+):  # fmt: skip
+    """Jaccard similarity of query base + i with every gallery row that shares a member with it,
+    in the order of the rows.
+
+    Both weight vectors sum to one, so with m the sum of the minima the maxima sum to 2 - m, and
+    the similarity is m / (2 - m).
+    """
+    seen = np.full(gallery, -1, np.int32)
+    sums = np.zeros(gallery)
+    touched = np.empty(gallery, np.int32)
+    for i in range(start, stop):
+        count = 0
+        for e in range(offsets[base + i], offsets[base + i + 1]):
+            c = columns[e]
+            for n in range(by_column[c], by_column[c + 1]):
+                g = owners[n]
+                if seen[g] != i:
+                    seen[g] = i
+                    sums[g] = 0.0
+                    touched[count] = g
+                    count += 1
+                sums[g] += min(weights[e], owner_weights[n])
+        if fill:
+            ascend(touched, count)
+            for n in range(count):
+                g = touched[n]
+                out_columns[out_offsets[i] + n] = g
+                out_values[out_offsets[i] + n] = sums[g] / (2.0 - sums[g])
+        else:
+            out_offsets[i + 1] = count

@@ -1,0 +1,60 @@
+"""Ranks that share one evaluation: each looks at its part of the gallery, and results are added.
+
+What is exchanged are counts (whole numbers), exact scores of true matches, and the best few of each
+query. None of them depends on who computed it, so any number of ranks gives the same digits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from harness import engine
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process is number `index` of `count` that evaluate together; alone, nothing is sent."""
+
+    index: int = 0
+    count: int = 1
+
+    @staticmethod
+    def of_this_rank() -> "Share":
+        """The share of a process in `torch.distributed`, or of one that is alone."""
+        return Share(engine.rank(), engine.world_size())
+
+    def span(self, total: int) -> tuple[int, int]:
+        """From where to where, of `total` things in order, this process looks."""
+        return total * self.index // self.count, total * (self.index + 1) // self.count
+
+    def add(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The sum of all processes' arrays."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The elementwise maximum of all processes' arrays."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        """All processes' arrays, one after another along a new first axis."""
+        if self.count == 1:
+            return values[None]
+        sent = self._sent(values)
+        parts = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(parts, sent)
+        return np.stack([part.cpu().numpy() for part in parts])
+
+    def _reduced(self, values: NDArray[Any], how: Any) -> NDArray[Any]:
+        if self.count == 1:
+            return values
+        sent = self._sent(values)
+        dist.all_reduce(sent, op=how)
+        return sent.cpu().numpy()
+
+    def _sent(self, values: NDArray[Any]) -> torch.Tensor:
+        device = "cpu" if dist.get_backend() == "gloo" else engine.device()
+        return torch.from_numpy(np.ascontiguousarray(values).copy()).to(device)
