@@ -30,7 +30,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @kernel
 def sum_products(a, b, sums):  # type: ignore[no-untyped-def]
-    """a . b by way of sums [16], 64 products at a time: a shape that compilers turn into vectors."""
+    """a . b by way of sums [16], 64 products at a time: a shape that becomes vector code."""
     sums[:] = 0.0
     whole = a.size - a.size % 64
     for i in range(0, whole, 64):
@@ -269,6 +269,28 @@ def insert(values, indices, value, index):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def beats_one(part, half, sign, bar):  # type: ignore[no-untyped-def]
+    """How many of sign * (part - half) [c] exceed the bar.
+
+    Slices that are walked from 0 need no check for negative places, which would keep the loop from
+    being turned into vectors.
+    """
+    hits = np.int32(0)
+    for c in range(part.size):
+        hits = np.int32(hits + np.int32(sign * (part[c] - half[c]) > bar))
+    return hits
+
+
+@kernel
+def beats_each(part, half, sign, bars):  # type: ignore[no-untyped-def]
+    """How many of sign * (part [c] - half) exceed their own bar [c]."""
+    hits = np.int32(0)
+    for c in range(part.size):
+        hits = np.int32(hits + np.int32(sign * (part[c] - half) > bars[c]))
+    return hits
+
+
+@kernel
 def keep_by_row(start, stop, product, half, sign, row0, column0, values, indices):  # type: ignore[no-untyped-def]
     """Keep for each row of product [r, c] its largest sign * score in values, indices [N, K].
 
@@ -278,16 +300,14 @@ def keep_by_row(start, stop, product, half, sign, row0, column0, values, indices
     for r in range(start, stop):
         i = row0 + r
         for low in range(0, product.shape[1], 64):
-            high = min(low + 64, product.shape[1])
-            bar = values[i, last]
-            hits = np.int32(0)
-            for c in range(low, high):
-                hits = np.int32(hits + np.int32(sign * (product[r, c] - half[column0 + c]) > bar))
-            if hits:
-                for c in range(low, high):
-                    value = sign * (product[r, c] - half[column0 + c])
-                    if value > values[i, last]:
-                        insert(values[i], indices[i], value, column0 + c)
+            part = product[r, low : low + 64]
+            halves = half[column0 + low : column0 + low + part.size]
+            if beats_one(part, halves, sign, values[i, last]) == 0:
+                continue
+            for c in range(part.size):
+                value = sign * (part[c] - halves[c])
+                if value > values[i, last]:
+                    insert(values[i], indices[i], value, column0 + low + c)
 
 
 @kernel
@@ -298,18 +318,18 @@ def keep_by_column(start, stop, product, half, sign, row0, column0, values, indi
     """
     last = values.shape[1] - 1
     for r in range(product.shape[0]):
+        own = half[row0 + r]
         for low in range(start, stop, 64):
-            high = min(low + 64, stop)
-            hits = np.int32(0)
-            for c in range(low, high):
-                beats = sign * (product[r, c] - half[row0 + r]) > bars[column0 + c]
-                hits = np.int32(hits + np.int32(beats))
-            if hits:
-                for c in range(low, high):
-                    value = sign * (product[r, c] - half[row0 + r])
-                    if value > bars[column0 + c]:
-                        insert(values[column0 + c], indices[column0 + c], value, row0 + r)
-                        bars[column0 + c] = values[column0 + c, last]
+            part = product[r, low : min(low + 64, stop)]
+            first = column0 + low
+            worst = bars[first : first + part.size]
+            if beats_each(part, own, sign, worst) == 0:
+                continue
+            for c in range(part.size):
+                value = sign * (part[c] - own)
+                if value > worst[c]:
+                    insert(values[first + c], indices[first + c], value, row0 + r)
+                    worst[c] = values[first + c, last]
 
 
 @kernel

@@ -6,16 +6,18 @@
                      others are queries; the mean over ten seeded draws
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import UserError
 from harness.rng import generator
-from svll.evaluation.ranking import RankingResult, evaluate_ranking
+from svll.evaluation.ranking import Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
+from svll.evaluation.rows import JUNK
 
 Protocol = Literal["cross_camera", "all_gallery", "random_gallery"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
@@ -31,32 +33,53 @@ def evaluate_protocol(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     *,
-    camera_filter: bool = True,
     rerank: KReciprocal | None = None,
+    **options: Unpack[Options],
 ) -> RankingResult:
     """Score features [Q, D] and [G, D] as a dataset's protocol wants it; see `evaluate_ranking`.
 
     Under random_gallery the gallery holds all test images, and the query's arguments are not used.
     Raises UserError for an unknown protocol and for what `evaluate_ranking` refuses.
     """
+    return evaluate_protocol_settings(
+        protocol, query, gallery, query_identities, gallery_identities, query_cameras,
+        gallery_cameras, [rerank], **options,
+    )[0]  # fmt: skip
+
+
+def evaluate_protocol_settings(
+    protocol: str,
+    query: Any,
+    gallery: Any,
+    query_identities: ArrayLike,
+    gallery_identities: ArrayLike,
+    query_cameras: ArrayLike,
+    gallery_cameras: ArrayLike,
+    settings: Sequence[KReciprocal | None],
+    **options: Unpack[Options],
+) -> list[RankingResult]:
+    """Do so under several settings of re-ranking (None: without); see `evaluate_settings`."""
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
     if protocol == "random_gallery":
-        return evaluate_draws(gallery, gallery_identities, rerank=rerank)
-    return evaluate_ranking(
+        return evaluate_draws(gallery, gallery_identities, settings, **options)
+    if protocol == "all_gallery":
+        options["camera_filter"] = False
+    return evaluate_settings(
         query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        camera_filter=camera_filter and protocol == "cross_camera", rerank=rerank,
-    )
+        settings, **options,
+    )  # fmt: skip
 
 
 def evaluate_draws(
     features: Any,
     identities: ArrayLike,
+    settings: Sequence[KReciprocal | None] = (None,),
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    rerank: KReciprocal | None = None,
-) -> RankingResult:
+    **options: Unpack[Options],
+) -> list[RankingResult]:
     """Return the mean over seeded draws of one gallery image per identity, the rest being queries.
 
     features [n, D], identities [n]. Every query has exactly one match, so mINP equals mAP. The
@@ -64,27 +87,30 @@ def evaluate_draws(
     NaN and rank 0. Raises UserError when no identity has two images.
     """
     identities = np.asarray(identities, dtype=np.int64)
-    rows = np.arange(len(features))
-    results = []
+    cameras = np.zeros(len(identities), dtype=np.int64)  # they play no part
+    options |= {"camera_filter": False, "cross_camera_only": False}
+    found = []
     for draw in range(draws):
-        chosen = _one_per_identity(identities, seed, draw)
-        rest = np.setdiff1d(rows, chosen)
-        if not len(rest):
+        chosen = np.zeros(len(identities), bool)
+        chosen[_one_per_identity(identities, seed, draw)] = True
+        queries = np.where(chosen, JUNK, identities)  # neither is copied: the others do not count
+        if not (queries != JUNK).any():
             raise UserError("no identity has two images: one would be the gallery's, one a query")
-        cameras = np.zeros(len(rows), dtype=np.int64)
-        results.append((rest, evaluate_ranking(
-            features[rest], features[chosen], identities[rest], identities[chosen],
-            cameras[rest], cameras[chosen], camera_filter=False, rerank=rerank,
-        )))
-    rest, first = results[0]
-    precision, rank = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
-    precision[rest], rank[rest] = first.average_precision, first.first_rank
+        found.append(evaluate_settings(
+            features, features, queries, np.where(chosen, identities, JUNK), cameras, cameras,
+            settings, **options,
+        ))
+    return [_mean(results) for results in zip(*found, strict=True)]
+
+
+def _mean(results: Sequence[RankingResult]) -> RankingResult:
+    first = results[0]
     return replace(
         first,
-        mAP=float(np.mean([result.mAP for _, result in results])),
-        mINP=float(np.mean([result.mINP for _, result in results])),
-        cmc=np.mean([result.cmc for _, result in results], axis=0),
-        average_precision=precision, first_rank=rank,
+        mAP=float(np.mean([result.mAP for result in results])),
+        mINP=float(np.mean([result.mINP for result in results])),
+        cmc=np.mean([result.cmc for result in results], axis=0),
+        skipped=0,  # every image that is not in the gallery has its match there
     )
 
 

@@ -15,7 +15,7 @@ Letters: Q queries, G gallery images, D width, P true matches of all queries of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +29,19 @@ from svll.evaluation.sharing import Share
 from svll.evaluation.streaming import Compared, Comparison, Extras
 
 Metric = Literal["euclidean", "cosine"]
+
+
+class Options(TypedDict, total=False):
+    """What `evaluate_ranking` takes besides features, labels and re-ranking; explained there."""
+
+    max_rank: int
+    metric: Metric
+    normalise: bool
+    camera_filter: bool
+    cross_camera_only: bool
+    expand: QueryExpansion | None
+    top_k: int
+    share: Share | None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ LARGEST_NORM = 1e15
 SMALL_BYTES = 128 * 2**20
 """Prepared rows up to this size are kept for the next pass."""
 
+SPAN = 8192
+"""Rows that are read at once, at most, where few of them are kept."""
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -77,12 +80,13 @@ class Rows:
     def block(self, first: int, last: int) -> Block:
         """Prepare rows `first` to `last`. UserError where one cannot be compared with others."""
         kept = self.kept[first:last]
-        source = self.features[int(kept[0]) : int(kept[-1]) + 1] if len(kept) else self.features[:0]
-        if isinstance(source, torch.Tensor):
-            source = source.detach().float().cpu().numpy()
-        if len(source) != len(kept):
-            source = source[kept - kept[0]]
-        features = np.array(source, dtype=np.float32, order="C")  # a copy: it is scaled in place
+        features = np.empty((len(kept), self.features.shape[1]), np.float32)
+        for place, rows in self._runs(kept):
+            source = self.features[int(rows[0]) : int(rows[-1]) + 1]
+            if isinstance(source, torch.Tensor):
+                source = source.detach().float().cpu().numpy()
+            every = len(source) == len(rows)
+            features[place : place + len(rows)] = source if every else source[rows - rows[0]]
         norms, half = np.empty(len(kept)), np.zeros(len(kept))
         spread(kernels.prepare, len(kept), features, self.unit, norms, half)
         self._refuse(kept[~(norms < LARGEST_NORM)])  # NaN compares false
@@ -95,6 +99,13 @@ class Rows:
         start, stop = span or (0, len(self))
         for first in range(start, stop, size):
             yield first, self.block(first, min(first + size, stop))
+
+    def _runs(self, kept: Integers) -> Iterator[tuple[int, Integers]]:
+        """Kept rows in runs that do not span many more, each with its place."""
+        edges = np.flatnonzero(np.diff(kept // SPAN)) + 1
+        for run in np.split(np.arange(len(kept)), edges):
+            if len(run):
+                yield int(run[0]), kept[run]
 
     def _refuse(self, bad: Integers) -> None:
         if not len(bad):
