@@ -16,7 +16,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measured against baselines in the same run; one part: make bench PART=ranking
+bench: $(READY)  ## measured against baselines in the same run; one part: make bench PART=evaluation
 	$(BIN)/python -m tests.benchmarks $(PART)
 
 clean:  ## what can be made again; runs/ stays

@@ -2,7 +2,13 @@
 
     python launch/evaluate.py --features runs/demo/0a1b2c3d/features.h5
     python launch/evaluate.py --features features.h5 --rerank --k1 20 --k2 6 --weight 0.3 --json
+    python launch/evaluate.py --features runs/*/*/features.h5 --csv
+    python launch/evaluate.py --features f.h5 --rerank --k1 10,20,30 --weight 0.1,0.3 --per-query q.csv
+    python launch/evaluate.py --features f.h5 --verification --threshold-from validation.h5
+    python launch/evaluate.py --features pytorch_result.mat --features-from mat --save features.h5
+    python launch/evaluate.py --run runs/market1501/0a1b2c3d4e5f
     python launch/evaluate.py --weights FILE --recipe market1501 data.root=DIR --save features.h5
+    torchrun --nproc-per-node 4 launch/evaluate.py --features query.h5 --gallery 'shards/*.h5'
 
 A feature file is HDF5 with the groups query and gallery; each holds features [n, d], identity [n]
 and camera [n], so any toolbox can write one. Features are compared at unit length. Weights are
@@ -10,27 +16,47 @@ those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or T
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from harness.config import build, find_recipe, parse_overrides, read_recipe
 from harness.errors import UserError
-from harness.features import read_features, write_features
+from harness.features import write_features
+from harness.files import atomic_write
 from launch.cli import command
 from svll.config import RECIPES, Config
 
 if TYPE_CHECKING:  # importing svll.evaluation takes 2 s, which --help should not
-    from harness.features import FeatureGroup
-    from svll.evaluation import KReciprocal, RankingResult
+    from svll.evaluation import KReciprocal
+    from svll.evaluation.ranking import Options
+    from svll.evaluation.scores import Score
+    from svll.evaluation.sources import Source
+
+Number = TypeVar("Number", int, float)
 
 
 @command(__doc__)
 def main(
     features: Annotated[
-        Path | None, typer.Option(help="A feature cache, such as a run's features.h5.")
+        list[str] | None,
+        typer.Option(help="Feature caches, such as a run's features.h5; more may follow it."),
+    ] = None,
+    features_from: Annotated[
+        Literal["npz", "mat", "pt"] | None,
+        typer.Option(help="Of what kind another toolbox' --features are. [default: their suffix]"),
+    ] = None,
+    gallery: Annotated[
+        list[str] | None,
+        typer.Option(help="With one --features: shards whose galleries, in turn, are the gallery."),
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders of finished runs; features that are missing are made."),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Or trained weights, to be tested on a recipe's dataset.")
@@ -39,21 +65,39 @@ def main(
         str | None, typer.Option(help="With --weights: whose test sets they are tested on.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="With --weights: write the features here, too.")
+        Path | None,
+        typer.Option(help="Write the features as a cache here, too (of --weights, or imported)."),
     ] = None,
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours first.")
     ] = False,
     k1: Annotated[
-        int | None, typer.Option(help="Re-ranking: size of a neighbourhood. [default: 20]")
+        str | None, typer.Option(help="Re-ranking: size of a neighbourhood, or several, as in "
+                                 "10,20. [default: 20]")
     ] = None,
     k2: Annotated[
-        int | None, typer.Option(help="Re-ranking: neighbours averaged over. [default: 6]")
+        str | None, typer.Option(help="Re-ranking: neighbours averaged over. [default: 6]")
     ] = None,
     weight: Annotated[
-        float | None,
+        str | None,
         typer.Option(help="Re-ranking: share of the original distance. [default: 0.3]"),
     ] = None,
+    expand: Annotated[
+        int | None,
+        typer.Option(help="Query expansion: average over so many nearest gallery images."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Query expansion: power of the similarity they count as. [default: 0]"),
+    ] = None,
+    metric: Annotated[
+        Literal["euclidean", "cosine"],
+        typer.Option(help="Distance; both rank alike at unit length."),
+    ] = "euclidean",
+    normalise: Annotated[
+        bool,
+        typer.Option("--normalise/--raw", help="Bring features to unit length, or do not."),
+    ] = True,
     camera_filter: Annotated[
         bool,
         typer.Option(
@@ -61,108 +105,315 @@ def main(
             help="Leave out gallery images of the query's own identity and camera.",
         ),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="With --weights: key=value ..., such as data.root=D")
+    cross_camera_only: Annotated[
+        bool,
+        typer.Option("--cross-camera-only", help="Leave out all of the query's own camera."),
+    ] = False,
+    multi_query: Annotated[
+        bool,
+        typer.Option(
+            "--multi-query", help="Images of one identity under one camera ask as one, averaged."
+        ),
+    ] = False,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="95 % interval of mAP over the identities.")
+    ] = False,
+    camera_pairs: Annotated[
+        bool, typer.Option("--camera-pairs", help="Also for each pair of cameras.")
+    ] = False,
+    verification: Annotated[
+        bool,
+        typer.Option("--verification", help="Same or not: ROC, EER, TPR at fixed FPR."),
+    ] = False,
+    threshold_from: Annotated[
+        Path | None,
+        typer.Option(help="With --verification: find the threshold on this cache, and apply it."),
+    ] = None,
+    at_fpr: Annotated[
+        float | None,
+        typer.Option(help="With --threshold-from: where the false positive rate there is this. "
+                     "[default: where both error rates are equal]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    per_query: Annotated[
+        Path | None, typer.Option(help="Write each query's metrics and nearest to this CSV file.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="With --per-query: how many nearest. [default: 10]")
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE|KEY=VALUE]...",
+            help="Further feature caches; with --weights or --run key=value, such as data.root=D.",
+        ),
     ] = None,
 ) -> int:
     """Rank the gallery for every query and print mAP, mINP and CMC."""
-    given = {k: v for k, v in {"k1": k1, "k2": k2, "weight": weight}.items() if v is not None}
-    if given and not rerank:
-        raise UserError(f"--{', --'.join(given)} without --rerank has no effect; add --rerank")
-    if (features is None) == (weights is None):
-        raise UserError("give either --features FILE or --weights FILE --recipe NAME")
-    if features is not None:
-        extra = {"--recipe": recipe, "--save": save, "key=value": overrides}
-        if unused := [name for name, value in extra.items() if value]:
-            raise UserError(f"{', '.join(unused)} without --weights has no effect")
-        sources = [_from_file(features)]
-    else:
-        sources = _from_weights(cast(Path, weights), recipe, overrides or [], save)
-    from svll.evaluation import KReciprocal
+    _refuse_without(rerank, "--rerank", {"k1": k1, "k2": k2, "weight": weight})
+    _refuse_without(expand is not None, "--expand", {"alpha": alpha})
+    _refuse_without(verification, "--verification", {"threshold-from": threshold_from})
+    _refuse_without(threshold_from is not None, "--threshold-from", {"at-fpr": at_fpr})
+    _refuse_without(per_query is not None, "--per-query", {"top-k": top_k})
+    _refuse_without(weights is not None, "--weights", {"recipe": recipe})
+    _refuse_without(bool(features), "--features", {
+        "features-from": features_from, "gallery": gallery,
+    })
+    if sum(map(bool, (features, run, weights))) != 1:
+        raise UserError(
+            "give one of --features FILE, --run DIR, or --weights FILE --recipe NAME"
+        )
+    if as_json and as_csv:
+        raise UserError("--json and --csv: choose one")
+    grid = _grid(k1, k2, weight) if rerank else []
+    from svll.evaluation.scores import Extra, score  # torch and numba: seconds
+    from svll.evaluation.sharing import join_ranks
 
-    options = KReciprocal(**given) if rerank else None  # type: ignore[arg-type]
-    results = {source.name: _score(source, camera_filter, options) for source in sources}
-    _show(sources, results, options, as_json)
+    with ExitStack() as stack:
+        share = stack.enter_context(join_ranks())
+        if weights is not None:
+            sources = _of_weights(weights, recipe, words or [], save)
+        elif run:
+            sources = _of_runs(stack, run, words or [], save)
+        else:
+            paths = [*(features or []), *(words or [])]
+            sources = _of_files(stack, paths, features_from, gallery or [], save)
+        if multi_query:
+            sources = [source.pooled() for source in sources]
+        options = _options(metric, normalise, camera_filter, cross_camera_only, expand, alpha)
+        options |= {"share": share, "top_k": 0 if per_query is None else top_k or 10}
+        threshold = None
+        if threshold_from is not None:
+            threshold = _threshold(threshold_from, at_fpr, camera_filter)
+        extra = Extra(bootstrap, camera_pairs, verification, threshold)
+        settings = _settings(grid)
+        scores = [s for source in sources for s in score(source, settings, extra, **options)]
+        if share.index == 0:
+            _show(scores, as_json=as_json, as_csv=as_csv)
+            if per_query is not None:
+                _write_per_query(per_query, scores)
     return 0
 
 
-@dataclass(frozen=True)
-class Source:
-    """Features to be scored, and where they come from."""
-
-    where: str
-    name: str
-    protocol: str
-    groups: "dict[str, FeatureGroup]"
+# ---- what is asked ----
 
 
-def _from_file(path: Path) -> Source:
-    file = read_features(path, groups=("query", "gallery"))
-    # other toolboxes' files do not say their protocol
-    return Source(str(path), file.dataset, file.protocol or "cross_camera", file.groups)
+def _refuse_without(there: bool, needed: str, given: dict[str, Any]) -> None:
+    """UserError for options that mean nothing without another one."""
+    names = [f"--{name}" for name, value in given.items() if value]
+    if names and not there:
+        raise UserError(f"{', '.join(names)} without {needed} has no effect; add {needed}")
 
 
-def _from_weights(
+def _grid(k1: str | None, k2: str | None, weight: str | None) -> list[dict[str, Any]]:
+    """All combinations of the values given for re-ranking."""
+    values = {
+        "k1": _numbers("k1", k1, int), "k2": _numbers("k2", k2, int),
+        "weight": _numbers("weight", weight, float),
+    }
+    given = {name: found for name, found in values.items() if found}
+    return [dict(zip(given, point, strict=True)) for point in product(*given.values())]
+
+
+def _numbers(
+    name: str, text: str | None, kind: Callable[[str], Number]
+) -> list[Number]:
+    try:
+        return [kind(word) for word in (text or "").split(",") if word]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None
+
+
+def _settings(grid: list[dict[str, Any]]) -> "list[KReciprocal | None]":
+    """The settings to score; several are shown beside what they are to improve on."""
+    from svll.evaluation import KReciprocal
+
+    settings: list[KReciprocal | None] = [KReciprocal(**point) for point in grid]
+    return settings if len(settings) == 1 else [None, *settings]
+
+
+def _options(
+    metric: Literal["euclidean", "cosine"], normalise: bool, camera_filter: bool,
+    cross_camera_only: bool, expand: int | None, alpha: float | None,
+) -> "Options":
+    from svll.evaluation import QueryExpansion
+
+    return {
+        "metric": metric, "normalise": normalise, "camera_filter": camera_filter,
+        "cross_camera_only": cross_camera_only,
+        "expand": None if expand is None else QueryExpansion(expand, alpha or 0.0),
+    }
+
+
+# ---- where features come from ----
+
+
+def _of_files(
+    stack: ExitStack, paths: Sequence[str], kind: str | None, gallery: Sequence[str],
+    save: Path | None,
+) -> "list[Source]":
+    from svll.evaluation.sources import find_shards, open_source
+
+    if options := [path for path in paths if "=" in path and not Path(path).exists()]:
+        raise UserError(f"{', '.join(options)} without --weights or --run has no effect")
+    if gallery and len(paths) > 1:
+        raise UserError("--gallery goes with one --features file, which gives the queries")
+    if save is not None and len(paths) > 1:
+        raise UserError("--save goes with one --features file")
+    shards = find_shards(gallery)
+    sources = [stack.enter_context(open_source(Path(path), kind, shards)) for path in paths]
+    if save is not None:
+        source = sources[0]
+        groups = {"query": source.query, "gallery": source.gallery}
+        if source.more is not None:
+            groups["multi_query"] = source.more
+        write_features(
+            save, groups, dataset=source.dataset, model=source.where, protocol=source.protocol
+        )
+    return sources
+
+
+def _of_runs(
+    stack: ExitStack, folders: Sequence[Path], overrides: list[str], save: Path | None
+) -> "list[Source]":
+    from svll.evaluation.sources import open_source
+    from svll.scoring import run_features
+
+    if save is not None:
+        raise UserError("--save without --weights or --features-from has no effect: a run's "
+                        "features are in its folder")
+    return [
+        stack.enter_context(open_source(path))
+        for folder in folders for path in run_features(folder, overrides)
+    ]
+
+
+def _of_weights(
     weights: Path, recipe: str | None, overrides: list[str], save: Path | None
-) -> list[Source]:
+) -> "list[Source]":
     if recipe is None:
         raise UserError("--weights needs --recipe NAME: whose test sets it is tested on")
     settings = read_recipe(find_recipe(recipe, RECIPES), Config)
     config = build(Config, [*settings, *parse_overrides(overrides)])
+    from svll.evaluation.sources import Source
     from svll.scoring import encode_tests  # torch and DALI: not for feature files
 
-    tests = encode_tests(weights, config)
-    for place, test in enumerate(tests):
-        if save is not None:
-            path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if place else save
-            write_features(
-                path, test.groups, dataset=test.name, model=str(weights), protocol=test.protocol
-            )
-    return [Source(str(weights), test.name, test.protocol, test.groups) for test in tests]
+    return [
+        Source(
+            str(weights), test.name, test.protocol, test.groups["query"], test.groups["gallery"]
+        )
+        for test in encode_tests(weights, config, save)
+    ]
 
 
-def _score(
-    source: Source, camera_filter: bool, options: "KReciprocal | None"
-) -> "RankingResult":
-    from svll.evaluation import evaluate_protocol
+def _threshold(path: Path, at_fpr: float | None, camera_filter: bool) -> float:
+    """The similarity that tells identities apart on one cache, to be applied to another."""
+    from svll.evaluation.sources import open_source
+    from svll.evaluation.verification import verify
 
-    query, gallery = source.groups["query"], source.groups["gallery"]
-    try:
-        return evaluate_protocol(
-            source.protocol, query.features, gallery.features, query.identities,
-            gallery.identities, query.cameras, gallery.cameras, camera_filter=camera_filter,
-            rerank=options,
-        )  # fmt: skip
-    except UserError as error:
-        message = str(error).replace("camera_filter=False", "--no-camera-filter")
-        raise UserError(f"{source.where}: {message}") from None
+    with open_source(path) as source:
+        query, gallery = source.query, source.gallery
+        found = verify(
+            query.features, gallery.features, query.identities, gallery.identities,
+            query.cameras, gallery.cameras,
+            camera_filter=camera_filter and source.protocol == "cross_camera",
+        )
+    return found.eer_threshold if at_fpr is None else found.threshold_at(at_fpr)
 
 
-def _show(
-    sources: list[Source], results: "dict[str, RankingResult]", options: "KReciprocal | None",
-    as_json: bool,
-) -> None:
-    """Print one result as it is, several under their datasets' names."""
-    several = len(sources) > 1
+# ---- what is shown ----
+
+
+def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
+    """Print one score as lines or an object, several as a table or a list."""
+    from svll.evaluation.scores import to_csv
+
+    several = len(scores) > 1
     if as_json:
-        numbers = {s.name: {**results[s.name].as_json(), "protocol": s.protocol} for s in sources}
-        typer.echo(json.dumps(numbers if several else numbers[sources[0].name]))
-        return
-    for source in sources:
-        if several:
-            typer.echo(f"{source.name}:")
-        typer.echo(_table(results[source.name], options, source.protocol))
+        found = [item.as_json(several=several) for item in scores]
+        typer.echo(json.dumps(found if several else found[0]))
+    elif as_csv:
+        typer.echo(to_csv(scores), nl=False)
+    elif several:
+        _print_table(scores)
+    else:
+        typer.echo("\n".join(_lines(scores[0])))
+    if not as_json and not as_csv:
+        for item in scores[:1] if len({id(s.source) for s in scores}) == 1 else scores:
+            for line in _more_lines(item):
+                typer.echo(line)
 
 
-def _table(result: "RankingResult", options: "KReciprocal | None", protocol: str) -> str:
-    """The metrics as lines; fractions, as everywhere."""
+def _lines(item: "Score") -> Iterator[str]:
+    """The metrics; fractions, as everywhere."""
+    result = item.result
     cmc = result.as_json()["cmc"]
-    lines = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
-    settings = f"re-ranked: {options}" if options else "not re-ranked"
+    numbers = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
+    for name, value in numbers.items():
+        interval = ""
+        if name == "mAP" and item.interval:
+            interval = f"  (95 %: {item.interval[0]:.4f} to {item.interval[1]:.4f})"
+        yield f"{name:8}{value:.4f}{interval}"
+    settings = f"re-ranked: {item.setting}" if item.setting else "not re-ranked"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
-    numbers = [f"{name:8}{value:.4f}" for name, value in lines.items()]
-    return "\n".join([*numbers, f"{result.queries} queries{skipped}; {protocol}, {settings}"])
+    yield f"{result.queries} queries{skipped}; {item.source.protocol}, {settings}"
+
+
+def _print_table(scores: "Sequence[Score]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("file", "k1", "k2", "weight", "mAP", "mINP", "Rank-1", "Rank-5", "Rank-10")
+    names = _short([item.source.where for item in scores])
+    for name, item in zip(names, scores, strict=True):
+        setting, numbers = item.setting, item.result.as_json()
+        how = (str(setting.k1), str(setting.k2), f"{setting.weight:g}") if setting else ("",) * 3
+        interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
+        cmc = [f"{value:.4f}" for value in numbers["cmc"].values()]
+        table.add_row(
+            name, *how, f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}", *cmc
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a pipe or a log has no width: nothing is cut
+    console.print(table)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them share."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while len(set(parts)) > 1 and len({part[: shared + 1] for part in parts}) == 1:
+        shared += 1
+    return [str(Path(*part[shared:])) for part in parts]
+
+
+def _more_lines(item: "Score") -> Iterator[str]:
+    """Camera pairs and verification."""
+    if item.camera_pairs:
+        yield f"\n{item.source.where}: query camera, gallery camera, queries, mAP, Rank-1"
+        for pair in item.camera_pairs:
+            yield (
+                f"{pair.query_camera:6}{pair.gallery_camera:6}{pair.queries:8}  {pair.mAP:.4f}  "
+                f"{pair.rank1:.4f}"
+            )
+    if item.verification:
+        yield f"\n{item.source.where}: verification"
+        yield from item.verification.lines()
+        if item.threshold is not None:
+            yield f"at the given threshold: {item.verification.at(item.threshold)}"
+
+
+def _write_per_query(path: Path, scores: "Sequence[Score]") -> None:
+    from svll.evaluation.scores import per_query_csv
+
+    try:
+        with atomic_write(path) as private, private.open("w", encoding="utf-8") as file:
+            file.writelines(per_query_csv(scores))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

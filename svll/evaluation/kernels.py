@@ -127,35 +127,32 @@ def tally(row, lower, upper):  # type: ignore[no-untyped-def]
 
 @kernel
 def adjust(  # type: ignore[no-untyped-def]
-    start, stop, product, base, first, scale, removed_offsets, removed_columns,
-    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
+    row, q, first, scale, removed_offsets, removed_columns, query_cameras, block_cameras, hide,
+    bonus_offsets, bonus_columns, bonus_values,
 ):  # fmt: skip
-    """Turn product [q, c], queries `base`... against gallery rows `first`..., into scores.
+    """Turn query q's row [c] of the product with gallery rows `first`... into scores.
 
     What a query does not rank becomes -inf: the columns listed as removed and, with `hide`, all
     under its own camera.
     """
-    width = product.shape[1]
-    for r in range(start, stop):
-        q = base + r
-        row = product[r]
-        if scale[q] != 1.0:
-            for j in range(width):
-                row[j] *= np.float32(scale[q])
-        high = bonus_offsets[q + 1]
-        e = first_at_least(bonus_columns, bonus_offsets[q], high, first)
-        while e < high and bonus_columns[e] < first + width:
-            row[bonus_columns[e] - first] += np.float32(bonus_values[e])
-            e += 1
-        high = removed_offsets[q + 1]
-        e = first_at_least(removed_columns, removed_offsets[q], high, first)
-        while e < high and removed_columns[e] < first + width:
-            row[removed_columns[e] - first] = -np.inf
-            e += 1
-        if hide:
-            for j in range(width):
-                if block_cameras[j] == query_cameras[q]:
-                    row[j] = -np.inf
+    width = row.size
+    if scale[q] != 1.0:
+        for j in range(width):
+            row[j] *= np.float32(scale[q])
+    high = bonus_offsets[q + 1]
+    e = first_at_least(bonus_columns, bonus_offsets[q], high, first)
+    while e < high and bonus_columns[e] < first + width:
+        row[bonus_columns[e] - first] += np.float32(bonus_values[e])
+        e += 1
+    high = removed_offsets[q + 1]
+    e = first_at_least(removed_columns, removed_offsets[q], high, first)
+    while e < high and removed_columns[e] < first + width:
+        row[removed_columns[e] - first] = -np.inf
+        e += 1
+    if hide:
+        for j in range(width):
+            if block_cameras[j] == query_cameras[q]:
+                row[j] = -np.inf
 
 
 @kernel
@@ -170,19 +167,24 @@ def exact_score(q, j, first, queries, block, half, scale, offsets, columns, valu
 @kernel
 def count_better(  # type: ignore[no-untyped-def]
     start, stop, product, base, first, queries, block, half, scale, slack,
-    match_offsets, match_columns, match_scores, bonus_offsets, bonus_columns, bonus_values, counts,
+    match_offsets, match_columns, match_scores, removed_offsets, removed_columns,
+    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values, counts,
 ):  # fmt: skip
     """Add to counts [matches] the columns of this block that rank before each true match.
 
-    product [q, c] float32 holds the scores of queries `base`... and gallery rows `first`....
-    Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact score, and
-    by the gallery index when these are equal.
+    product [q, c] float32 holds queries `base`... against gallery rows `first`...; it becomes their
+    scores. Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact
+    score, and by the gallery index when these are equal.
     """
     width = product.shape[1]
     exact = np.empty(width)
     for r in range(start, stop):
         q = base + r
         row = product[r]
+        adjust(
+            row, q, first, scale, removed_offsets, removed_columns, query_cameras, block_cameras,
+            hide, bonus_offsets, bonus_columns, bonus_values,
+        )
         known = False  # whether `exact` is this row's
         for k in range(match_offsets[q], match_offsets[q + 1]):
             lower = np.float32(match_scores[k] - slack[q])

@@ -4,6 +4,9 @@ What is exchanged are counts (whole numbers), exact scores of true matches, and 
 query. None of them depends on who computed it, so any number of ranks gives the same digits.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +61,16 @@ class Share:
     def _sent(self, values: NDArray[Any]) -> torch.Tensor:
         device = "cpu" if dist.get_backend() == "gloo" else engine.device()
         return torch.from_numpy(np.ascontiguousarray(values).copy()).to(device)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Share]:
+    """Join the processes that `torchrun` started with this one, by gloo; alone without them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Share.of_this_rank()
+        return
+    dist.init_process_group("gloo", timeout=engine.TIMEOUT)
+    try:
+        yield Share.of_this_rank()
+    finally:
+        dist.destroy_process_group()

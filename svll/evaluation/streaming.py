@@ -128,24 +128,16 @@ class _Setting:
         self._candidates = (
             Candidates(len(chunk), parent.count, gallery) if parent.count else None
         )
-        self._adjusts = bool(
-            parent._hide or len(chunk.removed_columns) or len(extras.columns)
-            or (extras.scale != 1.0).any()
-        )
 
     def see(self, product: NDArray[np.float32], base: int, first: int, part: Block) -> None:
         """Take in the product [q, c] of queries `base`... and the block at row `first`."""
         chunk, extras = self._chunk, self._extras
-        if self._adjusts:
-            spread(
-                kernels.adjust, len(product), product, base, first, extras.scale,
-                chunk.removed_offsets, chunk.removed_columns, self._cameras,
-                self._block_cameras(first, product.shape[1]), self._parent._hide, *extras.bonus,
-            )  # fmt: skip
         spread(
             kernels.count_better, len(product), product, base, first, self._block.features,
             part.features, part.half, extras.scale, self._slack, chunk.match_offsets,
-            chunk.match_columns, self._scores, *extras.bonus, self._counts,
+            chunk.match_columns, self._scores, chunk.removed_offsets, chunk.removed_columns,
+            self._cameras, self._block_cameras(first, product.shape[1]), self._parent._hide,
+            *extras.bonus, self._counts,
         )  # fmt: skip
         if self._candidates is not None:
             self._candidates.see(product, base, first)

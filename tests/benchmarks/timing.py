@@ -14,8 +14,12 @@ class Row:
     name: str
     unit: str
     ours: float
-    baseline: float
+    baseline: float | None
     floor: float
+    memory_mb: float | None = None
+    """What our way needs beyond its input; None: not measured."""
+    baseline_memory_mb: float | None = None
+    note: str = ""
 
 
 def median_s(work: Callable[[], Any], *, repeats: int = 3) -> float:

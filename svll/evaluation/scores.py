@@ -1,0 +1,155 @@
+"""Scores of feature sources under several settings, and how they are written down."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Unpack
+
+from harness.errors import UserError
+from svll.evaluation.bootstrap import interval
+from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
+from svll.evaluation.protocols import evaluate_protocol_settings
+from svll.evaluation.ranking import Options, RankingResult
+from svll.evaluation.reranking import KReciprocal
+from svll.evaluation.sources import Source
+from svll.evaluation.verification import Verification, verify
+
+RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What is measured besides the ranking."""
+
+    bootstrap: bool = False
+    camera_pairs: bool = False
+    verification: bool = False
+    threshold: float | None = None
+    """A similarity from which two images count as one identity, found elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One source under one setting."""
+
+    source: Source
+    setting: KReciprocal | None
+    result: RankingResult
+    interval: tuple[float, float] | None = None
+    """Between which the mAP lies with 95 % confidence."""
+    camera_pairs: Sequence[CameraPair] = field(default_factory=list)
+    verification: Verification | None = None
+    threshold: float | None = None
+
+    def as_json(self, *, several: bool = False) -> dict[str, Any]:
+        """All numbers; of several scores each says which file and setting it is of."""
+        about = {
+            "file": self.source.where, "dataset": self.source.dataset,
+            "rerank": asdict(self.setting) if self.setting else None,
+        }
+        numbers = self.result.as_json() | {"protocol": self.source.protocol}
+        if self.interval:
+            numbers["mAP_interval"] = list(self.interval)
+        if self.camera_pairs:
+            numbers["camera_pairs"] = [asdict(pair) for pair in self.camera_pairs]
+        if self.verification:
+            numbers["verification"] = self.verification.as_json()
+            if self.threshold is not None:
+                applied = self.verification.at(self.threshold)
+                numbers["verification"]["applied"] = asdict(applied)
+        return about | numbers if several else numbers
+
+
+def score(
+    source: Source, settings: Sequence[KReciprocal | None], extra: Extra,
+    **options: Unpack[Options],
+) -> list[Score]:
+    """Score a source under each setting; what is wrong with it is told with its name."""
+    query, gallery = source.query, source.gallery
+    given = (
+        query.features, gallery.features, query.identities, gallery.identities, query.cameras,
+        gallery.cameras,
+    )
+    try:
+        results = evaluate_protocol_settings(source.protocol, *given, settings, **options)
+        pairs = _camera_pairs(source, given, options) if extra.camera_pairs else []
+        verification = None
+        if extra.verification:
+            across = source.protocol == "cross_camera" and options.get("camera_filter", True)
+            verification = verify(*given, camera_filter=across)
+    except UserError as error:
+        message = str(error).replace("camera_filter=False", "--no-camera-filter")
+        raise UserError(f"{source.where}: {message}") from None
+    return [
+        Score(
+            source, setting, result, _interval(source, result) if extra.bootstrap else None,
+            pairs, verification, extra.threshold,
+        )
+        for setting, result in zip(settings, results, strict=True)
+    ]
+
+
+def _camera_pairs(source: Source, given: Any, options: Options) -> list[CameraPair]:
+    if source.protocol == "random_gallery":
+        raise UserError(
+            "the protocol random_gallery does not ask for cameras; leave out --camera-pairs"
+        )
+    return evaluate_camera_pairs(*given, **options)
+
+
+def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
+    asks = source.gallery if source.protocol == "random_gallery" else source.query
+    return interval(result.average_precision, asks.identities)
+
+
+# ---- written down ----
+
+
+def to_csv(scores: Sequence[Score]) -> str:
+    """One line for each score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([
+        "file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+        *(f"rank{rank}" for rank in RANKS), "queries", "skipped", "mAP_low", "mAP_high",
+    ])
+    for item in scores:
+        setting, result = item.setting, item.result
+        writer.writerow([
+            item.source.where, item.source.dataset, item.source.protocol,
+            *((setting.k1, setting.k2, setting.weight) if setting else ("", "", "")),
+            result.mAP, result.mINP, *(result.as_json(RANKS)["cmc"].get(str(r)) for r in RANKS),
+            result.queries, result.skipped, *(item.interval or ("", "")),
+        ])
+    return text.getvalue()
+
+
+def per_query_csv(scores: Sequence[Score]) -> Iterable[str]:
+    """Lines for each query of each score: its labels, its metrics, the rows ranked first."""
+    most = max(item.result.nearest.shape[1] for item in scores)
+    yield _line([
+        "file", "k1", "k2", "weight", "query", "path", "identity", "camera", "average_precision",
+        "first_rank", *(f"row{n}" for n in range(1, most + 1)),
+        *(f"distance{n}" for n in range(1, most + 1)),
+    ])
+    for item in scores:
+        setting, result = item.setting, item.result
+        random = item.source.protocol == "random_gallery"
+        asks = item.source.gallery if random else item.source.query
+        how = (setting.k1, setting.k2, setting.weight) if setting else ("", "", "")
+        for row, precision in enumerate(result.average_precision.tolist()):
+            yield _line([
+                item.source.where, *how, row, asks.paths[row] if asks.paths else "",
+                asks.identities[row], asks.cameras[row],
+                "" if precision != precision else precision,  # NaN: the query was skipped
+                result.first_rank[row] or "",
+                *("" if near < 0 else near for near in result.nearest[row].tolist()),
+                *("" if far == float("inf") else far for far in result.distances[row].tolist()),
+            ])
+
+
+def _line(values: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()

@@ -1,0 +1,90 @@
+"""Where features to be scored come from: feature caches, shards of a gallery, other toolboxes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.features import FeatureGroup, open_features
+from svll.evaluation.foreign import read_foreign
+from svll.evaluation.pooling import pooled
+from svll.evaluation.rows import Stacked
+
+OURS = (".h5", ".hdf5")
+MORE = "multi_query"
+"""Group of further images of the queries' identities and cameras."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Features to be scored; those of a cache stay in their file until they are needed."""
+
+    where: str
+    dataset: str
+    protocol: str
+    query: FeatureGroup
+    gallery: FeatureGroup
+    more: FeatureGroup | None = None
+
+    def pooled(self) -> "Source":
+        """The same with all queries of one identity and camera made one."""
+        query, more = self.query, self.more
+        features, identities, cameras = pooled(
+            query.features, query.identities, query.cameras,
+            None if more is None else (more.features, more.identities, more.cameras),
+        )
+        return replace(self, query=FeatureGroup(features, identities, cameras))
+
+
+@contextmanager
+def open_source(
+    path: Path, kind: str | None = None, shards: Sequence[Path] = ()
+) -> Iterator[Source]:
+    """A feature cache, or a dump of another toolbox (`kind`, or by its suffix).
+
+    With `shards`, the gallery is what these caches hold, one after another; path gives the queries.
+    Raises UserError that names the file, as `open_features` and `read_foreign` do.
+    """
+    with ExitStack() as stack:
+        if kind is None and path.suffix.lower() in OURS:
+            names = ["query"] if shards else ["query", "gallery"]
+            file = stack.enter_context(open_features(path, names, optional=(MORE,)))
+            groups, dataset = dict(file.groups), file.dataset or path.stem
+            protocol = file.protocol or "cross_camera"  # other toolboxes' files do not say
+        else:
+            groups, dataset, protocol = read_foreign(path, kind), path.stem, "cross_camera"
+        if shards:
+            files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
+            groups["gallery"] = _stacked([file.groups["gallery"] for file in files])
+        yield Source(
+            str(path), dataset, protocol, groups["query"], groups["gallery"], groups.get(MORE)
+        )
+
+
+def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:
+    """Several groups as one, their features unread."""
+    paths = [group.paths for group in groups]
+    return FeatureGroup(
+        features=Stacked([group.features for group in groups]),  # type: ignore[arg-type]
+        identities=np.concatenate([group.identities for group in groups]),
+        cameras=np.concatenate([group.cameras for group in groups]),
+        paths=None if None in paths else [p for part in paths for p in part or ()],
+    )
+
+
+def find_shards(patterns: Sequence[str]) -> list[Path]:
+    """The files that names and patterns such as 'shards/*.h5' mean, in order of their names.
+
+    Raises UserError for one that means none.
+    """
+    found = []
+    for pattern in patterns:
+        path = Path(pattern)
+        here = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+        if not here:
+            raise UserError(f"{pattern}: no such file")
+        found += here
+    return found

@@ -1,0 +1,193 @@
+"""Ranking and re-ranking at the size of Market-1501 and MSMT17, against the standard way in NumPy.
+
+The floor is the bare product of all queries with the whole gallery (of all images with each other,
+each pair once, for re-ranking): by torch or numpy, in one call or block by block, whichever is
+fastest here. Ours and the floor take turns, so that a busy machine slows both. Features are random
+around a centre for each identity; memory is what the process needs beyond them at its peak.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from svll.evaluation import KReciprocal, evaluate_ranking
+from tests.benchmarks import standard
+from tests.benchmarks.timing import Row
+
+WIDTH = 1280
+
+
+class Size(NamedTuple):
+    """A benchmark's test set."""
+
+    name: str
+    queries: int
+    gallery: int
+    identities: int
+    cameras: int
+
+
+MARKET = Size("Market-1501", 3368, 15_913, 750, 6)
+MSMT = Size("MSMT17", 11_659, 82_161, 3060, 15)
+
+
+def measure() -> Iterator[Row]:
+    """Yield the rows, the quick ones first."""
+    _compile()
+    yield from _ranking(MARKET, share=1, repeats=5)
+    yield from _growth()
+    yield from _ranking(MSMT, share=8, repeats=2)
+    yield _reranking(MARKET, with_standard=True)
+    yield _reranking(MSMT, with_standard=False)
+
+
+def features(size: Size) -> tuple[Any, ...]:
+    """Query and gallery features [n, WIDTH], their identities and their cameras."""
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((size.identities, WIDTH), dtype=np.float32)
+    counts = size.queries, size.gallery
+    ids = [rng.integers(0, size.identities, n) for n in counts]
+    found = []
+    for rows in ids:
+        made = rng.standard_normal((len(rows), WIDTH), dtype=np.float32)
+        for part in np.array_split(np.arange(len(rows)), len(rows) // 4096 + 1):
+            made[part] = 3 * made[part] + centres[rows[part]]
+        found.append(made)
+    return (*found, *ids, *(rng.integers(0, size.cameras, n) for n in counts))
+
+
+def _ranking(size: Size, share: int, repeats: int) -> Iterator[Row]:
+    """One row; the standard way is given every `share`-th query only, for the sake of memory."""
+    given = features(size)
+    ours, floor, memory = [], [], 0.0
+    for _ in range(repeats):
+        floor.append(_product_s(*given[:2]))
+        with _Peak() as peak:
+            ours.append(_seconds(lambda: evaluate_ranking(*given)))
+        memory = max(memory, peak.mb)
+    part = [x[::share] if place in (0, 2, 4) else x for place, x in enumerate(given)]
+    with _Peak() as peak:
+        baseline = share * _seconds(lambda: standard.metrics(
+            standard.squared_distances(*part[:2]), *part[2:]
+        ))
+    yield Row(
+        f"ranking, {size.name} size", "s", statistics.median(ours), baseline,
+        statistics.median(floor), memory, peak.mb,
+        f"standard: 1/{share} of the queries, times {share}" if share > 1 else "",
+    )
+
+
+def _growth() -> Iterator[Row]:
+    """Three sizes; the time for each thousand million pairs stays the same."""
+    for factor in (1, 2, 4):
+        yield _per_pair(Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
+
+
+def _per_pair(size: Size) -> Row:
+    given = features(size)
+    pairs = size.queries * size.gallery / 1e9
+    ours, floor, memory = [], [], 0.0
+    for _ in range(2):
+        floor.append(_product_s(*given[:2]))
+        with _Peak() as peak:
+            ours.append(_seconds(lambda: evaluate_ranking(*given)))
+        memory = max(memory, peak.mb)
+    return Row(
+        f"ranking, {size.queries:,} x {size.gallery:,}", "s per 10^9 pairs", min(ours) / pairs,
+        None, min(floor) / pairs, memory,
+    )
+
+
+def _reranking(size: Size, *, with_standard: bool) -> Row:
+    given = features(size)
+    with _Peak() as peak:
+        ours = _seconds(lambda: evaluate_ranking(*given, rerank=KReciprocal()))
+    every = np.concatenate(given[:2])
+    floor = min(
+        _seconds(lambda: _pairs_once(every, _by_numpy)),
+        _seconds(lambda: _pairs_once(every, _by_torch)),
+    )
+    baseline = standard_mb = None
+    if with_standard:
+        with _Peak() as standard_peak:
+            baseline = _seconds(lambda: standard.metrics(
+                standard.rerank(*given[:2]), *given[2:]
+            ))
+        standard_mb = standard_peak.mb
+    note = "" if with_standard else "standard: would need more than 100 GB"
+    return Row(
+        f"re-ranking, {size.name} size", "s", ours, baseline, floor, peak.mb, standard_mb, note
+    )
+
+
+# ---- floors ----
+
+
+def _product_s(a: Any, b: Any) -> float:
+    """Seconds of a @ b.T by whichever way is fastest here: either BLAS, whole or in blocks."""
+    ways = [_seconds(lambda: np.matmul(a, b.T)), _seconds(lambda: _blocked(a, b, _by_numpy))]
+    torches = torch.from_numpy(a), torch.from_numpy(b)
+    ways += [_seconds(lambda: torch.mm(torches[0], torches[1].T))]
+    return min([*ways, _seconds(lambda: _blocked(a, b, _by_torch))])
+
+
+def _blocked(a: Any, b: Any, multiply: Any, rows: int = 4096, columns: int = 2048) -> None:
+    buffer = np.empty(rows * columns, np.float32)
+    for i in range(0, len(a), rows):
+        for j in range(0, len(b), columns):
+            x, y = a[i : i + rows], b[j : j + columns]
+            multiply(x, y, buffer[: len(x) * len(y)].reshape(len(x), len(y)))
+
+
+def _by_numpy(x: Any, y: Any, out: Any) -> None:
+    np.matmul(x, y.T, out=out)
+
+
+def _by_torch(x: Any, y: Any, out: Any) -> None:
+    torch.mm(torch.from_numpy(x), torch.from_numpy(y).T, out=torch.from_numpy(out))
+
+
+def _pairs_once(every: Any, multiply: Any, rows: int = 2048) -> None:
+    for i in range(0, len(every), rows):
+        _blocked(every[i : i + rows], every[i:], multiply, rows, rows)
+
+
+# ---- measuring ----
+
+
+def _compile() -> None:
+    """Let Numba compile, on a few rows."""
+    given = [x[:500] for x in features(MARKET._replace(queries=500, gallery=500, identities=50))]
+    evaluate_ranking(*given, rerank=KReciprocal())
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+class _Peak:
+    """The most memory that this process held during a block beyond what it held before, in MB."""
+
+    mb = 0.0
+
+    def __enter__(self) -> "_Peak":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+        self._before = _status_mb("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mb = _status_mb("VmHWM") - self._before
+
+
+def _status_mb(key: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
