@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,21 +110,36 @@ def write_features(
 
 
 def read_features(path: StrPath, groups: Sequence[str] | None = None) -> FeatureFile:
-    """Read all groups of a cache, or those named, which must then be there.
+    """Read all groups of a cache, or those named, which must then be there; see `open_features`."""
+    with open_features(path, groups) as file:
+        read = {
+            name: replace(group, features=group.features[:]) for name, group in file.groups.items()
+        }
+        return replace(file, groups=read)
 
+
+@contextmanager
+def open_features(
+    path: StrPath, groups: Sequence[str] | None = None, *, optional: Sequence[str] = ()
+) -> Iterator[FeatureFile]:
+    """A cache whose features are still in the file, to be sliced by rows; labels are read.
+
+    All groups, or those named, which must be there, and the `optional` ones that are.
     Raises UserError that names the file and every fault: missing, not HDF5, cut short, of another
-    format or version, incomplete, or with datasets that are absent or do not fit together.
+    format or version, incomplete, or with datasets that are absent or do not fit together; also
+    while features are read, where they are damaged.
     """
     path = Path(path)
     with _open(path) as file:
         _check_attributes(path, file, FORMAT)
         names = list(file) if groups is None else list(groups)
+        names += [name for name in optional if name in file and name not in names]
         faults = [fault for name in names for fault in _faults(file, name)]
         if faults:
             listed = "\n".join(f"  {fault}" for fault in faults)
             raise UserError(f"{path}: not a usable feature cache:\n{listed}")
         described = {k: str(file.attrs.get(k, "")) for k in ATTRIBUTES}
-        return FeatureFile(
+        yield FeatureFile(
             path=path, groups={name: _get_group(file[name]) for name in names}, **described
         )
 
@@ -134,7 +149,7 @@ def _get_group(group: h5py.Group) -> FeatureGroup:
     # File names need not be valid UTF-8; surrogates carry their bytes through.
     paths = group["path"].asstr("utf-8", "surrogateescape")[:] if "path" in group else None
     return FeatureGroup(
-        features=group["features"][:],
+        features=group["features"],
         identities=group["identity"][:].astype(np.int64),
         cameras=group["camera"][:].astype(np.int64),
         views=None if views is None else views.astype(np.int64),

@@ -3,7 +3,8 @@
     python launch/evaluate.py --features runs/demo/0a1b2c3d/features.h5
     python launch/evaluate.py --features features.h5 --rerank --k1 20 --k2 6 --weight 0.3 --json
     python launch/evaluate.py --features runs/*/*/features.h5 --csv
-    python launch/evaluate.py --features f.h5 --rerank --k1 10,20,30 --weight 0.1,0.3 --per-query q.csv
+    python launch/evaluate.py --features f.h5 --rerank --k1 10,20,30 --weight 0.1,0.3
+    python launch/evaluate.py --features f.h5 --bootstrap --camera-pairs --per-query queries.csv
     python launch/evaluate.py --features f.h5 --verification --threshold-from validation.h5
     python launch/evaluate.py --features pytorch_result.mat --features-from mat --save features.h5
     python launch/evaluate.py --run runs/market1501/0a1b2c3d4e5f
@@ -208,7 +209,7 @@ def _refuse_without(there: bool, needed: str, given: dict[str, Any]) -> None:
 
 def _grid(k1: str | None, k2: str | None, weight: str | None) -> list[dict[str, Any]]:
     """All combinations of the values given for re-ranking."""
-    values = {
+    values: dict[str, list[Any]] = {
         "k1": _numbers("k1", k1, int), "k2": _numbers("k2", k2, int),
         "weight": _numbers("weight", weight, float),
     }
@@ -216,9 +217,7 @@ def _grid(k1: str | None, k2: str | None, weight: str | None) -> list[dict[str, 
     return [dict(zip(given, point, strict=True)) for point in product(*given.values())]
 
 
-def _numbers(
-    name: str, text: str | None, kind: Callable[[str], Number]
-) -> list[Number]:
+def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     try:
         return [kind(word) for word in (text or "").split(",") if word]
     except ValueError:
@@ -320,7 +319,12 @@ def _threshold(path: Path, at_fpr: float | None, camera_filter: bool) -> float:
             query.cameras, gallery.cameras,
             camera_filter=camera_filter and source.protocol == "cross_camera",
         )
-    return found.eer_threshold if at_fpr is None else found.threshold_at(at_fpr)
+    if at_fpr is None:
+        return found.eer_threshold
+    threshold = found.threshold_at(at_fpr)
+    if threshold is None:
+        raise UserError(f"{path}: {found.shortage(at_fpr)}")
+    return threshold
 
 
 # ---- what is shown ----
@@ -400,10 +404,35 @@ def _more_lines(item: "Score") -> Iterator[str]:
                 f"{pair.rank1:.4f}"
             )
     if item.verification:
-        yield f"\n{item.source.where}: verification"
-        yield from item.verification.lines()
-        if item.threshold is not None:
-            yield f"at the given threshold: {item.verification.at(item.threshold)}"
+        yield from _verification_lines(item)
+
+
+def _verification_lines(item: "Score") -> Iterator[str]:
+    numbers = item.as_json()["verification"]
+    equal = numbers["eer_threshold"]
+    yield (
+        f"\n{item.source.where}: same identity or not, {numbers['genuine_pairs']:,} genuine and "
+        f"{numbers['impostor_pairs']:,} impostor pairs"
+    )
+    yield f"AUC {numbers['auc']:.4f}"
+    yield (
+        f"EER {numbers['eer']:.4f} at similarity {equal['similarity']:.4f} "
+        f"(distance {equal['distance']:.4f})"
+    )
+    for rate, found in numbers["tpr_at_fpr"].items():
+        if found is not None:
+            yield _rates(f"FPR at most {rate}", found)
+    yield from numbers["notes"]
+    if "applied" in numbers:
+        yield _rates("threshold given", numbers["applied"])
+
+
+def _rates(name: str, found: dict[str, Any]) -> str:
+    precision = "none" if found["precision"] is None else f"{found['precision']:.4f}"
+    return (
+        f"{name}: TPR {found['tpr']:.4f} FPR {found['fpr']:.2e} precision {precision} "
+        f"accuracy {found['accuracy']:.4f} at similarity {found['threshold']:.4f}"
+    )
 
 
 def _write_per_query(path: Path, scores: "Sequence[Score]") -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.errors import UserError
+from svll.evaluation import arguments
 from svll.evaluation.expansion import QueryExpansion, expanded
 from svll.evaluation.matches import Chunk, Matches
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
@@ -132,9 +133,10 @@ def evaluate_settings(
     All of them share one comparison of queries and gallery, and one search for neighbours.
     """
     unit, share = normalise or metric == "cosine", share or Share()
-    labels = [query_identities, query_cameras, gallery_identities, gallery_cameras]
-    q_ids, q_cams, g_ids, g_cams = (_integers(values) for values in labels)
-    _check(query, gallery, [q_ids, q_cams, g_ids, g_cams], metric, max_rank, top_k)
+    given = query_identities, gallery_identities, query_cameras, gallery_cameras
+    labels = [arguments.integers(values) for values in given]
+    _check(query, gallery, labels, metric, max_rank, top_k)
+    q_ids, g_ids, q_cams, g_cams = labels
     queries = Rows("query", query, q_ids, q_cams, unit=unit)
     candidates = Rows("gallery", gallery, g_ids, g_cams, unit=unit)
     # no more than the usual memory, however many settings there are
@@ -252,32 +254,11 @@ def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Float
 # ---- checks ----
 
 
-def _integers(values: ArrayLike) -> Integers:
-    """Labels from a list, an array or a tensor; a float or text stays as it is, for `_check`."""
-    array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
-    return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
-
-
 def _check(
-    query: Any, gallery: Any, labels: list[Integers], metric: str, max_rank: int,
-    top_k: int,
+    query: Any, gallery: Any, labels: Sequence[Integers], metric: str, max_rank: int, top_k: int
 ) -> None:
     """Name every fault of the arguments in one UserError."""
-    faults = []
-    shapes = {"query": tuple(query.shape), "gallery": tuple(gallery.shape)}
-    for name, shape in shapes.items():
-        if len(shape) != 2 or 0 in shape:
-            faults.append(f"{name} features have shape {list(shape)}; expected [images, width]")
-    if not faults and shapes["query"][1] != shapes["gallery"][1]:
-        widths = f"{shapes['query'][1]} numbers per row, gallery features {shapes['gallery'][1]}"
-        faults.append(f"query features have {widths}; both must come from one model")
-    names = ["query identities", "query cameras", "gallery identities", "gallery cameras"]
-    for name, values in zip(names, labels, strict=True):
-        rows = shapes[name.split()[0]][:1]
-        if values.shape != rows:
-            faults.append(f"{name} have shape {list(values.shape)}; expected {list(rows)}")
-        elif values.dtype.kind != "i":
-            faults.append(f"{name} are {values.dtype}; expected integers")
+    faults = arguments.faults(query, gallery, labels)
     if metric not in ("euclidean", "cosine"):
         faults.append(f"metric {metric!r} is unknown; choose euclidean or cosine")
     if max_rank < 1:

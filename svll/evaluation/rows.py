@@ -91,7 +91,8 @@ class Rows:
             if isinstance(source, torch.Tensor):
                 source = source.detach().float().cpu().numpy()
             every = len(source) == len(rows)
-            features[place : place + len(rows)] = source if every else source[rows - rows[0]]
+            source = source if every else source[rows - rows[0]]
+            spread(_copy, len(rows), features[place : place + len(rows)], source)
         norms, half = np.empty(len(kept)), np.zeros(len(kept))
         spread(kernels.prepare, len(kept), features, self.unit, norms, half)
         self._refuse(kept[~(norms < LARGEST_NORM)])  # NaN compares false
@@ -121,6 +122,10 @@ class Rows:
             f"{self.name} features: row{'s' * (len(bad) > 1)} {shown}{more} hold NaN, infinity or "
             f"numbers beyond {LARGEST_NORM:g}; extract the features of these images again"
         )
+
+
+def _copy(start: int, stop: int, target: NDArray[np.float32], source: NDArray[Any]) -> None:
+    target[start:stop] = source[start:stop]  # float16 is turned here, which takes a while
 
 
 class Passes:

@@ -9,7 +9,6 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.features import FeatureGroup, open_features
-from svll.evaluation.foreign import read_foreign
 from svll.evaluation.pooling import pooled
 from svll.evaluation.rows import Stacked
 
@@ -55,6 +54,8 @@ def open_source(
             groups, dataset = dict(file.groups), file.dataset or path.stem
             protocol = file.protocol or "cross_camera"  # other toolboxes' files do not say
         else:
+            from svll.evaluation.foreign import read_foreign  # scipy: not for our own files
+
             groups, dataset, protocol = read_foreign(path, kind), path.stem, "cross_camera"
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]

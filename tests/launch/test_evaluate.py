@@ -1,17 +1,27 @@
 """The evaluate command: numbers of a feature file, and what it says when there are none."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from harness.features import FeatureGroup, write_features
 from launch import evaluate
-from svll.evaluation import KReciprocal, evaluate_protocol, evaluate_ranking
+from svll.evaluation import (
+    KReciprocal,
+    QueryExpansion,
+    evaluate_camera_pairs,
+    evaluate_protocol,
+    evaluate_ranking,
+)
+from svll.evaluation.verification import verify
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -115,9 +125,17 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give either --features FILE or --weights FILE --recipe NAME"),
-        (["--features", "f.h5", "--weights", "w"], "give either --features FILE or --weights"),
-        (["--features", "f.h5", "--recipe", "x", "a=1"], "--recipe, key=value without --weights"),
+        ([], "give one of --features FILE, --run DIR, or --weights FILE --recipe NAME"),
+        (["--features", "f.h5", "--weights", "w"], "give one of --features FILE, --run DIR, or"),
+        (["--features", "f.h5", "--recipe", "x"], "--recipe without --weights has no effect"),
+        (["--features", "f.h5", "a=1"], "a=1 without --weights or --run has no effect"),
+        (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
+        (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
+        (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
+        (["--features", "f.h5", "--json", "--csv"], "--json and --csv: choose one"),
+        (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
+        (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
+        (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth"], "--weights needs --recipe NAME"),
         (["--weights", "w.pth", "--recipe", "synthtic"], "did you mean synthetic?"),
         (["--weights", "w.pth", "--recipe", "synthetic"], "w.pth: no such file"),
@@ -193,3 +211,145 @@ def test_evaluating_imports_no_package_that_it_does_not_need(file):
     imported = set(done.stdout.split())
     assert "torch" in imported
     assert not HEAVY & imported
+
+
+# ---- several files and settings ----
+
+
+def test_several_files_give_one_table_list_or_csv(run, tmp_path, file, parts):
+    other = {"query": group(15, 3), "gallery": group(60, 4)}
+    write_features(tmp_path / "other.h5", other, dataset="more", model="m")
+    expected = [ranking(parts), ranking(other)]
+    status, out, _ = run("--features", file, tmp_path / "other.h5", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert [item["dataset"] for item in found] == ["toy", "more"]
+    assert [item["file"] for item in found] == [str(file), str(tmp_path / "other.h5")]
+    assert [item["mAP"] for item in found] == [result.mAP for result in expected]
+    status, out, _ = run("--features", file, "--features", tmp_path / "other.h5", "--csv")
+    lines = list(csv.DictReader(out.splitlines()))
+    assert [float(line["mAP"]) for line in lines] == [result.mAP for result in expected]
+    assert [float(line["rank5"]) for line in lines] == [result.cmc[4] for result in expected]
+    status, out, _ = run("--features", file, tmp_path / "other.h5")
+    for name, result in zip(("features.h5", "other.h5"), expected, strict=True):
+        [line] = [line for line in out.splitlines() if name in line]
+        assert f"{result.mAP:.4f}" in line
+
+
+def test_a_grid_scores_every_combination_beside_plain_ranking(run, file, parts):
+    grid = ["--rerank", "--k1", "4,8", "--k2", "2", "--weight", "0.1,0.5"]
+    status, out, _ = run("--features", file, *grid, "--json")
+    found = json.loads(out)
+    settings = [KReciprocal(k1, 2, weight) for k1 in (4, 8) for weight in (0.1, 0.5)]
+    assert [item["rerank"] for item in found] == [None, *map(asdict, settings)]
+    assert [item["mAP"] for item in found] == [
+        ranking(parts, rerank=setting).mAP for setting in (None, *settings)
+    ]
+    assert status == 0
+
+
+def test_per_query_lines_hold_what_the_mean_is_made_of(run, file, parts, tmp_path):
+    status, _, _ = run("--features", file, "--per-query", tmp_path / "q.csv", "--top-k", 3)
+    expected = ranking(parts, top_k=3)
+    lines = list(csv.DictReader((tmp_path / "q.csv").read_text().splitlines()))
+    assert status == 0
+    assert [float(line["average_precision"]) for line in lines] == (
+        expected.average_precision.tolist()
+    )
+    assert [int(line["first_rank"]) for line in lines] == expected.first_rank.tolist()
+    assert [int(line["identity"]) for line in lines] == parts["query"].identities.tolist()
+    for line, near, far in zip(lines, expected.nearest, expected.distances, strict=True):
+        assert [int(line[f"row{n}"]) for n in (1, 2, 3)] == near.tolist()
+        assert [float(line[f"distance{n}"]) for n in (1, 2, 3)] == far.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--cross-camera-only"], {"cross_camera_only": True}),
+        (["--no-camera-filter"], {"camera_filter": False}),
+        (["--raw"], {"normalise": False}),
+        (["--metric", "cosine"], {"metric": "cosine"}),
+        (["--expand", 4], {"expand": QueryExpansion(4)}),
+        (["--expand", 4, "--alpha", 3], {"expand": QueryExpansion(4, 3.0)}),
+    ],
+)
+def test_options_of_the_ranking_reach_it(run, file, parts, words, options):
+    status, out, _ = run("--features", file, *words, "--json")
+    assert status == 0
+    assert json.loads(out) == scored(ranking(parts, **options))
+
+
+def test_multi_query_asks_once_for_each_identity_and_camera(run, file, parts):
+    status, out, _ = run("--features", file, "--multi-query", "--json")
+    query = parts["query"]
+    asking = set(zip(query.identities.tolist(), query.cameras.tolist(), strict=True))
+    assert status == 0
+    assert json.loads(out)["queries"] == len(asking) < len(query.identities)
+
+
+def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file, parts, tmp_path):
+    other = {"query": group(15, 3), "gallery": group(60, 4)}
+    write_features(tmp_path / "other.h5", other, dataset="more", model="m")
+    status, out, _ = run(
+        "--features", file, "--json", "--bootstrap", "--camera-pairs", "--verification",
+        "--threshold-from", tmp_path / "other.h5", "--at-fpr", 0.1,
+    )  # fmt: skip
+    found = json.loads(out)
+    given = [
+        [getattr(part[side], name) for name in ("features", "identities", "cameras")
+         for side in ("query", "gallery")]
+        for part in (parts, other)
+    ]
+    assert status == 0
+    low, high = found["mAP_interval"]
+    assert low < found["mAP"] < high
+    assert found["camera_pairs"] == [asdict(pair) for pair in evaluate_camera_pairs(*given[0])]
+    own, calibration = (verify(*each) for each in given)
+    assert found["verification"]["eer"] == own.eer
+    applied = own.at(calibration.threshold_at(0.1))
+    assert found["verification"]["applied"] == asdict(applied)
+    status, out, _ = run("--features", file, "--bootstrap", "--camera-pairs", "--verification")
+    assert f"(95 %: {low:.4f} to {high:.4f})" in out
+    assert f"EER {own.eer:.4f}" in out
+
+
+def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(file, parts, tmp_path):
+    gallery = parts["gallery"]
+    (tmp_path / "shards").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(80), 4)):
+        shard = FeatureGroup(
+            gallery.features[rows], gallery.identities[rows], gallery.cameras[rows]
+        )
+        write_features(
+            tmp_path / "shards" / f"{number}.h5", {"gallery": shard}, dataset="toy", model="m"
+        )
+    words = [
+        "launch/evaluate.py", "--features", file, "--gallery", tmp_path / "shards" / "*.h5",
+        "--json", "--rerank", "--k1", "5,8", "--verification",
+    ]
+    alone = ["launch/evaluate.py", "--features", file, *words[5:]]
+    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    printed = [
+        subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for command in (alone, words, [*ranks, *words])
+    ]  # fmt: skip
+    assert printed[0] == printed[1] == printed[2]
+
+
+def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path):
+    names = {"features": "f", "identities": "label", "cameras": "cam"}
+    dump = {
+        f"{side}_{short}": getattr(parts[side], name)
+        for side in ("query", "gallery") for name, short in names.items()
+    }
+    savemat(tmp_path / "result.mat", dump)
+    for words in ([], ["--features-from", "mat", "--save", tmp_path / "kept.h5"]):
+        status, out, _ = run("--features", tmp_path / "result.mat", *words, "--json")
+        assert status == 0
+        assert json.loads(out) == scored(ranking(parts))
+    status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
+    assert json.loads(out) == scored(ranking(parts))
