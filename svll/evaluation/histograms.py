@@ -4,12 +4,11 @@ The cosine similarity s of a pair falls into bin round(2048 s) + 2048, so there 
 their edges lie at (k - 2048.5) / 2048: 0.00049 apart. Common values such as -1, 0 and 1 are
 centres, away from any edge.
 
-The float32 product of a block is good enough for some 96 pairs of 100. The others lie so near an
-edge (see `rows.rounding`) that block shape, thread or device could decide the bin: they are
-multiplied again in float64, in an order of our own. A pair's bin is therefore a function of its
-two rows alone, and counts add up to the same however the work is split. Ever finer bins would
-have ever more pairs near an edge: at 1,280 numbers a row these cost 0.15 of the product, and bins
-half as wide would cost twice that.
+The float32 product of a block is good enough for nearly all pairs. The others lie so near an edge
+that block shape, thread or device could decide the bin: they are multiplied again in float64, in an
+order of our own. A pair's bin is therefore a function of its two rows alone, and counts add up to
+the same however the work is split. How near is near is `Margin`'s to say. Bins half as wide would
+have twice as many pairs near an edge, and these are what costs.
 
 Letters: Q queries, G gallery images, D width, c columns of one block.
 """
@@ -30,6 +29,40 @@ EDGES = (np.arange(BINS + 1) - (SCALE + 0.5)) / SCALE
 QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096  # 16 MB of products at a time
 QUERY_NUMBERS, GALLERY_NUMBERS = 2**24, 2**23  # rows held at a time: 64 and 32 MB of float32
 LANES = 64
+TILE_NUMBERS = 80_000  # 320 KB of float32
+SAMPLE, FACTOR = 10_000, 4.0
+FINDING = 2.0**-22  # the error of finding the bin in float32
+
+
+class Margin:
+    """How far a float32 product of this data may be from the exact one.
+
+    At first and at most that is `rounding`, which is for the worst rows there are: 36 times the
+    largest error of common features, and pairs within it of an edge would cost half as much as the
+    product. Once SAMPLE pairs were multiplied again, FACTOR times the largest error among them will
+    do; a part in which a larger one turns up is counted again.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.most = np.float32(rounding(width) + FINDING)
+        self._seen, self._largest, self._lock = 0, 0.0, threading.Lock()
+
+    @property
+    def value(self) -> np.float32:
+        if self._seen < SAMPLE:
+            return self.most
+        return max(self.most / 8, self._needed(self._largest))
+
+    def holds(self, used: np.float32, seen: int, largest: float) -> bool:
+        """Whether a part counted with the margin `used` is to be kept: `seen` pairs of it were
+        multiplied again, with `largest` the largest error.
+        """
+        with self._lock:
+            self._seen, self._largest = self._seen + seen, max(self._largest, largest)
+        return used >= self._needed(largest)
+
+    def _needed(self, error: float) -> np.float32:
+        return min(self.most, np.float32(FACTOR * error + FINDING))
 
 
 def pair_counts(
@@ -41,6 +74,7 @@ def pair_counts(
     """
     counts = np.zeros((2, BINS), np.int64)
     width = queries.features.shape[1]
+    margin = Margin(width)
     chunk = max(1, QUERY_NUMBERS // width)
     size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
     for q, chosen in queries.blocks(chunk):
@@ -51,31 +85,33 @@ def pair_counts(
             labels = (
                 queries.identities[rows], queries.cameras[rows],
                 gallery.identities[columns], gallery.cameras[columns],
-            )
-            _count_block(chosen, block, sent, products, labels, camera_filter, counts)
+            )  # fmt: skip
+            _count_block(chosen, block, sent, products, margin, labels, camera_filter, counts)
     return counts
 
 
 def _count_block(
-    chosen: Block, block: Block, sent: Any, products: Products, labels: tuple[Integers, ...],
-    camera_filter: bool, counts: Integers,
-) -> None:
+    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin,
+    labels: tuple[Integers, ...], camera_filter: bool, counts: Integers,
+) -> None:  # fmt: skip
     """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
     identities, cameras, block_identities, block_cameras = labels
     order = np.argsort(block_identities, kind="stable")
-    slack = np.float32(rounding(block.features.shape[1]) + 2.0**-22)  # and of finding the bin
     lock, block_sent = threading.Lock(), products.send(block.features)
 
     def count(start: int, stop: int, *arguments: Any) -> None:
-        own = np.zeros_like(counts)
-        count_pairs(start, stop, *arguments, own)
+        while True:
+            used, own = margin.value, np.zeros_like(counts)
+            seen, largest = count_pairs(start, stop, used, *arguments, own)
+            if margin.holds(used, seen, largest):
+                break
         with lock:
             np.add(counts, own, out=counts)
 
     for base in range(0, len(sent), QUERY_BLOCK):
         product = products(sent[base : base + QUERY_BLOCK], block_sent)
         spread(
-            count, len(product), product, base, chosen.features, block.features, slack,
+            count, len(product), product, base, chosen.features, block.features,
             identities, cameras, order, block_identities[order], block_cameras, camera_filter,
         )  # fmt: skip
 
@@ -128,41 +164,67 @@ def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def settle_doubtful(base, product, queries, block, bins, columns, found, tables):  # type: ignore[no-untyped-def]
+    """Put every doubtful pair into the bin of its exact similarity.
+
+    columns [q, :found[q]] are those of query base + q, ascending. A tile of the block is done for
+    all queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900.
+    Returns the largest error found in the product [q, c].
+    """
+    lanes = np.empty(LANES)
+    largest = 0.0
+    tile = max(16, TILE_NUMBERS // block.shape[1])
+    at = np.zeros(found.size, np.int64)
+    for right in range(tile, block.shape[0] + tile, tile):
+        for r in range(found.size):
+            while at[r] < found[r] and columns[r, at[r]] < right:
+                c = columns[r, at[r]]
+                tables[c & 3, bins[r, c]] -= 1
+                exact = exact_dot(queries[base + r], block[c], lanes)
+                largest = max(largest, abs(exact - product[r, c]))
+                bins[r, c] = exact_bin(exact)
+                tables[c & 3, bins[r, c]] += 1
+                at[r] += 1
+    return largest
+
+
+@kernel
 def count_pairs(  # type: ignore[no-untyped-def]
-    start, stop, product, base, queries, block, slack, identities, cameras,
+    start, stop, slack, product, base, queries, block, identities, cameras,
     order, sorted_identities, block_cameras, camera_filter, counts,
 ):  # fmt: skip
     """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
 
     `order` [c] sorts the block by identity. All pairs are counted first; those of one identity,
-    few as a rule, are then moved, or taken out.
+    few as a rule, are then moved, or taken out. Returns how many pairs were multiplied again, and
+    the largest error found.
     """
-    width = product.shape[1]
+    rows, width = stop - start, product.shape[1]
     tables = np.zeros((4, BINS), np.int32)  # four: the same bin twice running would have to wait
-    bins = np.empty(width, np.int32)
+    bins = np.empty((rows, width), np.int32)
+    columns = np.empty((rows, width), np.int32)
+    found = np.zeros(rows, np.int64)
     doubtful = np.empty(width, np.int32)
-    again = np.empty(width, np.int32)
-    lanes = np.empty(LANES)
-    for r in range(start, stop):
-        q = base + r
-        nearest_bins(product[r], slack, bins, doubtful)
-        found = 0
+    for r in range(rows):
+        nearest_bins(product[start + r], slack, bins[r], doubtful)
+        n = 0
         for c in range(width):
-            tables[c & 3, bins[c]] += 1
-            again[found] = c
-            found += doubtful[c]
-        for n in range(found):
-            c = again[n]
-            tables[c & 3, bins[c]] -= 1
-            bins[c] = exact_bin(exact_dot(queries[q], block[c], lanes))
-            tables[c & 3, bins[c]] += 1
+            tables[c & 3, bins[r, c]] += 1
+            columns[r, n] = c
+            n += doubtful[c]
+        found[r] = n
+    part = product[start:stop]
+    largest = settle_doubtful(base + start, part, queries, block, bins, columns, found, tables)
+    for r in range(rows):
+        q = base + start + r
         at = first_at_least(sorted_identities, 0, width, identities[q])
         while at < width and sorted_identities[at] == identities[q]:
             c = order[at]
-            counts[1, bins[c]] -= 1
+            counts[1, bins[r, c]] -= 1
             if not (camera_filter and block_cameras[c] == cameras[q]):
-                counts[0, bins[c]] += 1
+                counts[0, bins[r, c]] += 1
             at += 1
     for t in range(4):
         for b in range(BINS):
             counts[1, b] += tables[t, b]
+    return found.sum(), largest

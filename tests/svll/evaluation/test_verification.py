@@ -14,7 +14,7 @@ from svll.evaluation import histograms, kernels, rows, verification
 from svll.evaluation.histograms import BINS, EDGES, SCALE
 from svll.evaluation.verification import Verification, count_pairs, verify
 
-MANY = settings(max_examples=300, deadline=None, database=None, derandomize=True)
+MANY = settings(max_examples=120, deadline=None, database=None, derandomize=True)
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -218,6 +218,33 @@ def test_blocks_threads_and_errors_of_the_product_do_not_change_a_count(monkeypa
             assert_same_counts(verify(*problem), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_errors_that_turn_up_late_do_not_change_a_count(monkeypatch):
+    problem = world(8, queries=64, gallery=4000, width=24)
+    whole, plain, made = verify(*problem), rows.Products.__call__, []
+    margins, tried = [], histograms.Margin.holds
+
+    def noisy_later(self, *blocks):
+        product = plain(self, *blocks)
+        made.append(len(product))
+        if len(made) > 20:
+            product += rows.rounding(24) * np.where(np.arange(product.shape[1]) % 2, 0.95, -0.95)
+        return product.astype(np.float32)
+
+    def watched(self, used, seen, largest):
+        margins.append((used / self.most, tried(self, used, seen, largest)))
+        return margins[-1][1]
+
+    monkeypatch.setattr(rows.Products, "__call__", noisy_later)
+    monkeypatch.setattr(histograms.Margin, "holds", watched)
+    monkeypatch.setattr(histograms, "SAMPLE", 100)
+    monkeypatch.setattr(histograms, "GALLERY_BLOCK", 100)
+    assert_same_counts(verify(*problem), whole)
+    used = [share for share, _ in margins]
+    assert used[0] == used[-1] == 1
+    assert min(used) < 0.5  # it was small for a while
+    assert not all(kept for _, kept in margins)  # and what it was too small for was done again
 
 
 def test_pairs_on_an_edge_are_decided_alike_by_blocks_of_any_shape(monkeypatch):
