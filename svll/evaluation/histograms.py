@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from svll.evaluation.kernels import first_at_least, kernel
+from svll.evaluation.kernels import dot, first_at_least, kernel
 from svll.evaluation.rows import Block, Integers, Products, Rows, rounding, spread
+from svll.evaluation.sharing import Share
 
 SCALE = 2048
 BINS = 2 * SCALE + 1
@@ -28,7 +29,6 @@ EDGES = (np.arange(BINS + 1) - (SCALE + 0.5)) / SCALE
 
 QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096  # 16 MB of products at a time
 QUERY_NUMBERS, GALLERY_NUMBERS = 2**24, 2**23  # rows held at a time: 64 and 32 MB of float32
-LANES = 64
 TILE_NUMBERS = 80_000  # 320 KB of float32
 SAMPLE, FACTOR = 10_000, 4.0
 FINDING = 2.0**-22  # the error of finding the bin in float32
@@ -59,19 +59,22 @@ class Margin:
         """
         with self._lock:
             self._seen, self._largest = self._seen + seen, max(self._largest, largest)
-        return used >= self._needed(largest)
+        return bool(used >= self._needed(largest))
 
     def _needed(self, error: float) -> np.float32:
         return min(self.most, np.float32(FACTOR * error + FINDING))
 
 
 def pair_counts(
-    queries: Rows, gallery: Rows, products: Products, *, camera_filter: bool
+    queries: Rows, gallery: Rows, products: Products, *, camera_filter: bool,
+    share: Share | None = None,
 ) -> Integers:
     """How many pairs fall into each bin: [2, BINS], those of one identity, then the others.
 
     Both sides have unit rows. With `camera_filter`, pairs of one identity and camera do not count.
+    With `share`, its processes look at a part of the gallery each, and all get the sum.
     """
+    share = share or Share()
     counts = np.zeros((2, BINS), np.int64)
     width = queries.features.shape[1]
     margin = Margin(width)
@@ -80,14 +83,14 @@ def pair_counts(
     for q, chosen in queries.blocks(chunk):
         sent = products.send(chosen.features)
         rows = slice(q, q + len(chosen.half))
-        for g, block in gallery.blocks(size):
+        for g, block in gallery.blocks(size, share.span(len(gallery))):
             columns = slice(g, g + len(block.half))
             labels = (
                 queries.identities[rows], queries.cameras[rows],
                 gallery.identities[columns], gallery.cameras[columns],
             )  # fmt: skip
             _count_block(chosen, block, sent, products, margin, labels, camera_filter, counts)
-    return counts
+    return share.add(counts)
 
 
 def _count_block(
@@ -120,30 +123,6 @@ def _count_block(
 
 
 @kernel
-def exact_dot(a, b, lanes):  # type: ignore[no-untyped-def]
-    """a . b in float64 of two float32 rows [D], summed in an order that is always the same.
-
-    `kernels.dot` promises as much; the sum over 64 `lanes` [LANES] is one that compilers turn into
-    vector instructions: 260 ns instead of 680 at D = 1,280, both with rows from the L3 cache.
-    """
-    lanes[:] = 0.0
-    whole = a.size - a.size % LANES
-    for i in range(0, whole, LANES):
-        x = a[i : i + LANES]
-        y = b[i : i + LANES]
-        for n in range(LANES):
-            lanes[n] += np.float64(x[n]) * np.float64(y[n])
-    for i in range(whole, a.size):
-        lanes[i - whole] += np.float64(a[i]) * np.float64(b[i])
-    half = LANES // 2
-    while half:
-        for n in range(half):
-            lanes[n] += lanes[n + half]
-        half //= 2
-    return lanes[0]
-
-
-@kernel
 def exact_bin(similarity):  # type: ignore[no-untyped-def]
     """The bin of an exact similarity."""
     return min(max(np.int64(np.floor(similarity * SCALE + (SCALE + 0.5))), 0), BINS - 1)
@@ -171,7 +150,6 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
     all queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900.
     Returns the largest error found in the product [q, c].
     """
-    lanes = np.empty(LANES)
     largest = 0.0
     tile = max(16, TILE_NUMBERS // block.shape[1])
     at = np.zeros(found.size, np.int64)
@@ -180,7 +158,7 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
             while at[r] < found[r] and columns[r, at[r]] < right:
                 c = columns[r, at[r]]
                 tables[c & 3, bins[r, c]] -= 1
-                exact = exact_dot(queries[base + r], block[c], lanes)
+                exact = dot(queries[base + r], block[c])
                 largest = max(largest, abs(exact - product[r, c]))
                 bins[r, c] = exact_bin(exact)
                 tables[c & 3, bins[r, c]] += 1

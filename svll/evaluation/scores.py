@@ -77,7 +77,7 @@ def score(
         verification = None
         if extra.verification:
             across = source.protocol == "cross_camera" and options.get("camera_filter", True)
-            verification = verify(*given, camera_filter=across)
+            verification = verify(*given, camera_filter=across, share=options.get("share"))
     except UserError as error:
         message = str(error).replace("camera_filter=False", "--no-camera-filter")
         raise UserError(f"{source.where}: {message}") from None

@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.errors import UserError
+from svll.evaluation.arguments import faults, integers
 from svll.evaluation.histograms import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.rows import JUNK, Floats, Integers, Products, Rows
+from svll.evaluation.sharing import Share
 
 FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """The FPRs at which TPR is reported."""
@@ -203,18 +205,20 @@ def verify(
     gallery_cameras: ArrayLike,
     *,
     camera_filter: bool = True,
+    share: Share | None = None,
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
 
     Takes what `evaluate_ranking` takes, and reads it block by block. Junk (-1) is in no pair; pairs
     of one identity under one camera do not count, unless `camera_filter` is off. Raises UserError
-    for shapes that do not fit, rows that are not finite, and without genuine or impostor pairs.
+    for shapes that do not fit, rows that are not finite, and without genuine or impostor pairs. The
+    processes of a `share` call this together, and all get the result.
     """
     found = count_pairs(
         query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        camera_filter=camera_filter,
+        camera_filter=camera_filter, share=share,
     )  # fmt: skip
-    q_ids, g_ids = (_integers(ids) for ids in (query_identities, gallery_identities))
+    q_ids, g_ids = (integers(ids) for ids in (query_identities, gallery_identities))
     if not found.genuine_pairs:
         raise UserError(_no_genuine(q_ids[q_ids != JUNK], g_ids[g_ids != JUNK], camera_filter))
     if not found.impostor_pairs:
@@ -234,15 +238,19 @@ def count_pairs(
     gallery_cameras: ArrayLike,
     *,
     camera_filter: bool = True,
+    share: Share | None = None,
 ) -> Verification:
     """The same for one shard of many: without genuine or impostor pairs it is fit for adding."""
     given = (query_identities, gallery_identities, query_cameras, gallery_cameras)
-    labels = [_integers(values) for values in given]
-    _check(query, gallery, labels)
+    labels = [integers(values) for values in given]
+    if found := faults(query, gallery, labels):
+        raise UserError("\n".join(found))
     queries = Rows("query", query, labels[0], labels[2], unit=True)
     candidates = Rows("gallery", gallery, labels[1], labels[3], unit=True)
     products = Products(query, gallery)
-    counts = pair_counts(queries, candidates, products, camera_filter=camera_filter)
+    counts = pair_counts(
+        queries, candidates, products, camera_filter=camera_filter, share=share
+    )
     return Verification(genuine=counts[0], impostor=counts[1])
 
 
@@ -262,33 +270,6 @@ def _shares(counts: Integers, kind: str) -> Floats:
     if not total:
         raise UserError(f"there are no {kind} pairs, so there is no rate; add the other shards")
     return np.r_[np.cumsum(counts[::-1])[::-1], 0] / total
-
-
-def _integers(values: ArrayLike) -> Integers:
-    """Labels from a list, an array or a tensor; a float or text stays as it is, for `_check`."""
-    array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
-    return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
-
-
-def _check(query: Any, gallery: Any, labels: list[Integers]) -> None:
-    """Name every fault of the arguments in one UserError."""
-    faults = []
-    shapes = {"query": tuple(query.shape), "gallery": tuple(gallery.shape)}
-    for name, shape in shapes.items():
-        if len(shape) != 2 or 0 in shape:
-            faults.append(f"{name} features have shape {list(shape)}; expected [images, width]")
-    if not faults and shapes["query"][1] != shapes["gallery"][1]:
-        widths = f"{shapes['query'][1]} numbers per row, gallery features {shapes['gallery'][1]}"
-        faults.append(f"query features have {widths}; both must come from one model")
-    names = ["query identities", "gallery identities", "query cameras", "gallery cameras"]
-    for name, values in zip(names, labels, strict=True):
-        rows = shapes[name.split()[0]][:1]
-        if values.shape != rows:
-            faults.append(f"{name} have shape {list(values.shape)}; expected {list(rows)}")
-        elif values.dtype.kind != "i":
-            faults.append(f"{name} are {values.dtype}; expected integers")
-    if faults:
-        raise UserError("\n".join(faults))
 
 
 def _no_genuine(query: Integers, gallery: Integers, camera_filter: bool) -> str:
