@@ -133,6 +133,14 @@ def leader_first() -> Iterator[bool]:
         raise RuntimeError(f"rank 0 failed: {failure[0]}")
 
 
+def from_leader(value: Any) -> Any:
+    """Return rank 0's value on every rank; it travels as a pickle between processes of one run."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 class _GatherRows(torch.autograd.Function):
     """All ranks' rows, one below the other; gradients are summed over the ranks."""
 

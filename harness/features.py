@@ -185,30 +185,41 @@ def missing_rows(folder: StrPath, total: int) -> Integers:
 
 
 def merge_parts(
-    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *, dataset: str, model: str
+    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *, dataset: str, model: str,
+    protocol: str = "", rows: Mapping[str, Integers] | None = None,
 ) -> None:
     """Make a cache of all parts in `folder`, then remove them; call on one rank, after all wrote.
 
-    Rows that several parts have (a loader's padding, a second attempt) count once. Raises UserError
-    when a row is in no part.
+    Image i of a group is row rows[name][i]; without `rows`, the groups' images stand one after
+    another. Rows that several parts have (a loader's padding, a second attempt) count once. Raises
+    UserError when a row is in no part.
     """
-    total = sum(len(group.identities) for group in groups.values())
+    rows = rows or _one_after_another(groups)
+    total = 1 + max((int(wanted.max()) for wanted in rows.values() if len(wanted)), default=-1)
     missing = missing_rows(folder, total)
     if len(missing):
         raise UserError(
             f"{folder}: {len(missing)} of {total} rows are in no part file (first: {missing[0]}); "
             "extract the features again"
         )
-    features, first, merged = _gather(folder, total), 0, {}
-    for name, group in groups.items():
-        last = first + len(group.identities)
-        merged[name] = FeatureGroup(
-            features[first:last], group.identities, group.cameras, group.views, group.paths
+    features = _gather(folder, total)
+    merged = {
+        name: FeatureGroup(
+            features[rows[name]], group.identities, group.cameras, group.views, group.paths
         )
-        first = last
-    write_features(path, merged, dataset=dataset, model=model)
+        for name, group in groups.items()
+    }
+    write_features(path, merged, dataset=dataset, model=model, protocol=protocol)
     for part in _parts(folder):
         part.unlink()
+
+
+def _one_after_another(groups: Mapping[str, Labelled]) -> dict[str, Integers]:
+    ends = np.cumsum([0, *(len(group.identities) for group in groups.values())])
+    return {
+        name: np.arange(first, last)
+        for name, first, last in zip(groups, ends[:-1], ends[1:], strict=True)
+    }
 
 
 def _gather(folder: StrPath, total: int) -> NDArray[Any]:

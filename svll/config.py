@@ -296,6 +296,8 @@ class Evaluation:
     """Whether gallery images of the query's own identity and camera are left out."""
     rerank: bool = False
     """Whether the test result also holds k-reciprocal re-ranked numbers."""
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    """How test features are kept; float16 takes half the room. Metrics are of what is kept."""
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "batch")

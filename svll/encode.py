@@ -1,12 +1,16 @@
 """From images to features: the frozen encoder's, for stage 1, and the trained model's, for tests.
 
-Ranks share the work; the rows of all are put together in an HDF5 file, so nothing is lost when the
-number of images is no multiple of the number of ranks.
+Ranks share the work. What is kept is written in part files, merged in the end: nothing is lost or
+doubled when the number of images is no multiple of the number of ranks, and little when one dies.
 """
 
 import logging
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +19,15 @@ from torch import Tensor
 
 from harness import engine as ranks
 from harness import progress
-from harness.features import FeatureGroup
+from harness.features import FeatureGroup, merge_parts, missing_rows, write_part
 from harness.pipeline import ImageLoader, Resize, View
 from svll.data.records import Records
 
 log = logging.getLogger(__name__)
 TEST_RESIZE: Resize = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
+PART_S = 30.0
+"""How much encoding a kill may cost, at most."""
 Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
 """Images [B, 3, H, W] and their rows [B] to features [B, D]."""
 EncodeWithSide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,25 +54,32 @@ class Reader:
 def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
     """Encode this rank's share of the images; returns [n, D] on the CPU."""
     rows = np.arange(len(records), dtype=np.int64)[ranks.shard(len(records))]
-    if not len(rows):
-        return torch.empty(0, 0)
     batches = [rows[i : i + reader.batch] for i in range(0, len(rows), reader.batch)]
+    found = [features for _, features in _encoded(records, reader, encode, batches)]
+    return torch.cat(found) if found else torch.empty(0, 0)
+
+
+def _encoded(
+    records: Records, reader: Reader, encode: Encode, batches: Sequence[NDArray[np.int64]]
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Encode some batches of rows [B]; yields each with its features [B, D] on the CPU."""
+    if not batches:
+        return
     loader = ImageLoader(
         records.paths, height=reader.height, width=reader.width, views={"image": View()},
         resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
         device=reader.device, mean=reader.mean, std=reader.std,
     )
-    features = []
     try:
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:
             for batch in loader.epoch(batches, batches, epoch=0):
+                rows = batch["rows"].cpu().numpy()
                 with autocast(reader.device, reader.precision):
-                    found = encode(batch["image"], batch["rows"].cpu().numpy())
-                features.append(found.float().cpu())
+                    found = encode(batch["image"], rows)
+                yield rows, found.float().cpu()
                 advance("")
     finally:
         loader.close()
-    return torch.cat(features)
 
 
 def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
@@ -96,21 +109,107 @@ def encode_pair(
 
     `side` is asked for the side information's places of all images, `encode` for features.
     """
+    images, rows = each_once(query, gallery)
+    features = encode_all(images, reader, _with_side(images, side, encode))
+    return features[torch.from_numpy(rows["query"])], features[: len(gallery)]
+
+
+def each_once(query: Records, gallery: Records) -> tuple[Records, dict[str, NDArray[np.int64]]]:
+    """Return all images of a query and gallery, none twice, and where those of either stand."""
     images = gallery
     known = {path: row for row, path in enumerate(images.paths)}
     others = [row for row, path in enumerate(query.paths) if path not in known]
     if others:
         images = Records.concatenate([images, query.take(others)])
         known = {path: row for row, path in enumerate(images.paths)}
+    rows = np.array([known[path] for path in query.paths], dtype=np.int64)
+    return images, {"query": rows, "gallery": np.arange(len(gallery))}
+
+
+def _with_side(images: Records, side: Side, encode: EncodeWithSide) -> Encode:
+    """Hand each image's camera and view on to `encode`."""
     camera, view = (torch.from_numpy(column) for column in side(images))
 
     def encode_rows(batch: Tensor, rows: NDArray[np.int64]) -> Tensor:
         index, device = torch.from_numpy(rows), batch.device
         return encode(batch, camera[index].to(device), view[index].to(device))
 
-    features = encode_all(images, reader, encode_rows)
-    rows = torch.tensor([known[path] for path in query.paths], dtype=torch.int64)
-    return features[rows], features[: len(gallery)]
+    return encode_rows
+
+
+# ---- through part files ----
+
+
+@dataclass(frozen=True)
+class FeatureTarget:
+    """A cache that is to be made, and what its root says."""
+
+    path: Path
+    dataset: str
+    model: str
+    protocol: str
+    key: str
+    """Changes with all that can change the features; parts under another key are not used."""
+    dtype: Literal["float32", "float16"] = "float32"
+
+    @property
+    def parts(self) -> Path:
+        """Where the part files are until all are there."""
+        return self.path.with_name(f"{self.path.stem}.parts") / self.key
+
+
+def encode_to_file(
+    target: FeatureTarget, query: Records, gallery: Records, reader: Reader, side: Side,
+    encode: EncodeWithSide,
+) -> None:
+    """Write the test features of a query and gallery, on all ranks; see `encode_pair`.
+
+    Images are cut into batches by their row, whatever the number of ranks, and the ranks take whole
+    batches in turn. Each leaves a part file every PART_S seconds, so an attempt that is killed
+    costs no more than that: the next one, with any number of ranks, encodes the batches that no
+    part has. As batches are the same, so are features, to the last bit.
+    """
+    images, rows = each_once(query, gallery)
+    every = np.arange(len(images), dtype=np.int64)
+    batches = [every[i : i + reader.batch] for i in range(0, len(every), reader.batch)]
+    left = [batches[i] for i in _left(target, batches)][ranks.rank() :: ranks.world_size()]
+    pending: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
+    written = time.monotonic()
+    for found, features in _encoded(images, reader, _with_side(images, side, encode), left):
+        pending.append((found, features.numpy().astype(target.dtype)))
+        if time.monotonic() - written >= PART_S:
+            _write(target, pending)
+            written = time.monotonic()
+    _write(target, pending)
+    ranks.barrier()
+    with ranks.leader_first() as acts:
+        if acts:
+            merge_parts(
+                target.parts, target.path, {"query": query, "gallery": gallery},
+                dataset=target.dataset, model=target.model, protocol=target.protocol, rows=rows,
+            )
+            shutil.rmtree(target.parts.parent, ignore_errors=True)
+
+
+def _left(target: FeatureTarget, batches: Sequence[NDArray[np.int64]]) -> list[int]:
+    """The batches of which a row is in no part file, as the first rank sees it."""
+    left: list[int] = []
+    with ranks.leader_first() as acts:
+        if acts:
+            missing = set(missing_rows(target.parts, sum(map(len, batches))).tolist())
+            left = [i for i, rows in enumerate(batches) if missing & set(rows.tolist())]
+            if len(left) < len(batches):
+                done = len(batches) - len(left)
+                log.info("%s: %d of %d batches are there", target.path, done, len(batches))
+    return list(ranks.from_leader(left))
+
+
+def _write(target: FeatureTarget, pending: list[tuple[NDArray[np.int64], NDArray[Any]]]) -> None:
+    """Write what was encoded since the last part, and forget it."""
+    if pending:
+        rows, features = (np.concatenate(column) for column in zip(*pending, strict=True))
+        write_part(target.parts, ranks.rank(), rows, features)
+        pending.clear()
 
 
 def feature_groups(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from harness import engine as ranks
 from harness import loop
 from harness.config import build, read_recipe
 from harness.errors import UserError
-from harness.features import write_features
+from harness.features import open_features
 from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
@@ -33,8 +34,9 @@ from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.records import Records
 from svll.data.sampling import identity_batches, shuffled_batches
 from svll.data.splits import UNSEEN, Part, Splits, split
-from svll.encode import Reader, encode_all, encode_pair, feature_groups
+from svll.encode import FeatureTarget, Reader, encode_all, encode_pair, encode_to_file
 from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
+from svll.evaluation.sharing import Share
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
@@ -267,6 +269,7 @@ class Trial:
             objective = stage2.ImageObjective(
                 model, text, head, config.stage2, identities=self.splits.identities
             )
+            self._forget_features()
             with closing(self._train_loader()) as loader:
                 stage = self._stage2(objective, loader)
                 loop.train(stage, self.run, config.engine, self.recording)
@@ -278,6 +281,13 @@ class Trial:
                     )
         storage.load_model(self.run, model)
         return model.to(ranks.device()).eval()
+
+    def _forget_features(self) -> None:
+        """Remove features of weights that are about to be trained anew."""
+        with ranks.leader_first() as acts:
+            if acts:
+                for part in self.splits.tests:
+                    self.features_path(part).unlink(missing_ok=True)
 
     def _train_loader(self) -> ImageLoader:
         data, config = self.config.data, self.config.stage2
@@ -345,13 +355,14 @@ class Trial:
         )
 
     def _rank(
-        self, part: Part, query: Tensor, gallery: Tensor, rerank: KReciprocal | None = None
+        self, part: Part, query: Any, gallery: Any, rerank: KReciprocal | None = None
     ) -> RankingResult:
-        """Rank a part's gallery by its protocol."""
+        """Rank a part's gallery by its protocol; all ranks share the work."""
         return evaluate_protocol(
             part.protocol, query, gallery, part.query.identities, part.gallery.identities,
             part.query.cameras, part.gallery.cameras,
             camera_filter=self.config.evaluation.camera_filter, rerank=rerank,
+            share=Share.of_this_rank(),
         )
 
     def test(self, model: ReIDModel) -> dict[str, Any]:
@@ -374,21 +385,37 @@ class Trial:
         }
         return result
 
-    def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:
-        """Write one test set's features and return its metrics."""
-        features = self._encode(model, part)
-        first = part is self.splits.tests[0]
+    def features_path(self, part: Part) -> Path:
+        """Where a test set's features are."""
         path = self.run.features_file
-        with ranks.leader_first() as acts:
-            if acts:
-                write_features(
-                    path if first else path.with_name(f"features.{part.name}.h5"),
-                    feature_groups(features, part.query, part.gallery),
-                    dataset=part.name, model=self.run.signature, protocol=part.protocol,
-                )
-        result: dict[str, Any] = self._rank(part, *features).as_json()
-        if self.config.evaluation.rerank:
-            result["reranked"] = self._rank(part, *features, rerank=KReciprocal()).as_json()
+        first = part is self.splits.tests[0]
+        return path if first else path.with_name(f"features.{part.name}.h5")
+
+    def write_features(self, model: ReIDModel, part: Part) -> None:
+        """Write one test set's features, unless they are there."""
+        path = self.features_path(part)
+        if ranks.from_leader(path.exists()):
+            return
+        reader, dtype = self.reader(), self.config.evaluation.feature_dtype
+        weights = ranks.from_leader(storage.file_hash(self.run.weights_file))
+        key = cache.feature_key(
+            self.datasets.fingerprint, weights, self.config, reader, part.name, reader.batch, dtype
+        )
+        encode_to_file(
+            FeatureTarget(path, part.name, self.run.signature, part.protocol, key, dtype),
+            part.query, part.gallery, reader, lambda records: self._side(records, part),
+            model.encode_image,
+        )
+
+    def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:
+        """Write one test set's features and return the metrics of what was written."""
+        self.write_features(model, part)
+        with open_features(self.features_path(part), ("query", "gallery")) as file:
+            features = [file.groups[name].features for name in ("query", "gallery")]
+            result: dict[str, Any] = self._rank(part, *features).as_json()
+            if self.config.evaluation.rerank:
+                reranked = self._rank(part, *features, rerank=KReciprocal())
+                result["reranked"] = reranked.as_json()
         log.info("%s: test mAP %.4f, rank-1 %.4f", part.name, result["mAP"], result["cmc"]["1"])
         return result | {"dataset": part.name, "protocol": part.protocol}
 

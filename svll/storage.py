@@ -1,5 +1,6 @@
 """What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -60,6 +61,12 @@ def load_model(run: Run, model: ReIDModel) -> None:
     state = _read(run.weights_file)
     state.pop("text", None)
     fit(model, state, str(run.weights_file), hint=_ANEW)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_checkpoints(run: Run) -> None:
