@@ -59,7 +59,7 @@ class Margin:
         """
         with self._lock:
             self._seen, self._largest = self._seen + seen, max(self._largest, largest)
-        return used >= self._needed(largest)
+        return bool(used >= self._needed(largest))
 
     def _needed(self, error: float) -> np.float32:
         return min(self.most, np.float32(FACTOR * error + FINDING))
