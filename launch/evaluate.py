@@ -278,7 +278,7 @@ def _of_runs(
     stack: ExitStack, folders: Sequence[Path], overrides: list[str], save: Path | None
 ) -> "list[Source]":
     from svll.evaluation.sources import open_source
-    from svll.scoring import run_features
+    from svll.run_features import run_features
 
     if save is not None:
         raise UserError("--save without --weights or --features-from has no effect: a run's "

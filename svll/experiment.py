@@ -8,7 +8,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from svll.evaluation.sharing import Share
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
+from svll.run_features import feature_paths
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -52,15 +54,8 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     Raises UserError for what the user can mend, `harness.stopping.Stopped` when asked to stop.
     """
     started = time.time()
-    ranks.init_ranks()
     config = build(Config, read_recipe(run.config_file, Config))
-    if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
-        log.warning(
-            "this machine has no bf16 arithmetic and imitates it, many times slower than "
-            "engine.precision=fp32"
-        )
-    # on a GPU this would cost speed; there, runs agree to rounding
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    _set_up(config)
     trial = Trial(run, config, report)
     with closing(trial):
         trial.check()
@@ -74,6 +69,34 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
             if not config.run.keep_checkpoints:
                 storage.remove_checkpoints(run)
     return result
+
+
+def make_features(run: Run, config: Config) -> None:
+    """Write those test features of a trained run that are missing; on every rank.
+
+    Raises Busy while the run goes on, UserError as `run`.
+    """
+    _set_up(config)
+    quiet = replace(config, run=replace(config.run, tensorboard=False))
+    with ExitStack() as stack:
+        with ranks.leader_first() as acts:
+            if acts:
+                stack.enter_context(run.lock())
+        trial = stack.enter_context(closing(Trial(run, quiet, None)))
+        model = trial.tune_encoder(None)
+        for part in trial.splits.tests:
+            trial.write_features(model, part)
+
+
+def _set_up(config: Config) -> None:
+    ranks.init_ranks()
+    if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
+        log.warning(
+            "this machine has no bf16 arithmetic and imitates it, many times slower than "
+            "engine.precision=fp32"
+        )
+    # on a GPU this would cost speed; there, runs agree to rounding
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
 
 
 class Trial:
@@ -387,9 +410,8 @@ class Trial:
 
     def features_path(self, part: Part) -> Path:
         """Where a test set's features are."""
-        path = self.run.features_file
-        first = part is self.splits.tests[0]
-        return path if first else path.with_name(f"features.{part.name}.h5")
+        place = [test.name for test in self.splits.tests].index(part.name)
+        return feature_paths(self.run, self.config)[place]
 
     def write_features(self, model: ReIDModel, part: Part) -> None:
         """Write one test set's features, unless they are there."""
@@ -411,10 +433,10 @@ class Trial:
         """Write one test set's features and return the metrics of what was written."""
         self.write_features(model, part)
         with open_features(self.features_path(part), ("query", "gallery")) as file:
-            features = [file.groups[name].features for name in ("query", "gallery")]
-            result: dict[str, Any] = self._rank(part, *features).as_json()
+            query, gallery = (file.groups[name].features for name in ("query", "gallery"))
+            result: dict[str, Any] = self._rank(part, query, gallery).as_json()
             if self.config.evaluation.rerank:
-                reranked = self._rank(part, *features, rerank=KReciprocal())
+                reranked = self._rank(part, query, gallery, rerank=KReciprocal())
                 result["reranked"] = reranked.as_json()
         log.info("%s: test mAP %.4f, rank-1 %.4f", part.name, result["mAP"], result["cmc"]["1"])
         return result | {"dataset": part.name, "protocol": part.protocol}

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from harness import engine as ranks
-from harness.features import FeatureGroup
+from harness.features import FeatureGroup, read_features
+from harness.runs import Run
+from svll.cache import feature_key
 from svll.config import Config
 from svll.data.datasets import load_datasets
 from svll.data.records import Records
-from svll.encode import Reader, encode_pair, feature_groups
+from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.models import load_model
 from svll.models.loaded import LoadedModel
+from svll.storage import file_hash
 
 log = logging.getLogger(__name__)
 UNSEEN = -1
@@ -31,12 +35,13 @@ class Encoded:
     """query and gallery."""
 
 
-def encode_tests(weights: str | Path, config: Config) -> list[Encoded]:
+def encode_tests(weights: str | Path, config: Config, save: Path | None = None) -> list[Encoded]:
     """Encode the query and gallery of each test set of a configuration with a file's model.
 
     Size and colours are the file's; cameras are looked up among those that it was trained with,
-    unless the configuration says model.sie=none. Raises UserError as `load_model` and
-    `load_datasets` do.
+    unless the configuration says model.sie=none. With `save`, features go to that cache (those of
+    further test sets beside it), as `encode_to_file` does: an attempt that was killed goes on.
+    Raises UserError as `load_model` and `load_datasets` do.
     """
     model = load_model(weights, str(ranks.device()))
     with_side = config.model.sie != "none" and bool(model.cameras)
@@ -50,17 +55,36 @@ def encode_tests(weights: str | Path, config: Config) -> list[Encoded]:
         config.data.threads or len(os.sched_getaffinity(0)), str(ranks.device()),
         _precision(config), model.mean, model.std,
     )
+
+    def encode(images: Tensor, camera: Tensor, view: Tensor) -> Tensor:
+        return model.encode_image(images, *((camera, view) if with_side else ()))
+
+    def side(records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return places(model, records)
+
+    datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     found = []
-    for dataset in load_datasets(config.data, Path(config.run.runs) / "cache" / "data").test:
-        features = encode_pair(
-            dataset.query, dataset.gallery, reader, lambda records: places(model, records),
-            model.encode_image if with_side else lambda images, camera, view: (
-                model.encode_image(images)
-            ),
-        )
-        groups = feature_groups(features, dataset.query, dataset.gallery)
-        found.append(Encoded(dataset.name, dataset.protocol, groups))
+    for place, test in enumerate(datasets.test):
+        pair = test.query, test.gallery
+        if save is None:
+            groups = feature_groups(encode_pair(*pair, reader, side, encode), *pair)
+        else:
+            path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if place else save
+            dtype = config.evaluation.feature_dtype
+            key = feature_key(
+                test.fingerprint, _hash(weights), config, reader, reader.batch, with_side, dtype
+            )
+            target = FeatureTarget(path, test.name, str(weights), test.protocol, key, dtype)
+            encode_to_file(target, *pair, reader, side, encode)
+            groups = read_features(path).groups
+        found.append(Encoded(test.name, test.protocol, groups))
     return found
+
+
+def _hash(weights: str | Path) -> str:
+    """What tells one set of weights from another: the bytes of the file, a run's own one."""
+    path = Path(weights)
+    return file_hash(Run(path).weights_file if path.is_dir() else path)
 
 
 def _precision(config: Config) -> str:

@@ -60,6 +60,11 @@ def open_source(
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
             groups["gallery"] = _stacked([file.groups["gallery"] for file in files])
+        if missing := [name for name in ("query", "gallery") if name not in groups]:
+            raise UserError(
+                f"{path}: holds {', '.join(groups)} but no {' and no '.join(missing)}; give the "
+                "file that has them"
+            )
         yield Source(
             str(path), dataset, protocol, groups["query"], groups["gallery"], groups.get(MORE)
         )

@@ -20,6 +20,7 @@ from harness.stopping import Stopped
 from svll.config import RECIPES, Config
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
+from svll.run_features import run_features
 
 
 def make_run(runs: Path, *overrides: str, name: str = "test") -> Run:
@@ -78,6 +79,54 @@ def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
     )
     assert result(finished)["mAP"] == ranking.mAP
     assert result(finished)["initial"]["mAP"] != ranking.mAP
+
+
+def copied(finished: Run, folder: Path) -> Run:
+    shutil.copytree(finished.folder, folder / "copied" / finished.signature)
+    shutil.copytree(finished.folder.parent.parent / "cache", folder / "cache")
+    return Run(folder / "copied" / finished.signature)
+
+
+def test_features_of_a_finished_run_are_taken_or_made_again_to_the_bit(
+    finished: Run, tmp_path: Path
+) -> None:
+    run = copied(finished, tmp_path)
+    before = run.features_file.stat().st_mtime_ns
+    assert run_features(run.folder) == [run.features_file]
+    assert run.features_file.stat().st_mtime_ns == before
+    run.features_file.unlink()
+    assert run_features(run.folder) == [run.features_file]
+    assert not run.lock_file.exists()
+    for name, group in read_features(finished.features_file).groups.items():
+        again = read_features(run.features_file).groups[name]
+        assert again.features.tobytes() == group.features.tobytes()
+
+
+def test_features_of_a_run_without_a_model_or_of_another_run_are_refused(
+    finished: Run, tmp_path: Path
+) -> None:
+    run = copied(finished, tmp_path)
+    with pytest.raises(UserError, match=r"stage2\.epochs=3: that would be another run"):
+        run_features(run.folder, ["stage2.epochs=3"])
+    run.features_file.unlink()
+    run.weights_file.unlink()
+    with pytest.raises(UserError, match=r"the run is new and has no model\.safetensors"):
+        run_features(run.folder)
+    with pytest.raises(UserError, match=r"there is no config\.yaml"):
+        run_features(tmp_path)
+
+
+def test_half_precision_features_are_half_the_size_and_what_the_result_is_of(runs: Path) -> None:
+    run = make_run(runs, "evaluation.feature_dtype=float16", "stage1.epochs=1", "stage2.epochs=1")
+    experiment(run)
+    groups = read_features(run.features_file).groups
+    query, gallery = groups["query"], groups["gallery"]
+    assert query.features.dtype == gallery.features.dtype == "float16"
+    ranking = evaluate_ranking(
+        query.features, gallery.features, query.identities, gallery.identities,
+        query.cameras, gallery.cameras,
+    )
+    assert result(run)["mAP"] == ranking.mAP
 
 
 def test_the_same_seed_gives_the_same_numbers_to_the_last_digit(

@@ -1,0 +1,51 @@
+"""The feature caches of a finished run: taken where they are there, made where they are not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import build, parse_overrides, read_recipe
+from harness.errors import UserError
+from harness.runs import Run
+from svll.config import Config
+from svll.data.datasets import tested_on
+
+MOVABLE = ("data.root", "data.threads", "engine.zero", "evaluation.batch", "run.")
+"""Beginnings of the keys that say where and how, not what."""
+
+
+def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+    """Return a run's caches, one for each of its test sets, the first one's first.
+
+    Missing ones are made as the run itself makes them, from its configuration and weights;
+    `overrides` may say where the dataset is now (data.root=DIR). Raises UserError for a folder that
+    is no run's, for a run without a trained model, and as the run does for its dataset.
+    """
+    run = Run(folder)
+    if not run.config_file.is_file():
+        raise UserError(f"{folder}: not a run's folder: there is no {run.config_file.name} in it")
+    if wrong := [word for word in overrides if not word.startswith(MOVABLE)]:
+        raise UserError(
+            f"{', '.join(wrong)}: that would be another run; only where things are can be said "
+            "here, as in data.root=DIR"
+        )
+    settings = [*read_recipe(run.config_file, Config), *parse_overrides(list(overrides))]
+    config = build(Config, settings)
+    paths = feature_paths(run, config)
+    if all(path.is_file() for path in paths):
+        return paths
+    if not run.weights_file.is_file():
+        state = run.status()["state"]
+        raise UserError(
+            f"{folder}: the run is {state} and has no {run.weights_file.name}, so there is nothing "
+            "to make features with; give the command that started it again, it goes on"
+        )
+    from svll.experiment import make_features  # DALI, DeepSpeed: not for caches that are there
+
+    make_features(run, config)
+    return paths
+
+
+def feature_paths(run: Run, config: Config) -> list[Path]:
+    """Where the features of each test set are: features.h5, features.<name>.h5 of further ones."""
+    path, others = run.features_file, tested_on(config.data)[1:]
+    return [path, *(path.with_name(f"features.{name}.h5") for name in others)]
