@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from svll.evaluation import kernels
+from svll.evaluation.machine import Products, spread
 from svll.evaluation.matches import Matches
-from svll.evaluation.rows import STRANGER, Products, Rows, spread
+from svll.evaluation.rows import STRANGER, Rows
 from svll.evaluation.sharing import Share
 from svll.evaluation.streaming import GALLERY_BLOCK, Comparison, Extras
 

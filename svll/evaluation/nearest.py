@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svll.evaluation import kernels
-from svll.evaluation.rows import Floats, spread
+from svll.evaluation.machine import spread
+from svll.evaluation.rows import Floats
 
 SPARE = 16
 """Candidates kept beyond k, so that float32 rounding loses none."""

@@ -4,11 +4,15 @@ How the ranks are found is in `streaming`. Results are the same to the last digi
 size, number of threads, device, and number of processes that share the work; equal distances rank
 by gallery index.
 
-What it costs: 2 Q G D operations for the product, some 3 Q G P / Q comparisons of 8 numbers each
-for the counts (P / Q, the true matches of a query, is 20 to 50 in the public benchmarks), two
-readings of the gallery, and an exact comparison of D numbers for each pair that float32 cannot
-decide. Memory: 100 MB of blocks and lists, 128 MB more where that saves preparing a small gallery
-twice, 4 Q D bytes of queries, and 16 bytes of labels per image. All grow linearly in Q x G or less.
+What it costs, beside the 2 Q G D operations of the product: for the counts 2 comparisons for each
+pair and true match of its query, 8 at a time; an exact comparison of D numbers for each pair that
+float32 cannot decide; and for each gallery row two readings and two passes over its D numbers. So
+time = a Q G + b G. Measured on two cores, D = 1,280: a = 20 s per 10^9 pairs, b = 12 us of float16
+rows in HDF5 (0.25, 0.5 and 1 million rows, 1,000 queries: 36 to 67 s per million, in 60 MB of
+memory). 10 million images for 3,368 queries are then some 13 minutes on two cores, and the
+processes of a `share` divide both terms. Memory: 100 MB of blocks and lists, 128 MB more where that
+saves preparing a small gallery twice, 4 Q D bytes of queries, and 16 bytes of labels for each
+image; re-ranking alone holds all features, and compares all images with each other.
 
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
@@ -23,9 +27,10 @@ from numpy.typing import ArrayLike
 from harness.errors import UserError
 from svll.evaluation import arguments
 from svll.evaluation.expansion import QueryExpansion, expanded
+from svll.evaluation.machine import Products
 from svll.evaluation.matches import Chunk, Matches
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
-from svll.evaluation.rows import Floats, Integers, Products, Rows
+from svll.evaluation.rows import Floats, Integers, Rows
 from svll.evaluation.sharing import Share
 from svll.evaluation.streaming import Compared, Comparison, Extras
 

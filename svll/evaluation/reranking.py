@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from svll.evaluation import kernels, neighbourhoods
+from svll.evaluation.machine import Products, spread
 from svll.evaluation.nearest import SPARE, merged
-from svll.evaluation.rows import Block, Floats, Integers, Products, Rows, rounding, spread
+from svll.evaluation.rows import Block, Floats, Integers, Rows, rounding
 from svll.evaluation.sharing import Share
 
 BLOCK = 2048  # 16 MB of products at a time

@@ -1,4 +1,4 @@
-"""Feature rows made ready for comparison, block by block, and their products.
+"""Feature rows made ready for comparison, block by block.
 
 Letters: Q queries, G gallery images, D width, n rows of any kind, c columns of one block.
 
@@ -7,23 +7,17 @@ is zero and the squared distance is 2 - 2 score; otherwise `half` is |g|^2 / 2, 
 distance is |q|^2 - 2 score.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from harness.errors import UserError
 from svll.evaluation import kernels
+from svll.evaluation.machine import spread
 
 JUNK = -1
 """The identity of images that are neither a match nor a mistake: they are never ranked."""
@@ -36,9 +30,6 @@ LARGEST_NORM = 1e15
 
 SMALL_BYTES = 128 * 2**20
 """Prepared rows up to this size are kept for the next pass."""
-
-WORTH_TIMING = 10**8
-"""Products of fewer multiplications than this say nothing about speed."""
 
 SPAN = 8192
 """Rows that are read at once, at most, where few of them are kept."""
@@ -88,7 +79,7 @@ class Rows:
         features = np.empty((len(kept), self.features.shape[1]), np.float32)
         for place, rows in self._runs(kept):
             source = self.features[int(rows[0]) : int(rows[-1]) + 1]
-            if isinstance(source, torch.Tensor):
+            if hasattr(source, "detach"):  # a tensor
                 source = source.detach().float().cpu().numpy()
             every = len(source) == len(rows)
             source = source if every else source[rows - rows[0]]
@@ -178,74 +169,6 @@ class Stacked:
         return np.concatenate(found) if found else np.asarray(self._pieces[0][:0])
 
 
-class Products:
-    """Float32 products of blocks, on the device where the features are, returned on the host.
-
-    On the CPU, torch and numpy each bring their own BLAS, and which is faster depends on the
-    processor (measured: 112 against 140 GFLOP/s on one kind, the reverse on others). Both are tried
-    on the first blocks, and the faster one makes the rest.
-    """
-
-    _rates: ClassVar[dict[str, list[float]]] = {"torch": [], "numpy": []}
-    """Seconds per multiplication seen by this process."""
-
-    def __init__(self, *features: Any) -> None:
-        devices = {f.device for f in features if isinstance(f, torch.Tensor)}
-        self.device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
-        self._buffer = torch.empty(0)
-
-    def send(self, rows: NDArray[np.float32]) -> torch.Tensor:
-        """Rows [n, D] as a tensor on the device; on the CPU it shares their memory."""
-        return torch.from_numpy(rows).to(self.device)
-
-    def __call__(self, queries: torch.Tensor, block: torch.Tensor) -> NDArray[np.float32]:
-        """[Q, c], in a buffer that the next call overwrites."""
-        shape = (len(queries), len(block))
-        if self._buffer.numel() < shape[0] * shape[1]:
-            self._buffer = torch.empty(shape[0] * shape[1], device=self.device)
-        out = self._buffer[: shape[0] * shape[1]].view(shape)
-        work = shape[0] * shape[1] * queries.shape[1]
-        if self.device.type != "cpu" or work < WORTH_TIMING:
-            _by_torch(queries, block, out)
-            return out.cpu().numpy()
-        way = self._faster()
-        started = time.perf_counter()
-        (_by_torch if way == "torch" else _by_numpy)(queries, block, out)
-        self._rates[way].append((time.perf_counter() - started) / work)
-        return out.numpy()
-
-    def _faster(self) -> str:
-        """Each is tried twice, in turn; the best time counts, as a busy machine only slows."""
-        tried = min(self._rates, key=lambda way: len(self._rates[way]))
-        if len(self._rates[tried]) < 2:
-            return tried
-        return min(self._rates, key=lambda way: min(self._rates[way]))
-
-
-def _by_torch(queries: torch.Tensor, block: torch.Tensor, out: torch.Tensor) -> None:
-    with full_precision():
-        torch.mm(queries, block.T, out=out)  # autocast leaves calls with `out` alone
-
-
-def _by_numpy(queries: torch.Tensor, block: torch.Tensor, out: torch.Tensor) -> None:
-    np.matmul(queries.numpy(), block.numpy().T, out=out.numpy())
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply in float32 even where the caller allows TF32 or bfloat16 for speed."""
-    mkldnn: Any = torch.backends.mkldnn  # made at import time, unknown to type checkers
-    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-
 def rounding(width: int) -> float:
     """By how much, at most, a float32 product of unit rows [D] differs from the exact one.
 
@@ -255,26 +178,3 @@ def rounding(width: int) -> float:
     """
     unit = 2.0**-24
     return (4.0 * float(np.sqrt(width)) + 4.0) * unit
-
-
-def spread(kernel: Callable[..., Any], items: int, *arguments: Any) -> None:
-    """Run a kernel on items 0 to `items`, in as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    # Pieces are small enough that an uneven share of the work evens out.
-    edges = np.linspace(0, items, min(items, 4 * threads) + 1).astype(int)
-    if threads == 1 or len(edges) <= 2:
-        kernel(0, items, *arguments)
-        return
-    pool = _threads(threads)
-    tasks = [pool.submit(partial(kernel, int(a), int(b), *arguments)) for a, b in pairwise(edges)]
-    for task in tasks:
-        task.result()
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    """The threads of kernels; they stay, as starting them anew takes as long as a small block."""
-    return ThreadPoolExecutor(count)
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has none of its parent's threads

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-
-from harness import engine
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,8 @@ class Share:
     @staticmethod
     def of_this_rank() -> "Share":
         """The share of a process in `torch.distributed`, or of one that is alone."""
+        from harness import engine  # torch: not for a process that is alone with its files
+
         return Share(engine.rank(), engine.world_size())
 
     def span(self, total: int) -> tuple[int, int]:
@@ -36,39 +34,56 @@ class Share:
 
     def add(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum of all processes' arrays."""
-        return self._reduced(values, dist.ReduceOp.SUM)
+        return self._reduced(values, "SUM")
 
     def largest(self, values: NDArray[Any]) -> NDArray[Any]:
         """The elementwise maximum of all processes' arrays."""
-        return self._reduced(values, dist.ReduceOp.MAX)
+        return self._reduced(values, "MAX")
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """All processes' arrays, one after another along a new first axis."""
         if self.count == 1:
             return values[None]
-        sent = self._sent(values)
+        import torch
+        import torch.distributed as dist
+
+        sent = _sent(values)
         parts = [torch.empty_like(sent) for _ in range(self.count)]
         dist.all_gather(parts, sent)
         return np.stack([part.cpu().numpy() for part in parts])
 
-    def _reduced(self, values: NDArray[Any], how: Any) -> NDArray[Any]:
+    def _reduced(self, values: NDArray[Any], how: str) -> NDArray[Any]:
         if self.count == 1:
             return values
-        sent = self._sent(values)
-        dist.all_reduce(sent, op=how)
-        return sent.cpu().numpy()
+        import torch.distributed as dist
 
-    def _sent(self, values: NDArray[Any]) -> torch.Tensor:
-        device = "cpu" if dist.get_backend() == "gloo" else engine.device()
-        return torch.from_numpy(np.ascontiguousarray(values).copy()).to(device)
+        sent = _sent(values)
+        dist.all_reduce(sent, op=getattr(dist.ReduceOp, how))
+        found: NDArray[Any] = sent.cpu().numpy()
+        return found
+
+
+def _sent(values: NDArray[Any]) -> Any:
+    """A copy as a tensor where the processes can exchange it."""
+    import torch
+    import torch.distributed as dist
+
+    from harness import engine
+
+    device = "cpu" if dist.get_backend() == "gloo" else engine.device()
+    return torch.from_numpy(np.ascontiguousarray(values).copy()).to(device)
 
 
 @contextmanager
 def join_ranks() -> Iterator[Share]:
     """Join the processes that `torchrun` started with this one, by gloo; alone without them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield Share.of_this_rank()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Share()
         return
+    import torch.distributed as dist
+
+    from harness import engine
+
     dist.init_process_group("gloo", timeout=engine.TIMEOUT)
     try:
         yield Share.of_this_rank()

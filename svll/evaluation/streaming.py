@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svll.evaluation import kernels
+from svll.evaluation.machine import Products, spread
 from svll.evaluation.matches import Chunk
 from svll.evaluation.nearest import Candidates, merged
-from svll.evaluation.rows import Block, Floats, Integers, Passes, Products, Rows, rounding, spread
+from svll.evaluation.rows import Block, Floats, Integers, Passes, Rows, rounding
 from svll.evaluation.sharing import Share
 
 QUERY_BLOCK, GALLERY_BLOCK = 4096, 2048  # 32 MB of products at a time, the fastest shape seen

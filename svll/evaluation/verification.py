@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike
 from harness.errors import UserError
 from svll.evaluation.arguments import faults, integers
 from svll.evaluation.histograms import BINS, EDGES, SCALE, pair_counts
-from svll.evaluation.rows import JUNK, Floats, Integers, Products, Rows
+from svll.evaluation.machine import Products
+from svll.evaluation.rows import JUNK, Floats, Integers, Rows
 from svll.evaluation.sharing import Share
 
 FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import KReciprocal, evaluate_ranking, rows, streaming
+from svll.evaluation import KReciprocal, evaluate_ranking, machine, rows, streaming
 
 MANY = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
@@ -102,14 +102,14 @@ def test_blocks_threads_and_product_errors_do_not_change_the_nearest(monkeypatch
     gallery[100:] = gallery[:100] + 1e-6 * rng.standard_normal((100, 16))  # all but copies
     labels = [rng.integers(0, 4, n) for n in (20, 200, 20, 200)]
     whole = evaluate_ranking(query, gallery, *labels, top_k=7)
-    plain = rows.Products.__call__
+    plain = machine.Products.__call__
 
     def noisy(self, *blocks):
         product = plain(self, *blocks)
         product += rows.rounding(16) * rng.uniform(-0.9, 0.9, product.shape).astype(np.float32)
         return product
 
-    monkeypatch.setattr(rows.Products, "__call__", noisy)
+    monkeypatch.setattr(machine.Products, "__call__", noisy)
     threads = torch.get_num_threads()
     try:
         for query_block, gallery_block, count in ((3, 7, 2), (20, 200, 1), (1, 64, 3)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import evaluate_ranking, rows, streaming
+from svll.evaluation import evaluate_ranking, machine, rows, streaming
 from svll.evaluation import matches as matches_module
 
 MANY = settings(max_examples=3000, deadline=None, database=None, derandomize=True)
@@ -143,14 +143,14 @@ def test_errors_of_the_float32_product_do_not_change_a_digit(monkeypatch):
     query, gallery, *labels = world(2, queries=40, gallery=300, width=16, noise=0.001)
     exact = evaluate_ranking(query, gallery, *labels)
     rng = np.random.default_rng(0)
-    plain = rows.Products.__call__
+    plain = machine.Products.__call__
 
     def noisy(self, *blocks):
         product = plain(self, *blocks)
         product += rows.rounding(16) * rng.uniform(-0.9, 0.9, product.shape).astype(np.float32)
         return product
 
-    monkeypatch.setattr(rows.Products, "__call__", noisy)
+    monkeypatch.setattr(machine.Products, "__call__", noisy)
     assert same_result(evaluate_ranking(query, gallery, *labels), exact)
 
 
@@ -164,6 +164,8 @@ def test_reduced_precision_set_by_the_caller_is_ignored(monkeypatch):
 
     plain = torch.mm
     monkeypatch.setattr(torch, "mm", watched)
+    monkeypatch.setattr(machine, "WORTH_TIMING", 0)
+    monkeypatch.setattr(machine.Products, "_rates", {"torch": [0.0] * 2, "numpy": [9.0] * 2})
     query, gallery, *labels = world(3, width=64)
     exact = evaluate_ranking(query, gallery, *labels)
     before = torch.get_float32_matmul_precision()
@@ -176,6 +178,19 @@ def test_reduced_precision_set_by_the_caller_is_ignored(monkeypatch):
         torch.set_float32_matmul_precision(before)
     assert same_result(reduced, exact)
     assert set(seen) == {"ieee"}
+
+
+def test_either_library_multiplies_with_the_same_result(monkeypatch):
+    problem = world(8, queries=60, gallery=500, width=200)
+    monkeypatch.setattr(machine, "WORTH_TIMING", 0)
+    results = []
+    for chosen in ("torch", "numpy"):
+        rates = {way: [1.0 - (way == chosen)] * 2 for way in ("torch", "numpy")}
+        monkeypatch.setattr(machine.Products, "_rates", rates)
+        results.append(evaluate_ranking(*problem))
+        other = {"torch": "numpy", "numpy": "torch"}[chosen]
+        assert (len(rates[chosen]), len(rates[other])) == (3, 2)
+    assert same_result(*results)
 
 
 def test_tensors_arrays_and_hdf5_datasets_rank_alike(tmp_path):
@@ -209,14 +224,14 @@ def test_features_are_left_as_they_were():
 
 def test_products_are_never_larger_than_one_block(monkeypatch):
     sizes = []
-    plain = rows.Products.__call__
+    plain = machine.Products.__call__
 
     def measured(self, *blocks):
         product = plain(self, *blocks)
         sizes.append(product.shape)
         return product
 
-    monkeypatch.setattr(rows.Products, "__call__", measured)
+    monkeypatch.setattr(machine.Products, "__call__", measured)
     evaluate_ranking(*world(7, queries=1500, gallery=9000, width=2, identities=400))
     assert len(sizes) == 5
     assert max(a * b for a, b in sizes) <= streaming.QUERY_BLOCK * streaming.GALLERY_BLOCK

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import KReciprocal, evaluate_ranking, reranking, rows
+from svll.evaluation import KReciprocal, evaluate_ranking, machine, reranking, rows
 from svll.evaluation.sharing import Share
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
@@ -52,7 +52,8 @@ def our_distances(query, gallery, options, *, unit=False):
         rows.Rows(name, features, labels, labels, unit=unit)
         for name, features, labels in zip("qg", (query, gallery), plain, strict=True)
     ]
-    result = reranking.Neighbours.of(*sides, [options], rows.Products(), Share()).rerank(options)
+    found = reranking.Neighbours.of(*sides, [options], machine.Products(), Share())
+    result = found.rerank(options)
     offsets, columns, values = result.bonus(0, len(query))
     bonus = np.zeros((len(query), len(gallery)))
     for q in range(len(query)):
@@ -67,7 +68,7 @@ def our_distances(query, gallery, options, *, unit=False):
 
 def noisy_products(width):
     """A replacement for Products.__call__ that errs as much as float32 may."""
-    rng, plain = np.random.default_rng(0), rows.Products.__call__
+    rng, plain = np.random.default_rng(0), machine.Products.__call__
 
     def noisy(self, *blocks):
         product = plain(self, *blocks)
@@ -138,8 +139,8 @@ def test_neighbours_are_exact_where_float32_cannot_tell_more_images_apart_than_a
     exact = block.features.astype(float) @ block.features.T.astype(float)
     least = exact.min(axis=1)
     np.fill_diagonal(exact, 2)  # oneself first
-    monkeypatch.setattr(rows.Products, "__call__", noisy_products(16))
-    nearest, farthest = reranking._neighbours(block, 10, rows.Products(), Share())
+    monkeypatch.setattr(machine.Products, "__call__", noisy_products(16))
+    nearest, farthest = reranking._neighbours(block, 10, machine.Products(), Share())
     np.testing.assert_array_equal(nearest, np.argsort(-exact, axis=1, kind="stable")[:, :10])
     np.testing.assert_allclose(farthest, least, rtol=1e-15)
 
@@ -181,7 +182,7 @@ def test_reranking_helps_where_neighbours_agree():
 def test_block_sizes_threads_and_product_errors_do_not_change_a_digit(monkeypatch):
     problem = clusters(3, queries=40, gallery=150)
     whole = evaluate_ranking(*problem, rerank=KReciprocal(10, 4))
-    monkeypatch.setattr(rows.Products, "__call__", noisy_products(6))
+    monkeypatch.setattr(machine.Products, "__call__", noisy_products(6))
     threads = torch.get_num_threads()
     try:
         for block, count in ((190, 1), (64, 3), (7, 2)):

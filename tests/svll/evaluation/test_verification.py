@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import histograms, rows, verification
+from svll.evaluation import histograms, machine, rows, verification
 from svll.evaluation.histograms import BINS, EDGES, SCALE
 from svll.evaluation.verification import Verification, count_pairs, verify
 
@@ -201,14 +201,15 @@ def test_a_threshold_found_on_one_file_is_applied_to_another():
 def test_blocks_threads_and_errors_of_the_product_do_not_change_a_count(monkeypatch):
     problem = world(1, queries=70, gallery=400, width=96)
     whole = verify(*problem)
-    plain, rng, threads = rows.Products.__call__, np.random.default_rng(0), torch.get_num_threads()
+    plain, threads = machine.Products.__call__, torch.get_num_threads()
+    rng = np.random.default_rng(0)
 
     def noisy(self, *blocks):
         product = plain(self, *blocks)
         product += rows.rounding(96) * rng.uniform(-0.95, 0.95, product.shape).astype(np.float32)
         return product
 
-    monkeypatch.setattr(rows.Products, "__call__", noisy)
+    monkeypatch.setattr(machine.Products, "__call__", noisy)
     try:
         for queries, held, gallery in ((1, 96, 1), (13, 96 * 20, 64), (70, 96 * 100, 400)):
             monkeypatch.setattr(histograms, "QUERY_BLOCK", queries)
@@ -222,7 +223,7 @@ def test_blocks_threads_and_errors_of_the_product_do_not_change_a_count(monkeypa
 
 def test_errors_that_turn_up_late_do_not_change_a_count(monkeypatch):
     problem = world(8, queries=64, gallery=4000, width=24)
-    whole, plain, made = verify(*problem), rows.Products.__call__, []
+    whole, plain, made = verify(*problem), machine.Products.__call__, []
     margins, tried = [], histograms.Margin.holds
 
     def noisy_later(self, *blocks):
@@ -236,7 +237,7 @@ def test_errors_that_turn_up_late_do_not_change_a_count(monkeypatch):
         margins.append((used / self.most, tried(self, used, seen, largest)))
         return margins[-1][1]
 
-    monkeypatch.setattr(rows.Products, "__call__", noisy_later)
+    monkeypatch.setattr(machine.Products, "__call__", noisy_later)
     monkeypatch.setattr(histograms.Margin, "holds", watched)
     monkeypatch.setattr(histograms, "SAMPLE", 100)
     monkeypatch.setattr(histograms, "GALLERY_BLOCK", 100)
@@ -302,8 +303,8 @@ def test_no_more_than_a_block_is_read_or_multiplied_at_a_time(monkeypatch):
         made.append(plain(self, *blocks).shape)
         return plain(self, *blocks)
 
-    plain = rows.Products.__call__
-    monkeypatch.setattr(rows.Products, "__call__", measured)
+    plain = machine.Products.__call__
+    monkeypatch.setattr(machine.Products, "__call__", measured)
     monkeypatch.setattr(histograms, "QUERY_BLOCK", 50)
     monkeypatch.setattr(histograms, "QUERY_NUMBERS", 16 * 100)
     monkeypatch.setattr(histograms, "GALLERY_NUMBERS", 16 * 128)
