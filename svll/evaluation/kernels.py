@@ -74,17 +74,24 @@ def prepare(start, stop, rows, unit, norms, half):  # type: ignore[no-untyped-de
 
 
 @kernel
+def measure(start, stop, rows, squares):  # type: ignore[no-untyped-def]
+    """Fill squares [n], each row's product with itself."""
+    for r in range(start, stop):
+        squares[r] = dot(rows[r], rows[r])
+
+
+@kernel
 def score(query, row, half, scale, bonus):  # type: ignore[no-untyped-def]
     """The exact score of a pair: larger is nearer."""
     return scale * (dot(query, row) - half) + bonus
 
 
 @kernel
-def score_pairs(start, stop, queries, block, half, owners, columns, out):  # type: ignore[no-untyped-def]
+def score_pairs(start, stop, queries, block, inverse, half, owners, columns, out):  # type: ignore[no-untyped-def]
     """out[k] = exact plain score of query owners[k] and row columns[k] of the block."""
     for k in range(start, stop):
         q, c = owners[k], columns[k]
-        out[k] = score(queries[q], block[c], half[c], 1.0, 0.0)
+        out[k] = dot(queries[q], block[c]) * inverse[c] - half[c]
 
 
 @kernel
@@ -127,8 +134,8 @@ def tally(row, lower, upper):  # type: ignore[no-untyped-def]
 
 @kernel
 def adjust(  # type: ignore[no-untyped-def]
-    row, q, first, scale, removed_offsets, removed_columns, query_cameras, block_cameras, hide,
-    bonus_offsets, bonus_columns, bonus_values,
+    row, q, first, inverse, half, scale, removed_offsets, removed_columns,
+    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
 ):  # fmt: skip
     """Turn query q's row [c] of the product with gallery rows `first`... into scores.
 
@@ -136,6 +143,8 @@ def adjust(  # type: ignore[no-untyped-def]
     under its own camera.
     """
     width = row.size
+    for j in range(width):
+        row[j] = row[j] * inverse[j] - half[j]
     if scale[q] != 1.0:
         for j in range(width):
             row[j] *= np.float32(scale[q])
@@ -156,17 +165,58 @@ def adjust(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def exact_score(q, j, first, queries, block, half, scale, offsets, columns, values):  # type: ignore[no-untyped-def]
+def exact_score(q, j, first, queries, block, inverse, half, scale, offsets, columns, values):  # type: ignore[no-untyped-def]
     """The exact score of query q and row j of the block, with what is added to it."""
     high = offsets[q + 1]
     e = first_at_least(columns, offsets[q], high, first + j)
     bonus = values[e] if e < high and columns[e] == first + j else 0.0
-    return score(queries[q], block[j], half[j], scale[q], bonus)
+    return scale[q] * (dot(queries[q], block[j]) * inverse[j] - half[j]) + bonus
+
+
+@kernel
+def reaching(row, lower, values):  # type: ignore[no-untyped-def]
+    """Put what of row [c] is at `lower` or above into values; returns how many."""
+    found = np.uint32(0)  # unsigned: a place that may be negative would be checked each time
+    for low in range(0, row.size, 32):
+        part = row[low : low + 32]
+        _, reach = tally(part, lower, lower)
+        if reach:
+            for j in range(part.size):  # without a branch: which ones cannot be foreseen
+                values[found] = part[j]
+                found = np.uint32(found + np.uint32(part[j] >= lower))
+    return np.int64(found)
+
+
+@kernel
+def decide(  # type: ignore[no-untyped-def]
+    row, lower, upper, own, wanted, exact, q, first, queries, block, inverse, half, scale,
+    bonus_offsets, bonus_columns, bonus_values,
+):  # fmt: skip
+    """How many of row [c] from `lower` to `upper` are better than the exact score `wanted`.
+
+    `exact` [c] remembers exact scores, NaN where there is none yet.
+    """
+    better = 0
+    for low in range(0, row.size, 64):  # few of which hold one
+        part = row[low : low + 64]
+        above, reach = tally(part, lower, upper)
+        if reach == above:
+            continue
+        for j in range(low, low + part.size):
+            if row[j] < lower or row[j] > upper or j == own:
+                continue
+            if np.isnan(exact[j]):
+                exact[j] = exact_score(
+                    q, j, first, queries, block, inverse, half, scale,
+                    bonus_offsets, bonus_columns, bonus_values,
+                )
+            better += exact[j] > wanted or (exact[j] == wanted and j < own)
+    return better
 
 
 @kernel
 def count_better(  # type: ignore[no-untyped-def]
-    start, stop, product, base, first, queries, block, half, scale, slack,
+    start, stop, product, base, first, queries, block, inverse, half, scale, slack,
     match_offsets, match_columns, match_scores, removed_offsets, removed_columns,
     query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values, counts,
 ):  # fmt: skip
@@ -174,22 +224,32 @@ def count_better(  # type: ignore[no-untyped-def]
 
     product [q, c] float32 holds queries `base`... against gallery rows `first`...; it becomes their
     scores. Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact
-    score, and by the gallery index when these are equal.
+    score, and by the gallery index when these are equal. Only what reaches the query's worst match
+    is looked at for each of them: most of a row is further away than all.
     """
     width = product.shape[1]
+    values = np.empty(width + 1, np.float32)
     exact = np.empty(width)
+    near_inverse, near_half = inverse.astype(np.float32), half.astype(np.float32)
     for r in range(start, stop):
         q = base + r
         row = product[r]
         adjust(
-            row, q, first, scale, removed_offsets, removed_columns, query_cameras, block_cameras,
-            hide, bonus_offsets, bonus_columns, bonus_values,
+            row, q, first, near_inverse, near_half, scale, removed_offsets, removed_columns,
+            query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
         )
+        low, high = match_offsets[q], match_offsets[q + 1]
+        if low == high:
+            continue
+        worst = match_scores[low]
+        for k in range(low, high):
+            worst = min(worst, match_scores[k])
+        found = reaching(row, np.float32(worst - slack[q]), values)
         known = False  # whether `exact` is this row's
-        for k in range(match_offsets[q], match_offsets[q + 1]):
+        for k in range(low, high):
             lower = np.float32(match_scores[k] - slack[q])
             upper = np.float32(match_scores[k] + slack[q])
-            above, reach = tally(row, lower, upper)
+            above, reach = tally(values[:found], lower, upper)
             counts[k] += above
             own = match_columns[k] - first
             if reach - above == np.int32(0 <= own < width):
@@ -197,26 +257,15 @@ def count_better(  # type: ignore[no-untyped-def]
             if not known:
                 exact[:] = np.nan
                 known = True
-            for low in range(0, width, 64):  # few of which hold one that is near
-                part = row[low : low + 64]
-                above, reach = tally(part, lower, upper)
-                if reach == above:
-                    continue
-                for j in range(low, low + part.size):
-                    if row[j] < lower or row[j] > upper or j == own:
-                        continue
-                    if np.isnan(exact[j]):
-                        exact[j] = exact_score(
-                            q, j, first, queries, block, half, scale,
-                            bonus_offsets, bonus_columns, bonus_values,
-                        )
-                    if exact[j] > match_scores[k] or (exact[j] == match_scores[k] and j < own):
-                        counts[k] += 1
+            counts[k] += decide(
+                row, lower, upper, own, match_scores[k], exact, q, first, queries, block,
+                inverse, half, scale, bonus_offsets, bonus_columns, bonus_values,
+            )
 
 
 @kernel
 def order_block(  # type: ignore[no-untyped-def]
-    start, stop, first, queries, block, half, scale, doubtful, kept, indices,
+    start, stop, first, queries, block, inverse, half, scale, doubtful, kept, indices,
     removed_offsets, removed_columns, query_cameras, block_cameras, hide,
     bonus_offsets, bonus_columns, bonus_values, scores, nearest, held,
 ):  # fmt: skip
@@ -239,7 +288,7 @@ def order_block(  # type: ignore[no-untyped-def]
             elif j < 0 or j >= width or kept[q, n] == -np.inf:
                 continue
             exact = exact_score(
-                q, j, first, queries, block, half, scale,
+                q, j, first, queries, block, inverse, half, scale,
                 bonus_offsets, bonus_columns, bonus_values,
             )
             place(scores[q], nearest[q], held[q], exact, first + j)

@@ -156,6 +156,7 @@ def _together(queries: Block, gallery: Block) -> Block:
         np.concatenate([queries.features, gallery.features]),
         np.concatenate([queries.norms, gallery.norms]),
         np.concatenate([queries.half, gallery.half]),
+        np.concatenate([queries.inverse, gallery.inverse]),
     )
 
 

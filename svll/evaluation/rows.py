@@ -2,9 +2,9 @@
 
 Letters: Q queries, G gallery images, D width, n rows of any kind, c columns of one block.
 
-The score of query q and row g is `q . g - half_g`, larger is nearer. For rows of unit length `half`
-is zero and the squared distance is 2 - 2 score; otherwise `half` is |g|^2 / 2, and the squared
-distance is |q|^2 - 2 score.
+The score of query q and row g is `(q . g) inverse_g - half_g`, larger is nearer. For rows that are
+compared at unit length, `half` is zero and the squared distance is 2 - 2 score; otherwise `half` is
+|g|^2 / 2, `inverse` one, and the squared distance is |q|^2 - 2 score.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,12 @@ STRANGER = -2
 LARGEST_NORM = 1e15
 """Longer rows than this are refused: their float32 products could overflow."""
 
+SMALLEST_NORM = 1e-15
+"""Shorter rows are brought to unit length before they are multiplied: their products could be too
+small for float32."""
+
 SMALL_BYTES = 128 * 2**20
-"""Prepared rows up to this size are kept for the next pass."""
+"""Rows up to this size are kept for the next pass."""
 
 SPAN = 8192
 """Rows that are read at once, at most, where few of them are kept."""
@@ -40,14 +44,16 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive prepared rows, on the host."""
+    """Consecutive rows on the host, ready to be compared."""
 
     features: NDArray[np.float32]
-    """[n, D], of unit length where that is asked for."""
+    """[n, D], of unit length or as they were read."""
     norms: Floats
-    """[n], of the rows as they are now (an all-zero row of a unit block counts as one)."""
+    """[n], of the rows as they are compared (an all-zero row of a unit block counts as one)."""
     half: Floats
     """[n], what is subtracted from a product with row i."""
+    inverse: Floats
+    """[n], what a product with row i is multiplied by before."""
 
 
 class Rows:
@@ -74,20 +80,27 @@ class Rows:
         return other
 
     def block(self, first: int, last: int) -> Block:
-        """Prepare rows `first` to `last`. UserError where one cannot be compared with others."""
-        kept = self.kept[first:last]
-        features = np.empty((len(kept), self.features.shape[1]), np.float32)
-        for place, rows in self._runs(kept):
-            source = self.features[int(rows[0]) : int(rows[-1]) + 1]
-            if hasattr(source, "detach"):  # a tensor
-                source = source.detach().float().cpu().numpy()
-            every = len(source) == len(rows)
-            source = source if every else source[rows - rows[0]]
-            spread(_copy, len(rows), features[place : place + len(rows)], source)
-        norms, half = np.empty(len(kept)), np.zeros(len(kept))
-        spread(kernels.prepare, len(kept), features, self.unit, norms, half)
-        self._refuse(kept[~(norms < LARGEST_NORM)])  # NaN compares false
-        return Block(features, np.ones_like(norms) if self.unit else norms, half)
+        """Rows `first` to `last`, a copy. UserError where one cannot be compared with others."""
+        features = self._read(first, last, copy=True)
+        norms, half = np.empty(len(features)), np.zeros(len(features))
+        spread(kernels.prepare, len(features), features, self.unit, norms, half)
+        self._refuse(self.kept[first:last][~(norms < LARGEST_NORM)])  # NaN compares false
+        ones = np.ones_like(norms)
+        return Block(features, ones if self.unit else norms, half, ones)
+
+    def lengths_apart(self, first: int, last: int) -> Block:
+        """The same, with rows as they were read, not copied where that can be: for large sides."""
+        features = self._read(first, last, copy=False)
+        squares = np.empty(len(features))
+        spread(kernels.measure, len(features), features, squares)
+        norms, ones, zeros = np.sqrt(squares), np.ones_like(squares), np.zeros_like(squares)
+        self._refuse(self.kept[first:last][~(norms < LARGEST_NORM)])
+        if not self.unit:
+            return Block(features, norms, squares / 2.0, ones)
+        if ((norms > 0.0) & (norms < SMALLEST_NORM)).any():
+            return self.block(first, last)
+        inverse = np.divide(1.0, norms, out=zeros.copy(), where=norms > 0.0)
+        return Block(features, ones, zeros, inverse)
 
     def blocks(
         self, size: int, span: tuple[int, int] | None = None
@@ -97,9 +110,28 @@ class Rows:
         for first in range(start, stop, size):
             yield first, self.block(first, min(first + size, stop))
 
+    def _read(self, first: int, last: int, *, copy: bool) -> NDArray[np.float32]:
+        kept = self.kept[first:last]
+        runs = list(self._runs(kept))
+        if len(runs) == 1 and not copy:
+            return np.ascontiguousarray(self._source(kept), np.float32)
+        features = np.empty((len(kept), self.features.shape[1]), np.float32)
+        for place, rows in runs:
+            spread(_copy, len(rows), features[place : place + len(rows)], self._source(rows))
+        return features
+
+    def _source(self, rows: Integers) -> NDArray[Any]:
+        """Some rows, ascending, as they are stored."""
+        source = self.features[int(rows[0]) : int(rows[-1]) + 1]
+        if hasattr(source, "detach"):  # a tensor
+            source = source.detach().float().cpu().numpy()
+        source = np.asarray(source)
+        return source if len(source) == len(rows) else source[rows - rows[0]]
+
     def _runs(self, kept: Integers) -> Iterator[tuple[int, Integers]]:
         """Kept rows in runs that do not span many more, each with its place."""
-        edges = np.flatnonzero(np.diff(kept // SPAN)) + 1
+        dense = len(kept) and int(kept[-1] - kept[0]) < SPAN
+        edges: Any = [] if dense else np.flatnonzero(np.diff(kept // SPAN)) + 1
         for run in np.split(np.arange(len(kept)), edges):
             if len(run):
                 yield int(run[0]), kept[run]
@@ -120,8 +152,7 @@ def _copy(start: int, stop: int, target: NDArray[np.float32], source: NDArray[An
 
 
 class Passes:
-    """Blocks that are gone through more than once: prepared anew each time, unless they are small.
-    """
+    """Blocks that are gone through more than once: read anew each time, unless they are small."""
 
     def __init__(self, rows: Rows, size: int, span: tuple[int, int]) -> None:
         self._rows, self._size, self._span = rows, size, span
@@ -134,7 +165,9 @@ class Passes:
             yield from self._held
             return
         held = []
-        for first, block in self._rows.blocks(self._size, self._span):
+        start, stop = self._span
+        for first in range(start, stop, self._size):
+            block = self._rows.lengths_apart(first, min(first + self._size, stop))
             if self._small:
                 held.append((first, block))
             yield first, block

@@ -82,8 +82,6 @@ class Comparison:
             part_sent = self._products.send(part.features)
             for base in range(0, len(sent), QUERY_BLOCK):
                 product = self._products(sent[base : base + QUERY_BLOCK], part_sent)
-                if not self._gallery.unit:
-                    product -= part.half.astype(np.float32)
                 for setting in passed[:-1]:
                     setting.see(product.copy(), base, first, part)
                 passed[-1].see(product, base, first, part)
@@ -93,6 +91,7 @@ class Comparison:
         """The exact plain score of every true match [P]; the gallery's largest norm and half."""
         columns = chunk.match_columns
         owners, scores = chunk.owners, np.zeros(len(columns))
+        identities = self._queries.identities[chunk.first : chunk.last]
         by_column = np.argsort(columns, kind="stable")
         ascending = columns[by_column]
         largest = np.zeros(2)
@@ -100,10 +99,12 @@ class Comparison:
             largest = np.maximum(largest, [part.norms.max(), part.half.max()])
             edges = np.searchsorted(ascending, [first, first + len(part.half)])
             here = by_column[edges[0] : edges[1]]
+            # rows of one identity together: they are compared with each other only
+            here = here[np.argsort(identities[owners[here]], kind="stable")]
             out = np.empty(len(here))
             spread(
-                kernels.score_pairs, len(here), block.features, part.features, part.half,
-                owners[here], columns[here] - first, out,
+                kernels.score_pairs, len(here), block.features, part.features, part.inverse,
+                part.half, owners[here], columns[here] - first, out,
             )  # fmt: skip
             scores[here] = out
         norm, half = self._share.largest(largest)
@@ -135,7 +136,7 @@ class _Setting:
         chunk, extras = self._chunk, self._extras
         spread(
             kernels.count_better, len(product), product, base, first, self._block.features,
-            part.features, part.half, extras.scale, self._slack, chunk.match_offsets,
+            part.features, part.inverse, part.half, extras.scale, self._slack, chunk.match_offsets,
             chunk.match_columns, self._scores, chunk.removed_offsets, chunk.removed_columns,
             self._cameras, self._block_cameras(first, product.shape[1]), self._parent._hide,
             *extras.bonus, self._counts,
@@ -160,8 +161,8 @@ class _Setting:
         for first, part in self._parent._blocks:
             spread(
                 kernels.order_block, len(chunk), first, self._block.features, part.features,
-                part.half, extras.scale, doubtful, candidates.values, candidates.indices,
-                chunk.removed_offsets, chunk.removed_columns, self._cameras,
+                part.inverse, part.half, extras.scale, doubtful, candidates.values,
+                candidates.indices, chunk.removed_offsets, chunk.removed_columns, self._cameras,
                 self._block_cameras(first, len(part.half)), self._parent._hide, *extras.bonus,
                 scores, nearest, held,
             )  # fmt: skip

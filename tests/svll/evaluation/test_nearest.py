@@ -146,7 +146,7 @@ def test_re_ranked_neighbours_stand_in_the_order_of_the_final_distance():
     )  # fmt: skip
     assert (np.diff(result.distances, axis=1) >= 0).all()
     assert (result.distances >= -1e-9).all()
-    assert (result.distances <= 1 + 1e-9).all()
+    assert (result.distances <= 1 + 1e-6).all()
     for q in range(10):  # ranks by the list are the ranks that were counted
         hits = np.flatnonzero(g_ids[result.nearest[q]] == q_ids[q]) + 1
         precision = np.mean(np.arange(1, len(hits) + 1) / hits)

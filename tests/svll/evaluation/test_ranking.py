@@ -214,6 +214,15 @@ def test_float16_features_rank_as_their_float32_values():
     )
 
 
+def test_the_length_of_rows_does_not_matter_however_short_or_long():
+    query, gallery, *labels = world(9, width=40)
+    expected = evaluate_ranking(query, gallery, *labels)
+    for exponent in (-100, -60, 40):
+        scaled = query * np.float32(2.0**exponent), gallery.copy()
+        scaled[1][::3] *= np.float32(2.0**exponent)
+        assert same_result(evaluate_ranking(*scaled, *labels), expected)
+
+
 def test_features_are_left_as_they_were():
     query, gallery, *labels = world(6)
     copies = query.copy(), gallery.copy()
