@@ -320,67 +320,77 @@ def insert(values, indices, value, index):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def beats_one(part, half, sign, bar):  # type: ignore[no-untyped-def]
-    """How many of sign * (part - half) [c] exceed the bar.
+def outside(part, half, low, high):  # type: ignore[no-untyped-def]
+    """How many of part - half [c] lie below `low` or above `high`.
 
     Slices that are walked from 0 need no check for negative places, which would keep the loop from
     being turned into vectors.
     """
     hits = np.int32(0)
     for c in range(part.size):
-        hits = np.int32(hits + np.int32(sign * (part[c] - half[c]) > bar))
+        value = part[c] - half[c]
+        hits = np.int32(hits + np.int32(value > high) + np.int32(value < low))
     return hits
 
 
 @kernel
-def beats_each(part, half, sign, bars):  # type: ignore[no-untyped-def]
-    """How many of sign * (part [c] - half) exceed their own bar [c]."""
+def outside_own(part, half, lows, highs):  # type: ignore[no-untyped-def]
+    """The same, of part [c] - half, with bounds for each."""
     hits = np.int32(0)
     for c in range(part.size):
-        hits = np.int32(hits + np.int32(sign * (part[c] - half) > bars[c]))
+        value = part[c] - half
+        hits = np.int32(hits + np.int32(value > highs[c]) + np.int32(value < lows[c]))
     return hits
 
 
 @kernel
-def keep_by_row(start, stop, product, half, sign, row0, column0, values, indices):  # type: ignore[no-untyped-def]
-    """Keep for each row of product [r, c] its largest sign * score in values, indices [N, K].
+def keep_by_row(start, stop, product, half, row0, column0, near, near_rows, far, far_rows):  # type: ignore[no-untyped-def]
+    """Keep for each row of product [r, c] its largest scores, and the negatives of its smallest.
 
-    Columns are looked at 64 at a time: nearly always none of them beats the worst that is kept.
+    near [N, K] with the columns near_rows, and far [N, F] with far_rows, both descending. Columns
+    are looked at 64 at a time: nearly always none of them is better than the worst that is kept.
     """
-    last = values.shape[1] - 1
+    last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(start, stop):
         i = row0 + r
         for low in range(0, product.shape[1], 64):
             part = product[r, low : low + 64]
             halves = half[column0 + low : column0 + low + part.size]
-            if beats_one(part, halves, sign, values[i, last]) == 0:
+            if outside(part, halves, -far[i, most], near[i, last]) == 0:
                 continue
             for c in range(part.size):
-                value = sign * (part[c] - halves[c])
-                if value > values[i, last]:
-                    insert(values[i], indices[i], value, column0 + low + c)
+                value = part[c] - halves[c]
+                if value > near[i, last]:
+                    insert(near[i], near_rows[i], value, column0 + low + c)
+                if -value > far[i, most]:
+                    insert(far[i], far_rows[i], -value, column0 + low + c)
 
 
 @kernel
-def keep_by_column(start, stop, product, half, sign, row0, column0, values, indices, bars):  # type: ignore[no-untyped-def]
+def keep_by_column(  # type: ignore[no-untyped-def]
+    start, stop, product, half, row0, column0, near, near_rows, far, far_rows, lows, highs
+):  # fmt: skip
     """The same for the columns: the product of two blocks serves both.
 
-    bars [N] repeats the worst value kept, side by side in memory.
+    lows and highs [N] repeat the bounds to be beaten, side by side in memory.
     """
-    last = values.shape[1] - 1
+    last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(product.shape[0]):
         own = half[row0 + r]
         for low in range(start, stop, 64):
             part = product[r, low : min(low + 64, stop)]
             first = column0 + low
-            worst = bars[first : first + part.size]
-            if beats_each(part, own, sign, worst) == 0:
+            bounds = slice(first, first + part.size)
+            if outside_own(part, own, lows[bounds], highs[bounds]) == 0:
                 continue
             for c in range(part.size):
-                value = sign * (part[c] - own)
-                if value > worst[c]:
-                    insert(values[first + c], indices[first + c], value, row0 + r)
-                    worst[c] = values[first + c, last]
+                value = part[c] - own
+                if value > highs[first + c]:
+                    insert(near[first + c], near_rows[first + c], value, row0 + r)
+                    highs[first + c] = near[first + c, last]
+                if value < lows[first + c]:
+                    insert(far[first + c], far_rows[first + c], -value, row0 + r)
+                    lows[first + c] = -far[first + c, most]
 
 
 @kernel

@@ -125,11 +125,13 @@ def thread_count() -> int:
     return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
 
 
-def spread(kernel: Callable[..., Any], items: int, *arguments: Any) -> None:
-    """Run a kernel on items 0 to `items`, in as many threads as torch uses."""
+def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int = 4) -> None:
+    """Run a kernel on items 0 to `items`, in as many threads as torch uses.
+
+    Each thread gets so many `pieces`, small enough that an uneven share of the work evens out.
+    """
     threads = thread_count()
-    # Pieces are small enough that an uneven share of the work evens out.
-    edges = np.linspace(0, items, min(items, 4 * threads) + 1).astype(int)
+    edges = np.linspace(0, items, min(items, pieces * threads) + 1).astype(int)
     if threads == 1 or len(edges) <= 2:
         kernel(0, items, *arguments)
         return

@@ -24,12 +24,14 @@ class Candidates:
         self.values = np.full((queries, min(count + SPARE, gallery)), -np.inf, np.float32)
         self.indices = np.zeros(self.values.shape, np.int32)
         self._half = np.zeros(gallery, np.float32)
+        nobody = np.full((queries, 1), np.inf, np.float32)  # of the farthest, none is wanted
+        self._farthest = nobody, np.zeros((queries, 1), np.int32)
 
     def see(self, scores: NDArray[np.float32], base: int, first: int) -> None:
         """Take in scores [q, c] of queries `base`... and gallery rows `first`...."""
         spread(
-            kernels.keep_by_row, len(scores), scores, self._half, np.float32(1.0), base, first,
-            self.values, self.indices,
+            kernels.keep_by_row, len(scores), scores, self._half, base, first, self.values,
+            self.indices, *self._farthest,
         )  # fmt: skip
 
     def doubtful(self, slack: Floats) -> NDArray[np.bool_]:

@@ -65,15 +65,24 @@ def neighbourhood(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def weigh(start, stop, rows, half, base, farthest, offsets, columns, weights):  # type: ignore[no-untyped-def]
-    """weights: exp(-distance / farthest) of each member, each list summing to one."""
+def weigh(  # type: ignore[no-untyped-def]
+    start, stop, rows, half, nearest, scores, base, farthest, offsets, columns, weights
+):  # fmt: skip
+    """weights: exp(-distance / farthest) of each member, each list summing to one.
+
+    Most members are among the nearest, whose scores are known; oneself is first there, with none.
+    """
     for i in range(start, stop):
         total = 0.0
         part = np.empty(offsets[i + 1] - offsets[i])
         for n in range(part.size):
             j = columns[offsets[i] + n]
-            distance = base[i] - 2.0 * score(rows[i], rows[j], half[j], 1.0, 0.0)
-            part[n] = np.exp(-distance / farthest[i])
+            at = 1
+            while at < nearest.shape[1] and nearest[i, at] != j:
+                at += 1
+            known = at < nearest.shape[1]
+            found = scores[i, at] if known else score(rows[i], rows[j], half[j], 1.0, 0.0)
+            part[n] = np.exp(-(base[i] - 2.0 * found) / farthest[i])
             total += part[n]
         for n in range(part.size):
             weights[offsets[i] + n] = part[n] / total
@@ -167,7 +176,8 @@ def overlap(  # type: ignore[no-untyped-def]
                     sums[g] = 0.0
                     touched[count] = g
                     count += 1
-                sums[g] += min(weights[e], owner_weights[n])
+                if fill:
+                    sums[g] += min(weights[e], owner_weights[n])
         if fill:
             ascend(touched, count)
             for n in range(count):

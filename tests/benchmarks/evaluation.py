@@ -6,9 +6,12 @@ fastest here. Ours and the floor take turns, so that a busy machine slows both. 
 around a centre for each identity; memory is what the process needs beyond them at its peak.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,13 +40,22 @@ MSMT = Size("MSMT17", 11_659, 82_161, 3060, 15)
 
 
 def measure() -> Iterator[Row]:
-    """Yield the rows, the quick ones first."""
-    _compile()
-    yield from _ranking(MARKET, share=1, repeats=5)
-    yield from _growth()
-    yield from _ranking(MSMT, share=8, repeats=2)
-    yield _reranking(MARKET, with_standard=True)
-    yield _reranking(MSMT, with_standard=False)
+    """Yield the rows, the quick ones first.
+
+    Each is measured in a process of its own: what an earlier one left in memory would hide a peak.
+    """
+    yield apart(_ranking, MARKET, 1, 5)
+    for factor in (1, 2, 4):
+        yield apart(_growth, Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
+    yield apart(_ranking, MSMT, 8, 2)
+    yield apart(_reranking, MARKET, True, 3)
+    yield apart(_reranking, MSMT, False, 1)
+
+
+def apart(work: Callable[..., Row], *arguments: Any) -> Row:
+    """Return what `work` returns in a fresh process, in which Numba has compiled."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_compile) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def features(size: Size) -> tuple[Any, ...]:
@@ -61,67 +73,64 @@ def features(size: Size) -> tuple[Any, ...]:
     return (*found, *ids, *(rng.integers(0, size.cameras, n) for n in counts))
 
 
-def _ranking(size: Size, share: int, repeats: int) -> Iterator[Row]:
+def _ranking(size: Size, share: int, repeats: int) -> Row:
     """One row; the standard way is given every `share`-th query only, for the sake of memory."""
     given = features(size)
     ours, floor, memory = [], [], 0.0
     for _ in range(repeats):
         floor.append(_product_s(*given[:2]))
-        with _Peak() as peak:
-            ours.append(_seconds(lambda: evaluate_ranking(*given)))
-        memory = max(memory, peak.mb)
+        seconds, peak = _measured(lambda: evaluate_ranking(*given))
+        ours.append(seconds)
+        memory = max(memory, peak)
     part = [x[::share] if place in (0, 2, 4) else x for place, x in enumerate(given)]
-    with _Peak() as peak:
-        baseline = share * _seconds(lambda: standard.metrics(
-            standard.squared_distances(*part[:2]), *part[2:]
-        ))
-    yield Row(
-        f"ranking, {size.name} size", "s", statistics.median(ours), baseline,
-        statistics.median(floor), memory, peak.mb,
+    seconds, peak = _measured(
+        lambda: standard.metrics(standard.squared_distances(*part[:2]), *part[2:])
+    )
+    return Row(
+        f"ranking, {size.name} size", "s", statistics.median(ours), share * seconds,
+        statistics.median(floor), memory, peak,
         f"standard: 1/{share} of the queries, times {share}" if share > 1 else "",
     )
 
 
-def _growth() -> Iterator[Row]:
-    """Three sizes; the time for each thousand million pairs stays the same."""
-    for factor in (1, 2, 4):
-        yield _per_pair(Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
-
-
-def _per_pair(size: Size) -> Row:
+def _growth(size: Size) -> Row:
+    """The time for each thousand million pairs, which stays the same."""
     given = features(size)
     pairs = size.queries * size.gallery / 1e9
     ours, floor, memory = [], [], 0.0
-    for _ in range(2):
+    for _ in range(3):
         floor.append(_product_s(*given[:2]))
-        with _Peak() as peak:
-            ours.append(_seconds(lambda: evaluate_ranking(*given)))
-        memory = max(memory, peak.mb)
+        seconds, peak = _measured(lambda: evaluate_ranking(*given))
+        ours.append(seconds)
+        memory = max(memory, peak)
     return Row(
-        f"ranking, {size.queries:,} x {size.gallery:,}", "s per 10^9 pairs", min(ours) / pairs,
-        None, min(floor) / pairs, memory,
+        f"ranking, {size.queries:,} x {size.gallery:,}", "s per 10^9 pairs",
+        statistics.median(ours) / pairs, None, statistics.median(floor) / pairs, memory,
     )
 
 
-def _reranking(size: Size, *, with_standard: bool) -> Row:
+def _reranking(size: Size, with_standard: bool, repeats: int) -> Row:
     given = features(size)
-    with _Peak() as peak:
-        ours = _seconds(lambda: evaluate_ranking(*given, rerank=KReciprocal()))
     every = np.concatenate(given[:2])
-    floor = min(
-        _seconds(lambda: _pairs_once(every, _by_numpy)),
-        _seconds(lambda: _pairs_once(every, _by_torch)),
-    )
+    ours, floor, memory = [], [], 0.0
+    for _ in range(repeats):
+        floor.append(min(
+            _seconds(lambda: _pairs_once(every, _by_numpy)),
+            _seconds(lambda: _pairs_once(every, _by_torch)),
+        ))
+        seconds, peak = _measured(lambda: evaluate_ranking(*given, rerank=KReciprocal()))
+        ours.append(seconds)
+        memory = max(memory, peak)
     baseline = standard_mb = None
+    note = "the standard way would need more than 100 GB"
     if with_standard:
-        with _Peak() as standard_peak:
-            baseline = _seconds(lambda: standard.metrics(
-                standard.rerank(*given[:2]), *given[2:]
-            ))
-        standard_mb = standard_peak.mb
-    note = "" if with_standard else "standard: would need more than 100 GB"
+        note = ""
+        baseline, standard_mb = _measured(
+            lambda: standard.metrics(standard.rerank(*given[:2]), *given[2:])
+        )
     return Row(
-        f"re-ranking, {size.name} size", "s", ours, baseline, floor, peak.mb, standard_mb, note
+        f"re-ranking, {size.name} size", "s", statistics.median(ours), baseline,
+        statistics.median(floor), memory, standard_mb, note,
     )
 
 
@@ -172,18 +181,13 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-class _Peak:
-    """The most memory that this process held during a block beyond what it held before, in MB."""
-
-    mb = 0.0
-
-    def __enter__(self) -> "_Peak":
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-        self._before = _status_mb("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.mb = _status_mb("VmHWM") - self._before
+def _measured(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds, and the MB that this process held at most beyond what it held before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _status_mb("VmRSS")
+    seconds = _seconds(work)
+    return seconds, _status_mb("VmHWM") - before
 
 
 def _status_mb(key: str) -> float:

@@ -140,7 +140,7 @@ def test_neighbours_are_exact_where_float32_cannot_tell_more_images_apart_than_a
     least = exact.min(axis=1)
     np.fill_diagonal(exact, 2)  # oneself first
     monkeypatch.setattr(machine.Products, "__call__", noisy_products(16))
-    nearest, farthest = reranking._neighbours(block, 10, machine.Products(), Share())
+    nearest, _, farthest = reranking._neighbours(block, 10, machine.Products(), Share())
     np.testing.assert_array_equal(nearest, np.argsort(-exact, axis=1, kind="stable")[:, :10])
     np.testing.assert_allclose(farthest, least, rtol=1e-15)
 
