@@ -139,10 +139,11 @@ class Rows:
     def _refuse(self, bad: Integers) -> None:
         if not len(bad):
             return
+        rows, hold = ("rows", "hold") if len(bad) > 1 else ("row", "holds")
         shown = ", ".join(str(row) for row in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError(
-            f"{self.name} features: row{'s' * (len(bad) > 1)} {shown}{more} hold NaN, infinity or "
+            f"{self.name} features: {rows} {shown}{more} {hold} NaN, infinity or "
             f"numbers beyond {LARGEST_NORM:g}; extract the features of these images again"
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Unpack
 
+import numpy as np
+
 from harness.errors import UserError
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
@@ -16,6 +18,7 @@ from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
 RANKS = (1, 5, 10)
+ROC_POINTS = 100
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,20 @@ class Score:
             numbers["camera_pairs"] = [asdict(pair) for pair in self.camera_pairs]
         if self.verification:
             numbers["verification"] = self.verification.as_json()
+            numbers["verification"]["roc"] = _curve(self.verification)
             if self.threshold is not None:
                 applied = self.verification.at(self.threshold)
                 numbers["verification"]["applied"] = asdict(applied)
         return about | numbers if several else numbers
+
+
+def _curve(verification: Verification) -> dict[str, list[float]]:
+    """Some points of the ROC curve, evenly apart in log FPR, and its ends."""
+    roc = verification.roc
+    rates = np.geomspace(1.0 / verification.impostor_pairs, 1.0, ROC_POINTS)
+    places = np.unique([0, *np.searchsorted(roc.fpr, rates, "right") - 1, len(roc.fpr) - 1])
+    curve = {"fpr": roc.fpr, "tpr": roc.tpr, "threshold": roc.thresholds}
+    return {name: values[places].tolist() for name, values in curve.items()}
 
 
 def score(

@@ -310,6 +310,11 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
     assert found["camera_pairs"] == [asdict(pair) for pair in evaluate_camera_pairs(*given[0])]
     own, calibration = (verify(*each) for each in given)
     assert found["verification"]["eer"] == own.eer
+    curve = found["verification"]["roc"]
+    assert (curve["fpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0.0, 1.0, 1.0)
+    for fpr, tpr, threshold in zip(*curve.values(), strict=True):
+        at = own.at(threshold)
+        assert (at.fpr, at.tpr) == (fpr, tpr)
     applied = own.at(calibration.threshold_at(0.1))
     assert found["verification"]["applied"] == asdict(applied)
     status, out, _ = run("--features", file, "--bootstrap", "--camera-pairs", "--verification")
