@@ -172,14 +172,15 @@ def main(
     from svll.evaluation.sharing import join_ranks
 
     with ExitStack() as stack:
-        share = stack.enter_context(join_ranks())
+        share = stack.enter_context(join_ranks(encoding=not features))
         if weights is not None:
             sources = _of_weights(weights, recipe, words or [], save)
         elif run:
             sources = _of_runs(stack, run, words or [], save)
         else:
             paths = [*(features or []), *(words or [])]
-            sources = _of_files(stack, paths, features_from, gallery or [], save)
+            own_save = save if share.index == 0 else None
+            sources = _of_files(stack, paths, features_from, gallery or [], own_save)
         if multi_query:
             sources = [source.pooled() for source in sources]
         options = _options(metric, normalise, camera_filter, cross_camera_only, expand, alpha)
@@ -309,16 +310,11 @@ def _of_weights(
 
 def _threshold(path: Path, at_fpr: float | None, camera_filter: bool) -> float:
     """The similarity that tells identities apart on one cache, to be applied to another."""
+    from svll.evaluation.scores import verify_source
     from svll.evaluation.sources import open_source
-    from svll.evaluation.verification import verify
 
     with open_source(path) as source:
-        query, gallery = source.query, source.gallery
-        found = verify(
-            query.features, gallery.features, query.identities, gallery.identities,
-            query.cameras, gallery.cameras,
-            camera_filter=camera_filter and source.protocol == "cross_camera",
-        )
+        found = verify_source(source, camera_filter=camera_filter)
     if at_fpr is None:
         return found.eer_threshold
     threshold = found.threshold_at(at_fpr)

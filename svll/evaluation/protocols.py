@@ -91,15 +91,10 @@ def evaluate_draws(
     options |= {"camera_filter": False, "cross_camera_only": False}
     found = []
     for draw in range(draws):
-        chosen = np.zeros(len(identities), bool)
-        chosen[_one_per_identity(identities, seed, draw)] = True
-        queries = np.where(chosen, JUNK, identities)  # neither is copied: the others do not count
-        if not (queries != JUNK).any():
-            raise UserError("no identity has two images: one would be the gallery's, one a query")
-        found.append(evaluate_settings(
-            features, features, queries, np.where(chosen, identities, JUNK), cameras, cameras,
-            settings, **options,
-        ))
+        labels = drawn_labels(identities, seed, draw)
+        found.append(
+            evaluate_settings(features, features, *labels, cameras, cameras, settings, **options)
+        )
     return [_mean(results) for results in zip(*found, strict=True)]
 
 
@@ -112,6 +107,23 @@ def _mean(results: Sequence[RankingResult]) -> RankingResult:
         cmc=np.mean([result.cmc for result in results], axis=0),
         skipped=0,  # every image that is not in the gallery has its match there
     )
+
+
+def drawn_labels(
+    identities: ArrayLike, seed: int = 0, draw: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the identities of all images as queries and as gallery images of a draw, [n] each.
+
+    An image that is not one of them is junk there, so no feature has to be copied. Raises UserError
+    when no identity has two images.
+    """
+    identities = np.asarray(identities, dtype=np.int64)
+    chosen = np.zeros(len(identities), bool)
+    chosen[_one_per_identity(identities, seed, draw)] = True
+    queries = np.where(chosen, JUNK, identities)
+    if not (queries != JUNK).any():
+        raise UserError("no identity has two images: one would be the gallery's, one a query")
+    return queries, np.where(chosen, identities, JUNK)
 
 
 def _one_per_identity(identities: NDArray[np.int64], seed: int, draw: int) -> NDArray[np.int64]:

@@ -11,9 +11,10 @@ import numpy as np
 from harness.errors import UserError
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
-from svll.evaluation.protocols import evaluate_protocol_settings
+from svll.evaluation.protocols import drawn_labels, evaluate_protocol_settings
 from svll.evaluation.ranking import Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
+from svll.evaluation.sharing import Share
 from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
@@ -85,12 +86,14 @@ def score(
         gallery.cameras,
     )
     try:
+        _refuse_without_cameras(source, extra, options)
         results = evaluate_protocol_settings(source.protocol, *given, settings, **options)
-        pairs = _camera_pairs(source, given, options) if extra.camera_pairs else []
+        pairs = evaluate_camera_pairs(*given, **options) if extra.camera_pairs else []
         verification = None
         if extra.verification:
-            across = source.protocol == "cross_camera" and options.get("camera_filter", True)
-            verification = verify(*given, camera_filter=across, share=options.get("share"))
+            verification = verify_source(
+                source, camera_filter=options.get("camera_filter", True), share=options.get("share")
+            )
     except UserError as error:
         message = str(error).replace("camera_filter=False", "--no-camera-filter")
         raise UserError(f"{source.where}: {message}") from None
@@ -103,12 +106,34 @@ def score(
     ]
 
 
-def _camera_pairs(source: Source, given: Any, options: Options) -> list[CameraPair]:
-    if source.protocol == "random_gallery":
-        raise UserError(
-            "the protocol random_gallery does not ask for cameras; leave out --camera-pairs"
+def verify_source(
+    source: Source, *, camera_filter: bool = True, share: Share | None = None
+) -> Verification:
+    """Same identity or not, over the pairs that the source's protocol compares."""
+    query, gallery = source.query, source.gallery
+    if source.protocol == "random_gallery":  # the first draw
+        labels = drawn_labels(gallery.identities)
+        cameras = np.zeros_like(labels[0])
+        return verify(
+            gallery.features, gallery.features, *labels, cameras, cameras, camera_filter=False,
+            share=share,
         )
-    return evaluate_camera_pairs(*given, **options)
+    return verify(
+        query.features, gallery.features, query.identities, gallery.identities, query.cameras,
+        gallery.cameras, camera_filter=camera_filter and source.protocol == "cross_camera",
+        share=share,
+    )
+
+
+def _refuse_without_cameras(source: Source, extra: Extra, options: Options) -> None:
+    asked = {
+        "--camera-pairs": extra.camera_pairs,
+        "--cross-camera-only": options.get("cross_camera_only", False),
+    }
+    if source.protocol == "random_gallery" and (names := [n for n, v in asked.items() if v]):
+        raise UserError(
+            f"the protocol random_gallery knows no cameras; leave out {' and '.join(names)}"
+        )
 
 
 def _interval(source: Source, result: RankingResult) -> tuple[float, float]:

@@ -75,8 +75,11 @@ def _sent(values: NDArray[Any]) -> Any:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Share]:
-    """Join the processes that `torchrun` started with this one, by gloo; alone without them."""
+def join_ranks(*, encoding: bool) -> Iterator[Share]:
+    """Join the processes that `torchrun` started with this one; alone without them.
+
+    With `encoding`, they are set up for running a model, too.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Share()
         return
@@ -84,7 +87,10 @@ def join_ranks() -> Iterator[Share]:
 
     from harness import engine
 
-    dist.init_process_group("gloo", timeout=engine.TIMEOUT)
+    if encoding:
+        engine.init_ranks()
+    else:
+        dist.init_process_group("gloo", timeout=engine.TIMEOUT)
     try:
         yield Share.of_this_rank()
     finally:

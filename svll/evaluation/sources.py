@@ -29,7 +29,15 @@ class Source:
     more: FeatureGroup | None = None
 
     def pooled(self) -> "Source":
-        """The same with all queries of one identity and camera made one."""
+        """The same with all queries of one identity and camera made one.
+
+        Raises UserError where the protocol draws the queries.
+        """
+        if self.protocol == "random_gallery":
+            raise UserError(
+                f"{self.where}: the protocol random_gallery draws its queries; leave out "
+                "--multi-query"
+            )
         query, more = self.query, self.more
         features, identities, cameras = pooled(
             query.features, query.identities, query.cameras,

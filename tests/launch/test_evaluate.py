@@ -361,3 +361,24 @@ def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path
         assert json.loads(out) == scored(ranking(parts))
     status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
     assert json.loads(out) == scored(ranking(parts))
+
+
+def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part(
+    run, tmp_path, parts
+):
+    path = tmp_path / "f.h5"
+    write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
+    status, out, _ = run("--features", path, "--verification", "--json")
+    pairs = json.loads(out)["verification"]
+    identities = parts["gallery"].identities
+    known = len(np.unique(identities))
+    assert status == 0
+    assert pairs["genuine_pairs"] == len(identities) - known
+    assert pairs["impostor_pairs"] == (len(identities) - known) * (known - 1)
+    for words, told in (
+        (["--camera-pairs", "--cross-camera-only"], "--camera-pairs and --cross-camera-only"),
+        (["--multi-query"], "leave out --multi-query"),
+    ):
+        status, _, err = run("--features", path, *words)
+        assert status == 1
+        assert told in err
