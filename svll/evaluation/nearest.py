@@ -12,7 +12,7 @@ from svll.evaluation import kernels
 from svll.evaluation.machine import spread
 from svll.evaluation.rows import Floats
 
-SPARE = 16
+SPARE = 8
 """Candidates kept beyond k, so that float32 rounding loses none."""
 
 
