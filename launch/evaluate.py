@@ -12,8 +12,9 @@
     torchrun --nproc-per-node 4 launch/evaluate.py --features query.h5 --gallery 'shards/*.h5'
 
 A feature file is HDF5 with the groups query and gallery; each holds features [n, d], identity [n]
-and camera [n], so any toolbox can write one. Features are compared at unit length. Weights are
-those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or TransReID.
+and camera [n], so any toolbox can write one. Features are compared at unit length, but for --raw.
+Weights are those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or
+TransReID.
 """
 
 import json
@@ -32,10 +33,11 @@ from harness.files import atomic_write
 from launch.cli import command
 from svll.config import RECIPES, Config
 
-if TYPE_CHECKING:  # importing svll.evaluation takes 2 s, which --help should not
+if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal
     from svll.evaluation.ranking import Options
     from svll.evaluation.scores import Score
+    from svll.evaluation.sharing import Share
     from svll.evaluation.sources import Source
 
 Number = TypeVar("Number", int, float)
@@ -168,7 +170,7 @@ def main(
     if as_json and as_csv:
         raise UserError("--json and --csv: choose one")
     grid = _grid(k1, k2, weight) if rerank else []
-    from svll.evaluation.scores import Extra, score  # torch and numba: seconds
+    from svll.evaluation.scores import Extra, score  # Numba
     from svll.evaluation.sharing import join_ranks
 
     with ExitStack() as stack:
@@ -187,7 +189,7 @@ def main(
         options |= {"share": share, "top_k": 0 if per_query is None else top_k or 10}
         threshold = None
         if threshold_from is not None:
-            threshold = _threshold(threshold_from, at_fpr, camera_filter)
+            threshold = _threshold(threshold_from, at_fpr, camera_filter, share)
         extra = Extra(bootstrap, camera_pairs, verification, threshold)
         settings = _settings(grid)
         scores = [s for source in sources for s in score(source, settings, extra, **options)]
@@ -266,11 +268,9 @@ def _of_files(
     sources = [stack.enter_context(open_source(Path(path), kind, shards)) for path in paths]
     if save is not None:
         source = sources[0]
-        groups = {"query": source.query, "gallery": source.gallery}
-        if source.more is not None:
-            groups["multi_query"] = source.more
         write_features(
-            save, groups, dataset=source.dataset, model=source.where, protocol=source.protocol
+            save, source.groups(), dataset=source.dataset, model=source.where,
+            protocol=source.protocol,
         )
     return sources
 
@@ -308,13 +308,15 @@ def _of_weights(
     ]
 
 
-def _threshold(path: Path, at_fpr: float | None, camera_filter: bool) -> float:
+def _threshold(
+    path: Path, at_fpr: float | None, camera_filter: bool, share: "Share"
+) -> float:
     """The similarity that tells identities apart on one cache, to be applied to another."""
     from svll.evaluation.scores import verify_source
     from svll.evaluation.sources import open_source
 
     with open_source(path) as source:
-        found = verify_source(source, camera_filter=camera_filter)
+        found = verify_source(source, camera_filter=camera_filter, share=share)
     if at_fpr is None:
         return found.eer_threshold
     threshold = found.threshold_at(at_fpr)
@@ -335,7 +337,7 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
         found = [item.as_json(several=several) for item in scores]
         typer.echo(json.dumps(found if several else found[0]))
     elif as_csv:
-        typer.echo(to_csv(scores), nl=False)
+        typer.echo("".join(to_csv(scores)), nl=False)
     elif several:
         _print_table(scores)
     else:
@@ -368,12 +370,12 @@ def _print_table(scores: "Sequence[Score]") -> None:
     table = Table("file", "k1", "k2", "weight", "mAP", "mINP", "Rank-1", "Rank-5", "Rank-10")
     names = _short([item.source.where for item in scores])
     for name, item in zip(names, scores, strict=True):
-        setting, numbers = item.setting, item.result.as_json()
-        how = (str(setting.k1), str(setting.k2), f"{setting.weight:g}") if setting else ("",) * 3
+        numbers = item.result.as_json()
         interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
         cmc = [f"{value:.4f}" for value in numbers["cmc"].values()]
         table.add_row(
-            name, *how, f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}", *cmc
+            name, *map(str, item.columns), f"{numbers['mAP']:.4f}{interval}",
+            f"{numbers['mINP']:.4f}", *cmc,
         )
     console = Console()
     if not console.is_terminal:

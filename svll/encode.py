@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 TEST_RESIZE: Resize = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
 PART_S = 30.0
-"""How much encoding a kill may cost, at most."""
+"""Seconds of encoding that a kill may cost, and a batch."""
 Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
 """Images [B, 3, H, W] and their rows [B] to features [B, D]."""
 EncodeWithSide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -172,10 +172,11 @@ def encode_to_file(
     images, rows = each_once(query, gallery)
     every = np.arange(len(images), dtype=np.int64)
     batches = [every[i : i + reader.batch] for i in range(0, len(every), reader.batch)]
-    left = [batches[i] for i in _left(target, batches)][ranks.rank() :: ranks.world_size()]
+    left = [batches[i] for i in _left(target, len(images), reader.batch)]
+    own = left[ranks.rank() :: ranks.world_size()]
     pending: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
     written = time.monotonic()
-    for found, features in _encoded(images, reader, _with_side(images, side, encode), left):
+    for found, features in _encoded(images, reader, _with_side(images, side, encode), own):
         pending.append((found, features.numpy().astype(target.dtype)))
         if time.monotonic() - written >= PART_S:
             _write(target, pending)
@@ -191,16 +192,15 @@ def encode_to_file(
             shutil.rmtree(target.parts.parent, ignore_errors=True)
 
 
-def _left(target: FeatureTarget, batches: Sequence[NDArray[np.int64]]) -> list[int]:
+def _left(target: FeatureTarget, total: int, batch: int) -> list[int]:
     """The batches of which a row is in no part file, as the first rank sees it."""
     left: list[int] = []
     with ranks.leader_first() as acts:
         if acts:
-            missing = set(missing_rows(target.parts, sum(map(len, batches))).tolist())
-            left = [i for i, rows in enumerate(batches) if missing & set(rows.tolist())]
-            if len(left) < len(batches):
-                done = len(batches) - len(left)
-                log.info("%s: %d of %d batches are there", target.path, done, len(batches))
+            left = np.unique(missing_rows(target.parts, total) // batch).tolist()
+            done = -(-total // batch) - len(left)
+            if done:
+                log.info("%s: %d of %d batches are there", target.path, done, done + len(left))
     return list(ranks.from_leader(left))
 
 

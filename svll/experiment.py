@@ -415,14 +415,17 @@ class Trial:
 
     def write_features(self, model: ReIDModel, part: Part) -> None:
         """Write one test set's features, unless they are there."""
-        path = self.features_path(part)
-        if ranks.from_leader(path.exists()):
-            return
+        path, key = self.features_path(part), ""
         reader, dtype = self.reader(), self.config.evaluation.feature_dtype
-        weights = ranks.from_leader(storage.file_hash(self.run.weights_file))
-        key = cache.feature_key(
-            self.datasets.fingerprint, weights, self.config, reader, part.name, reader.batch, dtype
-        )
+        with ranks.leader_first() as acts:
+            if acts and not path.exists():
+                key = cache.feature_key(
+                    self.datasets.fingerprint, storage.file_hash(self.run.weights_file),
+                    self.config, reader, part.name, reader.batch, dtype,
+                )
+        key = ranks.from_leader(key)
+        if not key:
+            return
         encode_to_file(
             FeatureTarget(path, part.name, self.run.signature, part.protocol, key, dtype),
             part.query, part.gallery, reader, lambda records: self._side(records, part),

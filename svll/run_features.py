@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import build, parse_overrides, read_recipe
+from harness.config import build, parse_overrides, read_recipe, signature
 from harness.errors import UserError
 from harness.runs import Run
 from svll.config import Config
 from svll.data.datasets import tested_on
-
-MOVABLE = ("data.root", "data.threads", "engine.zero", "evaluation.batch", "run.")
-"""Beginnings of the keys that say where and how, not what."""
 
 
 def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -23,13 +20,13 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     run = Run(folder)
     if not run.config_file.is_file():
         raise UserError(f"{folder}: not a run's folder: there is no {run.config_file.name} in it")
-    if wrong := [word for word in overrides if not word.startswith(MOVABLE)]:
+    settings = read_recipe(run.config_file, Config)
+    config = build(Config, [*settings, *parse_overrides(list(overrides))])
+    if signature(config) != signature(build(Config, settings)):
         raise UserError(
-            f"{', '.join(wrong)}: that would be another run; only where things are can be said "
+            f"{', '.join(overrides)}: that would be another run; only where things are can be said "
             "here, as in data.root=DIR"
         )
-    settings = [*read_recipe(run.config_file, Config), *parse_overrides(list(overrides))]
-    config = build(Config, settings)
     paths = feature_paths(run, config)
     if all(path.is_file() for path in paths):
         return paths

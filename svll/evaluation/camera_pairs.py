@@ -34,7 +34,7 @@ def evaluate_camera_pairs(
     """Score each pair of cameras with at least one query to score, in ascending order.
 
     Arguments as for `evaluate_ranking`, and errors. The gallery is one camera's at a time, so all
-    pairs together cost one comparison of queries and gallery.
+    pairs together compare each query with each gallery image at most once.
     """
     q_ids, g_ids, q_cams, g_cams = (
         np.asarray(x, dtype=np.int64)

@@ -2,9 +2,9 @@
 
 Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
 
-Each kernel works on items `start` to `stop` and does not hold Python's lock, so `rows.spread` runs
-it in several threads, each on its own part. Kernels that call each other stand in one file, because
-Numba's cache notices a change in a kernel's own file only. Compiling all takes some 8 s, once.
+Each kernel works on items `start` to `stop` and does not hold Python's lock, so `machine.spread`
+runs it in several threads, each on its own part. Numba keeps what it compiled, and notices a change
+in a kernel's own file only: after one in a kernel that other files call, delete `__pycache__`.
 
 A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
 that hold all lists end to end.
@@ -81,9 +81,9 @@ def measure(start, stop, rows, squares):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def score(query, row, half, scale, bonus):  # type: ignore[no-untyped-def]
-    """The exact score of a pair: larger is nearer."""
-    return scale * (dot(query, row) - half) + bonus
+def score(query, row, half):  # type: ignore[no-untyped-def]
+    """The exact score of a pair of prepared rows: larger is nearer."""
+    return dot(query, row) - half
 
 
 @kernel
@@ -423,7 +423,7 @@ def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest,
         doubtful = kept < total and values[i, kept - 1] >= values[i, wanted - 1] - 2 * slack[i]
         for n in range(total if doubtful else kept):
             j = n if doubtful else indices[i, n]
-            exact = sign * score(rows[i], rows[j], half[j], 1.0, 0.0)
+            exact = sign * score(rows[i], rows[j], half[j])
             if j == i and sign > 0:
                 exact = np.inf
             place(scores[i], nearest[i], min(n, wanted), exact, j)

@@ -1,8 +1,7 @@
 """The loops of k-reciprocal re-ranking over lists of neighbours, compiled by Numba.
 
 Like those of `kernels`, each works on items `start` to `stop` without Python's lock, and a list per
-row is `offsets` [rows + 1] into arrays that hold all lists end to end. Numba's cache does not see a
-change in `kernels`, which two of these call: after one, delete `__pycache__`.
+row is `offsets` [rows + 1] into arrays that hold all lists end to end.
 """
 
 import numpy as np
@@ -81,7 +80,7 @@ def weigh(  # type: ignore[no-untyped-def]
             while at < nearest.shape[1] and nearest[i, at] != j:
                 at += 1
             known = at < nearest.shape[1]
-            found = scores[i, at] if known else score(rows[i], rows[j], half[j], 1.0, 0.0)
+            found = scores[i, at] if known else score(rows[i], rows[j], half[j])
             part[n] = np.exp(-(base[i] - 2.0 * found) / farthest[i])
             total += part[n]
         for n in range(part.size):

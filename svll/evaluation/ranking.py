@@ -18,8 +18,8 @@ Letters: Q queries, G gallery images, D width, P true matches of all queries of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,7 +38,10 @@ Metric = Literal["euclidean", "cosine"]
 
 
 class Options(TypedDict, total=False):
-    """What `evaluate_ranking` takes besides features, labels and re-ranking; explained there."""
+    """What `evaluate_ranking` takes besides features, labels and re-ranking; explained there.
+
+    Their defaults are those of `evaluate_settings`.
+    """
 
     max_rank: int
     metric: Metric
@@ -65,9 +68,9 @@ class RankingResult:
     """[Q], in the order of the queries; NaN for those skipped."""
     first_rank: Integers
     """[Q], the rank of the first match, from 1; 0 for queries skipped."""
-    nearest: Integers = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    nearest: Integers
     """[Q, top_k], the gallery rows ranked first; -1 where fewer are ranked, and for junk."""
-    distances: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    distances: Floats
     """[Q, top_k], of those: Euclidean, cosine, or the final one of re-ranking; inf where none."""
 
     def as_json(self, ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
@@ -85,15 +88,8 @@ def evaluate_ranking(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     *,
-    max_rank: int = 50,
-    metric: Metric = "euclidean",
-    normalise: bool = True,
-    camera_filter: bool = True,
-    cross_camera_only: bool = False,
     rerank: KReciprocal | None = None,
-    expand: QueryExpansion | None = None,
-    top_k: int = 0,
-    share: Share | None = None,
+    **options: Unpack[Options],
 ) -> RankingResult:
     """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
 
@@ -109,9 +105,7 @@ def evaluate_ranking(
     """
     return evaluate_settings(
         query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        [rerank], max_rank=max_rank, metric=metric, normalise=normalise,
-        camera_filter=camera_filter, cross_camera_only=cross_camera_only, expand=expand,
-        top_k=top_k, share=share,
+        [rerank], **options,
     )[0]  # fmt: skip
 
 

@@ -139,8 +139,10 @@ class Neighbours:
         key = options.k1, options.k2
         if key not in self._vectors:
             count = min(max(options.k1 + 1, options.k2), len(self._nearest))
-            lists = self._nearest[:, :count], self._scores[:, :count]
-            vectors = _vectors(self._rows, *lists, self._base, self._farthest, options)
+            vectors = _vectors(
+                self._rows, np.ascontiguousarray(self._nearest[:, :count]),
+                np.ascontiguousarray(self._scores[:, :count]), self._base, self._farthest, options,
+            )
             self._vectors[key] = _Vectors(vectors, self._queries, len(self._nearest))
         farthest = self._farthest[: self._queries]
         return Reranking(

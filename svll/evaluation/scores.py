@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Unpack
 
@@ -45,6 +45,12 @@ class Score:
     camera_pairs: Sequence[CameraPair] = field(default_factory=list)
     verification: Verification | None = None
     threshold: float | None = None
+
+    @property
+    def columns(self) -> tuple[Any, Any, Any]:
+        """k1, k2 and weight for a table, empty without re-ranking."""
+        setting = self.setting
+        return (setting.k1, setting.k2, setting.weight) if setting else ("", "", "")
 
     def as_json(self, *, several: bool = False) -> dict[str, Any]:
         """All numbers; of several scores each says which file and setting it is of."""
@@ -99,7 +105,9 @@ def score(
         raise UserError(f"{source.where}: {message}") from None
     return [
         Score(
-            source, setting, result, _interval(source, result) if extra.bootstrap else None,
+            source, setting, result,
+            interval(result.average_precision, source.asking.identities)
+            if extra.bootstrap else None,
             pairs, verification, extra.threshold,
         )
         for setting, result in zip(settings, results, strict=True)
@@ -136,34 +144,25 @@ def _refuse_without_cameras(source: Source, extra: Extra, options: Options) -> N
         )
 
 
-def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
-    asks = source.gallery if source.protocol == "random_gallery" else source.query
-    return interval(result.average_precision, asks.identities)
-
-
 # ---- written down ----
 
 
-def to_csv(scores: Sequence[Score]) -> str:
-    """One line for each score."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([
+def to_csv(scores: Sequence[Score]) -> Iterator[str]:
+    """One line for each score, under a heading."""
+    yield _line([
         "file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
         *(f"rank{rank}" for rank in RANKS), "queries", "skipped", "mAP_low", "mAP_high",
     ])
     for item in scores:
-        setting, result = item.setting, item.result
-        writer.writerow([
-            item.source.where, item.source.dataset, item.source.protocol,
-            *((setting.k1, setting.k2, setting.weight) if setting else ("", "", "")),
+        result = item.result
+        yield _line([
+            item.source.where, item.source.dataset, item.source.protocol, *item.columns,
             result.mAP, result.mINP, *(result.as_json(RANKS)["cmc"].get(str(r)) for r in RANKS),
             result.queries, result.skipped, *(item.interval or ("", "")),
         ])
-    return text.getvalue()
 
 
-def per_query_csv(scores: Sequence[Score]) -> Iterable[str]:
+def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
     """Lines for each query of each score: its labels, its metrics, the rows ranked first."""
     most = max(item.result.nearest.shape[1] for item in scores)
     yield _line([
@@ -172,14 +171,11 @@ def per_query_csv(scores: Sequence[Score]) -> Iterable[str]:
         *(f"distance{n}" for n in range(1, most + 1)),
     ])
     for item in scores:
-        setting, result = item.setting, item.result
-        random = item.source.protocol == "random_gallery"
-        asks = item.source.gallery if random else item.source.query
-        how = (setting.k1, setting.k2, setting.weight) if setting else ("", "", "")
+        result, asking = item.result, item.source.asking
         for row, precision in enumerate(result.average_precision.tolist()):
             yield _line([
-                item.source.where, *how, row, asks.paths[row] if asks.paths else "",
-                asks.identities[row], asks.cameras[row],
+                item.source.where, *item.columns, row, asking.paths[row] if asking.paths else "",
+                asking.identities[row], asking.cameras[row],
                 "" if precision != precision else precision,  # NaN: the query was skipped
                 result.first_rank[row] or "",
                 *("" if near < 0 else near for near in result.nearest[row].tolist()),

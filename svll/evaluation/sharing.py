@@ -71,7 +71,7 @@ def _sent(values: NDArray[Any]) -> Any:
     from harness import engine
 
     device = "cpu" if dist.get_backend() == "gloo" else engine.device()
-    return torch.from_numpy(np.ascontiguousarray(values).copy()).to(device)
+    return torch.from_numpy(np.array(values, order="C")).to(device)
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.features import FeatureGroup, open_features
@@ -27,6 +29,18 @@ class Source:
     query: FeatureGroup
     gallery: FeatureGroup
     more: FeatureGroup | None = None
+
+    @property
+    def asking(self) -> FeatureGroup:
+        """The images that results of single queries are of."""
+        return self.gallery if self.protocol == "random_gallery" else self.query
+
+    def groups(self) -> dict[str, FeatureGroup]:
+        """All that there is, read, as a cache keeps it."""
+        there = {"query": self.query, "gallery": self.gallery}
+        if self.more is not None:
+            there[MORE] = self.more
+        return {name: replace(group, features=_read(group)) for name, group in there.items()}
 
     def pooled(self) -> "Source":
         """The same with all queries of one identity and camera made one.
@@ -76,6 +90,12 @@ def open_source(
         yield Source(
             str(path), dataset, protocol, groups["query"], groups["gallery"], groups.get(MORE)
         )
+
+
+def _read(group: FeatureGroup) -> NDArray[Any]:
+    """Features in a number type that a cache may have."""
+    features = group.features[:]
+    return features if features.dtype == np.float16 else features.astype(np.float32, copy=False)
 
 
 def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -361,6 +362,23 @@ def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path
         assert json.loads(out) == scored(ranking(parts))
     status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
     assert json.loads(out) == scored(ranking(parts))
+
+
+def test_shards_and_float64_features_are_kept_as_one_cache(run, file, parts, tmp_path):
+    gallery = parts["gallery"]
+    for number, rows in enumerate(np.array_split(np.arange(80), 2)):
+        shard = FeatureGroup(
+            gallery.features[rows], gallery.identities[rows], gallery.cameras[rows]
+        )
+        write_features(tmp_path / f"s{number}.h5", {"gallery": shard}, dataset="toy", model="m")
+    with h5py.File(file, "r+") as content:
+        del content["query/features"]
+        content["query/features"] = parts["query"].features.astype(np.float64)
+    words = "--features", file, "--gallery", tmp_path / "s*.h5"
+    status, out, _ = run(*words, "--save", tmp_path / "kept.h5", "--json")
+    assert (status, json.loads(out)) == (0, scored(ranking(parts)))
+    status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
+    assert (status, json.loads(out)) == (0, scored(ranking(parts)))
 
 
 def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part(
