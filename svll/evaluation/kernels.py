@@ -216,21 +216,22 @@ def decide(  # type: ignore[no-untyped-def]
 
 @kernel
 def count_better(  # type: ignore[no-untyped-def]
-    start, stop, product, base, first, queries, block, inverse, half, scale, slack,
+    start, stop, product, near_inverse, base, first, queries, block, inverse, half, scale, slack,
     match_offsets, match_columns, match_scores, removed_offsets, removed_columns,
     query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values, counts,
 ):  # fmt: skip
     """Add to counts [matches] the columns of this block that rank before each true match.
 
-    product [q, c] float32 holds queries `base`... against gallery rows `first`...; it becomes their
-    scores. Whatever lies within `slack` [Q] of a match's exact score is decided by its own exact
-    score, and by the gallery index when these are equal. Only what reaches the query's worst match
-    is looked at for each of them: most of a row is further away than all.
+    product [q, c] float32 holds queries `base`... against gallery rows `first`...; times
+    near_inverse [c], and so on, it becomes their scores. Whatever lies within `slack` [Q] of a
+    match's exact score is decided by its own exact score, and by the gallery index when these are
+    equal. Only what reaches the query's worst match is looked at for each of them: most of a row is
+    further away than all.
     """
     width = product.shape[1]
     values = np.empty(width + 1, np.float32)
     exact = np.empty(width)
-    near_inverse, near_half = inverse.astype(np.float32), half.astype(np.float32)
+    near_half = half.astype(np.float32)
     for r in range(start, stop):
         q = base + r
         row = product[r]
@@ -414,14 +415,18 @@ def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest,
     """Fill nearest, scores [N, k] of rows `base`...: candidates by exact score, then by index.
 
     More candidates are kept than asked for. Where even the last of them is too near the k-th to be
-    sure that none is missing (many copies of one image), all rows are looked at. Nearest to itself
-    is always the image itself, before its copies.
+    sure that none is missing (many copies of one image), all rows are looked at; mostly the last of
+    them are too far from it to be looked at. Nearest to itself is always the image itself, before
+    its copies.
     """
     total, kept = rows.shape[0], values.shape[1]
     wanted = nearest.shape[1]
     for i in range(base + start, base + stop):
-        doubtful = kept < total and values[i, kept - 1] >= values[i, wanted - 1] - 2 * slack[i]
+        enough = values[i, wanted - 1] - 2 * slack[i]
+        doubtful = kept < total and values[i, kept - 1] >= enough
         for n in range(total if doubtful else kept):
+            if not doubtful and values[i, n] < enough:
+                break
             j = n if doubtful else indices[i, n]
             exact = sign * score(rows[i], rows[j], half[j])
             if j == i and sign > 0:

@@ -146,9 +146,14 @@ def evaluate_settings(
     if expand is not None:
         features = expanded(queries, candidates, products, expand, share)
         queries = Rows("query", features, q_ids, q_cams, unit=unit)
-    rerankings = _rerankings(queries, candidates, settings, products, share)
+    wanted = [options for options in settings if options is not None]
+    neighbours = Neighbours.of(queries, candidates, wanted, products, share) if wanted else None
+    rerankings = [
+        neighbours.rerank(options) if neighbours and options else None for options in settings
+    ]
     comparison = Comparison(
-        queries, candidates, products, hide=cross_camera_only, nearest=top_k, share=share
+        queries, candidates, products, hide=cross_camera_only, nearest=top_k, share=share,
+        known=neighbours.products if neighbours else None,
     )
     tables = [_Table(len(q_ids), comparison.count) for _ in settings]
     for chunk in matches.chunks():
@@ -160,18 +165,6 @@ def evaluate_settings(
         ):
             table.fill(chunk, found, queries, candidates, reranking, metric)
     return [table.result(max_rank) for table in tables]
-
-
-def _rerankings(
-    queries: Rows, gallery: Rows, settings: Sequence[KReciprocal | None], products: Products,
-    share: Share,
-) -> list[Reranking | None]:
-    """What each setting adds to the scores; neighbours are looked for once."""
-    wanted = [options for options in settings if options is not None]
-    if not wanted:
-        return [None] * len(settings)
-    neighbours = Neighbours.of(queries, gallery, wanted, products, share)
-    return [None if options is None else neighbours.rerank(options) for options in settings]
 
 
 def _extras(chunk: Chunk, reranking: Reranking | None) -> Extras:

@@ -14,9 +14,10 @@ Where the paper leaves room, or its authors' program departs from it, this follo
 as do all published numbers: d is the squared Euclidean distance divided by the row's largest;
 "more than 2/3" is strict; V is scaled to sum to one; k1 / 2 is rounded to even.
 
-Only k1 + some neighbours per image, the sparse V, and blocks of the product are ever stored. Which
-images are neighbours is decided by exact scores (`kernels.score`), equal ones by index, and each
-image comes first in its own list, so that no R is empty.
+Only k1 + some neighbours per image, the sparse V, and blocks of the product are ever stored; the
+products of queries and gallery, which ranking needs again, as long as they are few. Which images
+are neighbours is decided by exact scores (`kernels.score`), equal ones by index, and each image
+comes first in its own list, so that no R is empty.
 
 Letters: Q queries, G gallery images, N both together (queries first), D width.
 """
@@ -36,6 +37,8 @@ from svll.evaluation.rows import Block, Floats, Integers, Rows, rounding
 from svll.evaluation.sharing import Share
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen
+KEPT_BYTES = 2**30
+"""Products of queries and gallery up to this size are kept for ranking, not computed once more."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,10 @@ class Neighbours:
 
     def __init__(
         self, rows: Block, queries: int, base: Floats, nearest: NDArray[np.int32], scores: Floats,
-        farthest: Floats,
+        farthest: Floats, products: NDArray[np.float32] | None,
     ) -> None:
+        self.products = products
+        """Of prepared queries and gallery rows [Q, G], where they were kept."""
         self._rows, self._queries, self._base = rows, queries, base
         self._nearest, self._scores, self._farthest = nearest, scores, farthest
         self._vectors: dict[tuple[int, int], _Vectors] = {}
@@ -129,10 +134,11 @@ class Neighbours:
         total = len(rows.half)
         base = np.full(total, 2.0) if queries.unit else 2.0 * rows.half  # d = base - 2 score
         count = min(max(max(options.k1 + 1, options.k2) for options in settings), total)
-        nearest, scores, farthest_score = _neighbours(rows, count, products, share)
+        kept = _kept(len(queries), len(gallery), share)
+        nearest, scores, farthest_score = _neighbours(rows, count, products, share, kept)
         farthest = base - 2.0 * farthest_score
         farthest[farthest <= 0.0] = 1.0  # all images are the same: every distance is 0
-        return Neighbours(rows, len(queries), base, nearest, scores, farthest)
+        return Neighbours(rows, len(queries), base, nearest, scores, farthest, kept)
 
     def rerank(self, options: KReciprocal) -> Reranking:
         """What one setting adds to the scores."""
@@ -189,11 +195,19 @@ def _nothing(total: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.in
     return np.full((total, count), -np.inf, np.float32), np.zeros((total, count), np.int32)
 
 
+def _kept(queries: int, gallery: int, share: Share) -> NDArray[np.float32] | None:
+    """Room for products [Q, G]; none where they are too many, or several processes each see some.
+    """
+    if share.count > 1 or 4 * queries * gallery > KEPT_BYTES:
+        return None
+    return np.empty((queries, gallery), np.float32)
+
+
 def _neighbours(
-    rows: Block, count: int, products: Products, share: Share
+    rows: Block, count: int, products: Products, share: Share, kept: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.int32], Floats, Floats]:
     """The `count` nearest of each row and their scores [N, count], itself included and first, and
-    the score of the farthest [N].
+    the score of the farthest [N]; those products that `kept` [Q, G] is for.
 
     A product of rows i and j is also that of rows j and i, so only half of all blocks is computed.
     """
@@ -202,12 +216,25 @@ def _neighbours(
     half = rows.half.astype(np.float32)
     sent = products.send(rows.features)
     for part, other in _pairs_once(total)[share.index :: share.count]:
-        found.see(products(sent[part], sent[other]), half, part.start, other.start)
+        product = products(sent[part], sent[other])
+        found.see(product, half, part.start, other.start)
+        if kept is not None:
+            _keep(kept, product, part.start, other.start)
     largest = rows.norms * rows.norms.max()
     slack = rounding(width) * largest + 2.0**-22 * rows.half.max() + 1e-36
     nearest, scores = _settled(found.near, found.near_rows, 1, rows, slack, count, share)
     _, farthest = _settled(found.far, found.far_rows, -1, rows, slack, 1, share)
     return nearest, scores, farthest[:, 0]
+
+
+def _keep(kept: NDArray[np.float32], product: NDArray[np.float32], i: int, j: int) -> None:
+    """Put what product [r, c] of rows i... and j... has of queries and gallery into its place."""
+    queries = len(kept)
+    rows, column = max(queries - i, 0), max(queries - j, 0)
+    part = product[:rows, column:]
+    if part.size:
+        first = j + column - queries
+        kept[i : i + len(part), first : first + part.shape[1]] = part
 
 
 def _pairs_once(total: int) -> list[tuple[slice, slice]]:

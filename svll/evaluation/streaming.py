@@ -8,7 +8,7 @@ is compared again exactly.
 Letters: Q queries of a chunk, G gallery images, P true matches of the chunk, k nearest wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,14 +60,16 @@ class Compared:
 class Comparison:
     """Queries and a gallery, ready to be compared chunk by chunk; `share` of the gallery is ours.
 
-    With `hide`, a query does not rank what is under its own camera.
+    With `hide`, a query does not rank what is under its own camera. `known` [Q, G] are products of
+    the prepared rows, where something else has computed them.
     """
 
     def __init__(
         self, queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
-        nearest: int = 0, share: Share | None = None,
+        nearest: int = 0, share: Share | None = None, known: NDArray[np.float32] | None = None,
     ) -> None:
         self._queries, self._gallery, self._products = queries, gallery, products
+        self._known = known
         self._hide, self._share = hide, share or Share()
         self.count = min(nearest, len(gallery))
         self._blocks = Passes(gallery, GALLERY_BLOCK, self._share.span(len(gallery)))
@@ -77,15 +79,33 @@ class Comparison:
         block = self._queries.block(chunk.first, chunk.last)
         plain, largest = self._match_scores(chunk, block)
         passed = [_Setting(self, chunk, block, extras, plain, largest) for extras in settings]
-        sent = self._products.send(block.features)
         for first, part in self._blocks:
-            part_sent = self._products.send(part.features)
-            for base in range(0, len(sent), QUERY_BLOCK):
-                product = self._products(sent[base : base + QUERY_BLOCK], part_sent)
+            for base, product, inverse in self._multiplied(chunk, block, first, part):
                 for setting in passed[:-1]:
-                    setting.see(product.copy(), base, first, part)
-                passed[-1].see(product, base, first, part)
+                    setting.see(product.copy(), inverse, base, first, part)
+                passed[-1].see(product, inverse, base, first, part)
         return [setting.result() for setting in passed]
+
+    def _multiplied(
+        self, chunk: Chunk, block: Block, first: int, part: Block
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        """The chunk's products with one block [q, c], from query `base` of it on, to be changed at
+        will, and by what they are to be multiplied [c]: (base, product, inverse).
+
+        Known ones are of rows that were brought to unit length before; what rounding that adds is
+        within the slack.
+        """
+        inverse = part.inverse.astype(np.float32)
+        if self._known is None:
+            sent, part_sent = map(self._products.send, (block.features, part.features))
+        for base in range(0, len(chunk), QUERY_BLOCK):
+            if self._known is None:
+                product = self._products(sent[base : base + QUERY_BLOCK], part_sent)
+                yield base, product, inverse
+            else:
+                rows = slice(chunk.first + base, min(chunk.first + base + QUERY_BLOCK, chunk.last))
+                known = self._known[rows, first : first + len(inverse)].copy()
+                yield base, known, np.ones_like(inverse)
 
     def _match_scores(self, chunk: Chunk, block: Block) -> tuple[Floats, tuple[float, float]]:
         """The exact plain score of every true match [P]; the gallery's largest norm and half."""
@@ -131,11 +151,14 @@ class _Setting:
             Candidates(len(chunk), parent.count, gallery) if parent.count else None
         )
 
-    def see(self, product: NDArray[np.float32], base: int, first: int, part: Block) -> None:
+    def see(
+        self, product: NDArray[np.float32], inverse: NDArray[np.float32], base: int, first: int,
+        part: Block,
+    ) -> None:
         """Take in the product [q, c] of queries `base`... and the block at row `first`."""
         chunk, extras = self._chunk, self._extras
         spread(
-            kernels.count_better, len(product), product, base, first, self._block.features,
+            kernels.count_better, len(product), product, inverse, base, first, self._block.features,
             part.features, part.inverse, part.half, extras.scale, self._slack, chunk.match_offsets,
             chunk.match_columns, self._scores, chunk.removed_offsets, chunk.removed_columns,
             self._cameras, self._block_cameras(first, product.shape[1]), self._parent._hide,

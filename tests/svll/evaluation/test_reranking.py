@@ -140,7 +140,7 @@ def test_neighbours_are_exact_where_float32_cannot_tell_more_images_apart_than_a
     least = exact.min(axis=1)
     np.fill_diagonal(exact, 2)  # oneself first
     monkeypatch.setattr(machine.Products, "__call__", noisy_products(16))
-    nearest, _, farthest = reranking._neighbours(block, 10, machine.Products(), Share())
+    nearest, _, farthest = reranking._neighbours(block, 10, machine.Products(), Share(), None)
     np.testing.assert_array_equal(nearest, np.argsort(-exact, axis=1, kind="stable")[:, :10])
     np.testing.assert_allclose(farthest, least, rtol=1e-15)
 
@@ -179,14 +179,15 @@ def test_reranking_helps_where_neighbours_agree():
     assert evaluate_ranking(*problem, rerank=KReciprocal()).mAP > plain.mAP + 0.02
 
 
-def test_block_sizes_threads_and_product_errors_do_not_change_a_digit(monkeypatch):
+def test_block_sizes_threads_kept_products_and_their_errors_do_not_change_a_digit(monkeypatch):
     problem = clusters(3, queries=40, gallery=150)
     whole = evaluate_ranking(*problem, rerank=KReciprocal(10, 4))
     monkeypatch.setattr(machine.Products, "__call__", noisy_products(6))
     threads = torch.get_num_threads()
     try:
-        for block, count in ((190, 1), (64, 3), (7, 2)):
+        for block, count, kept in ((190, 1, 0), (64, 3, 10**6), (7, 2, 0), (7, 2, 10**6)):
             monkeypatch.setattr(reranking, "BLOCK", block)
+            monkeypatch.setattr(reranking, "KEPT_BYTES", kept)
             torch.set_num_threads(count)
             again = evaluate_ranking(*problem, rerank=KReciprocal(10, 4))
             assert (whole.mAP, whole.cmc.tolist()) == (again.mAP, again.cmc.tolist())
