@@ -1,8 +1,8 @@
 """Retrieval metrics: CMC, mAP and mINP, exact for any size, without a Q x G matrix.
 
 How the ranks are found is in `streaming`. Results are the same to the last digit for any block
-size, number of threads, device, and number of processes that share the work; equal distances rank
-by gallery index.
+size, number of threads, and number of processes that share the work; equal distances rank by
+gallery index.
 
 What it costs, beside the 2 Q G D operations of the product: for the counts 2 comparisons for each
 pair and true match of its query, 8 at a time; an exact comparison of D numbers for each pair that
