@@ -19,7 +19,8 @@ from torch import Tensor
 
 from harness import engine as ranks
 from harness import progress
-from harness.features import FeatureGroup, merge_parts, missing_rows, write_part
+from harness.feature_parts import merge_parts, missing_rows, write_part
+from harness.features import FeatureGroup
 from harness.pipeline import ImageLoader, Resize, View
 from svll.data.records import Records
 
@@ -187,7 +188,8 @@ def encode_to_file(
         if acts:
             merge_parts(
                 target.parts, target.path, {"query": query, "gallery": gallery},
-                dataset=target.dataset, model=target.model, protocol=target.protocol, rows=rows,
+                dataset=target.dataset, model=target.model, protocol=target.protocol,
+                key=target.key, rows=rows,
             )
             shutil.rmtree(target.parts.parent, ignore_errors=True)
 

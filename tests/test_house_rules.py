@@ -23,8 +23,8 @@ BELOW = {"harness": set(), "svll": {"harness"}, "launch": {"harness", "svll"}}
 HEAVY = {"torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba"}
 LIGHT = [
     *(f"harness/{name}.py" for name in (
-        "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features", "trial",
-        "stopping", "progress",
+        "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features",
+        "feature_rows", "feature_parts", "hdf5", "trial", "stopping", "progress",
     )),
     "harness/cluster/*.py", "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",
 ]

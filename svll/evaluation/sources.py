@@ -102,7 +102,7 @@ def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:
     """Several groups as one, their features unread."""
     paths = [group.paths for group in groups]
     return FeatureGroup(
-        features=Stacked([group.features for group in groups]),  # type: ignore[arg-type]
+        features=Stacked([group.features for group in groups]),
         identities=np.concatenate([group.identities for group in groups]),
         cameras=np.concatenate([group.cameras for group in groups]),
         paths=None if None in paths else [p for part in paths for p in part or ()],

@@ -4,22 +4,14 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from harness import features as cache
+from harness import hdf5
 from harness.errors import UserError
-from harness.features import (
-    FeatureGroup,
-    merge_parts,
-    missing_rows,
-    read_features,
-    write_features,
-    write_part,
-)
+from harness.features import FeatureGroup, read_features, write_features
 
 
 def group(rows=7, width=5, dtype=np.float32, seed=0):
@@ -60,11 +52,11 @@ def test_the_file_on_disk_is_the_documented_format(tmp_path):
     write_features(tmp_path / "f.h5", {"query": group()}, dataset="d", model="m")
     with h5py.File(tmp_path / "f.h5") as file:
         assert dict(file.attrs).keys() == {
-            "format", "version", "dataset", "model", "created", "protocol", "complete",
+            "format", "version", "dataset", "model", "created", "protocol", "key", "complete",
         }  # fmt: skip
         assert (file.attrs["format"], file.attrs["version"]) == ("svll-features", 1)
         query = file["query"]
-        assert set(query) == {"features", "identity", "camera", "view", "path"}
+        assert set(query) == {"features", "features_sums", "identity", "camera", "view", "path"}
         assert query["features"].chunks == (7, 5)
         assert query["features"].fletcher32
         assert {query[name].dtype for name in ("identity", "camera", "view")} == {np.dtype("i8")}
@@ -152,6 +144,11 @@ def test_missing_cut_damaged_and_other_files_are_refused_by_name(tmp_path):
     place = content.index(group(500, 50).features[100].tobytes())
     flipped = tmp_path / "flipped.h5"
     flipped.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(UserError, match=r"flipped.h5: rows 0 to 499 of query/features are damaged"):
+        read_features(flipped)
+    with h5py.File(whole) as file:
+        place = file["query/identity"].id.get_chunk_info(0).byte_offset
+    flipped.write_bytes(content[:place] + b"\xf0" + content[place + 1 :])
     with pytest.raises(UserError, match=r"flipped.h5: cannot be read as HDF5"):
         read_features(flipped)
 
@@ -170,8 +167,8 @@ def test_a_cache_can_be_read_while_somebody_holds_it_open_for_writing(tmp_path):
 
 
 def test_a_disk_that_is_full_is_said_with_bytes_before_writing(tmp_path, monkeypatch):
-    usage = cache.shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    usage = hdf5.shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
         UserError, match=r"f.h5: no room: 1,\d\d\d,\d\d\d .*needed, 100,000 are free"
     ):
@@ -186,7 +183,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, mon
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", refuse)
+    monkeypatch.setattr(hdf5.os, "posix_fallocate", refuse)
     with pytest.raises(UserError, match=r"f.h5: no room"):
         write_features(tmp_path / "f.h5", {"query": group()}, dataset="new", model="m")
     assert os.listdir(tmp_path) == ["f.h5"]
@@ -201,7 +198,7 @@ def test_space_is_reserved_so_that_hdf5_never_meets_a_full_disk(tmp_path, monkey
         reserved.append(size)
         plain(handle, offset, size)
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", note)
+    monkeypatch.setattr(hdf5.os, "posix_fallocate", note)
     for rows, width in ((0, 5), (1, 1), (4000, 3), (300, 2000), (3, 10**6), (3, 2**17)):
         write_features(tmp_path / "f.h5", {"query": group(rows, width)}, dataset="d", model="m")
         # A file that outgrew what was reserved would be larger.
@@ -221,63 +218,3 @@ def test_importing_the_cache_imports_no_heavy_package():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "deepspeed", "nvidia", "open_clip"} & set(done.stdout.split())
 
-
-# ---- part files ----
-
-
-def shares(total, ranks):
-    """Each rank's rows as a padding sampler deals them: in turn, the first again at the end."""
-    padded = np.arange(-(-total // ranks) * ranks) % total
-    return [padded[rank::ranks] for rank in range(ranks)]
-
-
-def labelled(total):
-    return {"query": group(total // 3, 6), "gallery": group(total - total // 3, 6, seed=1)}
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 64])
-@pytest.mark.parametrize("total", [53, 64])
-def test_no_row_is_lost_or_doubled_with_any_number_of_ranks(tmp_path, ranks, total):
-    expected = labelled(total)
-    features = np.concatenate([g.features for g in expected.values()])
-    for rank, rows in enumerate(shares(total, ranks)):
-        for piece in np.array_split(rows, 2):
-            write_part(tmp_path / "parts", rank, piece, features[piece])
-    merge_parts(tmp_path / "parts", tmp_path / "f.h5", expected, dataset="d", model="m")
-    read = read_features(tmp_path / "f.h5")
-    for name in expected:
-        assert_same(read.groups[name], expected[name])
-    assert os.listdir(tmp_path / "parts") == []
-
-
-def test_a_killed_attempt_goes_on_with_another_number_of_ranks(tmp_path):
-    expected = labelled(53)
-    features = np.concatenate([g.features for g in expected.values()])
-    for rank, rows in enumerate(shares(53, 4)[:3]):  # the last rank wrote nothing
-        write_part(tmp_path, rank, rows, features[rows])
-    (tmp_path / ".part-00003-abc.h5.xyz.tmp").write_bytes(b"left by the kill")
-    left = missing_rows(tmp_path, 53)
-    assert left.tolist() == list(range(3, 53, 4))
-    for rank, rows in enumerate(np.array_split(left, 2)):
-        write_part(tmp_path, rank, rows, features[rows])
-    merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
-    for name, part in read_features(tmp_path / "f.h5").groups.items():
-        assert_same(part, expected[name])
-
-
-def test_merging_refuses_lost_rows_and_parts_of_something_else(tmp_path):
-    expected = labelled(20)
-    features = np.concatenate([g.features for g in expected.values()])
-    rows = np.arange(18)
-    write_part(tmp_path, 0, rows, features[rows])
-    with pytest.raises(UserError, match=r"2 of 20 rows are in no part file \(first: 18\)"):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
-    write_part(tmp_path, 1, np.array([18, 19]), np.ones((2, 4), np.float32))
-    with pytest.raises(
-        UserError, match=r"part-0000\d.*: features are float32 \[\d\], those of other"
-    ):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
-    write_part(tmp_path, 1, np.array([20]), np.ones((1, 6), np.float32))
-    with pytest.raises(UserError, match=r"part-00001.*: holds row 20, the dataset has 20"):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
-    assert not Path(tmp_path / "f.h5").exists()
