@@ -6,12 +6,11 @@ at all; `merge_parts` puts every image in its place exactly once, whichever part
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +21,8 @@ from harness.hdf5 import check_attributes, new_file, open_file, put_column, stor
 
 FORMAT, VERSION = "svll-features-part", 1
 ANEW = "remove it and give the command again: its images alone are encoded again"
+OPEN = 64
+"""Parts that are open at a time; each holds up to a block of rows."""
 
 
 def write_part(folder: StrPath, rank: int, rows: Integers, features: NDArray[Any]) -> None:
@@ -67,13 +68,15 @@ def merge_parts(
             f"{folder}: {len(missing)} of {total} rows are in no part file (first: {missing[0]}); "
             "extract the features again"
         )
-    merged = {
-        name: FeatureGroup(
-            _Gathered(found, rows[name]), group.identities, group.cameras, group.views, group.paths
-        )
-        for name, group in groups.items()
-    }
-    write_features(path, merged, dataset=dataset, model=model, protocol=protocol, key=key)
+    with _OpenParts(found.paths) as parts:
+        merged = {
+            name: FeatureGroup(
+                _Gathered(found, parts, rows[name]), group.identities, group.cameras, group.views,
+                group.paths,
+            )
+            for name, group in groups.items()
+        }
+        write_features(path, merged, dataset=dataset, model=model, protocol=protocol, key=key)
     for part in _parts(folder):
         part.unlink()
 
@@ -102,8 +105,8 @@ class _Found:
 class _Gathered:
     """Features of the images `rows` [n], taken from their parts when they are sliced."""
 
-    def __init__(self, found: _Found, rows: Integers) -> None:
-        self._found, self._rows = found, rows
+    def __init__(self, found: _Found, parts: "_OpenParts", rows: Integers) -> None:
+        self._found, self._parts, self._rows = found, parts, rows
         self.shape, self.dtype = (len(rows), found.width), found.dtype
 
     def __getitem__(self, wanted: slice) -> NDArray[Any]:
@@ -112,9 +115,36 @@ class _Gathered:
         out = np.empty((len(rows), self._found.width), self.dtype)
         for part in np.unique(parts):
             here = parts == part
-            with _open_part(self._found.paths[part]) as file:
-                out[here] = _features(self._found.paths[part], file)[places[here]]
+            out[here] = self._parts.features(part)[places[here]]
         return out
+
+
+class _OpenParts:
+    """Parts that stay open while rows of them are asked for, the last OPEN of them.
+
+    Ranks took batches in turn, so every block of rows is in a part of each rank.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._open: dict[int, tuple[ExitStack, StoredRows]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in self._open.values():
+            opened[0].close()
+
+    def features(self, part: int) -> StoredRows:
+        """The features of a part, by its place in `paths`."""
+        if part not in self._open:
+            if len(self._open) == OPEN:
+                self._open.pop(next(iter(self._open)))[0].close()
+            stack = ExitStack()
+            self._open[part] = stack, stack.enter_context(_open_part(self._paths[part]))[1]
+        self._open[part] = self._open.pop(part)  # the one used last is closed last
+        return self._open[part][1]
 
 
 def _parts(folder: StrPath) -> list[Path]:
@@ -127,9 +157,7 @@ def _find(folder: StrPath, total: int) -> _Found:
     part, place = np.full(total, -1), np.full(total, -1)
     kinds: dict[tuple[np.dtype[Any], int], Path] = {}
     for number, path in enumerate(paths):
-        with _open_part(path) as file:
-            rows = file["row"][:]
-            features = file["features"]
+        with _open_part(path) as (rows, features):
             kinds.setdefault((features.dtype, features.shape[1]), path)
         if len(rows) and not (rows.min() >= 0 and rows.max() < total):
             raise UserError(
@@ -148,18 +176,17 @@ def _find(folder: StrPath, total: int) -> _Found:
 
 
 @contextmanager
-def _open_part(path: Path) -> Iterator[h5py.File]:
-    """A part for reading; what is wrong with it becomes a UserError that says what is lost."""
-    try:
-        with open_file(path) as file:
+def _open_part(path: Path) -> Iterator[tuple[Integers, StoredRows]]:
+    """Which images a part has [m], and their features [m, d], to be sliced in the body.
+
+    What is wrong with it becomes a UserError that says what is lost.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_file(path))
             check_attributes(path, file, FORMAT, VERSION)
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path}: a damaged part; {ANEW} ({reason})"
-        ) from error
-
-
-def _features(path: Path, file: h5py.File) -> StoredRows:
-    return StoredRows(path, file["features"], file.get(SUMS), anew=ANEW)
+            part = file["row"][:], StoredRows(path, file["features"], file.get(SUMS), anew=ANEW)
+        except (OSError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{path}: a damaged part; {ANEW} ({reason})") from error
+        yield part

@@ -1,18 +1,19 @@
 """Features [n, d] in an HDF5 file: written block by block, read at the file system's speed.
 
     features [n, d]         in chunks of rows, each with HDF5's own checksum (fletcher32)
-    features_sums [blocks]  uint32, a faster checksum of every `rows` (an attribute) rows
+    features_sums [chunks]  uint32, a faster checksum of each chunk's rows; optional
 
-HDF5 checks chunks one at a time, at a third of the speed at which the page cache gives them
-(82,161 x 1,280 float32 on two cores: 0.31 s, a bare read 0.10 s). So a chunk's bytes are read where
-they lie in the file, by several threads, and checked by `checksum` (0.14 s, all in all).
-Files without `features_sums`, of older versions or other toolboxes, are read by
-HDF5, which verifies its own checksums where there are any.
+HDF5 checks chunks one at a time, at less than half the speed at which the page cache gives them
+(82,161 x 1,280 float32 on two cores: 0.36 s, a bare read 0.16 s). So a chunk's bytes are read where
+they lie in the file, by several threads, and checked by `checksum` (0.16 s, all in all). What is
+not as `features_sums` says, and files without it, of older versions or other toolboxes, are read by
+HDF5, which verifies its own checksums where there are any and has the last word.
 """
 
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,15 +73,7 @@ def put_features(group: h5py.Group, features: Sliceable) -> None:
         block = np.ascontiguousarray(features[first : first + rows], features.dtype)
         dataset[first : first + len(block)] = block
         sums.append(checksum(block))
-    group.create_dataset(SUMS, data=np.array(sums, np.uint32)).attrs["rows"] = rows
-
-
-def sums_fit(dataset: h5py.Dataset, sums: h5py.Dataset) -> bool:
-    """Whether checksums are as many as their blocks of `dataset`'s rows."""
-    rows = sums.attrs.get("rows", 0)
-    return bool(
-        rows >= 1 and sums.dtype == np.uint32 and sums.shape == (-(-dataset.shape[0] // rows),)
-    )
+    group.create_dataset(SUMS, data=np.array(sums, np.uint32))
 
 
 class StoredRows:
@@ -94,26 +87,28 @@ class StoredRows:
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,
         anew: str = "write the file again",
     ) -> None:
-        """Take checked datasets; `anew` is what to do about damaged rows."""
+        """Take features [n, d] and their checksums; `anew` is what to do about damaged rows."""
         self._path, self._dataset, self._anew = path, dataset, anew
         self.shape: tuple[int, int] = dataset.shape
         self.dtype: np.dtype[Any] = dataset.dtype
         self.ndim = 2
-        self._sums = None if sums is None or not dataset.size else sums[:]
-        self._rows = int(sums.attrs["rows"]) if sums is not None else 0
+        self._sums = _usable(sums, dataset)
+        row_bytes = self.dtype.itemsize * self.shape[1]
+        self._rows = (dataset.chunks or (chunk_rows(len(self) or 1, row_bytes or 1),))[0]
+        """Rows of a block: a chunk, where there are any."""
         self._handle = dataset.file.id.get_vfd_handle()
-        self._plain = _is_plain(dataset, self._rows)
+        self._cut: tuple[int, NDArray[Any] | None] = -1, None
+        """The block, by its number, that the last read went only partly through."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Read rows: a slice of step 1, a mask [n], or row numbers in any order."""
-        if isinstance(rows, slice):
-            first, last, step = rows.indices(len(self))
-            assert step == 1, rows
+        """Read rows: a slice, a mask [n], or row numbers in any order."""
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            first, last, _ = rows.indices(len(self))
             return self._read(first, max(first, last))
-        return self._take(np.arange(len(self))[np.asarray(rows)])
+        return self._take(np.arange(len(self))[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Read all rows."""
@@ -123,8 +118,7 @@ class StoredRows:
     def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read rows in any order; of each block once, and never more than one block at a time."""
         out = np.empty((*rows.shape, self.shape[1]), self.dtype)
-        size = self._rows or chunk_rows(len(self) or 1, self.dtype.itemsize * self.shape[1] or 1)
-        blocks = rows // size
+        blocks = rows // self._rows
         for block in np.unique(blocks):
             here = blocks == block
             first = int(rows[here].min())
@@ -136,58 +130,70 @@ class StoredRows:
         out = np.empty((last - first, self.shape[1]), self.dtype)
         if not out.size:
             return out
-        if self._sums is None:
-            self._read_unsummed(first, last, out)
-            return out
         blocks = range(first // self._rows, -(-last // self._rows))
-        if len(blocks) == 1:
+        if self._sums is None:
+            self._read_by_hdf5(first, out)
+        elif len(blocks) == 1:
             self._fill(out, first, blocks[0])
-            return out
-        with ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0)))) as pool:
-            list(pool.map(lambda block: self._fill(out, first, block), blocks))
+        else:
+            list(_threads().map(lambda block: self._fill(out, first, block), blocks))
         return out
 
     def _fill(self, out: NDArray[Any], first: int, block: int) -> None:
-        """Put the rows of a block that are wanted into `out`, whose first row is `first`."""
+        """Put the rows of a block that are wanted into `out`, whose first row is `first`.
+
+        The block in which the read ends is kept: the next read often begins in it.
+        """
         start = block * self._rows
         end = min(start + self._rows, len(self))
-        inside = first <= start and end <= first + len(out)
-        whole = out[start - first : end - first] if inside else (
-            np.empty((end - start, self.shape[1]), self.dtype)
-        )
-        try:
-            self._get(start, whole)
-            sound = checksum(whole) == self._sums[block]  # type: ignore[index]
-        except (OSError, RuntimeError) as error:
-            raise self._damaged(start, end) from error
-        if not sound:
-            raise self._damaged(start, end)
-        if not inside:
-            low, high = max(start, first), min(end, first + len(out))
-            out[low - first : high - first] = whole[low - start : high - start]
-
-    def _get(self, start: int, whole: NDArray[Any]) -> None:
-        """Read a block of rows from `start` on into `whole`."""
-        if not self._plain:
-            self._dataset.read_direct(whole, np.s_[start : start + len(whole)])
+        last = first + len(out)
+        if first <= start and end <= last:
+            self._get(block, start, out[start - first : end - first])
             return
-        place = self._dataset.id.get_chunk_info_by_coord((start, 0)).byte_offset
-        target = memoryview(whole.data).cast("B")
-        if place is None or os.preadv(self._handle, [target], place) != len(target):
-            raise OSError("the chunk is not there")
+        number, whole = self._cut
+        if number != block or whole is None:
+            whole = np.empty((end - start, self.shape[1]), self.dtype)
+            self._get(block, start, whole)
+        if last < end:
+            self._cut = block, whole
+        low, high = max(start, first), min(end, last)
+        out[low - first : high - first] = whole[low - start : high - start]
 
-    def _read_unsummed(self, first: int, last: int, out: NDArray[Any]) -> None:
+    def _get(self, block: int, start: int, whole: NDArray[Any]) -> None:
+        """Read a block of rows, from `start` on, into `whole`."""
+        assert self._sums is not None
+        if not self._get_bytes(start, whole) or checksum(whole) != self._sums[block]:
+            self._read_by_hdf5(start, whole)
+
+    def _get_bytes(self, start: int, whole: NDArray[Any]) -> bool:
+        """Read a chunk's bytes as they lie in the file; False where they are not all there."""
+        target = memoryview(whole.data).cast("B")
         try:
-            self._dataset.read_direct(out, np.s_[first:last])
+            place = self._dataset.id.get_chunk_info_by_coord((start, 0)).byte_offset
+            while len(target):  # a file system may give less than was asked for
+                count = 0 if place is None else os.preadv(self._handle, [target], place)
+                if not count:
+                    return False
+                target, place = target[count:], place + count
         except (OSError, RuntimeError):
-            step = self._dataset.chunks[0] if self._dataset.chunks else last - first
-            for start in range(first // step * step, last, step):
-                low, high = max(start, first), min(start + step, last)
-                try:
-                    self._dataset[low:high]
-                except (OSError, RuntimeError) as error:
-                    raise self._damaged(low, high) from error
-            raise
+            return False
+        return True
+
+    def _read_by_hdf5(self, first: int, out: NDArray[Any]) -> None:
+        try:
+            self._dataset.read_direct(out, np.s_[first : first + len(out)])
+        except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
+            raise self._damaged(*self._bad_rows(first, first + len(out))) from error
+
+    def _bad_rows(self, first: int, last: int) -> tuple[int, int]:
+        """The first block of rows, among those from `first` to `last`, that cannot be read."""
+        for start in range(first // self._rows * self._rows, last, self._rows):
+            low, high = max(start, first), min(start + self._rows, last)
+            try:
+                self._dataset[low:high]
+            except (OSError, RuntimeError):
+                return low, high
+        return first, last
 
     def _damaged(self, first: int, last: int) -> UserError:
         return UserError(
@@ -196,8 +202,21 @@ class StoredRows:
         )
 
 
-def _is_plain(dataset: h5py.Dataset, rows: int) -> bool:
-    """Whether a block of `rows` rows is a chunk whose bytes lie in the file as they are."""
+def _usable(sums: Any, dataset: h5py.Dataset) -> NDArray[np.uint32] | None:
+    """The checksums, where they and the features are laid out as `put_features` does it."""
     settings = dataset.id.get_create_plist()
-    filters = {settings.get_filter(place)[0] for place in range(settings.get_nfilters())}
-    return dataset.chunks == (rows, dataset.shape[1]) and filters <= {h5py.h5z.FILTER_FLETCHER32}
+    filters = [settings.get_filter(place)[0] for place in range(settings.get_nfilters())]
+    if filters != [h5py.h5z.FILTER_FLETCHER32] or not isinstance(sums, h5py.Dataset):
+        return None
+    (rows, width), (count, whole) = dataset.chunks, dataset.shape
+    fit = width == whole and sums.shape == (-(-count // rows),) and sums.dtype == np.uint32
+    return sums[:] if fit and dataset.dtype in (np.float32, np.float16) else None
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """The readers of all files; they stay, as starting them takes as long as a block of rows."""
+    return ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has none of its parent's threads

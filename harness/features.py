@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.feature_rows import SUMS, StoredRows, put_features, sums_fit
+from harness.feature_rows import SUMS, StoredRows, put_features
 from harness.hdf5 import (
     check_attributes,
     new_file,
@@ -182,8 +182,6 @@ def _faults(file: h5py.File, name: str) -> Iterable[str]:
         yield f"{name}/features is missing"
     elif features.ndim != 2 or features.dtype.kind != "f":
         yield f"{name}/features is {features.dtype} {list(features.shape)}; expected floats [n, d]"
-    elif SUMS in group and not sums_fit(features, group[SUMS]):
-        yield f"{name}/{SUMS} does not fit the features; remove that dataset, or write them again"
     for label in ("identity", "camera", "view", "path"):
         values = group.get(label)
         if values is None:

@@ -1,5 +1,6 @@
 """Rows of features on disk: read as written in every way, and never otherwise in silence."""
 
+import os
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,15 @@ from harness.errors import UserError
 from harness.feature_rows import checksum
 from harness.features import FeatureGroup, open_features, read_features, write_features
 
-KINDS = ("ours", "version 1", "foreign", "repacked", "compressed")
-"""As we write them; before there were sums; without any checksum; ours, as someone else laid it out
-or compressed it."""
+OURS = {"chunks": (600, 400), "fletcher32": True}
+"""How 3,000 rows of 1,600 bytes are laid out: in even shares of at most 1 MiB."""
+LAYOUTS = {
+    "version 1": OURS, "contiguous": {}, "columns": {"chunks": (100, 7)},
+    "repacked": OURS | {"chunks": (100, 400)}, "compressed": OURS | {"compression": "gzip"},
+    "float64": {"dtype": "<f8"}, "big-endian": OURS | {"dtype": ">f4"},
+}
+"""Those of others: before there were sums, without any checksum, laid out anew."""
+KINDS = ("ours", *LAYOUTS)
 
 
 def features(rows=3000, width=400, dtype=np.float32):
@@ -29,15 +36,9 @@ def cache(path, values, kind="ours"):
         return path
     with h5py.File(path, "r+") as file:
         query = file["query"]
-        chunks = query["features"].chunks
         del query["features"]
-        layout = {
-            "version 1": {"chunks": chunks, "fletcher32": True}, "foreign": {},
-            "repacked": {"chunks": (100, values.shape[1])},
-            "compressed": {"chunks": chunks, "compression": "gzip"},
-        }[kind]
-        query.create_dataset("features", data=values, **layout)
-        if kind in ("version 1", "foreign"):
+        query.create_dataset("features", data=values, **LAYOUTS[kind])
+        if kind != "repacked":
             del query["features_sums"]
     return path
 
@@ -57,11 +58,12 @@ def test_slices_masks_and_row_numbers_are_those_of_the_array(tmp_path, kind, dty
     rng = np.random.default_rng(1)
     with open_features(cache(tmp_path / "f.h5", values, kind)) as file:
         rows = file.groups["query"].features
-        assert (rows.shape, rows.dtype, len(rows), rows.ndim) == (values.shape, dtype, 3000, 2)
+        assert rows.dtype == LAYOUTS.get(kind, {}).get("dtype", dtype)
+        assert (rows.shape, len(rows), rows.ndim) == (values.shape, 3000, 2)
         for first, last in [(0, 3000), (0, 0), (5, 6), (260, 1700), (2999, 3000), (2900, 9999)]:
             np.testing.assert_array_equal(rows[first:last], values[first:last])
         for chosen in (rng.permutation(3000), np.array([7, 7, 2999, 0]), rng.random(3000) < 0.3,
-                       np.array([], int), [4, 2], 17):
+                       np.array([], int), [], [4, 2], 17, slice(None, None, 7), slice(9, 2, -2)):
             np.testing.assert_array_equal(rows[chosen], values[chosen])
         np.testing.assert_array_equal(rows[-3:], values[-3:])
         np.testing.assert_array_equal(np.asarray(rows), values)
@@ -90,27 +92,37 @@ def test_one_bit_that_flipped_is_told_with_its_rows_however_it_is_read(tmp_path,
     values = features()
     path = cache(tmp_path / "f.h5", values, kind)
     content = path.read_bytes()
-    size = 600  # of a block: 3,000 rows of 1,600 bytes in even shares of at most 1 MiB
-    if kind != "repacked":
-        with h5py.File(path) as file:
-            assert file["query/features"].chunks[0] == size
+    size = LAYOUTS.get(kind, OURS)["chunks"][0]
     for row in (0, size - 1, size, 1234, 2999):
         path.write_bytes(content)
-        flip(path, content.index(values[row].tobytes()) + 801)
         first = row // size * size
-        told = rf"f.h5: rows {first} to {first + size - 1} of query/features are damaged"
+        with h5py.File(path) as file:
+            chunk = file["query/features"].id.get_chunk_info_by_coord((first, 0)).byte_offset
+        flip(path, chunk + 1600 * (row - first) + 801)
+        told = (
+            rf"f.h5: rows {first} to {first + size - 1} of query/features are damaged: .*; "
+            "write the file again"
+        )
         with pytest.raises(UserError, match=told):
             read_features(path)
         with open_features(path) as file:
             rows = file.groups["query"].features
             for wanted in (slice(row, row + 1), slice(0, 3000), [row]):
-                # what HDF5 verifies is told with those rows of the chunk that were asked for
-                hdf5 = kind == "version 1"
-                pattern = r"f.h5: rows \d+ to \d+ of query/features" if hdf5 else told
+                # what HDF5 alone verifies is told with those rows of the chunk that were asked for
+                pattern = told if kind == "ours" else r"f.h5: rows \d+ to \d+ of query/features are"
                 with pytest.raises(UserError, match=pattern):
                     rows[wanted]
             other = 0 if row >= size else size
             np.testing.assert_array_equal(rows[other : other + 9], values[other : other + 9])
+
+
+def test_a_file_that_is_cut_short_while_it_is_open_is_told(tmp_path):
+    path = cache(tmp_path / "f.h5", features())
+    place = path.read_bytes().index(features()[2000].tobytes())
+    with open_features(path) as file:
+        os.truncate(path, place)
+        with pytest.raises(UserError, match=r"f.h5: rows 1800 to 2399 of query/features are dam"):
+            file.groups["query"].features[:]
 
 
 def test_every_bit_counts_in_the_checksum_and_so_does_the_order_of_lines():
@@ -138,12 +150,25 @@ def test_the_checksum_is_the_documented_one():
     assert checksum(block) == zlib.crc32(text + raw[len(words) * 8 :])
 
 
-def test_sums_that_do_not_fit_are_refused(tmp_path):
-    path = cache(tmp_path / "f.h5", features(10, 4))
+@pytest.mark.parametrize("how", ["in place", "float64", "fewer sums", "wrong sums"])
+def test_features_that_others_changed_are_read_whatever_the_old_sums_say(tmp_path, how):
+    values = features()
+    path = cache(tmp_path / "f.h5", values)
     with h5py.File(path, "r+") as file:
-        file["query/features_sums"].attrs["rows"] = 3
-    with pytest.raises(UserError, match=r"query/features_sums does not fit the features"):
-        read_features(path)
+        query = file["query"]
+        if how == "in place":
+            values[7] += 1
+            query["features"][7] = values[7]
+        elif how == "float64":
+            del query["features"]
+            query["features"] = values.astype(np.float64)
+        elif how == "fewer sums":
+            sums = query["features_sums"][1:]
+            del query["features_sums"]
+            query["features_sums"] = sums
+        else:
+            query["features_sums"][2] += np.uint32(1)
+    np.testing.assert_array_equal(read_features(path).groups["query"].features, values)
 
 
 def test_an_error_of_the_body_passes_as_it_is(tmp_path):
@@ -170,7 +195,9 @@ def test_several_threads_read_at_once(tmp_path):
         np.testing.assert_array_equal(part, values[start : start + 500])
 
 
-def test_no_more_is_read_than_the_blocks_that_hold_the_rows(tmp_path, monkeypatch):
+@pytest.fixture
+def read_bytes(monkeypatch):
+    """How many bytes each direct read was to give."""
     read, lock = [], threading.Lock()
     plain = feature_rows.os.preadv
 
@@ -179,14 +206,40 @@ def test_no_more_is_read_than_the_blocks_that_hold_the_rows(tmp_path, monkeypatc
             read.append(sum(len(buffer) for buffer in buffers))
         return plain(handle, buffers, place)
 
+    monkeypatch.setattr(feature_rows.os, "preadv", note)
+    return read
+
+
+def test_no_more_is_read_than_the_blocks_that_hold_the_rows(tmp_path, read_bytes):
+    values = features()
+    with open_features(cache(tmp_path / "f.h5", values)) as file:
+        rows = file.groups["query"].features
+        assert read_bytes == []
+        rows[10:20]
+        assert read_bytes == [600 * 1600]
+        read_bytes.clear()
+        rows[:]
+        assert sum(read_bytes) == values.nbytes
+
+
+@pytest.mark.parametrize("size", [1, 64, 600, 999, 2048])
+def test_rows_that_are_read_in_turn_are_read_once_wherever_chunks_end(tmp_path, read_bytes, size):
+    values = features()
+    with open_features(cache(tmp_path / "f.h5", values)) as file:
+        rows = file.groups["query"].features
+        for first in range(0, 3000, size):
+            np.testing.assert_array_equal(rows[first : first + size], values[first : first + size])
+    assert sum(read_bytes) == values.nbytes
+
+
+def test_a_file_system_may_give_less_than_was_asked_for(tmp_path, monkeypatch):
     values = features()
     path = cache(tmp_path / "f.h5", values)
-    monkeypatch.setattr(feature_rows.os, "preadv", note)
-    with open_features(path) as file:
-        rows = file.groups["query"].features
-        assert read == []
-        rows[10:20]
-        assert 0 < sum(read) <= 2**20
-        read.clear()
-        rows[:]
-        assert sum(read) == values.nbytes
+    plain = feature_rows.os.preadv
+    monkeypatch.setattr(
+        feature_rows.os, "preadv", lambda handle, buffers, place: plain(
+            handle, [buffers[0][:100_000]], place
+        ),
+    )
+    monkeypatch.setattr(feature_rows.StoredRows, "_read_by_hdf5", None)
+    np.testing.assert_array_equal(read_features(path).groups["query"].features, values)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
+from harness.features import FeatureGroup, open_features, write_features
 from svll.evaluation import evaluate_ranking, machine, rows, streaming
 from svll.evaluation import matches as matches_module
 
@@ -193,7 +194,7 @@ def test_either_library_multiplies_with_the_same_result(monkeypatch):
     assert same_result(*results)
 
 
-def test_tensors_arrays_and_hdf5_datasets_rank_alike(tmp_path):
+def test_tensors_arrays_hdf5_datasets_and_caches_rank_alike(tmp_path):
     query, gallery, *labels = world(4)
     expected = evaluate_ranking(query, gallery, *labels)
     tensors = [torch.tensor(x) for x in (query, gallery, *labels)]
@@ -202,6 +203,12 @@ def test_tensors_arrays_and_hdf5_datasets_rank_alike(tmp_path):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["query"], file["gallery"] = query, gallery
         assert same_result(evaluate_ranking(file["query"], file["gallery"], *labels), expected)
+    sides = ("query", query, *labels[::2]), ("gallery", gallery, *labels[1::2])
+    groups = {name: FeatureGroup(*content) for name, *content in sides}
+    write_features(tmp_path / "cache.h5", groups, dataset="d", model="m")
+    with open_features(tmp_path / "cache.h5") as file:
+        stored = [file.groups[name].features for name in ("query", "gallery")]
+        assert same_result(evaluate_ranking(*stored, *labels), expected)
 
 
 def test_float16_features_rank_as_their_float32_values():
