@@ -6,21 +6,18 @@ fastest here. Ours and the floor take turns, so that a busy machine slows both. 
 around a centre for each identity; memory is what the process needs beyond them at its peak.
 """
 
-import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from svll.evaluation import KReciprocal, evaluate_ranking
-from tests.benchmarks import standard
-from tests.benchmarks.timing import Row
+from tests.benchmarks import feature_cache, standard
+from tests.benchmarks.timing import Row, measured, seconds
 
 WIDTH = 1280
 
@@ -44,6 +41,7 @@ def measure() -> Iterator[Row]:
 
     Each is measured in a process of its own: what an earlier one left in memory would hide a peak.
     """
+    yield apart(feature_cache.reading, f"{MSMT.name} gallery", MSMT.gallery, WIDTH, 15)
     yield apart(_ranking, MARKET, 1, 5)
     for factor in (1, 2, 4):
         yield apart(_growth, Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
@@ -79,15 +77,15 @@ def _ranking(size: Size, share: int, repeats: int) -> Row:
     ours, floor, memory = [], [], 0.0
     for _ in range(repeats):
         floor.append(_product_s(*given[:2]))
-        seconds, peak = _measured(lambda: evaluate_ranking(*given))
-        ours.append(seconds)
+        taken, peak = measured(lambda: evaluate_ranking(*given))
+        ours.append(taken)
         memory = max(memory, peak)
     part = [x[::share] if place in (0, 2, 4) else x for place, x in enumerate(given)]
-    seconds, peak = _measured(
+    taken, peak = measured(
         lambda: standard.metrics(standard.squared_distances(*part[:2]), *part[2:])
     )
     return Row(
-        f"ranking, {size.name} size", "s", statistics.median(ours), share * seconds,
+        f"ranking, {size.name} size", "s", statistics.median(ours), share * taken,
         statistics.median(floor), memory, peak,
         f"standard: 1/{share} of the queries, times {share}" if share > 1 else "",
     )
@@ -100,8 +98,8 @@ def _growth(size: Size) -> Row:
     ours, floor, memory = [], [], 0.0
     for _ in range(3):
         floor.append(_product_s(*given[:2]))
-        seconds, peak = _measured(lambda: evaluate_ranking(*given))
-        ours.append(seconds)
+        taken, peak = measured(lambda: evaluate_ranking(*given))
+        ours.append(taken)
         memory = max(memory, peak)
     return Row(
         f"ranking, {size.queries:,} x {size.gallery:,}", "s per 10^9 pairs",
@@ -115,17 +113,17 @@ def _reranking(size: Size, with_standard: bool, repeats: int) -> Row:
     ours, floor, memory = [], [], 0.0
     for _ in range(repeats):
         floor.append(min(
-            _seconds(lambda: _pairs_once(every, _by_numpy)),
-            _seconds(lambda: _pairs_once(every, _by_torch)),
+            seconds(lambda: _pairs_once(every, _by_numpy)),
+            seconds(lambda: _pairs_once(every, _by_torch)),
         ))
-        seconds, peak = _measured(lambda: evaluate_ranking(*given, rerank=KReciprocal()))
-        ours.append(seconds)
+        taken, peak = measured(lambda: evaluate_ranking(*given, rerank=KReciprocal()))
+        ours.append(taken)
         memory = max(memory, peak)
     baseline = standard_mb = None
     note = "the standard way would need more than 100 GB"
     if with_standard:
         note = ""
-        baseline, standard_mb = _measured(
+        baseline, standard_mb = measured(
             lambda: standard.metrics(standard.rerank(*given[:2]), *given[2:])
         )
     return Row(
@@ -139,10 +137,10 @@ def _reranking(size: Size, with_standard: bool, repeats: int) -> Row:
 
 def _product_s(a: Any, b: Any) -> float:
     """Seconds of a @ b.T by whichever way is fastest here: either BLAS, whole or in blocks."""
-    ways = [_seconds(lambda: np.matmul(a, b.T)), _seconds(lambda: _blocked(a, b, _by_numpy))]
+    ways = [seconds(lambda: np.matmul(a, b.T)), seconds(lambda: _blocked(a, b, _by_numpy))]
     torches = torch.from_numpy(a), torch.from_numpy(b)
-    ways += [_seconds(lambda: torch.mm(torches[0], torches[1].T))]
-    return min([*ways, _seconds(lambda: _blocked(a, b, _by_torch))])
+    ways += [seconds(lambda: torch.mm(torches[0], torches[1].T))]
+    return min([*ways, seconds(lambda: _blocked(a, b, _by_torch))])
 
 
 def _blocked(a: Any, b: Any, multiply: Any, rows: int = 4096, columns: int = 2048) -> None:
@@ -173,25 +171,3 @@ def _compile() -> None:
     """Let Numba compile, on a few rows."""
     given = [x[:500] for x in features(MARKET._replace(queries=500, gallery=500, identities=50))]
     evaluate_ranking(*given, rerank=KReciprocal())
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _measured(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and the MB that this process held at most beyond what it held before."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    before = _status_mb("VmRSS")
-    seconds = _seconds(work)
-    return seconds, _status_mb("VmHWM") - before
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")

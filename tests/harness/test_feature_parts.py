@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness import feature_parts
 from harness.errors import UserError
 from harness.feature_parts import merge_parts, missing_rows, write_part
 from harness.features import FeatureGroup, read_features, write_features
@@ -92,6 +93,41 @@ def test_merging_refuses_lost_rows_and_parts_of_something_else(tmp_path):
     with pytest.raises(UserError, match=r"part-00001.*: holds row 20, the dataset has 20"):
         merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
     assert not Path(tmp_path / "f.h5").exists()
+
+
+def test_a_damaged_part_is_told_with_what_to_do_and_no_cache_is_made(tmp_path):
+    expected = labelled(20)
+    features = np.concatenate([g.features for g in expected.values()])
+    write_part(tmp_path, 0, np.arange(20), features)
+    (part,) = tmp_path.glob("part-*.h5")
+    content = part.read_bytes()
+    place = content.index(features[3].tobytes())
+    for damaged, told in (
+        (content[:place] + b"\xff" + content[place + 1 :], "rows 0 to 19 of features are damaged"),
+        (content[:place], "a damaged part"),
+        (content.replace(b"row\0", b"low\0"), "a damaged part"),
+    ):
+        part.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{part.name}: {told}.*; remove it and give the comm"):
+            merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+        assert os.listdir(tmp_path) == [part.name]
+
+
+def test_parts_beyond_those_that_may_be_open_at_once_are_merged_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_parts, "OPEN", 3)
+    features = group(4000, 256).features  # in blocks of 1,000 rows
+    labels = np.zeros(4000, np.int64)
+    for rank in range(8):
+        rows = np.flatnonzero(np.arange(4000) // 10 % 8 == rank)
+        write_part(tmp_path / "parts", rank, rows, features[rows])
+    before = len(os.listdir("/proc/self/fd"))
+    merge_parts(
+        tmp_path / "parts", tmp_path / "f.h5", {"gallery": FeatureGroup(None, labels, labels)},
+        dataset="d", model="m",
+    )
+    assert len(os.listdir("/proc/self/fd")) == before
+    read = read_features(tmp_path / "f.h5").groups["gallery"].features
+    np.testing.assert_array_equal(read, features)
 
 
 def test_an_image_may_be_in_several_groups_in_any_order(tmp_path):

@@ -75,6 +75,7 @@ def side(images: Records) -> tuple[Any, Any]:
 def content(path: Path) -> dict[str, Any]:
     file = read_features(path)
     assert (file.dataset, file.model, file.protocol) == ("toy", "m", "cross_camera")
+    assert file.key == "k"
     return {
         name: (g.features, g.identities.tolist(), g.cameras.tolist(), g.paths)
         for name, g in file.groups.items()
