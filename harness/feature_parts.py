@@ -55,8 +55,8 @@ def merge_parts(
 
     `rows` [n] says which image each row of a group is, so that one may be in several groups;
     without it images are counted through all groups in their order. Images that several parts have
-    (a loader's padding, a second attempt) count once. No more than a block of features is held at
-    a time. Raises UserError when an image is in no part.
+    (a loader's padding, a second attempt) count once. No more than a block of features, and one of
+    each open part, is held at a time. Raises UserError when an image is in no part.
     """
     folder = Path(folder)
     rows = _consecutive(groups) if rows is None else rows
