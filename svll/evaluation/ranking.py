@@ -7,12 +7,13 @@ gallery index.
 What it costs, beside the 2 Q G D operations of the product: for the counts 2 comparisons for each
 pair and true match of its query, 8 at a time; an exact comparison of D numbers for each pair that
 float32 cannot decide; and for each gallery row two readings and two passes over its D numbers. So
-time = a Q G + b G. Measured on two cores, D = 1,280: a = 20 s per 10^9 pairs, b = 12 us of float16
-rows in HDF5 (0.25, 0.5 and 1 million rows, 1,000 queries: 36 to 67 s per million, in 60 MB of
-memory). 10 million images for 3,368 queries are then some 13 minutes on two cores, and the
+time = a Q G + b G. Measured on two cores, D = 1,280: a = 20 s per 10^9 pairs, b = 10 us of float16
+rows in HDF5 (0.25, 0.5 and 1 million rows, 1,000 queries: 28 to 37 s per million, in 40 to 101 MB
+of memory). 10 million images for 3,368 queries are then some 13 minutes on two cores, and the
 processes of a `share` divide both terms. Memory: 100 MB of blocks and lists, 128 MB more where that
 saves preparing a small gallery twice, 4 Q D bytes of queries, and 16 bytes of labels for each
-image; re-ranking alone holds all features, and compares all images with each other.
+image; re-ranking alone holds all features, compares all images with each other, and keeps the
+products of queries and gallery where they take less than 1 GB.
 
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
