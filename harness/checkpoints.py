@@ -5,16 +5,20 @@
 
 Weights and moments are whole tensors by parameter name, so a file written by two ranks under ZeRO 2
 goes on under one rank without ZeRO. DeepSpeed's own loader, which unpickles and falls back to
-training from scratch when it finds nothing, is never called.
+training from scratch when it finds nothing, is never called. A damaged checkpoint is known by the
+checksums in state.json, and the one before it is taken.
 """
 
 import json
+import logging
 import os
 import shutil
 import uuid
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +27,13 @@ from harness import engine as ranks
 from harness.errors import UserError
 from harness.files import read_json, write_json
 
+log = logging.getLogger(__name__)
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
 """How many checkpoints of a run stay: the newest, and the one before in case it is damaged."""
+PIECE = 2**22
+"""Bytes read at a time for a checksum."""
 
 
 @dataclass
@@ -45,26 +53,53 @@ class Progress:
     """Batches used since the stage began."""
 
 
-def save(
-    folder: Path, engine: Any, progress: Progress, *, signature: str, keep: int = KEPT
-) -> Path | None:
-    """Write a checkpoint of a DeepSpeed engine's trained state; every rank must call this.
+class Writer:
+    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training goes on.
 
-    Returns its folder on rank 0, None elsewhere. Raises UserError when the disk is full.
+    As a context it ends with the last one written. Every rank must make every call.
     """
-    weights, moments, steps = _collect(engine)
-    scaler = engine.torch_autocast_z0_gradscaler
-    with ranks.leader_first() as acts:
-        if not acts:
-            return None
+
+    def __init__(self, folder: Path, *, signature: str, keep: int = KEPT) -> None:
+        self._folder, self._signature, self._keep = folder, signature, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, engine: Any, progress: Progress) -> None:
+        """Take a copy of a DeepSpeed engine's trained state, and begin to write it.
+
+        Raises UserError when the checkpoint before could not be written, as on a full disk.
+        """
+        weights, moments, steps = _collect(engine)
+        scaler = engine.torch_autocast_z0_gradscaler
         state = {
-            "format": "svll-checkpoint", "version": 1, "signature": signature,
+            "format": "svll-checkpoint", "version": 1, "signature": self._signature,
             "progress": asdict(progress), "optimizer_steps": steps,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ranks": ranks.world_size(),
         }
         name = f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
-        return _write(folder, name, weights, moments, state, keep)
+        self.finish()
+        if ranks.rank() == 0:
+            self._pending = self._thread.submit(
+                _write, self._folder, name, weights, moments, state, self._keep
+            )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk; raises UserError when it cannot be."""
+        pending, self._pending = self._pending, None
+        with ranks.leader_first() as acts:
+            if acts and pending is not None:
+                pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failure is None:  # else ranks may be anywhere, and cannot agree
+                self.finish()
+        finally:
+            self._thread.shutdown()
 
 
 def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
@@ -89,7 +124,7 @@ def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[st
 def _write(
     folder: Path, name: str, weights: dict[str, Tensor], moments: dict[str, Tensor],
     state: dict[str, Any], keep: int,
-) -> Path:
+) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -98,6 +133,7 @@ def _write(
         private.mkdir(parents=True)
         save_file(weights, private / "weights.safetensors")
         save_file(moments, private / "moments.safetensors")
+        state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
         write_json(private / "state.json", state)
         for file in private.iterdir():
             _fsync(file)
@@ -109,7 +145,15 @@ def _write(
         shutil.rmtree(private, ignore_errors=True)
         raise UserError(f"{folder}: the checkpoint cannot be written: {error}") from error
     _prune(folder, name, keep)
-    return final
+
+
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            found = zlib.crc32(piece, found)
+    return found
 
 
 def _fsync(path: Path) -> None:
@@ -129,30 +173,48 @@ def _prune(folder: Path, newest: str, keep: int) -> None:
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     """Return the newest checkpoint and where it was written, None when none was ever written.
 
-    Raises UserError when the pointer names nothing that can be read, or another run's checkpoint:
-    a resume never starts over in silence.
+    One that is damaged is told, and the one before it taken. Raises UserError when all are, or when
+    another run wrote it: a resume never starts over in silence.
     """
-    pointer = folder / "latest.json"
-    if not pointer.exists():
-        if any(folder.glob("[!.]*")):
-            raise UserError(
-                f"{folder}: has checkpoints but no latest.json; restore that file "
-                '({"name": NEWEST FOLDER}) or delete the folder to start afresh'
-            )
-        return None
+    faults = []
+    for path in _newest_first(folder):
+        try:
+            progress = _checked(path, signature)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            faults.append(f"{path}: cannot be read: {error!r}")
+            continue
+        for fault in faults:
+            log.warning("%s; going on from %s", fault, path.name)
+        return path, progress
+    if faults:
+        listed = "\n".join(faults)
+        raise UserError(f"{listed}\ndelete the folder {folder} to start afresh")
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder: first what the pointer names, then by their age.
+
+    Each was renamed when it was whole, so the pointer is needed only to prefer one.
+    """
+    named = [p for p in folder.glob("[!.]*") if p.is_dir()]
     try:
-        name = str(read_json(pointer)["name"])
-        state = read_json(folder / name / "state.json")
-        progress = Progress(**state["progress"])
-        written_by = state["signature"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{pointer}: the checkpoint that it names cannot be read ({error!r}); point it at "
-            "another folder beside it, or delete the checkpoints folder to start afresh"
-        ) from None
-    if written_by != signature:
-        raise UserError(f"{folder / name}: was written by run {written_by}, not by {signature}")
-    return folder / name, progress
+        preferred = str(read_json(folder / "latest.json")["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        preferred = ""
+    return sorted(named, key=lambda p: (p.name == preferred, p.stat().st_mtime_ns), reverse=True)
+
+
+def _checked(path: Path, signature: str) -> Progress:
+    """Return where a checkpoint was written, once its files are what was written."""
+    state = read_json(path / "state.json")
+    progress = Progress(**state["progress"])
+    if state["signature"] != signature:
+        raise UserError(f"{path}: was written by run {state['signature']}, not by {signature}")
+    for name, checksum in state.get("checksums", {}).items():
+        if _checksum(path / name) != checksum:
+            raise ValueError(f"{name} is not as it was written")
+    return progress
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -105,11 +105,16 @@ def barrier() -> None:
 
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on any rank; every rank must ask."""
+    return bool(largest(int(flag)))
+
+
+def largest(value: int) -> int:
+    """Return the largest of what the ranks say; every rank must ask."""
     if world_size() == 1:
-        return flag
-    vote = torch.tensor([float(flag)], device=device())
+        return value
+    vote = torch.tensor([value], device=device())
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-    return bool(vote.item())
+    return int(vote.item())
 
 
 @contextmanager

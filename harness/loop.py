@@ -22,6 +22,8 @@ from harness.stopping import Stopped, stop_requested
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
+SAVE, STOP = 1, 2
+"""What a rank may ask the others for between two steps; the larger one is done."""
 
 
 class EngineSettings(Protocol):
@@ -58,9 +60,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recording:
-    """Where a stage's numbers go besides the log file."""
+    """What is kept of a stage while it is trained."""
 
     log_every: int
+    """Steps between two lines of the metric log."""
+    save_every_s: float = math.inf
+    """Seconds between checkpoints within an epoch; there is one after each epoch anyway."""
     report: Report | None = None
     """Gets rank 0's line of each epoch."""
     writer: Any = None
@@ -81,8 +86,9 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     )
     try:
         at = _resume(stage, run, engine)
-        while at.epoch <= stage.epochs:
-            _train_epoch(stage, run, engine, settings, recording, at)
+        with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
+            while at.epoch <= stage.epochs:
+                _train_epoch(stage, run, engine, settings, recording, writer, at)
         return stage.objective
     finally:
         engine.destroy()
@@ -90,7 +96,11 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
 
 def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
     """Return where to go on: the last checkpoint's place when it is of this stage."""
-    found = checkpoints.latest(run.checkpoints, signature=run.signature)
+    found = None
+    with ranks.leader_first() as acts:
+        if acts:
+            found = checkpoints.latest(run.checkpoints, signature=run.signature)
+    found = ranks.from_leader(found)
     if found is None or found[1].stage != stage.name:
         lines = len(run.metrics()) if found is None else found[1].metric_lines
         with ranks.leader_first() as acts:
@@ -108,12 +118,13 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
 
 def _train_epoch(
     stage: Stage, run: Run, engine: Any, settings: EngineSettings, recording: Recording,
-    at: Progress,
+    writer: checkpoints.Writer, at: Progress,
 ) -> None:
     """Train one epoch from `at.step` on; moves `at` to the start of the next."""
     lr = _set_lr(engine, stage.lr_factor(at.epoch))
     count = stage.steps(at.epoch)
     first, started = at.step, time.perf_counter()
+    saved = started
     stage.objective.train()
     title = f"{stage.name} epoch {at.epoch}/{stage.epochs}"
     with progress.bar(title, total=count, done=first) as advance:
@@ -127,17 +138,25 @@ def _train_epoch(
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             _record_step(stage, run, recording, at, losses, lr, count)
             advance(f"loss {losses['loss']:.4f}")
-            if not last and boundary and ranks.any_rank(stop_requested()):
-                checkpoints.save(run.checkpoints, engine, at, signature=run.signature)
+            if last or not boundary:
+                continue
+            due = time.perf_counter() - saved >= recording.save_every_s
+            asked = ranks.largest(STOP if stop_requested() else SAVE if due else 0)
+            if asked:
+                writer.save(engine, at)
+                saved = time.perf_counter()
+            if asked == STOP:
+                writer.finish()
                 raise Stopped(f"asked to in {stage.name}, epoch {at.epoch}, after step {at.step}")
     assert at.step == count, f"{stage.name}: {at.step} batches came, {count} were announced"
     seconds = time.perf_counter() - started
     line = _finish_epoch(stage, run, recording, at, lr, seconds / max(1, count - first))
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
-    checkpoints.save(run.checkpoints, engine, at, signature=run.signature)
+    writer.save(engine, at)
     if line is not None and recording.report is not None:
         recording.report(line)
     if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
+        writer.finish()
         raise Stopped(f"asked to in {stage.name}, after epoch {at.epoch - 1}")
 
 

@@ -316,6 +316,8 @@ class Place:
     """Dotted name of the function that a job calls with its run."""
     log_every: int = runtime(50)
     """Steps between two lines of the metric log; the last step of an epoch always has one."""
+    save_every: float = runtime(10.0)
+    """Minutes between checkpoints within an epoch; there is one after each epoch anyway."""
     tensorboard: bool = runtime(True)
     """Whether curves are also written for TensorBoard."""
     keep_checkpoints: bool = runtime(False)
@@ -323,6 +325,8 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "log_every")
+        if not self.save_every > 0:
+            yield "save_every", f"must be more than 0, found {self.save_every}"
 
 
 @dataclass

@@ -115,7 +115,9 @@ class Trial:
             config.model.name, config.model.weights, height=config.data.height,
             width=config.data.width, stride=config.model.stride, seed=config.seed,
         )
-        self.recording = loop.Recording(config.run.log_every, report, self._writer())
+        self.recording = loop.Recording(
+            config.run.log_every, 60 * config.run.save_every, report, self._writer()
+        )
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
             "+".join(d.name for d in self.datasets.train), len(self.splits.train),

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def train(
         engine.backward(engine(rows[ranks.shard(ROWS)]))
         engine.step()
     at = Progress("toy", epoch=1, step=last, metric_lines=4, sums={"loss": 0.1}, steps_total=last)
-    checkpoints.save(Path(to), engine, at, signature="a run")
+    with checkpoints.Writer(Path(to), signature="a run") as writer:
+        writer.save(engine, at)
     weights = torch.cat([p.detach().flatten() for _, p in checkpoints.trained(engine.module)])
     engine.destroy()
     return weights.tolist()
@@ -85,10 +87,12 @@ def save_often(folder: str) -> list[list[str]]:
     """Save at five points, with what a killed writer left; returns the folder after each."""
     engine = start(0)
     listings = []
-    for step in range(5):
-        os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
-        checkpoints.save(Path(folder), engine, Progress("toy", 1, step, 0), signature="a run")
-        listings.append(sorted(os.listdir(folder)))
+    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        for step in range(5):
+            os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
+            writer.save(engine, Progress("toy", 1, step, 0))
+            writer.finish()
+            listings.append(sorted(os.listdir(folder)))
     engine.destroy()
     return listings
 
@@ -101,7 +105,8 @@ def save_on_a_full_disk(folder: str) -> str:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        checkpoints.save(Path(folder), engine, Progress("toy", 9, 9, 0), signature="a run")
+        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+            writer.save(engine, Progress("toy", 9, 9, 0))
     except UserError as error:
         return str(error)
     finally:
@@ -133,10 +138,10 @@ def refusal(path: str, **options: Any) -> str:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All that the newest checkpoint of a folder holds, less how many ranks wrote it."""
+    """All that the newest checkpoint of a folder holds, less what depends on how it was written."""
     path = folder / json.loads((folder / "latest.json").read_text())["name"]
     state = json.loads((path / "state.json").read_text())
-    del state["ranks"]
+    del state["ranks"], state["checksums"]
     return {
         "weights": load_file(path / "weights.safetensors"),
         "moments": load_file(path / "moments.safetensors"), "state": state,
@@ -281,30 +286,58 @@ def test_no_checkpoint_at_all_is_a_start(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path, signature="a run") is None
 
 
-def test_a_missing_pointer_is_no_start(saved: Path) -> None:
-    (saved / "latest.json").unlink()
-    assert refused(saved) == (
-        f'{saved}: has checkpoints but no latest.json; restore that file ({{"name": NEWEST '
-        "FOLDER}) or delete the folder to start afresh"
-    )
+@pytest.mark.parametrize("text", [None, "", "{}", '{"name": "toy-0009-000009"}', "[]"])
+def test_a_pointer_to_nothing_leaves_the_newest(
+    one_rank: Any, tmp_path: Path, text: str | None
+) -> None:
+    one_rank(save_often, folder=tmp_path)
+    pointer = tmp_path / "latest.json"
+    pointer.unlink() if text is None else pointer.write_text(text)
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert (path.name, at.step) == ("toy-0001-000004", 4)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"name": "toy-0009-000009"}', "[]"])
-def test_a_pointer_to_nothing_is_no_start(saved: Path, text: str) -> None:
-    (saved / "latest.json").write_text(text)
-    assert refused(saved).startswith(
-        f"{saved}/latest.json: the checkpoint that it names cannot be read ("
-    )
-    assert "point it at another folder beside it" in refused(saved)
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a bit of the weights is flipped": lambda path: flip(path / "weights.safetensors"),
+    "the moments are cut short": lambda path: os.truncate(path / "moments.safetensors", 100),
+    "the weights are missing": lambda path: (path / "weights.safetensors").unlink(),
+    "the state is empty": lambda path: (path / "state.json").write_text(""),
+    "the state has no signature": lambda path: drop(path / "state.json", "signature"),
+    "the state has no progress": lambda path: drop(path / "state.json", "progress"),
+}
 
 
-@pytest.mark.parametrize("key", ["progress", "signature"])
-def test_a_state_file_without_all_its_keys_cannot_be_read(saved: Path, key: str) -> None:
-    file = saved / "toy-0001-000002" / "state.json"
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def drop(file: Path, key: str) -> None:
     state = json.loads(file.read_text())
     del state[key]
     file.write_text(json.dumps(state))
-    assert f"cannot be read (KeyError('{key}'))" in refused(saved)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    one_rank: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_often, folder=tmp_path)
+    DAMAGES[damage](tmp_path / "toy-0001-000004")
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert (path.name, at.step) == ("toy-0001-000003", 3)
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path}/toy-0001-000004: cannot be read: ")
+    assert told.endswith("; going on from toy-0001-000003")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_when_all_checkpoints_are_damaged_nothing_starts_over(saved: Path, damage: str) -> None:
+    DAMAGES[damage](saved / "toy-0001-000002")
+    told = refused(saved)
+    assert told.startswith(f"{saved}/toy-0001-000002: cannot be read: ")
+    assert told.endswith(f"delete the folder {saved} to start afresh")
 
 
 def test_another_runs_checkpoint_is_refused(saved: Path) -> None:

@@ -105,12 +105,12 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
 
 def train(
     folder: str, *, disturbance: dict[str, Any] | None = None, stages: int = 1,
-    optimizer: str = "adam", log_every: int = 2, **settings: Any,
+    optimizer: str = "adam", log_every: int = 2, save_every_s: float = math.inf, **settings: Any,
 ) -> dict[str, Any]:
     """Train; returns how it ended, the weights, and what was reported."""
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
-    recording = loop.Recording(log_every, reported.append)
+    recording = loop.Recording(log_every, save_every_s, reported.append)
     ending, weights = "done", []
     with stop_on_signals():
         try:
@@ -214,8 +214,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_step(
             "or use engine.precision=fp32"
         )
     # the weights of the last good epoch are kept
-    latest = json.loads((Run(tmp_path).checkpoints / "latest.json").read_text())
-    assert latest == {"name": "stage1-0002-000000"}
+    assert newest(tmp_path) == "stage1-0002-000000"
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +256,35 @@ def test_a_run_that_was_cut_off_ends_as_the_undisturbed_one_to_the_last_digit(
     results = call(train, folder=tmp_path, stages=2, zero=zero)
     assert [r["weights"] for r in results] == [weights] * len(results)
     assert log_of(tmp_path) == log
+
+
+@pytest.mark.parametrize("world", ["one", "two"])
+def test_a_run_cut_off_within_an_epoch_goes_on_from_the_checkpoint_made_there(
+    undisturbed: Any, world: str, tmp_path: Path
+) -> None:
+    call, zero, weights, log = undisturbed[world]
+    options = {"folder": tmp_path, "stages": 2, "zero": zero, "save_every_s": 0.0}
+    call(train, disturbance={"kind": "cut", "epoch": 2, "step": 3}, **options)
+    assert newest(tmp_path) == "stage2-0002-000003"
+    assert call(train, **options)[0]["weights"] == weights
+    assert log_of(tmp_path) == log
+
+
+@pytest.mark.parametrize("world", ["one", "two"])
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(
+    undisturbed: Any, world: str, tmp_path: Path
+) -> None:
+    call, zero, weights, log = undisturbed[world]
+    options = {"folder": tmp_path, "stages": 2, "zero": zero, "save_every_s": 0.0}
+    call(train, disturbance={"kind": "cut", "epoch": 1, "step": 1}, **options)
+    (Run(tmp_path).checkpoints / newest(tmp_path) / "weights.safetensors").write_bytes(b"half")
+    assert call(train, **options)[0]["weights"] == weights
+    assert log_of(tmp_path) == log
+
+
+def newest(folder: Path) -> str:
+    """The checkpoint that a run would go on from."""
+    return str(json.loads((Run(folder).checkpoints / "latest.json").read_text())["name"])
 
 
 def test_a_stop_waits_until_the_accumulated_gradients_are_used(
