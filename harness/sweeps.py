@@ -54,11 +54,14 @@ class Resources:
     """Cores of each rank."""
     time: str = "4h"
     """Limit of one SLURM job, such as 90m, 4h or 1d12h; a longer run goes on in a further job."""
+    max_time_outs: int = 20
+    """How often that limit may end a trial's job, and the trial go on by itself."""
     memory: str | None = None
     """Memory on each node, such as 32GB; null: the partition's default."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        for key, least in {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1}.items():
+        least_of = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
+        for key, least in least_of.items():
             value = getattr(self, key)
             if value is not None and value < least:
                 yield key, f"must be at least {least}, found {value}"

@@ -23,6 +23,8 @@ from harness.stopping import Stopped, stop_on_signals
 log = logging.getLogger(__name__)
 Outcome = Literal["complete", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
+COUNTS = ("preemptions", "time_outs")
+"""What is counted of a job from one attempt to the next."""
 ERROR_LINES = 20
 """How many last lines of a failure's traceback the status keeps."""
 
@@ -49,10 +51,11 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
             run.set_status(state, **facts)
 
     started = time.time()
-    attempts = run.status().get("attempts", 0) + 1
+    before = run.status()
     facts = {
-        "attempts": attempts, "started": started, "host": os.uname().nodename,
-        "pid": os.getpid(), "job": job_id(),
+        **{key: before[key] for key in COUNTS if key in before},
+        "attempts": before.get("attempts", 0) + 1, "started": started,
+        "host": os.uname().nodename, "pid": os.getpid(), "job": job_id(),
     }
     set_status("running", **facts)
     try:

@@ -26,6 +26,11 @@ IN_USE_STATUS = 2
 REQUEUE_TRIES = 3
 REQUEUE_LIMIT_S = 30.0
 """`scontrol requeue` was seen to hang."""
+MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
+"""Variables in which a job finds how often its time limit may end it, and how long before that
+SLURM sends the signal."""
+LATE_S = 60.0
+"""How much earlier or later than asked SLURM may send a signal."""
 
 
 class TrialFailed(Exception):
@@ -54,7 +59,7 @@ def run_trial(run_folder: str) -> str:
         raise TrialFailed(run.status().get("error", "another rank failed"))
     if outcome == "stopped":
         if os.environ["RANK"] == "0":
-            requeue()
+            requeue(run)
         # not a return: a result that submitit half wrote would break the next attempt's
         raise SystemExit(0)
     return outcome
@@ -106,19 +111,24 @@ def drop_own_lock(run: Run) -> None:
         run.lock_file.unlink()
 
 
-def requeue() -> None:
-    """Ask SLURM to run this job again, unless it is being cancelled.
+def requeue(run: Run | None = None) -> None:
+    """Ask SLURM to run this job again, unless it is being cancelled or timed out too often.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may go on
     is still RUNNING then. One that was not put back is resumed by the next launch.
     """
-    job = job_id()
+    job, counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
         try:
-            state = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
+            told = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%L"]).strip()
+            state, _, left = told.partition("|")
             if state != "RUNNING":
                 log.warning("job %s is %s: not put back into the queue", job, state or "gone")
                 return
+            if run is not None and not counted:
+                counted = True
+                if not _may_go_on(run, seconds_left(left)):
+                    return
             _ask(["scontrol", "requeue", str(job)])
             log.info("job %s was put back into the queue", job)
             return
@@ -126,6 +136,40 @@ def requeue() -> None:
             log.warning("scontrol requeue %s: %s", job, error)
             time.sleep(1.0)
     log.error("job %s could not be put back into the queue; launch the sweep again", job)
+
+
+def _may_go_on(run: Run, left_s: float) -> bool:
+    """Count a time-out or a preemption in the run's status; False after too many time-outs.
+
+    submitit tells the two apart by a rule that takes every signal for a time-out where the limit is
+    ten minutes or less, so we count ourselves.
+    """
+    status = run.status()
+    by_limit = left_s <= float(os.environ.get(SIGNAL_DELAY_S, "90")) + LATE_S
+    kind = "time_outs" if by_limit else "preemptions"
+    status[kind] = count = status.get(kind, 0) + 1
+    most = int(os.environ.get(MAX_TIME_OUTS, "20"))
+    over = by_limit and count > most
+    if over:
+        status["reason"] = (
+            f"reached its time limit {count} times, {most} are allowed "
+            "(resources.max_time_outs); give it more time (resources.time), or launch it again"
+        )
+        log.error("not put back into the queue: %s", status["reason"])
+    facts = {key: value for key, value in status.items() if key not in ("state", "time")}
+    run.set_status(status["state"], **facts)
+    return not over
+
+
+def seconds_left(text: str) -> float:
+    """Return the seconds that squeue's %L says: [days-][[hours:]minutes:]seconds, or a word."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
+        return 0.0 if text == "INVALID" else float("inf")  # what it says past the end, or of none
+    parts = ["0"] * (3 - len(parts)) + parts
+    hours, minutes, seconds = map(int, parts)
+    return 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def _ask(command: list[str]) -> str:

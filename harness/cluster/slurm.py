@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.jobs import run_trial
+from harness.cluster.jobs import MAX_TIME_OUTS, SIGNAL_DELAY_S, run_trial
 from harness.cluster.records import Record, new_record
 from harness.errors import UserError
 from harness.sweeps import Sweep, Trial
@@ -50,7 +50,12 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     known = _executor_class()._valid_parameters()
     _check_options(sweep.slurm)
     options = dict(sweep.slurm)
-    environment = options.pop("env", {})
+    # submitit's 90 s would be all of a short limit: the job would be stopped as it starts
+    options.setdefault("signal_delay_s", min(90, max(10, 60 * minutes(resources.time) // 5)))
+    environment = {
+        MAX_TIME_OUTS: resources.max_time_outs, SIGNAL_DELAY_S: options["signal_delay_s"],
+        **options.pop("env", {}),
+    }
     options.pop("python", None)
     exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     setup = [*exports, *options.pop("setup", [])]
@@ -61,8 +66,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         "ntasks_per_node": resources.ranks_per_node, "cpus_per_task": resources.cpus,
         "srun_args": srun_args, "wckey": None,  # submitit's own default is refused at some sites
     }
-    if setup:
-        result["setup"] = setup
+    result["setup"] = setup
     if resources.gpus and not {"gres", "gpus", "gpus_per_task"} & set(options):
         result["gpus_per_node"] = resources.gpus
     if resources.memory and not {"mem_per_cpu", "mem_per_gpu"} & set(options):

@@ -139,6 +139,27 @@ def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(
     assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 2]
 
 
+def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, recipe={"work": {"epochs": 45, "epoch_s": 2.0}},
+        resources={"time": "15m", "max_time_outs": 1},
+    )
+    launch(sweep, "slurm")
+    [trial] = sweep.trials
+    toy.until(lambda: len(trial.run.metrics()) >= 1)
+    slurm.run("scontrol", "update", f"jobid={job_of(sweep, 0)}", "timelimit=1")
+    toy.until(lambda: trial.run.status().get("time_outs") == 2, seconds=150)
+    toy.until(lambda: not mine(sweep), seconds=30)
+    assert states(sweep) == ["stopped"]
+    assert "reached its time limit 2 times" in survey(sweep)[0].note
+    assert trial.run.status()["attempts"] == 2
+    launch(sweep, "slurm")
+    over(sweep, patience_s=120)
+    assert_whole(sweep, epochs=45, attempts=3)
+
+
 def test_cancelled_trials_are_stopped_have_saved_and_do_not_come_back(
     slurm: Any, tmp_path: Path
 ) -> None:

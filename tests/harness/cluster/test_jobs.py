@@ -114,6 +114,38 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("1-02:03:04", 93784), ("2:03:04", 7384), ("12:34", 754), ("0:09", 9), ("INVALID", 0),
+        ("UNLIMITED", float("inf")), ("NOT_SET", float("inf")), ("", float("inf")),
+    ],
+)
+def test_the_time_that_squeue_says_is_left(told: str, seconds: float) -> None:
+    assert jobs.seconds_left(told) == seconds
+
+
+def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
+    slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(jobs.MAX_TIME_OUTS, "1")
+    monkeypatch.setenv(jobs.SIGNAL_DELAY_S, "300")
+    run = Run(tmp_path)
+    run.set_status("stopped", reason="asked to in stage2", attempts=3)
+    last = {"0:40": False}  # the second time-out
+    for told in ("2:00:00", "1-00:00:00", "UNLIMITED", "4:50", "9:00", "0:40"):
+        calls = commands(f"'RUNNING|{told}'", "exit 0")
+        calls.unlink(missing_ok=True)
+        jobs.requeue(run)
+        assert calls.exists() == last.get(told, True), told
+    status = run.status()
+    assert (status["preemptions"], status["time_outs"], status["attempts"]) == (4, 2, 3)
+    assert status["state"] == "stopped"
+    assert "reached its time limit 2 times, 1 are allowed (resources.max_time_outs)" in (
+        status["reason"]
+    )
+
+
 @pytest.fixture
 def own_signals():
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
