@@ -169,6 +169,11 @@ def main(
         )
     if as_json and as_csv:
         raise UserError("--json and --csv: choose one")
+    if as_csv and (camera_pairs or verification):
+        raise UserError(
+            "--csv has one line for each file and setting, and no room for --camera-pairs or "
+            "--verification; --json has"
+        )
     grid = _grid(k1, k2, weight) if rerank else []
     from svll.evaluation.scores import Extra, score  # Numba
     from svll.evaluation.sharing import join_ranks

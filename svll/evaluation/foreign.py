@@ -55,6 +55,8 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
     pt; else the file's ending tells. Features come as float16 or float32, labels as int64. Raises
     UserError with every fault, the keys found and those expected.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a file in it, such as {path / 'features.h5'}")
     kind = kind or KINDS.get(path.suffix.lower())
     if kind not in READERS:
         raise UserError(f"{path}: of unknown kind; say which it is: {', '.join(READERS)}")

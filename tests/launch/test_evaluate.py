@@ -135,6 +135,8 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
         (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
         (["--features", "f.h5", "--json", "--csv"], "--json and --csv: choose one"),
+        (["--features", "f.h5", "--csv", "--camera-pairs"], "no room for --camera-pairs"),
+        (["--features", "f.h5", "--csv", "--verification"], "no room for --camera-pairs or"),
         (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
         (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),

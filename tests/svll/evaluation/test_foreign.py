@@ -308,6 +308,8 @@ def test_files_that_are_not_of_their_kind_are_told(tmp_path):
             read_foreign(path)
         with pytest.raises(UserError, match="no such file"):
             read_foreign(tmp_path / "absent" / name)
+    with pytest.raises(UserError, match=f"{tmp_path}: a folder; give a file in it"):
+        read_foreign(tmp_path)
     with pytest.raises(UserError, match="unknown kind; say which it is: npz, mat, pt"):
         read_foreign(tmp_path / "a.csv")
     torch.save(torch.zeros(3), tmp_path / "one.pt")
