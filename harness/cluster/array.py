@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.cluster import local, slurm
+from harness.cluster import causes, local, slurm
 from harness.cluster.records import Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
@@ -57,6 +57,7 @@ class Queue:
     """Whether a cluster that does not answer is waited for instead of an error."""
     _jobs: dict[str, tuple[str, str, str]] | None = None
     _asked: float = float("-inf")
+    _deaths: dict[str, str] = field(default_factory=dict)
 
     def jobs(self) -> dict[str, tuple[str, str, str]] | None:
         """Return the user's SLURM jobs (see `slurm.my_jobs`), None as long as nobody knows."""
@@ -69,6 +70,12 @@ class Queue:
                 log.warning("%s", str(error).splitlines()[0])
             self._asked = time.monotonic()
         return self._jobs
+
+    def deaths(self, jobs: dict[str, Path]) -> dict[str, str]:
+        """Return why SLURM jobs died (see `causes.deaths`), each looked for once."""
+        if new := {job: folder for job, folder in jobs.items() if job not in self._deaths}:
+            self._deaths |= dict.fromkeys(new, "") | causes.deaths(new)
+        return {job: self._deaths[job] for job in jobs}
 
 
 # --- looking ---
@@ -89,7 +96,22 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
         if record is not None and record.cluster == "local" and record.token not in workers:
             workers[record.token] = bool(local.living_workers(sweep.folder, record.token))
         views.append(_view(trial, record, queue, workers))
-    return views
+    return _with_deaths(views, newest, queue)
+
+
+def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) -> list[View]:
+    """Say of trials whose SLURM job died what it died of, where that can be found."""
+    dead: dict[str, tuple[str, Path]] = {}
+    for view in views:
+        record = records.get(view.trial.signature)
+        if view.state == "died" and record is not None and view.trial.signature in record.jobs:
+            job = record.jobs[view.trial.signature]
+            dead[view.trial.signature] = job, Path(record.folder)
+    if not dead:
+        return views
+    found = queue.deaths(dict(dead.values()))
+    told = {signature: found[job] for signature, (job, _) in dead.items()}
+    return [replace(v, note=told.get(v.trial.signature) or v.note) for v in views]
 
 
 def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, bool]) -> View:
@@ -101,7 +123,7 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
         if holder := lock_holder(lock):
             return View(trial, "running", status, holder["host"])
     if state == "failed":
-        return View(trial, "failed", status, status.get("error", ""))
+        return View(trial, "failed", status, causes.with_next_step(status.get("error", "")))
     if state == "new":
         return View(trial, "missing", status)
     if record is not None and record.cluster == "slurm":

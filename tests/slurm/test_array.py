@@ -88,6 +88,48 @@ def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_aga
     assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
+def test_a_trial_of_two_nodes_goes_on_by_itself_when_one_of_them_was_lost(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, recipe={"work": {"epochs": 5, "epoch_s": 1.0}},
+        resources={"nodes": 2, "tasks": 2, "time": "10m"},
+    )
+    launch(sweep, "slurm")
+    lose_a_node(slurm, sweep)
+    slurm.start_node("node2")
+    over(sweep, patience_s=120)
+    assert_whole(sweep, epochs=5, attempts=2)
+
+
+def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes_on_by_a_launch(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, recipe={"work": {"epochs": 5, "epoch_s": 1.0}},
+        slurm={"nodelist": "node2", "requeue": False, "no_requeue": True},
+    )
+    launch(sweep, "slurm")
+    lose_a_node(slurm, sweep)
+    toy.until(lambda: not mine(sweep))
+    slurm.start_node("node2")
+    sweep.trials[0].run.lock_file.unlink()  # of another machine it looks alive for a minute
+    toy.until(lambda: "NODE_FAIL" in survey(sweep)[0].note)
+    [view] = survey(sweep)
+    assert view.state == "died"
+    assert "the node was lost; the same command goes on from the last checkpoint" in view.note
+    launch(sweep, "slurm")
+    over(sweep)
+    assert_whole(sweep, epochs=5, attempts=2)
+
+
+def lose_a_node(slurm: Any, sweep: Sweep) -> None:
+    """Cut node2's power once the trial has made some way."""
+    toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 2)
+    slurm.kill_node("node2")
+    slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=power cut")
+
+
 def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
     slurm: Any, tmp_path: Path
 ) -> None:

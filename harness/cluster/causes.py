@@ -1,0 +1,100 @@
+"""Why a trial ended badly, in one line, and what to do about it."""
+
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.cluster import slurm
+from harness.errors import UserError
+
+TAIL_BYTES = 8192
+"""How much of the end of a job's log is read."""
+
+NEXT_STEPS = {
+    r"OutOfMemoryError|CUDA out of memory": (
+        "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16"
+    ),
+    r"OUT_OF_MEMORY|oom.?kill|MemoryError|Cannot allocate memory|DefaultCPUAllocator": (
+        "ask for more memory (resources.memory), or lower the batch"
+    ),
+    r"ModuleNotFoundError|ImportError|cannot be imported": (
+        "the job's Python lacks it: name the right one (slurm.python), or load it (slurm.setup)"
+    ),
+    r"No space left|[Qq]uota exceeded|no room": (
+        "make room; the same command goes on from the last checkpoint"
+    ),
+    r"Read-only file system|Permission denied": (
+        "let the nodes write to the run folder (run.runs), then give the same command"
+    ),
+    r"NODE_FAIL|BOOT_FAIL": (
+        "the node was lost; the same command goes on from the last checkpoint (slurm.exclude=NODE "
+        "leaves the node out)"
+    ),
+    r"TIMEOUT|DUE TO TIME LIMIT": (
+        "it was killed at its time limit before it had saved: send the signal earlier "
+        "(slurm.signal_delay_s), or give it more time (resources.time)"
+    ),
+    r"PREEMPTED|DUE TO PREEMPTION": "the same command goes on from the last checkpoint",
+    r"Connection closed by peer|Connection reset by peer|[Tt]imed out waiting|collective timeout": (
+        "another rank was lost or hangs: see the logs of all ranks"
+    ),
+}
+"""What to do, by what a status, SLURM's accounting or a log says; the first that fits."""
+
+
+def with_next_step(told: str) -> str:
+    """Return what went wrong and, where that is known, what to do about it."""
+    for pattern, step in NEXT_STEPS.items():
+        if re.search(pattern, told):
+            return f"{told}; {step}"
+    return told
+
+
+def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
+    """Return what is known of jobs that ended without a word, by their id (array_task).
+
+    jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
+    it, the ends of the logs must do.
+    """
+    states = _accounted(jobs)
+    found = {}
+    for job, folder in jobs.items():
+        told = [states[job]] if job in states else []
+        told += _last_words(folder.glob(f"{job}_*_log.err"))
+        if told:
+            found[job] = with_next_step(": ".join(told))
+    return found
+
+
+def _accounted(jobs: Iterable[str]) -> dict[str, str]:
+    """Return the final states by job id; nothing where accounting is absent, late or down."""
+    try:
+        text = slurm.ask([
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
+            "--format=JobID,State,ExitCode,NodeList",
+        ])
+    except (UserError, subprocess.SubprocessError):
+        return {}
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
+    return {
+        job: f"{state} (exit status {status}) on {nodes}"
+        for job, state, status, nodes in rows
+        if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")
+    }
+
+
+def _last_words(logs: Iterable[Path]) -> list[str]:
+    """Return the last line of the ranks' logs that tells a known cause, else nothing."""
+    for log in sorted(logs):
+        try:
+            with log.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in reversed(lines):
+            if any(re.search(pattern, line) for pattern in NEXT_STEPS):
+                return [line.strip()]
+    return []

@@ -1,0 +1,67 @@
+"""What is said of trials that ended badly."""
+
+import errno
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.cluster import causes
+from harness.errors import UserError
+from harness.trial import one_line
+
+RAISED: dict[str, tuple[Callable[[], object], str]] = {
+    "numpy has no memory": (lambda: np.empty(2**50), "resources.memory"),
+    "torch has no memory": (lambda: torch.empty(2**50), "resources.memory"),
+    "the GPU has no memory": (
+        lambda: raise_(torch.OutOfMemoryError("CUDA out of memory.")), "lower stage2.batch"
+    ),
+    "a module is missing": (lambda: importlib.import_module("no_such_module"), "slurm.python"),
+    "the disk is full": (
+        lambda: raise_(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.h5")), "make room"
+    ),
+    "the folder is read-only": (
+        lambda: raise_(OSError(errno.EROFS, os.strerror(errno.EROFS), "a.h5")), "run.runs"
+    ),
+    "the quota is used up": (
+        lambda: raise_(UserError("a.h5: no room: 3 bytes are needed")), "make room"
+    ),
+}
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("case", RAISED)
+def test_an_error_is_followed_by_the_next_step(case: str) -> None:
+    work, step = RAISED[case]
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        work()
+    line = one_line(caught.value)
+    told = causes.with_next_step(line)
+    assert told.startswith(f"{line}; ")
+    assert step in told
+
+
+def test_an_unknown_error_stays_as_it_is() -> None:
+    assert causes.with_next_step("ValueError: 3") == "ValueError: 3"
+
+
+def test_without_accounting_the_ends_of_the_logs_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sacct
+    (tmp_path / "7_0_0_log.err").write_text("all is well\n" * 3)
+    (tmp_path / "7_0_1_log.err").write_text(
+        "x" * 100_000 + "\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\nbye\n"
+    )
+    (tmp_path / "8_0_log.err").write_text("all is well\n")
+    found = causes.deaths({"7_0": tmp_path, "8": tmp_path, "9": tmp_path})
+    assert found.keys() == {"7_0"}
+    assert found["7_0"].startswith("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.; ")
+    assert "resources.memory" in found["7_0"]
