@@ -20,18 +20,17 @@ from torch import Tensor, nn
 from harness.errors import UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
-TIMEOUT = timedelta(minutes=30)
-"""How long a collective may wait; the slowest rank may be writing a cache."""
 BUCKET = 50_000_000
 """Numbers that ZeRO sends at once, at most. It makes room for them at every step, and its default
 of 500 million made a step of a small model ten times as long."""
 
 
-def init_ranks() -> None:
+def init_ranks(timeout_minutes: float = 30.0) -> None:
     """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
 
-    Rank and world size come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without
-    them this process is the only rank.
+    A collective that waits longer than the time-out for some rank fails. Rank and world size come
+    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them this process is the
+    only rank.
     """
     if dist.is_initialized():
         return
@@ -44,7 +43,9 @@ def init_ranks() -> None:
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     deepspeed = _deepspeed()
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+    deepspeed.init_distributed(
+        auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
+    )
 
 
 def _deepspeed() -> Any:

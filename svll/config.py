@@ -271,6 +271,8 @@ class EngineConfig:
     """Steps whose gradients are averaged before the optimizer moves."""
     clipping: float = 0.0
     """Largest gradient norm; 0: no clipping."""
+    timeout: float = runtime(30.0)
+    """Minutes that ranks wait for one that hangs, or writes a cache, before the run fails."""
 
     def faults(self) -> Faults:
         if self.precision == "fp16" and self.zero:
@@ -282,6 +284,7 @@ class EngineConfig:
             )
         yield from _at_least_one(self, "accumulation")
         yield from _not_negative(self, "clipping")
+        yield from _positive(self, "timeout")
 
 
 @dataclass
@@ -325,8 +328,7 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "log_every")
-        if not self.save_every > 0:
-            yield "save_every", f"must be more than 0, found {self.save_every}"
+        yield from _positive(self, "save_every")
 
 
 @dataclass

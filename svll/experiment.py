@@ -89,7 +89,7 @@ def make_features(run: Run, config: Config) -> None:
 
 
 def _set_up(config: Config) -> None:
-    ranks.init_ranks()
+    ranks.init_ranks(config.engine.timeout)
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         log.warning(
             "this machine has no bf16 arithmetic and imitates it, many times slower than "

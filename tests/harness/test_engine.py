@@ -1,5 +1,8 @@
 """Any number of ranks computes what one rank does, and what plain torch does."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import engine as ranks
+from harness.cluster.causes import with_next_step
 from harness.errors import UserError
 
 STEPS, ROWS, RATE = 8, 12, 0.05
@@ -205,6 +209,35 @@ def test_padded_shards_are_equally_long_and_cut_back_to_everything(two_ranks: An
         assert len(first) == len(second)
         assert [*first, *second][:count] == list(range(count))
         assert set([*first, *second][count:]) <= {count - 1}
+
+
+def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() -> None:
+    program = (
+        "import os, time\n"
+        "from harness import engine\n"
+        "engine.init_ranks(timeout_minutes=0.05)\n"
+        "engine.barrier()\n"
+        "if engine.rank() == 1: time.sleep(60)\n"
+        "engine.any_rank(False)\n"
+    )
+    port = str(ranks.free_port())
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            },
+        )
+        for rank in range(2)
+    )
+    try:
+        told, _ = first.communicate(timeout=50)
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode == 1
+    assert "see the logs of all ranks" in with_next_step(told.splitlines()[-1])
 
 
 def test_a_flag_on_any_rank_is_seen_on_all(one_rank: Any, two_ranks: Any) -> None:
