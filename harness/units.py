@@ -1,4 +1,4 @@
-"""Times and sizes as people write them: 90m, 1d12h, 32GB."""
+"""Times and sizes as people write them, 90m, 1d12h, 32GB, and as SLURM does, 1-12:00:00."""
 
 import math
 import re
@@ -21,3 +21,19 @@ def gigabytes(text: str) -> float:
     if match is None:
         return 0.0
     return float(match[1]) * {"M": 1 / 1024, "G": 1.0, "T": 1024.0}[match[2]]
+
+
+def slurm_seconds(text: str) -> float:
+    """Return the seconds of a time that SLURM prints: [days-][[hours:]minutes:]seconds.
+
+    Infinity for words such as UNLIMITED; 0 for INVALID, which squeue says of a job past its end.
+    """
+    if text == "INVALID":
+        return 0.0
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return math.inf
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = 60 * total + int(part)
+    return 86400.0 * int(days or 0) + total

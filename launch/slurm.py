@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.cluster import array, local, slurm, table
+from harness.cluster import array, local, site, slurm, table
 from harness.cluster.follow import follow as follow_sweep
 from harness.errors import UserError
 from harness.sweeps import Sweep, read_sweep, recipe_sweep
@@ -111,6 +111,10 @@ def _dry_run(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Co
         slots = local.slots_for(sweep.resources, jobs)
         _say(console, f"{due} to run on this machine, {slots} at a time")
     else:
+        try:
+            site.check(sweep, 1 if sweep.backend == "ray" else due)
+        except slurm.NoAnswer as error:
+            _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
         _say(console, f"{due} to submit; sbatch gets:\n\n{_script(sweep, max(1, due))}")
     return 0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.cluster import causes, local, slurm
+from harness.cluster import causes, local, site, slurm
 from harness.cluster.records import Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
@@ -174,6 +174,8 @@ def launch(sweep: Sweep, cluster: Cluster, *, jobs: int | None = None) -> list[V
         views = survey(sweep)
         write_summary(sweep)
         due = [view for view in views if view.is_due]
+        if due and cluster == "slurm":
+            site.check(sweep, 1 if sweep.backend == "ray" else len(due))
         if due and sweep.backend == "ray":
             from harness.cluster import ray_search  # late: it imports this module's neighbours
 

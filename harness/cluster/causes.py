@@ -1,12 +1,10 @@
 """Why a trial ended badly, in one line, and what to do about it."""
 
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.cluster import slurm
-from harness.errors import UserError
 
 TAIL_BYTES = 8192
 """How much of the end of a job's log is read."""
@@ -74,7 +72,7 @@ def _accounted(jobs: Iterable[str]) -> dict[str, str]:
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
             "--format=JobID,State,ExitCode,NodeList",
         ])
-    except (UserError, subprocess.SubprocessError):
+    except slurm.NoAnswer:
         return {}
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
     return {

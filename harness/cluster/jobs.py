@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.runs import HEARTBEAT_S, Run, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.trial import execute, job_id
+from harness.units import slurm_seconds
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def requeue(run: Run | None = None) -> None:
                 return
             if run is not None and not counted:
                 counted = True
-                if not _may_go_on(run, seconds_left(left)):
+                if not _may_go_on(run, slurm_seconds(left)):
                     return
             _ask(["scontrol", "requeue", str(job)])
             log.info("job %s was put back into the queue", job)
@@ -159,17 +160,6 @@ def _may_go_on(run: Run, left_s: float) -> bool:
     facts = {key: value for key, value in status.items() if key not in ("state", "time")}
     run.set_status(status["state"], **facts)
     return not over
-
-
-def seconds_left(text: str) -> float:
-    """Return the seconds that squeue's %L says: [days-][[hours:]minutes:]seconds, or a word."""
-    days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
-        return 0.0 if text == "INVALID" else float("inf")  # what it says past the end, or of none
-    parts = ["0"] * (3 - len(parts)) + parts
-    hours, minutes, seconds = map(int, parts)
-    return 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def _ask(command: list[str]) -> str:

@@ -32,6 +32,10 @@ CANCEL_LIMIT_S = 120.0
 IDS_PER_CALL = 500
 
 
+class NoAnswer(UserError):
+    """A command of SLURM is missing, fails, or does not come back."""
+
+
 def is_here() -> bool:
     """Whether this machine submits to a SLURM cluster."""
     return shutil.which("sbatch") is not None
@@ -183,7 +187,7 @@ def max_array_size() -> int:
 
 
 def ask(command: Sequence[str]) -> str:
-    """Return what a SLURM command prints. Raises UserError when it fails or does not answer."""
+    """Return what a SLURM command prints. Raises NoAnswer when it fails or does not come back."""
     # SQUEUE_STATES and the like would hide jobs from us
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
     try:
@@ -191,14 +195,14 @@ def ask(command: Sequence[str]) -> str:
             command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, env=environment
         )
     except FileNotFoundError:
-        raise UserError(f"{command[0]}: not on PATH; --cluster local runs here") from None
+        raise NoAnswer(f"{command[0]}: not on PATH; --cluster local runs here") from None
     except subprocess.TimeoutExpired:
         told = f"nothing within {ANSWER_LIMIT_S:.0f} s"
     else:
         if answer.returncode == 0:
             return answer.stdout
         told = answer.stderr.strip() or f"exit status {answer.returncode}"
-    raise UserError(
+    raise NoAnswer(
         f"{command[0]}: {told}\nthe SLURM cluster does not answer; try again later, or run on this "
         "machine by --cluster local"
     )

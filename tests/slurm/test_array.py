@@ -20,6 +20,7 @@ from harness.cluster import array  # noqa: E402
 from harness.cluster import slurm as slurm_jobs  # noqa: E402
 from harness.cluster.array import Queue, cancel, launch, survey  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
+from harness.errors import UserError  # noqa: E402
 from harness.files import read_json  # noqa: E402
 from harness.sweeps import Sweep  # noqa: E402
 
@@ -274,11 +275,54 @@ def test_jobs_that_cannot_run_because_their_launcher_died_are_replaced(
     cancel(sweep)
 
 
+def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_submitted(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, resources={"time": "2h"},
+        slurm={"partition": "main,moon", "constraint": "big&fast", "account": "lab"},
+    )
+    changes = [("partitionname=main", "maxtime=60"), ("nodename=node1", "features=big")]
+    accounts = [
+        ("add", "account", "lab", "cluster=kit"), ("add", "account", "other", "cluster=kit"),
+        ("add", "user", "root", "account=lab"), ("modify", "user", "root", "set", "maxsubmit=2"),
+    ]
+    for change in changes:
+        slurm.run("scontrol", "update", *change)
+    for change in accounts:
+        slurm.run("sacctmgr", "-i", *change)
+    try:
+        told = refusal(sweep)
+        assert told == [
+            "slurm.partition: there is no moon here; there are main, urgent",
+            "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
+            "goes on in a further job",
+            "slurm.constraint: no node of main has fast; there are big",
+            "3 jobs are to be submitted, your limit (MaxSubmitJobs) leaves 2; wait for others to "
+            "end, or ask for fewer trials",
+        ]
+        sweep.slurm["account"] = "other"
+        assert refusal(sweep)[-1] == "slurm.account: you may not use other; yours: lab, root"
+        assert states(sweep) == ["missing"] * 3
+        assert not mine(sweep)
+    finally:
+        slurm.run("sacctmgr", "-i", "delete", "user", "root", "account=lab")
+        slurm.run("sacctmgr", "-i", "delete", "account", "lab,other")
+        slurm.run("scontrol", "update", "partitionname=main", "maxtime=infinite")
+
+
+def refusal(sweep: Sweep) -> list[str]:
+    """What a launch says, less the file's name."""
+    with pytest.raises(UserError) as caught:
+        launch(sweep, "slurm")
+    return [line.removeprefix(f"{sweep.file}: ") for line in str(caught.value).splitlines()]
+
+
 def test_what_sbatch_refuses_is_told_in_its_words_and_nothing_is_left_behind(
     slurm: Any, tmp_path: Path
 ) -> None:
-    sweep = toy.make_sweep(tmp_path, {}, slurm={"partition": "moon"})
-    with pytest.raises(Exception, match=r"invalid partition|Invalid partition"):
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"gres": "moon:1"})
+    with pytest.raises(UserError, match=r"sbatch did not take the jobs: .*gres"):
         launch(sweep, "slurm")
     assert states(sweep) == ["missing"]
     assert not mine(sweep)

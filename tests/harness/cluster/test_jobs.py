@@ -114,17 +114,6 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize(
-    ("told", "seconds"),
-    [
-        ("1-02:03:04", 93784), ("2:03:04", 7384), ("12:34", 754), ("0:09", 9), ("INVALID", 0),
-        ("UNLIMITED", float("inf")), ("NOT_SET", float("inf")), ("", float("inf")),
-    ],
-)
-def test_the_time_that_squeue_says_is_left(told: str, seconds: float) -> None:
-    assert jobs.seconds_left(told) == seconds
-
-
 def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
