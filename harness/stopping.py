@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_requested = threading.Event()
+_requested = False
+"""Not a threading.Event: its lock would hang the handler of a signal that comes during another."""
 
 
 class Stopped(Exception):
@@ -20,28 +21,39 @@ class Stopped(Exception):
 
 def request_stop(signum: int | None = None, frame: FrameType | None = None) -> None:
     """Ask the training loop of this process to save and stop. Usable as a signal handler."""
-    _requested.set()
+    global _requested
+    _requested = True
 
 
 def stop_requested() -> bool:
     """Whether this process (this rank alone) was told to stop."""
-    return _requested.is_set()
+    return _requested
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Let USR2, TERM and INT ask for a stop while the body runs; a second INT ends at once.
 
-    Outside the main thread signals cannot be caught, and nothing is changed. Child processes
-    forked meanwhile get the default handlers, so that they can be ended.
+    A request that came before the body is for the body; afterwards it is forgotten. Outside the
+    main thread signals cannot be caught, and no handler is changed. Child processes forked
+    meanwhile get the default handlers, so that they can be ended.
     """
-    _requested.clear()
+    global _requested
+    try:
+        with _handlers():
+            yield
+    finally:
+        _requested = False
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if _requested.is_set():
+        if _requested:
             raise KeyboardInterrupt
         request_stop()
 

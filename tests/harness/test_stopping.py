@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -55,11 +57,36 @@ def test_a_repeated_notice_does_not_end_at_once() -> None:
         assert stop_requested()
 
 
-def test_an_earlier_request_is_not_this_ones() -> None:
+def test_a_request_from_before_the_body_is_the_bodys_and_forgotten_after_it() -> None:
+    request_stop()  # a signal while the run's lock was awaited
     with stop_on_signals():
-        request_stop()
+        assert stop_requested()
+    assert not stop_requested()
     with stop_on_signals():
         assert not stop_requested()
+
+
+def test_a_storm_of_signals_does_not_hang_their_handler() -> None:
+    body = """
+import time
+from harness.stopping import stop_on_signals, stop_requested
+with stop_on_signals():
+    print("ready", flush=True)
+    while not stop_requested():
+        time.sleep(0.01)
+    time.sleep(0.5)
+"""
+    process = subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout.readline() == b"ready\n"
+        for _ in range(200):  # each may come in the midst of the one before
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGUSR2)
+        try:
+            # the last ones may come after the handlers were put back
+            assert process.wait(10.0) in (0, -signal.SIGTERM, -signal.SIGUSR2)
+        finally:
+            process.kill()
 
 
 def test_handlers_are_put_back_after_a_failure() -> None:
