@@ -174,9 +174,10 @@ class Run:
 
         Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
         file systems. A holder that died is noticed: at once on this machine, after STALE_S
-        elsewhere. Raises Busy naming the living holder.
+        elsewhere. Raises Busy naming the living holder, UserError when nothing can be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with held_lock(self.lock_file):
             yield
 
@@ -193,8 +194,9 @@ def held_lock(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         beat.join()
-        if (_holder(path) or {}).get("token") == token:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # one that cannot be removed is known to be stale by its process
+            if (_holder(path) or {}).get("token") == token:
+                path.unlink(missing_ok=True)
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:
@@ -210,8 +212,9 @@ def _acquire(path: Path) -> str:
         "job": os.environ.get("SLURM_JOB_ID"), "token": token,
     }
     private = path.with_name(f".{path.name}.{token}")
-    private.write_text(json.dumps(mine), encoding="utf-8")
     try:
+        with _writing(path.parent):
+            private.write_text(json.dumps(mine), encoding="utf-8")
         for _ in range(3):
             try:
                 # link() creates the name with its content or not at all, on NFS too
@@ -228,8 +231,21 @@ def _acquire(path: Path) -> str:
                     ) from None
                 _remove_stale(path, holder)
     finally:
-        private.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system there is nothing to remove
+            private.unlink(missing_ok=True)
     raise Busy(f"{path.parent}: another process took the lock just now; try again")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror}; make room, let this machine write "
+            "there, or name another place (run.runs=FOLDER)"
+        ) from None
 
 
 def _remove_stale(path: Path, holder: dict[str, Any]) -> None:

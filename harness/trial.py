@@ -4,6 +4,7 @@
 failure look the same whoever asks.
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +37,8 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
     The experiment is the function that `run.experiment` in the run's config.yaml names; it is
     called on every rank as `experiment(run, report)`. `report`, if given, gets rank 0's metrics
     after each epoch. A complete run returns at once; a stopped or failed one goes on from its last
-    checkpoint. Raises UserError only when another process holds the run.
+    checkpoint. Raises Busy when another process holds the run, UserError when its folder cannot be
+    written.
     """
     if run.is_complete():
         return "complete"
@@ -46,9 +49,13 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
 
 
 def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
-    def set_status(state: Any, **facts: Any) -> None:
+    def end_with(state: Outcome, **facts: Any) -> Outcome:
         if leader:
-            run.set_status(state, **facts)
+            try:
+                run.set_status(state, **facts)
+            except OSError as error:  # of the same full disk, perhaps, that ended the run
+                log.error("%s: cannot be written: %s", run.status_file, error.strerror)
+        return state
 
     started = time.time()
     before = run.status()
@@ -57,24 +64,24 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         "attempts": before.get("attempts", 0) + 1, "started": started,
         "host": os.uname().nodename, "pid": os.getpid(), "job": job_id(),
     }
-    set_status("running", **facts)
     try:
+        if leader:
+            run.set_status("running", **facts)
         with stop_on_signals():
             load_experiment(run)(run, report)
     except Stopped as reason:
         log.warning("stopped: %s", reason)
-        set_status("stopped", reason=str(reason), **facts)
-        return "stopped"
+        return end_with("stopped", reason=str(reason), **facts)
     except (Exception, KeyboardInterrupt) as error:
-        told = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        told = traceback.format_exc()
+        if isinstance(error, UserError) or _is_of_the_file_system(error):
+            told = str(error)
         log.error("failed: %s", told)
-        set_status(
+        return end_with(
             "failed", error=one_line(error), lines=told.splitlines()[-ERROR_LINES:],
             log=str(run.log_file), **facts,
         )
-        return "failed"
-    set_status("complete", seconds=time.time() - started, **facts)
-    return "complete"
+    return end_with("complete", seconds=time.time() - started, **facts)
 
 
 def load_experiment(run: Run) -> Callable[[Run, Report | None], Any]:
@@ -101,18 +108,40 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def _is_of_the_file_system(error: BaseException) -> bool:
+    """Whether a file could not be written or read for a reason that lies outside the program."""
+    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    return isinstance(error, OSError) and error.errno in reasons
+
+
 def one_line(error: BaseException) -> str:
     """Say an exception in one line: a user's mistake by its message, others with their class."""
+    if isinstance(error, OSError) and _is_of_the_file_system(error):
+        return f"{error.filename or 'writing'}: {error.strerror}"
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
     return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short instead of filling stderr with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the line out; it has gone to stderr anyway."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _log_to:
     """Also write this process's log lines to a file, while the body runs."""
 
     def __init__(self, path: Path) -> None:
-        self.handler = logging.FileHandler(path, encoding="utf-8")
+        try:
+            self.handler = _LogFile(path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         self.handler.setFormatter(
             logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         )

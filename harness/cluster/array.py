@@ -100,17 +100,24 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
 
 
 def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) -> list[View]:
-    """Say of trials whose SLURM job died what it died of, where that can be found."""
+    """Say of trials whose job or process died what it died of, where that can be found."""
+    told: dict[str, str] = {}
     dead: dict[str, tuple[str, Path]] = {}
     for view in views:
-        record = records.get(view.trial.signature)
-        if view.state == "died" and record is not None and view.trial.signature in record.jobs:
-            job = record.jobs[view.trial.signature]
-            dead[view.trial.signature] = job, Path(record.folder)
-    if not dead:
-        return views
-    found = queue.deaths(dict(dead.values()))
-    told = {signature: found[job] for signature, (job, _) in dead.items()}
+        signature = view.trial.signature
+        record = records.get(signature)
+        if view.state != "died" or record is None:
+            continue
+        folder = Path(record.folder)
+        if signature in record.jobs:
+            dead[signature] = record.jobs[signature], folder
+        elif record.cluster == "local":
+            words = causes.last_words(folder.glob(f"{signature}.*.log"))
+            words = words or causes.last_words(folder.glob("*_log.err"), about=signature)
+            told[signature] = causes.with_next_step("".join(words))
+    if dead:
+        found = queue.deaths(dict(dead.values()))
+        told |= {signature: found[job] for signature, (job, _) in dead.items()}
     return [replace(v, note=told.get(v.trial.signature) or v.note) for v in views]
 
 

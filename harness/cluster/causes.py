@@ -45,7 +45,7 @@ def with_next_step(told: str) -> str:
     """Return what went wrong and, where that is known, what to do about it."""
     for pattern, step in NEXT_STEPS.items():
         if re.search(pattern, told):
-            return f"{told}; {step}"
+            return told if "(run.runs" in told else f"{told}; {step}"  # it has said so itself
     return told
 
 
@@ -59,7 +59,7 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     found = {}
     for job, folder in jobs.items():
         told = [states[job]] if job in states else []
-        told += _last_words(folder.glob(f"{job}_*_log.err"))
+        told += last_words(folder.glob(f"{job}_*_log.err"))
         if told:
             found[job] = with_next_step(": ".join(told))
     return found
@@ -82,8 +82,8 @@ def _accounted(jobs: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _last_words(logs: Iterable[Path]) -> list[str]:
-    """Return the last line of the ranks' logs that tells a known cause, else nothing."""
+def last_words(logs: Iterable[Path], about: str = "") -> list[str]:
+    """Return the last line of the logs that tells a known cause and names `about`, else nothing."""
     for log in sorted(logs):
         try:
             with log.open("rb") as file:
@@ -93,6 +93,6 @@ def _last_words(logs: Iterable[Path]) -> list[str]:
         except OSError:
             continue
         for line in reversed(lines):
-            if any(re.search(pattern, line) for pattern in NEXT_STEPS):
+            if about in line and any(re.search(pattern, line) for pattern in NEXT_STEPS):
                 return [line.strip()]
     return []

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.runs import HEARTBEAT_S, Run, lock_holder
+from harness.runs import HEARTBEAT_S, Busy, Run, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.trial import execute, job_id
 from harness.units import slurm_seconds
@@ -55,7 +55,11 @@ def run_trial(run_folder: str) -> str:
     run = Run(Path(run_folder))
     if os.environ["RANK"] == "0":
         drop_own_lock(run)
-    outcome = "stopped" if stop_requested() else execute(run)
+    try:
+        outcome = "stopped" if stop_requested() else execute(run)
+    except UserError as error:  # in its words, not as the middle of a traceback
+        log.error("%s", error)
+        raise TrialFailed(str(error)) from None
     if outcome == "failed":
         raise TrialFailed(run.status().get("error", "another rank failed"))
     if outcome == "stopped":
@@ -180,7 +184,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_STATUS[execute(Run(Path(arguments[0])))]
     except UserError as error:
         log.error("%s", error)
-        return IN_USE_STATUS
+        return IN_USE_STATUS if isinstance(error, Busy) else EXIT_STATUS["failed"]
 
 
 def end_with_parent() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from harness.cluster.jobs import EXIT_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
 from harness.errors import UserError
-from harness.runs import Run, held_lock, lock_holder
+from harness.runs import Busy, Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.sweeps import Resources, Sweep, Trial
 
@@ -231,7 +231,7 @@ def _slot(record: Record) -> Iterator[int | None]:
             for slot in range(record.options["slots"]):
                 try:
                     stack.enter_context(held_lock(jobs / f"slot-{slot}.lock"))
-                except UserError:
+                except Busy:
                     continue
                 yield slot
                 return
@@ -257,7 +257,11 @@ def _claimed(record: Record, tried: set[Run]) -> Iterator[Run | None]:
                 continue
             try:
                 stack.enter_context(held_lock(run.folder / CLAIM))
-            except UserError:
+            except Busy:
+                continue
+            except UserError as error:
+                log.error("%s", error)
+                tried.add(run)
                 continue
             if run.status()["state"] == "submitted":  # and not taken and ended meanwhile
                 yield run
@@ -339,15 +343,18 @@ def settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> 
     if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
         return
     facts = {key: status[key] for key in ("attempts", "started") if key in status}
-    if stop_requested():
-        if status["state"] != "stopped":
-            run.set_status("stopped", reason="cancelled before it could save", **facts)
-    elif broken is not None:
-        error = _end_in_words(codes[broken])
-        if len(codes) > 1:
-            error = f"rank {broken}: {error}"
-        lines = _tail(logs[broken]).splitlines()
-        run.set_status("failed", error=error, lines=lines, log=str(logs[broken]), **facts)
+    try:
+        if stop_requested():
+            if status["state"] != "stopped":
+                run.set_status("stopped", reason="cancelled before it could save", **facts)
+        elif broken is not None:
+            told = _end_in_words(codes[broken])
+            if len(codes) > 1:
+                told = f"rank {broken}: {told}"
+            lines = _tail(logs[broken]).splitlines()
+            run.set_status("failed", error=told, lines=lines, log=str(logs[broken]), **facts)
+    except OSError as error:  # the other trials go on
+        log.error("%s: cannot be written: %s", run.status_file, error.strerror)
 
 
 def _end_in_words(code: int) -> str:

@@ -3,12 +3,15 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import trial
+from harness.cluster.jobs import EXIT_STATUS
 from harness.errors import UserError
 from harness.runs import Busy, Run, lock_holder
 from harness.trial import execute
@@ -47,6 +50,12 @@ def fault(run, report):
     def deeper(depth):
         return 1 / depth if depth == 0 else deeper(depth - 1)
     deeper(0)
+
+def write_on(run, report):
+    print("begun", flush=True)
+    for number in range(1000):
+        (run.folder / f"{number}.bin").write_bytes(bytes(4096))
+        log.info("wrote %d", number)
 
 def interrupt(run, report):
     os.kill(os.getpid(), signal.SIGINT)
@@ -226,3 +235,45 @@ def test_an_unreadable_status_stops_the_run(make: Any) -> None:
     with pytest.raises(UserError, match="mend or delete this file"):
         execute(run)
     assert calls_of(run) == []
+
+
+MOUNTED = """
+import sys
+from pathlib import Path
+from harness.cluster.jobs import main
+sys.path.insert(0, sys.argv[2])
+sys.exit(main([sys.argv[1]]))
+"""
+
+
+def on_a_mount(run: Run, options: str, tmp_path: Path) -> tuple[int, str]:
+    """Carry out a run whose folder is mounted by `options`; returns exit status and stderr."""
+    script = f"mount {options} && exec {sys.executable} -c '{MOUNTED}' {run.folder} {tmp_path}"
+    probe = ["unshare", "--mount", "true"]
+    if os.geteuid() != 0 or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_full_disk_is_told_in_one_line_each(make: Any, tmp_path: Path) -> None:
+    run = make("write_on")
+    config = run.config_file.read_text()
+    small = f"-t tmpfs -o size=64k tmpfs {run.folder} && echo '{config}' > {run.config_file}"
+    code, told = on_a_mount(run, small, tmp_path)
+    assert code == EXIT_STATUS["failed"]
+    assert "No space left on device" in told
+    assert "Traceback" not in told
+
+
+def test_a_read_only_folder_is_told_before_anything_is_done(make: Any, tmp_path: Path) -> None:
+    run = make("write_on")
+    read_only = f"--bind {run.folder} {run.folder} && mount -o remount,bind,ro {run.folder}"
+    code, told = on_a_mount(run, read_only, tmp_path)
+    assert code == EXIT_STATUS["failed"]
+    assert f"{run.folder}: cannot be written: Read-only file system; make room, let" in told
+    assert "Traceback" not in told
+    assert "begun" not in told
+    assert sorted(p.name for p in run.folder.iterdir()) == ["config.yaml"]
