@@ -1,7 +1,9 @@
 """Checkpoints in a format of our own: what is trained, and no more.
 
-    checkpoints/<stage>-<epoch>-<step>/  weights.safetensors moments.safetensors state.json
+    checkpoints/<stage>-<epoch>-<step>/  weights.safetensors moments.safetensors rng.safetensors
+                                         state.json
     checkpoints/latest.json              {"name": ...}, replaced by rename
+    checkpoints/best.json                likewise, with the score of the best one
 
 Weights and moments are whole tensors by parameter name, so a file written by two ranks under ZeRO 2
 goes on under one rank without ZeRO. DeepSpeed's own loader, which unpickles and falls back to
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import engine as ranks
+from harness import generators
 from harness.errors import UserError
 from harness.files import read_json, write_json
 
@@ -31,7 +34,8 @@ log = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
-"""How many checkpoints of a run stay: the newest, and the one before in case it is damaged."""
+"""How many checkpoints of a run stay besides the best: the newest, and the one before it in case
+that is damaged."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
 
@@ -51,6 +55,8 @@ class Progress:
     """The unfinished epoch's running sums."""
     steps_total: int = 0
     """Batches used since the stage began."""
+    first: dict[str, float] = field(default_factory=dict)
+    """The means of the stage's first epoch, once it is over."""
 
 
 class Writer:
@@ -64,12 +70,14 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, engine: Any, progress: Progress) -> None:
+    def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
         """Take a copy of a DeepSpeed engine's trained state, and begin to write it.
 
-        Raises UserError when the checkpoint before could not be written, as on a full disk.
+        The one of the highest `score` stays; what rank 0 gives counts. Raises UserError when the
+        checkpoint before could not be written, as on a full disk.
         """
         weights, moments, steps = _collect(engine)
+        tensors = {"weights": weights, "moments": moments, "rng": _generators()}
         scaler = engine.torch_autocast_z0_gradscaler
         state = {
             "format": "svll-checkpoint", "version": 1, "signature": self._signature,
@@ -81,7 +89,7 @@ class Writer:
         self.finish()
         if ranks.rank() == 0:
             self._pending = self._thread.submit(
-                _write, self._folder, name, weights, moments, state, self._keep
+                _write, self._folder, name, tensors, state, score, self._keep
             )
 
     def finish(self) -> None:
@@ -121,9 +129,15 @@ def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[st
     return weights, moments, steps
 
 
+def _generators() -> dict[str, Tensor]:
+    """Return the states of every rank's global generators, by rank."""
+    rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
+    return {str(rank): row.clone() for rank, row in enumerate(rows)}
+
+
 def _write(
-    folder: Path, name: str, weights: dict[str, Tensor], moments: dict[str, Tensor],
-    state: dict[str, Any], keep: int,
+    folder: Path, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
+    score: float | None, keep: int,
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -131,8 +145,8 @@ def _write(
     final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
         private.mkdir(parents=True)
-        save_file(weights, private / "weights.safetensors")
-        save_file(moments, private / "moments.safetensors")
+        for kind, named in tensors.items():
+            save_file(named, private / f"{kind}.safetensors")
         state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
         write_json(private / "state.json", state)
         for file in private.iterdir():
@@ -141,6 +155,9 @@ def _write(
             final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
         private.rename(final)
         write_json(folder / "latest.json", {"name": name})
+        before = best(folder)
+        if score is not None and (before is None or score > before[1]):
+            write_json(folder / "best.json", {"name": name, "score": score})
     except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
         shutil.rmtree(private, ignore_errors=True)
         raise UserError(f"{folder}: the checkpoint cannot be written: {error}") from error
@@ -162,11 +179,13 @@ def _fsync(path: Path) -> None:
 
 
 def _prune(folder: Path, newest: str, keep: int) -> None:
-    """Remove all but the `keep` last written checkpoints, and what killed writers left."""
+    """Remove all but the `keep` last written and the best checkpoint, and killed writers' files."""
+    top = best(folder)
     named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
     left = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(".")]
-    for path in [*named[:-keep], *left]:
+    old = [p for p in named[:-keep] if top is None or p != top[0]]
+    for path in [*old, *left]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -190,6 +209,16 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
         listed = "\n".join(faults)
         raise UserError(f"{listed}\ndelete the folder {folder} to start afresh")
     return None
+
+
+def best(folder: Path) -> tuple[Path, float] | None:
+    """Return the checkpoint with the highest score, and that; None when none has one."""
+    try:
+        said = read_json(folder / "best.json")
+        found = folder / str(said["name"]), float(said["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found[0].is_dir() else None
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -235,7 +264,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def restore(path: Path, engine: Any) -> None:
     """Put a checkpoint's weights, moments, step counts and scaler into a fresh engine.
 
-    Raises UserError when names or shapes are not those of the engine's module.
+    The global random generators go on as well, of as many ranks as there were. Raises UserError
+    when names or shapes are not those of the engine's module.
     """
     weights, moments = load_weights(path), _read(path / "moments.safetensors")
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -257,6 +287,10 @@ def restore(path: Path, engine: Any) -> None:
         for name, buffer in buffers.items():
             buffer.copy_(weights[name])
     _restore_optimizer(engine, parameters, weights, moments, state["optimizer_steps"])
+    if (path / "rng.safetensors").exists():  # earlier versions drew nothing and kept none
+        drawn = _read(path / "rng.safetensors").get(str(ranks.rank()))
+        if drawn is not None:
+            generators.set_states(drawn)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
         engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
 

@@ -66,6 +66,8 @@ class Recording:
     """Steps between two lines of the metric log."""
     save_every_s: float = math.inf
     """Seconds between checkpoints within an epoch; there is one after each epoch anyway."""
+    divergence: float = math.inf
+    """How many times the first epoch's mean a step's loss may be; more ends the training."""
     report: Report | None = None
     """Gets rank 0's line of each epoch."""
     writer: Any = None
@@ -76,7 +78,7 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     """Train a stage to its end, from its last checkpoint if there is one; returns the module.
 
     A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
-    requested and everything was saved, UserError when a loss is not finite.
+    requested and everything was saved, UserError when a loss is not finite or has diverged.
     """
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -134,7 +136,10 @@ def _train_epoch(
             # an epoch's last optimizer step may have fewer batches to average over
             start = at.step - at.step % settings.accumulation
             window = min(settings.accumulation, count - start)
-            losses = _step(stage, engine, batch, at, boundary=boundary, window=window)
+            losses = _step(
+                stage, engine, batch, at, boundary=boundary, window=window,
+                divergence=recording.divergence,
+            )
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             _record_step(stage, run, recording, at, losses, lr, count)
             advance(f"loss {losses['loss']:.4f}")
@@ -151,8 +156,9 @@ def _train_epoch(
     assert at.step == count, f"{stage.name}: {at.step} batches came, {count} were announced"
     seconds = time.perf_counter() - started
     line = _finish_epoch(stage, run, recording, at, lr, seconds / max(1, count - first))
+    at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
-    writer.save(engine, at)
+    writer.save(engine, at, _score(line))
     if line is not None and recording.report is not None:
         recording.report(line)
     if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
@@ -160,8 +166,15 @@ def _train_epoch(
         raise Stopped(f"asked to in {stage.name}, after epoch {at.epoch - 1}")
 
 
+def _score(line: dict[str, Any] | None) -> float | None:
+    """Return what tells the best epoch: the mAP of the validation, where there was one."""
+    found = (line or {}).get("validation", {}).get("mAP")
+    return None if found is None else float(found)
+
+
 def _step(
-    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool, window: int
+    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool, window: int,
+    divergence: float,
 ) -> dict[str, float]:
     """Forward, backward and, at a boundary, the optimizer's step; returns the losses.
 
@@ -174,17 +187,34 @@ def _step(
     values = dict(
         zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
     )
-    wrong = [name for name in losses if not math.isfinite(values[name])]
-    if wrong:  # losses are of the global batch, so all ranks stop here together
-        raise UserError(
-            f"{stage.name}, epoch {at.epoch}, step {at.step + 1}: {', '.join(wrong)} is "
-            f"{values[wrong[0]]}; lower the learning rate, or use engine.precision=fp32"
-        )
+    _check(stage, at, values, divergence)
     engine.backward(total / window, scale_wrt_gas=False)
     engine.step()
     for name, value in values.items():
         at.sums[name] = at.sums.get(name, 0.0) + value
     return values
+
+
+def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: float) -> None:
+    """Raise UserError for losses that are not finite, or have left the first epoch's far behind.
+
+    They are of the global batch, so all ranks stop here together.
+    """
+    place = f"{stage.name}, epoch {at.epoch}, step {at.step + 1}"
+    parts = [name for name in values if name != "loss"]
+    wrong = [name for name in parts if not math.isfinite(values[name])]
+    if wrong:
+        raise UserError(
+            f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning rate, or use "
+            "engine.precision=fp32"
+        )
+    if at.first and values["loss"] > divergence * at.first["loss"]:
+        most = max(parts, key=lambda name: stage.weights[name] * values[name])
+        raise UserError(
+            f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} times the "
+            f"{at.first['loss']:.4g} of the first epoch, most of it {most} ({values[most]:.4g}); "
+            "lower the learning rate, or allow more (run.divergence)"
+        )
 
 
 def _set_lr(engine: Any, factor: float) -> float:

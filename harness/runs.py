@@ -77,6 +77,11 @@ class Run:
         return self.folder / "model.safetensors"
 
     @property
+    def best_file(self) -> Path:
+        """The model of the best validated epoch, where that was not the last."""
+        return self.folder / "best.safetensors"
+
+    @property
     def result_file(self) -> Path:
         return self.folder / "result.json"
 

@@ -321,6 +321,8 @@ class Place:
     """Steps between two lines of the metric log; the last step of an epoch always has one."""
     save_every: float = runtime(10.0)
     """Minutes between checkpoints within an epoch; there is one after each epoch anyway."""
+    divergence: float = runtime(10.0)
+    """A step whose loss is over so many times the first epoch's mean ends the run as diverged."""
     tensorboard: bool = runtime(True)
     """Whether curves are also written for TensorBoard."""
     keep_checkpoints: bool = runtime(False)
@@ -328,7 +330,7 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "log_every")
-        yield from _positive(self, "save_every")
+        yield from _positive(self, "save_every", "divergence")
 
 
 @dataclass

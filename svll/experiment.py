@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import checkpoints, loop
 from harness import engine as ranks
-from harness import loop
 from harness.config import build, read_recipe
 from harness.errors import UserError
 from harness.features import open_features
@@ -116,7 +116,8 @@ class Trial:
             width=config.data.width, stride=config.model.stride, seed=config.seed,
         )
         self.recording = loop.Recording(
-            config.run.log_every, 60 * config.run.save_every, report, self._writer()
+            config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
+            self._writer(),
         )
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
@@ -300,12 +301,24 @@ class Trial:
                 loop.train(stage, self.run, config.engine, self.recording)
             with ranks.leader_first() as acts:
                 if acts:
-                    storage.save_model(
-                        self.run, model, config, text=text, cameras=self.splits.cameras,
-                        identities=self.splits.identities,
-                    )
+                    self._save_models(model, text)
         storage.load_model(self.run, model)
         return model.to(ranks.device()).eval()
+
+    def _save_models(self, model: ReIDModel, text: Tensor | None) -> None:
+        """Write the trained model, and before it that of the best epoch if it was not the last."""
+        about: dict[str, Any] = {
+            "text": text, "cameras": self.splits.cameras, "identities": self.splits.identities,
+        }
+        last, folder = model.state_dict(), self.run.checkpoints
+        best = checkpoints.best(folder)
+        newest = checkpoints.latest(folder, signature=self.run.signature)
+        if best is not None and newest is not None and best[0] != newest[0]:
+            kept = checkpoints.load_weights(best[0])
+            state = {name: kept.get(f"model.{name}", value) for name, value in last.items()}
+            storage.save_model(self.run.best_file, state, self.config, **about)
+            log.info("best validation mAP %.4f: %s", best[1], self.run.best_file)
+        storage.save_model(self.run.weights_file, last, self.config, **about)
 
     def _forget_features(self) -> None:
         """Remove features of weights that are about to be trained anew."""

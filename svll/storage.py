@@ -39,21 +39,20 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
 
 
 def save_model(
-    run: Run, model: ReIDModel, config: Config, *, text: Tensor | None, cameras: Iterable[int],
-    identities: int,
+    path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
+    cameras: Iterable[int], identities: int,
 ) -> None:
     """Write the trained image encoder with its side information, and all that using it needs.
 
-    That is, in the file itself: `text` [N, D], the text features of N `identities`, unless there
-    were no prompts; the configuration; the sorted `cameras` of the training part, whose places are
-    the side information's indices.
+    That is, in the file itself, besides the `state` of a ReIDModel: `text` [N, D], the text
+    features of N `identities`, unless there were no prompts; the configuration; the sorted
+    `cameras` of the training part, whose places are the side information's indices.
     """
     about = {
         "format": FORMAT, "version": VERSION, "config": to_yaml(config),
         "cameras": json.dumps([int(camera) for camera in cameras]), "identities": str(identities),
     }
-    state = model.state_dict() | ({} if text is None else {"text": text})
-    _save(run.weights_file, state, about)
+    _save(path, state | ({} if text is None else {"text": text}), about)
 
 
 def load_model(run: Run, model: ReIDModel) -> None:
@@ -75,14 +74,15 @@ def remove_checkpoints(run: Run) -> None:
 
 
 def _save(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         with atomic_write(path) as private:
             save_file(tensors, private, metadata=about)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
+        raise UserError(f"{path}: cannot be written: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

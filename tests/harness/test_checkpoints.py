@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,39 @@ def save_often(folder: str) -> list[list[str]]:
             listings.append(sorted(os.listdir(folder)))
     engine.destroy()
     return listings
+
+
+def save_scores(folder: str, scores: list[float | None]) -> list[list[str]]:
+    """Save with each score in turn; returns which checkpoints are there after each."""
+    engine = start(0)
+    listings = []
+    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        for step, score in enumerate(scores):
+            writer.save(engine, Progress("toy", 1, step, 0), score)
+            writer.finish()
+            listings.append(sorted(p.name[-1] for p in Path(folder).iterdir() if p.is_dir()))
+    engine.destroy()
+    return listings
+
+
+def draw_on(folder: str, resume: bool) -> list[float]:
+    """Draw from every global generator, after saving or after restoring; each rank its own."""
+    engine = start(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7 + ranks.rank() + 100 * resume)
+    random.gauss(0, 1)  # half a pair is kept for the next call
+    np.random.standard_normal()  # noqa: NPY002
+    if resume:
+        found = checkpoints.latest(Path(folder), signature="a run")
+        assert found is not None
+        checkpoints.restore(found[0], engine)
+    else:
+        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+            writer.save(engine, Progress("toy", 1, 1, 0))
+    engine.destroy()
+    drawn = [random.gauss(0, 1), random.random()]
+    drawn += [np.random.standard_normal(), np.random.rand()]  # noqa: NPY002
+    return [*drawn, torch.rand(()).item(), torch.randn(()).item()]
 
 
 def save_on_a_full_disk(folder: str) -> str:
@@ -252,6 +286,32 @@ def test_the_two_newest_stay_and_what_killed_writers_left_goes(
     assert listings == [
         ["latest.json", *names[max(0, step - 1) : step + 1]] for step in range(5)
     ]
+
+
+def test_the_best_stays_besides_the_two_newest(one_rank: Any, tmp_path: Path) -> None:
+    (listings,) = one_rank(
+        save_scores, folder=tmp_path, scores=[0.3, 0.5, None, 0.4, 0.5, 0.2, 0.6, None]
+    )
+    assert ["".join(names) for names in listings] == [
+        "0", "01", "12", "123", "134", "145", "56", "67",
+    ]
+    best, score = checkpoints.best(tmp_path) or pytest.fail("none found")
+    assert (best.name, score) == ("toy-0001-000006", 0.6)
+
+
+def test_global_generators_of_every_rank_go_on_where_they_were(
+    two_ranks: Any, one_rank: Any, tmp_path: Path
+) -> None:
+    drawn = two_ranks(draw_on, folder=tmp_path, resume=False)
+    assert drawn[0] != drawn[1]
+    assert two_ranks(draw_on, folder=tmp_path, resume=True) == drawn
+    assert one_rank(draw_on, folder=tmp_path, resume=True) == drawn[:1]
+
+
+def test_a_checkpoint_of_before_generators_were_kept_goes_on(saved: Path, one_rank: Any) -> None:
+    path = saved / "toy-0001-000002"
+    (path / "rng.safetensors").unlink()
+    assert one_rank(refusal, path=path) == ["restored"]
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(one_rank: Any, tmp_path: Path) -> None:

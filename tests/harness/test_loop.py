@@ -22,7 +22,7 @@ ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
 COUNTS = (5, 4, 5)
 """Steps of each epoch."""
-SPOILT = {"nan": math.nan, "inf": 1e30}
+SPOILT = {"nan": math.nan, "inf": 1e30, "huge": 100.0}
 """What a batch is multiplied by; 1e30 is too large to be squared."""
 
 
@@ -105,12 +105,13 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
 
 def train(
     folder: str, *, disturbance: dict[str, Any] | None = None, stages: int = 1,
-    optimizer: str = "adam", log_every: int = 2, save_every_s: float = math.inf, **settings: Any,
+    optimizer: str = "adam", log_every: int = 2, save_every_s: float = math.inf,
+    divergence: float = math.inf, **settings: Any,
 ) -> dict[str, Any]:
     """Train; returns how it ended, the weights, and what was reported."""
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
-    recording = loop.Recording(log_every, save_every_s, reported.append)
+    recording = loop.Recording(log_every, save_every_s, divergence, reported.append)
     ending, weights = "done", []
     with stop_on_signals():
         try:
@@ -215,6 +216,27 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_step(
         )
     # the weights of the last good epoch are kept
     assert newest(tmp_path) == "stage1-0002-000000"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_loss_far_above_the_first_epochs_ends_the_training_on_all_ranks(
+    two_ranks: Any, resumed: bool, tmp_path: Path
+) -> None:
+    options = {"folder": tmp_path, "divergence": 10.0, "log_every": 1}
+    if resumed:  # the first epoch's mean is the one before the interruption
+        two_ranks(train, **options, disturbance={"epoch": 2, "step": 1, "kind": "cut"})
+    huge = {"epoch": 2, "step": 2, "kind": "huge"}
+    results = two_ranks(train, **options, disturbance=huge)
+    first = next(line["loss"] for line in log_of(tmp_path) if line["kind"] == "epoch")
+    for result in results:
+        assert result["ending"].startswith(
+            "UserError: stage1, epoch 2, step 3: diverged: the loss is "
+        )
+        assert f"over 10 times the {first:.4g} of the first epoch, most of it fit (" in (
+            result["ending"]
+        )
+    (result, _) = two_ranks(train, **{**options, "divergence": 1e9}, disturbance=huge)
+    assert result["ending"] == "done"
 
 
 @pytest.fixture(scope="module")

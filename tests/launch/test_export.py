@@ -46,8 +46,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
     run = Run(tmp_path_factory.mktemp("run"))
     storage.save_model(
-        run, ReIDModel(clip.image, None), config, text=torch.zeros(2, 128), cameras=[0],
-        identities=2,
+        run.weights_file, ReIDModel(clip.image, None).state_dict(), config,
+        text=torch.zeros(2, 128), cameras=[0], identities=2,
     )
     return run
 

@@ -22,8 +22,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,46 +35,7 @@ TOOLS = {
 START_S = 60
 """How long anything may take to start."""
 
-SLURM_CONF = """\
-ClusterName=kit
-SlurmctldHost={host}({net}.1)
-SlurmctldPort={ctld_port}
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock,cred_expire={requeue_s}
-CryptoType=crypto/munge
-SlurmctldPidFile={dir}/slurmctld.pid
-SlurmdPidFile={dir}/%n/slurmd.pid
-SlurmdSpoolDir={dir}/%n/spool
-StateSaveLocation={dir}/state
-SlurmctldLogFile={dir}/slurmctld.log
-SlurmdLogFile={dir}/%n/slurmd.log
-MailProg=/bin/true
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SlurmdParameters=config_overrides
-ReturnToService=2
-SlurmctldTimeout=30
-SlurmdTimeout=20
-KillWait=5
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={net}.1
-AccountingStoragePort={dbd_port}
-AccountingStoragePass={dir}/munge.sock
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=5
-{nodes}
-PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
-PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
-"""
+SLURM_CONF = Path(__file__).with_name("slurm.conf").read_text(encoding="utf-8")
 
 SLURMDBD_CONF = """\
 AuthType=auth/munge
@@ -212,6 +173,29 @@ class Cluster:
         self._start_controller()
         self._wait("the nodes to register again", lambda: "unk" not in self._node_states())
 
+    @contextmanager
+    def configured(self, before: str, after: str) -> Iterator[None]:
+        """Run the body with a piece of slurm.conf replaced."""
+        whole = self.conf.read_text()
+        assert before in whole, before
+        try:
+            self.conf.write_text(whole.replace(before, after))
+            self.run("scontrol", "reconfigure")
+            yield
+        finally:
+            self.conf.write_text(whole)
+            self.run("scontrol", "reconfigure")
+
+    @contextmanager
+    def without_accounting(self) -> Iterator[None]:
+        """Run the body with slurmdbd ended."""
+        _end(self._state()["pids"]["slurmdbd"])
+        try:
+            yield
+        finally:
+            self._daemon("slurmdbd", "slurmdbd", "-D")
+            self._wait("slurmdbd", lambda: self._works("sacctmgr", "-n", "list", "cluster"))
+
     # --- nodes ---
 
     def start_node(self, name: str, *, wait: bool = True) -> None:
@@ -242,6 +226,10 @@ class Cluster:
         if wait:
             self._wait(f"{name} to register", lambda: self._registered(name) != before)
             self._wait(f"{name} to take jobs", lambda: self._resumed(name))
+
+    def pid_of(self, name: str) -> int:
+        """Return the process of a service, or of a slurmd: its name spaces are the node's."""
+        return int(self._state()["pids"][name])
 
     def kill_node(self, name: str) -> None:
         """As a power cut: slurmd and every process on the node are gone when this returns."""

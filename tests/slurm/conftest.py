@@ -57,3 +57,22 @@ def _load_kit() -> Any:
     kit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kit)
     return kit
+
+
+ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+@pytest.fixture
+def fault_table(pytestconfig: pytest.Config) -> list[tuple[str, ...]]:
+    """Rows of the fault table: the fault, how the trial went on, what was done twice, the end."""
+    return pytestconfig.stash.setdefault(ROWS, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if rows := config.stash.get(ROWS, []):
+        terminalreporter.section("faults")
+        head = ("fault", "the trial goes on", "steps done twice", "final numbers")
+        terminalreporter.write_line(f"| {' | '.join(head)} |")
+        terminalreporter.write_line("|---|---|---|---|")
+        for row in rows:
+            terminalreporter.write_line(f"| {' | '.join(row)} |")

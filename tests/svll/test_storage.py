@@ -36,7 +36,10 @@ def model(clip: Clip, cameras: int) -> ReIDModel:
 def saved_model(clip: Clip, folder: Path) -> tuple[Run, ReIDModel]:
     run, saved = Run(folder), model(clip, 3)
     text = torch.randn(5, 128)
-    storage.save_model(run, saved, Config(), text=text, cameras=[0, 2, 7], identities=len(text))
+    storage.save_model(
+        run.weights_file, saved.state_dict(), Config(), text=text, cameras=[0, 2, 7],
+        identities=len(text),
+    )
     return run, saved
 
 

@@ -45,7 +45,10 @@ def finished(folder: Path, **changes: Any) -> tuple[Run, ReIDModel, Tensor]:
     torch.manual_seed(0)
     reid, text = ReIDModel(clip.image, side).eval(), torch.randn(5, clip.image.out)
     run = Run(folder)
-    storage.save_model(run, reid, config, text=text, cameras=CAMERAS, identities=len(text))
+    storage.save_model(
+        run.weights_file, reid.state_dict(), config, text=text, cameras=CAMERAS,
+        identities=len(text),
+    )
     return run, reid, text
 
 

@@ -46,7 +46,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
             side.vectors.mul_(50)
         model = ReIDModel(clip.image, side).eval()
         run = Run(tmp_path_factory.mktemp("run"))
-        storage.save_model(run, model, config, text=None, cameras=CAMERAS, identities=2)
+        storage.save_model(
+            run.weights_file, model.state_dict(), config, text=None, cameras=CAMERAS, identities=2
+        )
         return run.folder, model
 
     return make

@@ -1,0 +1,357 @@
+"""The fault table: real training on a real SLURM, disturbed, ends as if nothing had happened.
+
+All disturbed trials run side by side, each in a sweep of its own; then each is compared, to the
+last digit, with one of as many ranks that nothing disturbed. The table is printed at the end.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+TOYS = Path(__file__).parents[1] / "toy"
+sys.path.insert(0, str(TOYS))
+
+import toy_experiment as toy  # noqa: E402
+from faulty_experiment import Strike, steps  # noqa: E402
+
+from harness.cluster import array  # noqa: E402
+from harness.cluster.array import Queue, View, launch, survey  # noqa: E402
+from harness.cluster.follow import follow  # noqa: E402
+from harness.cluster.records import read_records  # noqa: E402
+from harness.files import read_json  # noqa: E402
+from harness.runs import Run  # noqa: E402
+from harness.sweeps import Sweep, read_sweep  # noqa: E402
+from svll.config import RECIPES, Config  # noqa: E402
+from svll.data.datasets import pin  # noqa: E402
+from svll.data.synthetic import World, write_world  # noqa: E402
+
+SETTINGS = (
+    # 54 images of 6 identities: 4 and 3 steps an epoch
+    "stage1.batch=16", "stage1.epochs=2", "stage2.batch=16", "stage2.epochs=3",
+    "data.check=false", "run.tensorboard=false", "run.log_every=1", "run.keep_checkpoints=true",
+    "run.experiment=faulty_experiment.run",
+)
+PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What happens to a trial, and what it says of itself before it goes on."""
+
+    ranks: int
+    strike: Strike | None = None
+    act: Callable[[Any, Sweep], None] | None = None
+    """Done from outside, once stage 2 is being trained."""
+    told: str = ""
+    """What --status says in the end; empty when the trial goes on by itself."""
+    before: Callable[[Any, Sweep], None] | None = None
+    mend: Callable[[Any, Sweep], None] | None = None
+    """Done before the sweep is launched again."""
+
+
+def requeue(slurm: Any, sweep: Sweep) -> None:
+    slurm.run("scontrol", "requeue", job_of(sweep))
+
+
+def user_signal(slurm: Any, sweep: Sweep) -> None:
+    slurm.run("scancel", "--signal=USR2", job_of(sweep))
+
+
+def damage(slurm: Any, sweep: Sweep) -> None:
+    """Stop the trial, and cut its newest checkpoint short."""
+    array.cancel(sweep)
+    run = sweep.trials[0].run
+    newest = run.checkpoints / read_json(run.checkpoints / "latest.json")["name"]
+    os.truncate(newest / "weights.safetensors", 1000)
+
+
+def small_disk(slurm: Any, sweep: Sweep) -> None:
+    """Give the checkpoints a disk that holds stage 1's but none of stage 2's."""
+    checkpoints = sweep.trials[0].run.checkpoints
+    checkpoints.mkdir(parents=True)
+    on_node1(slurm, "mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(checkpoints))
+
+
+def larger_disk(slurm: Any, sweep: Sweep) -> None:
+    checkpoints = sweep.trials[0].run.checkpoints
+    on_node1(slurm, "mount", "-o", "remount,size=100m", str(checkpoints))
+
+
+DISTURBANCES = {
+    "undisturbed": Disturbance(ranks=1),
+    "undisturbed, two ranks": Disturbance(ranks=2),
+    "kill -9 of one rank in stage 1": Disturbance(
+        ranks=2, strike=Strike("stage1", 6, rank=1), told="Connection closed by peer"
+    ),
+    "kill -9 of one rank in stage 2": Disturbance(
+        ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
+    ),
+    "kill -9 during a checkpoint write": Disturbance(
+        ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
+    ),
+    "kill -9 during the cache write": Disturbance(
+        ranks=2, strike=Strike("features", 1, rank=1), told="Connection closed by peer"
+    ),
+    "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
+    "scontrol requeue": Disturbance(ranks=1, act=requeue),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="cancelled"),
+    "disk full": Disturbance(
+        ranks=1, before=small_disk, mend=larger_disk, told="No space left on device"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a disturbed trial went."""
+
+    sweep: Sweep
+    view: View
+    """Before it was launched again, if it was."""
+
+    @property
+    def run(self) -> Run:
+        return self.sweep.trials[0].run
+
+    @property
+    def twice(self) -> int:
+        """Steps that were trained more than once."""
+        done = steps(self.run)
+        return len(done) - len(set(done))
+
+
+@pytest.fixture(scope="module")
+def place(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the dataset `world`; jobs find the experiment by PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_world(World(train_identities=8, test_identities=8, shots=2), folder / "world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TOYS))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(slurm: Any, place: Path) -> dict[str, Outcome]:
+    with ThreadPoolExecutor(len(DISTURBANCES)) as threads:
+        going = {
+            name: threads.submit(carry_out, slurm, place / str(number), how)
+            for number, (name, how) in enumerate(DISTURBANCES.items())
+        }
+    return {name: future.result() for name, future in going.items()}
+
+
+def carry_out(slurm: Any, folder: Path, how: Disturbance) -> Outcome:
+    sweep = make_sweep(folder, how.ranks)
+    run = sweep.trials[0].run
+    if how.strike:
+        how.strike.plan(run)
+    if how.before:
+        how.before(slurm, sweep)
+    launch(sweep, "slurm")
+    if how.act:
+        toy.until(lambda: in_stage2(run), seconds=PATIENCE_S)
+        how.act(slurm, sweep)
+    [view] = over(sweep)
+    if how.mend:
+        how.mend(slurm, sweep)
+    if view.is_due:
+        assert len(launch(sweep, "slurm")) == 1
+        over(sweep)
+    return Outcome(sweep, view)
+
+
+def make_sweep(folder: Path, ranks: int) -> Sweep:
+    folder.mkdir()
+    file = folder / "sweep.yaml"
+    file.write_text(json.dumps({
+        "name": "faults", "recipe": "synthetic_tiny", "search": {}, "seeds": [1], "metric": "mAP",
+        "resources": {"tasks": ranks, "time": "15m"},
+        "slurm": {"nodelist": "node1"} if ranks == 1 else {},
+    }))
+    overrides = [*SETTINGS, f"data.root={folder.parent / 'world'}", f"run.runs={folder / 'runs'}"]
+    return read_sweep(
+        file, schema=Config, recipes=RECIPES, overrides=overrides, metrics=["mAP"], complete=pin
+    )
+
+
+def in_stage2(run: Run) -> bool:
+    done = steps(run)
+    return sum(step.startswith("stage2") for step in done) >= 4
+
+
+def over(sweep: Sweep) -> list[View]:
+    queue = Queue(sweep, max_age_s=2.0)
+    views: list[View] = []
+
+    def ended() -> bool:
+        views[:] = survey(sweep, queue)
+        return not any(view.state in array.ALIVE for view in views)
+
+    toy.until(ended, seconds=PATIENCE_S)
+    return views
+
+
+def job_of(sweep: Sweep) -> str:
+    return next(iter(read_records(sweep.folder)[-1].jobs.values()))
+
+
+def on_node1(slurm: Any, *command: str) -> None:
+    """Run a command in the first node's mount name space."""
+    enter = ["nsenter", f"--target={slurm.pid_of('node1')}", "--mount"]
+    subprocess.run([*enter, *command], check=True)
+
+
+DISTURBED = [name for name in DISTURBANCES if not name.startswith("undisturbed")]
+Rows = list[tuple[str, ...]]
+
+
+@pytest.mark.parametrize("name", DISTURBED)
+def test_a_disturbed_trial_ends_as_if_nothing_had_happened(
+    name: str, outcomes: dict[str, Outcome], fault_table: Rows
+) -> None:
+    how, outcome = DISTURBANCES[name], outcomes[name]
+    calm = outcomes["undisturbed" if how.ranks == 1 else "undisturbed, two ranks"]
+    assert_equal(outcome.run, calm.run)
+    by_itself = outcome.view.state == "complete"
+    assert by_itself == (not how.told)
+    assert how.told in outcome.view.note
+    fault_table.append(row(name, outcome, calm))
+
+
+def test_nothing_is_trained_twice_without_a_fault(outcomes: dict[str, Outcome]) -> None:
+    for name in ("undisturbed", "undisturbed, two ranks"):
+        assert outcomes[name].twice == 0
+        assert outcomes[name].run.status()["attempts"] == 1
+
+
+def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
+    log = outcomes["last checkpoint damaged"].run.log_file.read_text()
+    assert "weights.safetensors is not as it was written" in log
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("preemption", "GraceTime=15", "GraceTime=15"),
+        ("preemption, user signal off", "SlurmctldParameters=preempt_send_user_signal", ""),
+        ("preemption, GraceTime 0", "GraceTime=15", "GraceTime=0"),
+    ],
+)
+def test_a_preempted_trial_ends_as_if_nothing_had_happened(
+    name: str, before: str, after: str, slurm: Any, place: Path, outcomes: dict[str, Outcome],
+    fault_table: Rows,
+) -> None:
+    def preempt(slurm: Any, sweep: Sweep) -> None:
+        slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "true", timeout=90)
+
+    with slurm.configured(before, after):
+        outcome = carry_out(slurm, place / name, Disturbance(ranks=1, act=preempt))
+    assert_equal(outcome.run, outcomes["undisturbed"].run)
+    assert outcome.view.state == "complete"
+    fault_table.append(row(name, outcome, outcomes["undisturbed"]))
+
+
+def assert_equal(run: Run, calm: Run) -> None:
+    """A disturbed run has the numbers, weights and metric log of an undisturbed one."""
+    assert run.status()["attempts"] == 2
+    assert numbers(run) == numbers(calm)
+    assert result(run) == result(calm)
+    weights, expected = load_file(run.weights_file), load_file(calm.weights_file)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert list(dict.fromkeys(steps(run))) == steps(calm)
+
+
+def row(name: str, outcome: Outcome, calm: Outcome) -> tuple[str, ...]:
+    assert outcome.twice <= 4, "more than an epoch was trained twice"
+    how_on = "by itself" if outcome.view.state == "complete" else "at the next launch"
+    return name, how_on, f"{outcome.twice} of {len(steps(calm.run))}", "equal"
+
+
+def numbers(run: Run) -> list[dict[str, Any]]:
+    """The metric log without what the clock says."""
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in run.metrics()]
+
+
+def result(run: Run) -> dict[str, Any]:
+    return {k: v for k, v in (run.result() or {}).items() if k != "seconds"}
+
+
+# --- what is around a trial fails; a toy is trained ---
+
+
+@pytest.fixture
+def toys(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
+
+
+def epochs_of(sweep: Sweep) -> list[int]:
+    return [entry["epoch"] for entry in sweep.trials[0].run.metrics()]
+
+
+def test_a_follower_sees_the_end_through_a_restart_of_the_controller(
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 12, "epoch_s": 1.0}})
+    launch(sweep, "slurm")
+    console = Console(file=(tmp_path / "told").open("w"))
+    with ThreadPoolExecutor(1) as threads:
+        following = threads.submit(follow, sweep, console)
+        toy.until(lambda: len(epochs_of(sweep)) >= 2)
+        slurm.restart_controller()
+        assert [view.state for view in following.result(timeout=120)] == ["complete"]
+    assert epochs_of(sweep) == list(range(1, 13))
+    assert sweep.trials[0].run.status()["attempts"] == 1
+    fault_table.append(("slurmctld restarted while following", "goes on", "0 of 12", "equal"))
+
+
+def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, recipe={"work": {"epochs": 4, "epoch_s": 1.0}},
+        slurm={"requeue": False, "no_requeue": True},
+    )
+    run = sweep.trials[0].run
+    with slurm.without_accounting():
+        launch(sweep, "slurm")
+        toy.until(lambda: len(epochs_of(sweep)) >= 2)
+        os.kill(read_json(run.folder / "seen-0.json")["pid"], signal.SIGKILL)
+        [view] = over(sweep)
+        assert view.state == "died"
+        assert "its process ended without a word" in view.note
+        assert len(launch(sweep, "slurm")) == 1
+        assert over(sweep)[0].state == "complete"
+    assert epochs_of(sweep) == [1, 2, 3, 4]
+    fault_table.append(("accounting down, kill -9", "at the next launch", "1 of 4", "equal"))
+
+
+def test_a_read_only_run_folder_is_told_before_anything_is_trained(
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"nodelist": "node1"})
+    run = sweep.trials[0].run
+    run.folder.mkdir(parents=True)
+    on_node1(slurm, "mount", "--bind", str(run.folder), str(run.folder))
+    on_node1(slurm, "mount", "-o", "remount,bind,ro", str(run.folder))
+    launch(sweep, "slurm")
+    [view] = over(sweep)
+    assert f"{run.folder}: cannot be written: Read-only file system" in view.note
+    assert run.metrics() == []
+    on_node1(slurm, "umount", str(run.folder))
+    launch(sweep, "slurm")
+    assert over(sweep)[0].state == "complete"
+    assert epochs_of(sweep) == [1, 2]
+    fault_table.append(("run folder read-only", "at the next launch", "0 of 2", "equal"))
