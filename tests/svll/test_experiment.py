@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from harness import loop
 from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
@@ -79,6 +81,21 @@ def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
     )
     assert result(finished)["mAP"] == ranking.mAP
     assert result(finished)["initial"]["mAP"] != ranking.mAP
+
+
+def test_the_best_epochs_model_is_kept_beside_the_last(runs: Path) -> None:
+    options = ("stage2.lr=3e-3", "stage1.epochs=1")  # too fast: the first epoch is the best
+    first, second = (make_run(runs, *options, f"stage2.epochs={count}") for count in (1, 2))
+    for run in (first, second):
+        experiment(run)
+    scores = [line["validation"]["mAP"] for line in second.metrics() if "validation" in line]
+    assert scores[0] > scores[1]
+    assert not first.best_file.exists()
+    best, alone = load_file(second.best_file), load_file(first.weights_file)
+    assert best.keys() == alone.keys()
+    assert all(torch.equal(best[name], alone[name]) for name in alone)
+    last = load_file(second.weights_file)
+    assert any(not torch.equal(best[name], last[name]) for name in last)
 
 
 def copied(finished: Run, folder: Path) -> Run:
