@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from harness import engine as ranks
 from harness import generators
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Writer:
     def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
         """Take a copy of a DeepSpeed engine's trained state, and begin to write it.
 
-        The one of the highest `score` stays; what rank 0 gives counts. Raises UserError when the
+        The one of the highest `score` stays; what rank 0 gives counts. Raises Hindered when the
         checkpoint before could not be written, as on a full disk.
         """
         weights, moments, steps = _collect(engine)
@@ -93,7 +93,7 @@ class Writer:
             )
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on disk; raises UserError when it cannot be."""
+        """Wait until the last checkpoint is on disk; raises Hindered when it cannot be."""
         pending, self._pending = self._pending, None
         with ranks.leader_first() as acts:
             if acts and pending is not None:
@@ -160,7 +160,7 @@ def _write(
             write_json(folder / "best.json", {"name": name, "score": score})
     except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
         shutil.rmtree(private, ignore_errors=True)
-        raise UserError(f"{folder}: the checkpoint cannot be written: {error}") from error
+        raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
     _prune(folder, name, keep)
 
 

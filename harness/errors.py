@@ -1,4 +1,4 @@
-"""The one exception for users' mistakes."""
+"""The exceptions for what the user can put right."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Caught in `launch/` only, where it becomes a line on stderr and a non-zero exit status.
     """
+
+
+class Hindered(UserError):
+    """Something around the run stopped it, such as a full disk; without that it would go on."""

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.files import atomic_write
 
 CHUNK_BYTES = 2**20
@@ -42,9 +42,9 @@ def new_file(path: Path, size: int) -> Iterator[h5py.File]:
                 file.attrs["complete"] = True
     except OSError as error:
         if error.errno not in FULL:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise Hindered(f"{path}: cannot be written: {error.strerror or error}") from error
         free = shutil.disk_usage(next(p for p in path.parents if p.is_dir())).free
-        raise UserError(
+        raise Hindered(
             f"{path}: no room: {size:,} bytes are needed, {free:,} are free on that disk (a quota "
             "may allow you less); make room, or write elsewhere"
         ) from error

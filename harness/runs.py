@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.files import read_json, write_json, write_text
 
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
@@ -179,7 +179,7 @@ class Run:
 
         Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
         file systems. A holder that died is noticed: at once on this machine, after STALE_S
-        elsewhere. Raises Busy naming the living holder, UserError when nothing can be written.
+        elsewhere. Raises Busy naming the living holder, Hindered when nothing can be written.
         """
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -243,11 +243,11 @@ def _acquire(path: Path) -> str:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a UserError."""
+    """Turn what the file system refuses into an error that says so."""
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise Hindered(
             f"{folder}: cannot be written: {error.strerror}; make room, let this machine write "
             "there, or name another place (run.runs=FOLDER)"
         ) from None

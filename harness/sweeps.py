@@ -167,6 +167,8 @@ class Sweep:
     complete: Callable[[Any], Any]
     """What a checked configuration still goes through before it is signed."""
     trials: tuple["Trial", ...] = ()
+    first: int | None = None
+    """How many of the trials are dealt with now; None: all."""
 
     @property
     def selected_on(self) -> str:
@@ -250,8 +252,11 @@ def recipe_sweep(
 
 
 def expand(sweep: Sweep) -> list[Trial]:
-    """Return the trials in order: grid points, draws within a point, seeds within a draw."""
-    return list(sweep.trials)
+    """Return the trials in order, those that are dealt with now.
+
+    The order is that of grid points, draws within a point, seeds within a draw.
+    """
+    return list(sweep.trials[: sweep.first])
 
 
 def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting) -> Trial:

@@ -8,6 +8,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.runs import Run
 from harness.stopping import Stopped, stop_on_signals
 
@@ -27,6 +28,11 @@ Outcome = Literal["complete", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
 COUNTS = ("preemptions", "time_outs")
 """What is counted of a job from one attempt to the next."""
+LOST_RANK = (
+    r"Connection closed by peer|Connection reset by peer|remote process exited|"
+    r"[Tt]imed out waiting|collective (operation )?timeout"
+)
+"""How gloo and NCCL say that another rank has gone or hangs."""
 ERROR_LINES = 20
 """How many last lines of a failure's traceback the status keeps."""
 
@@ -37,8 +43,8 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
     The experiment is the function that `run.experiment` in the run's config.yaml names; it is
     called on every rank as `experiment(run, report)`. `report`, if given, gets rank 0's metrics
     after each epoch. A complete run returns at once; a stopped or failed one goes on from its last
-    checkpoint. Raises Busy when another process holds the run, UserError when its folder cannot be
-    written.
+    checkpoint. The status of a failure says whether it was `hindered`, by what lies outside.
+    Raises Busy when another process holds the run, UserError when its folder cannot be written.
     """
     if run.is_complete():
         return "complete"
@@ -79,7 +85,7 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         log.error("failed: %s", told)
         return end_with(
             "failed", error=one_line(error), lines=told.splitlines()[-ERROR_LINES:],
-            log=str(run.log_file), **facts,
+            log=str(run.log_file), hindered=_is_hindered(error), **facts,
         )
     return end_with("complete", seconds=time.time() - started, **facts)
 
@@ -112,6 +118,12 @@ def _is_of_the_file_system(error: BaseException) -> bool:
     """Whether a file could not be written or read for a reason that lies outside the program."""
     reasons = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     return isinstance(error, OSError) and error.errno in reasons
+
+
+def _is_hindered(error: BaseException) -> bool:
+    """Whether the run would go on once what is around it is as it was."""
+    lost_rank = isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
+    return isinstance(error, Hindered) or _is_of_the_file_system(error) or lost_rank
 
 
 def one_line(error: BaseException) -> str:

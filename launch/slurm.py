@@ -5,7 +5,8 @@
     python launch/slurm.py --sweep sweeps/loss_weights.yaml slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
 
-The same command again submits only what is missing, failed or stopped.
+The same command again submits only what is missing, stopped or was killed; --retry-failed also what
+failed by its own fault.
 """
 
 import dataclasses
@@ -55,6 +56,12 @@ def main(
     jobs: Annotated[
         int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
     ] = None,
+    first: Annotated[
+        int | None, typer.Option(help="Deal with the sweep's first N trials only.", min=1)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Submit failed trials as well, once mended.")
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="key=value of the trials (stage2.lr=1e-5) or the sweep (seeds=[1,2])"),
@@ -63,18 +70,18 @@ def main(
     """Run a sweep. Exit status 0 only when every trial that was waited for is complete."""
     if sum((dry_run, status, follow, cancel)) > 1:
         raise UserError("choose one of --dry-run, --status, --follow, --cancel")
-    asked = _read(sweep, recipe, overrides or [])
+    asked = dataclasses.replace(_read(sweep, recipe, overrides or []), first=first)
     place: array.Cluster = "slurm" if slurm.is_here() else "local"
     if cluster is not None:
         place = cluster.value
     console = table.wide(Console())
     if dry_run:
-        return _dry_run(asked, place, jobs, console)
+        return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:
         return _status(asked, console)
     if cancel:
         return _cancel(asked, console)
-    _submit(asked, place, jobs, console)
+    _submit(asked, place, jobs, console, retry_failed=retry_failed)
     return _follow(asked, console) if follow else 0
 
 
@@ -103,10 +110,13 @@ def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep
     )
 
 
-def _dry_run(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console) -> int:
+def _dry_run(
+    sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
+) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
-    due = sum(view.is_due for view in views)
+    due = len(array.due(views, retry_failed=retry_failed))
     console.print(table.live_table(sweep, views, most=len(views)))
+    _tell_left_alone(views, console, retry_failed=retry_failed)
     if cluster == "local":
         slots = local.slots_for(sweep.resources, jobs)
         _say(console, f"{due} to run on this machine, {slots} at a time")
@@ -141,13 +151,26 @@ def _cancel(sweep: Sweep, console: Console) -> int:
     return 0
 
 
-def _submit(sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console) -> None:
-    due = array.launch(sweep, cluster, jobs=jobs)
+def _submit(
+    sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
+) -> None:
+    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed)
     where = "to SLURM" if cluster == "slurm" else "on this machine"
     if due:
         _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
-    else:
-        _say(console, f"nothing to submit, {table.counts(array.survey(sweep))}")
+    views = array.survey(sweep)
+    if not due:
+        _say(console, f"nothing to submit, {table.counts(views)}")
+    _tell_left_alone(views, console, retry_failed=retry_failed)
+
+
+def _tell_left_alone(
+    views: list[array.View], console: Console, *, retry_failed: bool
+) -> None:
+    left = sum(view.state == "failed" and not view.is_due for view in views)
+    if left and not retry_failed:
+        _say(console, f"{table.trials(left)} failed and would again: once the cause is mended, "
+                      "--retry-failed submits what failed")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:

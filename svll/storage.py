@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.config import to_yaml
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.files import atomic_write
 from harness.runs import Run
 from svll.config import Config
@@ -82,7 +82,7 @@ def _save(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
         with atomic_write(path) as private:
             save_file(tensors, private, metadata=about)
     except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
-        raise UserError(f"{path}: cannot be written: {error}") from None
+        raise Hindered(f"{path}: cannot be written: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

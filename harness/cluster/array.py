@@ -43,7 +43,9 @@ class View:
 
     @property
     def is_due(self) -> bool:
-        """Whether a launch would submit it."""
+        """Whether a launch would submit it; what failed by its own fault waits to be asked for."""
+        if self.state == "failed":
+            return bool(self.status.get("hindered"))
         return self.state not in (*ALIVE, *DONE)
 
 
@@ -169,36 +171,44 @@ def launch_lock(sweep: Sweep) -> Path:
     return sweep.folder / "launch.lock"
 
 
-def launch(sweep: Sweep, cluster: Cluster, *, jobs: int | None = None) -> list[View]:
+def due(views: list[View], *, retry_failed: bool = False) -> list[View]:
+    """Return the trials that a launch would submit."""
+    return [view for view in views if view.is_due or (retry_failed and view.state == "failed")]
+
+
+def launch(
+    sweep: Sweep, cluster: Cluster, *, jobs: int | None = None, retry_failed: bool = False
+) -> list[View]:
     """Submit every trial that is neither complete nor on its way, and return those at once.
 
-    jobs: how many trials run at a time on this machine; None: as many as its cores allow. Raises
-    UserError when the cluster refuses; a trial that was not submitted keeps its former status.
+    jobs: how many trials run at a time on this machine; None: as many as its cores allow.
+    retry_failed: also those that failed by their own fault, and would again unless it was mended.
+    Raises UserError when the cluster refuses; what was not submitted keeps its former status.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with held_lock(launch_lock(sweep)):
         _settle_marks(sweep)
         views = survey(sweep)
         write_summary(sweep)
-        due = [view for view in views if view.is_due]
-        if due and cluster == "slurm":
-            site.check(sweep, 1 if sweep.backend == "ray" else len(due))
-        if due and sweep.backend == "ray":
+        waiting = due(views, retry_failed=retry_failed)
+        if waiting and cluster == "slurm":
+            site.check(sweep, 1 if sweep.backend == "ray" else len(waiting))
+        if waiting and sweep.backend == "ray":
             from harness.cluster import ray_search  # late: it imports this module's neighbours
 
-            with _marked(due):
-                ray_search.submit(sweep, [v.trial for v in due], cluster=cluster, jobs=jobs)
-        elif due and cluster == "local":
-            with _marked(due):
-                local.submit(sweep, [view.trial for view in due], jobs=jobs)
-        elif due:
+            with _marked(waiting):
+                ray_search.submit(sweep, [v.trial for v in waiting], cluster=cluster, jobs=jobs)
+        elif waiting and cluster == "local":
+            with _marked(waiting):
+                local.submit(sweep, [view.trial for view in waiting], jobs=jobs)
+        elif waiting:
             most = slurm.max_array_size()
             slurm.parameters(sweep, job_name=sweep.name)  # its faults, before anything is written
-            for start in range(0, len(due), most):
-                chunk = due[start : start + most]
+            for start in range(0, len(waiting), most):
+                chunk = waiting[start : start + most]
                 with _marked(chunk):
                     slurm.submit(sweep, [view.trial for view in chunk])
-    return due
+    return waiting
 
 
 def write_summary(sweep: Sweep) -> None:
@@ -207,7 +217,7 @@ def write_summary(sweep: Sweep) -> None:
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
         "mode": sweep.mode,
         "trials": [
-            {"point": t.point, "seed": t.seed, "signature": t.signature} for t in expand(sweep)
+            {"point": t.point, "seed": t.seed, "signature": t.signature} for t in sweep.trials
         ],
     })
 

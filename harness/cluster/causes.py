@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.cluster import slurm
+from harness.trial import LOST_RANK
 
 TAIL_BYTES = 8192
 """How much of the end of a job's log is read."""
@@ -34,8 +35,9 @@ NEXT_STEPS = {
         "(slurm.signal_delay_s), or give it more time (resources.time)"
     ),
     r"PREEMPTED|DUE TO PREEMPTION": "the same command goes on from the last checkpoint",
-    r"Connection closed by peer|Connection reset by peer|[Tt]imed out waiting|collective timeout": (
-        "another rank was lost or hangs: see the logs of all ranks"
+    LOST_RANK: (
+        "another rank was lost or hangs: see the logs of all ranks; the same command goes on from "
+        "the last checkpoint"
     ),
 }
 """What to do, by what a status, SLURM's accounting or a log says; the first that fits."""

@@ -352,7 +352,10 @@ def settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> 
             if len(codes) > 1:
                 told = f"rank {broken}: {told}"
             lines = _tail(logs[broken]).splitlines()
-            run.set_status("failed", error=told, lines=lines, log=str(logs[broken]), **facts)
+            hindered = codes[broken] < 0 or codes[broken] == IN_USE_STATUS
+            run.set_status(
+                "failed", error=told, lines=lines, log=str(logs[broken]), hindered=hindered, **facts
+            )
     except OSError as error:  # the other trials go on
         log.error("%s: cannot be written: %s", run.status_file, error.strerror)
 

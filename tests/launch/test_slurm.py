@@ -69,6 +69,27 @@ def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown
     assert ended.returncode == 1
     assert "failed: RuntimeError: the toy broke, as it was told to" in ended.stdout
     assert "log.txt" in ended.stdout
+    again = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow")
+    assert again.returncode == 1
+    assert "nothing to submit, 1 trial: 1 failed" in again.stdout
+    assert "1 trial failed and would again: once the cause is mended, --retry-failed" in (
+        again.stdout
+    )
+    mended = launch(
+        "--recipe", "synthetic_tiny", "--cluster", "local", "--follow", "--retry-failed"
+    )
+    assert mended.returncode == 0, mended.stdout
+
+
+def test_the_first_trials_are_tried_here_and_then_the_rest(launch, tmp_path: Path) -> None:
+    sweep = ("--sweep", str(SWEEP), "--cluster", "local", "--follow")
+    first = launch(*sweep, "--first", "1")
+    assert first.returncode == 0, first.stderr
+    assert "1 trial submitted on this machine" in first.stdout
+    assert "1 trial: 1 complete" in first.stdout
+    whole = json.loads((tmp_path / "runs" / "loss_weights" / "sweep.json").read_text())
+    assert len(whole["trials"]) == 4
+    assert "3 trials submitted on this machine" in launch(*sweep).stdout
 
 
 def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(

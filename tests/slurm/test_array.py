@@ -70,7 +70,8 @@ def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path:
     assert "the toy broke" in survey(sweep)[0].note
     number = read_records(sweep.folder)[0].jobs[sweep.trials[0].signature]
     toy.until(lambda: sacct(slurm, number) == "FAILED|1:0")
-    assert [v.trial.index for v in launch(sweep, "slurm")] == [0]
+    assert launch(sweep, "slurm") == []
+    assert [v.trial.index for v in launch(sweep, "slurm", retry_failed=True)] == [0]
     over(sweep)
 
 

@@ -265,6 +265,7 @@ def test_a_preempted_trial_ends_as_if_nothing_had_happened(
 
 def assert_equal(run: Run, calm: Run) -> None:
     """A disturbed run has the numbers, weights and metric log of an undisturbed one."""
+    assert run.is_complete(), run.status()
     assert run.status()["attempts"] == 2
     assert numbers(run) == numbers(calm)
     assert result(run) == result(calm)

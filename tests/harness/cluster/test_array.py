@@ -47,15 +47,20 @@ def test_running_means_that_somebody_alive_holds_the_run(toy: ModuleType, tmp_pa
         assert state(sweep) == "running"
 
 
-@pytest.mark.parametrize("written", ["stopped", "failed"])
-def test_stopped_and_failed_are_due_and_shown_as_such(
-    toy: ModuleType, tmp_path: Path, written: str
+@pytest.mark.parametrize(
+    ("written", "hindered", "is_due"),
+    [("stopped", False, True), ("failed", True, True), ("failed", False, False)],
+)
+def test_what_was_stopped_or_hindered_is_due_and_what_failed_waits_to_be_asked_for(
+    toy: ModuleType, tmp_path: Path, written: str, hindered: bool, is_due: bool
 ) -> None:
     sweep, run = one(toy, tmp_path)
-    run.set_status(written, error="out of luck", reason="told to")
+    run.set_status(written, error="out of luck", reason="told to", hindered=hindered)
     [view] = survey(sweep)
-    assert (view.state, view.is_due) == (written, True)
+    assert (view.state, view.is_due) == (written, is_due)
     assert view.note == ("out of luck" if written == "failed" else "told to")
+    assert len(array.due([view])) == is_due
+    assert array.due([view], retry_failed=True) == [view]
 
 
 def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_a_launch_that_fails_leaves_each_status_as_it_was(
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}})
     failed = sweep.trials[1].run
-    failed.set_status("failed", error="before", attempts=3)
+    failed.set_status("failed", error="before", attempts=3, hindered=True)
     before = failed.status()
 
     def refuse(*args: object, **options: object) -> None:

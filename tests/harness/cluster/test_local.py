@@ -62,15 +62,18 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(
     assert Path(view.status["log"]).exists()
 
 
-def test_a_relaunch_runs_what_failed_and_leaves_what_is_complete(
+def test_a_relaunch_runs_what_was_killed_and_when_asked_to_what_failed(
     toy: ModuleType, tmp_path: Path
 ) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
+    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no", "kill"]}})
     launch(sweep, "local")
     over(toy, sweep)
-    assert [v.trial.index for v in launch(sweep, "local")] == [0]
+    assert states(sweep) == ["failed", "complete", "failed"]
+    assert [v.trial.index for v in launch(sweep, "local")] == [2]
     over(toy, sweep)
-    assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 1]
+    assert [v.trial.index for v in launch(sweep, "local", retry_failed=True)] == [0, 2]
+    over(toy, sweep)
+    assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 1, 3]
 
 
 def test_a_killed_worker_takes_its_trial_along_and_the_relaunch_loses_nothing(
