@@ -169,6 +169,8 @@ class Sweep:
     trials: tuple["Trial", ...] = ()
     first: int | None = None
     """How many of the trials are dealt with now; None: all."""
+    code: Path | None = None
+    """The frozen code of its jobs; None: they run what is installed."""
 
     @property
     def selected_on(self) -> str:

@@ -69,6 +69,7 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         **{key: before[key] for key in COUNTS if key in before},
         "attempts": before.get("attempts", 0) + 1, "started": started,
         "host": os.uname().nodename, "pid": os.getpid(), "job": job_id(),
+        "code": str(Path(__file__).parents[1]),
     }
     try:
         if leader:

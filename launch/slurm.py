@@ -17,8 +17,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.cluster import array, local, site, slurm, table
+from harness.cluster import array, local, site, slurm, snapshots, table
 from harness.cluster.follow import follow as follow_sweep
+from harness.cluster.records import read_records
 from harness.errors import UserError
 from harness.sweeps import Sweep, read_sweep, recipe_sweep
 from launch.cli import command
@@ -125,6 +126,7 @@ def _dry_run(
             site.check(sweep, 1 if sweep.backend == "ray" else due)
         except slurm.NoAnswer as error:
             _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
+        sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)
         _say(console, f"{due} to submit; sbatch gets:\n\n{_script(sweep, max(1, due))}")
     return 0
 
@@ -142,6 +144,9 @@ def _status(sweep: Sweep, console: Console) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
     console.print(table.live_table(sweep, views, most=len(views)))
     _tell_troubles(views, console)
+    on_their_way = [view.trial.signature for view in views if view.state in array.ALIVE]
+    for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
+        _say(console, f"warning: trials run as they were submitted: {told}")
     return 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.cluster import causes, local, site, slurm
+from harness.cluster import causes, local, site, slurm, snapshots
 from harness.cluster.records import Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
@@ -191,6 +191,11 @@ def launch(
         views = survey(sweep)
         write_summary(sweep)
         waiting = due(views, retry_failed=retry_failed)
+        if waiting:
+            begun = [view.trial.signature for view in waiting if view.status.get("attempts")]
+            for told in snapshots.mixed(sweep, begun, read_records(sweep.folder)):
+                log.warning("trials that had begun go on with other code: %s", told)
+            sweep = replace(sweep, code=snapshots.working(sweep).freeze())
         if waiting and cluster == "slurm":
             site.check(sweep, 1 if sweep.backend == "ray" else len(waiting))
         if waiting and sweep.backend == "ray":

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +31,11 @@ REQUEUE_LIMIT_S = 30.0
 MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
 """Variables in which a job finds how often its time limit may end it, and how long before that
 SLURM sends the signal."""
+CACHES = {
+    "NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton", "TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda",
+}
+"""Variables that say where compiled code is kept."""
 LATE_S = 60.0
 """How much earlier or later than asked SLURM may send a signal."""
 
@@ -50,6 +56,7 @@ def run_trial(run_folder: str) -> str:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, request_stop)
     say_plainly()
+    keep_caches_here()
     set_slurm_ranks()
     check_cores()
     run = Run(Path(run_folder))
@@ -87,6 +94,26 @@ def _first_host() -> str:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     return str(SlurmJobEnvironment().hostnames[0])
+
+
+def keep_caches_here() -> None:
+    """Let what is compiled while running be kept on the node, not on the shared file system.
+
+    In a folder that only this user may enter: such caches are loaded as code. Variables that are
+    set already stay.
+    """
+    place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
+    folder = Path(place) / f"svll-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir():
+            folder = Path(tempfile.mkdtemp(prefix="svll-", dir=place))
+    except OSError as error:
+        log.warning("%s: compiled code is not kept there: %s", folder, error.strerror)
+        return
+    for variable, name in CACHES.items():
+        os.environ.setdefault(variable, str(folder / name))
 
 
 def check_cores() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.cluster.jobs import EXIT_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
+from harness.cluster.snapshots import search_path
 from harness.errors import UserError
 from harness.runs import Busy, Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
@@ -86,7 +87,7 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
         sweep.folder, "local", [trial.signature for trial in trials],
         slots=slots, workers=min(slots, len(trials)), cpus=sweep.resources.cpus,
         ranks=sweep.resources.ranks, gpus_each=sweep.resources.gpus * sweep.resources.nodes,
-        gpus=visible_gpus() if sweep.resources.gpus else [],
+        gpus=visible_gpus() if sweep.resources.gpus else [], code=str(sweep.code or ""),
     )
     record.write()
     start(record)
@@ -104,6 +105,7 @@ def start(record: Record) -> None:
     with told.open("wb") as output:
         started = subprocess.run(
             [sys.executable, "-m", "harness.cluster.local", str(record.file)],
+            env={**os.environ, **search_path(record.options["code"], os.environ)},
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )
     if started.returncode != 0:

@@ -95,7 +95,7 @@ def submit(
         trials_per_node=slots or sweep.ray.trials_per_node,
         cpus=sweep.resources.cpus, gpus=sweep.resources.gpus,
         metric=sweep.metric, mode=sweep.mode, scheduler=dataclasses.asdict(sweep.scheduler),
-        sweep=[trial.signature for trial in expand(sweep)],
+        sweep=[trial.signature for trial in expand(sweep)], code=str(sweep.code or ""),
     )
     record.write()
     if cluster == "local":

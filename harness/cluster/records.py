@@ -36,7 +36,7 @@ class Record:
     jobs: dict[str, str] = field(default_factory=dict)
     """SLURM only: the job id (array_task) by signature; one id may stand for several trials."""
     options: dict[str, Any] = field(default_factory=dict)
-    """This machine only: what the workers need to know."""
+    """What workers need to know, and `code`: the folder of the frozen code."""
     folder: str = ""
     """Where the record is."""
 

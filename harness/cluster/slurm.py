@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.cluster.jobs import MAX_TIME_OUTS, SIGNAL_DELAY_S, run_trial
 from harness.cluster.records import Record, new_record
+from harness.cluster.snapshots import SAFE_PATH
 from harness.errors import UserError
 from harness.sweeps import Sweep, Trial
 from harness.units import gigabytes, minutes
@@ -63,6 +64,9 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     options.pop("python", None)
     exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     setup = [*exports, *options.pop("setup", [])]
+    if sweep.code is not None:  # last: loading a module may set it, too
+        code = shlex.quote(str(sweep.code))
+        setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} {SAFE_PATH}=1")
     # srun forgets sbatch's --cpus-per-task since 22.05: every rank would sit on one core
     srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
     result: dict[str, Any] = {
@@ -142,7 +146,9 @@ def submit(sweep: Sweep, trials: list[Trial]) -> Record:
     UserError with sbatch's own words. The record stays even then: an sbatch that ran out of time
     may have submitted after all, and the next launch looks for its jobs.
     """
-    record = new_record(sweep.folder, "slurm", [trial.signature for trial in trials])
+    record = new_record(
+        sweep.folder, "slurm", [trial.signature for trial in trials], code=str(sweep.code or "")
+    )
     executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
     record.write()
     try:

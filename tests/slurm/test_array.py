@@ -183,6 +183,43 @@ def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(
     assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 2]
 
 
+WAITING = """
+import time
+from harness.files import write_json
+from harness.stopping import Stopped, stop_requested
+
+WORD = "old"
+
+def run(run, report=None):
+    begun = run.folder / "begun"
+    if not begun.exists():
+        begun.touch()
+        while not stop_requested():
+            time.sleep(0.05)
+        raise Stopped("told to")
+    write_json(run.result_file, {"mAP": 0.5, "word": WORD})
+"""
+
+
+def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "waiting.py"
+    source.write_text(WAITING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    where = {"runs": str(tmp_path / "runs"), "experiment": "waiting.run"}
+    sweep = toy.make_sweep(tmp_path, {}, recipe={"run": where})
+    launch(sweep, "slurm")
+    run = sweep.trials[0].run
+    toy.until((run.folder / "begun").exists)
+    source.write_text(WAITING.replace("old", "new"))
+    slurm.run("scancel", "--signal=USR2", job_of(sweep, 0))
+    over(sweep, patience_s=120)
+    assert run.result() == {"mAP": 0.5, "word": "old"}
+    assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
+
+
 def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
     slurm: Any, tmp_path: Path
 ) -> None:

@@ -90,6 +90,18 @@ def test_setup_and_environment_come_before_the_command_and_are_quoted(
     )
 
 
+def test_frozen_code_comes_before_what_a_module_puts_into_the_search_path(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"setup": ["module load cuda"]})
+    assert not any("PYTHONPATH" in line for line in slurm.script(sweep, 1).splitlines())
+    frozen = dataclasses.replace(sweep, code=tmp_path / "a b" / "code")
+    lines = slurm.script(frozen, 1).splitlines()
+    place = shlex.quote(str(tmp_path / "a b" / "code"))
+    own = f"export PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
+    assert lines.index(own) == lines.index("module load cuda") + 1
+
+
 def test_other_ways_to_ask_for_gpus_and_memory_replace_ours(
     toy: ModuleType, tmp_path: Path
 ) -> None:

@@ -1,0 +1,138 @@
+"""The code of a sweep's jobs, frozen when they are submitted.
+
+    runs/<name>/code/<hash>/  the packages as they were; jobs find them first, by PYTHONPATH
+
+A job that waits for days, or is put back into the queue, runs what was submitted, whatever has
+been edited since. The same code submitted again is the same folder.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from harness.cluster.records import Record
+from harness.errors import UserError
+from harness.sweeps import Sweep
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Set, it keeps the folder that a job starts in, the working tree perhaps, from coming first."""
+DIGITS = 12
+LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
+NAMED = 4
+"""How many differing files are named."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The files of the packages that a sweep's jobs import."""
+
+    files: Mapping[str, Path]
+    """Where each is now, by its path in the snapshot."""
+    folder: Path
+    """Where the snapshot is, or would be."""
+
+    def freeze(self) -> Path:
+        """Make the snapshot unless it is there, whole or not at all; returns its folder."""
+        if self.folder.exists():
+            return self.folder
+        private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            for name, source in self.files.items():
+                target = private / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+            with suppress(FileExistsError):  # another launcher was as quick
+                private.rename(self.folder)
+        except OSError as error:
+            if not self.folder.exists():
+                raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+        return self.folder
+
+
+def working(sweep: Sweep) -> Code:
+    """Return the code as it is now: this package, and that of the sweep's experiment."""
+    experiment = sweep.trials[0].config.run.experiment if sweep.trials else ""
+    packages = dict.fromkeys([__package__.partition(".")[0], experiment.partition(".")[0]])
+    files = {name: path for package in packages for name, path in _files(package)}
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        content = hashlib.sha256(files[name].read_bytes()).hexdigest()
+        whole.update(f"{name} {content}\n".encode())
+    return Code(files, sweep.folder.resolve() / "code" / whole.hexdigest()[:DIGITS])
+
+
+def _files(package: str) -> Iterable[tuple[str, Path]]:
+    """Yield the files of a package, or of a module that is a single file, by their places."""
+    try:
+        found = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        found = None
+    found = found or PathFinder.find_spec(package, [os.getcwd()])
+    if found is None or found.origin in (None, "built-in", "frozen"):
+        return
+    origin = Path(str(found.origin))
+    if not found.submodule_search_locations:
+        yield origin.name, origin
+        return
+    root = origin.parent
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name not in LEFT_OUT)
+        for name in sorted(files):
+            path = Path(folder) / name
+            yield str(path.relative_to(root.parent)), path
+
+
+def search_path(code: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which Python finds frozen code, given those that there are."""
+    if not code:
+        return {}
+    places = [code, variables.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places)), SAFE_PATH: "1"}
+
+
+def differing(before: Path, now: Code) -> list[str]:
+    """Return which files differ between a snapshot and the code as it is now."""
+    if before == now.folder:
+        return []
+    old = {
+        str(path.relative_to(before)): path
+        for path in before.rglob("*")
+        if path.is_file() and not set(path.parts) & set(LEFT_OUT)
+    }
+    return sorted(
+        name for name in old.keys() | now.files.keys()
+        if name not in old or name not in now.files
+        or old[name].read_bytes() != now.files[name].read_bytes()
+    )
+
+
+def mixed(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:
+    """Say how many trials were last submitted with other code than there is now, and what differs.
+
+    signatures: the trials that matter. Returns one line for each such code.
+    """
+    wanted, newest = set(signatures), {}
+    for record in records:
+        for signature in wanted & set(record.trials):
+            newest[signature] = record.options.get("code", "")
+    if not any(newest.values()):
+        return []
+    now, told = working(sweep), []
+    for before in sorted({code for code in newest.values() if code and Path(code) != now.folder}):
+        count = sum(code == before for code in newest.values())
+        names = differing(Path(before), now) if Path(before).is_dir() else ["its folder is gone"]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        told.append(
+            f"{count} with code {Path(before).name}, the working tree is {now.folder.name}; "
+            f"different: {', '.join(names[:NAMED])}{more}"
+        )
+    return told

@@ -1,0 +1,133 @@
+"""Jobs run the code that was submitted, whatever has been edited since."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import harness
+from harness.cluster import array, snapshots
+from harness.cluster.array import launch, survey
+from harness.cluster.records import read_records
+from harness.sweeps import Sweep
+
+EXPERIMENT = """
+import time
+from helping.words import WORD
+from harness.files import write_json
+
+def run(run, report=None):
+    time.sleep(1.0)
+    write_json(run.result_file, {"mAP": 0.5, "word": WORD, "from": __file__})
+"""
+
+
+@pytest.fixture
+def sweep(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Sweep]:
+    """Two trials of an experiment that is a package of its own, `helping`."""
+    package = tmp_path / "src" / "helping"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(EXPERIMENT)
+    (package / "words.py").write_text("WORD = 'old'\n")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "words.pyc").write_bytes(b"x")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    yield toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
+        recipe={"run": {"runs": str(tmp_path / "runs"), "experiment": "helping.run"}},
+    )
+    for name in [name for name in sys.modules if name.startswith("helping")]:
+        del sys.modules[name]
+
+
+def edit(tmp_path: Path) -> None:
+    (tmp_path / "src" / "helping" / "words.py").write_text("WORD = 'new'\n")
+
+
+def over(toy: ModuleType, sweep: Sweep) -> None:
+    toy.until(lambda: not any(view.state in array.ALIVE for view in survey(sweep)))
+
+
+def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: Sweep) -> None:
+    code = snapshots.working(sweep)
+    assert not code.folder.exists()
+    folder = code.freeze()
+    own = Path(harness.__file__).parent
+    frozen = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    expected = {str(p.relative_to(own.parent)) for p in own.rglob("*.py")}
+    assert frozen == expected | {"helping/__init__.py", "helping/words.py"}
+    for name in expected:
+        assert (folder / name).read_bytes() == (own.parent / name).read_bytes()
+
+
+def test_the_same_code_is_the_same_folder_and_other_code_another(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    before = snapshots.working(sweep)
+    assert before.freeze() == snapshots.working(sweep).freeze() == before.folder
+    edit(tmp_path)
+    now = snapshots.working(sweep)
+    assert now.folder != before.folder
+    assert snapshots.differing(before.folder, now) == ["helping/words.py"]
+    assert snapshots.differing(now.freeze(), now) == []
+    assert sorted(p.name for p in before.folder.parent.iterdir()) == sorted(
+        [before.folder.name, now.folder.name]
+    )
+
+
+def test_an_experiment_that_is_one_file_or_nowhere_is_no_fault(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    single = toy.make_sweep(tmp_path / "a", {})
+    assert "toy_experiment.py" in snapshots.working(single).files
+    absent = toy.make_sweep(
+        tmp_path / "b", {}, recipe={"run": {"runs": str(tmp_path), "experiment": "nowhere.run"}}
+    )
+    assert {name.partition("/")[0] for name in snapshots.working(absent).files} == {"harness"}
+
+
+def test_a_trial_that_waited_runs_what_was_submitted(
+    sweep: Sweep, toy: ModuleType, tmp_path: Path
+) -> None:
+    launch(sweep, "local", jobs=1)
+    toy.until(lambda: sweep.trials[0].run.status()["state"] == "running")
+    edit(tmp_path)
+    over(toy, sweep)
+    folder = snapshots_of(sweep)[0]
+    for trial in sweep.trials:
+        assert trial.run.result() == {
+            "mAP": 0.5, "word": "old", "from": str(folder / "helping" / "__init__.py")
+        }
+        assert trial.run.status()["code"] == str(folder)
+
+
+def snapshots_of(sweep: Sweep) -> list[Path]:
+    return [Path(record.options["code"]) for record in read_records(sweep.folder)]
+
+
+def test_what_is_mixed_is_told(
+    sweep: Sweep, toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    launch(sweep, "local", jobs=2)
+    over(toy, sweep)
+    signatures = [trial.signature for trial in sweep.trials]
+    assert snapshots.mixed(sweep, signatures, read_records(sweep.folder)) == []
+    edit(tmp_path)
+    before, now = snapshots_of(sweep)[0].name, snapshots.working(sweep).folder.name
+    told = f"with code {before}, the working tree is {now}; different: helping/words.py"
+    assert snapshots.mixed(sweep, signatures, read_records(sweep.folder)) == [f"2 {told}"]
+    assert snapshots.mixed(sweep, [], read_records(sweep.folder)) == []
+    [trial, _] = sweep.trials
+    trial.run.result_file.unlink()
+    trial.run.set_status("stopped", attempts=1)
+    with caplog.at_level(logging.WARNING):
+        launch(sweep, "local")
+    assert f"trials that had begun go on with other code: 1 {told}" in caplog.text
+    over(toy, sweep)
+    assert [t.run.result()["word"] for t in sweep.trials] == ["new", "old"]
