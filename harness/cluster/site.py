@@ -1,6 +1,7 @@
 """Whether this SLURM takes what a sweep asks for: looked up before anything is submitted."""
 
 import getpass
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,10 +89,10 @@ def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
     allowed = {name for row in own for name in row[1].split(",") if name}
     if qos and allowed and qos not in allowed:
         yield f"slurm.qos: you may not use {qos}; yours: {', '.join(sorted(allowed))}"
-    limits = [int(row[2]) for row in own if row[2].isdigit()]
-    if limits and jobs > (left := max(0, max(limits) - len(my_jobs()))):
+    limits = [int(row[2]) if row[2].isdigit() else math.inf for row in own]
+    if jobs > (left := max(0, max(limits) - len(my_jobs()))):
         yield (
-            f"{jobs} jobs are to be submitted, your limit (MaxSubmitJobs) leaves {left}; wait for "
+            f"{jobs} jobs are to be submitted, your limit (MaxSubmitJobs) leaves {left:g}; wait for "
             "others to end, or ask for fewer trials"
         )
 

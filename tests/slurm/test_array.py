@@ -323,7 +323,8 @@ def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_su
     changes = [("partitionname=main", "maxtime=60"), ("nodename=node1", "features=big")]
     accounts = [
         ("add", "account", "lab", "cluster=kit"), ("add", "account", "other", "cluster=kit"),
-        ("add", "user", "root", "account=lab"), ("modify", "user", "root", "set", "maxsubmit=2"),
+        ("add", "user", "root", "account=lab"),
+        ("modify", "user", "root", "where", "account=lab", "set", "maxsubmit=2"),
     ]
     for change in changes:
         slurm.run("scontrol", "update", *change)
