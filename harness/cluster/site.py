@@ -92,8 +92,8 @@ def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
     limits = [int(row[2]) if row[2].isdigit() else math.inf for row in own]
     if jobs > (left := max(0, max(limits) - len(my_jobs()))):
         yield (
-            f"{jobs} jobs are to be submitted, your limit (MaxSubmitJobs) leaves {left:g}; wait for "
-            "others to end, or ask for fewer trials"
+            f"{jobs} jobs are to be submitted, your limit (MaxSubmitJobs) leaves {left:g}; wait "
+            "for others to end, or ask for fewer trials"
         )
 
 
