@@ -4,6 +4,7 @@
     python launch/slurm.py --sweep sweeps/loss_weights.yaml --follow
     python launch/slurm.py --sweep sweeps/loss_weights.yaml slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
+    python launch/slurm.py --doctor
 
 The same command again submits only what is missing, stopped or was killed; --retry-failed also what
 failed by its own fault.
@@ -54,6 +55,9 @@ def main(
         bool, typer.Option("--follow", help="Submit, then watch until nothing is on its way.")
     ] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End all that is on its way.")] = False,
+    doctor: Annotated[
+        bool, typer.Option("--doctor", help="Look at what trials will meet on each partition.")
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
     ] = None,
@@ -69,13 +73,19 @@ def main(
     ] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only when every trial that was waited for is complete."""
-    if sum((dry_run, status, follow, cancel)) > 1:
-        raise UserError("choose one of --dry-run, --status, --follow, --cancel")
+    if sum((dry_run, status, follow, cancel, doctor)) > 1:
+        raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
+    if doctor and sweep is None and recipe is None:
+        recipe = "synthetic"  # any will do: it is not run
     asked = dataclasses.replace(_read(sweep, recipe, overrides or []), first=first)
     place: array.Cluster = "slurm" if slurm.is_here() else "local"
     if cluster is not None:
         place = cluster.value
     console = table.wide(Console())
+    if doctor:
+        from harness.cluster.doctor import visit  # late: only this needs it
+
+        return visit(asked, cluster=place == "slurm", console=console)
     if dry_run:
         return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:

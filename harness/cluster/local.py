@@ -278,7 +278,7 @@ def _run_ranks(run: Run, record: Record, slot: int) -> None:
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(ranks)]
     log.info("%s: starts in slot %d", run.name, slot)
     processes = []
-    port = str(_free_port())
+    port = str(free_port())
     for rank, log_file in enumerate(logs):
         with log_file.open("ab") as output:
             processes.append(subprocess.Popen(
@@ -372,7 +372,8 @@ def _end_in_words(code: int) -> str:
     return f"ended with exit status {code}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

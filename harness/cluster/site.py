@@ -11,6 +11,9 @@ from harness.errors import UserError
 from harness.sweeps import Sweep
 from harness.units import minutes, slurm_seconds
 
+READY = ("idle", "mix", "alloc")
+"""States of nodes that take jobs, now or later."""
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -22,6 +25,8 @@ class Partition:
     up: bool
     features: frozenset[str]
     """Of any of its nodes."""
+    nodes: int
+    """How many take jobs."""
 
 
 def check(sweep: Sweep, jobs: int) -> None:
@@ -37,14 +42,15 @@ def check(sweep: Sweep, jobs: int) -> None:
 def partitions() -> list[Partition]:
     """Return the cluster's partitions that this user may see."""
     found: dict[str, Partition] = {}
-    text = ask(["sinfo", "--noheader", "--format=%P|%l|%a|%f"])
+    text = ask(["sinfo", "--noheader", "--format=%P|%l|%a|%D|%t|%f"])
     for line in text.splitlines():
-        name, limit, state, features = line.strip().split("|", 3)
+        name, limit, state, count, nodes, features = line.strip().split("|", 5)
         own = set() if features == "(null)" else set(features.split(","))
         before = found.get(name.rstrip("*"))
         found[name.rstrip("*")] = Partition(
             name.rstrip("*"), name.endswith("*"), slurm_seconds(limit), state == "up",
             frozenset(own | (before.features if before else set())),
+            (int(count) if nodes in READY else 0) + (before.nodes if before else 0),
         )
     return list(found.values())
 

@@ -170,3 +170,23 @@ def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
+
+
+def test_the_doctor_looks_around_here_where_there_is_no_cluster(launch, tmp_path: Path) -> None:
+    seen = launch("--doctor", "--cluster", "local")
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    [cells] = [line for line in seen.stdout.splitlines() if "this machine" in line]
+    assert "2 on " in cells
+    assert "8 found" in cells
+    assert "gloo, 2 ranks, 8 MB in" in cells
+    assert "create, link, replace, lock" in cells
+    assert not any((tmp_path / "runs" / ".doctor").iterdir())
+
+
+def test_the_doctor_names_what_is_wrong_and_what_to_change(launch, tmp_path: Path) -> None:
+    seen = launch("--doctor", "--cluster", "local", "resources.cpus=4096")
+    assert seen.returncode == 1
+    assert "cores: " in seen.stdout
+    assert "of 4096" in seen.stdout
+    assert "see slurm.srun_args and resources.cpus" in seen.stdout
+    assert f"files: {tmp_path}/runs/.doctor" in seen.stdout

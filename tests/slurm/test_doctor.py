@@ -1,0 +1,72 @@
+"""The doctor visits a real cluster."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def doctor(slurm: Any, tmp_path: Path) -> Any:
+    """Return a function that calls the doctor as it is typed; returns exit status and words."""
+
+    def call(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launch" / "slurm.py"), "--doctor", *words,
+             f"run.runs={tmp_path / 'runs'}"],
+            env=slurm.environ, cwd=tmp_path, text=True, capture_output=True, timeout=300,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return call
+
+
+def row(told: str, partition: str) -> str:
+    """The table's line of a partition, without its frame."""
+    return next(line for line in told.splitlines() if line.startswith(f"│ {partition} "))
+
+
+def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
+    doctor: Any, slurm: Any, tmp_path: Path
+) -> None:
+    status, told = doctor()
+    assert status == 0, told
+    for partition in ("main", "urgent"):
+        cells = row(told, partition)
+        assert "2 on node1, node2" in cells
+        assert "8 found" in cells
+        assert "gloo, 2 ranks, 8 MB in" in cells
+        assert "create, link, replace, lock; seen by all after" in cells
+        assert "GB free" in cells
+        assert "+0.0" in cells or "-0.0" in cells
+    assert list((tmp_path / "runs" / ".doctor").iterdir()) == []
+    assert slurm.run("squeue", "-h") == ""
+
+
+def test_what_is_wrong_in_one_partition_is_told_with_what_to_change(
+    doctor: Any, slurm: Any
+) -> None:
+    slurm.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
+    try:
+        status, told = doctor("slurm.partition=main", "slurm.python=/usr/bin/python3 -S")
+        assert status == 1
+        assert "main: " in told
+        assert "ModuleNotFoundError: No module named 'submitit'" in told
+        assert "name the right one (slurm.python)" in told
+        assert "no answer" in row(told, "main")
+        status, told = doctor("slurm.partition=main", "resources.cpus=2", "resources.gpus=1")
+        assert status == 1
+        assert "main: sbatch: " in told
+        assert "Traceback" not in told
+    finally:
+        slurm.run("scontrol", "update", "nodename=node2", "state=resume")
+
+
+def test_a_partition_that_is_not_there_is_refused(doctor: Any) -> None:
+    status, told = doctor("slurm.partition=moon")
+    assert status == 1
+    assert told.strip() == "error: slurm.partition: no moon that takes jobs here"
