@@ -7,8 +7,9 @@ its content depends on.
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from harness import engine as ranks
+from harness.errors import UserError
 from harness.features import FeatureGroup, read_features, write_features
 from harness.files import read_json, write_json
 from harness.pipeline import decoder_name
 from harness.runs import Busy, held_lock
 from svll.config import Config
+from svll.data import staging
 from svll.data.records import Dataset
 from svll.encode import TEST_RESIZE, Reader
 
@@ -43,6 +46,24 @@ def feature_key(
         TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
+    """Copy the images to each node, if a place there is named; returns where each is, by path.
+
+    Every rank must call it. Raises UserError on all of them when one node cannot take the copy.
+    """
+    if place is None:
+        return {}
+    failure: Exception | None = None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            staging.stage(datasets, place)
+        except Exception as error:  # the other ranks wait to hear of it
+            failure = error
+    if ranks.any_rank(failure is not None):
+        raise failure or UserError(f"data.stage={place}: failed on another node, see its log")
+    return staging.staged_paths(datasets, place)
 
 
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """What a run checks before it trains: that its images can be read and its queries be answered."""
 
 import logging
+from collections.abc import Mapping
 
 from harness.errors import UserError
 from svll.data.checking import decode, has_match, single_images, unmatched
@@ -13,12 +14,16 @@ SHOWN = 20
 log = logging.getLogger(__name__)
 
 
-def check_decoding(datasets: Datasets, *, threads: int) -> None:
-    """Decode every image once; raises UserError that lists those that cannot be."""
-    paths = list(dict.fromkeys(path for dataset in datasets.every for path in dataset.files()))
-    broken = decode(paths, threads=threads, progress=None)
+def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: int) -> None:
+    """Decode every image once; raises UserError that lists those that cannot be.
+
+    staged: where images are read that have been copied to this node, by path.
+    """
+    every = dict.fromkeys(path for dataset in datasets.every for path in dataset.files())
+    paths = {staged.get(path, path): path for path in every}
+    broken = decode(list(paths), threads=threads, progress=None)
     if broken:
-        listed = "\n".join(f"  {path}: {reason}" for path, reason in broken[:SHOWN])
+        listed = "\n".join(f"  {paths[path]}: {reason}" for path, reason in broken[:SHOWN])
         raise UserError(
             f"{len(broken)} of {len(paths)} images cannot be read; mend or remove them:\n{listed}"
         )

@@ -82,6 +82,9 @@ class Data:
     """Of red, green and blue (0..1), subtracted from every pixel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """What pixels are divided by then."""
+    stage: str | None = runtime(None)
+    """A folder on each node's own disk, such as $SLURM_TMPDIR, to which the images are copied once
+    and from which they are read then; null: they are read where they are."""
     check: bool = runtime(True)
     """Decode every image once before training, so that a broken file is named at the start."""
     threads: int = runtime(0)

@@ -7,8 +7,8 @@ doubled when the number of images is no multiple of the number of ranks, and lit
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,12 @@ class Reader:
     """Of the forward pass: bf16 and fp16 are autocast."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    staged: Mapping[str, str] = field(default_factory=dict)
+    """Where images are read that have been copied to this node, by path."""
+
+    def places(self, paths: Sequence[str]) -> list[str]:
+        """Return where the images at `paths` are read."""
+        return [self.staged.get(path, path) for path in paths]
 
 
 def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
@@ -67,8 +73,8 @@ def _encoded(
     if not batches:
         return
     loader = ImageLoader(
-        records.paths, height=reader.height, width=reader.width, views={"image": View()},
-        resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
+        reader.places(records.paths), height=reader.height, width=reader.width,
+        views={"image": View()}, resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
         device=reader.device, mean=reader.mean, std=reader.std,
     )
     try:

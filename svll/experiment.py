@@ -107,6 +107,7 @@ class Trial:
         self.cache = run.folder.parent.parent / "cache"
         self.datasets = self._datasets()
         check_pinned(config, self.datasets)
+        self.staged = cache.staged(self.datasets.every, config.data.stage)
         self.splits: Splits = split(
             self.datasets, validation=config.data.validation, seed=config.seed
         )
@@ -163,7 +164,7 @@ class Trial:
             return
         with ranks.leader_first() as acts:
             if acts:
-                check_decoding(self.datasets, threads=self.threads)
+                check_decoding(self.datasets, self.staged, threads=self.threads)
 
     def _tell_side_information(self) -> None:
         """Say which cameras and views are tested or selected on and have no learned vector."""
@@ -197,7 +198,7 @@ class Trial:
         data = self.config.data
         return Reader(
             data.height, data.width, self.config.evaluation.batch, self.threads,
-            str(ranks.device()), self.config.engine.precision, data.mean, data.std,
+            str(ranks.device()), self.config.engine.precision, data.mean, data.std, self.staged,
         )
 
     # --- stage 1 ---
@@ -334,8 +335,8 @@ class Trial:
             other = View(config.flip, config.pad, config.erase, config.vss_erase_area)
             views |= dict.fromkeys(VSS_VIEWS, other)
         return ImageLoader(
-            self.splits.train.paths, height=data.height, width=data.width, views=views,
-            resize="bicubic", batch_size=config.batch // ranks.world_size(),
+            self.reader().places(self.splits.train.paths), height=data.height, width=data.width,
+            views=views, resize="bicubic", batch_size=config.batch // ranks.world_size(),
             seed=self.config.seed, threads=self.threads, device=str(ranks.device()),
             mean=data.mean, std=data.std,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import engine as ranks
 from harness.features import FeatureGroup, read_features
 from harness.runs import Run
-from svll.cache import feature_key
+from svll.cache import feature_key, staged
 from svll.config import Config
 from svll.data.datasets import load_datasets
 from svll.data.records import Records
@@ -50,10 +50,11 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
         model.height, model.width, model.identities,
         [camera + 1 for camera in model.cameras] if with_side else "none",
     )
+    datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     reader = Reader(
         model.height, model.width, config.evaluation.batch,
         config.data.threads or len(os.sched_getaffinity(0)), str(ranks.device()),
-        _precision(config), model.mean, model.std,
+        _precision(config), model.mean, model.std, staged(datasets.every, config.data.stage),
     )
 
     def encode(images: Tensor, camera: Tensor, view: Tensor) -> Tensor:
@@ -62,7 +63,6 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
     def side(records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return places(model, records)
 
-    datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     found = []
     for place, test in enumerate(datasets.test):
         pair = test.query, test.gallery

@@ -32,6 +32,7 @@ LIGHT = [
 OWN_WRITERS = {
     "harness/files.py": "the helper itself",
     "harness/cluster/local.py": "what a helper process prints, read back as soon as it ends",
+    "harness/cluster/doctor.py": "what helper processes print, looked at when one fails",
     "harness/cluster/ray_cluster.py": "a token that nobody else may read, not even for a moment",
 }
 MAX_LINES = 500

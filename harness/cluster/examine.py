@@ -201,7 +201,7 @@ def _files(folder: Path, rank: int, world: int) -> Finding:
     waited = max(_until(lambda n=n: (folder / f"own-{n}").exists()) for n in range(world))  # type: ignore[misc]
     held = _lock_together(folder / "doctor.lock", ranks.barrier)
     ranks.barrier()
-    (folder / f"held-{rank}").write_text(str(int(held)), encoding="utf-8")
+    write_text(folder / f"held-{rank}", str(int(held)))
     ranks.barrier()
     for other in range(world):
         _until(lambda n=other: bool((folder / f"held-{n}").read_text()))  # type: ignore[misc]

@@ -116,8 +116,7 @@ class Dataset:
         labels and order count, since files of features are kept under this name, row by row. A
         missing file counts with size -1: to report it is the decode check's work.
         """
-        names = self._names()
-        sizes = {path: _size(path) for path in names}
+        names, sizes = self.names(), self.sizes
         digest = hashlib.sha256()
         for name, part in self.parts().items():
             columns = (part.identities.tolist(), part.cameras.tolist(), part.views.tolist())
@@ -125,13 +124,18 @@ class Dataset:
                 digest.update(f"{name}\t{names[path]}\t{sizes[path]}\t{labels}\n".encode())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each image's file by its path, MISSING where there is none."""
+        return {path: _size(path) for path in self.files()}
+
     def content_hash(self, progress: Callable[[int, int], None] | None = None) -> str:
         """Return 64 hex digits over the names and bytes of all images, whatever their labels.
 
         A missing file counts by its name. `progress(done, total)` is called after each file.
         """
         digest = hashlib.sha256()
-        names = self._names()
+        names = self.names()
         for done, (path, name) in enumerate(names.items(), start=1):
             digest.update(f"{name}\t{_size(path)}\n".encode())
             if os.path.isfile(path):
@@ -140,7 +144,7 @@ class Dataset:
                 progress(done, len(names))
         return digest.hexdigest()
 
-    def _names(self) -> dict[str, str]:
+    def names(self) -> dict[str, str]:
         """Return each image's name below the folder that holds all, by path, sorted by path."""
         paths = self.files()
         folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""

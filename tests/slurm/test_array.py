@@ -91,7 +91,7 @@ def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_aga
 
 
 def test_a_trial_of_two_nodes_goes_on_by_itself_when_one_of_them_was_lost(
-    slurm: Any, tmp_path: Path
+    slurm: Any, tmp_path: Path, fault_table: list[tuple[str, ...]]
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 5, "epoch_s": 1.0}},
@@ -102,6 +102,7 @@ def test_a_trial_of_two_nodes_goes_on_by_itself_when_one_of_them_was_lost(
     slurm.start_node("node2")
     over(sweep, patience_s=120)
     assert_whole(sweep, epochs=5, attempts=2)
+    fault_table.append(("one of two nodes killed", "by itself", "at most 1 of 5", "equal"))
 
 
 def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes_on_by_a_launch(
@@ -221,7 +222,7 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
 
 
 def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
-    slurm: Any, tmp_path: Path
+    slurm: Any, tmp_path: Path, fault_table: list[tuple[str, ...]]
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 45, "epoch_s": 2.0}},
@@ -239,6 +240,7 @@ def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
     launch(sweep, "slurm")
     over(sweep, patience_s=120)
     assert_whole(sweep, epochs=45, attempts=3)
+    fault_table.append(("time limit of 15 minutes", "by itself", "0 of 45", "equal"))
 
 
 def test_cancelled_trials_are_stopped_have_saved_and_do_not_come_back(
@@ -380,7 +382,9 @@ def test_a_controller_that_does_not_answer_is_an_error_not_an_empty_queue(
     cancel(sweep)
 
 
-def test_two_launchers_at_once_submit_each_trial_once(slurm: Any, tmp_path: Path) -> None:
+def test_two_launchers_at_once_submit_each_trial_once(
+    slurm: Any, tmp_path: Path, fault_table: list[tuple[str, ...]]
+) -> None:
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, slurm={"begin": "now+1hour"}
     )
@@ -402,6 +406,7 @@ def test_two_launchers_at_once_submit_each_trial_once(slurm: Any, tmp_path: Path
     assert sum(submitted) == 2, told
     assert len(mine(sweep)) == 2
     cancel(sweep)
+    fault_table.append(("two launchers at once", "each trial submitted once", "0", "equal"))
 
 
 # --- helpers ---

@@ -40,7 +40,7 @@ from svll.data.synthetic import World, write_world  # noqa: E402
 SETTINGS = (
     # 54 images of 6 identities: 4 and 3 steps an epoch
     "stage1.batch=16", "stage1.epochs=2", "stage2.batch=16", "stage2.epochs=3",
-    "data.check=false", "run.tensorboard=false", "run.log_every=1", "run.keep_checkpoints=true",
+    "evaluation.batch=16", "data.check=false", "run.tensorboard=false", "run.log_every=1", "run.keep_checkpoints=true",
     "run.experiment=faulty_experiment.run",
 )
 PATIENCE_S = 300.0
@@ -59,6 +59,8 @@ class Disturbance:
     before: Callable[[Any, Sweep], None] | None = None
     mend: Callable[[Any, Sweep], None] | None = None
     """Done before the sweep is launched again."""
+    time: str = "15m"
+    pace_s: float = 0.15
 
 
 def requeue(slurm: Any, sweep: Sweep) -> None:
@@ -104,9 +106,10 @@ DISTURBANCES = {
     "kill -9 during the cache write": Disturbance(
         ranks=2, strike=Strike("features", 1, rank=1), told="Connection closed by peer"
     ),
+    "time limit of 1 minute": Disturbance(ranks=1, time="1m", pace_s=3.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
-    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="cancelled"),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="asked to in stage2"),
     "disk full": Disturbance(
         ranks=1, before=small_disk, mend=larger_disk, told="No space left on device"
     ),
@@ -153,7 +156,7 @@ def outcomes(slurm: Any, place: Path) -> dict[str, Outcome]:
 
 
 def carry_out(slurm: Any, folder: Path, how: Disturbance) -> Outcome:
-    sweep = make_sweep(folder, how.ranks)
+    sweep = make_sweep(folder, how)
     run = sweep.trials[0].run
     if how.strike:
         how.strike.plan(run)
@@ -172,13 +175,15 @@ def carry_out(slurm: Any, folder: Path, how: Disturbance) -> Outcome:
     return Outcome(sweep, view)
 
 
-def make_sweep(folder: Path, ranks: int) -> Sweep:
+def make_sweep(folder: Path, how: Disturbance) -> Sweep:
     folder.mkdir()
     file = folder / "sweep.yaml"
     file.write_text(json.dumps({
         "name": "faults", "recipe": "synthetic_tiny", "search": {}, "seeds": [1], "metric": "mAP",
-        "resources": {"tasks": ranks, "time": "15m"},
-        "slurm": {"nodelist": "node1"} if ranks == 1 else {},
+        "resources": {"tasks": how.ranks, "time": how.time},
+        "slurm": {
+            "env": {"PACE_S": how.pace_s}, **({"nodelist": "node1"} if how.ranks == 1 else {}),
+        },
     }))
     overrides = [*SETTINGS, f"data.root={folder.parent / 'world'}", f"run.runs={folder / 'runs'}"]
     return read_sweep(

@@ -6,17 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import svll.encode
+import svll.experiment
 from harness import loop
 from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
 from harness.engine import free_port
 from harness.errors import UserError
 from harness.features import read_features
+from harness.pipeline import ImageLoader
 from harness.runs import Run
 from harness.stopping import Stopped
 from svll.config import RECIPES, Config
@@ -153,6 +158,32 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_digit(
     experiment(again)
     assert numbers(again) == numbers(finished)
     assert result(again) == result(finished)
+
+
+def test_a_run_on_staged_images_reads_only_those_and_has_the_same_numbers(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
+    run = make_run(tmp_path, "data.stage=$NODE_DISK")
+    assert run.signature == finished.signature
+    read: set[str] = set()
+
+    class Watched(ImageLoader):
+        def __init__(self, paths: Sequence[str], **options: Any) -> None:
+            read.update(paths)
+            super().__init__(paths, **options)
+
+    for module in (svll.experiment, svll.encode):
+        monkeypatch.setattr(module, "ImageLoader", Watched)
+    experiment(run)
+    assert numbers(run) == numbers(finished)
+    assert result(run) == result(finished)
+    staged = {str(path) for path in (tmp_path / "node").rglob("*.jpg")}
+    assert read <= staged
+    assert len(read) > 100
+    kept = [read_features(r.features_file).groups["gallery"].paths for r in (run, finished)]
+    assert [Path(p).name for p in kept[0]] == [Path(p).name for p in kept[1]]
+    assert not set(kept[0]) & staged
 
 
 def test_another_seed_gives_other_numbers(finished: Run, runs: Path) -> None:

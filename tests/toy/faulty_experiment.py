@@ -15,7 +15,7 @@ from typing import Any
 from harness.files import read_json, write_json
 from harness.runs import Run
 
-PACE_S = 0.15
+PACE_S = float(os.environ.get("PACE_S", "0.15"))
 """How much longer a step takes, so that what happens from outside happens in the midst."""
 
 

@@ -1,0 +1,156 @@
+"""Images are copied to a node once, whole, and read there with the same result."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import Hindered, UserError
+from svll.data.records import Dataset
+from svll.data.staging import stage, staged_folder, staged_paths
+from svll.data.synthetic import World, load_world, write_world
+
+WORLD = World(train_identities=4, test_identities=4, shots=2)
+
+PROGRAM = """
+import logging, os, shutil, sys, time
+from svll.data import staging
+from svll.data.synthetic import load_world
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+root, place, slow = sys.argv[1:]
+copyfile = shutil.copyfile
+def slowly(source, target):
+    time.sleep(float(slow))
+    copyfile(source, target)
+staging.shutil.copyfile = slowly
+staging.THREADS = 2
+staging.stage([load_world(root)], place)
+print("staged")
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(WORLD, tmp_path_factory.mktemp("drawn") / "world")
+
+
+@pytest.fixture
+def dataset(world: Path) -> Dataset:
+    return load_world(world)
+
+
+def start(world: Path, place: Path, slow: float) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(world), str(place), str(slow)], text=True,
+        stdout=subprocess.PIPE,
+    )
+
+
+def assert_whole(dataset: Dataset, place: Path) -> None:
+    places = staged_paths([dataset], str(place))
+    assert sorted(places) == dataset.files()
+    for path, copied in places.items():
+        assert Path(copied).read_bytes() == Path(path).read_bytes()
+    left = [p for p in staged_folder(dataset, str(place)).rglob("*") if p.is_file()]
+    assert len(left) == len(places)
+
+
+def test_every_image_is_copied_below_a_folder_named_by_the_fingerprint(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    stage([dataset], str(tmp_path))
+    assert_whole(dataset, tmp_path)
+    [folder] = tmp_path.iterdir()
+    assert folder.name == f"svll-{os.getuid()}-{dataset.fingerprint}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_there_is_not_copied_again_and_what_a_cleaner_took_is(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage([dataset], str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        stage([dataset], str(tmp_path))
+        assert caplog.text == ""
+        copies = sorted(staged_paths([dataset], str(tmp_path)).values())
+        Path(copies[0]).unlink()
+        os.truncate(copies[1], 10)
+        stage([dataset], str(tmp_path))
+    assert "copying 2 files" in caplog.text
+    assert_whole(dataset, tmp_path)
+
+
+def test_processes_that_want_the_same_copy_share_one(
+    world: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    racers = [start(world, tmp_path, 0.02) for _ in range(3)]
+    told = [racer.communicate(timeout=60)[0] for racer in racers]
+    assert all(text.endswith("staged\n") for text in told)
+    assert sum("copying" in text for text in told) == 1
+    assert_whole(dataset, tmp_path)
+
+
+def test_a_copy_that_was_killed_is_completed_by_the_next(
+    world: Path, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = start(world, tmp_path, 0.05)
+    folder = staged_folder(dataset, str(tmp_path))
+    deadline = time.monotonic() + 30
+    while len(list(folder.rglob("*.jpg"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(list(folder.rglob("[!.]*.jpg")))
+    assert before < len(dataset.files())
+    with caplog.at_level(logging.INFO):
+        stage([dataset], str(tmp_path))
+    assert f"copying {len(dataset.files()) - before} files" in caplog.text
+    assert_whole(dataset, tmp_path)
+
+
+def test_another_dataset_has_another_folder(dataset: Dataset, tmp_path: Path) -> None:
+    fewer = replace(dataset, query=dataset.query.take([0]))
+    assert staged_folder(fewer, str(tmp_path)) != staged_folder(dataset, str(tmp_path))
+
+
+def test_variables_are_those_of_the_node(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH_HERE", str(tmp_path))
+    assert staged_folder(dataset, "${SCRATCH_HERE}/sets").parent == tmp_path / "sets"
+    monkeypatch.delenv("SCRATCH_HERE")
+    with pytest.raises(UserError, match=r"stage=\$SCRATCH_HERE: \$SCRATCH_HERE is not set on"):
+        stage([dataset], "$SCRATCH_HERE")
+
+
+def test_too_little_room_is_told_before_anything_is_copied(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    program = PROGRAM.replace("logging.basicConfig", "slow = '0'; logging.basicConfig")
+    root = os.path.commonpath(dataset.files())
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c",
+         f"mount -t tmpfs -o size=40k tmpfs {tmp_path} && "
+         f'exec {sys.executable} -c "$PROGRAM" {root} {tmp_path} 0'],
+        env={**os.environ, "PROGRAM": program}, text=True, capture_output=True,
+    )
+    if "permission denied" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert "Hindered: data.stage: no room for synthetic in" in done.stderr
+    assert "bytes are needed" in done.stderr
+    assert "copying" not in done.stdout
+
+
+def test_a_place_that_cannot_be_written_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Hindered, match=r"data\.stage: .*file.*: Not a directory; data\.stage=null"):
+        stage([dataset], str(tmp_path / "file"))
