@@ -74,8 +74,8 @@ def _encoded(
         return
     loader = ImageLoader(
         reader.places(records.paths), height=reader.height, width=reader.width,
-        views={"image": View()}, resize=TEST_RESIZE, batch_size=reader.batch, seed=0, threads=reader.threads,
-        device=reader.device, mean=reader.mean, std=reader.std,
+        views={"image": View()}, resize=TEST_RESIZE, batch_size=reader.batch, seed=0,
+        threads=reader.threads, device=reader.device, mean=reader.mean, std=reader.std,
     )
     try:
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:

@@ -40,8 +40,8 @@ from svll.data.synthetic import World, write_world  # noqa: E402
 SETTINGS = (
     # 54 images of 6 identities: 4 and 3 steps an epoch
     "stage1.batch=16", "stage1.epochs=2", "stage2.batch=16", "stage2.epochs=3",
-    "evaluation.batch=16", "data.check=false", "run.tensorboard=false", "run.log_every=1", "run.keep_checkpoints=true",
-    "run.experiment=faulty_experiment.run",
+    "evaluation.batch=16", "data.check=false", "run.tensorboard=false", "run.log_every=1",
+    "run.keep_checkpoints=true", "run.experiment=faulty_experiment.run",
 )
 PATIENCE_S = 300.0
 
