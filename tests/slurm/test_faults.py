@@ -43,7 +43,7 @@ SETTINGS = (
     "evaluation.batch=16", "data.check=false", "run.tensorboard=false", "run.log_every=1",
     "run.keep_checkpoints=true", "run.experiment=faulty_experiment.run",
 )
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
