@@ -145,14 +145,12 @@ def _submit(sweep: Sweep, visit: Visit) -> None:
 
 
 def _wait(visits: list[Visit], say: Callable[[str], None]) -> None:
-    """Return when every job has answered, ended, or waited too long."""
+    """Return when every job has ended, or waited too long."""
     running: dict[str, float] = {}
     while left := [one for one in visits if not one.over]:
         jobs = slurm.my_jobs()
         for one in left:
-            if len([a for a in one.answers if a.done]) == one.ranks:
-                one.over = True
-            elif one.job not in jobs:
+            if one.job not in jobs:
                 _ended(one)
             elif jobs[one.job][0] == "PENDING":
                 if time.monotonic() - one.started > PENDING_S:
@@ -165,8 +163,9 @@ def _wait(visits: list[Visit], say: Callable[[str], None]) -> None:
 
 def _ended(one: Visit) -> None:
     """Settle a job that has gone; what it wrote last may be seen a moment later."""
-    time.sleep(2 * POLL_S)
     one.over = True
+    if len([a for a in one.answers if a.done]) < one.ranks:
+        time.sleep(2 * POLL_S)
     if len([a for a in one.answers if a.done]) < one.ranks:
         told = causes.deaths({one.job: one.folder}).get(one.job, "")
         one.trouble = told or f"the job ended without an answer; see {one.folder}"
