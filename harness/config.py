@@ -42,6 +42,14 @@ def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MI
     return field(default=default, metadata={"runtime": True})
 
 
+def unless_empty(default: Any) -> Any:
+    """A dataclass field that is part of the signature only where it is not its default.
+
+    So a schema can gain a field and the runs made before keep their names.
+    """
+    return field(default=default, metadata={"unless_empty": True})
+
+
 # --- from files and command lines to settings ---
 
 
@@ -323,6 +331,8 @@ def to_mapping(config: Any, *, with_runtime: bool = True) -> dict[str, Any]:
         if not with_runtime and item.metadata.get("runtime"):
             continue
         value = getattr(config, item.name)
+        if not with_runtime and item.metadata.get("unless_empty") and value == item.default:
+            continue
         if dataclasses.is_dataclass(value):
             value = to_mapping(value, with_runtime=with_runtime)
         elif isinstance(value, tuple):

@@ -22,10 +22,10 @@ from harness.cluster import array, local, site, slurm, snapshots, table
 from harness.cluster.follow import follow as follow_sweep
 from harness.cluster.records import read_records
 from harness.errors import UserError
-from harness.sweeps import Sweep, read_sweep, recipe_sweep
+from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep
 from launch.cli import command
 from svll.config import RECIPES, Config
-from svll.data.datasets import pin
+from svll.pinning import pin, weights_file
 
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
@@ -169,7 +169,7 @@ def _cancel(sweep: Sweep, console: Console) -> int:
 def _submit(
     sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> None:
-    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed)
+    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed, fetch=_fetch)
     where = "to SLURM" if cluster == "slurm" else "on this machine"
     if due:
         _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
@@ -177,6 +177,16 @@ def _submit(
     if not due:
         _say(console, f"nothing to submit, {table.counts(views)}")
     _tell_left_alone(views, console, retry_failed=retry_failed)
+
+
+def _fetch(trials: list[Trial]) -> None:
+    """Download the weights that trials start from; compute nodes may have no network."""
+    models = {(t.config.model.name, t.config.model.weights): t.config.model for t in trials}
+    for model in models.values():
+        if model.weights not in (None, "shipped") and weights_file(model) is None:
+            from svll.models.clip import fetch  # open_clip: seconds
+
+            fetch(model.name, model.weights)
 
 
 def _tell_left_alone(

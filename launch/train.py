@@ -19,7 +19,7 @@ from harness.config import build, find_recipe, parse_overrides, read_recipe, sig
 from harness.runs import Run
 from launch.cli import command, print_result
 from svll.config import RECIPES, Config
-from svll.data.datasets import pin
+from svll.pinning import pin
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.estimate import Estimate

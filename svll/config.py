@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.config import runtime
+from harness.config import runtime, unless_empty
 
 RECIPES = Path(__file__).parent / "recipes"
 DATASETS = (
@@ -115,6 +115,8 @@ class Model:
     """An open_clip model; OpenAI's weights want the `-quickgelu` names. `svll-tiny` is shipped."""
     weights: str | None = "openai"
     """An open_clip tag or a file; `shipped` for svll-tiny; null: random, for trying things out."""
+    fingerprint: str = unless_empty("")
+    """Hash of the weights file, filled in when a run is made: another file, another run."""
     stride: int | None = 12
     """Stride of the patch embedding; smaller than the patch: overlapping; null: the patch size."""
     prompt_tokens: int = 4

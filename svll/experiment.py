@@ -28,6 +28,7 @@ from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
 from harness.runs import Run
+from harness.trial import job_id
 from svll import cache, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches
 from svll.config import Config
@@ -41,6 +42,7 @@ from svll.evaluation.sharing import Share
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
+from svll.pinning import check_weights
 from svll.run_features import feature_paths
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,8 @@ def make_features(run: Run, config: Config) -> None:
 
 
 def _set_up(config: Config) -> None:
+    if job_id() is not None:  # what it needs was fetched when it was submitted
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         log.warning(
@@ -107,6 +111,7 @@ class Trial:
         self.cache = run.folder.parent.parent / "cache"
         self.datasets = self._datasets()
         check_pinned(config, self.datasets)
+        check_weights(config.model)
         self.staged = cache.staged(self.datasets.every, config.data.stage)
         self.splits: Splits = split(
             self.datasets, validation=config.data.validation, seed=config.seed

@@ -6,7 +6,7 @@ a job is still there for the trials whose folder does not already say that they 
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,13 +177,15 @@ def due(views: list[View], *, retry_failed: bool = False) -> list[View]:
 
 
 def launch(
-    sweep: Sweep, cluster: Cluster, *, jobs: int | None = None, retry_failed: bool = False
+    sweep: Sweep, cluster: Cluster, *, jobs: int | None = None, retry_failed: bool = False,
+    fetch: Callable[[list[Trial]], None] = lambda trials: None,
 ) -> list[View]:
     """Submit every trial that is neither complete nor on its way, and return those at once.
 
     jobs: how many trials run at a time on this machine; None: as many as its cores allow.
     retry_failed: also those that failed by their own fault, and would again unless it was mended.
-    Raises UserError when the cluster refuses; what was not submitted keeps its former status.
+    fetch: called with the trials before they are submitted, to have on disk what jobs need. Raises
+    UserError when the cluster refuses; what was not submitted keeps its former status.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with held_lock(launch_lock(sweep)):
@@ -192,6 +194,7 @@ def launch(
         write_summary(sweep)
         waiting = due(views, retry_failed=retry_failed)
         if waiting:
+            fetch([view.trial for view in waiting])
             begun = [view.trial.signature for view in waiting if view.status.get("attempts")]
             for told in snapshots.mixed(sweep, begun, read_records(sweep.folder)):
                 log.warning("trials that had begun go on with other code: %s", told)

@@ -84,6 +84,23 @@ def load_clip(
     return _take_apart(model, name, height=height, width=width, stride=stride)
 
 
+def fetch(name: str, weights: str | None) -> None:
+    """Have the weights of an open_clip tag on disk, where jobs without network find them.
+
+    Raises UserError for an unknown model or tag, and when they cannot be downloaded.
+    """
+    import open_clip
+
+    model_config(name)
+    source = _weights_source(open_clip, name, weights)
+    if source is None or Path(source).is_file():
+        return
+    try:
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
+    except _READ_FAULTS as error:
+        raise _not_loaded(name, source, error) from None
+
+
 def _from_archive(
     name: str, path: Path, *, height: int, width: int, stride: int | None
 ) -> Clip:
@@ -195,10 +212,14 @@ def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
         reason = _reason(error)
         if source and Path(source).is_file():
             raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
-        raise UserError(
-            f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
-            "Without network, download the file elsewhere and give its path."
-        ) from None
+        raise _not_loaded(name, source, error) from None
+
+
+def _not_loaded(name: str, source: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"model.weights: {source!r} of {name} could not be loaded: {_reason(error)}\n"
+        "Without network, download the file elsewhere and give its path."
+    )
 
 
 def _reason(error: Exception) -> str:

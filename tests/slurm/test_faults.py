@@ -34,8 +34,8 @@ from harness.files import read_json  # noqa: E402
 from harness.runs import Run  # noqa: E402
 from harness.sweeps import Sweep, read_sweep  # noqa: E402
 from svll.config import RECIPES, Config  # noqa: E402
-from svll.data.datasets import pin  # noqa: E402
 from svll.data.synthetic import World, write_world  # noqa: E402
+from svll.pinning import pin  # noqa: E402
 
 SETTINGS = (
     # 54 images of 6 identities: 4 and 3 steps an epoch

@@ -17,12 +17,12 @@ from harness.errors import UserError
 from harness.features import read_features
 from harness.runs import Run
 from svll.config import RECIPES, Config
-from svll.data.datasets import pin
 from svll.data.own_split import Options, write_split
 from svll.data.synthetic import named_world, write_world
 from svll.evaluation import evaluate_protocol
 from svll.experiment import run as experiment
 from svll.models import load_model
+from svll.pinning import pin
 
 ROOT = Path(__file__).parents[2]
 SHORT = (

@@ -1,0 +1,73 @@
+"""What a configuration means by its files: their fingerprints become part of it.
+
+So a run is named by what it is trained on and starts from, not by where that lies; and jobs, which
+may have no network, find on disk what was looked up when they were submitted.
+"""
+
+import hashlib
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.files import read_json, write_json
+from svll.config import Config, Model
+from svll.data import datasets
+
+log = logging.getLogger(__name__)
+
+
+def pin(config: Config) -> Config:
+    """Return the configuration with the fingerprints of its datasets and its weights file in it.
+
+    Raises UserError for datasets that are missing, and as `load_datasets` does.
+    """
+    path = weights_file(config.model)
+    if path is not None:
+        cache = Path(config.run.runs) / "cache"
+        model = replace(config.model, fingerprint=_remembered(path, cache))
+        config = replace(config, model=model)
+    return datasets.pin(config)
+
+
+def weights_file(model: Model) -> Path | None:
+    """Return the file that the weights are in, None for a tag, the shipped and random ones."""
+    if model.weights is None or not Path(model.weights).is_file():
+        return None
+    return Path(model.weights)
+
+
+def check_weights(model: Model) -> None:
+    """Refuse a weights file that is not the one for which the run was made."""
+    path = weights_file(model)
+    if model.fingerprint and path is None:
+        raise UserError(f"model.weights: {model.weights} is not there any more")
+    if path is not None and model.fingerprint and _fingerprint(path) != model.fingerprint:
+        raise UserError(
+            f"model.weights: {path} has changed since this run was made; give the command again "
+            "for a run from this file, or put the old one back"
+        )
+
+
+def _remembered(path: Path, cache: Path) -> str:
+    """Return a file's fingerprint, kept with its size and time, as hashing a large one is slow."""
+    about = path.stat()
+    known = {"size": about.st_size, "time": about.st_mtime_ns}
+    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    file = cache / "fingerprints" / f"{key}.json"
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        found: dict[str, Any] = read_json(file)
+        if {name: found[name] for name in known} == known:
+            return str(found["fingerprint"])
+    log.info("hashing %s", path)
+    fingerprint = _fingerprint(path)
+    with suppress(OSError):  # somebody else's runs can be looked at, too
+        write_json(file, {**known, "fingerprint": fingerprint})
+    return fingerprint
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,81 @@
+"""A run is named by what is in its files, and refuses others."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import build, parse_overrides, read_recipe, signature, to_mapping
+from harness.errors import UserError
+from svll.config import RECIPES, Config
+from svll.models.clip import TINY_WEIGHTS, fetch
+from svll.pinning import check_weights, pin
+
+
+def config_of(runs: Path, *words: str) -> Config:
+    settings = [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config),
+                *parse_overrides([f"run.runs={runs}", *words])]
+    return build(Config, settings)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(TINY_WEIGHTS, tmp_path / "mine.safetensors"))
+
+
+def change(path: Path) -> None:
+    """Flip a byte, of the same size, as a second download may."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_other_bytes_in_a_weights_file_are_another_run(weights: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path / "runs", f"model.weights={weights}")
+    before = signature(pin(config))
+    assert signature(pin(config)) == before
+    change(weights)
+    assert signature(pin(config)) != before
+
+
+def test_a_file_is_hashed_once_as_long_as_it_stays_as_it_is(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path / "runs", f"model.weights={weights}")
+    with caplog.at_level("INFO", "svll.pinning"):
+        pin(config)
+        pin(config)
+        assert caplog.text.count("hashing") == 1
+        change(weights)
+        pin(config)
+        assert caplog.text.count("hashing") == 2
+
+
+def test_runs_without_a_weights_file_keep_the_names_that_they_had(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "runs")
+    assert "fingerprint" not in to_mapping(pin(config), with_runtime=False)["model"]
+    assert to_mapping(pin(config))["model"]["fingerprint"] == ""
+
+
+def test_a_run_does_not_start_from_a_file_that_has_changed_or_gone(
+    weights: Path, tmp_path: Path
+) -> None:
+    model = pin(config_of(tmp_path / "runs", f"model.weights={weights}")).model
+    check_weights(model)
+    change(weights)
+    with pytest.raises(UserError, match="has changed since this run was made"):
+        check_weights(model)
+    weights.unlink()
+    with pytest.raises(UserError, match="is not there any more"):
+        check_weights(model)
+    check_weights(replace(model, weights="shipped", fingerprint=""))
+
+
+def test_what_is_to_be_fetched_is_checked_first(weights: Path) -> None:
+    fetch("svll-tiny", str(weights))
+    fetch("svll-tiny", "shipped")
+    with pytest.raises(UserError, match="open_clip knows no model 'ViT-Q'"):
+        fetch("ViT-Q", "openai")
+    with pytest.raises(UserError, match="'openay' is neither a file nor a tag"):
+        fetch("ViT-B-16-quickgelu", "openay")
