@@ -42,7 +42,8 @@ METHOD: dict[str, Any] = {  # CLIP-ReID's and SVLL-ReID's numbers for persons
     "stage2.vss_weight": 0.8, "stage2.vss_temperature": 0.1, "stage2.margin": 0.3,
     "stage2.label_smoothing": 0.1, "stage2.flip": 0.5, "stage2.pad": 10, "stage2.erase": 0.5,
     "stage2.erase_area": [0.02, 1 / 3], "stage2.vss_erase_area": [0.33, 1 / 3],
-    "model.fingerprint": "", "engine.precision": "bf16", "engine.clipping": 0.0, "engine.accumulation": 1,
+    "model.fingerprint": "",
+    "engine.precision": "bf16", "engine.clipping": 0.0, "engine.accumulation": 1,
 }  # fmt: skip
 
 
