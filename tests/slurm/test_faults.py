@@ -95,7 +95,7 @@ DISTURBANCES = {
     "undisturbed": Disturbance(ranks=1),
     "undisturbed, two ranks": Disturbance(ranks=2),
     "kill -9 of one rank in stage 1": Disturbance(
-        ranks=2, strike=Strike("stage1", 6, rank=1), told="Connection closed by peer"
+        ranks=2, strike=Strike("stage1", 6, rank=1), told="another rank was lost"
     ),
     "kill -9 of one rank in stage 2": Disturbance(
         ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
@@ -104,9 +104,10 @@ DISTURBANCES = {
         ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
     ),
     "kill -9 during the cache write": Disturbance(
-        ranks=2, strike=Strike("features", 1, rank=1), told="Connection closed by peer"
+        ranks=2, strike=Strike("features", 1, rank=1), told="another rank was lost"
     ),
-    "time limit of 1 minute": Disturbance(ranks=1, time="1m", pace_s=3.0),
+    # most of it is sleep, or starting would take all of so short a limit
+    "time limit of 2 minutes": Disturbance(ranks=1, time="2m", pace_s=7.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
     "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="asked to in stage2"),
@@ -271,7 +272,7 @@ def test_a_preempted_trial_ends_as_if_nothing_had_happened(
 def assert_equal(run: Run, calm: Run) -> None:
     """A disturbed run has the numbers, weights and metric log of an undisturbed one."""
     assert run.is_complete(), run.status()
-    assert run.status()["attempts"] == 2
+    assert run.status()["attempts"] >= 2
     assert numbers(run) == numbers(calm)
     assert result(run) == result(calm)
     weights, expected = load_file(run.weights_file), load_file(calm.weights_file)
