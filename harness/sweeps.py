@@ -113,6 +113,10 @@ class SweepFile:
     mode: Literal["max", "min"] = "max"
     backend: Literal["array", "ray"] = "array"
     """array: one job per trial; ray: Ray Tune inside one allocation."""
+    prepare: bool = False
+    """On SLURM, backend array: a job of its own makes what trials share before they start."""
+    report: bool = False
+    """Likewise: a job after the last trial writes report.txt."""
     scheduler: dict[str, Any] = field(default_factory=dict)
     """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
     resources: Resources = field(default_factory=Resources)
@@ -167,6 +171,8 @@ class Sweep:
     complete: Callable[[Any], Any]
     """What a checked configuration still goes through before it is signed."""
     trials: tuple["Trial", ...] = ()
+    prepare: bool = False
+    report: bool = False
     first: int | None = None
     """How many of the trials are dealt with now; None: all."""
     code: Path | None = None
@@ -340,7 +346,7 @@ def _assemble(
         seeds=tuple(seeds), samples=samples,
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
         resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
-        complete=complete,
+        complete=complete, prepare=head.prepare, report=head.report,
     )
     trials = _expand(sweep, faults)
     if faults:

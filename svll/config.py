@@ -322,6 +322,8 @@ class Place:
     """The folder of this run's group: a sweep's name; empty: the recipe's."""
     experiment: str = runtime("svll.experiment.run")
     """Dotted name of the function that a job calls with its run."""
+    prepare: str = runtime("svll.preparing.prepare")
+    """Likewise of what makes the files that runs share; called with all runs of a sweep."""
     log_every: int = runtime(50)
     """Steps between two lines of the metric log; the last step of an epoch always has one."""
     save_every: float = runtime(10.0)

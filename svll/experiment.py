@@ -57,7 +57,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     """
     started = time.time()
     config = build(Config, read_recipe(run.config_file, Config))
-    _set_up(config)
+    set_up(config)
     trial = Trial(run, config, report)
     with closing(trial):
         trial.check()
@@ -78,7 +78,7 @@ def make_features(run: Run, config: Config) -> None:
 
     Raises Busy while the run goes on, UserError as `run`.
     """
-    _set_up(config)
+    set_up(config)
     quiet = replace(config, run=replace(config.run, tensorboard=False))
     with ExitStack() as stack:
         with ranks.leader_first() as acts:
@@ -90,7 +90,7 @@ def make_features(run: Run, config: Config) -> None:
             trial.write_features(model, part)
 
 
-def _set_up(config: Config) -> None:
+def set_up(config: Config) -> None:
     if job_id() is not None:  # what it needs was fetched when it was submitted
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)
@@ -229,7 +229,7 @@ class Trial:
 
     def _stage1(self, objective: stage1.PromptObjective) -> loop.Stage:
         config, seed = self.config.stage1, self.config.seed
-        features = self._frozen_features().to(ranks.device())
+        features = self.frozen_features().to(ranks.device())
         labels = torch.from_numpy(self.splits.labels).to(ranks.device())
         count = len(labels)
 
@@ -248,7 +248,7 @@ class Trial:
             batches=batches, validate=lambda epoch: {},
         )
 
-    def _frozen_features(self) -> Tensor:
+    def frozen_features(self) -> Tensor:
         """Return the frozen encoder's features [n, D] of the images that are trained on.
 
         Computed for each whole training set once per key, and shared by all runs that agree on it.
@@ -415,7 +415,7 @@ class Trial:
         Of several test sets the first one's numbers are the headline; all stand under `tests`.
         """
         tests = {part.name: self._test(model, part) for part in self.splits.tests}
-        initial = self._initial()
+        initial = self.initial()
         result = dict(tests[self.splits.tests[0].name])
         validations = [m["validation"] for m in self.run.metrics() if "validation" in m]
         if validations:
@@ -465,7 +465,7 @@ class Trial:
         log.info("%s: test mAP %.4f, rank-1 %.4f", part.name, result["mAP"], result["cmc"]["1"])
         return result | {"dataset": part.name, "protocol": part.protocol}
 
-    def _initial(self) -> dict[str, Any]:
+    def initial(self) -> dict[str, Any]:
         """Return the test metrics of the encoder that the run started from, by test set.
 
         Shared like a cache by all runs that start from the same.

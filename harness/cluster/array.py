@@ -212,11 +212,31 @@ def launch(
         elif waiting:
             most = slurm.max_array_size()
             slurm.parameters(sweep, job_name=sweep.name)  # its faults, before anything is written
-            for start in range(0, len(waiting), most):
-                chunk = waiting[start : start + most]
-                with _marked(chunk):
-                    slurm.submit(sweep, [view.trial for view in chunk])
+            _submit_arrays(sweep, waiting, most)
     return waiting
+
+
+def _submit_arrays(sweep: Sweep, waiting: list[View], most: int) -> None:
+    """Submit trials as arrays of at most so many tasks, with the jobs around them."""
+    from harness.cluster import around  # late: it imports this module's neighbours
+
+    before: list[str] = []
+    if sweep.prepare and len(waiting) > 1:
+        for view in waiting:
+            write_text(view.trial.run.config_file, to_yaml(view.trial.config))
+        before = [around.submit_before(sweep, [view.trial for view in waiting])]
+    records = []
+    for start in range(0, len(waiting), most):
+        chunk = waiting[start : start + most]
+        with _marked(chunk):
+            records.append(slurm.submit(
+                replace(sweep, slurm=slurm.depending_on(sweep.slurm, before)),
+                [view.trial for view in chunk], around=before,
+            ))
+    if sweep.report:
+        last = records[-1]
+        last.options["around"] = [*before, around.submit_after(sweep, records)]
+        last.write()
 
 
 def write_summary(sweep: Sweep) -> None:
@@ -279,7 +299,8 @@ def cancel(sweep: Sweep) -> list[View]:
         _settle_marks(sweep)
         views = [view for view in survey(sweep) if view.state in (*ALIVE, "died")]
         records = read_records(sweep.folder)
-        numbers = {n for r in records if r.cluster == "slurm" for n in r.jobs.values()}
+        ours = [record for record in records if record.cluster == "slurm"]
+        numbers = {n for r in ours for n in (*r.jobs.values(), *r.options.get("around", ()))}
         if numbers:
             slurm.cancel(numbers & set(slurm.my_jobs()))
         local.cancel(sweep.folder)

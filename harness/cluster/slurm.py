@@ -136,18 +136,28 @@ def job_name(sweep: Sweep, token: str) -> str:
     return f"{sweep.slurm.get('job_name', sweep.name)}.{token}"
 
 
+def depending_on(options: dict[str, Any], jobs: Sequence[str]) -> dict[str, Any]:
+    """Return a sweep's `slurm` section for a job that waits until others have ended."""
+    if not jobs:
+        return options
+    own = [str(options["dependency"])] if options.get("dependency") else []
+    return {**options, "dependency": ",".join([*own, f"afterany:{':'.join(jobs)}"])}
+
+
 # --- submitting ---
 
 
-def submit(sweep: Sweep, trials: list[Trial]) -> Record:
+def submit(sweep: Sweep, trials: list[Trial], *, around: Sequence[str] = ()) -> Record:
     """Submit one job per trial, as an array of at most `max_array_size`, and return at once.
 
+    around: ids of further jobs of this submission, which a cancellation ends as well.
     The trials' status is `submitted` already, as a job may start before this returns. Raises
     UserError with sbatch's own words. The record stays even then: an sbatch that ran out of time
     may have submitted after all, and the next launch looks for its jobs.
     """
     record = new_record(
-        sweep.folder, "slurm", [trial.signature for trial in trials], code=str(sweep.code or "")
+        sweep.folder, "slurm", [trial.signature for trial in trials],
+        code=str(sweep.code or ""), around=list(around),
     )
     executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
     record.write()

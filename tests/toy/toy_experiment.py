@@ -41,6 +41,7 @@ class Place:
     runs: str = runtime("runs")
     name: str = runtime("")
     experiment: str = runtime("toy_experiment.run")
+    prepare: str = runtime("toy_experiment.prepare")
 
 
 @dataclass
@@ -48,6 +49,12 @@ class Config:
     seed: int = 1
     work: Work = field(default_factory=Work)
     run: Place = field(default_factory=Place)
+
+
+def prepare(runs: list[Run]) -> None:
+    """Make a file that all runs share, not too fast."""
+    time.sleep(2.0)
+    write_json(runs[0].folder.parent / "shared.json", [run.signature for run in runs])
 
 
 def run(run: Run, report=None) -> None:
@@ -109,6 +116,7 @@ def note_surroundings(run: Run, rank: int) -> None:
     seen = {name: os.environ[name] for name in names if name in os.environ}
     seen["pid"] = os.getpid()
     seen["host"] = os.uname().nodename
+    seen["shared"] = (run.folder.parent / "shared.json").exists()
     write_json(Path(run.folder) / f"seen-{rank}.json", seen)
 
 

@@ -1,0 +1,112 @@
+"""Jobs around a sweep's trials: one before that makes what they share, one after that reports.
+
+Both are asked for in the sweep file (`prepare: true`, `report: true`). Trials wait for the first to
+end, however it ends: what it did not make they make themselves.
+"""
+
+import importlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.cluster import slurm
+from harness.cluster.jobs import keep_caches_here, say_plainly, set_slurm_ranks
+from harness.cluster.records import Record, jobs_folder
+from harness.cluster.table import lookup
+from harness.errors import UserError
+from harness.files import read_json, write_text
+from harness.runs import Run
+from harness.sweeps import Resources, Sweep, Trial
+
+log = logging.getLogger(__name__)
+
+REPORT = "report.txt"
+SHOWN = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
+"""Further numbers of a result that the report has, by title."""
+
+
+def submit_before(sweep: Sweep, trials: list[Trial]) -> str:
+    """Submit the job that makes what the trials share; returns its id."""
+    function = trials[0].config.run.prepare
+    folders = [str(trial.run.folder.resolve()) for trial in trials]
+    return _submit(sweep, "before", make_shared, function, folders)
+
+
+def submit_after(sweep: Sweep, records: Iterable[Record]) -> str:
+    """Submit the job that reports when all jobs of the records have ended; returns its id."""
+    ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
+    own = dict(sweep.slurm)
+    own.pop("gres", None)
+    small = replace(
+        sweep, resources=Resources(time="10m"), slurm=slurm.depending_on(own, sorted(ids))
+    )
+    return _submit(small, "after", write_report, str(sweep.folder.resolve()))
+
+
+def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
+    folder = jobs_folder(sweep.folder.resolve(), create=True) / which
+    executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
+    try:
+        with slurm.outside_any_job():
+            return str(executor.submit(function, *arguments).job_id)
+    except Exception as error:  # submitit's own classes differ between its versions
+        raise UserError(
+            f"sbatch did not take the job {which} the trials: {slurm.last_line(error)}"
+        ) from None
+
+
+# --- in the jobs ---
+
+
+def make_shared(function: str, run_folders: list[str]) -> None:
+    """Call the experiment's function with all runs, on every rank; called by submitit."""
+    say_plainly()
+    keep_caches_here()
+    set_slurm_ranks()
+    module, _, name = function.rpartition(".")
+    getattr(importlib.import_module(module), name)([Run(Path(folder)) for folder in run_folders])
+
+
+def write_report(sweep_folder: str) -> None:
+    """Write how the trials went, the best first, to report.txt; called by submitit."""
+    say_plainly()
+    folder = Path(sweep_folder)
+    summary = read_json(folder / "sweep.json")
+    console = Console(record=True, width=200, quiet=True)
+    console.print(_table(folder, summary))
+    for trial in summary["trials"]:
+        run = Run(folder / trial["signature"])
+        if not run.is_complete():
+            status = run.status()
+            why = status.get("error") or status.get("reason") or "no word of its end"
+            console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
+    write_text(folder / REPORT, console.export_text())
+    log.info("written: %s", folder / REPORT)
+
+
+def _table(folder: Path, summary: Mapping[str, Any]) -> Table:
+    rows = []
+    for trial in summary["trials"]:
+        result = Run(folder / trial["signature"]).result()
+        if result is not None:
+            rows.append((lookup(result, summary["metric"]), trial, result))
+    known = [row for row in rows if isinstance(row[0], int | float)]
+    known.sort(key=lambda row: row[0], reverse=summary["mode"] == "max")
+    keys = list(dict.fromkeys(key for trial in summary["trials"] for key in trial["point"]))
+    table = Table(title=f"{summary['name']}: {len(rows)} of {len(summary['trials'])} complete, "
+                        f"ranked by {summary['metric']} ({summary['mode']})")
+    for name in ("rank", *keys, "seed", summary["metric"], *SHOWN, "run"):
+        table.add_column(name)
+    for place, (value, trial, result) in enumerate(known, start=1):
+        shown = [lookup(result, key) for key in SHOWN.values()]
+        table.add_row(
+            str(place), *(str(trial["point"].get(key, "")) for key in keys), str(trial["seed"]),
+            *("" if number is None else f"{number:.4f}" for number in (value, *shown)),
+            trial["signature"],
+        )
+    return table

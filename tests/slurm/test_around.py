@@ -1,0 +1,53 @@
+"""Jobs before and after a sweep's trials, on a real SLURM."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOYS = Path(__file__).parents[1] / "toy"
+sys.path.insert(0, str(TOYS))
+
+import toy_experiment as toy  # noqa: E402
+
+from harness.cluster.array import cancel, launch, survey  # noqa: E402
+from harness.cluster.slurm import my_jobs  # noqa: E402
+from harness.files import read_json  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
+
+
+def test_trials_wait_for_what_they_share_and_the_report_waits_for_them(
+    slurm: Any, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9, 0.5]}, "work.fail": {"grid": ["no", "raise"]}}
+    sweep = toy.make_sweep(tmp_path, search, prepare=True, report=True)
+    launch(sweep, "slurm")
+    assert [view.note for view in survey(sweep)] == ["Dependency"] * 6
+    report = sweep.folder / "report.txt"
+    toy.until(report.exists, seconds=120)
+    seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
+    assert all(one["shared"] for one in seen)
+    shared = read_json(sweep.folder / "shared.json")
+    assert shared == [trial.signature for trial in sweep.trials]
+    lines = report.read_text().splitlines()
+    assert "3 of 6 complete, ranked by validation.mAP (max)" in lines[0]
+    ranked = [trial.signature for trial in sweep.trials if trial.point["work.fail"] == "no"]
+    places = [next(n for n, line in enumerate(lines) if name in line) for name in ranked]
+    assert sorted(places, reverse=True) == [places[0], places[2], places[1]]
+    assert sum("failed: RuntimeError: the toy broke" in line for line in lines) == 3
+
+
+def test_a_cancelled_sweep_leaves_none_of_the_jobs_around_it(slurm: Any, tmp_path: Path) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9]}}
+    sweep = toy.make_sweep(
+        tmp_path, search, prepare=True, report=True, slurm={"begin": "now+1hour"}
+    )
+    launch(sweep, "slurm")
+    assert len(my_jobs()) == 4
+    cancel(sweep)
+    assert my_jobs() == {}
