@@ -215,7 +215,7 @@ class Cluster:
         )
         mine = os.readlink("/proc/self/ns/net")
         self._wait(f"{name}'s name space", lambda: _network_of(process.pid) not in (None, mine))
-        outside = f"{state['bridge']}-{state['nodes'][name]['index']}"
+        outside = self._cable(name)
         _sh("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0",
             "netns", str(process.pid))
         _sh("ip", "link", "set", outside, "master", state["bridge"], "up")
@@ -238,6 +238,13 @@ class Cluster:
             for pid in pids:
                 _kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        # the kernel would do so too, when it gets round to the empty name space
+        subprocess.run(["ip", "link", "del", self._cable(name)], capture_output=True)
+
+    def _cable(self, name: str) -> str:
+        """Return the end of a node's network cable that is outside of the node."""
+        state = self._state()
+        return f"{state['bridge']}-{state['nodes'][name]['index']}"
 
     def _registered(self, name: str) -> str:
         """Return when, as the controller knows it, the node's slurmd was started."""
