@@ -5,6 +5,7 @@ end, however it ends: what it did not make they make themselves.
 """
 
 import importlib
+import io
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -77,7 +78,8 @@ def write_report(sweep_folder: str) -> None:
     say_plainly()
     folder = Path(sweep_folder)
     summary = read_json(folder / "sweep.json")
-    console = Console(record=True, width=200, quiet=True)
+    text = io.StringIO()
+    console = Console(file=text, width=200)
     console.print(_table(folder, summary))
     for trial in summary["trials"]:
         run = Run(folder / trial["signature"])
@@ -85,7 +87,7 @@ def write_report(sweep_folder: str) -> None:
             status = run.status()
             why = status.get("error") or status.get("reason") or "no word of its end"
             console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
-    write_text(folder / REPORT, console.export_text())
+    write_text(folder / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
 
 
