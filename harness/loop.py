@@ -104,11 +104,13 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
             found = checkpoints.latest(run.checkpoints, signature=run.signature)
     found = ranks.from_leader(found)
     if found is None or found[1].stage != stage.name:
-        lines = len(run.metrics()) if found is None else found[1].metric_lines
+        lines = 0 if found is None else found[1].metric_lines
         with ranks.leader_first() as acts:
             if acts:
-                run.keep_metrics(0 if found is None else lines)
-        return Progress(stage.name, 1, 0, 0 if found is None else lines)
+                if found is None:
+                    _refuse_to_start_over(run)
+                run.keep_metrics(lines)
+        return Progress(stage.name, 1, 0, lines)
     path, at = found
     checkpoints.restore(path, engine)
     with ranks.leader_first() as acts:
@@ -116,6 +118,19 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
             run.keep_metrics(at.metric_lines)
     log.info("%s goes on from epoch %d, step %d", stage.name, at.epoch, at.step)
     return at
+
+
+def _refuse_to_start_over(run: Run) -> None:
+    """Raise UserError when a run without checkpoints must have had some.
+
+    The line of an epoch is written before its checkpoint, and that while the next is trained.
+    """
+    epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
+    if len(epochs) > 2:
+        raise UserError(
+            f"{run.checkpoints}: no checkpoint is there, but {run.metrics_file.name} tells of "
+            f"{len(epochs)} epochs; put it back, or delete the folder {run.folder} to start afresh"
+        )
 
 
 def _train_epoch(

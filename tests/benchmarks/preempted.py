@@ -6,8 +6,6 @@ Brings up the SLURM of the tests (needs root and its packages, see tests/slurm/c
 recipe synthetic_tiny both ways, and prints the numbers side by side. Some ten minutes on two cores.
 """
 
-import importlib.util
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from harness.cluster.array import ALIVE, Queue, launch, survey
 from harness.runs import Run
 from harness.sweeps import Sweep, recipe_sweep
 from svll.config import RECIPES, Config
+from tests.benchmarks.own_slurm import own_slurm
 
 SETTINGS = ("stage1.batch=16", "stage1.epochs=3", "stage2.batch=16", "stage2.epochs=6",
             "run.log_every=1", "run.tensorboard=false", "resources.nodes=2", "resources.tasks=2",
@@ -31,34 +30,10 @@ PATIENCE_S = 900.0
 
 
 def main() -> int:
-    kit = _kit()
-    if reason := kit.missing():
-        print(f"no SLURM can be started: {reason}", file=sys.stderr)
-        return 1
-    cluster = kit.Cluster(Path(tempfile.mkdtemp(prefix="slurm-")))
-    guard = cluster.guard()
-    try:
-        cluster.up()
-        os.environ["SLURM_CONF"] = str(cluster.conf)
-        with tempfile.TemporaryDirectory(prefix="preempted-") as folder:
-            calm = _carry_out(Path(folder) / "calm", cluster, ())
-            struck = _carry_out(Path(folder) / "struck", cluster, PREEMPTED_IN)
-            return _tell(calm, struck)
-    finally:
-        cluster.down()
-        guard.stdin.close()
-        guard.wait()
-
-
-def _kit() -> Any:
-    """Import the SLURM of the tests, a script in no package."""
-    file = Path(__file__).parents[1] / "slurm" / "cluster.py"
-    spec = importlib.util.spec_from_file_location("slurm_kit", file)
-    assert spec is not None
-    assert spec.loader is not None
-    kit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kit)
-    return kit
+    with own_slurm() as cluster, tempfile.TemporaryDirectory(prefix="preempted-") as folder:
+        calm = _carry_out(Path(folder) / "calm", cluster, ())
+        struck = _carry_out(Path(folder) / "struck", cluster, PREEMPTED_IN)
+        return _tell(calm, struck)
 
 
 def _carry_out(folder: Path, cluster: Any, moments: tuple[tuple[str, int], ...]) -> Run:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,6 +331,20 @@ def test_a_stage_that_is_done_is_only_loaded(one_rank: Any, tmp_path: Path) -> N
     assert again["weights"] == first["weights"]
     assert again["reported"] == []
     assert [json.loads(line) for line in log.splitlines()] == Run(tmp_path).metrics()
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over_in_silence(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    one_rank(train, folder=tmp_path)
+    before = log_of(tmp_path)
+    shutil.rmtree(Run(tmp_path).checkpoints)
+    (result,) = one_rank(train, folder=tmp_path)
+    assert result["ending"] == (
+        f"UserError: {Run(tmp_path).checkpoints}: no checkpoint is there, but metrics.jsonl tells "
+        f"of 3 epochs; put it back, or delete the folder {tmp_path} to start afresh"
+    )
+    assert log_of(tmp_path) == before
 
 
 def test_a_first_attempt_cut_off_before_any_checkpoint_leaves_no_lines_behind(
