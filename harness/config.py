@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from omegaconf import Container, OmegaConf
@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.errors import UserError
 
 T = TypeVar("T")
+REFERENCE = "${"
+"""How OmegaConf begins a reference to another key, or to the environment."""
 
 
 @dataclass(frozen=True)
@@ -192,34 +194,79 @@ def build(schema: type[T], settings: Iterable[Setting]) -> T:
     Any dataclass of the tree may have a method `faults()` that yields (key below it, message) for
     values that cannot go together. Raises UserError listing every fault of every setting.
     """
-    tree = OmegaConf.structured(schema)
-    known = list(keys(schema))
-    sources: dict[str, str] = {}
-    faults: list[str] = []
-    for setting in settings:
-        sources[setting.key] = setting.where
-        fault = _apply(tree, setting, known, schema)
-        if fault:
-            faults.append(f"{setting.where}: {fault}")
-    config = typing.cast(T, OmegaConf.to_object(tree))
-    for key, message in _tree_faults(config, ""):
-        # where the user wrote this key or, if it is a default, another that the message names
-        named = [sources[k] for k in sources if "." in k and f"{k}=" in message]
-        faults.append(f"{sources.get(key, (named or ['default'])[0])}: {key}: {message}")
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
-    return config
+    return Base(schema, settings).build()
 
 
-def _apply(tree: Any, setting: Setting, known: Sequence[str], schema: type) -> str | None:
-    """Set one value; returns what is wrong with it, or None."""
+class Base(Generic[T]):
+    """Settings that many trees have in common: applied once, however many trees are built."""
+
+    def __init__(self, schema: type[T], settings: Iterable[Setting]) -> None:
+        self.schema, self.settings = schema, tuple(settings)
+        self._kinds = field_types(schema)
+        self._tree = OmegaConf.structured(schema)
+        self._faults: list[str] = []
+        for setting in self.settings:
+            fault = _apply(self._tree, setting, self._kinds, schema)
+            self._faults += [f"{setting.where}: {fault}"] if fault else []
+        self._config = typing.cast(T, OmegaConf.to_object(self._tree))
+        self._refers = REFERENCE in str(OmegaConf.to_container(self._tree, resolve=False))
+        self._outcomes: dict[tuple[str, str], tuple[Any, str | None]] = {}
+
+    def build(self, more: Iterable[Setting] = ()) -> T:
+        """Return what `build` makes of the common settings and `more`, in this order.
+
+        Sections in which `more` sets nothing are the same objects in all trees.
+        """
+        more = tuple(more)
+        refers = self._refers or any(REFERENCE in str(setting.value) for setting in more)
+        twice = len({setting.key for setting in more}) < len(more)
+        if more and (refers or twice):  # then one setting is not understood without the others
+            return build(self.schema, (*self.settings, *more))
+        config, faults = self._config, list(self._faults)
+        for setting in more:
+            value, fault = self._outcome(setting)
+            if setting.key in self._kinds:
+                config = _replaced(config, setting.key, value)
+            faults += [f"{setting.where}: {fault}"] if fault else []
+        sources = {setting.key: setting.where for setting in (*self.settings, *more)}
+        for key, message in _tree_faults(config, ""):
+            # where the user wrote this key or, if it is a default, another that the message names
+            named = [sources[k] for k in sources if "." in k and f"{k}=" in message]
+            faults.append(f"{sources.get(key, (named or ['default'])[0])}: {key}: {message}")
+        if faults:
+            raise UserError("\n".join(dict.fromkeys(faults)))
+        return config
+
+    def _outcome(self, setting: Setting) -> tuple[Any, str | None]:
+        """Return the value that a further setting gives its key, and what is wrong with it."""
+        key, asked = setting.key, (setting.key, repr(setting.value))
+        if asked not in self._outcomes:
+            value, fault = None, _apply(self._tree, setting, self._kinds, self.schema)
+            if key in self._kinds:
+                value = OmegaConf.select(self._tree, key)
+                value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+                # as it was: mappings are merged into what is there
+                OmegaConf.update(self._tree, key, value_at(self._config, key), merge=False)
+            self._outcomes[asked] = value, fault
+        return self._outcomes[asked]
+
+
+def _replaced(node: Any, key: str, value: Any) -> Any:
+    """Return a tree that differs in one dotted key and shares all other sections."""
+    first, _, rest = key.partition(".")
+    below = _replaced(getattr(node, first), rest, value) if rest else value
+    return dataclasses.replace(node, **{first: below})
+
+
+def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) -> str | None:
+    """Set one value; returns what is wrong with it, or None. kinds: as `field_types` says."""
     key, value = setting.key, setting.value
-    if key not in known:
-        below = [k for k in known if k.startswith(f"{key}.")]
+    if key not in kinds:
+        below = [k for k in kinds if k.startswith(f"{key}.")]
         if below:
             return f"{key} is a section; set one of its keys, such as {below[0]}"
-        return f"no key {key}{_suggest(key, known)}"
-    expected = field_types(schema)[key]
+        return f"no key {key}{_suggest(key, list(kinds))}"
+    expected = kinds[key]
     is_bool, is_number = isinstance(value, bool), isinstance(value, float | int)
     accepted = _accepts(expected, bool) if is_bool else not is_number or _accepts_number(expected)
     if not accepted:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import (
+    Base,
     Setting,
     build,
     find_recipe,
@@ -153,8 +154,7 @@ class Sweep:
     name: str
     file: str
     """The sweep file or the recipe it comes from, as the user would find it again."""
-    schema: type
-    base: tuple[Setting, ...]
+    base: Base[Any]
     """Settings that all trials share."""
     dimensions: tuple[Dimension, ...]
     seeds: tuple[Setting, ...]
@@ -271,7 +271,7 @@ def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting
     """Return the trial of a point. Raises UserError when its configuration has faults."""
     places = {dimension.key: dimension.where for dimension in sweep.dimensions}
     searched = [Setting(key, value, places.get(key, "search")) for key, value in point.items()]
-    config: Any = sweep.complete(build(sweep.schema, [*sweep.base, *searched, seed]))
+    config = sweep.complete(sweep.base.build([*searched, seed]))
     name = signature(config)
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
@@ -331,19 +331,20 @@ def _assemble(
     slurm = _slurm(parts["slurm"], faults)
     name = head.name or name
     own_name = Setting("run.name", name, places.get("name", file))
-    base = [*parts["overrides"], own_name]
+    settings = [*parts["overrides"], own_name]
     with _collecting(faults):
         if head.recipe:
             recipe = find_recipe(head.recipe, recipes, where=places["recipe"])
-            base = [*read_recipe(recipe, schema), *base]
+            settings = [*read_recipe(recipe, schema), *settings]
+    base: Base[Any] = Base(schema, settings)
     folder, seed = Path(name), 0  # these are for faults only: other keys are still looked at
     with _collecting(faults):
-        shared: Any = build(schema, base)
+        shared = base.build()
         folder, seed = Path(shared.run.runs) / name, shared.seed
     seeds = [Setting("seed", s, places.get("seeds", file)) for s in head.seeds or [seed]]
     sweep = Sweep(
-        name=name, file=file, schema=schema, base=tuple(base), dimensions=tuple(dimensions),
-        seeds=tuple(seeds), samples=samples,
+        name=name, file=file, base=base, dimensions=tuple(dimensions), seeds=tuple(seeds),
+        samples=samples,
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
         resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
         complete=complete, prepare=head.prepare, report=head.report,
@@ -357,10 +358,10 @@ def _assemble(
 def _head(own: list[Setting], faults: list[str]) -> SweepFile:
     """Return the sweep's own keys; those with faults keep their defaults, so that the rest of the
     file can still be checked."""
-    good = []
+    good, defaults = [], Base(SweepFile, [])
     for setting in own:
         with _collecting(faults):
-            build(SweepFile, [setting])
+            defaults.build([setting])
             good.append(setting)
     return build(SweepFile, good)
 
