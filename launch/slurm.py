@@ -12,6 +12,7 @@ failed by its own fault.
 
 import dataclasses
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,10 @@ from svll.pinning import pin, weights_file
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
 """What trials may be ranked by: the keys of result.json."""
+STATUS_ROWS = 100
+"""Of more trials, those that run or are in trouble are shown; the counts are of all."""
+TROUBLES = 20
+"""Of more trials that ended badly, the first are told."""
 TEST_COLUMNS = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 
 
@@ -101,12 +106,12 @@ def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep
     if sweep is not None and recipe is None:
         asked = read_sweep(
             sweep, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-            complete=pin,
+            complete=partial(pin, seen={}),
         )
     elif recipe is not None and sweep is None:
         asked = recipe_sweep(
             recipe, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-            complete=pin,
+            complete=partial(pin, seen={}),
         )
     else:
         raise UserError("give either --sweep FILE or --recipe NAME")
@@ -152,7 +157,7 @@ def _script(sweep: Sweep, count: int) -> str:
 
 def _status(sweep: Sweep, console: Console) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
-    console.print(table.live_table(sweep, views, most=len(views)))
+    console.print(table.live_table(sweep, views, most=STATUS_ROWS))
     _tell_troubles(views, console)
     on_their_way = [view.trial.signature for view in views if view.state in array.ALIVE]
     for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
@@ -211,8 +216,11 @@ def _follow(sweep: Sweep, console: Console) -> int:
 
 
 def _tell_troubles(views: list[array.View], console: Console) -> None:
-    for text in table.troubles(views):
+    bad = [view for view in views if view.state in table.BAD]
+    for text in table.troubles(bad[:TROUBLES]):
         _say(console, text)
+    if len(bad) > TROUBLES:
+        _say(console, f"and {table.trials(len(bad) - TROUBLES)} more")
 
 
 def _say(console: Console, text: str) -> None:

@@ -19,17 +19,20 @@ from svll.data import datasets
 log = logging.getLogger(__name__)
 
 
-def pin(config: Config) -> Config:
+def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
     """Return the configuration with the fingerprints of its datasets and its weights file in it.
 
-    Raises UserError for datasets that are missing, and as `load_datasets` does.
+    seen: what one command has looked up so far, as all its trials mean the same files. Raises
+    UserError for datasets that are missing, and as `load_datasets` does.
     """
     path = weights_file(config.model)
     if path is not None:
-        cache = Path(config.run.runs) / "cache"
-        model = replace(config.model, fingerprint=_remembered(path, cache))
-        config = replace(config, model=model)
-    return datasets.pin(config)
+        seen = {} if seen is None else seen
+        place = "weights", str(path)
+        if place not in seen:
+            seen[place] = _remembered(path, Path(config.run.runs) / "cache")
+        config = replace(config, model=replace(config.model, fingerprint=seen[place]))
+    return datasets.pin(config, seen)
 
 
 def weights_file(model: Model) -> Path | None:

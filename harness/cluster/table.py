@@ -18,6 +18,7 @@ COLOURS = {
     "missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
     "died": "red", "failed": "red", "ended early": "magenta", "complete": "green",
 }
+BAD = ("failed", "died", "stopped")
 TAIL_BYTES = 65536
 """How much of a metric log is read for its last lines."""
 
@@ -155,7 +156,7 @@ def _rank(sweep: Sweep, view: View) -> tuple[bool, float]:
 def troubles(views: Sequence[View]) -> Iterator[str]:
     """Say of each trial that ended badly what its error was and where its log is."""
     for view in views:
-        if view.state in ("failed", "died", "stopped"):
+        if view.state in BAD:
             yield f"trial {view.trial.index} ({view.trial.title}) {view.state}: {view.note}"
             yield from (f"    {line}" for line in view.status.get("lines", [])[-6:])
             yield f"    log: {view.status.get('log', view.trial.run.log_file)}"

@@ -97,16 +97,25 @@ def world_of(config: WorldConfig) -> synthetic.World:
 # --- which files a configuration means ---
 
 
-def pin(config: Config) -> Config:
+Seen = dict[tuple[str, str | None], str]
+"""Fingerprints by dataset and folder."""
+
+
+def pin(config: Config, seen: Seen | None = None) -> Config:
     """Return the configuration with the fingerprint of its datasets in it.
 
     So a run is named by what it is trained on, not by where that lies. A drawn world needs none:
-    its description is in the configuration. Raises UserError as `load_datasets` does.
+    its description is in the configuration. seen: what one command has looked up so far, as all its
+    trials mean the same files. Raises UserError as `load_datasets` does.
     """
-    data = config.data
-    names = dict.fromkeys(trained_on(data) + tested_on(data))
-    found = {name: _remembered(data, name, Path(config.run.runs) / "cache") for name in names}
-    known = {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+    data, seen = config.data, {} if seen is None else seen
+    known = {}
+    for name in dict.fromkeys(trained_on(data) + tested_on(data)):
+        place = name, root_of(data, name)
+        if place not in seen:
+            seen[place] = _remembered(data, name, Path(config.run.runs) / "cache")
+        if seen[place]:
+            known[name] = seen[place]
     if not known:
         return config
     return replace(config, data=replace(data, fingerprint=_joined(known)))

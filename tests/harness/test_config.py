@@ -2,16 +2,19 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness import config as config_module
 from harness.config import (
+    Base,
     Setting,
     build,
     differences,
@@ -28,6 +31,7 @@ from harness.config import (
     value_at,
 )
 from harness.errors import UserError
+from svll.config import Config as WholeConfig
 
 
 @dataclass
@@ -350,3 +354,40 @@ def test_differences_name_the_keys_with_both_values() -> None:
 
 def test_every_part_of_the_module_is_about_any_tree() -> None:
     assert "svll" not in Path(config_module.__file__).read_text()
+
+
+PIECES = [
+    ("seed", 3), ("seed", "three"), ("model.name", "svll-tiny"), ("model.nam", 1), ("model", {}),
+    ("stage2.lr", 1), ("stage2.lr", "5e-6"), ("stage2.lr", -1.0), ("stage2.lr", float("inf")),
+    ("stage2.milestones", [3, 5]), ("stage2.milestones", 3), ("stage2.erase_area", [0.1, 0.2]),
+    ("stage2.erase_area", [0.1]), ("data.roots", {"msmt17": "a"}), ("data.roots", {"veri776": "b"}),
+    ("data.root", None), ("data.root", "${run.name}"), ("run.name", "x"), ("stage2.batch", 63),
+    ("stage2.instances", 4), ("engine.zero", 2), ("engine.precision", "fp16"), ("data.check", "no"),
+    ("model.sie", "none"), ("stage1.lss_weight", True), ("data.validation", 2),
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    common=st.lists(st.sampled_from(PIECES), max_size=6),
+    trials=st.lists(st.lists(st.sampled_from(PIECES), max_size=4), max_size=4),
+)
+def test_trees_built_from_a_common_base_are_those_built_from_all_settings(
+    common: list[tuple[str, Any]], trials: list[list[tuple[str, Any]]]
+) -> None:
+    def placed(pieces: list[tuple[str, Any]], file: str) -> list[Setting]:
+        return [Setting(key, value, f"{file}, line {n}") for n, (key, value) in enumerate(pieces)]
+
+    def outcome(make: Callable[[], WholeConfig]) -> Any:
+        try:
+            return to_mapping(make())
+        except UserError as error:
+            return str(error)
+
+    first = placed(common, "a")
+    base = Base(WholeConfig, first)
+    for trial in [*trials, []]:  # what one trial sets must not stay for the next
+        more = placed(trial, "b")
+        assert outcome(lambda more=more: base.build(more)) == outcome(
+            lambda more=more: build(WholeConfig, [*first, *more])
+        )
