@@ -367,7 +367,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     common=st.lists(st.sampled_from(PIECES), max_size=6),
     trials=st.lists(st.lists(st.sampled_from(PIECES), max_size=4), max_size=4),
