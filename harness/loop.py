@@ -223,11 +223,12 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
             f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning rate, or use "
             "engine.precision=fp32"
         )
-    if at.first and values["loss"] > divergence * at.first["loss"]:
+    before = at.first.get("loss", 0.0)
+    if before > 0.0 and values["loss"] > divergence * before:
         most = max(parts, key=lambda name: stage.weights[name] * values[name])
         raise UserError(
             f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} times the "
-            f"{at.first['loss']:.4g} of the first epoch, most of it {most} ({values[most]:.4g}); "
+            f"{before:.4g} of the first epoch, most of it {most} ({values[most]:.4g}); "
             "lower the learning rate, or allow more (run.divergence)"
         )
 

@@ -159,6 +159,7 @@ def _status(sweep: Sweep, console: Console) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
     console.print(table.live_table(sweep, views, most=STATUS_ROWS))
     _tell_troubles(views, console)
+    _tell_left_alone(views, console, retry_failed=False)
     on_their_way = [view.trial.signature for view in views if view.state in array.ALIVE]
     for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
         _say(console, f"warning: trials run as they were submitted: {told}")
