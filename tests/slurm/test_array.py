@@ -153,7 +153,7 @@ def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
 
 
 def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
-    slurm: Any, tmp_path: Path
+    slurm: Any, tmp_path: Path, fault_table: list[tuple[str, ...]]
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 6, "epoch_s": 1.0}},
@@ -167,6 +167,7 @@ def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
     assert launch(sweep, "slurm") == []
     over(sweep, patience_s=120)
     assert_whole(sweep, epochs=6, attempts=2)
+    fault_table.append(("preemption, user signal on, two nodes", "by itself", "0 of 6", "equal"))
 
 
 def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(

@@ -250,7 +250,6 @@ def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("preemption", "GraceTime=15", "GraceTime=15"),
         ("preemption, user signal off", "SlurmctldParameters=preempt_send_user_signal", ""),
         ("preemption, GraceTime 0", "GraceTime=15", "GraceTime=0"),
     ],
