@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -33,9 +34,8 @@ SHOWN = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 
 def submit_before(sweep: Sweep, trials: list[Trial]) -> str:
     """Submit the job that makes what the trials share; returns its id."""
-    function = trials[0].config.run.prepare
     folders = [str(trial.run.folder.resolve()) for trial in trials]
-    return _submit(sweep, "before", make_shared, function, folders)
+    return _submit(sweep, "before", make_shared, folders)
 
 
 def submit_after(sweep: Sweep, records: Iterable[Record]) -> str:
@@ -64,13 +64,15 @@ def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
 # --- in the jobs ---
 
 
-def make_shared(function: str, run_folders: list[str]) -> None:
-    """Call the experiment's function with all runs, on every rank; called by submitit."""
+def make_shared(run_folders: list[str]) -> None:
+    """Call what the runs' configuration names as `run.prepare`, on every rank; for submitit."""
     say_plainly()
     keep_caches_here()
     set_slurm_ranks()
-    module, _, name = function.rpartition(".")
-    getattr(importlib.import_module(module), name)([Run(Path(folder)) for folder in run_folders])
+    runs = [Run(Path(folder)) for folder in run_folders]
+    settings = yaml.safe_load(runs[0].config_file.read_text(encoding="utf-8"))
+    module, _, name = settings["run"]["prepare"].rpartition(".")
+    getattr(importlib.import_module(module), name)(runs)
 
 
 def write_report(sweep_folder: str) -> None:

@@ -204,10 +204,10 @@ def launch(
         if waiting and sweep.backend == "ray":
             from harness.cluster import ray_search  # late: it imports this module's neighbours
 
-            with _marked(waiting):
+            with _marked(waiting, sweep):
                 ray_search.submit(sweep, [v.trial for v in waiting], cluster=cluster, jobs=jobs)
         elif waiting and cluster == "local":
-            with _marked(waiting):
+            with _marked(waiting, sweep):
                 local.submit(sweep, [view.trial for view in waiting], jobs=jobs)
         elif waiting:
             most = slurm.max_array_size()
@@ -228,7 +228,7 @@ def _submit_arrays(sweep: Sweep, waiting: list[View], most: int) -> None:
     records = []
     for start in range(0, len(waiting), most):
         chunk = waiting[start : start + most]
-        with _marked(chunk):
+        with _marked(chunk, sweep):
             records.append(slurm.submit(
                 replace(sweep, slurm=slurm.depending_on(sweep.slurm, before)),
                 [view.trial for view in chunk], around=before,
@@ -251,7 +251,7 @@ def write_summary(sweep: Sweep) -> None:
 
 
 @contextmanager
-def _marked(views: list[View]) -> Iterator[None]:
+def _marked(views: list[View], sweep: Sweep) -> Iterator[None]:
     """Prepare the run folders and mark them as submitted; undone when the body fails.
 
     The mark comes first because a job may start, and write its own status, before sbatch returns.
@@ -260,7 +260,10 @@ def _marked(views: list[View]) -> Iterator[None]:
         run = view.trial.run
         # anew each time: what cannot change a result may have been given other values
         write_text(run.config_file, to_yaml(view.trial.config))
-        run.set_status("submitted", attempts=view.status.get("attempts", 0))
+        # with its code, so that a worker of an earlier submission leaves it to one of this
+        run.set_status(
+            "submitted", attempts=view.status.get("attempts", 0), code=str(sweep.code or "")
+        )
     try:
         yield
     except BaseException:

@@ -242,9 +242,15 @@ def _slot(record: Record) -> Iterator[int | None]:
 
 
 def _open_trials(record: Record) -> list[Run]:
-    """Return the submission's trials that still have to be taken."""
+    """Return the submission's trials that still have to be taken; not those of other code."""
     runs = [Run(Path(record.folder).parents[1] / signature) for signature in record.trials]
-    return [r for r in runs if r.status()["state"] == "submitted" and not r.is_complete()]
+    return [run for run in runs if _is_open(run, record) and not run.is_complete()]
+
+
+def _is_open(run: Run, record: Record) -> bool:
+    status = run.status()
+    same_code = status.get("code", "") == record.options.get("code", "")
+    return status["state"] == "submitted" and same_code
 
 
 @contextmanager
@@ -265,7 +271,7 @@ def _claimed(record: Record, tried: set[Run]) -> Iterator[Run | None]:
                 log.error("%s", error)
                 tried.add(run)
                 continue
-            if run.status()["state"] == "submitted":  # and not taken and ended meanwhile
+            if _is_open(run, record):  # and not taken and ended meanwhile
                 yield run
                 return
             stack.pop_all().close()

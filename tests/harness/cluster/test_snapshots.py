@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import harness
-from harness.cluster import array, snapshots
+from harness.cluster import array, local, snapshots
 from harness.cluster.array import launch, survey
 from harness.cluster.records import read_records
 from harness.sweeps import Sweep
@@ -131,3 +131,17 @@ def test_what_is_mixed_is_told(
     assert f"trials that had begun go on with other code: 1 {told}" in caplog.text
     over(toy, sweep)
     assert [t.run.result()["word"] for t in sweep.trials] == ["new", "old"]
+
+
+def test_a_worker_leaves_a_trial_of_other_code_to_a_worker_of_its_submission(
+    sweep: Sweep, toy: ModuleType
+) -> None:
+    launch(sweep, "local", jobs=2)
+    over(toy, sweep)
+    [record] = read_records(sweep.folder)
+    run = sweep.trials[0].run
+    run.result_file.unlink()
+    run.set_status("submitted", code=record.options["code"])
+    assert local._open_trials(record) == [run]
+    run.set_status("submitted", code=f"{record.options['code']}2")
+    assert local._open_trials(record) == []

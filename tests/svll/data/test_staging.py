@@ -76,6 +76,7 @@ def test_what_is_there_is_not_copied_again_and_what_a_cleaner_took_is(
 ) -> None:
     stage([dataset], str(tmp_path))
     with caplog.at_level(logging.INFO):
+        caplog.clear()
         stage([dataset], str(tmp_path))
         assert caplog.text == ""
         copies = sorted(staged_paths([dataset], str(tmp_path)).values())
