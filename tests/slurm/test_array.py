@@ -417,7 +417,7 @@ def states(sweep: Sweep) -> list[str]:
     return [view.state for view in survey(sweep)]
 
 
-def over(sweep: Sweep, *, patience_s: float = 60) -> None:
+def over(sweep: Sweep, *, patience_s: float = 180) -> None:
     """Wait until nothing of the sweep is on its way."""
     queue = Queue(sweep, max_age_s=1.0)
     toy.until(
