@@ -59,11 +59,12 @@ class Queue:
     """Whether a cluster that does not answer is waited for instead of an error."""
     _jobs: dict[str, tuple[str, str, str]] | None = None
     _asked: float = float("-inf")
+    _current: bool = False
     _deaths: dict[str, str] = field(default_factory=dict)
 
     def jobs(self) -> dict[str, tuple[str, str, str]] | None:
         """Return the user's SLURM jobs (see `slurm.my_jobs`), None as long as nobody knows."""
-        if time.monotonic() - self._asked >= self.max_age_s:
+        if not self._current and time.monotonic() - self._asked >= self.max_age_s:
             try:
                 self._jobs = slurm.my_jobs()
             except UserError as error:
@@ -71,7 +72,12 @@ class Queue:
                     raise
                 log.warning("%s", str(error).splitlines()[0])
             self._asked = time.monotonic()
+        self._current = True
         return self._jobs
+
+    def begin(self) -> None:
+        """Begin to look at all trials: the cluster is asked once for them, at most."""
+        self._current = False
 
     def deaths(self, jobs: dict[str, Path]) -> dict[str, str]:
         """Return why SLURM jobs died (see `causes.deaths`), each looked for once."""
@@ -89,6 +95,7 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
     Raises UserError when a file cannot be read or the cluster that has jobs does not answer.
     """
     queue = queue or Queue(sweep)
+    queue.begin()
     records = read_records(sweep.folder)
     newest = {signature: record for record in records for signature in record.trials}
     workers: dict[str, bool] = {}

@@ -98,6 +98,25 @@ def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
     assert state(sweep, {}) == "stopped"
 
 
+def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
+    record = new_record(sweep.folder, "slurm", [trial.signature for trial in sweep.trials])
+    record.state = "submitted"
+    record.jobs = {trial.signature: f"9_{trial.index}" for trial in sweep.trials}
+    record.write()
+    for trial in sweep.trials:
+        trial.run.set_status("submitted")
+    asked: list[int] = []
+    there = {f"9_{n}": ("PENDING", "Priority", "") for n in range(3)}
+    monkeypatch.setattr(slurm, "my_jobs", lambda: asked.append(1) or there)
+    queue = Queue(sweep)
+    for looks in (1, 2):
+        assert [view.state for view in survey(sweep, queue)] == ["queued"] * 3
+        assert len(asked) == looks
+
+
 def test_squeue_is_not_asked_when_the_folders_tell_all(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
