@@ -64,6 +64,8 @@ def run(run: Run, report=None) -> None:
     rank = int(os.environ.get("RANK", "0"))
     state = run.folder / "checkpoints" / f"{rank}.json"
     first = read_json(state)["epoch"] if state.exists() else 0
+    if rank == 0:
+        run.keep_metrics(first)  # killed between the line and the state: the epoch is done again
     note_surroundings(run, rank)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     until(lambda: all((run.folder / f"seen-{other}.json").exists() for other in range(world)))
