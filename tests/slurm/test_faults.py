@@ -27,6 +27,7 @@ import toy_experiment as toy  # noqa: E402
 from faulty_experiment import Strike, steps  # noqa: E402
 
 from harness.cluster import array  # noqa: E402
+from harness.cluster import slurm as slurm_jobs  # noqa: E402
 from harness.cluster.array import Queue, View, launch, survey  # noqa: E402
 from harness.cluster.follow import follow  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
@@ -335,6 +336,8 @@ def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
         launch(sweep, "slurm")
         toy.until(lambda: len(epochs_of(sweep)) >= 2)
         os.kill(read_json(run.folder / "seen-0.json")["pid"], signal.SIGKILL)
+        toy.until(lambda: job_of(sweep) not in slurm_jobs.my_jobs())
+        run.lock_file.unlink()  # of another machine it looks alive for a minute
         [view] = over(sweep)
         assert view.state == "died"
         assert "its process ended without a word" in view.note
