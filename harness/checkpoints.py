@@ -211,6 +211,35 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     return None
 
 
+def go_on_from(path: Path) -> None:
+    """Remove the checkpoints that were written after the one that a resume goes on from.
+
+    They are damaged, or it would have been one of them; kept, they would count as newer than what
+    is written next.
+    """
+    written = path.stat().st_mtime_ns
+    for other in path.parent.glob("[!.]*"):
+        if other.is_dir() and other != path and other.stat().st_mtime_ns > written:
+            log.warning("%s is removed: its steps are done again", other)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str, Tensor]] | None:
+    """Return the checkpoint with the highest score, that score and its weights.
+
+    None when no checkpoint has a score, or when the one that has is damaged, which is told.
+    """
+    found = best(folder)
+    if found is None:
+        return None
+    try:
+        _checked(found[0], signature)
+        return *found, load_weights(found[0])
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        log.warning("%s: the best checkpoint is left out, it cannot be read: %s", found[0], error)
+        return None
+
+
 def best(folder: Path) -> tuple[Path, float] | None:
     """Return the checkpoint with the highest score, and that; None when none has one."""
     try:

@@ -115,6 +115,7 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
     checkpoints.restore(path, engine)
     with ranks.leader_first() as acts:
         if acts:
+            checkpoints.go_on_from(path)
             run.keep_metrics(at.metric_lines)
     log.info("%s goes on from epoch %d, step %d", stage.name, at.epoch, at.step)
     return at

@@ -181,7 +181,7 @@ class Run:
         file systems. A holder that died is noticed: at once on this machine, after STALE_S
         elsewhere. Raises Busy naming the living holder, Hindered when nothing can be written.
         """
-        with _writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with held_lock(self.lock_file):
             yield
@@ -210,15 +210,23 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     return holder if holder and _is_alive(path, holder) else None
 
 
+def job_id() -> str | None:
+    """Return SLURM's id of the job that this process is in (array_task for an array), or None."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def _acquire(path: Path) -> str:
     token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     mine = {
         "host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
-        "job": os.environ.get("SLURM_JOB_ID"), "token": token,
+        "job": job_id(), "token": token,
     }
     private = path.with_name(f".{path.name}.{token}")
     try:
-        with _writing(path.parent):
+        with writing(path.parent):
             private.write_text(json.dumps(mine), encoding="utf-8")
         for _ in range(3):
             try:
@@ -242,7 +250,7 @@ def _acquire(path: Path) -> str:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Turn what the file system refuses into an error that says so."""
     try:
         yield

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import yaml
 
 from harness.errors import Hindered, UserError
-from harness.runs import Run
+from harness.files import read_json, write_json
+from harness.runs import Run, job_id
 from harness.stopping import Stopped, stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ LOST_RANK = (
     r"[Tt]imed out waiting|collective (operation )?timeout"
 )
 """How gloo and NCCL say that another rank has gone or hangs."""
+FILE_SYSTEM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
+)
+"""What a file system says that is full, closed to us, or cut off."""
+OTHERS_WORD_S = 3.0
+"""How long rank 0 waits for the word of a rank that it lost."""
 ERROR_LINES = 20
 """How many last lines of a failure's traceback the status keeps."""
 
@@ -84,10 +92,15 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         if isinstance(error, UserError) or _is_of_the_file_system(error):
             told = str(error)
         log.error("failed: %s", told)
-        return end_with(
-            "failed", error=one_line(error), lines=told.splitlines()[-ERROR_LINES:],
-            log=str(run.log_file), hindered=_is_hindered(error), **facts,
-        )
+        failure = {
+            "error": one_line(error), "lines": told.splitlines()[-ERROR_LINES:],
+            "hindered": _is_hindered(error),
+        }
+        if not leader:
+            _leave_word(run, failure)
+        elif _is_lost_rank(error):
+            failure |= _word_of_others(run)
+        return end_with("failed", log=str(run.log_file), **failure, **facts)
     return end_with("complete", seconds=time.time() - started, **facts)
 
 
@@ -107,24 +120,50 @@ def load_experiment(run: Run) -> Callable[[Run, Report | None], Any]:
         ) from None
 
 
-def job_id() -> str | None:
-    """Return SLURM's id of the job that this process is in (array_task for an array), or None."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
-    return os.environ.get("SLURM_JOB_ID")
-
-
 def _is_of_the_file_system(error: BaseException) -> bool:
     """Whether a file could not be written or read for a reason that lies outside the program."""
-    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-    return isinstance(error, OSError) and error.errno in reasons
+    return isinstance(error, OSError) and error.errno in FILE_SYSTEM
 
 
 def _is_hindered(error: BaseException) -> bool:
     """Whether the run would go on once what is around it is as it was."""
-    lost_rank = isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
-    return isinstance(error, Hindered) or _is_of_the_file_system(error) or lost_rank
+    return isinstance(error, Hindered) or _is_of_the_file_system(error) or _is_lost_rank(error)
+
+
+def _is_lost_rank(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
+
+
+# --- why another rank was lost: only the first writes the status, so others leave it a word ---
+
+
+def _attempt() -> str:
+    """Return what the ranks of one attempt have in common."""
+    names = ("SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+    return "-".join([job_id() or "", *(os.environ.get(name, "") for name in names)])
+
+
+def _leave_word(run: Run, failure: dict[str, Any]) -> None:
+    """Write why this rank failed, unless it merely lost another."""
+    if not re.search(LOST_RANK, failure["error"]):
+        with suppress(OSError):
+            rank = int(os.environ["RANK"])
+            write_json(run.folder / f"failure-{rank}.json", {**failure, "attempt": _attempt()})
+
+
+def _word_of_others(run: Run) -> dict[str, Any]:
+    """Return why another rank of this attempt failed, nothing when none has said so."""
+    deadline = time.monotonic() + OTHERS_WORD_S
+    while True:
+        for path in sorted(run.folder.glob("failure-*.json")):
+            with suppress(OSError, ValueError, KeyError):
+                said = read_json(path)
+                if said.pop("attempt") == _attempt():
+                    rank = path.stem.rpartition("-")[2]
+                    return {**said, "error": f"rank {rank}: {said['error']}"}
+        if time.monotonic() > deadline:
+            return {}
+        time.sleep(0.1)
 
 
 def one_line(error: BaseException) -> str:

@@ -138,7 +138,7 @@ def _dry_run(
         _say(console, f"{due} to run on this machine, {slots} at a time")
     else:
         try:
-            site.check(sweep, 1 if sweep.backend == "ray" else due)
+            site.check(sweep, array.jobs_of(sweep, due))
         except slurm.NoAnswer as error:
             _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
         sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)

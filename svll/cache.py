@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness import engine as ranks
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.features import FeatureGroup, read_features, write_features
 from harness.files import read_json, write_json
 from harness.pipeline import decoder_name
@@ -61,8 +61,12 @@ def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
             staging.stage(datasets, place)
         except Exception as error:  # the other ranks wait to hear of it
             failure = error
-    if ranks.any_rank(failure is not None):
-        raise failure or UserError(f"data.stage={place}: failed on another node, see its log")
+    # all ranks must take part in both questions
+    failed = ranks.any_rank(failure is not None)
+    hindered = ranks.any_rank(isinstance(failure, Hindered | OSError))
+    if failed:
+        told = f"data.stage={place}: failed on another node, see its log"
+        raise failure or (Hindered(told) if hindered else UserError(told))
     return staging.staged_paths(datasets, place)
 
 

@@ -27,8 +27,7 @@ from harness.features import open_features
 from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
-from harness.runs import Run
-from harness.trial import job_id
+from harness.runs import Run, job_id
 from svll import cache, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches
 from svll.config import Config
@@ -317,13 +316,14 @@ class Trial:
             "text": text, "cameras": self.splits.cameras, "identities": self.splits.identities,
         }
         last, folder = model.state_dict(), self.run.checkpoints
-        best = checkpoints.best(folder)
-        newest = checkpoints.latest(folder, signature=self.run.signature)
+        signature = self.run.signature
+        best = checkpoints.best_weights(folder, signature=signature)
+        newest = checkpoints.latest(folder, signature=signature)
         if best is not None and newest is not None and best[0] != newest[0]:
-            kept = checkpoints.load_weights(best[0])
+            _, score, kept = best
             state = {name: kept.get(f"model.{name}", value) for name, value in last.items()}
             storage.save_model(self.run.best_file, state, self.config, **about)
-            log.info("best validation mAP %.4f: %s", best[1], self.run.best_file)
+            log.info("best validation mAP %.4f: %s", score, self.run.best_file)
         storage.save_model(self.run.weights_file, last, self.config, **about)
 
     def _forget_features(self) -> None:

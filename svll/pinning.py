@@ -72,5 +72,8 @@ def _remembered(path: Path, cache: Path) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}") from None

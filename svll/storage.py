@@ -18,7 +18,7 @@ from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 
 FORMAT, VERSION = "svll-weights", "1"
-_ANEW = "; delete it to make it anew"
+_ANEW = "; put it back as it was, or delete the run folder to start afresh"
 
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:

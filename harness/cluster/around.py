@@ -7,6 +7,7 @@ end, however it ends: what it did not make they make themselves.
 import importlib
 import io
 import logging
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,15 @@ from harness.cluster.jobs import keep_caches_here, say_plainly, set_slurm_ranks
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.table import lookup
 from harness.errors import UserError
-from harness.files import read_json, write_text
+from harness.files import read_json, write_json, write_text
 from harness.runs import Run
 from harness.sweeps import Resources, Sweep, Trial
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.txt"
+KEPT = ("partition", "account", "qos", "setup", "python", "env")
+"""What the job that reports takes over of `slurm`: it needs no GPU and no certain node."""
 SHOWN = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 """Further numbers of a result that the report has, by title."""
 
@@ -38,15 +41,36 @@ def submit_before(sweep: Sweep, trials: list[Trial]) -> str:
     return _submit(sweep, "before", make_shared, folders)
 
 
-def submit_after(sweep: Sweep, records: Iterable[Record]) -> str:
-    """Submit the job that reports when all jobs of the records have ended; returns its id."""
+def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> str:
+    """Submit the job that reports on the trials when all jobs of the records have ended.
+
+    Returns its id. It reports on what was asked for now, whatever is launched later.
+    """
     ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
-    own = dict(sweep.slurm)
-    own.pop("gres", None)
+    own = {key: value for key, value in sweep.slurm.items() if key in KEPT}
     small = replace(
         sweep, resources=Resources(time="10m"), slurm=slurm.depending_on(own, sorted(ids))
     )
-    return _submit(small, "after", write_report, str(sweep.folder.resolve()))
+    folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
+    summary = folder / f"{uuid.uuid4().hex[:10]}.json"
+    write_json(summary, {
+        "name": sweep.name, "metric": sweep.metric, "mode": sweep.mode,
+        "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
+    })
+    return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(summary))
+
+
+def ids_file(sweep_folder: Path) -> Path:
+    """Where the ids of the jobs around a sweep's trials are kept, to be cancelled with them."""
+    return jobs_folder(sweep_folder) / "around.json"
+
+
+def read_ids(sweep_folder: Path) -> list[str]:
+    """Return the ids of all jobs that were submitted around a sweep's trials."""
+    try:
+        return [str(number) for number in read_json(ids_file(sweep_folder))["ids"]]
+    except FileNotFoundError:
+        return []
 
 
 def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
@@ -54,11 +78,13 @@ def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
     executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
     try:
         with slurm.outside_any_job():
-            return str(executor.submit(function, *arguments).job_id)
+            number = str(executor.submit(function, *arguments).job_id)
     except Exception as error:  # submitit's own classes differ between its versions
         raise UserError(
             f"sbatch did not take the job {which} the trials: {slurm.last_line(error)}"
         ) from None
+    write_json(ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
+    return number
 
 
 # --- in the jobs ---
@@ -75,11 +101,11 @@ def make_shared(run_folders: list[str]) -> None:
     getattr(importlib.import_module(module), name)(runs)
 
 
-def write_report(sweep_folder: str) -> None:
+def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write how the trials went, the best first, to report.txt; called by submitit."""
     say_plainly()
     folder = Path(sweep_folder)
-    summary = read_json(folder / "sweep.json")
+    summary = read_json(Path(summary_file))
     text = io.StringIO()
     console = Console(file=text, width=200)
     console.print(_table(folder, summary))

@@ -17,7 +17,7 @@ from harness.cluster.records import Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
 from harness.files import write_json, write_text
-from harness.runs import Run, held_lock, lock_holder
+from harness.runs import Run, held_lock, lock_holder, writing
 from harness.sweeps import Sweep, Trial, expand
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,10 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
         if holder := lock_holder(lock):
             return View(trial, "running", status, holder["host"])
     if state == "failed":
-        return View(trial, "failed", status, causes.with_next_step(status.get("error", "")))
+        told = causes.with_next_step(status.get("error", ""))
+        if status.get("hindered") and _is_in_queue(trial, record, queue):
+            return View(trial, "queued", status, f"its job has not ended; {told}")
+        return View(trial, "failed", status, told)
     if state == "new":
         return View(trial, "missing", status)
     if record is not None and record.cluster == "slurm":
@@ -170,6 +173,14 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
     return View(trial, "stopped", status, status.get("reason", ""))
 
 
+def _is_in_queue(trial: Trial, record: Record | None, queue: Queue) -> bool:
+    """Whether SLURM still has a trial's job: other ranks may not have ended, or SLURM may have put
+    it back into the queue after a node was lost."""
+    if record is None or record.cluster != "slurm":
+        return False
+    return record.jobs.get(trial.signature, "") in (queue.jobs() or {})
+
+
 # --- launching ---
 
 
@@ -194,7 +205,8 @@ def launch(
     fetch: called with the trials before they are submitted, to have on disk what jobs need. Raises
     UserError when the cluster refuses; what was not submitted keeps its former status.
     """
-    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with writing(sweep.folder):
+        sweep.folder.mkdir(parents=True, exist_ok=True)
     with held_lock(launch_lock(sweep)):
         _settle_marks(sweep)
         views = survey(sweep)
@@ -207,7 +219,7 @@ def launch(
                 log.warning("trials that had begun go on with other code: %s", told)
             sweep = replace(sweep, code=snapshots.working(sweep).freeze())
         if waiting and cluster == "slurm":
-            site.check(sweep, 1 if sweep.backend == "ray" else len(waiting))
+            site.check(sweep, jobs_of(sweep, len(waiting)))
         if waiting and sweep.backend == "ray":
             from harness.cluster import ray_search  # late: it imports this module's neighbours
 
@@ -223,6 +235,13 @@ def launch(
     return waiting
 
 
+def jobs_of(sweep: Sweep, trials: int) -> int:
+    """Return how many jobs a submission of so many trials has, those around them included."""
+    if sweep.backend == "ray":
+        return 1
+    return trials + (sweep.prepare and trials > 1) + sweep.report
+
+
 def _submit_arrays(sweep: Sweep, waiting: list[View], most: int) -> None:
     """Submit trials as arrays of at most so many tasks, with the jobs around them."""
     from harness.cluster import around  # late: it imports this module's neighbours
@@ -232,18 +251,24 @@ def _submit_arrays(sweep: Sweep, waiting: list[View], most: int) -> None:
         for view in waiting:
             write_text(view.trial.run.config_file, to_yaml(view.trial.config))
         before = [around.submit_before(sweep, [view.trial for view in waiting])]
-    records = []
-    for start in range(0, len(waiting), most):
-        chunk = waiting[start : start + most]
-        with _marked(chunk, sweep):
-            records.append(slurm.submit(
-                replace(sweep, slurm=slurm.depending_on(sweep.slurm, before)),
-                [view.trial for view in chunk], around=before,
-            ))
+    records: list[Record] = []
+    try:
+        for start in range(0, len(waiting), most):
+            chunk = waiting[start : start + most]
+            with _marked(chunk, sweep):
+                records.append(slurm.submit(
+                    replace(sweep, slurm=slurm.depending_on(sweep.slurm, before)),
+                    [view.trial for view in chunk],
+                ))
+    except UserError:
+        if not records:  # nobody waits for it
+            slurm.scancel(before)
+        raise
     if sweep.report:
-        last = records[-1]
-        last.options["around"] = [*before, around.submit_after(sweep, records)]
-        last.write()
+        try:
+            around.submit_after(sweep, [view.trial for view in waiting], records)
+        except UserError as error:
+            log.warning("%s; the trials were submitted, their report was not", error)
 
 
 def write_summary(sweep: Sweep) -> None:
@@ -303,6 +328,8 @@ def cancel(sweep: Sweep) -> list[View]:
     Trials are given the time to save; their status becomes `stopped`. Raises UserError for what
     cannot be ended from here.
     """
+    from harness.cluster import around  # late: it imports this module's neighbours
+
     if not sweep.folder.exists():
         return []
     with held_lock(launch_lock(sweep)):
@@ -310,7 +337,7 @@ def cancel(sweep: Sweep) -> list[View]:
         views = [view for view in survey(sweep) if view.state in (*ALIVE, "died")]
         records = read_records(sweep.folder)
         ours = [record for record in records if record.cluster == "slurm"]
-        numbers = {n for r in ours for n in (*r.jobs.values(), *r.options.get("around", ()))}
+        numbers = {n for r in ours for n in r.jobs.values()} | set(around.read_ids(sweep.folder))
         if numbers:
             slurm.cancel(numbers & set(slurm.my_jobs()))
         local.cancel(sweep.folder)

@@ -25,6 +25,7 @@ from harness.cluster.examine import (
     read_answers,
 )
 from harness.errors import UserError
+from harness.runs import writing
 from harness.sweeps import Resources, Sweep
 
 PENDING_S = 120.0
@@ -79,12 +80,17 @@ def visit(sweep: Sweep, *, cluster: bool, console: Console) -> int:
     when all is fine.
     """
     home = sweep.folder.parent / ".doctor" / uuid.uuid4().hex[:10]
-    home.mkdir(parents=True, mode=0o700)
-    if cluster:
-        sweep = dataclasses.replace(sweep, folder=home)
-        visits = _visit_partitions(sweep, home, console)
-    else:
-        visits = [_visit_here(sweep, home)]
+    with writing(home.parent):
+        home.mkdir(parents=True, mode=0o700)
+    try:
+        if cluster:
+            sweep = dataclasses.replace(sweep, folder=home)
+            visits = _visit_partitions(sweep, home, console)
+        else:
+            visits = [_visit_here(sweep, home)]
+    except (UserError, KeyboardInterrupt):
+        shutil.rmtree(home, ignore_errors=True)
+        raise
     here = clock_ahead(home)
     troubles = [line for one in visits for line in _troubles(one, here)]
     console.print(_table(visits, here))
@@ -111,9 +117,9 @@ def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]
     visits = []
     try:
         for partition in there:
-            nodes = min(2, partition.nodes)
-            visit = Visit(partition.name, max(1, nodes), 1 if nodes == 2 else 2,
-                          home / partition.name)
+            nodes = max(1, min(2, partition.nodes))
+            tasks = 1 if nodes == 2 else _tasks(sweep.resources)
+            visit = Visit(partition.name, nodes, tasks, home / partition.name)
             visits.append(visit)
             _submit(sweep, visit)
         with console.status("") as line:
@@ -121,6 +127,16 @@ def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]
     finally:
         slurm.scancel([one.job for one in visits if one.job and not one.over])
     return visits
+
+
+def _tasks(asked: Resources) -> int:
+    """Return how many ranks to try on one node: two, unless a trial's share has no room for them.
+
+    Two ranks on one GPU cannot talk, and a node need not have twice the cores of one rank.
+    """
+    if asked.gpus or asked.cpus > 1:
+        return min(2, asked.ranks_per_node)
+    return 2
 
 
 def _submit(sweep: Sweep, visit: Visit) -> None:
@@ -180,7 +196,8 @@ def _give_up(one: Visit, why: str) -> None:
 
 
 def _visit_here(sweep: Sweep, home: Path) -> Visit:
-    one = Visit("this machine", 1, 2, home)
+    tasks = min(2, sweep.resources.ranks_per_node) if sweep.resources.gpus else 2
+    one = Visit("this machine", 1, tasks, home)
     port = str(local.free_port())
     cpus, gpus = sweep.resources.cpus, sweep.resources.gpus
     processes = []
@@ -189,7 +206,8 @@ def _visit_here(sweep: Sweep, home: Path) -> Visit:
             processes.append(subprocess.Popen(
                 [sys.executable, "-m", "harness.cluster.examine", str(home), str(cpus), str(gpus)],
                 env={
-                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(one.ranks),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": str(cpus),
                 },
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,

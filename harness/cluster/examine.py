@@ -27,6 +27,10 @@ PACKAGES = {
     "nvidia.dali": "nvidia-dali-cuda130", "submitit": "submitit", "ray": "ray", "numba": "numba",
 }
 """Modules, and the distributions whose versions they have."""
+NEEDED = {
+    "gpus": ("packages",), "all-reduce": ("packages",), "files": ("packages", "all-reduce"),
+}
+"""Questions that another must have answered well."""
 TIMEOUT_MIN = 2.0
 NUMBERS = 2_000_000
 """What is summed over the ranks: 8 MB, as a small model's gradients."""
@@ -93,8 +97,11 @@ def examine(folder: Path, *, cpus: int, gpus: int) -> Answers:
     }
     answers.clock_s = clock_ahead(folder)
     for name, question in questions.items():
+        failed = [n for n in NEEDED.get(name, ()) if not answers.findings[n].fine]
         try:
-            answers.findings[name] = question()
+            # without what it needs it would only say the same in other words, or the wrong thing
+            found = Finding(f"not tried: see {failed[0]}") if failed else question()
+            answers.findings[name] = found
         except Exception as error:  # whatever it is, it is the answer
             log.exception("%s", name)
             first = (str(error).strip().splitlines() or [""])[0]

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.runs import HEARTBEAT_S, Busy, Run, lock_holder
+from harness.errors import Hindered, UserError
+from harness.runs import HEARTBEAT_S, Busy, Run, job_id, lock_holder
 from harness.stopping import request_stop, stop_requested
-from harness.trial import execute, job_id
+from harness.trial import execute
 from harness.units import slurm_seconds
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 EXIT_STATUS = {"complete": 0, "failed": 1, "stopped": 3}
 IN_USE_STATUS = 2
 """Exit status of a rank that found another process in its run folder."""
+HINDERED_STATUS = 4
+"""Exit status of a rank that could not write to its run folder."""
 REQUEUE_TRIES = 3
 REQUEUE_LIMIT_S = 30.0
 """`scontrol requeue` was seen to hang."""
@@ -211,7 +213,9 @@ def main(arguments: list[str]) -> int:
         return EXIT_STATUS[execute(Run(Path(arguments[0])))]
     except UserError as error:
         log.error("%s", error)
-        return IN_USE_STATUS if isinstance(error, Busy) else EXIT_STATUS["failed"]
+        if isinstance(error, Busy):
+            return IN_USE_STATUS
+        return HINDERED_STATUS if isinstance(error, Hindered) else EXIT_STATUS["failed"]
 
 
 def end_with_parent() -> None:

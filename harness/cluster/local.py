@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.jobs import EXIT_STATUS, IN_USE_STATUS
+from harness.cluster.jobs import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
 from harness.cluster.snapshots import search_path
 from harness.errors import UserError
@@ -360,7 +360,7 @@ def settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> 
             if len(codes) > 1:
                 told = f"rank {broken}: {told}"
             lines = _tail(logs[broken]).splitlines()
-            hindered = codes[broken] < 0 or codes[broken] == IN_USE_STATUS
+            hindered = codes[broken] < 0 or codes[broken] in (IN_USE_STATUS, HINDERED_STATUS)
             run.set_status(
                 "failed", error=told, lines=lines, log=str(logs[broken]), hindered=hindered, **facts
             )
@@ -375,6 +375,8 @@ def _end_in_words(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     if code == IN_USE_STATUS:
         return "another process was in the run folder"
+    if code == HINDERED_STATUS:
+        return "its run folder could not be written"
     return f"ended with exit status {code}"
 
 

@@ -32,9 +32,9 @@ from harness.cluster.jobs import (
 )
 from harness.errors import UserError
 from harness.files import read_json, write_json
-from harness.runs import Run
+from harness.runs import Run, job_id
 from harness.stopping import request_stop
-from harness.trial import execute, job_id
+from harness.trial import execute
 
 log = logging.getLogger(__name__)
 

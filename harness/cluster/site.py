@@ -11,8 +11,10 @@ from harness.errors import UserError
 from harness.sweeps import Sweep
 from harness.units import minutes, slurm_seconds
 
-READY = ("idle", "mix", "alloc")
+READY = ("idle", "mix", "alloc", "comp", "plnd")
 """States of nodes that take jobs, now or later."""
+MARKS = "~#!%$@^-+"
+"""What sinfo writes after a state: powered down or up, planned, ..."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,16 @@ def check(sweep: Sweep, jobs: int) -> None:
 
     jobs: how many are to be submitted. What accounting knows is checked where it answers.
     """
-    faults = [*_partition_faults(sweep, partitions()), *_account_faults(sweep, jobs)]
+    faults = [*_partition_faults(sweep, partitions(hidden=True)), *_account_faults(sweep, jobs)]
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
 
 
-def partitions() -> list[Partition]:
-    """Return the cluster's partitions that this user may see."""
+def partitions(*, hidden: bool = False) -> list[Partition]:
+    """Return the cluster's partitions, also those that it does not show when `hidden`."""
     found: dict[str, Partition] = {}
-    text = ask(["sinfo", "--noheader", "--format=%P|%l|%a|%D|%t|%f"])
+    every = ["--all"] if hidden else []
+    text = ask(["sinfo", *every, "--noheader", "--format=%P|%l|%a|%D|%t|%f"])
     for line in text.splitlines():
         name, limit, state, count, nodes, features = line.strip().split("|", 5)
         own = set() if features == "(null)" else set(features.split(","))
@@ -50,7 +53,7 @@ def partitions() -> list[Partition]:
         found[name.rstrip("*")] = Partition(
             name.rstrip("*"), name.endswith("*"), slurm_seconds(limit), state == "up",
             frozenset(own | (before.features if before else set())),
-            (int(count) if nodes in READY else 0) + (before.nodes if before else 0),
+            (int(count) if nodes.rstrip(MARKS) in READY else 0) + (before.nodes if before else 0),
         )
     return list(found.values())
 

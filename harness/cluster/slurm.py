@@ -66,7 +66,8 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     setup = [*exports, *options.pop("setup", [])]
     if sweep.code is not None:  # last: loading a module may set it, too
         code = shlex.quote(str(sweep.code))
-        setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} {SAFE_PATH}=1")
+        here = shlex.quote(os.getcwd())  # last: modules beside the experiment may be there
+        setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}:{here} {SAFE_PATH}=1")
     # srun forgets sbatch's --cpus-per-task since 22.05: every rank would sit on one core
     srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
     result: dict[str, Any] = {
@@ -147,17 +148,16 @@ def depending_on(options: dict[str, Any], jobs: Sequence[str]) -> dict[str, Any]
 # --- submitting ---
 
 
-def submit(sweep: Sweep, trials: list[Trial], *, around: Sequence[str] = ()) -> Record:
+def submit(sweep: Sweep, trials: list[Trial]) -> Record:
     """Submit one job per trial, as an array of at most `max_array_size`, and return at once.
 
-    around: ids of further jobs of this submission, which a cancellation ends as well.
     The trials' status is `submitted` already, as a job may start before this returns. Raises
     UserError with sbatch's own words. The record stays even then: an sbatch that ran out of time
     may have submitted after all, and the next launch looks for its jobs.
     """
     record = new_record(
         sweep.folder, "slurm", [trial.signature for trial in trials],
-        code=str(sweep.code or ""), around=list(around),
+        code=str(sweep.code or ""),
     )
     executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
     record.write()

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from harness.sweeps import Sweep
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Set, it keeps the folder that a job starts in, the working tree perhaps, from coming first."""
+DISTRIBUTION = "svll-reid"
 DIGITS = 12
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
 NAMED = 4
@@ -39,35 +41,86 @@ class Code:
     """Where the snapshot is, or would be."""
 
     def freeze(self) -> Path:
-        """Make the snapshot unless it is there, whole or not at all; returns its folder."""
-        if self.folder.exists():
-            return self.folder
+        """Make the snapshot unless it is there, whole or not at all; returns its folder.
+
+        Only the owner may enter the folder above, as what lies there is run. Raises UserError when
+        it cannot be written, or when a snapshot that is there was changed.
+        """
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
+            _own_folder(self.folder.parent)
+            if self.folder.exists():
+                return _unchanged(self.folder)
             for name, source in self.files.items():
                 target = private / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
-            with suppress(FileExistsError):  # another launcher was as quick
-                private.rename(self.folder)
+            # what was copied, should a file have been edited since it was looked at
+            folder = self.folder.with_name(_digest(_inside(private)))
+            try:
+                private.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                return _unchanged(folder)  # another launcher was as quick
+            return folder
         except OSError as error:
-            if not self.folder.exists():
-                raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from None
         finally:
             shutil.rmtree(private, ignore_errors=True)
-        return self.folder
 
 
 def working(sweep: Sweep) -> Code:
-    """Return the code as it is now: this package, and that of the sweep's experiment."""
-    experiment = sweep.trials[0].config.run.experiment if sweep.trials else ""
-    packages = dict.fromkeys([__package__.partition(".")[0], experiment.partition(".")[0]])
+    """Return the code as it is now: this project's packages, and those of the sweep's experiment
+    and of what prepares it.
+    """
+    places = [trial.config.run for trial in sweep.trials[:1]]
+    named = [getattr(place, key, "") for place in places for key in ("experiment", "prepare")]
+    packages = dict.fromkeys([*_own_packages(), *(name.partition(".")[0] for name in named)])
     files = {name: path for package in packages for name, path in _files(package)}
+    return Code(files, sweep.folder.resolve() / "code" / _digest(files))
+
+
+def _own_packages() -> list[str]:
+    """Return the packages that were installed together with this one."""
+    own = __package__.partition(".")[0]
+    with suppress(metadata.PackageNotFoundError):
+        text = metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or ""
+        return [own, *(name for name in text.split() if name != own)]
+    return [own]
+
+
+def _own_folder(folder: Path) -> None:
+    """Make a folder that only the owner may enter, or an existing one so. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)
+
+
+def _unchanged(folder: Path) -> Path:
+    """Return the folder of a snapshot whose files are those that its name stands for."""
+    if _digest(_inside(folder)) != folder.name:
+        raise UserError(
+            f"{folder}: is not the code that was frozen there, somebody changed it; delete the "
+            "folder and give the command again"
+        )
+    return folder
+
+
+def _inside(folder: Path) -> dict[str, Path]:
+    """Return the files of a snapshot by their paths in it."""
+    return {
+        str(path.relative_to(folder)): path for path in folder.rglob("*")
+        if path.is_file() and not set(path.parts) & set(LEFT_OUT)
+    }
+
+
+def _digest(files: Mapping[str, Path]) -> str:
     whole = hashlib.sha256()
     for name in sorted(files):
         content = hashlib.sha256(files[name].read_bytes()).hexdigest()
         whole.update(f"{name} {content}\n".encode())
-    return Code(files, sweep.folder.resolve() / "code" / whole.hexdigest()[:DIGITS])
+    return whole.hexdigest()[:DIGITS]
 
 
 def _files(package: str) -> Iterable[tuple[str, Path]]:
@@ -88,14 +141,16 @@ def _files(package: str) -> Iterable[tuple[str, Path]]:
         names[:] = sorted(name for name in names if name not in LEFT_OUT)
         for name in sorted(files):
             path = Path(folder) / name
-            yield str(path.relative_to(root.parent)), path
+            if not name.startswith(".") and path.is_file():  # editors leave files and links there
+                yield str(path.relative_to(root.parent)), path
 
 
 def search_path(code: str, variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables by which Python finds frozen code, given those that there are."""
     if not code:
         return {}
-    places = [code, variables.get("PYTHONPATH", "")]
+    # last the folder of the command, where modules beside the experiment may be
+    places = [code, variables.get("PYTHONPATH", ""), os.getcwd()]
     return {"PYTHONPATH": os.pathsep.join(filter(None, places)), SAFE_PATH: "1"}
 
 
@@ -103,11 +158,7 @@ def differing(before: Path, now: Code) -> list[str]:
     """Return which files differ between a snapshot and the code as it is now."""
     if before == now.folder:
         return []
-    old = {
-        str(path.relative_to(before)): path
-        for path in before.rglob("*")
-        if path.is_file() and not set(path.parts) & set(LEFT_OUT)
-    }
+    old = _inside(before)
     return sorted(
         name for name in old.keys() | now.files.keys()
         if name not in old or name not in now.files

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from svll.data import benchmarks, synthetic
 from svll.data.records import Dataset
 
 log = logging.getLogger(__name__)
+
+LISTS = (".txt", ".csv", ".tsv", ".xml", ".json", ".mat")
+"""How the names of files end that say who is on which image."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def check_pinned(config: Config, datasets: Datasets) -> None:
     drawn = [d for d in datasets.every if d.name == "synthetic" and config.data.root is None]
     kept = {d.name: d.fingerprint for d in datasets.every if d not in drawn}
     if config.data.fingerprint and _joined(kept) != config.data.fingerprint:
+        for name in kept:  # a change that their times did not show
+            _memory(config.data, name, Path(config.run.runs) / "cache").unlink(missing_ok=True)
         raise UserError(
             f"the files of {', '.join(kept)} have changed since this run was made (fingerprint "
             f"{_joined(kept)}, was {config.data.fingerprint}); give the command again for a run on "
@@ -142,25 +148,53 @@ def _remembered(data: Data, name: str, cache: Path) -> str:
     """Return a dataset's fingerprint, "" for a drawn world.
 
     Looking at every file of a benchmark takes minutes on a slow file system, and `--status` must
-    not, so it is kept together with the folders' times, which change with every file that is
-    added, removed or renamed. What that cannot see is found when the run starts.
+    not, so it is kept together with the times of the image folders, which change with every file
+    that is added, removed or renamed, and of the list files. What that cannot see is found when the
+    run starts.
     """
     root = _root(data, name)
     if root is None:
         return ""
-    key = hashlib.sha256(f"{name}\t{os.path.abspath(root)}".encode()).hexdigest()[:16]
-    file = cache / "fingerprints" / f"{key}.json"
+    file = _memory(data, name, cache)
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         known: dict[str, Any] = read_json(file)
-        if known["folders"] == _times(known["folders"]):
+        if known["times"] == _times(known["times"]):
             return str(known["fingerprint"])
     log.info("looking at the files of %s in %s", name, root)
     dataset = _load(data, name, cache)
     folders = {os.path.dirname(path) for path in dataset.files()}
+    times = _times(folders | _lists(root, folders))
     with suppress(OSError):  # somebody else's runs can be looked at, too
-        write_json(file, {"fingerprint": dataset.fingerprint, "folders": _times(folders)})
+        write_json(file, {"fingerprint": dataset.fingerprint, "times": times})
     return dataset.fingerprint
 
 
-def _times(folders: Any) -> dict[str, int]:
-    return {folder: os.stat(folder).st_mtime_ns for folder in sorted(folders)}
+def _memory(data: Data, name: str, cache: Path) -> Path:
+    """Where the fingerprint of a dataset is kept."""
+    place = f"{name}\t{os.path.abspath(str(root_of(data, name)))}"
+    return cache / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+
+
+def _lists(root: str, image_folders: set[str]) -> set[str]:
+    """Return the files that may say who is on which image, and the folders where more may appear.
+
+    They lie in the dataset's folder or one below it; among the images there are none.
+    """
+    if os.path.isfile(root):
+        return {root}
+    places = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir())]
+    places = [place for place in places if place == root or place not in image_folders]
+    files = {
+        entry.path for place in places for entry in os.scandir(place)
+        if entry.is_file() and entry.name.lower().endswith(LISTS)
+    }
+    return files | set(places)
+
+
+def _times(paths: Any) -> dict[str, list[int]]:
+    """Return the time and size of each path; 0 for a folder, whose size says nothing."""
+    found = {path: os.stat(path) for path in sorted(paths)}
+    return {
+        path: [about.st_mtime_ns, about.st_size if stat.S_ISREG(about.st_mode) else 0]
+        for path, about in found.items()
+    }

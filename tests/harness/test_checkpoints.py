@@ -446,6 +446,34 @@ def test_a_checkpoint_without_a_parameters_moments_is_refused(saved: Path, one_r
     assert told == f"{path}/moments.safetensors: has no last.bias.exp_avg"
 
 
+def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
+    one_rank: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_often, folder=str(tmp_path))
+    before, damaged = sorted(p for p in tmp_path.glob("[!.]*") if p.is_dir())
+    flip(damaged / "weights.safetensors")
+    found = checkpoints.latest(tmp_path, signature="a run")
+    assert found is not None
+    assert found[0] == before
+    checkpoints.go_on_from(before)
+    assert [p for p in tmp_path.glob("[!.]*") if p.is_dir()] == [before]
+    assert f"{damaged} is removed: its steps are done again" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_told_and_left_out(
+    one_rank: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_scores, folder=str(tmp_path), scores=[0.1, 0.9, 0.2, 0.3])
+    found = checkpoints.best_weights(tmp_path, signature="a run")
+    assert found is not None
+    path, score, weights = found
+    assert score == 0.9
+    assert weights.keys() == checkpoints.load_weights(path).keys()
+    flip(path / "weights.safetensors")
+    assert checkpoints.best_weights(tmp_path, signature="a run") is None
+    assert "the best checkpoint is left out, it cannot be read" in caplog.text
+
+
 def test_an_older_checkpoint_can_be_pointed_at(one_rank: Any, tmp_path: Path) -> None:
     one_rank(train, to=tmp_path, first=0, last=2, zero=0)
     one_rank(train, to=tmp_path, since=tmp_path, first=2, last=4, zero=0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import trial
-from harness.cluster.jobs import EXIT_STATUS
+from harness.cluster.jobs import EXIT_STATUS, HINDERED_STATUS
 from harness.errors import UserError
 from harness.runs import Busy, Run, lock_holder
 from harness.trial import execute
@@ -45,6 +45,9 @@ def stop(run, report):
 
 def mistake(run, report):
     raise UserError("data.root: no such folder\\nset data.root=DIR")
+
+def lose(run, report):
+    raise RuntimeError("[gloo] Connection closed by peer")
 
 def fault(run, report):
     def deeper(depth):
@@ -222,6 +225,28 @@ def test_the_job_is_named_as_slurm_names_it(
     assert run.status()["job"] == expected
 
 
+@pytest.mark.parametrize("same_attempt", [True, False])
+def test_a_rank_that_failed_by_its_own_fault_says_so_to_the_first(
+    make: Any, monkeypatch: pytest.MonkeyPatch, same_attempt: bool
+) -> None:
+    """Rank 0 would otherwise only know that it was lost, which another try might mend."""
+    run = make("mistake")
+    monkeypatch.setattr(trial, "OTHERS_WORD_S", 0.0)
+    monkeypatch.setenv("MASTER_PORT", "4321")
+    monkeypatch.setenv("RANK", "1")
+    assert execute(run) == "failed"
+    monkeypatch.setenv("RANK", "0")
+    if not same_attempt:
+        monkeypatch.setenv("MASTER_PORT", "4322")
+    run.config_file.write_text(run.config_file.read_text().replace("mistake", "lose"))
+    assert execute(run) == "failed"
+    status = run.status()
+    own = "rank 1: data.root: no such folder"
+    lost = "RuntimeError: [gloo] Connection closed by peer"
+    assert status["error"] == (own if same_attempt else lost)
+    assert status["hindered"] is not same_attempt
+
+
 def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:
     run = make("complete")
     execute(run)
@@ -272,7 +297,7 @@ def test_a_read_only_folder_is_told_before_anything_is_done(make: Any, tmp_path:
     run = make("write_on")
     read_only = f"--bind {run.folder} {run.folder} && mount -o remount,bind,ro {run.folder}"
     code, told = on_a_mount(run, read_only, tmp_path)
-    assert code == EXIT_STATUS["failed"]
+    assert code == HINDERED_STATUS
     assert f"{run.folder}: cannot be written: Read-only file system; make room, let" in told
     assert "Traceback" not in told
     assert "begun" not in told

@@ -1,5 +1,6 @@
 """Jobs before and after a sweep's trials, on a real SLURM."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.cluster.array import cancel, launch, survey  # noqa: E402
 from harness.cluster.slurm import my_jobs  # noqa: E402
-from harness.files import read_json  # noqa: E402
+from harness.files import read_json, write_json  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +53,17 @@ def test_a_cancelled_sweep_leaves_none_of_the_jobs_around_it(slurm: Any, tmp_pat
     assert len(set(my_jobs()) - others) == 4
     cancel(sweep)
     assert set(my_jobs()) <= others
+
+
+def test_the_report_is_of_the_trials_that_it_was_asked_for_with(
+    slurm: Any, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9, 0.5]}}
+    sweep = toy.make_sweep(tmp_path, search, report=True, slurm={"nodelist": "node1"})
+    launch(dataclasses.replace(sweep, first=1), "slurm")
+    write_json(sweep.folder / "sweep.json", {"another": "launch"})
+    report = sweep.folder / "report.txt"
+    toy.until(report.exists, seconds=120)
+    text = report.read_text()
+    assert "1 of 1 complete" in text
+    assert [trial.signature in text for trial in sweep.trials] == [True, False, False]

@@ -1,6 +1,7 @@
 """A run is named by what is in its files, and refuses others."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from harness.config import build, parse_overrides, read_recipe, signature, to_mapping
 from harness.errors import UserError
 from svll.config import RECIPES, Config
+from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch
 from svll.pinning import check_weights, pin
 
@@ -50,6 +52,47 @@ def test_a_file_is_hashed_once_as_long_as_it_stays_as_it_is(
         change(weights)
         pin(config)
         assert caplog.text.count("hashing") == 2
+
+
+def test_a_weights_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    # a file that root cannot read either
+    with pytest.raises(UserError, match="/proc/self/mem cannot be read: Input/output error"):
+        pin(config_of(tmp_path / "runs", "model.weights=/proc/self/mem"))
+
+
+def write_list(folder: Path, identities: Sequence[int]) -> Path:
+    """A dataset by list: an image of each split, and whom they show."""
+    splits = ("train", "train", "query", "gallery")
+    lines = ["path,identity,camera,split"]
+    for number, (split, identity) in enumerate(zip(splits, identities, strict=True)):
+        (folder / f"{number}.jpg").write_bytes(bytes([number]))
+        lines.append(f"{number}.jpg,{identity},{number},{split}")
+    (folder / "mine.csv").write_text("\n".join(lines) + "\n")
+    return folder / "mine.csv"
+
+
+def test_another_label_in_a_list_is_another_run(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    words = ("data.name=list", f"data.root={write_list(images, [1, 2, 3, 3])}")
+    before = pin(config_of(tmp_path / "runs", *words))
+    assert signature(pin(config_of(tmp_path / "runs", *words))) == signature(before)
+    write_list(images, [1, 1, 3, 3])
+    assert signature(pin(config_of(tmp_path / "runs", *words))) != signature(before)
+
+
+def test_a_change_that_no_time_shows_is_found_at_the_start_and_mended_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    words = ("data.name=list", f"data.root={write_list(images, [1, 2, 3, 3])}")
+    before = pin(config_of(tmp_path / "runs", *words))
+    (images / "0.jpg").write_bytes(b"longer")  # in place: its folder's time stays
+    assert signature(pin(config_of(tmp_path / "runs", *words))) == signature(before)
+    with pytest.raises(UserError, match="give the command again for a run on these files"):
+        datasets.check_pinned(before, datasets.load_datasets(before.data, tmp_path))
+    assert signature(pin(config_of(tmp_path / "runs", *words))) != signature(before)
 
 
 def test_runs_without_a_weights_file_keep_the_names_that_they_had(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_prompts_of_other_identities_are_told_with_both_counts(
 ) -> None:
     run = Run(tmp_path)
     storage.save_prompts(run, prompts(clip, 6), Config())
-    told = r"prompts\.safetensors: prompts of 6 identities, the training part has 8; delete it"
+    told = r"prompts\.safetensors: prompts of 6 identities, the training part has 8; put it back"
     with pytest.raises(UserError, match=told):
         storage.load_prompts(run, prompts(clip, 8))
 
@@ -64,7 +64,7 @@ def test_prompts_of_other_identities_are_told_with_both_counts(
 def test_prompts_of_another_length_are_told_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
     run = Run(tmp_path)
     storage.save_prompts(run, prompts(clip, 6), Config())
-    told = r"tokens is \[6, 4, 128\] in the file, \[6, 2, 128\] here; delete it"
+    told = r"tokens is \[6, 4, 128\] in the file, \[6, 2, 128\] here; put it back"
     with pytest.raises(UserError, match=told):
         storage.load_prompts(run, prompts(clip, 6, tokens=2))
 
@@ -81,7 +81,7 @@ def test_a_model_comes_back_as_it_was(clip: Clip, tmp_path: Path) -> None:
 
 def test_a_model_of_other_cameras_is_told_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
     run, _ = saved_model(clip, tmp_path)
-    told = r"side.vectors is \[3, 128\] in the file, \[4, 128\] here; delete it to make it anew"
+    told = r"side.vectors is \[3, 128\] in the file, \[4, 128\] here; put it back as it was"
     with pytest.raises(UserError, match=told):
         storage.load_model(run, model(clip, 4))
 
@@ -100,5 +100,5 @@ def test_a_model_file_says_what_it_is(clip: Clip, tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(clip: Clip, tmp_path: Path, content: bytes) -> None:
     run, saved = saved_model(clip, tmp_path)
     run.weights_file.write_bytes(content)
-    with pytest.raises(UserError, match=r"model\.safetensors: cannot be used .*delete it"):
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be used .*put it back"):
         storage.load_model(run, saved)

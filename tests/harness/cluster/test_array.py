@@ -98,6 +98,37 @@ def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
     assert state(sweep, {}) == "stopped"
 
 
+def test_a_hindered_trial_whose_job_has_not_ended_waits_for_it(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9_2"}
+    record.write()
+    for hindered in (True, False):
+        run.set_status("failed", error="Connection closed by peer", hindered=hindered)
+        waits = "queued" if hindered else "failed"
+        assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == waits
+        assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == waits
+        assert state(sweep, {}) == "failed"
+
+
+def test_jobs_around_the_trials_count_where_jobs_are_limited(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
+    assert [array.jobs_of(sweep, count) for count in (1, 2, 100)] == [2, 4, 102]
+    sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray")
+    assert array.jobs_of(sweep, 100) == 1
+
+
+def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    sweep = toy.make_sweep(tmp_path, {})
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        array.launch(sweep, "local")
+
+
 def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What sbatch would get, and what is made of SLURM's answers, without a SLURM."""
 
 import dataclasses
+import os
 import shlex
 import stat
 from pathlib import Path
@@ -98,7 +99,8 @@ def test_frozen_code_comes_before_what_a_module_puts_into_the_search_path(
     frozen = dataclasses.replace(sweep, code=tmp_path / "a b" / "code")
     lines = slurm.script(frozen, 1).splitlines()
     place = shlex.quote(str(tmp_path / "a b" / "code"))
-    own = f"export PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
+    here = shlex.quote(os.getcwd())
+    own = f"export PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}}:{here} PYTHONSAFEPATH=1"
     assert lines.index(own) == lines.index("module load cuda") + 1
 
 

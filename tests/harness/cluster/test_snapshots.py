@@ -1,6 +1,7 @@
 """Jobs run the code that was submitted, whatever has been edited since."""
 
 import logging
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import harness
 from harness.cluster import array, local, snapshots
 from harness.cluster.array import launch, survey
 from harness.cluster.records import read_records
+from harness.errors import UserError
 from harness.sweeps import Sweep
 
 EXPERIMENT = """
@@ -58,12 +60,18 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
     code = snapshots.working(sweep)
     assert not code.folder.exists()
     folder = code.freeze()
-    own = Path(harness.__file__).parent
+    root = Path(harness.__file__).parents[1]
     frozen = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    expected = {str(p.relative_to(own.parent)) for p in own.rglob("*.py")}
-    assert frozen == expected | {"helping/__init__.py", "helping/words.py"}
+    expected = {
+        str(p.relative_to(root)) for name in ("harness", "svll", "launch")
+        for p in (root / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    # the sweep's own experiment, and the file that prepares it
+    more = {"helping/__init__.py", "helping/words.py", "toy_experiment.py"}
+    assert frozen == expected | more
     for name in expected:
-        assert (folder / name).read_bytes() == (own.parent / name).read_bytes()
+        assert (folder / name).read_bytes() == (root / name).read_bytes()
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
 
 def test_the_same_code_is_the_same_folder_and_other_code_another(
@@ -86,10 +94,37 @@ def test_an_experiment_that_is_one_file_or_nowhere_is_no_fault(
 ) -> None:
     single = toy.make_sweep(tmp_path / "a", {})
     assert "toy_experiment.py" in snapshots.working(single).files
-    absent = toy.make_sweep(
-        tmp_path / "b", {}, recipe={"run": {"runs": str(tmp_path), "experiment": "nowhere.run"}}
-    )
-    assert {name.partition("/")[0] for name in snapshots.working(absent).files} == {"harness"}
+    nowhere = {"runs": str(tmp_path), "experiment": "nowhere.run", "prepare": "nowhere.make"}
+    absent = toy.make_sweep(tmp_path / "b", {}, recipe={"run": nowhere})
+    packages = {name.partition("/")[0] for name in snapshots.working(absent).files}
+    assert packages == {"harness", "svll", "launch"}
+
+
+def test_what_editors_leave_beside_the_code_is_no_code(sweep: Sweep, tmp_path: Path) -> None:
+    before = snapshots.working(sweep).folder
+    package = tmp_path / "src" / "helping"
+    (package / ".words.py.swp").write_bytes(b"x")
+    (package / ".#words.py").symlink_to("nobody@nowhere.1")
+    (package / "gone.py").symlink_to(tmp_path / "nowhere")
+    assert snapshots.working(sweep).folder == before
+
+
+def test_a_snapshot_that_somebody_changed_or_planted_is_refused(sweep: Sweep) -> None:
+    code = snapshots.working(sweep)
+    words = code.freeze() / "helping" / "words.py"
+    words.write_text("WORD = 'planted'\n")
+    with pytest.raises(UserError, match="is not the code that was frozen there"):
+        code.freeze()
+    words.write_text("WORD = 'old'\n")
+    assert code.freeze() == code.folder
+
+
+def test_code_edited_while_it_is_frozen_is_named_by_what_was_copied(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    looked_at = snapshots.working(sweep)
+    edit(tmp_path)
+    assert looked_at.freeze() == snapshots.working(sweep).folder != looked_at.folder
 
 
 def test_a_trial_that_waited_runs_what_was_submitted(
