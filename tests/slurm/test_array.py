@@ -90,21 +90,6 @@ def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_aga
     assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
-def test_a_trial_of_two_nodes_goes_on_by_itself_when_one_of_them_was_lost(
-    slurm: Any, tmp_path: Path, fault_table: list[tuple[str, ...]]
-) -> None:
-    sweep = toy.make_sweep(
-        tmp_path, {}, recipe={"work": {"epochs": 5, "epoch_s": 1.0}},
-        resources={"nodes": 2, "tasks": 2, "time": "10m"},
-    )
-    launch(sweep, "slurm")
-    lose_a_node(slurm, sweep)
-    slurm.start_node("node2")
-    over(sweep, patience_s=120)
-    assert_whole(sweep, epochs=5, attempts=2)
-    fault_table.append(("one of two nodes killed", "by itself", "at most 1 of 5", "equal"))
-
-
 def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes_on_by_a_launch(
     slurm: Any, tmp_path: Path
 ) -> None:

@@ -62,6 +62,8 @@ class Disturbance:
     """Done before the sweep is launched again."""
     time: str = "15m"
     pace_s: float = 0.15
+    nodes: int = 1
+    """Over which the ranks are spread."""
 
 
 def requeue(slurm: Any, sweep: Sweep) -> None:
@@ -182,7 +184,9 @@ def make_sweep(folder: Path, how: Disturbance) -> Sweep:
     file = folder / "sweep.yaml"
     file.write_text(json.dumps({
         "name": "faults", "recipe": "synthetic_tiny", "search": {}, "seeds": [1], "metric": "mAP",
-        "resources": {"tasks": how.ranks, "time": how.time},
+        "resources": {
+            "nodes": how.nodes, "tasks": how.ranks // how.nodes, "time": how.time,
+        },
         "slurm": {
             "env": {"PACE_S": how.pace_s}, **({"nodelist": "node1"} if how.ranks == 1 else {}),
         },
@@ -267,6 +271,21 @@ def test_a_preempted_trial_ends_as_if_nothing_had_happened(
     assert_equal(outcome.run, outcomes["undisturbed"].run)
     assert outcome.view.state == "complete"
     fault_table.append(row(name, outcome, outcomes["undisturbed"]))
+
+
+def test_a_trial_whose_node_is_lost_ends_as_if_nothing_had_happened(
+    slurm: Any, place: Path, outcomes: dict[str, Outcome], fault_table: Rows
+) -> None:
+    def cut_power(slurm: Any, sweep: Sweep) -> None:
+        slurm.kill_node("node2")
+        slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=power cut")
+        slurm.start_node("node2")
+
+    calm = outcomes["undisturbed, two ranks"]
+    how = Disturbance(ranks=2, nodes=2, act=cut_power)
+    outcome = carry_out(slurm, place / "node lost", how)
+    assert_equal(outcome.run, calm.run)
+    fault_table.append(row("one of two nodes killed", outcome, calm))
 
 
 def assert_equal(run: Run, calm: Run) -> None:
