@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from harness.conditions import Condition, read_condition
 from harness.config import Setting
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
@@ -23,14 +24,19 @@ class Dimension:
     kind: Kind
     values: tuple[Any, ...]
     where: str
+    when: Condition | None = None
+    """Where this does not hold, the key keeps the recipe's value."""
 
     @property
     def is_random(self) -> bool:
         return self.kind != "grid"
 
-    def draw(self, n: int) -> Any:
-        """Return draw number `n`, always the same: a function of the key and of `n` alone."""
-        share = _share(f"{self.key} {n}")
+    def draw(self, n: int, attempt: int = 0) -> Any:
+        """Return draw number `n`, always the same: a function of the key and of `n` alone.
+
+        attempt: which of the draws in its place, where a constraint forbids the first.
+        """
+        share = _share(f"{self.key} {n}" + (f" {attempt}" if attempt else ""))
         if self.kind in ("grid", "choice"):
             return self.values[int(share * len(self.values))]
         low, high = self.values
@@ -40,8 +46,22 @@ class Dimension:
             value = low + share * (high - low)
         else:
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-        # libraries differ in the last digit of exp and log; a run's name must not
-        return float(f"{value:.6g}")
+        return short(value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is one of those that are searched."""
+        if self.kind in ("grid", "choice"):
+            return value in self.values
+        low, high = self.values
+        if self.kind == "randint":
+            return type(value) is int and low <= value < high
+        return isinstance(value, int | float) and low <= value <= high
+
+
+def short(value: float) -> float:
+    """Return a number in six digits: libraries differ in the last one of exp and log, and a run's
+    name must not."""
+    return float(f"{value:.6g}")
 
 
 def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
@@ -52,9 +72,13 @@ def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
         faults.append(f"{setting.where}: {setting.key}: {message}")
         return []
 
-    if not isinstance(setting.value, dict) or len(setting.value) != 1:
+    found = dict(setting.value) if isinstance(setting.value, dict) else {}
+    when = None
+    if "when" in found:
+        when = read_condition(found.pop("when"), f"{setting.where}: {setting.key}: when", faults)
+    if len(found) != 1:
         return fault(f"expected one of {', '.join(kinds)}, such as {{grid: [0.0, 0.8]}}")
-    (kind, values), = setting.value.items()
+    (kind, values), = found.items()
     if kind not in kinds:
         return fault(f"no way to search {kind!r}{hint(kind, kinds)}")
     if not isinstance(values, list):
@@ -66,7 +90,7 @@ def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
         numbers = "whole numbers" if kind == "randint" else "numbers"
         above = " above 0" if kind == "loguniform" else ""
         return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
-    return [Dimension(setting.key, kind, tuple(values), setting.where)]
+    return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
 
 
 def hint(word: Any, known: Sequence[str]) -> str:

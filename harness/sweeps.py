@@ -1,6 +1,6 @@
 """Sweeps: one YAML file becomes a list of trials, each with its configuration and run folder.
 
-    trials = grid x samples of the random dimensions x seeds
+    trials = points of the search (see `points`) x seeds
 
 The file's own keys are the fields of `SweepFile`; everything below `search` and `overrides` is a
 key of the experiment's configuration. A trial is named by the signature of its resolved
@@ -13,15 +13,16 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.conditions import Condition, read_condition
 from harness.config import (
     Base,
     Setting,
     build,
+    field_types,
     find_recipe,
     parse_overrides,
     read_recipe,
@@ -31,120 +32,27 @@ from harness.config import (
 )
 from harness.dimensions import Dimension, hint, read_dimension
 from harness.errors import UserError
+from harness.points import Space, read_points
 from harness.runs import Run
-from harness.units import gigabytes, minutes
+from harness.sweep_file import (
+    ALGORITHMS,
+    SCHEDULERS,
+    Algorithm,
+    Allocation,
+    Resources,
+    Scheduler,
+    SweepFile,
+    choose,
+)
 
 log = logging.getLogger(__name__)
 
-FREE = ("overrides", "search", "scheduler", "slurm")
+FREE = ("overrides", "search", "scheduler", "algorithm", "slurm")
 """Keys of a sweep file that hold mappings of the user's own keys."""
+RECIPE = "recipe"
+"""The key of `search` under which recipes are compared."""
 OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
 """Keys of the experiment that the sweep sets itself, and what to write instead."""
-
-
-@dataclass
-class Resources:
-    """What one trial gets."""
-
-    nodes: int = 1
-    gpus: int = 0
-    """GPUs on each node."""
-    tasks: int | None = None
-    """Ranks on each node; null: one per GPU, or one where there is none."""
-    cpus: int = 1
-    """Cores of each rank."""
-    time: str = "4h"
-    """Limit of one SLURM job, such as 90m, 4h or 1d12h; a longer run goes on in a further job."""
-    max_time_outs: int = 20
-    """How often that limit may end a trial's job, and the trial go on by itself."""
-    memory: str | None = None
-    """Memory on each node, such as 32GB; null: the partition's default."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        least_of = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
-        for key, least in least_of.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                yield key, f"must be at least {least}, found {value}"
-        if not minutes(self.time):
-            yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
-        if self.memory is not None and not gigabytes(self.memory):
-            yield "memory", f"{self.memory!r} is not a size; write it as 500MB or 32GB"
-
-    @property
-    def ranks_per_node(self) -> int:
-        return self.tasks if self.tasks is not None else max(1, self.gpus)
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * self.ranks_per_node
-
-
-@dataclass
-class Allocation:
-    """Backend ray only: the one job in which the trials run."""
-
-    nodes: int = 1
-    trials_per_node: int = 1
-    """Trials that run side by side on a node; each gets the sweep's `resources`."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        for key in ("nodes", "trials_per_node"):
-            if getattr(self, key) < 1:
-                yield key, f"must be at least 1, found {getattr(self, key)}"
-
-
-@dataclass
-class SweepFile:
-    """The keys of a sweep file."""
-
-    name: str = ""
-    """Folder of its runs; empty: the file's name."""
-    recipe: str = ""
-    overrides: dict[str, Any] = field(default_factory=dict)
-    """Values that all trials share and that differ from the recipe's."""
-    search: dict[str, Any] = field(default_factory=dict)
-    """What differs between trials: `key: {grid: [...]}`, or choice, uniform, ..."""
-    seeds: list[int] | None = None
-    """Every point is run once per seed; null: with the recipe's."""
-    samples: int = 1
-    """Draws of the random dimensions."""
-    metric: str = "validation.mAP"
-    """What ranks the trials."""
-    mode: Literal["max", "min"] = "max"
-    backend: Literal["array", "ray"] = "array"
-    """array: one job per trial; ray: Ray Tune inside one allocation."""
-    prepare: bool = False
-    """On SLURM, backend array: a job of its own makes what trials share before they start."""
-    report: bool = False
-    """Likewise: a job after the last trial writes report.txt."""
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
-    resources: Resources = field(default_factory=Resources)
-    ray: Allocation = field(default_factory=Allocation)
-    slurm: dict[str, Any] = field(default_factory=dict)
-    """Anything that sbatch takes, and setup, python, srun_args, env."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
-            yield "name", f"{self.name!r} must be a plain folder name (letters, digits, . _ -)"
-        if self.samples < 1:
-            yield "samples", f"must be at least 1, found {self.samples}"
-        if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
-            yield "seeds", f"{self.seeds} has a seed twice"
-        if self.seeds == []:
-            yield "seeds", "is empty; leave it out to use the recipe's seed"
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """How Ray Tune ends trials early: `none`, or `asha` with its options."""
-
-    kind: Literal["none", "asha"] = "none"
-    grace: int = 1
-    """Epochs that every trial may run."""
-    reduction: int = 3
-    """At each rung one in so many trials goes on."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +62,16 @@ class Sweep:
     name: str
     file: str
     """The sweep file or the recipe it comes from, as the user would find it again."""
-    base: Base[Any]
-    """Settings that all trials share."""
-    dimensions: tuple[Dimension, ...]
+    bases: Mapping[str, Base[Any]]
+    """Settings that all trials share, by recipe; more than one where recipes are searched."""
+    space: Space
     seeds: tuple[Setting, ...]
     samples: int
     metric: str
     mode: Literal["max", "min"]
     backend: Literal["array", "ray"]
-    scheduler: Scheduler
+    scheduler: Scheduler | None
+    algorithm: Algorithm | None
     resources: Resources
     ray: Allocation
     slurm: dict[str, Any]
@@ -171,12 +80,20 @@ class Sweep:
     complete: Callable[[Any], Any]
     """What a checked configuration still goes through before it is signed."""
     trials: tuple["Trial", ...] = ()
+    """Those that are known: an algorithm proposes its points one after the other."""
+    to_propose: int = 0
+    """How many points an algorithm still has to propose."""
     prepare: bool = False
     report: bool = False
     first: int | None = None
     """How many of the trials are dealt with now; None: all."""
     code: Path | None = None
     """The frozen code of its jobs; None: they run what is installed."""
+
+    @property
+    def base(self) -> Base[Any]:
+        """The settings of the first recipe."""
+        return next(iter(self.bases.values()))
 
     @property
     def selected_on(self) -> str:
@@ -207,6 +124,11 @@ class Trial:
 # --- reading ---
 
 
+def as_it_is(config: Any) -> Any:
+    """Return a configuration that needs no completion."""
+    return config
+
+
 def read_sweep(
     path: Path,
     *,
@@ -214,7 +136,7 @@ def read_sweep(
     recipes: Path,
     overrides: Iterable[str] = (),
     metrics: Sequence[str] | None = None,
-    complete: Callable[[Any], Any] = lambda config: config,
+    complete: Callable[[Any], Any] = as_it_is,
 ) -> Sweep:
     """Read and check a sweep file, with `key=value` words of a command line on top.
 
@@ -247,7 +169,7 @@ def recipe_sweep(
     recipes: Path,
     overrides: Iterable[str] = (),
     metrics: Sequence[str] | None = None,
-    complete: Callable[[Any], Any] = lambda config: config,
+    complete: Callable[[Any], Any] = as_it_is,
 ) -> Sweep:
     """Return the sweep of one trial that a recipe is; see `read_sweep`."""
     own = [Setting("recipe", recipe, "command line")]
@@ -269,9 +191,13 @@ def expand(sweep: Sweep) -> list[Trial]:
 
 def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting) -> Trial:
     """Return the trial of a point. Raises UserError when its configuration has faults."""
-    places = {dimension.key: dimension.where for dimension in sweep.dimensions}
-    searched = [Setting(key, value, places.get(key, "search")) for key, value in point.items()]
-    config = sweep.complete(sweep.base.build([*searched, seed]))
+    places = {dimension.key: dimension.where for dimension in sweep.space.dimensions}
+    searched = [
+        Setting(key, value, places.get(key, "search")) for key, value in point.items()
+        if key != RECIPE
+    ]
+    base = sweep.bases[point[RECIPE]] if RECIPE in point else sweep.base
+    config = sweep.complete(base.build([*searched, seed]))
     name = signature(config)
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
@@ -288,6 +214,8 @@ def _part(
     """Return the entries of one of the free mappings, flat."""
     if value is None or value == "none":
         return []
+    if isinstance(value, str) and key in ("scheduler", "algorithm"):
+        return [Setting(value, None, where)]
     if not isinstance(value, dict):
         faults.append(f"{where}: {key}: expected a mapping, found {value!r}")
         return []
@@ -316,43 +244,126 @@ def _assemble(
     _take_words(words, own, parts, faults)
     head = _head(own, faults)
     places = {setting.key: setting.where for setting in own}
-    if not head.recipe and "recipe" not in places:
-        faults.append(f"{file}: recipe: is needed, such as recipe: synthetic")
     if metrics is not None and head.metric not in metrics:
         faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}"
                       f"{hint(head.metric, metrics)}")
     dimensions = [d for setting in parts["search"] for d in read_dimension(setting, faults)]
     _check_keys(parts, dimensions, faults)
+    searched = [d for d in dimensions if d.key == RECIPE]
+    faults.extend(_recipe_faults(head, places, searched))
+    if not head.recipe and "recipe" not in places and not searched:
+        faults.append(f"{file}: recipe: is needed, such as recipe: synthetic")
+    constraints = _constraints(head, places.get("constraints", file), faults)
+    sound = _check_conditions(dimensions, constraints, schema, faults)
     samples = head.samples if any(d.is_random for d in dimensions) else 1
     if samples != head.samples:
         faults.append(f"{places['samples']}: samples: {head.samples} draws, but no searched key "
                       "is random (choice, uniform, loguniform, randint)")
-    scheduler = _scheduler(parts["scheduler"], faults)
+    scheduler = choose(SCHEDULERS, parts["scheduler"], "scheduler", faults)
+    algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
+    for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
+        faults.extend(_algorithm_faults(place, head, dimensions))
     slurm = _slurm(parts["slurm"], faults)
     name = head.name or name
     own_name = Setting("run.name", name, places.get("name", file))
     settings = [*parts["overrides"], own_name]
-    with _collecting(faults):
-        if head.recipe:
-            recipe = find_recipe(head.recipe, recipes, where=places["recipe"])
-            settings = [*read_recipe(recipe, schema), *settings]
-    base: Base[Any] = Base(schema, settings)
-    folder, seed = Path(name), 0  # these are for faults only: other keys are still looked at
+    wanted = {head.recipe: places["recipe"]} if head.recipe else {}
+    wanted |= {str(value): d.where for d in searched for value in d.values}
+    bases: dict[str, Base[Any]] = {}
+    for recipe, where in wanted.items():
+        with _collecting(faults):
+            found = read_recipe(find_recipe(recipe, recipes, where=where), schema)
+            bases[recipe] = Base(schema, [*found, *settings])
+    base = next(iter(bases.values()), Base(schema, settings))
+    folder, seed, shared = Path(name), 0, None  # for faults only: other keys are still looked at
     with _collecting(faults):
         shared = base.build()
         folder, seed = Path(shared.run.runs) / name, shared.seed
     seeds = [Setting("seed", s, places.get("seeds", file)) for s in head.seeds or [seed]]
     sweep = Sweep(
-        name=name, file=file, base=base, dimensions=tuple(dimensions), seeds=tuple(seeds),
-        samples=samples,
+        name=name, file=file, bases=bases or {"": base}, seeds=tuple(seeds), samples=samples,
+        space=Space(tuple(dimensions), tuple(constraints), shared),
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
-        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
+        algorithm=algorithm, resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
         complete=complete, prepare=head.prepare, report=head.report,
     )
-    trials = _expand(sweep, faults)
+    # conditions look at the other keys' values
+    usable = sound and shared is not None
+    listed = algorithm is None and (usable or not sweep.space.is_conditional)
+    listed = listed and (len(bases) == len(wanted) or not searched)
+    points = list(sweep.space.points(samples)) if listed else []
+    trials = _expand(sweep, points, faults)
+    if listed and not points and not faults:
+        faults.append(f"{places['constraints']}: constraints: no point of the search meets them")
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
+    if algorithm is not None:
+        return with_proposed(sweep)
     return dataclasses.replace(sweep, trials=tuple(trials))
+
+
+def with_proposed(sweep: Sweep) -> Sweep:
+    """Return the sweep with the trials of the points that its algorithm has proposed so far.
+
+    Raises UserError when one of them has faults, as the sweep file may have been edited since.
+    """
+    points = [point for point in read_points(sweep.folder) if sweep.space.holds(point)]
+    faults: list[str] = []
+    trials = _expand(sweep, points, faults)
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    left = max(0, sweep.samples - len(points))
+    return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
+
+
+def _recipe_faults(
+    head: SweepFile, places: Mapping[str, str], searched: list[Dimension]
+) -> Iterator[str]:
+    for dimension in searched:
+        if not all(isinstance(value, str) for value in dimension.values) or dimension.is_random:
+            yield f"{dimension.where}: recipe: expected {{grid: [names of recipes]}}"
+        if head.recipe:
+            yield (f"{places['recipe']}: recipe: is searched already ({dimension.where}); leave "
+                   "one out")
+
+
+def _constraints(head: SweepFile, where: str, faults: list[str]) -> list[Condition]:
+    found = [read_condition(text, f"{where}: constraints", faults) for text in head.constraints]
+    return [condition for condition in found if condition is not None]
+
+
+def _check_conditions(
+    dimensions: list[Dimension], constraints: list[Condition], schema: type, faults: list[str]
+) -> bool:
+    """Conditions look at keys that there are, and those of a dimension at what is chosen before.
+
+    Returns whether all do.
+    """
+    known, before = {*field_types(schema), RECIPE}, len(faults)
+    for condition in [*constraints, *(d.when for d in dimensions if d.when)]:
+        for name in condition.names:
+            if name not in known:
+                faults.append(f"{condition.where}: no key {name}{hint(name, list(known))}")
+    for place, dimension in enumerate(dimensions):
+        later = {d.key for d in dimensions[place:]}
+        for name in dimension.when.names if dimension.when else ():
+            if name in later:
+                faults.append(f"{dimension.where}: {dimension.key}: when looks at {name}, which "
+                              "must be searched above it")
+    return len(faults) == before
+
+
+def _algorithm_faults(
+    where: str, head: SweepFile, dimensions: list[Dimension]
+) -> Iterator[str]:
+    if head.backend != "ray":
+        yield f"{where}: algorithm: proposes points as results come in: set backend: ray"
+    if not dimensions:
+        yield f"{where}: algorithm: nothing is searched"
+    for dimension in dimensions:
+        if not dimension.is_random:
+            yield (f"{dimension.where}: {dimension.key}: a grid is walked through, an algorithm "
+                   "chooses: write choice")
 
 
 def _head(own: list[Setting], faults: list[str]) -> SweepFile:
@@ -382,6 +393,8 @@ def _take_words(
             parts[first].append(Setting(rest, word.value, word.where))
         elif word.value in (None, "none", {}):
             parts[first] = []
+        elif isinstance(word.value, str) and first in ("scheduler", "algorithm"):
+            parts[first] = [Setting(word.value, None, word.where)]
         elif isinstance(word.value, dict):
             parts[first] = [Setting(str(k), v, word.where) for k, v in word.value.items()]
         else:
@@ -401,28 +414,6 @@ def _check_keys(
         if setting.key == "run.name" or (setting.key == "seed" and setting in parts["search"]):
             faults.append(f"{setting.where}: {setting.key} is the sweep's own to set; write "
                           f"{OWN_RUN_KEYS[setting.key]}")
-
-
-def _scheduler(settings: list[Setting], faults: list[str]) -> Scheduler:
-    if not settings:
-        return Scheduler()
-    first, *more = settings
-    if first.key != "asha" or more:
-        found = ", ".join(s.key for s in settings)
-        faults.append(f"{first.where}: scheduler: expected asha or none, found {found}")
-        return Scheduler()
-    options = first.value or {}
-    known = {"grace": 1, "reduction": 2}
-    if not isinstance(options, dict):
-        faults.append(f"{first.where}: scheduler.asha: expected a mapping, found {options!r}")
-        return Scheduler()
-    for key, value in options.items():
-        if key not in known:
-            faults.append(f"{first.where}: scheduler.asha: no key {key}{hint(key, list(known))}")
-        elif type(value) is not int or value < known[key]:
-            faults.append(f"{first.where}: scheduler.asha.{key}: expected a whole number, at "
-                          f"least {known[key]}, found {value!r}")
-    return Scheduler("asha", **{k: v for k, v in options.items() if k in known})
 
 
 def _slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
@@ -459,20 +450,12 @@ def _collecting(faults: list[str]) -> Iterator[None]:
 # --- expanding ---
 
 
-def _points(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    grid = [d for d in sweep.dimensions if not d.is_random]
-    drawn = [d for d in sweep.dimensions if d.is_random]
-    for values in product(*(d.values for d in grid)):
-        for n in range(sweep.samples):
-            point = dict(zip((d.key for d in grid), values, strict=True))
-            point.update({d.key: d.draw(n) for d in drawn})
-            yield {d.key: point[d.key] for d in sweep.dimensions}
-
-
-def _expand(sweep: Sweep, faults: list[str]) -> list[Trial]:
+def _expand(
+    sweep: Sweep, points: Iterable[Mapping[str, Any]], faults: list[str]
+) -> list[Trial]:
     """Build every trial; what is wrong with any of them is added to `faults`."""
     trials: dict[str, Trial] = {}
-    for point in _points(sweep):
+    for point in points:
         for seed in sweep.seeds:
             with _collecting(faults):
                 trial = make_trial(sweep, len(trials), point, seed)
@@ -484,11 +467,14 @@ def _expand(sweep: Sweep, faults: list[str]) -> list[Trial]:
 
 def _tell_duplicate(sweep: Sweep, first: Trial, second: Trial, faults: list[str]) -> None:
     """A grid that names one run twice is a mistake; draws may fall on the same point by chance."""
-    if any(d.is_random for d in sweep.dimensions):
+    if sweep.space.is_random:
         log.info("drawn twice, run once: %s", first.title)
         return
-    where = sweep.dimensions[0].where if sweep.dimensions else sweep.file
-    for dimension in sweep.dimensions:
+    dimensions = sweep.space.dimensions
+    where = dimensions[0].where if dimensions else sweep.file
+    for dimension in dimensions:
+        if dimension.key not in first.point or dimension.key not in second.point:
+            continue
         if first.point[dimension.key] != second.point[dimension.key] or len(
             {json.dumps(v) for v in dimension.values}
         ) < len(dimension.values):

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import runtime, signature
 from harness.dimensions import Dimension
 from harness.errors import UserError
+from harness.sweep_file import Asha, Median
 from harness.sweeps import (
-    Scheduler,
     Setting,
     expand,
     make_trial,
@@ -116,7 +115,7 @@ def test_the_backend_and_resources_do_not_change_a_signature(read) -> None:
     words = ("backend=ray", "resources.cpus=4", "scheduler.asha={grace: 3}", "run.threads=9")
     other = read(text, *words)
     assert [t.signature for t in one.trials] == [t.signature for t in other.trials]
-    assert other.scheduler == Scheduler("asha", grace=3, reduction=3)
+    assert other.scheduler == Asha(grace=3, reduction=3)
 
 
 def test_a_sweep_without_seeds_runs_with_the_recipes(read) -> None:
@@ -320,9 +319,16 @@ def test_an_override_of_a_searched_key_is_a_mistake(read) -> None:
 
 
 def test_a_scheduler_nobody_has_is_named(read) -> None:
-    [line] = told(read, "recipe: base\nscheduler: {hyperband: {}}\n")
-    assert line == "tried.yaml, line 2: scheduler: expected asha or none, found hyperband"
-    assert read("recipe: base\nscheduler: none\n").scheduler.kind == "none"
+    [line] = told(read, "recipe: base\nscheduler: {ahsa: {}}\n")
+    assert line == "tried.yaml, line 2: scheduler: no scheduler 'ahsa'; did you mean asha?"
+    [line] = told(read, "recipe: base\nscheduler: {asha: {}, median: {}}\n")
+    assert line == ("tried.yaml, line 2: scheduler: expected one of asha, hyperband, median, "
+                    "found asha, median")
+    assert read("recipe: base\nscheduler: none\n").scheduler is None
+    assert read("recipe: base\nscheduler: asha\n").scheduler == Asha()
+    assert read("recipe: base\n", "scheduler=median").scheduler == Median()
+    assert read("recipe: base\nscheduler: {asha: {grace: 2}}\n",
+                "scheduler.asha.reduction=5").scheduler == Asha(grace=2, reduction=5)
 
 
 def test_a_sweep_without_a_recipe_says_so(read) -> None:
@@ -330,13 +336,25 @@ def test_a_sweep_without_a_recipe_says_so(read) -> None:
     assert line == "tried.yaml: recipe: is needed, such as recipe: synthetic"
 
 
-def test_the_shipped_sweep_files_load() -> None:
-    from svll.config import RECIPES
-    from svll.config import Config as Real
+def test_recipes_may_be_searched_as_well(read, recipes: Path) -> None:
+    (recipes / "other.yaml").write_text("train: {epochs: 9, name: wide}\nrun: {runs: here}\n")
+    sweep = read(
+        "search:\n  recipe: {grid: [base, other]}\n"
+        "  train.lr: {grid: [0.1, 0.2], when: recipe == 'other'}\nseeds: [1]\n"
+    )
+    found = [(t.point, t.config.train.epochs, t.config.train.lr) for t in sweep.trials]
+    assert found == [
+        ({"recipe": "base"}, 6, 0.1),
+        ({"recipe": "other", "train.lr": 0.1}, 9, 0.1),
+        ({"recipe": "other", "train.lr": 0.2}, 9, 0.2),
+    ]
+    assert sweep.trials[0].title == "recipe=base seed=1"
 
-    files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
-    assert len(files) >= 2
-    for file in files:
-        sweep = read_sweep(file, schema=Real, recipes=RECIPES)
-        assert sweep.name == file.stem == yaml.safe_load(file.read_text())["name"]
-        assert len(sweep.trials) >= 2
+
+def test_searched_recipes_that_make_no_sense_are_told(read) -> None:
+    assert told(read, "recipe: base\nsearch: {recipe: {grid: [base, bass]}}\n") == [
+        "tried.yaml, line 1: recipe: is searched already (tried.yaml, line 2); leave one out",
+        "tried.yaml, line 2: no recipe 'bass'; did you mean base?", "recipes: base",
+    ]
+    [line] = told(read, "search: {recipe: {choice: [base]}}\n")
+    assert line == "tried.yaml, line 1: recipe: expected {grid: [names of recipes]}"

@@ -131,7 +131,7 @@ def make_sweep(folder: Path, search: dict, *, recipe: dict | None = None, **keys
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({
         "name": "toys", "recipe": "toy", "search": search, "resources": {"time": "10m"}, **keys,
-    }))
+    }, sort_keys=False))
     return read_sweep(file, schema=Config, recipes=recipes)
 
 

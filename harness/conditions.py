@@ -1,0 +1,112 @@
+"""Conditions between keys, as users write them: `stage1.lss_weight > 0 and model.noun == "person"`.
+
+Python's parser reads them; they are evaluated here, over a small part of the language in which
+nothing can be called and nothing be reached but the keys that are named.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}
+COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.Eq: operator.eq, ast.NotEq: operator.ne,
+    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+}
+WORDS = {"null": None, "true": True, "false": False}
+"""YAML's names for what Python writes with a capital."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition that was read and has no fault."""
+
+    text: str
+    where: str
+    names: tuple[str, ...]
+    """The keys that it looks at."""
+
+    def holds(self, value_of: Callable[[str], Any]) -> bool:
+        """Whether it is true of the values; one that cannot be computed (null > 1) is not."""
+        try:
+            return bool(_value(_parsed(self.text), value_of))
+        except (TypeError, ZeroDivisionError):
+            return False
+
+
+def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None:
+    """Return a condition, or None and a fault for what is none."""
+    try:
+        node = _parsed(text)
+        names = tuple(dict.fromkeys(_names(node)))
+    except (SyntaxError, TypeError, ValueError) as error:
+        told = error.msg if isinstance(error, SyntaxError) else str(error)
+        faults.append(f"{where}: {text!r} is no condition ({told}); write it as "
+                      "stage1.lss_weight + stage2.vss_weight <= 1")
+        return None
+    if not names:
+        faults.append(f"{where}: {text!r} looks at no key")
+        return None
+    return Condition(text, where, names)
+
+
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _names(node: ast.expr) -> Iterator[str]:
+    """Yield the keys of an expression. Raises ValueError for parts that are not allowed."""
+    key = _key(node)
+    if key is not None:
+        if key not in WORDS:
+            yield key
+        return
+    allowed = (ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Constant, ast.List, ast.Tuple)
+    operators = [getattr(node, "op", None), *getattr(node, "ops", ())]
+    known = (*ARITHMETIC, *COMPARISONS, ast.And, ast.Or, ast.Not, ast.USub)
+    if not isinstance(node, allowed) or not all(isinstance(o, (type(None), *known))
+                                                for o in operators):
+        raise ValueError(f"{ast.unparse(node)} cannot be used here")
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            yield from _names(child)
+
+
+def _key(node: ast.expr) -> str | None:
+    """Return the dotted key that a chain of names stands for."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = _key(node.value)
+        return f"{before}.{node.attr}" if before else None
+    return None
+
+
+def _value(node: ast.expr, value_of: Callable[[str], Any]) -> Any:
+    key = _key(node)
+    if key is not None:
+        return WORDS[key] if key in WORDS else value_of(key)
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.List() | ast.Tuple():
+            return [_value(item, value_of) for item in node.elts]
+        case ast.BoolOp():
+            values = (bool(_value(item, value_of)) for item in node.values)
+            return all(values) if isinstance(node.op, ast.And) else any(values)
+        case ast.UnaryOp():
+            value = _value(node.operand, value_of)
+            return not value if isinstance(node.op, ast.Not) else -value
+        case ast.BinOp():
+            sides = _value(node.left, value_of), _value(node.right, value_of)
+            return ARITHMETIC[type(node.op)](*sides)
+        case ast.Compare():
+            values_of = [_value(item, value_of) for item in (node.left, *node.comparators)]
+            pairs = zip(node.ops, values_of, values_of[1:], strict=False)
+            return all(COMPARISONS[type(op)](a, b) for op, a, b in pairs)
+    raise AssertionError(ast.dump(node))  # `read_condition` lets nothing else through

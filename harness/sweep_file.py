@@ -1,0 +1,235 @@
+"""The keys of a sweep file, as types: what trials get, how they are searched and ended early."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from harness.config import Setting, build
+from harness.dimensions import hint
+from harness.errors import UserError
+from harness.units import gigabytes, minutes
+
+
+@dataclass
+class Resources:
+    """What one trial gets."""
+
+    nodes: int = 1
+    gpus: int = 0
+    """GPUs on each node."""
+    tasks: int | None = None
+    """Ranks on each node; null: one per GPU, or one where there is none."""
+    cpus: int = 1
+    """Cores of each rank."""
+    time: str = "4h"
+    """Limit of one SLURM job, such as 90m, 4h or 1d12h; a longer run goes on in a further job."""
+    max_time_outs: int = 20
+    """How often that limit may end a trial's job, and the trial go on by itself."""
+    memory: str | None = None
+    """Memory on each node, such as 32GB; null: the partition's default."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        least_of = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
+        for key, least in least_of.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                yield key, f"must be at least {least}, found {value}"
+        if not minutes(self.time):
+            yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
+        if self.memory is not None and not gigabytes(self.memory):
+            yield "memory", f"{self.memory!r} is not a size; write it as 500MB or 32GB"
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tasks if self.tasks is not None else max(1, self.gpus)
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass
+class Allocation:
+    """Backend ray only: the one job in which the trials run."""
+
+    nodes: int = 1
+    trials_per_node: int = 1
+    """Trials that run side by side on a node; each gets the sweep's `resources`."""
+    trials_per_gpu: int = 1
+    """How many of them share a GPU; their `resources.gpus` must be 1."""
+    dashboard: bool = False
+    """Whether Ray's pages are served, on the first node to itself; its log says how to see them."""
+    address: str | None = None
+    """HOST:PORT of a Ray that is running already, instead of one of the sweep's own; its nodes must
+    see the same files."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        for key in ("nodes", "trials_per_node", "trials_per_gpu"):
+            if getattr(self, key) < 1:
+                yield key, f"must be at least 1, found {getattr(self, key)}"
+
+
+@dataclass
+class SweepFile:
+    """The keys of a sweep file."""
+
+    name: str = ""
+    """Folder of its runs; empty: the file's name."""
+    recipe: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Values that all trials share and that differ from the recipe's."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """What differs between trials: `key: {grid: [...]}`, or choice, uniform, ..."""
+    seeds: list[int] | None = None
+    """Every point is run once per seed; null: with the recipe's."""
+    samples: int = 1
+    """Draws of the random dimensions; how many points an algorithm proposes."""
+    metric: str = "validation.mAP"
+    """What ranks the trials."""
+    mode: Literal["max", "min"] = "max"
+    backend: Literal["array", "ray"] = "array"
+    """array: one job per trial; ray: Ray Tune inside one allocation."""
+    prepare: bool = False
+    """On SLURM, backend array: a job of its own makes what trials share before they start."""
+    report: bool = False
+    """Likewise: a job after the last trial writes report.txt."""
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    """Backend ray only, `tpe` or `gp: {startup: 10}`: what proposes the points, one by one from
+    the results so far; without one they are drawn at random."""
+    constraints: list[str] = field(default_factory=list)
+    """Conditions that every point must meet, such as "stage1.lss_weight + stage2.vss_weight <= 1".
+    """
+    resources: Resources = field(default_factory=Resources)
+    ray: Allocation = field(default_factory=Allocation)
+    slurm: dict[str, Any] = field(default_factory=dict)
+    """Anything that sbatch takes, and setup, python, srun_args, env."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
+            yield "name", f"{self.name!r} must be a plain folder name (letters, digits, . _ -)"
+        if self.samples < 1:
+            yield "samples", f"must be at least 1, found {self.samples}"
+        if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
+            yield "seeds", f"{self.seeds} has a seed twice"
+        if self.seeds == []:
+            yield "seeds", "is empty; leave it out to use the recipe's seed"
+
+
+# --- schedulers: which trials are ended early, or changed ---
+
+
+@dataclass
+class Asha:
+    """Asynchronous successive halving (Li et al. 2018): at each rung one in so many goes on."""
+
+    kind: ClassVar[str] = "asha"
+    grace: int = 1
+    """Epochs that every trial may run."""
+    reduction: int = 3
+    early: str | None = None
+    """A number by which epochs are judged, likewise, as long as the sweep's metric is not there."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, grace=1, reduction=2)
+
+
+@dataclass
+class HyperBand:
+    """HyperBand (Li et al. 2017): brackets of trials that are paused and halved together."""
+
+    kind: ClassVar[str] = "hyperband"
+    epochs: int = 27
+    """Epochs of the trials that go on longest."""
+    reduction: int = 3
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, epochs=1, reduction=2)
+
+
+@dataclass
+class Median:
+    """Median stopping (Golovin et al. 2017): ends trials below the others' median so far."""
+
+    kind: ClassVar[str] = "median"
+    grace: int = 2
+    """Epochs that every trial may run."""
+    trials: int = 3
+    """How many must have come so far before one is judged."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, grace=1, trials=1)
+
+
+Scheduler = Asha | HyperBand | Median
+SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Median)}
+
+
+# --- algorithms: which points are tried next ---
+
+
+@dataclass
+class Tpe:
+    """Tree-structured Parzen estimators (Bergstra et al. 2011), by Optuna."""
+
+    kind: ClassVar[str] = "tpe"
+    startup: int = 10
+    """Points drawn at random first."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, startup=1)
+
+
+@dataclass
+class Gp:
+    """Bayesian optimisation with a Gaussian process, by Optuna."""
+
+    kind: ClassVar[str] = "gp"
+    startup: int = 10
+    """Points drawn at random first."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, startup=1)
+
+
+Algorithm = Tpe | Gp
+ALGORITHMS: dict[str, type] = {kind.kind: kind for kind in (Tpe, Gp)}
+
+
+def choose(
+    kinds: dict[str, type], settings: Iterable[Setting], section: str, faults: list[str]
+) -> Any:
+    """Return what `scheduler: {asha: {grace: 2}}` or `scheduler: asha` means, None for nothing.
+
+    Options may also be set one by one (`asha.grace`); what is wrong is added to `faults`.
+    """
+    chosen: dict[str, list[Setting]] = {}
+    for setting in settings:
+        kind, _, option = setting.key.partition(".")
+        where = f"{setting.where}: {section}"
+        options = {option: setting.value} if option else setting.value or {}
+        if kind not in kinds:
+            faults.append(f"{where}: no {section} {kind!r}{hint(kind, [*kinds, 'none'])}")
+        elif not isinstance(options, dict):
+            faults.append(f"{where}.{kind}: expected a mapping, found {options!r}")
+        else:
+            chosen.setdefault(kind, []).extend(
+                Setting(str(key), value, f"{where}.{kind}") for key, value in options.items()
+            )
+        if len(chosen) > 1:
+            faults.append(f"{where}: expected one of {', '.join(kinds)}, found {', '.join(chosen)}")
+            return None
+    for kind, options_of in chosen.items():
+        try:
+            return build(kinds[kind], options_of)
+        except UserError as error:
+            faults.extend(str(error).splitlines())
+    return None
+
+
+def _at_least(node: object, **least: int) -> Iterator[tuple[str, str]]:
+    for key, value in least.items():
+        if getattr(node, key) < value:
+            yield key, f"must be at least {value}, found {getattr(node, key)}"
