@@ -23,11 +23,14 @@ from harness.cluster import array, local, site, slurm, snapshots, table
 from harness.cluster.follow import follow as follow_sweep
 from harness.cluster.records import read_records
 from harness.errors import UserError
-from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep
+from harness.points import points_file
+from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
 from launch.cli import command
 from svll.config import RECIPES, Config
 from svll.pinning import pin, weights_file
 
+EARLY = ("prompts.mAP", "prompts.margin")
+"""What a scheduler may judge stage 1 by."""
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
 """What trials may be ranked by: the keys of result.json."""
@@ -69,6 +72,9 @@ def main(
     first: Annotated[
         int | None, typer.Option(help="Deal with the sweep's first N trials only.", min=1)
     ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Search on a Ray that is running already, at HOST:PORT.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Submit failed trials as well, once mended.")
     ] = False,
@@ -82,10 +88,18 @@ def main(
         raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
     if doctor and sweep is None and recipe is None:
         recipe = "synthetic"  # any will do: it is not run
-    asked = dataclasses.replace(_read(sweep, recipe, overrides or []), first=first)
+    words = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
+    asked = dataclasses.replace(_read(sweep, recipe, words), first=first)
+    if first is not None and asked.algorithm is not None:
+        raise UserError(f"{asked.file}: --first: an algorithm proposes the points; say how many by "
+                        "samples=N")
     place: array.Cluster = "slurm" if slurm.is_here() else "local"
     if cluster is not None:
         place = cluster.value
+    if asked.ray.address is not None:
+        if asked.backend != "ray":
+            raise UserError(f"{asked.file}: ray.address: set backend: ray, which is what uses it")
+        place = "local"  # the driver is here, wherever its trials are
     console = table.wide(Console())
     if doctor:
         from harness.cluster.doctor import visit  # late: only this needs it
@@ -115,7 +129,14 @@ def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep
         )
     else:
         raise UserError("give either --sweep FILE or --recipe NAME")
-    validated = all(trial.config.data.validation for trial in asked.trials)
+    fixed = asked.space.fixed
+    early = getattr(asked.scheduler, "early", None)
+    if early is not None and early not in EARLY:
+        raise UserError(f"{asked.file}: scheduler.early: no run reports {early}; there are "
+                        f"{', '.join(EARLY)}")
+    validated = all(trial.config.data.validation for trial in asked.trials) and (
+        asked.trials or fixed.data.validation
+    )
     if validated or not asked.metric.startswith("validation."):
         return asked
     if recipe is not None:
@@ -133,16 +154,17 @@ def _dry_run(
     due = len(array.due(views, retry_failed=retry_failed))
     console.print(table.live_table(sweep, views, most=len(views)))
     _tell_left_alone(views, console, retry_failed=retry_failed)
+    more = f", {sweep.to_propose} points to be proposed" if sweep.to_propose else ""
     if cluster == "local":
         slots = local.slots_for(sweep.resources, jobs)
-        _say(console, f"{due} to run on this machine, {slots} at a time")
+        _say(console, f"{due} to run on this machine{more}, {slots} at a time")
     else:
         try:
             site.check(sweep, array.jobs_of(sweep, due))
         except slurm.NoAnswer as error:
             _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
         sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)
-        _say(console, f"{due} to submit; sbatch gets:\n\n{_script(sweep, max(1, due))}")
+        _say(console, f"{due} to submit{more}; sbatch gets:\n\n{_script(sweep, max(1, due))}")
     return 0
 
 
@@ -180,7 +202,10 @@ def _submit(
     if due:
         _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
     views = array.survey(sweep)
-    if not due:
+    searched = sweep.algorithm is not None and array.is_searched(sweep)
+    if searched:
+        _say(console, f"a search goes on {where}; points: {points_file(sweep.folder)}")
+    if not due and not searched:
         _say(console, f"nothing to submit, {table.counts(views)}")
     _tell_left_alone(views, console, retry_failed=retry_failed)
 
@@ -213,7 +238,10 @@ def _follow(sweep: Sweep, console: Console) -> int:
     console.print(table.final_table(sweep, views, TEST_COLUMNS))
     _tell_troubles(views, console)
     _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}")
-    return 0 if all(view.state in array.DONE for view in views) else 1
+    left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
+    if left:
+        _say(console, f"{left} points were not proposed; the same command goes on")
+    return 0 if not left and all(view.state in array.DONE for view in views) else 1
 
 
 def _tell_troubles(views: list[array.View], console: Console) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.cluster import causes, local, site, slurm, snapshots
-from harness.cluster.records import Cluster, Record, read_records
+from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
 from harness.files import write_json, write_text
 from harness.runs import Run, held_lock, lock_holder, writing
-from harness.sweeps import Sweep, Trial, expand
+from harness.sweeps import Sweep, Trial, expand, with_proposed
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,10 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
     queue.begin()
     records = read_records(sweep.folder)
     newest = {signature: record for record in records for signature in record.trials}
+    if sweep.algorithm is not None:  # points that were proposed since
+        sweep = with_proposed(sweep)
+        if search := _newest_search(records):
+            newest = {trial.signature: search for trial in sweep.trials} | newest
     workers: dict[str, bool] = {}
     views = []
     for trial in expand(sweep):
@@ -118,8 +122,8 @@ def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) ->
         if view.state != "died" or record is None:
             continue
         folder = Path(record.folder)
-        if signature in record.jobs:
-            dead[signature] = record.jobs[signature], folder
+        if job := record.job_of(signature):
+            dead[signature] = job, folder
         elif record.cluster == "local":
             words = causes.last_words(folder.glob(f"{signature}.*.log"))
             words = words or causes.last_words(folder.glob("*_log.err"), about=signature)
@@ -153,7 +157,7 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
         jobs = queue.jobs()
         if jobs is None:
             return View(trial, "queued", status, "SLURM does not answer")
-        if job := jobs.get(record.jobs.get(trial.signature, "")):
+        if job := jobs.get(record.job_of(trial.signature)):
             job_state, reason, _ = job
             if job_state == "PENDING":
                 return View(trial, "queued", status, reason)
@@ -165,7 +169,7 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
             return View(trial, "queued", status)
         hint = f"; see {record.folder}" if record is not None else ""
         return View(trial, "died", status, f"its job ended before it began{hint}")
-    searched = queue.sweep.backend == "ray" and queue.sweep.scheduler.kind != "none"
+    searched = queue.sweep.backend == "ray" and queue.sweep.scheduler is not None
     if status.get("pruned") and searched:
         return View(trial, "ended early", status, status.get("reason", ""))
     if state == "running":
@@ -178,7 +182,23 @@ def _is_in_queue(trial: Trial, record: Record | None, queue: Queue) -> bool:
     it back into the queue after a node was lost."""
     if record is None or record.cluster != "slurm":
         return False
-    return record.jobs.get(trial.signature, "") in (queue.jobs() or {})
+    return record.job_of(trial.signature) in (queue.jobs() or {})
+
+
+def _newest_search(records: list[Record]) -> Record | None:
+    return next((r for r in reversed(records) if r.options.get("backend") == "ray"), None)
+
+
+def is_searched(sweep: Sweep, queue: Queue | None = None) -> bool:
+    """Whether a search that proposes points of the sweep waits or goes on somewhere."""
+    record = _newest_search(read_records(sweep.folder)) if sweep.algorithm is not None else None
+    if record is None:
+        return False
+    if record.cluster == "local":
+        return bool(local.living_workers(sweep.folder, record.token))
+    jobs = (queue or Queue(sweep)).jobs()
+    # while nobody knows, it may
+    return jobs is None or record.job_of(EVERY) in jobs or record.state == "submitting"
 
 
 # --- launching ---
@@ -209,18 +229,23 @@ def launch(
         sweep.folder.mkdir(parents=True, exist_ok=True)
     with held_lock(launch_lock(sweep)):
         _settle_marks(sweep)
+        if sweep.algorithm is not None:
+            sweep = with_proposed(sweep)
         views = survey(sweep)
         write_summary(sweep)
         waiting = due(views, retry_failed=retry_failed)
-        if waiting:
+        proposes = sweep.to_propose > 0
+        if is_searched(sweep):  # it takes up what it has left when it has ended
+            waiting, proposes = [], False
+        if waiting or proposes:
             fetch([view.trial for view in waiting])
             begun = [view.trial.signature for view in waiting if view.status.get("attempts")]
             for told in snapshots.mixed(sweep, begun, read_records(sweep.folder)):
                 log.warning("trials that had begun go on with other code: %s", told)
             sweep = replace(sweep, code=snapshots.working(sweep).freeze())
-        if waiting and cluster == "slurm":
+        if (waiting or proposes) and cluster == "slurm":
             site.check(sweep, jobs_of(sweep, len(waiting)))
-        if waiting and sweep.backend == "ray":
+        if (waiting or proposes) and sweep.backend == "ray":
             from harness.cluster import ray_search  # late: it imports this module's neighbours
 
             with _marked(waiting, sweep):

@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.live import Live
 
-from harness.cluster.array import ALIVE, SQUEUE_EVERY_S, Queue, View, survey
+from harness.cluster.array import ALIVE, SQUEUE_EVERY_S, Queue, View, is_searched, survey
 from harness.cluster.table import line, live_table, progress
 from harness.sweeps import Sweep
 
@@ -33,7 +33,7 @@ def _poll(sweep: Sweep, queue: Queue, show: Callable[[Sequence[View]], None]) ->
     while True:
         views = survey(sweep, queue)
         show(views)
-        if not any(view.state in ALIVE for view in views):
+        if not any(view.state in ALIVE for view in views) and not is_searched(sweep, queue):
             return views
         # reading a thousand status files takes a while: leave the file system some rest
         time.sleep(max(POLL_S, len(views) / 200))

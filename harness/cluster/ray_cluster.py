@@ -10,6 +10,7 @@ a token that only the owner can read; Ray is told what the job was given, not wh
     <job folder>/ray-<node>.log        what `ray start` says
 """
 
+import getpass
 import logging
 import os
 import secrets
@@ -129,31 +130,46 @@ def environment(meeting: Meeting) -> dict[str, str]:
 
 
 @contextmanager
-def head(meeting: Meeting, share: Share, *, peer: str | None) -> Iterator[Node]:
+def head(
+    meeting: Meeting, share: Share, *, peer: str | None, dashboard: bool = False
+) -> Iterator[Node]:
     """Keep the head of a new Ray on this node while the body runs; the meeting file then says so.
 
     peer: another node of the job, None when there is none; Ray listens on the address that faces
-    it. Raises RayFailed.
+    it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed.
     """
     descriptor = os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     ip = own_address(peer) if peer else "127.0.0.1"
     node: Node | None = None
+    # where Tune keeps what it wants to: all nodes must see it, a paused trial may move
+    storage = meeting.folder / f"tune-{meeting.attempt}"
     with _private_folder() as folder:
         try:
-            options = ["--head", "--include-dashboard=false"]
+            options = ["--head", f"--include-dashboard={str(dashboard).lower()}"]
+            options += ["--dashboard-host=127.0.0.1"] if dashboard else []
             node, ports = _start(options, (*HEAD_PORTS, *PORTS), meeting, share, ip, folder)
             meeting.write(
                 state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
                 host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
+                storage=str(storage), init={"_node_ip_address": ip},
             )
+            if dashboard:
+                log.info("dashboard: %s", tunnel(ports["dashboard-port"]))
             yield node
         finally:
             meeting.write(state="over")  # first, so that all nodes end at the same time
             if node is not None:
                 node.end()
             meeting.token.unlink(missing_ok=True)
+            shutil.rmtree(storage, ignore_errors=True)
+
+
+def tunnel(port: int) -> str:
+    """Say how to see, from one's own machine, what this node serves to itself."""
+    here = f"{getpass.getuser()}@{socket.getfqdn()}"
+    return f"ssh -L {port}:127.0.0.1:{port} {here}, then http://127.0.0.1:{port}"
 
 
 def serve(meeting: Meeting, share: Share) -> None:

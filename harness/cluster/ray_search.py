@@ -7,6 +7,7 @@ trials are the same runs as in backend `array`, with the same signatures and fol
 """
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import signal
@@ -14,35 +15,41 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from harness.cluster import local, ray_cluster, slurm
+from harness.cluster import local, ray_cluster, ray_guest, slurm
 from harness.cluster.jobs import end_with_parent, requeue, say_plainly
-from harness.cluster.ray_cluster import Meeting, RayFailed, Share
+from harness.cluster.ray_cluster import Meeting, Node, RayFailed, Share
+from harness.cluster.ray_points import Points, searcher
+from harness.cluster.ray_schedulers import make_scheduler
 from harness.cluster.ray_trial import (
+    Crew,
+    Followers,
     WatchedRun,
-    end_early,
     epoch_lines,
-    flatten,
+    mark_ended_early,
+    was_being_ended,
     was_ended_early,
 )
-from harness.cluster.records import Cluster, Record, new_record, read_record
+from harness.cluster.records import EVERY, Cluster, Record, new_record, read_record
 from harness.errors import UserError
 from harness.files import read_json
+from harness.frozen_sweeps import freeze, thaw
 from harness.runs import Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
-from harness.sweeps import Resources, Sweep, Trial, expand
+from harness.sweep_file import Allocation, HyperBand, Resources
+from harness.sweeps import Sweep, Trial, expand
 from harness.units import gigabytes
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+NO_LIMIT = 10**6
 NODES_LIMIT_S = 120.0
 """How long the driver waits for all nodes before it begins with those that are there."""
-NO_END = 10**9
-"""ASHA's last rung: how long a trial trains is its own affair."""
 
 
 # --- the launcher's side ---
@@ -50,29 +57,53 @@ NO_END = 10**9
 
 def check(sweep: Sweep) -> None:
     """Raise UserError for what this backend cannot do."""
-    faults = []
-    if sweep.resources.ranks > 1:
+    faults, one, many = [], sweep.resources, sweep.ray
+    if many.address is not None and many.dashboard:
+        faults.append("ray.dashboard: the Ray at ray.address has its own")
+    if sweep.scheduler is not None and not sweep.metric.startswith("validation."):
         faults.append(
-            f"{sweep.file}: resources: backend ray runs trials of one rank, this asks for "
-            f"{sweep.resources.ranks}; use backend: array, or nodes, tasks and gpus of 1"
+            f"scheduler: {sweep.scheduler.kind} compares trials while they train, but "
+            f"{sweep.metric} is computed after the last epoch; use validation.mAP, or scheduler: "
+            "none"
         )
-    if sweep.scheduler.kind == "asha" and not sweep.metric.startswith("validation."):
+    if isinstance(sweep.scheduler, HyperBand) and sweep.algorithm is not None:
         faults.append(
-            f"{sweep.file}: scheduler: asha compares trials while they train, but {sweep.metric} "
-            "is computed after the last epoch; use validation.mAP, or scheduler: none"
+            "scheduler: hyperband halves trials that begin together, an algorithm proposes them "
+            "one by one; use asha"
+        )
+    if many.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
+        faults.append("ray.dashboard: is not installed: pip install 'ray[default]'")
+    if many.trials_per_gpu > 1 and one.gpus != 1:
+        faults.append(
+            f"ray.trials_per_gpu: {many.trials_per_gpu} trials share one GPU, so resources.gpus "
+            f"must be 1, found {one.gpus}"
+        )
+    if one.nodes > 1 and (many.nodes % one.nodes or many.trials_per_node > 1):
+        faults.append(
+            f"resources.nodes: a trial of {one.nodes} nodes needs them for itself: set ray.nodes "
+            f"to a multiple of it, and ray.trials_per_node to 1 (found {many.nodes} and "
+            f"{many.trials_per_node})"
         )
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
+
+
+def _share(one: Resources, many: Allocation) -> Share:
+    """Return what each node gives to all trials on it together."""
+    count = many.trials_per_node
+    return Share(
+        cpus=one.cpus * one.ranks_per_node * count, gpus=-(-one.gpus * count // many.trials_per_gpu)
+    )
 
 
 def allocation(sweep: Sweep) -> Sweep:
     """Return the sweep with the resources of the whole job in place of one trial's."""
-    one, count = sweep.resources, sweep.ray.trials_per_node
+    one, share = sweep.resources, _share(sweep.resources, sweep.ray)
     memory = None
     if one.memory is not None:
-        memory = f"{round(gigabytes(one.memory) * count * 1024)}MB"
+        memory = f"{round(gigabytes(one.memory) * sweep.ray.trials_per_node * 1024)}MB"
     whole = Resources(
-        nodes=sweep.ray.nodes, tasks=1, cpus=one.cpus * count, gpus=one.gpus * count,
+        nodes=sweep.ray.nodes, tasks=1, cpus=share.cpus, gpus=share.gpus,
         time=one.time, memory=memory,
     )
     return dataclasses.replace(sweep, resources=whole)
@@ -88,14 +119,19 @@ def submit(
     the job was not taken.
     """
     check(sweep)
-    slots = local.slots_for(sweep.resources, jobs) if cluster == "local" else None
+    address = sweep.ray.address
+    slots = None
+    if address is not None:
+        slots = min(jobs or NO_LIMIT, ray_guest.room(address, sweep.resources, sweep.ray))
+        cluster = "local"  # the driver is here, wherever its trials are
+    elif cluster == "local":
+        slots = local.slots_for(sweep.resources, jobs)
     record = new_record(
         sweep.folder, cluster, [trial.signature for trial in trials],
         backend="ray", workers=1, nodes=sweep.ray.nodes if cluster == "slurm" else 1,
         trials_per_node=slots or sweep.ray.trials_per_node,
-        cpus=sweep.resources.cpus, gpus=sweep.resources.gpus,
-        metric=sweep.metric, mode=sweep.mode, scheduler=dataclasses.asdict(sweep.scheduler),
-        sweep=[trial.signature for trial in expand(sweep)], code=str(sweep.code or ""),
+        sweep={**freeze(sweep), "known": [trial.signature for trial in expand(sweep)]},
+        code=str(sweep.code or ""),
     )
     record.write()
     if cluster == "local":
@@ -113,7 +149,7 @@ def _submit_slurm(sweep: Sweep, record: Record) -> None:
             job = executor.submit(drive, str(record.file))
     except Exception as error:
         raise UserError(f"sbatch did not take the job: {slurm.last_line(error)}") from None
-    record.jobs = dict.fromkeys(record.trials, job.job_id)
+    record.jobs = {EVERY: job.job_id}
     record.state = "submitted"
     record.write()
 
@@ -132,10 +168,12 @@ def drive(record_file: str) -> None:
     say_plainly()
     record = read_record(Path(record_file))
     meeting = Meeting(Path(record.folder), _attempt(record))
-    options = record.options
-    share = Share(
-        cpus=options["cpus"] * options["trials_per_node"],
-        gpus=options["gpus"] * options["trials_per_node"],
+    frozen = record.options["sweep"]
+    share = _share(
+        Resources(**frozen["resources"]),
+        dataclasses.replace(
+            Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
+        ),
     )
     task = int(os.environ.get("SLURM_PROCID", "0")) if record.cluster == "slurm" else 0
     if task > 0:
@@ -166,11 +204,21 @@ def _attempt(record: Record) -> str:
 
 def _lead(record: Record, meeting: Meeting, share: Share) -> None:
     """Keep Ray's head here and run the driver until it is done or a stop is asked for."""
-    with ray_cluster.head(meeting, share, peer=_second_host(record)) as node:
+    address = record.options["sweep"]["ray"]["address"]
+    place: AbstractContextManager[Node | ray_guest.Host]
+    if address is not None:
+        place = ray_guest.guest(meeting, address)
+    else:
+        place = ray_cluster.head(
+            meeting, share, peer=_second_host(record),
+            dashboard=record.options["sweep"]["ray"]["dashboard"],
+        )
+    with place as node:
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray_search", str(record.file),
              str(meeting.file)],
-            env=_driver_environment(meeting), start_new_session=True, stdin=subprocess.DEVNULL,
+            env=_driver_environment(meeting, address), start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             while driver.poll() is None and not stop_requested():
@@ -191,9 +239,10 @@ def _second_host(record: Record) -> str | None:
     return str(SlurmJobEnvironment().hostnames[1])
 
 
-def _driver_environment(meeting: Meeting) -> dict[str, str]:
+def _driver_environment(meeting: Meeting, address: str | None) -> dict[str, str]:
+    own = ray_cluster.environment(meeting) if address is None else ray_guest.environment()
     return {
-        **ray_cluster.environment(meeting),
+        **own,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage 1 has no validation metric
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -209,7 +258,7 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
     """
     deadline: float | None = None
     while True:
-        holders = [lock_holder(run.lock_file) for run in _runs(record, record.trials)]
+        holders = [lock_holder(run.lock_file) for run in _runs(record, _signatures(record))]
         if not any(h for h in holders if h is not None and host in (None, h["host"])):
             return
         if deadline is None and stop_requested():
@@ -218,6 +267,12 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
             log.warning("runs are still held: %s", [h for h in holders if h])
             return
         time.sleep(POLL_S)
+
+
+def _signatures(record: Record) -> list[str]:
+    """Return all runs of a search, also those of points that were proposed since it began."""
+    proposed = [trial.signature for trial in thaw(record.options["sweep"]).trials]
+    return list(dict.fromkeys([*record.options["sweep"]["known"], *proposed]))
 
 
 def _runs(record: Record, signatures: list[str]) -> list[Run]:
@@ -229,36 +284,52 @@ def _runs(record: Record, signatures: list[str]) -> list[Run]:
 
 def search(record: Record, meeting: dict[str, Any]) -> None:
     """Hand the trials that are still to be done to Ray Tune and return when it has no more."""
-    finished, due = _split(record)
-    log.info("%d trials are finished, %d are to be run", len(finished), len(due))
-    if not due:
+    sweep = thaw(record.options["sweep"])
+    signatures = _signatures(record)
+    finished, due = _split(record, signatures)
+    retell = isinstance(sweep.scheduler, HyperBand)
+    if retell:  # it halves trials together, and so must meet all of them again
+        due = [run for run in _runs(record, signatures) if run in finished or run in due]
+    points = Points(sweep, due)
+    log.info(
+        "%d trials are finished, %d are to be run, %d points to be proposed",
+        len(finished), len(due), sweep.to_propose,
+    )
+    if not points.most:
         return
     import ray
     from ray import tune
 
     ray.init(
-        address=meeting["address"], _node_ip_address=meeting["ip"], log_to_driver=False,
-        logging_level=logging.WARNING,
+        address=meeting["address"], log_to_driver=False, logging_level=logging.WARNING,
+        **meeting["init"],
     )
     _wait_for_nodes(record.options["nodes"])
-    options = record.options
-    scheduler = _scheduler(options)
-    for run in finished:
-        _tell(scheduler, run)
-    shared = {"cwd": os.getcwd(), "logs": record.folder, "cpus": options["cpus"],
-              "gpus": options["gpus"]}
+    scheduler = make_scheduler(sweep)
+    # both before what the search itself will see, and all that was logged up to now
+    scheduler.tell([*finished, *due])
+    shared = {
+        "cwd": os.getcwd(), "logs": record.folder, "resources": dataclasses.asdict(sweep.resources),
+        "trials_per_gpu": sweep.ray.trials_per_gpu, "retell": retell,
+    }
+    side_by_side: int | None = _slots(sweep, record)
+    if retell:  # brackets are of trials that wait together
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(points.most)
+        side_by_side = None
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(), {"cpu": options["cpus"], "gpu": options["gpus"]}),
-        param_space={"run": tune.grid_search([str(run.folder) for run in due]), **shared},
+        tune.with_resources(_trainable(), _bundles(sweep)),
         tune_config=tune.TuneConfig(
+            search_alg=searcher(points, shared), num_samples=points.most,
+            # not one more: it would be proposed before others have told how they went
+            max_concurrent_trials=side_by_side,
             scheduler=scheduler, trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
             # an actor costs seconds of importing; it only watches, so the next trial may have it
-            reuse_actors=True,
+            reuse_actors=sweep.resources.nodes == 1,
         ),
         # Tune's own records are of no use to us and go with Ray's folder
         run_config=tune.RunConfig(
-            name="search", storage_path=f"{meeting['temp']}/tune", verbose=0,
+            name="search", storage_path=meeting["storage"], verbose=0,
             callbacks=[_narrator()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -268,21 +339,41 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     tuner.fit()
 
 
-def _split(record: Record) -> tuple[list[Run], list[Run]]:
+def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]:
     """Return the sweep's finished runs, and those to do, the furthest first.
 
     So the search meets first what it would have met first. A run that failed in an earlier attempt
     of this job waits for the next launch.
     """
-    finished = [
-        run for run in _runs(record, record.options["sweep"])
-        if run.is_complete() or was_ended_early(run)
-    ]
+    every = _runs(record, signatures)
+    for run in every:
+        if was_being_ended(run):  # when the search that did so was killed
+            mark_ended_early(run)
+    finished = [run for run in every if run.is_complete() or was_ended_early(run)]
+    open_to_us = {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
     due = [
-        run for run in _runs(record, record.trials)
-        if run not in finished and run.status()["state"] != "failed"
+        run for run in every
+        if run.signature in open_to_us and run not in finished and run.status()["state"] != "failed"
     ]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
+
+
+def _slots(sweep: Sweep, record: Record) -> int:
+    """Return how many trials run at the same time."""
+    options = record.options
+    return max(1, options["nodes"] * options["trials_per_node"] // sweep.resources.nodes)
+
+
+def _bundles(sweep: Sweep) -> Any:
+    """Return what a trial reserves: a bundle on each of its nodes."""
+    from ray import tune
+
+    one = sweep.resources
+    bundle = {"CPU": one.cpus * one.ranks_per_node, "GPU": one.gpus / sweep.ray.trials_per_gpu}
+    held = {name: amount for name, amount in bundle.items() if amount}
+    return tune.PlacementGroupFactory(
+        [held] * one.nodes, strategy="STRICT_SPREAD" if one.nodes > 1 else "PACK"
+    )
 
 
 def _wait_for_nodes(count: int) -> None:
@@ -300,52 +391,47 @@ def _wait_for_nodes(count: int) -> None:
     )
 
 
-def _scheduler(options: dict[str, Any]) -> Any:
-    """Return Tune's scheduler. Its time is our `epoch`: Tune's own count restarts with a trial."""
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if options["scheduler"]["kind"] == "none":
-        return FIFOScheduler()
-
-    class Asha(ASHAScheduler):
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            decision = str(super().on_trial_result(controller, trial, result))
-            if decision == self.STOP and controller is not None:
-                log.info("%s: ended at epoch %s", trial, result["epoch"])
-                end_early(Run(Path(trial.config["run"])), by="ASHA", epoch=result["epoch"])
-            return decision
-
-    return Asha(
-        time_attr="epoch", max_t=NO_END, grace_period=options["scheduler"]["grace"],
-        reduction_factor=options["scheduler"]["reduction"],
-        metric=options["metric"], mode=options["mode"],
-    )
-
-
-def _tell(scheduler: Any, run: Run) -> None:
-    """Show a scheduler the epochs of a run that Tune will not start, as if it just had run."""
-    stand_in = SimpleNamespace(trial_id=run.signature)
-    scheduler.on_trial_add(None, stand_in)
-    for line in epoch_lines(run):
-        scheduler.on_trial_result(None, stand_in, flatten(line))
-
-
 def _trial_name(trial: Any) -> str:
     return Path(trial.config["run"]).name
 
 
 def _trainable() -> type:
     """Return the class that Ray makes an actor of, one per trial."""
+    import ray
     from ray import tune
 
     class RayTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             os.chdir(config["cwd"])
             run = Run(Path(config["run"]))
-            self.watched = WatchedRun(
-                run, log_file=Path(config["logs"]) / f"{run.signature}.0.log",
-                cpus=config["cpus"], gpus=config["gpus"],
+            asked = Resources(**config["resources"])
+            self.log_file = Path(config["logs"]) / f"{run.signature}.0.log"
+            crew = Crew(
+                ranks=asked.ranks_per_node, world=asked.ranks, cpus=asked.cpus,
+                gpus=asked.gpus / config["trials_per_gpu"],
+                address=ray.util.get_node_ip_address() if asked.nodes > 1 else "127.0.0.1",
             )
+            self.watched = WatchedRun(
+                run, log_file=self.log_file, crew=crew, retell=config["retell"],
+                others=self.start_others,
+            )
+
+        def start_others(self, crew: Crew) -> Callable[[], Any]:
+            """Have the ranks on the trial's further nodes started by an actor on each."""
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            group = ray.util.get_current_placement_group()
+            actors = []
+            for node in range(1, crew.world // crew.ranks):
+                where = PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=node
+                )
+                actors.append(_rank_actor().options(
+                    scheduling_strategy=where, num_cpus=crew.cpus * crew.ranks, num_gpus=crew.gpus
+                ).remote(str(self.watched.run.folder), dataclasses.replace(
+                    crew, first=node * crew.ranks
+                ), str(self.log_file), os.getcwd()))
+            return lambda: [ray.get(actor.end.remote()) for actor in actors]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.cleanup()
@@ -355,10 +441,34 @@ def _trainable() -> type:
         def step(self) -> dict[str, Any]:
             return self.watched.next_result()
 
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            """Return nothing of use: a paused run has its own checkpoints."""
+            return {"paused": True}
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Go on after a pause: what the run has logged, the search knows."""
+            self.watched.skip_stored()
+
         def cleanup(self) -> None:
             self.watched.end()
 
     return RayTrial
+
+
+def _rank_actor() -> Any:
+    """Return the class of the actor that keeps a trial's ranks on a further node."""
+    import ray
+
+    @ray.remote
+    class Ranks:
+        def __init__(self, folder: str, crew: Crew, log_file: str, place: str) -> None:
+            os.chdir(place)
+            self.followers = Followers(Run(Path(folder)), crew, log_file=Path(log_file))
+
+        def end(self) -> list[int]:
+            return self.followers.end()
+
+    return Ranks
 
 
 def _narrator() -> Any:

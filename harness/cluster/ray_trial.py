@@ -1,12 +1,13 @@
-"""One trial of a Ray search: the run in a process of its own, watched by Ray's actor.
+"""One trial of a Ray search: the run in processes of its own, watched by Ray's actor.
 
-    run   -- JSON line --> actor     after every epoch
-    actor -- one byte  --> run       go on
+    rank 0 -- JSON line --> actor     after every epoch
+    actor  -- one byte  --> rank 0    go on
 
 The run waits for the answer before it trains on, so that a search ends it at the epoch it judged by
 and not some epochs later. When the pipe of answers closes instead, because the search has seen
 enough or because the actor or its node went away, the run saves and stops. In a process of its own
-it also has a main thread, the only one that can catch signals.
+it also has a main thread, the only one that can catch signals. Ranks of one trial meet as they do
+anywhere else; those on a further node are started there by an actor of their own.
 """
 
 import json
@@ -18,7 +19,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +34,21 @@ from harness.cluster.jobs import (
 )
 from harness.errors import UserError
 from harness.files import read_json, write_json
+from harness.outcomes import flatten
 from harness.runs import Run, job_id
 from harness.stopping import request_stop
 from harness.trial import execute
 
 log = logging.getLogger(__name__)
 
+END_LIMIT_S = 30.0
+"""How long further ranks may take to end after rank 0 has."""
 HOLD_S = 30.0
 """How long an actor keeps its place after its run was stopped by a signal. That is what SLURM sends
 when it takes the nodes away: the next trial must not begin before the job has ended the search."""
 NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
-    found: dict[str, float] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            found |= flatten(item, f"{prefix}{key}.")
-        elif isinstance(item, int | float) and not isinstance(item, bool):
-            found[f"{prefix}{key}"] = item
-    return found
+NO_REPORTS = -1
+"""In place of a pipe, for ranks that report nothing."""
 
 
 def epoch_lines(run: Run) -> list[dict[str, Any]]:
@@ -84,6 +80,18 @@ def mark_ended_early(run: Run) -> None:
     run.set_status("stopped", **{**facts, "reason": reason, "pruned": True})
 
 
+def was_being_ended(run: Run) -> bool:
+    """Whether a search had decided to end a run that has not been marked so, nor has gone on."""
+    try:
+        why = read_json(early_end_file(run))
+    except FileNotFoundError:
+        return False
+    if run.is_complete() or was_ended_early(run) or run.status()["state"] == "failed":
+        return False
+    lines = epoch_lines(run)
+    return bool(lines) and bool(lines[-1]["epoch"] == why["epoch"])
+
+
 def was_ended_early(run: Run) -> bool:
     """Whether a search ended the run, and nobody has taken it up since."""
     status = run.status()
@@ -93,20 +101,112 @@ def was_ended_early(run: Run) -> bool:
 # --- the actor's side ---
 
 
-class WatchedRun:
-    """A run as Tune sees it: one result after the other, the last with `done`."""
+@dataclass(frozen=True)
+class Crew:
+    """The ranks of one trial on one node."""
 
-    def __init__(self, run: Run, *, log_file: Path, cpus: int, gpus: int) -> None:
+    ranks: int = 1
+    """How many there are on each node."""
+    first: int = 0
+    """The number of the first one here."""
+    world: int = 1
+    """How many there are on all nodes."""
+    cpus: int = 1
+    """Cores of each."""
+    gpus: float = 0
+    """GPUs of this node's share, all of which each of its ranks sees."""
+    address: str = "127.0.0.1"
+    port: int = 0
+    """Where rank 0 listens; 0: one rank, nobody listens."""
+
+    def environment(self, local: int) -> dict[str, str]:
+        """Return the environment of a rank; Ray has put the share's GPUs into this process'."""
+        kept = {k: v for k, v in os.environ.items() if k not in NOT_OURS}
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.gpus else ""
+        meeting = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
+        return {
+            **kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
+            "CUDA_VISIBLE_DEVICES": gpus, **meeting,
+        }
+
+    def start(
+        self, local: int, run: Run, log_file: Path, reports: int, answers: int
+    ) -> "subprocess.Popen[bytes]":
+        """Start a rank, which reads `answers` and writes to `reports`, unless that is negative."""
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        passed = [pipe for pipe in (reports, answers) if pipe >= 0]
+        with log_file.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "harness.cluster.ray_trial", str(run.folder),
+                 str(reports), str(answers)],
+                env=self.environment(local), pass_fds=passed, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )
+
+
+class Followers:
+    """The ranks of a trial on one node that report nothing: all but the first of all.
+
+    They stop together with rank 0, with which they agree after every step; should it be gone, the
+    end of their pipe stops them.
+    """
+
+    def __init__(self, run: Run, crew: Crew, *, log_file: Path) -> None:
+        their_end, self.pipe = os.pipe()
+        own = range(crew.first == 0, crew.ranks)
+        stem = log_file.name.split(".")[0]
+        self.logs = [log_file.with_name(f"{stem}.{crew.first + local}.log") for local in own]
+        self.processes = [
+            crew.start(local, run, log, NO_REPORTS, their_end)
+            for local, log in zip(own, self.logs, strict=True)
+        ]
+        os.close(their_end)
+
+    def end(self) -> list[int]:
+        """Close the pipe, and return the ranks' exit statuses once they have ended.
+
+        One that waits for a rank that is gone is killed.
+        """
+        os.close(self.pipe)
+        deadline = time.monotonic() + END_LIMIT_S
+        codes = []
+        for process in self.processes:
+            try:
+                codes.append(process.wait(max(0.0, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes.append(process.wait())
+        return codes
+
+
+class WatchedRun:
+    """A run as Tune sees it: one result after the other, the last with `done`.
+
+    others: called when the run starts, has its ranks on further nodes started and returns what ends
+    them. retell: whether what earlier attempts logged is told again; else the search knows it.
+    """
+
+    def __init__(
+        self, run: Run, *, log_file: Path, crew: Crew, retell: bool = False,
+        others: Callable[[Crew], Callable[[], Any]] = lambda crew: lambda: None,
+    ) -> None:
         self.run = run
         self.log_file = log_file
-        self.cpus, self.gpus = cpus, gpus
+        self.crew, self.others = crew, others
         self.process: subprocess.Popen[bytes] | None = None
         self.over = False
-        # What earlier attempts reached is told again, as the search may not know it. The lines
-        # after the last checkpoint will be logged a second time; they are told once.
+        # The lines after the last checkpoint will be logged a second time; they are told once.
         self.stored = deque(epoch_lines(run))
         self.told: set[tuple[Any, Any]] = set()
+        if not retell:
+            self.skip_stored()
         early_end_file(run).unlink(missing_ok=True)
+
+    def skip_stored(self) -> None:
+        """Take what is logged already for told."""
+        self.told |= {_epoch_of(line) for line in self.stored}
+        self.stored.clear()
 
     def next_result(self) -> dict[str, Any]:
         """Return the metrics of the next epoch, or of the end, with `done`.
@@ -139,11 +239,13 @@ class WatchedRun:
         self._part()
 
     def _part(self) -> int:
-        """Close the pipes, wait for the process and return its exit status."""
+        """Close the pipes, wait for the processes and return rank 0's exit status."""
         assert self.process is not None
         self.answers.close()
         code = self.process.wait()
         self.reports.close()
+        self.codes = self.followers.end()
+        self.end_others()
         self.over = True
         return code
 
@@ -158,30 +260,18 @@ class WatchedRun:
             log.warning("%s: its process is gone", self.run.name)
 
     def _start(self) -> None:
+        crew = self.crew
+        if crew.world > 1:
+            crew = replace(crew, port=local.free_port())
         reports, their_report = os.pipe()
         their_answer, answers = os.pipe()
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.cluster.ray_trial", str(self.run.folder),
-                 str(their_report), str(their_answer)],
-                env=self._environment(), pass_fds=(their_report, their_answer),
-                start_new_session=True, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = crew.start(0, self.run, self.log_file, their_report, their_answer)
         os.close(their_report)
         os.close(their_answer)
         self.reports = os.fdopen(reports, "rb")
         self.answers = os.fdopen(answers, "wb", buffering=0)
-
-    def _environment(self) -> dict[str, str]:
-        """One rank, on what Ray reserved for it; Ray has put its GPUs into the environment."""
-        kept = {k: v for k, v in os.environ.items() if k not in NOT_OURS}
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.gpus else ""
-        return {
-            **kept, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-            "OMP_NUM_THREADS": str(self.cpus), "CUDA_VISIBLE_DEVICES": gpus,
-        }
+        self.followers = Followers(self.run, crew, log_file=self.log_file)
+        self.end_others = self.others(crew)
 
     def _ended(self) -> dict[str, Any]:
         code = self._part()
@@ -190,7 +280,11 @@ class WatchedRun:
         if code in (EXIT_STATUS["complete"], EXIT_STATUS["stopped"]):
             return self._end_result()
         if code != IN_USE_STATUS:
-            local.settle(self.run, 0, [code], [self.log_file])
+            codes = [code, *self.codes]
+            # a rank that was killed is the cause of what others say
+            broken = next((rank for rank, one in enumerate(codes) if one < 0), 0)
+            logs = [self.log_file, *self.followers.logs]
+            local.settle(self.run, broken, codes, logs)
         raise TrialFailed(self.run.status().get("error", "another process was in the run folder"))
 
     def _end_result(self) -> dict[str, Any]:
@@ -209,7 +303,9 @@ class Answers:
     """Reports epochs to the actor and waits for its answers."""
 
     def __init__(self, report_descriptor: int, answer_descriptor: int) -> None:
-        self.reports = os.fdopen(report_descriptor, "w", encoding="utf-8")
+        self.reports = (
+            os.fdopen(report_descriptor, "w", encoding="utf-8") if report_descriptor >= 0 else None
+        )
         self.answer_descriptor = answer_descriptor
         self.received: queue.Queue[bytes] = queue.Queue()
         self.closed = threading.Event()
@@ -244,11 +340,11 @@ def main(arguments: list[str]) -> int:
     try:
         if job_id() is not None:
             drop_own_lock(run)
-        outcome = execute(run, report=answers.report)
+        outcome = execute(run, report=answers.report if answers.reports is not None else None)
     except UserError as error:
         log.error("%s", error)
         return IN_USE_STATUS
-    if outcome == "stopped":
+    if outcome == "stopped" and answers.reports is not None:
         mark_ended_early(run)
     return EXIT_STATUS[outcome]
 

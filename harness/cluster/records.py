@@ -20,6 +20,8 @@ from harness.errors import UserError
 from harness.files import read_json, write_json
 
 Cluster = Literal["slurm", "local"]
+EVERY = "*"
+"""In place of a signature: the job in which all trials of a search run."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Record:
     """Signatures; the job array's index counts along this list."""
     state: Literal["submitting", "submitted"] = "submitting"
     jobs: dict[str, str] = field(default_factory=dict)
-    """SLURM only: the job id (array_task) by signature; one id may stand for several trials."""
+    """SLURM only: the job id (array_task) by signature, or that of `EVERY` trial."""
     options: dict[str, Any] = field(default_factory=dict)
     """What workers need to know, and `code`: the folder of the frozen code."""
     folder: str = ""
@@ -43,6 +45,10 @@ class Record:
     @property
     def file(self) -> Path:
         return Path(self.folder) / "record.json"
+
+    def job_of(self, signature: str) -> str:
+        """Return the id of the job in which a trial runs, "" for none."""
+        return self.jobs.get(signature, self.jobs.get(EVERY, ""))
 
     def write(self) -> None:
         """Put the record on disk, replacing its earlier form."""

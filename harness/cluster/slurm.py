@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster.jobs import MAX_TIME_OUTS, SIGNAL_DELAY_S, run_trial
-from harness.cluster.records import Record, new_record
+from harness.cluster.records import EVERY, Record, new_record
 from harness.cluster.snapshots import SAFE_PATH
 from harness.errors import UserError
 from harness.sweeps import Sweep, Trial
@@ -247,7 +247,7 @@ def recover(record: Record, jobs: dict[str, tuple[str, str, str]]) -> None:
         if not (Path(record.folder) / f"{number}_submitted.pkl").exists():
             lost.append(number)
         elif record.options.get("backend") == "ray":
-            record.jobs = dict.fromkeys(record.trials, number)
+            record.jobs = {EVERY: number}
         else:
             record.jobs[record.trials[int(index or 0)]] = number
     scancel(lost)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
+SEARCH = ROOT / "sweeps" / "search_tpe.yaml"
 HEAVY = ("torch", "ray", "deepspeed", "open_clip", "nvidia", "numba", "h5py", "scipy")
 
 
@@ -122,6 +123,15 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch) -> None:
     assert "--array" not in shown.stdout
 
 
+def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
+    launch, tmp_path: Path
+) -> None:
+    shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert "0 to run on this machine, 16 points to be proposed, 2 at a time" in shown.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
     told = launch("--sweep", str(SWEEP), *words)
@@ -142,6 +152,11 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) ->
         (("--sweep", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--recipe", "synthetix"), "did you mean synthetic"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
+        (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address: set backend: ray"),
+        (("--sweep", str(SEARCH), "--first", "2"), "say how many by samples=N"),
+        (("--sweep", str(SEARCH), "data.validation=0"), "validation.mAP needs a validation part"),
+        (("--sweep", str(SEARCH), "scheduler.asha.early=margin"),
+         "no run reports margin; there are prompts.mAP, prompts.margin"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(launch, words: tuple[str, ...], message: str) -> None:

@@ -32,6 +32,7 @@ from harness.cluster.array import Queue, View, launch, survey  # noqa: E402
 from harness.cluster.follow import follow  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.files import read_json  # noqa: E402
+from harness.loop import MEASURED  # noqa: E402
 from harness.runs import Run  # noqa: E402
 from harness.sweeps import Sweep, read_sweep  # noqa: E402
 from svll.config import RECIPES, Config  # noqa: E402
@@ -308,7 +309,7 @@ def row(name: str, outcome: Outcome, calm: Outcome) -> tuple[str, ...]:
 
 def numbers(run: Run) -> list[dict[str, Any]]:
     """The metric log without what the clock says."""
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in run.metrics()]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in run.metrics()]
 
 
 def result(run: Run) -> dict[str, Any]:

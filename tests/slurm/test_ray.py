@@ -14,11 +14,11 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.cluster import slurm as slurm_jobs  # noqa: E402
-from harness.cluster.array import cancel, launch, survey  # noqa: E402
+from harness.cluster.array import cancel, is_searched, launch, survey  # noqa: E402
 from harness.cluster.ray_trial import epoch_lines  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.files import read_json  # noqa: E402
-from harness.sweeps import Sweep  # noqa: E402
+from harness.sweeps import Sweep, with_proposed  # noqa: E402
 
 PATIENCE_S = 300
 """Ray takes 10 s to start on two idle cores, minutes on busy ones."""
@@ -68,16 +68,31 @@ def test_a_search_over_two_nodes_cancelled_and_continued_gives_what_the_array_ba
     assert_clean(by_ray)
 
 
-def test_asha_in_an_allocation_ends_the_bad_trials(slurm: Any, tmp_path: Path) -> None:
+def test_points_are_proposed_and_their_trials_run_over_both_nodes(
+    slurm: Any, tmp_path: Path
+) -> None:
     sweep = toy.make_sweep(
-        tmp_path, {"work.quality": {"grid": [0.4, 0.3, 0.2, 0.1]}},
-        recipe={"work": {"epochs": 4}}, backend="ray", resources=MEMORY,
+        tmp_path, {"work.quality": {"uniform": [0.1, 0.9]}}, samples=4, seeds=[1],
+        recipe={"work": {"epochs": 4}}, backend="ray", algorithm={"tpe": {"startup": 2}},
         scheduler={"asha": {"grace": 1, "reduction": 2}},
+        resources={"nodes": 2, **MEMORY}, ray={"nodes": 2},
     )
-    launch(sweep, "slurm")
-    over(sweep)
-    assert states(sweep) == ["complete", *["ended early"] * 3]
     assert launch(sweep, "slurm") == []
+    assert is_searched(sweep)
+    toy.until(lambda: not is_searched(sweep), seconds=PATIENCE_S)
+    sweep = with_proposed(sweep)
+    assert (len(sweep.trials), sweep.to_propose) == (4, 0)
+    assert set(states(sweep)) == {"complete", "ended early"}
+    for trial in sweep.trials:
+        seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
+        assert {one["host"] for one in seen} == {"node1", "node2"}
+        assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in seen] == [
+            ("0", "0", "2"), ("1", "0", "2")
+        ]
+        assert len({(one["MASTER_ADDR"], one["MASTER_PORT"]) for one in seen}) == 1
+    assert launch(sweep, "slurm") == []
+    assert not is_searched(sweep)
+    assert_clean(sweep)
 
 
 def test_a_preempted_search_saves_on_all_nodes_and_goes_on_by_itself(

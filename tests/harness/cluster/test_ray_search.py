@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import signal
 import socket
 import stat
@@ -9,19 +10,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from harness.cluster import local, ray_cluster, ray_search
 from harness.cluster.array import cancel, launch, survey
+from harness.cluster.ray_schedulers import make_scheduler
 from harness.cluster.ray_trial import epoch_lines
 from harness.cluster.records import Record, read_records
 from harness.errors import UserError
 from harness.files import read_json
 from harness.runs import Run
-from harness.sweeps import Resources, Sweep
+from harness.sweep_file import Allocation, Asha, Median, Resources
+from harness.sweeps import Sweep
 
 PATIENCE_S = 300
 """Ray takes 10 s to start on two idle cores, minutes on busy ones."""
@@ -194,17 +197,17 @@ def refused(meeting: dict[str, Any], token: str | None) -> bool:
 # --- without ---
 
 
-def test_trials_of_several_ranks_and_asha_on_a_test_metric_are_refused(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: Path) -> None:
     sweep = toy.make_sweep(
-        tmp_path, {}, backend="ray", resources={"tasks": 2}, metric="mAP", scheduler=ASHA
+        tmp_path, {}, backend="ray", metric="mAP", scheduler=ASHA, resources={"nodes": 2},
+        ray={"nodes": 3, "trials_per_gpu": 2},
     )
     with pytest.raises(UserError) as caught:
         launch(sweep, "local")
-    ranks, metric = str(caught.value).splitlines()
-    assert "trials of one rank, this asks for 2" in ranks
+    metric, gpus, nodes = str(caught.value).splitlines()
     assert "mAP is computed after the last epoch" in metric
+    assert "2 trials share one GPU, so resources.gpus must be 1, found 0" in gpus
+    assert "a trial of 2 nodes needs them for itself" in nodes
     assert [view.state for view in survey(sweep)] == ["missing"]
 
 
@@ -216,46 +219,85 @@ def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_pat
     assert ray_search.allocation(sweep).resources == Resources(
         nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
     )
+    sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
+    assert ray_search.allocation(sharing).resources.gpus == 3
+    ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
+    assert ray_search.allocation(ranks).resources.cpus == 16
 
 
-def test_a_scheduler_that_is_told_of_finished_runs_decides_as_if_it_had_seen_them(
+class Told:
+    """A trial as Tune shows it to a scheduler."""
+
+    def __init__(self, run: Run) -> None:
+        self.trial_id, self.config = f"tune-{run.signature}", {"run": str(run.folder)}
+
+
+def judged(toy: ModuleType, folder: Path, scheduler: Any, **changes: Any) -> Any:
+    sweep = toy.make_sweep(folder / "of sweep", {}, backend="ray")
+    return make_scheduler(dataclasses.replace(sweep, scheduler=scheduler, **changes))
+
+
+SCORES = random.Random(3).sample(range(1000), 40)
+"""Of ten runs, four epochs each."""
+
+
+@pytest.mark.parametrize("scheduler", [Asha(grace=1, reduction=2), Median(grace=1, trials=2)])
+@pytest.mark.parametrize("killed_after", [1, 5, 12, 20])
+def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
+    toy: ModuleType, tmp_path: Path, scheduler: Any, killed_after: int
+) -> None:
+    order = [(run, epoch) for run in range(10) for epoch in range(1, 5)]
+    random.Random(killed_after).shuffle(order)
+    order.sort(key=lambda item: item[1])  # as if side by side
+
+    def course(folder: Path, killed_after: int | None) -> dict[str, int]:
+        """Report epochs in order; returns at which each ended run was ended."""
+        runs = [Run(folder / f"run{number}") for number in range(10)]
+        tune, ended = judged(toy, folder, scheduler), {}
+        for count, (number, epoch) in enumerate(order):
+            if count == killed_after:
+                tune = judged(toy, folder, scheduler)
+                tune.tell(runs)
+            run = runs[number]
+            if run.signature in ended:
+                continue
+            score = SCORES[4 * number + epoch - 1]
+            run.log_metrics({"kind": "epoch", "epoch": epoch, "validation": {"mAP": score}})
+            result = {"epoch": epoch, "validation.mAP": score}
+            if tune.on_trial_result("a controller", Told(run), result) == "STOP":
+                ended[run.signature] = epoch
+                assert read_json(run.folder / "early_end.json")["epoch"] == epoch
+        return ended
+
+    undisturbed = course(tmp_path / "undisturbed", None)
+    assert 3 <= len(undisturbed) <= 9
+    assert course(tmp_path / "killed", killed_after) == undisturbed
+
+
+def test_asha_keeps_the_smallest_where_smaller_is_better(toy: ModuleType, tmp_path: Path) -> None:
+    tune = judged(toy, tmp_path, Asha(grace=1, reduction=2), metric="loss", mode="min")
+    decisions = [
+        tune.on_trial_result(None, Told(Run(tmp_path / name)), {"epoch": 1, "loss": loss})
+        for name, loss in (("a", 1.0), ("b", 2.0), ("c", 0.5))
+    ]
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
+
+
+def test_asha_may_judge_epochs_without_the_metric_by_another_number(
     toy: ModuleType, tmp_path: Path
 ) -> None:
-    options = {"metric": "validation.mAP", "mode": "max",
-               "scheduler": {"kind": "asha", "grace": 1, "reduction": 3}}
-    scores = {f"run{n}": [0.1 * n, 0.2 * n, 0.3 * n] for n in (1, 2, 3, 5)}
-    runs = [finished_run(tmp_path / name, values) for name, values in scores.items()]
-    undisturbed, resumed = (ray_search._scheduler(options) for _ in range(2))
-    for name, values in scores.items():
-        undisturbed.on_trial_add(None, SimpleNamespace(trial_id=name))
-        for epoch, value in enumerate(values, start=1):
-            undisturbed.on_trial_result(
-                None, SimpleNamespace(trial_id=name), {"epoch": epoch, "validation.mAP": value}
-            )
-    for run in runs:
-        ray_search._tell(resumed, run)
-    decisions = []
-    for n, value in enumerate((0.05, 0.25, 0.31, 0.9)):
-        trial = SimpleNamespace(trial_id=f"new{n}", config={"run": str(tmp_path / f"new{n}")})
-        for scheduler in (undisturbed, resumed):
-            scheduler.on_trial_add(None, trial)
-            result = {"epoch": 1, "validation.mAP": value}
-            decisions.append(scheduler.on_trial_result("a controller", trial, result))
-    assert decisions[::2] == decisions[1::2] == ["STOP", "STOP", "CONTINUE", "CONTINUE"]
-    assert read_json(tmp_path / "new0" / "early_end.json") == {"by": "ASHA", "epoch": 1}
-    assert not (tmp_path / "run1" / "early_end.json").exists()
-
-
-def test_asha_keeps_the_smallest_where_smaller_is_better() -> None:
-    options = {"metric": "loss", "mode": "min",
-               "scheduler": {"kind": "asha", "grace": 1, "reduction": 2}}
-    scheduler = ray_search._scheduler(options)
-    decisions = []
-    for name, loss in (("a", 1.0), ("b", 2.0), ("c", 0.5)):
-        trial = SimpleNamespace(trial_id=name)
-        scheduler.on_trial_add(None, trial)
-        decisions.append(scheduler.on_trial_result(None, trial, {"epoch": 1, "loss": loss}))
-    assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
+    tune = judged(toy, tmp_path, Asha(grace=1, reduction=2, early="sharpness"))
+    results = [
+        ("a", {"epoch": 1, "sharpness": 0.5}), ("b", {"epoch": 1, "sharpness": 0.4}),
+        ("c", {"epoch": 1, "sharpness": 0.6}),
+        # the second stage counts its epochs anew, and is compared with itself only
+        ("a", {"epoch": 1, "validation.mAP": 0.1}), ("c", {"epoch": 1, "validation.mAP": 0.2}),
+        ("d", {"epoch": 1, "loss": 0.6}),
+    ]
+    decisions = [
+        tune.on_trial_result(None, Told(Run(tmp_path / name)), result) for name, result in results
+    ]
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE"]
 
 
 def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path) -> None:
@@ -269,9 +311,9 @@ def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path)
     runs["half"].set_status("stopped")
     record = Record(
         "token", "slurm", 0.0, ["pruned", "failed", "new", "half"],
-        options={"sweep": list(lines)}, folder=str(folder / "jobs" / "token"),
+        options={"sweep": {"known": list(lines)}}, folder=str(folder / "jobs" / "token"),
     )
-    finished, due = ray_search._split(record)
+    finished, due = ray_search._split(record, list(lines))
     assert [run.signature for run in finished] == ["done", "pruned"]
     assert [run.signature for run in due] == ["half", "new"]
 

@@ -15,6 +15,7 @@ import pytest
 from harness.cluster import ray_trial
 from harness.cluster.jobs import TrialFailed
 from harness.cluster.ray_trial import (
+    Crew,
     WatchedRun,
     end_early,
     epoch_lines,
@@ -37,7 +38,7 @@ def make_run(toy: ModuleType, tmp_path: Path) -> Any:
 
 
 def watch(run: Run) -> WatchedRun:
-    return WatchedRun(run, log_file=run.folder.parent / "log.txt", cpus=1, gpus=0)
+    return WatchedRun(run, log_file=run.folder.parent / "log.txt", crew=Crew(), retell=True)
 
 
 def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
@@ -172,9 +173,9 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
     run = make_run(epochs=100, epoch_s=40.0)
     program = (
         "import sys; from pathlib import Path; from harness.runs import Run\n"
-        "from harness.cluster.ray_trial import WatchedRun\n"
+        "from harness.cluster.ray_trial import Crew, WatchedRun\n"
         f"watched = WatchedRun(Run(Path({str(run.folder)!r})),"
-        f" log_file=Path({str(run.folder / 'out')!r}), cpus=1, gpus=0)\n"
+        f" log_file=Path({str(run.folder / 'out')!r}), crew=Crew())\n"
         "while True: watched.next_result()\n"
     )
     watcher = subprocess.Popen([sys.executable, "-c", program])

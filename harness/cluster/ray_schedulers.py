@@ -1,0 +1,146 @@
+"""Tune's schedulers, fed by runs: what is decided depends on what was logged, not on when.
+
+Their time is our `epoch`, because Tune's own count restarts with a trial. A scheduler that is made
+anew, after its driver was killed, is first told all that the runs have logged, and then decides as
+the old one would have.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.cluster.ray_trial import end_early, epoch_lines, mark_ended_early
+from harness.outcomes import flatten
+from harness.runs import Run
+from harness.sweep_file import Asha, HyperBand, Median
+from harness.sweeps import Sweep
+
+log = logging.getLogger(__name__)
+
+NO_END = 10**9
+"""ASHA's last rung: how long a trial trains is its own affair."""
+NEVER = float("inf")
+
+
+class Known:
+    """A run as ASHA and median stopping know it: by a name that outlives the driver."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+    def __str__(self) -> str:
+        return self.trial_id
+
+
+def make_scheduler(sweep: Sweep) -> Any:
+    """Return Tune's scheduler for a sweep, with two more methods; see `_Judge` below."""
+    from ray.tune.schedulers import (
+        ASHAScheduler,
+        FIFOScheduler,
+        HyperBandScheduler,
+        MedianStoppingRule,
+        TrialScheduler,
+    )
+
+    asked = sweep.scheduler
+    common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
+
+    class _Judge(FIFOScheduler):
+        """Ends trials by what ASHA or median stopping say of their epochs.
+
+        judges: by the number that each looks at; an epoch is shown to the first whose it has.
+        """
+
+        def __init__(self, name: str, judges: dict[str, Any]) -> None:
+            super().__init__()
+            self.name, self.judges = name, judges
+            self.known: dict[str, Known] = {}
+
+        def tell(self, runs: Iterable[Run]) -> None:
+            """Show what runs have logged before this scheduler was made.
+
+            Not in the order of then, so what is decided of them now does not count.
+            """
+            for run in runs:
+                for line in epoch_lines(run):
+                    self._show(run.signature, flatten(line))
+            for judge in self.judges.values():
+                if isinstance(judge, _Rule):
+                    judge.forget_decisions()
+
+        def _show(self, name: str, result: dict[str, Any]) -> str:
+            if name not in self.known:
+                self.known[name] = Known(name)
+                for judge in self.judges.values():
+                    judge.on_trial_add(None, self.known[name])
+            for metric, judge in self.judges.items():
+                if metric in result:
+                    return str(judge.on_trial_result(None, self.known[name], result))
+            return str(TrialScheduler.CONTINUE)
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            run = Run(Path(trial.config["run"]))
+            if result.get("done"):
+                return str(TrialScheduler.CONTINUE)
+            decision = self._show(run.signature, result)
+            if decision == TrialScheduler.PAUSE:  # median stopping, see below
+                decision = str(TrialScheduler.STOP)
+            if decision == TrialScheduler.STOP:
+                log.info("%s: ended at epoch %s", trial, result["epoch"])
+                end_early(run, by=self.name, epoch=result["epoch"])
+            return decision
+
+    class _Rule(MedianStoppingRule):
+        def forget_decisions(self) -> None:
+            self._stopped_trials.clear()
+
+    class _Bands(HyperBandScheduler):
+        """HyperBand over the epochs that have the metric; the others pass."""
+
+        def tell(self, runs: Iterable[Run]) -> None:
+            """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if sweep.metric not in result or "epoch" not in result:
+                return str(TrialScheduler.CONTINUE)
+            decision = str(super().on_trial_result(controller, trial, result))
+            if decision == TrialScheduler.STOP:
+                self._end(trial, result["epoch"])
+            return decision
+
+        def on_trial_remove(self, controller: Any, trial: Any) -> None:
+            super().on_trial_remove(controller, trial)
+            run = Run(Path(trial.config["run"]))
+            if not run.is_complete():
+                self._end(trial, epoch_lines(run)[-1]["epoch"])
+                mark_ended_early(run)  # it was paused, so nobody else will
+
+        def _end(self, trial: Any, epoch: int) -> None:
+            log.info("%s: ended at epoch %s", trial, epoch)
+            end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=epoch)
+
+    def asha(metric: str, options: Asha) -> Any:
+        return ASHAScheduler(
+            **{**common, "metric": metric}, max_t=NO_END, grace_period=options.grace,
+            reduction_factor=options.reduction,
+        )
+
+    match asked:
+        case None:
+            return _Judge("", {})
+        case Asha():
+            early = {asked.early: asha(asked.early, asked)} if asked.early else {}
+            return _Judge("ASHA", {sweep.metric: asha(sweep.metric, asked), **early})
+        case Median():
+            rule = _Rule(
+                **common, grace_period=asked.grace, min_samples_required=asked.trials,
+                min_time_slice=NEVER,  # it would pause trials to let others come as far
+                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
+            )
+            return _Judge("median stopping", {sweep.metric: rule})
+        case HyperBand():
+            return _Bands(
+                **common, max_t=asked.epochs, reduction_factor=asked.reduction,
+                stop_last_trials=False,  # those that are left train to their own end
+            )

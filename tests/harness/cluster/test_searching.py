@@ -1,0 +1,161 @@
+"""Searches that propose, pause, and run trials of several ranks, by Ray on this machine."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from harness.cluster import local
+from harness.cluster.array import cancel, is_searched, launch, survey
+from harness.cluster.ray_trial import epoch_lines
+from harness.files import read_json
+from harness.points import read_points
+from harness.sweeps import Sweep, with_proposed
+
+PATIENCE_S = 300
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def make_search(toy: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
+    """Makes a sweep for backend ray; what a failed test leaves running is ended."""
+    made: list[Sweep] = []
+
+    def make(name: str, *arguments: Any, **keys: Any) -> Sweep:
+        made.append(toy.make_sweep(tmp_path / name, *arguments, backend="ray", **keys))
+        return made[-1]
+
+    yield make
+    for sweep in made:
+        local.cancel(sweep.folder)
+
+
+def over(toy: ModuleType, sweep: Sweep) -> None:
+    toy.until(
+        lambda: not {"queued", "running"} & {v.state for v in survey(sweep)}
+        and not is_searched(sweep) and not local.living_workers(sweep.folder),
+        seconds=PATIENCE_S,
+    )
+
+
+def test_a_search_that_was_killed_proposes_and_ends_early_what_the_undisturbed_one_does(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    keys: dict[str, Any] = {
+        "search": {
+            "work.quality": {"uniform": [0.0, 1.0]},
+            "work.epochs": {"randint": [4, 9], "when": "work.quality > 0.2"},
+        },
+        "recipe": {"work": {"epochs": 6, "epoch_s": 0.2}}, "samples": 6,
+        "constraints": ["work.quality < 0.9"], "algorithm": {"tpe": {"startup": 2}},
+        "scheduler": {"asha": {"grace": 1, "reduction": 2}},
+    }
+    undisturbed, killed = (make_search(name, **keys) for name in ("undisturbed", "killed"))
+    assert launch(undisturbed, "local", jobs=1) == []  # nothing is known before it is proposed
+    assert is_searched(undisturbed)
+    over(toy, undisturbed)
+    launch(killed, "local", jobs=1)
+    toy.until(lambda: len(read_points(killed.folder)) == 3, seconds=PATIENCE_S)
+    toy.until(lambda: len(epoch_lines(with_proposed(killed).trials[-1].run)) >= 1)
+    assert launch(killed, "local") == []  # it is on its way
+    [worker] = local.living_workers(killed.folder)
+    os.kill(worker["pid"], signal.SIGKILL)
+    toy.until(lambda: not is_searched(killed))
+    toy.until(lambda: not {"queued", "running"} & {v.state for v in survey(killed)})
+    launch(killed, "local", jobs=1)
+    over(toy, killed)
+    assert read_points(killed.folder) == read_points(undisturbed.folder)
+    one, other = (survey(sweep) for sweep in (undisturbed, killed))
+    assert [view.state for view in other] == [view.state for view in one]
+    assert {view.state for view in one} == {"complete", "ended early"}
+    for mine, theirs in zip(one, other, strict=True):
+        assert epoch_lines(mine.trial.run) == epoch_lines(theirs.trial.run)
+        assert mine.trial.run.result() == theirs.trial.run.result()
+    assert launch(killed, "local") == []
+    assert not is_searched(killed)
+    summary = read_json(killed.folder / "sweep.json")
+    assert [t["signature"] for t in summary["trials"]] == [
+        trial.signature for trial in with_proposed(killed).trials
+    ]
+
+
+def test_hyperband_pauses_trials_which_go_on_where_they_were(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    qualities = [0.1, 0.2, 0.3, 0.7, 0.4, 0.6, 0.5, 0.8]
+    sweep = make_search(
+        "bands", {"work.quality": {"grid": qualities}}, recipe={"work": {"epochs": 10}},
+        scheduler={"hyperband": {"epochs": 9, "reduction": 3}}, ray={"trials_per_node": 2},
+    )
+    launch(sweep, "local", jobs=2)
+    over(toy, sweep)
+    views = survey(sweep)
+    # Li et al. 2017, table 1, for R = 9 and eta = 3: three trials in full, five for three epochs,
+    # of which the best third goes on
+    done = [v.trial.point["work.quality"] for v in views if v.state == "complete"]
+    assert done == [0.1, 0.2, 0.3, 0.7, 0.8]
+    ended = {v.note for v in views if v.state == "ended early"}
+    assert ended == {"stopped early by HyperBand at epoch 3"}
+    for view in views:
+        epochs = [line["epoch"] for line in epoch_lines(view.trial.run)]
+        assert epochs == list(range(1, 11 if view.state == "complete" else 4))
+    assert max(view.status["attempts"] for view in views) == 2  # one was paused
+    assert launch(sweep, "local") == []
+
+
+def test_trials_of_two_ranks_run_in_a_search_and_end_together(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    sweep = make_search(
+        "ranks", {"work.quality": {"grid": [0.3, 0.2]}}, recipe={"work": {"epochs": 4}},
+        resources={"tasks": 2}, scheduler={"asha": {"grace": 2, "reduction": 2}},
+    )
+    launch(sweep, "local", jobs=1)
+    over(toy, sweep)
+    assert [view.state for view in survey(sweep)] == ["complete", "ended early"]
+    for trial in sweep.trials:
+        seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
+        assert [(s["RANK"], s["LOCAL_RANK"], s["WORLD_SIZE"]) for s in seen] == [
+            ("0", "0", "2"), ("1", "1", "2")
+        ]
+        assert len({s["MASTER_PORT"] for s in seen}) == 1
+
+
+def test_a_rank_that_is_killed_is_named_as_the_cause(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    work = {"epochs": 3, "fail": "kill", "fail_rank": 0}
+    sweep = make_search("killed", {}, recipe={"work": work}, resources={"tasks": 2})
+    launch(sweep, "local", jobs=1)
+    over(toy, sweep)
+    [view] = survey(sweep)
+    assert view.state == "failed"
+    assert "killed by SIGKILL" in view.note
+
+
+def test_two_searches_of_one_user_on_one_node_do_not_end_each_other(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    short = make_search("short", {"work.quality": {"grid": [0.1, 0.2]}})
+    long = make_search(
+        "long", {"work.quality": {"grid": [0.3, 0.4]}},
+        recipe={"work": {"epochs": 1000, "epoch_s": 0.5}},
+    )
+    launch(long, "local", jobs=2)
+    toy.until(lambda: all(epoch_lines(t.run) for t in long.trials), seconds=PATIENCE_S)
+    launch(short, "local", jobs=1)
+    over(toy, short)
+    assert [view.state for view in survey(short)] == ["complete"] * 2
+    reached = [len(epoch_lines(trial.run)) for trial in long.trials]
+    toy.until(lambda: all(
+        len(epoch_lines(trial.run)) >= before + 3
+        for trial, before in zip(long.trials, reached, strict=True)
+    ))
+    assert [view.status["attempts"] for view in survey(long)] == [1, 1]
+    cancel(long)
+    assert [view.state for view in survey(long)] == ["stopped"] * 2
