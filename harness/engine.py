@@ -6,6 +6,7 @@ is 1: a gathered row's gradient is summed W times, then divided by W).
 """
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -96,6 +97,13 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of ranks, 1 when alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def peak_memory_gb() -> float:
+    """Return the most memory that this rank has held: of its GPU, else of its process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def barrier() -> None:

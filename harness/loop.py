@@ -22,6 +22,8 @@ from harness.stopping import Stopped, stop_requested
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
+MEASURED = ("images_per_s", "memory_gb")
+"""What of an epoch's line is of the machine, and not the same of a run that was interrupted."""
 SAVE, STOP = 1, 2
 """What a rank may ask the others for between two steps; the larger one is done."""
 
@@ -266,7 +268,8 @@ def _finish_epoch(
     loss = means.pop("loss")
     line = {
         "kind": "epoch", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
-        "loss": loss, "losses": means, "lr": lr, "images_per_s": stage.batch / step_s, **metrics,
+        "loss": loss, "losses": means, "lr": lr, "images_per_s": stage.batch / step_s,
+        "memory_gb": ranks.peak_memory_gb(), **metrics,
     }
     _write_line(run, recording, at, line)
     told = " ".join(f"{name} {value:.4f}" for name, value in means.items())

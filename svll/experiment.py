@@ -28,16 +28,17 @@ from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
-from svll import cache, stage1, stage2, storage
+from svll import cache, prompt_signal, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.records import Records
 from svll.data.sampling import identity_batches, shuffled_batches
 from svll.data.splits import UNSEEN, Part, Splits, split
-from svll.encode import FeatureTarget, Reader, encode_all, encode_pair, encode_to_file
+from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
 from svll.evaluation.sharing import Share
+from svll.frozen import FrozenFeatures
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
@@ -119,6 +120,9 @@ class Trial:
         self.clip: Clip = load_clip(
             config.model.name, config.model.weights, height=config.data.height,
             width=config.data.width, stride=config.model.stride, seed=config.seed,
+        )
+        self.frozen = FrozenFeatures(
+            self.datasets.train, self.clip, self.reader(), config, self.cache / "stage1"
         )
         self.recording = loop.Recording(
             config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
@@ -228,7 +232,9 @@ class Trial:
 
     def _stage1(self, objective: stage1.PromptObjective) -> loop.Stage:
         config, seed = self.config.stage1, self.config.seed
-        features = self.frozen_features().to(ranks.device())
+        known = self.frozen.of(self.splits.train.paths)
+        assert known is not None, "training images are of the training sets"
+        features = known.to(ranks.device())
         labels = torch.from_numpy(self.splits.labels).to(ranks.device())
         count = len(labels)
 
@@ -244,31 +250,25 @@ class Trial:
             optimizer=stage1.optimizer(objective, config),
             lr_factor=lambda epoch: stage1.lr_factor(config, epoch), epochs=config.epochs,
             batch=config.batch, steps=lambda epoch: -(-count // config.batch),
-            batches=batches, validate=lambda epoch: {},
+            batches=batches,
+            validate=lambda epoch: self._prompt_signal(objective, features, labels, epoch),
         )
 
-    def frozen_features(self) -> Tensor:
-        """Return the frozen encoder's features [n, D] of the images that are trained on.
-
-        Computed for each whole training set once per key, and shared by all runs that agree on it.
-        """
-        encoder = self.clip.image.to(ranks.device()).eval()
-        reader, parts = self.reader(), []
-        place: dict[str, int] = {}
-        for dataset in self.datasets.train:
-            images = dataset.train
-            key = cache.feature_key(
-                dataset.fingerprint, self.clip.weights_hash, self.config, reader
-            )
-            parts.append(cache.shared_features(
-                self.cache / "stage1" / f"{key}.h5", dataset,
-                lambda images=images: encode_all(  # type: ignore[misc]
-                    images, reader, lambda batch, rows: encoder(batch).fp
-                ),
-            ))
-            place |= {path: row for row, path in enumerate(images.paths, start=len(place))}
-        rows = [place[path] for path in self.splits.train.paths]
-        return torch.cat(parts)[torch.tensor(rows)]
+    def _prompt_signal(
+        self, objective: stage1.PromptObjective, features: Tensor, labels: Tensor, epoch: int
+    ) -> dict[str, Any]:
+        """Return {"prompts": how good they are} when this epoch is to be validated."""
+        every, last = self.config.evaluation.every, epoch == self.config.stage1.epochs
+        if not (last or (every and epoch % every == 0)):
+            return {}
+        text, part = self._text_features(objective), self.splits.validation
+        told = {"margin": prompt_signal.margin(features, labels, text)}
+        found = [self.frozen.of(records.paths) for records in (part.query, part.gallery)]
+        pair = [rows.to(text.device) for rows in found if rows is not None and len(rows)]
+        if len(pair) == 2:
+            query, gallery = (prompt_signal.described(rows, text) for rows in pair)
+            told["mAP"] = self._rank(part, query, gallery).mAP
+        return {"prompts": told}
 
     def _text_features(self, objective: stage1.PromptObjective) -> Tensor:
         found = []

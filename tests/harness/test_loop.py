@@ -135,7 +135,7 @@ def train(
 def log_of(folder: Path) -> list[dict[str, Any]]:
     """The metric log without what a clock had a say in."""
     entries = Run(folder).metrics()
-    return [{k: v for k, v in entry.items() if k != "images_per_s"} for entry in entries]
+    return [{k: v for k, v in entry.items() if k not in loop.MEASURED} for entry in entries]
 
 
 def plain(accumulation: int = 1) -> tuple[list[list[dict[str, float]]], list[float]]:

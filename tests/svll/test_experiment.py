@@ -45,7 +45,7 @@ def make_run(runs: Path, *overrides: str, name: str = "test") -> Run:
 
 def numbers(run: Run) -> list[dict]:
     """The metric log without what the clock says."""
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in run.metrics()]
+    return [{k: v for k, v in line.items() if k not in loop.MEASURED} for line in run.metrics()]
 
 
 def result(run: Run) -> dict:
@@ -75,6 +75,11 @@ def test_a_run_logs_every_epoch_of_both_stages_and_each_loss(finished: Run) -> N
     total = sum(weights[name] * value for name, value in epochs[-1]["losses"].items())
     assert epochs[-1]["loss"] == pytest.approx(total, rel=1e-5)
     assert 0 < epochs[-1]["validation"]["mAP"] <= 1
+    for line in epochs[:2]:  # stage 1 tells how good its prompts are
+        assert 0 < line["prompts"]["mAP"] <= 1
+        assert -2 < line["prompts"]["margin"] < 2
+    assert epochs[0]["prompts"] != epochs[1]["prompts"]
+    assert all(line["memory_gb"] > 0.1 for line in epochs)
 
 
 def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
