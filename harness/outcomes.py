@@ -1,0 +1,264 @@
+"""What came out of a sweep: its points ranked, how sure that is, and what mattered.
+
+    runs/<name>/best.yaml       the best point as a recipe
+    runs/<name>/trials.csv      every trial: point, seed, state, all numbers of its result
+    runs/<name>/trials.parquet  likewise, with types
+
+Read from the run folders and from sweep.json there, whichever backend ran the trials.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from harness.errors import UserError
+from harness.files import atomic_write, read_json, write_text
+from harness.points import Point
+from harness.runs import Run
+
+LEAST_POINTS = 4
+"""Fewer complete points say nothing about what mattered."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trial as it ended, or is now."""
+
+    point: Point
+    seed: int
+    run: Run
+    state: str
+    value: float | None
+    """Its metric; None as long as it is not complete."""
+    numbers: Mapping[str, float]
+    """Of its result, by dotted key."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A point with the metric of each of its seeds."""
+
+    point: Point
+    outcomes: Sequence[Outcome]
+    """Of its complete trials."""
+
+    @property
+    def values(self) -> list[float]:
+        return [one.value for one in self.outcomes if one.value is not None]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds, None of one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % confidence interval of the mean (Student's t), None of one seed."""
+        if self.spread is None:
+            return None
+        from scipy.stats import t  # a second to import
+
+        count = len(self.values)
+        factor = t.ppf(0.5 + CONFIDENCE / 2, count - 1)
+        return float(factor * self.spread / math.sqrt(count))
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """A sweep folder, read."""
+
+    name: str
+    folder: Path
+    metric: str
+    mode: Literal["max", "min"]
+    outcomes: Sequence[Outcome]
+
+    @property
+    def selected_on(self) -> str:
+        """The part of the data that the metric is of."""
+        return "validation" if self.metric.startswith("validation.") else "test"
+
+    @property
+    def keys(self) -> list[str]:
+        """The searched keys, in order."""
+        return list(dict.fromkeys(key for one in self.outcomes for key in one.point))
+
+    def ranked(self) -> list[Ranked]:
+        """Return the points that have a complete trial, the best mean first."""
+        groups: dict[str, list[Outcome]] = {}
+        for one in self.outcomes:
+            if one.value is not None:
+                groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
+        found = [Ranked(group[0].point, group) for group in groups.values()]
+        return sorted(found, key=lambda point: point.mean, reverse=self.mode == "max")
+
+
+def read_outcomes(folder: Path) -> Sweeping:
+    """Read a sweep folder. Raises UserError for a folder that is none."""
+    try:
+        said = read_json(folder / "sweep.json")
+        metric, mode = str(said["metric"]), said["mode"]
+        trials = [(t["point"], int(t["seed"]), Run(folder / t["signature"]))
+                  for t in said["trials"]]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a sweep's folder: there is no sweep.json in it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
+    outcomes = []
+    for point, seed, run in trials:
+        numbers = flatten(run.result() or {})
+        status = run.status()
+        state = "complete" if run.is_complete() else status["state"]
+        if status.get("pruned") and state == "stopped":
+            state = "ended early"
+        outcomes.append(Outcome(point, seed, run, state, numbers.get(metric), numbers))
+    return Sweeping(said["name"], folder, metric, mode, outcomes)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
+    found: dict[str, float] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            found |= flatten(item, f"{prefix}{key}.")
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            found[f"{prefix}{key}"] = item
+    return found
+
+
+def importance(sweeping: Sweeping) -> dict[str, float]:
+    """Return the share of each key in the metric's variance over the points; empty when unknown.
+
+    Of a full grid by its analysis of variance, what keys do together under `interactions`; of other
+    points by functional ANOVA over a random forest (Hutter et al. 2014), by Optuna, the shares
+    summing to 1. Keys that are not part of every point are left out.
+    """
+    ranked = sweeping.ranked()
+    keys = [key for key in sweeping.keys if all(key in one.point for one in ranked)]
+    kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
+    kinds = {key: values for key, values in kinds.items() if len(values) > 1}
+    means = [one.mean for one in ranked]
+    if len(ranked) < LEAST_POINTS or not kinds or max(means) == min(means):
+        return {}
+    if math.prod(map(len, kinds.values())) == len(ranked):
+        return _of_grid(ranked, kinds)
+    return _of_forest(ranked, list(kinds))
+
+
+def _of_grid(ranked: Sequence[Ranked], kinds: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    total = statistics.pvariance([one.mean for one in ranked])
+    shares = {}
+    for key, values in kinds.items():
+        levels = [
+            statistics.fmean(one.mean for one in ranked if json.dumps(one.point[key]) == value)
+            for value in values
+        ]
+        shares[key] = statistics.pvariance(levels) / total
+    found = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return found | {"interactions": max(0.0, 1.0 - sum(shares.values()))}
+
+
+def _of_forest(ranked: Sequence[Ranked], keys: Sequence[str]) -> dict[str, float]:
+    import optuna  # a third of a second
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    kinds = {key: _distribution([one.point[key] for one in ranked]) for key in keys}
+    named = [key for key, kind in kinds.items() if hasattr(kind, "choices")]
+    for one in ranked:
+        params = {
+            key: json.dumps(one.point[key]) if key in named else one.point[key] for key in keys
+        }
+        study.add_trial(optuna.trial.create_trial(
+            params=params, distributions=kinds, value=one.mean
+        ))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _distribution(values: Sequence[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return FloatDistribution(min(values), max(values))
+    return CategoricalDistribution(sorted({json.dumps(value) for value in values}))
+
+
+# --- files ---
+
+
+def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None:
+    """Write the best point as a recipe; returns the file, None when no trial is complete.
+
+    without: keys (dotted) and what they are to be in it, as what only a search needs.
+    """
+    ranked = sweeping.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    settings = yaml.safe_load(best.outcomes[0].run.config_file.read_text(encoding="utf-8"))
+    for key, value in without.items():
+        node, (*above, last) = settings, key.split(".")
+        for part in above:
+            node = node.get(part, {})
+        if value is None:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    shown = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
+    point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
+    runs = ", ".join(one.run.signature for one in best.outcomes)
+    head = (
+        f"# The best of {len(ranked)} points of the sweep {sweeping.name}, selected on "
+        f"{sweeping.selected_on}:\n# {sweeping.metric} {best.mean:.4f}{shown}, "
+        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n"
+        f"#   python launch/train.py --recipe {sweeping.folder / 'best.yaml'}\n"
+    )
+    path = sweeping.folder / "best.yaml"
+    write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def write_tables(sweeping: Sweeping) -> list[Path]:
+    """Write every trial to trials.csv and, with types, to trials.parquet; returns the files."""
+    names = list(dict.fromkeys(name for one in sweeping.outcomes for name in one.numbers))
+    rows = [
+        {
+            **{key: one.point.get(key) for key in sweeping.keys}, "seed": one.seed,
+            "run": one.run.signature, "state": one.state,
+            **{name: one.numbers.get(name) for name in names},
+        }
+        for one in sweeping.outcomes
+    ]
+    columns = [*sweeping.keys, "seed", "run", "state", *names]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    table, typed = sweeping.folder / "trials.csv", sweeping.folder / "trials.parquet"
+    write_text(table, text.getvalue())
+    import pyarrow  # half a second
+    import pyarrow.parquet
+
+    plain = {column: [_plain(row[column]) for row in rows] for column in columns}
+    with atomic_write(typed) as private:
+        pyarrow.parquet.write_table(pyarrow.table(plain), private)
+    return [table, typed]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that fits into a column: a list as its text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value

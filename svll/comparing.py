@@ -1,0 +1,42 @@
+"""Whether one set of runs ranks better than another, query by query."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UserError
+from harness.paired import Verdict, compare
+from harness.runs import Run
+from svll.evaluation.scores import Extra, score
+from svll.evaluation.sources import open_source
+
+
+def mean_precisions(runs: Sequence[Run]) -> NDArray[np.float64]:
+    """Return each test query's average precision [Q], the mean over runs (of several seeds).
+
+    Raises UserError for a run without features of its test set, and for runs of different queries.
+    """
+    found: list[NDArray[np.float64]] = []
+    queries: list[tuple[Path, object]] = []
+    for run in runs:
+        path = run.features_file
+        if not path.is_file():
+            raise UserError(
+                f"{path}: is missing; python launch/evaluate.py --run {run.folder} makes it"
+            )
+        with open_source(path) as source:
+            [scored] = score(source, [None], Extra())
+            asking = source.asking
+            queries.append((path, asking.paths or asking.identities.tolist()))
+        found.append(scored.result.average_precision)
+    for path, other in queries[1:]:
+        if other != queries[0][1]:
+            raise UserError(f"{path}: has other queries than {queries[0][0]}")
+    return np.mean(found, axis=0)
+
+
+def compare_queries(a: Sequence[Run], b: Sequence[Run]) -> Verdict:
+    """Test whether the mean test mAP of runs `a` differs from that of `b`, paired over queries."""
+    return compare(mean_precisions(a), mean_precisions(b))

@@ -1,0 +1,153 @@
+"""The report command on sweep folders of trained runs' results and features."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from harness.config import build, to_mapping, to_yaml
+from harness.features import FeatureGroup, write_features
+from harness.files import write_json
+from harness.paired import compare
+from harness.runs import Run
+from launch import report
+from svll.config import Config
+from svll.evaluation import evaluate_ranking
+
+NOISE = {0.0: 1.6, 0.8: 1.2}
+"""How well features of each point tell identities apart."""
+SEEDS = (1, 2, 3)
+
+
+def groups(noise: float, seed: int) -> dict[str, FeatureGroup]:
+    labels = np.random.default_rng(7)
+    found = {}
+    for name, rows in (("query", 60), ("gallery", 200)):
+        ids, cameras = labels.integers(0, 12, rows), labels.integers(0, 4, rows)
+        random = np.random.default_rng([seed, rows])
+        features = np.eye(12, 16)[ids] + noise * random.standard_normal((rows, 16))
+        paths = [f"{name}/{number}.jpg" for number in range(rows)]
+        found[name] = FeatureGroup(features.astype(np.float32), ids, cameras, paths=paths)
+    return found
+
+
+def average_precisions(parts: dict[str, FeatureGroup]) -> np.ndarray:
+    query, gallery = parts["query"], parts["gallery"]
+    return evaluate_ranking(
+        query.features, gallery.features, query.identities, gallery.identities, query.cameras,
+        gallery.cameras,
+    ).average_precision
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    trials = []
+    for weight, noise in NOISE.items():
+        for seed in SEEDS:
+            run = Run(tmp_path / f"{weight}-{seed}")
+            config = build(Config, [])
+            config.seed, config.stage2.vss_weight = seed, weight
+            config.data.validation, config.data.fingerprint = 0.2, "feed"
+            run.create(to_yaml(config))
+            parts = groups(noise, seed)
+            write_features(run.features_file, parts, dataset="drawn", model=run.signature)
+            mAP = float(np.nanmean(average_precisions(parts)))
+            write_json(run.result_file, {
+                "mAP": mAP, "cmc": {"1": 0.5}, "validation": {"mAP": mAP + 0.1},
+            })
+            trials.append({"point": {"stage2.vss_weight": weight}, "seed": seed,
+                           "signature": run.signature})
+    failed = Run(tmp_path / "failed")
+    failed.set_status("failed", error="out of luck")
+    trials.append({"point": {"stage2.vss_weight": 2.0}, "seed": 1, "signature": "failed"})
+    write_json(tmp_path / "sweep.json", {
+        "name": "weights", "metric": "validation.mAP", "mode": "max", "trials": trials,
+    })
+    return tmp_path
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def called(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            report.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return called
+
+
+def test_points_are_ranked_with_their_spread_and_the_best_is_a_recipe_for_all_identities(
+    sweep: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, told, _ = call(sweep)
+    assert status == 0
+    assert "weights: selected on validation (validation.mAP, max)" in told
+    rows = [line.split("│")[1:-1] for line in told.splitlines() if line.startswith("│")]
+    values = [[float(np.nanmean(average_precisions(groups(noise, seed)))) for seed in SEEDS]
+              for noise in NOISE.values()]
+    assert [row[1].strip() for row in rows] == ["0.8", "0.0"]
+    assert float(rows[0][3]) == pytest.approx(np.mean(values[1]) + 0.1, abs=1e-4)
+    assert float(rows[0][5]) == pytest.approx(np.mean(values[1]), abs=1e-4)
+    assert "7 trials: 6 complete, 1 failed" in told
+    best = yaml.safe_load((sweep / "best.yaml").read_text())
+    assert best["data"]["validation"] == 0.0
+    assert "fingerprint" not in best["data"]
+    assert "run" not in best
+    assert best["stage2"]["vss_weight"] == 0.8
+    again = build(Config, [])
+    again.seed, again.stage2.vss_weight = 1, 0.8
+    assert best == {key: value for key, value in _known(again).items() if key != "run"}
+    assert (sweep / "trials.csv").read_text().count("\n") == 8
+    assert (sweep / "trials.parquet").exists()
+
+
+def _known(config: Config) -> dict:
+    mapping = to_mapping(config)
+    del mapping["data"]["fingerprint"], mapping["model"]["fingerprint"]
+    return yaml.safe_load(yaml.safe_dump(yaml.safe_load(to_yaml(config)) | {
+        "data": mapping["data"], "model": mapping["model"],
+    }))
+
+
+def test_two_points_are_compared_over_seeds_and_over_queries(
+    sweep: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, told, _ = call(sweep, "--compare", 1, 2)
+    assert status == 0
+    assert "A: stage2.vss_weight=0.8" in told
+    assert "over 3 seeds p cannot be below 0.25" in told
+    a, b = ([average_precisions(groups(noise, seed)) for seed in SEEDS]
+            for noise in (NOISE[0.8], NOISE[0.0]))
+    expected = compare(np.mean(a, axis=0), np.mean(b, axis=0))
+    [line] = [line for line in told.splitlines() if line.startswith("test AP over")]
+    assert line == (
+        f"test AP over {expected.pairs} queries: A - B = {expected.mean:+.4f}, better "
+        f"{expected.wins} times, worse {expected.losses} times, p = {expected.p:.2g}: "
+        "A and B differ"
+    )
+
+
+def test_what_cannot_be_reported_is_told(
+    sweep: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, _, told = call(sweep, "--compare", 1, 3)
+    assert (status, told) == (1, "error: --compare: there is no rank 3, there are 1 to 2\n")
+    (sweep / "0.0-2" / "features.h5").unlink()
+    status, _, told = call(sweep, "--compare", 1, 2)
+    assert status == 1
+    assert "features.h5: is missing; python launch/evaluate.py --run" in told
+    status, _, told = call(sweep / "0.0-1")
+    assert status == 1
+    assert "not a sweep's folder" in told
+    for result in sweep.glob("*/result.json"):
+        result.unlink()
+    status, _, told = call(sweep)
+    assert status == 1
+    assert "no trial is complete (6 new, 1 failed)" in told
