@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cluster import ray_search
 from harness.config import Setting, build, keys, read_recipe, read_yaml
 from harness.sweeps import read_sweep
 from launch.slurm import METRICS
@@ -292,11 +293,14 @@ def test_every_recipe_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("sweeps/*.yaml"), ids=lambda path: path.stem)
 def test_every_sweep_loads(path: Path) -> None:
-    recipe = RECIPES / f"{read_yaml(path)[0]['recipe']}.yaml"
-    sweep = read_sweep(
-        path, schema=Config, recipes=RECIPES, overrides=rooted(recipe), metrics=METRICS
-    )
-    assert sweep.trials
+    said = read_yaml(path)[0]
+    names = [said["recipe"]] if "recipe" in said else said["search"]["recipe"]["grid"]
+    extra = {word for name in names for word in rooted(RECIPES / f"{name}.yaml")}
+    sweep = read_sweep(path, schema=Config, recipes=RECIPES, overrides=extra, metrics=METRICS)
+    assert sweep.name == path.stem
+    assert len(sweep.trials) + sweep.to_propose >= 2
+    if sweep.backend == "ray":
+        ray_search.check(sweep)
 
 
 @pytest.mark.parametrize(
