@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tests.benchmarks.timing import Row
 
-PARTS = ("data", "evaluation", "cluster")
+PARTS = ("data", "evaluation", "cluster", "search")
 
 
 def main(wanted: str) -> int:
