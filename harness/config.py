@@ -44,6 +44,23 @@ def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MI
     return field(default=default, metadata={"runtime": True})
 
 
+def changeable(default: Any) -> Any:
+    """A dataclass field that may get another value while a run goes on: it shapes nothing."""
+    return field(default=default, metadata={"changeable": True})
+
+
+def changeable_keys(schema: type, prefix: str = "") -> set[str]:
+    """Return the dotted keys of a schema's `changeable` fields."""
+    found = set()
+    for item in dataclasses.fields(schema):
+        section = _sections(schema).get(item.name)
+        if section is not None:
+            found |= changeable_keys(section, f"{prefix}{item.name}.")
+        elif item.metadata.get("changeable"):
+            found.add(f"{prefix}{item.name}")
+    return found
+
+
 def unless_empty(default: Any) -> Any:
     """A dataclass field that is part of the signature only where it is not its default.
 

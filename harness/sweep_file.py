@@ -163,8 +163,32 @@ class Median:
         yield from _at_least(self, grace=1, trials=1)
 
 
-Scheduler = Asha | HyperBand | Median
-SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Median)}
+@dataclass
+class Pbt:
+    """Population based training (Jaderberg et al. 2017): bad trials go on from good ones."""
+
+    kind: ClassVar[str] = "pbt"
+    every: int = 2
+    """Epochs between comparisons."""
+    share: float = 0.25
+    """The worst so many go on from the best so many."""
+    factor: float = 1.2
+    """By which their settings are then moved, up or down."""
+    resample: float = 0.25
+    """Probability that a setting is drawn anew instead."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, every=1)
+        if not 0 < self.share <= 0.5:
+            yield "share", f"must be greater than 0 and at most 0.5, found {self.share}"
+        if self.factor <= 1:
+            yield "factor", f"must be greater than 1, found {self.factor}"
+        if not 0 <= self.resample <= 1:
+            yield "resample", f"must lie between 0 and 1, found {self.resample}"
+
+
+Scheduler = Asha | HyperBand | Median | Pbt
+SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Median, Pbt)}
 
 
 # --- algorithms: which points are tried next ---

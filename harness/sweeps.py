@@ -39,6 +39,7 @@ from harness.sweep_file import (
     SCHEDULERS,
     Algorithm,
     Allocation,
+    Pbt,
     Resources,
     Scheduler,
     SweepFile,
@@ -199,6 +200,8 @@ def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting
     base = sweep.bases[point[RECIPE]] if RECIPE in point else sweep.base
     config = sweep.complete(base.build([*searched, seed]))
     name = signature(config)
+    if isinstance(sweep.scheduler, Pbt):
+        name = f"pbt-{name}"  # its settings change on the way: it is no run of this configuration
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
 

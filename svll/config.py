@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.config import runtime, unless_empty
+from harness.config import changeable, runtime, unless_empty
 
 RECIPES = Path(__file__).parent / "recipes"
 DATASETS = (
@@ -205,11 +205,11 @@ class Stage2:
     """Images per step, over all ranks."""
     instances: int = 4
     """K, images of each identity in a batch; batch / K identities."""
-    lr: float = 5e-6
+    lr: float = changeable(5e-6)
     """Adam's learning rate after warm-up."""
-    bias_lr_factor: float = 2.0
+    bias_lr_factor: float = changeable(2.0)
     """The biases' learning rate in multiples of `lr`."""
-    weight_decay: float = 1e-4
+    weight_decay: float = changeable(1e-4)
     """L2 added to the gradient (Adam, not AdamW)."""
     warmup_epochs: int = 10
     warmup_factor: float = 0.1
@@ -217,25 +217,25 @@ class Stage2:
     milestones: list[int] = field(default_factory=lambda: [30, 50])
     """Epochs from which the learning rate is multiplied by `gamma` once more."""
     gamma: float = 0.1
-    id_weight: float = 0.25
+    id_weight: float = changeable(0.25)
     """Weight of the identity loss."""
-    triplet_weight: float = 1.0
-    i2t_weight: float = 1.0
+    triplet_weight: float = changeable(1.0)
+    i2t_weight: float = changeable(1.0)
     """Weight of the image-to-text cross-entropy over all identities."""
-    vss_weight: float = 0.8
+    vss_weight: float = changeable(0.8)
     """Weight of vision self-supervision; 0 leaves it out with its two extra views."""
     vss_loss: Literal["ntxent", "simsiam"] = "ntxent"
     """What makes the two views of an image agree."""
-    vss_temperature: float = 0.1
+    vss_temperature: float = changeable(0.1)
     """Temperature of its NT-Xent."""
     margin: float | None = 0.3
     """Triplet margin; null: soft margin."""
     label_smoothing: float = 0.1
-    flip: float = 0.5
+    flip: float = changeable(0.5)
     """Probability of a horizontal flip."""
     pad: int = 10
     """Black pixels added on each side before the random crop."""
-    erase: float = 0.5
+    erase: float = changeable(0.5)
     """Probability of random erasing."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
     """Share of the image that is erased in the main view."""

@@ -28,6 +28,7 @@ from harness.files import write_json
 from harness.pipeline import ImageLoader, View
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
+from harness.takeovers import changed_settings
 from svll import cache, prompt_signal, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches
 from svll.config import Config
@@ -56,7 +57,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     Raises UserError for what the user can mend, `harness.stopping.Stopped` when asked to stop.
     """
     started = time.time()
-    config = build(Config, read_recipe(run.config_file, Config))
+    config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
     set_up(config)
     trial = Trial(run, config, report)
     with closing(trial):

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness import population, takeovers
 from harness.cluster.ray_trial import end_early, epoch_lines, mark_ended_early
+from harness.config import build, changeable_keys, read_recipe, value_at
 from harness.outcomes import flatten
 from harness.runs import Run
-from harness.sweep_file import Asha, HyperBand, Median
+from harness.sweep_file import Asha, HyperBand, Median, Pbt
 from harness.sweeps import Sweep
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,59 @@ def make_scheduler(sweep: Sweep) -> Any:
             log.info("%s: ended at epoch %s", trial, epoch)
             end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=epoch)
 
+    class _Population(FIFOScheduler):
+        """Has bad runs go on from good ones; see `population` and `takeovers`."""
+
+        def __init__(self, options: Pbt) -> None:
+            super().__init__()
+            self.options = options
+            self.changeable = changeable_keys(sweep.base.schema)
+            self.runs: dict[str, Run] = {}
+            self.scores: dict[int, dict[str, float]] = {}
+
+        def tell(self, runs: Iterable[Run]) -> None:
+            """Note how well runs did at the epochs that were compared."""
+            for run in runs:
+                for line in epoch_lines(run):
+                    self._note(run, flatten(line))
+
+        def _note(self, run: Run, result: dict[str, Any]) -> bool:
+            epoch = result.get("epoch", 0)
+            if sweep.metric not in result or epoch % self.options.every or not epoch:
+                return False
+            self.runs[run.signature] = run
+            self.scores.setdefault(epoch, {})[run.signature] = result[sweep.metric]
+            return True
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            run = Run(Path(trial.config["run"]))
+            if not result.get("done") and self._note(run, result):
+                self._compare(run, int(result["epoch"]))
+            return str(TrialScheduler.CONTINUE)
+
+        def _compare(self, run: Run, epoch: int) -> None:
+            source = population.source_for(
+                run.signature, self.scores[epoch], share=self.options.share, mode=sweep.mode,
+                epoch=epoch,
+            )
+            if source is None:
+                return
+            settings = population.explore(
+                sweep.space.dimensions, settings_now(self.runs[source]), self.changeable,
+                name=run.signature, epoch=epoch, factor=self.options.factor,
+                resample=self.options.resample,
+            )
+            takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
+            log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
+                     settings)
+
+    def settings_now(run: Run) -> dict[str, Any]:
+        config = build(
+            sweep.base.schema, [*read_recipe(run.config_file, sweep.base.schema),
+                                *takeovers.changed_settings(run)],
+        )
+        return {d.key: value_at(config, d.key) for d in sweep.space.dimensions}
+
     def asha(metric: str, options: Asha) -> Any:
         return ASHAScheduler(
             **{**common, "metric": metric}, max_t=NO_END, grace_period=options.grace,
@@ -139,6 +194,8 @@ def make_scheduler(sweep: Sweep) -> Any:
                 hard_stop=False,  # else it refuses to hear more of a trial that it would stop
             )
             return _Judge("median stopping", {sweep.metric: rule})
+        case Pbt():
+            return _Population(asked)
         case HyperBand():
             return _Bands(
                 **common, max_t=asked.epochs, reduction_factor=asked.reduction,

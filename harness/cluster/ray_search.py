@@ -15,33 +15,33 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from harness import takeovers
 from harness.cluster import local, ray_cluster, ray_guest, slurm
 from harness.cluster.jobs import end_with_parent, requeue, say_plainly
+from harness.cluster.ray_actors import trial_actor
 from harness.cluster.ray_cluster import Meeting, Node, RayFailed, Share
 from harness.cluster.ray_points import Points, searcher
 from harness.cluster.ray_schedulers import make_scheduler
 from harness.cluster.ray_trial import (
-    Crew,
-    Followers,
-    WatchedRun,
     epoch_lines,
     mark_ended_early,
     was_being_ended,
     was_ended_early,
 )
 from harness.cluster.records import EVERY, Cluster, Record, new_record, read_record
+from harness.config import changeable_keys
 from harness.errors import UserError
 from harness.files import read_json
 from harness.frozen_sweeps import freeze, thaw
 from harness.runs import Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
-from harness.sweep_file import Allocation, HyperBand, Resources
-from harness.sweeps import Sweep, Trial, expand
+from harness.sweep_file import Allocation, HyperBand, Pbt, Resources
+from harness.sweeps import RECIPE, Sweep, Trial, expand
 from harness.units import gigabytes
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def check(sweep: Sweep) -> None:
             "scheduler: hyperband halves trials that begin together, an algorithm proposes them "
             "one by one; use asha"
         )
+    if isinstance(sweep.scheduler, Pbt):
+        faults.extend(_population_faults(sweep))
     if many.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         faults.append("ray.dashboard: is not installed: pip install 'ray[default]'")
     if many.trials_per_gpu > 1 and one.gpus != 1:
@@ -86,6 +88,17 @@ def check(sweep: Sweep) -> None:
         )
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
+
+
+def _population_faults(sweep: Sweep) -> Iterator[str]:
+    known = changeable_keys(sweep.base.schema)
+    if sweep.algorithm is not None:
+        yield "scheduler: pbt begins with a population, an algorithm proposes points one by one"
+    if not any(dimension.key in known for dimension in sweep.space.dimensions):
+        yield ("scheduler: pbt changes settings of trials that go on, none of these can be; search "
+               f"one of {', '.join(sorted(known))}")
+    if sweep.space.is_conditional or any(d.key == RECIPE for d in sweep.space.dimensions):
+        yield "scheduler: pbt takes no conditions and no recipes among what is searched"
 
 
 def _share(one: Resources, many: Allocation) -> Share:
@@ -311,13 +324,15 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     shared = {
         "cwd": os.getcwd(), "logs": record.folder, "resources": dataclasses.asdict(sweep.resources),
         "trials_per_gpu": sweep.ray.trials_per_gpu, "retell": retell,
+        "exports": (sweep.metric, sweep.scheduler.every)
+        if isinstance(sweep.scheduler, Pbt) else ("", 0),
     }
     side_by_side: int | None = _slots(sweep, record)
     if retell:  # brackets are of trials that wait together
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(points.most)
         side_by_side = None
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(), _bundles(sweep)),
+        tune.with_resources(trial_actor(), _bundles(sweep)),
         tune_config=tune.TuneConfig(
             search_alg=searcher(points, shared), num_samples=points.most,
             # not one more: it would be proposed before others have told how they went
@@ -337,6 +352,9 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     # afterwards Tune looks for the records that we have told it not to write
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
+    if isinstance(sweep.scheduler, Pbt):
+        for run in _runs(record, _signatures(record)):
+            takeovers.forget_exports(run)
 
 
 def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]:
@@ -393,82 +411,6 @@ def _wait_for_nodes(count: int) -> None:
 
 def _trial_name(trial: Any) -> str:
     return Path(trial.config["run"]).name
-
-
-def _trainable() -> type:
-    """Return the class that Ray makes an actor of, one per trial."""
-    import ray
-    from ray import tune
-
-    class RayTrial(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None:
-            os.chdir(config["cwd"])
-            run = Run(Path(config["run"]))
-            asked = Resources(**config["resources"])
-            self.log_file = Path(config["logs"]) / f"{run.signature}.0.log"
-            crew = Crew(
-                ranks=asked.ranks_per_node, world=asked.ranks, cpus=asked.cpus,
-                gpus=asked.gpus / config["trials_per_gpu"],
-                address=ray.util.get_node_ip_address() if asked.nodes > 1 else "127.0.0.1",
-            )
-            self.watched = WatchedRun(
-                run, log_file=self.log_file, crew=crew, retell=config["retell"],
-                others=self.start_others,
-            )
-
-        def start_others(self, crew: Crew) -> Callable[[], Any]:
-            """Have the ranks on the trial's further nodes started by an actor on each."""
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-            group = ray.util.get_current_placement_group()
-            actors = []
-            for node in range(1, crew.world // crew.ranks):
-                where = PlacementGroupSchedulingStrategy(
-                    placement_group=group, placement_group_bundle_index=node
-                )
-                actors.append(_rank_actor().options(
-                    scheduling_strategy=where, num_cpus=crew.cpus * crew.ranks, num_gpus=crew.gpus
-                ).remote(str(self.watched.run.folder), dataclasses.replace(
-                    crew, first=node * crew.ranks
-                ), str(self.log_file), os.getcwd()))
-            return lambda: [ray.get(actor.end.remote()) for actor in actors]
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.cleanup()
-            self.setup(new_config)
-            return True
-
-        def step(self) -> dict[str, Any]:
-            return self.watched.next_result()
-
-        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-            """Return nothing of use: a paused run has its own checkpoints."""
-            return {"paused": True}
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """Go on after a pause: what the run has logged, the search knows."""
-            self.watched.skip_stored()
-
-        def cleanup(self) -> None:
-            self.watched.end()
-
-    return RayTrial
-
-
-def _rank_actor() -> Any:
-    """Return the class of the actor that keeps a trial's ranks on a further node."""
-    import ray
-
-    @ray.remote
-    class Ranks:
-        def __init__(self, folder: str, crew: Crew, log_file: str, place: str) -> None:
-            os.chdir(place)
-            self.followers = Followers(Run(Path(folder)), crew, log_file=Path(log_file))
-
-        def end(self) -> list[int]:
-            return self.followers.end()
-
-    return Ranks
 
 
 def _narrator() -> Any:

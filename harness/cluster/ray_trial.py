@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import takeovers
 from harness.cluster import local
 from harness.cluster.jobs import (
     EXIT_STATUS,
@@ -185,13 +186,16 @@ class WatchedRun:
 
     others: called when the run starts, has its ranks on further nodes started and returns what ends
     them. retell: whether what earlier attempts logged is told again; else the search knows it.
+    exports: of population based training, the metric and after how many epochs that have it a
+    checkpoint is kept for others; 0: never.
     """
 
     def __init__(
         self, run: Run, *, log_file: Path, crew: Crew, retell: bool = False,
         others: Callable[[Crew], Callable[[], Any]] = lambda crew: lambda: None,
+        exports: tuple[str, int] = ("", 0),
     ) -> None:
-        self.run = run
+        self.run, self.exports = run, exports
         self.log_file = log_file
         self.crew, self.others = crew, others
         self.process: subprocess.Popen[bytes] | None = None
@@ -215,6 +219,8 @@ class WatchedRun:
         """
         if self.stored:
             return self._tell(self.stored.popleft())
+        if takeovers.is_planned(self.run):
+            self._take_over()
         if self.process is None:
             if self.run.is_complete():
                 return self._end_result()
@@ -224,9 +230,23 @@ class WatchedRun:
         for text in self.reports:
             line = json.loads(text)
             if _epoch_of(line) not in self.told:
+                self._export(line)
                 return self._tell(line)
             self._go_on()
         return self._ended()
+
+    def _export(self, line: dict[str, Any]) -> None:
+        metric, every = self.exports
+        if every and metric in flatten(line) and line["epoch"] % every == 0:
+            takeovers.export(self.run, stage=line["stage"], epoch=line["epoch"])
+
+    def _take_over(self) -> None:
+        """Let the run end, and have the next one go on from another run's state."""
+        if self.process is not None:
+            self._part()
+            self.process, self.over = None, False
+        takeovers.carry_out(self.run)
+        self.told = {_epoch_of(line) for line in epoch_lines(self.run)}
 
     def end(self) -> None:
         """Have the run save and stop, unless it is over, and wait for that."""

@@ -6,6 +6,7 @@ test can see whether a resumed run repeats or loses any.
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,16 +16,17 @@ from typing import Literal
 
 import yaml
 
-from harness.config import runtime
+from harness.config import changeable, runtime
 from harness.files import read_json, write_json
 from harness.runs import Run
 from harness.stopping import Stopped, stop_requested
 from harness.sweeps import Sweep, read_sweep
+from harness.takeovers import changed_settings
 
 
 @dataclass
 class Work:
-    quality: float = 0.5
+    quality: float = changeable(0.5)
     """Becomes the result."""
     epochs: int = 2
     epoch_s: float = 0.0
@@ -62,8 +64,9 @@ def run(run: Run, report=None) -> None:
     # runs of the real configuration have no `work`: their tests tell it by the environment
     work = Work(**{**settings.get("work", {}), **json.loads(os.environ.get("TOY_WORK", "{}"))})
     rank = int(os.environ.get("RANK", "0"))
-    state = run.folder / "checkpoints" / f"{rank}.json"
-    first = read_json(state)["epoch"] if state.exists() else 0
+    state = run.checkpoints / f"{rank}.json"
+    first = read_json(state)["epoch"] if state.exists() else taken_over(run)
+    quality = {s.key: s.value for s in changed_settings(run)}.get("work.quality", work.quality)
     if rank == 0:
         run.keep_metrics(first)  # killed between the line and the state: the epoch is done again
     note_surroundings(run, rank)
@@ -73,13 +76,14 @@ def run(run: Run, report=None) -> None:
         rest(work.epoch_s)
         misbehave(work, rank)
         if rank == 0:
-            score = work.quality * epoch / work.epochs
+            score = quality * epoch / work.epochs
             line = {
                 "kind": "epoch", "stage": "stage2", "epoch": epoch, "step": epoch,
                 "loss": 1.0 / epoch, "losses": {"toy": 1.0 / epoch}, "lr": 0.1,
                 "validation": {"mAP": score},
             }
             run.log_metrics(line)
+            write_checkpoint(run, epoch)
         write_json(state, {"epoch": epoch})
         if rank == 0 and report is not None:
             report(line)
@@ -87,11 +91,32 @@ def run(run: Run, report=None) -> None:
             raise Stopped("told to stop")
     if rank == 0:
         write_json(run.result_file, {
-            "mAP": work.quality / 2, "mINP": work.quality / 4,
-            "cmc": {"1": work.quality, "5": work.quality, "10": work.quality},
-            "validation": {"mAP": work.quality, "cmc": {"1": work.quality}},
+            "mAP": quality / 2, "mINP": quality / 4,
+            "cmc": {"1": quality, "5": quality, "10": quality},
+            "validation": {"mAP": quality, "cmc": {"1": quality}},
             "initial": {"mAP": 0.1}, "seconds": 1.0,
         })
+
+
+def write_checkpoint(run: Run, epoch: int) -> None:
+    """Leave what a real run would, for others to go on from; of no use to this one."""
+    for old in run.checkpoints.glob("stage2-*"):
+        shutil.rmtree(old)
+    folder = run.checkpoints / f"stage2-{epoch + 1:04d}-000000"
+    write_json(folder / "state.json", {
+        "signature": run.signature,
+        "progress": {"stage": "stage2", "epoch": epoch + 1, "step": 0, "metric_lines": epoch},
+    })
+
+
+def taken_over(run: Run) -> int:
+    """Return the last epoch of a checkpoint that is another run's, 0 when there is none."""
+    latest = run.checkpoints / "latest.json"
+    if not latest.exists():
+        return 0
+    state = read_json(run.checkpoints / read_json(latest)["name"] / "state.json")
+    assert state["signature"] == run.signature
+    return state["progress"]["epoch"] - 1
 
 
 def rest(seconds: float) -> None:

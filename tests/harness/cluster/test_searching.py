@@ -15,6 +15,7 @@ from harness.cluster.ray_trial import epoch_lines
 from harness.files import read_json
 from harness.points import read_points
 from harness.sweeps import Sweep, with_proposed
+from harness.takeovers import changes
 
 PATIENCE_S = 300
 
@@ -105,6 +106,37 @@ def test_hyperband_pauses_trials_which_go_on_where_they_were(
         epochs = [line["epoch"] for line in epoch_lines(view.trial.run)]
         assert epochs == list(range(1, 11 if view.state == "complete" else 4))
     assert max(view.status["attempts"] for view in views) == 2  # one was paused
+    assert launch(sweep, "local") == []
+
+
+def test_a_population_goes_on_from_its_best_and_tells_how(
+    toy: ModuleType, make_search: Callable[..., Sweep]
+) -> None:
+    sweep = make_search(
+        "population", {"work.quality": {"grid": [0.9, 0.7, 0.5, 0.3, 0.2, 0.1]}},
+        recipe={"work": {"epochs": 7}}, scheduler={"pbt": {"every": 2, "share": 0.34}},
+    )
+    assert all(trial.signature.startswith("pbt-") for trial in sweep.trials)
+    launch(sweep, "local", jobs=1)
+    over(toy, sweep)
+    assert [view.state for view in survey(sweep)] == ["complete"] * 6
+    runs = {trial.signature: trial.run for trial in sweep.trials}
+    changed = {name: changes(run) for name, run in runs.items()}
+    # one after the other, so that each is compared with those before it
+    assert not changed[sweep.trials[0].signature]
+    assert changed[sweep.trials[1].signature]
+    assert changed[sweep.trials[-1].signature]
+    for name, run in runs.items():
+        assert [line["epoch"] for line in epoch_lines(run)] == list(range(1, 8))
+        assert not (run.folder / "exports").exists()
+        if changed[name]:
+            last = changed[name][-1]
+            quality = last["settings"]["work.quality"]
+            assert run.result()["validation"]["mAP"] == quality
+            # up to there the log is that of the one it went on from, unless that changed as well
+            source = runs[last["of"]]
+            if not changed[last["of"]]:
+                assert epoch_lines(run)[: last["epoch"]] == epoch_lines(source)[: last["epoch"]]
     assert launch(sweep, "local") == []
 
 
