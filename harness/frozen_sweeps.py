@@ -24,6 +24,7 @@ def freeze(sweep: Sweep) -> dict[str, Any]:
         key: getattr(sweep, key)
         for key in ("name", "file", "samples", "metric", "mode", "backend", "slurm")
     }
+    plain["objectives"] = dict(sweep.objectives)
     return {
         **plain,
         "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
@@ -57,7 +58,7 @@ def thaw(frozen: dict[str, Any]) -> Sweep:
     )
     sweep = Sweep(
         **{key: frozen[key] for key in
-           ("name", "file", "samples", "metric", "mode", "backend", "slurm")},
+           ("name", "file", "samples", "metric", "mode", "backend", "slurm", "objectives")},
         bases=bases, space=space, seeds=tuple(Setting(**item) for item in frozen["seeds"]),
         scheduler=_of(SCHEDULERS, frozen["scheduler"]),
         algorithm=_of(ALGORITHMS, frozen["algorithm"]),

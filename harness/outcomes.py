@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +85,8 @@ class Sweeping:
     metric: str
     mode: Literal["max", "min"]
     outcomes: Sequence[Outcome]
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    """What was weighed against the metric: `max` or `min` by key."""
 
     @property
     def selected_on(self) -> str:
@@ -106,6 +108,29 @@ class Sweeping:
         return sorted(found, key=lambda point: point.mean, reverse=self.mode == "max")
 
 
+def unbeaten(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[bool]:
+    """Return of each point whether no other is at least as good in everything, and better in one.
+
+    What counts is the metric and the objectives (the Pareto front).
+    """
+    signs = [1.0 if sweeping.mode == "max" else -1.0]
+    signs += [1.0 if mode == "max" else -1.0 for mode in sweeping.objectives.values()]
+    scores = []
+    for one in ranked:
+        numbers = [numbers_of(outcome.run) for outcome in one.outcomes]
+        means = [one.mean] + [
+            statistics.fmean(n.get(key, math.nan) for n in numbers) for key in sweeping.objectives
+        ]
+        scores.append([sign * mean for sign, mean in zip(signs, means, strict=True)])
+    return [
+        not any(
+            all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
+            for other in scores
+        )
+        for mine in scores
+    ]
+
+
 def read_outcomes(folder: Path) -> Sweeping:
     """Read a sweep folder. Raises UserError for a folder that is none."""
     try:
@@ -125,7 +150,9 @@ def read_outcomes(folder: Path) -> Sweeping:
         if status.get("pruned") and state == "stopped":
             state = "ended early"
         outcomes.append(Outcome(point, seed, run, state, numbers.get(metric), numbers))
-    return Sweeping(said["name"], folder, metric, mode, outcomes)
+    return Sweeping(
+        said["name"], folder, metric, mode, outcomes, said.get("objectives", {})
+    )
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -137,6 +164,12 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(item, int | float) and not isinstance(item, bool):
             found[f"{prefix}{key}"] = item
     return found
+
+
+def numbers_of(run: Run) -> dict[str, float]:
+    """Return the numbers of a complete run's result, and of its last epoch those that are not."""
+    lines = [line for line in run.metrics() if line.get("kind") == "epoch"]
+    return flatten(lines[-1] if lines else {}) | flatten(run.result() or {})
 
 
 def importance(sweeping: Sweeping) -> dict[str, float]:

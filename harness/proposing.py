@@ -26,8 +26,8 @@ class Tried:
 
     point: Point
     state: Literal["running", "complete", "ended early", "failed"]
-    value: float | None = None
-    """Its metric, the mean over its seeds; only of a complete one."""
+    values: Sequence[float] | None = None
+    """Its metric and what is weighed against it, means over its seeds; only of a complete one."""
     reached: Mapping[int, float] = field(default_factory=dict)
     """Likewise after each epoch."""
 
@@ -37,20 +37,25 @@ def propose(
     algorithm: Algorithm,
     tried: Sequence[Tried],
     *,
-    mode: Literal["max", "min"],
+    modes: Sequence[str],
     seed: int,
 ) -> Point | None:
     """Return the next point, None when no new one is found: the space is exhausted.
 
-    Points that still run count as bad ones, so that those side by side differ.
+    modes: `max` or `min`, of each of the values. Points that still run count as bad ones, so that
+    those side by side differ.
     """
     import optuna  # a third of a second
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+    directions = [
+        optuna.study.StudyDirection.MAXIMIZE if mode == "max"
+        else optuna.study.StudyDirection.MINIMIZE for mode in modes
+    ]
+    study = optuna.create_study(directions=directions)
     by_key = {dimension.key: dimension for dimension in space.dimensions}
     for one in tried:
-        study.add_trial(_as_trial(one, by_key))
+        study.add_trial(_as_trial(one, by_key, several=len(modes) > 1))
     known = [one.point for one in tried]
     for attempt in range(TRIES):
         own = _seed(seed, len(tried), attempt)
@@ -104,20 +109,24 @@ def _choose(asked: Any, dimension: Dimension) -> Any:
     return min(max(short(value), low), high)
 
 
-def _as_trial(one: Tried, dimensions: Mapping[str, Dimension]) -> Any:
-    """Return a point as Optuna would know it, had it proposed it itself."""
+def _as_trial(one: Tried, dimensions: Mapping[str, Dimension], *, several: bool) -> Any:
+    """Return a point as Optuna would know it, had it proposed it itself.
+
+    several: values, of which those of one that was ended early cannot be compared.
+    """
     from optuna.trial import TrialState, create_trial
 
     states = {
         "running": TrialState.RUNNING, "complete": TrialState.COMPLETE,
-        "ended early": TrialState.PRUNED, "failed": TrialState.FAIL,
+        "ended early": TrialState.FAIL if several else TrialState.PRUNED,
+        "failed": TrialState.FAIL,
     }
     params = {
         key: dimensions[key].values.index(value) if dimensions[key].kind == "choice" else value
         for key, value in one.point.items()
     }
     return create_trial(
-        state=states[one.state], params=params, value=one.value,
+        state=states[one.state], params=params, values=one.values,
         distributions={key: _distribution(dimensions[key]) for key in params},
-        intermediate_values=dict(one.reached) if one.state == "ended early" else {},
+        intermediate_values=dict(one.reached) if states[one.state] == TrialState.PRUNED else {},
     )

@@ -99,6 +99,9 @@ class SweepFile:
     algorithm: dict[str, Any] = field(default_factory=dict)
     """Backend ray only, `tpe` or `gp: {startup: 10}`: what proposes the points, one by one from
     the results so far; without one they are drawn at random."""
+    objectives: dict[str, Any] = field(default_factory=dict)
+    """Of an algorithm, `images_per_s: max`: what is weighed against the metric; the search is for
+    points that nothing beats in everything."""
     constraints: list[str] = field(default_factory=list)
     """Conditions that every point must meet, such as "stage1.lss_weight + stage2.vss_weight <= 1".
     """
@@ -251,6 +254,28 @@ def choose(
         except UserError as error:
             faults.extend(str(error).splitlines())
     return None
+
+
+def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
+    """Return the `slurm` section, checked as far as that goes without knowing sbatch's options."""
+    for setting in settings:
+        key, value = setting.key.replace("-", "_"), setting.value
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            faults.append(f"{setting.where}: slurm: {setting.key!r} is not an option's name")
+        elif key in ("setup", "srun_args"):
+            if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+                faults.append(f"{setting.where}: slurm.{key}: expected a list of texts")
+        elif key == "env":
+            if not isinstance(value, dict):
+                faults.append(f"{setting.where}: slurm.env: expected NAME: value pairs")
+            for name in value if isinstance(value, dict) else ():
+                if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+                    faults.append(f"{setting.where}: slurm.env: {name!r} is no variable's name")
+        elif not isinstance(value, str | int | float | bool | None):
+            faults.append(f"{setting.where}: slurm.{key}: expected one value, found {value!r}")
+        elif isinstance(value, str) and "\n" in value:
+            faults.append(f"{setting.where}: slurm.{key}: must be one line")
+    return {s.key.replace("-", "_"): s.value for s in settings if s.value is not None}
 
 
 def _at_least(node: object, **least: int) -> Iterator[tuple[str, str]]:

@@ -10,10 +10,9 @@ configuration, so the same point has the same folder whichever backend runs it.
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,11 +43,12 @@ from harness.sweep_file import (
     Scheduler,
     SweepFile,
     choose,
+    read_slurm,
 )
 
 log = logging.getLogger(__name__)
 
-FREE = ("overrides", "search", "scheduler", "algorithm", "slurm")
+FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file that hold mappings of the user's own keys."""
 RECIPE = "recipe"
 """The key of `search` under which recipes are compared."""
@@ -80,6 +80,8 @@ class Sweep:
     """runs/<name>."""
     complete: Callable[[Any], Any]
     """What a checked configuration still goes through before it is signed."""
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    """What an algorithm weighs against the metric: `max` or `min` by key."""
     trials: tuple["Trial", ...] = ()
     """Those that are known: an algorithm proposes its points one after the other."""
     to_propose: int = 0
@@ -266,7 +268,7 @@ def _assemble(
     algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
     for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
         faults.extend(_algorithm_faults(place, head, dimensions))
-    slurm = _slurm(parts["slurm"], faults)
+    slurm = read_slurm(parts["slurm"], faults)
     name = head.name or name
     own_name = Setting("run.name", name, places.get("name", file))
     settings = [*parts["overrides"], own_name]
@@ -287,7 +289,8 @@ def _assemble(
         name=name, file=file, bases=bases or {"": base}, seeds=tuple(seeds), samples=samples,
         space=Space(tuple(dimensions), tuple(constraints), shared),
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
-        algorithm=algorithm, resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
+        algorithm=algorithm, objectives=_objectives(parts["objectives"], algorithm, faults),
+        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
         complete=complete, prepare=head.prepare, report=head.report,
     )
     # conditions look at the other keys' values
@@ -317,6 +320,19 @@ def with_proposed(sweep: Sweep) -> Sweep:
         raise UserError("\n".join(dict.fromkeys(faults)))
     left = max(0, sweep.samples - len(points))
     return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
+
+
+def _objectives(
+    settings: list[Setting], algorithm: Algorithm | None, faults: list[str]
+) -> dict[str, str]:
+    for setting in settings:
+        if setting.value not in ("max", "min"):
+            faults.append(f"{setting.where}: objectives.{setting.key}: expected max or min, found "
+                          f"{setting.value!r}")
+    if settings and algorithm is None:
+        faults.append(f"{settings[0].where}: objectives: only an algorithm weighs them; set "
+                      "algorithm: tpe")
+    return {setting.key: str(setting.value) for setting in settings}
 
 
 def _recipe_faults(
@@ -417,28 +433,6 @@ def _check_keys(
         if setting.key == "run.name" or (setting.key == "seed" and setting in parts["search"]):
             faults.append(f"{setting.where}: {setting.key} is the sweep's own to set; write "
                           f"{OWN_RUN_KEYS[setting.key]}")
-
-
-def _slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
-    """Check the `slurm` section as far as that goes without knowing sbatch's options."""
-    for setting in settings:
-        key, value = setting.key.replace("-", "_"), setting.value
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
-            faults.append(f"{setting.where}: slurm: {setting.key!r} is not an option's name")
-        elif key in ("setup", "srun_args"):
-            if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-                faults.append(f"{setting.where}: slurm.{key}: expected a list of texts")
-        elif key == "env":
-            if not isinstance(value, dict):
-                faults.append(f"{setting.where}: slurm.env: expected NAME: value pairs")
-            for name in value if isinstance(value, dict) else ():
-                if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
-                    faults.append(f"{setting.where}: slurm.env: {name!r} is no variable's name")
-        elif not isinstance(value, str | int | float | bool | None):
-            faults.append(f"{setting.where}: slurm.{key}: expected one value, found {value!r}")
-        elif isinstance(value, str) and "\n" in value:
-            faults.append(f"{setting.where}: slurm.{key}: must be one line")
-    return {s.key.replace("-", "_"): s.value for s in settings if s.value is not None}
 
 
 @contextmanager

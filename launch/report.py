@@ -6,6 +6,7 @@
 Writes best.yaml, trials.csv and trials.parquet into the sweep's folder.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,9 @@ from harness.outcomes import (
     Ranked,
     Sweeping,
     importance,
+    numbers_of,
     read_outcomes,
+    unbeaten,
     write_best,
     write_tables,
 )
@@ -61,8 +64,12 @@ def main(
 def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
     title = f"{sweeping.name}: selected on {sweeping.selected_on} ({sweeping.metric}, "
     table = Table(title=f"{title}{sweeping.mode})")
-    for name in ("rank", *sweeping.keys, "seeds", sweeping.metric, "+- (95 %)", *TEST):
+    weighed = list(sweeping.objectives)
+    front = ["unbeaten"] if weighed else []
+    for name in ("rank", *sweeping.keys, "seeds", sweeping.metric, "+- (95 %)", *weighed, *front,
+                 *TEST):
         table.add_column(name, justify="right")
+    marks = unbeaten(sweeping, ranked)
     for place, one in enumerate(ranked, start=1):
         half = one.half_width
         tests = [
@@ -71,9 +78,18 @@ def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
         table.add_row(
             str(place), *(str(one.point.get(key, "")) for key in sweeping.keys),
             str(len(one.values)), f"{one.mean:.4f}", "" if half is None else f"{half:.4f}",
+            *(f"{mean_of(one, key):.4g}" for key in weighed),
+            *(("yes" if marks[place - 1] else "",) if weighed else ()),
             *(f"{sum(values) / len(values):.4f}" if values else "" for values in tests),
         )
     return table
+
+
+def mean_of(point: Ranked, key: str) -> float:
+    """Return the mean of a number over a point's seeds, NaN where it is not known."""
+    return sum(numbers_of(one.run).get(key, math.nan) for one in point.outcomes) / len(
+        point.outcomes
+    )
 
 
 def _words(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:

@@ -300,7 +300,7 @@ def write_summary(sweep: Sweep) -> None:
     """Write runs/<name>/sweep.json: what the sweep is and which trials it has, in order."""
     write_json(sweep.folder / "sweep.json", {
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
-        "mode": sweep.mode,
+        "mode": sweep.mode, "objectives": dict(sweep.objectives),
         "trials": [
             {"point": t.point, "seed": t.seed, "signature": t.signature} for t in sweep.trials
         ],

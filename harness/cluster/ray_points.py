@@ -15,7 +15,7 @@ from harness.cluster.ray_trial import epoch_lines, was_ended_early
 from harness.config import to_yaml
 from harness.errors import UserError
 from harness.files import write_text
-from harness.outcomes import flatten
+from harness.outcomes import flatten, numbers_of
 from harness.points import Point, add_point
 from harness.proposing import Tried, propose
 from harness.runs import Run
@@ -51,7 +51,8 @@ class Points:
         tried = tried_points(sweep)
         for _ in range(FAULTY):
             point = propose(
-                sweep.space, sweep.algorithm, tried, mode=sweep.mode, seed=sweep.seeds[0].value
+                sweep.space, sweep.algorithm, tried, modes=[sweep.mode, *sweep.objectives.values()],
+                seed=sweep.seeds[0].value,
             )
             if point is None:
                 log.info("no new point is found: the space is exhausted")
@@ -88,18 +89,21 @@ def tried_points(sweep: Sweep) -> list[Tried]:
         if not groups or groups[-1][0] != trial.point:
             groups.append((trial.point, []))
         groups[-1][1].append(trial.run)
-    return [_tried(point, runs, sweep.metric) for point, runs in groups]
+    keys = [sweep.metric, *sweep.objectives]
+    return [_tried(point, runs, keys) for point, runs in groups]
 
 
-def _tried(point: Point, runs: Sequence[Run], metric: str) -> Tried:
+def _tried(point: Point, runs: Sequence[Run], keys: Sequence[str]) -> Tried:
     if all(run.is_complete() for run in runs):
-        values = [flatten(run.result() or {}).get(metric) for run in runs]
-        known = [value for value in values if value is not None]
-        return Tried(point, "complete" if known else "failed", _mean(known))
+        told = [numbers_of(run) for run in runs]
+        known = [[one[key] for one in told if key in one] for key in keys]
+        if all(known):
+            return Tried(point, "complete", [statistics.fmean(values) for values in known])
+        return Tried(point, "failed")
     if any(run.status()["state"] == "failed" for run in runs):
         return Tried(point, "failed")
     if any(was_ended_early(run) for run in runs):
-        return Tried(point, "ended early", reached=_reached(runs, metric))
+        return Tried(point, "ended early", reached=_reached(runs, keys[0]))
     return Tried(point, "running")
 
 
@@ -111,10 +115,6 @@ def _reached(runs: Sequence[Run], metric: str) -> dict[int, float]:
         told.append({int(line["epoch"]): line[metric] for line in lines if metric in line})
     common = set(told[0]).intersection(*told[1:])
     return {epoch: statistics.fmean(one[epoch] for one in told) for epoch in sorted(common)}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 def searcher(points: Points, shared: dict[str, Any]) -> Any:

@@ -29,6 +29,7 @@ samples: 5
 seeds: [3, 4]
 backend: ray
 algorithm: {tpe: {startup: 2}}
+objectives: {images_per_s: max}
 scheduler: {asha: {grace: 2}}
 resources: {cpus: 2, time: 2h}
 slurm: {partition: gpu, setup: [module load cuda]}
@@ -54,7 +55,8 @@ def test_a_thawed_sweep_makes_the_trials_of_the_one_that_was_frozen(tmp_path: Pa
     assert [t.config for t in known.trials] == [t.config for t in found.trials]
     assert [(t.point, t.seed) for t in found.trials] == [(point, 3), (point, 4)]
     assert (known.to_propose, found.to_propose) == (4, 4)
-    fields = ("scheduler", "algorithm", "resources", "ray", "slurm", "metric", "mode", "samples")
+    fields = ("scheduler", "algorithm", "resources", "ray", "slurm", "metric", "mode", "samples",
+              "objectives")
     for name in fields:
         assert getattr(found, name) == getattr(sweep, name)
     other = {**point, "stage2.vss_weight": 0.4}

@@ -142,3 +142,13 @@ def test_a_folder_that_is_no_sweeps_is_told(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
         outcomes.read_outcomes(tmp_path)
+
+
+def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
+    rows = [({"a": 1}, {1: 0.9}), ({"a": 2}, {1: 0.8}), ({"a": 3}, {1: 0.7}), ({"a": 4}, {1: 0.6})]
+    sweeping = make(*rows, objectives={"speed": "max"})
+    for one, speed in zip(sweeping.outcomes, (10.0, 5.0, 30.0, 30.0), strict=True):
+        one.run.log_metrics({"kind": "epoch", "epoch": 1, "speed": speed})
+    assert outcomes.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
+    alone = make(*rows)
+    assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]

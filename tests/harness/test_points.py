@@ -161,3 +161,13 @@ def test_constraints_that_leave_nothing_are_a_mistake(read: Any) -> None:
         read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\nconstraints: [train.lr > 1]\n"
     )
     assert line == "tried.yaml, line 3: constraints: no point of the search meets them"
+
+
+def test_objectives_are_max_or_min_and_only_for_an_algorithm(read: Any) -> None:
+    text = "recipe: base\nsearch: {train.lr: {uniform: [0.1, 0.2]}}\nobjectives: {speed: fast}\n"
+    assert told(read, text) == [
+        "tried.yaml, line 3: objectives.speed: expected max or min, found 'fast'",
+        "tried.yaml, line 3: objectives: only an algorithm weighs them; set algorithm: tpe",
+    ]
+    sweep = read(text.replace("fast", "max"), "algorithm=tpe", "backend=ray")
+    assert sweep.objectives == {"speed": "max"}

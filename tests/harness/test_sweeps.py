@@ -322,7 +322,7 @@ def test_a_scheduler_nobody_has_is_named(read) -> None:
     [line] = told(read, "recipe: base\nscheduler: {ahsa: {}}\n")
     assert line == "tried.yaml, line 2: scheduler: no scheduler 'ahsa'; did you mean asha?"
     [line] = told(read, "recipe: base\nscheduler: {asha: {}, median: {}}\n")
-    assert line == ("tried.yaml, line 2: scheduler: expected one of asha, hyperband, median, "
+    assert line == ("tried.yaml, line 2: scheduler: expected one of asha, hyperband, median, pbt, "
                     "found asha, median")
     assert read("recipe: base\nscheduler: none\n").scheduler is None
     assert read("recipe: base\nscheduler: asha\n").scheduler == Asha()

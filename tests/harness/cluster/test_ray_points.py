@@ -83,10 +83,10 @@ def test_the_metric_of_a_point_is_the_mean_over_its_seeds_once_all_are_complete(
     values = (0.1, 0.2, 0.6)
     for run, known in zip(runs, values, strict=True):
         [tried] = tried_points(with_proposed(sweep))
-        assert (tried.state, tried.value) == ("running", None)
+        assert (tried.state, tried.values) == ("running", None)
         finish(run, known)
     [tried] = tried_points(with_proposed(sweep))
-    assert (tried.state, tried.value) == ("complete", pytest.approx(0.3))
+    assert (tried.state, tried.values) == ("complete", [pytest.approx(0.3)])
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,15 @@ def test_a_space_that_is_exhausted_ends_the_search(make: Callable[..., Sweep]) -
     sweep = make({"work.quality": {"choice": [0.1, 0.2]}}, samples=9)
     assert len(taken(Points(sweep, []))) == 2
     assert dataclasses.replace(with_proposed(sweep)).to_propose == 7
+
+
+def test_what_is_weighed_comes_from_the_result_or_the_last_epoch(
+    make: Callable[..., Sweep]
+) -> None:
+    sweep = make(seeds=[1, 2], samples=1, objectives={"images_per_s": "max", "mAP": "min"})
+    for number, run in enumerate(taken(Points(sweep, []))):
+        for speed in (5.0, 100.0 + number):
+            run.log_metrics({"kind": "epoch", "epoch": 1, "images_per_s": speed, "mAP": 9.0})
+        finish(run, 0.2)
+    [tried] = tried_points(with_proposed(sweep))
+    assert tried.values == [0.2, 100.5, 0.0]
