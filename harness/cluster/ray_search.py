@@ -270,8 +270,9 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
     follows may still be computing its last result.
     """
     deadline: float | None = None
+    runs = _runs(record, _signatures(record))
     while True:
-        holders = [lock_holder(run.lock_file) for run in _runs(record, _signatures(record))]
+        holders = [lock_holder(run.lock_file) for run in runs]
         if not any(h for h in holders if h is not None and host in (None, h["host"])):
             return
         if deadline is None and stop_requested():

@@ -1,6 +1,7 @@
 """Sweeps under Ray Tune on this machine, against the same sweeps as independent trials."""
 
 import dataclasses
+import importlib.util
 import os
 import random
 import signal
@@ -209,6 +210,36 @@ def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: 
     assert "2 trials share one GPU, so resources.gpus must be 1, found 0" in gpus
     assert "a trial of 2 nodes needs them for itself" in nodes
     assert [view.state for view in survey(sweep)] == ["missing"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"ray": {"dashboard": True}}, "is not installed: pip install 'ray[default]'"),
+        ({"scheduler": {"pbt": {}}, "search": {"work.epochs": {"randint": [1, 3]}}},
+         "none of these can be; search one of work.quality"),
+        ({"scheduler": {"pbt": {}}, "algorithm": "tpe"}, "pbt begins with a population"),
+        ({"scheduler": {"hyperband": {}}, "algorithm": "tpe"}, "hyperband halves trials"),
+        ({"scheduler": {"pbt": {}}, "constraints": ["work.quality > 0.5"]},
+         "pbt takes no conditions and no recipes"),
+    ],
+)
+def test_what_does_not_go_together_in_a_search_is_refused(
+    toy: ModuleType, tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    if importlib.util.find_spec("aiohttp_cors") is not None and "ray" in keys:
+        pytest.skip("Ray's dashboard is installed")
+    search = {"work.quality": {"uniform": [0.1, 0.9]}}
+    sweep = toy.make_sweep(tmp_path, **{"search": search, "backend": "ray", **keys})
+    with pytest.raises(UserError) as caught:
+        ray_search.check(sweep)
+    assert message in str(caught.value)
+
+
+def test_what_a_node_serves_to_itself_is_reached_by_a_tunnel() -> None:
+    told = ray_cluster.tunnel(8123)
+    assert told.startswith("ssh -L 8123:127.0.0.1:8123 ")
+    assert told.endswith(f"@{socket.getfqdn()}, then http://127.0.0.1:8123")
 
 
 def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_path: Path) -> None:
