@@ -156,7 +156,8 @@ def head(
                 storage=str(storage), init={"_node_ip_address": ip},
             )
             if dashboard:
-                log.info("dashboard: %s", tunnel(ports["dashboard-port"]))
+                log.info("dashboard: %s; it asks for the token in %s",
+                         tunnel(ports["dashboard-port"]), meeting.token)
             yield node
         finally:
             meeting.write(state="over")  # first, so that all nodes end at the same time
