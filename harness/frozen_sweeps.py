@@ -54,7 +54,7 @@ def thaw(frozen: dict[str, Any]) -> Sweep:
     space = Space(
         tuple(_dimension(item) for item in frozen["dimensions"]),
         tuple(_condition(item) for item in frozen["constraints"]),
-        next(iter(bases.values())).build(),
+        {name: base.build() for name, base in bases.items()},
     )
     sweep = Sweep(
         **{key: frozen[key] for key in

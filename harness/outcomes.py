@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.files import atomic_write, read_json, write_text
 from harness.points import Point
 from harness.runs import Run
+from harness.takeovers import changed_settings, changes
 
 LEAST_POINTS = 4
 """Fewer complete points say nothing about what mattered."""
@@ -50,10 +51,17 @@ class Ranked:
     point: Point
     outcomes: Sequence[Outcome]
     """Of its complete trials."""
+    asked: int = 1
+    """How many trials it has: those of bad seeds may have been ended early."""
 
     @property
     def values(self) -> list[float]:
         return [one.value for one in self.outcomes if one.value is not None]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its trials are complete."""
+        return len(self.outcomes) == self.asked
 
     @property
     def mean(self) -> float:
@@ -99,13 +107,28 @@ class Sweeping:
         return list(dict.fromkeys(key for one in self.outcomes for key in one.point))
 
     def ranked(self) -> list[Ranked]:
-        """Return the points that have a complete trial, the best mean first."""
+        """Return the points that have a complete trial: whole ones, the best mean first, then those
+        of which seeds are missing."""
         groups: dict[str, list[Outcome]] = {}
         for one in self.outcomes:
-            if one.value is not None:
-                groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
-        found = [Ranked(group[0].point, group) for group in groups.values()]
-        return sorted(found, key=lambda point: point.mean, reverse=self.mode == "max")
+            groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
+        found = []
+        for group in groups.values():
+            complete = [one for one in group if one.value is not None]
+            if complete:
+                found.append(Ranked(group[0].point, complete, len(group)))
+        sign = -1.0 if self.mode == "max" else 1.0
+        return sorted(found, key=lambda point: (not point.is_whole, sign * point.mean))
+
+    def sound(self) -> list[Ranked]:
+        """Return the whole points, or all where there are none."""
+        ranked = self.ranked()
+        return [point for point in ranked if point.is_whole] or ranked
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether settings of any run changed while it was trained, so that points say little."""
+        return any(changes(one.run) for one in self.outcomes)
 
 
 def unbeaten(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[bool]:
@@ -123,7 +146,7 @@ def unbeaten(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[bool]:
         ]
         scores.append([sign * mean for sign, mean in zip(signs, means, strict=True)])
     return [
-        not any(
+        not any(map(math.isnan, mine)) and not any(
             all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
             for other in scores
         )
@@ -179,7 +202,9 @@ def importance(sweeping: Sweeping) -> dict[str, float]:
     points by functional ANOVA over a random forest (Hutter et al. 2014), by Optuna, the shares
     summing to 1. Keys that are not part of every point are left out.
     """
-    ranked = sweeping.ranked()
+    ranked = sweeping.sound()
+    if sweeping.has_changed:
+        return {}
     keys = [key for key in sweeping.keys if all(key in one.point for one in ranked)]
     kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
     kinds = {key: values for key, values in kinds.items() if len(values) > 1}
@@ -201,6 +226,8 @@ def _of_grid(ranked: Sequence[Ranked], kinds: Mapping[str, Sequence[str]]) -> di
         ]
         shares[key] = statistics.pvariance(levels) / total
     found = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    if len(found) == 1:
+        return found
     return found | {"interactions": max(0.0, 1.0 - sum(shares.values()))}
 
 
@@ -242,8 +269,10 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
     if not ranked:
         return None
     best = ranked[0]
-    settings = yaml.safe_load(best.outcomes[0].run.config_file.read_text(encoding="utf-8"))
-    for key, value in without.items():
+    run = best.outcomes[0].run
+    settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    changed = {setting.key: setting.value for setting in changed_settings(run)}
+    for key, value in {**changed, **without}.items():
         node, (*above, last) = settings, key.split(".")
         for part in above:
             node = node.get(part, {})
@@ -254,10 +283,12 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
     shown = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
     point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
     runs = ", ".join(one.run.signature for one in best.outcomes)
+    warning = f"# Settings changed on the way ({run.folder / 'changes.json'}); here are the last.\n"
+    warning = warning if changed else ""
     head = (
         f"# The best of {len(ranked)} points of the sweep {sweeping.name}, selected on "
         f"{sweeping.selected_on}:\n# {sweeping.metric} {best.mean:.4f}{shown}, "
-        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n"
+        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning}"
         f"#   python launch/train.py --recipe {sweeping.folder / 'best.yaml'}\n"
     )
     path = sweeping.folder / "best.yaml"

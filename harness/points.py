@@ -12,8 +12,9 @@ order, in runs/<name>/points.jsonl.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,10 @@ from harness.dimensions import Dimension
 from harness.files import write_text
 
 Point = dict[str, Any]
+RECIPE = "recipe"
+"""The key of `search` under which recipes are compared."""
+MANY = 10_000
+"""Spaces of more points are not looked through."""
 TRIES = 1000
 """How often a draw that a constraint forbids is drawn anew."""
 
@@ -35,8 +40,9 @@ class Space:
 
     dimensions: tuple[Dimension, ...] = ()
     constraints: tuple[Condition, ...] = ()
-    fixed: Any = None
-    """The configuration that gives the values of all other keys."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """By recipe, the configuration that gives the values of all other keys; the first one's where
+    no recipe is searched."""
 
     @property
     def is_random(self) -> bool:
@@ -49,7 +55,10 @@ class Space:
 
     def value_at(self, point: Point, key: str) -> Any:
         """Return the value of a key in the trial of a point."""
-        return point[key] if key in point else value_at(self.fixed, key)
+        if key in point:
+            return point[key]
+        first = next(iter(self.fixed))
+        return value_at(self.fixed[point.get(RECIPE, first)], key)
 
     def pick(self, choose: Callable[[Dimension], Any]) -> Point:
         """Return a point, choosing in the file's order for the dimensions that are part of it."""
@@ -72,6 +81,36 @@ class Space:
             return False
         inside = all(d.holds(point[d.key]) for d in self.dimensions if d.key in same)
         return same == point and inside and self.allows(point)
+
+    def every(self) -> list[Point] | None:
+        """Return all points of a space of choices and whole numbers; None of one that has more than
+        can be looked through."""
+        values = []
+        for dimension in self.dimensions:
+            if dimension.kind in ("uniform", "loguniform"):
+                return None
+            low_high = dimension.values if dimension.kind == "randint" else None
+            values.append(range(*low_high) if low_high else dimension.values)
+        if math.prod(len(some) for some in values) > MANY:
+            return None
+        found: dict[str, Point] = {}
+        for taken in product(*values):
+            chosen = dict(zip((d.key for d in self.dimensions), taken, strict=True))
+            point = self.pick(lambda dimension, chosen=chosen: chosen[dimension.key])  # type: ignore[misc]
+            if self.allows(point):
+                found.setdefault(json.dumps(point, sort_keys=True), point)
+        return list(found.values())
+
+    def corners(self) -> Iterator[Point]:
+        """Yield points that together have every choice and both ends of every range."""
+        ends = [
+            d.values if d.kind in ("grid", "choice")
+            else (d.values[0], d.values[1] - (d.kind == "randint")) for d in self.dimensions
+        ]
+        for n in range(max(map(len, ends), default=0)):
+            chosen = {d.key: some[n % len(some)]
+                      for d, some in zip(self.dimensions, ends, strict=True)}
+            yield self.pick(lambda dimension, chosen=chosen: chosen[dimension.key])  # type: ignore[misc]
 
     def points(self, samples: int) -> Iterator[Point]:
         """Yield the points in order: that of the grid, draws within a combination of it."""

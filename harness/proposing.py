@@ -68,7 +68,9 @@ def propose(
         if point not in known and space.allows(point):
             return point
         study.tell(asked, state=optuna.trial.TrialState.FAIL)
-    return None
+    # chance may miss the last ones of a small space
+    left = [point for point in space.every() or () if point not in known]
+    return left[_seed(seed, len(tried), TRIES) % len(left)] if left else None
 
 
 def _sampler(algorithm: Algorithm, seed: int) -> Any:

@@ -31,7 +31,7 @@ from harness.config import (
 )
 from harness.dimensions import Dimension, hint, read_dimension
 from harness.errors import UserError
-from harness.points import Space, read_points
+from harness.points import RECIPE, Space, read_points
 from harness.runs import Run
 from harness.sweep_file import (
     ALGORITHMS,
@@ -50,8 +50,6 @@ log = logging.getLogger(__name__)
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file that hold mappings of the user's own keys."""
-RECIPE = "recipe"
-"""The key of `search` under which recipes are compared."""
 OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
 """Keys of the experiment that the sweep sets itself, and what to write instead."""
 
@@ -86,6 +84,8 @@ class Sweep:
     """Those that are known: an algorithm proposes its points one after the other."""
     to_propose: int = 0
     """How many points an algorithm still has to propose."""
+    probes: tuple["Trial", ...] = ()
+    """Trials that an algorithm may propose: they were checked, and are not run."""
     prepare: bool = False
     report: bool = False
     first: int | None = None
@@ -266,6 +266,8 @@ def _assemble(
                       "is random (choice, uniform, loguniform, randint)")
     scheduler = choose(SCHEDULERS, parts["scheduler"], "scheduler", faults)
     algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
+    if isinstance(scheduler, Pbt) and head.backend != "ray":
+        faults.append(f"{parts['scheduler'][0].where}: scheduler: pbt needs backend: ray")
     for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
         faults.extend(_algorithm_faults(place, head, dimensions))
     slurm = read_slurm(parts["slurm"], faults)
@@ -280,31 +282,39 @@ def _assemble(
             found = read_recipe(find_recipe(recipe, recipes, where=where), schema)
             bases[recipe] = Base(schema, [*found, *settings])
     base = next(iter(bases.values()), Base(schema, settings))
-    folder, seed, shared = Path(name), 0, None  # for faults only: other keys are still looked at
-    with _collecting(faults):
-        shared = base.build()
+    folder, seed = Path(name), 0  # for faults only: other keys are still looked at
+    fixed: dict[str, Any] = {}
+    for recipe, one in (bases or {"": base}).items():
+        with _collecting(faults):
+            fixed[recipe] = one.build()
+    for shared in list(fixed.values())[:1]:
         folder, seed = Path(shared.run.runs) / name, shared.seed
     seeds = [Setting("seed", s, places.get("seeds", file)) for s in head.seeds or [seed]]
     sweep = Sweep(
         name=name, file=file, bases=bases or {"": base}, seeds=tuple(seeds), samples=samples,
-        space=Space(tuple(dimensions), tuple(constraints), shared),
+        space=Space(tuple(dimensions), tuple(constraints), fixed),
         metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
         algorithm=algorithm, objectives=_objectives(parts["objectives"], algorithm, faults),
         resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
         complete=complete, prepare=head.prepare, report=head.report,
     )
     # conditions look at the other keys' values
-    usable = sound and shared is not None
+    usable = sound and len(fixed) == len(bases or {"": base})
     listed = algorithm is None and (usable or not sweep.space.is_conditional)
     listed = listed and (len(bases) == len(wanted) or not searched)
     points = list(sweep.space.points(samples)) if listed else []
     trials = _expand(sweep, points, faults)
+    probes: tuple[Trial, ...] = ()
+    if algorithm is not None and usable:
+        probes = tuple(_expand(sweep, [*sweep.space.points(1), *sweep.space.corners()], faults))
+        listed = True
+        points = list(sweep.space.points(1))
     if listed and not points and not faults:
         faults.append(f"{places['constraints']}: constraints: no point of the search meets them")
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
     if algorithm is not None:
-        return with_proposed(sweep)
+        return dataclasses.replace(with_proposed(sweep), probes=probes)
     return dataclasses.replace(sweep, trials=tuple(trials))
 
 
@@ -318,7 +328,9 @@ def with_proposed(sweep: Sweep) -> Sweep:
     trials = _expand(sweep, points, faults)
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
-    left = max(0, sweep.samples - len(points))
+    every = sweep.space.every()
+    most = sweep.samples if every is None else min(sweep.samples, len(every))
+    left = max(0, most - len(points))
     return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
 
 
@@ -358,11 +370,14 @@ def _check_conditions(
 
     Returns whether all do.
     """
-    known, before = {*field_types(schema), RECIPE}, len(faults)
+    before = len(faults)
+    # the seed is the sweep's, and the recipe's name is known only where recipes are searched
+    known = [key for key in field_types(schema) if key != "seed"]
+    known += [RECIPE] if any(dimension.key == RECIPE for dimension in dimensions) else []
     for condition in [*constraints, *(d.when for d in dimensions if d.when)]:
         for name in condition.names:
             if name not in known:
-                faults.append(f"{condition.where}: no key {name}{hint(name, list(known))}")
+                faults.append(f"{condition.where}: no key {name}{hint(name, known)}")
     for place, dimension in enumerate(dimensions):
         later = {d.key for d in dimensions[place:]}
         for name in dimension.when.names if dimension.when else ():
@@ -464,7 +479,7 @@ def _expand(
 
 def _tell_duplicate(sweep: Sweep, first: Trial, second: Trial, faults: list[str]) -> None:
     """A grid that names one run twice is a mistake; draws may fall on the same point by chance."""
-    if sweep.space.is_random:
+    if sweep.space.is_random:  # and the corners of a search may coincide
         log.info("drawn twice, run once: %s", first.title)
         return
     dimensions = sweep.space.dimensions

@@ -1,7 +1,8 @@
 """A run that goes on from another one's state: how population based training replaces bad ones.
 
-    <run>/exports/<epoch>/   the checkpoint at the end of an epoch at which runs are compared
-    <run>/incoming/          another run's: checkpoint, log up to there, prompts
+    <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
+                             to there, prompts, score, settings
+    <run>/incoming/          another run's state
     <run>/takeover.json      that, and with which settings, the run is to go on from `incoming`
     <run>/changes.json       the settings that it has gone on with, and from when
 
@@ -11,6 +12,7 @@ it has.
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -20,27 +22,62 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import Setting
-from harness.errors import UserError
 from harness.files import read_json, write_json, write_text
 from harness.runs import Run
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
 """How long an epoch's checkpoint may take to be written."""
 POLL_S = 0.1
 
 
-def export(run: Run, *, stage: str, epoch: int) -> None:
-    """Keep the checkpoint at the end of an epoch, for others; it may still be being written.
+def export(
+    run: Run, *, stage: str, epoch: int, score: float, patience_s: float = PATIENCE_S
+) -> None:
+    """Keep the state at the end of an epoch, for others.
 
-    Raises UserError when it does not appear.
+    Its checkpoint may still be being written; when it does not appear, that is told and nothing is
+    kept.
     """
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (source / "state.json").exists():
         if time.monotonic() > deadline:
-            raise UserError(f"{source}: is not there after {PATIENCE_S:.0f} s")
+            log.warning("%s: is not there: nobody can go on from it", source)
+            return
         time.sleep(POLL_S)
-    _link(source, _exports(run) / str(epoch))
+    private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
+    _link(source, private / "checkpoint")
+    lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
+    write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    if run.prompts_file.exists():
+        shutil.copyfile(run.prompts_file, private / run.prompts_file.name)
+    settings = {setting.key: setting.value for setting in changed_settings(run)}
+    write_json(private / "about.json", {"score": score, "settings": settings})
+    final = _exports(run) / str(epoch)
+    shutil.rmtree(final, ignore_errors=True)  # the same epoch again, after a resume or a takeover
+    private.rename(final)
+
+
+def exported_score(run: Run, epoch: int) -> float | None:
+    """Return how well a run did at the end of an epoch, None when its state was not kept."""
+    about = _about(run, epoch)
+    return None if about is None else float(about["score"])
+
+
+def exported_settings(run: Run, epoch: int) -> list[Setting]:
+    """Return the settings that a run had then instead of those in its config.yaml."""
+    about = _about(run, epoch) or {"settings": {}}
+    where = str(_exports(run) / str(epoch))
+    return [Setting(key, value, where) for key, value in about["settings"].items()]
+
+
+def _about(run: Run, epoch: int) -> dict[str, Any] | None:
+    try:
+        return dict(read_json(_exports(run) / str(epoch) / "about.json"))
+    except FileNotFoundError:
+        return None
 
 
 def forget_exports(run: Run) -> None:
@@ -49,15 +86,8 @@ def forget_exports(run: Run) -> None:
 
 
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
-    """Have `run` go on from the state of `of` after an epoch, with these settings."""
-    incoming = run.folder / "incoming"
-    shutil.rmtree(incoming, ignore_errors=True)
-    checkpoint = incoming / "checkpoint"
-    _link(_exports(of) / str(epoch), checkpoint)
-    lines = of.metrics()[: read_json(checkpoint / "state.json")["progress"]["metric_lines"]]
-    write_text(incoming / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if of.prompts_file.exists():
-        shutil.copyfile(of.prompts_file, incoming / of.prompts_file.name)
+    """Have `run` go on from what `of` kept after an epoch, with these settings."""
+    _link(_exports(of) / str(epoch), run.folder / "incoming")
     write_json(run.folder / "takeover.json", {
         "of": of.signature, "epoch": epoch, "settings": dict(settings),
     })

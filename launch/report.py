@@ -77,7 +77,8 @@ def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
         ]
         table.add_row(
             str(place), *(str(one.point.get(key, "")) for key in sweeping.keys),
-            str(len(one.values)), f"{one.mean:.4f}", "" if half is None else f"{half:.4f}",
+            f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}",
+            f"{one.mean:.4f}", "" if half is None else f"{half:.4f}",
             *(f"{mean_of(one, key):.4g}" for key in weighed),
             *(("yes" if marks[place - 1] else "",) if weighed else ()),
             *(f"{sum(values) / len(values):.4f}" if values else "" for values in tests),
@@ -98,13 +99,19 @@ def _words(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:
     lines = [f"{len(states)} trials: " + ", ".join(
         f"{states.count(state)} {state}" for state in dict.fromkeys(states)
     )]
+    if not all(one.is_whole for one in ranked):
+        lines.append("points of which seeds are missing stand last, whatever their mean: what was "
+                     "ended early or failed is not in it")
     shares = importance(sweeping)
-    if shares:
+    if sweeping.has_changed:
+        lines.append("settings changed while runs were trained (changes.json in their folders): "
+                     "the points are what they began with")
+    elif shares:
         told = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
         lines.append(f"share in the variance of {sweeping.metric}: {told}")
     else:
         lines.append("too few complete points to say which key mattered")
-    if all(len(one.values) == 1 for one in ranked):
+    if all(one.asked == 1 for one in ranked):
         lines.append("one seed each: how much chance there is in this ranking is not known "
                      "(seeds=[1,2,3])")
     return lines

@@ -31,6 +31,8 @@ from svll.pinning import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
 """What a scheduler may judge stage 1 by."""
+OF_EPOCHS = ("images_per_s", "memory_gb", "loss")
+"""What else epochs tell, and a search may weigh."""
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
 """What trials may be ranked by: the keys of result.json."""
@@ -129,14 +131,16 @@ def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep
         )
     else:
         raise UserError("give either --sweep FILE or --recipe NAME")
-    fixed = asked.space.fixed
     early = getattr(asked.scheduler, "early", None)
     if early is not None and early not in EARLY:
         raise UserError(f"{asked.file}: scheduler.early: no run reports {early}; there are "
                         f"{', '.join(EARLY)}")
-    validated = all(trial.config.data.validation for trial in asked.trials) and (
-        asked.trials or fixed.data.validation
-    )
+    unknown = [key for key in asked.objectives if key not in (*METRICS, *EARLY, *OF_EPOCHS)]
+    if unknown:
+        raise UserError(f"{asked.file}: objectives: no run reports {', '.join(unknown)}; there are "
+                        f"{', '.join((*METRICS, *EARLY, *OF_EPOCHS))}")
+    known = (*asked.trials, *asked.probes)
+    validated = all(trial.config.data.validation for trial in known)
     if validated or not asked.metric.startswith("validation."):
         return asked
     if recipe is not None:

@@ -13,8 +13,8 @@ from svll.evaluation.scores import Extra, score
 from svll.evaluation.sources import open_source
 
 
-def mean_precisions(runs: Sequence[Run]) -> NDArray[np.float64]:
-    """Return each test query's average precision [Q], the mean over runs (of several seeds).
+def precisions(runs: Sequence[Run]) -> list[NDArray[np.float64]]:
+    """Return each test query's average precision [Q] in each run.
 
     Raises UserError for a run without features of its test set, and for runs of different queries.
     """
@@ -34,9 +34,13 @@ def mean_precisions(runs: Sequence[Run]) -> NDArray[np.float64]:
     for path, other in queries[1:]:
         if other != queries[0][1]:
             raise UserError(f"{path}: has other queries than {queries[0][0]}")
-    return np.mean(found, axis=0)
+    return found
 
 
 def compare_queries(a: Sequence[Run], b: Sequence[Run]) -> Verdict:
-    """Test whether the mean test mAP of runs `a` differs from that of `b`, paired over queries."""
-    return compare(mean_precisions(a), mean_precisions(b))
+    """Test whether the test mAP of runs `a` differs from that of `b`, paired over queries.
+
+    Of several runs on a side, of several seeds, each query's mean counts.
+    """
+    found = precisions([*a, *b])
+    return compare(np.mean(found[: len(a)], axis=0), np.mean(found[len(a) :], axis=0))

@@ -230,7 +230,7 @@ def launch(
     with held_lock(launch_lock(sweep)):
         _settle_marks(sweep)
         if sweep.algorithm is not None:
-            sweep = with_proposed(sweep)
+            sweep = replace(with_proposed(sweep), probes=sweep.probes)
         views = survey(sweep)
         write_summary(sweep)
         waiting = due(views, retry_failed=retry_failed)
@@ -238,7 +238,7 @@ def launch(
         if is_searched(sweep):  # it takes up what it has left when it has ended
             waiting, proposes = [], False
         if waiting or proposes:
-            fetch([view.trial for view in waiting])
+            fetch([*(view.trial for view in waiting), *sweep.probes])
             begun = [view.trial.signature for view in waiting if view.status.get("attempts")]
             for told in snapshots.mixed(sweep, begun, read_records(sweep.folder)):
                 log.warning("trials that had begun go on with other code: %s", told)

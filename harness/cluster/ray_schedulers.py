@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import population, takeovers
-from harness.cluster.ray_trial import end_early, epoch_lines, mark_ended_early
+from harness.cluster.ray_trial import (
+    end_early,
+    epoch_lines,
+    judged,
+    mark_ended_early,
+    note_judged,
+)
 from harness.config import build, changeable_keys, read_recipe, value_at
 from harness.outcomes import flatten
 from harness.runs import Run
@@ -59,14 +65,20 @@ def make_scheduler(sweep: Sweep) -> Any:
             self.name, self.judges = name, judges
             self.known: dict[str, Known] = {}
 
-        def tell(self, runs: Iterable[Run]) -> None:
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
             """Show what runs have logged before this scheduler was made.
 
-            Not in the order of then, so what is decided of them now does not count.
+            Not in the order of then, so what is decided of them now does not count. Of runs that
+            go on only what was judged: Tune will tell the rest.
             """
-            for run in runs:
+            for run in finished:
                 for line in epoch_lines(run):
                     self._show(run.signature, flatten(line))
+            for run in due:
+                seen = judged(run)
+                for line in epoch_lines(run):
+                    if (line.get("stage"), line["epoch"]) in seen:
+                        self._show(run.signature, flatten(line))
             for judge in self.judges.values():
                 if isinstance(judge, _Rule):
                     judge.forget_decisions()
@@ -91,6 +103,7 @@ def make_scheduler(sweep: Sweep) -> Any:
             if decision == TrialScheduler.STOP:
                 log.info("%s: ended at epoch %s", trial, result["epoch"])
                 end_early(run, by=self.name, epoch=result["epoch"])
+            note_judged(run, result.get("stage"), result["epoch"])
             return decision
 
     class _Rule(MedianStoppingRule):
@@ -100,7 +113,7 @@ def make_scheduler(sweep: Sweep) -> Any:
     class _Bands(HyperBandScheduler):
         """HyperBand over the epochs that have the metric; the others pass."""
 
-        def tell(self, runs: Iterable[Run]) -> None:
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
             """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -130,37 +143,33 @@ def make_scheduler(sweep: Sweep) -> Any:
             self.options = options
             self.changeable = changeable_keys(sweep.base.schema)
             self.runs: dict[str, Run] = {}
-            self.scores: dict[int, dict[str, float]] = {}
 
-        def tell(self, runs: Iterable[Run]) -> None:
-            """Note how well runs did at the epochs that were compared."""
-            for run in runs:
-                for line in epoch_lines(run):
-                    self._note(run, flatten(line))
-
-        def _note(self, run: Run, result: dict[str, Any]) -> bool:
-            epoch = result.get("epoch", 0)
-            if sweep.metric not in result or epoch % self.options.every or not epoch:
-                return False
-            self.runs[run.signature] = run
-            self.scores.setdefault(epoch, {})[run.signature] = result[sweep.metric]
-            return True
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+            """Get to know the runs; how well they did is kept with what they export."""
+            self.runs |= {run.signature: run for run in (*finished, *due)}
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            run = Run(Path(trial.config["run"]))
-            if not result.get("done") and self._note(run, result):
-                self._compare(run, int(result["epoch"]))
+            run, epoch = Run(Path(trial.config["run"])), result.get("epoch")
+            self.runs[run.signature] = run
+            if epoch is None or result.get("done"):
+                return str(TrialScheduler.CONTINUE)
+            if sweep.metric in result and epoch % self.options.every == 0:
+                self._compare(run, int(epoch))
+            note_judged(run, result.get("stage"), epoch)
             return str(TrialScheduler.CONTINUE)
 
         def _compare(self, run: Run, epoch: int) -> None:
+            scores = {
+                name: score for name, one in self.runs.items()
+                if (score := takeovers.exported_score(one, epoch)) is not None
+            }
             source = population.source_for(
-                run.signature, self.scores[epoch], share=self.options.share, mode=sweep.mode,
-                epoch=epoch,
+                run.signature, scores, share=self.options.share, mode=sweep.mode, epoch=epoch
             )
             if source is None:
                 return
             settings = population.explore(
-                sweep.space.dimensions, settings_now(self.runs[source]), self.changeable,
+                sweep.space.dimensions, settings_at(self.runs[source], epoch), self.changeable,
                 name=run.signature, epoch=epoch, factor=self.options.factor,
                 resample=self.options.resample,
             )
@@ -168,10 +177,10 @@ def make_scheduler(sweep: Sweep) -> Any:
             log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
                      settings)
 
-    def settings_now(run: Run) -> dict[str, Any]:
+    def settings_at(run: Run, epoch: int) -> dict[str, Any]:
         config = build(
             sweep.base.schema, [*read_recipe(run.config_file, sweep.base.schema),
-                                *takeovers.changed_settings(run)],
+                                *takeovers.exported_settings(run, epoch)],
         )
         return {d.key: value_at(config, d.key) for d in sweep.space.dimensions}
 

@@ -38,10 +38,11 @@ from harness.config import changeable_keys
 from harness.errors import UserError
 from harness.files import read_json
 from harness.frozen_sweeps import freeze, thaw
+from harness.points import RECIPE
 from harness.runs import Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.sweep_file import Allocation, HyperBand, Pbt, Resources
-from harness.sweeps import RECIPE, Sweep, Trial, expand
+from harness.sweeps import Sweep, Trial, expand
 from harness.units import gigabytes
 
 log = logging.getLogger(__name__)
@@ -138,11 +139,18 @@ def submit(
         slots = min(jobs or NO_LIMIT, ray_guest.room(address, sweep.resources, sweep.ray))
         cluster = "local"  # the driver is here, wherever its trials are
     elif cluster == "local":
+        if sweep.resources.nodes > 1:
+            raise UserError(
+                f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} nodes cannot "
+                "run here; resources.nodes=1 resources.tasks=N tries its ranks on this machine"
+            )
         slots = local.slots_for(sweep.resources, jobs)
     record = new_record(
         sweep.folder, cluster, [trial.signature for trial in trials],
         backend="ray", workers=1, nodes=sweep.ray.nodes if cluster == "slurm" else 1,
         trials_per_node=slots or sweep.ray.trials_per_node,
+        side_by_side=slots
+        or max(1, sweep.ray.nodes * sweep.ray.trials_per_node // sweep.resources.nodes),
         sweep={**freeze(sweep), "known": [trial.signature for trial in expand(sweep)]},
         code=str(sweep.code or ""),
     )
@@ -321,14 +329,14 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     _wait_for_nodes(record.options["nodes"])
     scheduler = make_scheduler(sweep)
     # both before what the search itself will see, and all that was logged up to now
-    scheduler.tell([*finished, *due])
+    scheduler.tell(finished, due)
     shared = {
         "cwd": os.getcwd(), "logs": record.folder, "resources": dataclasses.asdict(sweep.resources),
         "trials_per_gpu": sweep.ray.trials_per_gpu, "retell": retell,
         "exports": (sweep.metric, sweep.scheduler.every)
         if isinstance(sweep.scheduler, Pbt) else ("", 0),
     }
-    side_by_side: int | None = _slots(sweep, record)
+    side_by_side: int | None = record.options["side_by_side"]
     if retell:  # brackets are of trials that wait together
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(points.most)
         side_by_side = None
@@ -353,8 +361,9 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     # afterwards Tune looks for the records that we have told it not to write
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
-    if isinstance(sweep.scheduler, Pbt):
-        for run in _runs(record, _signatures(record)):
+    every = _runs(record, _signatures(record))
+    if isinstance(sweep.scheduler, Pbt) and all(run.is_complete() for run in every):
+        for run in every:
             takeovers.forget_exports(run)
 
 
@@ -375,12 +384,6 @@ def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]
         if run.signature in open_to_us and run not in finished and run.status()["state"] != "failed"
     ]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
-
-
-def _slots(sweep: Sweep, record: Record) -> int:
-    """Return how many trials run at the same time."""
-    options = record.options
-    return max(1, options["nodes"] * options["trials_per_node"] // sweep.resources.nodes)
 
 
 def _bundles(sweep: Sweep) -> Any:
@@ -437,7 +440,11 @@ def main(arguments: list[str]) -> int:
     end_with_parent()
     say_plainly()
     record_file, meeting_file = map(Path, arguments)
-    search(read_record(record_file), read_json(meeting_file))
+    try:
+        search(read_record(record_file), read_json(meeting_file))
+    except UserError as error:
+        log.error("%s", error)
+        return 1
     return 0
 
 

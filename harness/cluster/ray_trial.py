@@ -57,6 +57,29 @@ def epoch_lines(run: Run) -> list[dict[str, Any]]:
     return [line for line in run.metrics() if line.get("kind") == "epoch"]
 
 
+# --- what the search has seen of a run ---
+
+
+def judged_file(run: Run) -> Path:
+    """Where the search notes which epochs of a run it has judged."""
+    return run.folder / "judged.json"
+
+
+def judged(run: Run) -> set[tuple[Any, Any]]:
+    """Return the (stage, epoch) that the search has judged; an epoch may be logged, and not yet."""
+    try:
+        return {(stage, epoch) for stage, epoch in read_json(judged_file(run))["epochs"]}
+    except FileNotFoundError:
+        return set()
+
+
+def note_judged(run: Run, stage: Any, epoch: Any) -> None:
+    """Note that the search has decided on an epoch; after what it decided is on disk."""
+    before = judged(run)
+    if (stage, epoch) not in before:
+        write_json(judged_file(run), {"epochs": sorted([*before, (stage, epoch)], key=str)})
+
+
 # --- being ended early ---
 
 
@@ -79,6 +102,7 @@ def mark_ended_early(run: Run) -> None:
     facts = {key: v for key, v in run.status().items() if key not in ("state", "time", "reason")}
     reason = f"stopped early by {why['by']} at epoch {why['epoch']}"
     run.set_status("stopped", **{**facts, "reason": reason, "pruned": True})
+    early_end_file(run).unlink(missing_ok=True)
 
 
 def was_being_ended(run: Run) -> bool:
@@ -185,7 +209,8 @@ class WatchedRun:
     """A run as Tune sees it: one result after the other, the last with `done`.
 
     others: called when the run starts, has its ranks on further nodes started and returns what ends
-    them. retell: whether what earlier attempts logged is told again; else the search knows it.
+    them. retell: whether all that earlier attempts logged is told again; else what the search has
+    not judged.
     exports: of population based training, the metric and after how many epochs that have it a
     checkpoint is kept for others; 0: never.
     """
@@ -204,7 +229,8 @@ class WatchedRun:
         self.stored = deque(epoch_lines(run))
         self.told: set[tuple[Any, Any]] = set()
         if not retell:
-            self.skip_stored()
+            self.told = judged(run)
+            self.stored = deque(line for line in self.stored if _epoch_of(line) not in self.told)
         early_end_file(run).unlink(missing_ok=True)
 
     def skip_stored(self) -> None:
@@ -218,7 +244,9 @@ class WatchedRun:
         Raises TrialFailed when the run failed.
         """
         if self.stored:
-            return self._tell(self.stored.popleft())
+            line = self.stored.popleft()
+            self._export(line, patience_s=0.0)
+            return self._tell(line)
         if takeovers.is_planned(self.run):
             self._take_over()
         if self.process is None:
@@ -235,10 +263,15 @@ class WatchedRun:
             self._go_on()
         return self._ended()
 
-    def _export(self, line: dict[str, Any]) -> None:
+    def _export(self, line: dict[str, Any], patience_s: float = takeovers.PATIENCE_S) -> None:
+        """Keep the state after an epoch that is compared, where it can still be had."""
         metric, every = self.exports
-        if every and metric in flatten(line) and line["epoch"] % every == 0:
-            takeovers.export(self.run, stage=line["stage"], epoch=line["epoch"])
+        numbers = flatten(line)
+        if every and metric in numbers and line["epoch"] % every == 0:
+            takeovers.export(
+                self.run, stage=line["stage"], epoch=line["epoch"], score=numbers[metric],
+                patience_s=patience_s,
+            )
 
     def _take_over(self) -> None:
         """Let the run end, and have the next one go on from another run's state."""

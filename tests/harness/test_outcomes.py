@@ -52,12 +52,15 @@ def make(tmp_path: Path) -> Made:
 
 def test_points_are_ranked_by_the_mean_over_their_complete_seeds(make: Made) -> None:
     sweeping = make(
-        ({"a": 1}, {1: 0.5, 2: 0.7, 3: None}), ({"a": 2}, {1: 0.65, 2: 0.6, 3: 0.7}),
-        ({"a": 3}, {1: None, 2: None, 3: None}),
+        ({"a": 1}, {1: 0.5, 2: 0.9, 3: None}), ({"a": 2}, {1: 0.65, 2: 0.6, 3: 0.7}),
+        ({"a": 3}, {1: None, 2: None, 3: None}), ({"a": 4}, {1: 0.1, 2: 0.1, 3: 0.1}),
     )
     ranked = sweeping.ranked()
-    assert [one.point["a"] for one in ranked] == [2, 1]
-    assert [one.mean for one in ranked] == pytest.approx([0.65, 0.6])
+    # the seed that is missing was perhaps a bad one: its point cannot win
+    assert [one.point["a"] for one in ranked] == [2, 4, 1]
+    assert [one.is_whole for one in ranked] == [True, True, False]
+    assert [one.mean for one in ranked] == pytest.approx([0.65, 0.1, 0.7])
+    assert [one.point["a"] for one in sweeping.sound()] == [2, 4]
     low, high = scipy.stats.t.interval(
         0.95, 2, loc=0.65, scale=scipy.stats.sem([0.65, 0.6, 0.7])
     )
@@ -102,7 +105,7 @@ def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows
 
 
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
-    sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.4, 2: None}))
+    sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
     path = outcomes.write_best(
         sweeping, without={"data.validation": 0.0, "data.root": None, "run": None}
     )
@@ -152,3 +155,17 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     assert outcomes.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
     alone = make(*rows)
     assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]
+
+
+def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> None:
+    sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
+    assert outcomes.importance(sweeping) == {"a": 1.0}
+    write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
+        "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
+    })
+    assert sweeping.has_changed
+    assert outcomes.importance(sweeping) == {}
+    path = outcomes.write_best(sweeping, without={"run": None})
+    assert path is not None
+    assert "Settings changed on the way" in path.read_text()
+    assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5

@@ -28,7 +28,7 @@ def dimension(key: str, kind: Any, values: tuple[Any, ...], when: str = "") -> D
 
 
 def space(*dimensions: Dimension, constraints: tuple[str, ...] = ()) -> Space:
-    return Space(dimensions, tuple(map(condition, constraints)), Config())
+    return Space(dimensions, tuple(map(condition, constraints)), {"base": Config()})
 
 
 def test_a_key_whose_condition_does_not_hold_is_no_part_of_the_point() -> None:
@@ -142,7 +142,7 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
         "  train.width: {grid: [8, 16], when: 'train.epochs > 1'}",
         "  train.epochs: {grid: [1, 2], when: 'train.epochs > 1'}",
         "  train.name: {grid: [a, b], when: open(1)}",
-        "constraints: [train.lrr < 1, 3 < 4]",
+        "constraints: [train.lrr < 1, 3 < 4, recipe == 'base', seed > 1]",
     ]))) == {
         "tried.yaml, line 3: train.lr: when: no key train.widht; did you mean train.width?",
         "tried.yaml, line 4: train.width: when looks at train.epochs, which must be searched "
@@ -153,6 +153,10 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
         "here); write it as stage1.lss_weight + stage2.vss_weight <= 1",
         "tried.yaml, line 7: constraints: no key train.lrr; did you mean train.lr?",
         "tried.yaml, line 7: constraints: '3 < 4' looks at no key",
+        "tried.yaml, line 7: constraints: no key recipe; one of train.lr, train.epochs, "
+        "train.width, train.name, run.runs, run.name, run.threads",
+        "tried.yaml, line 7: constraints: no key seed; one of train.lr, train.epochs, "
+        "train.width, train.name, run.runs, run.name, run.threads",
     }
 
 
@@ -171,3 +175,61 @@ def test_objectives_are_max_or_min_and_only_for_an_algorithm(read: Any) -> None:
     ]
     sweep = read(text.replace("fast", "max"), "algorithm=tpe", "backend=ray")
     assert sweep.objectives == {"speed": "max"}
+
+
+def test_a_condition_sees_the_values_of_its_own_recipe() -> None:
+    other = Config()
+    other.train.epochs = 40
+    own = Space(
+        (dimension("recipe", "grid", ("base", "other")),), (condition("train.epochs > 10"),),
+        {"base": Config(), "other": other},
+    )
+    assert list(own.points(1)) == [{"recipe": "other"}]
+
+
+def test_all_points_of_a_small_space_are_known_and_those_of_a_large_one_are_not() -> None:
+    own = space(
+        dimension("train.name", "choice", ("wide", "plain")),
+        dimension("train.width", "randint", (1, 4), when="train.name == 'wide'"),
+        constraints=("train.width != 2",),
+    )
+    assert own.every() == [
+        {"train.name": "wide", "train.width": 1}, {"train.name": "wide", "train.width": 3},
+        {"train.name": "plain"},
+    ]
+    assert space(dimension("train.lr", "uniform", (0.0, 1.0))).every() is None
+    assert space(dimension("train.width", "randint", (1, 99_999))).every() is None
+
+
+def test_corners_have_every_choice_and_both_ends() -> None:
+    own = space(
+        dimension("train.name", "choice", ("a", "b", "c")),
+        dimension("train.lr", "uniform", (0.0, 1.0)), dimension("train.width", "randint", (1, 9)),
+    )
+    found = list(own.corners())
+    assert {p["train.name"] for p in found} == {"a", "b", "c"}
+    assert {p["train.lr"] for p in found} == {0.0, 1.0}
+    assert {p["train.width"] for p in found} == {1, 8}
+
+
+def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
+    text = (
+        "recipe: base\nbackend: ray\nalgorithm: tpe\nsamples: 9\nsearch:\n"
+        "  train.lrr: {uniform: [0, 1]}\n  train.name: {uniform: [0, 1]}\n"
+        "  train.epochs: {randint: [0, 3]}\n"
+    )
+    assert {line.split(", found")[0] for line in told(read, text)} == {
+        "tried.yaml, line 6: no key train.lrr; did you mean train.lr?",
+        "tried.yaml, line 7: train.name: expected a text",
+        "tried.yaml, line 8: train.epochs: must be at least 1",
+    }
+    sweep = read("recipe: base\nbackend: ray\nalgorithm: tpe\nsamples: 9\n"
+                 "search: {train.width: {randint: [1, 4]}}\n")
+    assert sweep.to_propose == 3  # there are no more
+    assert sweep.trials == ()
+    assert {trial.point["train.width"] for trial in sweep.probes} >= {1, 3}
+
+
+def test_population_based_training_needs_a_search(read: Any) -> None:
+    [line] = told(read, "recipe: base\nscheduler: pbt\n")
+    assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"

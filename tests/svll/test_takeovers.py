@@ -33,7 +33,7 @@ def source(place: Path) -> Run:
 
     def keep(line: dict[str, Any]) -> None:
         if (line["stage"], line["epoch"]) == ("stage2", 1):
-            takeovers.export(run, stage="stage2", epoch=1)
+            takeovers.export(run, stage="stage2", epoch=1, score=0.5)
 
     experiment(run, keep)
     return run

@@ -113,19 +113,28 @@ def test_a_point_with_a_run_that_is_not_complete_is_told_as_such(
 def test_points_with_faults_are_left_out_and_too_many_end_the_search(
     make: Callable[..., Sweep], caplog: pytest.LogCaptureFixture
 ) -> None:
-    sweep = make({"work.epochs": {"randint": [0, 3]}}, samples=2)
-    assert len(taken(Points(sweep, []))) == 2
-    assert sorted(p["work.epochs"] for p in read_points(sweep.folder)) == [1, 2]
-    wrong = make({"work.epochs": {"randint": [-90, 1]}}, samples=2)
+    def searching(name: str, low: int, high: int) -> Sweep:
+        """A space whose faults were not seen in its corners."""
+        sweep = make({"work.epochs": {"randint": [1, 3]}}, samples=2, name=name)
+        [dimension] = sweep.space.dimensions
+        wider = dataclasses.replace(dimension, values=(low, high))
+        return dataclasses.replace(
+            sweep, space=dataclasses.replace(sweep.space, dimensions=(wider,))
+        )
+
+    some = searching("some", 0, 3)
+    assert len(taken(Points(some, []))) == 2
+    assert sorted(p["work.epochs"] for p in read_points(some.folder)) == [1, 2]
     with pytest.raises(UserError, match="points in a row have faults"):
-        taken(Points(wrong, []))
+        taken(Points(searching("all", -90, 1), []))
     assert "must be at least 1" in caplog.text
 
 
 def test_a_space_that_is_exhausted_ends_the_search(make: Callable[..., Sweep]) -> None:
     sweep = make({"work.quality": {"choice": [0.1, 0.2]}}, samples=9)
     assert len(taken(Points(sweep, []))) == 2
-    assert dataclasses.replace(with_proposed(sweep)).to_propose == 7
+    assert sweep.to_propose == 2
+    assert with_proposed(sweep).to_propose == 0
 
 
 def test_what_is_weighed_comes_from_the_result_or_the_last_epoch(

@@ -19,7 +19,7 @@ import pytest
 from harness.cluster import local, ray_cluster, ray_search
 from harness.cluster.array import cancel, launch, survey
 from harness.cluster.ray_schedulers import make_scheduler
-from harness.cluster.ray_trial import epoch_lines
+from harness.cluster.ray_trial import Crew, WatchedRun, epoch_lines
 from harness.cluster.records import Record, read_records
 from harness.errors import UserError
 from harness.files import read_json
@@ -268,6 +268,13 @@ def judged(toy: ModuleType, folder: Path, scheduler: Any, **changes: Any) -> Any
     return make_scheduler(dataclasses.replace(sweep, scheduler=scheduler, **changes))
 
 
+def restarted(toy: ModuleType, folder: Path, scheduler: Any, runs: list[Run]) -> Any:
+    tune = judged(toy, folder, scheduler)
+    ended = [run for run in runs if (run.folder / "early_end.json").exists()]
+    tune.tell(ended, [run for run in runs if run not in ended])
+    return tune
+
+
 SCORES = random.Random(3).sample(range(1000), 40)
 """Of ten runs, four epochs each."""
 
@@ -287,14 +294,16 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
         tune, ended = judged(toy, folder, scheduler), {}
         for count, (number, epoch) in enumerate(order):
             if count == killed_after:
-                tune = judged(toy, folder, scheduler)
-                tune.tell(runs)
+                tune = restarted(toy, folder, scheduler, runs)
             run = runs[number]
             if run.signature in ended:
                 continue
             score = SCORES[4 * number + epoch - 1]
             run.log_metrics({"kind": "epoch", "epoch": epoch, "validation": {"mAP": score}})
             result = {"epoch": epoch, "validation.mAP": score}
+            if count + 1 == killed_after:  # it had been logged, and nobody had judged it
+                tune = restarted(toy, folder, scheduler, runs)
+                assert WatchedRun(run, log_file=folder / "x", crew=Crew()).stored
             if tune.on_trial_result("a controller", Told(run), result) == "STOP":
                 ended[run.signature] = epoch
                 assert read_json(run.folder / "early_end.json")["epoch"] == epoch
