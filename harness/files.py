@@ -34,6 +34,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def own_folder(path: Path) -> None:
+    """Make a folder that only its owner may enter, or an existing one so. Raises OSError."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.stat().st_uid == os.getuid():
+        path.chmod(0o700)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace the file at `path` with `text`, atomically."""
     with atomic_write(path) as private:

@@ -28,6 +28,8 @@ from harness.takeovers import changed_settings, changes
 LEAST_POINTS = 4
 """Fewer complete points say nothing about what mattered."""
 CONFIDENCE = 0.95
+PLACES = ("epoch", "step")
+"""Numbers of an epoch's line that say where it stands."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Ranked:
     @property
     def mean(self) -> float:
         return statistics.fmean(self.values)
+
+    def mean_of(self, key: str) -> float:
+        """Return the mean of a number of the results, NaN where one does not have it."""
+        return statistics.fmean(one.numbers.get(key, math.nan) for one in self.outcomes)
 
     @property
     def spread(self) -> float | None:
@@ -140,10 +146,7 @@ def unbeaten(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[bool]:
     signs += [1.0 if mode == "max" else -1.0 for mode in sweeping.objectives.values()]
     scores = []
     for one in ranked:
-        numbers = [numbers_of(outcome.run) for outcome in one.outcomes]
-        means = [one.mean] + [
-            statistics.fmean(n.get(key, math.nan) for n in numbers) for key in sweeping.objectives
-        ]
+        means = [one.mean, *(one.mean_of(key) for key in sweeping.objectives)]
         scores.append([sign * mean for sign, mean in zip(signs, means, strict=True)])
     return [
         not any(map(math.isnan, mine)) and not any(
@@ -159,6 +162,7 @@ def read_outcomes(folder: Path) -> Sweeping:
     try:
         said = read_json(folder / "sweep.json")
         metric, mode = str(said["metric"]), said["mode"]
+        objectives = said.get("objectives", {})
         trials = [(t["point"], int(t["seed"]), Run(folder / t["signature"]))
                   for t in said["trials"]]
     except FileNotFoundError:
@@ -167,15 +171,14 @@ def read_outcomes(folder: Path) -> Sweeping:
         raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
     outcomes = []
     for point, seed, run in trials:
-        numbers = flatten(run.result() or {})
+        numbers = numbers_of(run) if objectives else flatten(run.result() or {})
+        numbers = {k: v for k, v in numbers.items() if k not in PLACES}
         status = run.status()
         state = "complete" if run.is_complete() else status["state"]
         if status.get("pruned") and state == "stopped":
             state = "ended early"
         outcomes.append(Outcome(point, seed, run, state, numbers.get(metric), numbers))
-    return Sweeping(
-        said["name"], folder, metric, mode, outcomes, said.get("objectives", {})
-    )
+    return Sweeping(said["name"], folder, metric, mode, outcomes, objectives)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -198,27 +198,26 @@ SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Med
 
 
 @dataclass
-class Tpe:
+class Proposer:
+    """What the algorithms have in common."""
+
+    startup: int = 10
+    """Points drawn at random first."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from _at_least(self, startup=1)
+
+
+class Tpe(Proposer):
     """Tree-structured Parzen estimators (Bergstra et al. 2011), by Optuna."""
 
     kind: ClassVar[str] = "tpe"
-    startup: int = 10
-    """Points drawn at random first."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, startup=1)
 
 
-@dataclass
-class Gp:
+class Gp(Proposer):
     """Bayesian optimisation with a Gaussian process, by Optuna."""
 
     kind: ClassVar[str] = "gp"
-    startup: int = 10
-    """Points drawn at random first."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, startup=1)
 
 
 Algorithm = Tpe | Gp

@@ -6,7 +6,6 @@
 Writes best.yaml, trials.csv and trials.parquet into the sweep's folder.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,6 @@ from harness.outcomes import (
     Ranked,
     Sweeping,
     importance,
-    numbers_of,
     read_outcomes,
     unbeaten,
     write_best,
@@ -79,18 +77,11 @@ def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
             str(place), *(str(one.point.get(key, "")) for key in sweeping.keys),
             f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}",
             f"{one.mean:.4f}", "" if half is None else f"{half:.4f}",
-            *(f"{mean_of(one, key):.4g}" for key in weighed),
+            *(f"{one.mean_of(key):.4g}" for key in weighed),
             *(("yes" if marks[place - 1] else "",) if weighed else ()),
             *(f"{sum(values) / len(values):.4f}" if values else "" for values in tests),
         )
     return table
-
-
-def mean_of(point: Ranked, key: str) -> float:
-    """Return the mean of a number over a point's seeds, NaN where it is not known."""
-    return sum(numbers_of(one.run).get(key, math.nan) for one in point.outcomes) / len(
-        point.outcomes
-    )
 
 
 def _words(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:

@@ -122,9 +122,6 @@ class Trial:
             config.model.name, config.model.weights, height=config.data.height,
             width=config.data.width, stride=config.model.stride, seed=config.seed,
         )
-        self.frozen = FrozenFeatures(
-            self.datasets.train, self.clip, self.reader(), config, self.cache / "stage1"
-        )
         self.recording = loop.Recording(
             config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
             self._writer(),
@@ -233,9 +230,12 @@ class Trial:
 
     def _stage1(self, objective: stage1.PromptObjective) -> loop.Stage:
         config, seed = self.config.stage1, self.config.seed
-        known = self.frozen.of(self.splits.train.paths)
+        frozen = self.frozen()
+        known = frozen.of(self.splits.train.paths)
         assert known is not None, "training images are of the training sets"
         features = known.to(ranks.device())
+        part = self.splits.validation
+        held_back = [frozen.of(records.paths) for records in (part.query, part.gallery)]
         labels = torch.from_numpy(self.splits.labels).to(ranks.device())
         count = len(labels)
 
@@ -252,23 +252,31 @@ class Trial:
             lr_factor=lambda epoch: stage1.lr_factor(config, epoch), epochs=config.epochs,
             batch=config.batch, steps=lambda epoch: -(-count // config.batch),
             batches=batches,
-            validate=lambda epoch: self._prompt_signal(objective, features, labels, epoch),
+            validate=lambda epoch: self._prompt_signal(
+                objective, features, labels, held_back, epoch
+            ),
+        )
+
+    def frozen(self) -> FrozenFeatures:
+        """Return the features of the training sets' images by the encoder as it is now."""
+        return FrozenFeatures(
+            self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
         )
 
     def _prompt_signal(
-        self, objective: stage1.PromptObjective, features: Tensor, labels: Tensor, epoch: int
+        self, objective: stage1.PromptObjective, features: Tensor, labels: Tensor,
+        held_back: list[Tensor | None], epoch: int,
     ) -> dict[str, Any]:
         """Return {"prompts": how good they are} when this epoch is to be validated."""
         every, last = self.config.evaluation.every, epoch == self.config.stage1.epochs
         if not (last or (every and epoch % every == 0)):
             return {}
-        text, part = self._text_features(objective), self.splits.validation
+        text = self._text_features(objective)
         told = {"margin": prompt_signal.margin(features, labels, text)}
-        found = [self.frozen.of(records.paths) for records in (part.query, part.gallery)]
-        pair = [rows.to(text.device) for rows in found if rows is not None and len(rows)]
+        pair = [rows.to(text.device) for rows in held_back if rows is not None and len(rows)]
         if len(pair) == 2:
             query, gallery = (prompt_signal.described(rows, text) for rows in pair)
-            told["mAP"] = self._rank(part, query, gallery).mAP
+            told["mAP"] = self._rank(self.splits.validation, query, gallery).mAP
         return {"prompts": told}
 
     def _text_features(self, objective: stage1.PromptObjective) -> Tensor:

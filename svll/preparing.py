@@ -25,7 +25,7 @@ def prepare(runs: Sequence[Run]) -> None:
         quiet = replace(config, run=replace(config.run, tensorboard=False))
         with closing(Trial(run, quiet, None)) as trial:
             if config.stage1.epochs:
-                trial.frozen.of([])
+                trial.frozen().of([])
             trial.initial()
 
 

@@ -7,6 +7,8 @@ stage 1 has anyway. Letters: n images, N training identities, D joint space.
 import torch
 from torch import Tensor
 
+PIECE = 4096
+"""Images that are compared with all prompts at a time."""
 TEMPERATURE = 0.01
 """CLIP's own, near which its logits were trained."""
 
@@ -17,11 +19,14 @@ def margin(features: Tensor, labels: Tensor, text: Tensor) -> float:
     The mean difference of cosines, over text features [N, D]; positive where identities are
     separated. labels: [n], 0..N-1.
     """
-    cosines = _unit(features) @ _unit(text).T
-    own = labels[:, None]
-    right = cosines.gather(1, own)[:, 0]
-    nearest_other = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    return float((right - nearest_other).mean())
+    prompts, total = _unit(text).T, 0.0
+    # by pieces: all images by all identities of a large benchmark are gigabytes
+    for rows, own in zip(features.split(PIECE), labels[:, None].split(PIECE), strict=True):
+        cosines = _unit(rows) @ prompts
+        right = cosines.gather(1, own)[:, 0]
+        nearest_other = cosines.scatter_(1, own, -torch.inf).amax(dim=1)
+        total += float((right - nearest_other).sum())
+    return total / len(features)
 
 
 def described(features: Tensor, text: Tensor) -> Tensor:

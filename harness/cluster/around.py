@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cluster import slurm
+from harness.cluster.array import summary
 from harness.cluster.jobs import keep_caches_here, say_plainly, set_slurm_ranks
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.table import lookup
@@ -52,12 +53,9 @@ def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record
         sweep, resources=Resources(time="10m"), slurm=slurm.depending_on(own, sorted(ids))
     )
     folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
-    summary = folder / f"{uuid.uuid4().hex[:10]}.json"
-    write_json(summary, {
-        "name": sweep.name, "metric": sweep.metric, "mode": sweep.mode,
-        "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
-    })
-    return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(summary))
+    file = folder / f"{uuid.uuid4().hex[:10]}.json"
+    write_json(file, summary(sweep, trials))
+    return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
 
 
 def ids_file(sweep_folder: Path) -> Path:
@@ -105,11 +103,11 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write how the trials went, the best first, to report.txt; called by submitit."""
     say_plainly()
     folder = Path(sweep_folder)
-    summary = read_json(Path(summary_file))
+    asked = read_json(Path(summary_file))
     text = io.StringIO()
     console = Console(file=text, width=200)
-    console.print(_table(folder, summary))
-    for trial in summary["trials"]:
+    console.print(_table(folder, asked))
+    for trial in asked["trials"]:
         run = Run(folder / trial["signature"])
         if not run.is_complete():
             status = run.status()
@@ -119,18 +117,18 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
     log.info("written: %s", folder / REPORT)
 
 
-def _table(folder: Path, summary: Mapping[str, Any]) -> Table:
+def _table(folder: Path, asked: Mapping[str, Any]) -> Table:
     rows = []
-    for trial in summary["trials"]:
+    for trial in asked["trials"]:
         result = Run(folder / trial["signature"]).result()
         if result is not None:
-            rows.append((lookup(result, summary["metric"]), trial, result))
+            rows.append((lookup(result, asked["metric"]), trial, result))
     known = [row for row in rows if isinstance(row[0], int | float)]
-    known.sort(key=lambda row: row[0], reverse=summary["mode"] == "max")
-    keys = list(dict.fromkeys(key for trial in summary["trials"] for key in trial["point"]))
-    table = Table(title=f"{summary['name']}: {len(rows)} of {len(summary['trials'])} complete, "
-                        f"ranked by {summary['metric']} ({summary['mode']})")
-    for name in ("rank", *keys, "seed", summary["metric"], *SHOWN, "run"):
+    known.sort(key=lambda row: row[0], reverse=asked["mode"] == "max")
+    keys = list(dict.fromkeys(key for trial in asked["trials"] for key in trial["point"]))
+    table = Table(title=f"{asked['name']}: {len(rows)} of {len(asked['trials'])} complete, "
+                        f"ranked by {asked['metric']} ({asked['mode']})")
+    for name in ("rank", *keys, "seed", asked["metric"], *SHOWN, "run"):
         table.add_column(name)
     for place, (value, trial, result) in enumerate(known, start=1):
         shown = [lookup(result, key) for key in SHOWN.values()]

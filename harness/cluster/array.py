@@ -6,7 +6,7 @@ a job is still there for the trials whose folder does not already say that they 
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -298,13 +298,16 @@ def _submit_arrays(sweep: Sweep, waiting: list[View], most: int) -> None:
 
 def write_summary(sweep: Sweep) -> None:
     """Write runs/<name>/sweep.json: what the sweep is and which trials it has, in order."""
-    write_json(sweep.folder / "sweep.json", {
+    write_json(sweep.folder / "sweep.json", summary(sweep, sweep.trials))
+
+
+def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
+    """Return what a sweep is, and these trials of it."""
+    return {
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
         "mode": sweep.mode, "objectives": dict(sweep.objectives),
-        "trials": [
-            {"point": t.point, "seed": t.seed, "signature": t.signature} for t in sweep.trials
-        ],
-    })
+        "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
+    }
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
     follows may still be computing its last result.
     """
     deadline: float | None = None
-    runs = _runs(record, _signatures(record))
+    runs = _runs(record, _signatures(record, thaw(record.options["sweep"])))
     while True:
         holders = [lock_holder(run.lock_file) for run in runs]
         if not any(h for h in holders if h is not None and host in (None, h["host"])):
@@ -291,9 +291,9 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
         time.sleep(POLL_S)
 
 
-def _signatures(record: Record) -> list[str]:
+def _signatures(record: Record, sweep: Sweep) -> list[str]:
     """Return all runs of a search, also those of points that were proposed since it began."""
-    proposed = [trial.signature for trial in thaw(record.options["sweep"]).trials]
+    proposed = [trial.signature for trial in sweep.trials]
     return list(dict.fromkeys([*record.options["sweep"]["known"], *proposed]))
 
 
@@ -307,7 +307,7 @@ def _runs(record: Record, signatures: list[str]) -> list[Run]:
 def search(record: Record, meeting: dict[str, Any]) -> None:
     """Hand the trials that are still to be done to Ray Tune and return when it has no more."""
     sweep = thaw(record.options["sweep"])
-    signatures = _signatures(record)
+    signatures = _signatures(record, sweep)
     finished, due = _split(record, signatures)
     retell = isinstance(sweep.scheduler, HyperBand)
     if retell:  # it halves trials together, and so must meet all of them again
@@ -353,7 +353,11 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
         ),
         # Tune's own records are of no use to us and go with Ray's folder
         run_config=tune.RunConfig(
-            name="search", storage_path=meeting["storage"], verbose=0,
+            name="search", verbose=0,
+            # on the node, unless a paused trial may go on on another or the node is not ours
+            storage_path=(
+                meeting["storage"] if retell or "temp" not in meeting else f"{meeting['temp']}/tune"
+            ),
             callbacks=[_narrator()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -361,7 +365,7 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     # afterwards Tune looks for the records that we have told it not to write
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
-    every = _runs(record, _signatures(record))
+    every = _runs(record, signatures)
     if isinstance(sweep.scheduler, Pbt) and all(run.is_complete() for run in every):
         for run in every:
             takeovers.forget_exports(run)

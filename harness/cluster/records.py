@@ -8,7 +8,6 @@ that the next one notices and looks for the jobs instead of submitting them twic
 """
 
 import dataclasses
-import os
 import time
 import uuid
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.files import own_folder, read_json, write_json
 
 Cluster = Literal["slurm", "local"]
 EVERY = "*"
@@ -78,9 +77,7 @@ def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
     """
     folder = sweep_folder / "jobs"
     if create:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o700)
+        own_folder(folder)
     return folder
 
 

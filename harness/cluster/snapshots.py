@@ -20,6 +20,7 @@ from pathlib import Path
 
 from harness.cluster.records import Record
 from harness.errors import UserError
+from harness.files import own_folder
 from harness.sweeps import Sweep
 
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -48,7 +49,7 @@ class Code:
         """
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
-            _own_folder(self.folder.parent)
+            own_folder(self.folder.parent)
             if self.folder.exists():
                 return _unchanged(self.folder)
             for name, source in self.files.items():
@@ -88,13 +89,6 @@ def _own_packages() -> list[str]:
         text = metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or ""
         return [own, *(name for name in text.split() if name != own)]
     return [own]
-
-
-def _own_folder(folder: Path) -> None:
-    """Make a folder that only the owner may enter, or an existing one so. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid == os.getuid():
-        folder.chmod(0o700)
 
 
 def _unchanged(folder: Path) -> Path:

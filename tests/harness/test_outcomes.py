@@ -152,6 +152,7 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     sweeping = make(*rows, objectives={"speed": "max"})
     for one, speed in zip(sweeping.outcomes, (10.0, 5.0, 30.0, 30.0), strict=True):
         one.run.log_metrics({"kind": "epoch", "epoch": 1, "speed": speed})
+    sweeping = outcomes.read_outcomes(sweeping.folder)
     assert outcomes.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
     alone = make(*rows)
     assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]

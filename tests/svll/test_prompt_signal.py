@@ -7,7 +7,11 @@ import torch
 from svll import prompt_signal
 
 
-def test_the_margin_is_the_mean_lead_over_the_nearest_other_prompt() -> None:
+@pytest.mark.parametrize("piece", [7, 30, 4096])
+def test_the_margin_is_the_mean_lead_over_the_nearest_other_prompt(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(prompt_signal, "PIECE", piece)
     random = torch.Generator().manual_seed(3)
     features = torch.randn(30, 8, generator=random)
     text, labels = torch.randn(6, 8, generator=random), torch.arange(30) % 6

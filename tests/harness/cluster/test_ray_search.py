@@ -215,7 +215,6 @@ def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"ray": {"dashboard": True}}, "is not installed: pip install 'ray[default]'"),
         ({"scheduler": {"pbt": {}}, "search": {"work.epochs": {"randint": [1, 3]}}},
          "none of these can be; search one of work.quality"),
         ({"scheduler": {"pbt": {}}, "algorithm": "tpe"}, "pbt begins with a population"),
@@ -227,13 +226,22 @@ def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: 
 def test_what_does_not_go_together_in_a_search_is_refused(
     toy: ModuleType, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
-    if importlib.util.find_spec("aiohttp_cors") is not None and "ray" in keys:
-        pytest.skip("Ray's dashboard is installed")
     search = {"work.quality": {"uniform": [0.1, 0.9]}}
     sweep = toy.make_sweep(tmp_path, **{"search": search, "backend": "ray", **keys})
     with pytest.raises(UserError) as caught:
         ray_search.check(sweep)
     assert message in str(caught.value)
+
+
+def test_the_dashboard_is_refused_where_it_is_not_installed_and_nowhere_else(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, backend="ray", ray={"dashboard": True})
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        with pytest.raises(UserError, match=r"is not installed: pip install 'ray\[default\]'"):
+            ray_search.check(sweep)
+    else:
+        ray_search.check(sweep)
 
 
 def test_what_a_node_serves_to_itself_is_reached_by_a_tunnel() -> None:
