@@ -21,13 +21,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "svll", "launch")
 BELOW = {"harness": set(), "svll": {"harness"}, "launch": {"harness", "svll"}}
 """What each package may import, besides itself."""
-HEAVY = {"torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba"}
+HEAVY = {"matplotlib", "torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba"}
 LIGHT = [
     *(f"harness/{name}.py" for name in (
         "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features",
         "feature_rows", "feature_parts", "hdf5", "trial", "stopping", "progress",
     )),
-    "harness/cluster/*.py", "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",
+    "harness/cluster/*.py", "harness/reporting/*.py",
+    "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",
 ]
 """Files that commands import which must start at once."""
 OWN_WRITERS = {

@@ -140,8 +140,8 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
     if trial.run.is_complete():
         return View(trial, "complete", status)
     for lock in (trial.run.lock_file, trial.run.folder / local.CLAIM):
-        if holder := lock_holder(lock):
-            return View(trial, "running", status, holder["host"])
+        if lock_holder(lock):
+            return View(trial, "running", status)
     if state == "failed":
         told = causes.with_next_step(status.get("error", ""))
         if status.get("hindered") and _is_in_queue(trial, record, queue):

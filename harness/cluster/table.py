@@ -70,9 +70,9 @@ def live_table(sweep: Sweep, views: Sequence[View], *, most: int = 40) -> Table:
         shown = sorted(views, key=lambda v: order.index(v.state))[:most]
         shown.sort(key=lambda v: v.trial.index)
     table = Table(title=f"{sweep.name}: {counts(views)}")
-    for name in ("#", "trial", "run", "state"):
+    for name in ("#", "trial", "run", "state", "host"):
         table.add_column(name, overflow="fold")
-    for name in ("stage", "epoch", "loss", sweep.metric, "time"):
+    for name in ("attempts", "stage", "epoch", "loss", sweep.metric, "time"):
         table.add_column(name, justify="right")
     table.add_column("")
     for view in shown:
@@ -88,7 +88,8 @@ def _row(sweep: Sweep, view: View) -> list[str]:
     metric = lookup(result, sweep.metric) if result else newest.get("metric")
     return [
         str(view.trial.index), escape(view.trial.title), view.trial.signature,
-        f"[{COLOURS[view.state]}]{view.state}[/]", str(newest.get("stage", "")),
+        f"[{COLOURS[view.state]}]{view.state}[/]", escape(view.status.get("host", "")),
+        str(view.status.get("attempts") or ""), str(newest.get("stage", "")),
         str(newest.get("epoch", "")), number(newest.get("loss")), fraction(metric),
         clock(elapsed(view)), escape(view.note),
     ]
@@ -174,6 +175,8 @@ def line(sweep: Sweep, view: View) -> str:
     if view.state == "complete":
         metric = lookup(view.trial.run.result(), sweep.metric)
     words += [f"{sweep.metric} {fraction(metric)}"] if metric is not None else []
+    if view.state == "running" and "host" in view.status:
+        words += [f"on {view.status['host']}"]
     words += [f"({view.note})"] if view.note else []
     return " ".join(words)
 

@@ -108,6 +108,12 @@ def test_the_live_table_of_many_trials_shows_those_that_need_eyes(
     assert "48 more" in text
 
 
+def test_the_live_table_says_which_host_a_trial_was_on_last_and_how_often_it_began(sweep) -> None:
+    sweep.trials[3].run.set_status("stopped", host="node7", attempts=3)
+    [row] = [row for row in shown(live_table(sweep, survey(sweep))).splitlines() if "node7" in row]
+    assert [cell.strip() for cell in row.split("│")[4:7]] == ["stopped", "node7", "3"]
+
+
 def test_troubles_name_the_error_its_last_lines_and_the_log(sweep) -> None:
     run = sweep.trials[3].run
     run.set_status("failed", error="ValueError: nan", lines=["a", "b"], log="/x/log.txt")

@@ -1,0 +1,59 @@
+"""Figures by matplotlib: how they look, as SVG within a page, and as files beside it."""
+
+import io
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.files import atomic_write
+
+if TYPE_CHECKING:  # matplotlib: a second that commands should not take before they draw
+    from matplotlib.figure import Figure
+
+INK = "#1f2933"
+"""Colour of text and axes; in a page it is the page's own, so that it can be read in the dark."""
+LINES = ("#3b82c4", "#e07b39", "#3f9d6b", "#c2509b", "#8c6bc8", "#b08d2a", "#4aa3a2", "#d1495b")
+"""Of curves, in order: seen on white and on black."""
+DPI = 160
+LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "svll", "font.size": 9.0, "font.family": "sans-serif",
+    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "grid.color": "#8a94a0", "grid.alpha": 0.3,
+    "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
+    "legend.labelcolor": INK, "savefig.facecolor": "none",
+}
+
+
+def new_figure(width: float = 7.0, height: float = 3.0) -> "Figure":
+    """Return an empty figure of so many inches, in our look; draw in it under `look()`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def look() -> AbstractContextManager[None]:
+    """Return a context in which axes, lines and legends get our look."""
+    import matplotlib
+    from cycler import cycler
+
+    return matplotlib.rc_context({**LOOK, "axes.prop_cycle": cycler(color=LINES)})
+
+
+def as_svg(figure: "Figure") -> str:
+    """Return a figure as an SVG element for a page, in whose colour its text and axes are."""
+    with look():
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def save(figure: "Figure", stem: Path) -> list[Path]:
+    """Write a figure as stem.svg and stem.png, on white; returns the files."""
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    with look():
+        for file in files:
+            with atomic_write(file) as private:
+                figure.savefig(private, format=file.suffix[1:], dpi=DPI, facecolor="white")
+    return files

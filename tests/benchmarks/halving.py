@@ -1,0 +1,91 @@
+"""What ending trials early spares, and what it costs: a search by ASHA beside the whole grid.
+
+    python -m tests.benchmarks.halving [SWEEP [SEED ...]]
+
+Runs a sweep of Ray's backend (default: sweeps/learning_rates.yaml, seeds 1, 2 and 3) on this
+machine, counts the epochs it trained, then lets the same trials go on to their ends by the array
+backend, which has no scheduler: that is the grid. Some twenty minutes a seed on two cores.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.cluster import local
+from harness.cluster.array import ALIVE, launch, survey
+from harness.cluster.ray_trial import epoch_lines
+from harness.outcomes import flatten
+from harness.sweeps import Sweep, read_sweep
+from launch.slurm import METRICS
+from svll.config import RECIPES, Config
+
+SWEEP = Path("sweeps/learning_rates.yaml")
+SEEDS = (1, 2, 3)
+PATIENCE_S = 3 * 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was trained until nothing was left to do, and the best of it."""
+
+    complete: int
+    epochs: int
+    seconds: float
+    best: float
+    """Of the trials that were trained to their end."""
+
+
+def main(words: list[str]) -> int:
+    file = Path(words[0]) if words else SWEEP
+    seeds = [int(word) for word in words[1:]] or SEEDS
+    table = Table(
+        "seed", "trials", "to their end", "epochs", "of the grid's", "time", "of the grid's",
+        "best found", "the grid's best",
+    )
+    with tempfile.TemporaryDirectory(prefix="halving-") as folder:
+        for seed in seeds:
+            searched = _carry_out(_read(file, seed, folder, "backend=ray"))
+            rest = _carry_out(_read(file, seed, folder, "backend=array"))
+            whole = searched.seconds + rest.seconds
+            cells = [
+                seed, rest.complete, searched.complete, f"{searched.epochs} of {rest.epochs}",
+                f"{searched.epochs / rest.epochs:.0%}", f"{searched.seconds:.0f} s",
+                f"{searched.seconds / whole:.0%}", f"{searched.best:.4f}", f"{rest.best:.4f}",
+            ]
+            table.add_row(*map(str, cells))
+            print(*cells, sep="  ", flush=True)
+    Console(width=120).print(table)
+    return 0
+
+
+def _read(file: Path, seed: int, runs: str, backend: str) -> Sweep:
+    return read_sweep(
+        file, schema=Config, recipes=RECIPES, metrics=METRICS,
+        overrides=[f"seeds=[{seed}]", f"name=seed-{seed}", f"run.runs={runs}", backend],
+    )
+
+
+def _carry_out(sweep: Sweep) -> Cost:
+    started = time.monotonic()
+    launch(sweep, "local")
+    while any(view.state in ALIVE for view in survey(sweep)) or local.living_workers(sweep.folder):
+        assert time.monotonic() < started + PATIENCE_S, f"see {sweep.folder}"
+        time.sleep(1.0)
+    taken = time.monotonic() - started
+    runs = [trial.run for trial in sweep.trials]
+    bad = [view for view in survey(sweep) if view.state not in ("complete", "ended early")]
+    assert not bad, f"{bad[0].state}: {bad[0].note}"
+    results = [flatten(result) for run in runs if (result := run.result()) is not None]
+    return Cost(
+        complete=len(results), epochs=sum(len(epoch_lines(run)) for run in runs), seconds=taken,
+        best=max(result[sweep.metric] for result in results),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""Figures: the same SVG each time, in the page's colour, and as files on white."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from harness.reporting.drawing import INK, as_svg, look, new_figure, save
+
+
+def drawn() -> Figure:
+    figure = new_figure(4.0, 2.0)
+    with look():
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], label="<loss> & more")
+        axes.legend()
+    return figure
+
+
+def test_a_figure_in_a_page_has_its_colour_and_escapes_its_text() -> None:
+    svg = as_svg(drawn())
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert INK not in svg
+    assert "<loss> & more" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_the_same_figure_is_the_same_svg() -> None:
+    assert as_svg(drawn()) == as_svg(drawn())
+
+
+def test_files_are_written_on_white(tmp_path: Path) -> None:
+    svg, png = save(drawn(), tmp_path / "deep" / "curve")
+    assert (svg.name, png.name) == ("curve.svg", "curve.png")
+    assert svg.read_text().count("<svg") == 1
+    pixels = np.asarray(Image.open(png).convert("RGB"))
+    assert pixels.shape[:2] == (320, 640)
+    assert (pixels[0, 0] == 255).all()
+    assert (pixels < 128).all(axis=2).any()

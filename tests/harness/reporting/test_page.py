@@ -1,0 +1,56 @@
+"""HTML pages: what comes from elsewhere is escaped, and nothing is needed from anywhere."""
+
+from html.parser import HTMLParser
+
+from harness.reporting import page
+
+NASTY = """<script>alert("x")</script> & 'more'"""
+
+
+class Reader(HTMLParser):
+    """Collects a document's tags and its text."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_text_names_and_values_from_elsewhere_stay_text_wherever_they_stand() -> None:
+    parts = [
+        page.section(NASTY, page.element("p", NASTY), id_=NASTY), page.note(NASTY),
+        page.link(NASTY, NASTY), page.table([NASTY], [[NASTY]]),
+        page.figure("<svg></svg>", NASTY, files=[NASTY]), page.image(b"x", NASTY),
+    ]
+    read = Reader(page.page(NASTY, *parts))
+    assert "script" not in [tag for tag, _ in read.tags]
+    assert "".join(read.words).count(NASTY) == 10
+    found = [value for _, attributes in read.tags for value in attributes.values()]
+    assert found.count(NASTY) == 4
+
+
+def test_what_is_html_already_is_not_escaped_twice() -> None:
+    inner = page.element("b", "a < b")
+    assert page.element("p", inner, " & ", 1) == "<p><b>a &lt; b</b> &amp; 1</p>"
+    assert page.element("td", None, class_="number", for_=None) == '<td class="number"></td>'
+
+
+def test_a_table_puts_numbers_right_and_marks_cells() -> None:
+    made = page.table(["a", "b"], [["x", 0.123456], [True, None]], marked=[[0, 1], [0, 0]])
+    cells = [(tag, had) for tag, had in Reader(made).tags if tag == "td"]
+    assert [had.get("class") for _, had in cells] == [None, "number mark", None, None]
+    assert Reader(made).words == ["a", "b", "x", "0.1235", "True"]
+
+
+def test_a_page_lets_the_browser_load_and_execute_nothing() -> None:
+    document = page.page("title", page.image(b"\xff\xd8", "photo"))
+    policy = [had["content"] for tag, had in Reader(document).tags if "http-equiv" in had]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert 'src="data:image/jpeg;base64,/9g="' in document
