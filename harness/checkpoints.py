@@ -198,7 +198,7 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     faults = []
     for path in _newest_first(folder):
         try:
-            progress = _checked(path, signature)
+            progress = checked(path, signature)
         except (OSError, ValueError, KeyError, TypeError) as error:
             faults.append(f"{path}: cannot be read: {error!r}")
             continue
@@ -233,7 +233,7 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
     if found is None:
         return None
     try:
-        _checked(found[0], signature)
+        checked(found[0], signature)
         return *found, load_weights(found[0])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         log.warning("%s: the best checkpoint is left out, it cannot be read: %s", found[0], error)
@@ -263,8 +263,11 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(named, key=lambda p: (p.name == preferred, p.stat().st_mtime_ns), reverse=True)
 
 
-def _checked(path: Path, signature: str) -> Progress:
-    """Return where a checkpoint was written, once its files are what was written."""
+def checked(path: Path, signature: str) -> Progress:
+    """Return where a checkpoint was written, once its files are what was written.
+
+    Raises UserError for another run's, OSError, ValueError, KeyError, TypeError for a damaged one.
+    """
     state = read_json(path / "state.json")
     progress = Progress(**state["progress"])
     if state["signature"] != signature:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the JSON value in `path`; raises FileNotFoundError or ValueError as json does."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Make a folder of the same files, whole or not at all, without copying them.
+
+    A folder that is there is replaced. Both must be on one file system.
+    """
+    private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    private.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, private, copy_function=os.link)
+    if target.exists():
+        shutil.rmtree(target)
+    private.rename(target)
 
 
 def _umask() -> int:

@@ -251,7 +251,8 @@ def _record_step(
         return
     if at.steps_total % recording.log_every == 0 and at.step < count:
         parts = {name: value for name, value in losses.items() if name != "loss"}
-        _write_line(run, recording, at, {
+        at.metric_lines += 1
+        record_line(run, recording, {
             "kind": "step", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
             "loss": losses["loss"], "losses": parts, "lr": lr,
         })
@@ -271,7 +272,8 @@ def _finish_epoch(
         "loss": loss, "losses": means, "lr": lr, "images_per_s": stage.batch / step_s,
         "memory_gb": ranks.peak_memory_gb(), **metrics,
     }
-    _write_line(run, recording, at, line)
+    at.metric_lines += 1
+    record_line(run, recording, line)
     told = " ".join(f"{name} {value:.4f}" for name, value in means.items())
     scores = " ".join(f"{k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
     log.info(
@@ -281,9 +283,9 @@ def _finish_epoch(
     return line
 
 
-def _write_line(run: Run, recording: Recording, at: Progress, line: dict[str, Any]) -> None:
+def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
+    """Append a line of a step or an epoch to the metric log and to TensorBoard; rank 0 alone."""
     run.log_metrics(line)
-    at.metric_lines += 1
     if recording.writer is not None:
         for name in ("loss", "lr"):
             recording.writer.add_scalar(f"{line['stage']}/{name}", line[name], line["step"])

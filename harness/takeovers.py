@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import Setting
-from harness.files import read_json, write_json, write_text
+from harness.files import link_folder, read_json, write_json, write_text
 from harness.runs import Run
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def export(
             return
         time.sleep(POLL_S)
     private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
-    _link(source, private / "checkpoint")
+    link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
     write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if run.prompts_file.exists():
@@ -87,7 +87,7 @@ def forget_exports(run: Run) -> None:
 
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
     """Have `run` go on from what `of` kept after an epoch, with these settings."""
-    _link(_exports(of) / str(epoch), run.folder / "incoming")
+    link_folder(_exports(of) / str(epoch), run.folder / "incoming")
     write_json(run.folder / "takeover.json", {
         "of": of.signature, "epoch": epoch, "settings": dict(settings),
     })
@@ -103,18 +103,7 @@ def carry_out(run: Run) -> None:
     planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
     if not run.is_complete():
         what = read_json(planned)
-        state = read_json(incoming / "checkpoint" / "state.json")
-        progress = state["progress"]
-        name = f"{progress['stage']}-{progress['epoch']:04d}-{progress['step']:06d}"
-        private = run.checkpoints / f".{name}.{uuid.uuid4().hex}.tmp"
-        _link(incoming / "checkpoint", private)
-        (private / "state.json").unlink()  # a link: the other run's own file must stay as it is
-        write_json(private / "state.json", {**state, "signature": run.signature})
-        for old in list(run.checkpoints.iterdir()):
-            if old != private:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        private.rename(run.checkpoints / name)
-        write_json(run.checkpoints / "latest.json", {"name": name})
+        adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
         prompts = incoming / run.prompts_file.name
         if prompts.exists():
@@ -124,6 +113,22 @@ def carry_out(run: Run) -> None:
         write_json(_changes_file(run), {"changes": [*before, what]})
     planned.unlink()
     shutil.rmtree(incoming, ignore_errors=True)
+
+
+def adopt_checkpoint(source: Path, run: Run) -> None:
+    """Make another run's checkpoint a run's own, and its only one; nobody may hold the run."""
+    state = read_json(source / "state.json")
+    progress = state["progress"]
+    name = f"{progress['stage']}-{progress['epoch']:04d}-{progress['step']:06d}"
+    private = run.checkpoints / f".{name}.{uuid.uuid4().hex}.tmp"
+    link_folder(source, private)
+    (private / "state.json").unlink()  # a link: the other run's own file must stay as it is
+    write_json(private / "state.json", {**state, "signature": run.signature})
+    for old in list(run.checkpoints.iterdir()):
+        if old != private:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    private.rename(run.checkpoints / name)
+    write_json(run.checkpoints / "latest.json", {"name": name})
 
 
 def changes(run: Run) -> list[dict[str, Any]]:
@@ -147,13 +152,3 @@ def _changes_file(run: Run) -> Path:
 
 def _exports(run: Run) -> Path:
     return run.folder / "exports"
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make a folder of the same files, whole or not at all, without copying them."""
-    private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    private.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, private, copy_function=os.link)
-    if target.exists():  # the same epoch again, after a resume
-        shutil.rmtree(target)
-    private.rename(target)

@@ -25,12 +25,12 @@ from harness.config import build, read_recipe
 from harness.errors import UserError
 from harness.features import open_features
 from harness.files import write_json
-from harness.pipeline import ImageLoader, View
+from harness.pipeline import ImageLoader, View, decoder_name
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
 from harness.takeovers import changed_settings
-from svll import cache, prompt_signal, stage1, stage2, storage
-from svll.checks import check_decoding, check_matches
+from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
+from svll.checks import check_decoding, check_matches, tell_side_information
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.records import Records
@@ -164,33 +164,13 @@ class Trial:
                 f"stage2.batch={batch} asks for {wanted} identities at a time, the training part "
                 f"has {self.splits.identities}; use a smaller stage2.batch"
             )
-        self._tell_side_information()
+        tell_side_information(self.splits, self.config.model, self._side)
         check_matches(self.splits, camera_filter=self.config.evaluation.camera_filter)
         if not self.config.data.check:
             return
         with ranks.leader_first() as acts:
             if acts:
                 check_decoding(self.datasets, self.staged, threads=self.threads)
-
-    def _tell_side_information(self) -> None:
-        """Say which cameras and views are tested or selected on and have no learned vector."""
-        kind, unseen = self.config.model.sie, self.config.model.sie_unseen
-        given = "none" if unseen == "none" else "the mean of the others"
-        for part in (self.splits.validation, *self.splits.tests):
-            for records in (part.query, part.gallery):
-                camera, view = self._side(records, part)
-                strange = {
-                    "cameras": records.cameras[camera == UNSEEN] + 1 if "camera" in kind else [],
-                    "views": records.views[view == UNSEEN] if "view" in kind else [],
-                }
-                for what, numbers in strange.items():
-                    if len(numbers):
-                        log.warning(
-                            "%s: %d images are of %s %s, which are not in the training part: their "
-                            "side information is %s (model.sie_unseen=%s)",
-                            part.name, len(numbers), what, np.unique(numbers).tolist(), given,
-                            unseen,
-                        )
 
     def _side(
         self, records: Records, part: Part
@@ -221,12 +201,28 @@ class Trial:
         head = agreement_head(config.model, self.clip.text.out, config.stage1.lss_loss)
         objective = stage1.PromptObjective(prompts, self.clip.text, head, config.stage1)
         if not self.run.prompts_file.exists():
+            shared = self.cache / "prompts" / self._prompts_key()
+            shared_prompts.take(self.run, shared, self._record)
             loop.train(self._stage1(objective), self.run, config.engine, self.recording)
+            shared_prompts.keep(self.run, shared, epochs=config.stage1.epochs)
             with ranks.leader_first() as acts:
                 if acts:
                     storage.save_prompts(self.run, prompts, config)
         storage.load_prompts(self.run, prompts)
         return self._text_features(objective.to(ranks.device()))
+
+    def _prompts_key(self) -> str:
+        """Return the name by which other runs know this run's stage 1, if theirs is the same."""
+        return shared_prompts.prompts_key(
+            self.config, self.datasets.fingerprint, self.clip.weights_hash,
+            decoder_name(str(ranks.device())),
+        )
+
+    def _record(self, line: dict[str, Any]) -> None:
+        """Log and report a line of stage 1 that another run has trained."""
+        loop.record_line(self.run, self.recording, line)
+        if line["kind"] == "epoch" and self.recording.report is not None:
+            self.recording.report(line)
 
     def _stage1(self, objective: stage1.PromptObjective) -> loop.Stage:
         config, seed = self.config.stage1, self.config.seed

@@ -199,9 +199,9 @@ def test_another_seed_gives_other_numbers(finished: Run, runs: Path) -> None:
 
 @pytest.mark.parametrize("stops", [[1], [3, 2], [5, 1]])
 def test_a_run_that_was_stopped_ends_with_the_numbers_of_one_that_was_not(
-    finished: Run, runs: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]
 ) -> None:
-    run = make_run(runs, name=f"stopped-{stops}")
+    run = make_run(tmp_path)  # beside the other it would take over its stage 1
     for steps in stops:
         asked = iter([False] * steps)
         monkeypatch.setattr(loop, "stop_requested", lambda asked=asked: next(asked, True))

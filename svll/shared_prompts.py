@@ -1,0 +1,123 @@
+"""Stage 1, trained once for all runs whose stage 1 is the same: those of a sweep over stage 2.
+
+    <cache>/prompts/<key>/  checkpoint/ metrics.jsonl about.json
+
+What is kept is how a run stands when stage 1 is over. A run that has not begun takes it in place of
+training, log included, and goes on as it would have had it trained stage 1 itself: to the last
+digit, but for the speed and memory in the log, which are those of the run that did.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import checkpoints
+from harness import engine as ranks
+from harness.config import signature
+from harness.errors import UserError
+from harness.files import link_folder, read_json, write_json, write_text
+from harness.runs import Run
+from harness.stopping import Stopped, stop_requested
+from harness.takeovers import adopt_checkpoint
+from svll.config import Config, Stage2
+
+log = logging.getLogger(__name__)
+
+TAKEN = "stage1.json"
+"""In the folder of a run that takes another's stage 1: from whom, and how many epochs it has."""
+Record = Callable[[dict[str, Any]], None]
+"""Gets the lines of the metric log, one by one; may ask for a stop."""
+
+
+def prompts_key(config: Config, *known: object) -> str:
+    """Return the name of a stage 1: 16 hex digits over all that can change it or its log.
+
+    That is everything but stage 2, the number of ranks, and what is `known` of data and weights.
+    """
+    parts = [
+        signature(replace(config, stage2=Stage2())), config.run.log_every, ranks.world_size(),
+        *known,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def keep(run: Run, folder: Path, *, epochs: int) -> None:
+    """Keep how a run stands after the last epoch of stage 1, unless another's is kept already.
+
+    Called on every rank.
+    """
+    with ranks.leader_first() as acts:
+        source = run.checkpoints / f"stage1-{epochs + 1:04d}-000000"
+        if not acts or folder.exists() or not source.exists():
+            return
+        private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        link_folder(source, private / "checkpoint")
+        lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
+        write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_json(private / "about.json", {"of": run.signature, "epochs": epochs})
+        try:
+            private.rename(folder)
+        except OSError:  # another run was first
+            shutil.rmtree(private)
+
+
+def take(run: Run, folder: Path, record: Record) -> None:
+    """Let a run that has not begun go on from the end of the stage 1 that is kept, if one is.
+
+    Called on every rank. Raises Stopped, on all of them, when `record` or a signal asked for a
+    stop; the next attempt begins again.
+    """
+    stopped = False
+    with ranks.leader_first() as acts:
+        if acts:
+            stopped = not _take(run, folder, record)
+    if ranks.any_rank(stopped):
+        raise Stopped("asked to in stage1, while taking over that of another run")
+
+
+def taken_epochs(run: Run) -> int:
+    """Return how many epochs of a run's log another run has trained."""
+    with suppress(FileNotFoundError):
+        return int(read_json(run.folder / TAKEN)["epochs"])
+    return 0
+
+
+def _take(run: Run, folder: Path, record: Record) -> bool:
+    """Do so; returns False when a stop was asked for before it was done."""
+    mark = run.folder / TAKEN
+    if any(run.checkpoints.glob("[!.]*")) or (run.metrics() and not mark.exists()):
+        return True  # it has trained some of it
+    run.keep_metrics(0)  # of an attempt that was stopped in the midst of this
+    mark.unlink(missing_ok=True)
+    about = _kept(folder)
+    if about is None:
+        return True
+    write_json(mark, about)
+    log.info("stage1 is that of run %s: taken over instead of trained again", about["of"])
+    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record(json.loads(text))
+        if stop_requested():
+            return False
+    adopt_checkpoint(folder / "checkpoint", run)
+    return True
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    """Return what is said of a stage 1 that is kept, None when there is none or it is damaged."""
+    try:
+        about = dict(read_json(folder / "about.json"))
+        checkpoints.checked(folder / "checkpoint", about["of"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        log.warning("%s: is damaged, and made anew: %s", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return about
