@@ -60,16 +60,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Make a folder of the same files, whole or not at all, without copying them.
+    """Make a folder of the same files, whole or not at all, without copying them where possible.
 
-    A folder that is there is replaced. Both must be on one file system.
+    A folder that is there is replaced.
     """
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     private.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, private, copy_function=os.link)
+    shutil.copytree(source, private, copy_function=_link)
     if target.exists():
         shutil.rmtree(target)
     private.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _umask() -> int:

@@ -39,11 +39,12 @@ Record = Callable[[dict[str, Any]], None]
 def prompts_key(config: Config, *known: object) -> str:
     """Return the name of a stage 1: 16 hex digits over all that can change it or its log.
 
-    That is everything but stage 2, the number of ranks, and what is `known` of data and weights.
+    That is all but stage 2, and what is `known` of data and weights; also what changes no more than
+    rounding, because runs are to end alike to the last digit.
     """
     parts = [
-        signature(replace(config, stage2=Stage2())), config.run.log_every, ranks.world_size(),
-        *known,
+        signature(replace(config, stage2=Stage2())), config.run.log_every, config.engine.zero,
+        config.evaluation.batch, ranks.world_size(), *known,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -51,21 +52,25 @@ def prompts_key(config: Config, *known: object) -> str:
 def keep(run: Run, folder: Path, *, epochs: int) -> None:
     """Keep how a run stands after the last epoch of stage 1, unless another's is kept already.
 
-    Called on every rank.
+    Called on every rank. That it cannot be written is told, and nothing is kept.
     """
     with ranks.leader_first() as acts:
         source = run.checkpoints / f"stage1-{epochs + 1:04d}-000000"
         if not acts or folder.exists() or not source.exists():
             return
         private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-        link_folder(source, private / "checkpoint")
-        lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
-        write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        write_json(private / "about.json", {"of": run.signature, "epochs": epochs})
         try:
+            link_folder(source, private / "checkpoint")
+            lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
+            write_text(
+                private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
+            )
+            write_json(private / "about.json", {"of": run.signature, "epochs": epochs})
             private.rename(folder)
-        except OSError:  # another run was first
-            shutil.rmtree(private)
+        except OSError as error:
+            if not folder.exists():  # else another run was first
+                log.warning("%s: stage 1 is not kept for other runs: %s", folder, error.strerror)
+            shutil.rmtree(private, ignore_errors=True)
 
 
 def take(run: Run, folder: Path, record: Record) -> None:

@@ -1,5 +1,6 @@
 """A reader sees the old file or the new one, never a part."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files import atomic_write, read_json, write_json, write_text
+from harness.files import atomic_write, link_folder, read_json, write_json, write_text
 
 UMASK = 0o022
 
@@ -121,6 +122,26 @@ def test_of_many_writers_one_wins_whole(tmp_path: Path) -> None:
     assert all(value in values for value in seen)
     assert seen
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_folder_is_linked_or_else_copied_in_place_of_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not can_link:
+        monkeypatch.setattr(os, "link", refuse)
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    for folder, text in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        (folder / f"{text}.txt").write_text(text)
+    link_folder(source, target)
+    assert os.listdir(target) == ["new.txt"]
+    assert os.listdir(target.parent) == ["target"]
+    assert (target / "new.txt").read_text() == "new"
+    assert (target / "new.txt").samefile(source / "new.txt") == can_link
 
 
 def test_json_comes_back_and_nan_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_what_changes_stage_1_or_its_log_has_another_name(first: Run) -> None:
         replace(config, run=replace(config.run, runs="/elsewhere", keep_checkpoints=True)),
     ]
     other = [
-        replace(config, seed=5), replace(config, stage1=replace(config.stage1, lss_weight=0.1)),
+        replace(config, seed=5), replace(config, engine=replace(config.engine, zero=1)),
+        replace(config, stage1=replace(config.stage1, lss_weight=0.1)),
         replace(config, model=replace(config.model, prompt_tokens=3)),
         replace(config, data=replace(config.data, validation=0.5)),
         replace(config, engine=replace(config.engine, precision="bf16")),
@@ -155,3 +156,14 @@ def test_the_first_of_two_that_trained_it_at_the_same_time_is_kept(
     shared_prompts.keep(first, kept, epochs=2)
     assert (kept / "about.json").read_text() == before
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_where_nothing_can_be_written_nothing_is_kept_and_no_run_ends(
+    first: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "prompts"
+    blocked.write_text("a file where the folder should be")
+    shutil.copytree(shared_folder(first) / "checkpoint", tmp_path / "run" / "checkpoints" /
+                    "stage1-0003-000000")
+    shared_prompts.keep(Run(tmp_path / "run"), blocked / "key", epochs=2)
+    assert f"{blocked / 'key'}: stage 1 is not kept for other runs" in caplog.text
