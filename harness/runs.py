@@ -59,6 +59,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def environment_file(self) -> Path:
+        """What the last attempt computed with."""
+        return self.folder / "environment.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
+from harness.environment import environment
 from harness.errors import Hindered, UserError
 from harness.files import read_json, write_json
 from harness.runs import Run, job_id
@@ -41,6 +42,8 @@ FILE_SYSTEM = (
 """What a file system says that is full, closed to us, or cut off."""
 OTHERS_WORD_S = 3.0
 """How long rank 0 waits for the word of a rank that it lost."""
+CODE = Path(__file__).parents[1]
+"""Where this project's packages are that are run."""
 ERROR_LINES = 20
 """How many last lines of a failure's traceback the status keeps."""
 
@@ -77,11 +80,12 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         **{key: before[key] for key in COUNTS if key in before},
         "attempts": before.get("attempts", 0) + 1, "started": started,
         "host": os.uname().nodename, "pid": os.getpid(), "job": job_id(),
-        "code": str(Path(__file__).parents[1]),
+        "code": str(CODE),
     }
     try:
         if leader:
             run.set_status("running", **facts)
+            write_json(run.environment_file, environment(CODE))
         with stop_on_signals():
             load_experiment(run)(run, report)
     except Stopped as reason:

@@ -19,6 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from harness.cluster.records import Record
+from harness.environment import note_git_state
 from harness.errors import UserError
 from harness.files import own_folder
 from harness.sweeps import Sweep
@@ -58,6 +59,7 @@ class Code:
                 shutil.copy2(source, target)
             # what was copied, should a file have been edited since it was looked at
             folder = self.folder.with_name(_digest(_inside(private)))
+            note_git_state(folder, Path(__file__).parents[2])
             try:
                 private.rename(folder)
             except OSError:
