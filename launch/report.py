@@ -15,22 +15,15 @@ from rich.table import Table
 
 from harness.cluster.table import wide
 from harness.errors import UserError
-from harness.outcomes import (
-    Ranked,
-    Sweeping,
-    importance,
-    read_outcomes,
-    unbeaten,
-    write_best,
-    write_tables,
-)
+from harness.outcomes import Ranked, Sweeping, read_outcomes, write_best, write_tables
+from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from launch.cli import command
+from svll.reporting import TEST, write_report
 
 ON_THE_FULL_SET = {
     "data.validation": 0.0, "data.fingerprint": None, "model.fingerprint": None, "run": None,
 }
 """What the best recipe is without: it is trained on all identities, wherever its files lie."""
-TEST = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 SURE = 0.05
 
 
@@ -52,7 +45,7 @@ def main(
     if compare is not None:
         return _compare(sweeping, ranked, compare, console)
     console.print(_table(sweeping, ranked))
-    for line in _words(sweeping, ranked):
+    for line in remarks(sweeping, ranked):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     files = [write_best(sweeping, without=ON_THE_FULL_SET), *write_tables(sweeping)]
     console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
@@ -60,52 +53,13 @@ def main(
 
 
 def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
-    title = f"{sweeping.name}: selected on {sweeping.selected_on} ({sweeping.metric}, "
-    table = Table(title=f"{title}{sweeping.mode})")
-    weighed = list(sweeping.objectives)
-    front = ["unbeaten"] if weighed else []
-    for name in ("rank", *sweeping.keys, "seeds", sweeping.metric, "+- (95 %)", *weighed, *front,
-                 *TEST):
+    table = Table(title=ranking_title(sweeping))
+    columns, rows = ranking_rows(sweeping, ranked, TEST)
+    for name in columns:
         table.add_column(name, justify="right")
-    marks = unbeaten(sweeping, ranked)
-    for place, one in enumerate(ranked, start=1):
-        half = one.half_width
-        tests = [
-            [o.numbers[key] for o in one.outcomes if key in o.numbers] for key in TEST.values()
-        ]
-        table.add_row(
-            str(place), *(str(one.point.get(key, "")) for key in sweeping.keys),
-            f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}",
-            f"{one.mean:.4f}", "" if half is None else f"{half:.4f}",
-            *(f"{one.mean_of(key):.4g}" for key in weighed),
-            *(("yes" if marks[place - 1] else "",) if weighed else ()),
-            *(f"{sum(values) / len(values):.4f}" if values else "" for values in tests),
-        )
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _words(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:
-    """Say how many trials this is of, what mattered, and where the ranking is not sure."""
-    states = [one.state for one in sweeping.outcomes]
-    lines = [f"{len(states)} trials: " + ", ".join(
-        f"{states.count(state)} {state}" for state in dict.fromkeys(states)
-    )]
-    if not all(one.is_whole for one in ranked):
-        lines.append("points of which seeds are missing stand last, whatever their mean: what was "
-                     "ended early or failed is not in it")
-    shares = importance(sweeping)
-    if sweeping.has_changed:
-        lines.append("settings changed while runs were trained (changes.json in their folders): "
-                     "the points are what they began with")
-    elif shares:
-        told = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
-        lines.append(f"share in the variance of {sweeping.metric}: {told}")
-    else:
-        lines.append("too few complete points to say which key mattered")
-    if all(one.asked == 1 for one in ranked):
-        lines.append("one seed each: how much chance there is in this ranking is not known "
-                     "(seeds=[1,2,3])")
-    return lines
 
 
 def _compare(

@@ -1,10 +1,10 @@
-"""What ending trials early spares, and what it costs: a search by ASHA beside the whole grid.
+"""What ending trials early spares, and what it costs: a search by ASHA beside all its trials.
 
     python -m tests.benchmarks.halving [SWEEP [SEED ...]]
 
-Runs a sweep of Ray's backend (default: sweeps/learning_rates.yaml, seeds 1, 2 and 3) on this
+Runs a sweep of Ray's backend (default: sweeps/stage2_settings.yaml, seeds 1, 2 and 3) on this
 machine, counts the epochs it trained, then lets the same trials go on to their ends by the array
-backend, which has no scheduler: that is the grid. Some twenty minutes a seed on two cores.
+backend, which has no scheduler. Some ten minutes a seed on two cores.
 """
 
 import sys
@@ -23,8 +23,9 @@ from harness.outcomes import flatten
 from harness.sweeps import Sweep, read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
+from svll.shared_prompts import taken_epochs
 
-SWEEP = Path("sweeps/learning_rates.yaml")
+SWEEP = Path("sweeps/stage2_settings.yaml")
 SEEDS = (1, 2, 3)
 PATIENCE_S = 3 * 3600.0
 
@@ -35,6 +36,9 @@ class Cost:
 
     complete: int
     epochs: int
+    """Of both stages, that were trained; a stage 1 that was taken over was not."""
+    stage2: int
+    """Those of stage 2."""
     seconds: float
     best: float
     """Of the trials that were trained to their end."""
@@ -44,8 +48,8 @@ def main(words: list[str]) -> int:
     file = Path(words[0]) if words else SWEEP
     seeds = [int(word) for word in words[1:]] or SEEDS
     table = Table(
-        "seed", "trials", "to their end", "epochs", "of the grid's", "time", "of the grid's",
-        "best found", "the grid's best",
+        "seed", "trials", "to their end", "epochs", "share", "of stage 2", "share", "time", "share",
+        "best found", "best of all",
     )
     with tempfile.TemporaryDirectory(prefix="halving-") as folder:
         for seed in seeds:
@@ -53,14 +57,19 @@ def main(words: list[str]) -> int:
             rest = _carry_out(_read(file, seed, folder, "backend=array"))
             whole = searched.seconds + rest.seconds
             cells = [
-                seed, rest.complete, searched.complete, f"{searched.epochs} of {rest.epochs}",
-                f"{searched.epochs / rest.epochs:.0%}", f"{searched.seconds:.0f} s",
-                f"{searched.seconds / whole:.0%}", f"{searched.best:.4f}", f"{rest.best:.4f}",
+                seed, rest.complete, searched.complete,
+                *_share(searched.epochs, rest.epochs), *_share(searched.stage2, rest.stage2),
+                *_share(round(searched.seconds), round(whole)),
+                f"{searched.best:.4f}", f"{rest.best:.4f}",
             ]
             table.add_row(*map(str, cells))
             print(*cells, sep="  ", flush=True)
     Console(width=120).print(table)
     return 0
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return f"{part} of {whole}", f"{part / whole:.0%}"
 
 
 def _read(file: Path, seed: int, runs: str, backend: str) -> Sweep:
@@ -81,8 +90,10 @@ def _carry_out(sweep: Sweep) -> Cost:
     bad = [view for view in survey(sweep) if view.state not in ("complete", "ended early")]
     assert not bad, f"{bad[0].state}: {bad[0].note}"
     results = [flatten(result) for run in runs if (result := run.result()) is not None]
+    lines = [line for run in runs for line in epoch_lines(run)]
     return Cost(
-        complete=len(results), epochs=sum(len(epoch_lines(run)) for run in runs), seconds=taken,
+        complete=len(results), epochs=len(lines) - sum(map(taken_epochs, runs)),
+        stage2=sum(line["stage"] == "stage2" for line in lines), seconds=taken,
         best=max(result[sweep.metric] for result in results),
     )
 

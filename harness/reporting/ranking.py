@@ -1,0 +1,77 @@
+"""A sweep's points in the order of its metric: as rows of a table, and what is to be said of them.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.outcomes import Ranked, Sweeping, importance, unbeaten
+
+
+def ranking_title(sweeping: Sweeping) -> str:
+    """Return what the points were ranked by, and on which part of the data."""
+    told = f"{sweeping.metric}, {sweeping.mode}"
+    return f"{sweeping.name}: selected on {sweeping.selected_on} ({told})"
+
+
+def ranking_rows(
+    sweeping: Sweeping, ranked: Sequence[Ranked], further: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a table of points, the best first.
+
+    further: numbers of the results to show besides, by title, as dotted keys.
+    """
+    weighed = list(sweeping.objectives)
+    columns = ["rank", *sweeping.keys, "seeds", sweeping.metric, "+- (95 %)", *weighed]
+    columns += ["unbeaten", *further] if weighed else [*further]
+    marks = unbeaten(sweeping, ranked)
+    return columns, [
+        _row(sweeping, place, one, is_unbeaten, further)
+        for place, (one, is_unbeaten) in enumerate(zip(ranked, marks, strict=True), start=1)
+    ]
+
+
+def _row(
+    sweeping: Sweeping, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
+) -> list[str]:
+    half = one.half_width
+    row = [str(place), *(_told(one.point.get(key)) for key in sweeping.keys)]
+    row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}"]
+    row += [f"{one.mean:.4f}", "" if half is None else f"{half:.4f}"]
+    row += [f"{one.mean_of(key):.4g}" for key in sweeping.objectives]
+    row += ["yes" if is_unbeaten else ""] if sweeping.objectives else []
+    for key in further.values():
+        values = [o.numbers[key] for o in one.outcomes if key in o.numbers]
+        row.append(f"{statistics.fmean(values):.4f}" if values else "")
+    return row
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
+    """Say how many trials this is of, what mattered, and where the ranking is not sure."""
+    states = [one.state for one in sweeping.outcomes]
+    lines = [f"{len(states)} trials: " + ", ".join(
+        f"{states.count(state)} {state}" for state in dict.fromkeys(states)
+    )]
+    if not all(one.is_whole for one in ranked):
+        lines.append("points of which seeds are missing stand last, whatever their mean: what was "
+                     "ended early or failed is not in it")
+    shares = importance(sweeping)
+    if sweeping.has_changed:
+        lines.append("settings changed while runs were trained (changes.json in their folders): "
+                     "the points are what they began with")
+    elif shares:
+        told = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+        lines.append(f"share in the variance of {sweeping.metric}: {told}")
+    else:
+        lines.append("too few complete points to say which key mattered")
+    if all(one.asked == 1 for one in ranked):
+        lines.append("one seed each: how much chance there is in this ranking is not known "
+                     "(seeds=[1,2,3])")
+    return lines

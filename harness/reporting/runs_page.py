@@ -1,0 +1,132 @@
+"""Runs side by side in a page: how they stand, where they differ, what they were computed with."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.files import read_json
+from harness.outcomes import flatten
+from harness.reporting import page
+from harness.reporting.curves import Shown
+from harness.reporting.page import Html
+from harness.runs import Run
+
+FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
+"""What a run's row links to."""
+UNKNOWN = "?"
+
+
+def state_of(run: Run) -> str:
+    """Return how a run stands, in a word."""
+    status = run.status()
+    if run.is_complete():
+        return "complete"
+    return "ended early" if status.get("pruned") else str(status["state"])
+
+
+def runs_table(shown: Sequence[Shown], numbers: Mapping[str, str], folder: Path) -> Html:
+    """Return one row for each run: state, where and how often it ran, numbers, files.
+
+    numbers: of the result, by title, as dotted keys. folder: where the page will be.
+    """
+    columns = ["run", "state", "host", "attempts", "epochs", "minutes", *numbers, "files"]
+    rows = []
+    for one in shown:
+        status, result = one.run.status(), flatten(one.run.result() or {})
+        seconds = result.get("seconds")
+        rows.append([
+            one.label, state_of(one.run), status.get("host"), status.get("attempts"),
+            sum(line.get("kind") == "epoch" for line in one.run.metrics()),
+            None if seconds is None else round(seconds / 60, 1),
+            *(_fraction(result.get(key)) for key in numbers.values()), _links(one.run, folder),
+        ])
+    return page.table(columns, rows)
+
+
+def _fraction(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _links(run: Run, folder: Path) -> Html:
+    found = [run.folder / name for name in FILES if (run.folder / name).exists()]
+    return page.join(*(
+        part for file in found
+        for part in (page.link(os.path.relpath(file, folder), file.name), " ")
+    ))
+
+
+def lacking(shown: Sequence[Shown]) -> list[str]:
+    """Say of each run that is not complete how it stands, and of each what cannot be read."""
+    told = []
+    for one in shown:
+        status, state = one.run.status(), state_of(one.run)
+        why = status.get("error") or status.get("reason") or ""
+        if state != "complete":
+            told.append(f"{one.label}: {state}{f': {why}' if why else ''}")
+        if not config_of(one.run):
+            told.append(f"{one.label}: {one.run.config_file.name} is missing or cannot be read")
+    return told
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
+    try:
+        return _flat(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, AttributeError):
+        return {}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def environment_of(run: Run) -> dict[str, Any]:
+    """Return what a run was computed with by dotted key; {} of a run that does not tell."""
+    try:
+        return _flat(read_json(run.environment_file))
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def differing(sides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys on which not all mappings agree, in the order of the first."""
+    keys = dict.fromkeys(key for side in sides for key in side)
+    return [
+        key for key in keys if any(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN)
+                                   for side in sides)
+    ]
+
+
+def comparison(shown: Sequence[Shown], sides: Sequence[Mapping[str, Any]], what: str) -> Html:
+    """Return a table of the keys on which runs differ; what differs from the first is marked.
+
+    what: of which the keys are, for the line above, such as `configuration`.
+    """
+    keys = differing(sides)
+    if not keys:
+        return page.element("p", f"The {what} is the same for all.")
+    first = f"{keys[0]}: {' against '.join(_cell(side, keys[0]) for side in sides[:2])}"
+    line = f"The first differing key is {first}." if len(sides) == 2 else (
+        f"{len(keys)} keys of the {what} differ."
+    )
+    rows = [[key, *(_cell(side, key) for side in sides)] for key in keys]
+    marked = [
+        [False, *(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN) for side in sides)]
+        for key in keys
+    ]
+    columns = ["key", *(one.label for one in shown)]
+    return page.join(page.element("p", line), page.table(columns, rows, marked=marked))
+
+
+def _cell(side: Mapping[str, Any], key: str) -> str:
+    value = side.get(key, UNKNOWN)
+    return "none" if value is None else str(value)

@@ -1,0 +1,215 @@
+"""report.html: runs, sweeps, or several of them side by side, on one page that needs nothing else.
+
+    <folder>/report.html
+    <folder>/figures/*.svg *.png    every figure as files
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+from harness.files import write_text
+from harness.outcomes import Outcome, Sweeping, importance, read_outcomes
+from harness.reporting import page
+from harness.reporting.curves import (
+    MOST_LINES,
+    Shown,
+    course_curves,
+    loss_curves,
+    stages_of,
+)
+from harness.reporting.drawing import as_svg, save
+from harness.reporting.landscape import contour, importance_bars, map_keys, parallel_coordinates
+from harness.reporting.page import Html
+from harness.reporting.ranking import ranking_rows, ranking_title, remarks
+from harness.reporting.runs_page import (
+    comparison,
+    config_of,
+    environment_of,
+    lacking,
+    runs_table,
+)
+from harness.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEST = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
+"""Further numbers of a result that a table of points has, by title."""
+NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
+           "mAP at start": "initial.mAP"}
+COURSE = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
+"""What epochs tell of how good the model is."""
+MOST_COMPARED = 12
+"""Columns of a table of differences; more cannot be read."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one folder holds: a sweep, or runs that belong to none."""
+
+    name: str
+    folder: Path
+    sweeping: Sweeping | None
+    shown: Sequence[Shown]
+    """Its runs, of a sweep those of the best points first."""
+
+
+def read_subject(folder: Path) -> Subject:
+    """Return what a folder holds. Raises UserError for one without a sweep or runs."""
+    if (folder / "sweep.json").is_file():
+        sweeping = read_outcomes(folder)
+        ranked = [one for point in sweeping.ranked() for one in point.outcomes]
+        others = [one for one in sweeping.outcomes if one not in ranked]
+        runs = [Shown(_label(one), one.run) for one in (*ranked, *others)]
+        return Subject(sweeping.name, folder, sweeping, runs)
+    if (folder / "config.yaml").is_file():
+        return Subject(folder.name, folder, None, [Shown(folder.name, Run(folder))])
+    files = sorted(folder.glob("*/config.yaml"))
+    if not files:
+        raise UserError(
+            f"{folder}: neither a run's folder nor a sweep's: there is no config.yaml, no "
+            "sweep.json, and no folder with a config.yaml in it"
+        )
+    return Subject(
+        folder.name, folder, None, [Shown(file.parent.name, Run(file.parent)) for file in files]
+    )
+
+
+def _label(one: Outcome) -> str:
+    words = [f"{key.rpartition('.')[2]}={value}" for key, value in one.point.items()]
+    return " ".join([*words, f"seed={one.seed}"])
+
+
+def report_sweep(folder: Path) -> None:
+    """Write a sweep's report.html; what `run.report` of a configuration names."""
+    write_report([folder], folder / "report.html")
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, further: Sequence[Callable[[Path], Html]] = ()
+) -> Path:
+    """Write the report on some folders to `out`, its figures to `figures` beside it.
+
+    further: each makes one more section, and is told the folder of the figures; a UserError of it
+    becomes a remark. Returns `out`. Raises UserError for a folder that holds nothing.
+    """
+    subjects = [read_subject(folder) for folder in folders]
+    shown = _together(subjects)
+    drawn = Drawn(out.parent / "figures", out.parent)
+    parts = [*(part for one in subjects for part in _results(one, drawn))]
+    parts += [_runs(shown, out.parent), _curves(shown, drawn), _differences(shown)]
+    parts += [_tried(make, drawn.folder) for make in further]
+    names = ", ".join(one.name for one in subjects)
+    made = time.strftime("%Y-%m-%d %H:%M")
+    write_text(out, page.page(f"Report on {names}", page.element("p", f"Written {made}."), *parts))
+    return out
+
+
+def _together(subjects: Sequence[Subject]) -> list[Shown]:
+    """Return all runs, under names that tell several folders apart."""
+    if len(subjects) == 1:
+        return list(subjects[0].shown)
+    return [
+        Shown(one.label if one.label == subject.name else f"{subject.name}: {one.label}", one.run)
+        for subject in subjects for one in subject.shown
+    ]
+
+
+@dataclass
+class Drawn:
+    """Keeps figures as files, and puts them into the page."""
+
+    folder: Path
+    beside: Path
+    """Where the page is."""
+
+    def show(self, figure: "Figure | None", name: str, caption: str) -> Html:
+        """Return a figure for the page, nothing for None."""
+        if figure is None:
+            return Html("")
+        files = [str(path.relative_to(self.beside)) for path in save(figure, self.folder / name)]
+        return page.figure(as_svg(figure), caption, files=files)
+
+
+def _tried(make: Callable[[Path], Html], folder: Path) -> Html:
+    try:
+        return make(folder)
+    except UserError as error:
+        return page.note(str(error))
+
+
+# --- sections ---
+
+
+def _results(subject: Subject, drawn: Drawn) -> list[Html]:
+    """Return a sweep's ranking and what mattered in it; nothing of runs that are in none."""
+    sweeping = subject.sweeping
+    if sweeping is None:
+        return []
+    ranked = sweeping.ranked()
+    title = ranking_title(sweeping)
+    if not ranked:
+        return [page.section(title, page.note("No trial is complete."))]
+    columns, rows = ranking_rows(sweeping, ranked, TEST)
+    told = page.join(*(page.element("p", line) for line in remarks(sweeping, ranked)))
+    return [page.section(title, page.table(columns, rows), told, _landscape(sweeping, drawn))]
+
+
+def _landscape(sweeping: Sweeping, drawn: Drawn) -> Html:
+    shares, metric = importance(sweeping), sweeping.metric
+    keys = map_keys(sweeping, shares)
+    name = sweeping.name
+    return page.join(
+        drawn.show(importance_bars(shares, metric) if shares else None, f"{name}-importance",
+                   "What mattered: each key's share in the variance over the points."),
+        drawn.show(parallel_coordinates(sweeping), f"{name}-points",
+                   f"Every complete point, coloured by {metric} (mean over its seeds)."),
+        drawn.show(contour(sweeping, keys), f"{name}-map",
+                   f"{metric} over {' and '.join(keys)}: measured at the dots, linear "
+                   "between them; other keys differ too."),
+    )
+
+
+def _runs(shown: Sequence[Shown], beside: Path) -> Html:
+    notes = [page.note(line) for line in lacking(shown)]
+    return page.section("Runs", runs_table(shown, NUMBERS, beside), *notes)
+
+
+def _curves(shown: Sequence[Shown], drawn: Drawn) -> Html:
+    some = [one for one in shown if one.run.metrics_file.is_file()][:MOST_LINES]
+    parts: list[Html] = []
+    if len(some) < len(shown):
+        parts.append(page.element("p", f"{len(some)} of {len(shown)} runs are drawn, the best "
+                                       "first; those without a log are left out."))
+    for stage in stages_of(some):
+        parts += [
+            page.element("h3", stage),
+            drawn.show(loss_curves(some, stage), f"{stage}-losses",
+                       "The trained loss and its terms before their weights, means of epochs."),
+            drawn.show(course_curves(some, stage, COURSE), f"{stage}-course",
+                       "Metrics, learning rate, images per second, and memory at its peak."),
+        ]
+    return page.section("Training", *(parts or [page.note("Nothing has been logged yet.")]))
+
+
+def _differences(shown: Sequence[Shown]) -> Html:
+    some = shown[:MOST_COMPARED]
+    parts: list[Html] = []
+    if len(some) < len(shown):
+        parts.append(page.element("p", f"The first {len(some)} of {len(shown)} runs are compared."))
+    if len(some) > 1:
+        parts.append(comparison(some, [config_of(one.run) for one in some], "configuration"))
+    told = [environment_of(one.run) for one in some]
+    first = next((side for side in told if side), {})
+    if len(some) > 1 and any(told):
+        parts.append(comparison(some, told, "environment"))
+    data = sorted({str((one.run.result() or {}).get("fingerprint", "")) for one in shown} - {""})
+    facts = [("fingerprint of the data", ", ".join(data)), *first.items()]
+    parts.append(page.table(["of the first run", ""], [[key, str(value)] for key, value in facts]))
+    if not first:
+        parts.append(page.note("No run tells what it was computed with: an older version made it."))
+    return page.section("Configuration and environment", *parts)
