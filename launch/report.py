@@ -1,9 +1,12 @@
-"""What came out of a sweep: points ranked, what mattered, the best as a recipe; A against B.
+"""What came out of a sweep or of runs: a page with tables and curves; A against B.
 
     python launch/report.py runs/loss_weights
     python launch/report.py runs/loss_weights --compare 1 4
+    python launch/report.py runs/synthetic/0a1b2c3d4e5f runs/synthetic/5f4e3d2c1b0a --out both.html
 
-Writes best.yaml, trials.csv and trials.parquet into the sweep's folder.
+Writes report.html, which needs no other file and no network, and figures/ beside it; of a sweep
+also best.yaml, trials.csv and trials.parquet, and prints its points ranked. Works at any time: of
+runs that go on, have failed or lack something it shows what there is and says what is missing.
 """
 
 from pathlib import Path
@@ -29,27 +32,42 @@ SURE = 0.05
 
 @command(__doc__)
 def main(
-    folder: Annotated[Path, typer.Argument(help="A sweep's folder, runs/<name>.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of sweeps (runs/<name>) or of runs, side by side."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page to be written. [default: report.html in the first folder]"),
+    ] = None,
     compare: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Two points by their rank in the table: does A beat B?"),
     ] = None,
 ) -> int:
-    """Report on a sweep; exit status 1 when no trial is complete."""
-    sweeping, console = read_outcomes(folder), wide(Console())
-    ranked = sweeping.ranked()
-    if not ranked:
-        states = [one.state for one in sweeping.outcomes]
-        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        raise UserError(f"{folder}: no trial is complete ({told or 'no trials'})")
+    """Report on sweeps and runs."""
+    console = wide(Console())
     if compare is not None:
-        return _compare(sweeping, ranked, compare, console)
-    console.print(_table(sweeping, ranked))
-    for line in remarks(sweeping, ranked):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    files = [write_best(sweeping, without=ON_THE_FULL_SET), *write_tables(sweeping)]
+        if len(folders) > 1:
+            raise UserError("--compare: takes two points of one sweep, give its folder alone")
+        return _compare(folders[0], compare, console)
+    files = [write_report(folders, out or folders[0] / "report.html")]
+    for folder in folders:
+        if (folder / "sweep.json").exists():
+            files += _sweep(read_outcomes(folder), console)
     console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
     return 0
+
+
+def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:
+    """Print a sweep's ranking; returns the files that were written of it."""
+    ranked = sweeping.ranked()
+    if ranked:
+        console.print(_table(sweeping, ranked))
+    for line in remarks(sweeping, ranked):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    best = write_best(sweeping, without=ON_THE_FULL_SET)
+    return [*([best] if best else []), *write_tables(sweeping)]
 
 
 def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
@@ -62,10 +80,12 @@ def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
     return table
 
 
-def _compare(
-    sweeping: Sweeping, ranked: list[Ranked], places: tuple[int, int], console: Console
-) -> int:
+def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     """Say whether one point beats another, over seeds and over the test queries."""
+    sweeping = read_outcomes(folder)
+    ranked = sweeping.ranked()
+    if not ranked:
+        raise UserError(f"{folder}: no trial is complete, there is nothing to compare")
     for place in places:
         if not 1 <= place <= len(ranked):
             raise UserError(f"--compare: there is no rank {place}, there are 1 to {len(ranked)}")

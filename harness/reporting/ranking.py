@@ -59,6 +59,8 @@ def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
     lines = [f"{len(states)} trials: " + ", ".join(
         f"{states.count(state)} {state}" for state in dict.fromkeys(states)
     )]
+    if not ranked:
+        return [*lines, "no trial is complete"]
     if not all(one.is_whole for one in ranked):
         lines.append("points of which seeds are missing stand last, whatever their mean: what was "
                      "ended early or failed is not in it")
