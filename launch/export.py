@@ -12,10 +12,9 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import UserError
 from launch.cli import command
+from svll.data.loose import find_images
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_IMAGES = 24
 """Real images that are compared; more would tell nothing new."""
 
@@ -41,7 +40,7 @@ def main(
     stride: Annotated[int | None, typer.Option(help="Patch stride, likewise.")] = None,
 ) -> int:
     """Export, compare, and print the largest difference."""
-    found = _images(images) if images else []
+    found = find_images(images)[:MAX_IMAGES] if images else []
     from svll.models import load_model
     from svll.models.onnx_export import export_onnx  # torch: not for --help
 
@@ -52,14 +51,6 @@ def main(
         f"{done.difference:.1e} of a feature's length, over {done.images} images"
     )
     return 0
-
-
-def _images(folder: Path) -> list[Path]:
-    """Return the first images below a folder, by name; raises UserError when there are none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    if not found:
-        raise UserError(f"--images {folder}: no images there ({', '.join(ENDINGS)})")
-    return found[:MAX_IMAGES]
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_a_folder_without_images_is_told(run: Command, finished: Run, tmp_path: 
         "--weights", finished.folder, "--out", tmp_path / "a.onnx", "--images", tmp_path
     )
     assert status == 1
-    assert f"--images {tmp_path}: no images there (.jpg, " in told
+    assert f"{tmp_path}: no images there (.jpg, " in told
 
 
 def test_weights_that_are_none_are_told(run: Command, tmp_path: Path) -> None:
