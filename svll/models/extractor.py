@@ -55,11 +55,19 @@ class Extractor:
 
     def _encode(self, images: Sequence[Picture], places: Tensor | None) -> Tensor:
         """Return unit features [b, D] of a batch, on the CPU."""
+        return self.encode_prepared(
+            torch.stack([prepare(image, self.model) for image in images]), places
+        )
+
+    def encode_prepared(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return unit features [b, D], on the CPU, of what `prepare` made of images [b, 3, H, W].
+
+        places [b]: each one's camera's place in `model.cameras`, -1 for none.
+        """
         device = next(self.model.parameters()).device
-        batch = torch.stack([prepare(image, self.model) for image in images]).to(device)
         with torch.no_grad():
             features = self.model.encode_image(
-                batch, None if places is None else places.to(device)
+                batch.to(device), None if places is None else places.to(device)
             )
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
