@@ -1,0 +1,1 @@
+"""What results look like: pages and figures of a run's features."""
