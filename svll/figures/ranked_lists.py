@@ -46,6 +46,7 @@ WORST_PAIRS = 5
 NAMED = 3
 """Missing images whose paths are told."""
 STYLE = thumbnails.STYLE + """
+.summary td:first-child { white-space: nowrap; } .summary td:last-child { overflow-wrap: anywhere; }
 .pairs .thumbnail, .pairs .gone { height: 64px; max-width: 96px; }
 .list { display: flex; gap: .4rem; padding: .3rem 0 .6rem; font-size: .75rem; line-height: 1.35; }
 .list > div { flex: none; min-width: 4.6rem; max-width: 9.6rem; }
@@ -132,7 +133,8 @@ def _summary(scored: Score, *, camera_filter: bool) -> Html:
         f"The numbers above are means over {DRAWS} draws. Lists, confusions, and curves below are "
         "of the first draw alone."
     ) if source.protocol == "random_gallery" else Html("")
-    return join(table(["", "metrics are fractions"], rows), remark)
+    shown = element("div", table(["", "metrics are fractions"], rows), class_="summary")
+    return join(shown, remark)
 
 
 def _missing(source: Source, small: Thumbnails) -> Html:
@@ -193,7 +195,7 @@ def _camera_pairs(pairs: Sequence[CameraPair]) -> Html:
         element("p", "Queries of one camera, ranked among the gallery images of one other alone. "
                 f"Cameras are numbered as in the file. The {len(worst)} lowest are marked, and "
                 "listed below."),
-        table(["query \\ gallery camera", *asked], rows, marked=marked),
+        table(["query \\ gallery", *asked], rows, marked=marked),
         element("h3", "Lowest"),
         table(["query camera", "gallery camera", "queries", "mAP", "Rank-1"], listed),
     )
