@@ -227,7 +227,7 @@ def _confusions(scored: Score, small: Thumbnails) -> Html:
     return _section(
         "confusions",
         element("p", f"The {len(found)} pairs most often confused, with the example that is "
-                f"nearest. Ahead: how many of the identity's queries have an image of the other "
+                "nearest. Ahead: how many of the identity's queries have an image of the other "
                 f"one before their first match, within their first {TOP}. Images: all of the "
                 f"other one's images within the first {TOP} of these queries. In all: how many it "
                 "has; an identity with very many may stand for strangers (in Market-1501's layout, "

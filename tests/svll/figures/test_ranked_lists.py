@@ -215,7 +215,9 @@ def test_under_random_gallery_cameras_are_left_out_and_the_page_says_so(
     assert not any("camera" in line for cells in page.lists for _, lines in cells for line in lines)
 
 
-def test_one_camera_alone_is_shown_without_pairs(made: Callable[..., Page]) -> None:
+def test_a_single_camera_is_paired_with_itself_where_nothing_is_left_out(
+    made: Callable[..., Page]
+) -> None:
     source = world("all_gallery")
     one = [replace(part, cameras=part.cameras * 0) for part in (source.query, source.gallery)]
     page = made(replace(source, query=one[0], gallery=one[1]), Wanted(count=2))
