@@ -193,7 +193,9 @@ def _curves(shown: Sequence[Shown], drawn: Drawn) -> Html:
             drawn.show(course_curves(some, stage, COURSE), f"{stage}-course",
                        "Metrics, learning rate, images per second, and memory at its peak."),
         ]
-    return page.section("Training", *(parts or [page.note("Nothing has been logged yet.")]))
+    if not some:
+        parts = [page.note("Nothing has been logged yet.")]
+    return page.section("Training", *parts)
 
 
 def _differences(shown: Sequence[Shown]) -> Html:

@@ -1,12 +1,14 @@
 """A sweep's points in the order of its metric: as rows of a table, and what is to be said of them.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.outcomes import Ranked, Sweeping, importance, unbeaten
+
+LONG = 8
+"""Numbers that were drawn have more characters than anybody wants to read."""
 
 
 def ranking_title(sweeping: Sweeping) -> str:
@@ -50,7 +52,7 @@ def _row(
 def _told(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
 
 
 def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:

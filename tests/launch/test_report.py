@@ -143,11 +143,34 @@ def test_what_cannot_be_reported_is_told(
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
     assert "features.h5: is missing; python launch/evaluate.py --run" in told
-    status, _, told = call(sweep / "0.0-1")
+    status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
+    assert (status, told) == (
+        1, "error: --compare: takes two points of one sweep, give its folder alone\n"
+    )
+    status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
     assert status == 1
     assert "not a sweep's folder" in told
     for result in sweep.glob("*/result.json"):
         result.unlink()
-    status, _, told = call(sweep)
-    assert status == 1
-    assert "no trial is complete (6 new, 1 failed)" in told
+    status, _, told = call(sweep, "--compare", 1, 2)
+    assert (status, told) == (
+        1, f"error: {sweep}: no trial is complete, there is nothing to compare\n"
+    )
+    status, out, _ = call(sweep)
+    assert status == 0
+    assert "7 trials: 6 new, 1 failed\nno trial is complete" in out
+    assert "No trial is complete." in (sweep / "report.html").read_text()
+
+
+def test_runs_and_sweeps_are_reported_on_side_by_side(
+    sweep: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    page = tmp_path / "elsewhere" / "both.html"
+    status, told, _ = call(sweep, sweep / "0.0-1", "--out", page)
+    assert status == 0
+    assert f"files: {page}, {sweep / 'best.yaml'}" in told
+    text = page.read_text()
+    assert "Report on weights, 0.0-1" in text
+    assert "weights: vss_weight=0.8 seed=1" in text
+    assert ">0.0-1<" in text
+    assert (page.parent / "figures" / "weights-points.png").is_file()
