@@ -241,7 +241,10 @@ def _follow(sweep: Sweep, console: Console) -> int:
         raise
     console.print(table.final_table(sweep, views, TEST_COLUMNS))
     _tell_troubles(views, console)
-    _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}")
+    from svll.reporting import report_sweep  # matplotlib: a second
+
+    page = report_sweep(sweep.folder)
+    _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}\nreport: {page}")
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
         _say(console, f"{left} points were not proposed; the same command goes on")

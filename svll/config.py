@@ -322,6 +322,8 @@ class Place:
     """The folder of this run's group: a sweep's name; empty: the recipe's."""
     experiment: str = runtime("svll.experiment.run")
     """Dotted name of the function that a job calls with its run."""
+    report: str = runtime("svll.reporting.report_sweep")
+    """Dotted name of the function that writes a sweep's report.html (`report: true`)."""
     prepare: str = runtime("svll.preparing.prepare")
     """Likewise of what makes the files that runs share; called with all runs of a sweep."""
     log_every: int = runtime(50)

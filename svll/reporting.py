@@ -84,9 +84,9 @@ def _label(one: Outcome) -> str:
     return " ".join([*words, f"seed={one.seed}"])
 
 
-def report_sweep(folder: Path) -> None:
-    """Write a sweep's report.html; what `run.report` of a configuration names."""
-    write_report([folder], folder / "report.html")
+def report_sweep(folder: Path) -> Path:
+    """Write a sweep's report.html and return it; what `run.report` of a configuration names."""
+    return write_report([folder], folder / "report.html")
 
 
 def write_report(

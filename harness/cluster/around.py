@@ -94,13 +94,24 @@ def make_shared(run_folders: list[str]) -> None:
     keep_caches_here()
     set_slurm_ranks()
     runs = [Run(Path(folder)) for folder in run_folders]
-    settings = yaml.safe_load(runs[0].config_file.read_text(encoding="utf-8"))
-    module, _, name = settings["run"]["prepare"].rpartition(".")
-    getattr(importlib.import_module(module), name)(runs)
+    settings = _settings(runs[0])
+    _function(settings["run"]["prepare"])(runs)
+
+
+def _settings(run: Run) -> Any:
+    return yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+
+
+def _function(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def write_report(sweep_folder: str, summary_file: str) -> None:
-    """Write how the trials went, the best first, to report.txt; called by submitit."""
+    """Write how the trials went, the best first, to report.txt; called by submitit.
+
+    Then the sweep's page is written, by what the runs' configuration names as `run.report`.
+    """
     say_plainly()
     folder = Path(sweep_folder)
     asked = read_json(Path(summary_file))
@@ -115,6 +126,8 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
             console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
     write_text(folder / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
+    settings = _settings(Run(folder / asked["trials"][0]["signature"]))
+    _function(settings["run"]["report"])(folder)
 
 
 def _table(folder: Path, asked: Mapping[str, Any]) -> Table:

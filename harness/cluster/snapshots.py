@@ -29,6 +29,8 @@ SAFE_PATH = "PYTHONSAFEPATH"
 DISTRIBUTION = "svll-reid"
 DIGITS = 12
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
+NAMED_BY = ("experiment", "prepare", "report")
+"""Keys of `run` that name functions; their packages are frozen too."""
 NAMED = 4
 """How many differing files are named."""
 
@@ -74,11 +76,9 @@ class Code:
 
 
 def working(sweep: Sweep) -> Code:
-    """Return the code as it is now: this project's packages, and those of the sweep's experiment
-    and of what prepares it.
-    """
+    """Return the code as it is now: this project's packages, and those that the sweep names."""
     places = [trial.config.run for trial in sweep.trials[:1]]
-    named = [getattr(place, key, "") for place in places for key in ("experiment", "prepare")]
+    named = [getattr(place, key, "") for place in places for key in NAMED_BY]
     packages = dict.fromkeys([*_own_packages(), *(name.partition(".")[0] for name in named)])
     files = {name: path for package in packages for name, path in _files(package)}
     return Code(files, sweep.folder.resolve() / "code" / _digest(files))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 MOST_LINES = len(LINES)
 """More runs are not told apart."""
-ACROSS = 3
+ACROSS = 4
 """Panels in a row."""
-PANEL = 2.4, 1.7
+PANEL = 2.3, 1.7
 """Inches."""
 LEGEND_LINE = 0.22
 """Inches of a run in the legend."""
@@ -46,20 +46,23 @@ def stages_of(shown: Sequence[Shown]) -> list[str]:
 
 def loss_curves(shown: Sequence[Shown], stage: str) -> "Figure | None":
     """Draw the trained loss of a stage and each of its terms; None when nothing was logged."""
-    return _panels(shown, stage, lambda key: key == "loss" or key.startswith("losses."))
+    logs = [epochs_of(one.run, stage) for one in shown]
+    keys = dict.fromkeys(key for log in logs for line in log for key in line)
+    return _panels(shown, logs, [k for k in keys if k == "loss" or k.startswith("losses.")])
 
 
 def course_curves(shown: Sequence[Shown], stage: str, metrics: Sequence[str]) -> "Figure | None":
     """Draw what else a stage's epochs tell: some metrics, learning rate, throughput, memory."""
-    wanted = (*metrics, "lr", "images_per_s", "memory_gb")
-    return _panels(shown, stage, lambda key: key in wanted)
-
-
-def _panels(shown: Sequence[Shown], stage: str, wanted: Any) -> "Figure | None":
     logs = [epochs_of(one.run, stage) for one in shown]
-    keys = list(dict.fromkeys(
-        key for log in logs for line in log for key in line if wanted(key)
-    ))
+    there = {key for log in logs for line in log for key in line}
+    wanted = (*metrics, "lr", "images_per_s", "memory_gb")
+    return _panels(shown, logs, [key for key in wanted if key in there])
+
+
+def _panels(
+    shown: Sequence[Shown], logs: Sequence[list[dict[str, float]]], keys: Sequence[str]
+) -> "Figure | None":
+    """Draw one panel for each key; `logs` are the numbers of the runs' epochs."""
     if not keys:
         return None
     rows = -(-len(keys) // ACROSS)

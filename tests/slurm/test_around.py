@@ -41,6 +41,7 @@ def test_trials_wait_for_what_they_share_and_the_report_waits_for_them(
     places = [next(n for n, line in enumerate(lines) if name in line) for name in ranked]
     assert sorted(places, reverse=True) == [places[0], places[2], places[1]]
     assert sum("failed: RuntimeError: the toy broke" in line for line in lines) == 3
+    toy.until((sweep.folder / "reported.json").exists)
 
 
 def test_a_cancelled_sweep_leaves_none_of_the_jobs_around_it(slurm: Any, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Place:
     name: str = runtime("")
     experiment: str = runtime("toy_experiment.run")
     prepare: str = runtime("toy_experiment.prepare")
+    report: str = runtime("toy_experiment.report")
 
 
 @dataclass
@@ -51,6 +52,10 @@ class Config:
     seed: int = 1
     work: Work = field(default_factory=Work)
     run: Place = field(default_factory=Place)
+
+
+def report(folder: Path) -> None:
+    write_json(folder / "reported.json", sorted(run.name for run in folder.iterdir()))
 
 
 def prepare(runs: list[Run]) -> None:
