@@ -16,6 +16,7 @@ class Resources:
     """What one trial gets."""
 
     nodes: int = 1
+    """Nodes of each trial."""
     gpus: int = 0
     """GPUs on each node."""
     tasks: int | None = None
@@ -54,6 +55,7 @@ class Allocation:
     """Backend ray only: the one job in which the trials run."""
 
     nodes: int = 1
+    """Nodes of that job."""
     trials_per_node: int = 1
     """Trials that run side by side on a node; each gets the sweep's `resources`."""
     trials_per_gpu: int = 1
@@ -77,6 +79,7 @@ class SweepFile:
     name: str = ""
     """Folder of its runs; empty: the file's name."""
     recipe: str = ""
+    """What all trials start from: a recipe's name or file."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values that all trials share and that differ from the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +91,7 @@ class SweepFile:
     metric: str = "validation.mAP"
     """What ranks the trials."""
     mode: Literal["max", "min"] = "max"
+    """Whether the highest or the lowest metric is the best."""
     backend: Literal["array", "ray"] = "array"
     """array: one job per trial; ray: Ray Tune inside one allocation."""
     prepare: bool = False
@@ -132,6 +136,7 @@ class Asha:
     grace: int = 1
     """Epochs that every trial may run."""
     reduction: int = 3
+    """One trial in so many goes on at each rung."""
     early: str | None = None
     """A number by which epochs are judged, likewise, as long as the sweep's metric is not there."""
 
@@ -147,6 +152,7 @@ class HyperBand:
     epochs: int = 27
     """Epochs of the trials that go on longest."""
     reduction: int = 3
+    """One trial in so many goes on at each halving."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, epochs=1, reduction=2)

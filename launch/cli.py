@@ -1,35 +1,65 @@
 """What all commands share: how they are declared, how they log, and how they end.
 
-Exit status: 0 done, 1 a mistake told in one message or a run that failed, 2 wrong usage,
+Exit status: 0 done, 1 a mistake told in one message or a run or check that failed, 2 wrong usage,
 130 interrupted.
 """
 
 import logging
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from harness.config_help import config_help
 from harness.errors import UserError
 from harness.runs import Run
+
+EXIT_STATUS = (
+    "Exit status: 0 done; 1 a mistake, told in one message, or a run or check that failed or was "
+    "stopped; 2 wrong usage; 130 interrupted."
+)
+WIDEST = 100
+"""Columns of help on configuration keys, where the terminal has more."""
 
 
 def command(help_text: str | None) -> Callable[[Callable[..., int]], Callable[[], None]]:
     """Declare a function with typer parameters that returns an exit status as a whole command."""
 
     def declare(function: Callable[..., int]) -> Callable[[], None]:
-        app = new_app()
-        app.command(help=as_typed(help_text or ""))(function)
-        return lambda: run(app)
+        def main() -> None:
+            app = new_app()
+            app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)(function)
+            run(app)
+
+        return main
+
+    return declare
+
+
+def subcommand(app: typer.Typer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a function, whose docstring is the help, as one of the commands of an app."""
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        lines = (function.__doc__ or "").splitlines()
+        text = "\n".join(line.removeprefix("    ") for line in lines)
+        return app.command(help=as_typed(text), epilog=EXIT_STATUS)(function)
 
     return declare
 
 
 def new_app() -> typer.Typer:
-    """Return a typer app for `run`; plain help text, as examples must keep their lines."""
-    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    """Return a typer app for `run`; plain help text, as examples must keep their lines.
+
+    Shells complete the options of an installed command (`svll-slurm`), not those of a script after
+    the word `python`.
+    """
+    installed = not sys.argv[0].endswith(".py")
+    return typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=installed
+    )
 
 
 def as_typed(text: str) -> str:
@@ -83,6 +113,12 @@ def set_up_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for name in ("harness", "svll", "launch"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None:
+    """Print the help on configuration keys (see `config_help`), as wide as the terminal."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    typer.echo(config_help(schemas, words, width))
 
 
 def print_result(finished: Run) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from harness import progress
-from launch.cli import as_typed, new_app, run
+from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
     from svll.data.checking import Check, Part
@@ -24,12 +24,17 @@ SHOWN = 100
 app = new_app()
 
 
-@app.callback(help=as_typed(__doc__ or ""))
-def main() -> None:
+@app.callback(help=as_typed(__doc__ or ""), epilog=EXIT_STATUS)
+def _together() -> None:
     """Hold the commands together."""
 
 
-@app.command()
+def main() -> None:
+    """Run the command that is typed."""
+    run(app)
+
+
+@subcommand(app)
 def check(
     name: Annotated[
         str,
@@ -48,7 +53,10 @@ def check(
         int, typer.Option(min=0, help="Decoding threads; 0: as many as there are cores.")
     ] = 0,
 ) -> int:
-    """Count a dataset's images, and decode every one with the decoder that training uses."""
+    """Count a dataset's images, and decode every one with the decoder that training uses.
+
+        python launch/data.py check market1501 --root DIR
+    """
     from svll.data import checking
 
     found = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
@@ -89,7 +97,7 @@ def _verdict(found: "Check") -> str:
     return "\n".join(lines)
 
 
-@app.command()
+@subcommand(app)
 def split(
     root: Annotated[
         Path,
@@ -111,7 +119,10 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 1,
 ) -> None:
-    """Split your own images by identity into train, validation, query and gallery."""
+    """Split your own images by identity into train, validation, query and gallery.
+
+        python launch/data.py split --root DIR --out FILE.csv
+    """
     from svll.data import image_list, own_split
 
     options = own_split.Options(test=test, validation=validation, queries=queries, seed=seed)
@@ -123,7 +134,7 @@ def split(
     typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
 
 
-@app.command()
+@subcommand(app)
 def synthetic(
     root: Annotated[Path, typer.Option(help="The folder to write, in Market-1501's layout.")],
     size: Annotated[
@@ -132,7 +143,10 @@ def synthetic(
     kind: Annotated[str, typer.Option(help="person or vehicle.")] = "person",
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 1,
 ) -> None:
-    """Draw a synthetic ReID benchmark; nothing is done when the folder has it already."""
+    """Draw a synthetic ReID benchmark; nothing is done when the folder has it already.
+
+        python launch/data.py synthetic --root DIR --size 200
+    """
     from svll.data.synthetic import load_world, named_world, write_world
 
     if kind not in ("person", "vehicle"):
@@ -149,4 +163,4 @@ def synthetic(
 
 
 if __name__ == "__main__":
-    run(app)
+    main()

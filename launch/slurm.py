@@ -5,6 +5,7 @@
     python launch/slurm.py --sweep sweeps/loss_weights.yaml slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
     python launch/slurm.py --doctor
+    python launch/slurm.py --help-config
 
 The same command again submits only what is missing, stopped or was killed; --retry-failed also what
 failed by its own fault.
@@ -24,8 +25,9 @@ from harness.cluster.follow import follow as follow_sweep
 from harness.cluster.records import read_records
 from harness.errors import UserError
 from harness.points import points_file
+from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile
 from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
-from launch.cli import command
+from launch.cli import command, print_config_help
 from svll.config import RECIPES, Config
 from svll.pinning import pin, weights_file
 
@@ -80,12 +82,18 @@ def main(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Submit failed trials as well, once mended.")
     ] = False,
+    help_config: Annotated[
+        bool,
+        typer.Option("--help-config", help="Print a sweep file's keys; those that hold a word."),
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="key=value of the trials (stage2.lr=1e-5) or the sweep (seeds=[1,2])"),
     ] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only when every trial that was waited for is complete."""
+    if help_config:
+        return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
     if doctor and sweep is None and recipe is None:
@@ -115,6 +123,14 @@ def main(
         return _cancel(asked, console)
     _submit(asked, place, jobs, console, retry_failed=retry_failed)
     return _follow(asked, console) if follow else 0
+
+
+def _help_config(words: list[str]) -> int:
+    kinds = {f"scheduler.{name}.": kind for name, kind in SCHEDULERS.items()}
+    kinds |= {f"algorithm.{name}.": kind for name, kind in ALGORITHMS.items()}
+    print_config_help({"": SweepFile, **kinds}, words)
+    typer.echo("\nevery other key is one of the trials: python launch/train.py --help-config")
+    return 0
 
 
 def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep:

@@ -4,6 +4,7 @@
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
     python launch/train.py --recipe market1501 --dry-run
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
+    python launch/train.py --help-config stage1
 """
 
 import os
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from harness.cluster.table import wide
 from harness.config import build, find_recipe, parse_overrides, read_recipe, signature, to_yaml
+from harness.errors import UserError
 from harness.runs import Run
-from launch.cli import command, print_result
+from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.pinning import pin
 
@@ -27,16 +29,27 @@ if TYPE_CHECKING:  # torch: seconds that --help should not take
 
 @command(__doc__)
 def main(
-    recipe: Annotated[str, typer.Option(help="A recipe's name or a YAML file.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name or a YAML file; needed for a run.")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the configuration and what the run would cost."),
+    ] = False,
+    help_config: Annotated[
+        bool,
+        typer.Option("--help-config", help="Print all keys; those that hold a word that follows."),
     ] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value ..., such as stage2.lr=1e-5")
     ] = None,
 ) -> int:
     """Train and test one configuration; going on where an earlier attempt stopped."""
+    if help_config:
+        print_config_help({"": Config}, overrides or [])
+        return 0
+    if recipe is None:
+        raise UserError("give --recipe NAME (or FILE); --help shows examples")
     file = find_recipe(recipe, RECIPES)
     config = build(Config, [*read_recipe(file, Config), *parse_overrides(overrides or [])])
     if dry_run:

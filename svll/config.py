@@ -59,7 +59,8 @@ class Data:
     """Images: where they are, and what part of the training set is held back for selection."""
 
     name: str = "synthetic"
-    """The benchmark that is trained and tested on; see DATASETS."""
+    """The benchmark that is trained and tested on: synthetic, market1501, msmt17, dukemtmc,
+    occluded_duke, veri776, vehicleid_800, _1600 or _2400; folder and list: images of your own."""
     root: str | None = runtime(None)
     """The dataset's folder, or the folder that holds several under their usual names; null: the
     synthetic world, drawn once under the runs folder."""
@@ -160,7 +161,7 @@ class Stage1:
     """Prompt learning: both encoders frozen, M tokens per identity trained."""
 
     epochs: int = 120
-    """0: no prompts are learned, for stage2.i2t_weight=0."""
+    """Passes over the training images; 0: no prompts are learned, for stage2.i2t_weight=0."""
     batch: int = 256
     """Images per step, over all ranks."""
     lr: float = 3.5e-4
@@ -168,6 +169,7 @@ class Stage1:
     lr_min: float = 1e-6
     """Where the cosine ends."""
     warmup_epochs: int = 5
+    """Epochs in which the learning rate rises to `lr`."""
     warmup_lr: float = 1e-5
     """Where the linear warm-up starts."""
     weight_decay: float = 1e-4
@@ -201,6 +203,7 @@ class Stage2:
     """Image encoder fine-tuning: text features frozen."""
 
     epochs: int = 60
+    """Passes over the training images."""
     batch: int = 64
     """Images per step, over all ranks."""
     instances: int = 4
@@ -212,14 +215,17 @@ class Stage2:
     weight_decay: float = changeable(1e-4)
     """L2 added to the gradient (Adam, not AdamW)."""
     warmup_epochs: int = 10
+    """Epochs in which the learning rate rises to `lr`."""
     warmup_factor: float = 0.1
     """Where the linear warm-up starts, in multiples of `lr`."""
     milestones: list[int] = field(default_factory=lambda: [30, 50])
     """Epochs from which the learning rate is multiplied by `gamma` once more."""
     gamma: float = 0.1
+    """What the learning rate is multiplied by at each milestone."""
     id_weight: float = changeable(0.25)
     """Weight of the identity loss."""
     triplet_weight: float = changeable(1.0)
+    """Weight of the triplet loss."""
     i2t_weight: float = changeable(1.0)
     """Weight of the image-to-text cross-entropy over all identities."""
     vss_weight: float = changeable(0.8)
@@ -231,6 +237,7 @@ class Stage2:
     margin: float | None = 0.3
     """Triplet margin; null: soft margin."""
     label_smoothing: float = 0.1
+    """Share of a label's probability that is spread over all identities."""
     flip: float = changeable(0.5)
     """Probability of a horizontal flip."""
     pad: int = 10

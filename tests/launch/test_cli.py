@@ -1,12 +1,23 @@
 """How every command ends, and how it logs."""
 
+import importlib
 import logging
+import os
+import re
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+import typer
 
 from harness.errors import UserError
 from launch import cli
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+"""Installed commands, by name: module:function."""
 
 
 def end(monkeypatch, capsys, function, *arguments):
@@ -96,3 +107,93 @@ def test_logs_are_plain_lines_outside_of_a_terminal(monkeypatch, capsys):
     assert (status, out) == (0, "")
     assert err.endswith(" INFO epoch 3\n")
     assert err.count("\n") == 1
+
+
+# --- what every command's help holds, and installed commands ---
+
+
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """Return a function that returns the help of a command under launch/."""
+
+    def printed(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", *words, "--help"])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"launch.{name}").main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+@pytest.mark.parametrize("target", SCRIPTS.values())
+def test_every_help_begins_with_an_example_and_ends_with_the_exit_status(help_of, target):
+    name = target.removeprefix("launch.").removesuffix(":main")
+    texts = [help_of(name)]
+    if name == "data":
+        texts += [help_of(name, word) for word in ("check", "split", "synthetic")]
+    for text in texts:
+        assert f"\n      python launch/{name}.py" in text.partition("Options:")[0]
+        assert " ".join(text.split()).endswith(cli.EXIT_STATUS)
+
+
+def test_every_command_is_installed_under_a_name_of_its_own():
+    modules = {path.stem for path in ROOT.glob("launch/*.py")} - {"__init__", "cli"}
+    assert {f"svll-{name}": f"launch.{name}:main" for name in modules} == SCRIPTS
+
+
+def test_options_are_completed_by_bash_for_installed_commands(tmp_path):
+    for name, target in SCRIPTS.items():
+        script = tmp_path / name  # as pip writes it
+        module, function = target.split(":")
+        script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+        script.chmod(0o755)
+
+    def completed(line):
+        name, *_ = words = line.split(" ")
+        loaded = f'eval "$(_{name.replace("-", "_").upper()}_COMPLETE=source_bash {name})"'
+        asked = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}"
+        called = f'{loaded}; {asked}; _{name.replace("-", "_")}_completion {name}'
+        done = subprocess.run(
+            ["bash", "-c", called + '; printf "%s\n" "${COMPREPLY[@]}"'], text=True,
+            capture_output=True, check=True,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        )
+        return done.stdout.split()
+
+    assert completed("svll-slurm --re") == ["--recipe", "--retry-failed"]
+    assert completed("svll-data split --va") == ["--validation"]
+
+
+def test_completion_is_offered_by_installed_commands_only(monkeypatch):
+    for word, offered in (("/usr/bin/svll-slurm", True), ("launch/slurm.py", False)):
+        monkeypatch.setattr(sys, "argv", [word])
+        app = cli.new_app()
+        app.command()(lambda: 0)
+        names = [name for p in typer.main.get_command(app).params for name in p.opts]
+        assert ("--install-completion" in names) is offered
+
+
+def test_help_on_keys_is_printed_without_a_recipe_or_a_sweep(monkeypatch, capsys):
+    for name, words, told in (
+        ("train", ["stage1.lss"], "stage1.lss_weight: a number, default 0.8"),
+        ("train", [], "run.runs: a text, default runs; outside the signature"),
+        ("slurm", [], "scheduler.asha.grace: a whole number, default 1"),
+        ("slurm", ["trials_per"], "ray.trials_per_gpu: a whole number, default 1"),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", "--help-config", *words])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"launch.{name}").main()
+        out = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert re.search(rf"^  {re.escape(told)}", out, re.MULTILINE)
+        assert ("seed" in out) == (not words)
+
+
+def test_training_without_a_recipe_says_what_to_give(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", "seed=2"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("launch.train").main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: give --recipe NAME (or FILE); --help shows examples\n"
