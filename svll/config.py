@@ -94,7 +94,9 @@ class Data:
     def faults(self) -> Faults:
         if not 0 <= self.validation < 1:
             yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
-        named = {"name": [self.name], "train": self.train, "test": self.test}
+        named = {
+            "name": [self.name], "train": self.train, "test": self.test, "roots": list(self.roots),
+        }
         for key, names in named.items():
             for name in names:
                 if name not in DATASETS:

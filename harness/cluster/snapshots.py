@@ -137,7 +137,8 @@ def _files(package: str) -> Iterable[tuple[str, Path]]:
         names[:] = sorted(name for name in names if name not in LEFT_OUT)
         for name in sorted(files):
             path = Path(folder) / name
-            if not name.startswith(".") and path.is_file():  # editors leave files and links there
+            # editors leave files and links there; what only people read changes nothing
+            if not name.startswith(".") and not name.endswith(".md") and path.is_file():
                 yield str(path.relative_to(root.parent)), path
 
 

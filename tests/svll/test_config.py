@@ -121,6 +121,7 @@ TOGETHER = {
     ("model.name=RN50-quickgelu", "model.stride=null"): "no class token to add it to",
     ("data.train=[market1501, market1501]",): "has a dataset twice",
     ("data.test=[market]",): "no dataset 'market'; choose of synthetic, market1501",
+    ("data.roots={vehicleid: /data}",): "no dataset 'vehicleid'; choose of synthetic",
     ("data.std=[0.5, 0.0, 0.5]",): "must be greater than 0",
     ("data.world.query_occlusion=1.5",): "between 0 and 1",
 }

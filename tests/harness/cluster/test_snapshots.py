@@ -36,6 +36,7 @@ def sweep(
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(EXPERIMENT)
     (package / "words.py").write_text("WORD = 'old'\n")
+    (package / "README.md").write_text("Words.")
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "words.pyc").write_bytes(b"x")
     monkeypatch.syspath_prepend(package.parent)
@@ -65,6 +66,7 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
     expected = {
         str(p.relative_to(root)) for name in ("harness", "svll", "launch")
         for p in (root / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        and p.suffix != ".md"
     }
     # the sweep's own experiment, and the file that prepares it
     more = {"helping/__init__.py", "helping/words.py", "toy_experiment.py"}
