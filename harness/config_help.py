@@ -33,7 +33,6 @@ LEGEND = {
     MARKS["runtime"]: "does not change the result, and so not which run it is",
     MARKS["changeable"]: "population based training may change it while a run is trained",
 }
-
 BELOW = " " * 6
 """Before what is said under a key."""
 
