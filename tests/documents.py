@@ -94,9 +94,11 @@ def furnish(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     [run] = (folder / "runs" / "synthetic_tiny").iterdir()
-    for name in ("synthetic/<signature>", "market1501/0a1b2c3d4e5f", "demo/0a1b2c3d"):
+    for name in ("synthetic/<signature>", "synthetic/0a1b2c3d4e5f", "synthetic/5f4e3d2c1b0a",
+                 "market1501/0a1b2c3d4e5f", "demo/0a1b2c3d"):
         _link(run, folder / "runs" / name)
-    _link(run, folder / "RUN_OR_FILE")
+    for name in ("RUN_OR_FILE", "RUN"):
+        _link(run, folder / name)
     [world] = (folder / "runs" / "cache" / "data").iterdir()
     (folder / "world").symlink_to(world)
     _sweep(run, folder / "runs" / "loss_weights")
@@ -161,5 +163,5 @@ def _images(folder: Path) -> None:
             part = "train" if identity < 20 else "query" if camera == 1 else "gallery"
             lines.append(f"own/{name},{identity},{camera},{part}")
     (folder / "FILE.csv").write_text("\n".join(lines) + "\n")
-    for name in ("photos/1.jpg", "a.jpg", "b.jpg"):
+    for name in ("photos/1.jpg", "PHOTOS/1.jpg", "queries/1.jpg", "QUERIES/1.jpg", "a.jpg", "b.jpg"):
         trees.picture(folder / name)

@@ -95,7 +95,8 @@ def test_an_experiment_that_is_one_file_or_nowhere_is_no_fault(
 ) -> None:
     single = toy.make_sweep(tmp_path / "a", {})
     assert "toy_experiment.py" in snapshots.working(single).files
-    nowhere = {"runs": str(tmp_path), "experiment": "nowhere.run", "prepare": "nowhere.make"}
+    nowhere = {"runs": str(tmp_path), "experiment": "nowhere.run", "prepare": "nowhere.make",
+               "report": "nowhere.report"}
     absent = toy.make_sweep(tmp_path / "b", {}, recipe={"run": nowhere})
     packages = {name.partition("/")[0] for name in snapshots.working(absent).files}
     assert packages == {"harness", "svll", "launch"}
