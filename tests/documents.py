@@ -163,5 +163,7 @@ def _images(folder: Path) -> None:
             part = "train" if identity < 20 else "query" if camera == 1 else "gallery"
             lines.append(f"own/{name},{identity},{camera},{part}")
     (folder / "FILE.csv").write_text("\n".join(lines) + "\n")
-    for name in ("photos/1.jpg", "PHOTOS/1.jpg", "queries/1.jpg", "QUERIES/1.jpg", "a.jpg", "b.jpg"):
+    for name in ("photos", "PHOTOS", "queries", "QUERIES"):
+        trees.picture(folder / name / "1.jpg")
+    for name in ("a.jpg", "b.jpg"):
         trees.picture(folder / name)

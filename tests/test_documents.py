@@ -35,7 +35,8 @@ LOOKING = "--(dry-run|status|cancel|doctor|help-config)"
 INSTEAD = [
     (r"--features FILE\b", "--features features.h5"),
     (r"evaluate\.py \.\.\.", "evaluate.py --features features.h5"),
-    (r"--weights (FILE|model\.pth|ViT-B-16_60\.pth)", "--weights RUN_OR_FILE"),  # none are published here
+    # none are published here
+    (r"--weights (FILE|model\.pth|ViT-B-16_60\.pth)", "--weights RUN_OR_FILE"),
     (r"split --root DIR --out FILE\.csv", "split --root own --out new.csv"),  # not there yet
     (r"(data\.py|svll-data) synthetic --root DIR", r"\1 synthetic --root drawn"),
     (r"(drawn)(?!.*--size)", r"\1 --size 2"),  # drawing takes its time
