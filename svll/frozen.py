@@ -38,18 +38,25 @@ class FrozenFeatures:
         return features[torch.tensor([place[path] for path in paths], dtype=torch.long)]
 
     @cached_property
+    def files(self) -> list[Path]:
+        """Where the features of each set are kept, once they have been made."""
+        weights = self._clip.weights_hash
+        keys = [
+            cache.feature_key(dataset.fingerprint, weights, self._config, self._reader)
+            for dataset in self._datasets
+        ]
+        return [self._folder / f"{key}.h5" for key in keys]
+
+    @cached_property
     def _every(self) -> tuple[Tensor, dict[str, int]]:
         """The features of all sets, and the row of each image."""
         encoder = self._clip.image.to(ranks.device()).eval()
         reader, parts = self._reader, []
         place: dict[str, int] = {}
-        for dataset in self._datasets:
+        for dataset, file in zip(self._datasets, self.files, strict=True):
             images = dataset.train
-            key = cache.feature_key(
-                dataset.fingerprint, self._clip.weights_hash, self._config, reader
-            )
             parts.append(cache.shared_features(
-                self._folder / f"{key}.h5", dataset,
+                file, dataset,
                 lambda images=images: encode_all(  # type: ignore[misc]
                     images, reader, lambda batch, rows: encoder(batch).fp
                 ),
