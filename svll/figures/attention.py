@@ -252,14 +252,16 @@ def _draw(seen: Mapping[str, _Seen], names: Sequence[str]) -> "Figure":
     images = next(iter(seen.values())).images
     columns = 1 + sum(len(one.maps) for one in seen.values())
     aspect = images.shape[1] / images.shape[2]
-    width = min(1.0, 6.5 / columns, 1.5 / aspect)
+    width = max(0.7, min(1.0, 1.5 / aspect))  # room for what stands above it
     titles = {title: fill(title, int(len(one.maps) * width / LETTER), break_long_words=True)
               for title, one in seen.items()}
     lines = 1 + max(title.count("\n") for title in titles.values())
     head = 0.16 * lines
     figure = new_figure(columns * width + 0.25, len(names) * width * aspect + head + 0.4)
     with look():
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure.set_layout_engine(
+            "constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02
+        )
         grid = figure.add_gridspec(
             1 + len(names), columns, height_ratios=[head, *[width * aspect] * len(names)],
         )
@@ -278,7 +280,10 @@ def _draw(seen: Mapping[str, _Seen], names: Sequence[str]) -> "Figure":
 def _add_title(figure: "Figure", place: "SubplotSpec", text: str) -> None:
     axes = figure.add_subplot(place)
     axes.set_axis_off()
-    axes.text(0.5, 0.0, text, ha="center", va="bottom", fontsize=8, transform=axes.transAxes)
+    axes.text(
+        0.5, 0.0, text, ha="center", va="bottom", fontsize=8, transform=axes.transAxes,
+        parse_math=False,
+    )
 
 
 def _add_maps(figure: "Figure", grid: "GridSpec", column: int, seen: _Seen) -> None:

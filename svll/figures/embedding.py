@@ -7,6 +7,7 @@ features themselves. Letters: n images, m points of a picture, N training identi
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,8 @@ ACROSS = 3
 """Pictures side by side."""
 MARKERS = "os^Dv<>pP*Xhd8H"
 """Of cameras, in order; where there are more, from the start again."""
+TITLE = 40
+"""Letters in a line of a title."""
 TOLD_CAMERAS = 8
 """Cameras that a legend has room for."""
 GREY = "#8a94a0"
@@ -279,7 +282,7 @@ def _panels(figure: "Figure", count: int) -> list["Axes"]:
 
 
 def _name(axes: "Axes", title: str, numbers: str) -> None:
-    axes.set_title(f"{title}\n{numbers}", fontsize=8)
+    axes.set_title(f"{fill(title, TITLE)}\n{numbers}", fontsize=8, parse_math=False)
 
 
 def _add_legend(figure: "Figure", marks: Sequence[tuple[str, str, str]]) -> None:
