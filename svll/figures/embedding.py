@@ -55,11 +55,9 @@ def layout(features: NDArray[Any], seed: int) -> Floats:
     if len(features) < 4:
         raise UserError(f"{len(features)} points are too few for a picture by t-SNE: at least 4")
     from sklearn.manifold import TSNE  # a second
-    from threadpoolctl import threadpool_limits
 
     tsne = TSNE(init="pca", perplexity=_perplexity(len(features)), random_state=seed)
-    with threadpool_limits(1):  # threads add up in any order, and t-SNE makes much of little
-        return np.asarray(tsne.fit_transform(features.astype(np.float32)), np.float64)
+    return np.asarray(tsne.fit_transform(features.astype(np.float32)), np.float64)
 
 
 def _perplexity(points: int) -> float:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.features import read_features, write_features
 from harness.reporting.drawing import as_svg
+from svll.data.datasets import Datasets
+from svll.data.records import Dataset, Records, Row
 from svll.figures import attention as module
 from svll.figures.attention import (
     LAST,
@@ -325,3 +327,19 @@ def test_cameras_of_a_dataset_that_was_not_trained_on_are_unknown(
     assert view.tolist() == [0] * 4
     camera, _ = module._places(run, replace(file, dataset="veri776"), rows, model)
     assert camera.tolist() == [-1] * 4
+
+
+def test_cameras_of_a_dataset_that_was_trained_on_second_are_counted_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dataset(name: str, cameras: int) -> Dataset:
+        rows = [Row(f"{name}/{camera}.jpg", 0, camera) for camera in range(cameras)]
+        return Dataset(name, "cross_camera", *[Records.from_rows(rows)] * 3)
+
+    first, second = dataset("market1501", 4), dataset("synthetic", 6)
+    monkeypatch.setattr(module, "trained_on", lambda data: ["market1501", "synthetic"])
+    monkeypatch.setattr(module, "load_datasets", lambda *_: Datasets((first, second), (second,)))
+    model, file, rows = load_model(run), read_features(run / "features.h5"), np.arange(9)
+    model.cameras = list(range(10))
+    camera, _ = module._places(run, file, rows, model)
+    assert camera.tolist() == (file.groups["query"].cameras[:9] + 4).tolist()
