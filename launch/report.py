@@ -3,14 +3,16 @@
     python launch/report.py runs/loss_weights
     python launch/report.py runs/loss_weights --compare 1 4
     python launch/report.py runs/synthetic/0a1b2c3d4e5f runs/synthetic/5f4e3d2c1b0a --out both.html
+    python launch/report.py runs/synthetic/0a1b2c3d4e5f --figures --ranked
 
 Writes report.html, which needs no other file and no network, and figures/ beside it; of a sweep
 also best.yaml, trials.csv and trials.parquet, and prints its points ranked. Works at any time: of
 runs that go on, have failed or lack something it shows what there is and says what is missing.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,7 +23,10 @@ from harness.errors import UserError
 from harness.outcomes import Ranked, Sweeping, read_outcomes, write_best, write_tables
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from launch.cli import command
-from svll.reporting import TEST, write_report
+from svll.reporting import TEST, best_runs, write_report
+
+if TYPE_CHECKING:
+    from harness.reporting.page import Html
 
 ON_THE_FULL_SET = {
     "data.validation": 0.0, "data.fingerprint": None, "model.fingerprint": None, "run": None,
@@ -40,6 +45,26 @@ def main(
         Path | None,
         typer.Option(help="The page to be written. [default: report.html in the first folder]"),
     ] = None,
+    figures: Annotated[
+        bool,
+        typer.Option("--figures", help="Also t-SNE and attention maps, of each folder's best run."),
+    ] = False,
+    ranked: Annotated[
+        bool,
+        typer.Option("--ranked", help="Also ranked lists (ranked.html in the best run's folder)."),
+    ] = False,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help="With --ranked: a query's row or file; several. [default: the worst]"),
+    ] = None,
+    cameras: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="With --ranked: queries of one camera among another's images, from 0."),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="With --ranked: where the images are, if they have been moved."),
+    ] = None,
     compare: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Two points by their rank in the table: does A beat B?"),
@@ -51,12 +76,35 @@ def main(
         if len(folders) > 1:
             raise UserError("--compare: takes two points of one sweep, give its folder alone")
         return _compare(folders[0], compare, console)
-    files = [write_report(folders, out or folders[0] / "report.html")]
+    if not ranked and (query or cameras or root):
+        raise UserError("--query, --cameras and --root have no effect without --ranked")
+    out = out or folders[0] / "report.html"
+    files = [write_report(folders, out, [
+        *([partial(_figures, folders, out)] if figures else []),
+        *([partial(_ranked, folders, out, query, cameras, root)] if ranked else []),
+    ])]
     for folder in folders:
         if (folder / "sweep.json").exists():
             files += _sweep(read_outcomes(folder), console)
     console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
     return 0
+
+
+def _figures(folders: list[Path], out: Path, folder: Path) -> "Html":
+    from svll.figures.sections import figures_section  # torch: seconds
+
+    return figures_section(best_runs(folders), folder, out.parent)
+
+
+def _ranked(
+    folders: list[Path], out: Path, query: list[str] | None, cameras: tuple[int, int] | None,
+    root: Path | None, folder: Path,
+) -> "Html":
+    from svll.evaluation.lists import Wanted
+    from svll.figures.sections import ranked_section
+
+    wanted = Wanted(cameras=cameras, queries=query or ())
+    return ranked_section(best_runs(folders), out.parent, wanted, root=root)
 
 
 def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:

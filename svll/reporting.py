@@ -109,6 +109,23 @@ def write_report(
     return out
 
 
+def best_runs(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return of each folder its best complete run, by the name that the report gives it.
+
+    Raises UserError when none has one.
+    """
+    subjects = [read_subject(folder) for folder in folders]
+    found: dict[str, Path] = {}
+    for subject in subjects:
+        complete = [one for one in subject.shown if one.run.is_complete()]
+        for one in complete[:1]:
+            name = subject.name if len(subject.shown) == 1 else f"{subject.name}: {one.label}"
+            found[name] = one.run.folder
+    if not found:
+        raise UserError(f"{', '.join(map(str, folders))}: no run is complete")
+    return found
+
+
 def _together(subjects: Sequence[Subject]) -> list[Shown]:
     """Return all runs, under names that tell several folders apart."""
     if len(subjects) == 1:

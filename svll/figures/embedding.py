@@ -292,5 +292,5 @@ def _add_legend(figure: "Figure", marks: Sequence[tuple[str, str, str]]) -> None
             Line2D([], [], linestyle="", marker=marker, color=colour, markersize=4, label=word)
             for word, marker, colour in marks
         ],
-        loc="outside lower center", ncols=4, fontsize=7.5, handletextpad=0.1,
+        loc="outside lower center", ncols=3, fontsize=7.5, handletextpad=0.1,
     )

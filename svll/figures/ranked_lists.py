@@ -147,7 +147,7 @@ def _missing(source: Source, small: Thumbnails) -> Html:
     more = f" and {len(small.missing) - NAMED:,} more" if len(small.missing) > NAMED else ""
     return note(
         f"{len(small.missing):,} of {small.asked:,} images on this page are not there any more, or "
-        f"cannot be read, and are grey boxes: {names}{more}. Say where they are now (data.root=DIR)"
+        f"cannot be read, and are grey boxes: {names}{more}. Say where they are now (--root DIR)"
         ", or make the features anew where they are; features made on another machine tell its "
         "paths."
     )

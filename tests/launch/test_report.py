@@ -16,6 +16,7 @@ from harness.runs import Run
 from launch import report
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
+from svll.figures.ranked_lists import STYLE
 
 NOISE = {0.0: 1.6, 0.8: 1.2}
 """How well features of each point tell identities apart."""
@@ -174,3 +175,22 @@ def test_runs_and_sweeps_are_reported_on_side_by_side(
     assert "weights: vss_weight=0.8 seed=1" in text
     assert ">0.0-1<" in text
     assert (page.parent / "figures" / "weights-points.png").is_file()
+
+
+def test_the_best_runs_ranked_lists_are_made_when_asked_for(
+    sweep: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, _, told = call(sweep, "--query", "3")
+    assert (status, told) == (
+        1, "error: --query, --cameras and --root have no effect without --ranked\n"
+    )
+    best = sweep / f"0.8-{SEEDS[0]}"  # the best point's first seed
+    status, _, _ = call(sweep, "--ranked", "--query", "3", "--query", "query/5.jpg")
+    assert status == 0
+    text = (best / "ranked.html").read_text()
+    assert text.count("asking") == 2 + STYLE.count("asking")
+    assert "3.jpg" in text
+    assert "5.jpg" in text
+    assert f'href="{best.name}/ranked.html"' in (sweep / "report.html").read_text()
+    status, _, told = call(sweep / "failed", "--ranked")
+    assert status == 1

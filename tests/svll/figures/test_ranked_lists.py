@@ -177,7 +177,7 @@ def test_missing_images_are_counted_on_top_and_found_where_they_are_now(
     [note] = page.notes
     count = len({had["title"] for had in before.images})
     assert note.startswith(f"{count} of {count} images on this page are not there any more")
-    assert "(data.root=DIR), or make the features anew" in note
+    assert "(--root DIR), or make the features anew" in note
     assert f"and {count - 3} more" in note
     assert page.images == []
     assert page.lists[0][0][1][:2] == ["8.jpg", "query 8"]
