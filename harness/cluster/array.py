@@ -149,6 +149,9 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
         return View(trial, "failed", status, told)
     if state == "new":
         return View(trial, "missing", status)
+    searched = queue.sweep.backend == "ray" and queue.sweep.scheduler is not None
+    if status.get("pruned") and searched:  # the job of the search may go on with others
+        return View(trial, "ended early", status, status.get("reason", ""))
     if record is not None and record.cluster == "slurm":
         if record.state == "submitting":
             if lock_holder(launch_lock(queue.sweep)):
@@ -160,7 +163,7 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
         if job := jobs.get(record.job_of(trial.signature)):
             job_state, reason, _ = job
             if job_state == "PENDING":
-                return View(trial, "queued", status, reason)
+                return View(trial, "queued", status, "" if reason == "None" else reason)
             if record.options.get("backend") == "ray":
                 return View(trial, "queued", status, "waits in the search")
             return View(trial, "running", status, job_state)
@@ -169,9 +172,6 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
             return View(trial, "queued", status)
         hint = f"; see {record.folder}" if record is not None else ""
         return View(trial, "died", status, f"its job ended before it began{hint}")
-    searched = queue.sweep.backend == "ray" and queue.sweep.scheduler is not None
-    if status.get("pruned") and searched:
-        return View(trial, "ended early", status, status.get("reason", ""))
     if state == "running":
         return View(trial, "died", status, "its process ended without a word")
     return View(trial, "stopped", status, status.get("reason", ""))

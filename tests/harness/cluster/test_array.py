@@ -191,6 +191,25 @@ def test_a_run_that_a_search_ended_is_done_for_it_and_due_for_others(
     assert (view.state, view.is_due) == ("stopped", True)
 
 
+def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
+    sweep = toy.make_sweep(tmp_path, search, backend="ray", scheduler={"asha": {}})
+    record = new_record(sweep.folder, "slurm", [t.run.signature for t in sweep.trials],
+                        backend="ray")
+    record.state, record.jobs = "submitted", {EVERY: "9"}
+    record.write()
+    sweep.trials[0].run.set_status("stopped", reason="by ASHA", pruned=True)
+    sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
+    sweep.trials[2].run.set_status("submitted")
+    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
+    told = [(view.state, view.note) for view in survey(sweep)]
+    assert told == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
+    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
+    assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
+
+
 def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_path: Path) -> None:
     sweep, run = one(toy, tmp_path)
     record = new_record(sweep.folder, "local", [run.signature])
