@@ -8,7 +8,7 @@ import pytest
 
 from harness.cluster import array, local, slurm
 from harness.cluster.array import Queue, launch, survey
-from harness.cluster.records import new_record, read_records
+from harness.cluster.records import EVERY, new_record, read_records
 from harness.errors import UserError
 from harness.files import read_json
 from harness.runs import held_lock
