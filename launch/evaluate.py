@@ -322,12 +322,10 @@ def _threshold(
 
     with open_source(path) as source:
         found = verify_source(source, camera_filter=camera_filter, share=share)
-    if at_fpr is None:
-        return found.eer_threshold
-    threshold = found.threshold_at(at_fpr)
-    if threshold is None:
-        raise UserError(f"{path}: {found.shortage(at_fpr)}")
-    return threshold
+    try:
+        return found.threshold(at_fpr)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 # ---- what is shown ----

@@ -11,6 +11,7 @@ from harness.paired import Verdict, compare
 from harness.runs import Run
 from svll.evaluation.scores import Extra, score
 from svll.evaluation.sources import open_source
+from svll.run_features import features_file
 
 
 def precisions(runs: Sequence[Run]) -> list[NDArray[np.float64]]:
@@ -21,11 +22,7 @@ def precisions(runs: Sequence[Run]) -> list[NDArray[np.float64]]:
     found: list[NDArray[np.float64]] = []
     queries: list[tuple[Path, object]] = []
     for run in runs:
-        path = run.features_file
-        if not path.is_file():
-            raise UserError(
-                f"{path}: is missing; python launch/evaluate.py --run {run.folder} makes it"
-            )
+        path = features_file(run.folder)
         with open_source(path) as source:
             [scored] = score(source, [None], Extra())
             asking = source.asking

@@ -30,7 +30,7 @@ from svll.evaluation.rows import Floats, Integers, Rows
 from svll.evaluation.scores import verify_source
 from svll.evaluation.sources import open_source
 from svll.evaluation.streaming import Comparison, Extras
-from svll.evaluation.verification import Rates, Verification
+from svll.evaluation.verification import Rates
 from svll.models.extractor import Extractor, prepare
 
 NAMED = 20
@@ -267,20 +267,11 @@ def calibrated_threshold(path: Path, at_fpr: float | None = None) -> Threshold:
     with open_source(path) as source:
         try:
             found = verify_source(source)
-            similarity = _similarity(found, at_fpr)
+            similarity = found.threshold(at_fpr)
         except UserError as error:
             raise UserError(f"{shown(path)}: no threshold can be found on it: {error}") from None
         width = source.query.features.shape[1]
     return Threshold(similarity, Calibration(path, width, at_fpr, found.at(similarity)))
-
-
-def _similarity(found: Verification, at_fpr: float | None) -> float:
-    if at_fpr is None:
-        return found.eer_threshold
-    threshold = found.threshold_at(at_fpr)
-    if threshold is None:
-        raise UserError(found.shortage(at_fpr))
-    return threshold
 
 
 def own_features(weights: Path) -> Path | None:

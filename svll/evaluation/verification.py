@@ -138,6 +138,18 @@ class Verification:
         threshold = self.threshold_at(fpr)
         return None if threshold is None else float(self._tpr[_edge(threshold)])
 
+    def threshold(self, at_fpr: float | None = None) -> float:
+        """The threshold of an FPR, by default where both error rates are equal.
+
+        Raises UserError when there are too few impostor pairs for it.
+        """
+        if at_fpr is None:
+            return self.eer_threshold
+        found = self.threshold_at(at_fpr)
+        if found is None:
+            raise UserError(self.shortage(at_fpr))
+        return found
+
     def threshold_at(self, fpr: float) -> float | None:
         """The lowest threshold whose FPR is at most the given one; None as for `tpr_at`."""
         if not 0.0 < fpr <= 1.0:

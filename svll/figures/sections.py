@@ -8,12 +8,12 @@ from harness.errors import UserError
 from harness.reporting import page
 from harness.reporting.drawing import as_svg, save
 from harness.reporting.page import Html
-from harness.runs import Run
 from svll.evaluation.lists import Wanted
 from svll.figures.attention import attention_figure
 from svll.figures.drawn import Drawn
 from svll.figures.embedding import image_figure, text_figure
 from svll.figures.ranked_lists import ranked_page
+from svll.run_features import features_file
 
 KINDS: Sequence[tuple[str, str, Callable[..., Drawn]]] = (
     ("Images after stage 2", "tsne-images", image_figure),
@@ -56,10 +56,10 @@ def ranked_section(
     """
     parts: list[Html] = []
     for title, folder in runs.items():
-        file = Run(folder).features_file
-        if not file.is_file():
-            told = f"python launch/evaluate.py --run {folder} makes it"
-            parts.append(page.note(f"{title}: {file.name} is missing; {told}"))
+        try:
+            file = features_file(folder)
+        except UserError as error:
+            parts.append(page.note(f"{title}: {error}"))
             continue
         made = ranked_page(file, folder, wanted, root=root, figures=folder / "figures")
         linked = page.link(os.path.relpath(made, beside), f"Ranked lists of {title}")

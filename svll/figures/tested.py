@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.features import FeatureGroup, open_features
-from harness.runs import Run
 from svll.evaluation.rows import JUNK, Rows, Stacked
+from svll.run_features import features_file
 
 Int64 = NDArray[np.int64]
 
@@ -38,14 +38,6 @@ class Tested:
         if wanted is not None:
             labels = np.where(wanted, labels, JUNK)
         return Rows(self.where, self.features, labels, self.cameras, unit=True)
-
-
-def features_file(folder: Path) -> Path:
-    """Return where a run's test features are; raises UserError when there are none."""
-    path = Run(folder).features_file
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; python launch/evaluate.py --run {folder} makes it")
-    return path
 
 
 @contextmanager
