@@ -19,6 +19,7 @@ from harness.checkpoints import Progress
 from harness.errors import UserError
 from harness.runs import Run
 from harness.stopping import Stopped, stop_requested
+from harness.writers import Writer, scalars_of
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -72,8 +73,8 @@ class Recording:
     """How many times the first epoch's mean a step's loss may be; more ends the training."""
     report: Report | None = None
     """Gets rank 0's line of each epoch."""
-    writer: Any = None
-    """A TensorBoard writer, or None."""
+    writers: tuple[Writer, ...] = ()
+    """What draws curves meanwhile, on rank 0."""
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
@@ -284,13 +285,7 @@ def _finish_epoch(
 
 
 def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
-    """Append a line of a step or an epoch to the metric log and to TensorBoard; rank 0 alone."""
+    """Append a line of a step or an epoch to the metric log and to the curves; rank 0 alone."""
     run.log_metrics(line)
-    if recording.writer is not None:
-        for name in ("loss", "lr"):
-            recording.writer.add_scalar(f"{line['stage']}/{name}", line[name], line["step"])
-        for name, value in line["losses"].items():
-            recording.writer.add_scalar(f"{line['stage']}/losses/{name}", value, line["step"])
-        for part, value in line.items():
-            if isinstance(value, dict) and "mAP" in value:
-                recording.writer.add_scalar(f"{part}/mAP", value["mAP"], line["step"])
+    for writer in recording.writers:
+        writer.write(scalars_of(line), line["stage"], line["step"])

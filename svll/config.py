@@ -343,12 +343,17 @@ class Place:
     """A step whose loss is over so many times the first epoch's mean ends the run as diverged."""
     tensorboard: bool = runtime(True)
     """Whether curves are also written for TensorBoard."""
+    wandb: str = runtime("")
+    """Weights & Biases project that also gets the curves; empty: none. `pip install wandb`; offline
+    with WANDB_MODE=offline."""
     keep_checkpoints: bool = runtime(False)
     """Whether checkpoints stay after the run is complete (weights always do)."""
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "log_every")
         yield from _positive(self, "save_every", "divergence")
+        if set(self.wandb) & set("/\\#?%:") or len(self.wandb) > 128:
+            yield "wandb", "must be a project's name: up to 128 characters, none of / \\ # ? % :"
 
 
 @dataclass

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from harness import checkpoints, loop
 from harness import engine as ranks
-from harness.config import build, read_recipe
+from harness.config import build, read_recipe, to_mapping
 from harness.errors import UserError
 from harness.features import open_features
 from harness.files import write_json
@@ -29,6 +28,7 @@ from harness.pipeline import ImageLoader, View, decoder_name
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
 from harness.takeovers import changed_settings
+from harness.writers import Writer, open_writers
 from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches, tell_side_information
 from svll.config import Config
@@ -59,8 +59,11 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     started = time.time()
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
     set_up(config)
-    trial = Trial(run, config, report)
-    with closing(trial):
+    place = config.run
+    with open_writers(
+        run, tensorboard=place.tensorboard, wandb=place.wandb, config=to_mapping(config)
+    ) as writers:
+        trial = Trial(run, config, report, writers)
         trial.check()
         text = trial.learn_prompts() if config.stage1.epochs else None
         model = trial.tune_encoder(text)
@@ -80,12 +83,11 @@ def make_features(run: Run, config: Config) -> None:
     Raises Busy while the run goes on, UserError as `run`.
     """
     set_up(config)
-    quiet = replace(config, run=replace(config.run, tensorboard=False))
     with ExitStack() as stack:
         with ranks.leader_first() as acts:
             if acts:
                 stack.enter_context(run.lock())
-        trial = stack.enter_context(closing(Trial(run, quiet, None)))
+        trial = Trial(run, config)
         model = trial.tune_encoder(None)
         for part in trial.splits.tests:
             trial.write_features(model, part)
@@ -107,7 +109,10 @@ def set_up(config: Config) -> None:
 class Trial:
     """What the steps of one run share."""
 
-    def __init__(self, run: Run, config: Config, report: Report | None) -> None:
+    def __init__(
+        self, run: Run, config: Config, report: Report | None = None,
+        writers: tuple[Writer, ...] = (),
+    ) -> None:
         self.run, self.config = run, config
         self.cache = run.folder.parent.parent / "cache"
         self.datasets = self._datasets()
@@ -124,7 +129,7 @@ class Trial:
         )
         self.recording = loop.Recording(
             config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
-            self._writer(),
+            writers,
         )
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
@@ -140,18 +145,6 @@ class Trial:
             if acts:
                 found = load_datasets(self.config.data, self.cache / "data")
         return found or load_datasets(self.config.data, self.cache / "data")
-
-    def _writer(self) -> Any:
-        if not self.config.run.tensorboard or ranks.rank() != 0:
-            return None
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-        return SummaryWriter(str(self.run.tensorboard))
-
-    def close(self) -> None:
-        """Finish the TensorBoard log."""
-        if self.recording.writer is not None:
-            self.recording.writer.close()
 
     def check(self) -> None:
         """Refuse batches that the ranks cannot share and images that cannot be decoded."""

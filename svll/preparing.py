@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
 
 from harness.config import build, read_recipe, to_mapping
 from harness.runs import Run
@@ -22,11 +20,10 @@ def prepare(runs: Sequence[Run]) -> None:
         first.setdefault(_what_is_shared(config), (run, config))
     for run, config in first.values():
         set_up(config)
-        quiet = replace(config, run=replace(config.run, tensorboard=False))
-        with closing(Trial(run, quiet, None)) as trial:
-            if config.stage1.epochs:
-                trial.frozen().of([])
-            trial.initial()
+        trial = Trial(run, config)
+        if config.stage1.epochs:
+            trial.frozen().of([])
+        trial.initial()
 
 
 def _what_is_shared(config: Config) -> str:

@@ -21,11 +21,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "svll", "launch")
 BELOW = {"harness": set(), "svll": {"harness"}, "launch": {"harness", "svll"}}
 """What each package may import, besides itself."""
-HEAVY = {"matplotlib", "torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba"}
+HEAVY = {
+    "matplotlib", "torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba",
+    "wandb",
+}
 LIGHT = [
     *(f"harness/{name}.py" for name in (
         "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features",
         "feature_rows", "feature_parts", "hdf5", "trial", "stopping", "progress",
+        "wandb_writer",
     )),
     "harness/cluster/*.py", "harness/reporting/*.py",
     "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",

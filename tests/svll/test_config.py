@@ -124,6 +124,7 @@ TOGETHER = {
     ("data.roots={vehicleid: /data}",): "no dataset 'vehicleid'; choose of synthetic",
     ("data.std=[0.5, 0.0, 0.5]",): "must be greater than 0",
     ("data.world.query_occlusion=1.5",): "between 0 and 1",
+    ("run.wandb=team/project",): "none of /",
 }
 
 
@@ -228,7 +229,7 @@ def test_values_at_the_edge_of_what_works_are_taken(override: str) -> None:
     [
         "data.check=false", "data.threads=3", "evaluation.batch=7", "run.runs=elsewhere",
         "run.name=x", "run.experiment=a.b", "run.log_every=1", "run.tensorboard=false",
-        "run.keep_checkpoints=true",
+        "run.wandb=a project", "run.keep_checkpoints=true",
     ],
 )
 def test_where_and_how_fast_a_run_runs_is_not_part_of_what_it_is(override: str) -> None:
