@@ -90,10 +90,10 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
         zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
     )
     try:
-        at = _resume(stage, run, engine)
+        at, pace = _resume(stage, run, engine), progress.Pace()
         with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
             while at.epoch <= stage.epochs:
-                _train_epoch(stage, run, engine, settings, recording, writer, at)
+                _train_epoch(stage, run, engine, settings, recording, writer, at, pace)
         return stage.objective
     finally:
         engine.destroy()
@@ -139,7 +139,7 @@ def _refuse_to_start_over(run: Run) -> None:
 
 def _train_epoch(
     stage: Stage, run: Run, engine: Any, settings: EngineSettings, recording: Recording,
-    writer: checkpoints.Writer, at: Progress,
+    writer: checkpoints.Writer, at: Progress, pace: progress.Pace,
 ) -> None:
     """Train one epoch from `at.step` on; moves `at` to the start of the next."""
     lr = _set_lr(engine, stage.lr_factor(at.epoch))
@@ -160,8 +160,11 @@ def _train_epoch(
                 divergence=recording.divergence,
             )
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
+            pace.step()
             _record_step(stage, run, recording, at, losses, lr, count)
-            advance(f"loss {losses['loss']:.4f}")
+            step_s = (time.perf_counter() - started) / (at.step - first)
+            left = pace.left(_steps_left(stage, at, count))
+            advance(_told(losses, stage.batch / step_s, left))
             if last or not boundary:
                 continue
             due = time.perf_counter() - saved >= recording.save_every_s
@@ -174,7 +177,8 @@ def _train_epoch(
                 raise Stopped(f"asked to in {stage.name}, epoch {at.epoch}, after step {at.step}")
     assert at.step == count, f"{stage.name}: {at.step} batches came, {count} were announced"
     seconds = time.perf_counter() - started
-    line = _finish_epoch(stage, run, recording, at, lr, seconds / max(1, count - first))
+    step_s = seconds / max(1, count - first)
+    line = _finish_epoch(stage, run, recording, at, lr, step_s, pace)
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
     writer.save(engine, at, _score(line))
@@ -260,7 +264,8 @@ def _record_step(
 
 
 def _finish_epoch(
-    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, step_s: float
+    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, step_s: float,
+    pace: progress.Pace,
 ) -> dict[str, Any] | None:
     """Validate and log the epoch's means; returns the line on rank 0."""
     metrics = stage.validate(at.epoch)
@@ -276,12 +281,26 @@ def _finish_epoch(
     at.metric_lines += 1
     record_line(run, recording, line)
     told = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-    scores = " ".join(f"{k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
+    scores = "".join(f" {k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
+    left = pace.left(_steps_left(stage, at, at.step))
     log.info(
-        "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s %s",
+        "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
         stage.name, at.epoch, stage.epochs, loss, told, lr, line["images_per_s"], scores,
+        f", {left}" if left else "",
     )
     return line
+
+
+def _steps_left(stage: Stage, at: Progress, count: int) -> int:
+    """Return the steps that the stage still has, all of its epochs taken to be of `count` steps."""
+    return count - at.step + (stage.epochs - at.epoch) * count
+
+
+def _told(losses: dict[str, float], images_per_s: float, left: str) -> str:
+    """Return what stands beside the bar, the most wanted first: a narrow terminal cuts it off."""
+    parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
+    stage = f", stage {left}" if left else ""
+    return f"loss {losses['loss']:.4f}{stage}, {images_per_s:.0f} images/s, {parts}"
 
 
 def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,44 @@ Report = Callable[[int, int], None]
 """Call now and then with the numbers of things done and of all."""
 
 log = logging.getLogger(__name__)
+BAR_WIDTH = 10
+"""Columns of a bar: of 80, what stands beside it must have its share."""
+
+
+class Pace:
+    """How fast steps go, with all that comes between them: validation, checkpoints."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._started: float | None = None
+        self._steps = 0
+
+    def step(self) -> None:
+        """Count a step that is done. The first only starts the clock: it warms everything up."""
+        if self._started is None:
+            self._started = self._clock()
+        else:
+            self._steps += 1
+
+    def left(self, steps: int) -> str:
+        """Say how long so many steps will take, as `12 min left`; nothing as long as none is known.
+        """
+        if self._started is None or not self._steps or not steps:
+            return ""
+        return f"{in_words((self._clock() - self._started) / self._steps * steps)} left"
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it, to two figures or so: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager
@@ -61,9 +100,12 @@ def _columns() -> "Progress":
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn(),
+        # takes what is left of the line, and is cut off where that is not enough
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)

@@ -50,7 +50,7 @@ class WandbWriter:
             )
         if self._run is None:
             try:
-                self._run = _start(run, project, config, mode="offline")
+                self._run = _start_offline(run, project, config)
             except Exception as error:
                 self._give_up(error)
 
@@ -94,3 +94,11 @@ def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) ->
         # our own log file has what is printed, and bars need the terminal as it is
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )
+
+
+def _start_offline(run: Run, project: str, config: Mapping[str, Any]) -> Any:
+    """Begin anew after a failure."""
+    import wandb
+
+    wandb.teardown()  # its own process still counts the run that it could not begin
+    return _start(run, project, config, mode="offline")

@@ -1,8 +1,15 @@
 """The loop trains what plain torch does, and a run cut off ends as the undisturbed one."""
 
 import json
+import logging
 import math
+import os
+import pty
+import re
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +85,8 @@ class Disturbance:
             request_stop()
         if self.kind == "cut":
             raise Cut
+        if self.kind == "wait":  # longer than a bar takes to be drawn again
+            time.sleep(0.4)
 
 
 def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stage:
@@ -127,6 +136,52 @@ def train(
         except (Stopped, UserError, Cut) as error:
             ending = f"{type(error).__name__}: {error}"
     return {"ending": ending, "weights": weights, "reported": reported}
+
+
+def train_before_a_terminal(folder: str, columns: int) -> dict[str, Any]:
+    """Train with a pseudo-terminal for stderr; returns what came there, lines of the log apart."""
+    ours, theirs = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while chunk := os.read(ours, 1 << 16):
+                shown.append(chunk)
+        except OSError:  # how Linux says that the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stderr, before = sys.stderr, dict(os.environ)
+    os.environ.update(TERM="xterm", COLUMNS=str(columns), RANK="0")
+    try:
+        with os.fdopen(theirs, "w") as sys.stderr:
+            lines = train_and_listen(folder, {"epoch": 2, "step": 3, "kind": "wait"})
+    finally:
+        sys.stderr = stderr
+        os.environ.clear()
+        os.environ.update(before)
+    reader.join(10)
+    os.close(ours)
+    return {"shown": b"".join(shown).decode(), "lines": lines}
+
+
+def train_and_listen(folder: str, disturbance: dict[str, Any] | None = None) -> list[str]:
+    """Train; returns what the loop logs."""
+    lines: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    listener = Listener()
+    loop.log.addHandler(listener)
+    loop.log.setLevel(logging.INFO)
+    try:
+        train(folder, disturbance=disturbance)
+    finally:
+        loop.log.removeHandler(listener)
+    return lines
 
 
 # --- tests ---
@@ -360,3 +415,49 @@ def test_a_first_attempt_cut_off_before_any_checkpoint_leaves_no_lines_behind(
     one_rank(train, folder=tmp_path)
     one_rank(train, folder=tmp_path.with_name("whole"))
     assert log_of(tmp_path) == log_of(tmp_path.with_name("whole"))
+
+
+# --- what is seen meanwhile ---
+
+
+def plain_text(shown: str) -> list[str]:
+    """What a terminal was told, without its controls, by drawn line."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+
+
+def test_a_bar_shows_losses_speed_and_what_is_left_of_the_epoch_and_of_the_stage(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    (seen,) = one_rank(train_before_a_terminal, folder=tmp_path, columns=140)
+    (line,) = {t for t in plain_text(seen["shown"]) if "epoch 2/3" in t and " 3/4 " in t}
+    match = re.search(
+        r"epoch 2/3 \S+ +3/4 -?[\d:-]+ loss (\S+), stage \d+ s left, \d+ images/s, "
+        r"fit (\S+) size (\S+)", line,
+    )
+    assert match, line
+    (logged,) = [s for s in log_of(tmp_path) if (s["kind"], s["step"]) == ("step", 5 + 3)]
+    parts = logged["losses"]
+    assert match.groups() == (
+        f"{logged['loss']:.4f}", f"{parts['fit']:.3g}", f"{parts['size']:.3g}"
+    )
+
+
+def test_a_narrow_terminal_shows_the_loss_and_what_is_left_and_cuts_off_the_rest(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    (seen,) = one_rank(train_before_a_terminal, folder=tmp_path, columns=72)
+    (line,) = {t for t in plain_text(seen["shown"]) if "epoch 2/3" in t and " 3/4 " in t}
+    assert re.search(r" loss \S+, stage \d+ s left,", line)
+    assert len(line) <= 72
+    assert "size" not in line
+
+
+def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    (lines,) = one_rank(train_and_listen, folder=tmp_path)
+    assert len(lines) == len(COUNTS)
+    for number, line in enumerate(lines, 1):
+        assert line.startswith(f"stage1 epoch {number}/3 loss ")
+        assert bool(re.search(r", \d+ s left$", line)) == (number < len(COUNTS))
+    assert " validation.mAP 0.2000, " in lines[1]

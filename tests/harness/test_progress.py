@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.progress import counter
+from harness.progress import Pace, counter, in_words
 
 
 def test_outside_of_a_terminal_a_line_is_logged_for_each_tenth(
@@ -35,3 +35,29 @@ def test_in_a_terminal_a_bar_is_drawn_and_nothing_is_logged(
 def test_work_on_nothing_is_no_fault() -> None:
     with counter("decoding") as report:
         report(0, 0)
+
+
+def test_what_is_left_is_told_by_the_mean_of_all_steps_but_the_first() -> None:
+    now = 100.0
+    pace = Pace(lambda: now)
+    told = [pace.left(10)]
+    # the first step takes 50 s; then one of 2 s, and one of 4 s with something after it
+    for seconds in (50.0, 2.0, 4.0):
+        now += seconds
+        pace.step()
+        told.append(pace.left(10))
+    now += 6.0
+    told.append(pace.left(10))
+    assert told == ["", "", "20 s left", "30 s left", "1 min left"]
+    assert pace.left(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (725, "12 min"), (3600, "1 h 0 min"),
+        (12_000, "3 h 20 min"), (86_370, "1 d 0 h"), (190_900, "2 d 5 h"),
+    ],
+)
+def test_times_are_told_as_people_say_them(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import svll.encode
@@ -28,6 +29,7 @@ from svll.config import RECIPES, Config
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
 from svll.run_features import run_features
+from tests.wandb_files import records, rows
 
 
 def make_run(runs: Path, *overrides: str, name: str = "test") -> Run:
@@ -59,8 +61,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(runs: Path) -> Run:
-    run = make_run(runs)
-    experiment(run)
+    """A run with all curves; others, with which it is compared, have none."""
+    run = make_run(runs, "run.tensorboard=true", "run.wandb=persons")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        experiment(run)
     return run
 
 
@@ -80,6 +85,42 @@ def test_a_run_logs_every_epoch_of_both_stages_and_each_loss(finished: Run) -> N
         assert -2 < line["prompts"]["margin"] < 2
     assert epochs[0]["prompts"] != epochs[1]["prompts"]
     assert all(line["memory_gb"] > 0.1 for line in epochs)
+
+
+def test_tensorboard_and_w_and_b_get_every_line_of_the_metric_log(finished: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    drawn: dict[str, list[tuple[int, float]]] = {}
+    lines = finished.metrics()
+    for line in lines:
+        stage = line["stage"]
+        values = {f"{stage}/loss": line["loss"], f"{stage}/lr": line["lr"]}
+        values |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
+        for part in {"prompts", "validation"} & line.keys():
+            values[f"{part}/mAP"] = line[part]["mAP"]
+        for name, value in values.items():
+            drawn.setdefault(name, []).append((line["step"], value))
+
+    board = EventAccumulator(str(finished.tensorboard))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == drawn.keys()
+    for name, points in drawn.items():  # which keeps them in 32 bits
+        found = [(event.step, event.value) for event in board.Scalars(name)]
+        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
+
+    (attempt,) = records(finished.folder)
+    sent: dict[str, list[tuple[int, float]]] = {}
+    axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
+    for row in rows(attempt):
+        for name in row.keys() - {"stage1/step", "stage2/step"}:
+            step = int(row[axes[f"{name.partition('/')[0]}/*"]])
+            sent.setdefault(name, []).append((step, row[name]))
+    assert sent == drawn
+    assert len(rows(attempt)) == len(lines)
+    (about,) = [record.run for record in attempt if record.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in about.config.update}
+    del config["_wandb"]
+    assert config == yaml.safe_load(finished.config_file.read_text())
 
 
 def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
