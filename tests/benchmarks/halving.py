@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.halving [SWEEP [SEED ...]]
 
-Runs a sweep of Ray's backend (default: sweeps/stage2_settings.yaml, seeds 1, 2 and 3) on this
+Runs a sweep of Ray's backend (default: sweeps/stage2_weights.yaml, seeds 1, 2 and 3) on this
 machine, counts the epochs it trained, then lets the same trials go on to their ends by the array
 backend, which has no scheduler. Some ten minutes a seed on two cores.
 """
@@ -25,7 +25,7 @@ from launch.slurm import METRICS
 from svll.config import RECIPES, Config
 from svll.shared_prompts import taken_epochs
 
-SWEEP = Path("sweeps/stage2_settings.yaml")
+SWEEP = Path("sweeps/stage2_weights.yaml")
 SEEDS = (1, 2, 3)
 PATIENCE_S = 3 * 3600.0
 
