@@ -1,5 +1,6 @@
 """What a run was computed with: the machine, the packages, the code; for whoever compares runs."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -15,6 +16,8 @@ PACKAGES = (
     "h5py", "ray", "submitit", "optuna",
 )
 """Whose versions are told."""
+CODE = Path(__file__).parents[1]
+"""Where this project's packages are that are run."""
 GPUS = Path("/proc/driver/nvidia/gpus")
 GIT_LIMIT_S = 10.0
 
@@ -29,15 +32,35 @@ def environment(code: Path) -> dict[str, Any]:
     }
 
 
-def git_state(code: Path) -> dict[str, Any] | None:
-    """Return the commit of a working tree and whether files differ from it, None outside of git.
+def arithmetic(code: Path) -> list[str]:
+    """Return what the last digits of a result depend on besides its configuration.
 
-    Of code that was frozen for a sweep: as it was told then, see `note_git_state`.
+    That is the code in a folder, torch, and what it computes on.
+    """
+    return [_digest(code), metadata.version("torch"), _processor(), *_gpus()]
+
+
+def _digest(code: Path) -> str:
+    """Return a hash of all Python files below a folder's packages."""
+    whole = hashlib.sha256()
+    for file in sorted(code.glob("*/**/*.py")):
+        if (code / file.relative_to(code).parts[0] / "__init__.py").exists():
+            whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
+            whole.update(content)
+    return whole.hexdigest()
+
+
+def git_state(code: Path) -> dict[str, Any] | None:
+    """Return the commit of a working tree and whether its files differ from it.
+
+    New files that git does not know are not looked at. None where `code` is no working tree of its
+    own, as packages that were installed into somebody's folder. Of code that was frozen for a
+    sweep: as it was told then, see `note_git_state`.
     """
     with suppress(FileNotFoundError, ValueError):
         return dict(read_json(_note(code)))
-    commit = _git(code, "rev-parse", "HEAD")
-    if commit is None:
+    top, commit = _git(code, "rev-parse", "--show-toplevel"), _git(code, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != code.resolve():
         return None
     return {"commit": commit, "changed": bool(_git(code, "status", "--porcelain", "-uno"))}
 
@@ -55,7 +78,8 @@ def _note(frozen: Path) -> Path:
 def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_LIMIT_S
+            ["git", "--no-optional-locks", "-C", str(folder), *words], capture_output=True,
+            text=True, timeout=GIT_LIMIT_S,
         )
     except (OSError, subprocess.TimeoutExpired):  # not installed, or a file system that hangs
         return None

@@ -66,10 +66,14 @@ def link_folder(source: Path, target: Path) -> None:
     """
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     private.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, private, copy_function=_link)
-    if target.exists():
-        shutil.rmtree(target)
-    private.rename(target)
+    try:
+        shutil.copytree(source, private, copy_function=_link)
+        if target.exists():
+            target.rename(private.with_suffix(".old"))
+        private.rename(target)
+    finally:
+        for left in (private, private.with_suffix(".old")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -11,9 +11,11 @@ import csv
 import io
 import json
 import math
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from harness.points import Point
 from harness.runs import Run
 from harness.takeovers import changed_settings, changes
 
+MOST_POINTS = 200
 LEAST_POINTS = 4
 """Fewer complete points say nothing about what mattered."""
 CONFIDENCE = 0.95
@@ -131,6 +134,11 @@ class Sweeping:
         ranked = self.ranked()
         return [point for point in ranked if point.is_whole] or ranked
 
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What mattered, see `importance`; of many points it takes its time."""
+        return importance(self)
+
     @property
     def has_changed(self) -> bool:
         """Whether settings of any run changed while it was trained, so that points say little."""
@@ -171,14 +179,25 @@ def read_outcomes(folder: Path) -> Sweeping:
         raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
     outcomes = []
     for point, seed, run in trials:
-        numbers = numbers_of(run) if objectives else flatten(run.result() or {})
+        try:
+            numbers = numbers_of(run) if objectives else flatten(run.result() or {})
+        except (UserError, ValueError):
+            numbers = {}
         numbers = {k: v for k, v in numbers.items() if k not in PLACES}
-        status = run.status()
-        state = "complete" if run.is_complete() else status["state"]
-        if status.get("pruned") and state == "stopped":
-            state = "ended early"
-        outcomes.append(Outcome(point, seed, run, state, numbers.get(metric), numbers))
+        outcomes.append(Outcome(point, seed, run, state_of(run), numbers.get(metric), numbers))
     return Sweeping(said["name"], folder, metric, mode, outcomes, objectives)
+
+
+def state_of(run: Run) -> str:
+    """Return how a run stands, in a word; one whose files are damaged is `unreadable`."""
+    try:
+        status = run.status()
+    except UserError:
+        return "unreadable"
+    if run.is_complete():
+        return "complete"
+    is_pruned = status.get("pruned") and status["state"] == "stopped"
+    return "ended early" if is_pruned else str(status["state"])
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -203,7 +222,8 @@ def importance(sweeping: Sweeping) -> dict[str, float]:
 
     Of a full grid by its analysis of variance, what keys do together under `interactions`; of other
     points by functional ANOVA over a random forest (Hutter et al. 2014), by Optuna, the shares
-    summing to 1. Keys that are not part of every point are left out.
+    summing to 1; of more than 200, which would take minutes, 200 drawn by a fixed seed. Keys that
+    are not part of every point are left out.
     """
     ranked = sweeping.sound()
     if sweeping.has_changed:
@@ -216,6 +236,8 @@ def importance(sweeping: Sweeping) -> dict[str, float]:
         return {}
     if math.prod(map(len, kinds.values())) == len(ranked):
         return _of_grid(ranked, kinds)
+    if len(ranked) > MOST_POINTS:
+        ranked = random.Random(0).sample(ranked, MOST_POINTS)
     return _of_forest(ranked, list(kinds))
 
 

@@ -147,12 +147,18 @@ class Run:
     # --- metric log ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric log; a last line cut short by a kill is left out."""
+        """Return the metric log; a last line cut short by a kill is left out.
+
+        Raises UserError for one that was damaged otherwise.
+        """
         try:
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            return [json.loads(line) for line in lines[:-1] if line]
+        except ValueError as error:
+            raise UserError(f"{self.metrics_file}: a line is no JSON: {error}") from None
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
         """Append one line to the metric log, whole or not at all."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from harness.environment import environment
+from harness.environment import CODE, environment
 from harness.errors import Hindered, UserError
 from harness.files import read_json, write_json
 from harness.runs import Run, job_id
@@ -42,8 +42,6 @@ FILE_SYSTEM = (
 """What a file system says that is full, closed to us, or cut off."""
 OTHERS_WORD_S = 3.0
 """How long rank 0 waits for the word of a rank that it lost."""
-CODE = Path(__file__).parents[1]
-"""Where this project's packages are that are run."""
 ERROR_LINES = 20
 """How many last lines of a failure's traceback the status keeps."""
 

@@ -7,11 +7,13 @@ by its environment variables and `wandb login`.
 import logging
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from harness.errors import UserError
+from harness.files import write_text
 from harness.runs import Run
 
 log = logging.getLogger(__name__)
@@ -88,12 +90,20 @@ def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) ->
 
     return wandb.init(
         project=project, config=dict(config), dir=run.folder, resume="allow",
-        # the same configuration in another folder is another run
-        id=re.sub(r"[^\w.-]", "-", run.name), name=run.name, group=run.folder.parent.name,
+        id=_id(run), name=run.name, group=run.folder.parent.name,
         reinit="create_new",
         # our own log file has what is printed, and bars need the terminal as it is
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )
+
+
+def _id(run: Run) -> str:
+    """Return the name by which W&B knows the run: the same in each attempt, and nobody else's."""
+    file = run.folder / "wandb_id.txt"
+    if not file.exists():
+        name = re.sub(r"[^\w.-]", "-", run.name)
+        write_text(file, f"{name}-{uuid.uuid4().hex[:8]}\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _start_offline(run: Run, project: str, config: Mapping[str, Any]) -> Any:

@@ -72,12 +72,13 @@ def main(
 ) -> int:
     """Report on sweeps and runs."""
     console = wide(Console())
-    if compare is not None:
-        if len(folders) > 1:
-            raise UserError("--compare: takes two points of one sweep, give its folder alone")
-        return _compare(folders[0], compare, console)
     if not ranked and (query or cameras or root):
         raise UserError("--query, --cameras and --root have no effect without --ranked")
+    if compare is not None:
+        if len(folders) > 1 or out or figures or ranked:
+            raise UserError("--compare: takes two points of one sweep; give its folder alone, "
+                            "without --out, --figures and --ranked")
+        return _compare(folders[0], compare, console)
     out = out or folders[0] / "report.html"
     files = [write_report(folders, out, [
         *([partial(_figures, folders, out)] if figures else []),

@@ -21,6 +21,7 @@ from torch import Tensor
 from harness import checkpoints, loop
 from harness import engine as ranks
 from harness.config import build, read_recipe, to_mapping
+from harness.environment import CODE, arithmetic
 from harness.errors import UserError
 from harness.features import open_features
 from harness.files import write_json
@@ -208,7 +209,7 @@ class Trial:
         """Return the name by which other runs know this run's stage 1, if theirs is the same."""
         return shared_prompts.prompts_key(
             self.config, self.datasets.fingerprint, self.clip.weights_hash,
-            decoder_name(str(ranks.device())),
+            decoder_name(str(ranks.device())), *arithmetic(CODE),
         )
 
     def _record(self, line: dict[str, Any]) -> None:

@@ -5,14 +5,16 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.files import write_text
-from harness.outcomes import Outcome, Sweeping, importance, read_outcomes
+from harness.outcomes import Outcome, Sweeping, read_outcomes
 from harness.reporting import page
 from harness.reporting.curves import (
     MOST_LINES,
@@ -24,7 +26,7 @@ from harness.reporting.curves import (
 from harness.reporting.drawing import as_svg, save
 from harness.reporting.landscape import contour, importance_bars, map_keys, parallel_coordinates
 from harness.reporting.page import Html
-from harness.reporting.ranking import ranking_rows, ranking_title, remarks
+from harness.reporting.ranking import ranking_rows, ranking_title, remarks, told
 from harness.reporting.runs_page import (
     comparison,
     config_of,
@@ -33,6 +35,7 @@ from harness.reporting.runs_page import (
     runs_table,
 )
 from harness.runs import Run
+from svll.shared_prompts import TAKEN, taken_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +83,22 @@ def read_subject(folder: Path) -> Subject:
 
 
 def _label(one: Outcome) -> str:
-    words = [f"{key.rpartition('.')[2]}={value}" for key, value in one.point.items()]
+    ends = Counter(key.rpartition(".")[2] for key in one.point)
+    names = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in one.point}
+    words = [f"{names[key]}={told(value)}" for key, value in one.point.items()]
     return " ".join([*words, f"seed={one.seed}"])
+
+
+def read_subjects(folders: Sequence[Path]) -> list[Subject]:
+    """Return what folders hold, under names of which none is there twice."""
+    found = [read_subject(folder) for folder in folders]
+    for name_of in (
+        lambda one: one.name, lambda one: f"{one.folder.absolute().parent.name}-{one.name}",
+    ):
+        named = [replace(one, name=name_of(one)) for one in found]
+        if len({one.name for one in named}) == len(named):
+            return named
+    return [replace(one, name=f"{one.name}-{n}") for n, one in enumerate(found, start=1)]
 
 
 def report_sweep(folder: Path) -> Path:
@@ -94,18 +111,27 @@ def write_report(
 ) -> Path:
     """Write the report on some folders to `out`, its figures to `figures` beside it.
 
-    further: each makes one more section, and is told the folder of the figures; a UserError of it
-    becomes a remark. Returns `out`. Raises UserError for a folder that holds nothing.
+    further: each makes one more section, and is told the folder of the figures. Returns `out`.
+    Raises UserError for a folder that holds nothing, and as those do, when the page is written
+    without their sections.
     """
-    subjects = [read_subject(folder) for folder in folders]
+    subjects = read_subjects(folders)
     shown = _together(subjects)
     drawn = Drawn(out.parent / "figures", out.parent)
     parts = [*(part for one in subjects for part in _results(one, drawn))]
     parts += [_runs(shown, out.parent), _curves(shown, drawn), _differences(shown)]
-    parts += [_tried(make, drawn.folder) for make in further]
+    faults = []
+    for make in further:
+        try:
+            parts.append(make(drawn.folder))
+        except UserError as error:
+            faults.append(str(error))
     names = ", ".join(one.name for one in subjects)
-    made = time.strftime("%Y-%m-%d %H:%M")
-    write_text(out, page.page(f"Report on {names}", page.element("p", f"Written {made}."), *parts))
+    made = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."))
+    parts += [page.note(fault) for fault in faults]
+    write_text(out, page.page(f"Report on {names}", made, *parts))
+    if faults:
+        raise UserError("\n".join(faults))
     return out
 
 
@@ -114,9 +140,8 @@ def best_runs(folders: Sequence[Path]) -> dict[str, Path]:
 
     Raises UserError when none has one.
     """
-    subjects = [read_subject(folder) for folder in folders]
     found: dict[str, Path] = {}
-    for subject in subjects:
+    for subject in read_subjects(folders):
         complete = [one for one in subject.shown if one.run.is_complete()]
         for one in complete[:1]:
             name = subject.name if len(subject.shown) == 1 else f"{subject.name}: {one.label}"
@@ -152,13 +177,6 @@ class Drawn:
         return page.figure(as_svg(figure), caption, files=files)
 
 
-def _tried(make: Callable[[Path], Html], folder: Path) -> Html:
-    try:
-        return make(folder)
-    except UserError as error:
-        return page.note(str(error))
-
-
 # --- sections ---
 
 
@@ -172,14 +190,14 @@ def _results(subject: Subject, drawn: Drawn) -> list[Html]:
     if not ranked:
         return [page.section(title, page.note("No trial is complete."))]
     columns, rows = ranking_rows(sweeping, ranked, TEST)
-    told = page.join(*(page.element("p", line) for line in remarks(sweeping, ranked)))
-    return [page.section(title, page.table(columns, rows), told, _landscape(sweeping, drawn))]
+    said = page.join(*(page.element("p", line) for line in remarks(sweeping, ranked)))
+    maps = _landscape(sweeping, subject.name, drawn)
+    return [page.section(title, page.table(columns, rows), said, maps)]
 
 
-def _landscape(sweeping: Sweeping, drawn: Drawn) -> Html:
-    shares, metric = importance(sweeping), sweeping.metric
+def _landscape(sweeping: Sweeping, name: str, drawn: Drawn) -> Html:
+    shares, metric = sweeping.shares, sweeping.metric
     keys = map_keys(sweeping, shares)
-    name = sweeping.name
     return page.join(
         drawn.show(importance_bars(shares, metric) if shares else None, f"{name}-importance",
                    "What mattered: each key's share in the variance over the points."),
@@ -193,12 +211,39 @@ def _landscape(sweeping: Sweeping, drawn: Drawn) -> Html:
 
 def _runs(shown: Sequence[Shown], beside: Path) -> Html:
     notes = [page.note(line) for line in lacking(shown)]
-    return page.section("Runs", runs_table(shown, NUMBERS, beside), *notes)
+    takers = sum(taken_epochs(one.run) > 0 for one in shown)
+    if takers:
+        notes.append(page.note(
+            f"{takers} of {len(shown)} runs took stage 1 over from a run whose stage 1 is the same "
+            f"({TAKEN} in their folders): minutes are without it, and its images per second and "
+            "memory are that run's."
+        ))
+    return page.section("Runs", runs_table(shown, NUMBERS | _tests(shown), beside), *notes)
+
+
+def _tests(shown: Sequence[Shown]) -> dict[str, str]:
+    """Return the numbers of each of several test sets, by title."""
+    sets: dict[str, None] = {}
+    for one in shown:
+        with suppress(UserError, ValueError):
+            sets |= dict.fromkeys((one.run.result() or {}).get("tests", {}))
+    return {
+        title: key for name in sets for title, key in
+        ((f"{name} mAP", f"tests.{name}.mAP"), (f"{name} Rank-1", f"tests.{name}.cmc.1"))
+    }
 
 
 def _curves(shown: Sequence[Shown], drawn: Drawn) -> Html:
-    some = [one for one in shown if one.run.metrics_file.is_file()][:MOST_LINES]
+    some: list[Shown] = []
     parts: list[Html] = []
+    for one in shown:
+        if len(some) < MOST_LINES and one.run.metrics_file.is_file():
+            try:
+                one.run.metrics()
+            except UserError as error:
+                parts.append(page.note(str(error)))
+            else:
+                some.append(one)
     if len(some) < len(shown):
         parts.append(page.element("p", f"{len(some)} of {len(shown)} runs are drawn, the best "
                                        "first; those without a log are left out."))
@@ -222,13 +267,19 @@ def _differences(shown: Sequence[Shown]) -> Html:
         parts.append(page.element("p", f"The first {len(some)} of {len(shown)} runs are compared."))
     if len(some) > 1:
         parts.append(comparison(some, [config_of(one.run) for one in some], "configuration"))
-    told = [environment_of(one.run) for one in some]
-    first = next((side for side in told if side), {})
-    if len(some) > 1 and any(told):
-        parts.append(comparison(some, told, "environment"))
-    data = sorted({str((one.run.result() or {}).get("fingerprint", "")) for one in shown} - {""})
+    sides = [environment_of(one.run) for one in some]
+    first = next((side for side in sides if side), {})
+    if len(some) > 1 and any(sides):
+        parts.append(comparison(some, sides, "environment"))
+    data = sorted({_fingerprint(one.run) for one in shown} - {""})
     facts = [("fingerprint of the data", ", ".join(data)), *first.items()]
     parts.append(page.table(["of the first run", ""], [[key, str(value)] for key, value in facts]))
     if not first:
         parts.append(page.note("No run tells what it was computed with: an older version made it."))
     return page.section("Configuration and environment", *parts)
+
+
+def _fingerprint(run: Run) -> str:
+    with suppress(UserError, ValueError):
+        return str((run.result() or {}).get("fingerprint", ""))
+    return ""

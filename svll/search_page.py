@@ -31,8 +31,8 @@ Thumbnail = Callable[[Path], bytes]
 def write_search(found: Found, out: Path) -> list[Path]:
     """Write search.html and search.csv into a folder; returns both. Raises OSError."""
     files = [out / "search.html", out / "search.csv"]
+    write_csv(found, files[1])  # first: the page reads images again, which may be gone by now
     write_text(files[0], search_page(found))
-    write_csv(found, files[1])
     return files
 
 

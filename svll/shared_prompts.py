@@ -4,13 +4,15 @@
 
 What is kept is how a run stands when stage 1 is over. A run that has not begun takes it in place of
 training, log included, and goes on as it would have had it trained stage 1 itself: to the last
-digit, but for the speed and memory in the log, which are those of the run that did.
+digit, but for the speed and memory in the log, which are those of the run that did. Other code,
+another processor or GPU is another stage 1.
 """
 
 import hashlib
 import json
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 TAKEN = "stage1.json"
 """In the folder of a run that takes another's stage 1: from whom, and how many epochs it has."""
+LEFT_S = 3600.0
+"""After how long a folder that is half made is nobody's any more."""
 Record = Callable[[dict[str, Any]], None]
 """Gets the lines of the metric log, one by one; may ask for a stop."""
 
@@ -59,6 +63,9 @@ def keep(run: Run, folder: Path, *, epochs: int) -> None:
         if not acts or folder.exists() or not source.exists():
             return
         private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by runs that were killed in this
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
         try:
             link_folder(source, private / "checkpoint")
             lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
@@ -101,28 +108,42 @@ def _take(run: Run, folder: Path, record: Record) -> bool:
         return True  # it has trained some of it
     run.keep_metrics(0)  # of an attempt that was stopped in the midst of this
     mark.unlink(missing_ok=True)
-    about = _kept(folder)
-    if about is None:
+    own = run.folder / "incoming.stage1"  # ours, whatever becomes of the one that is kept
+    kept = _fetched(folder, own)
+    if kept is None:
         return True
+    about, lines = kept
     write_json(mark, about)
     log.info("stage1 is that of run %s: taken over instead of trained again", about["of"])
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record(json.loads(text))
+    for line in lines:
+        record(line)
         if stop_requested():
             return False
-    adopt_checkpoint(folder / "checkpoint", run)
+    adopt_checkpoint(own / "checkpoint", run)
+    shutil.rmtree(own, ignore_errors=True)
     return True
 
 
-def _kept(folder: Path) -> dict[str, Any] | None:
-    """Return what is said of a stage 1 that is kept, None when there is none or it is damaged."""
-    try:
-        about = dict(read_json(folder / "about.json"))
-        checkpoints.checked(folder / "checkpoint", about["of"])
-    except FileNotFoundError:
+def _fetched(folder: Path, own: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Link a stage 1 that is kept to `own`; returns what is said of it and the lines of its log.
+
+    None when there is none, or it cannot be read, or is damaged; a damaged one is removed.
+    """
+    if not folder.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    try:
+        link_folder(folder, own)
+        about = dict(read_json(own / "about.json"))
+        text = (own / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        progress = checkpoints.checked(own / "checkpoint", about["of"])
+        if len(lines) != progress.metric_lines:
+            raise ValueError(f"{len(lines)} lines are there of {progress.metric_lines}")
+        return about, lines
+    except (ValueError, KeyError, TypeError, UserError) as error:
         log.warning("%s: is damaged, and made anew: %s", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
-        return None
-    return about
+    except OSError as error:
+        log.warning("%s: cannot be read, stage 1 is trained: %s", folder, error)
+    shutil.rmtree(own, ignore_errors=True)
+    return None

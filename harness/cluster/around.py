@@ -127,7 +127,8 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
     write_text(folder / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
     settings = _settings(Run(folder / asked["trials"][0]["signature"]))
-    _function(settings["run"]["report"])(folder)
+    if "report" in settings["run"]:
+        _function(settings["run"]["report"])(folder)
 
 
 def _table(folder: Path, asked: Mapping[str, Any]) -> Table:

@@ -138,7 +138,7 @@ def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str])
     for place, view in enumerate(ranked, start=1):
         result = view.trial.run.result()
         table.add_row(
-            str(place), *(escape(number(view.trial.point[key])) for key in keys),
+            str(place), *(escape(number(view.trial.point.get(key))) for key in keys),
             str(view.trial.seed),
             fraction(lookup(result, sweep.metric)),
             *(fraction(lookup(result, key)) for key in columns.values()),

@@ -7,6 +7,7 @@ functions here make. Their pages forbid the browser to load or to execute anythi
 import base64
 import html
 from collections.abc import Sequence
+from urllib.parse import quote
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
@@ -75,8 +76,12 @@ def note(*parts: object) -> Html:
 
 
 def link(target: object, text: object = None) -> Html:
-    """Return a link, to a file beside the page for instance."""
-    return element("a", target if text is None else text, href=target)
+    """Return a link to a file, by its path from the page, or to a section, as in #name."""
+    shown = target if text is None else text
+    path = str(target)
+    if not path.startswith("#"):
+        path = quote(path, errors="surrogateescape")  # a colon too, so it cannot be a scheme
+    return element("a", shown, href=path)
 
 
 def table(

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.outcomes import Ranked, Sweeping, importance, unbeaten
+from harness.outcomes import Ranked, Sweeping, unbeaten
 
 LONG = 8
 """Numbers that were drawn have more characters than anybody wants to read."""
@@ -13,8 +13,9 @@ LONG = 8
 
 def ranking_title(sweeping: Sweeping) -> str:
     """Return what the points were ranked by, and on which part of the data."""
-    told = f"{sweeping.metric}, {sweeping.mode}"
-    return f"{sweeping.name}: selected on {sweeping.selected_on} ({told})"
+    return (
+        f"{sweeping.name}: selected on {sweeping.selected_on} ({sweeping.metric}, {sweeping.mode})"
+    )
 
 
 def ranking_rows(
@@ -38,7 +39,7 @@ def _row(
     sweeping: Sweeping, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
 ) -> list[str]:
     half = one.half_width
-    row = [str(place), *(_told(one.point.get(key)) for key in sweeping.keys)]
+    row = [str(place), *(told(one.point.get(key)) for key in sweeping.keys)]
     row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}"]
     row += [f"{one.mean:.4f}", "" if half is None else f"{half:.4f}"]
     row += [f"{one.mean_of(key):.4g}" for key in sweeping.objectives]
@@ -49,7 +50,8 @@ def _row(
     return row
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
+    """Return a setting as a reader wants it: drawn numbers in four digits, nothing for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
@@ -66,13 +68,13 @@ def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
     if not all(one.is_whole for one in ranked):
         lines.append("points of which seeds are missing stand last, whatever their mean: what was "
                      "ended early or failed is not in it")
-    shares = importance(sweeping)
+    shares = sweeping.shares
     if sweeping.has_changed:
         lines.append("settings changed while runs were trained (changes.json in their folders): "
                      "the points are what they began with")
     elif shares:
-        told = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
-        lines.append(f"share in the variance of {sweeping.metric}: {told}")
+        listed = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+        lines.append(f"share in the variance of {sweeping.metric}: {listed}")
     else:
         lines.append("too few complete points to say which key mattered")
     if all(one.asked == 1 for one in ranked):

@@ -1,14 +1,16 @@
 """Runs side by side in a page: how they stand, where they differ, what they were computed with."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from harness.errors import UserError
 from harness.files import read_json
-from harness.outcomes import flatten
+from harness.outcomes import flatten, state_of
 from harness.reporting import page
 from harness.reporting.curves import Shown
 from harness.reporting.page import Html
@@ -17,14 +19,27 @@ from harness.runs import Run
 FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
 """What a run's row links to."""
 UNKNOWN = "?"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The first is seven times as fast, and not everywhere."""
 
 
-def state_of(run: Run) -> str:
-    """Return how a run stands, in a word."""
-    status = run.status()
-    if run.is_complete():
-        return "complete"
-    return "ended early" if status.get("pruned") else str(status["state"])
+def _status(run: Run) -> dict[str, Any]:
+    with suppress(UserError):
+        return run.status()
+    return {}
+
+
+def _result(run: Run) -> dict[str, float]:
+    with suppress(UserError, ValueError):
+        return flatten(run.result() or {})
+    return {}
+
+
+def _epochs(run: Run) -> int:
+    """Count the epochs that a run has logged, without reading all that its lines say."""
+    with suppress(OSError):
+        return run.metrics_file.read_bytes().count(b'"kind": "epoch"')
+    return 0
 
 
 def runs_table(shown: Sequence[Shown], numbers: Mapping[str, str], folder: Path) -> Html:
@@ -32,14 +47,16 @@ def runs_table(shown: Sequence[Shown], numbers: Mapping[str, str], folder: Path)
 
     numbers: of the result, by title, as dotted keys. folder: where the page will be.
     """
-    columns = ["run", "state", "host", "attempts", "epochs", "minutes", *numbers, "files"]
+    columns = [
+        "run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *numbers, "files"
+    ]
     rows = []
     for one in shown:
-        status, result = one.run.status(), flatten(one.run.result() or {})
+        status, result = _status(one.run), _result(one.run)
         seconds = result.get("seconds")
         rows.append([
             one.label, state_of(one.run), status.get("host"), status.get("attempts"),
-            sum(line.get("kind") == "epoch" for line in one.run.metrics()),
+            _epochs(one.run),
             None if seconds is None else round(seconds / 60, 1),
             *(_fraction(result.get(key)) for key in numbers.values()), _links(one.run, folder),
         ])
@@ -62,19 +79,29 @@ def lacking(shown: Sequence[Shown]) -> list[str]:
     """Say of each run that is not complete how it stands, and of each what cannot be read."""
     told = []
     for one in shown:
-        status, state = one.run.status(), state_of(one.run)
+        status, state = _status(one.run), state_of(one.run)
         why = status.get("error") or status.get("reason") or ""
         if state != "complete":
             told.append(f"{one.label}: {state}{f': {why}' if why else ''}")
-        if not config_of(one.run):
-            told.append(f"{one.label}: {one.run.config_file.name} is missing or cannot be read")
+        told += [f"{one.label}: {fault}" for fault in _faults(one.run)]
     return told
+
+
+def _faults(run: Run) -> Iterator[str]:
+    """Say which files of a run are there and cannot be read, or must be there and are not."""
+    if not config_of(run):
+        yield f"{run.config_file.name} is missing or cannot be read"
+    for read in (run.status, run.result):
+        try:
+            read()
+        except (UserError, ValueError) as error:
+            yield str(error)
 
 
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
     try:
-        return _flat(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
+        return _flat(yaml.load(run.config_file.read_text(encoding="utf-8"), LOADER))
     except (OSError, yaml.YAMLError, AttributeError):
         return {}
 

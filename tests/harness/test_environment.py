@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment import environment, git_state, note_git_state
+from harness.environment import arithmetic, environment, git_state, note_git_state
 
 
 def git(folder: Path, *words: str) -> str:
@@ -56,6 +56,29 @@ def test_frozen_code_is_of_the_commit_that_it_was_copied_from(tree: Path, tmp_pa
     before = git_state(tree)
     (tree / "a.py").write_text("a = 2\n")
     assert git_state(frozen) == before
+
+
+def test_a_folder_inside_of_somebodys_working_tree_has_no_commit(tree: Path) -> None:
+    inside = tree / "site-packages"
+    inside.mkdir()
+    assert git_state(inside) is None
+
+
+def test_other_code_is_other_arithmetic(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    for folder in (package, package / "deep", tmp_path / "notes"):
+        folder.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "deep" / "a.py").write_text("a = 1")
+    (tmp_path / "notes" / "b.py").write_text("b = 1")
+    before = arithmetic(tmp_path)
+    (tmp_path / "notes" / "b.py").write_text("b = 2")  # in no package
+    (package / "page.md").write_text("text")
+    assert arithmetic(tmp_path) == before
+    (package / "deep" / "a.py").write_text("a = 2")
+    after = arithmetic(tmp_path)
+    assert after[0] != before[0]
+    assert after[1:] == before[1:]
 
 
 def test_outside_of_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,10 @@ def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name(tmp_pa
         lines = f"{log_line(step)}writer.close(failed={failed})"
         assert run_script(folder, lines, WANDB_MODE="offline") == ""
     first, second = records(folder)
+    ids = set()
     for attempt, step, status in ((first, 3, 1), (second, 7, 0)):
         (about,) = [record.run for record in attempt if record.HasField("run")]
-        assert about.run_id == "a-sweep-0a1b2c3d4e5f"
+        ids.add(about.run_id)
         assert about.display_name == "a sweep/0a1b2c3d4e5f"
         assert (about.project, about.run_group) == ("persons", "a sweep")
         config = {item.key: json.loads(item.value_json) for item in about.config.update}
@@ -66,6 +67,8 @@ def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name(tmp_pa
         assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
         (end,) = [record.exit for record in attempt if record.HasField("exit")]
         assert end.exit_code == status
+    [name] = ids
+    assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
 
 
 @pytest.mark.parametrize(

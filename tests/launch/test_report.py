@@ -146,7 +146,8 @@ def test_what_cannot_be_reported_is_told(
     assert "features.h5: is missing; python launch/evaluate.py --run" in told
     status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
     assert (status, told) == (
-        1, "error: --compare: takes two points of one sweep, give its folder alone\n"
+        1, "error: --compare: takes two points of one sweep; give its folder alone, without --out, "
+        "--figures and --ranked\n"
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
     assert status == 1

@@ -1,6 +1,7 @@
 """The report on runs and sweeps: what it says, what it says is missing, how a browser shows it."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.files import write_json, write_text
 from harness.reporting import page
 from harness.runs import Run
 from svll.config import Config
-from svll.reporting import write_report
+from svll.reporting import best_runs, read_subject, write_report
 from tests.browser import Tab, browser, needs_chromium
 
 NASTY = "<script>alert(1)</script>"
@@ -124,7 +125,9 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
     assert [row[1] for row in runs[1:]] == ["complete"] * 8 + ["failed", "running"]
     first = dict(zip(runs[0], runs[1], strict=True))
     assert first["run"] == "vss_weight=0.8 lr=0.001 seed=1"
-    told = [first[k] for k in ("host", "attempts", "epochs", "minutes", "validation mAP")]
+    told = [first[k] for k in (
+        "host", "attempts", "epochs", "minutes (last attempt)", "validation mAP"
+    )]
     assert told == ["node7", "2", "6", "1.5", f"{value_at(0.8, 1e-3, 1):.4f}"]
     assert "10 trials: 8 complete, 1 failed, 1 running" in read.text
     assert "feedbeef" in read.text
@@ -176,16 +179,74 @@ def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
         write_report([tmp_path], tmp_path / "report.html")
 
 
-def test_a_section_that_cannot_be_made_becomes_a_remark(sweep: Path, tmp_path: Path) -> None:
+def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
+    sweep: Path, tmp_path: Path
+) -> None:
     def fails(folder: Path) -> page.Html:
         raise UserError(f"no features: {NASTY}")
 
     def works(folder: Path) -> page.Html:
         return page.section("More", folder.name)
 
-    read = Read(write_report([sweep], tmp_path / "report.html", [fails, works]))
+    with pytest.raises(UserError, match="no features"):
+        write_report([sweep], tmp_path / "report.html", [fails, works])
+    read = Read(tmp_path / "report.html")
     assert f"no features: {NASTY}" in read.text
     assert read.headings[-1] == "More"
+
+
+def test_folders_of_one_name_are_told_apart_in_the_page_and_among_its_figures(
+    sweep: Path, tmp_path: Path
+) -> None:
+    copies = [shutil.copytree(sweep, tmp_path / name / "weights") for name in ("a", "b")]
+    read = Read(write_report(copies, tmp_path / "report.html"))
+    assert read.text.count("a-weights: vss_weight=0.8 lr=0.001 seed=1") >= 1
+    maps = {target for target in read.targets if target.endswith("-map.svg")}
+    assert maps == {"figures/a-weights-map.svg", "figures/b-weights-map.svg"}
+    best = [f"{name}-weights: vss_weight=0.8 lr=0.001 seed=1" for name in "ab"]
+    assert list(best_runs(copies)) == best
+
+
+def test_damaged_files_of_a_run_are_named_and_the_others_are_shown(
+    sweep: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sweep, tmp_path / "weights")
+    files = [folder / f"{weight}-{lr}-1" / name for (weight, lr), name in zip(
+        POINTS, ("status.json", "metrics.jsonl", "result.json", "config.yaml"), strict=True
+    )]
+    for file in files:
+        file.write_text("{\n{}\n" if file.suffix == ".jsonl" else "{")
+    read = Read(write_report([folder], tmp_path / "report.html"))
+    for file in files[:3]:
+        assert str(file) in read.text
+    assert "config.yaml is missing or cannot be read" in read.text
+    states = [row[1] for row in read.tables[1][1:]]
+    assert states.count("unreadable") == 1
+    assert states.count("complete") == 7
+
+
+def test_labels_are_short_and_tell_equal_last_words_apart(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0.0, 1e-3, 1)
+    write_json(tmp_path / "sweep.json", {
+        "name": "rates", "metric": "validation.mAP", "mode": "max", "trials": [{
+            "point": {"stage1.lr": 0.00035123456789, "stage2.lr": 0.1, "stage2.pad": 4}, "seed": 1,
+            "signature": run.signature,
+        }],
+    })
+    [shown] = read_subject(tmp_path).shown
+    assert shown.label == "stage1.lr=0.0003512 stage2.lr=0.1 pad=4 seed=1"
+
+
+def test_every_test_set_has_its_numbers_and_takers_of_stage_1_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0.0, 1e-3, 1)
+    finish(run, 0.6)
+    sets = {name: {"mAP": value, "cmc": {"1": 0.9}} for name, value in (("A", 0.11), ("B", 0.22))}
+    write_json(run.result_file, {**run.result(), "tests": sets})
+    write_json(run.folder / "stage1.json", {"of": "other", "epochs": 3})
+    read = Read(write_report([run.folder], tmp_path / "report.html"))
+    row = dict(zip(*read.tables[0], strict=True))
+    assert (row["A mAP"], row["B mAP"], row["B Rank-1"]) == ("0.1100", "0.2200", "0.9000")
+    assert "1 of 1 runs took stage 1 over from a run whose stage 1 is the same" in read.text
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Stage 1 is trained once for runs whose stage 1 is the same, which end as if each had done so."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -119,12 +120,39 @@ def test_a_damaged_one_is_told_and_made_anew(
     alone: Run, beside: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = shared_folder(beside)
+    (kept / "checkpoint" / "weights.safetensors").unlink()  # a link: others have that file too
     (kept / "checkpoint" / "weights.safetensors").write_bytes(b"nothing")
     experiment(beside)
     assert f"{kept}: is damaged, and made anew" in caplog.text
     assert taken_epochs(beside) == 0
     assert_ends_alike(beside, alone)
     assert json.loads((kept / "about.json").read_text())["of"] == beside.signature
+
+
+@pytest.mark.parametrize("what", ["a line too few", "a line cut short", "no log", "unreadable"])
+def test_what_cannot_be_taken_is_left_alone_by_the_run(
+    first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    kept = shutil.copytree(shared_folder(first), tmp_path / "kept")
+    lines = (kept / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (kept / "metrics.jsonl").unlink()
+    if what == "unreadable":
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr(shared_prompts, "link_folder", refuse)
+    elif what != "no log":
+        text = "".join(lines[:-1]) if what == "a line too few" else "".join(lines)[:-9]
+        (kept / "metrics.jsonl").write_text(text)
+    run = Run(tmp_path / "run")
+    shared_prompts.take(run, kept, lambda line: pytest.fail("it was recorded"))
+    assert not (run.folder / TAKEN).exists()
+    assert not list(run.checkpoints.glob("*"))
+    damaged = what in ("a line too few", "a line cut short")
+    assert kept.exists() != damaged
+    assert ("is damaged" if damaged else "cannot be read") in caplog.text
+    assert sorted(path.name for path in run.folder.iterdir()) == ["metrics.jsonl"]
 
 
 def test_what_changes_stage_1_or_its_log_has_another_name(first: Run) -> None:

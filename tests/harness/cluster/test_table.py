@@ -108,6 +108,18 @@ def test_the_live_table_of_many_trials_shows_those_that_need_eyes(
     assert "48 more" in text
 
 
+def test_points_without_a_conditional_key_are_ranked_too(toy: ModuleType, tmp_path: Path) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9]},
+              "work.epoch_s": {"grid": [0.5], "when": "work.quality > 0.5"}}
+    sweep = toy.make_sweep(tmp_path, search)
+    for trial in sweep.trials:
+        finish(trial.run, mAP=0.1, cmc={"1": 0.1}, validation={"mAP": trial.point["work.quality"]})
+    text = shown(final_table(sweep, survey(sweep), {}))
+    rows = [[cell.strip() for cell in line.split("│")[2:4]] for line in text.splitlines()
+            if line.startswith("│")]
+    assert rows == [["0.9", "0.5"], ["0.1", ""]]
+
+
 def test_the_live_table_says_which_host_a_trial_was_on_last_and_how_often_it_began(sweep) -> None:
     sweep.trials[3].run.set_status("stopped", host="node7", attempts=3)
     [row] = [row for row in shown(live_table(sweep, survey(sweep))).splitlines() if "node7" in row]

@@ -1,6 +1,8 @@
 """HTML pages: what comes from elsewhere is escaped, and nothing is needed from anywhere."""
 
+import os
 from html.parser import HTMLParser
+from urllib.parse import quote, unquote
 
 from harness.reporting import page
 
@@ -33,7 +35,18 @@ def test_text_names_and_values_from_elsewhere_stay_text_wherever_they_stand() ->
     assert "script" not in [tag for tag, _ in read.tags]
     assert "".join(read.words).count(NASTY) == 10
     found = [value for _, attributes in read.tags for value in attributes.values()]
-    assert found.count(NASTY) == 4
+    assert found.count(NASTY) == 2
+    assert found.count(quote(NASTY)) == 2
+
+
+def test_a_link_leads_to_the_file_of_that_name_whatever_it_is() -> None:
+    for name in ("a #1/50%25?/log.txt", "javascript:alert(1)/x", "b\udcff.txt", "../up/c.txt"):
+        [(_, attributes)] = Reader(page.link(name, "text")).tags
+        target = attributes["href"]
+        assert ":" not in target
+        assert os.fsencode(unquote(target, errors="surrogateescape")) == os.fsencode(name)
+        assert "#" not in target
+    assert page.link("#lists", "text") == '<a href="#lists">text</a>'
 
 
 def test_what_is_html_already_is_not_escaped_twice() -> None:

@@ -32,3 +32,14 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         find_images(tmp_path)
     with pytest.raises(UserError, match=r"/b: no such folder or image"):
         find_images(tmp_path / "b")
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    real, place = tmp_path / "real", tmp_path / "place"
+    for folder in (real, place / "sub"):
+        folder.mkdir(parents=True)
+    (real / "a.jpg").write_bytes(b"x")
+    (place / "sub" / "b.jpg").write_bytes(b"x")
+    (place / "cam1").symlink_to(real)
+    (place / "sub" / "loop").symlink_to(place)
+    assert find_images(place) == [place / "cam1" / "a.jpg", place / "sub" / "b.jpg"]
