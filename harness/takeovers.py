@@ -27,6 +27,9 @@ from harness.runs import Run
 
 log = logging.getLogger(__name__)
 
+TAKEN = "stage1.json"
+"""In the folder of a run that takes another's first stage: from whom, and how many epochs it has.
+"""
 PATIENCE_S = 120.0
 """How long an epoch's checkpoint may take to be written."""
 POLL_S = 0.1
@@ -129,6 +132,14 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     private.rename(run.checkpoints / name)
     write_json(run.checkpoints / "latest.json", {"name": name})
+
+
+def taken_epochs(run: Run) -> int:
+    """Return how many epochs of a run's log another run has trained, whose first stage it took."""
+    try:
+        return int(read_json(run.folder / TAKEN)["epochs"])
+    except FileNotFoundError:
+        return 0
 
 
 def changes(run: Run) -> list[dict[str, Any]]:

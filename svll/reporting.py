@@ -35,7 +35,7 @@ from harness.reporting.runs_page import (
     runs_table,
 )
 from harness.runs import Run
-from svll.shared_prompts import TAKEN, taken_epochs
+from harness.takeovers import TAKEN, taken_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,11 @@ from harness.errors import UserError
 from harness.files import link_folder, read_json, write_json, write_text
 from harness.runs import Run
 from harness.stopping import Stopped, stop_requested
-from harness.takeovers import adopt_checkpoint
+from harness.takeovers import TAKEN, adopt_checkpoint
 from svll.config import Config, Stage2
 
 log = logging.getLogger(__name__)
 
-TAKEN = "stage1.json"
-"""In the folder of a run that takes another's stage 1: from whom, and how many epochs it has."""
 LEFT_S = 3600.0
 """After how long a folder that is half made is nobody's any more."""
 Record = Callable[[dict[str, Any]], None]
@@ -92,13 +89,6 @@ def take(run: Run, folder: Path, record: Record) -> None:
             stopped = not _take(run, folder, record)
     if ranks.any_rank(stopped):
         raise Stopped("asked to in stage1, while taking over that of another run")
-
-
-def taken_epochs(run: Run) -> int:
-    """Return how many epochs of a run's log another run has trained."""
-    with suppress(FileNotFoundError):
-        return int(read_json(run.folder / TAKEN)["epochs"])
-    return 0
 
 
 def _take(run: Run, folder: Path, record: Record) -> bool:

@@ -21,9 +21,9 @@ from harness.cluster.array import ALIVE, launch, survey
 from harness.cluster.ray_trial import epoch_lines
 from harness.outcomes import flatten
 from harness.sweeps import Sweep, read_sweep
+from harness.takeovers import taken_epochs
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
-from svll.shared_prompts import taken_epochs
 
 SWEEP = Path("sweeps/stage2_weights.yaml")
 SEEDS = (1, 2, 3)

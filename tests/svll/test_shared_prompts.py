@@ -14,10 +14,11 @@ from harness import loop, stopping
 from harness.config import build, read_recipe
 from harness.runs import Run
 from harness.stopping import Stopped
+from harness.takeovers import TAKEN, taken_epochs
 from svll import shared_prompts
 from svll.config import Config
 from svll.experiment import run as experiment
-from svll.shared_prompts import TAKEN, prompts_key, taken_epochs
+from svll.shared_prompts import prompts_key
 from tests.svll.test_experiment import make_run
 
 OTHER_STAGE2 = ("stage2.vss_weight=0", "stage2.lr=1e-4", "run.keep_checkpoints=true")
