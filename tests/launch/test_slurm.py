@@ -107,7 +107,7 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
     )
     assert shown.returncode == 0, shown.stderr
     assert "4 trials: 4 missing" in shown.stdout
-    assert "lss_weight=0.8 vss_weight=0 seed=1" in shown.stdout
+    assert "vss_weight=0 lss_weight=0.8 seed=1" in shown.stdout
     for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --array=0-3%4"):
         assert line in shown.stdout.splitlines()
     assert not list(tmp_path.iterdir())
