@@ -49,9 +49,17 @@ def test_making_a_run_touches_nothing(run: Run) -> None:
 def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
     names = [n for n, v in vars(Run).items() if isinstance(v, property)]
     paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
-    assert len(paths) == 12
+    assert len(paths) == 13
     assert len({*paths, run.folder}) == len(paths) + 1
     assert all(path.parent == run.folder for path in paths)
+
+
+def test_a_damaged_line_of_the_metric_log_is_an_error_with_the_file(run: Run) -> None:
+    run.log_metrics({"epoch": 1})
+    with run.metrics_file.open("a") as log:
+        log.write('{"epoch": \n{"epoch": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is no JSON"):
+        run.metrics()
 
 
 def test_the_configuration_is_written_anew_when_the_run_is_to_go_on_elsewhere(run: Run) -> None:
