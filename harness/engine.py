@@ -31,14 +31,15 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
 
     A collective that waits longer than the time-out for some rank fails. Rank and world size come
     from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them this process is the
-    only rank.
+    only rank, at a port that is free now and that no process it starts gets to know.
     """
     if dist.is_initialized():
         return
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ.update(own)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
@@ -47,6 +48,8 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     deepspeed.init_distributed(
         auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
     )
+    for name in own:
+        del os.environ[name]
 
 
 def _deepspeed() -> Any:

@@ -240,6 +240,21 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
     assert "see the logs of all ranks" in with_next_step(told.splitlines()[-1])
 
 
+def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
+    program = (
+        "import subprocess, sys\n"
+        "from harness import engine\n"
+        "engine.init_ranks()\n"
+        "engine.barrier()\n"
+        "if len(sys.argv) > 1: subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)\n"
+    )
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, program], capture_output=True, text=True, env=alone
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_flag_on_any_rank_is_seen_on_all(one_rank: Any, two_ranks: Any) -> None:
     assert two_ranks(votes) == [[True, True, False]] * 2
     assert one_rank(votes) == [[True, True, False]]
