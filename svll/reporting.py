@@ -204,8 +204,8 @@ def _landscape(sweeping: Sweeping, name: str, drawn: Drawn) -> Html:
         drawn.show(parallel_coordinates(sweeping), f"{name}-points",
                    f"Every complete point, coloured by {metric} (mean over its seeds)."),
         drawn.show(contour(sweeping, keys), f"{name}-map",
-                   f"{metric} over {' and '.join(keys)}: measured at the dots, linear "
-                   "between them; other keys differ too."),
+                   f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
+                   f"{'; other keys differ too' if len(sweeping.keys) > 2 else ''}."),
     )
 
 

@@ -34,11 +34,11 @@ def main(file: str, *options: str) -> int:
         command = [sys.executable, "launch/slurm.py", *words, *([] if here else ON_TWO_NODES)]
         assert _say(command) == 0
         _until(lambda: _is_halfway(Path(runs)))
-        driver = _driver()
+        [driver] = _drivers(runs)
         print(f"kill -9 {driver}, the driver; trials so far:", flush=True)
         os.kill(driver, signal.SIGKILL)
         _say([*command, "--status"])
-        _until(lambda: not _processes(DRIVER) and not _is_queued(here))
+        _until(lambda: not _drivers(runs) and not _is_queued(here))
         code = _say([*command, "--follow"])
         _say([*command, "--status"])
         return code
@@ -52,19 +52,15 @@ def _is_halfway(runs: Path) -> bool:
     return len(over) >= 2 and len(begun) >= 2
 
 
-def _driver() -> int:
-    [driver] = _processes(DRIVER)
-    return driver
-
-
-def _processes(module: bytes) -> list[int]:
+def _drivers(runs: str) -> list[int]:
+    """Return the processes that drive a search in this folder of runs."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = file.read_bytes().split(b"\0")
         except OSError:
             continue
-        if module in words:
+        if DRIVER in words and any(word.startswith(runs.encode()) for word in words):
             found.append(int(file.parent.name))
     return found
 
