@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from harness.cluster.local import living_workers
 from harness.cluster.ray_trial import epoch_lines, was_ended_early
 from harness.runs import Run
 from tests.benchmarks.own_slurm import own_slurm
@@ -38,7 +39,7 @@ def main(file: str, *options: str) -> int:
         print(f"kill -9 {driver}, the driver; trials so far:", flush=True)
         os.kill(driver, signal.SIGKILL)
         _say([*command, "--status"])
-        _until(lambda: not _drivers(runs) and not _is_queued(here))
+        _until(lambda: not _is_on_its_way(Path(runs), here))
         code = _say([*command, "--follow"])
         _say([*command, "--status"])
         return code
@@ -65,9 +66,10 @@ def _drivers(runs: str) -> list[int]:
     return found
 
 
-def _is_queued(here: bool) -> bool:
+def _is_on_its_way(runs: Path, here: bool) -> bool:
+    """Whether the job whose driver was killed has not ended yet."""
     if here:
-        return False
+        return any(living_workers(folder) for folder in runs.iterdir() if folder.name != "cache")
     jobs = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
     return bool(jobs.stdout.strip())
 
