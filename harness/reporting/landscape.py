@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "viridis"
+SEEN = 0.35, 0.95
+"""The part of those colours that lines have: they are seen on white and on black."""
 WIDE_RANGE = 20.0
 """A positive key whose largest value is so many times its smallest is drawn on a log scale."""
 LEAST_OF_MAP = 4
@@ -52,8 +54,9 @@ def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
             heights = [
                 scale.place(value) for scale, value in zip(scales.values(), values, strict=True)
             ]
-            axes.plot(range(len(heights)), heights, color=colours(heights[-1]), linewidth=1.3,
-                      alpha=0.85)
+            low, high = SEEN
+            colour = colours(low + (high - low) * heights[-1])
+            axes.plot(range(len(heights)), heights, color=colour, linewidth=1.3, alpha=0.85)
         _label(axes, scales)
     return figure
 
