@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -32,21 +33,20 @@ def environment(code: Path) -> dict[str, Any]:
     }
 
 
-def arithmetic(code: Path) -> list[str]:
+def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
     """Return what the last digits of a result depend on besides its configuration.
 
-    That is the code in a folder, torch, and what it computes on.
+    That is the code of some packages in a folder, torch, and what it computes on.
     """
-    return [_digest(code), metadata.version("torch"), _processor(), *_gpus()]
+    return [_digest(code, packages), metadata.version("torch"), _processor(), *_gpus()]
 
 
-def _digest(code: Path) -> str:
-    """Return a hash of all Python files below a folder's packages."""
+def _digest(code: Path, packages: Sequence[str]) -> str:
+    """Return a hash of the packages' Python files; beside them may lie gigabytes of others."""
     whole = hashlib.sha256()
-    for file in sorted(code.glob("*/**/*.py")):
-        if (code / file.relative_to(code).parts[0] / "__init__.py").exists():
-            whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
-            whole.update(content)
+    for file in sorted(file for package in packages for file in (code / package).rglob("*.py")):
+        whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
+        whole.update(content)
     return whole.hexdigest()
 
 

@@ -209,7 +209,7 @@ class Trial:
         """Return the name by which other runs know this run's stage 1, if theirs is the same."""
         return shared_prompts.prompts_key(
             self.config, self.datasets.fingerprint, self.clip.weights_hash,
-            decoder_name(str(ranks.device())), *arithmetic(CODE),
+            decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
         )
 
     def _record(self, line: dict[str, Any]) -> None:

@@ -256,7 +256,7 @@ def _curves(shown: Sequence[Shown], drawn: Drawn) -> Html:
                        "Metrics, learning rate, images per second, and memory at its peak."),
         ]
     if not some:
-        parts = [page.note("Nothing has been logged yet.")]
+        parts.append(page.note("Nothing has been logged yet."))
     return page.section("Training", *parts)
 
 

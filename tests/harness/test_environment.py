@@ -71,12 +71,12 @@ def test_other_code_is_other_arithmetic(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("")
     (package / "deep" / "a.py").write_text("a = 1")
     (tmp_path / "notes" / "b.py").write_text("b = 1")
-    before = arithmetic(tmp_path)
-    (tmp_path / "notes" / "b.py").write_text("b = 2")  # in no package
+    before = arithmetic(tmp_path, ["package"])
+    (tmp_path / "notes" / "b.py").write_text("b = 2")  # in another package
     (package / "page.md").write_text("text")
-    assert arithmetic(tmp_path) == before
+    assert arithmetic(tmp_path, ["package"]) == before
     (package / "deep" / "a.py").write_text("a = 2")
-    after = arithmetic(tmp_path)
+    after = arithmetic(tmp_path, ["package"])
     assert after[0] != before[0]
     assert after[1:] == before[1:]
 
