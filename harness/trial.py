@@ -85,7 +85,7 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
             run.set_status("running", **facts)
             write_json(run.environment_file, environment(CODE))
         with stop_on_signals():
-            load_experiment(run)(run, report)
+            load_function(run, "experiment")(run, report)
     except Stopped as reason:
         log.warning("stopped: %s", reason)
         return end_with("stopped", reason=str(reason), **facts)
@@ -106,19 +106,24 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
     return end_with("complete", seconds=time.time() - started, **facts)
 
 
-def load_experiment(run: Run) -> Callable[[Run, Report | None], Any]:
-    """Return the function that the run's configuration names as its experiment."""
+def load_function(
+    run: Run, key: Literal["experiment", "prepare", "report"]
+) -> Callable[..., Any]:
+    """Return the function that the run's configuration names as `run.<key>`.
+
+    Raises UserError when it names none, or one that cannot be imported.
+    """
     try:
         settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-        name = settings["run"]["experiment"]
+        name = settings["run"][key]
         module, _, function = name.rpartition(".")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{run.config_file}: no run.experiment to be read: {error!r}") from None
+        raise UserError(f"{run.config_file}: no run.{key} to be read: {error!r}") from None
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{run.config_file}: run.experiment={name} cannot be imported: {error}"
+            f"{run.config_file}: run.{key}={name} cannot be imported: {error}"
         ) from None
 
 

@@ -332,7 +332,7 @@ class Place:
     experiment: str = runtime("svll.experiment.run")
     """Dotted name of the function that a job calls with its run."""
     report: str = runtime("svll.reporting.report_sweep")
-    """Dotted name of the function that writes a sweep's report.html (`report: true`)."""
+    """Dotted name of the function that writes a sweep's report.html when its trials are over."""
     prepare: str = runtime("svll.preparing.prepare")
     """Likewise of what makes the files that runs share; called with all runs of a sweep."""
     log_every: int = runtime(50)

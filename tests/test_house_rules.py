@@ -230,6 +230,13 @@ class Reads(ast.NodeVisitor):
             if section:
                 self.found.add((section, parts[0]))
 
+    def visit_Call(self, node: ast.Call) -> None:
+        """`load_function(run, "experiment")`, which imports what `run.experiment` names."""
+        self.generic_visit(node)
+        section = self.sections[self.root].get("run")
+        if section and ast.unparse(node.func) == "load_function":
+            self.found.add((section, ast.unparse(node.args[1]).strip("'\"")))
+
 
 def unread(schema: type, modules: Iterator[ast.Module]) -> set[str]:
     """The dotted keys of a configuration that no module reads."""

@@ -4,7 +4,6 @@ Both are asked for in the sweep file (`prepare: true`, `report: true`). Trials w
 end, however it ends: what it did not make they make themselves.
 """
 
-import importlib
 import io
 import logging
 import uuid
@@ -13,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster import slurm
+from harness.cluster import pages, slurm
 from harness.cluster.array import summary
 from harness.cluster.jobs import keep_caches_here, say_plainly, set_slurm_ranks
 from harness.cluster.records import Record, jobs_folder
@@ -26,6 +24,7 @@ from harness.errors import UserError
 from harness.files import read_json, write_json, write_text
 from harness.runs import Run
 from harness.sweeps import Resources, Sweep, Trial
+from harness.trial import load_function
 
 log = logging.getLogger(__name__)
 
@@ -94,23 +93,13 @@ def make_shared(run_folders: list[str]) -> None:
     keep_caches_here()
     set_slurm_ranks()
     runs = [Run(Path(folder)) for folder in run_folders]
-    settings = _settings(runs[0])
-    _function(settings["run"]["prepare"])(runs)
-
-
-def _settings(run: Run) -> Any:
-    return yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-
-
-def _function(dotted: str) -> Any:
-    module, _, name = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    load_function(runs[0], "prepare")(runs)
 
 
 def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write how the trials went, the best first, to report.txt; called by submitit.
 
-    Then the sweep's page is written, by what the runs' configuration names as `run.report`.
+    Then the sweep's page is written, as it stands now.
     """
     say_plainly()
     folder = Path(sweep_folder)
@@ -126,9 +115,10 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
             console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
     write_text(folder / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
-    settings = _settings(Run(folder / asked["trials"][0]["signature"]))
-    if "report" in settings["run"]:
-        _function(settings["run"]["report"])(folder)
+    try:
+        pages.write(folder, Run(folder / asked["trials"][0]["signature"]))
+    except UserError as error:  # another process writes it, or an older version made the runs
+        log.warning("%s", error)
 
 
 def _table(folder: Path, asked: Mapping[str, Any]) -> Table:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.cluster import pages
 from harness.errors import Hindered, UserError
 from harness.runs import HEARTBEAT_S, Busy, Run, job_id, lock_holder
 from harness.stopping import request_stop, stop_requested
@@ -66,6 +67,8 @@ def run_trial(run_folder: str) -> str:
         drop_own_lock(run)
     try:
         outcome = "stopped" if stop_requested() else execute(run)
+        if outcome != "stopped" and os.environ["RANK"] == "0":
+            pages.write_if_over(run.folder.parent)
     except UserError as error:  # in its words, not as the middle of a traceback
         log.error("%s", error)
         raise TrialFailed(str(error)) from None

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.cluster import pages
 from harness.cluster.jobs import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
 from harness.cluster.snapshots import search_path
@@ -222,6 +223,8 @@ def work(record_file: str, number: int) -> None:
                     break
                 tried.add(run)
                 _run_ranks(run, record, slot)
+        if not stop_requested():
+            pages.write_if_over(Path(record.folder).parents[1])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import takeovers
-from harness.cluster import local, ray_cluster, ray_guest, slurm
+from harness.cluster import local, pages, ray_cluster, ray_guest, slurm
 from harness.cluster.jobs import end_with_parent, requeue, say_plainly
 from harness.cluster.ray_actors import trial_actor
 from harness.cluster.ray_cluster import Meeting, Node, RayFailed, Share
@@ -209,6 +209,8 @@ def drive(record_file: str) -> None:
                     raise
                 log.warning("while stopping: %s", error)  # the same signal ended Ray
             _wait_for_runs(record)
+            if not stop_requested():
+                pages.write_if_over(Path(record.folder).parents[1])
         if stop_requested() and record.cluster == "slurm":
             requeue()
     if stop_requested():

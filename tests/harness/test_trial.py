@@ -84,7 +84,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def calls_of(run: Run) -> list[Path]:
-    return trial.load_experiment(run).__globals__["calls"]
+    return trial.load_function(run, "experiment").__globals__["calls"]
 
 
 def test_a_complete_run_has_a_result_a_status_and_a_log(make: Any) -> None:

@@ -44,6 +44,17 @@ def test_trials_wait_for_what_they_share_and_the_report_waits_for_them(
     toy.until((sweep.folder / "reported.json").exists)
 
 
+def test_the_last_trial_writes_the_page_where_no_job_was_asked_to(
+    slurm: Any, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9]}, "work.fail": {"grid": ["no", "raise"]}}
+    sweep = toy.make_sweep(tmp_path, search)
+    launch(sweep, "slurm")
+    toy.until((sweep.folder / "reported.json").exists, seconds=120)
+    assert {view.state for view in survey(sweep)} == {"complete", "failed"}
+    assert not (sweep.folder / "report.txt").exists()
+
+
 def test_a_cancelled_sweep_leaves_none_of_the_jobs_around_it(slurm: Any, tmp_path: Path) -> None:
     search = {"work.quality": {"grid": [0.1, 0.9]}}
     sweep = toy.make_sweep(

@@ -58,6 +58,10 @@ def report(folder: Path) -> None:
     write_json(folder / "reported.json", sorted(run.name for run in folder.iterdir()))
 
 
+def broken_report(folder: Path) -> None:
+    raise RuntimeError("no ink")
+
+
 def prepare(runs: list[Run]) -> None:
     """Make a file that all runs share, not too fast."""
     time.sleep(2.0)

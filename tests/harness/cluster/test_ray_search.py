@@ -66,6 +66,7 @@ def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders(
         assert one.run.signature == other.run.signature
         assert one.run.result() == other.run.result()
         assert one.run.metrics() == other.run.metrics()
+    assert (by_ray.folder / "reported.json").exists()
 
     # what is finished is finished, whoever asks
     assert launch(by_ray, "local") == []

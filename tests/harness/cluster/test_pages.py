@@ -1,0 +1,84 @@
+"""The page that the last trial of a sweep leaves behind, asked for by nobody."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.cluster import local, pages
+from harness.cluster.array import launch, survey
+from harness.files import read_json
+from harness.runs import held_lock
+from harness.sweeps import Sweep
+
+SEARCH = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
+
+
+def test_the_last_trial_leaves_a_page_that_nobody_waited_for(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {**SEARCH, "work.fail": {"grid": ["no", "raise"]}})
+    launch(sweep, "local", jobs=2)
+    over(toy, sweep)
+    assert set(read_json(sweep.folder / "reported.json")) >= {t.signature for t in sweep.trials}
+
+
+def test_trials_end_as_they_did_when_their_page_fails(toy: ModuleType, tmp_path: Path) -> None:
+    recipe = {"run": {"runs": str(tmp_path / "runs"), "report": "toy_experiment.broken_report"}}
+    sweep = toy.make_sweep(tmp_path, SEARCH, recipe=recipe)
+    launch(sweep, "local", jobs=1)
+    over(toy, sweep)
+    assert [view.state for view in survey(sweep)] == ["complete"] * 3
+    told = "".join(log.read_text() for log in (sweep.folder / "jobs").rglob("*.err"))
+    assert f"{sweep.folder.resolve()}: no page was written: no ink" in told
+
+
+@pytest.mark.parametrize(
+    ("state", "is_written"),
+    [("submitted", False), ("running", False), ("stopped", False), ("failed", True),
+     ("new", True)],
+)
+def test_a_page_waits_for_trials_that_are_on_their_way(
+    toy: ModuleType, tmp_path: Path, state: str, is_written: bool
+) -> None:
+    sweep = written(toy, tmp_path)
+    if state != "new":
+        sweep.trials[0].run.set_status(state)
+    pages.write_if_over(sweep.folder)
+    assert (sweep.folder / "reported.json").exists() == is_written
+
+
+def test_a_page_that_another_process_writes_is_left_to_it(
+    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = written(toy, tmp_path)
+    with held_lock(sweep.folder / "jobs" / "page.lock"):
+        pages.write_if_over(sweep.folder)
+    assert not (sweep.folder / "reported.json").exists()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_run_of_an_older_version_names_nothing_that_writes_a_page(
+    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = written(toy, tmp_path)
+    last = sweep.trials[-1].run.config_file
+    last.write_text(last.read_text().replace("report:", "reported:"))
+    pages.write_if_over(sweep.folder)
+    assert f"{last}: no run.report to be read" in caplog.text
+
+
+def written(toy: ModuleType, folder: Path) -> Sweep:
+    """Return a sweep whose files are there, as if its trials had been launched and had ended."""
+    sweep = toy.make_sweep(folder, SEARCH)
+    launch(sweep, "local", jobs=3)
+    over(toy, sweep)
+    (sweep.folder / "reported.json").unlink()
+    first = sweep.trials[0].run
+    first.result_file.unlink()
+    first.status_file.unlink()
+    return sweep
+
+
+def over(toy: ModuleType, sweep: Sweep) -> None:
+    toy.until(lambda: not local.living_workers(sweep.folder))
