@@ -66,12 +66,31 @@ class PromptObjective(nn.Module):
         The sets go through the encoder together, each rank taking its share of the identities.
         """
         share = ranks.padded_shard(len(identities)).to(identities.device)
-        prompts = self.prompts(identities[share])
-        sets = [prompts]
+        sets = [self.prompts(identities[share])]
         if self.config.lss_weight:
             sets += [self._augmented(identities, share, seed, copy) for copy in (0, 1)]
-        encoded = self.text(torch.cat(sets)).float().chunk(len(sets))
+        encoded = self._encode_sets(sets).float().chunk(len(sets))
         return [ranks.gather_rows(part)[: len(identities)] for part in encoded]
+
+    def _encode_sets(self, sets: list[Tensor]) -> Tensor:
+        """Encode the prompts [n, L, W] and their copies in one call; returns [sets * n, D].
+
+        Tokens before the learnable ones need no gradient unless swapped with them. All prompts
+        begin with the same, and so do copies of which only the learnable tokens are augmented.
+        """
+        kind, first = self.config.augment, self.prompts.learnable.start
+        is_all = self.config.augment_tokens == "all"
+        if len(sets) > 1 and is_all and kind in ("swap", "swap_prompt"):
+            return self.text(torch.cat(sets))
+        beginnings, which = [sets[0][:1, :first]], [torch.zeros_like(sets[0][:, 0, 0]).long()]
+        for number, copy in enumerate(sets[1:]):
+            if is_all:
+                beginnings.append(copy[:, :first])
+                which.append(torch.arange(len(copy), device=copy.device) + 1 + number * len(copy))
+            else:
+                which.append(which[0])
+        rest = torch.cat([each[:, first:] for each in sets])
+        return self.text(rest, torch.cat(beginnings), torch.cat(which))
 
     def _augmented(self, identities: Tensor, share: Tensor, seed: int, copy: int) -> Tensor:
         """Return this rank's share of an augmented copy; the draws are those of the whole batch.

@@ -30,6 +30,7 @@ from svll.evaluation.rows import JUNK
 from svll.figures.drawn import Drawn
 from svll.figures.tested import Int64, check_same, features_file
 from svll.models import load_model
+from svll.models.blocks import blocks_of
 from svll.models.clip import ImageEncoder
 from svll.models.extractor import prepare
 from svll.models.loaded import LoadedModel
@@ -124,9 +125,11 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
         [positions] = _inputs([pool], lambda: model(images, *places))
         rows = {LAST: pool_weights(pool, positions).mean(dim=1)}
     elif isinstance(encoder, ImageEncoder):
-        layers = [block.attn for block in encoder.visual.transformer.resblocks]
-        tokens = _inputs(layers, lambda: model(images, *places))
-        blocks = [block_weights(*pair) for pair in zip(layers, tokens, strict=True)]
+        each: list[Any] = blocks_of(encoder.visual.transformer)
+        tokens = _inputs([block.ln_1 for block in each], lambda: model(images, *places))
+        blocks = [
+            block_weights(block.attn, block.ln_1(x)) for block, x in zip(each, tokens, strict=True)
+        ]
         rows = {LAST: blocks[-1].mean(dim=1)[:, 0], ROLLOUT: rollout(blocks)[:, 0]}
     else:
         raise UserError(

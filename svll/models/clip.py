@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from svll.models.archives import is_archive, read_archive
+from svll.models.blocks import KeysValues, blocks_of, keys_values, run_block, run_for_one
 from svll.models.fitting import fit
 
 if TYPE_CHECKING:  # it imports this module
@@ -281,11 +282,11 @@ class ImageEncoder(nn.Module):
             token = token + side.unsqueeze(1)
         x = torch.cat([token.to(patches.dtype), patches], dim=1)
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
-        *body, last = visual.transformer.resblocks
+        *body, last = blocks_of(visual.transformer)
         for block in body:
-            x = block(x)
+            x = run_block(block, x)
         f11 = x[:, 0]
-        f12 = visual.ln_post(last(x)[:, 0])
+        f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)
 
 
@@ -305,18 +306,51 @@ class TextEncoder(nn.Module):
         mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, prompts: Tensor) -> Tensor:
+    def forward(
+        self, prompts: Tensor, constant: Tensor | None = None, which: Tensor | None = None
+    ) -> Tensor:
         """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].
 
         What stands after end-of-text cannot change the feature (the attention is causal), so L is
         that of the prompt, not the context length: 7 times less work at 12 tokens of 77.
+
+        constant [P, K, W]: what prompts begin with, if it needs no gradient; `which` [B] says which
+        of these, without it the first. It is encoded once each, and nothing of it is kept for the
+        backward pass.
         """
-        length = prompts.shape[1]
+        first = 0 if constant is None else constant.shape[1]
+        length = first + prompts.shape[1]
         assert length <= self.context_length
+        mask = self.mask[first:length, :length]  # type: ignore[index]
+        *body, last = blocks_of(self.transformer)
+        before = self._before(constant, which, len(prompts))
+        x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
+        for block, given in zip(body, before[:-1], strict=True):
+            x = run_block(block, x, mask=mask, before=given)
+        x = run_for_one(last, x, -1, before=before[-1])
+        return self.ln_final(x) @ self.text_projection
+
+    @torch.no_grad()
+    def _before(
+        self, constant: Tensor | None, which: Tensor | None, count: int
+    ) -> list[KeysValues | None]:
+        """Return what constant beginnings give to the `count` prompts after them, by block."""
+        blocks = blocks_of(self.transformer)
+        if constant is None:
+            return [None] * len(blocks)
+        length = constant.shape[1]
         mask = self.mask[:length, :length]  # type: ignore[index]
-        x = prompts + self.positional_embedding[:length].to(prompts.dtype)
-        x = self.transformer(x, attn_mask=mask)
-        return self.ln_final(x[:, -1]) @ self.text_projection
+        x = constant + self.positional_embedding[:length].to(constant.dtype)
+        found: list[KeysValues | None] = []
+        for number, block in enumerate(blocks):
+            each = keys_values(block, x)
+            found.append(KeysValues(*(
+                part.expand(count, -1, -1, -1) if which is None else part[which]
+                for part in (each.keys, each.values)
+            )))
+            if number < len(blocks) - 1:
+                x = run_block(block, x, mask=mask)
+        return found
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

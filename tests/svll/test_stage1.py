@@ -131,6 +131,31 @@ def test_losses_of_a_batch_are_those_of_the_formulas(
         assert not torch.equal(*copies)
 
 
+@pytest.mark.parametrize("tokens", ["all", "learnable"])
+@pytest.mark.parametrize("kind", ["mask", "swap", "swap_prompt", "mix"])
+def test_gradients_are_those_of_prompts_encoded_whole(
+    clip: Clip, kind: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = objective_of(clip, Stage1(augment=kind, augment_tokens=tokens))
+    batch, learned = batch_of(), objective.prompts.tokens
+    losses = objective(batch)
+    [found] = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learned)
+
+    def whole(sets: list[Tensor]) -> Tensor:
+        return encode_77(clip, objective, torch.cat(sets))
+
+    monkeypatch.setattr(objective, "_encode_sets", whole)
+    plain = objective(batch)
+    [expected] = torch.autograd.grad(torch.stack(list(plain.values())).sum(), learned)
+    assert {n: x.item() for n, x in losses.items()} == pytest.approx(
+        {n: x.item() for n, x in plain.items()}, rel=1e-5
+    )
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (expected != 0).flatten(1).any(dim=1).tolist() == [
+        number in LABELS for number in range(IDENTITIES)
+    ]
+
+
 def test_the_copies_are_augmented_as_the_config_says(
     clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,16 +67,14 @@ def images(height: int = 64, width: int = 32, count: int = 3) -> Tensor:
 def inputs_of_blocks(model: ReIDModel, *given: Tensor) -> list[Tensor]:
     """The tokens [B, L, W] that go into each block, and what comes out of the last one."""
     found: list[Tensor] = []
-    blocks: Any = model.encoder.visual.transformer.resblocks
-    hooks = [
-        block.register_forward_hook(lambda _, given, out: found.extend([given[0], out]))
-        for block in blocks
-    ]
+    visual: Any = model.encoder.visual
+    hook = visual.ln_pre.register_forward_hook(lambda _, given, out: found.append(out))
     with torch.no_grad():
         model(*given)
-    for hook in hooks:
-        hook.remove()
-    return [*found[::2], found[-1]]
+        for block in visual.transformer.resblocks:
+            found.append(block(found[-1]))
+    hook.remove()
+    return found
 
 
 # --- weights ---
