@@ -148,7 +148,7 @@ def test_gradients_are_those_of_prompts_encoded_whole(
     plain = objective(batch)
     [expected] = torch.autograd.grad(torch.stack(list(plain.values())).sum(), learned)
     assert {n: x.item() for n, x in losses.items()} == pytest.approx(
-        {n: x.item() for n, x in plain.items()}, rel=1e-5
+        {n: x.item() for n, x in plain.items()}, rel=1e-4
     )
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert (expected != 0).flatten(1).any(dim=1).tolist() == [
