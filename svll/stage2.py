@@ -5,6 +5,7 @@ rank, N identities, W tower width, D joint space.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,14 @@ class ImageObjective(nn.Module):
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Return the losses over the global batch, equal on every rank."""
-        main, others = self._encode(batch)
+        return self.losses(*self._encode(batch), batch.identities)
+
+    def losses(
+        self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of this rank's features: the main views', the others' f12 [b, W]."""
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
-        labels = ranks.gather_rows(batch.identities)
+        labels = ranks.gather_rows(identities)
         config, losses = self.config, {}
         if config.id_weight:
             logits = self.neck12(f12), self.neckp(fp)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from harness.pipeline import ImageLoader, View
-from tests.benchmarks.timing import Row, median_s
+from tests.benchmarks.timing import Row, in_turns, median_s, row
 
 COUNT, BATCH, HEIGHT, WIDTH = 512, 64, 256, 128
 THREADS = len(os.sched_getaffinity(0))
@@ -48,12 +48,11 @@ def measure() -> Iterator[Row]:
     """Yield a row for small and one for large JPEGs."""
     for height, width in ((128, 64), (500, 200)):
         with tempfile.TemporaryDirectory() as folder:
-            paths = _write(Path(folder), height, width)
-            name = f"three views, {width}x{height} JPEGs"
-            yield Row(name, "ms/image", *(1000 * s / COUNT for s in _seconds(paths)))
+            paths = write_images(Path(folder), height, width, COUNT)
+            yield _views(f"three views, {width}x{height} JPEGs", paths)
 
 
-def _seconds(paths: list[str]) -> tuple[float, float, float]:
+def _views(name: str, paths: list[str]) -> Row:
     view = View(flip=0.5, pad=10, erase=0.5)
     other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
     rows = [np.arange(i, i + BATCH) for i in range(0, COUNT, BATCH)]
@@ -63,18 +62,21 @@ def _seconds(paths: list[str]) -> tuple[float, float, float]:
     )
     plain = DataLoader(_Views(paths), batch_size=BATCH, num_workers=THREADS)
     try:
-        ours = median_s(lambda: [batch["main"] for batch in loader.epoch(rows, rows, epoch=1)])
+        times = in_turns(
+            lambda: [batch["main"] for batch in loader.epoch(rows, rows, epoch=1)],
+            lambda: list(plain), repeats=5,
+        )
     finally:
         loader.close()
-    baseline = median_s(lambda: list(plain))
     floor = median_s(lambda: [Image.open(path).load() for path in paths]) / THREADS
-    return ours, baseline, floor
+    return row(name, "ms/image", *times, floor=floor, per=COUNT / 1000)
 
 
-def _write(folder: Path, height: int, width: int) -> list[str]:
+def write_images(folder: Path, height: int, width: int, count: int) -> list[str]:
+    """Write so many JPEGs of smooth random colours; returns their paths."""
     rng = np.random.default_rng(1)
     paths = []
-    for number in range(COUNT):
+    for number in range(count):
         coarse = rng.integers(0, 256, size=(height // 8, width // 8, 3), dtype=np.uint8)
         path = folder / f"{number:04d}.jpg"
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)

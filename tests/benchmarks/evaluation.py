@@ -7,9 +7,8 @@ around a centre for each identity; memory is what the process needs beyond them 
 """
 
 import statistics
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from svll.evaluation import KReciprocal, evaluate_ranking
 from tests.benchmarks import feature_cache, standard
-from tests.benchmarks.timing import Row, measured, seconds
+from tests.benchmarks.timing import Row, apart, measured, seconds
 
 WIDTH = 1280
 
@@ -41,19 +40,13 @@ def measure() -> Iterator[Row]:
 
     Each is measured in a process of its own: what an earlier one left in memory would hide a peak.
     """
-    yield apart(feature_cache.reading, f"{MSMT.name} gallery", MSMT.gallery, WIDTH, 15)
-    yield apart(_ranking, MARKET, 1, 5)
+    yield _apart(feature_cache.reading, f"{MSMT.name} gallery", MSMT.gallery, WIDTH, 15)
+    yield _apart(_ranking, MARKET, 1, 5)
     for factor in (1, 2, 4):
-        yield apart(_growth, Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
-    yield apart(_ranking, MSMT, 8, 2)
-    yield apart(_reranking, MARKET, True, 3)
-    yield apart(_reranking, MSMT, False, 1)
-
-
-def apart(work: Callable[..., Row], *arguments: Any) -> Row:
-    """Return what `work` returns in a fresh process, in which Numba has compiled."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_compile) as pool:
-        return pool.submit(work, *arguments).result()
+        yield _apart(_growth, Size("", 2048 * factor, 10_240 * factor, 500 * factor, 8))
+    yield _apart(_ranking, MSMT, 8, 2)
+    yield _apart(_reranking, MARKET, True, 3)
+    yield _apart(_reranking, MSMT, False, 1)
 
 
 def features(size: Size) -> tuple[Any, ...]:
@@ -171,3 +164,6 @@ def _compile() -> None:
     """Let Numba compile, on a few rows."""
     given = [x[:500] for x in features(MARKET._replace(queries=500, gallery=500, identities=50))]
     evaluate_ranking(*given, rerank=KReciprocal())
+
+
+_apart = partial(apart, first=_compile)

@@ -1,12 +1,15 @@
-"""What the benchmarks share: the median time of repeated calls, and a row of the table."""
+"""What the benchmarks share: times of repeated calls, in turns, and a row of the table."""
 
+import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,55 @@ class Row:
     unit: str
     ours: float
     baseline: float | None
-    floor: float
+    floor: float | None
     memory_mb: float | None = None
     """What our way needs beyond its input; None: not measured."""
     baseline_memory_mb: float | None = None
     note: str = ""
+    spread: float | None = None
+    """Half of the range of our times, as a share of their median; None: one time."""
+    baseline_spread: float | None = None
+
+
+class Times(NamedTuple):
+    """Of repeated calls."""
+
+    median: float
+    spread: float
+    """Half of the range, as a share of the median."""
+    memory_mb: float
+    """What the process held at most beyond what it held before a call."""
+
+
+def in_turns(*works: Callable[[], Any], repeats: int = 3) -> list[Times]:
+    """Time some ways of doing one thing in turns, so that a busy machine slows all alike.
+
+    After one call each that does not count.
+    """
+    for work in works:
+        work()
+    found: list[list[tuple[float, float]]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, taken in zip(works, found, strict=True):
+            taken.append(measured(work))
+    return [_times([s for s, _ in taken], max(mb for _, mb in taken)) for taken in found]
+
+
+def _times(taken: Sequence[float], memory_mb: float) -> Times:
+    median = statistics.median(taken)
+    return Times(median, (max(taken) - min(taken)) / 2 / median, memory_mb)
+
+
+def row(
+    name: str, unit: str, ours: Times, baseline: Times, *, floor: float | None = None,
+    per: float = 1.0, note: str = "",
+) -> Row:
+    """Return the line of two ways that were timed in turns; `per` units were done in a call."""
+    return Row(
+        name, unit, ours.median / per, baseline.median / per,
+        None if floor is None else floor / per, ours.memory_mb, baseline.memory_mb, note,
+        ours.spread, baseline.spread,
+    )
 
 
 def median_s(work: Callable[[], Any], *, repeats: int = 3) -> float:
@@ -40,10 +87,20 @@ def seconds(work: Callable[[], Any]) -> float:
 def measured(work: Callable[[], Any]) -> tuple[float, float]:
     """Seconds, and the MB that this process held at most beyond what it held before."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have given back would hide a peak
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
     before = _status_mb("VmRSS")
     taken = seconds(work)
     return taken, _status_mb("VmHWM") - before
+
+
+def apart(work: Callable[..., Any], *arguments: Any, first: Callable[[], Any] | None = None) -> Any:
+    """Return what `work` returns in a fresh process, where nothing earlier hides a peak.
+
+    first: called there before.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=first) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _status_mb(key: str) -> float:

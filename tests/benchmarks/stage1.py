@@ -1,0 +1,108 @@
+"""A step of stage 1 with CLIP's ViT-B/16 text tower: ours, and as the released code computes it.
+
+Identities are those of Market-1501, drawn as a batch is; features and weights are random. The floor
+is the matrix products of our step at the speed of a bare one.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from harness import engine as ranks
+from svll import stage1
+from svll.config import Stage1
+from svll.encode import autocast
+from svll.models.clip import load_clip
+from svll.models.prompts import PromptLearner
+from svll.models.reid import ProjectionHead
+from tests.benchmarks import products, released
+from tests.benchmarks.timing import Row, apart, in_turns, row
+
+MODEL = "ViT-B-16-quickgelu"
+IDENTITIES, IMAGES = 751, 12_936
+WHOLE, BATCH = 64, 256
+"""The released way at a batch of 256 would keep some 26 GB for its gradient: it is timed in
+parts."""
+PART = 64
+
+
+def measure() -> Iterator[Row]:
+    """Yield a row for a small batch, and one for the method's."""
+    yield apart(_step, WHOLE)
+    yield apart(_step, BATCH)
+
+
+def _step(batch: int) -> Row:
+    ranks.init_ranks()
+    objective, features, labels = _made(batch)
+    device = str(ranks.device())
+    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    optimizer = stage1.optimizer(objective, objective.config)
+    engine = ranks.start_engine(
+        objective, optimizer, batch=batch, precision=precision, zero=0, accumulation=1,
+        clipping=0.0,
+    )
+
+    def ours() -> None:
+        losses = engine(stage1.PromptBatch(features, labels, 1))
+        engine.backward(torch.stack(list(losses.values())).sum())
+        engine.step()
+
+    standard = released.ReleasedPrompts(
+        objective.prompts, objective.text, objective.head, objective.config
+    )
+    plain = torch.optim.Adam([objective.prompts.tokens], lr=3.5e-4, weight_decay=1e-4)
+    is_whole = batch <= WHOLE or torch.cuda.is_available()
+
+    def baseline() -> None:
+        plain.zero_grad()
+        with autocast(device, precision):
+            if is_whole:
+                torch.stack(list(standard.losses(features, labels, 1).values())).sum().backward()
+            else:
+                for each in _parts(standard, labels):
+                    encoded = each()
+                    encoded.backward(torch.ones_like(encoded))
+        plain.step()
+
+    note = "" if is_whole else (
+        f"released way: encoded in parts of {PART}, without its losses, as it would need 26 GB"
+    )
+    done = products.operations(ours)
+    times = in_turns(ours, baseline, repeats=3 if is_whole else 2)
+    floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)
+    told = f"{len(labels.unique())} identities"
+    return row(
+        f"stage-1 step, batch {batch}", "s", *times, floor=floor,
+        note=", ".join(filter(None, (told, note, products.utilisation(done, times[0].median)))),
+    )
+
+
+def _parts(
+    standard: released.ReleasedPrompts, labels: Tensor
+) -> Iterator[Callable[[], Tensor]]:
+    """What the released way encodes in a step, in parts: all samples, then two copies."""
+    generator = torch.Generator().manual_seed(1)
+    for part in labels.split(PART):
+        yield lambda part=part: standard.encode(standard.embedded(part))  # type: ignore[misc]
+    for _ in range(2):
+        for part in labels.unique().split(PART):
+            yield lambda part=part: standard.encode(  # type: ignore[misc]
+                standard.augmented(standard.embedded(part), generator)
+            )
+
+
+def _made(batch: int) -> tuple[stage1.PromptObjective, Tensor, Tensor]:
+    """Return the objective, and the features and labels of a batch."""
+    torch.manual_seed(1)
+    clip = load_clip(MODEL, None, height=256, width=128, stride=12)
+    del clip.image.visual
+    prompts = PromptLearner(
+        clip.text.token_embedding, clip.tokenizer, identities=IDENTITIES, tokens=4, noun="person"
+    )
+    head = ProjectionHead(clip.text.out, hidden=4096, out=256)
+    objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
+    of_image = torch.randint(IDENTITIES, (IMAGES,))
+    labels = of_image[torch.randperm(IMAGES)[:batch]].to(ranks.device())
+    return objective, torch.randn(batch, clip.text.out, device=ranks.device()), labels
