@@ -1,10 +1,12 @@
-"""One run in the foreground, or one rank of it under torchrun, deepspeed or srun.
+"""One run in the foreground, or one rank of it under torchrun (or deepspeed --no_local_rank).
 
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
     python launch/train.py --recipe market1501 --dry-run
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
     python launch/train.py --help-config stage1
+
+On SLURM, launch/slurm.py --recipe NAME starts a run's ranks; srun alone does not tell them apart.
 """
 
 import os
@@ -38,7 +40,7 @@ def main(
     ] = False,
     help_config: Annotated[
         bool,
-        typer.Option("--help-config", help="Print all keys; those that hold a word that follows."),
+        typer.Option("--help-config", help="Print all keys, or those with a word that follows."),
     ] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value ..., such as stage2.lr=1e-5")
