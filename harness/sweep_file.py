@@ -83,7 +83,8 @@ class SweepFile:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values that all trials share and that differ from the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)
-    """What differs between trials: `key: {grid: [...]}`, or choice, uniform, ..."""
+    """What differs between trials, as `key: {grid: [...]}`; or choice: [...], and uniform,
+    loguniform or randint: [low, high]; randint leaves `high` out."""
     seeds: list[int] | None = None
     """Every point is run once per seed; null: with the recipe's."""
     samples: int = 1
@@ -97,7 +98,7 @@ class SweepFile:
     prepare: bool = False
     """On SLURM, backend array: a job of its own makes what trials share before they start."""
     report: bool = False
-    """Likewise: a job after the last trial writes report.txt."""
+    """Likewise: a job after the last trial writes report.html and report.txt."""
     scheduler: dict[str, Any] = field(default_factory=dict)
     """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
     algorithm: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +113,8 @@ class SweepFile:
     resources: Resources = field(default_factory=Resources)
     ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)
-    """Anything that sbatch takes, and setup, python, srun_args, env."""
+    """Anything that sbatch takes; and setup: [lines of shell before Python], python: the
+    interpreter, srun_args: [...], env: {NAME: value}."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):

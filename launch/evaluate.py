@@ -1,6 +1,6 @@
 """Metrics of features that are on disk (no model, no images), or of trained weights on a dataset.
 
-    python launch/evaluate.py --features runs/demo/0a1b2c3d/features.h5
+    python launch/evaluate.py --features runs/synthetic/0a1b2c3d4e5f/features.h5
     python launch/evaluate.py --features features.h5 --rerank --k1 20 --k2 6 --weight 0.3 --json
     python launch/evaluate.py --features runs/*/*/features.h5 --csv
     python launch/evaluate.py --features f.h5 --rerank --k1 10,20,30 --weight 0.1,0.3
@@ -12,8 +12,8 @@
     torchrun --nproc-per-node 4 launch/evaluate.py --features query.h5 --gallery 'shards/*.h5'
 
 A feature file is HDF5 with the groups query and gallery; each holds features [n, d], identity [n]
-and camera [n], so any toolbox can write one. Features are compared at unit length, but for --raw.
-Weights are those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or
+and camera [n], so any toolbox can write one. Features are compared at unit length, unless --raw is
+given. Weights are those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or
 TransReID.
 """
 
@@ -47,7 +47,7 @@ Number = TypeVar("Number", int, float)
 def main(
     features: Annotated[
         list[str] | None,
-        typer.Option(help="Feature caches, such as a run's features.h5; more may follow it."),
+        typer.Option(help="Feature files, such as a run's features.h5; more may follow."),
     ] = None,
     features_from: Annotated[
         Literal["npz", "mat", "pt"] | None,
@@ -149,7 +149,7 @@ def main(
         list[str] | None,
         typer.Argument(
             metavar="[FILE|KEY=VALUE]...",
-            help="Further feature caches; with --weights or --run key=value, such as data.root=D.",
+            help="Further feature files; with --weights or --run key=value, such as data.root=D.",
         ),
     ] = None,
 ) -> int:

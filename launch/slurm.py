@@ -64,17 +64,19 @@ def main(
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Show where each trial is.")] = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Submit, then watch until nothing is on its way.")
+        bool, typer.Option("--follow", help="Submit, then watch until all have ended.")
     ] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="End all that is on its way.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End all queued and running trials.")
+    ] = False,
     doctor: Annotated[
-        bool, typer.Option("--doctor", help="Look at what trials will meet on each partition.")
+        bool, typer.Option("--doctor", help="Check each partition (or this machine) by a job.")
     ] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
     ] = None,
     first: Annotated[
-        int | None, typer.Option(help="Deal with the sweep's first N trials only.", min=1)
+        int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Search on a Ray that is running already, at HOST:PORT.")
@@ -84,7 +86,7 @@ def main(
     ] = False,
     help_config: Annotated[
         bool,
-        typer.Option("--help-config", help="Print a sweep file's keys; those that hold a word."),
+        typer.Option("--help-config", help="Print a sweep file's keys, or those with a word."),
     ] = False,
     overrides: Annotated[
         list[str] | None,
