@@ -34,7 +34,8 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
         state = run.status()["state"]
         raise UserError(
             f"{folder}: the run is {state} and has no {run.weights_file.name}, so there is nothing "
-            "to make features with; give the command that started it again, it goes on"
+            "to make features with; if it is not running, give the command that started it again: "
+            "it goes on where it stopped"
         )
     from svll.experiment import make_features  # DALI, DeepSpeed: not for caches that are there
 
