@@ -85,6 +85,7 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     """
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    ranks.forget_peak()
     engine = ranks.start_engine(
         stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
         zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
@@ -92,8 +93,12 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
         with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
+            before = at.epoch
             while at.epoch <= stage.epochs:
                 _train_epoch(stage, run, engine, settings, recording, writer, at, pace)
+        if at.epoch > before:
+            most = ranks.largest(round(1e3 * ranks.peak_memory_gb()))
+            log.info("%s: peak memory %.2f GB a rank", stage.name, most / 1e3)
         return stage.objective
     finally:
         engine.destroy()

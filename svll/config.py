@@ -281,6 +281,9 @@ class EngineConfig:
     zero: Literal[0, 1, 2] = runtime(0)
     """ZeRO stage: what is split over the ranks: nothing, moments, moments and gradients. As with
     the number of ranks, the result is the same, so a run may go on under another."""
+    recompute: bool = runtime(False)
+    """Compute each transformer block again in the backward pass rather than keep what it computed:
+    a fraction of the memory for a third more time, and the same result."""
     accumulation: int = 1
     """Steps whose gradients are averaged before the optimizer moves."""
     clipping: float = 0.0
@@ -382,6 +385,8 @@ class Config:
         if self.model.name == "svll-tiny" and (self.model.stride or 0) > 8:
             yield "model.stride", f"{self.model.stride} is larger than the patch of svll-tiny (8)"
         patch = _patch_size(self.model.name)
+        if self.engine.recompute and self.model.is_resnet:
+            yield "engine.recompute", f"{self.model.name} has no blocks; set it to false"
         if patch and self.model.stride and self.model.stride > patch:
             yield (
                 "model.stride",

@@ -133,6 +133,7 @@ def estimate(config: Config, size: Size) -> Estimate:
             config.model.name, None, height=config.data.height, width=config.data.width,
             stride=config.model.stride, seed=config.seed,
         )
+    clip.image.recompute = clip.text.recompute = config.engine.recompute
     groups: list[Group] = []
     costs: list[Cost] = []
     if config.stage1.epochs:

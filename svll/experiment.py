@@ -128,6 +128,7 @@ class Trial:
             config.model.name, config.model.weights, height=config.data.height,
             width=config.data.width, stride=config.model.stride, seed=config.seed,
         )
+        self.clip.image.recompute = self.clip.text.recompute = config.engine.recompute
         self.recording = loop.Recording(
             config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
             writers,

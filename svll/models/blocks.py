@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 QUICK = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x)."""
@@ -45,6 +46,17 @@ def run_block(
     keys, values = _joined(before, own)
     mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     return _rest(block, x, mixed.transpose(1, 2).flatten(2))
+
+
+def run_again(
+    block: Any, x: Tensor, *, mask: Tensor | None = None, before: KeysValues | None = None
+) -> Tensor:
+    """Do what `run_block` does, and keep of it only x for the backward pass, which does it again.
+    """
+    return checkpoint(
+        run_block, block, x, mask=mask, before=before, use_reentrant=False,
+        preserve_rng_state=False,  # nothing is drawn
+    )
 
 
 def keys_values(block: Any, x: Tensor) -> KeysValues:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from svll.models.archives import is_archive, read_archive
-from svll.models.blocks import KeysValues, blocks_of, keys_values, run_block, run_for_one
+from svll.models.blocks import (
+    KeysValues,
+    blocks_of,
+    keys_values,
+    run_again,
+    run_block,
+    run_for_one,
+)
 from svll.models.fitting import fit
 
 if TYPE_CHECKING:  # it imports this module
@@ -248,6 +255,8 @@ class ImageEncoder(nn.Module):
 
     per_sample = True
     """An image's features do not depend on the others of its call (ResNet: batch norm)."""
+    recompute = False
+    """Whether blocks are computed again in the backward pass, for the sake of memory."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
@@ -283,8 +292,9 @@ class ImageEncoder(nn.Module):
         x = torch.cat([token.to(patches.dtype), patches], dim=1)
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
         *body, last = blocks_of(visual.transformer)
+        run = run_again if self.recompute and torch.is_grad_enabled() else run_block
         for block in body:
-            x = run_block(block, x)
+            x = run(block, x)
         f11 = x[:, 0]
         f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)
@@ -292,6 +302,9 @@ class ImageEncoder(nn.Module):
 
 class TextEncoder(nn.Module):
     """CLIP's causal text transformer, fed with embeddings instead of token ids."""
+
+    recompute = False
+    """Whether blocks are computed again in the backward pass, for the sake of memory."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -325,8 +338,9 @@ class TextEncoder(nn.Module):
         *body, last = blocks_of(self.transformer)
         before = self._before(constant, which, len(prompts))
         x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
+        run = run_again if self.recompute and torch.is_grad_enabled() else run_block
         for block, given in zip(body, before[:-1], strict=True):
-            x = run_block(block, x, mask=mask, before=given)
+            x = run(block, x, mask=mask, before=given)
         x = run_for_one(last, x, -1, before=before[-1])
         return self.ln_final(x) @ self.text_projection
 

@@ -21,6 +21,8 @@ class ResNetEncoder(nn.Module):
 
     per_sample = False
     """Batch norm mixes the images of a call, so each view needs a call of its own."""
+    recompute = False
+    """It would update the running means of batch norm twice."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()

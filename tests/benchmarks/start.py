@@ -27,7 +27,7 @@ def measure() -> Iterator[Row]:
 
 def _start() -> Row:
     with tempfile.TemporaryDirectory(prefix="start-") as name:
-        world = write_world(WORLD, Path(name) / "world").root
+        world = write_world(WORLD, Path(name) / "world")
         # each first trial finds a cache of its own, empty
         firsts = [_trial(Path(name) / f"runs-{n}", world, 0.0) for n in range(REPEATS + 1)]
         encoded: list[int] = []

@@ -455,7 +455,9 @@ def test_a_narrow_terminal_shows_the_loss_and_what_is_left_and_cuts_off_the_rest
 def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
     one_rank: Any, tmp_path: Path
 ) -> None:
-    (lines,) = one_rank(train_and_listen, folder=tmp_path)
+    (told,) = one_rank(train_and_listen, folder=tmp_path)
+    *lines, last = told
+    assert re.fullmatch(r"stage1: peak memory \d\.\d\d GB a rank", last)
     assert len(lines) == len(COUNTS)
     for number, line in enumerate(lines, 1):
         assert line.startswith(f"stage1 epoch {number}/3 loss ")

@@ -119,6 +119,8 @@ TOGETHER = {
     ("stage1.epochs=0",): "without prompts there is no text for stage2.i2t_weight=1.0",
     ("model.name=RN50-quickgelu", "model.sie=none"): "RN50-quickgelu has no patches",
     ("model.name=RN50-quickgelu", "model.stride=null"): "no class token to add it to",
+    ("model.name=RN50-quickgelu", "model.stride=null", "model.sie=none", "engine.recompute=true"):
+        "RN50-quickgelu has no blocks",
     ("data.train=[market1501, market1501]",): "has a dataset twice",
     ("data.test=[market]",): "no dataset 'market'; choose of synthetic, market1501",
     ("data.roots={vehicleid: /data}",): "no dataset 'vehicleid'; choose of synthetic",

@@ -92,6 +92,18 @@ def test_simsiam_stands_in_for_ntxent_in_both_stages(runs: Path) -> None:
     assert -1 <= values["vss"] <= 1
 
 
+def test_blocks_computed_again_give_the_same_run(runs: Path, tmp_path: Path) -> None:
+    kept = carry_out(runs)
+    again = carry_out(tmp_path, "engine.recompute=true")
+    assert again.signature == kept.signature
+    assert [line["losses"] for line in again.metrics()] == [
+        line["losses"] for line in kept.metrics()
+    ]
+    one, other = ({k: v for k, v in run.result().items() if k != "seconds"}  # type: ignore[union-attr]
+                  for run in (again, kept))
+    assert one == other
+
+
 def test_other_means_of_colours_give_other_features(runs: Path) -> None:
     mean = "data.mean=[0.485, 0.456, 0.406]"
     plain, other = carry_out(runs), carry_out(runs, mean, "data.std=[0.229, 0.224, 0.225]")
