@@ -108,7 +108,9 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):  # not Linux: it stays the most since the process began
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        control = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        os.write(control, b"5")
+        os.close(control)
 
 
 def peak_memory_gb() -> float:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from harness import checkpoints, progress
 from harness import engine as ranks
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 MEASURED = ("images_per_s", "memory_gb")
 """What of an epoch's line is of the machine, and not the same of a run that was interrupted."""
+FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+"""What a step is made of, as a profiler names it."""
 SAVE, STOP = 1, 2
 """What a rank may ask the others for between two steps; the larger one is done."""
 
@@ -160,7 +163,7 @@ def _train_epoch(
             # an epoch's last optimizer step may have fewer batches to average over
             start = at.step - at.step % settings.accumulation
             window = min(settings.accumulation, count - start)
-            losses = _step(
+            losses = train_step(
                 stage, engine, batch, at, boundary=boundary, window=window,
                 divergence=recording.divergence,
             )
@@ -200,24 +203,28 @@ def _score(line: dict[str, Any] | None) -> float | None:
     return None if found is None else float(found)
 
 
-def _step(
-    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool, window: int,
-    divergence: float,
+def train_step(
+    stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
+    divergence: float = math.inf,
 ) -> dict[str, float]:
     """Forward, backward and, at a boundary, the optimizer's step; returns the losses.
 
-    `window` is how many batches that optimizer step averages over.
+    `window` is how many batches that optimizer step averages over. Raises UserError for a loss that
+    is not finite or has diverged.
     """
     engine.set_gradient_accumulation_boundary(boundary)
-    losses: dict[str, Tensor] = engine(batch)
-    total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
-    # all numbers in one copy: on a GPU each would wait for the device
-    values = dict(
-        zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
-    )
+    with record_function(FORWARD):
+        losses: dict[str, Tensor] = engine(batch)
+        total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
+        # all numbers in one copy: on a GPU each would wait for the device
+        values = dict(
+            zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
+        )
     _check(stage, at, values, divergence)
-    engine.backward(total / window, scale_wrt_gas=False)
-    engine.step()
+    with record_function(BACKWARD):
+        engine.backward(total / window, scale_wrt_gas=False)
+    with record_function(OPTIMIZER):
+        engine.step()
     for name, value in values.items():
         at.sums[name] = at.sums.get(name, 0.0) + value
     return values

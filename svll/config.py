@@ -240,6 +240,9 @@ class Stage2:
     """Triplet margin; null: soft margin."""
     label_smoothing: float = 0.1
     """Share of a label's probability that is spread over all identities."""
+    sampled_classes: int = 0
+    """Identities, the batch's own among them, that identity and image-to-text loss choose from at
+    each step; the others are drawn anew. 0: all. For very many: logits are batch x identities."""
     flip: float = changeable(0.5)
     """Probability of a horizontal flip."""
     pad: int = 10
@@ -259,7 +262,7 @@ class Stage2:
             yield "batch", "must hold at least 2 identities, or triplets have no negatives"
         yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
         yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
-        yield from _not_negative(self, "bias_lr_factor", "pad", "gamma")
+        yield from _not_negative(self, "bias_lr_factor", "pad", "gamma", "sampled_classes")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
         yield from _positive(self, "vss_temperature")

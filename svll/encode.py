@@ -29,6 +29,8 @@ TEST_RESIZE: Resize = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
 PART_S = 30.0
 """Seconds of encoding that a kill may cost, and a batch."""
+SLICE_BYTES = 3_200_000
+"""Of images that a CPU encodes at a time: 8 of 256 x 128 pixels."""
 Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
 """Images [B, 3, H, W] and their rows [B] to features [B, D]."""
 EncodeWithSide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -82,11 +84,23 @@ def _encoded(
             for batch in loader.epoch(batches, batches, epoch=0):
                 rows = batch["rows"].cpu().numpy()
                 with autocast(reader.device, reader.precision):
-                    found = encode(batch["image"], rows)
+                    found = _in_slices(encode, batch["image"], rows)
                 yield rows, found.float().cpu()
                 advance("")
     finally:
         loader.close()
+
+
+def _in_slices(encode: Encode, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """Encode a batch, on a CPU so few images at a time that what blocks compute stays in its cache.
+
+    With ViT-B/16 a quarter faster than 32 images at once.
+    """
+    if images.device.type != "cpu":
+        return encode(images, rows)
+    size = max(1, SLICE_BYTES // images[0].nbytes)
+    parts = range(0, len(images), size)
+    return torch.cat([encode(images[i : i + size], rows[i : i + size]) for i in parts])
 
 
 def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import checkpoints, loop
 from harness import engine as ranks
+from harness import loop
 from harness.config import build, read_recipe, to_mapping
 from harness.environment import CODE, arithmetic
 from harness.errors import UserError
@@ -186,6 +186,20 @@ class Trial:
 
     def learn_prompts(self) -> Tensor:
         """Carry out stage 1, unless its result is there; returns text features [N, D]."""
+        config, objective = self.config, self.prompt_objective()
+        if not self.run.prompts_file.exists():
+            shared = self.cache / "prompts" / self._prompts_key()
+            shared_prompts.take(self.run, shared, self._record)
+            loop.train(self.prompt_stage(objective), self.run, config.engine, self.recording)
+            shared_prompts.keep(self.run, shared, epochs=config.stage1.epochs)
+            with ranks.leader_first() as acts:
+                if acts:
+                    storage.save_prompts(self.run, objective.prompts, config)
+        storage.load_prompts(self.run, objective.prompts)
+        return self.text_features(objective.to(ranks.device()))
+
+    def prompt_objective(self) -> stage1.PromptObjective:
+        """Return what stage 1 trains, as it is at first."""
         config = self.config
         torch.manual_seed(torch_seed(config.seed, 1))
         prompts = PromptLearner(
@@ -194,17 +208,7 @@ class Trial:
             noun=config.model.noun,
         )
         head = agreement_head(config.model, self.clip.text.out, config.stage1.lss_loss)
-        objective = stage1.PromptObjective(prompts, self.clip.text, head, config.stage1)
-        if not self.run.prompts_file.exists():
-            shared = self.cache / "prompts" / self._prompts_key()
-            shared_prompts.take(self.run, shared, self._record)
-            loop.train(self._stage1(objective), self.run, config.engine, self.recording)
-            shared_prompts.keep(self.run, shared, epochs=config.stage1.epochs)
-            with ranks.leader_first() as acts:
-                if acts:
-                    storage.save_prompts(self.run, prompts, config)
-        storage.load_prompts(self.run, prompts)
-        return self._text_features(objective.to(ranks.device()))
+        return stage1.PromptObjective(prompts, self.clip.text, head, config.stage1)
 
     def _prompts_key(self) -> str:
         """Return the name by which other runs know this run's stage 1, if theirs is the same."""
@@ -219,7 +223,8 @@ class Trial:
         if line["kind"] == "epoch" and self.recording.report is not None:
             self.recording.report(line)
 
-    def _stage1(self, objective: stage1.PromptObjective) -> loop.Stage:
+    def prompt_stage(self, objective: stage1.PromptObjective) -> loop.Stage:
+        """Return what the loop has to know of stage 1; images are encoded unless that is done."""
         config, seed = self.config.stage1, self.config.seed
         frozen = self.frozen()
         known = frozen.of(self.splits.train.paths)
@@ -262,7 +267,7 @@ class Trial:
         every, last = self.config.evaluation.every, epoch == self.config.stage1.epochs
         if not (last or (every and epoch % every == 0)):
             return {}
-        text = self._text_features(objective)
+        text = self.text_features(objective)
         told = {"margin": prompt_signal.margin(features, labels, text)}
         pair = [rows.to(text.device) for rows in held_back if rows is not None and len(rows)]
         if len(pair) == 2:
@@ -270,7 +275,8 @@ class Trial:
             told["mAP"] = self._rank(self.splits.validation, query, gallery).mAP
         return {"prompts": told}
 
-    def _text_features(self, objective: stage1.PromptObjective) -> Tensor:
+    def text_features(self, objective: stage1.PromptObjective) -> Tensor:
+        """Return the features [N, D] of all identities' prompts."""
         found = []
         with torch.no_grad():
             for part in torch.arange(self.splits.identities).split(256):
@@ -285,6 +291,24 @@ class Trial:
 
         `text` [N, D] are the text features, None when no prompts were learned.
         """
+        config, model = self.config, self._model()
+        if not self.run.weights_file.exists():
+            objective = self.image_objective(model, text)
+            self._forget_features()
+            with closing(self.train_loader()) as loader:
+                stage = self.image_stage(objective, loader)
+                loop.train(stage, self.run, config.engine, self.recording)
+            with ranks.leader_first() as acts:
+                if acts:
+                    storage.save_models(
+                        self.run, model, config, text=text, cameras=self.splits.cameras,
+                        identities=self.splits.identities,
+                    )
+        storage.load_model(self.run, model)
+        return model.to(ranks.device()).eval()
+
+    def _model(self) -> ReIDModel:
+        """Return the model that stage 2 begins with; sets the seed of what it adds."""
         config = self.config
         torch.manual_seed(torch_seed(config.seed, 2))
         side = None
@@ -294,37 +318,17 @@ class Trial:
                 width=self.clip.image.width, weight=config.model.sie_weight,
                 unseen=config.model.sie_unseen,
             )
-        model = ReIDModel(self.clip.image.requires_grad_(True), side)
-        if not self.run.weights_file.exists():
-            head = agreement_head(config.model, self.clip.image.width, config.stage2.vss_loss)
-            objective = stage2.ImageObjective(
-                model, text, head, config.stage2, identities=self.splits.identities
-            )
-            self._forget_features()
-            with closing(self._train_loader()) as loader:
-                stage = self._stage2(objective, loader)
-                loop.train(stage, self.run, config.engine, self.recording)
-            with ranks.leader_first() as acts:
-                if acts:
-                    self._save_models(model, text)
-        storage.load_model(self.run, model)
-        return model.to(ranks.device()).eval()
+        return ReIDModel(self.clip.image.requires_grad_(True), side)
 
-    def _save_models(self, model: ReIDModel, text: Tensor | None) -> None:
-        """Write the trained model, and before it that of the best epoch if it was not the last."""
-        about: dict[str, Any] = {
-            "text": text, "cameras": self.splits.cameras, "identities": self.splits.identities,
-        }
-        last, folder = model.state_dict(), self.run.checkpoints
-        signature = self.run.signature
-        best = checkpoints.best_weights(folder, signature=signature)
-        newest = checkpoints.latest(folder, signature=signature)
-        if best is not None and newest is not None and best[0] != newest[0]:
-            _, score, kept = best
-            state = {name: kept.get(f"model.{name}", value) for name, value in last.items()}
-            storage.save_model(self.run.best_file, state, self.config, **about)
-            log.info("best validation mAP %.4f: %s", score, self.run.best_file)
-        storage.save_model(self.run.weights_file, last, self.config, **about)
+    def image_objective(
+        self, model: ReIDModel | None = None, text: Tensor | None = None
+    ) -> stage2.ImageObjective:
+        """Return what stage 2 trains, as it is at first."""
+        config, model = self.config, model or self._model()
+        head = agreement_head(config.model, self.clip.image.width, config.stage2.vss_loss)
+        return stage2.ImageObjective(
+            model, text, head, config.stage2, identities=self.splits.identities
+        )
 
     def _forget_features(self) -> None:
         """Remove features of weights that are about to be trained anew."""
@@ -333,7 +337,8 @@ class Trial:
                 for part in self.splits.tests:
                     self.features_path(part).unlink(missing_ok=True)
 
-    def _train_loader(self) -> ImageLoader:
+    def train_loader(self) -> ImageLoader:
+        """Return what reads the training images; to be closed."""
         data, config = self.config.data, self.config.stage2
         views = {"main": View(config.flip, config.pad, config.erase, config.erase_area)}
         if config.vss_weight:
@@ -346,7 +351,8 @@ class Trial:
             mean=data.mean, std=data.std,
         )
 
-    def _stage2(self, objective: stage2.ImageObjective, loader: ImageLoader) -> loop.Stage:
+    def image_stage(self, objective: stage2.ImageObjective, loader: ImageLoader) -> loop.Stage:
+        """Return what the loop has to know of stage 2."""
         config, splits = self.config.stage2, self.splits
         names = ["main", *VSS_VIEWS] if config.vss_weight else ["main"]
         labels, view = torch.from_numpy(splits.labels), torch.from_numpy(splits.train.views)
@@ -365,11 +371,13 @@ class Trial:
             rows = [batch[share] for batch in order(epoch)]
             starts = np.arange(len(rows)) * config.batch + share.start
             positions = [start + np.arange(share.stop - share.start) for start in starts]
-            for images in loader.epoch(rows[first:], positions[first:], epoch=epoch):
+            read = loader.epoch(rows[first:], positions[first:], epoch=epoch)
+            for step, images in enumerate(read, start=first):
                 index = images["rows"].cpu()
                 yield stage2.ImageBatch(
                     [images[name] for name in names], labels[index].to(device),
                     camera[index].to(device), view[index].to(device),
+                    torch_seed(self.config.seed, epoch, step),
                 )
 
         return loop.Stage(

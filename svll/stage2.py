@@ -30,6 +30,8 @@ class ImageBatch:
     """[b] index into the training cameras."""
     view: Tensor
     """[b] view label."""
+    seed: int = 0
+    """Of what is drawn at this step, the same on every rank."""
 
 
 class ImageObjective(nn.Module):
@@ -55,19 +57,25 @@ class ImageObjective(nn.Module):
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Return the losses over the global batch, equal on every rank."""
-        return self.losses(*self._encode(batch), batch.identities)
+        return self.losses(*self._encode(batch), batch.identities, batch.seed)
 
     def losses(
-        self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor
+        self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor, seed: int = 0
     ) -> dict[str, Tensor]:
         """Return the losses of this rank's features: the main views', the others' f12 [b, W]."""
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
         labels = ranks.gather_rows(identities)
         config, losses = self.config, {}
+        classes, text, places = None, self.text, labels
+        if config.sampled_classes:
+            every = self.neck12.classifier.out_features
+            classes = sample_classes(labels, every, config.sampled_classes, seed)
+            text = None if text is None else text[classes]
+            places = torch.searchsorted(classes, labels)
         if config.id_weight:
-            logits = self.neck12(f12), self.neckp(fp)
+            logits = self.neck12(f12, classes), self.neckp(fp, classes)
             losses["id"] = torch.stack(
-                [smooth_cross_entropy(each, labels, config.label_smoothing) for each in logits]
+                [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
             ).sum()
         if config.triplet_weight:
             losses["triplet"] = torch.stack(
@@ -75,7 +83,7 @@ class ImageObjective(nn.Module):
             ).sum()
         if config.i2t_weight:
             losses["i2t"] = smooth_cross_entropy(
-                product(fp, self.text), labels, config.label_smoothing
+                product(fp, text), places, config.label_smoothing
             )
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
@@ -103,6 +111,19 @@ class ImageObjective(nn.Module):
         features = encoder(images, side)
         main = ImageFeatures(*(f[:count] for f in features))
         return main, list(features.f12[count:].split(count))
+
+
+def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Tensor:
+    """Return `count` identities [C], sorted: those of labels [B] and others, drawn by `seed`.
+
+    Partial FC (An et al. 2020, section 3.3). More than `count` where the labels' own are more, all
+    where there are fewer.
+    """
+    present = labels.unique()
+    keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    keys[present] = 2.0
+    chosen = keys.topk(min(identities, max(count, len(present)))).indices
+    return chosen.sort().values
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:

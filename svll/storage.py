@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from harness import checkpoints
 from harness.config import to_yaml
 from harness.errors import Hindered, UserError
 from harness.files import atomic_write
@@ -17,6 +20,7 @@ from svll.models.fitting import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 
+log = logging.getLogger(__name__)
 FORMAT, VERSION = "svll-weights", "1"
 _ANEW = "; put it back as it was, or delete the run folder to start afresh"
 
@@ -53,6 +57,22 @@ def save_model(
         "cameras": json.dumps([int(camera) for camera in cameras]), "identities": str(identities),
     }
     _save(path, state | ({} if text is None else {"text": text}), about)
+
+
+def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:
+    """Write a trained model, and before it that of the best epoch if it was not the last.
+
+    about: see `save_model`.
+    """
+    last = model.state_dict()
+    best = checkpoints.best_weights(run.checkpoints, signature=run.signature)
+    newest = checkpoints.latest(run.checkpoints, signature=run.signature)
+    if best is not None and newest is not None and best[0] != newest[0]:
+        _, score, kept = best
+        state = {name: kept.get(f"model.{name}", value) for name, value in last.items()}
+        save_model(run.best_file, state, config, **about)
+        log.info("best validation mAP %.4f: %s", score, run.best_file)
+    save_model(run.weights_file, last, config, **about)
 
 
 def load_model(run: Run, model: ReIDModel) -> None:

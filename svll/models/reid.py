@@ -4,6 +4,7 @@ Letters: B images, N identities, W tower width, D joint space.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svll.config import Model
@@ -21,9 +22,15 @@ class BNNeck(nn.Module):
         self.classifier = nn.Linear(width, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return identity logits [B, N] of features [B, W], which must be the global batch."""
-        return self.classifier(self.norm(features.float()))
+    def forward(self, features: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Return identity logits [B, N] of features [B, W], which must be the global batch.
+
+        classes [C]: the identities that logits [B, C] are wanted of; None: all.
+        """
+        normed = self.norm(features.float())
+        if classes is None:
+            return self.classifier(normed)
+        return F.linear(normed, self.classifier.weight[classes])
 
 
 class ProjectionHead(nn.Sequential):

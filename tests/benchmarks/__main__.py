@@ -21,8 +21,8 @@ from harness.files import write_json
 from tests.benchmarks.timing import Row
 
 PARTS = (
-    "stage1", "start", "data", "stage2", "features", "ranks", "demo", "evaluation", "cluster",
-    "search",
+    "stage1", "start", "data", "stage2", "features", "ranks", "demo", "scale", "evaluation",
+    "cluster", "search",
 )
 RESULTS = Path("runs/bench")
 

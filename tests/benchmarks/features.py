@@ -47,7 +47,7 @@ class _Images(Dataset):
 
 def measure() -> Iterator[Row]:
     """Yield a row for each model."""
-    many = 4096 if torch.cuda.is_available() else 64
+    many = 4096 if torch.cuda.is_available() else 32
     yield apart(_extraction, "ViT-B-16-quickgelu", 256, 128, 12, many)
     yield apart(_extraction, "svll-tiny", 64, 32, 8, 4096)
 

@@ -2,7 +2,7 @@
 
 Each rank has as many images as the one alone, so that equal times are equal work per core. ViT-B/16
 at 256 x 128, stride 12, three views; DeepSpeed as in training. What the ranks say to each other is
-timed apart: all gradients once, by the same means.
+timed apart: all gradients once, by the same means. Then what each ZeRO stage leaves a rank to hold.
 """
 
 import json
@@ -18,17 +18,19 @@ from tests.benchmarks.timing import Row
 COUNT = 2
 IMAGES = 4
 """Of a rank, at a step."""
+FEW = 2
+"""Likewise where weights and moments are to be most of the memory."""
 REPEATS = 3
 
 
 def measure() -> Iterator[Row]:
-    """Yield the one row."""
+    """Yield the row of speed, and one for each ZeRO stage."""
     # in turns, twice: a busy machine slows both
     taken: dict[int, list[list[float]]] = {1: [], COUNT: []}
     sent: list[float] = []
     for _ in range(2):
         for count in (1, COUNT):
-            told = _run(count)
+            told = _run(count, IMAGES)
             taken[count].append(told["steps"])
             sent += told["sent"] if count > 1 else []
     alone, together = (
@@ -42,9 +44,16 @@ def measure() -> Iterator[Row]:
         spread=(max(together) - min(together)) / 2 / ours,
         baseline_spread=(max(alone) - min(alone)) / 2 / baseline,
     )
+    for zero in (0, 1, 2):
+        told = _run(COUNT, FEW, zero)
+        yield Row(
+            f"{COUNT} ranks, {FEW} images each, ZeRO {zero}", "s/step",
+            statistics.median(told["steps"]), None, None, told["memory_mb"][0],
+            note="memory: all that a rank holds at its peak",
+        )
 
 
-def _run(count: int) -> dict[str, list[float]]:
+def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
     """Return what the first of `count` ranks has measured."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -52,8 +61,8 @@ def _run(count: int) -> dict[str, list[float]]:
     cores = sorted(os.sched_getaffinity(0))
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.ranks"], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
@@ -67,7 +76,7 @@ def _run(count: int) -> dict[str, list[float]]:
     return json.loads(told[0].splitlines()[-1])
 
 
-def _rank() -> None:
+def _rank(images: int, zero: int) -> None:
     """Be one rank: print the seconds of some steps, and of sending gradients."""
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
     import torch
@@ -78,8 +87,8 @@ def _rank() -> None:
     from tests.benchmarks.timing import seconds
 
     engine.init_ranks()
-    objective, every = made(IMAGES * engine.world_size())
-    own = slice(IMAGES * engine.rank(), IMAGES * (engine.rank() + 1))
+    objective, every = made(images * engine.world_size())
+    own = slice(images * engine.rank(), images * (engine.rank() + 1))
     batch = stage2.ImageBatch(
         [view[own] for view in every.views], every.identities[own], every.camera[own],
         every.view[own],
@@ -87,7 +96,7 @@ def _rank() -> None:
     weights = stage2.loss_weights(objective.config)
     trained = engine.start_engine(
         objective, stage2.optimizer(objective, objective.config), batch=len(every.identities),
-        precision="fp32", zero=0, accumulation=1, clipping=0.0,
+        precision="fp32", zero=zero, accumulation=1, clipping=0.0,
     )
 
     def step() -> None:
@@ -96,17 +105,19 @@ def _rank() -> None:
         trained.step()
 
     step()
+    engine.forget_peak()
     steps = []
     for _ in range(REPEATS):
         engine.barrier()
         steps.append(seconds(step))
+    memory = [1000 * engine.peak_memory_gb()]
     numbers = torch.zeros(sum(p.numel() for p in objective.parameters() if p.requires_grad))
     sent = [
         seconds(lambda: torch.distributed.all_reduce(numbers)) for _ in range(REPEATS)
     ] if engine.world_size() > 1 else []
     if engine.rank() == 0:
-        print(json.dumps({"steps": steps, "sent": sent}))
+        print(json.dumps({"steps": steps, "sent": sent, "memory_mb": memory}))
 
 
 if __name__ == "__main__":
-    _rank()
+    _rank(*map(int, sys.argv[1:]))

@@ -70,7 +70,7 @@ def test_a_run_takes_the_stage_1_of_another_and_ends_as_if_it_had_trained_it(
     first: Run, alone: Run, beside: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    step = loop._step
+    step = loop.train_step
 
     def watched(stage: loop.Stage, *rest: Any, **more: Any) -> dict[str, float]:
         trained.append(stage.name)

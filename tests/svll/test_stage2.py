@@ -129,6 +129,62 @@ def test_losses_of_a_batch_are_those_of_the_formulas(side: bool, margin: float |
     assert list(losses) == list(expected)
 
 
+def test_losses_over_sampled_classes_are_those_over_these_alone() -> None:
+    config = Stage2(label_smoothing=0.2, sampled_classes=4)
+    objective = objective_of(config)
+    batch = batch_of()
+    chosen = stage2.sample_classes(batch.identities, IDENTITIES, 4, batch.seed)
+    assert {0, 2, 4} < set(chosen.tolist())
+    assert len(chosen) == 4
+    losses = objective(batch)
+    with torch.no_grad():
+        main, _ = objective._encode(batch)
+        f12, fp = main.f12, main.fp
+    places = {identity: place for place, identity in enumerate(chosen.tolist())}
+
+    def plain(logits: np.ndarray) -> float:
+        kept, total = logits[:, chosen.numpy()], 0.0
+        for row, label in zip(kept, LABELS, strict=True):
+            target = np.full(len(row), 0.2 / len(row))
+            target[places[label]] += 0.8
+            total -= float(target @ log_softmax(row))
+        return total / len(kept)
+
+    identity = plain(logits(objective.neck12, f12)) + plain(logits(objective.neckp, fp))
+    assert losses["id"].item() == pytest.approx(identity, rel=1e-4)
+    i2t = plain(fp.double().numpy() @ objective.text.double().numpy().T)
+    assert losses["i2t"].item() == pytest.approx(i2t, rel=1e-4)
+    losses["id"].backward()
+    grad = objective.neck12.classifier.weight.grad
+    assert grad is not None
+    assert (grad != 0).any(dim=1).nonzero()[:, 0].tolist() == chosen.tolist()
+
+
+def test_all_classes_sampled_are_all_classes() -> None:
+    whole, sampled = (
+        objective_of(Stage2(sampled_classes=count))(batch_of()) for count in (0, IDENTITIES + 9)
+    )
+    assert {n: x.item() for n, x in sampled.items()} == {n: x.item() for n, x in whole.items()}
+
+
+def test_classes_are_the_batchs_and_others_that_change_with_the_seed() -> None:
+    labels = torch.tensor([7, 7, 990, 3])
+    drawn = [stage2.sample_classes(labels, 1000, 50, seed).tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for one in drawn:
+        assert one == sorted(set(one))
+        assert len(one) == 50
+        assert {3, 7, 990} <= set(one)
+    assert stage2.sample_classes(labels, 1000, 2, 1).tolist() == [3, 7, 990]
+    counts = np.bincount(
+        [c for seed in range(300) for c in stage2.sample_classes(labels, 1000, 50, seed).tolist()],
+        minlength=1000,
+    )
+    others = np.delete(counts, [3, 7, 990])
+    assert others.mean() == pytest.approx(300 * 47 / 997, rel=1e-9)
+    assert others.max() < 4 * others.mean()
+
+
 def test_the_views_share_one_call_of_the_encoder() -> None:
     objective = objective_of(Stage2())
     rows: list[int] = []

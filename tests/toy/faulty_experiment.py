@@ -52,7 +52,7 @@ def run(run: Run, report: Any = None) -> Any:
 def note_steps(file: Path, rank: int) -> None:
     from harness import loop
 
-    before = loop._step
+    before = loop.train_step
 
     def step(stage: Any, engine: Any, batch: Any, at: Any, **more: Any) -> Any:
         time.sleep(PACE_S)
@@ -62,7 +62,7 @@ def note_steps(file: Path, rank: int) -> None:
                 notes.write(f"{stage.name} {at.epoch} {at.step}\n")
         return losses
 
-    loop._step = step
+    loop.train_step = step
 
 
 def arm(strike: Strike, plan: Path) -> None:
@@ -97,7 +97,7 @@ def arm(strike: Strike, plan: Path) -> None:
     else:
         from harness import loop
 
-        step = loop._step
+        step = loop.train_step
 
         def struck(stage: Any, *rest: Any, **more: Any) -> Any:
             losses = step(stage, *rest, **more)
@@ -105,7 +105,7 @@ def arm(strike: Strike, plan: Path) -> None:
                 kill()
             return losses
 
-        loop._step = struck
+        loop.train_step = struck
 
 
 def half_of(

@@ -1,0 +1,128 @@
+"""How a step's time and memory grow with identities and with the size of images.
+
+Identities: those of Market-1501, of VehicleID, and ten times as many. Stage 1 as in the `stage1`
+part, a batch of 64; of stage 2 the losses over identities, the classifiers and their Adam, without
+the encoder, which does not depend on them. Memory is all that the process holds at its peak, beside
+what it holds before anything of this is made.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness import engine as ranks
+from svll import stage1, stage2
+from svll.config import Stage1, Stage2
+from svll.models.clip import ImageFeatures, load_clip
+from svll.models.prompts import PromptLearner
+from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
+from tests.benchmarks.timing import Row, apart, seconds
+
+MODEL = "ViT-B-16-quickgelu"
+IDENTITIES = (751, 13_164, 131_640)
+MANY = 1_000_000
+BATCH, WIDTH, OUT = 64, 768, 512
+SAMPLED = 16_384
+SIZES = ((256, 128), (256, 256), (384, 192))
+REPEATS = 3
+
+
+def measure() -> Iterator[Row]:
+    """Yield rows for stage 1, stage 2's losses over identities, and sizes of images."""
+    for count in IDENTITIES:
+        yield apart(_prompts, count)
+    for count in IDENTITIES:
+        yield apart(_classifiers, count, 0)
+    yield apart(_classifiers, IDENTITIES[-1], SAMPLED)
+    for size in SIZES:
+        yield apart(_images, *size)
+
+
+def _prompts(count: int) -> Row:
+    clip = load_clip(MODEL, None, height=256, width=128, stride=12)
+    del clip.image.visual
+    before = ranks.peak_memory_gb()
+    prompts = PromptLearner(
+        clip.text.token_embedding, clip.tokenizer, identities=count, tokens=4, noun="person"
+    )
+    head = ProjectionHead(clip.text.out, hidden=4096, out=256)
+    objective = stage1.PromptObjective(prompts, clip.text, head, Stage1())
+    optimizer = stage1.optimizer(objective, objective.config)
+    features = torch.randn(BATCH, clip.text.out)
+    labels = torch.randint(count, (BATCH,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = objective(stage1.PromptBatch(features, labels, 1))
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    each = 4 * prompts.tokens[0].numel() * prompts.tokens.element_size()
+    return _row(
+        f"stage-1 step, {count:,} identities", step, before,
+        f"prompts, gradient and moments: {each * count / 1e9:.2f} GB; of {MANY:,}: "
+        f"{each * MANY / 1e9:.0f} GB",
+    )
+
+
+def _classifiers(count: int, sampled: int) -> Row:
+    config = Stage2(vss_weight=0.0, triplet_weight=0.0, sampled_classes=sampled)
+    before = ranks.peak_memory_gb()
+    model = ReIDModel(_Nothing(), None)  # type: ignore[arg-type]
+    objective = stage2.ImageObjective(
+        model, torch.randn(count, OUT), None, config, identities=count
+    )
+    assert isinstance(objective.neck12, BNNeck)
+    optimizer = stage2.optimizer(objective, config)
+    labels = torch.randint(count, (BATCH,))
+    given = ImageFeatures(*(torch.randn(BATCH, w) for w in (WIDTH, WIDTH, OUT)))
+    weights = stage2.loss_weights(config)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = objective.losses(given, [], labels, 1)
+        torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
+        optimizer.step()
+
+    each = (4 * (WIDTH + OUT) + OUT) * 4
+    logits = 3 * BATCH * (sampled or count) * 4
+    return _row(
+        f"stage 2's losses over {count:,}" + (f", {sampled:,} sampled" if sampled else ""), step,
+        before, f"classifiers, gradient, moments and texts: {each * count / 1e9:.2f} GB, logits "
+        f"{logits / 1e9:.2f} GB; of {MANY:,}: {each * MANY / 1e9:.0f} GB and "
+        f"{3 * BATCH * (sampled or MANY) * 4 / 1e9:.2f} GB",
+    )
+
+
+class _Nothing(nn.Module):
+    """In place of an encoder whose features are given."""
+
+    width, out = WIDTH, OUT
+
+
+def _images(height: int, width: int) -> Row:
+    before = ranks.peak_memory_gb()
+    encoder = load_clip(MODEL, None, height=height, width=width, stride=12).image
+    images = torch.randn(4, 3, height, width)
+
+    def step() -> None:
+        encoder.zero_grad()
+        encoder(images).fp.sum().backward()
+
+    rows, columns = encoder.grid
+    return _row(
+        f"encoder, 4 images of {height}x{width}", step, before, f"{rows * columns + 1} tokens"
+    )
+
+
+def _row(name: str, step: Callable[[], Any], before_gb: float, note: str) -> Row:
+    step()
+    taken = [seconds(step) for _ in range(REPEATS)]
+    median = statistics.median(taken)
+    return Row(
+        name, "s/step", median, None, None, 1000 * (ranks.peak_memory_gb() - before_gb),
+        note=note, spread=(max(taken) - min(taken)) / 2 / median,
+    )
