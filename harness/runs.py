@@ -105,10 +105,12 @@ class Run:
     def create(self, config_yaml: str) -> None:
         """Make the folder and write the resolved configuration.
 
-        One that is there already differs only in where and how the run is to go on.
+        One that is there already differs only in where and how the run is to go on. Raises
+        Hindered when nothing can be written there.
         """
-        if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
-            write_text(self.config_file, config_yaml)
+        with writing(self.folder):
+            if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
+                write_text(self.config_file, config_yaml)
 
     # --- state ---
 
@@ -122,6 +124,11 @@ class Run:
             return dict(read_json(self.status_file))
         except FileNotFoundError:
             return {"state": "new"}
+        except NotADirectoryError:
+            file = next(place for place in self.status_file.parents if place.is_file())
+            raise UserError(
+                f"{file}: is a file; name a folder for the runs (run.runs=FOLDER)"
+            ) from None
         except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"{self.status_file}: cannot be read ({error}); mend or delete this file"
@@ -249,15 +256,20 @@ def _acquire(path: Path) -> str:
                 if holder is None:  # given back just now
                     continue
                 if holder and _is_alive(path, holder):
-                    raise Busy(
-                        f"{path.parent}: in use by process {holder['pid']} on {holder['host']}"
-                        + (f" (job {holder['job']})" if holder.get("job") else "")
-                    ) from None
+                    raise Busy(f"{path.parent}: in use by {_told_of(holder)}") from None
                 _remove_stale(path, holder)
     finally:
         with suppress(OSError):  # on a read-only file system there is nothing to remove
             private.unlink(missing_ok=True)
     raise Busy(f"{path.parent}: another process took the lock just now; try again")
+
+
+def _told_of(holder: dict[str, Any]) -> str:
+    """Say who holds a lock and what to do about it."""
+    pid, host, job = holder["pid"], holder["host"], holder.get("job")
+    who = f"process {pid} on {host}" + (f" (job {job})" if job else "")
+    end = f"scancel {job}" if job else f"kill {pid} on {host}"
+    return f"{who}; wait until it has ended, or end it ({end}) and give the command again"
 
 
 @contextmanager

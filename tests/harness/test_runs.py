@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness import runs
-from harness.errors import UserError
+from harness.errors import Hindered, UserError
 from harness.runs import Busy, Run, held_lock, lock_holder
 
 FORK = multiprocessing.get_context("fork")
@@ -87,6 +87,21 @@ def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> No
     with pytest.raises(UserError, match=r"cannot be read .*; mend or delete this file") as caught:
         run.status()
     assert str(run.status_file) in str(caught.value)
+
+
+def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    below_a_file = Run(tmp_path / "notes.txt" / "synthetic" / "0123456789ab")
+    with pytest.raises(UserError) as caught:
+        below_a_file.status()
+    assert str(caught.value) == (
+        f"{tmp_path / 'notes.txt'}: is a file; name a folder for the runs (run.runs=FOLDER)"
+    )
+    for nowhere in (below_a_file, Run(Path("/proc/nope/synthetic/0123456789ab"))):
+        with pytest.raises(Hindered, match=r"cannot be written: .*name another place \(run\.runs"):
+            nowhere.create("root: /here\n")
 
 
 def test_a_run_is_complete_when_its_result_is_there_whatever_the_status_says(run: Run) -> None:
@@ -174,8 +189,10 @@ def test_a_second_process_is_kept_out_and_told_who_holds_the_run(run: Run, hold:
     process = hold()
     with pytest.raises(Busy) as caught, run.lock():
         pytest.fail("two processes hold one run")
+    host = socket.gethostname()
     assert str(caught.value) == (
-        f"{run.folder}: in use by process {process.pid} on {socket.gethostname()}"
+        f"{run.folder}: in use by process {process.pid} on {host}; wait until it has ended, or end "
+        f"it (kill {process.pid} on {host}) and give the command again"
     )
     holder = lock_holder(run.lock_file)
     assert holder is not None
@@ -188,7 +205,10 @@ def test_the_holders_job_is_told_too(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     process = hold()
-    with pytest.raises(Busy, match=rf"by process {process.pid} on .* \(job 4711\)$"), run.lock():
+    with (
+        pytest.raises(Busy, match=rf"by process {process.pid} on .* \(job 4711\); .*scancel 4711"),
+        run.lock(),
+    ):
         pass
 
 

@@ -43,3 +43,13 @@ def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> 
     assert status == 1
     assert "no MSMT17 was found. Looked in:" in err
     assert "Traceback" not in err
+
+
+def test_runs_that_can_be_nowhere_are_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for place in ("/proc/nope", "notes.txt"):
+        status, out, err = train(tmp_path, "--recipe", "synthetic", f"run.runs={place}")
+        assert (status, out) == (1, "")
+        assert err.startswith(f"error: {tmp_path / place}/synthetic/")
+        assert err.endswith("or name another place (run.runs=FOLDER)\n")
+        assert err.count("\n") == 1
