@@ -10,6 +10,9 @@ from harness.dimensions import hint
 from harness.errors import UserError
 from harness.units import gigabytes, minutes
 
+SLURM_LISTS = ("setup", "teardown", "srun_args")
+SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
+"""Options of a job that submitit computes with; all others it writes down as they are."""
 
 @dataclass
 class Resources:
@@ -113,8 +116,8 @@ class SweepFile:
     resources: Resources = field(default_factory=Resources)
     ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)
-    """Anything that sbatch takes; and setup: [lines of shell before Python], python: the
-    interpreter, srun_args: [...], env: {NAME: value}."""
+    """Anything that sbatch takes; and setup: [lines of shell before Python], teardown: [lines after
+    it], python: the interpreter, srun_args: [...], env: {NAME: value}."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
@@ -266,23 +269,39 @@ def choose(
 def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
     """Return the `slurm` section, checked as far as that goes without knowing sbatch's options."""
     for setting in settings:
-        key, value = setting.key.replace("-", "_"), setting.value
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+        key = setting.key.replace("-", "_")
+        if re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            faults.extend(
+                f"{setting.where}: slurm.{key}: {fault}"
+                for fault in _slurm_faults(key, setting.value)
+            )
+        else:
             faults.append(f"{setting.where}: slurm: {setting.key!r} is not an option's name")
-        elif key in ("setup", "srun_args"):
-            if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-                faults.append(f"{setting.where}: slurm.{key}: expected a list of texts")
-        elif key == "env":
-            if not isinstance(value, dict):
-                faults.append(f"{setting.where}: slurm.env: expected NAME: value pairs")
-            for name in value if isinstance(value, dict) else ():
-                if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
-                    faults.append(f"{setting.where}: slurm.env: {name!r} is no variable's name")
-        elif not isinstance(value, str | int | float | bool | None):
-            faults.append(f"{setting.where}: slurm.{key}: expected one value, found {value!r}")
-        elif isinstance(value, str) and "\n" in value:
-            faults.append(f"{setting.where}: slurm.{key}: must be one line")
     return {s.key.replace("-", "_"): s.value for s in settings if s.value is not None}
+
+
+def _slurm_faults(key: str, value: Any) -> Iterator[str]:
+    """Say what cannot be put into a job's script."""
+    if key in SLURM_LISTS:
+        if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+            yield "expected a list of texts"
+    elif key == "env":
+        if not isinstance(value, dict):
+            yield "expected NAME: value pairs"
+        for name in value if isinstance(value, dict) else ():
+            if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+                yield f"{name!r} is no variable's name"
+    elif value is None:
+        return
+    elif key in SLURM_COUNTS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"expected a whole number of at least 1, found {value!r}"
+    elif key == "python" and not isinstance(value, str):
+        yield f"expected a text, found {value!r}"
+    elif not isinstance(value, str | int | float | bool):
+        yield f"expected one value, found {value!r}"
+    elif isinstance(value, str) and "\n" in value:
+        yield "must be one line"
 
 
 def _at_least(node: object, **least: int) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,9 @@ import pytest
 
 from harness.cluster import slurm
 from harness.cluster.records import new_record, read_records
+from harness.config import Setting
 from harness.errors import UserError
+from harness.sweep_file import read_slurm
 
 
 @pytest.fixture
@@ -127,6 +129,27 @@ def test_options_that_have_a_key_of_their_own_are_refused_together(
         "slurm.time: use resources.time", "slurm.cpus_per_task: use resources.cpus",
         "slurm.array: cannot be changed",
     }
+
+
+@pytest.mark.filterwarnings("ignore:.*cpus_per_gpu")
+def test_an_option_of_any_type_is_told_or_ends_up_in_the_script(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    options = {"python", "env", *slurm._executor_class()._valid_parameters()}
+    options -= {*slurm.OURS, *slurm.REFUSED}
+    sweep, told = toy.make_sweep(tmp_path, {}), set()
+    for option in sorted(options):
+        for value in ("x", "2", 7, 0, -1, 1.5, True, ["x"], [1], {"A": 1}):
+            faults: list[str] = []
+            found = read_slurm([Setting(option, value, "here")], faults)
+            if faults:
+                assert faults[0].startswith(f"here: slurm.{option}: expected")
+                told.add((option, repr(value)))
+            else:
+                slurm.script(dataclasses.replace(sweep, slurm=found), 3)
+    assert {("array_parallelism", "'x'"), ("signal_delay_s", "'x'"), ("teardown", "'x'"),
+            ("python", "7"), ("account", "['x']")} <= told
+    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & told
 
 
 def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
