@@ -6,9 +6,11 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from harness.errors import UserError
 
 
 @contextmanager
@@ -34,6 +36,30 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         private.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out, before long work, whether a file can be written at `path`; leaves nothing behind.
+
+    Raises UserError for a folder, and where nothing can be written.
+    """
+    final = Path(path)
+    made: list[Path] = []
+    try:
+        if final.is_dir():
+            raise UserError(f"{final}: is a folder; name a file")
+        made = [place for place in final.parents if not place.exists()]
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=final.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{final}: cannot be written: {error.strerror or error}; name another place"
+        ) from None
+    finally:
+        for place in made:
+            with suppress(OSError):  # it was not made, or somebody has put something there
+                place.rmdir()
 
 
 def own_folder(path: Path) -> None:

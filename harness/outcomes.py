@@ -28,6 +28,7 @@ from harness.runs import Run
 from harness.takeovers import changed_settings, changes
 
 MOST_POINTS = 200
+BEST = "best.yaml"
 LEAST_POINTS = 4
 """Fewer complete points say nothing about what mattered."""
 CONFIDENCE = 0.95
@@ -314,9 +315,9 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
         f"# The best of {len(ranked)} points of the sweep {sweeping.name}, selected on "
         f"{sweeping.selected_on}:\n# {sweeping.metric} {best.mean:.4f}{shown}, "
         f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning}"
-        f"#   python launch/train.py --recipe {sweeping.folder / 'best.yaml'}\n"
+        f"#   python launch/train.py --recipe {sweeping.folder / BEST}\n"
     )
-    path = sweeping.folder / "best.yaml"
+    path = sweeping.folder / BEST
     write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
     return path
 

@@ -29,7 +29,7 @@ import typer
 from harness.config import build, find_recipe, parse_overrides, read_recipe
 from harness.errors import UserError
 from harness.features import write_features
-from harness.files import atomic_write
+from harness.files import atomic_write, check_writable
 from launch.cli import command
 from svll.config import RECIPES, Config
 
@@ -180,6 +180,9 @@ def main(
 
     with ExitStack() as stack:
         share = stack.enter_context(join_ranks(encoding=not features))
+        for path in (save, per_query):
+            if path is not None and share.index == 0:
+                check_writable(path)  # before the work
         if weights is not None:
             sources = _of_weights(weights, recipe, words or [], save)
         elif run:

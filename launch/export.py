@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from harness.files import check_writable
 from launch.cli import command
 from svll.data.loose import find_images
 
@@ -40,6 +41,7 @@ def main(
     stride: Annotated[int | None, typer.Option(help="Patch stride, likewise.")] = None,
 ) -> int:
     """Export, compare, and print the largest difference."""
+    check_writable(out)  # before the work
     found = find_images(images)[:MAX_IMAGES] if images else []
     from svll.models import load_model
     from svll.models.onnx_export import export_onnx  # torch: not for --help

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from harness.cluster.table import wide
 from harness.errors import UserError
-from harness.outcomes import Ranked, Sweeping, read_outcomes, write_best, write_tables
+from harness.files import check_writable
+from harness.outcomes import BEST, Ranked, Sweeping, read_outcomes, write_best, write_tables
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from launch.cli import command
 from svll.reporting import TEST, best_runs, write_report
@@ -80,13 +81,15 @@ def main(
                             "without --out, --figures and --ranked")
         return _compare(folders[0], compare, console)
     out = out or folders[0] / "report.html"
+    sweeps = [folder for folder in folders if (folder / "sweep.json").exists()]
+    for file in (out, *(folder / BEST for folder in sweeps)):
+        check_writable(file)  # before minutes of drawing
     files = [write_report(folders, out, [
         *([partial(_figures, folders, out)] if figures else []),
         *([partial(_ranked, folders, out, query, cameras, root)] if ranked else []),
     ])]
-    for folder in folders:
-        if (folder / "sweep.json").exists():
-            files += _sweep(read_outcomes(folder), console)
+    for folder in sweeps:
+        files += _sweep(read_outcomes(folder), console)
     console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
     return 0
 

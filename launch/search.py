@@ -9,14 +9,13 @@ a threshold on the cosine similarity, found on the labelled test features of a r
 where --weights is the folder of a run that has them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.errors import UserError
+from harness.files import check_writable
 from launch.cli import command
 
 if TYPE_CHECKING:  # torch
@@ -55,26 +54,19 @@ def main(
     from svll.image_search import search, shown  # torch, Numba: not for --help
     from svll.search_page import write_search
 
-    with _writing(out):  # before hours of encoding
-        out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "search.html")  # before hours of encoding
     found = search(
         weights, query, gallery, top_k=top_k,
         threshold=_threshold(weights, threshold, threshold_from, at_fpr),
     )
-    with _writing(out):
+    try:
         files = write_search(found, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     _print(found)
     for file in files:
         typer.echo(shown(file))
     return 0
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _threshold(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.files import check_writable
 from harness.rng import generator
 from svll.data import image_list
 from svll.data.image_list import Entry
@@ -61,11 +62,13 @@ class Options:
 def write_split(root: str | Path, out: str | Path, options: Options) -> list[Entry]:
     """Split the images below `root` and write the list `out`; returns what it holds.
 
-    Raises UserError when `out` is there already, and as `collect` and `split` do.
+    Raises UserError when `out` is there already or cannot be written, and as `collect` and `split`
+    do.
     """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} is there already; name another file or delete it")
+    check_writable(out)  # before a large folder is walked through
     entries = split(collect(root), options)
     image_list.write(out, entries)
     return entries

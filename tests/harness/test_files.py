@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.files import atomic_write, link_folder, read_json, write_json, write_text
+from harness.errors import UserError
+from harness.files import (
+    atomic_write,
+    check_writable,
+    link_folder,
+    read_json,
+    write_json,
+    write_text,
+)
 
 UMASK = 0o022
 
@@ -51,6 +59,21 @@ def test_a_failure_of_the_first_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"), atomic_write(tmp_path / "file.txt"):
         raise ValueError("no")
     assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_is_told_beforehand_and_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    write_text(tmp_path / "there.txt", "old")
+    for place in ("there.txt", "new.txt", "new/folder/file.txt"):
+        check_writable(tmp_path / place)
+    assert os.listdir(tmp_path) == ["there.txt"]
+    assert (tmp_path / "there.txt").read_text() == "old"
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; name a file$"):
+        check_writable(tmp_path)
+    for nowhere in (Path("/proc/nope/file.txt"), tmp_path / "there.txt" / "new" / "file.txt"):
+        with pytest.raises(UserError, match=rf"^{nowhere}: cannot be written: .*; name another"):
+            check_writable(nowhere)
 
 
 def test_a_kill_while_writing_leaves_the_old_file_and_does_not_block_the_next_writer(

@@ -129,6 +129,9 @@ def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: 
     status, _, err = run(*split)
     assert status == 1
     assert "is there already" in err
+    status, _, err = run("split", "--root", tmp_path / "own", "--out", "/proc/nope/x.csv")
+    assert status == 1
+    assert err.startswith("error: /proc/nope/x.csv: cannot be written: ")
 
 
 def test_the_command_starts_from_any_folder(tmp_path: Path) -> None:

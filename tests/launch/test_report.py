@@ -164,6 +164,20 @@ def test_what_cannot_be_reported_is_told(
     assert "No trial is complete." in (sweep / "report.html").read_text()
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    sweep: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    before = sorted(sweep.rglob("*"))
+    page = "/proc/nope/x.html"
+    status, out, told = call(sweep, "--out", page)
+    assert (status, out) == (1, "")
+    assert told.startswith(f"error: {page}: cannot be written: ")
+    status, out, told = call(sweep, "--out", sweep / "0.0-1")
+    assert (status, out) == (1, "")
+    assert told == f"error: {sweep / '0.0-1'}: is a folder; name a file\n"
+    assert sorted(sweep.rglob("*")) == before
+
+
 def test_runs_and_sweeps_are_reported_on_side_by_side(
     sweep: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

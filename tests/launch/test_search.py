@@ -160,7 +160,7 @@ def test_many_queries_are_printed_in_part(
 def test_a_mistake_is_one_message(
     run: Command, place: Path, tmp_path: Path, changes: dict[str, object], told: str
 ) -> None:
-    given = asked(place, tmp_path)
+    given = asked(place, tmp_path / "found")
     for name, value in changes.items():
         given += [name, place / value if isinstance(value, str) else value]
     status, printed, error = run(*given)
