@@ -1,4 +1,4 @@
-"""One run in the foreground, or one rank of it under torchrun (or deepspeed --no_local_rank).
+"""One run in the foreground, or one rank of it under torchrun, deepspeed or srun.
 
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
     python launch/train.py --help-config stage1
 
-On SLURM, launch/slurm.py --recipe NAME starts a run's ranks; srun alone does not tell them apart.
+On SLURM, launch/slurm.py --recipe NAME makes a job of a run, which goes on by itself after
+preemption or its time limit; srun alone starts ranks, and no more.
 """
 
 import os
@@ -42,6 +43,9 @@ def main(
         bool,
         typer.Option("--help-config", help="Print all keys, or those with a word that follows."),
     ] = False,
+    local_rank: Annotated[  # deepspeed gives it; what counts is LOCAL_RANK
+        int | None, typer.Option("--local_rank", hidden=True)
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value ..., such as stage2.lr=1e-5")
     ] = None,
@@ -56,12 +60,14 @@ def main(
     config = build(Config, [*read_recipe(file, Config), *parse_overrides(overrides or [])])
     if dry_run:
         return _dry_run(config)
+    from harness.cluster.jobs import join_step
+    from harness.trial import execute
+
+    join_step()
     place = config.run
     pinned = pin(config)
     run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
     run.create(to_yaml(pinned))
-    from harness.trial import execute
-
     outcome = execute(run)
     if outcome == "complete":
         if os.environ.get("RANK", "0") == "0":

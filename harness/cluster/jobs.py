@@ -95,6 +95,16 @@ def set_slurm_ranks() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
 
 
+def join_step() -> None:
+    """Set those variables in a task that `srun` alone started beside others.
+
+    Where torchrun or deepspeed started this process, or nobody, they stay as they are: only a step
+    has SLURM_STEP_NUM_TASKS, and the shell of an allocation is none or one of one task.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        set_slurm_ranks()
+
+
 def _first_host() -> str:
     from submitit.slurm.slurm import SlurmJobEnvironment
 

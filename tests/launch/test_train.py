@@ -53,3 +53,10 @@ def test_runs_that_can_be_nowhere_are_told_in_a_line(tmp_path: Path) -> None:
         assert err.startswith(f"error: {tmp_path / place}/synthetic/")
         assert err.endswith("or name another place (run.runs=FOLDER)\n")
         assert err.count("\n") == 1
+
+
+def test_the_option_that_deepspeed_adds_is_taken_and_not_shown(tmp_path: Path) -> None:
+    status, _, err = train(tmp_path, "--local_rank=1", "--recipe", "market1501")
+    assert (status, "the folder of market1501" in err) == (1, True)
+    status, out, _ = train(tmp_path, "--help")
+    assert (status, "local_rank" in out) == (0, False)

@@ -66,6 +66,33 @@ def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
     }
 
 
+def test_a_task_beside_others_of_a_bare_step_is_a_rank(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    jobs.join_step()
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == (
+        "3", "1", "2"
+    )
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "2", "RANK": "5"}],
+    ids=["in an allocation's shell", "alone in its step", "under torchrun"],
+)
+def test_ranks_that_another_gave_or_nobody_stay_as_they_are(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch, setting: dict[str, str]
+) -> None:
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    jobs.join_step()
+    assert os.environ.get("RANK") == setting.get("RANK")
+    assert "WORLD_SIZE" not in os.environ
+
+
 def test_a_job_of_one_rank_needs_no_network(
     slurm_job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
