@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file{_beside(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     try:
@@ -439,6 +439,13 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     if not near:  # the right last word under another section is the commonest slip
         near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _beside(path: Path) -> str:
+    """Name the file of another name that may have been meant."""
+    there = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
+    near = difflib.get_close_matches(path.name, there, n=1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -1,15 +1,22 @@
 """The keys of a sweep file, as types: what trials get, how they are searched and ended early."""
 
+import dataclasses
+import difflib
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from harness.config import Setting, build
+from harness.config import Setting, build, field_types
 from harness.dimensions import hint
 from harness.errors import UserError
 from harness.units import gigabytes, minutes
 
+log = logging.getLogger(__name__)
+
+FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
+"""Keys of a sweep file that hold mappings of the user's own keys."""
 SLURM_LISTS = ("setup", "teardown", "srun_args")
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options of a job that submitit computes with; all others it writes down as they are."""
@@ -205,6 +212,15 @@ Scheduler = Asha | HyperBand | Median | Pbt
 SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Median, Pbt)}
 
 
+def tell_without_ray(scheduler: Scheduler, where: str, faults: list[str]) -> None:
+    """Say what becomes of a scheduler that only `backend: ray` would ask."""
+    if isinstance(scheduler, Pbt):
+        faults.append(f"{where}: scheduler: pbt needs backend: ray")
+    else:
+        log.warning("%s: scheduler: %s has no effect without backend: ray; all trials run to "
+                    "their ends", where, scheduler.kind)
+
+
 # --- algorithms: which points are tried next ---
 
 
@@ -233,6 +249,43 @@ class Gp(Proposer):
 
 Algorithm = Tpe | Gp
 ALGORITHMS: dict[str, type] = {kind.kind: kind for kind in (Tpe, Gp)}
+
+
+# --- words of a command line, and sections that are checked one by one ---
+
+
+def take_words(
+    words: list[Setting], own: list[Setting], parts: dict[str, list[Setting]], schema: type,
+    faults: list[str],
+) -> None:
+    """Put each command-line setting where it belongs; later ones replace earlier ones.
+
+    schema: the experiment's configuration, which has all keys that are not the sweep's.
+    """
+    own_keys = [item.name for item in dataclasses.fields(SweepFile)]
+    theirs = {key.partition(".")[0] for key in field_types(schema)}
+    for word in words:
+        first, _, rest = word.key.partition(".")
+        if first not in own_keys:
+            near = difflib.get_close_matches(first, [*sorted(theirs), *own_keys], n=1)
+            if first not in theirs and near and near[0] in own_keys:
+                meant = f"{near[0]}.{rest}" if rest else near[0]
+                faults.append(f"{word.where}: no key {word.key}; did you mean {meant}?")
+            else:
+                parts["overrides"].append(word)
+        elif first not in FREE:
+            own.append(word)
+        elif rest:
+            parts[first] = [s for s in parts[first] if s.key != rest]
+            parts[first].append(Setting(rest, word.value, word.where))
+        elif word.value in (None, "none", {}):
+            parts[first] = []
+        elif isinstance(word.value, str) and first in ("scheduler", "algorithm"):
+            parts[first] = [Setting(word.value, None, word.where)]
+        elif isinstance(word.value, dict):
+            parts[first] = [Setting(str(k), v, word.where) for k, v in word.value.items()]
+        else:
+            faults.append(f"{word.where}: {first}: expected a mapping, found {word.value!r}")
 
 
 def choose(

@@ -35,6 +35,7 @@ from harness.points import RECIPE, Space, read_points
 from harness.runs import Run
 from harness.sweep_file import (
     ALGORITHMS,
+    FREE,
     SCHEDULERS,
     Algorithm,
     Allocation,
@@ -44,12 +45,12 @@ from harness.sweep_file import (
     SweepFile,
     choose,
     read_slurm,
+    take_words,
+    tell_without_ray,
 )
 
 log = logging.getLogger(__name__)
 
-FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
-"""Keys of a sweep file that hold mappings of the user's own keys."""
 OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
 """Keys of the experiment that the sweep sets itself, and what to write instead."""
 
@@ -246,7 +247,7 @@ def _assemble(
     complete: Callable[[Any], Any],
 ) -> Sweep:
     """Check everything, collecting faults, and raise them together."""
-    _take_words(words, own, parts, faults)
+    take_words(words, own, parts, schema, faults)
     head = _head(own, faults)
     places = {setting.key: setting.where for setting in own}
     if metrics is not None and head.metric not in metrics:
@@ -266,8 +267,8 @@ def _assemble(
                       "is random (choice, uniform, loguniform, randint)")
     scheduler = choose(SCHEDULERS, parts["scheduler"], "scheduler", faults)
     algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
-    if isinstance(scheduler, Pbt) and head.backend != "ray":
-        faults.append(f"{parts['scheduler'][0].where}: scheduler: pbt needs backend: ray")
+    if scheduler is not None and head.backend != "ray":
+        tell_without_ray(scheduler, parts["scheduler"][0].where, faults)
     for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
         faults.extend(_algorithm_faults(place, head, dimensions))
     slurm = read_slurm(parts["slurm"], faults)
@@ -409,30 +410,6 @@ def _head(own: list[Setting], faults: list[str]) -> SweepFile:
             defaults.build([setting])
             good.append(setting)
     return build(SweepFile, good)
-
-
-def _take_words(
-    words: list[Setting], own: list[Setting], parts: dict[str, list[Setting]], faults: list[str]
-) -> None:
-    """Put each command-line setting where it belongs; later ones replace earlier ones."""
-    own_keys = {item.name for item in dataclasses.fields(SweepFile)}
-    for word in words:
-        first, _, rest = word.key.partition(".")
-        if first not in own_keys:
-            parts["overrides"].append(word)
-        elif first not in FREE:
-            own.append(word)
-        elif rest:
-            parts[first] = [s for s in parts[first] if s.key != rest]
-            parts[first].append(Setting(rest, word.value, word.where))
-        elif word.value in (None, "none", {}):
-            parts[first] = []
-        elif isinstance(word.value, str) and first in ("scheduler", "algorithm"):
-            parts[first] = [Setting(word.value, None, word.where)]
-        elif isinstance(word.value, dict):
-            parts[first] = [Setting(str(k), v, word.where) for k, v in word.value.items()]
-        else:
-            faults.append(f"{word.where}: {first}: expected a mapping, found {word.value!r}")
 
 
 def _check_keys(

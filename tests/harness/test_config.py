@@ -237,6 +237,10 @@ def test_a_file_that_is_no_mapping_of_settings_is_told_with_the_line(
 
 def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path) -> None:
     assert told(read_yaml, tmp_path / "no.yaml") == [f"{tmp_path}/no.yaml: no such file"]
+    (tmp_path / "loss_weights.yaml").touch()
+    assert told(read_yaml, tmp_path / "los_weights.yaml") == [
+        f"{tmp_path}/los_weights.yaml: no such file; did you mean {tmp_path}/loss_weights.yaml?"
+    ]
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
     assert told(read_yaml, tmp_path / "binary.yaml")[0].startswith(
         f"{tmp_path}/binary.yaml: cannot be read: "

@@ -318,6 +318,31 @@ def test_an_override_of_a_searched_key_is_a_mistake(read) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("resource.time=1h", "resources.time"), ("slrum.partition=gpu", "slurm.partition"),
+     ("seed=[1,2]", None), ("sseds=[1,2]", "seeds"), ("trian.lr=1", None)],
+)
+def test_a_misspelt_key_of_the_sweep_is_known_by_its_nearest(
+    read, word: str, meant: str | None
+) -> None:
+    [line] = told(read, "recipe: base\n", word)
+    suggested = f"no key {word.partition('=')[0]}; did you mean {meant}?"
+    assert (line == f"command line, override 1: {suggested}") == (meant is not None)
+
+
+def test_a_scheduler_that_nothing_asks_is_told(read, caplog: pytest.LogCaptureFixture) -> None:
+    file = "recipe: base\nscheduler: {asha: {}}\n"
+    assert read(file).scheduler == Asha()
+    assert ("tried.yaml, line 2: scheduler: asha has no effect without backend: ray; all trials "
+            "run to their ends") in caplog.text
+    caplog.clear()
+    read(file, "backend=ray")
+    assert caplog.text == ""
+    [line] = told(read, "recipe: base\nscheduler: {pbt: {}}\n")
+    assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"
+
+
 def test_a_scheduler_nobody_has_is_named(read) -> None:
     [line] = told(read, "recipe: base\nscheduler: {ahsa: {}}\n")
     assert line == "tried.yaml, line 2: scheduler: no scheduler 'ahsa'; did you mean asha?"
