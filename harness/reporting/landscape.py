@@ -90,8 +90,9 @@ def _map(
             drawn = axes.tricontourf(x, y, z, levels=12, cmap=COLOURS, alpha=0.8)
         except (ValueError, RuntimeError):  # all on one line
             return None
+        # whole where they lie on the map's edge, and over its axes
         axes.scatter(x, y, c=z, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
-                     vmin=min(z), vmax=max(z))
+                     vmin=min(z), vmax=max(z), clip_on=False, zorder=3)
         figure.colorbar(drawn, ax=axes, label=metric)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
