@@ -3,6 +3,7 @@
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
     python launch/train.py --recipe market1501 --dry-run
+    python launch/train.py --recipe synthetic --profile
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
     python launch/train.py --help-config stage1
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.estimate import Estimate
 
 
+LONGEST = 5
+"""Operations of a profile that are named."""
+
+
 @command(__doc__)
 def main(
     recipe: Annotated[
@@ -38,6 +43,10 @@ def main(
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the configuration and what the run would cost."),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Show what both stages take their time for; train nothing."),
     ] = False,
     help_config: Annotated[
         bool,
@@ -68,6 +77,8 @@ def main(
     pinned = pin(config)
     run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
     run.create(to_yaml(pinned))
+    if profile:
+        return _profile(run, pinned)
     outcome = execute(run)
     if outcome == "complete":
         if os.environ.get("RANK", "0") == "0":
@@ -77,6 +88,33 @@ def main(
     typer.echo(f"{outcome}: {status.get('error') or status.get('reason')}", err=True)
     typer.echo(f"log: {run.log_file}", err=True)
     return 1
+
+
+def _profile(run: Run, config: Config) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it takes a machine without GPU for an error
+    from harness.engine import rank
+    from svll.profiling import profile_run
+
+    found = profile_run(run, config)
+    if rank() != 0:
+        return 0
+    console = wide(Console())
+    for one in found:
+        steps = f"{one.steps} step" + ("s" if one.steps > 1 else "")
+        title = f"{one.stage}: {steps}, {one.seconds:.3g} s"
+        table = Table("kind", "s", "share", "calls", title=title)
+        kinds = one.kinds()
+        total = sum(kind.seconds for kind in kinds)
+        for kind in kinds:
+            table.add_row(
+                kind.name, f"{kind.seconds:.3g}", f"{kind.seconds / total:.0%}", f"{kind.calls:,}"
+            )
+        console.print(table)
+        typer.echo(", ".join(f"{name} {s:.3g} s" for name, s in one.phases.items()))
+        longest = one.operations[:LONGEST]
+        typer.echo("longest: " + ", ".join(f"{o.name} {o.seconds / total:.0%}" for o in longest))
+        typer.echo(f"trace, for ui.perfetto.dev: {one.trace}\n")
+    return 0
 
 
 def _dry_run(config: Config) -> int:

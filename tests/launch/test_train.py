@@ -60,3 +60,16 @@ def test_the_option_that_deepspeed_adds_is_taken_and_not_shown(tmp_path: Path) -
     assert (status, "the folder of market1501" in err) == (1, True)
     status, out, _ = train(tmp_path, "--help")
     assert (status, "local_rank" in out) == (0, False)
+
+
+def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
+    status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "--profile")
+    assert (status, "Traceback" in err) == (0, False)
+    for stage, what in (("stage1", "steps"), ("stage2", "1 step")):
+        [title] = [line for line in out.splitlines() if line.strip().startswith(f"{stage}: ")]
+        assert what in title
+        [trace] = tmp_path.glob(f"runs/*/*/profile/{stage}.json")
+        assert str(trace) in out
+    assert out.count("matrix products") == 2
+    assert out.count("waiting for data") == 2
+    assert not list(tmp_path.glob("runs/*/*/checkpoints"))

@@ -20,4 +20,4 @@ def test_the_dots_of_a_map_are_whole_on_its_edge(tmp_path: Path) -> None:
     root = ElementTree.fromstring(as_svg(figure))
     [dots] = [node for node in root.iter() if node.get("id", "").startswith("PathCollection")]
     assert sum(node.tag.endswith("}use") for node in dots.iter()) == len(points)
-    assert not any("clip-path" in node.keys() for node in dots.iter())
+    assert all(node.get("clip-path") is None for node in dots.iter())
