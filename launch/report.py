@@ -84,12 +84,14 @@ def main(
     sweeps = [folder for folder in folders if (folder / "sweep.json").exists()]
     for file in (out, *(folder / BEST for folder in sweeps)):
         check_writable(file)  # before minutes of drawing
+    pages: list[Path] = []
     files = [write_report(folders, out, [
         *([partial(_figures, folders, out)] if figures else []),
-        *([partial(_ranked, folders, out, query, cameras, root)] if ranked else []),
+        *([partial(_ranked, folders, out, query, cameras, root, pages)] if ranked else []),
     ])]
     for folder in sweeps:
         files += _sweep(read_outcomes(folder), console)
+    files += [*pages, *(place for place in [out.parent / "figures"] if place.is_dir())]
     console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
     return 0
 
@@ -102,13 +104,16 @@ def _figures(folders: list[Path], out: Path, folder: Path) -> "Html":
 
 def _ranked(
     folders: list[Path], out: Path, query: list[str] | None, cameras: tuple[int, int] | None,
-    root: Path | None, folder: Path,
+    root: Path | None, pages: list[Path], folder: Path,
 ) -> "Html":
+    """Return the section on ranked lists; `pages` gets the pages that it links to."""
     from svll.evaluation.lists import Wanted
     from svll.figures.sections import ranked_section
 
     wanted = Wanted(cameras=cameras, queries=query or ())
-    return ranked_section(best_runs(folders), out.parent, wanted, root=root)
+    section, written = ranked_section(best_runs(folders), out.parent, wanted, root=root)
+    pages += written
+    return section
 
 
 def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:

@@ -120,18 +120,18 @@ def write_report(
     drawn = Drawn(out.parent / "figures", out.parent)
     parts = [*(part for one in subjects for part in _results(one, drawn))]
     parts += [_runs(shown, out.parent), _curves(shown, drawn), _differences(shown)]
-    faults = []
+    faults: dict[str, None] = {}  # each once: sections may lack the same
     for make in further:
         try:
             parts.append(make(drawn.folder))
         except UserError as error:
-            faults.append(str(error))
+            faults[str(error)] = None
     names = ", ".join(one.name for one in subjects)
     made = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."))
     parts += [page.note(fault) for fault in faults]
     write_text(out, page.page(f"Report on {names}", made, *parts))
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError("\n".join([*faults, f"{out} was written without what was asked for besides"]))
     return out
 
 

@@ -48,13 +48,14 @@ def _numbers(drawn: Drawn) -> Html:
 
 def ranked_section(
     runs: Mapping[str, Path], beside: Path, wanted: Wanted, *, root: Path | None = None
-) -> Html:
-    """Write each run's ranked lists into its folder, and return links to them.
+) -> tuple[Html, list[Path]]:
+    """Write each run's ranked lists into its folder; returns links to them, and the pages.
 
     root: where the images are now, if not where they were. Raises UserError for queries that no run
     has; what else cannot be made of a run is said.
     """
     parts: list[Html] = []
+    pages: list[Path] = []
     for title, folder in runs.items():
         try:
             file = features_file(folder)
@@ -64,4 +65,5 @@ def ranked_section(
         made = ranked_page(file, folder, wanted, root=root, figures=folder / "figures")
         linked = page.link(os.path.relpath(made, beside), f"Ranked lists of {title}")
         parts.append(page.element("p", linked))
-    return page.section("Ranked lists", *parts)
+        pages.append(made)
+    return page.section("Ranked lists", *parts), pages

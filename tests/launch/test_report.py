@@ -200,12 +200,19 @@ def test_the_best_runs_ranked_lists_are_made_when_asked_for(
         1, "error: --query, --cameras and --root have no effect without --ranked\n"
     )
     best = sweep / f"0.8-{SEEDS[0]}"  # the best point's first seed
-    status, _, _ = call(sweep, "--ranked", "--query", "3", "--query", "query/5.jpg")
+    status, told, _ = call(sweep, "--ranked", "--query", "3", "--query", "query/5.jpg")
     assert status == 0
+    assert f", {best / 'ranked.html'}, {sweep / 'figures'}\n" in told
     text = (best / "ranked.html").read_text()
     assert text.count("asking") == 2 + STYLE.count("asking")
     assert "3.jpg" in text
     assert "5.jpg" in text
     assert f'href="{best.name}/ranked.html"' in (sweep / "report.html").read_text()
-    status, _, told = call(sweep / "failed", "--ranked")
-    assert status == 1
+    (sweep / "failed" / "config.yaml").touch()
+    status, _, told = call(sweep / "failed", "--figures", "--ranked")
+    assert (status, told) == (
+        1, f"error: {sweep / 'failed'}: no run is complete\n"
+        f"{sweep / 'failed' / 'report.html'} was written without what was asked for besides\n"
+    )
+    text = (sweep / "failed" / "report.html").read_text()
+    assert text.count("no run is complete") == 1

@@ -52,7 +52,7 @@ def test_what_a_run_lacks_is_said_in_its_place(run: Path, tmp_path: Path, read) 
     runs = {"bare": bare}
     found = read(
         figures_section(runs, tmp_path / "figures", tmp_path),
-        ranked_section(runs, tmp_path, Wanted()),
+        ranked_section(runs, tmp_path, Wanted())[0],
     )
     assert found.tables == []
     assert found.text.count("features.h5") >= 3
@@ -63,7 +63,9 @@ def test_ranked_lists_are_written_into_the_runs_folder_and_linked(
     run: Path, tmp_path: Path, read
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
-    found = read(ranked_section({"mine": copy}, tmp_path, Wanted(count=2)))
+    section, pages = ranked_section({"mine": copy}, tmp_path, Wanted(count=2))
+    found = read(section)
+    assert pages == [copy / "ranked.html"]
     assert found.targets == ["run/ranked.html"]
     assert (copy / "ranked.html").is_file()
     assert (copy / "figures" / "roc.png").is_file()
