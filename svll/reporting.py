@@ -46,6 +46,8 @@ NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
            "mAP at start": "initial.mAP"}
 COURSE = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
 """What epochs tell of how good the model is."""
+MOST_NAMED = 20
+"""Folders that an error names."""
 MOST_COMPARED = 12
 """Columns of a table of differences; more cannot be read."""
 
@@ -75,11 +77,21 @@ def read_subject(folder: Path) -> Subject:
     if not files:
         raise UserError(
             f"{folder}: neither a run's folder nor a sweep's: there is no config.yaml, no "
-            "sweep.json, and no folder with a config.yaml in it"
+            f"sweep.json, and no folder with a config.yaml in it{_inside(folder)}"
         )
     return Subject(
         folder.name, folder, None, [Shown(file.parent.name, Run(file.parent)) for file in files]
     )
+
+
+def _inside(folder: Path) -> str:
+    """Name the folders below that can be reported on."""
+    sweeps = {file.parent for file in folder.glob("*/sweep.json")}
+    names = sorted(map(str, sweeps | {file.parents[1] for file in folder.glob("*/*/config.yaml")}))
+    if not names:
+        return ""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"; in it are {', '.join(names[:MOST_NAMED])}{more}: name those"
 
 
 def _label(one: Outcome) -> str:

@@ -175,8 +175,16 @@ def test_runs_of_an_older_version_and_without_a_log_are_shown_as_far_as_they_go(
 
 
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a run's folder nor a sweep's"):
+    with pytest.raises(UserError, match=r"neither a run's folder nor a sweep's.* in it$"):
         write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_a_folder_of_sweeps_is_refused_with_their_names(tmp_path: Path) -> None:
+    for file in ("b/sweep.json", "a/0123/config.yaml", "cache/data/x.h5"):
+        write_text(tmp_path / file, "{}")
+    with pytest.raises(UserError) as caught:
+        write_report([tmp_path], tmp_path / "report.html")
+    assert str(caught.value).endswith(f"; in it are {tmp_path}/a, {tmp_path}/b: name those")
 
 
 def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
