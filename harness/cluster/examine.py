@@ -153,7 +153,8 @@ def _has_gpu() -> bool:
 
 def _cores(asked: int) -> Finding:
     given = sorted(os.sched_getaffinity(0))
-    return Finding(f"{len(given)} of {asked}: {','.join(map(str, given))}", len(given) >= asked)
+    numbers = ",".join(map(str, given))
+    return Finding(f"{len(given)} ({numbers}); {asked} asked for", len(given) >= asked)
 
 
 def _gpus(asked: int) -> Finding:
@@ -163,7 +164,8 @@ def _gpus(asked: int) -> Finding:
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
     if not asked:
         return Finding("none asked for")
-    return Finding(f"{count} of {asked} {', '.join(names)}".strip(), count >= asked)
+    kinds = f" ({', '.join(names)})" if names else ""
+    return Finding(f"{count}{kinds}; {asked} asked for", count >= asked)
 
 
 def _all_reduce() -> Finding:
