@@ -174,7 +174,8 @@ def _dry_run(
 ) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
     due = len(array.due(views, retry_failed=retry_failed))
-    console.print(table.live_table(sweep, views, most=len(views)))
+    if views:  # an algorithm may have proposed none yet
+        console.print(table.live_table(sweep, views, most=len(views)))
     _tell_left_alone(views, console, retry_failed=retry_failed)
     more = f", {sweep.to_propose} points to be proposed" if sweep.to_propose else ""
     if cluster == "local":
@@ -201,7 +202,10 @@ def _script(sweep: Sweep, count: int) -> str:
 
 def _status(sweep: Sweep, console: Console) -> int:
     views = array.survey(sweep, array.Queue(sweep, patient=True))
-    console.print(table.live_table(sweep, views, most=STATUS_ROWS))
+    if views:
+        console.print(table.live_table(sweep, views, most=STATUS_ROWS))
+    else:
+        _say(console, f"{sweep.name}: {table.counts(views)}")
     _tell_troubles(views, console)
     _tell_left_alone(views, console, retry_failed=False)
     on_their_way = [view.trial.signature for view in views if view.state in array.ALIVE]

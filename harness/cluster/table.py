@@ -99,7 +99,7 @@ def counts(views: Sequence[View]) -> str:
     """Say how many trials are in which state."""
     states = [view.state for view in views]
     said = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
-    return f"{trials(len(views))}: " + ", ".join(said)
+    return f"{trials(len(views))}: {', '.join(said)}" if said else "no trial yet"
 
 
 def trials(count: int) -> str:
