@@ -62,7 +62,7 @@ def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
@@ -71,9 +71,10 @@ def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
         )
         for rank in range(count)
     ]
-    told = [process.communicate()[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "a rank failed"
-    return json.loads(told[0].splitlines()[-1])
+    told = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, told, strict=True):
+        assert process.returncode == 0, errors[-2000:]
+    return json.loads(told[0][0].splitlines()[-1])
 
 
 def _rank(images: int, zero: int) -> None:
