@@ -143,7 +143,8 @@ def write_report(
     parts += [page.note(fault) for fault in faults]
     write_text(out, page.page(f"Report on {names}", made, *parts))
     if faults:
-        raise UserError("\n".join([*faults, f"{out} was written without what was asked for besides"]))
+        told = f"{out} was written without what was asked for besides"
+        raise UserError("\n".join([*faults, told]))
     return out
 
 
