@@ -1,7 +1,13 @@
-"""Times and sizes as people write them, 90m, 1d12h, 32GB, and as SLURM does, 1-12:00:00."""
+"""Times, sizes and counts as people write them, 90m, 1d12h, 32GB, 1 run, and as SLURM does,
+1-12:00:00."""
 
 import math
 import re
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return `1 trial`, `2 trials`, ...; many: where it is not `one` with an s."""
+    return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
 
 
 def minutes(text: str) -> int:

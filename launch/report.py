@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.files import check_writable
 from harness.outcomes import BEST, Ranked, Sweeping, read_outcomes, write_best, write_tables
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
+from harness.units import counted
 from launch.cli import command
 from svll.reporting import TEST, best_runs, write_report
 
@@ -160,21 +161,22 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     lines = []
     if seeds:
         found = compare(*(np.array([one[seed] for seed in seeds], float) for one in values))
-        lines.append((f"{sweeping.metric} over {found.pairs} seeds", found))
+        lines.append((f"{sweeping.metric} over {counted(found.pairs, 'seed')}", found))
     runs = [[one.run for one in point.outcomes if one.seed in seeds or not seeds]
             for point in (a, b)]
     found = compare_queries(*runs)
-    lines.append((f"test AP over {found.pairs} queries", found))
+    lines.append((f"test AP over {counted(found.pairs, 'query', 'queries')}", found))
     for what, verdict in lines:
         sure = "A and B differ" if verdict.p < SURE else "no difference is shown"
         console.print(
-            f"{what}: A - B = {verdict.mean:+.4f}, better {verdict.wins} times, worse "
-            f"{verdict.losses} times, p = {verdict.p:.2g}: {sure}",
+            f"{what}: A - B = {verdict.mean:+.4f}, better {counted(verdict.wins, 'time')}, worse "
+            f"{counted(verdict.losses, 'time')}, p = {verdict.p:.2g}: {sure}",
             highlight=False, markup=False, soft_wrap=True,
         )
     if seeds and len(seeds) < 6:
         least = 2.0 ** (1 - len(seeds))
-        console.print(f"over {len(seeds)} seeds p cannot be below {least:.2g}", highlight=False)
+        console.print(f"over {counted(len(seeds), 'seed')} p cannot be below {least:.2g}",
+                      highlight=False)
     console.print("the test over queries takes these trained models as given: another seed may "
                   "give another answer", highlight=False, soft_wrap=True)
     return 0

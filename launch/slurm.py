@@ -27,6 +27,7 @@ from harness.errors import UserError
 from harness.points import points_file
 from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile
 from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
+from harness.units import counted
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, Config
 from svll.pinning import pin, weights_file
@@ -177,7 +178,7 @@ def _dry_run(
     if views:  # an algorithm may have proposed none yet
         console.print(table.live_table(sweep, views, most=len(views)))
     _tell_left_alone(views, console, retry_failed=retry_failed)
-    more = f", {sweep.to_propose} points to be proposed" if sweep.to_propose else ""
+    more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     if cluster == "local":
         slots = local.slots_for(sweep.resources, jobs)
         _say(console, f"{due} to run on this machine{more}, {slots} at a time")
@@ -269,7 +270,7 @@ def _follow(sweep: Sweep, console: Console) -> int:
     _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}\nreport: {page}")
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
-        _say(console, f"{left} points were not proposed; the same command goes on")
+        _say(console, f"not proposed yet: {counted(left, 'point')}; the same command goes on")
     return 0 if not left and all(view.state in array.DONE for view in views) else 1
 
 

@@ -20,7 +20,7 @@ from harness.errors import UserError
 from svll import stage1, stage2
 from svll.config import Config, Data
 from svll.data.benchmarks import describe
-from svll.data.datasets import load_datasets, root_of, trained_on, world_of
+from svll.data.datasets import load_datasets, needed_root, root_of, trained_on, world_of
 from svll.data.splits import split
 from svll.data.synthetic import CAMERAS, shots_of
 from svll.encode import autocast
@@ -109,7 +109,7 @@ def size_of(config: Config) -> tuple[Size, str]:
     for name in trained_on(data):
         known = describe(name)
         if known is None or known.published is None:
-            raise UserError(f"data.root: the folder of {name} is needed: data.root=DIR")
+            raise UserError(needed_root(name))
         identities += known.published.train.identities
         images += known.published.train.images or 0
         cameras += known.published.cameras

@@ -19,7 +19,7 @@ from harness.errors import Hindered, UserError
 from harness.runs import HEARTBEAT_S, Busy, Run, job_id, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.trial import execute
-from harness.units import slurm_seconds
+from harness.units import counted, slurm_seconds
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _may_go_on(run: Run, left_s: float) -> bool:
     over = by_limit and count > most
     if over:
         status["reason"] = (
-            f"reached its time limit {count} times, {most} are allowed "
+            f"reached its time limit {counted(count, 'time')}, allowed are {most} "
             "(resources.max_time_outs); give it more time (resources.time), or launch it again"
         )
         log.error("not put back into the queue: %s", status["reason"])

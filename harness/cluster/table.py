@@ -13,6 +13,7 @@ from rich.table import Table
 from harness.cluster.array import ALIVE, DONE, View
 from harness.runs import Run
 from harness.sweeps import Sweep
+from harness.units import counted
 
 COLOURS = {
     "missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
@@ -104,7 +105,7 @@ def counts(views: Sequence[View]) -> str:
 
 def trials(count: int) -> str:
     """Return `1 trial`, `2 trials`, ..."""
-    return f"{count} trial" if count == 1 else f"{count} trials"
+    return counted(count, "trial")
 
 
 def elapsed(view: View) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.outcomes import Ranked, Sweeping, unbeaten
+from harness.units import counted
 
 LONG = 8
 """Numbers that were drawn have more characters than anybody wants to read."""
@@ -60,7 +61,7 @@ def told(value: Any) -> str:
 def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
     """Say how many trials this is of, what mattered, and where the ranking is not sure."""
     states = [one.state for one in sweeping.outcomes]
-    lines = [f"{len(states)} trials: " + ", ".join(
+    lines = [f"{counted(len(states), 'trial')}: " + ", ".join(
         f"{states.count(state)} {state}" for state in dict.fromkeys(states)
     )]
     if not ranked:

@@ -81,8 +81,17 @@ def _root(data: Data, name: str) -> str | None:
     """Return a dataset's folder, None for a world that is to be drawn; UserError for no folder."""
     root = root_of(data, name)
     if root is None and name != "synthetic":
-        raise UserError(f"data.root: the folder of {name} is needed: data.root=DIR")
+        raise UserError(needed_root(name))
     return root
+
+
+def needed_root(name: str) -> str:
+    """Say that the place of a dataset was not given."""
+    what = {
+        "folder": "the folder of your images is needed: data.root=DIR",
+        "list": "the list's file is needed: data.root=FILE.csv",
+    }
+    return f"data.root: {what.get(name, f'the folder of {name} is needed: data.root=DIR')}"
 
 
 def world_of(config: WorldConfig) -> synthetic.World:

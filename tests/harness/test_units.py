@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from harness.units import gigabytes, minutes, slurm_seconds
+from harness.units import counted, gigabytes, minutes, slurm_seconds
 
 
 def test_times_and_sizes_are_read_with_their_units() -> None:
@@ -14,6 +14,11 @@ def test_times_and_sizes_are_read_with_their_units() -> None:
     assert [minutes(t) for t in ("", "4x", "4", "h", "-1h", "4:00")] == [0] * 6
     assert [gigabytes(t) for t in ("32GB", "512M", "1TB", "1.5 G")] == [32, 0.5, 1024, 1.5]
     assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
+
+
+def test_one_thing_is_said_as_one() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
+    assert [counted(n, "query", "queries") for n in (1, 2)] == ["1 query", "2 queries"]
 
 
 @pytest.mark.parametrize(

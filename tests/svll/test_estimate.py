@@ -42,8 +42,10 @@ def test_a_benchmark_that_is_not_there_is_as_published() -> None:
     size, source = size_of(config_of("market1501"))
     assert source == "as published"
     assert size == Size(images=12_936, identities=751, cameras=6, views=1)
-    with pytest.raises(UserError, match=r"the folder of list is needed: data\.root=DIR"):
+    with pytest.raises(UserError, match=r"the list's file is needed: data\.root=FILE\.csv"):
         size_of(config_of("synthetic_tiny", "data.name=list"))
+    with pytest.raises(UserError, match=r"the folder of your images is needed: data\.root=DIR"):
+        size_of(config_of("synthetic_tiny", "data.name=folder"))
 
 
 def test_groups_have_the_learning_rates_of_the_schedule() -> None:

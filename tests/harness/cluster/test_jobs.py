@@ -157,7 +157,7 @@ def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have
     status = run.status()
     assert (status["preemptions"], status["time_outs"], status["attempts"]) == (4, 2, 3)
     assert status["state"] == "stopped"
-    assert "reached its time limit 2 times, 1 are allowed (resources.max_time_outs)" in (
+    assert "reached its time limit 2 times, allowed are 1 (resources.max_time_outs)" in (
         status["reason"]
     )
 
