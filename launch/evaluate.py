@@ -202,7 +202,8 @@ def main(
         settings = _settings(grid)
         scores = [s for source in sources for s in score(source, settings, extra, **options)]
         if share.index == 0:
-            _show(scores, as_json=as_json, as_csv=as_csv)
+            protocols = _protocols(scores, camera_filter, cross_camera_only)
+            _show(scores, protocols, as_json=as_json, as_csv=as_csv)
             if per_query is not None:
                 _write_per_query(per_query, scores)
     return 0
@@ -334,8 +335,13 @@ def _threshold(
 # ---- what is shown ----
 
 
-def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
-    """Print one score as lines or an object, several as a table or a list."""
+def _show(
+    scores: "Sequence[Score]", protocols: Iterator[str], *, as_json: bool, as_csv: bool
+) -> None:
+    """Print one score as lines or an object, several as a table or a list.
+
+    protocols: what is to be said of the protocols to people who read it.
+    """
     from svll.evaluation.scores import to_csv
 
     several = len(scores) > 1
@@ -349,6 +355,7 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
     else:
         typer.echo("\n".join(_lines(scores[0])))
     if not as_json and not as_csv:
+        typer.echo("\n".join(protocols))
         for item in scores[:1] if len({id(s.source) for s in scores}) == 1 else scores:
             for line in _more_lines(item):
                 typer.echo(line)
@@ -367,6 +374,21 @@ def _lines(item: "Score") -> Iterator[str]:
     settings = f"re-ranked: {item.setting}" if item.setting else "not re-ranked"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
     yield f"{result.queries} queries{skipped}; {item.source.protocol}, {settings}"
+
+
+def _protocols(
+    scores: "Sequence[Score]", camera_filter: bool, cross_camera_only: bool
+) -> Iterator[str]:
+    """What each protocol leaves out of the gallery, or the options do in its stead."""
+    from svll.data.checking import PROTOCOLS
+
+    for name in dict.fromkeys(item.source.protocol for item in scores):
+        told = PROTOCOLS[name]
+        if cross_camera_only:
+            told = "all gallery images of the query's own camera are left out (--cross-camera-only)"
+        elif name == "cross_camera" and not camera_filter:
+            told = "no gallery image is left out (--no-camera-filter)"
+        yield f"{name}: {told}"
 
 
 def _print_table(scores: "Sequence[Score]") -> None:

@@ -107,7 +107,15 @@ def test_without_json_the_metrics_are_lines(run, file, parts):
         f"mINP    {expected.mINP:.4f}",
         *(f"Rank-{r:<3}{expected.cmc[r - 1]:.4f}" for r in (1, 5, 10)),
         "20 queries; cross_camera, not re-ranked",
+        "cross_camera: gallery images of the query's own identity and camera are left out",
     ]
+    for option, told in {
+        "--no-camera-filter": "no gallery image is left out (--no-camera-filter)",
+        "--cross-camera-only":
+            "all gallery images of the query's own camera are left out (--cross-camera-only)",
+    }.items():
+        _, out, _ = run("--features", file, option)
+        assert out.splitlines()[-1] == f"cross_camera: {told}"
 
 
 def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
