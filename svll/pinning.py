@@ -17,15 +17,22 @@ from svll.config import Config, Model
 from svll.data import datasets
 
 log = logging.getLogger(__name__)
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+"""Of files that weights are in."""
 
 
 def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
     """Return the configuration with the fingerprints of its datasets and its weights file in it.
 
     seen: what one command has looked up so far, as all its trials mean the same files. Raises
-    UserError for datasets that are missing, and as `load_datasets` does.
+    UserError for datasets or a weights file that are missing, and as `load_datasets` does.
     """
     path = weights_file(config.model)
+    if path is None and _is_path(config.model.weights):
+        raise UserError(
+            f"model.weights: {config.model.weights}: no such file; give a weights file, or a tag "
+            "of open_clip such as openai"
+        )
     if path is not None:
         seen = {} if seen is None else seen
         place = "weights", str(path)
@@ -40,6 +47,11 @@ def weights_file(model: Model) -> Path | None:
     if model.weights is None or not Path(model.weights).is_file():
         return None
     return Path(model.weights)
+
+
+def _is_path(weights: str | None) -> bool:
+    """Whether that is meant as a file: tags of open_clip have neither folders nor such endings."""
+    return weights is not None and ("/" in weights or weights.endswith(SUFFIXES))
 
 
 def check_weights(model: Model) -> None:

@@ -60,6 +60,15 @@ def test_a_weights_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         pin(config_of(tmp_path / "runs", "model.weights=/proc/self/mem"))
 
 
+@pytest.mark.parametrize("word", ["/nowhere", "clip/ViT-B-16", "ViT-B-16.pt"])
+def test_a_weights_file_that_is_not_there_is_told(tmp_path: Path, word: str) -> None:
+    told = rf"^model\.weights: {word}: no such file; give a weights file, or a tag of open_clip"
+    with pytest.raises(UserError, match=told):
+        pin(config_of(tmp_path / "runs", f"model.weights={word}"))
+    assert not (tmp_path / "runs").exists()
+    assert pin(config_of(tmp_path / "runs", "model.weights=openai")).model.weights == "openai"
+
+
 def write_list(folder: Path, identities: Sequence[int]) -> Path:
     """A dataset by list: an image of each split, and whom they show."""
     splits = ("train", "train", "query", "gallery")
