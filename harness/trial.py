@@ -93,7 +93,6 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         told = traceback.format_exc()
         if isinstance(error, UserError) or _is_of_the_file_system(error):
             told = str(error)
-        log.error("failed: %s", told)
         failure = {
             "error": one_line(error), "lines": told.splitlines()[-ERROR_LINES:],
             "hindered": _is_hindered(error),
@@ -102,6 +101,9 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
             _leave_word(run, failure)
         elif _is_lost_rank(error):
             failure |= _word_of_others(run)
+        if failure["error"] != one_line(error):  # another rank's
+            told = f"{told.rstrip()}\n{failure['error']}"
+        log.error("failed: %s", told)
         return end_with("failed", log=str(run.log_file), **failure, **facts)
     return end_with("complete", seconds=time.time() - started, **facts)
 

@@ -244,6 +244,7 @@ def test_a_rank_that_failed_by_its_own_fault_says_so_to_the_first(
     own = "rank 1: data.root: no such folder"
     lost = "RuntimeError: [gloo] Connection closed by peer"
     assert status["error"] == (own if same_attempt else lost)
+    assert (own in run.log_file.read_text()) is same_attempt
     assert status["hindered"] is not same_attempt
 
 
