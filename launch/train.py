@@ -84,9 +84,7 @@ def main(
         if os.environ.get("RANK", "0") == "0":
             print_result(run)
         return 0
-    status = run.status()
-    typer.echo(f"{outcome}: {status.get('error') or status.get('reason')}", err=True)
-    typer.echo(f"log: {run.log_file}", err=True)
+    typer.echo(f"{outcome}; log: {run.log_file}", err=True)  # which stderr has, too
     return 1
 
 
@@ -132,7 +130,8 @@ def _dry_run(config: Config) -> int:
         console.print(table)
     typer.echo(
         f"of one rank on this machine in {found.precision}, from a few images that were really "
-        "run;\ndecoding, validation and test are not counted"
+        "run;\nbefore: encoding what is kept for all steps, once, before the first; decoding, "
+        "validation and test\nare not counted"
     )
     if found.precision != config.engine.precision:
         typer.echo(

@@ -26,7 +26,8 @@ def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_pa
     assert config["stage1"]["lss_weight"] == 0.25
     assert config["stage2"]["batch"] == 16
     assert "(to be drawn)" in out
-    for word in ("prompts", "weights", "biases", "hours", "memory, GB", "one rank"):
+    for word in ("prompts", "weights", "biases", "hours", "before, s", "before: encoding",
+                 "memory, GB", "one rank"):
         assert word in out
     assert list(tmp_path.iterdir()) == []
 
@@ -73,3 +74,15 @@ def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
     assert out.count("matrix products") == 2
     assert out.count("waiting for data") == 2
     assert not list(tmp_path.glob("runs/*/*/checkpoints"))
+
+
+def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Path) -> None:
+    status, out, err = train(
+        tmp_path, "--recipe", "synthetic_tiny", "model.weights=shipped", "model.name=ViT-B-16"
+    )
+    assert (status, out) == (1, "")
+    cause = "model.weights: only svll-tiny has shipped weights, not ViT-B-16"
+    assert err.count(cause) == 1
+    [log] = (tmp_path / "runs" / "synthetic_tiny").glob("*/log.txt")
+    assert err.endswith(f"\nfailed; log: {log}\n")
+    assert cause in log.read_text()
