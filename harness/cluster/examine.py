@@ -154,7 +154,7 @@ def _has_gpu() -> bool:
 def _cores(asked: int) -> Finding:
     given = sorted(os.sched_getaffinity(0))
     numbers = ",".join(map(str, given))
-    return Finding(f"{len(given)} ({numbers}); {asked} asked for", len(given) >= asked)
+    return Finding(f"{numbers}; {asked} asked", len(given) >= asked)
 
 
 def _gpus(asked: int) -> Finding:
@@ -163,9 +163,9 @@ def _gpus(asked: int) -> Finding:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
     if not asked:
-        return Finding("none asked for")
+        return Finding("0; 0 asked")
     kinds = f" ({', '.join(names)})" if names else ""
-    return Finding(f"{count}{kinds}; {asked} asked for", count >= asked)
+    return Finding(f"{count}{kinds}; {asked} asked", count >= asked)
 
 
 def _all_reduce() -> Finding:

@@ -206,7 +206,6 @@ def test_the_doctor_names_what_is_wrong_and_what_to_change(launch, tmp_path: Pat
     assert seen.returncode == 1
     assert "cores: " in seen.stdout
     cores = sorted(os.sched_getaffinity(0))
-    given = f"{len(cores)} ({','.join(map(str, cores))}); 4096 asked for"
-    assert f"cores: {given}" in seen.stdout
+    assert f"cores: {','.join(map(str, cores))}; 4096 asked" in seen.stdout
     assert "see slurm.srun_args and resources.cpus" in seen.stdout
     assert f"files: {tmp_path}/runs/.doctor" in seen.stdout
