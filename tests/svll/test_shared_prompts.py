@@ -76,7 +76,7 @@ def test_a_run_takes_the_stage_1_of_another_and_ends_as_if_it_had_trained_it(
         trained.append(stage.name)
         return step(stage, *rest, **more)
 
-    monkeypatch.setattr(loop, "_step", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     reported: list[tuple[str, int]] = []
     experiment(beside, lambda line: reported.append((line["stage"], line["epoch"])))
     assert set(trained) == {"stage2"}
