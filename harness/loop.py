@@ -89,10 +89,7 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
-    engine = ranks.start_engine(
-        stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
-        zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
-    )
+    engine = start_engine(stage, settings)
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
         with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
@@ -105,6 +102,14 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
         return stage.objective
     finally:
         engine.destroy()
+
+
+def start_engine(stage: Stage, settings: EngineSettings) -> Any:
+    """Return a stage's DeepSpeed engine."""
+    return ranks.start_engine(
+        stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
+        zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
+    )
 
 
 def _resume(stage: Stage, run: Run, engine: Any) -> Progress:

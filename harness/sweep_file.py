@@ -21,6 +21,7 @@ SLURM_LISTS = ("setup", "teardown", "srun_args")
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options of a job that submitit computes with; all others it writes down as they are."""
 
+
 @dataclass
 class Resources:
     """What one trial gets."""

@@ -23,13 +23,13 @@ from harness.cluster.table import wide
 from harness.config import build, find_recipe, parse_overrides, read_recipe, signature, to_yaml
 from harness.errors import UserError
 from harness.runs import Run
+from harness.units import counted
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.pinning import pin
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.estimate import Estimate
-
 
 LONGEST = 5
 """Operations of a profile that are named."""
@@ -98,8 +98,7 @@ def _profile(run: Run, config: Config) -> int:
         return 0
     console = wide(Console())
     for one in found:
-        steps = f"{one.steps} step" + ("s" if one.steps > 1 else "")
-        title = f"{one.stage}: {steps}, {one.seconds:.3g} s"
+        title = f"{one.stage}: {counted(one.steps, 'step')}, {one.seconds:.3g} s"
         table = Table("kind", "s", "share", "calls", title=title)
         kinds = one.kinds()
         total = sum(kind.seconds for kind in kinds)

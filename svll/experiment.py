@@ -281,7 +281,7 @@ class Trial:
         with torch.no_grad():
             for part in torch.arange(self.splits.identities).split(256):
                 prompts = objective.prompts(part.to(ranks.device()))
-                found.append(objective.text(prompts).float())
+                found.append(objective.encode([prompts]).float())
         return torch.cat(found)
 
     # --- stage 2 ---

@@ -103,11 +103,7 @@ def profile_run(run: Run, config: Config) -> list[Profile]:
 
 
 def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
-    settings = config.engine
-    engine = ranks.start_engine(
-        stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
-        zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
-    )
+    engine = loop.start_engine(stage, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
     stage.objective.train()
 

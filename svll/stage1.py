@@ -69,11 +69,11 @@ class PromptObjective(nn.Module):
         sets = [self.prompts(identities[share])]
         if self.config.lss_weight:
             sets += [self._augmented(identities, share, seed, copy) for copy in (0, 1)]
-        encoded = self._encode_sets(sets).float().chunk(len(sets))
+        encoded = self.encode(sets).float().chunk(len(sets))
         return [ranks.gather_rows(part)[: len(identities)] for part in encoded]
 
-    def _encode_sets(self, sets: list[Tensor]) -> Tensor:
-        """Encode the prompts [n, L, W] and their copies in one call; returns [sets * n, D].
+    def encode(self, sets: list[Tensor]) -> Tensor:
+        """Encode prompts [n, L, W] and any copies of them in one call; returns [sets * n, D].
 
         Tokens before the learnable ones need no gradient unless swapped with them. All prompts
         begin with the same, and so do copies of which only the learnable tokens are augmented.
@@ -90,7 +90,7 @@ class PromptObjective(nn.Module):
             else:
                 which.append(which[0])
         rest = torch.cat([each[:, first:] for each in sets])
-        return self.text(rest, torch.cat(beginnings), torch.cat(which))
+        return self.text(rest, (torch.cat(beginnings), torch.cat(which)))
 
     def _augmented(self, identities: Tensor, share: Tensor, seed: int, copy: int) -> Tensor:
         """Return this rank's share of an augmented copy; the draws are those of the whole batch.

@@ -36,27 +36,23 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 
 
 def run_block(
-    block: Any, x: Tensor, *, mask: Tensor | None = None, before: KeysValues | None = None
+    block: Any, x: Tensor, *, mask: Tensor | None = None, before: KeysValues | None = None,
+    again: bool = False,
 ) -> Tensor:
     """Return a block's output [B, L, W] for x [B, L, W].
 
-    mask [L, K + L]: what is added to the logits of the attention, over `before` and x.
+    mask [L, K + L]: what is added to the logits of the attention, over `before` and x. again: keep
+    only x for the backward pass, which then computes the block once more.
     """
+    if again and torch.is_grad_enabled():
+        return checkpoint(
+            run_block, block, x, mask=mask, before=before, use_reentrant=False,
+            preserve_rng_state=False,  # nothing is drawn
+        )
     query, own = _attended(block, x)
     keys, values = _joined(before, own)
     mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     return _rest(block, x, mixed.transpose(1, 2).flatten(2))
-
-
-def run_again(
-    block: Any, x: Tensor, *, mask: Tensor | None = None, before: KeysValues | None = None
-) -> Tensor:
-    """Do what `run_block` does, and keep of it only x for the backward pass, which does it again.
-    """
-    return checkpoint(
-        run_block, block, x, mask=mask, before=before, use_reentrant=False,
-        preserve_rng_state=False,  # nothing is drawn
-    )
 
 
 def keys_values(block: Any, x: Tensor) -> KeysValues:

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from svll.models.archives import is_archive, read_archive
-from svll.models.blocks import (
-    KeysValues,
-    blocks_of,
-    keys_values,
-    run_again,
-    run_block,
-    run_for_one,
-)
+from svll.models.blocks import KeysValues, blocks_of, keys_values, run_block, run_for_one
 from svll.models.fitting import fit
 
 if TYPE_CHECKING:  # it imports this module
@@ -292,9 +285,8 @@ class ImageEncoder(nn.Module):
         x = torch.cat([token.to(patches.dtype), patches], dim=1)
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
         *body, last = blocks_of(visual.transformer)
-        run = run_again if self.recompute and torch.is_grad_enabled() else run_block
         for block in body:
-            x = run(block, x)
+            x = run_block(block, x, again=self.recompute)
         f11 = x[:, 0]
         f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)
@@ -320,48 +312,42 @@ class TextEncoder(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(
-        self, prompts: Tensor, constant: Tensor | None = None, which: Tensor | None = None
+        self, prompts: Tensor, constant: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].
 
         What stands after end-of-text cannot change the feature (the attention is causal), so L is
         that of the prompt, not the context length: 7 times less work at 12 tokens of 77.
 
-        constant [P, K, W]: what prompts begin with, if it needs no gradient; `which` [B] says which
-        of these, without it the first. It is encoded once each, and nothing of it is kept for the
-        backward pass.
+        constant: what prompts begin with, if it needs no gradient, [P, K, W], and which of these
+        each has, [B]. They are encoded once each, and nothing is kept of that for the backward
+        pass.
         """
-        first = 0 if constant is None else constant.shape[1]
+        first = 0 if constant is None else constant[0].shape[1]
         length = first + prompts.shape[1]
         assert length <= self.context_length
         mask = self.mask[first:length, :length]  # type: ignore[index]
         *body, last = blocks_of(self.transformer)
-        before = self._before(constant, which, len(prompts))
+        before: list[KeysValues | None] = [None] * (len(body) + 1)
+        if constant is not None:
+            before = [*self._before(*constant)]
         x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
-        run = run_again if self.recompute and torch.is_grad_enabled() else run_block
         for block, given in zip(body, before[:-1], strict=True):
-            x = run(block, x, mask=mask, before=given)
+            x = run_block(block, x, mask=mask, before=given, again=self.recompute)
         x = run_for_one(last, x, -1, before=before[-1])
         return self.ln_final(x) @ self.text_projection
 
     @torch.no_grad()
-    def _before(
-        self, constant: Tensor | None, which: Tensor | None, count: int
-    ) -> list[KeysValues | None]:
-        """Return what constant beginnings give to the `count` prompts after them, by block."""
+    def _before(self, constant: Tensor, which: Tensor) -> list[KeysValues]:
+        """Return what beginnings [P, K, W] give to the prompts [B] after them, by block."""
         blocks = blocks_of(self.transformer)
-        if constant is None:
-            return [None] * len(blocks)
         length = constant.shape[1]
         mask = self.mask[:length, :length]  # type: ignore[index]
         x = constant + self.positional_embedding[:length].to(constant.dtype)
-        found: list[KeysValues | None] = []
+        found = []
         for number, block in enumerate(blocks):
             each = keys_values(block, x)
-            found.append(KeysValues(*(
-                part.expand(count, -1, -1, -1) if which is None else part[which]
-                for part in (each.keys, each.values)
-            )))
+            found.append(KeysValues(each.keys[which], each.values[which]))
             if number < len(blocks) - 1:
                 x = run_block(block, x, mask=mask)
         return found

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from harness.config import to_yaml
@@ -23,17 +24,17 @@ def measure() -> Iterator[Row]:
     """Yield the one row: some ten minutes."""
     with tempfile.TemporaryDirectory(prefix="demo-") as name:
         folder = Path(name)
-        ours = seconds(lambda: _call(
-            "launch/slurm.py", "--sweep", SWEEP, "--cluster", "local", "--follow",
+        ours = seconds(partial(
+            _call, "launch/slurm.py", "--sweep", SWEEP, "--cluster", "local", "--follow",
             f"run.runs={folder / 'sweep'}", TOLD,
         ))
         baseline = 0.0
         for trial in read_sweep(SWEEP, schema=Config, recipes=RECIPES).trials:
             recipe = folder / f"{trial.signature}.yaml"
             recipe.write_text(to_yaml(trial.config))
-            baseline += seconds(lambda: _call(
-                "launch/train.py", "--recipe", recipe,  # noqa: B023, called at once
-                f"run.runs={folder / trial.signature}", TOLD,  # noqa: B023
+            baseline += seconds(partial(
+                _call, "launch/train.py", "--recipe", recipe,
+                f"run.runs={folder / trial.signature}", TOLD,
             ))
     yield Row("the demo's sweep of 4 trials", "s", ours, baseline, None)
 

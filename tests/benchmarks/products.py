@@ -1,6 +1,5 @@
 """The floor of what is mostly matrix products: their operations at the speed of a bare product."""
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import engine as ranks
-from tests.benchmarks.timing import seconds
+from tests.benchmarks.timing import median_s
 
 SIZE = 1536
 KNOWN_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -27,13 +26,7 @@ def speed(dtype: torch.dtype = torch.float32) -> float:
     a, b = (torch.randn(SIZE, SIZE, device=ranks.device(), dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
-    def multiply() -> None:
-        torch.mm(a, b, out=out)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    multiply()
-    return 2 * SIZE**3 / statistics.median(seconds(multiply) for _ in range(9))
+    return 2 * SIZE**3 / median_s(lambda: torch.mm(a, b, out=out), repeats=9)
 
 
 def utilisation(done: float, taken_s: float) -> str:

@@ -82,22 +82,16 @@ def encode_image(visual: Any, images: Tensor, side: Tensor | None = None) -> tup
     return x[:, 0], normed[:, 0], (normed @ visual.proj)[:, 0]
 
 
-class ReleasedImages:
-    """Stage 2: three calls of CLIP's own modules; the losses are those of our objective."""
-
-    def __init__(self, objective: ImageObjective) -> None:
-        self.objective = objective
-
-    def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """Return the losses of a batch."""
-        model = self.objective.model
-        side = None if model.side is None else model.side(batch.camera, batch.view)
-        main, *others = batch.views
-        features = encode_image(model.encoder.visual, main, side)
-        return self.objective.losses(
-            ImageFeatures(*features),
-            [encode_image(model.encoder.visual, view)[1] for view in others], batch.identities,
-        )
+def image_losses(objective: ImageObjective, batch: ImageBatch) -> dict[str, Tensor]:
+    """Return the losses of a batch in stage 2: three calls of CLIP's own modules, our formulas."""
+    model = objective.model
+    visual = model.encoder.visual
+    side = None if model.side is None else model.side(batch.camera, batch.view)
+    main, *others = batch.views
+    return objective.losses(
+        ImageFeatures(*encode_image(visual, main, side)),
+        [encode_image(visual, view)[1] for view in others], batch.identities,
+    )
 
 
 def optimizer(objective: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ is the matrix products of our step at the speed of a bare one.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,12 +86,19 @@ def _parts(
     """What the released way encodes in a step, in parts: all samples, then two copies."""
     generator = torch.Generator().manual_seed(1)
     for part in labels.split(PART):
-        yield lambda part=part: standard.encode(standard.embedded(part))  # type: ignore[misc]
+        yield partial(_encode, standard, part, None)
     for _ in range(2):
         for part in labels.unique().split(PART):
-            yield lambda part=part: standard.encode(  # type: ignore[misc]
-                standard.augmented(standard.embedded(part), generator)
-            )
+            yield partial(_encode, standard, part, generator)
+
+
+def _encode(
+    standard: released.ReleasedPrompts, labels: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    prompts = standard.embedded(labels)
+    return standard.encode(
+        prompts if generator is None else standard.augmented(prompts, generator)
+    )
 
 
 def _made(batch: int) -> tuple[stage1.PromptObjective, Tensor, Tensor]:

@@ -34,7 +34,6 @@ def measure() -> Iterator[Row]:
 def _step(precision: ranks.Precision, images: int) -> Row:
     ranks.init_ranks()
     objective, batch = made(images)
-    standard = released.ReleasedImages(objective)
     weights = stage2.loss_weights(objective.config)
     config = objective.config
     plain = released.optimizer(objective, config.lr, config.weight_decay)
@@ -57,13 +56,14 @@ def _step(precision: ranks.Precision, images: int) -> Row:
         plain.zero_grad()
         # the released code has only what a GPU of its time had: autocast, in fp16
         with autocast(device, precision if torch.cuda.is_available() else "fp32"):
-            loss = total(standard.losses(batch))
+            loss = total(released.image_losses(objective, batch))
         loss.backward()
         plain.step()
         return loss.item()
 
     with torch.no_grad(), autocast(device, precision):
-        ours_loss, other_loss = total(engine(batch)).item(), total(standard.losses(batch)).item()
+        ours_loss = total(engine(batch)).item()
+        other_loss = total(released.image_losses(objective, batch)).item()
     done = products.operations(ours)
     times = in_turns(ours, baseline)
     floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+
+from harness import engine as ranks
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,22 @@ def median_s(work: Callable[[], Any], *, repeats: int = 3) -> float:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Return how long one call takes."""
+    """Return how long one call takes, and what it leaves a GPU to do."""
     started = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def measured(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and the MB that this process held at most beyond what it held before."""
+    """Seconds, and the MB that was held at most beyond what was before: of a GPU, or by us."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have given back would hide a peak
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    before = _status_mb("VmRSS")
+    ranks.forget_peak()
+    before = ranks.peak_memory_gb()
     taken = seconds(work)
-    return taken, _status_mb("VmHWM") - before
+    return taken, 1e9 / 2**20 * (ranks.peak_memory_gb() - before)
 
 
 def apart(work: Callable[..., Any], *arguments: Any, first: Callable[[], Any] | None = None) -> Any:
@@ -101,10 +106,3 @@ def apart(work: Callable[..., Any], *arguments: Any, first: Callable[[], Any] | 
     """
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=first) as pool:
         return pool.submit(work, *arguments).result()
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")

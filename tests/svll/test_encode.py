@@ -157,3 +157,22 @@ def test_in_memory_it_is_the_same_pair(photos: Path, tmp_path: Path) -> None:
     )
     assert [len(part) for part in found] == [len(query), len(gallery)]
     assert torch.equal(found[0][1], found[1][3])
+
+
+@pytest.mark.parametrize("size", [1, 3 * 3 * 16 * 8 * 4])
+def test_a_batch_in_slices_gives_what_it_gives_whole(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(8, 3, 16, 8, generator=torch.Generator().manual_seed(1))
+    rows = np.arange(40, 48)
+    seen: list[int] = []
+
+    def encode_rows(part: torch.Tensor, places: Any) -> torch.Tensor:
+        seen.append(len(part))
+        assert len(part) == len(places)
+        return part.flatten(1)[:, :5] + torch.from_numpy(places)[:, None]
+
+    whole = module._in_slices(encode_rows, images, rows)
+    monkeypatch.setattr(module, "SLICE_BYTES", size)
+    assert torch.equal(module._in_slices(encode_rows, images, rows), whole)
+    assert seen == [8, *([1] * 8 if size == 1 else [3, 3, 2])]

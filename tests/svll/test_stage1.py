@@ -144,7 +144,7 @@ def test_gradients_are_those_of_prompts_encoded_whole(
     def whole(sets: list[Tensor]) -> Tensor:
         return encode_77(clip, objective, torch.cat(sets))
 
-    monkeypatch.setattr(objective, "_encode_sets", whole)
+    monkeypatch.setattr(objective, "encode", whole)
     plain = objective(batch)
     [expected] = torch.autograd.grad(torch.stack(list(plain.values())).sum(), learned)
     assert {n: x.item() for n, x in losses.items()} == pytest.approx(
