@@ -54,7 +54,11 @@ def edit(tmp_path: Path) -> None:
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
-    toy.until(lambda: not any(view.state in array.ALIVE for view in survey(sweep)))
+    """Wait until the workers are over, too: a trial is complete before its process has ended."""
+    toy.until(
+        lambda: not any(view.state in array.ALIVE for view in survey(sweep))
+        and not local.living_workers(sweep.folder)
+    )
 
 
 def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: Sweep) -> None:
