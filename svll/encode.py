@@ -21,7 +21,8 @@ from harness import engine as ranks
 from harness import progress
 from harness.feature_parts import merge_parts, missing_rows, write_part
 from harness.features import FeatureGroup
-from harness.pipeline import ImageLoader, Resize, View
+from harness.pipeline import ImageLoader
+from harness.views import Resize, View
 from svll.data.records import Records
 
 log = logging.getLogger(__name__)

@@ -25,10 +25,11 @@ from harness.environment import CODE, arithmetic
 from harness.errors import UserError
 from harness.features import open_features
 from harness.files import write_json
-from harness.pipeline import ImageLoader, View, decoder_name
+from harness.pipeline import ImageLoader, decoder_name
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
 from harness.takeovers import changed_settings
+from harness.views import View
 from harness.writers import Writer, open_writers
 from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches, tell_side_information

@@ -92,7 +92,7 @@ def check(
 
 def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> list[Fault]:
     """Return (path, reason) of the files that cannot be decoded."""
-    from harness.pipeline import check_images  # torch and DALI: seconds that a typo need not wait
+    from harness.decoding import check_images  # torch and DALI: seconds that a typo need not wait
 
     threads = threads or len(os.sched_getaffinity(0))
     return check_images(files, threads=threads, progress=progress)

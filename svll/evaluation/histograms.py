@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from svll.evaluation.kernels import dot, first_at_least, kernel
+from harness.compiled import kernel
+from svll.evaluation.kernels import dot, first_at_least
 from svll.evaluation.machine import Products, spread
 from svll.evaluation.rows import Block, Integers, Rows, rounding
 from svll.evaluation.sharing import Share

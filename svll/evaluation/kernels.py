@@ -3,27 +3,15 @@
 Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
 
 Each kernel works on items `start` to `stop` and does not hold Python's lock, so `machine.spread`
-runs it in several threads, each on its own part. Numba keeps what it compiled, and notices a change
-in a kernel's own file only: after one in a kernel that other files call, delete `__pycache__`.
+runs it in several threads, each on its own part.
 
 A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
 that hold all lists end to end.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
-
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` at its first call; the result is cached where the disk allows it."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder to write a cache to: compile anew in each process
-        return njit(nogil=True)(function)
-
+from harness.compiled import kernel
 
 # ---- exact scores ----
 

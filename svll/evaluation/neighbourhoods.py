@@ -6,7 +6,8 @@ row is `offsets` [rows + 1] into arrays that hold all lists end to end.
 
 import numpy as np
 
-from svll.evaluation.kernels import kernel, score
+from harness.compiled import kernel
+from svll.evaluation.kernels import score
 
 STRETCH = 64
 """Rows that are walked through in order where one of them is wanted: faster than sorting those."""

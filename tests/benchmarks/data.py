@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness.pipeline import ImageLoader, View
+from harness.pipeline import ImageLoader
+from harness.views import View
 from tests.benchmarks.timing import Row, in_turns, median_s, row
 
 COUNT, BATCH, HEIGHT, WIDTH = 1536, 64, 256, 128

@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 import svll
 from harness.config import Setting, build
 from harness.errors import UserError
-from harness.pipeline import ImageLoader, View
+from harness.pipeline import ImageLoader
 from harness.runs import Run
+from harness.views import View
 from svll import storage
 from svll.config import Config
 from svll.encode import TEST_RESIZE
@@ -140,7 +141,7 @@ def test_images_are_prepared_as_the_pipeline_of_tests_does(
     )
     try:
         rows = [np.arange(4)]
-        piped = next(iter(loader.epoch(rows, rows, epoch=0)))["image"].clone()
+        piped = next(iter(loader.epoch(rows, rows, epoch=0)))["image"]
     finally:
         loader.close()
     ours = torch.stack([prepare(path, model) for path in paths])

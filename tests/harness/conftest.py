@@ -1,0 +1,50 @@
+"""Image files for the tests of decoding and of views."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def photo(generator: np.random.Generator, height: int, width: int) -> Image.Image:
+    """A smooth picture with edges: coarse blocks enlarged, and a bright bar."""
+    blocks = generator.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC))
+    picture[height // 3 : height // 2, width // 4 : width // 2] = generator.integers(0, 256, 3)
+    return Image.fromarray(picture)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """64 JPEGs, smaller and larger than the views, in a folder whose name is not plain ASCII."""
+    folder = tmp_path_factory.mktemp("photos") / "an image's folder é"
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    for number in range(64):
+        size = [(48, 24), (150, 70), (64, 32), (40, 90)][number % 4]
+        photo(generator, *size).save(folder / f"{number:02}.jpg", quality=92)
+    return sorted(str(path) for path in folder.iterdir())
+
+
+@pytest.fixture
+def broken(photos: list[str], tmp_path: Path) -> dict[str, str]:
+    """Files that cannot be decoded, path -> the reason to be given."""
+    jpeg = Path(photos[1]).read_bytes()
+    contents = {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "no end.jpg": (jpeg[:-2], "truncated"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>not found</html>" * 50, "not an image"),
+    }
+    for name, (content, _) in contents.items():
+        (tmp_path / name).write_bytes(content)
+    Image.open(photos[0]).convert("P").save(tmp_path / "moving.gif")
+    (tmp_path / "folder.jpg").mkdir()
+    others = {
+        "moving.gif": "of a kind that the decoder does not read; store it as JPEG or PNG",
+        "folder.jpg": "a folder",
+        "nowhere.jpg": "missing",
+    }
+    reasons = {name: reason for name, (_, reason) in contents.items()} | others
+    return {str(tmp_path / name): reason for name, reason in reasons.items()}
