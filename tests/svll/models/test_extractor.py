@@ -146,8 +146,8 @@ def test_images_are_prepared_as_the_pipeline_of_tests_does(
         loader.close()
     ours = torch.stack([prepare(path, model) for path in paths])
     grey_levels = (ours - piped).abs() * 127.5
-    assert grey_levels.max() <= 6  # two resizers, both with antialias
-    assert grey_levels.mean() < 0.6
+    assert grey_levels.max() <= 1.01  # PIL and torch round where an image shrinks
+    assert grey_levels.mean() < 0.05
 
 
 @pytest.mark.parametrize(
