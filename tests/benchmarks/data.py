@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,17 @@ COUNT, BATCH, HEIGHT, WIDTH = 1536, 64, 256, 128
 THREADS = len(os.sched_getaffinity(0))
 
 
-class _Views(Dataset):
+class Views(Dataset):
     """The standard way: each sample opens its file once for the main view, once for the others."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    def __init__(
+        self, paths: Sequence[str], height: int, width: int, *, pad: int = 10, others: bool = True
+    ) -> None:
+        self.paths, self.others = paths, others
         steps = [
-            transforms.Resize((HEIGHT, WIDTH), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(), transforms.Pad(10),
-            transforms.RandomCrop((HEIGHT, WIDTH)), transforms.ToTensor(),
+            transforms.Resize((height, width), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(), transforms.Pad(pad),
+            transforms.RandomCrop((height, width)), transforms.ToTensor(),
             transforms.Normalize([0.5] * 3, [0.5] * 3),
         ]
         erase = {"p": 0.5, "ratio": (0.3, 3.3), "value": "random"}
@@ -41,6 +43,8 @@ class _Views(Dataset):
 
     def __getitem__(self, row: int) -> list[torch.Tensor]:
         first = Image.open(self.paths[row]).convert("RGB")
+        if not self.others:
+            return [self.main(first)]
         second = Image.open(self.paths[row]).convert("RGB")
         return [self.main(first), self.other(second), self.other(second)]
 
@@ -61,7 +65,7 @@ def _views(name: str, paths: list[str]) -> Row:
         paths, height=HEIGHT, width=WIDTH, views={"main": view, "a": other, "b": other},
         resize="bicubic", batch_size=BATCH, seed=1, threads=THREADS, device="cpu",
     )
-    plain = DataLoader(_Views(paths), batch_size=BATCH, num_workers=THREADS)
+    plain = DataLoader(Views(paths, HEIGHT, WIDTH), batch_size=BATCH, num_workers=THREADS)
     try:
         times = in_turns(
             lambda: _use(loader.epoch(rows, rows, epoch=1)), lambda: _use(plain), repeats=5,

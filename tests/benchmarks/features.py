@@ -7,7 +7,7 @@ a bare one. Weights are random, images of the size of Market-1501's.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,10 @@ THREADS = len(os.sched_getaffinity(0))
 BATCH = 64
 
 
-class _Images(Dataset):
-    def __init__(self, paths: list[str], height: int, width: int) -> None:
+class Images(Dataset):
+    """The standard way, without what makes views of training."""
+
+    def __init__(self, paths: Sequence[str], height: int, width: int) -> None:
         self.paths = paths
         self.change = transforms.Compose([
             transforms.Resize((height, width)), transforms.ToTensor(),
@@ -65,7 +67,7 @@ def _extraction(name: str, height: int, width: int, stride: int, count: int) -> 
         records = Records(tuple(paths), zeros, zeros, zeros)
         reader = Reader(height, width, BATCH, THREADS, device, precision)
         loader = DataLoader(
-            _Images(paths, height, width), batch_size=BATCH, num_workers=THREADS,
+            Images(paths, height, width), batch_size=BATCH, num_workers=THREADS,
             pin_memory=torch.cuda.is_available(),
         )
 

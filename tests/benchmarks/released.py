@@ -51,14 +51,18 @@ class ReleasedPrompts:
     def losses(self, features: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
         """Return the losses of a batch of image features [B, D] and labels [B]."""
         text = self.encode(self.embedded(labels))
+        losses = {
+            "i2t": supcon_loss(features, text, labels, labels),
+            "t2i": supcon_loss(text, features, labels, labels),
+        }
+        if not self.config.lss_weight:
+            return losses
         distinct = self.embedded(labels.unique())
         copies = [
             self.encode(self.augmented(distinct, torch.Generator().manual_seed(seed + copy)))
             for copy in (0, 1)
         ]
-        return {
-            "i2t": supcon_loss(features, text, labels, labels),
-            "t2i": supcon_loss(text, features, labels, labels),
+        return losses | {
             "lss": agreement_loss(
                 self.head, *copies, kind="ntxent", temperature=self.config.lss_temperature
             ),

@@ -1,0 +1,140 @@
+"""A run as the released code carries one out: `python -m tests.benchmarks.released_trial WORDS`.
+
+The words are those of `launch/train.py`. Data by PIL and torchvision in a DataLoader, both stages'
+steps and the extraction of features as in `tests.benchmarks.released`, nothing kept for other runs;
+sampling, losses, ranking and the loop are ours. In fp32, on a CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from harness import loop
+from launch import train
+from svll import experiment, stage1, stage2
+from svll.data.splits import Part
+from svll.models.reid import ReIDModel
+from tests.benchmarks import released
+from tests.benchmarks.data import THREADS, Views
+from tests.benchmarks.features import Images
+
+
+class ReleasedTrial(experiment.Trial):
+    """The steps of a run in the released code's way."""
+
+    def frozen(self) -> Any:
+        return _Frozen(self)
+
+    def prompt_stage(self, objective: stage1.PromptObjective) -> loop.Stage:
+        # what our stage 1 tells of its prompts it does not measure
+        return replace(
+            super().prompt_stage(objective), objective=_Prompts(objective), validate=lambda _: {}
+        )
+
+    def train_loader(self) -> Any:
+        return _Loader(self)
+
+    def image_stage(self, objective: stage2.ImageObjective, loader: Any) -> loop.Stage:
+        config = self.config.stage2
+        return replace(
+            super().image_stage(objective, loader), objective=_Images(objective),
+            optimizer=released.optimizer(objective, config.lr, config.weight_decay),
+        )
+
+    def _encode(self, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
+        """Return the features of query and gallery; an image of both is encoded twice."""
+        found = []
+        for records in (part.query, part.gallery):
+            camera, view = map(torch.from_numpy, self._side(records, part))
+            side = torch.zeros(len(records), 1) if model.side is None else model.side(camera, view)
+            _, f12, fp = self.encoded(records.paths, None if model.side is None else side)
+            found.append(torch.cat([f12, fp], dim=1))
+        return found[0], found[1]
+
+    @torch.no_grad()
+    def encoded(self, paths: Sequence[str], side: Tensor | None) -> tuple[Tensor, ...]:
+        """Return f11, f12 and fp of images; side: see `released.encode_image`."""
+        data, batch = self.config.data, self.config.evaluation.batch
+        images = DataLoader(
+            Images(paths, data.height, data.width), batch_size=batch, num_workers=THREADS
+        )
+        found = [
+            released.encode_image(
+                self.clip.image.visual, each,
+                None if side is None else side[i * batch : (i + 1) * batch].detach(),
+            )
+            for i, each in enumerate(images)
+        ]
+        return tuple(torch.cat(features) for features in zip(*found, strict=True))
+
+    def initial(self) -> dict[str, Any]:
+        return {part.name: {} for part in self.splits.tests}
+
+    def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:
+        return self._rank(part, *self._encode(model, part)).as_json() | {
+            "dataset": part.name, "protocol": part.protocol
+        }
+
+
+class _Frozen:
+    """Features of the training images by the encoder as it is, made anew by each run."""
+
+    def __init__(self, trial: ReleasedTrial) -> None:
+        self.trial = trial
+
+    def of(self, paths: Sequence[str]) -> Tensor | None:
+        if paths != self.trial.splits.train.paths:
+            return None
+        return self.trial.encoded(paths, None)[2]
+
+
+class _Prompts(nn.Module):
+    def __init__(self, objective: stage1.PromptObjective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.standard = released.ReleasedPrompts(
+            objective.prompts, objective.text, objective.head, objective.config
+        )
+
+    def forward(self, batch: stage1.PromptBatch) -> dict[str, Tensor]:
+        return self.standard.losses(batch.features, batch.identities, batch.seed)
+
+
+class _Images(nn.Module):
+    def __init__(self, objective: stage2.ImageObjective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: stage2.ImageBatch) -> dict[str, Tensor]:
+        return released.image_losses(self.objective, batch)
+
+
+class _Loader:
+    """Batches of views from a DataLoader."""
+
+    def __init__(self, trial: ReleasedTrial) -> None:
+        data, config = trial.config.data, trial.config.stage2
+        self.views = Views(
+            trial.splits.train.paths, data.height, data.width, pad=config.pad,
+            others=bool(config.vss_weight),
+        )
+
+    def epoch(self, rows: Sequence[Any], _: Any, *, epoch: int) -> Iterator[dict[str, Tensor]]:
+        loader = DataLoader(self.views, batch_sampler=rows, num_workers=THREADS)
+        for index, views in zip(rows, loader, strict=True):
+            yield {
+                "rows": torch.from_numpy(index),
+                **dict(zip(("main", *experiment.VSS_VIEWS), views, strict=False)),
+            }
+
+    def close(self) -> None:
+        """As our loader's."""
+
+
+if __name__ == "__main__":
+    experiment.Trial = ReleasedTrial  # type: ignore[misc]
+    train.main()
