@@ -286,7 +286,7 @@ class EngineConfig:
     the number of ranks, the result is the same, so a run may go on under another."""
     recompute: bool = runtime(False)
     """Compute each transformer block again in the backward pass rather than keep what it computed:
-    a fraction of the memory for a third more time, and the same result."""
+    half of what they need, or less, for a quarter more time, and the same result."""
     accumulation: int = 1
     """Steps whose gradients are averaged before the optimizer moves."""
     clipping: float = 0.0

@@ -220,17 +220,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
         "if engine.rank() == 1: time.sleep(60)\n"
         "engine.any_rank(False)\n"
     )
-    port = str(ranks.free_port())
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-        )
-        for rank in range(2)
-    )
+    first, second = started(program, 2)
     try:
         told, _ = first.communicate(timeout=50)
     finally:
@@ -238,6 +228,33 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
         second.communicate()
     assert first.returncode == 1
     assert "see the logs of all ranks" in with_next_step(told.splitlines()[-1])
+
+
+def started(program: str, count: int) -> list[subprocess.Popen[str]]:
+    """Start a program as so many ranks."""
+    port = str(ranks.free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            },
+        )
+        for rank in range(count)
+    ]
+
+
+def test_ranks_can_end_right_after_a_collective() -> None:
+    program = (
+        "import torch\n"
+        "from harness import engine\n"
+        "engine.init_ranks()\n"
+        "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
+    )
+    for process in started(program, 4):
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, told
 
 
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
