@@ -1,7 +1,7 @@
 """Functions that Numba compiles: the loops that no array operation expresses well.
 
 Numba keeps what it compiled, and notices a change in a function's own file only: after one in a
-function that other files' compiled functions call, delete `__pycache__`.
+function or a constant that compiled functions of other files use, delete `__pycache__`.
 """
 
 from collections.abc import Callable

@@ -20,11 +20,14 @@ from harness.compiled import kernel
 from harness.decoding import decode_pipeline, file_names
 from harness.views import Changes, Transform
 
-CHANNELS = 3
+_CHANNELS = 3
 
 
 class CpuViews:
-    """One batch of views at a time, made in the background by `threads` threads."""
+    """One batch of views at a time, made in the background.
+
+    `threads` threads resize and write, after as many of DALI's have decoded the batch.
+    """
 
     def __init__(self, transform: Transform, *, batch_size: int, threads: int) -> None:
         self._transform = transform
@@ -34,7 +37,9 @@ class CpuViews:
         )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
         pixels = transform.height * transform.width
-        self._memory = _Memory(batch_size * len(transform.views) * CHANNELS * pixels)
+        self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)
+        self._colours = np.array([transform.mean, transform.std], dtype=np.float32)
+        self._table = erasing.normal_table()
         self._pending: tuple[list[Future[None]], NDArray[np.float32]] | None = None
 
     def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
@@ -43,7 +48,7 @@ class CpuViews:
         self._decoder.schedule_run()
         decoded = self._pool.submit(self._decoder.share_outputs)
         size = self._transform.height, self._transform.width
-        views = self._memory.take((len(changes), len(paths), CHANNELS, *size))
+        views = self._memory.take((len(changes), len(paths), _CHANNELS, *size))
         pads = np.array([view.pad for view in self._transform.views.values()])[:, None]
         crops = (
             np.stack([change.mirror for change in changes]),
@@ -71,8 +76,9 @@ class CpuViews:
         return list(torch.from_numpy(views))
 
     def close(self) -> None:
-        """Wait for the threads and end them."""
+        """Wait for the threads, then free them and the decoder."""
         self._pool.shutdown()
+        self._decoder = None
 
     def _fill(
         self, views: NDArray[np.float32], decoded: Future[Any], crops: tuple[NDArray[Any], ...],
@@ -80,21 +86,19 @@ class CpuViews:
     ) -> None:
         """Write every view of the images `first`, `first + threads`, ..."""
         [images] = decoded.result()
-        colours = np.array([self._transform.mean, self._transform.std], dtype=np.float32)
-        table = erasing.normal_table()
         for i in range(first, views.shape[1], self._threads):
-            _write(views, i, self._resized(np.asarray(images[i])), *crops, *colours)
+            _write(views, i, self._resized(np.asarray(images[i])), *crops, *self._colours)
             for view, change in zip(views, changes, strict=True):
-                erasing.erase_box(view[i], change.boxes[i], change.noise[i], table)
+                erasing.erase_box(view[i], change.boxes[i], change.noise[i], self._table)
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[h, w, C] -> [C, H, W]."""
+        """[h, w, C] -> [H, W, C]."""
         size = self._transform.height, self._transform.width
         resized = torch.nn.functional.interpolate(
             torch.from_numpy(image).permute(2, 0, 1)[None], size, mode=self._transform.resize,
             antialias=True,  # without it a shrunk image is up to 34 grey levels off
         )
-        return resized[0].contiguous().numpy()
+        return resized[0].permute(1, 2, 0).numpy()
 
 
 class _Memory:
@@ -119,10 +123,10 @@ class _Memory:
 def _write(views, i, image, mirror, left, top, mean, std):  # type: ignore[no-untyped-def]
     """Write the views [V, :, C, H, W] of image `i`: crop, mirror, normalise.
 
-    image [C, H, W] in grey levels; mirror, left, top [V, B]. The crop's corner is given in the
+    image [H, W, C] in grey levels; mirror, left, top [V, B]. The crop's corner is given in the
     mirrored image without its border, which is black.
     """
-    channels, height, width = image.shape
+    height, width, channels = image.shape
     level = np.float32(255)
     row = np.empty(width, np.float32)
     for c in range(channels):
@@ -133,12 +137,13 @@ def _write(views, i, image, mirror, left, top, mean, std):  # type: ignore[no-un
                     views[v, i, c, y] = black
         for y in range(height):
             for x in range(width):
-                row[x] = (np.float32(image[c, y, x]) / level - mean[c]) / std[c]
+                row[x] = (np.float32(image[y, x, c]) / level - mean[c]) / std[c]
             for v in range(len(views)):
                 if not 0 <= y - top[v, i] < height:
                     continue
                 target = views[v, i, c, y - top[v, i]]
-                first, last = max(0, -left[v, i]), min(width, width - left[v, i])
+                first = min(width, max(0, -left[v, i]))
+                last = max(0, min(width, width - left[v, i]))
                 target[:first] = black
                 target[last:] = black
                 if mirror[v, i]:

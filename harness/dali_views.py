@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import erasing
-from harness.decoding import decoded, empty_pipeline, file_names
+from harness.decoding import add_decoder, empty_pipeline, file_names
 from harness.views import Changes, Transform, View
 
 
@@ -28,6 +28,7 @@ class DaliViews:
             transform, batch_size=batch_size, threads=threads, device=device
         )
         self._pending: Sequence[Changes] | None = None
+        self._used: tuple[list[Tensor], torch.cuda.Event] | None = None
 
     def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
         """Start a batch of the images at `paths`; `changes` has one entry per view."""
@@ -50,11 +51,18 @@ class DaliViews:
         self._pipeline.release_outputs()
         # DALI does not use memory again that a tensor still holds, released or not.
         images = [torch.from_dlpack(output.as_tensor()) for output in outputs]
-        return [
+        views = [
             erasing.erase(image, change.boxes, change.noise) if view.erase
             else image.clone()  # out of DALI's memory: from there torch's own order protects it
             for view, image, change in zip(self._views.values(), images, changes, strict=True)
         ]
+        if stream is not None:
+            # The GPU may not have read DALI's memory yet: it is held until the next batch, and
+            # by then, after a step, there is nothing to wait for.
+            if self._used is not None:
+                self._used[1].synchronize()
+            self._used = images, stream.record_event()
+        return views
 
     def close(self) -> None:
         """Free the decoder's threads and memory."""
@@ -82,7 +90,8 @@ def _view_pipeline(
     with empty_pipeline(batch_size=batch_size, threads=threads, device=device) as pipeline:
         image = fn.resize(
             # Without antialias a shrunk image is up to 34 grey levels off.
-            decoded(device), resize_y=height, resize_x=width, interp_type=kernel, antialias=True,
+            add_decoder(device), resize_y=height, resize_x=width, interp_type=kernel,
+            antialias=True,
         )
         pads = {view.pad for view in views.values()}
         canvases = {pad: _padded(image, pad, height, width) for pad in pads}
@@ -97,8 +106,6 @@ def _view_pipeline(
 def _add_view(canvas: Any, name: str, view: View, transform: Transform) -> Any:
     from nvidia.dali import fn, types
 
-    # Also where it is never mirrored: without an input of its own, DALI would compute two views
-    # that look alike once, and erasing in one would erase in both.
     mirror = fn.external_source(name=f"{name}.mirror")
     place = {}
     if view.pad:

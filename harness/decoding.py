@@ -112,7 +112,7 @@ def unreadable(faults: list[Fault]) -> UserError:
 
 def decode_pipeline(*, batch_size: int, threads: int, device: torch.device) -> Any:
     with empty_pipeline(batch_size=batch_size, threads=threads, device=device) as pipeline:
-        pipeline.set_outputs(decoded(device))
+        pipeline.set_outputs(add_decoder(device))
     pipeline.build()
     return pipeline
 
@@ -130,7 +130,7 @@ def empty_pipeline(*, batch_size: int, threads: int, device: torch.device) -> An
     )
 
 
-def decoded(device: torch.device) -> Any:
+def add_decoder(device: torch.device) -> Any:
     """Add the nodes that read and decode the files named by the input "files" [H, W, 3]."""
     from nvidia.dali import fn, types
 

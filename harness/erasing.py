@@ -65,18 +65,28 @@ def erase(images: Tensor, boxes: NDArray[np.int64], keys: Words) -> Tensor:
     """
     _, channels, height, width = images.shape
     device = images.device
-    top, left, tall, wide = torch.from_numpy(boxes).to(device).T[:, :, None, None, None]
+    top, left, tall, wide = _sent(torch.from_numpy(boxes), device).T[:, :, None, None, None]
     rows = torch.arange(height, device=device)[:, None]
     columns = torch.arange(width, device=device)
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
     blocks = -(-width // _LANES)
     planes = torch.arange(channels, device=device)[:, None, None]
     counters = (planes * height + rows) * blocks + columns // _LANES  # [C, H, W]
-    first = torch.from_numpy(keys.view(np.int64)).to(device)[:, None, None, None]
+    first = _sent(torch.from_numpy(keys.view(np.int64)), device)[:, None, None, None]
     words = _mix(first + (counters + 1) * _signed(GOLDEN))
     levels = (words >> (columns % _LANES * _LANE_BITS)) & int(_MASK)
-    noise = torch.from_numpy(normal_table()).to(device)[levels]
+    noise = _table_on(device)[levels]
     return torch.where(inside, noise, images)
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Send a few numbers to a device without waiting for what it has to do before."""
+    return numbers.to(device, non_blocking=True)
+
+
+@functools.cache
+def _table_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(normal_table()).to(device)
 
 
 @functools.cache

@@ -38,9 +38,9 @@ class ImageLoader:
         mean: Colour = (0.5, 0.5, 0.5),
         std: Colour = (0.5, 0.5, 0.5),
     ) -> None:
-        """Prepare to read `paths`; `batch_size` is the largest batch on this rank, `threads` are
-        the decoder's, `device` is torch's name for where batches go ("cpu" or "cuda:0"). From
-        pixels (0..1) `mean` is subtracted and `std` divides what is left.
+        """Prepare to read `paths`; `batch_size` is the largest batch on this rank, so many
+        `threads` decode and as many make views, `device` is torch's name for where batches go
+        ("cpu" or "cuda:0"). From pixels (0..1) `mean` is subtracted and `std` divides what is left.
         """
         assert views, "no view asked for"
         assert "rows" not in views, "a batch holds its row numbers under this name"
@@ -99,8 +99,12 @@ class ImageLoader:
             )
             for index, view in enumerate(transform.views.values())
         ]
-        self._maker.begin([self._paths[row] for row in rows], changes)
         self._is_making = True
+        try:
+            self._maker.begin([self._paths[row] for row in rows], changes)
+        except BaseException:
+            self._end_maker()
+            raise
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""
@@ -108,9 +112,9 @@ class ImageLoader:
         self._is_making = False
         try:
             return dict(zip(self._transform.views, self._maker.take(), strict=True))
-        except RuntimeError as error:
-            self._end_maker()  # invalid from now on, says DALI
-            faults = self._faults(rows)
+        except BaseException as error:
+            self._end_maker()  # of no use from now on
+            faults = self._faults(rows) if isinstance(error, RuntimeError) else []
             if not faults:
                 raise
             raise unreadable(faults) from error
@@ -126,7 +130,7 @@ class ImageLoader:
     def _end_maker(self) -> None:
         if self._maker is not None:
             self._maker.close()
-        self._maker = None
+        self._maker, self._is_making = None, False
 
     def _faults(self, rows: Rows) -> list[Fault]:
         paths = dict.fromkeys(self._paths[row] for row in rows)

@@ -89,7 +89,8 @@ class Data:
     check: bool = runtime(True)
     """Decode every image once before training, so that a broken file is named at the start."""
     threads: int = runtime(0)
-    """Decoding threads per rank; 0: the cores that this process may use."""
+    """Threads per rank that decode, and as many that then make views; 0: the cores that this
+    process may use."""
 
     def faults(self) -> Faults:
         if not 0 <= self.validation < 1:

@@ -104,8 +104,7 @@ def set_up(config: Config) -> None:
             "this machine has no bf16 arithmetic and imitates it, many times slower than "
             "engine.precision=fp32"
         )
-    # on a GPU this would cost speed; there, runs agree to rounding
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    ranks.be_repeatable()
 
 
 class Trial:

@@ -1,4 +1,4 @@
-"""Three stage-2 views at 256 x 128 from JPEG: DALI and our erasing, against PIL and torchvision."""
+"""Three stage-2 views at 256 x 128 from JPEG: our loader, against PIL and torchvision."""
 
 import os
 import tempfile

@@ -118,6 +118,9 @@ class _Loader:
 
     def __init__(self, trial: ReleasedTrial) -> None:
         data, config = trial.config.data, trial.config.stage2
+        found = config.flip, config.erase, config.erase_area, config.vss_erase_area
+        assert found == (0.5, 0.5, (0.02, 1 / 3), (0.33, 1 / 3)), "Views does nothing else"
+        assert data.mean == data.std == (0.5, 0.5, 0.5), "likewise"
         self.views = Views(
             trial.splits.train.paths, data.height, data.width, pad=config.pad,
             others=bool(config.vss_weight),

@@ -252,9 +252,13 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         "engine.init_ranks()\n"
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
-    for process in started(program, 4):
-        told, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, told
+    processes = started(program, 4)
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * 4, told
 
 
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from harness import rng
+from harness import cpu_views, rng
 from harness.errors import UserError
 from harness.pipeline import ImageLoader, decoder_name
 from harness.views import View
@@ -98,8 +98,19 @@ def test_an_untouched_view_is_that_of_torchvision_to_the_bit(make_loader, photos
     assert torch.equal(made, torch.stack([transform(Image.open(path)) for path in small]))
 
 
-def test_mirror_and_crop_are_those_of_pil_on_the_resized_image(make_loader, photos):
-    pad, flip, views = 3, 0.5, {"main": View(flip=0.5, pad=3), "other": View(flip=0.5, pad=3)}
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK"])
+def test_images_of_other_kinds_become_rgb_as_pil_makes_them(make_loader, photos, tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    paths = [photos[0], str(tmp_path / f"other.{suffix}"), photos[4]]
+    Image.open(photos[0]).resize((WIDTH, HEIGHT)).convert(mode).save(paths[1])
+    made = grey_levels(run(make_loader(paths, views={"a": View()}), 3, order=range(3))["a"])
+    expected = np.asarray(Image.open(paths[1]).convert("RGB"), float)
+    assert np.abs(made[1] - expected).max() < (3 if mode == "CMYK" else 1e-3)
+
+
+@pytest.mark.parametrize("pad", [3, WIDTH + 9])
+def test_mirror_and_crop_are_those_of_pil_on_the_resized_image(make_loader, photos, pad):
+    flip, views = 0.5, {"main": View(flip=0.5, pad=pad), "other": View(flip=0.5, pad=pad)}
     resized = grey_levels(run(make_loader(photos, views={"test": View()}), 32)["test"])
     made = run(make_loader(photos, views=views), 32, epoch=5)
     for index, name in enumerate(views):
@@ -225,6 +236,30 @@ def test_a_batch_belongs_to_its_receiver(make_loader, photos):
     assert all(same(batch, copy) for batch, copy in zip(held, copies, strict=True))
     held[0]["rows"].zero_()
     assert rows[0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_row_of_a_view_keeps_its_memory_and_a_dropped_batch_gives_it_back(make_loader, photos):
+    loader = make_loader(photos)
+    rows = batches([0, 1] * 40, 2)
+    epoch = loader.epoch(rows, rows, epoch=1)
+    held = next(epoch)["first"][1].numpy()
+    copy, places = held.copy(), set()
+    for batch in epoch:
+        places.add(batch["main"].data_ptr())
+    assert (held == copy).all()
+    assert len(places) <= 3  # one is used, one being made, one just dropped
+
+
+def test_a_failure_of_any_kind_leaves_the_next_epoch_as_it_would_be(
+    make_loader, photos, monkeypatch
+):
+    expected = run(make_loader(photos), 16)
+    loader = make_loader(photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_views.CpuViews, "_resized", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run(loader, 16)
+    assert same(run(loader, 16), expected)
 
 
 def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken):
