@@ -13,9 +13,9 @@ from typing import Any
 from harness import population, takeovers
 from harness.cluster.ray_trial import (
     end_early,
+    end_paused,
     epoch_lines,
     judged,
-    mark_ended_early,
     note_judged,
 )
 from harness.config import build, changeable_keys, read_recipe, value_at
@@ -121,19 +121,17 @@ def make_scheduler(sweep: Sweep) -> Any:
                 return str(TrialScheduler.CONTINUE)
             decision = str(super().on_trial_result(controller, trial, result))
             if decision == TrialScheduler.STOP:
-                self._end(trial, result["epoch"])
+                log.info("%s: ended at epoch %s", trial, result["epoch"])
+                end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=result["epoch"])
             return decision
 
         def on_trial_remove(self, controller: Any, trial: Any) -> None:
             super().on_trial_remove(controller, trial)
             run = Run(Path(trial.config["run"]))
             if not run.is_complete():
-                self._end(trial, epoch_lines(run)[-1]["epoch"])
-                mark_ended_early(run)  # it was paused, so nobody else will
-
-        def _end(self, trial: Any, epoch: int) -> None:
-            log.info("%s: ended at epoch %s", trial, epoch)
-            end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=epoch)
+                epoch = epoch_lines(run)[-1]["epoch"]
+                log.info("%s: ended at epoch %s", trial, epoch)
+                end_paused(run, by="HyperBand", epoch=epoch)
 
     class _Population(FIFOScheduler):
         """Has bad runs go on from good ones; see `population` and `takeovers`."""

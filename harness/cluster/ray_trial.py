@@ -36,7 +36,7 @@ from harness.cluster.jobs import (
 from harness.errors import UserError
 from harness.files import read_json, write_json
 from harness.outcomes import flatten
-from harness.runs import Run, job_id
+from harness.runs import Run, job_id, lock_holder
 from harness.stopping import request_stop
 from harness.trial import execute
 
@@ -91,6 +91,17 @@ def early_end_file(run: Run) -> Path:
 def end_early(run: Run, *, by: str, epoch: int) -> None:
     """Let the run be marked as ended early once it stops; called before it is told to."""
     write_json(early_end_file(run), {"by": by, "epoch": epoch})
+
+
+def end_paused(run: Run, *, by: str, epoch: int) -> None:
+    """Have a run that is paused, or about to be, marked as ended early.
+
+    One that still saves is marked by its own process, which looks when it has let go of its lock:
+    the status that it sets before would replace ours.
+    """
+    end_early(run, by=by, epoch=epoch)
+    if lock_holder(run.lock_file) is None:
+        mark_ended_early(run)
 
 
 def mark_ended_early(run: Run) -> None:

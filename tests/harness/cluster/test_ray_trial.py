@@ -18,8 +18,10 @@ from harness.cluster.ray_trial import (
     Crew,
     WatchedRun,
     end_early,
+    end_paused,
     epoch_lines,
     flatten,
+    mark_ended_early,
     was_ended_early,
 )
 from harness.config import to_yaml
@@ -29,8 +31,8 @@ from harness.runs import Run, lock_holder
 
 @pytest.fixture
 def make_run(toy: ModuleType, tmp_path: Path) -> Any:
-    def make(**work: Any) -> Run:
-        run = Run(tmp_path / "runs" / "toys" / "0123456789ab")
+    def make(name: str = "0123456789ab", **work: Any) -> Run:
+        run = Run(tmp_path / "runs" / "toys" / name)
         run.create(to_yaml(toy.Config(work=toy.Work(**work))))
         return run
 
@@ -51,6 +53,22 @@ def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
 def test_nested_metrics_become_numbers_by_dotted_key() -> None:
     line = {"kind": "epoch", "epoch": 3, "ok": True, "validation": {"mAP": 0.5, "cmc": {"1": 0.7}}}
     assert flatten(line) == {"epoch": 3, "validation.mAP": 0.5, "validation.cmc.1": 0.7}
+
+
+def test_a_paused_run_that_is_ended_while_it_still_saves_is_marked_by_its_own_process(
+    make_run: Any
+) -> None:
+    saving, over = make_run(), make_run("ba9876543210")
+    with saving.lock():
+        end_paused(saving, by="HyperBand", epoch=3)
+        saving.set_status("stopped", reason="told to stop")
+    assert not was_ended_early(saving)
+    mark_ended_early(saving)
+    assert was_ended_early(saving)
+    over.set_status("stopped", reason="told to stop")
+    end_paused(over, by="HyperBand", epoch=3)
+    assert was_ended_early(over)
+    assert over.status()["reason"] == "stopped early by HyperBand at epoch 3"
 
 
 def test_every_epoch_is_told_and_the_end_brings_the_result(make_run: Any) -> None:
