@@ -104,7 +104,8 @@ class CpuViews:
 class _Memory:
     """Memory for batches, used again when nobody holds what was in it.
 
-    Fresh memory for each batch would cost a third of the speed: the system clears every page.
+    Fresh memory for each batch would cost a fifth to two fifths more time: the system clears its
+    pages.
     """
 
     def __init__(self, size: int) -> None:

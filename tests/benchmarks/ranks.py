@@ -7,12 +7,12 @@ timed apart: all gradients once, by the same means. Then what each ZeRO stage le
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 
+from harness.engine import free_port
 from tests.benchmarks.timing import Row
 
 COUNT = 2
@@ -55,9 +55,7 @@ def measure() -> Iterator[Row]:
 
 def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
     """Return what the first of `count` ranks has measured."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     cores = sorted(os.sched_getaffinity(0))
     processes = [
         subprocess.Popen(

@@ -45,13 +45,14 @@ class ReleasedTrial(experiment.Trial):
             optimizer=released.optimizer(objective, config.lr, config.weight_decay),
         )
 
+    @torch.no_grad()
     def _encode(self, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
         """Return the features of query and gallery; an image of both is encoded twice."""
         found = []
         for records in (part.query, part.gallery):
             camera, view = map(torch.from_numpy, self._side(records, part))
-            side = torch.zeros(len(records), 1) if model.side is None else model.side(camera, view)
-            _, f12, fp = self.encoded(records.paths, None if model.side is None else side)
+            side = None if model.side is None else model.side(camera, view)
+            _, f12, fp = self.encoded(records.paths, side)
             found.append(torch.cat([f12, fp], dim=1))
         return found[0], found[1]
 
@@ -65,7 +66,7 @@ class ReleasedTrial(experiment.Trial):
         found = [
             released.encode_image(
                 self.clip.image.visual, each,
-                None if side is None else side[i * batch : (i + 1) * batch].detach(),
+                None if side is None else side[i * batch : (i + 1) * batch],
             )
             for i, each in enumerate(images)
         ]
