@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from harness import engine as ranks
 from harness.pipeline import ImageLoader
 from harness.views import View
 from tests.benchmarks.timing import Row, in_turns, median_s, row
@@ -51,6 +52,7 @@ class Views(Dataset):
 
 def measure() -> Iterator[Row]:
     """Yield a row for small and one for large JPEGs."""
+    ranks.init_ranks()
     for height, width in ((128, 64), (500, 200)):
         with tempfile.TemporaryDirectory() as folder:
             paths = write_images(Path(folder), height, width, COUNT)
@@ -58,22 +60,32 @@ def measure() -> Iterator[Row]:
 
 
 def _views(name: str, paths: list[str]) -> Row:
-    view = View(flip=0.5, pad=10, erase=0.5)
-    other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
     rows = [np.arange(i, i + BATCH) for i in range(0, COUNT, BATCH)]
-    loader = ImageLoader(
-        paths, height=HEIGHT, width=WIDTH, views={"main": view, "a": other, "b": other},
-        resize="bicubic", batch_size=BATCH, seed=1, threads=THREADS, device="cpu",
+    loader = three_views(paths, BATCH)
+    plain = DataLoader(
+        Views(paths, HEIGHT, WIDTH), batch_size=BATCH, num_workers=THREADS,
+        pin_memory=torch.cuda.is_available(),
     )
-    plain = DataLoader(Views(paths, HEIGHT, WIDTH), batch_size=BATCH, num_workers=THREADS)
     try:
         times = in_turns(
-            lambda: _use(loader.epoch(rows, rows, epoch=1)), lambda: _use(plain), repeats=5,
+            lambda: _use(loader.epoch(rows, rows, epoch=1)),
+            lambda: _use([view.to(ranks.device()) for view in views] for views in plain),
+            repeats=5,
         )
     finally:
         loader.close()
     floor = median_s(lambda: [Image.open(path).load() for path in paths]) / THREADS
     return row(name, "ms/image", *times, floor=floor, per=COUNT / 1000)
+
+
+def three_views(paths: Sequence[str], batch: int) -> ImageLoader:
+    """Return our way of making the views "main", "a" and "b" on this rank's device."""
+    view = View(flip=0.5, pad=10, erase=0.5)
+    other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
+    return ImageLoader(
+        paths, height=HEIGHT, width=WIDTH, views={"main": view, "a": other, "b": other},
+        resize="bicubic", batch_size=batch, seed=1, threads=THREADS, device=str(ranks.device()),
+    )
 
 
 def _use(batches: Iterable[object]) -> None:

@@ -11,6 +11,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from harness.engine import free_port
 from tests.benchmarks.timing import Row
@@ -21,46 +24,88 @@ IMAGES = 4
 SPLIT = 4
 """Ranks between which ZeRO splits; one image each, so that most of the memory is the model's."""
 REPEATS = 3
+TURNS = 8
+"""Steps of one rank, and of two, that are compared."""
 
 
 def measure() -> Iterator[Row]:
     """Yield the row of speed, and one for each ZeRO stage."""
-    # in turns, twice: a busy machine slows both
-    taken: dict[int, list[list[float]]] = {1: [], COUNT: []}
-    sent: list[float] = []
-    for _ in range(2):
-        for count in (1, COUNT):
-            told = _run(count, IMAGES)
-            taken[count].append(told["steps"])
-            sent += told["sent"] if count > 1 else []
-    alone, together = (
-        [s / IMAGES for steps in taken[count] for s in steps] for count in (1, COUNT)
-    )
+    alone, together, sent = _in_turns()
     ours, baseline = statistics.median(together), statistics.median(alone)
+    shares = [one / other for one, other in zip(alone, together, strict=True)]
     yield Row(
-        f"stage-2 step, {COUNT} ranks of one core", "s/image and core", ours, baseline, None,
-        note=f"images/s per core: {baseline / ours:.0%} of one rank's; gradients take "
-             f"{statistics.median(sent):.2f} s of {ours * IMAGES:.1f} s",
+        f"stage-2 step, {COUNT} ranks of one core", "s/image and core", ours / IMAGES,
+        baseline / IMAGES, None,
+        note=f"images/s per core: {statistics.median(shares):.0%} of one rank's, "
+             f"{min(shares):.0%} to {max(shares):.0%} in {TURNS} turns; gradients take "
+             f"{statistics.median(sent):.2f} s of {ours:.1f} s",
         spread=(max(together) - min(together)) / 2 / ours,
         baseline_spread=(max(alone) - min(alone)) / 2 / baseline,
     )
     for zero in (0, 1, 2):
-        told = _run(SPLIT, 1, zero)
+        with _ranks(SPLIT, 1, zero) as ranks:
+            taken = [ranks.step() for _ in range(REPEATS)]
+            memory = ranks.end()["memory_mb"]
         yield Row(
-            f"{SPLIT} ranks, one image each, ZeRO {zero}", "s/step",
-            statistics.median(told["steps"]), None, None, told["memory_mb"][0],
-            note="memory: all that a rank holds at its peak",
+            f"{SPLIT} ranks, one image each, ZeRO {zero}", "s/step", statistics.median(taken),
+            None, None, memory, note="memory: all that a rank holds at its peak",
         )
 
 
-def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
-    """Return what the first of `count` ranks has measured."""
+def _in_turns() -> tuple[list[float], list[float], list[float]]:
+    """Return seconds of steps of one rank, of steps of two, and of sending their gradients.
+
+    All live at once and step in turns, so that a machine that slows down slows both.
+    """
+    with _ranks(1, IMAGES) as one, _ranks(COUNT, IMAGES) as two:
+        taken = [(one.step(), two.step()) for _ in range(TURNS)]
+        sent = two.end()["sent"]
+    return [alone for alone, _ in taken], [together for _, together in taken], sent
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Processes that make a step whenever they are told to."""
+
+    processes: list[subprocess.Popen[str]]
+
+    def step(self) -> float:
+        """Return the seconds of one step, of the rank that took longest."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("step\n")
+            process.stdin.flush()
+        return max(told["step"] for told in self.told())
+
+    def end(self) -> dict[str, Any]:
+        """Return what the rank that held most tells when there are no more steps."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        return max(self.told(), key=lambda told: told["memory_mb"])
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return what each rank tells next."""
+        return [_told(process) for process in self.processes]
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):  # DeepSpeed writes there, too
+            return json.loads(line)
+    raise RuntimeError(f"a rank ended with status {process.wait()}; its errors are above")
+
+
+@contextmanager
+def _ranks(count: int, images: int, zero: int = 0) -> Iterator[_Ranks]:
+    """Start `count` ranks of one core each; they end with the block, or with this process."""
     port = str(free_port())
     cores = sorted(os.sched_getaffinity(0))
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
@@ -69,14 +114,21 @@ def _run(count: int, images: int, zero: int = 0) -> dict[str, list[float]]:
         )
         for rank in range(count)
     ]
-    told = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, told, strict=True):
-        assert process.returncode == 0, errors[-2000:]
-    return json.loads(told[0][0].splitlines()[-1])
+    try:
+        ranks = _Ranks(processes)
+        ranks.told()  # they are ready: one step that does not count was made
+        yield ranks
+    finally:
+        for process in processes:
+            with process:
+                process.kill()
 
 
 def _rank(images: int, zero: int) -> None:
-    """Be one rank: print the seconds of some steps, and of sending gradients."""
+    """Be one rank: for each line that is read make a step and print its seconds.
+
+    After the last print the memory that was held at most, and the seconds of sending gradients.
+    """
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
     import torch
 
@@ -105,17 +157,16 @@ def _rank(images: int, zero: int) -> None:
 
     step()
     engine.forget_peak()
-    steps = []
-    for _ in range(REPEATS):
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
         engine.barrier()
-        steps.append(seconds(step))
-    memory = [1000 * engine.peak_memory_gb()]
+        print(json.dumps({"step": seconds(step)}), flush=True)
+    memory = 1000 * engine.peak_memory_gb()
     numbers = torch.zeros(sum(p.numel() for p in objective.parameters() if p.requires_grad))
     sent = [
         seconds(lambda: torch.distributed.all_reduce(numbers)) for _ in range(REPEATS)
     ] if engine.world_size() > 1 else []
-    if engine.rank() == 0:
-        print(json.dumps({"steps": steps, "sent": sent, "memory_mb": memory}))
+    print(json.dumps({"sent": sent, "memory_mb": memory}), flush=True)
     trained.destroy()
 
 

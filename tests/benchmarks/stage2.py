@@ -3,10 +3,14 @@
 Against the released code's way: three calls of CLIP's own modules, a group of Adam for each
 parameter. Images and weights are random. The floor is the matrix products of our step at the speed
 of a bare one. In fp32; in bf16 too where the processor computes in it; on a GPU in bf16 alone.
+Then steps that are fed from JPEG files, and steps that compute blocks again.
 """
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from harness import engine as ranks
@@ -16,56 +20,46 @@ from svll.encode import autocast
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
 from tests.benchmarks import products, released
+from tests.benchmarks.data import three_views, write_images
 from tests.benchmarks.timing import Row, apart, in_turns, row
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES, CAMERAS, VIEWS = 751, 6, 3
+FED_STEPS = 20 if torch.cuda.is_available() else 2
 
 
 def measure() -> Iterator[Row]:
-    """Yield a row for each precision that this machine computes in."""
+    """Yield a row for each precision that this machine computes in, and the two others."""
     if not torch.cuda.is_available():
         yield apart(_step, "fp32", 8)
     if ranks.has_fast_bf16():
         yield apart(_step, "bf16", 64 if torch.cuda.is_available() else 8)
+    yield apart(_fed, 64 if torch.cuda.is_available() else 4)
     yield apart(_recomputed, 64 if torch.cuda.is_available() else 4)
 
 
 def _step(precision: ranks.Precision, images: int) -> Row:
     ranks.init_ranks()
     objective, batch = made(images)
-    weights = stage2.loss_weights(objective.config)
     config = objective.config
     plain = released.optimizer(objective, config.lr, config.weight_decay)
-    engine = ranks.start_engine(
-        objective, stage2.optimizer(objective, config), batch=images, precision=precision, zero=0,
-        accumulation=1, clipping=0.0,
-    )
+    ours = _started(objective, images, precision)
     device = str(ranks.device())
-
-    def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-
-    def ours() -> float:
-        loss = total(engine(batch))
-        engine.backward(loss)
-        engine.step()
-        return loss.item()
 
     def baseline() -> float:
         plain.zero_grad()
         # the released code has only what a GPU of its time had: autocast, in fp16
         with autocast(device, precision if torch.cuda.is_available() else "fp32"):
-            loss = total(released.image_losses(objective, batch))
+            loss = _total(objective, released.image_losses(objective, batch))
         loss.backward()
         plain.step()
         return loss.item()
 
     with torch.no_grad(), autocast(device, precision):
-        ours_loss = total(engine(batch)).item()
-        other_loss = total(released.image_losses(objective, batch)).item()
-    done = products.operations(ours)
-    times = in_turns(ours, baseline)
+        ours_loss = _total(objective, objective(batch)).item()
+        other_loss = _total(objective, released.image_losses(objective, batch)).item()
+    done = products.operations(lambda: ours(batch))
+    times = in_turns(lambda: ours(batch), baseline, repeats=5)
     floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)
     told = [
         f"losses {ours_loss:.6g} and {other_loss:.6g}",
@@ -78,12 +72,65 @@ def _step(precision: ranks.Precision, images: int) -> Row:
     )
 
 
+def _started(
+    objective: stage2.ImageObjective, images: int, precision: ranks.Precision
+) -> Callable[[stage2.ImageBatch], float]:
+    """Return our step, as training does it; it returns its loss."""
+    engine = ranks.start_engine(
+        objective, stage2.optimizer(objective, objective.config), batch=images,
+        precision=precision, zero=0, accumulation=1, clipping=0.0,
+    )
+
+    def step(batch: stage2.ImageBatch) -> float:
+        loss = _total(objective, engine(batch))
+        engine.backward(loss)
+        engine.step()
+        return loss.item()
+
+    return step
+
+
+def _total(objective: stage2.ImageObjective, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    weights = stage2.loss_weights(objective.config)
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def _fed(images: int) -> Row:
+    """How long the device waits for data: steps fed from files, against one batch held ready."""
+    ranks.init_ranks()
+    objective, batch = made(images)
+    precision: ranks.Precision = "bf16" if ranks.has_fast_bf16() else "fp32"
+    step = _started(objective, images, precision)
+    rows = [np.arange(i, i + images) for i in range(0, FED_STEPS * images, images)]
+    with tempfile.TemporaryDirectory(prefix="stage2-") as folder:
+        loader = three_views(write_images(Path(folder), 128, 64, FED_STEPS * images), images)
+
+        def fed() -> None:
+            for made_views in loader.epoch(rows, rows, epoch=1):
+                views = [made_views[name] for name in ("main", "a", "b")]
+                step(stage2.ImageBatch(views, batch.identities, batch.camera, batch.view))
+
+        def held() -> None:
+            for _ in rows:
+                step(batch)
+
+        try:
+            times = in_turns(fed, held)
+        finally:
+            loader.close()
+    waiting = 1 - times[1].median / times[0].median
+    return row(
+        f"stage-2 steps from JPEGs, {precision}, {images} images x 3 views", "s/image", *times,
+        per=FED_STEPS * images,
+        note=f"against a batch held ready: the device waits {max(0, waiting):.1%} of the time",
+    )
+
+
 def _recomputed(images: int) -> Row:
     """What it costs, and spares, to compute blocks again; the baseline keeps what they computed."""
     ranks.init_ranks()
     objective, batch = made(images)
     precision = "bf16" if torch.cuda.is_available() else "fp32"
-    weights = stage2.loss_weights(objective.config)
     objective.train()
 
     def step(recompute: bool) -> None:
@@ -91,7 +138,7 @@ def _recomputed(images: int) -> Row:
         objective.model.encoder.recompute = recompute
         with autocast(str(ranks.device()), precision):
             losses = objective(batch)
-        torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
+        _total(objective, losses).backward()
 
     times = in_turns(lambda: step(True), lambda: step(False))
     return row(
