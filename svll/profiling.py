@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness import engine as ranks
@@ -152,6 +153,8 @@ def _summary(
         if event.key in phases:
             phases[event.key] += event.cpu_time_total / 1e6
             continue
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel: the operation that started it has its time, and a telling name
         own = event.self_device_time_total if torch.cuda.is_available() else (
             event.self_cpu_time_total
         )

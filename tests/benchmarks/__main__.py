@@ -1,16 +1,16 @@
 """Measure parts of the project against the standard way, in one run: `make bench [PART=data]`.
 
 Prints, for each part, our time, the baseline's, their ratio, the floor, our time in multiples of
-it, and memory; the same goes to runs/bench as JSON.
+it, and memory; the same goes to runs/bench as JSON. A part that fails does not end the others.
 """
 
 import dataclasses
 import importlib
 import os
 import platform
-import resource
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -36,20 +36,28 @@ def main(wanted: str) -> int:
         "part", "unit", "ours", "+-", "baseline", "+-", "ratio", "floor", "ours/floor", "memory",
         "its baseline",
     )
-    rows = []
+    rows: list[Row] = []
+    failed = []
+    file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{wanted}.json"
+    machine = _machine()
     for part in PARTS if wanted == "all" else (wanted,):
-        for row in importlib.import_module(f"tests.benchmarks.{part}").measure():
-            rows.append(row)
-            table.add_row(*_cells(row))
-            print(*_cells(row), row.note, sep="  ", file=sys.stderr, flush=True)
+        try:
+            for row in importlib.import_module(f"tests.benchmarks.{part}").measure():
+                rows.append(row)
+                write_json(file, {"machine": machine, "rows": [_as_json(row) for row in rows]})
+                table.add_row(*_cells(row))
+                print(*_cells(row), row.note, sep="  ", file=sys.stderr, flush=True)
+        except Exception:  # the parts after it take hours, and those before it took them
+            traceback.print_exc()
+            failed.append(part)
     Console(width=170).print(table)
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.note}")
-    file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{wanted}.json"
-    write_json(file, {"machine": _machine(), "rows": [_as_json(row) for row in rows]})
     print(f"kept: {file}")
-    return 0
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
 
 
 def _machine() -> dict[str, str | int]:
@@ -75,9 +83,9 @@ def _cells(row: Row) -> list[str]:
     baseline = ("", "") if row.baseline is None else (
         f"{row.baseline:.3g}", f"{row.baseline / row.ours:.2f} x"
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    memory = f"{peak:,.0f} MB in all" if row.memory_mb is None else f"{row.memory_mb:,.0f} MB"
-    other = "" if row.baseline_memory_mb is None else f"{row.baseline_memory_mb:,.0f} MB"
+    memory, other = (
+        "" if mb is None else f"{mb:,.0f} MB" for mb in (row.memory_mb, row.baseline_memory_mb)
+    )
     floor = ("", "") if row.floor is None else (
         f"{row.floor:.3g}", f"{row.ours / row.floor:.2f} x"
     )

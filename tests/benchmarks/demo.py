@@ -36,7 +36,9 @@ def measure() -> Iterator[Row]:
             baseline = seconds(lambda: _one_by_one(place, *words))  # noqa: B023
             yield Row(
                 f"the demo's sweep, against trials {way}", "s", ours, baseline, None,
-                note=f"best test mAP {_best(folder / 'sweep'):.3f} and {_best(place):.3f}",
+                _peak_mb(folder / "sweep"), _peak_mb(place),
+                f"best test mAP {_best(folder / 'sweep'):.3f} and {_best(place):.3f}; memory: all "
+                "that one trial holds at its peak",
             )
 
 
@@ -55,6 +57,12 @@ def _call(runs: Path, *words: object) -> None:
         env={**os.environ, "PYTHONPATH": str(Path.cwd())}, capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _peak_mb(folder: Path) -> float:
+    """Return the most memory that one of the trials below a folder tells of."""
+    lines = [line for f in folder.rglob("metrics.jsonl") for line in f.read_text().splitlines()]
+    return 1000 * max(json.loads(line).get("memory_gb", 0.0) for line in lines)
 
 
 def _best(folder: Path) -> float:

@@ -22,9 +22,10 @@ from svll.data.records import Records
 from svll.encode import Reader, autocast, encode_shard
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from tests.benchmarks import products, released
+from tests.benchmarks import released
 from tests.benchmarks.data import write_images
-from tests.benchmarks.timing import Row, apart, in_turns, row
+from tests.benchmarks.products import products_row
+from tests.benchmarks.timing import Row, apart
 
 THREADS = len(os.sched_getaffinity(0))
 BATCH = 64
@@ -60,7 +61,7 @@ def _extraction(name: str, height: int, width: int, stride: int, count: int) -> 
     model = ReIDModel(load_clip(name, None, height=height, width=width, stride=stride).image, None)
     model = model.to(ranks.device()).eval()
     device = str(ranks.device())
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: ranks.Precision = "bf16" if torch.cuda.is_available() else "fp32"
     with tempfile.TemporaryDirectory(prefix="features-") as folder:
         paths = write_images(Path(folder), 128, 64, count)
         zeros = np.zeros(count, dtype=np.int64)
@@ -86,11 +87,10 @@ def _extraction(name: str, height: int, width: int, stride: int, count: int) -> 
             return torch.cat(found)
 
         near = torch.nn.functional.cosine_similarity(ours(), baseline()).min().item()
-        done = products.operations(ours)
-        times = in_turns(ours, baseline)
-    floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)
-    told = f"{count} images, features' least cosine {near:.6f}"
-    return row(
-        f"feature extraction, {name}", "ms/image", *times, floor=floor, per=count / 1000,
-        note=", ".join(filter(None, (told, products.utilisation(done, times[0].median)))),
-    )
+        return products_row(
+            f"feature extraction, {name}", "ms/image", ours, baseline, precision=precision,
+            images=count, per=count / 1000, told=(
+                f"{count} images, features' least cosine {near:.6f}",
+                "its baseline's memory is without its workers",
+            ),
+        )

@@ -1,17 +1,35 @@
-"""The floor of what is mostly matrix products: their operations at the speed of a bare product."""
+"""Rows of what is mostly matrix products: their floor is a bare product's speed."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import engine as ranks
-from tests.benchmarks.timing import median_s
+from tests.benchmarks.timing import Row, in_turns, row
 
-SIZE = 1536
+SIZE, COUNT = (8192, 20) if torch.cuda.is_available() else (1536, 9)
+"""Of bare products, and how many are timed together: on a GPU a start must not count."""
 KNOWN_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Operations per second of dense bf16 products, as the makers state them."""
+
+
+def products_row(
+    name: str, unit: str, ours: Callable[[], Any], baseline: Callable[[], Any], *,
+    precision: ranks.Precision, images: int, per: float = 1.0, repeats: int = 3,
+    told: Sequence[str] = (),
+) -> Row:
+    """Time two ways and the bare product in turns; a call handles `images`, and `per` units."""
+    done = operations(ours)
+    bare = bare_products(torch.bfloat16 if precision == "bf16" else torch.float32)
+    our, other, least = in_turns(ours, baseline, bare.work, repeats=repeats)
+    floor = done * least.median / bare.operations
+    notes = [
+        *told, f"bare products (+-{least.spread:.0%}) are {floor / our.median:.0%} of ours",
+        f"{images / our.median:.3g} images/s", _utilisation(done, our.median),
+    ]
+    return row(name, unit, our, other, floor=floor, per=per, note=", ".join(filter(None, notes)))
 
 
 def operations(work: Callable[[], Any]) -> float:
@@ -21,15 +39,26 @@ def operations(work: Callable[[], Any]) -> float:
     return float(counted.get_total_flops())
 
 
-def speed(dtype: torch.dtype = torch.float32) -> float:
-    """Return the operations per second of a bare product here."""
+class Bare(NamedTuple):
+    """Products and nothing else."""
+
+    work: Callable[[], None]
+    operations: float
+
+
+def bare_products(dtype: torch.dtype) -> Bare:
+    """Return some large products, and how many operations they have."""
     a, b = (torch.randn(SIZE, SIZE, device=ranks.device(), dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
-    return 2 * SIZE**3 / median_s(lambda: torch.mm(a, b, out=out), repeats=9)
+    def work() -> None:
+        for _ in range(COUNT):
+            torch.mm(a, b, out=out)
+
+    return Bare(work, COUNT * 2 * SIZE**3)
 
 
-def utilisation(done: float, taken_s: float) -> str:
+def _utilisation(done: float, taken_s: float) -> str:
     """Return the share of a known GPU's stated speed that was reached, in words; else nothing."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((speed for kind, speed in KNOWN_PEAKS.items() if kind in name), None)

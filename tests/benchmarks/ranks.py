@@ -3,6 +3,7 @@
 Each rank has as many images as the one alone, so that equal times are equal work per core. ViT-B/16
 at 256 x 128, stride 12, three views; DeepSpeed as in training. What the ranks say to each other is
 timed apart: all gradients once, by the same means. Then what each ZeRO stage leaves a rank to hold.
+On GPUs in bf16, one for each rank; rows for which there are too few are left out.
 """
 
 import json
@@ -11,12 +12,16 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.engine import free_port
-from tests.benchmarks.timing import Row
+import torch
+
+from harness import engine
+from svll import stage2
+from tests.benchmarks.stage2 import made, started
+from tests.benchmarks.timing import Row, row, seconds, times
 
 COUNT = 2
 IMAGES = 4
@@ -29,38 +34,39 @@ TURNS = 8
 
 
 def measure() -> Iterator[Row]:
-    """Yield the row of speed, and one for each ZeRO stage."""
-    alone, together, sent = _in_turns()
-    ours, baseline = statistics.median(together), statistics.median(alone)
-    shares = [one / other for one, other in zip(alone, together, strict=True)]
-    yield Row(
-        f"stage-2 step, {COUNT} ranks of one core", "s/image and core", ours / IMAGES,
-        baseline / IMAGES, None,
-        note=f"images/s per core: {statistics.median(shares):.0%} of one rank's, "
-             f"{min(shares):.0%} to {max(shares):.0%} in {TURNS} turns; gradients take "
-             f"{statistics.median(sent):.2f} s of {ours:.1f} s",
-        spread=(max(together) - min(together)) / 2 / ours,
-        baseline_spread=(max(alone) - min(alone)) / 2 / baseline,
-    )
-    for zero in (0, 1, 2):
+    """Yield the row of speed, and one for each ZeRO stage, where each rank has a device."""
+    if _fit(COUNT):
+        yield _in_turns()
+    for zero in (0, 1, 2) if _fit(SPLIT) else ():
         with _ranks(SPLIT, 1, zero) as ranks:
             taken = [ranks.step() for _ in range(REPEATS)]
-            memory = ranks.end()["memory_mb"]
-        yield Row(
-            f"{SPLIT} ranks, one image each, ZeRO {zero}", "s/step", statistics.median(taken),
-            None, None, memory, note="memory: all that a rank holds at its peak",
+            memory_mb = ranks.end()["memory_mb"]
+        yield row(
+            f"{SPLIT} ranks, one image each, ZeRO {zero}", "s/step", times(taken, memory_mb),
+            note="memory: all that each rank holds at its peak",
         )
 
 
-def _in_turns() -> tuple[list[float], list[float], list[float]]:
-    """Return seconds of steps of one rank, of steps of two, and of sending their gradients.
+def _fit(count: int) -> bool:
+    """Return whether so many ranks have a device each: a core may be shared, a GPU may not."""
+    return not torch.cuda.is_available() or torch.cuda.device_count() >= count
 
-    All live at once and step in turns, so that a machine that slows down slows both.
-    """
-    with _ranks(1, IMAGES) as one, _ranks(COUNT, IMAGES) as two:
-        taken = [(one.step(), two.step()) for _ in range(TURNS)]
-        sent = two.end()["sent"]
-    return [alone for alone, _ in taken], [together for _, together in taken], sent
+
+def _in_turns() -> Row:
+    """Time steps of one rank and of more; all live at once, so that a busy machine slows both."""
+    with _ranks(1, IMAGES) as one, _ranks(COUNT, IMAGES) as more:
+        taken = [(one.step(), more.step()) for _ in range(TURNS)]
+        end, other_end = more.end(), one.end()
+    alone, together = (list(each) for each in zip(*taken, strict=True))
+    shares = [a / b for a, b in taken]
+    step_s = statistics.median(together)
+    return row(
+        f"stage-2 step, {COUNT} ranks of one core", "s/image and core",
+        times(together, end["memory_mb"]), times(alone, other_end["memory_mb"]), per=IMAGES,
+        note=f"{min(shares):.2f} to {max(shares):.2f} x in {TURNS} turns; gradients sent alone "
+             f"take {statistics.median(end['sent']):.2f} s, a step {step_s:.1f} s; "
+             "memory: all that a rank holds at its peak",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,15 +79,17 @@ class _Ranks:
         """Return the seconds of one step, of the rank that took longest."""
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.write("step\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # of one that has failed: told() says so
+                process.stdin.write("step\n")
+                process.stdin.flush()
         return max(told["step"] for told in self.told())
 
     def end(self) -> dict[str, Any]:
         """Return what the rank that held most tells when there are no more steps."""
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         return max(self.told(), key=lambda told: told["memory_mb"])
 
     def told(self) -> list[dict[str, Any]]:
@@ -100,28 +108,29 @@ def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
 @contextmanager
 def _ranks(count: int, images: int, zero: int = 0) -> Iterator[_Ranks]:
     """Start `count` ranks of one core each; they end with the block, or with this process."""
-    port = str(free_port())
+    port = str(engine.free_port())
     cores = sorted(os.sched_getaffinity(0))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-                "CORE": str(cores[rank % len(cores)]),
-            },
-        )
-        for rank in range(count)
-    ]
+    processes: list[subprocess.Popen[str]] = []
     try:
+        for rank in range(count):
+            processes.append(subprocess.Popen(
+                [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env={
+                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                    "OMP_NUM_THREADS": "1", "CORE": str(cores[rank % len(cores)]),
+                },
+            ))
         ranks = _Ranks(processes)
         ranks.told()  # they are ready: one step that does not count was made
         yield ranks
     finally:
         for process in processes:
-            with process:
-                process.kill()
+            process.kill()
+        for process in processes:
+            with suppress(BrokenPipeError), process:
+                pass  # closes its pipes and waits for it
 
 
 def _rank(images: int, zero: int) -> None:
@@ -130,13 +139,6 @@ def _rank(images: int, zero: int) -> None:
     After the last print the memory that was held at most, and the seconds of sending gradients.
     """
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
-    import torch
-
-    from harness import engine
-    from svll import stage2
-    from tests.benchmarks.stage2 import made
-    from tests.benchmarks.timing import seconds
-
     engine.init_ranks()
     objective, every = made(images * engine.world_size())
     own = slice(images * engine.rank(), images * (engine.rank() + 1))
@@ -144,30 +146,31 @@ def _rank(images: int, zero: int) -> None:
         [view[own] for view in every.views], every.identities[own], every.camera[own],
         every.view[own],
     )
-    weights = stage2.loss_weights(objective.config)
-    trained = engine.start_engine(
-        objective, stage2.optimizer(objective, objective.config), batch=len(every.identities),
-        precision="fp32", zero=zero, accumulation=1, clipping=0.0,
-    )
-
-    def step() -> None:
-        losses = trained(batch)
-        trained.backward(torch.stack([weights[n] * loss for n, loss in losses.items()]).sum())
-        trained.step()
-
-    step()
+    precision: engine.Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    step = started(objective, len(every.identities), precision, zero)
+    step(batch)
     engine.forget_peak()
-    print(json.dumps({"ready": True}), flush=True)
+    _tell({"ready": True})
     for _ in sys.stdin:
         engine.barrier()
-        print(json.dumps({"step": seconds(step)}), flush=True)
-    memory = 1000 * engine.peak_memory_gb()
-    numbers = torch.zeros(sum(p.numel() for p in objective.parameters() if p.requires_grad))
-    sent = [
-        seconds(lambda: torch.distributed.all_reduce(numbers)) for _ in range(REPEATS)
-    ] if engine.world_size() > 1 else []
-    print(json.dumps({"sent": sent, "memory_mb": memory}), flush=True)
-    trained.destroy()
+        _tell({"step": seconds(lambda: step(batch))})
+    memory_mb = 1000 * engine.peak_memory_gb()
+    count = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    sent = _sent(torch.zeros(count, device=engine.device())) if engine.world_size() > 1 else []
+    _tell({"sent": sent, "memory_mb": memory_mb})
+
+
+def _sent(numbers: torch.Tensor) -> list[float]:
+    torch.distributed.all_reduce(numbers)
+    taken = []
+    for _ in range(REPEATS):
+        engine.barrier()
+        taken.append(seconds(lambda: torch.distributed.all_reduce(numbers)))
+    return taken
+
+
+def _tell(told: dict[str, Any]) -> None:
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The words are those of `launch/train.py`. Data by PIL and torchvision in a DataLoader, both stages'
 steps and the extraction of features as in `tests.benchmarks.released`, nothing kept for other runs;
-sampling, losses, ranking and the loop are ours. In fp32, on a CPU.
+sampling, losses, ranking and the loop are ours. Features in fp32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from harness import engine as ranks
 from harness import loop
 from launch import train
 from svll import experiment, stage1, stage2
@@ -50,7 +51,9 @@ class ReleasedTrial(experiment.Trial):
         """Return the features of query and gallery; an image of both is encoded twice."""
         found = []
         for records in (part.query, part.gallery):
-            camera, view = map(torch.from_numpy, self._side(records, part))
+            camera, view = (
+                torch.from_numpy(each).to(ranks.device()) for each in self._side(records, part)
+            )
             side = None if model.side is None else model.side(camera, view)
             _, f12, fp = self.encoded(records.paths, side)
             found.append(torch.cat([f12, fp], dim=1))
@@ -65,7 +68,7 @@ class ReleasedTrial(experiment.Trial):
         )
         found = [
             released.encode_image(
-                self.clip.image.visual, each,
+                self.clip.image.visual, each.to(ranks.device()),
                 None if side is None else side[i * batch : (i + 1) * batch],
             )
             for i, each in enumerate(images)
@@ -130,10 +133,9 @@ class _Loader:
     def epoch(self, rows: Sequence[Any], _: Any, *, epoch: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(self.views, batch_sampler=rows, num_workers=THREADS)
         for index, views in zip(rows, loader, strict=True):
-            yield {
-                "rows": torch.from_numpy(index),
-                **dict(zip(("main", *experiment.VSS_VIEWS), views, strict=False)),
-            }
+            named = zip(("main", *experiment.VSS_VIEWS), views, strict=False)
+            batch = {"rows": torch.from_numpy(index), **dict(named)}
+            yield {name: each.to(ranks.device()) for name, each in batch.items()}
 
     def close(self) -> None:
         """As our loader's."""

@@ -6,7 +6,6 @@ the encoder, which does not depend on them. Memory is all that the process holds
 what it holds before anything of this is made.
 """
 
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from svll.config import Stage1, Stage2
 from svll.models.clip import ImageFeatures, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
-from tests.benchmarks.timing import Row, apart, seconds
+from tests.benchmarks.timing import Row, apart, row, seconds, times
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES = (751, 13_164, 131_640)
@@ -49,10 +48,10 @@ def _prompts(count: int) -> Row:
         clip.text.token_embedding, clip.tokenizer, identities=count, tokens=4, noun="person"
     )
     head = ProjectionHead(clip.text.out, hidden=4096, out=256)
-    objective = stage1.PromptObjective(prompts, clip.text, head, Stage1())
+    objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
     optimizer = stage1.optimizer(objective, objective.config)
-    features = torch.randn(BATCH, clip.text.out)
-    labels = torch.randint(count, (BATCH,))
+    features = torch.randn(BATCH, clip.text.out, device=ranks.device())
+    labels = torch.randint(count, (BATCH,), device=ranks.device())
 
     def step() -> None:
         optimizer.zero_grad()
@@ -74,11 +73,13 @@ def _classifiers(count: int, sampled: int) -> Row:
     model = ReIDModel(_Nothing(), None)  # type: ignore[arg-type]
     objective = stage2.ImageObjective(
         model, torch.randn(count, OUT), None, config, identities=count
-    )
+    ).to(ranks.device())
     assert isinstance(objective.neck12, BNNeck)
     optimizer = stage2.optimizer(objective, config)
-    labels = torch.randint(count, (BATCH,))
-    given = ImageFeatures(*(torch.randn(BATCH, w) for w in (WIDTH, WIDTH, OUT)))
+    labels = torch.randint(count, (BATCH,), device=ranks.device())
+    given = ImageFeatures(
+        *(torch.randn(BATCH, w, device=ranks.device()) for w in (WIDTH, WIDTH, OUT))
+    )
     weights = stage2.loss_weights(config)
 
     def step() -> None:
@@ -106,7 +107,8 @@ class _Nothing(nn.Module):
 def _images(height: int, width: int) -> Row:
     before = ranks.peak_memory_gb()
     encoder = load_clip(MODEL, None, height=height, width=width, stride=12).image
-    images = torch.randn(4, 3, height, width)
+    encoder = encoder.to(ranks.device())
+    images = torch.randn(4, 3, height, width, device=ranks.device())
 
     def step() -> None:
         encoder.zero_grad()
@@ -121,8 +123,5 @@ def _images(height: int, width: int) -> Row:
 def _row(name: str, step: Callable[[], Any], before_gb: float, note: str) -> Row:
     step()
     taken = [seconds(step) for _ in range(REPEATS)]
-    median = statistics.median(taken)
-    return Row(
-        name, "s/step", median, None, None, 1000 * (ranks.peak_memory_gb() - before_gb),
-        note=note, spread=(max(taken) - min(taken)) / 2 / median,
-    )
+    memory_mb = 1000 * (ranks.peak_memory_gb() - before_gb)
+    return row(name, "s/step", times(taken, memory_mb), note=note)

@@ -17,8 +17,9 @@ from svll.encode import autocast
 from svll.models.clip import load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead
-from tests.benchmarks import products, released
-from tests.benchmarks.timing import Row, apart, in_turns, row
+from tests.benchmarks import released
+from tests.benchmarks.products import products_row
+from tests.benchmarks.timing import Row, apart
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES, IMAGES = 751, 12_936
@@ -38,7 +39,7 @@ def _step(batch: int) -> Row:
     ranks.init_ranks()
     objective, features, labels = _made(batch)
     device = str(ranks.device())
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: ranks.Precision = "bf16" if torch.cuda.is_available() else "fp32"
     optimizer = stage1.optimizer(objective, objective.config)
     engine = ranks.start_engine(
         objective, optimizer, batch=batch, precision=precision, zero=0, accumulation=1,
@@ -70,13 +71,9 @@ def _step(batch: int) -> Row:
     note = "" if is_whole else (
         f"released way: encoded in parts of {PART}, without its losses, as it would need 26 GB"
     )
-    done = products.operations(ours)
-    times = in_turns(ours, baseline, repeats=3 if is_whole else 2)
-    floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)
-    told = f"{len(labels.unique())} identities"
-    return row(
-        f"stage-1 step, batch {batch}", "s", *times, floor=floor,
-        note=", ".join(filter(None, (told, note, products.utilisation(done, times[0].median)))),
+    return products_row(
+        f"stage-1 step, batch {batch}", "s", ours, baseline, precision=precision, images=batch,
+        told=(f"{len(labels.unique())} identities", note),
     )
 
 

@@ -3,10 +3,12 @@
 Against the released code's way: three calls of CLIP's own modules, a group of Adam for each
 parameter. Images and weights are random. The floor is the matrix products of our step at the speed
 of a bare one. In fp32; in bf16 too where the processor computes in it; on a GPU in bf16 alone.
-Then steps that are fed from JPEG files, and steps that compute blocks again.
+Then steps that are fed from JPEG files, and steps that compute blocks again. Memory is what a step
+needs beyond weights and moments.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,73 +21,68 @@ from svll.config import Stage2
 from svll.encode import autocast
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
-from tests.benchmarks import products, released
+from tests.benchmarks import released
 from tests.benchmarks.data import three_views, write_images
-from tests.benchmarks.timing import Row, apart, in_turns, row
+from tests.benchmarks.products import products_row
+from tests.benchmarks.timing import Row, apart, in_turns, row, times
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES, CAMERAS, VIEWS = 751, 6, 3
-FED_STEPS = 20 if torch.cuda.is_available() else 2
+IMAGES, FEWER = (64, 64) if torch.cuda.is_available() else (8, 4)
+"""At a step; fewer where a row is about something else."""
+FED_STEPS = 8
 
 
 def measure() -> Iterator[Row]:
-    """Yield a row for each precision that this machine computes in, and the two others."""
+    """Yield a row for each precision computed in here, for steps from files, for recomputing."""
     if not torch.cuda.is_available():
-        yield apart(_step, "fp32", 8)
+        yield apart(_step, "fp32")
     if ranks.has_fast_bf16():
-        yield apart(_step, "bf16", 64 if torch.cuda.is_available() else 8)
-    yield apart(_fed, 64 if torch.cuda.is_available() else 4)
-    yield apart(_recomputed, 64 if torch.cuda.is_available() else 4)
+        yield apart(_step, "bf16")
+    yield apart(_fed)
+    yield apart(_recomputed)
 
 
-def _step(precision: ranks.Precision, images: int) -> Row:
+def _step(precision: ranks.Precision) -> Row:
     ranks.init_ranks()
-    objective, batch = made(images)
+    objective, batch = made(IMAGES)
     config = objective.config
     plain = released.optimizer(objective, config.lr, config.weight_decay)
-    ours = _started(objective, images, precision)
+    step = started(objective, IMAGES, precision)
     device = str(ranks.device())
 
-    def baseline() -> float:
-        plain.zero_grad()
-        # the released code has only what a GPU of its time had: autocast, in fp16
+    def baseline() -> None:
+        # its autocast is of GPUs alone; in fp16 there, which is as fast as bf16
         with autocast(device, precision if torch.cuda.is_available() else "fp32"):
             loss = _total(objective, released.image_losses(objective, batch))
         loss.backward()
         plain.step()
-        return loss.item()
+        plain.zero_grad()
 
     with torch.no_grad(), autocast(device, precision):
         ours_loss = _total(objective, objective(batch)).item()
         other_loss = _total(objective, released.image_losses(objective, batch)).item()
-    done = products.operations(lambda: ours(batch))
-    times = in_turns(lambda: ours(batch), baseline, repeats=5)
-    floor = done / products.speed(torch.bfloat16 if precision == "bf16" else torch.float32)
-    told = [
-        f"losses {ours_loss:.6g} and {other_loss:.6g}",
-        f"bare products are {floor / times[0].median:.0%} of our step",
-        products.utilisation(done, times[0].median),
-    ]
-    return row(
-        f"stage-2 step, {precision}, {images} images x 3 views", "s/image", *times, floor=floor,
-        per=images, note=", ".join(filter(None, told)),
+    return products_row(
+        f"stage-2 step, {precision}, {IMAGES} images x 3 views", "s/image", lambda: step(batch),
+        baseline, precision=precision, images=IMAGES, per=IMAGES, repeats=5,
+        told=[f"losses {ours_loss:.6g} and {other_loss:.6g}"],
     )
 
 
-def _started(
-    objective: stage2.ImageObjective, images: int, precision: ranks.Precision
-) -> Callable[[stage2.ImageBatch], float]:
-    """Return our step, as training does it; it returns its loss."""
+def started(
+    objective: stage2.ImageObjective, images: int, precision: ranks.Precision, zero: int = 0
+) -> Callable[[stage2.ImageBatch], None]:
+    """Return our step of `images` over all ranks, as training makes it."""
     engine = ranks.start_engine(
         objective, stage2.optimizer(objective, objective.config), batch=images,
-        precision=precision, zero=0, accumulation=1, clipping=0.0,
+        precision=precision, zero=zero, accumulation=1, clipping=0.0,
     )
 
-    def step(batch: stage2.ImageBatch) -> float:
+    def step(batch: stage2.ImageBatch) -> None:
         loss = _total(objective, engine(batch))
+        loss.item()  # training looks at it before it goes on
         engine.backward(loss)
         engine.step()
-        return loss.item()
 
     return step
 
@@ -95,41 +92,37 @@ def _total(objective: stage2.ImageObjective, losses: dict[str, torch.Tensor]) ->
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
-def _fed(images: int) -> Row:
-    """How long the device waits for data: steps fed from files, against one batch held ready."""
+def _fed() -> Row:
+    """Steps whose views are made from files meanwhile: how long they wait for them."""
     ranks.init_ranks()
-    objective, batch = made(images)
+    objective, batch = made(FEWER)
     precision: ranks.Precision = "bf16" if ranks.has_fast_bf16() else "fp32"
-    step = _started(objective, images, precision)
-    rows = [np.arange(i, i + images) for i in range(0, FED_STEPS * images, images)]
+    step = started(objective, FEWER, precision)
+    step(batch)
+    rows = [np.arange(i, i + FEWER) for i in range(0, FED_STEPS * FEWER, FEWER)]
+    waits, taken = [], []
     with tempfile.TemporaryDirectory(prefix="stage2-") as folder:
-        loader = three_views(write_images(Path(folder), 128, 64, FED_STEPS * images), images)
-
-        def fed() -> None:
-            for made_views in loader.epoch(rows, rows, epoch=1):
-                views = [made_views[name] for name in ("main", "a", "b")]
-                step(stage2.ImageBatch(views, batch.identities, batch.camera, batch.view))
-
-        def held() -> None:
-            for _ in rows:
-                step(batch)
-
-        try:
-            times = in_turns(fed, held)
-        finally:
-            loader.close()
-    waiting = 1 - times[1].median / times[0].median
+        loader = three_views(write_images(Path(folder), 128, 64, FED_STEPS * FEWER), FEWER)
+        batches = loader.epoch(rows, rows, epoch=1)
+        for _ in rows:
+            began = time.perf_counter()
+            found = next(batches)
+            waits.append(time.perf_counter() - began)
+            views = [found[name] for name in ("main", "a", "b")]
+            step(stage2.ImageBatch(views, batch.identities, batch.camera, batch.view))
+            taken.append(time.perf_counter() - began)
+        loader.close()
     return row(
-        f"stage-2 steps from JPEGs, {precision}, {images} images x 3 views", "s/image", *times,
-        per=FED_STEPS * images,
-        note=f"against a batch held ready: the device waits {max(0, waiting):.1%} of the time",
+        f"stage-2 steps from JPEGs, {precision}, {FEWER} images x 3 views", "s/image",
+        times(taken), per=FEWER, note=f"the next batch is waited for in "
+        f"{sum(waits[1:]) / sum(taken[1:]):.2%} of the time, the first one {waits[0]:.2f} s",
     )
 
 
-def _recomputed(images: int) -> Row:
+def _recomputed() -> Row:
     """What it costs, and spares, to compute blocks again; the baseline keeps what they computed."""
     ranks.init_ranks()
-    objective, batch = made(images)
+    objective, batch = made(FEWER)
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     objective.train()
 
@@ -140,9 +133,10 @@ def _recomputed(images: int) -> Row:
             losses = objective(batch)
         _total(objective, losses).backward()
 
-    times = in_turns(lambda: step(True), lambda: step(False))
+    in_order = in_turns(lambda: step(True), lambda: step(False))
     return row(
-        f"engine.recompute, {precision}, {images} images x 3 views", "s/image", *times, per=images,
+        f"engine.recompute, {precision}, {FEWER} images x 3 views", "s/image", *in_order,
+        per=FEWER,
         note="against keeping what blocks compute; forward and backward without the optimizer",
     )
 

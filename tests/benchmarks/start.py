@@ -4,7 +4,6 @@ The baseline encodes the training set for itself, as every run of the released c
 world and model.
 """
 
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from harness.runs import Run
 from svll.config import RECIPES, Config
 from svll.data.synthetic import World, write_world
 from svll.experiment import Trial, set_up
-from tests.benchmarks.timing import Row, apart, seconds
+from tests.benchmarks.timing import Row, apart, row, seconds, times
 
 WORLD = World(train_identities=120, test_identities=4)
 REPEATS = 3
@@ -39,9 +38,9 @@ def _start() -> Row:
             for n in range(1, REPEATS + 1)
         ]
         assert encoded == [0] * REPEATS, f"later trials encoded {encoded} images"
-    return Row(
-        "start of stage 1, second trial on", "s", statistics.median(others),
-        statistics.median(alone), None, note=f"{images} images encoded by the first, 0 by others",
+    return row(
+        "start of stage 1, second trial on", "s", times(others), times(alone),
+        note=f"{images} images encoded by the first, 0 by others",
     )
 
 

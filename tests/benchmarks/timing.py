@@ -39,8 +39,8 @@ class Times(NamedTuple):
     median: float
     spread: float
     """Half of the range, as a share of the median."""
-    memory_mb: float
-    """What the process held at most beyond what it held before a call."""
+    memory_mb: float | None = None
+    """What the process held at most beyond what it held before a call; None: not measured."""
 
 
 def in_turns(*works: Callable[[], Any], repeats: int = 3) -> list[Times]:
@@ -54,23 +54,27 @@ def in_turns(*works: Callable[[], Any], repeats: int = 3) -> list[Times]:
     for _ in range(repeats):
         for work, taken in zip(works, found, strict=True):
             taken.append(measured(work))
-    return [_times([s for s, _ in taken], max(mb for _, mb in taken)) for taken in found]
+    return [times([s for s, _ in taken], max(mb for _, mb in taken)) for taken in found]
 
 
-def _times(taken: Sequence[float], memory_mb: float) -> Times:
+def times(taken: Sequence[float], memory_mb: float | None = None) -> Times:
+    """Return the median of some seconds, and their spread."""
     median = statistics.median(taken)
     return Times(median, (max(taken) - min(taken)) / 2 / median, memory_mb)
 
 
 def row(
-    name: str, unit: str, ours: Times, baseline: Times, *, floor: float | None = None,
-    per: float = 1.0, note: str = "",
+    name: str, unit: str, ours: Times, baseline: Times | None = None, *,
+    floor: float | None = None, per: float = 1.0, note: str = "",
 ) -> Row:
-    """Return the line of two ways that were timed in turns; `per` units were done in a call."""
+    """Return the line of one way, or of two that were timed in turns; `per` units in a call."""
+    other = {} if baseline is None else {
+        "baseline_memory_mb": baseline.memory_mb, "baseline_spread": baseline.spread,
+    }
     return Row(
-        name, unit, ours.median / per, baseline.median / per,
-        None if floor is None else floor / per, ours.memory_mb, baseline.memory_mb, note,
-        ours.spread, baseline.spread,
+        name, unit, ours.median / per, None if baseline is None else baseline.median / per,
+        None if floor is None else floor / per, ours.memory_mb, note=note, spread=ours.spread,
+        **other,
     )
 
 
@@ -96,7 +100,7 @@ def measured(work: Callable[[], Any]) -> tuple[float, float]:
     ranks.forget_peak()
     before = ranks.peak_memory_gb()
     taken = seconds(work)
-    return taken, 1e9 / 2**20 * (ranks.peak_memory_gb() - before)
+    return taken, 1000 * (ranks.peak_memory_gb() - before)
 
 
 def apart(work: Callable[..., Any], *arguments: Any, first: Callable[[], Any] | None = None) -> Any:
