@@ -60,12 +60,12 @@ def measure() -> Iterator[Row]:
     for height, width in ((128, 64), (500, 200)):
         with tempfile.TemporaryDirectory() as folder:
             paths = write_images(Path(folder), height, width, COUNT)
-            yield apart(_views, f"three views, {width}x{height} JPEGs", paths)
+            yield _views(f"three views, {width}x{height} JPEGs", paths)
 
 
 def _views(name: str, paths: list[str]) -> Row:
     rows = [np.arange(i, i + BATCH) for i in range(0, COUNT, BATCH)]
-    memory_mb = _memory_mb(paths, rows)
+    memory_mb = apart(_memory_mb, paths, rows)
     loader = three_views(paths, BATCH)
     plain = DataLoader(
         Views(paths, HEIGHT, WIDTH), batch_size=BATCH, num_workers=THREADS,
