@@ -54,7 +54,8 @@ def main(wanted: str) -> int:
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.note}")
-    print(f"kept: {file}")
+    if rows:
+        print(f"kept: {file}")
     if failed:
         print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)

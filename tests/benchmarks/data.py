@@ -3,7 +3,6 @@
 The floor is decoding by PIL, on as many cores.
 """
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +72,7 @@ def _views(name: str, paths: list[str]) -> Row:
         pin_memory=torch.cuda.is_available(),
     )
     try:
-        times = in_turns(
+        ours, baseline = in_turns(
             lambda: _use(loader.epoch(rows, rows, epoch=1)),
             lambda: _use([view.to(ranks.device()) for view in views] for views in plain),
             repeats=5,
@@ -81,9 +80,11 @@ def _views(name: str, paths: list[str]) -> Row:
     finally:
         loader.close()
     floor = median_s(lambda: [Image.open(path).load() for path in paths]) / THREADS
-    found = row(name, "ms/image", *times, floor=floor, per=COUNT / 1000)
-    # between calls a loader keeps its memory, and the baseline's is in its workers
-    return dataclasses.replace(found, memory_mb=memory_mb, baseline_memory_mb=None)
+    # in turns it cannot be seen: a loader keeps its memory, and the baseline's is in its workers
+    return row(
+        name, "ms/image", ours._replace(memory_mb=memory_mb), baseline._replace(memory_mb=None),
+        floor=floor, per=COUNT / 1000,
+    )
 
 
 def _memory_mb(paths: Sequence[str], rows: Sequence[NDArray[np.int64]]) -> float | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config import to_yaml
+from harness.runs import Run
 from harness.sweeps import read_sweep
 from svll.config import RECIPES, Config
 from tests.benchmarks.timing import Row, seconds
@@ -61,8 +62,8 @@ def _call(runs: Path, *words: object) -> None:
 
 def _peak_mb(folder: Path) -> float:
     """Return the most memory that one of the trials below a folder tells of."""
-    lines = [line for f in folder.rglob("metrics.jsonl") for line in f.read_text().splitlines()]
-    return 1000 * max(json.loads(line).get("memory_gb", 0.0) for line in lines)
+    lines = [line for f in folder.rglob("metrics.jsonl") for line in Run(f.parent).metrics()]
+    return 1000 * max(line.get("memory_gb", 0.0) for line in lines)
 
 
 def _best(folder: Path) -> float:

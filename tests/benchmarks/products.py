@@ -1,7 +1,7 @@
 """Rows of what is mostly matrix products: their floor is a bare product's speed."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,9 +22,9 @@ def products_row(
 ) -> Row:
     """Time two ways and the bare product in turns; a call handles `images`, and `per` units."""
     done = operations(ours)
-    bare = bare_products(torch.bfloat16 if precision == "bf16" else torch.float32)
-    our, other, least = in_turns(ours, baseline, bare.work, repeats=repeats)
-    floor = done * least.median / bare.operations
+    bare = _bare(torch.bfloat16 if precision == "bf16" else torch.float32)
+    our, other, least = in_turns(ours, baseline, bare, repeats=repeats)
+    floor = done * least.median / (COUNT * 2 * SIZE**3)
     notes = [
         *told, f"bare products (+-{least.spread:.0%}) are {floor / our.median:.0%} of ours",
         f"{images / our.median:.3g} images/s", _utilisation(done, our.median),
@@ -39,15 +39,8 @@ def operations(work: Callable[[], Any]) -> float:
     return float(counted.get_total_flops())
 
 
-class Bare(NamedTuple):
-    """Products and nothing else."""
-
-    work: Callable[[], None]
-    operations: float
-
-
-def bare_products(dtype: torch.dtype) -> Bare:
-    """Return some large products, and how many operations they have."""
+def _bare(dtype: torch.dtype) -> Callable[[], None]:
+    """Return products and nothing else: COUNT of them, of SIZE in each direction."""
     a, b = (torch.randn(SIZE, SIZE, device=ranks.device(), dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -55,7 +48,7 @@ def bare_products(dtype: torch.dtype) -> Bare:
         for _ in range(COUNT):
             torch.mm(a, b, out=out)
 
-    return Bare(work, COUNT * 2 * SIZE**3)
+    return work
 
 
 def _utilisation(done: float, taken_s: float) -> str:

@@ -36,7 +36,7 @@ TURNS = 8
 def measure() -> Iterator[Row]:
     """Yield the row of speed, and one for each ZeRO stage, where each rank has a device."""
     if _fit(COUNT):
-        yield _in_turns()
+        yield _side_by_side()
     for zero in (0, 1, 2) if _fit(SPLIT) else ():
         with _ranks(SPLIT, 1, zero) as ranks:
             taken = [ranks.step() for _ in range(REPEATS)]
@@ -52,7 +52,7 @@ def _fit(count: int) -> bool:
     return not torch.cuda.is_available() or torch.cuda.device_count() >= count
 
 
-def _in_turns() -> Row:
+def _side_by_side() -> Row:
     """Time steps of one rank and of more; all live at once, so that a busy machine slows both."""
     with _ranks(1, IMAGES) as one, _ranks(COUNT, IMAGES) as more:
         taken = [(one.step(), more.step()) for _ in range(TURNS)]

@@ -52,7 +52,7 @@ def _step(precision: ranks.Precision) -> Row:
     device = str(ranks.device())
 
     def baseline() -> None:
-        # its autocast is of GPUs alone; in fp16 there, which is as fast as bf16
+        # the released code has autocast on GPUs alone; its fp16 there is bf16 here
         with autocast(device, precision if torch.cuda.is_available() else "fp32"):
             loss = _total(objective, released.image_losses(objective, batch))
         loss.backward()
