@@ -49,7 +49,8 @@ def missing_rows(folder: StrPath, total: int) -> Integers:
 
 def merge_parts(
     folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *, dataset: str, model: str,
-    protocol: str = "", key: str = "", rows: Mapping[str, Integers] | None = None,
+    protocol: str = "", key: str = "", first_camera: int | None = None,
+    rows: Mapping[str, Integers] | None = None,
 ) -> None:
     """Make a cache of the parts in `folder`, then remove them; call on one rank, after all wrote.
 
@@ -76,7 +77,10 @@ def merge_parts(
             )
             for name, group in groups.items()
         }
-        write_features(path, merged, dataset=dataset, model=model, protocol=protocol, key=key)
+        write_features(
+            path, merged, dataset=dataset, model=model, protocol=protocol, key=key,
+            first_camera=first_camera,
+        )
     for part in _parts(folder):
         part.unlink()
 

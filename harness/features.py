@@ -83,17 +83,20 @@ class FeatureFile:
     """The rule by which the dataset is tested; empty where the writer did not say."""
     key: str
     """A hash of all that the features depend on; empty where the writer did not say."""
+    first_camera: int | None
+    """The number that the dataset itself gives to camera 0; None where the writer did not say."""
     groups: dict[str, FeatureGroup]
 
 
 def write_features(
     path: StrPath, groups: Mapping[str, FeatureGroup], *, dataset: str, model: str,
-    protocol: str = "", key: str = "",
+    protocol: str = "", key: str = "", first_camera: int | None = None,
 ) -> None:
     """Write a cache, replacing the one at `path` only when it is whole.
 
-    Features that are not in memory are read block by block. Raises UserError, with the bytes needed
-    and free, when the disk cannot take it.
+    first_camera: the number that the dataset itself gives to camera 0. Features that are not in
+    memory are read block by block. Raises UserError, with the bytes needed and free, when the disk
+    cannot take it.
     """
     for name, group in groups.items():
         _assert_fits(name, group)
@@ -112,6 +115,8 @@ def write_features(
             format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created,
             protocol=protocol, key=key,
         )
+        if first_camera is not None:
+            file.attrs["first_camera"] = first_camera
 
 
 def read_features(path: StrPath, groups: Sequence[str] | None = None) -> FeatureFile:
@@ -153,8 +158,10 @@ def _get_file(
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{path}: not a usable feature cache:\n{listed}")
     described = {k: str(file.attrs.get(k, "")) for k in ATTRIBUTES}
+    first = file.attrs.get("first_camera")
     return FeatureFile(
-        path=path, groups={name: _get_group(path, file[name]) for name in names}, **described
+        path=path, groups={name: _get_group(path, file[name]) for name in names},
+        first_camera=None if first is None else int(first), **described,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from harness.errors import UserError
 from harness.files import check_writable
 from launch.cli import command
 from svll.data.loose import find_images
@@ -31,8 +32,12 @@ def main(
     ] = None,
     camera: Annotated[
         int | None,
-        typer.Option(help="Build in this camera's side information (number as in the dataset, "
-                          "from 0). [default: none]"),
+        typer.Option(help="Build in the side information of this camera, as its dataset numbers it "
+                          "(Market-1501's c1: 1). [default: none]"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="With --camera: whose camera, for a model trained on several datasets."),
     ] = None,
     height: Annotated[
         int | None, typer.Option(help="Input height of a published file that does not tell it.")
@@ -41,13 +46,15 @@ def main(
     stride: Annotated[int | None, typer.Option(help="Patch stride, likewise.")] = None,
 ) -> int:
     """Export, compare, and print the largest difference."""
+    if dataset is not None and camera is None:
+        raise UserError("--dataset without --camera has no effect; add --camera")
     check_writable(out)  # before the work
     found = find_images(images)[:MAX_IMAGES] if images else []
     from svll.models import load_model
     from svll.models.onnx_export import export_onnx  # torch: not for --help
 
     model = load_model(weights, height=height, width=width, stride=stride)
-    done = export_onnx(model, out, camera=camera, images=found)
+    done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)
     typer.echo(
         f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from torch "
         f"{done.difference:.1e} of a feature's length, over {done.images} images"

@@ -1,23 +1,19 @@
 """What a run checks before it trains: that its images can be read and its queries be answered."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import UserError
 from svll.config import Model
 from svll.data.checking import decode, has_match, single_images, unmatched
 from svll.data.datasets import Datasets
-from svll.data.records import Records
-from svll.data.splits import UNSEEN, Part, Splits
+from svll.data.side_labels import UNSEEN
+from svll.data.splits import Part, Splits
 
 SHOWN = 20
 """How many broken images are named."""
-
-Side = Callable[[Records, Part], tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""Images of a part to their places [n] among the training cameras and views, or UNSEEN."""
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +45,15 @@ def check_matches(splits: Splits, *, camera_filter: bool) -> None:
             _check_part(part, camera_filter and part.protocol == "cross_camera")
 
 
-def tell_side_information(splits: Splits, model: Model, side: Side) -> None:
+def tell_side_information(splits: Splits, model: Model) -> None:
     """Say which cameras and views are tested or selected on and have no learned vector."""
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):
-            camera, view = side(records, part)
+            camera, view = splits.places(records, part.dataset)
             strange = {
-                "cameras": records.cameras[camera == UNSEEN] + 1 if "camera" in model.sie else [],
+                "cameras": records.cameras[camera == UNSEEN] + part.first_camera
+                if "camera" in model.sie else [],
                 "views": records.views[view == UNSEEN] if "view" in model.sie else [],
             }
             for what, numbers in strange.items():

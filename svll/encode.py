@@ -172,6 +172,8 @@ class FeatureTarget:
     protocol: str
     key: str
     """Changes with all that can change the features; parts under another key are not used."""
+    first_camera: int
+    """The number that the dataset itself gives to camera 0."""
     dtype: Literal["float32", "float16"] = "float32"
 
     @property
@@ -210,7 +212,7 @@ def encode_to_file(
             merge_parts(
                 target.parts, target.path, {"query": query, "gallery": gallery},
                 dataset=target.dataset, model=target.model, protocol=target.protocol,
-                key=target.key, rows=rows,
+                key=target.key, first_camera=target.first_camera, rows=rows,
             )
             shutil.rmtree(target.parts.parent, ignore_errors=True)
 

@@ -99,7 +99,8 @@ def size_of(config: Config) -> tuple[Size, str]:
             load_datasets(data, Path(config.run.runs) / "cache" / "data"),
             validation=data.validation, seed=config.seed,
         )
-        size = Size(len(found.train), found.identities, len(found.cameras), found.views)
+        size = Size(len(found.train), found.identities, found.side_labels.camera_count,
+                    found.side_labels.view_count)
         return size, "as found"
     if missing == ["synthetic"]:
         world = world_of(data.world)

@@ -35,16 +35,15 @@ from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
 from svll.checks import check_decoding, check_matches, tell_side_information
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
-from svll.data.records import Records
 from svll.data.sampling import identity_batches, shuffled_batches
-from svll.data.splits import UNSEEN, Part, Splits, split
+from svll.data.splits import Part, Splits, split
 from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
 from svll.evaluation.sharing import Share
 from svll.frozen import FrozenFeatures
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
-from svll.models.reid import ReIDModel, SideInformation, agreement_head
+from svll.models.reid import ReIDModel, agreement_head, learned_side_information
 from svll.pinning import check_weights
 from svll.run_features import feature_paths
 
@@ -135,7 +134,7 @@ class Trial:
         )
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
-            "+".join(d.name for d in self.datasets.train), len(self.splits.train),
+            "+".join(d.title for d in self.datasets.train), len(self.splits.train),
             self.splits.identities,
             ranks.world_size(), config.stage1.batch, config.stage2.batch,
         )
@@ -159,20 +158,13 @@ class Trial:
                 f"stage2.batch={batch} asks for {wanted} identities at a time, the training part "
                 f"has {self.splits.identities}; use a smaller stage2.batch"
             )
-        tell_side_information(self.splits, self.config.model, self._side)
+        tell_side_information(self.splits, self.config.model)
         check_matches(self.splits, camera_filter=self.config.evaluation.camera_filter)
         if not self.config.data.check:
             return
         with ranks.leader_first() as acts:
             if acts:
                 check_decoding(self.datasets, self.staged, threads=self.threads)
-
-    def _side(
-        self, records: Records, part: Part
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return each image's place among the training cameras and views, UNSEEN where none."""
-        camera = self.splits.camera_index(records, part.camera_offset)
-        return camera, np.where(records.views < self.splits.views, records.views, UNSEEN)
 
     def reader(self) -> Reader:
         """How images are read for features."""
@@ -301,8 +293,8 @@ class Trial:
             with ranks.leader_first() as acts:
                 if acts:
                     storage.save_models(
-                        self.run, model, config, text=text, cameras=self.splits.cameras,
-                        identities=self.splits.identities,
+                        self.run, model, config, text=text,
+                        side_labels=self.splits.side_labels, identities=self.splits.identities,
                     )
         storage.load_model(self.run, model)
         return model.to(ranks.device()).eval()
@@ -311,13 +303,9 @@ class Trial:
         """Return the model that stage 2 begins with; sets the seed of what it adds."""
         config = self.config
         torch.manual_seed(torch_seed(config.seed, 2))
-        side = None
-        if config.model.sie != "none":
-            side = SideInformation(
-                config.model.sie, cameras=len(self.splits.cameras), views=self.splits.views,
-                width=self.clip.image.width, weight=config.model.sie_weight,
-                unseen=config.model.sie_unseen,
-            )
+        side = learned_side_information(
+            config.model, self.splits.side_labels, self.clip.image.width
+        )
         return ReIDModel(self.clip.image.requires_grad_(True), side)
 
     def image_objective(
@@ -355,8 +343,8 @@ class Trial:
         """Return what the loop has to know of stage 2."""
         config, splits = self.config.stage2, self.splits
         names = ["main", *VSS_VIEWS] if config.vss_weight else ["main"]
-        labels, view = torch.from_numpy(splits.labels), torch.from_numpy(splits.train.views)
-        camera = torch.from_numpy(splits.camera_index(splits.train, 0))
+        labels = torch.from_numpy(splits.labels)
+        camera, view = map(torch.from_numpy, splits.places(splits.train))
         device = ranks.device()
 
         @lru_cache(maxsize=1)  # asked for its length, then for its batches
@@ -403,7 +391,7 @@ class Trial:
         """Return a part's test features [Q, W + D] and [G, W + D]."""
         return encode_pair(
             part.query, part.gallery, self.reader(),
-            lambda records: self._side(records, part), model.encode_image,
+            lambda records: self.splits.places(records, part.dataset), model.encode_image,
         )
 
     def _rank(
@@ -456,9 +444,11 @@ class Trial:
         if not key:
             return
         encode_to_file(
-            FeatureTarget(path, part.name, self.run.signature, part.protocol, key, dtype),
-            part.query, part.gallery, reader, lambda records: self._side(records, part),
-            model.encode_image,
+            FeatureTarget(
+                path, part.name, self.run.signature, part.protocol, key, part.first_camera, dtype
+            ),
+            part.query, part.gallery, reader,
+            lambda records: self.splits.places(records, part.dataset), model.encode_image,
         )
 
     def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:

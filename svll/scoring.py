@@ -5,8 +5,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import engine as ranks
@@ -14,15 +12,16 @@ from harness.features import FeatureGroup, read_features
 from harness.runs import Run
 from svll.cache import feature_key, staged
 from svll.config import Config
+from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
-from svll.data.records import Records
+from svll.data.records import Dataset, Int64, Records
+from svll.data.side_labels import UNNAMED, SideLabels
 from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.models import load_model
 from svll.models.loaded import LoadedModel
 from svll.storage import file_hash
 
 log = logging.getLogger(__name__)
-UNSEEN = -1
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,16 @@ class Encoded:
 def encode_tests(weights: str | Path, config: Config, save: Path | None = None) -> list[Encoded]:
     """Encode the query and gallery of each test set of a configuration with a file's model.
 
-    Size and colours are the file's; cameras are looked up among those that it was trained with,
-    unless the configuration says model.sie=none. With `save`, features go to that cache (those of
-    further test sets beside it), as `encode_to_file` does: an attempt that was killed goes on.
-    Raises UserError as `load_model` and `load_datasets` do.
+    Size and colours are the file's. Cameras and views are looked up among those of the same dataset
+    that the model was trained with, unless the configuration says model.sie=none. With `save`,
+    features go to that cache (those of further test sets beside it), as `encode_to_file` does: an
+    attempt that was killed goes on. Raises UserError as `load_model` and `load_datasets` do.
     """
     model = load_model(weights, str(ranks.device()))
-    with_side = config.model.sie != "none" and bool(model.cameras)
+    with_side = config.model.sie != "none" and model.side_labels.camera_count > 0
     log.info(
-        "%s: %d x %d pixels, trained on %d identities, side information of cameras: %s", weights,
-        model.height, model.width, model.identities,
-        [camera + 1 for camera in model.cameras] if with_side else "none",
+        "%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
+        model.identities,
     )
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     reader = Reader(
@@ -60,12 +58,18 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
     def encode(images: Tensor, camera: Tensor, view: Tensor) -> Tensor:
         return model.encode_image(images, *((camera, view) if with_side else ()))
 
-    def side(records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return places(model, records)
-
     found = []
     for place, test in enumerate(datasets.test):
         pair = test.query, test.gallery
+        labels = labels_for(model, test)
+        if with_side:
+            _log_side(model, labels, test)
+
+        def side(
+            records: Records, labels: SideLabels = labels, test: Dataset = test
+        ) -> tuple[Int64, Int64]:
+            return labels.places(*test.side_columns(records))
+
         if save is None:
             groups = feature_groups(encode_pair(*pair, reader, side, encode), *pair)
         else:
@@ -74,7 +78,9 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
             key = feature_key(
                 test.fingerprint, _hash(weights), config, reader, reader.batch, with_side, dtype
             )
-            target = FeatureTarget(path, test.name, str(weights), test.protocol, key, dtype)
+            target = FeatureTarget(
+                path, test.name, str(weights), test.protocol, key, test.first_camera, dtype
+            )
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
         found.append(Encoded(test.name, test.protocol, groups))
@@ -93,9 +99,28 @@ def _precision(config: Config) -> str:
     return "fp32" if wanted == "bf16" and not ranks.has_fast_bf16() else wanted
 
 
-def places(model: LoadedModel, records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each image's camera and view as the model's places [n], -1 for those it never saw."""
-    known = {camera: place for place, camera in enumerate(model.cameras)}
-    camera = [known.get(camera, UNSEEN) for camera in records.cameras.tolist()]
-    view = np.where(records.views < model.views, records.views, UNSEEN)
-    return np.array(camera, dtype=np.int64), view
+def labels_for(model: LoadedModel, dataset: Dataset) -> SideLabels:
+    """Return a model's cameras and views, to be asked for those of a dataset.
+
+    Published weights do not name the dataset they were trained on. They are taken to be of a
+    benchmark that has as many cameras as they have vectors, and of no other.
+    """
+    known = describe(dataset.name) if dataset.name in names() else None
+    cameras = known.published.cameras if known and known.published else 0
+    if cameras == len(model.side_labels.cameras.get(UNNAMED, ())):
+        return model.side_labels.of_dataset(dataset.name)
+    return model.side_labels
+
+
+def _log_side(model: LoadedModel, labels: SideLabels, test: Dataset) -> None:
+    """Say which of a test set's cameras have vectors in the model."""
+    own = labels.cameras.get(test.name, ())
+    if own:
+        log.info("%s: side information of cameras %s", test.name, list(own))
+    else:
+        trained = ", ".join(name or "an unnamed set" for name in labels.datasets)
+        log.warning(
+            "%s: the weights were trained on cameras of %s, so no image has side information of "
+            "its camera (model.sie_unseen of the weights: %s)",
+            test.name, trained, getattr(model.image.side, "unseen", "none"),
+        )

@@ -1,10 +1,8 @@
 """What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
 
 import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from harness.errors import Hindered, UserError
 from harness.files import atomic_write
 from harness.runs import Run
 from svll.config import Config
+from svll.data.side_labels import SideLabels
 from svll.models.fitting import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
@@ -44,17 +43,17 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
 
 def save_model(
     path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
-    cameras: Iterable[int], identities: int,
+    side_labels: SideLabels, identities: int,
 ) -> None:
     """Write the trained image encoder with its side information, and all that using it needs.
 
     That is, in the file itself, besides the `state` of a ReIDModel: `text` [N, D], the text
-    features of N `identities`, unless there were no prompts; the configuration; the sorted
-    `cameras` of the training part, whose places are the side information's indices.
+    features of N `identities`, unless there were no prompts; the configuration; the cameras and
+    views that have vectors of side information.
     """
     about = {
         "format": FORMAT, "version": VERSION, "config": to_yaml(config),
-        "cameras": json.dumps([int(camera) for camera in cameras]), "identities": str(identities),
+        "side_labels": side_labels.to_json(), "identities": str(identities),
     }
     _save(path, state | ({} if text is None else {"text": text}), about)
 

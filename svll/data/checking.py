@@ -82,7 +82,7 @@ def check(
     with bar("decoding") as progress:
         faults = decode(files, threads=threads, progress=progress)
     return Check(
-        dataset=dataset.name, protocol=dataset.protocol,
+        dataset=dataset.title, protocol=dataset.protocol,
         parts=tuple(count(dataset, known)), cameras=cameras(dataset.parts().values()),
         published_cameras=known.published.cameras if known and known.published else None,
         fingerprint=dataset.fingerprint, content_hash=content_hash, notes=tuple(notes(dataset)),

@@ -58,14 +58,49 @@ def load_datasets(data: Data, cache: Path) -> Datasets:
     """Return the records of the datasets that the configuration names.
 
     Without a root the synthetic world is drawn under `cache`, once for all runs. Raises UserError
-    for a folder that is missing or lacks a part.
+    for a folder that is missing or lacks a part, and for sets that share images which are trained
+    on.
     """
     names = dict.fromkeys(trained_on(data) + tested_on(data))
     found = {name: _load(data, name, cache) for name in names}
-    return Datasets(
+    datasets = Datasets(
         tuple(found[name] for name in trained_on(data)),
         tuple(found[name] for name in tested_on(data)),
     )
+    _refuse_shared_files(datasets)
+    return datasets
+
+
+def _refuse_shared_files(datasets: Datasets) -> None:
+    """Refuse images that two sets train on, and images of one that another is tested on.
+
+    The first would be two identities of one person, the second tested with what was learned.
+    """
+    for place, dataset in enumerate(datasets.train):
+        others = [d for d in datasets.test if d not in datasets.train[: place + 1]]
+        named = {other.name: [other.query, other.gallery] for other in others}
+        for other in datasets.train[place + 1 :]:
+            named.setdefault(other.name, []).append(other.train)
+        if not named:
+            continue
+        own = {_file(path): path for path in dataset.train.paths}
+        for name, parts in named.items():
+            shared = [path for part in parts for path in part.paths if _file(path) in own]
+            if shared:
+                raise UserError(
+                    f"data: {dataset.name} and {name} share {len(shared)} images, such as "
+                    f"{shared[0]}; name one of the two in data.train, and in data.test no set that "
+                    f"holds training images of another"
+                )
+
+
+def _file(path: str) -> tuple[int, int] | str:
+    """Return what tells a file from others, by whatever path or link it is named."""
+    try:
+        about = os.stat(path)
+    except OSError:  # a listed image that is missing: the decoding check names it
+        return path
+    return about.st_dev, about.st_ino
 
 
 def _load(data: Data, name: str, cache: Path) -> Dataset:
@@ -136,8 +171,10 @@ def pin(config: Config, seen: Seen | None = None) -> Config:
 
 def check_pinned(config: Config, datasets: Datasets) -> None:
     """Refuse files that are not those for which the run was made."""
-    drawn = [d for d in datasets.every if d.name == "synthetic" and config.data.root is None]
-    kept = {d.name: d.fingerprint for d in datasets.every if d not in drawn}
+    kept = {
+        dataset.name: dataset.fingerprint for dataset in datasets.every
+        if root_of(config.data, dataset.name) is not None  # a drawn world is not pinned
+    }
     if config.data.fingerprint and _joined(kept) != config.data.fingerprint:
         for name in kept:  # a change that their times did not show
             _memory(config.data, name, Path(config.run.runs) / "cache").unlink(missing_ok=True)

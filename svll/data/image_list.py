@@ -62,7 +62,8 @@ def load(file: str | Path) -> Dataset:
     if not has_cameras:
         log.info("%s: no column camera, so no gallery image is left out (all_gallery)", file)
     protocol = "cross_camera" if has_cameras else "all_gallery"
-    return Dataset("list", protocol, **parts)
+    train, validation, query, gallery = (parts[name] for name in PARTS)
+    return Dataset("list", protocol, train, query, gallery, validation)
 
 
 def read(file: Path) -> list[Entry]:

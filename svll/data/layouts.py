@@ -150,18 +150,18 @@ def examples(names: Sequence[str]) -> str:
 
 def read_named(
     folders: Mapping[str, Path], *, views: Mapping[str, int] | None = None, example: str
-) -> dict[str, Records]:
+) -> tuple[dict[str, Records], int]:
     """Read parts, one folder each, whose images' names begin with identity and camera.
 
-    `views` gives the side seen, by "folder/name"; `example` is a well-formed name. Cameras are
-    numbered from 1 in names and from 0 in records; where a name says camera 0, they are kept.
+    `views` gives the side seen, by "folder/name"; `example` is a well-formed name. Returns the
+    parts and the number that names give to camera 0 of the records: 1, or 0 where a name has it.
     Raises UserError when a part has no images, or a name cannot be read.
     """
     views = views or {}
     read = {part: _read_names(folder, example) for part, folder in folders.items()}
     first = min((camera for rows in read.values() for *_, camera in rows), default=1)
     shift = min(first, 1)
-    return {
+    parts = {
         part: Records.from_rows(
             Row(f"{folders[part]}{os.sep}{name}", identity, camera - shift,
                 views.get(f"{folders[part].name}/{name}", 0))
@@ -169,6 +169,7 @@ def read_named(
         )
         for part, rows in read.items()
     }  # fmt: skip
+    return parts, shift
 
 
 def _read_names(folder: Path, example: str) -> list[tuple[str, int, int]]:

@@ -67,8 +67,11 @@ def load_layout(
     """
     folder = find(root, benchmark, list(parts.values()))
     folders = {part: folder / below for part, below in parts.items()}
-    read = read_named(folders, views=views, example=example)
-    dataset = Dataset(name=benchmark.name, protocol="cross_camera", **read)
+    read, first_camera = read_named(folders, views=views, example=example)
+    dataset = Dataset(
+        benchmark.name, "cross_camera", read["train"], read["query"], read["gallery"],
+        first_camera=first_camera,
+    )
     warn_of_counts(dataset, benchmark, folder)
     return dataset
 

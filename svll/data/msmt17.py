@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def load(root: str | Path) -> Dataset:
-    """Read MSMT17 from `root` or a usual folder below, named `msmt17_v1` or `msmt17_v2`.
+    """Read MSMT17 from `root` or a usual folder below, whichever version is there.
 
     Both training lists make up the training part. A listed image that is missing is none of this
     function's concern: checking names it. Raises UserError when neither version is found, or both
@@ -70,7 +70,10 @@ def load(root: str | Path) -> Dataset:
         for lines in lists.values() for line in lines if _camera(line) is None
     ])  # fmt: skip
     parts = {part: _records(lines, below[part]) for part, lines in lists.items()}
-    dataset = Dataset(name=f"{BENCHMARK.name}_{version}", protocol="cross_camera", **parts)
+    dataset = Dataset(
+        BENCHMARK.name, "cross_camera", parts["train"], parts["query"], parts["gallery"],
+        version=version, first_camera=1,
+    )
     for images in (train, test):
         _say_unlisted(images, set(dataset.files()))
     warn_of_counts(dataset, BENCHMARK, folder)

@@ -98,6 +98,34 @@ class Dataset:
     gallery: Records
     validation: Records = field(default_factory=Records.empty)
     """What a user's list sets apart for selection; benchmarks have no such part."""
+    version: str = ""
+    """Which edition of the dataset this is, where there are several: `v1` or `v2` of MSMT17."""
+    first_camera: int = 0
+    """The number that the dataset itself gives to camera 0 of the records: Market-1501's is 1."""
+
+    @property
+    def title(self) -> str:
+        """The dataset's name for people, with its version where it has one."""
+        return f"{self.name} ({self.version})" if self.version else self.name
+
+    @property
+    def has_cameras(self) -> bool:
+        """Whether the cameras are known; where they are not, all are 0."""
+        return self.protocol == "cross_camera"
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the views are known; where they are not, all are 0."""
+        return any(part.views.any() for part in self.parts().values())
+
+    def side_columns(self, records: Records) -> tuple[str, Int64, Int64 | None]:
+        """Return what `SideLabels.places` takes for some of the dataset's images.
+
+        That is its name, their cameras [n] as the dataset numbers them, and their views [n], None
+        where the dataset has none.
+        """
+        cameras = records.cameras + self.first_camera
+        return self.name, cameras, records.views if self.has_views else None
 
     def parts(self) -> dict[str, Records]:
         """Return the parts that have images, by name."""

@@ -1,11 +1,12 @@
 """What is trained on, selected on and tested on; labels and cameras as the model wants them.
 
 Several training sets become one: identities and cameras of each are numbered behind those of the
-one before. A test set keeps its own numbers, for the test protocol, and has its cameras as places
-in the training cameras beside them, for side information.
+one before. A test set keeps its own numbers, for the test protocol. For side information, `places`
+leads from either numbers to the vectors.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,9 @@ from harness.errors import UserError
 from harness.rng import generator
 from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records
+from svll.data.side_labels import SideLabels
 
 Int64 = NDArray[np.int64]
-UNSEEN = -1
-"""The place of a camera that training never saw."""
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,13 @@ class Part:
     protocol: str
     query: Records
     gallery: Records
-    camera_offset: int | None
-    """What leads from its cameras to those of the training part; None: it was not trained on."""
+    dataset: Dataset | None = None
+    """Whose cameras the images have; None: they are numbered as in the joined training part."""
+
+    @property
+    def first_camera(self) -> int:
+        """The number by which people know camera 0."""
+        return self.dataset.first_camera if self.dataset else 0
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,30 @@ class Splits:
     validation: Part
     """Empty when nothing is held back."""
     tests: tuple[Part, ...]
-    cameras: Int64
-    """Sorted cameras of the training part: a camera's place here is its side information index."""
-    views: int
-    """Number of view labels of the training part."""
+    side_labels: SideLabels
+    """Cameras and views of `train`, which have vectors of side information."""
+    joined: Mapping[int, Dataset]
+    """The training sets by what their cameras were moved by when they were joined, rising."""
 
     @property
     def identities(self) -> int:
         return int(self.labels.max()) + 1
 
-    def camera_index(self, records: Records, offset: int | None) -> Int64:
-        """Return each image's camera as a place in `cameras`, UNSEEN for those not among them."""
-        if offset is None:
-            return np.full(len(records), UNSEEN, dtype=np.int64)
-        wanted = records.cameras + offset
-        place = np.searchsorted(self.cameras, wanted).clip(max=len(self.cameras) - 1)
-        return np.where(self.cameras[place] == wanted, place, UNSEEN).astype(np.int64)
+    def places(self, records: Records, dataset: Dataset | None = None) -> tuple[Int64, Int64]:
+        """Return the places of images' cameras [n] and views [n]; see `SideLabels.places`.
+
+        dataset: whose numbers the records have; None: those of the joined training part.
+        """
+        if dataset is not None:
+            return self.side_labels.places(*dataset.side_columns(records))
+        firsts = np.array(list(self.joined))
+        owners = np.searchsorted(firsts, records.cameras, side="right") - 1
+        found = np.empty((2, len(records)), dtype=np.int64)
+        for owner, (first, own) in enumerate(self.joined.items()):
+            rows = owners == owner
+            moved = records.take(rows).moved(identities=0, cameras=-first)
+            found[:, rows] = self.places(moved, own)
+        return found[0], found[1]
 
 
 def split(datasets: Datasets, *, validation: float, seed: int) -> Splits:
@@ -69,7 +82,7 @@ def split(datasets: Datasets, *, validation: float, seed: int) -> Splits:
     A dataset that brings a validation part of its own keeps it, with `validation` 0. Raises
     UserError when fewer than 2 identities would be left on either side.
     """
-    whole, offsets = join(datasets.train)
+    whole, joined = join(datasets.train)
     known = np.unique(whole.identities)
     count = round(validation * len(known))
     if (validation > 0 and count < 2) or len(known) - count < 2:
@@ -81,31 +94,36 @@ def split(datasets: Datasets, *, validation: float, seed: int) -> Splits:
     is_held = np.isin(whole.identities, held)
     train = whole.take(~is_held)
     _, labels = np.unique(train.identities, return_inverse=True)
+    sizes = [len(dataset.train) for dataset in datasets.train]
+    kept = np.split(~is_held, np.cumsum(sizes)[:-1])
     return Splits(
         train=train,
         labels=labels.astype(np.int64),
         validation=_validation(datasets.train, whole.take(is_held), seed),
         tests=tuple(
-            Part(d.name, d.protocol, d.query, d.gallery, offsets.get(d.name)) for d in datasets.test
+            Part(d.name, d.protocol, d.query, d.gallery, d) for d in datasets.test
         ),
-        cameras=np.unique(train.cameras),
-        views=int(train.views.max(initial=0)) + 1,
+        side_labels=SideLabels.of([
+            (dataset, dataset.train.take(rows))
+            for dataset, rows in zip(datasets.train, kept, strict=True)
+        ]),
+        joined=joined,
     )
 
 
-def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[str, int]]:
-    """Return the training parts as one, and by how much each dataset's cameras were moved."""
+def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[int, Dataset]]:
+    """Return the training parts as one, and each dataset by what its cameras were moved by."""
     first_identity = first_camera = 0
-    parts, offsets = [], {}
+    parts, joined = [], {}
     for dataset in datasets:
         own = dataset.train
         parts.append(own.moved(identities=first_identity, cameras=first_camera))
-        offsets[dataset.name] = first_camera
+        joined[first_camera] = dataset
         first_identity += int(own.identities.max(initial=-1)) + 1
         # of all its parts: a camera of the test part alone must not be another dataset's
         cameras = [part.cameras.max() for part in dataset.parts().values()]
         first_camera += int(max(cameras)) + 1
-    return Records.concatenate(parts), offsets
+    return Records.concatenate(parts), joined
 
 
 def _validation(datasets: tuple[Dataset, ...], held: Records, seed: int) -> Part:
@@ -128,7 +146,7 @@ def _validation(datasets: tuple[Dataset, ...], held: Records, seed: int) -> Part
     elif protocol == "all_gallery":
         rows = _one_of_each(gallery.identities, seed=seed)
         query, gallery = gallery.take(rows), gallery.take(np.delete(np.arange(len(gallery)), rows))
-    return Part("validation", protocol, query, gallery, camera_offset=0)
+    return Part("validation", protocol, query, gallery, own[0] if own else None)
 
 
 def _one_of_each(*columns: Int64, seed: int) -> Int64:

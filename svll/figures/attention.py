@@ -17,15 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.config import build, read_recipe
 from harness.errors import UserError
 from harness.features import FeatureFile, FeatureGroup, open_features
 from harness.reporting.drawing import look, new_figure
 from harness.rng import generator
-from harness.runs import Run
-from svll.config import Config
-from svll.data.datasets import load_datasets, trained_on
-from svll.data.splits import UNSEEN, join
 from svll.evaluation.rows import JUNK
 from svll.figures.drawn import Drawn
 from svll.figures.tested import Int64, check_same, features_file
@@ -180,14 +175,15 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
     labels: dict[Path, tuple[Int64, ...]] = {}
     seen: dict[str, _Seen] = {}
     for title, folder in runs.items():
-        with open_features(features_file(folder), ("query",)) as file:
+        with open_features(features_file(folder), ("query", "gallery")) as file:
             query = file.groups["query"]
         labels[folder] = query.identities, query.cameras
         check_same(labels)
         rows = _chosen(query, images, seed)
         seen[title] = _see(folder, file, rows)
     columns = zip(query.identities[rows], query.cameras[rows], strict=True)
-    names = [f"identity {identity}, camera {camera + 1}" for identity, camera in columns]
+    first = file.first_camera or 0
+    names = [f"identity {identity}, camera {camera + first}" for identity, camera in columns]
     numbers = {title: one.entropies() for title, one in seen.items()}
     return Drawn(_draw(seen, names), _caption(seen, file.dataset, len(rows), seed), numbers)
 
@@ -204,7 +200,7 @@ def _see(folder: Path, file: FeatureFile, rows: Int64) -> _Seen:
     model = load_model(folder)
     paths = [_path(folder, file, row) for row in rows]
     batch = torch.stack([prepare(path, model) for path in paths])
-    camera, view = _places(folder, file, rows, model)
+    camera, view = _places(file, rows, model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
     pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)
     return _Seen(pictures, attention_maps(model.image, batch, camera, view))
@@ -223,28 +219,22 @@ def _path(folder: Path, file: FeatureFile, row: int) -> str:
     return paths[row]
 
 
-def _places(
-    folder: Path, file: FeatureFile, rows: Int64, model: LoadedModel
-) -> tuple[Tensor, Tensor]:
+def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return the queries' places [B] among the cameras and the views that were trained with."""
-    query, offset = file.groups["query"], _camera_offset(folder, file.dataset)
-    known = {} if offset is None else {c - offset: at for at, c in enumerate(model.cameras)}
-    camera = [known.get(number, UNSEEN) for number in query.cameras[rows].tolist()]
-    view = np.zeros(len(rows), np.int64) if query.views is None else query.views[rows]
-    return torch.tensor(camera), torch.from_numpy(np.where(view < model.views, view, UNSEEN))
-
-
-def _camera_offset(folder: Path, dataset: str) -> int | None:
-    """Return what leads from a dataset's cameras to the model's, None if it was not trained on."""
-    run = Run(folder)
-    config = build(Config, read_recipe(run.config_file, Config))
-    names = trained_on(config.data)
-    if dataset not in names:
-        return None
-    if dataset == names[0]:
-        return 0
-    datasets = load_datasets(config.data, run.folder.parent.parent / "cache" / "data")
-    return join(datasets.train)[1][dataset]
+    if file.first_camera is None:
+        raise UserError(
+            f"{file.path}: does not say how its dataset numbers cameras; delete it, and python "
+            "launch/evaluate.py --run RUN makes it again"
+        )
+    query = file.groups["query"]
+    has_views = any(
+        group.views is not None and group.views.any() for group in file.groups.values()
+    )
+    camera, view = model.side_labels.places(
+        file.dataset, query.cameras[rows] + file.first_camera,
+        query.views[rows] if has_views and query.views is not None else None,
+    )
+    return torch.from_numpy(camera), torch.from_numpy(view)
 
 
 # ---- drawing ----

@@ -16,12 +16,14 @@ from torch import Tensor
 from harness.config import build, settings_of
 from harness.errors import UserError
 from svll.config import Config
+from svll.data.datasets import trained_on
+from svll.data.side_labels import SideLabels
 from svll.models.archives import is_archive
 from svll.models.clip import empty_model, image_encoder, model_config
 from svll.models.clip_reid import clip_reid_model
 from svll.models.fitting import below, fit, need
 from svll.models.loaded import LoadedModel, StoredText
-from svll.models.reid import ReIDModel, SideInformation
+from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.sizes import Wanted
 from svll.models.transreid import transreid_model
 from svll.storage import FORMAT, VERSION
@@ -54,7 +56,7 @@ def load_model(
     wanted = Wanted(str(file), height, width, stride)
     state, about = _read(file)
     if about.get("format") == FORMAT:
-        model = _own(state, *_about(about, wanted), wanted.where)
+        model = _own(state, *_about(state, about, wanted), wanted.where)
     else:
         model = _published(_unwrapped(state), wanted)
     return model.requires_grad_(False).eval().to(device)
@@ -111,7 +113,7 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _own(
-    state: dict[str, Tensor], config: Config, cameras: list[int], identities: int, where: str
+    state: dict[str, Tensor], config: Config, labels: SideLabels, identities: int, where: str
 ) -> LoadedModel:
     data, model = config.data, config.model
     visual = empty_model(model_config(model.name)).visual
@@ -120,23 +122,19 @@ def _own(
     text = None
     if config.stage1.epochs:
         text = StoredText(need(state, "text", where, axes=2))
-    side, views = None, 1
-    if model.sie != "none":
-        rows = len(need(state, "side.vectors", where, axes=2))
-        views = {"camera": 1, "view": rows, "camera_view": rows // max(1, len(cameras))}[model.sie]
-        side = SideInformation(
-            model.sie, cameras=len(cameras), views=views, width=encoder.width,
-            weight=model.sie_weight, unseen=model.sie_unseen,
-        )
+    side = learned_side_information(model, labels, encoder.width)
+    if side is not None:
         fit(side, below(state, "side."), where, prefix="side.")
     return LoadedModel(
         ReIDModel(encoder, side), text, height=data.height, width=data.width,
-        mean=data.mean, std=data.std, cameras=cameras, views=views, identities=identities,
+        mean=data.mean, std=data.std, side_labels=labels, identities=identities,
     )
 
 
-def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int], int]:
-    """Return what the metadata says: configuration, training cameras, number of identities."""
+def _about(
+    state: dict[str, Tensor], about: dict[str, str], wanted: Wanted
+) -> tuple[Config, SideLabels, int]:
+    """Return what the metadata says: configuration, cameras and views, number of identities."""
     if about.get("version") != VERSION:
         raise UserError(
             f"{wanted.where}: version {about.get('version')} of the format, this program reads "
@@ -145,8 +143,9 @@ def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int], in
     where = Path(f"{wanted.where} (its configuration)")
     try:
         settings = settings_of(yaml.safe_load(about["config"]), {}, where, Config)
-        cameras = [int(camera) for camera in json.loads(about["cameras"])]
         identities = int(about["identities"])
+        labels = SideLabels.from_json(about["side_labels"]) if "side_labels" in about else None
+        cameras = [] if labels else [int(camera) for camera in json.loads(about["cameras"])]
     except (KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{wanted.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
@@ -155,4 +154,18 @@ def _about(about: dict[str, str], wanted: Wanted) -> tuple[Config, list[int], in
         asked = getattr(wanted, key)
         if asked not in (None, value):
             raise UserError(f"{wanted.where}: was trained with {key} {value}, not {asked}")
-    return config, cameras, identities
+    return config, labels or _older_labels(state, config, cameras), identities
+
+
+def _older_labels(
+    state: dict[str, Tensor], config: Config, cameras: list[int]
+) -> SideLabels:
+    """Return the labels of a file from before it named datasets: of the first that it trained on.
+
+    cameras: from 0, those of further datasets counted on; they match none of the first one's.
+    """
+    name = trained_on(config.data)[0]
+    first = 0 if name == "list" or name.startswith("vehicleid") else 1
+    rows = len(state.get("side.vectors", ()))
+    views = {"view": rows, "camera_view": rows // max(1, len(cameras))}.get(config.model.sie, 1)
+    return SideLabels({name: [camera + first for camera in cameras]}, {name: range(views)})

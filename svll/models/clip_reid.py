@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from svll.models.clip import TextEncoder, empty_model, image_encoder
 from svll.models.fitting import below, fit, need
-from svll.models.loaded import LoadedModel, PromptedText, side_information
+from svll.models.loaded import LoadedModel, PromptedText, published_labels, side_information
 from svll.models.reid import ReIDModel
 from svll.models.sizes import Size, Wanted
 
@@ -50,7 +50,7 @@ def clip_reid_model(state: State, wanted: Wanted) -> LoadedModel:
     return LoadedModel(
         ReIDModel(encoder, side), _texts(clip, text, prompts, wanted) if with_text else None,
         height=size.height, width=size.width, mean=mean, std=std,
-        cameras=range(side.shape[0] if side else 0), views=side.views if side else 1,
+        side_labels=published_labels(side),
         identities=_identities(state, wanted),
     )
 

@@ -7,6 +7,7 @@
 Images are prepared as in tests: RGB, resized bilinearly with antialias, normalised.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -18,7 +19,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from harness.errors import UserError
+from svll.data.side_labels import UNSEEN
 from svll.models.loaded import LoadedModel
+
+log = logging.getLogger(__name__)
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A file, an opened image, or its pixels [H, W, 3], red first."""
@@ -32,18 +36,20 @@ class Extractor:
         self.model, self.batch = model, batch
 
     def encode(
-        self, images: Picture | Sequence[Picture], camera: int | Sequence[int] | None = None
+        self, images: Picture | Sequence[Picture], camera: int | Sequence[int] | None = None,
+        *, dataset: str | None = None,
     ) -> NDArray[np.float32]:
         """Return features [n, D] of unit length, of one image or a list of them.
 
-        `camera` is the number of the camera, from 0 as in a run's features.h5 (Market-1501's c1 is
-        0), for all images or for each. It matters to a model with side information alone; a camera
-        that was not trained with gets what the model's `model.sie_unseen` says.
+        `camera` is the number of the camera in its dataset (Market-1501's c1 is 1), for all images
+        or for each; `dataset` names the dataset where the model was trained on several. It matters
+        only to a model with side information; a camera that was not trained with gets what the
+        model's `model.sie_unseen` says, and the log names it.
         Raises UserError, with the path, for a file that is no readable image.
         """
         is_one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
         listed: Sequence[Any] = [images] if is_one else images  # type: ignore[assignment]
-        places = self._places(camera, len(listed))
+        places = self._places(camera, dataset, len(listed))
         found = [
             self._encode(listed[rows], None if places is None else places[rows])
             for rows in self._batches(len(listed))
@@ -62,17 +68,19 @@ class Extractor:
     def encode_prepared(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
         """Return unit features [b, D], on the CPU, of what `prepare` made of images [b, 3, H, W].
 
-        places [b]: each one's camera's place in `model.cameras`, -1 for none.
+        places [b, 2]: each one's camera and view, as `model.places` gives them.
         """
         device = next(self.model.parameters()).device
         with torch.no_grad():
             features = self.model.encode_image(
-                batch.to(device), None if places is None else places.to(device)
+                batch.to(device), *(() if places is None else places.to(device).T)
             )
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
-    def _places(self, camera: int | Sequence[int] | None, count: int) -> Tensor | None:
-        """Return each image's camera's place among the trained ones [count], -1 for none."""
+    def _places(
+        self, camera: int | Sequence[int] | None, dataset: str | None, count: int
+    ) -> Tensor | None:
+        """Return the places of each image's camera and view [count, 2]."""
         if camera is None:
             return None
         numbers = np.asarray(camera)
@@ -80,8 +88,10 @@ class Extractor:
             numbers = np.full(count, numbers)
         if numbers.shape != (count,):
             raise UserError(f"{len(numbers)} cameras for {count} images; give one or {count}")
-        known = {number: place for place, number in enumerate(self.model.cameras)}
-        return torch.tensor([known.get(int(number), -1) for number in numbers], dtype=torch.int64)
+        places = np.stack(self.model.places(numbers, dataset), axis=1)
+        if len(unseen := np.unique(numbers[places[:, 0] == UNSEEN])):
+            log.warning("cameras %s were not trained with", unseen.tolist())
+        return torch.from_numpy(places)
 
 
 def prepare(image: Picture, model: LoadedModel) -> Tensor:

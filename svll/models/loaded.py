@@ -3,13 +3,15 @@
 Letters: B images or identities, N identities, L tokens, W width, D width of a feature.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from svll.data.side_labels import UNNAMED, SideLabels
 from svll.models.clip import TextEncoder
 from svll.models.fitting import fit
 from svll.models.reid import SideInformation
@@ -24,8 +26,7 @@ class LoadedModel(nn.Module):
 
     def __init__(
         self, image: Any, text: nn.Module | None, *, height: int, width: int,
-        mean: Colour, std: Colour, cameras: Sequence[int], views: int,
-        identities: int,
+        mean: Colour, std: Colour, side_labels: SideLabels, identities: int,
     ) -> None:
         super().__init__()
         self.image, self.text = image, text
@@ -33,9 +34,8 @@ class LoadedModel(nn.Module):
         """Of the images, in pixels."""
         self.mean, self.std = mean, std
         """Of the colours, red first, of values between 0 and 1."""
-        self.cameras = list(cameras)
-        """The dataset's number, from 0, of each camera that was trained with."""
-        self.views = views
+        self.side_labels = side_labels
+        """The cameras and views that have vectors of side information."""
         self.identities = identities
 
     def encode_image(
@@ -43,8 +43,9 @@ class LoadedModel(nn.Module):
     ) -> Tensor:
         """Return the test features [B, D] of normalised images [B, 3, H, W], not normalised.
 
-        `camera` [B] holds places in `cameras`, -1 for one that is not among them; without it there
-        is no side information. `view` [B] is 0, the unknown, unless given.
+        `camera` [B] and `view` [B] hold places as `side_labels.places` gives them, -1 for a label
+        that training did not see; without `camera` there is no side information, without `view`
+        views are unknown.
         Raises UserError for images of another size.
         """
         if images.shape[1:] != (3, self.height, self.width):
@@ -53,6 +54,23 @@ class LoadedModel(nn.Module):
                 f"{[3, self.height, self.width]}"
             )
         return self.image.encode_image(images, camera, view)
+
+    def places(
+        self, cameras: ArrayLike, dataset: str | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the places of cameras [n], and of unknown views [n], for `encode_image`.
+
+        cameras: as the dataset numbers them (Market-1501's c1 is 1). dataset: whose cameras they
+        are; None: those of the single dataset that was trained on. Raises UserError for a dataset
+        that was not trained on, or none where there are several.
+        """
+        known = self.side_labels.datasets
+        if dataset is None and len(known) == 1:
+            dataset = known[0]
+        if dataset not in known and known:
+            named = "no dataset is given" if dataset is None else f"not trained on {dataset!r}"
+            raise UserError(f"cameras: {named}; the model knows those of {', '.join(known)}")
+        return self.side_labels.places(dataset or "", cameras)
 
     def encode_text(self, identities: Tensor) -> Tensor:
         """Return the text features [B, D] of training identities [B], not normalised.
@@ -99,6 +117,12 @@ class PromptedText(nn.Module):
     def forward(self, identities: Tensor) -> Tensor:
         before, after = (x.expand(len(identities), -1, -1) for x in (self.before, self.after))
         return self.encoder(torch.cat([before, self.tokens[identities], after], dim=1))
+
+
+def published_labels(side: SideInformation | None) -> SideLabels:
+    """Return the labels of published vectors: the file does not say of which dataset they are."""
+    cameras, views = side.shape if side else (0, 1)
+    return SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
 
 
 def side_information(

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.files import atomic_write
+from svll.data.side_labels import UNSEEN
 from svll.models.extractor import prepare
 from svll.models.loaded import LoadedModel
 
@@ -40,20 +42,22 @@ class Exported:
 
 
 def export_onnx(
-    model: LoadedModel, out: Path, *, camera: int | None = None, images: Sequence[Path] = ()
+    model: LoadedModel, out: Path, *, camera: int | None = None, dataset: str | None = None,
+    images: Sequence[Path] = (),
 ) -> Exported:
     """Write `model`'s image encoder to `out`: "images" [B, 3, H, W] to "features" [B, D].
 
     Inputs are normalised float32, features are not normalised; how images are prepared stands in
-    the file's metadata. Side information is left out, or that of one `camera` (its number in the
-    dataset, from 0) made part of the encoder. The file is compared with torch on random images and
-    on `images`, and does not appear when they differ. Raises UserError for that, for a package
-    that is missing, and for a camera where the model knows none.
+    the file's metadata. Side information is left out, or that of one `camera` (its number in
+    `dataset`, which is needed where the model was trained on several) made part of the encoder. The
+    file is compared with torch on random images and on `images`, and does not appear when they
+    differ. Raises UserError for that, for a package that is missing, and for a camera where the
+    model knows none.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; pip install '.[export]'")
-    encoder = _Encoder(model, camera)
+    encoder = _Encoder(model, camera, dataset)
     samples = [*_random(model), *_batches([prepare(path, model) for path in images])]
     content = _converted(encoder, model, camera)
     try:
@@ -74,26 +78,27 @@ def export_onnx(
 class _Encoder(nn.Module):
     """Images alone in, test features out."""
 
-    place: Tensor
+    places: Tensor
 
-    def __init__(self, model: LoadedModel, camera: int | None) -> None:
+    def __init__(self, model: LoadedModel, camera: int | None, dataset: str | None) -> None:
         super().__init__()
         self.image, self.has_camera = model.image, camera is not None
-        place = -1
+        places = np.zeros((2, 1), np.int64)
         if camera is not None:
             if model.image.side is None:
                 raise UserError(f"camera {camera}: the model has no side information")
-            if camera not in model.cameras:
+            places = np.stack(model.places([camera], dataset))
+            if places[0] == UNSEEN:
                 raise UserError(
                     f"camera {camera}: the model was trained with the cameras "
-                    f"{', '.join(map(str, model.cameras))}"
+                    + "; ".join(f"{', '.join(map(str, cameras))} of {name or 'its dataset'}"
+                                for name, cameras in model.side_labels.cameras.items())
                 )
-            place = model.cameras.index(camera)
-        self.register_buffer("place", torch.tensor([place]), persistent=False)
+        self.register_buffer("places", torch.from_numpy(places), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        camera = self.place.expand(images.shape[0]) if self.has_camera else None
-        return self.image.encode_image(images, camera)
+        places = self.places.expand(2, images.shape[0]) if self.has_camera else ()
+        return self.image.encode_image(images, *places)
 
 
 def _converted(encoder: nn.Module, model: LoadedModel, camera: int | None) -> bytes:

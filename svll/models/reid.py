@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svll.config import Model
+from svll.data.side_labels import SideLabels
 from svll.models.clip import ImageEncoder, ImageFeatures
 from svll.models.resnet import ResNetEncoder
 
@@ -104,6 +105,18 @@ class SideInformation(nn.Module):
         return table
 
 
+def learned_side_information(
+    config: Model, labels: SideLabels, width: int
+) -> SideInformation | None:
+    """Return new vectors [n, width] for a training part's cameras and views; None without any."""
+    if config.sie == "none":
+        return None
+    return SideInformation(
+        config.sie, cameras=labels.camera_count, views=labels.view_count, width=width,
+        weight=config.sie_weight, unseen=config.sie_unseen,
+    )
+
+
 class ReIDModel(nn.Module):
     """CLIP's image encoder with side information: what stage 2 trains and tests use."""
 
@@ -119,11 +132,13 @@ class ReIDModel(nn.Module):
     ) -> ImageFeatures:
         """Return the three features of normalised images [B, 3, H, W].
 
-        Without `camera` there is no side information; without `view`, views are 0, the unknown.
+        Without `camera` there is no side information. Without `view` the views are unknown: -1,
+        or the only one that was trained with.
         """
         if self.side is None or camera is None:
             return self.encoder(images)
-        view = torch.zeros_like(camera) if view is None else view
+        if view is None:
+            view = torch.full_like(camera, 0 if self.side.shape[1] == 1 else -1)
         return self.encoder(images, self.side(camera, view))
 
     def encode_image(

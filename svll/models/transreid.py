@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svll.models.fitting import below, fit, need
-from svll.models.loaded import LoadedModel, side_information
+from svll.models.loaded import LoadedModel, published_labels, side_information
 from svll.models.reid import SideInformation
 from svll.models.sizes import Wanted
 
@@ -148,6 +148,6 @@ def transreid_model(state: Mapping[str, Tensor], wanted: Wanted) -> LoadedModel:
     side, size = model.side, model.size
     return LoadedModel(
         model, None, height=size.height, width=size.width, mean=HALF, std=HALF,
-        cameras=range(side.shape[0] if side else 0), views=side.views if side else 1,
+        side_labels=published_labels(side),
         identities=len(state.get("classifier.weight", ())),
     )

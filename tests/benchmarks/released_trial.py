@@ -52,7 +52,8 @@ class ReleasedTrial(experiment.Trial):
         found = []
         for records in (part.query, part.gallery):
             camera, view = (
-                torch.from_numpy(each).to(ranks.device()) for each in self._side(records, part)
+                torch.from_numpy(each).to(ranks.device())
+                for each in self.splits.places(records, part.dataset)
             )
             side = None if model.side is None else model.side(camera, view)
             _, f12, fp = self.encoded(records.paths, side)

@@ -16,6 +16,7 @@ from harness.runs import Run
 from launch import export
 from svll import storage
 from svll.config import RECIPES, Config
+from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.onnx_export import PACKAGES
 from svll.models.reid import ReIDModel
@@ -47,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("run"))
     storage.save_model(
         run.weights_file, ReIDModel(clip.image, None).state_dict(), config,
-        text=torch.zeros(2, 128), cameras=[0], identities=2,
+        text=torch.zeros(2, 128), side_labels=SideLabels({}, {}), identities=2,
     )
     return run
 

@@ -18,6 +18,7 @@ from harness.runs import Run
 from launch import search
 from svll import storage
 from svll.config import RECIPES, Config
+from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
 
@@ -50,7 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished = Run(folder / "run")
     storage.save_model(
         finished.weights_file, ReIDModel(clip.image, None).state_dict(), config,
-        text=torch.zeros(2, 128), cameras=[0], identities=2,
+        text=torch.zeros(2, 128), identities=2,
+        side_labels=SideLabels({"synthetic": [1]}, {"synthetic": [0]}),
     )
     for side, seed in (("q", 0), ("g", 1)):
         for person in range(4):

@@ -63,7 +63,7 @@ def write(
 
     query, gallery = parts(photos)
     reader = Reader(16, 8, BATCH, 1, "cpu")
-    target = FeatureTarget(Path(out), "toy", "m", "cross_camera", key, dtype)  # type: ignore[arg-type]
+    target = FeatureTarget(Path(out), "toy", "m", "cross_camera", key, 1, dtype)  # type: ignore[arg-type]
     encode_to_file(target, query, gallery, reader, side, encode)
     return seen
 

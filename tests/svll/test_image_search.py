@@ -19,6 +19,7 @@ from harness.features import FeatureGroup, read_features, write_features
 from harness.runs import Run
 from svll import storage
 from svll.config import RECIPES, Config
+from svll.data.side_labels import SideLabels
 from svll.evaluation.verification import verify
 from svll.image_search import (
     Encoded,
@@ -49,7 +50,8 @@ def make_run(folder: Path, sie: str = "none") -> Run:
     run = Run(folder)
     storage.save_model(
         run.weights_file, ReIDModel(clip.image, side).state_dict(), config,
-        text=torch.zeros(2, 128), cameras=[0, 1], identities=2,
+        text=torch.zeros(2, 128), identities=2,
+        side_labels=SideLabels({"synthetic": [1, 2]}, {"synthetic": [0]}),
     )
     return run
 

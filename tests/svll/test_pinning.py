@@ -11,8 +11,10 @@ from harness.config import build, parse_overrides, read_recipe, signature, to_ma
 from harness.errors import UserError
 from svll.config import RECIPES, Config
 from svll.data import datasets
+from svll.data.synthetic import named_world, write_world
 from svll.models.clip import TINY_WEIGHTS, fetch
 from svll.pinning import check_weights, pin
+from tests.svll.data import trees
 
 
 def config_of(runs: Path, *words: str) -> Config:
@@ -102,6 +104,53 @@ def test_a_change_that_no_time_shows_is_found_at_the_start_and_mended_by_the_sam
     with pytest.raises(UserError, match="give the command again for a run on these files"):
         datasets.check_pinned(before, datasets.load_datasets(before.data, tmp_path))
     assert signature(pin(config_of(tmp_path / "runs", *words))) != signature(before)
+
+
+@pytest.mark.parametrize("version", ["V1", "V2"])
+def test_a_run_on_msmt17_knows_its_own_files_again(version: str, tmp_path: Path) -> None:
+    tree = trees.msmt17(tmp_path, version)
+    config = pin(config_of(tmp_path / "runs", "data.name=msmt17", f"data.root={tree.root}"))
+    datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+    Path(next(iter(tree.labels("train")))).unlink()
+    with pytest.raises(UserError, match=r"^the files of msmt17 have changed"):
+        datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+
+
+def test_a_synthetic_world_in_a_folder_of_its_own_is_pinned(tmp_path: Path) -> None:
+    world = write_world(named_world(4, "person", seed=1), tmp_path / "world")
+    config = pin(config_of(tmp_path / "runs", f"data.roots={{synthetic: {world}}}"))
+    assert config.data.fingerprint
+    datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+
+
+@pytest.mark.parametrize(("train", "test", "named"), [
+    ("vehicleid_800, vehicleid_1600", "vehicleid_800", "vehicleid_800 and vehicleid_1600"),
+    ("market1501, folder", "market1501", "market1501 and folder"),
+    ("market1501", "list", "market1501 and list"),
+])
+def test_sets_that_share_training_images_are_refused(
+    train: str, test: str, named: str, tmp_path: Path
+) -> None:
+    market, _ = trees.market1501(tmp_path), trees.vehicleid(tmp_path)
+    (tmp_path / "link.jpg").symlink_to(next(iter(market.labels("train"))))
+    (tmp_path / "list.csv").write_text(
+        f"path,identity,split\nlink.jpg,1,query\n{sorted(market.labels('gallery'))[0]},1,gallery\n"
+    )
+    config = config_of(
+        tmp_path / "runs", f"data.train=[{train}]", f"data.test=[{test}]",
+        f"data.root={tmp_path}", f"data.roots={{list: {tmp_path / 'list.csv'}}}",
+    )
+    with pytest.raises(UserError, match=f"^data: {named} share [14] images, such as {tmp_path}"):
+        datasets.load_datasets(config.data, tmp_path)
+
+
+def test_one_training_list_with_several_test_lists_shares_nothing(tmp_path: Path) -> None:
+    trees.vehicleid(tmp_path)
+    config = config_of(
+        tmp_path / "runs", "data.train=[vehicleid_800]",
+        "data.test=[vehicleid_800, vehicleid_1600]", f"data.root={tmp_path}",
+    )
+    assert len(datasets.load_datasets(config.data, tmp_path).test) == 2
 
 
 def test_runs_without_a_weights_file_keep_the_names_that_they_had(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a step leaves is read back whole, or refused with both sizes."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,12 @@ from harness.errors import UserError
 from harness.runs import Run
 from svll import storage
 from svll.config import Config
+from svll.data.side_labels import SideLabels
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation
+
+LABELS = SideLabels({"market1501": [1, 3, 8]}, {"market1501": [0]})
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def saved_model(clip: Clip, folder: Path) -> tuple[Run, ReIDModel]:
     run, saved = Run(folder), model(clip, 3)
     text = torch.randn(5, 128)
     storage.save_model(
-        run.weights_file, saved.state_dict(), Config(), text=text, cameras=[0, 2, 7],
+        run.weights_file, saved.state_dict(), Config(), text=text, side_labels=LABELS,
         identities=len(text),
     )
     return run, saved
@@ -92,7 +94,7 @@ def test_a_model_file_says_what_it_is(clip: Clip, tmp_path: Path) -> None:
         about = file.metadata()
         assert file.get_tensor("text").shape == (5, 128)
     assert (about["format"], about["version"]) == ("svll-weights", "1")
-    assert json.loads(about["cameras"]) == [0, 2, 7]
+    assert SideLabels.from_json(about["side_labels"]) == LABELS
     assert "sie_unseen: none" in about["config"]
 
 

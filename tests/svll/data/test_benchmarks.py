@@ -31,7 +31,7 @@ def test_every_image_is_read_with_its_identity_and_camera(name: str, tmp_path: P
         assert all(Path(path).is_file() for path in records.paths)
         assert list(records.paths) == sorted(records.paths)
     assert dataset.protocol == ("random_gallery" if "vehicleid" in name else "cross_camera")
-    assert dataset.name == {"msmt17": "msmt17_v1"}.get(name, name)
+    assert dataset.name == name
 
 
 def test_it_is_found_below_a_root_under_each_of_its_usual_names(name: str, tmp_path: Path) -> None:

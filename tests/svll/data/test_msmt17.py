@@ -13,7 +13,7 @@ from tests.svll.data import trees
 def test_version_2_is_read_from_its_own_folders_under_its_own_name(tmp_path: Path) -> None:
     tree = trees.msmt17(tmp_path, "V2", "MSMT17")
     dataset = load(tmp_path)
-    assert dataset.name == "msmt17_v2"
+    assert (dataset.name, dataset.version, dataset.first_camera) == ("msmt17", "v2", 1)
     assert set(map(Path, dataset.train.paths)) == set(tree.labels("train"))
     assert all("mask_test_v2" in path for path in dataset.gallery.paths)
 
@@ -25,8 +25,8 @@ def test_both_versions_below_one_root_are_an_error_that_names_both(tmp_path: Pat
         load(tmp_path)
     assert f"V1 (train, test) in {tmp_path / 'MSMT17_V1'}" in str(caught.value)
     assert f"V2 (mask_train_v2, mask_test_v2) in {tmp_path / 'MSMT17_V2'}" in str(caught.value)
-    assert load(tmp_path / "MSMT17_V1").name == "msmt17_v1"
-    assert load(tmp_path / "MSMT17_V2").name == "msmt17_v2"
+    assert load(tmp_path / "MSMT17_V1").title == "msmt17 (v1)"
+    assert load(tmp_path / "MSMT17_V2").title == "msmt17 (v2)"
 
 
 def test_both_versions_in_one_folder_are_an_error_too(tmp_path: Path) -> None:

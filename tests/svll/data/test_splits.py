@@ -1,12 +1,15 @@
 """Selection sees identities that training never sees, drawn by seed; test is left alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from harness.errors import UserError
 from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records, Row
-from svll.data.splits import UNSEEN, Splits, split
+from svll.data.side_labels import UNSEEN
+from svll.data.splits import Splits, split
 from svll.evaluation import evaluate_ranking
 
 IDENTITIES = [3, 8, 15, 16, 23, 42, 108, 111, 200, 201, 202, 305]
@@ -139,8 +142,8 @@ def test_the_test_parts_are_passed_on_as_they_are() -> None:
 
 def test_cameras_and_views_are_those_of_the_training_part() -> None:
     found = split(of(dataset()), validation=0.25, seed=1)
-    assert found.cameras.tolist() == sorted(set(found.train.cameras.tolist()))
-    assert found.views == max(found.train.views.tolist()) + 1
+    assert found.side_labels.cameras == {"made": sorted(set(found.train.cameras.tolist()))}
+    assert found.side_labels.views == {"made": sorted(set(found.train.views.tolist()))}
 
 
 @pytest.mark.parametrize(("share", "held", "left"), [(0.05, 1, 11), (0.01, 0, 12), (0.95, 11, 1)])
@@ -156,12 +159,17 @@ def test_a_part_of_fewer_than_two_identities_is_refused(share: float, held: int,
 
 
 def small(name: str, cameras: list[int], protocol: str = "cross_camera") -> Dataset:
-    """Two identities, 0 and 5, by the given cameras; the gallery has a camera more, 7."""
+    """Two identities, 0 and 5, by the given cameras; the gallery has a camera more, 7.
+
+    Its cameras are numbered from 1 in the dataset.
+    """
     rows = [
         Row(f"{name}/{i}_{c}.jpg", i, c, view=i % 2) for i in (0, 5) for c in cameras
     ]
     test = Records.from_rows([Row(f"{name}/q.jpg", 1, cameras[0]), Row(f"{name}/g.jpg", 1, 7)])
-    return Dataset(name, protocol, Records.from_rows(rows), test.take([0]), test.take([1]))
+    return Dataset(
+        name, protocol, Records.from_rows(rows), test.take([0]), test.take([1]), first_camera=1
+    )
 
 
 def test_identities_and_cameras_of_several_sets_are_told_apart() -> None:
@@ -171,10 +179,28 @@ def test_identities_and_cameras_of_several_sets_are_told_apart() -> None:
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert found.train.paths == a.train.paths + b.train.paths
     # of a: 0, 1; its gallery has 7, so b begins at 8
-    assert found.cameras.tolist() == [0, 1, 8, 10]
-    offset = found.tests[0].camera_offset
-    assert found.camera_index(b.query, offset).tolist() == [2]
-    assert found.camera_index(b.gallery, offset).tolist() == [UNSEEN]
+    assert found.train.cameras.tolist() == [0, 1, 0, 1, 8, 10, 8, 10]
+    assert found.side_labels.cameras == {"a": [1, 2], "b": [1, 3]}
+    assert found.places(found.train)[0].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert found.places(b.query, b)[0].tolist() == [2]
+    assert found.places(b.gallery, b)[0].tolist() == [UNSEEN]
+
+
+def test_a_view_of_one_set_is_not_that_of_another() -> None:
+    a, b = small("a", [0, 1]), small("b", [0, 2])
+    found = split(Datasets((a, b), (b,)), validation=0.0, seed=1)
+    assert found.train.views.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert found.places(found.train)[1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_validation_part_has_the_cameras_of_the_set_that_brings_it() -> None:
+    first, other = small("a", [0, 1]), small("b", [0, 2])
+    own = Records.from_rows([Row(f"v{i}_{c}.jpg", i, c) for i in (900, 901) for c in (0, 2)])
+    other = replace(other, validation=own)
+    found = split(Datasets((first, other), (other,)), validation=0.0, seed=1)
+    part = found.validation
+    # the cameras 1 and 3 of b, behind both of a
+    assert found.places(part.gallery, part.dataset)[0].tolist() == [2, 3, 2, 3]
 
 
 def test_the_order_of_the_sets_decides_the_labels_and_nothing_else_does() -> None:
@@ -191,17 +217,17 @@ def test_cameras_of_a_set_that_was_not_trained_on_are_unseen() -> None:
     a, c = small("a", [0, 1]), small("c", [0, 1])
     found = split(Datasets((a,), (a, c)), validation=0.0, seed=1)
     own, other = found.tests
-    assert found.camera_index(own.query, own.camera_offset).tolist() == [0]
-    assert found.camera_index(other.query, other.camera_offset).tolist() == [UNSEEN]
+    assert found.places(own.query, own.dataset)[0].tolist() == [0]
+    assert found.places(other.query, other.dataset)[0].tolist() == [UNSEEN]
 
 
-def test_a_camera_is_known_by_its_place_among_the_training_cameras() -> None:
-    data = small("a", [0, 2, 5])
-    found = split(of(data), validation=0.0, seed=1)
-    asked = Records.from_rows([Row("x.jpg", 1, c) for c in (5, 0, 2, 5, 1, 9)])
-    index = found.camera_index(asked, 0)
-    assert index.tolist() == [2, 0, 1, 2, UNSEEN, UNSEEN]
-    assert index.dtype == np.int64
+def test_places_of_joined_images_are_those_of_their_own_sets() -> None:
+    a, b = small("a", [0, 2, 5]), small("b", [1])
+    found = split(Datasets((b, a), (a,)), validation=0.0, seed=1)
+    asked = Records.from_rows([Row("x.jpg", 1, c) for c in (8 + 5, 8, 1, 8 + 2, 8 + 1, 0, 99)])
+    camera, _ = found.places(asked)
+    assert camera.tolist() == [3, 1, 0, 2, UNSEEN, UNSEEN, UNSEEN]
+    assert camera.dtype == np.int64
 
 
 # --- other protocols ---

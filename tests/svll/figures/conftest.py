@@ -18,7 +18,7 @@ from svll.data.datasets import load_datasets
 from svll.data.records import Records
 from svll.data.splits import split
 from svll.models.clip import load_clip
-from svll.models.reid import ReIDModel, SideInformation
+from svll.models.reid import ReIDModel, learned_side_information
 
 MakeRun = Callable[..., Path]
 
@@ -54,21 +54,21 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             width=config.data.width, stride=config.model.stride,
         )
         torch.manual_seed(config.seed)
-        side = None
-        if config.model.sie != "none":
-            side = SideInformation(
-                "camera", cameras=len(splits.cameras), views=1, width=clip.image.width, weight=20.0
-            )
+        labels = splits.side_labels
+        side = learned_side_information(config.model, labels, clip.image.width)
+        if side is not None:
+            side.weight = 20.0
         text = torch.randn(splits.identities, clip.image.out) if config.stage1.epochs else None
         storage.save_model(
             run.weights_file, ReIDModel(clip.image, side).state_dict(), config, text=text,
-            cameras=splits.cameras.tolist(), identities=splits.identities,
+            side_labels=labels, identities=splits.identities,
         )
         [part] = splits.tests
         write_features(run.features_file, {
             "query": features_of(part.query, 1, spread),
             "gallery": features_of(part.gallery, 1, spread),
-        }, dataset=part.name, model=run.signature, protocol=part.protocol)
+        }, dataset=part.name, model=run.signature, protocol=part.protocol,
+            first_camera=part.first_camera)
         return run.folder
 
     return make

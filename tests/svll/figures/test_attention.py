@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.features import read_features, write_features
 from harness.reporting.drawing import as_svg
-from svll.data.datasets import Datasets
-from svll.data.records import Dataset, Records, Row
+from svll.data.side_labels import SideLabels
 from svll.figures import attention as module
 from svll.figures.attention import (
     LAST,
@@ -262,7 +261,7 @@ def test_the_numbers_are_mean_entropies_of_the_shown_images(run: Path) -> None:
         ).tolist()
         assert query.paths is not None
         image = prepare(query.paths[row], model)[None]
-        place = torch.tensor([model.cameras.index(camera - 1)])
+        place = torch.from_numpy(model.side_labels.places("synthetic", [camera])[0])
         maps = attention_maps(model.image, image, place, torch.zeros_like(place))
         found.append([float(entropy(maps[name])) for name in (LAST, ROLLOUT)])
     assert list(drawn.numbers["run"].values()) == pytest.approx(np.mean(found, axis=0), abs=1e-5)
@@ -305,7 +304,7 @@ def copied(run: Path, folder: Path, renamed: Any) -> Path:
         name: replace(group, paths=renamed and [renamed(path) for path in group.paths or ()])
         for name, group in read_features(run / "features.h5").groups.items()
     }
-    write_features(folder / "features.h5", groups, dataset="synthetic", model="")
+    write_features(folder / "features.h5", groups, dataset="synthetic", model="", first_camera=1)
     return folder
 
 
@@ -315,30 +314,22 @@ def test_a_run_without_a_model_is_an_error(run: Path, tmp_path: Path) -> None:
         attention_figure({"run": tmp_path})
 
 
-def test_cameras_of_a_dataset_that_was_not_trained_on_are_unknown(
-    run: Path, tmp_path: Path
-) -> None:
-    model = load_model(run)
-    file = read_features(run / "features.h5")
-    rows = np.arange(4)
-    camera, view = module._places(run, file, rows, model)
-    assert camera.tolist() == file.groups["query"].cameras[:4].tolist()
-    assert view.tolist() == [0] * 4
-    camera, _ = module._places(run, replace(file, dataset="veri776"), rows, model)
-    assert camera.tolist() == [-1] * 4
-
-
-def test_cameras_of_a_dataset_that_was_trained_on_second_are_counted_on(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dataset(name: str, cameras: int) -> Dataset:
-        rows = [Row(f"{name}/{camera}.jpg", 0, camera) for camera in range(cameras)]
-        return Dataset(name, "cross_camera", *[Records.from_rows(rows)] * 3)
-
-    first, second = dataset("market1501", 4), dataset("synthetic", 6)
-    monkeypatch.setattr(module, "trained_on", lambda data: ["market1501", "synthetic"])
-    monkeypatch.setattr(module, "load_datasets", lambda *_: Datasets((first, second), (second,)))
+def test_maps_are_of_the_cameras_of_their_own_dataset(run: Path) -> None:
     model, file, rows = load_model(run), read_features(run / "features.h5"), np.arange(9)
-    model.cameras = list(range(10))
-    camera, _ = module._places(run, file, rows, model)
-    assert camera.tolist() == (file.groups["query"].cameras[:9] + 4).tolist()
+    own = file.groups["query"].cameras[:9]
+    camera, view = module._places(file, rows, model)
+    assert camera.tolist() == own.tolist()
+    assert view.tolist() == [0] * 9
+    camera, _ = module._places(replace(file, dataset="veri776"), rows, model)
+    assert camera.tolist() == [-1] * 9
+    # of two training sets it was the second
+    cameras = {"market1501": range(1, 5), "synthetic": range(1, 7)}
+    model.side_labels = SideLabels(cameras, {"synthetic": [0]})
+    camera, _ = module._places(file, rows, model)
+    assert camera.tolist() == (own + 4).tolist()
+
+
+def test_features_that_do_not_number_their_cameras_are_refused(run: Path) -> None:
+    file = replace(read_features(run / "features.h5"), first_camera=None)
+    with pytest.raises(UserError, match=r"does not say how its dataset numbers cameras; delete it"):
+        module._places(file, np.arange(2), load_model(run))

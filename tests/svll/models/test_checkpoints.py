@@ -16,11 +16,12 @@ from harness.errors import UserError
 from harness.runs import Run
 from svll import storage
 from svll.config import Config
+from svll.data.side_labels import SideLabels
 from svll.models import load_model
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 
-CAMERAS = [0, 3, 4]
+LABELS = SideLabels({"market1501": [1, 4, 5]}, {"market1501": [0, 1]})
 SETTINGS: dict[str, Any] = {
     "data.height": 48, "data.width": 32, "data.mean": [0.4, 0.5, 0.6], "data.std": [0.2, 0.3, 0.4],
     "model.name": "svll-tiny", "model.weights": None, "model.stride": 8,
@@ -39,14 +40,14 @@ def finished(folder: Path, **changes: Any) -> tuple[Run, ReIDModel, Tensor]:
     side = None
     if model.sie != "none":
         side = SideInformation(
-            model.sie, cameras=len(CAMERAS), views=2, width=clip.image.width,
+            model.sie, cameras=3, views=2, width=clip.image.width,
             weight=model.sie_weight, unseen=model.sie_unseen,
         )
     torch.manual_seed(0)
     reid, text = ReIDModel(clip.image, side).eval(), torch.randn(5, clip.image.out)
     run = Run(folder)
     storage.save_model(
-        run.weights_file, reid.state_dict(), config, text=text, cameras=CAMERAS,
+        run.weights_file, reid.state_dict(), config, text=text, side_labels=LABELS,
         identities=len(text),
     )
     return run, reid, text
@@ -68,8 +69,7 @@ def test_our_own_file_alone_gives_the_trained_model(tmp_path: Path, sie: str) ->
     assert torch.equal(model.encode_text(torch.tensor([4, 0])), text[[4, 0]])
     assert (model.height, model.width) == (48, 32)
     assert (model.mean, model.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    assert (model.cameras, model.identities) == (CAMERAS, 5)
-    assert model.views == (2 if "view" in sie else 1)
+    assert (model.side_labels, model.identities) == (LABELS, 5)
     assert not model.training
     assert not any(p.requires_grad or p.is_meta for p in model.parameters())
 
@@ -97,12 +97,14 @@ def test_a_resnet_of_ours_is_loaded_with_its_statistics(tmp_path: Path) -> None:
 
 
 def rewritten(
-    run: Run, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], **about: str
+    run: Run, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], **about: str | None
 ) -> None:
+    """Change a weights file's tensors and what it says about them; None takes a word away."""
     from safetensors import safe_open
 
     with safe_open(run.weights_file, framework="pt") as file:
-        metadata = file.metadata() | about
+        changed = file.metadata() | about
+    metadata = {key: value for key, value in changed.items() if value is not None}
     state = change(load_file(run.weights_file))
     save_file(state, run.weights_file, metadata=metadata)
 
@@ -132,11 +134,27 @@ def test_a_tensor_of_another_size_in_our_file_is_told_with_both(tmp_path: Path) 
     assert told in refusal(run.weights_file)
 
 
+@pytest.mark.parametrize("sie", ["camera", "view", "camera_view"])
+def test_a_file_from_before_datasets_were_named_has_its_first_sets_cameras(
+    tmp_path: Path, sie: str
+) -> None:
+    run, reid, _ = finished(tmp_path, model__sie=sie, data__name="market1501")
+    rewritten(run, dict, cameras="[0, 3, 4]", side_labels=None)
+    model = load_model(run.weights_file)
+    camera, view = model.side_labels.places("market1501", [5, 1, 2], [0, 1, 1])
+    assert camera.tolist() == [2, 0, -1]
+    given = torch.from_numpy(camera), torch.from_numpy(view)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(images()[:3], *given),
+                           reid.encode_image(images()[:3], *given))
+    assert model.side_labels.places("msmt17", [5], [0])[0].tolist() == [-1]
+
+
 @pytest.mark.parametrize(
     ("about", "told"),
     [
         ({"version": "2"}, "version 2 of the format, this program reads version 1"),
-        ({"cameras": "{"}, "its metadata cannot be read"),
+        ({"side_labels": "{"}, "its metadata cannot be read"),
         ({"config": "data: [1"}, "its metadata cannot be read"),
         ({"config": "data: {hight: 3}"}, "(its configuration), line 1: no key data.hight"),
         ({"config": "model: {name: ViT-X}"}, "knows no model 'ViT-X'"),

@@ -171,13 +171,15 @@ def test_text_features_are_those_of_all_77_positions(tmp_path: Path) -> None:
 
 def test_counts_are_read_from_the_file(tmp_path: Path) -> None:
     model = load_model(saved(tmp_path, published(sie=6)))
-    assert (model.cameras, model.views, model.identities) == (list(range(6)), 1, N)
+    labels = model.side_labels
+    assert (labels.places("", range(8))[0].tolist()) == [-1, 0, 1, 2, 3, 4, 5, -1]
+    assert (labels.camera_count, labels.view_count, model.identities) == (6, 1, N)
 
 
 def test_160_vectors_are_20_cameras_by_8_views(tmp_path: Path) -> None:
     state = published(256, sie=160)
     model = load_model(saved(tmp_path, state))
-    assert (len(model.cameras), model.views) == (20, 8)
+    assert (model.side_labels.camera_count, model.side_labels.view_count) == (20, 8)
     image = torch.randn(1, 3, 256, 256)
     expected = image_feature(state, image[0], 16, state["cv_embed"][13 * 8 + 5])
     close(model.encode_image(image, torch.tensor([13]), torch.tensor([5]))[0], expected)
@@ -203,7 +205,7 @@ def test_a_baseline_without_prompts_has_no_text_features(tmp_path: Path) -> None
     kept = ("image_encoder.", "classifier.")
     state = {name: value for name, value in published().items() if name.startswith(kept)}
     model = load_model(saved(tmp_path, state))
-    assert (model.identities, model.cameras) == (N, [])
+    assert (model.identities, model.side_labels.datasets) == (N, ())
     with pytest.raises(UserError, match="trained without texts"):
         model.encode_text(torch.tensor([0]))
 

@@ -21,12 +21,13 @@ from harness.runs import Run
 from harness.views import View
 from svll import storage
 from svll.config import Config
+from svll.data.side_labels import SideLabels
 from svll.encode import TEST_RESIZE
 from svll.models.clip import load_clip
 from svll.models.extractor import prepare
 from svll.models.reid import ReIDModel, SideInformation
 
-MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [1, 2, 5]
+MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [2, 3, 6]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
         model = ReIDModel(clip.image, side).eval()
         run = Run(tmp_path_factory.mktemp("run"))
         storage.save_model(
-            run.weights_file, model.state_dict(), config, text=None, cameras=CAMERAS, identities=2
+            run.weights_file, model.state_dict(), config, text=None, identities=2,
+            side_labels=SideLabels({"market1501": CAMERAS}, {"market1501": [0]}),
         )
         return run.folder, model
 
@@ -116,18 +118,20 @@ def test_cameras_are_the_datasets_numbers(
 ) -> None:
     folder, model = make(unseen)
     extractor = svll.load(folder)
-    found = extractor.encode(paths, camera=[5, 1, 0, 2])
+    found = extractor.encode(paths, camera=[6, 2, 1, 3])
     expected = plain_features(model, paths, [2, 0, -1, 1])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     without = extractor.encode(paths)
     assert np.allclose(found[2], without[2], atol=1e-5) == (unseen == "none")
     assert abs(found[0] - without[0]).max() > 0.01
-    all_of_one = extractor.encode(paths, camera=5)
+    all_of_one = extractor.encode(paths, camera=6, dataset="market1501")
     np.testing.assert_allclose(
         all_of_one, plain_features(model, paths, [2] * 4), rtol=0, atol=1e-5
     )
     with pytest.raises(UserError, match="3 cameras for 4 images; give one or 4"):
         extractor.encode(paths, camera=[1, 2, 5])
+    with pytest.raises(UserError, match="not trained on 'msmt17'; the model knows those of market"):
+        extractor.encode(paths, camera=1, dataset="msmt17")
 
 
 def test_images_are_prepared_as_the_pipeline_of_tests_does(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from svll.data.side_labels import SideLabels
 from svll.models import onnx_export
 from svll.models.clip import load_clip
 from svll.models.extractor import Extractor
@@ -32,7 +33,8 @@ def loaded(name: str = "svll-tiny", *, sie: bool = True) -> LoadedModel:
         nn.init.normal_(side.vectors, std=1.0)
     return LoadedModel(
         ReIDModel(clip.image, side), None, height=64, width=32, mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.4), cameras=[1, 4, 6] if sie else [], views=1, identities=0,
+        std=(0.2, 0.3, 0.4), identities=0,
+        side_labels=SideLabels({"a": [1, 4], "b": [1]} if sie else {}, {"a": [0], "b": [0]}),
     ).requires_grad_(False).eval()
 
 
@@ -104,7 +106,7 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(
 @needs_onnx
 def test_a_cameras_side_information_can_be_built_in(tmp_path: Path) -> None:
     model, path = loaded(), tmp_path / "model.onnx"
-    export_onnx(model, path, camera=6)
+    export_onnx(model, path, camera=1, dataset="b")
     images = torch.randn(2, 3, 64, 32)
     expected = model.encode_image(images, torch.tensor([2, 2]))
     torch.testing.assert_close(answer(path, images), expected, rtol=1e-4, atol=1e-4)
@@ -129,7 +131,7 @@ def test_a_missing_package_says_what_to_install(
 
 @pytest.mark.parametrize(
     ("sie", "told"),
-    [(True, "camera 0: the model was trained with the cameras 1, 4, 6"),
+    [(True, "camera 0: the model was trained with the cameras 1, 4 of a; 1 of b"),
      (False, "camera 0: the model has no side information")],
 )
 def test_a_camera_that_the_model_does_not_know_is_told(
@@ -137,4 +139,4 @@ def test_a_camera_that_the_model_does_not_know_is_told(
 ) -> None:
     monkeypatch.setattr(onnx_export, "PACKAGES", ())
     with pytest.raises(UserError, match=told):
-        export_onnx(loaded(sie=sie), tmp_path / "model.onnx", camera=0)
+        export_onnx(loaded(sie=sie), tmp_path / "model.onnx", camera=0, dataset="a")

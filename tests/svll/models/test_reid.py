@@ -165,7 +165,7 @@ def test_without_a_camera_there_is_no_side_information(clip: Clip) -> None:
 def test_a_camera_is_enough_for_side_information(clip: Clip, kind: str) -> None:
     model, camera = model_with(clip, kind, weight=50.0), torch.tensor([2, 0, 1])
     with torch.no_grad():
-        unknown = model.encode_image(images(3), camera, torch.zeros(3, dtype=torch.int64))
+        unknown = model.encode_image(images(3), camera, torch.full((3,), -1))
         assert torch.equal(model.encode_image(images(3), camera), unknown)
         assert (unknown - model.encode_image(images(3))).abs().max() > 0.01
 

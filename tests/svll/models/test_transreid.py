@@ -135,7 +135,7 @@ def test_the_feature_is_the_normalised_class_token(
     images = torch.randn(2, 3, *size)
     expected = torch.stack([feature(state, image, stride=stride) for image in images])
     close(model.encode_image(images), expected)
-    assert (model.cameras, model.views, model.identities) == ([], 1, N)
+    assert (model.side_labels.datasets, model.identities) == ((), N)
     assert model.mean == model.std == (0.5, 0.5, 0.5)
 
 
@@ -146,7 +146,7 @@ def test_side_information_is_added_threefold_to_all_tokens(tmp_path: Path) -> No
     close(model.encode_image(image)[0], feature(state, image[0]))
     expected = feature(state, image[0], side=state["base.sie_embed"][4, 0])
     close(model.encode_image(image, torch.tensor([4]))[0], expected)
-    assert model.cameras == list(range(6))
+    assert model.side_labels.places("", range(1, 7))[0].tolist() == list(range(6))
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(210, (256, 128)), (441, (256, 256))])
