@@ -24,7 +24,10 @@ def test_a_world_is_counted_as_it_will_be_drawn(tmp_path: Path) -> None:
     size, source = size_of(config)
     assert source == "to be drawn"
     drawn = split(load_datasets(config.data, tmp_path), validation=0.0, seed=1)
-    assert size == Size(len(drawn.train), drawn.identities, len(drawn.cameras), drawn.views)
+    labels = drawn.side_labels
+    assert size == Size(
+        len(drawn.train), drawn.identities, labels.camera_count, labels.view_count
+    )
 
 
 def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:

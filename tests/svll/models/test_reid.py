@@ -135,9 +135,13 @@ def test_an_unseen_camera_gets_the_mean_over_cameras_of_its_known_view() -> None
 # --- the model ---
 
 
-def model_with(clip: Clip, kind: str, weight: float = 1.0) -> ReIDModel:
+def model_with(
+    clip: Clip, kind: str, weight: float = 1.0, unseen: str = "none"
+) -> ReIDModel:
     torch.manual_seed(0)
-    side = SideInformation(kind, cameras=3, views=2, width=clip.image.width, weight=weight)
+    side = SideInformation(
+        kind, cameras=3, views=2, width=clip.image.width, weight=weight, unseen=unseen
+    )
     return ReIDModel(clip.image, side)
 
 
@@ -161,13 +165,15 @@ def test_without_a_camera_there_is_no_side_information(clip: Clip) -> None:
     assert torch.equal(found, without_module)
 
 
-@pytest.mark.parametrize("kind", ["camera", "camera_view"])
-def test_a_camera_is_enough_for_side_information(clip: Clip, kind: str) -> None:
-    model, camera = model_with(clip, kind, weight=50.0), torch.tensor([2, 0, 1])
+@pytest.mark.parametrize(("kind", "view"), [("camera", 0), ("camera_view", -1)])
+def test_a_view_that_is_not_given_is_unseen_where_views_have_vectors(
+    clip: Clip, kind: str, view: int
+) -> None:
+    model, camera = model_with(clip, kind, weight=50.0, unseen="mean"), torch.tensor([2, 0, 1])
     with torch.no_grad():
-        unknown = model.encode_image(images(3), camera, torch.full((3,), -1))
-        assert torch.equal(model.encode_image(images(3), camera), unknown)
-        assert (unknown - model.encode_image(images(3))).abs().max() > 0.01
+        expected = model.encode_image(images(3), camera, torch.full((3,), view))
+        assert torch.equal(model.encode_image(images(3), camera), expected)
+        assert (expected - model.encode_image(images(3))).abs().max() > 0.01
 
 
 def test_test_features_are_full_precision(clip: Clip) -> None:
