@@ -44,8 +44,7 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     os.environ.update(own)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    else:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    set_gpu()
     deepspeed = _deepspeed()
     deepspeed.init_distributed(
         auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
@@ -54,6 +53,12 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
         del os.environ[name]
     if not torch.cuda.is_available() and world_size() > 1:
         atexit.register(_let_go)
+
+
+def set_gpu() -> None:
+    """Have this rank use a GPU that no other rank of this machine uses, where there are enough."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _let_go() -> None:
