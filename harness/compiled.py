@@ -6,6 +6,7 @@ other kernels and the values of constants are compiled into it, so our cache key
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -30,10 +31,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     It runs without Python's lock, so that threads can each do a part.
     """
     compiled = njit(nogil=True)(function)
-    try:
+    with suppress(RuntimeError):  # no folder to write a cache to: compile anew in each process
         compiled._cache = _Cache(function)
-    except RuntimeError:  # no folder to write a cache to: compile anew in each process
-        pass
     return compiled
 
 

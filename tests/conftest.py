@@ -22,6 +22,14 @@ FAREWELL_S = 5
 """How long the others may take once a rank has failed."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_claims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let sweeps of tests and other sweeps of this machine not wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVLL_CLAIMS", str(tmp_path_factory.mktemp("claims")))
+        yield
+
+
 class Ranks:
     """Processes that are the ranks of one run and carry out functions of test modules."""
 
