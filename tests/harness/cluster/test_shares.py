@@ -16,6 +16,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slots_follow_cores_gpus_and_the_users_number(gpus: Callable[[int], list[str]]) -> None:
+    gpus(0)
     assert slots_for(Resources(cpus=2), None) == 4
     assert slots_for(Resources(cpus=2, tasks=2), None) == 2
     assert slots_for(Resources(cpus=16), None) == 1
@@ -33,6 +34,7 @@ def test_slots_follow_cores_gpus_and_the_users_number(gpus: Callable[[int], list
 def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     gpus: Callable[[int], list[str]]
 ) -> None:
+    gpus(0)
     assert settled(Resources()).gpus == 0
     names = gpus(2)
     assert settled(Resources()).gpus == 1
@@ -44,7 +46,10 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     assert pool_for(Resources(), 2).gpus == names
 
 
-def test_trials_claim_their_cores_and_no_more_than_there_are() -> None:
+def test_trials_claim_their_cores_and_no_more_than_there_are(
+    gpus: Callable[[int], list[str]]
+) -> None:
+    gpus(0)
     assert pool_for(Resources(cpus=2, tasks=2), 2).cores_each == 4
     assert pool_for(Resources(cpus=16), 1).cores_each == 8
     assert pool_for(Resources(cpus=2), 8).cores_each == 1  # --jobs 8
@@ -55,6 +60,7 @@ def test_trials_claim_their_cores_and_no_more_than_there_are() -> None:
 def test_the_plan_names_gpus_that_are_used_and_those_that_are_not(
     gpus: Callable[[int], list[str]]
 ) -> None:
+    gpus(0)
     assert plan(Resources(), None) == "8 at a time"
     gpus(4)
     assert plan(Resources(), None) == "4 at a time, each on 1 of 4 GPUs"
