@@ -49,7 +49,8 @@ class Resources:
             if value is not None and value < least:
                 yield key, f"must be at least {least}, found {value}"
         if self.gpus and (self.tasks or 1) > self.gpus:
-            yield "tasks", f"{self.tasks} ranks need a GPU each, resources.gpus is {self.gpus}"
+            yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; give as "
+                            "many, or gpus: 0")
         if not minutes(self.time):
             yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
         if self.memory is not None and not gigabytes(self.memory):

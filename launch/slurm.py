@@ -74,7 +74,7 @@ def main(
         bool, typer.Option("--doctor", help="Check each partition (or this machine) by a job.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
+        int | None, typer.Option(help="Local: trials at a time; default: by cores, GPUs.", min=1)
     ] = None,
     first: Annotated[
         int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
@@ -180,7 +180,8 @@ def _dry_run(
     _tell_left_alone(views, console, retry_failed=retry_failed)
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     if cluster == "local":
-        _say(console, f"{due} to run on this machine{more}, {_plan(sweep, jobs)}")
+        plan = _plan(sweep, due + sweep.to_propose, jobs)
+        _say(console, f"{due} to run on this machine{more}, {plan}")
     else:
         try:
             site.check(sweep, array.jobs_of(sweep, due))
@@ -192,12 +193,12 @@ def _dry_run(
     return 0
 
 
-def _plan(sweep: Sweep, jobs: int | None) -> str:
+def _plan(sweep: Sweep, trials: int, jobs: int | None) -> str:
     """Say how many trials run at a time here, and on which share of this machine."""
     if sweep.ray.address is not None:
         return f"on the Ray at {sweep.ray.address}"
     together = sweep.ray.trials_per_gpu if sweep.backend == "ray" else 1
-    return shares.plan(sweep.resources, jobs, together)
+    return shares.plan(sweep.resources, trials, jobs, together)
 
 
 def _tell_no_gpu(sweep: Sweep, console: Console) -> None:
@@ -244,7 +245,7 @@ def _submit(
     def before(trials: list[Trial]) -> None:
         _fetch(trials)
         if cluster == "local":  # of the machine as it is without these trials
-            plan.append(_plan(sweep, jobs))
+            plan.append(_plan(sweep, len(trials) + sweep.to_propose, jobs))
 
     due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed, fetch=before)
     where = "to SLURM" if cluster == "slurm" else "on this machine"

@@ -69,12 +69,12 @@ def pool_for(asked: Resources, slots: int, trials_per_gpu: int = 1) -> Pool:
     )
 
 
-def plan(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> str:
-    """Say how many trials run at once here, on which GPUs, and what else is running."""
+def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 1) -> str:
+    """Say how many of some trials run at once here, on which GPUs, and what else is running."""
     slots = slots_for(asked, jobs, trials_per_gpu)
     pool = pool_for(asked, slots, trials_per_gpu)
-    shares, gpus = -(-slots // trials_per_gpu), len(machine_gpus())
-    idle = gpus - shares * pool.gpus_each
+    shares, gpus = -(-min(slots, trials) // trials_per_gpu), len(machine_gpus())
+    idle = gpus - shares * pool.gpus_each if trials else 0
     told = f"{slots} at a time"
     if pool.gpus_each:
         told += f", each on {pool.gpus_each} of {counted(gpus, 'GPU')}"

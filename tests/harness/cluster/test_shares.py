@@ -46,6 +46,15 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     assert pool_for(Resources(), 2).gpus == names
 
 
+def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:
+    [(key, told)] = Resources(tasks=2, gpus=1).faults()
+    assert (key, told) == (
+        "tasks", "2 ranks need a GPU each, found gpus: 1; give as many, or gpus: 0"
+    )
+    for tasks, gpus in ((2, 2), (2, 0), (2, None), (None, 2), (1, 2)):
+        assert not list(Resources(tasks=tasks, gpus=gpus).faults())
+
+
 def test_trials_claim_their_cores_and_no_more_than_there_are(
     gpus: Callable[[int], list[str]]
 ) -> None:
@@ -61,16 +70,17 @@ def test_the_plan_names_gpus_that_are_used_and_those_that_are_not(
     gpus: Callable[[int], list[str]]
 ) -> None:
     gpus(0)
-    assert plan(Resources(), None) == "8 at a time"
+    assert plan(Resources(), 9, None) == "8 at a time"
     gpus(4)
-    assert plan(Resources(), None) == "4 at a time, each on 1 of 4 GPUs"
-    assert plan(Resources(), 1) == (
+    assert plan(Resources(), 9, None) == "4 at a time, each on 1 of 4 GPUs"
+    assert plan(Resources(), 9, 1) == (
         "1 at a time, each on 1 of 4 GPUs; 3 GPUs not used (resources.gpus=N gives each trial N)"
     )
-    assert "on the CPU; 4 GPUs not used" in plan(Resources(gpus=0), None)
+    assert "4 at a time, each on 1 of 4 GPUs; 2 GPUs not used" in plan(Resources(), 2, None)
+    assert "on the CPU; 4 GPUs not used" in plan(Resources(gpus=0), 9, None)
     pool = pool_for(Resources(), 4)
     claims = [pool.take(f"other (process {n})") for n in range(3)]
-    assert plan(Resources(), None).endswith(
+    assert plan(Resources(), 9, None).endswith(
         "; room for 1 now, in use by other (process 0), other (process 1), other (process 2)"
     )
     for claim in claims:
