@@ -6,6 +6,7 @@ is 1: a gathered row's gradient is summed W times, then divided by W).
 """
 
 import atexit
+import logging
 import os
 import resource
 import socket
@@ -21,7 +22,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from harness.machine import machine_gpus, visible_gpus
+from harness.units import counted
 
+log = logging.getLogger(__name__)
 Precision = Literal["bf16", "fp16", "fp32"]
 BUCKET = 50_000_000
 """Numbers that ZeRO sends at once, at most. It makes room for them at every step, and its default
@@ -44,16 +48,44 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     os.environ.update(own)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    else:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    set_gpu()
     deepspeed = _deepspeed()
     deepspeed.init_distributed(
         auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
     )
     for name in own:
         del os.environ[name]
+    if rank() == 0 and (told := idle_gpus()):
+        log.warning("%s", told)
     if not torch.cuda.is_available() and world_size() > 1:
         atexit.register(_let_go)
+
+
+def set_gpu() -> None:
+    """Have this rank use a GPU that no other rank of this machine uses, where there are enough."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def idle_gpus() -> str:
+    """Say which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if ranks >= count:
+            return ""
+        return (
+            f"this run leaves {count - ranks} of {count} GPUs idle, as each rank uses one: start "
+            f"{count} ranks (torchrun --nproc-per-node={count}, in a sweep resources.gpus={count})"
+        )
+    there = len(machine_gpus())
+    if not there:
+        return ""
+    why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
+    if visible_gpus():
+        why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
+    return f"this run computes on the CPU and leaves {counted(there, 'GPU')} idle: {why}"
 
 
 def _let_go() -> None:
@@ -69,8 +101,6 @@ def _let_go() -> None:
 def _deepspeed() -> Any:
     """Import DeepSpeed, quiet and without compiling an op for shared memory on CPU (36 s)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import logging
-
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 

@@ -28,8 +28,9 @@ class Resources:
 
     nodes: int = 1
     """Nodes of each trial."""
-    gpus: int = 0
-    """GPUs on each node."""
+    gpus: int | None = None
+    """GPUs on each node; null: on this machine one per rank where there are enough, on SLURM none.
+    """
     tasks: int | None = None
     """Ranks on each node; null: one per GPU, or one where there is none."""
     cpus: int = 1
@@ -47,6 +48,9 @@ class Resources:
             value = getattr(self, key)
             if value is not None and value < least:
                 yield key, f"must be at least {least}, found {value}"
+        if self.gpus and (self.tasks or 1) > self.gpus:
+            yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; give as "
+                            "many, or gpus: 0")
         if not minutes(self.time):
             yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
         if self.memory is not None and not gigabytes(self.memory):
@@ -54,11 +58,16 @@ class Resources:
 
     @property
     def ranks_per_node(self) -> int:
-        return self.tasks if self.tasks is not None else max(1, self.gpus)
+        return self.tasks if self.tasks is not None else max(1, self.gpus or 0)
 
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def trial_gpus(self) -> int:
+        """GPUs of a trial on all its nodes."""
+        return self.nodes * (self.gpus or 0)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.cluster import array, local, site, slurm, snapshots, table
+from harness.cluster import array, shares, site, slurm, snapshots, table
 from harness.cluster.follow import follow as follow_sweep
 from harness.cluster.records import read_records
 from harness.errors import UserError
@@ -74,7 +74,7 @@ def main(
         bool, typer.Option("--doctor", help="Check each partition (or this machine) by a job.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time; default: by cores.", min=1)
+        int | None, typer.Option(help="Local: trials at a time; default: by cores, GPUs.", min=1)
     ] = None,
     first: Annotated[
         int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
@@ -180,16 +180,32 @@ def _dry_run(
     _tell_left_alone(views, console, retry_failed=retry_failed)
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     if cluster == "local":
-        slots = local.slots_for(sweep.resources, jobs)
-        _say(console, f"{due} to run on this machine{more}, {slots} at a time")
+        plan = _plan(sweep, due + sweep.to_propose, jobs)
+        _say(console, f"{due} to run on this machine{more}, {plan}")
     else:
         try:
             site.check(sweep, array.jobs_of(sweep, due))
         except slurm.NoAnswer as error:
             _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
         sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)
+        _tell_no_gpu(sweep, console)
         _say(console, f"{due} to submit{more}; sbatch gets:\n\n{_script(sweep, max(1, due))}")
     return 0
+
+
+def _plan(sweep: Sweep, trials: int, jobs: int | None) -> str:
+    """Say how many trials run at a time here, and on which share of this machine."""
+    if sweep.ray.address is not None:
+        return f"on the Ray at {sweep.ray.address}"
+    together = sweep.ray.trials_per_gpu if sweep.backend == "ray" else 1
+    return shares.plan(sweep.resources, trials, jobs, together)
+
+
+def _tell_no_gpu(sweep: Sweep, console: Console) -> None:
+    """Say that trials will compute on CPUs where the sweep does not say whether it wants GPUs."""
+    if sweep.resources.gpus is None and not slurm.GPU_OPTIONS & set(sweep.slurm):
+        _say(console, "each trial asks SLURM for no GPU and computes on the CPU; "
+                      "resources.gpus=1 asks for one, resources.gpus=0 hides this line")
 
 
 def _script(sweep: Sweep, count: int) -> str:
@@ -224,10 +240,21 @@ def _cancel(sweep: Sweep, console: Console) -> int:
 def _submit(
     sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> None:
-    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed, fetch=_fetch)
+    plan: list[str] = []
+
+    def before(trials: list[Trial]) -> None:
+        _fetch(trials)
+        if cluster == "local":  # of the machine as it is without these trials
+            plan.append(_plan(sweep, len(trials) + sweep.to_propose, jobs))
+
+    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed, fetch=before)
     where = "to SLURM" if cluster == "slurm" else "on this machine"
     if due:
         _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
+        if cluster == "slurm":
+            _tell_no_gpu(sweep, console)
+    for told in plan:
+        _say(console, told)
     views = array.survey(sweep)
     searched = sweep.algorithm is not None and array.is_searched(sweep)
     if searched:

@@ -22,6 +22,32 @@ FAREWELL_S = 5
 """How long the others may take once a rank has failed."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_claims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let sweeps of tests and other sweeps of this machine not wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVLL_CLAIMS", str(tmp_path_factory.mktemp("claims")))
+        yield
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """Return a function that gives this machine so many GPUs, as nvidia-smi tells them; names."""
+
+    def have(count: int) -> list[str]:
+        names = [f"GPU-{letter * 8}" for letter in "abcdefgh"[:count]]
+        folder = tmp_path / f"driver-{count}"
+        folder.mkdir()
+        lines = [f"GPU {n}: NVIDIA H100 (UUID: {name})" for n, name in enumerate(names)]
+        (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        return names
+
+    return have
+
+
 class Ranks:
     """Processes that are the ranks of one run and carry out functions of test modules."""
 

@@ -37,6 +37,7 @@ LIGHT = [
 """Files that commands import which must start at once."""
 OWN_WRITERS = {
     "harness/files.py": "the helper itself",
+    "harness/cluster/claims.py": "files that the kernel locks: a replaced one would have no lock",
     "harness/cluster/local.py": "what a helper process prints, read back as soon as it ends",
     "harness/cluster/doctor.py": "what helper processes print, looked at when one fails",
     "harness/cluster/ray_cluster.py": "a token that nobody else may read, not even for a moment",

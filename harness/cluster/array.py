@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.cluster import causes, local, site, slurm, snapshots
+from harness.cluster import causes, local, shares, site, slurm, snapshots
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.config import to_yaml
 from harness.errors import UserError
@@ -102,12 +102,13 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
         sweep = with_proposed(sweep)
         if search := _newest_search(records):
             newest = {trial.signature: search for trial in sweep.trials} | newest
-    workers: dict[str, bool] = {}
+    workers: dict[str, str | None] = {}
     views = []
     for trial in expand(sweep):
         record = newest.get(trial.signature)
         if record is not None and record.cluster == "local" and record.token not in workers:
-            workers[record.token] = bool(local.living_workers(sweep.folder, record.token))
+            lives = local.living_workers(sweep.folder, record.token)
+            workers[record.token] = shares.waits_for(record) if lives else None
         views.append(_view(trial, record, queue, workers))
     return _with_deaths(views, newest, queue)
 
@@ -134,7 +135,10 @@ def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) ->
     return [replace(v, note=told.get(v.trial.signature) or v.note) for v in views]
 
 
-def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, bool]) -> View:
+def _view(
+    trial: Trial, record: Record | None, queue: Queue, workers: dict[str, str | None]
+) -> View:
+    """workers: by submission what its living workers wait for; None where none lives."""
     status = trial.run.status()
     state = status["state"]
     if trial.run.is_complete():
@@ -168,8 +172,8 @@ def _view(trial: Trial, record: Record | None, queue: Queue, workers: dict[str, 
                 return View(trial, "queued", status, "waits in the search")
             return View(trial, "running", status, job_state)
     if state == "submitted":
-        if record is not None and workers.get(record.token):
-            return View(trial, "queued", status)
+        if record is not None and (note := workers.get(record.token)) is not None:
+            return View(trial, "queued", status, note)
         hint = f"; see {record.folder}" if record is not None else ""
         return View(trial, "died", status, f"its job ended before it began{hint}")
     if state == "running":

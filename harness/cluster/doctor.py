@@ -25,6 +25,7 @@ from harness.cluster.examine import (
     read_answers,
 )
 from harness.errors import UserError
+from harness.machine import visible_gpus
 from harness.runs import writing
 from harness.sweeps import Resources, Sweep
 
@@ -39,7 +40,7 @@ CHANGE = {
     "packages": "install them for the jobs' Python, or name the right one (slurm.python, "
     "slurm.setup)",
     "cores": "this site gives cores in another way: see slurm.srun_args and resources.cpus",
-    "gpus": "ask for GPUs as this site wants it (slurm.gres=gpu:1), and for resources.gpus of them",
+    "gpus": "ask for GPUs that are there, as this site wants it (slurm.gres=gpu:1, resources.gpus)",
     "all-reduce": "the ranks cannot talk: name the network card (slurm.env: GLOO_SOCKET_IFNAME, "
     "NCCL_SOCKET_IFNAME)",
     "files": "put the runs on another file system (run.runs)",
@@ -118,7 +119,7 @@ def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]
     try:
         for partition in there:
             nodes = max(1, min(2, partition.nodes))
-            tasks = 1 if nodes == 2 else _tasks(sweep.resources)
+            tasks = _tasks(sweep.resources, nodes)
             visit = Visit(partition.name, nodes, tasks, home / partition.name)
             visits.append(visit)
             _submit(sweep, visit)
@@ -129,14 +130,17 @@ def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]
     return visits
 
 
-def _tasks(asked: Resources) -> int:
-    """Return how many ranks to try on one node: two, unless a trial's share has no room for them.
+def _tasks(asked: Resources, nodes: int) -> int:
+    """Return how many ranks to try on each node: one per GPU, as NCCL refuses two on one GPU.
 
-    Two ranks on one GPU cannot talk, and a node need not have twice the cores of one rank.
+    Without GPUs they are two in all, unless a trial's share has no room for them: a node need not
+    have twice the cores of one rank.
     """
-    if asked.gpus or asked.cpus > 1:
-        return min(2, asked.ranks_per_node)
-    return 2
+    if asked.gpus:
+        return min(asked.ranks_per_node, asked.gpus)
+    if nodes > 1:
+        return 1
+    return min(2, asked.ranks_per_node) if asked.cpus > 1 else 2
 
 
 def _submit(sweep: Sweep, visit: Visit) -> None:
@@ -152,7 +156,7 @@ def _submit(sweep: Sweep, visit: Visit) -> None:
     try:
         with slurm.outside_any_job():
             job = executor.submit(
-                examine_job, str(visit.folder.resolve()), resources.cpus, resources.gpus
+                examine_job, str(visit.folder.resolve()), resources.cpus, resources.gpus or 0
             )
     except Exception as error:  # submitit's own classes differ between its versions
         visit.trouble, visit.over = f"sbatch: {slurm.last_line(error)}", True
@@ -196,10 +200,14 @@ def _give_up(one: Visit, why: str) -> None:
 
 
 def _visit_here(sweep: Sweep, home: Path) -> Visit:
-    tasks = min(2, sweep.resources.ranks_per_node) if sweep.resources.gpus else 2
+    there, asked = visible_gpus(), sweep.resources
+    if asked.gpus is None:
+        asked = dataclasses.replace(asked, gpus=len(there), tasks=None)
+    tried = there[: asked.gpus]
+    tasks = _tasks(dataclasses.replace(asked, gpus=len(tried)), 1)
     one = Visit("this machine", 1, tasks, home)
     port = str(local.free_port())
-    cpus, gpus = sweep.resources.cpus, sweep.resources.gpus
+    cpus, gpus = asked.cpus, asked.gpus
     processes = []
     for rank in range(one.ranks):
         with (home / f"{rank}.log").open("wb") as output:
@@ -209,6 +217,7 @@ def _visit_here(sweep: Sweep, home: Path) -> Visit:
                     **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(one.ranks),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": str(cpus),
+                    "CUDA_VISIBLE_DEVICES": ",".join(tried),
                 },
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             ))

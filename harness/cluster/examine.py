@@ -18,6 +18,7 @@ from pathlib import Path
 
 from harness.cluster.jobs import say_plainly, set_slurm_ranks
 from harness.files import read_json, write_json, write_text
+from harness.machine import has_gpu
 from harness.runs import Busy, held_lock
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def examine_job(folder: str, cpus: int, gpus: int) -> None:
     """Answer as one rank of a SLURM job; called by submitit."""
     say_plainly()
     set_slurm_ranks()
+    if not gpus:  # where SLURM does not hide them, ranks would meet on the first one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     examine(Path(folder), cpus=cpus, gpus=gpus)
 
 
@@ -131,7 +134,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_gpu() else "cpu")
     found, missing = [], []
     for module, distribution in PACKAGES.items():
         try:
@@ -147,10 +150,6 @@ def _packages() -> Finding:
     return Finding("; ".join(missing) or ", ".join(found), fine=not missing)
 
 
-def _has_gpu() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
 def _cores(asked: int) -> Finding:
     given = sorted(os.sched_getaffinity(0))
     numbers = ",".join(map(str, given))
@@ -158,12 +157,12 @@ def _cores(asked: int) -> Finding:
 
 
 def _gpus(asked: int) -> Finding:
+    if not asked:
+        return Finding("none asked")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
-    if not asked:
-        return Finding("0; 0 asked")
     kinds = f" ({', '.join(names)})" if names else ""
     return Finding(f"{count}{kinds}; {asked} asked", count >= asked)
 
@@ -177,7 +176,7 @@ def _all_reduce() -> Finding:
     ranks.init_ranks(TIMEOUT_MIN)
     world = ranks.world_size()
     if world == 1:
-        return Finding("one rank")
+        return Finding("not tested: one rank has no other to talk to")
     for _ in range(2):  # the first one makes the connections
         numbers = torch.full((NUMBERS,), ranks.rank() + 1.0, device=ranks.device())
         ranks.barrier()

@@ -2,9 +2,11 @@
 
 A worker takes any trial of its submission whose status is `submitted` and that nobody has claimed,
 and runs each rank in a fresh process. Slots, shared by all submissions of a sweep, limit how many
-trials run at once. Everything a worker knows is on disk, so one that is killed loses nothing.
+trials run at once. Each trial's GPUs and cores are claimed against all other sweeps of the machine.
+Everything a worker knows is on disk, so one that is killed loses nothing.
 """
 
+import dataclasses
 import logging
 import os
 import signal
@@ -18,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import pages
+from harness.cluster.claims import Claim
 from harness.cluster.jobs import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
+from harness.cluster.shares import give_way, pool_for, share_of, slots_for
 from harness.cluster.snapshots import search_path
 from harness.errors import UserError
 from harness.runs import Busy, Run, held_lock, lock_holder
 from harness.stopping import request_stop, stop_requested
-from harness.sweeps import Resources, Sweep, Trial
+from harness.sweeps import Sweep, Trial
 
 log = logging.getLogger(__name__)
 
@@ -42,42 +46,6 @@ YEARS_MIN = 10 * 365 * 24 * 60
 # --- the launcher's side ---
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    limited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if limited is not None:
-        return [name for name in limited.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(found))]
-
-
-def slots_for(resources: Resources, jobs: int | None) -> int:
-    """Return how many trials may run at once here; `jobs` is the user's own number.
-
-    Raises UserError when the machine lacks the GPUs of even one trial.
-    """
-    gpus_each = resources.gpus * resources.nodes
-    gpus = len(visible_gpus()) if gpus_each else 0
-    if gpus_each > gpus:
-        raise UserError(
-            f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
-            "resources.gpus=0 runs it on the processor"
-        )
-    by_cores = usable_cores() // (resources.cpus * resources.ranks)
-    by_gpus = gpus // gpus_each if gpus_each else by_cores
-    wanted = jobs if jobs is not None else min(by_cores, by_gpus)
-    return max(1, min(wanted, by_gpus) if gpus_each else wanted)
-
-
 def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Record:
     """Start workers for `trials`, whose status is `submitted` already, and return at once.
 
@@ -87,8 +55,8 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
     record = new_record(
         sweep.folder, "local", [trial.signature for trial in trials],
         slots=slots, workers=min(slots, len(trials)), cpus=sweep.resources.cpus,
-        ranks=sweep.resources.ranks, gpus_each=sweep.resources.gpus * sweep.resources.nodes,
-        gpus=visible_gpus() if sweep.resources.gpus else [], code=str(sweep.code or ""),
+        ranks=sweep.resources.ranks, code=str(sweep.code or ""),
+        pool=dataclasses.asdict(pool_for(sweep.resources, slots)),
     )
     record.write()
     start(record)
@@ -218,11 +186,12 @@ def work(record_file: str, number: int) -> None:
     with held_lock(worker_lock(file, number)), _slot(record) as slot:
         tried: set[Run] = set()
         while slot is not None and not stop_requested():
-            with _claimed(record, tried) as run:
-                if run is None:
+            with share_of(record, _open_trials) as claim, _claimed(record, tried) as run:
+                if claim is None or run is None:
                     break
                 tried.add(run)
-                _run_ranks(run, record, slot)
+                _run_ranks(run, record, claim)
+            give_way(record)
         if not stop_requested():
             pages.write_if_over(Path(record.folder).parents[1])
 
@@ -281,18 +250,19 @@ def _claimed(record: Record, tried: set[Run]) -> Iterator[Run | None]:
         yield None
 
 
-def _run_ranks(run: Run, record: Record, slot: int) -> None:
+def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     """Run a trial, each rank in a process of its own, and settle the status of one that died."""
     ranks = record.options["ranks"]
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(ranks)]
-    log.info("%s: starts in slot %d", run.name, slot)
+    log.info("%s: starts with %s", run.name, claim)
     processes = []
     port = str(free_port())
     for rank, log_file in enumerate(logs):
         with log_file.open("ab") as output:
             processes.append(subprocess.Popen(
                 [sys.executable, "-m", "harness.cluster.jobs", str(run.folder)],
-                env=_environment(record, slot, rank, port), start_new_session=True,
+                env=_environment(record, claim, rank, port), start_new_session=True,
+                pass_fds=claim.locks,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             ))
     broken = _wait(processes)
@@ -301,14 +271,13 @@ def _run_ranks(run: Run, record: Record, slot: int) -> None:
     settle(run, broken, codes, logs)
 
 
-def _environment(record: Record, slot: int, rank: int, port: str) -> dict[str, str]:
+def _environment(record: Record, claim: Claim, rank: int, port: str) -> dict[str, str]:
     options = record.options
-    own_gpus = options["gpus"][slot * options["gpus_each"] : (slot + 1) * options["gpus_each"]]
     return {
         **os.environ,
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options["ranks"]),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "OMP_NUM_THREADS": str(options["cpus"]), "CUDA_VISIBLE_DEVICES": ",".join(own_gpus),
+        "OMP_NUM_THREADS": str(options["cpus"]), "CUDA_VISIBLE_DEVICES": ",".join(claim.gpus),
     }
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from harness.cluster.jobs import end_with_parent
 from harness.files import read_json, write_json
+from harness.machine import cgroup_texts
 from harness.runs import held_lock, lock_holder
 from harness.stopping import stop_requested
 
@@ -330,23 +331,8 @@ def memory_limit() -> int | None:
 
 def _cgroup_limits() -> list[int]:
     """Return the memory limits of this process' control group and of those around it."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root, name = (
-            ("/sys/fs/cgroup", "memory.max") if not controllers
-            else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        )
-        group = Path(root + path)
-        for place in (group, *group.parents):
-            try:
-                text = (place / name).read_text().strip()
-            except OSError:
-                continue
-            found += [int(text)] if text.isdigit() else []
-    return found
+    texts = cgroup_texts("memory", "memory.max", "memory.limit_in_bytes")
+    return [int(text) for text in texts if text.isdigit()]
 
 
 def _tail(path: Path) -> str:

@@ -1,5 +1,6 @@
 """A search on somebody else's Ray: looked at before anything starts, and left as it was."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -52,24 +53,28 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
 
-def room(address: str, one: Resources, many: Allocation) -> int:
-    """Return how many trials a Ray has room for at the same time.
+def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resources]:
+    """Return how many trials a Ray has room for at the same time, and what each is given.
 
-    Raises UserError when it does not answer, is of another version, or has room for none.
+    GPUs that the sweep leaves open are one for each rank, or none where that Ray has fewer. Raises
+    UserError when it does not answer, is of another version, or has room for none.
     """
     nodes = look(address)
-    wanted = {
-        "CPU": float(one.cpus * one.ranks_per_node), "GPU": one.gpus / many.trials_per_gpu
-    }
-    fits = [_times(node, wanted) for node in nodes]
-    count = sum(fits) if one.nodes == 1 else sum(fit > 0 for fit in fits) // one.nodes
-    if count == 0:
+    choices = [asked.ranks_per_node, 0] if asked.gpus is None else [asked.gpus]
+    for gpus in choices:
+        one = dataclasses.replace(asked, gpus=gpus)
+        wanted = {"CPU": float(one.cpus * one.ranks_per_node), "GPU": gpus / many.trials_per_gpu}
+        fits = [_times(node, wanted) for node in nodes]
+        count = sum(fits) if one.nodes == 1 else sum(fit > 0 for fit in fits) // one.nodes
+        if count:
+            break
+    else:
         there = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
         raise UserError(
             f"resources: a trial wants {one.nodes} node(s) with {wanted['CPU']:g} CPU and "
             f"{wanted['GPU']:g} GPU each; the Ray at {address} has {there}"
         )
-    return count
+    return count, one
 
 
 def _times(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:

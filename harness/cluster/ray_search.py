@@ -16,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness import takeovers
-from harness.cluster import local, pages, ray_cluster, ray_guest, slurm
+from harness.cluster import local, pages, ray_cluster, ray_guest, shares, slurm
 from harness.cluster.jobs import end_with_parent, requeue, say_plainly
 from harness.cluster.ray_actors import trial_actor
 from harness.cluster.ray_cluster import Meeting, Node, RayFailed, Share
@@ -79,7 +79,7 @@ def check(sweep: Sweep) -> None:
     if many.trials_per_gpu > 1 and one.gpus != 1:
         faults.append(
             f"ray.trials_per_gpu: {many.trials_per_gpu} trials share one GPU, so resources.gpus "
-            f"must be 1, found {one.gpus}"
+            f"must be 1, found {'null' if one.gpus is None else one.gpus}"
         )
     if one.nodes > 1 and (many.nodes % one.nodes or many.trials_per_node > 1):
         faults.append(
@@ -106,7 +106,8 @@ def _share(one: Resources, many: Allocation) -> Share:
     """Return what each node gives to all trials on it together."""
     count = many.trials_per_node
     return Share(
-        cpus=one.cpus * one.ranks_per_node * count, gpus=-(-one.gpus * count // many.trials_per_gpu)
+        cpus=one.cpus * one.ranks_per_node * count,
+        gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu),
     )
 
 
@@ -133,10 +134,11 @@ def submit(
     the job was not taken.
     """
     check(sweep)
-    address = sweep.ray.address
-    slots = None
+    address, resources = sweep.ray.address, sweep.resources
+    slots, pool = None, {}
     if address is not None:
-        slots = min(jobs or NO_LIMIT, ray_guest.room(address, sweep.resources, sweep.ray))
+        room, resources = ray_guest.room(address, resources, sweep.ray)
+        slots = min(jobs or NO_LIMIT, room)
         cluster = "local"  # the driver is here, wherever its trials are
     elif cluster == "local":
         if sweep.resources.nodes > 1:
@@ -144,7 +146,14 @@ def submit(
                 f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} nodes cannot "
                 "run here; resources.nodes=1 resources.tasks=N tries its ranks on this machine"
             )
-        slots = local.slots_for(sweep.resources, jobs)
+        resources = shares.settled(resources)
+        slots = shares.slots_for(resources, jobs, sweep.ray.trials_per_gpu)
+        pool = {"pool": dataclasses.asdict(
+            shares.pool_for(resources, slots, sweep.ray.trials_per_gpu)
+        )}
+    sweep = dataclasses.replace(
+        sweep, resources=dataclasses.replace(resources, gpus=resources.gpus or 0)
+    )
     record = new_record(
         sweep.folder, cluster, [trial.signature for trial in trials],
         backend="ray", workers=1, nodes=sweep.ray.nodes if cluster == "slurm" else 1,
@@ -152,7 +161,7 @@ def submit(
         side_by_side=slots
         or max(1, sweep.ray.nodes * sweep.ray.trials_per_node // sweep.resources.nodes),
         sweep={**freeze(sweep), "known": [trial.signature for trial in expand(sweep)]},
-        code=str(sweep.code or ""),
+        code=str(sweep.code or ""), **pool,
     )
     record.write()
     if cluster == "local":
@@ -189,21 +198,15 @@ def drive(record_file: str) -> None:
     say_plainly()
     record = read_record(Path(record_file))
     meeting = Meeting(Path(record.folder), _attempt(record))
-    frozen = record.options["sweep"]
-    share = _share(
-        Resources(**frozen["resources"]),
-        dataclasses.replace(
-            Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
-        ),
-    )
     task = int(os.environ.get("SLURM_PROCID", "0")) if record.cluster == "slurm" else 0
     if task > 0:
-        ray_cluster.serve(meeting, share)
+        ray_cluster.serve(meeting, _node_share(record))
         _wait_for_runs(record, host=socket.gethostname())
     else:
-        with held_lock(local.worker_lock(record.file, 0)):
+        with held_lock(local.worker_lock(record.file, 0)), _claimed_here(record, meeting):
             try:
-                _lead(record, meeting, share)
+                if not stop_requested():
+                    _lead(record, meeting, _node_share(record))
             except RayFailed as error:
                 if not stop_requested():
                     raise
@@ -216,6 +219,37 @@ def drive(record_file: str) -> None:
     if stop_requested():
         # not a return: a result that submitit half wrote would break the next attempt's
         raise SystemExit(0)
+
+
+def _node_share(record: Record) -> Share:
+    frozen = record.options["sweep"]
+    many = dataclasses.replace(
+        Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
+    )
+    return _share(Resources(**frozen["resources"]), many)
+
+
+@contextmanager
+def _claimed_here(record: Record, meeting: Meeting) -> Iterator[None]:
+    """On this machine, keep what the trials use from other sweeps; Ray gets what is free now.
+
+    How many trials then run side by side, the driver finds in the meeting file.
+    """
+    if "pool" not in record.options:  # in a SLURM job, or on somebody else's Ray
+        yield
+        return
+    slots: int = record.options["side_by_side"]
+    together: int = record.options["sweep"]["ray"]["trials_per_gpu"]
+    with shares.share_of(record, lambda _: True, most=-(-slots // together)) as claim:
+        if claim is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
+            room = min(slots, claim.trials * together)
+            if room < slots:
+                log.warning("%d instead of %d trials at a time: other sweeps are running here",
+                            room, slots)
+            record.options["trials_per_node"] = room
+            meeting.write(side_by_side=room)
+        yield
 
 
 def _attempt(record: Record) -> str:
@@ -338,7 +372,7 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
         "exports": (sweep.metric, sweep.scheduler.every)
         if isinstance(sweep.scheduler, Pbt) else ("", 0),
     }
-    side_by_side: int | None = record.options["side_by_side"]
+    side_by_side: int | None = meeting.get("side_by_side", record.options["side_by_side"])
     if retell:  # brackets are of trials that wait together
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(points.most)
         side_by_side = None
@@ -397,7 +431,8 @@ def _bundles(sweep: Sweep) -> Any:
     from ray import tune
 
     one = sweep.resources
-    bundle = {"CPU": one.cpus * one.ranks_per_node, "GPU": one.gpus / sweep.ray.trials_per_gpu}
+    gpus = (one.gpus or 0) / sweep.ray.trials_per_gpu
+    bundle = {"CPU": one.cpus * one.ranks_per_node, "GPU": gpus}
     held = {name: amount for name, amount in bundle.items() if amount}
     return tune.PlacementGroupFactory(
         [held] * one.nodes, strategy="STRICT_SPREAD" if one.nodes > 1 else "PACK"

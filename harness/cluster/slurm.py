@@ -25,6 +25,8 @@ OURS = {
     "gpus_per_node": "resources.gpus",
 }
 """Options of sbatch that the sweep's resources decide, and the key to use instead."""
+GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
+"""Options that ask for GPUs in another way than `resources.gpus`, and replace it."""
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
 """Options of sbatch that would part a job from its trial."""
@@ -76,7 +78,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         "srun_args": srun_args, "wckey": None,  # submitit's own default is refused at some sites
     }
     result["setup"] = setup
-    if resources.gpus and not {"gres", "gpus", "gpus_per_task"} & set(options):
+    if resources.gpus and not GPU_OPTIONS & set(options):
         result["gpus_per_node"] = resources.gpus
     if resources.memory and not {"mem_per_cpu", "mem_per_gpu"} & set(options):
         result["mem"] = f"{round(gigabytes(resources.memory) * 1024)}MB"

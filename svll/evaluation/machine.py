@@ -4,6 +4,7 @@ torch takes two seconds to import, and features on disk do not need it: it is us
 loaded already, or where there is a GPU.
 """
 
+import logging
 import os
 import sys
 import time
@@ -12,22 +13,39 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.machine import has_gpu
+
+log = logging.getLogger(__name__)
+
 WORTH_TIMING = 10**8
 """Products of fewer multiplications than this say nothing about speed."""
-GPU_DRIVER = Path("/dev/nvidiactl")
 
 
 def loaded_torch() -> Any:
-    """The torch module where it is loaded or of use, else None."""
-    if GPU_DRIVER.exists():
-        pass  # slow, and worth it
+    """The torch module where it is loaded or there is a GPU, else None."""
+    if has_gpu():
+        import torch
+
+        return torch
     return sys.modules.get("torch")
+
+
+@cache
+def _usable_gpu(torch: Any) -> Any:
+    """The current GPU, None where there is none or it cannot be used now."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        torch.empty(1, device="cuda")
+    except RuntimeError as error:  # full, or reserved by another process
+        log.warning("the GPU cannot be used, the CPU computes: %s", str(error).splitlines()[0])
+        return None
+    return torch.device("cuda")
 
 
 class Products:
@@ -45,8 +63,8 @@ class Products:
         """On the GPU that holds some of `features`, else the current one, else the CPU."""
         self._torch = loaded_torch()
         found = [f.device for f in features if getattr(f, "is_cuda", False)]
-        if not found and self._torch is not None and self._torch.cuda.is_available():
-            found = [self._torch.device("cuda")]
+        if not found and self._torch is not None:
+            found = [_usable_gpu(self._torch)]
         self._device = found[0] if found else None
         self._buffer: Any = None
 

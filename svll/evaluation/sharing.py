@@ -91,6 +91,7 @@ def join_ranks(*, encoding: bool) -> Iterator[Share]:
         engine.init_ranks()
     else:
         dist.init_process_group("gloo")
+        engine.set_gpu()
     try:
         yield Share.of_this_rank()
     finally:

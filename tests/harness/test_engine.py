@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -327,6 +328,23 @@ def test_the_peak_of_memory_is_counted_from_when_it_was_forgotten() -> None:
     held = torch.ones(numbers, device=ranks.device())
     assert ranks.peak_memory_gb() == pytest.approx(without + gigabyte, rel=0.1)
     del held
+
+
+def test_a_run_says_which_gpus_it_leaves_idle_and_why(
+    gpus: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpus(0)
+    assert ranks.idle_gpus() == ""
+    gpus(2)
+    assert "leaves 2 GPUs idle: torch cannot use them" in ranks.idle_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "leaves 2 GPUs idle: CUDA_VISIBLE_DEVICES hides them" in ranks.idle_gpus()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "leaves 3 of 4 GPUs idle" in ranks.idle_gpus()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's
+    assert ranks.idle_gpus() == ""
 
 
 def test_a_free_port_can_be_bound() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from scipy.io import savemat
 
 from harness.features import FeatureGroup, write_features
+from harness.machine import has_gpu
 from launch import evaluate
 from svll.evaluation import (
     KReciprocal,
@@ -22,7 +24,6 @@ from svll.evaluation import (
     evaluate_protocol,
     evaluate_ranking,
 )
-from svll.evaluation.machine import GPU_DRIVER
 from svll.evaluation.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -223,8 +224,34 @@ def test_evaluating_imports_no_package_that_it_does_not_need(file):
     imported = set(done.stdout.split())
     assert "numba" in imported
     assert not HEAVY & imported
-    if not GPU_DRIVER.exists():
-        assert "torch" not in imported
+    assert has_gpu() == ("torch" in imported)
+
+
+def test_one_process_computes_on_the_gpu_where_there_is_one_with_the_same_digits(
+    run, file, tmp_path
+):
+    _, on_cpu, _ = run("--features", file, "--json", "--rerank")
+    (tmp_path / "nvidia0").touch()
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from harness import machine; machine.DEVICES = Path(sys.argv.pop())\n"
+        "sys.argv[1:] = ['--features', sys.argv[1], '--json', '--rerank']\n"
+        "from svll.evaluation import machine\n"
+        "assert 'torch' not in sys.modules\n"
+        # the way over torch and its device, with memory that is there
+        "machine._usable_gpu = lambda torch: torch.device('cpu')\n"
+        "way, sizes = machine.Products._on_gpu, []\n"
+        "machine.Products._on_gpu = lambda *all: sizes.append(all[-1]) or way(*all)\n"
+        "import launch.evaluate\n"
+        "try: launch.evaluate.main()\n"
+        "finally: print(len(sizes), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, file, str(tmp_path)], capture_output=True, text=True,
+        check=True, env={k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"},
+    )
+    assert int(done.stderr.splitlines()[-1]) > 0
+    assert done.stdout == on_cpu
 
 
 # ---- several files and settings ----

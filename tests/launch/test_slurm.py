@@ -29,7 +29,7 @@ def launch(tmp_path: Path):
             ],
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT / "tests" / "toy"),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'toy'}",
                 "TOY_WORK": json.dumps(work),
             },
             text=True,
@@ -107,6 +107,7 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
     )
     assert shown.returncode == 0, shown.stderr
     assert "4 trials: 4 missing" in shown.stdout
+    assert "for no GPU" not in shown.stdout
     assert "vss_weight=0 lss_weight=0.8 seed=1" in shown.stdout
     for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --array=0-3%4"):
         assert line in shown.stdout.splitlines()
@@ -121,6 +122,9 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch) -> None:
     for line in ("#SBATCH --nodes=3", "#SBATCH --cpus-per-task=8", "#SBATCH --ntasks-per-node=1"):
         assert line in shown.stdout.splitlines()
     assert "--array" not in shown.stdout
+    assert "each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 asks" in (
+        shown.stdout
+    )
 
 
 def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
@@ -190,7 +194,10 @@ def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
 
 
-def test_the_doctor_looks_around_here_where_there_is_no_cluster(launch, tmp_path: Path) -> None:
+def test_the_doctor_looks_around_here_where_there_is_no_cluster(
+    launch, tmp_path: Path, gpus
+) -> None:
+    gpus(0)
     seen = launch("--doctor", "--cluster", "local")
     assert seen.returncode == 0, seen.stdout + seen.stderr
     [cells] = [line for line in seen.stdout.splitlines() if "this machine" in line]
@@ -201,11 +208,18 @@ def test_the_doctor_looks_around_here_where_there_is_no_cluster(launch, tmp_path
     assert not any((tmp_path / "runs" / ".doctor").iterdir())
 
 
-def test_the_doctor_names_what_is_wrong_and_what_to_change(launch, tmp_path: Path) -> None:
+def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_show(
+    launch, tmp_path: Path, gpus
+) -> None:
+    gpus(1)
     seen = launch("--doctor", "--cluster", "local", "resources.cpus=4096")
     assert seen.returncode == 1
     assert "cores: " in seen.stdout
     cores = sorted(os.sched_getaffinity(0))
     assert f"cores: {','.join(map(str, cores))}; 4096 asked" in seen.stdout
     assert "see slurm.srun_args and resources.cpus" in seen.stdout
+    [cells] = [line for line in seen.stdout.splitlines() if "this machine │" in line]
+    assert "1 on " in cells
+    assert "not tested: one rank" in cells
+    assert "gpus: 0; 1 asked" in seen.stdout  # the driver names one that torch does not find
     assert f"files: {tmp_path}/runs/.doctor" in seen.stdout

@@ -2,18 +2,21 @@
 
 import os
 import signal
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from harness.cluster import array, local
+from harness.cluster import array, local, shares
 from harness.cluster.array import cancel, launch, survey
+from harness.cluster.claims import Pool
 from harness.cluster.records import read_records
 from harness.errors import UserError
 from harness.files import read_json
-from harness.sweeps import Resources, Sweep
+from harness.machine import visible_gpus
+from harness.sweeps import Sweep
 
 SLOW = {"work": {"epochs": 8, "epoch_s": 0.3}}
 
@@ -29,17 +32,6 @@ def test_a_sweep_runs_in_workers_and_a_second_launch_starts_none(
     assert launch(sweep, "local") == []
     assert len(read_records(sweep.folder)) == 1
     assert (sweep.folder / "jobs").stat().st_mode & 0o777 == 0o700
-
-
-def test_a_trial_sees_its_cores_no_gpu_it_did_not_ask_for_and_one_rank(
-    toy: ModuleType, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(tmp_path, {}, resources={"cpus": 3})
-    launch(sweep, "local")
-    over(toy, sweep)
-    seen = read_json(sweep.trials[0].run.folder / "seen-0.json")
-    assert (seen["OMP_NUM_THREADS"], seen["CUDA_VISIBLE_DEVICES"]) == ("3", "")
-    assert (seen["RANK"], seen["WORLD_SIZE"], seen["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -173,24 +165,76 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(toy: ModuleType, tmp_pat
 
 
 def test_gpus_that_are_not_there_are_told_before_anything_starts(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gpus(1)
     sweep = toy.make_sweep(tmp_path, {}, resources={"gpus": 2})
     with pytest.raises(UserError, match=r"wants 2, this machine has 1; resources.gpus=0"):
         launch(sweep, "local")
     assert states(sweep) == ["missing"]
 
 
-def test_slots_follow_cores_gpus_and_the_users_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "usable_cores", lambda: 8)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert local.slots_for(Resources(cpus=2), None) == 4
-    assert local.slots_for(Resources(cpus=2, tasks=2), None) == 2
-    assert local.slots_for(Resources(cpus=16), None) == 1
-    assert local.slots_for(Resources(cpus=2, gpus=1), None) == 3
-    assert local.slots_for(Resources(cpus=2, gpus=1), 5) == 3
-    assert local.slots_for(Resources(cpus=2), 1) == 1
+def test_a_trial_sees_one_rank_its_cores_and_a_free_gpu_unless_the_sweep_says_none(
+    toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
+) -> None:
+    one = toy.make_sweep(tmp_path / "open", {}, resources={"cpus": 3})
+    none = toy.make_sweep(tmp_path / "none", {}, resources={"gpus": 0})
+    _, second = gpus(2)
+    claim = Pool(visible_gpus(), 1, [], 0).take("other (process 1)")
+    assert claim is not None
+    launch(one, "local")
+    launch(none, "local", jobs=4)  # claims no core: it needs not wait for the other's
+    for sweep in (one, none):
+        over(toy, sweep)
+    claim.release()
+    seen, without = (read_json(s.trials[0].run.folder / "seen-0.json") for s in (one, none))
+    assert (seen["OMP_NUM_THREADS"], seen["CUDA_VISIBLE_DEVICES"]) == ("3", second)
+    assert (seen["RANK"], seen["WORLD_SIZE"], seen["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    assert without["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_sweeps_of_one_machine_take_turns_with_its_gpu_and_say_whom_they_wait_for(
+    toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
+) -> None:
+    [name] = gpus(1)
+    search = {"work.quality": {"grid": [0.1, 0.2]}}
+    sweeps = [toy.make_sweep(tmp_path / n, search, name=n) for n in ("first", "second")]
+    pool = shares.pool_for(sweeps[0].resources, 1)
+    claim = pool.take("third (process 1)")
+    assert claim is not None
+    for sweep in sweeps:
+        launch(sweep, "local")
+    assert {v.note for s in sweeps for v in survey(s)} == {"waits for third (process 1)"}
+    logs = [next(sweep.folder.glob("jobs/*/*_log.err")) for sweep in sweeps]
+    toy.until(lambda: all("in use by third (process 1)" in log.read_text() for log in logs))
+    claim.release()
+    for sweep in sweeps:
+        over(toy, sweep)
+    runs = [trial.run for sweep in sweeps for trial in sweep.trials]
+    assert {read_json(r.folder / "seen-0.json")["CUDA_VISIBLE_DEVICES"] for r in runs} == {name}
+    spans = sorted((r.status()["started"], r.status()["time"], r.folder.parent.name) for r in runs)
+    assert all(end <= start for (_, end, _), (start, _, _) in pairwise(spans))
+    assert spans[0][2] == spans[2][2] != spans[1][2] == spans[3][2]
+
+
+def test_a_killed_workers_gpu_stays_taken_until_its_trial_has_saved(
+    toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
+) -> None:
+    gpus(1)
+    sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
+    launch(sweep, "local")
+    [trial] = sweep.trials
+    toy.until(lambda: len(trial.run.metrics()) >= 1)
+    child = read_json(trial.run.folder / "seen-0.json")["pid"]
+    pool = shares.pool_for(sweep.resources, 1)
+    os.kill(child, signal.SIGSTOP)
+    [worker] = local.living_workers(sweep.folder)
+    os.kill(worker["pid"], signal.SIGKILL)
+    toy.until(lambda: not alive(worker["pid"]))
+    assert pool.free() == 0
+    os.kill(child, signal.SIGCONT)
+    toy.until(lambda: pool.free() == 1)
+    assert not alive(child)
 
 
 # --- helpers ---

@@ -66,7 +66,7 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
                                         r"Ray at .* has 2 CPU, 0 GPU"):
         launch(large, "local")
     assert [view.state for view in survey(large)] == ["missing"]
-    assert ray_guest.room(address, Resources(), Allocation()) == 2
+    assert ray_guest.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
     with pytest.raises(UserError, match="a trial wants 2 node"):
         ray_guest.room(address, Resources(nodes=2), Allocation())
 

@@ -18,11 +18,13 @@ import pytest
 
 from harness.cluster import local, ray_cluster, ray_search
 from harness.cluster.array import cancel, launch, survey
+from harness.cluster.claims import Pool
 from harness.cluster.ray_schedulers import make_scheduler
 from harness.cluster.ray_trial import Crew, WatchedRun, epoch_lines
 from harness.cluster.records import Record, read_records
 from harness.errors import UserError
 from harness.files import read_json
+from harness.machine import visible_gpus
 from harness.runs import Run
 from harness.sweep_file import Allocation, Asha, Median, Resources
 from harness.sweeps import Sweep
@@ -51,16 +53,25 @@ def make_search(toy: ModuleType) -> Iterator[Callable[..., Sweep]]:
 
 
 @pytest.mark.slow
-def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders(
-    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
+def test_a_grid_gives_what_the_array_backend_gives_in_the_same_folders_on_gpus_that_are_free(
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path,
+    gpus: Callable[[int], list[str]],
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}, "work.epochs": {"grid": [1, 2]}}
     by_array = toy.make_sweep(tmp_path / "array", search)
     launch(by_array, "local")
     over(toy, by_array)
     by_ray = make_search(tmp_path / "ray", search)
+    _, second = gpus(2)
+    claim = Pool(visible_gpus(), 1, [], 0).take("other (process 1)")
+    assert claim is not None
     assert len(launch(by_ray, "local", jobs=2)) == 6
     over(toy, by_ray)
+    claim.release()
+    seen = [read_json(trial.run.folder / "seen-0.json") for trial in by_ray.trials]
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {second}
+    told = next(by_ray.folder.glob("jobs/*/*_log.err")).read_text()
+    assert "1 instead of 2 trials at a time: other sweeps are running here" in told
     assert states(by_ray) == ["complete"] * 6
     for one, other in zip(by_array.trials, by_ray.trials, strict=True):
         assert one.run.signature == other.run.signature
@@ -208,7 +219,7 @@ def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: 
         launch(sweep, "local")
     metric, gpus, nodes = str(caught.value).splitlines()
     assert "mAP is computed after the last epoch" in metric
-    assert "2 trials share one GPU, so resources.gpus must be 1, found 0" in gpus
+    assert "2 trials share one GPU, so resources.gpus must be 1, found null" in gpus
     assert "a trial of 2 nodes needs them for itself" in nodes
     assert [view.state for view in survey(sweep)] == ["missing"]
 

@@ -1,0 +1,88 @@
+"""Which share of this machine a trial is given, and what is said about it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.cluster import shares
+from harness.cluster.shares import plan, pool_for, settled, slots_for
+from harness.errors import UserError
+from harness.sweeps import Resources
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "usable_cores", lambda: list(range(8)))
+
+
+def test_slots_follow_cores_gpus_and_the_users_number(gpus: Callable[[int], list[str]]) -> None:
+    gpus(0)
+    assert slots_for(Resources(cpus=2), None) == 4
+    assert slots_for(Resources(cpus=2, tasks=2), None) == 2
+    assert slots_for(Resources(cpus=16), None) == 1
+    assert slots_for(Resources(cpus=2), 1) == 1
+    gpus(3)
+    assert slots_for(Resources(cpus=2), None) == 3
+    assert slots_for(Resources(cpus=2, gpus=1), 5) == 3
+    assert slots_for(Resources(cpus=2, gpus=2), None) == 1
+    assert slots_for(Resources(cpus=2, gpus=0), None) == 4
+    assert slots_for(Resources(gpus=1), None, 2) == 6
+    with pytest.raises(UserError, match="a trial wants 4, this machine has 3"):
+        slots_for(Resources(gpus=2, nodes=2), None)
+
+
+def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
+    gpus: Callable[[int], list[str]]
+) -> None:
+    gpus(0)
+    assert settled(Resources()).gpus == 0
+    names = gpus(2)
+    assert settled(Resources()).gpus == 1
+    assert settled(Resources(tasks=2)).gpus == 2
+    assert settled(Resources(nodes=2)).gpus == 1
+    assert settled(Resources(tasks=3)).gpus == 0
+    assert settled(Resources(gpus=0)).gpus == 0
+    assert Resources().ranks == settled(Resources()).ranks == 1
+    assert pool_for(Resources(), 2).gpus == names
+
+
+def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:
+    [(key, told)] = Resources(tasks=2, gpus=1).faults()
+    assert (key, told) == (
+        "tasks", "2 ranks need a GPU each, found gpus: 1; give as many, or gpus: 0"
+    )
+    for tasks, gpus in ((2, 2), (2, 0), (2, None), (None, 2), (1, 2)):
+        assert not list(Resources(tasks=tasks, gpus=gpus).faults())
+
+
+def test_trials_claim_their_cores_and_no_more_than_there_are(
+    gpus: Callable[[int], list[str]]
+) -> None:
+    gpus(0)
+    assert pool_for(Resources(cpus=2, tasks=2), 2).cores_each == 4
+    assert pool_for(Resources(cpus=16), 1).cores_each == 8
+    assert pool_for(Resources(cpus=2), 8).cores_each == 1  # --jobs 8
+    assert pool_for(Resources(), 20).cores_each == 0
+    assert pool_for(Resources(gpus=0), 4, 2).cores_each == 2
+
+
+def test_the_plan_names_gpus_that_are_used_and_those_that_are_not(
+    gpus: Callable[[int], list[str]]
+) -> None:
+    gpus(0)
+    assert plan(Resources(), 9, None) == "8 at a time"
+    gpus(4)
+    assert plan(Resources(), 9, None) == "4 at a time, each on 1 of 4 GPUs"
+    assert plan(Resources(), 9, 1) == (
+        "1 at a time, each on 1 of 4 GPUs; 3 GPUs not used (resources.gpus=N gives each trial N)"
+    )
+    assert "4 at a time, each on 1 of 4 GPUs; 2 GPUs not used" in plan(Resources(), 2, None)
+    assert "on the CPU; 4 GPUs not used" in plan(Resources(gpus=0), 9, None)
+    pool = pool_for(Resources(), 4)
+    claims = [pool.take(f"other (process {n})") for n in range(3)]
+    assert plan(Resources(), 9, None).endswith(
+        "; room for 1 now, in use by other (process 0), other (process 1), other (process 2)"
+    )
+    for claim in claims:
+        assert claim is not None
+        claim.release()
