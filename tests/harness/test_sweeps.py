@@ -257,7 +257,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         "tried.yaml, line 10: metric: no metric 'validation.map'; did you mean validation.mAP?",
         "tried.yaml, line 11: resources.cpus: must be at least 1, found 0",
         "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
-        "tried.yaml, line 11: resources.memory: expected a text or null, found 3",
+        "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
         "tried.yaml, line 12: slurm.setup: expected a list of texts",
         "tried.yaml, line 12: slurm.env: '1a' is no variable's name",
         "tried.yaml, line 13: scheduler.asha: no key grac; did you mean grace?",

@@ -149,7 +149,7 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give either --sweep FILE or --recipe NAME"),
+        ((), "give either --sweep NAME (or FILE) or --recipe NAME"),
         (("--sweep", str(SWEEP), "--recipe", "synthetic"), "give either"),
         (("--sweep", str(SWEEP), "--status", "--cancel"), "choose one of --dry-run"),
         (("--sweep", "nowhere.yaml"), "nowhere.yaml: no such file"),
