@@ -94,7 +94,8 @@ class SweepFile:
     name: str = ""
     """Folder of its runs; empty: the file's name."""
     recipe: str = ""
-    """What all trials start from: a recipe's name or file."""
+    """What all trials start from: the name of a shipped recipe, or a file as seen from this one's
+    folder or the current one."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values that all trials share and that differ from the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)

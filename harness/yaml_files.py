@@ -146,8 +146,9 @@ def _look_through(
             line = name.start_mark.line + 1
             if below in lines:
                 faults.append((line, f"{below} is given twice (first on line {lines[below]})"))
-            lines[below] = line
-            _look_through(item, below, texts, lines, faults)
+            else:
+                lines[below] = line
+                _look_through(item, below, texts, lines, faults)
 
 
 def to_text(value: Any, **layout: Any) -> str:

@@ -68,6 +68,7 @@ def test_a_key_of_text_keeps_its_value_as_it_was_written() -> None:
         ("a: &a {b: *a}\n", ", line 1: is nested too deeply"),
         ("doors: 4\nengine:\n  power: 1\n  power: 2\n",
          ", line 4: engine.power is given twice (first on line 3)"),
+        ("a: {b: 1}\na: {b: 2}\n", ", line 2: a is given twice (first on line 1)"),
         ("engine.power: 1\nengine: {power: 2}\n",
          ", line 2: engine.power is given twice (first on line 1)"),
         ("a:\n- {b: 1}\n- {b: 1,\n   'b': 2}\n",
