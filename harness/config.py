@@ -109,15 +109,19 @@ def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[S
 def _read_recipe(
     path: Path, schema: type, recipes: Path | None, above: tuple[Path, ...]
 ) -> Iterator[Setting]:
-    if path in above:
+    if any(path.samefile(one) for one in above):
         names = " -> ".join(file.stem for file in [*above, path])
         raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
     value, lines = read_yaml(path, text_fields(schema))
     bases = value.pop("extends", None) or []
     where = f"{path}, line {lines.get('extends', 1)}"
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{where}: extends: expected a recipe's name or a list of them, found "
+                        f"{bases!r}")
     folders = [path.parent, *([recipes] if recipes else [])]
-    for base in [bases] if isinstance(bases, str) else bases:
-        file = _recipe_in(folders, str(base), where, not_first=path)
+    for base in bases:
+        file = _recipe_in(folders, base, where, not_first=path)
         yield from _read_recipe(file, schema, recipes, (*above, path))
     yield from settings_of(value, lines, path, schema)
 

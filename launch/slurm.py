@@ -2,7 +2,7 @@
 
     python launch/slurm.py --sweep loss_weights --dry-run
     python launch/slurm.py --sweep loss_weights --follow
-    python launch/slurm.py --sweep mine.yaml slurm.partition=gpu resources.gpus=1
+    python launch/slurm.py --sweep loss_weights slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
     python launch/slurm.py --doctor
     python launch/slurm.py --help-config

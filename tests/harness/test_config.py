@@ -293,6 +293,13 @@ def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None
     assert told(read_recipe, path, Car) == [
         f"{path}: recipes extend each other in a circle: b -> a -> b"
     ]
+    path = write("a.yaml", f"extends: ../{path.parent.name}/a.yaml\n")
+    assert told(read_recipe, path, Car) == [
+        f"{path}: recipes extend each other in a circle: a -> a"
+    ]
+    assert told(read_recipe, write("a.yaml", "doors: 2\nextends: 5\n"), Car) == [
+        f"{path}, line 2: extends: expected a recipe's name or a list of them, found 5"
+    ]
 
 
 def test_later_bases_win_over_earlier_ones_and_the_recipe_over_all(write: Any) -> None:
