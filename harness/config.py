@@ -9,23 +9,26 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
-from omegaconf import Container, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
+from harness.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 
 T = TypeVar("T")
 REFERENCE = "${"
 """How OmegaConf begins a reference to another key, or to the environment."""
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""How true and false may be written where nothing else can be meant."""
 
 
 @dataclass(frozen=True)
@@ -72,51 +75,6 @@ def unless_empty(default: Any) -> Any:
 # --- from files and command lines to settings ---
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return a YAML mapping and the line on which each dotted key stands.
-
-    Raises UserError when the file is missing, is no YAML, is no mapping, or has a key twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_beside(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise UserError(f"{where}: {problem}") from None
-    if value is None:
-        return {}, {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path}, line 1: expected `key: value` lines, found {_kind(value)}")
-    lines: dict[str, int] = {}
-    faults: list[str] = []
-    _collect_lines(node, "", lines, faults, path)
-    if faults:
-        raise UserError("\n".join(faults))
-    return value, lines
-
-
-def _collect_lines(
-    node: Any, prefix: str, lines: dict[str, int], faults: list[str], path: Path
-) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        line = key_node.start_mark.line + 1
-        if key in lines:
-            faults.append(f"{path}, line {line}: {key} is given twice (first on line {lines[key]})")
-        lines[key] = line
-        _collect_lines(value_node, f"{key}.", lines, faults, path)
-
-
 def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of a nested mapping, going down where `schema` has a section."""
     sections = _sections(schema)
@@ -139,64 +97,80 @@ def settings_of(
     ]
 
 
-def read_recipe(path: Path, schema: type) -> list[Setting]:
+def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
     """Return a recipe's settings, those of the recipes that it `extends` (one or a list) first.
 
-    Raises UserError for what `read_yaml` refuses, a missing base or a circle of bases.
+    recipes: where further recipes are that it may extend, besides those in its own folder. Raises
+    UserError for what `read_yaml` refuses, a missing base or a circle of bases.
     """
-    return list(_read_recipe(path, schema, ()))
+    return list(_read_recipe(path, schema, recipes, ()))
 
 
-def _read_recipe(path: Path, schema: type, above: tuple[Path, ...]) -> Iterator[Setting]:
-    if path in above:
-        raise UserError(
-            f"{above[0]}: recipes extend each other in a circle: {_names([*above, path])}"
-        )
-    value, lines = read_yaml(path)
+def _read_recipe(
+    path: Path, schema: type, recipes: Path | None, above: tuple[Path, ...]
+) -> Iterator[Setting]:
+    if any(path.samefile(one) for one in above):
+        names = " -> ".join(file.stem for file in [*above, path])
+        raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
+    value, lines = read_yaml(path, text_fields(schema))
     bases = value.pop("extends", None) or []
     where = f"{path}, line {lines.get('extends', 1)}"
-    for base in [bases] if isinstance(bases, str) else bases:
-        # a path is meant from the file that it stands in
-        name = str(path.parent / base) if str(base).endswith((".yaml", ".yml")) else str(base)
-        file = find_recipe(name, path.parent, where=where)
-        yield from _read_recipe(file, schema, (*above, path))
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{where}: extends: expected a recipe's name or a list of them, found "
+                        f"{bases!r}")
+    folders = [path.parent, *([recipes] if recipes else [])]
+    for base in bases:
+        file = _recipe_in(folders, base, where, not_first=path)
+        yield from _read_recipe(file, schema, recipes, (*above, path))
     yield from settings_of(value, lines, path, schema)
 
 
-def find_recipe(name: str, folder: Path, *, where: str | None = None) -> Path:
-    """Return the file of a recipe given by name (looked up in `folder`) or by path.
+def find_recipe(
+    name: str, folder: Path, *, near: Sequence[Path] = (Path(),), where: str | None = None
+) -> Path:
+    """Return the file of a recipe given by name, looked up in `folder`, or by path.
 
-    Raises UserError, with the nearest names, when there is none.
+    near: from where a path may be meant. Raises UserError, with the nearest names, when there is
+    none.
     """
-    direct = Path(name)
-    if direct.suffix in (".yaml", ".yml") and direct.is_file():
-        return direct
-    file = folder / f"{name}.yaml"
-    if file.is_file():
-        return file
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    return _recipe_in([*near, folder] if name.endswith(ENDINGS) else [folder], name, where)
+
+
+def _recipe_in(
+    folders: Sequence[Path], name: str, where: str | None, not_first: Path | None = None
+) -> Path:
+    """Return the first file of that name; `not_first` only where there is no other."""
+    file = name if name.endswith(ENDINGS) else f"{name}.yaml"
+    found = [folder / file for folder in folders if (folder / file).is_file()]
+    found.sort(key=lambda path: not_first is not None and path.samefile(not_first))
+    if found:
+        return found[0]
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     start = f"{where}: " if where else ""
-    listed = ", ".join(known)
-    raise UserError(f"{start}no recipe {name!r}{_suggest(name, known)}\nrecipes: {listed}")
+    is_path, looked = name.endswith(ENDINGS), ", ".join(str(one.absolute()) for one in folders)
+    raise UserError(f"{start}no recipe {name!r}{f' in {looked}' if is_path else ''}"
+                    f"{_suggest(name, known)}\nrecipes: {', '.join(known)}")
 
 
-def parse_overrides(overrides: Iterable[str]) -> list[Setting]:
+def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:
     """Turn `key=value` words of a command line into settings; values are read as YAML.
 
-    Raises UserError naming every word without `=` or with a value that is not YAML.
+    texts: which keys hold text. Raises UserError naming every word without `=` or with a value
+    that is not YAML.
     """
     settings: list[Setting] = []
     faults: list[str] = []
     for number, word in enumerate(overrides, start=1):
-        key, equals, text = word.partition("=")
+        key, equals, text = (part.strip() for part in word.partition("="))
         where = f"command line, override {number}"
         if not equals or not key:
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         try:
-            settings.append(Setting(key.strip(), yaml.safe_load(text), where))
-        except yaml.YAMLError:
-            faults.append(f"{where}: {key}: {text!r} is not a YAML value")
+            settings.append(Setting(key, parse(text, texts, key)[0], where))
+        except NotYaml as error:
+            faults.append(f"{where}: {key}: {text!r} is not a YAML value: {error}")
     if faults:
         raise UserError("\n".join(faults))
     return settings
@@ -283,29 +257,52 @@ def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) 
         if below:
             return f"{key} is a section; set one of its keys, such as {below[0]}"
         return f"no key {key}{_suggest(key, list(kinds))}"
-    expected = kinds[key]
-    is_bool, is_number = isinstance(value, bool), isinstance(value, float | int)
-    accepted = _accepts(expected, bool) if is_bool else not is_number or _accepts_number(expected)
-    if not accepted:
-        return f"{key}: expected {type_words(expected)}, found {value!r}"
     try:
-        OmegaConf.update(tree, key, value)
-        fits = _fits(OmegaConf.select(tree, key, throw_on_missing=True))
-    except (OmegaConfBaseException, ValueError):
-        fits = False
-    if fits:
+        OmegaConf.update(tree, key, at_type(value, kinds[key]))
+        found = OmegaConf.select(tree, key, throw_on_missing=True)
+        # once more, as it may stand for another key
+        at_type(OmegaConf.to_object(found) if OmegaConf.is_config(found) else found, kinds[key])
         return None
-    _unset(tree, key, schema)
-    return f"{key}: expected {type_words(expected)}, found {value!r}"
+    except (OmegaConfBaseException, ValueError):
+        _unset(tree, key, schema)
+    return f"{key}: {misfit(value, kinds[key])}"
 
 
-def _fits(value: Any) -> bool:
-    """Refuse what OmegaConf lets through: numbers that are not finite, lists inside of lists."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return not any(isinstance(item, Container) or not _fits(item) for item in value)
-    return True
+def at_type(value: Any, kind: Any) -> Any:
+    """Return a value as a field of a type holds it: 1 as 1.0, yes as True, tuples as lists.
+
+    Raises ValueError when it does not fit. A reference to another key may stand for anything.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or (isinstance(value, str) and REFERENCE in value):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for member in args:
+            with suppress(ValueError):
+                if member is not str or value not in ("None", "none"):  # null is meant
+                    return at_type(value, member)
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        kinds = args * len(value) if origin is list else args
+        if len(kinds) == len(value):
+            return [at_type(item, one) for item, one in zip(value, kinds, strict=True)]
+    elif origin is dict and isinstance(value, Mapping):
+        return {str(key): at_type(item, args[1]) for key, item in value.items()}
+    elif origin is typing.Literal and any(value == a and type(value) is type(a) for a in args):
+        return value
+    elif kind is bool and str(value).lower() in TRUTHS and isinstance(value, bool | str):
+        return TRUTHS[str(value).lower()]
+    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    elif kind in (int, str) and type(value) is kind:
+        return value
+    raise ValueError(misfit(value, kind))
+
+
+def misfit(value: Any, kind: Any) -> str:
+    """Say that a value is not of a type."""
+    return f"expected {type_words(kind)}, found {value!r}"
 
 
 def _unset(tree: Any, key: str, schema: type) -> None:
@@ -371,18 +368,19 @@ def type_words(kind: Any) -> str:
     )
 
 
-def _accepts(kind: Any, wanted: type) -> bool:
-    members = typing.get_args(kind) if typing.get_origin(kind) else (kind,)
-    if typing.get_origin(kind) in (list, tuple, dict):
-        return False
-    return wanted in members or any(m is wanted for m in members)
+def text_fields(schema: type) -> Texts:
+    """Return a function that says whether a dotted key of a schema holds text and nothing else."""
+    kinds = field_types(schema)
 
+    def holds_text(kind: Any) -> bool:
+        args = [one for one in typing.get_args(kind) if one is not type(None)]
+        return kind is str or (bool(args) and all(map(holds_text, args)))
 
-def _accepts_number(kind: Any) -> bool:
-    """Whether a bare number may stand for this type; OmegaConf would turn it into text silently."""
-    if typing.get_origin(kind) is typing.Literal:
-        return True
-    return any(_accepts(kind, t) for t in (int, float))
+    def texts(key: str) -> bool:
+        above = kinds.get(key.rpartition(".")[0])
+        return holds_text(kinds.get(key, above if typing.get_origin(above) is dict else None))
+
+    return texts
 
 
 # --- what a tree means ---
@@ -413,7 +411,7 @@ def signature(config: Any) -> str:
 
 def to_yaml(config: Any) -> str:
     """Return the resolved tree as YAML, in the order of the dataclasses."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    return to_text(to_mapping(config))
 
 
 def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
@@ -439,19 +437,3 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     if not near:  # the right last word under another section is the commonest slip
         near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _beside(path: Path) -> str:
-    """Name the file of another name that may have been meant."""
-    there = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
-    near = difflib.get_close_matches(path.name, there, n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""
-
-
-def _names(paths: Iterable[Path]) -> str:
-    return " -> ".join(p.stem for p in paths)
-
-
-def _kind(value: Any) -> str:
-    kinds: dict[type, str] = {list: "a list", str: "a text"}
-    return kinds.get(type(value), type(value).__name__)

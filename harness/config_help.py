@@ -18,10 +18,9 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from harness.config import type_words
 from harness.errors import UserError
+from harness.yaml_files import to_text
 
 MARKS = {
     "runtime": "outside the signature",
@@ -106,7 +105,7 @@ def _written(item: "dataclasses.Field[Any]") -> str:
     if item.default_factory is not dataclasses.MISSING:
         value = item.default_factory()
     value = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    text = to_text(value, default_flow_style=True, width=1000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

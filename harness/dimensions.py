@@ -3,12 +3,12 @@
 import difflib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from harness.conditions import Condition, read_condition
-from harness.config import Setting
+from harness.config import Setting, at_type, misfit
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 
@@ -64,8 +64,11 @@ def short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
-    """Return the dimension that a `search` entry describes, or none and a fault."""
+def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> list[Dimension]:
+    """Return the dimension that a `search` entry describes, or none and a fault.
+
+    type_: of the key, which the values get.
+    """
     kinds: tuple[Kind, ...] = get_args(Kind)
 
     def fault(message: str) -> list[Dimension]:
@@ -90,7 +93,17 @@ def read_dimension(setting: Setting, faults: list[str]) -> list[Dimension]:
         numbers = "whole numbers" if kind == "randint" else "numbers"
         above = " above 0" if kind == "loguniform" else ""
         return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
+    if kind != "randint":  # whole numbers whatever the type
+        values = [_at_type(value, type_, fault) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
+
+
+def _at_type(value: Any, type_: Any, fault: Callable[[str], Any]) -> Any:
+    try:
+        return at_type(value, type_)
+    except ValueError:
+        fault(misfit(value, type_))
+        return value
 
 
 def hint(word: Any, known: Sequence[str]) -> str:

@@ -19,13 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from harness.errors import UserError
 from harness.files import atomic_write, read_json, write_text
 from harness.points import Point
 from harness.runs import Run
 from harness.takeovers import changed_settings, changes
+from harness.yaml_files import read_yaml, to_text
 
 MOST_POINTS = 200
 BEST = "best.yaml"
@@ -296,7 +295,7 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
         return None
     best = ranked[0]
     run = best.outcomes[0].run
-    settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    settings, _ = read_yaml(run.config_file)
     changed = {setting.key: setting.value for setting in changed_settings(run)}
     for key, value in {**changed, **without}.items():
         node, (*above, last) = settings, key.split(".")
@@ -318,7 +317,7 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
         f"#   python launch/train.py --recipe {sweeping.folder / BEST}\n"
     )
     path = sweeping.folder / BEST
-    write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
+    write_text(path, head + to_text(settings))
     return path
 
 
@@ -343,12 +342,15 @@ def write_tables(sweeping: Sweeping) -> list[Path]:
     import pyarrow  # half a second
     import pyarrow.parquet
 
-    plain = {column: [_plain(row[column]) for row in rows] for column in columns}
+    plain = {column: _of_one_type([row[column] for row in rows]) for column in columns}
     with atomic_write(typed) as private:
         pyarrow.parquet.write_table(pyarrow.table(plain), private)
     return [table, typed]
 
 
-def _plain(value: Any) -> Any:
-    """Return a value that fits into a column: a list as its text."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
+def _of_one_type(values: Sequence[Any]) -> Sequence[Any]:
+    """Return values that fit into a column: numbers, one other type, or else their texts."""
+    kinds = {float if type(v) is int else type(v) for v in values if v is not None}
+    if len(kinds) <= 1 and not kinds & {list, dict}:
+        return values
+    return [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]

@@ -6,18 +6,22 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.config import Setting, build, field_types
+from harness.config import Setting, build, field_types, text_fields
 from harness.dimensions import hint
 from harness.errors import UserError
 from harness.units import gigabytes, minutes
+from harness.yaml_files import ENDINGS, Texts
 
 log = logging.getLogger(__name__)
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file that hold mappings of the user's own keys."""
 SLURM_LISTS = ("setup", "teardown", "srun_args")
+SLURM_FLAGS = {"true": True, "false": False}
+"""What an option without a value gets."""
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options of a job that submitit computes with; all others it writes down as they are."""
 
@@ -99,7 +103,8 @@ class SweepFile:
     name: str = ""
     """Folder of its runs; empty: the file's name."""
     recipe: str = ""
-    """What all trials start from: a recipe's name or file."""
+    """What all trials start from: the name of a shipped recipe, or a file as seen from this one's
+    folder or the current one."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values that all trials share and that differ from the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)
@@ -261,7 +266,45 @@ Algorithm = Tpe | Gp
 ALGORITHMS: dict[str, type] = {kind.kind: kind for kind in (Tpe, Gp)}
 
 
-# --- words of a command line, and sections that are checked one by one ---
+# --- files by name, words of a command line, and sections that are checked one by one ---
+
+
+def find_sweep(name: str, folder: Path) -> Path:
+    """Return a sweep file given by path or, where there is none, by the name of one in `folder`.
+
+    Raises UserError, with the nearest names, when there is neither.
+    """
+    path, shipped = Path(name), folder / f"{name}.yaml"
+    if path.exists() and not path.is_dir():
+        return path
+    if shipped.is_file():
+        return shipped
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    near += [str(file) for file in sorted(path.parent.glob("*"))
+             if file.suffix in ENDINGS and difflib.get_close_matches(path.stem, [file.stem])]
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(f"--sweep {name}: no such file ({path.absolute()}), and no shipped sweep of "
+                    f"this name{meant}\nshipped sweeps ({folder}): {', '.join(known)}")
+
+
+def sweep_texts(schema: type) -> Texts:
+    """Return a function that says whether a dotted key of a sweep file or a command line is text.
+
+    schema: the experiment's configuration. The options of sbatch and the variables are what the
+    user wrote, though an account may be 0123 and a variable FALSE.
+    """
+    of_trials, own = text_fields(schema), text_fields(SweepFile)
+
+    def texts(key: str) -> bool:
+        first, _, rest = key.partition(".")
+        if first in ("overrides", "search"):
+            return of_trials(re.sub(r"\.(grid|choice)$", "", rest))
+        return first == "slurm" or own(key) or of_trials(key)
+
+    return texts
+
+
 
 
 def take_words(
@@ -340,7 +383,19 @@ def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
             )
         else:
             faults.append(f"{setting.where}: slurm: {setting.key!r} is not an option's name")
-    return {s.key.replace("-", "_"): s.value for s in settings if s.value is not None}
+    return {
+        s.key.replace("-", "_"): _meant(s.key.replace("-", "_"), s.value) for s in settings
+        if s.value is not None
+    }
+
+
+def _meant(key: str, value: Any) -> Any:
+    """Return what stands for an option: a flag, a number to compute with, or text."""
+    if key == "env" and isinstance(value, dict):
+        return {name: "" if text is None else text for name, text in value.items()}
+    if isinstance(value, str) and key in SLURM_COUNTS and value.isdecimal():
+        return int(value)
+    return SLURM_FLAGS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _slurm_faults(key: str, value: Any) -> Iterator[str]:
@@ -354,10 +409,12 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         for name in value if isinstance(value, dict) else ():
             if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
                 yield f"{name!r} is no variable's name"
+            elif isinstance(value[name], list | dict):
+                yield f"{name}: expected one value, found {value[name]!r}"
     elif value is None:
         return
     elif key in SLURM_COUNTS:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not re.fullmatch(r"0*[1-9]\d*", str(value)):
             yield f"expected a whole number of at least 1, found {value!r}"
     elif key == "python" and not isinstance(value, str):
         yield f"expected a text, found {value!r}"

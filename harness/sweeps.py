@@ -25,7 +25,6 @@ from harness.config import (
     find_recipe,
     parse_overrides,
     read_recipe,
-    read_yaml,
     settings_of,
     signature,
 )
@@ -45,9 +44,11 @@ from harness.sweep_file import (
     SweepFile,
     choose,
     read_slurm,
+    sweep_texts,
     take_words,
     tell_without_ray,
 )
+from harness.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ def read_sweep(
     `SweepFile` changes the sweep (`resources.cpus=4`), any other the configuration of every trial.
     Raises UserError with every fault of every trial at once.
     """
-    value, lines = read_yaml(path)
+    texts = sweep_texts(schema)
+    value, lines = read_yaml(path, texts)
     free = {key: value.pop(key, None) for key in FREE}
     faults: list[str] = []
     own = settings_of(value, lines, path, SweepFile)
@@ -160,7 +162,7 @@ def read_sweep(
         where = f"{path}, line {lines.get(key, 1)}"
         parts[key] = _part(key, item, where, lines, path, section, faults)
     return _assemble(
-        own, parts, parse_overrides(overrides), faults,
+        own, parts, parse_overrides(overrides, texts), faults, near=(path.parent, Path()),
         name=path.stem, file=str(path), schema=schema, recipes=recipes, metrics=metrics,
         complete=complete,
     )
@@ -179,7 +181,7 @@ def recipe_sweep(
     own = [Setting("recipe", recipe, "command line")]
     parts: dict[str, list[Setting]] = {key: [] for key in FREE}
     return _assemble(
-        own, parts, parse_overrides(overrides), [],
+        own, parts, parse_overrides(overrides, sweep_texts(schema)), [], near=(Path(),),
         name=Path(recipe).stem, file=recipe, schema=schema, recipes=recipes, metrics=metrics,
         complete=complete,
     )
@@ -243,6 +245,7 @@ def _assemble(
     file: str,
     schema: type,
     recipes: Path,
+    near: Sequence[Path],
     metrics: Sequence[str] | None,
     complete: Callable[[Any], Any],
 ) -> Sweep:
@@ -253,7 +256,9 @@ def _assemble(
     if metrics is not None and head.metric not in metrics:
         faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}"
                       f"{hint(head.metric, metrics)}")
-    dimensions = [d for setting in parts["search"] for d in read_dimension(setting, faults)]
+    kinds = field_types(schema)
+    dimensions = [d for setting in parts["search"]
+                  for d in read_dimension(setting, faults, kinds.get(setting.key, Any))]
     _check_keys(parts, dimensions, faults)
     searched = [d for d in dimensions if d.key == RECIPE]
     faults.extend(_recipe_faults(head, places, searched))
@@ -280,7 +285,8 @@ def _assemble(
     bases: dict[str, Base[Any]] = {}
     for recipe, where in wanted.items():
         with _collecting(faults):
-            found = read_recipe(find_recipe(recipe, recipes, where=where), schema)
+            recipe_file = find_recipe(recipe, recipes, near=near, where=where)
+            found = read_recipe(recipe_file, schema, recipes)
             bases[recipe] = Base(schema, [*found, *settings])
     base = next(iter(bases.values()), Base(schema, settings))
     folder, seed = Path(name), 0  # for faults only: other keys are still looked at

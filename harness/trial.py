@@ -17,13 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from harness.environment import CODE, environment
 from harness.errors import Hindered, UserError
 from harness.files import read_json, write_json
 from harness.runs import Run, job_id
 from harness.stopping import Stopped, stop_on_signals
+from harness.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
 Outcome = Literal["complete", "stopped", "failed"]
@@ -116,10 +115,9 @@ def load_function(
     Raises UserError when it names none, or one that cannot be imported.
     """
     try:
-        settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-        name = settings["run"][key]
+        name = read_yaml(run.config_file)[0]["run"][key]
         module, _, function = name.rpartition(".")
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: no run.{key} to be read: {error!r}") from None
     try:
         return getattr(importlib.import_module(module), function)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from harness.config import build, find_recipe, parse_overrides, read_recipe
+from harness.config import build, find_recipe, parse_overrides, read_recipe, text_fields
 from harness.errors import UserError
 from harness.features import write_features
 from harness.files import atomic_write, check_writable
@@ -304,8 +304,9 @@ def _of_weights(
 ) -> "list[Source]":
     if recipe is None:
         raise UserError("--weights needs --recipe NAME: whose test sets it is tested on")
-    settings = read_recipe(find_recipe(recipe, RECIPES), Config)
-    config = build(Config, [*settings, *parse_overrides(overrides)])
+    settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
+    words = parse_overrides(overrides, text_fields(Config))
+    config = build(Config, [*settings, *words])
     from svll.evaluation.sources import Source
     from svll.scoring import encode_tests  # torch and DALI: not for feature files
 

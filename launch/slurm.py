@@ -1,8 +1,8 @@
 """Submit a sweep, follow it, go on with it, cancel it: on SLURM or on this machine.
 
-    python launch/slurm.py --sweep sweeps/loss_weights.yaml --dry-run
-    python launch/slurm.py --sweep sweeps/loss_weights.yaml --follow
-    python launch/slurm.py --sweep sweeps/loss_weights.yaml slurm.partition=gpu resources.gpus=1
+    python launch/slurm.py --sweep loss_weights --dry-run
+    python launch/slurm.py --sweep loss_weights --follow
+    python launch/slurm.py --sweep loss_weights slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
     python launch/slurm.py --doctor
     python launch/slurm.py --help-config
@@ -14,7 +14,6 @@ failed by its own fault.
 import dataclasses
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,11 +24,11 @@ from harness.cluster.follow import follow as follow_sweep
 from harness.cluster.records import read_records
 from harness.errors import UserError
 from harness.points import points_file
-from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile
+from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
 from harness.units import counted
 from launch.cli import command, print_config_help
-from svll.config import RECIPES, Config
+from svll.config import RECIPES, SWEEPS, Config
 from svll.pinning import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
@@ -55,8 +54,12 @@ class Cluster(StrEnum):
 
 @command(__doc__)
 def main(
-    sweep: Annotated[Path | None, typer.Option(help="A sweep file.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Or one recipe, as a single trial.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A sweep file, or the name of a shipped sweep.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Or one recipe (name or file), as a single trial.")
+    ] = None,
     cluster: Annotated[
         Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")
     ] = None,
@@ -136,20 +139,17 @@ def _help_config(words: list[str]) -> int:
     return 0
 
 
-def _read(sweep: Path | None, recipe: str | None, overrides: list[str]) -> Sweep:
+def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     """Return the sweep that the command line asks for, checked."""
-    if sweep is not None and recipe is None:
-        asked = read_sweep(
-            sweep, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-            complete=partial(pin, seen={}),
-        )
-    elif recipe is not None and sweep is None:
-        asked = recipe_sweep(
-            recipe, schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-            complete=partial(pin, seen={}),
-        )
-    else:
-        raise UserError("give either --sweep FILE or --recipe NAME")
+    if (sweep is None) == (recipe is None):
+        raise UserError("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
+    reads = partial(recipe_sweep, recipe or "")
+    if sweep is not None:
+        reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
+    asked = reads(
+        schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
+        complete=partial(pin, seen={}),
+    )
     early = getattr(asked.scheduler, "early", None)
     if early is not None and early not in EARLY:
         raise UserError(f"{asked.file}: scheduler.early: no run reports {early}; there are "

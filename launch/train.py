@@ -20,7 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cluster.table import wide
-from harness.config import build, find_recipe, parse_overrides, read_recipe, signature, to_yaml
+from harness.config import (
+    build,
+    find_recipe,
+    parse_overrides,
+    read_recipe,
+    signature,
+    text_fields,
+    to_yaml,
+)
 from harness.errors import UserError
 from harness.runs import Run
 from harness.units import counted
@@ -66,7 +74,8 @@ def main(
     if recipe is None:
         raise UserError("give --recipe NAME (or FILE); --help shows examples")
     file = find_recipe(recipe, RECIPES)
-    config = build(Config, [*read_recipe(file, Config), *parse_overrides(overrides or [])])
+    words = parse_overrides(overrides or [], text_fields(Config))
+    config = build(Config, [*read_recipe(file, Config, RECIPES), *words])
     if dry_run:
         return _dry_run(config)
     from harness.cluster.jobs import join_step

@@ -13,6 +13,7 @@ from typing import Literal
 from harness.config import changeable, runtime, unless_empty
 
 RECIPES = Path(__file__).parent / "recipes"
+SWEEPS = Path(__file__).parent / "sweeps"
 DATASETS = (
     "synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776",
     "vehicleid_800", "vehicleid_1600", "vehicleid_2400", "folder", "list",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import build, parse_overrides, read_recipe, signature
+from harness.config import build, parse_overrides, read_recipe, signature, text_fields
 from harness.errors import UserError
 from harness.runs import Run
 from svll.config import Config
@@ -21,7 +21,7 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     if not run.config_file.is_file():
         raise UserError(f"{folder}: not a run's folder: there is no {run.config_file.name} in it")
     settings = read_recipe(run.config_file, Config)
-    config = build(Config, [*settings, *parse_overrides(list(overrides))])
+    config = build(Config, [*settings, *parse_overrides(overrides, text_fields(Config))])
     if signature(config) != signature(build(Config, settings)):
         raise UserError(
             f"{', '.join(overrides)}: that would be another run; only where things are can be said "

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import subprocess
 import sys
+import tomllib
 import typing
 from collections.abc import Iterator
 from functools import cache
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from harness.cluster import ray_search
-from harness.config import Setting, build, keys, read_recipe, read_yaml
+from harness.config import Setting, build, keys, read_recipe
 from harness.sweeps import read_sweep
+from harness.yaml_files import read_yaml
 from launch.slurm import METRICS
-from svll.config import RECIPES, Config
+from svll.config import RECIPES, SWEEPS, Config
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "svll", "launch")
@@ -117,6 +119,14 @@ def test_heavy_packages_are_not_imported_at_module_level_where_commands_start() 
         for name, tree in trees(*LIGHT) for node in at_module_level(tree) if imported(node) & HEAVY
     ]
     assert not wrong
+
+
+def test_yaml_is_read_and_written_in_one_file() -> None:
+    users = {
+        name for name, tree in trees(*everything(*PACKAGES)) for node in ast.walk(tree)
+        if "yaml" in imported(node)
+    }
+    assert users == {"harness/yaml_files.py"}
 
 
 def test_importing_what_commands_start_with_loads_nothing_heavy() -> None:
@@ -328,6 +338,14 @@ def test_every_recipe_and_sweep_begins_with_the_command_that_runs_it(path: Path)
     assert any(
         "python launch/" in line and (path.stem in line or path.name in line) for line in comments
     )
+
+
+def test_recipes_and_sweeps_that_are_found_by_name_are_in_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["svll"]
+    packed = set(files(*(f"svll/{pattern}" for pattern in patterns)))
+    assert {*RECIPES.rglob("*.yaml"), *SWEEPS.glob("*.yaml")} <= packed
+    assert {path.name for path in SWEEPS.iterdir()} == {path.name for path in files("sweeps/*")}
 
 
 # --- files ---

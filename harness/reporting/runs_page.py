@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.errors import UserError
 from harness.files import read_json
 from harness.outcomes import flatten, state_of
@@ -15,6 +13,7 @@ from harness.reporting import page
 from harness.reporting.curves import Shown
 from harness.reporting.page import Html
 from harness.runs import Run
+from harness.yaml_files import read_yaml
 
 FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
 """What a run's row links to."""
@@ -99,8 +98,8 @@ def _faults(run: Run) -> Iterator[str]:
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
     try:
-        return _flat(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, AttributeError):
+        return _flat(read_yaml(run.config_file)[0])
+    except UserError:
         return {}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from harness.config import build, settings_of
+from harness.config import build, settings_of, text_fields
 from harness.errors import UserError
+from harness.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels
@@ -142,11 +142,11 @@ def _about(
         )
     where = Path(f"{wanted.where} (its configuration)")
     try:
-        settings = settings_of(yaml.safe_load(about["config"]), {}, where, Config)
+        settings = settings_of(parse(about["config"], text_fields(Config))[0], {}, where, Config)
         identities = int(about["identities"])
         labels = SideLabels.from_json(about["side_labels"]) if "side_labels" in about else None
         cameras = [] if labels else [int(camera) for camera in json.loads(about["cameras"])]
-    except (KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{wanted.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
     size = {"height": config.data.height, "width": config.data.width}

@@ -22,9 +22,9 @@ from harness.config import (
     keys,
     parse_overrides,
     read_recipe,
-    read_yaml,
     runtime,
     signature,
+    text_fields,
     to_mapping,
     to_yaml,
     type_words,
@@ -57,6 +57,7 @@ class Car:
     open: bool = False
     engine: Engine = field(default_factory=Engine)
     garage: str = runtime("here")
+    colour: str | None = runtime(None)
     notes: list[str] = runtime(factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -106,6 +107,10 @@ def test_later_settings_win_over_earlier_ones() -> None:
         ("seats=", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
         ("engine.gears=[]", []), ("engine.gears=[1, 5]", [1, 5]), ("engine.level=2", 2),
         ("name='12'", "12"), ("name=a=b", "a=b"), ("engine.gears=[3]", [3]),
+        ("engine.power=1E6", 1e6), ("engine.power=1e+3", 1e3), ("engine.power=.5", 0.5),
+        ("engine.span=[1e-6, 1e-4]", (1e-6, 1e-4)), ("open=yes", True), ("open=Off", False),
+        ("seats=~", None), ("name=no", "no"), ("name=010", "010"), ("name=12:30", "12:30"),
+        ("name=2024-01-01", "2024-01-01"), ("notes=[on, 1_000]", ["on", "1_000"]),
     ],
 )
 def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
@@ -125,6 +130,17 @@ def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
         ("doors=two", "a whole number, found 'two'"),
         ("seats=x", "a whole number or null, found 'x'"),
         ("open=perhaps", "true or false, found 'perhaps'"),
+        ("open=1", "true or false, found 1"),
+        ("doors=010", "a whole number, found '010'"),
+        ("doors=1_000", "a whole number, found '1_000'"),
+        ("doors=12:30", "a whole number, found '12:30'"),
+        ("doors='4'", "a whole number, found '4'"),
+        ("seats=None", "a whole number or null, found 'None'"),
+        ("colour=None", "a text or null, found 'None'"),
+        ("notes=[1e3]", "a list (a text), found [1000.0]"),
+        ("engine.power=1_000", "a number, found '1_000'"),
+        ("engine.power=on", "a number, found 'on'"),
+        ("engine.fuel=off", "one of petrol, wood, found 'off'"),
         ("name=12", "a text, found 12"),
         ("name=true", "a text, found True"),
         ("name={a: 1}", "a text, found {'a': 1}"),
@@ -149,6 +165,15 @@ def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
 def test_a_wrong_type_is_told_with_the_right_one(word: str, expected: str) -> None:
     key = word.partition("=")[0]
     assert told(made, word) == [f"command line, override 1: {key}: expected {expected}"]
+
+
+def test_a_text_field_gets_a_number_as_it_was_written(write: Any) -> None:
+    text = "name: 1e4\ngarage: 0012.10\nnotes: [1e3, TRUE]\nengine: {power: 1e4}\n"
+    car = build(Car, read_recipe(write("old.yaml", text), Car))
+    assert (car.name, car.garage, car.notes) == ("1e4", "0012.10", ["1e3", "TRUE"])
+    assert car.engine.power == 1e4
+    words = ["name=1e4", "garage=0012.10", "notes=[1e3, TRUE]", "engine.power=1e4"]
+    assert build(Car, parse_overrides(words, text_fields(Car))) == car
 
 
 def test_types_are_said_in_words() -> None:
@@ -200,56 +225,18 @@ def test_values_that_do_not_go_together_are_told_at_the_one_that_was_written() -
 
 
 def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
-    assert told(parse_overrides, ["doors", "doors=2", "=3", "name=[a"]) == [
+    words = ["doors", "doors=2", "=3", "name=[a", "engine.span={a: 1, a: 2}"]
+    assert told(parse_overrides, words) == [
         "command line, override 1: 'doors' is not of the form key=value",
         "command line, override 3: '=3' is not of the form key=value",
-        "command line, override 4: name: '[a' is not a YAML value",
+        "command line, override 4: name: '[a' is not a YAML value: expected ',' or ']', but got "
+        "'<stream end>'",
+        "command line, override 5: engine.span: '{a: 1, a: 2}' is not a YAML value: engine.span.a "
+        "is given twice (first on line 1)",
     ]
 
 
-# --- files ---
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("doors: 4\nname: [a\n", ", line 3: expected ',' or ']', but got '<stream end>'"),
-        ("doors: 4\n\tname: b\n", ", line 2: found character '\\t' that cannot start any token"),
-        ("- doors\n", ", line 1: expected `key: value` lines, found a list"),
-        ("doors\n", ", line 1: expected `key: value` lines, found a text"),
-        ("a: 1\n---\nb: 2\n", ", line 2: but found another document"),
-        ("a: !!python/object:os.system x\n",
-         ", line 1: could not determine a constructor for the tag "
-         "'tag:yaml.org,2002:python/object:os.system'"),
-        ("a: \x07\n", ": not valid YAML"),
-        ("doors: 4\nengine:\n  power: 1\n  power: 2\n",
-         ", line 4: engine.power is given twice (first on line 3)"),
-        ("engine.power: 1\nengine: {power: 2}\n",
-         ", line 2: engine.power is given twice (first on line 1)"),
-    ],
-)
-def test_a_file_that_is_no_mapping_of_settings_is_told_with_the_line(
-    write: Any, text: str, message: str
-) -> None:
-    path = write("bad.yaml", text)
-    assert told(read_yaml, path) == [f"{path}{message}"]
-
-
-def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path) -> None:
-    assert told(read_yaml, tmp_path / "no.yaml") == [f"{tmp_path}/no.yaml: no such file"]
-    (tmp_path / "loss_weights.yaml").touch()
-    assert told(read_yaml, tmp_path / "los_weights.yaml") == [
-        f"{tmp_path}/los_weights.yaml: no such file; did you mean {tmp_path}/loss_weights.yaml?"
-    ]
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
-    assert told(read_yaml, tmp_path / "binary.yaml")[0].startswith(
-        f"{tmp_path}/binary.yaml: cannot be read: "
-    )
-    assert told(read_yaml, tmp_path)[0].startswith(f"{tmp_path}: cannot be read: ")
-
-
-def test_an_empty_file_says_nothing(write: Any) -> None:
-    assert read_yaml(write("empty.yaml", "# only a comment\n")) == ({}, {})
+# --- recipes ---
 
 
 def test_a_recipe_starts_from_the_one_that_it_extends(write: Any) -> None:
@@ -274,11 +261,44 @@ def test_a_base_given_as_a_path_is_looked_up_from_the_recipes_folder(
     assert build(Car, read_recipe(write("a.yaml", "extends: base.yaml\n"), Car)).doors == 2
 
 
+def test_a_recipe_anywhere_may_extend_shipped_ones_by_name_or_path(
+    write: Any, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "shipped"
+    (shipped / "parts").mkdir(parents=True)
+    (shipped / "demo.yaml").write_text("doors: 8\nextends: parts/base.yaml\n")
+    (shipped / "own.yaml").write_text("doors: 6\n")
+    (shipped / "parts" / "base.yaml").write_text("name: base\n")
+    write("own.yaml", "doors: 2\n")
+
+    def doors(text: str, name: str = "mine.yaml") -> int:
+        return build(Car, read_recipe(write(name, text), Car, shipped)).doors
+
+    assert doors("extends: demo\n") == 8
+    assert doors("extends: [demo, own]\n") == 2  # one beside the file comes first
+    assert doors("extends: own\n", "own.yaml") == 6  # but not the file itself
+    path = write("mine.yaml", "extends: [parts/base.yaml]\n")
+    assert build(Car, read_recipe(path, Car, shipped)).name == "base"
+    assert told(read_recipe, write("mine.yaml", "extends: demoo\n"), Car, shipped) == [
+        f"{path}, line 1: no recipe 'demoo'; did you mean demo?", "recipes: demo, mine, own"
+    ]
+    assert told(read_recipe, write("mine.yaml", "extends: x/a.yaml\n"), Car, shipped)[0] == (
+        f"{path}, line 1: no recipe 'x/a.yaml' in {tmp_path}, {shipped}"
+    )
+
+
 def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None:
     write("a.yaml", "extends: b\n")
     path = write("b.yaml", "extends: a\n")
     assert told(read_recipe, path, Car) == [
         f"{path}: recipes extend each other in a circle: b -> a -> b"
+    ]
+    path = write("a.yaml", f"extends: ../{path.parent.name}/a.yaml\n")
+    assert told(read_recipe, path, Car) == [
+        f"{path}: recipes extend each other in a circle: a -> a"
+    ]
+    assert told(read_recipe, write("a.yaml", "doors: 2\nextends: 5\n"), Car) == [
+        f"{path}, line 2: extends: expected a recipe's name or a list of them, found 5"
     ]
 
 
@@ -320,7 +340,7 @@ def test_the_signature_depends_on_all_that_can_change_a_result_and_on_nothing_el
         "engine.gears=[2,1]", "engine.span=[0.1,0.2]", "engine.level=1",
     ]
     changing = {word.partition("=")[0] for word in others}
-    assert changing | {"garage", "notes"} == set(keys(Car))
+    assert changing | {"garage", "colour", "notes"} == set(keys(Car))
     assert len({base, *(signature(made(word)) for word in others)}) == len(others) + 1
     assert signature(made("garage=there", "notes=[a]")) == base
 
@@ -341,7 +361,8 @@ def test_the_signature_does_not_change_between_versions() -> None:
 
 
 def test_the_written_yaml_builds_the_same_tree(write: Any) -> None:
-    car = made("engine.power=1e-6", "name='yes'", "seats=null", "notes=['ü: 1']", "garage='1'")
+    car = made("engine.power=1e-6", "name='yes'", "seats=null", "notes=['ü: 1', '1e4', '0o17']",
+               "garage='1'")
     path = write("config.yaml", to_yaml(car))
     again = build(Car, read_recipe(path, Car))
     assert signature(again) == signature(car)

@@ -124,7 +124,8 @@ def test_without_a_complete_trial_there_is_no_best(make: Made) -> None:
 
 def test_every_trial_stands_in_both_tables(make: Made) -> None:
     sweeping = make(
-        ({"a": [0.1, 0.2]}, {1: 0.5}), ({"a": [0.3, 0.2], "b": "x, y"}, {1: None, 2: 0.4})
+        ({"a": [0.1, 0.2], "c": "1e-4", "d": 0}, {1: 0.5}),
+        ({"a": [0.3, 0.2], "b": "x, y", "c": 0.001, "d": 0.8}, {1: None, 2: 0.4}),
     )
     table, typed = outcomes.write_tables(sweeping)
     with table.open(newline="") as file:
@@ -136,6 +137,8 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
     columns = pyarrow.parquet.read_table(typed).to_pydict()
     assert columns["validation.mAP"] == [0.5, None, 0.4]
     assert columns["seed"] == [1, 1, 2]
+    assert columns["c"] == ["1e-4", "0.001", "0.001"]  # types were mixed: nothing is guessed
+    assert columns["d"] == [0.0, 0.8, 0.8]
     assert math.isclose(columns["cmc.1"][0], 0.5)
 
 

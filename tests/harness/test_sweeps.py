@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness.config import runtime, signature
 from harness.dimensions import Dimension
 from harness.errors import UserError
-from harness.sweep_file import Asha, Median
+from harness.sweep_file import Asha, Median, find_sweep
 from harness.sweeps import (
     Setting,
     expand,
@@ -139,10 +139,52 @@ def test_the_command_line_changes_trials_and_the_sweep_itself(read) -> None:
     assert (sweep.ray.nodes, sweep.selected_on) == (3, "selected on test")
 
 
-def test_null_options_of_sbatch_are_left_out(read) -> None:
-    assert read("recipe: base\nslurm: {account: null, partition: gpu}\n").slurm == {
-        "partition": "gpu"
+def test_options_of_sbatch_are_what_was_written_and_null_ones_are_left_out(read) -> None:
+    options = {
+        "account": "0123", "begin": "18:30", "comment": "on", "qos": "1.10", "exclusive": True,
+        "requeue": False, "array_parallelism": 4, "env": {"A": "FALSE", "B": "22:30:00", "C": ""},
     }
+    written = ("{account: 0123, begin: 18:30, comment: on, qos: 1.10, exclusive: true, "
+               "requeue: False, array_parallelism: 4, partition: ~, "
+               "env: {A: FALSE, B: 22:30:00, C: }}")
+    assert read(f"recipe: base\nslurm: {written}\n").slurm == options
+    assert read("recipe: base\n", f"slurm={written}").slurm == options
+    assert read("recipe: base\n", "slurm.account=1e5", "slurm.qos=").slurm == {"account": "1e5"}
+
+
+def test_a_recipes_path_is_meant_from_the_sweeps_folder(
+    read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: base\ntrain: {width: 3}\n")
+    monkeypatch.chdir("/")
+    [trial] = read("recipe: mine.yaml\n").trials
+    assert (trial.config.train.width, trial.config.train.epochs) == (3, 6)
+    monkeypatch.chdir(tmp_path / "recipes")  # as before: from the current folder
+    [trial] = read("recipe: base.yaml\n").trials
+    assert trial.config.train.epochs == 6
+
+
+def test_a_sweep_is_found_by_path_or_by_its_shipped_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "weights.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_sweep("weights", shipped) == shipped / "weights.yaml"
+    (tmp_path / "weights").mkdir()  # a folder is no sweep
+    assert find_sweep("weights", shipped) == shipped / "weights.yaml"
+    (tmp_path / "weights.yaml").touch()
+    assert find_sweep("weights.yaml", shipped) == Path("weights.yaml")
+    with pytest.raises(UserError) as caught:
+        find_sweep("sweeps/weigths.yaml", shipped)
+    assert str(caught.value).splitlines() == [
+        f"--sweep sweeps/weigths.yaml: no such file ({tmp_path}/sweeps/weigths.yaml), and no "
+        "shipped sweep of this name; did you mean weights?",
+        f"shipped sweeps ({shipped}): weights",
+    ]
+    with pytest.raises(UserError, match="did you mean weights or "):
+        find_sweep("weigths.yaml", shipped)
 
 
 def test_a_recipe_is_a_sweep_of_one_trial(recipes: Path) -> None:
@@ -157,6 +199,25 @@ def test_a_trial_of_a_point_found_elsewhere_is_the_same_run(read) -> None:
     sweep = read("recipe: base\nsearch: {train.lr: {grid: [0.1, 0.2]}}\nseeds: [1]\n")
     again = make_trial(sweep, 0, {"train.lr": 0.2}, Setting("seed", 1, "here"))
     assert again.run.folder == sweep.trials[1].run.folder
+
+
+def test_searched_values_are_of_their_keys_type(read) -> None:
+    sweep = read(
+        "recipe: base\nsearch:\n  train.lr: {grid: [1e-4, 1E-5, 1]}\n"
+        "  train.name: {grid: [no, 1e4], when: train.lr < 5e-5}\n"
+        "constraints: [train.lr <= 5e-1]\n"
+    )
+    found = [(t.point["train.lr"], t.point.get("train.name")) for t in sweep.trials]
+    assert found == [(1e-4, None), (1e-5, "no"), (1e-5, "1e4")]
+    [whole] = read("recipe: base\nsearch: {train.lr: {grid: [1]}}\n").trials
+    assert type(whole.point["train.lr"]) is float
+    text = "search={train.lr: {loguniform: [1e-6, 1e-3]}, train.width: {choice: [2, 3]}}"
+    words = read("recipe: base\nsamples: 3\n", text)
+    assert all(1e-6 <= t.point["train.lr"] <= 1e-3 for t in words.trials)
+    assert told(read, "recipe: base\nsearch: {train.lr: {grid: [1e-4, '2', 1_000]}}\n") == [
+        "tried.yaml, line 2: train.lr: expected a number, found '2'",
+        "tried.yaml, line 2: train.lr: expected a number, found '1_000'",
+    ]
 
 
 # --- random dimensions ---
@@ -257,7 +318,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         "tried.yaml, line 10: metric: no metric 'validation.map'; did you mean validation.mAP?",
         "tried.yaml, line 11: resources.cpus: must be at least 1, found 0",
         "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
-        "tried.yaml, line 11: resources.memory: expected a text or null, found 3",
+        "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
         "tried.yaml, line 12: slurm.setup: expected a list of texts",
         "tried.yaml, line 12: slurm.env: '1a' is no variable's name",
         "tried.yaml, line 13: scheduler.asha: no key grac; did you mean grace?",

@@ -180,8 +180,8 @@ def test_two_interrupts_end_a_run_as_failed(make: Any) -> None:
         ("run:\n  experiment: harness.trial.nothing\n", "run.experiment=harness.trial.nothing"),
         ("run:\n  experiment: word\n", "run.experiment=word cannot be imported"),
         ("run: {}\n", "no run.experiment to be read: KeyError('experiment')"),
-        ("run: [\n", "no run.experiment to be read: "),
-        ("", "no run.experiment to be read: TypeError"),
+        ("run: [\n", "line 2: expected the node content"),
+        ("", "no run.experiment to be read: KeyError('run')"),
     ],
 )
 def test_a_run_without_a_usable_experiment_fails_with_its_file(
@@ -190,7 +190,7 @@ def test_a_run_without_a_usable_experiment_fails_with_its_file(
     run = make("complete")
     run.config_file.write_text(text)
     assert execute(run) == "failed"
-    assert run.status()["error"].startswith(f"{run.config_file}: ")
+    assert run.status()["error"].startswith(f"{run.config_file}")
     assert message in "\n".join(run.status()["lines"])
 
 

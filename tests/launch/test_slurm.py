@@ -98,7 +98,7 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
 ) -> None:
     shown = launch(
         "--sweep",
-        str(SWEEP),
+        "loss_weights",
         "--cluster",
         "slurm",
         "--dry-run",
@@ -153,10 +153,12 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give either --sweep FILE or --recipe NAME"),
+        ((), "give either --sweep NAME (or FILE) or --recipe NAME"),
         (("--sweep", str(SWEEP), "--recipe", "synthetic"), "give either"),
         (("--sweep", str(SWEEP), "--status", "--cancel"), "choose one of --dry-run"),
         (("--sweep", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--sweep", "los_weights", "--status"), "no shipped sweep of this name; did you mean "
+                                                 "loss_weights?"),
         (("--recipe", "synthetix"), "did you mean synthetic"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
         (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address: set backend: ray"),
