@@ -22,9 +22,8 @@ from harness.views import View
 from svll import storage
 from svll.config import Config
 from svll.data.side_labels import SideLabels
-from svll.encode import TEST_RESIZE
 from svll.models.clip import load_clip
-from svll.models.extractor import prepare
+from svll.models.extractor import TEST_RESIZE, prepare
 from svll.models.reid import ReIDModel, SideInformation
 
 MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [2, 3, 6]
