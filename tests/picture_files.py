@@ -58,10 +58,10 @@ KINDS: dict[str, tuple[Callable[[Image.Image], Image.Image], dict]] = {
     "colour.bmp": (as_is, {}), "palette.bmp": (reduced, {}), "grey.BMP": (grey, {}),
     "colour.tif": (as_is, {}), "grey16.tiff": (deep, {}), "alpha.tif": (seen_through, {}),
     "packed.tif": (as_is, {"compression": "tiff_lzw"}),
-    "pages.tif": (as_is, {"save_all": True, "append_images": [picture(5)]}),
+    "pages.tif": (as_is, {"save_all": True}),
     "colour.webp": (as_is, {"lossless": True}),
     "alpha.webp": (seen_through, {"lossless": True, "exact": True}),
-    "moving.webp": (as_is, {"lossless": True, "save_all": True, "append_images": [picture(5)]}),
+    "moving.webp": (as_is, {"lossless": True, "save_all": True}),
     "lossy.webp": (as_is, {"quality": 80}), "colour.jpg": (as_is, {"quality": 90}),
     "progressive.jpeg": (as_is, {"quality": 90, "progressive": True}),
     "grey.jpg": (grey, {"quality": 90}),
@@ -73,8 +73,8 @@ KINDS: dict[str, tuple[Callable[[Image.Image], Image.Image], dict]] = {
 def write(folder: Path, image: Image.Image) -> dict[str, Path]:
     """Write `image` as every kind; returns the files by name."""
     for name, (change, options) in KINDS.items():
-        change(image).save(folder / name, **options)
-    Image.fromarray(np.asarray(image)).save(folder / "colour16.png")
+        second = [image.rotate(180)] if "save_all" in options else []
+        change(image).save(folder / name, **options, append_images=second)
     (folder / "colour16.png").write_bytes(png16(np.asarray(image)))
     return {name: folder / name for name in [*KINDS, "colour16.png"]}
 

@@ -201,7 +201,7 @@ def test_a_folder_of_broken_images_alone_is_a_mistake(run: Run, tmp_path: Path) 
     (tmp_path / "gallery").mkdir()
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "gallery" / name).touch()
-    with pytest.raises(UserError, match=r"none of 2 images can be read:\n.*a\.jpg: not an"):
+    with pytest.raises(UserError, match=r"none of 2 images can be read:\n.*a\.jpg: empty"):
         search(run.folder, tmp_path / "query", tmp_path / "gallery")
 
 
