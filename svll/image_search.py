@@ -164,7 +164,8 @@ def search(
     out with a warning. Raises UserError where there are no images, none of them can be read, the
     weights do not load, or the threshold is of features of another width.
     """
-    paths, others = find_images(query), find_images(gallery)
+    paths = find_images(query)
+    others = paths if gallery == query else find_images(gallery)
     extractor = svll.load(weights, str(engine.device()))
     asking = encode(extractor, paths, "encoding queries")
     _check_width(threshold, asking.features.shape[1])
