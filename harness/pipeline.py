@@ -19,6 +19,8 @@ from harness.views import Colour, Resize, Rows, Transform, View, draw_changes
 
 _HEADERS = 1024
 """Files whose headers are read before they are decoded: a damaged one can crash DALI."""
+_BATCH_BYTES = 32_000_000
+"""Of files that `read_images` decodes at a time: ten photos or so, a third of a GB in memory."""
 
 
 class ImageLoader:
@@ -173,14 +175,13 @@ def read_images(
             rows = np.arange(start, min(start + _HEADERS, len(paths)), dtype=np.int64)
             rows = _left(rows, paths, _header_faults(paths[start : start + _HEADERS]), broken)
             while len(rows):
-                done = 0
+                batches = _batches(paths, rows, batch_size)
                 try:
-                    for batch in _epoch(loader, rows, batch_size):
-                        yield rows[done : done + len(batch)], batch
-                        done += len(batch)
-                    break
+                    for batch in loader.epoch(batches, batches, epoch=0):
+                        yield batch["rows"].cpu().numpy(), batch["image"]
+                        rows = rows[len(batch["rows"]) :]
                 except Unreadable as error:
-                    rows = _left(rows[done:], paths, error.faults, broken)
+                    rows = _left(rows, paths, error.faults, broken)
     finally:
         loader.close()
 
@@ -190,9 +191,15 @@ def _header_faults(paths: Sequence[str]) -> list[Fault]:
     return [(path, reason) for path, reason in reasons.items() if reason is not None]
 
 
-def _epoch(loader: ImageLoader, rows: Rows, size: int) -> Iterator[Tensor]:
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return (batch["image"] for batch in loader.epoch(batches, batches, epoch=0))
+def _batches(paths: Sequence[str], rows: Rows, size: int) -> list[Rows]:
+    """Cut rows into batches of `size`, or less where files are large."""
+    starts, length = [0], 0
+    for place, row in enumerate(rows):
+        length += os.path.getsize(paths[row])
+        if place - starts[-1] == size or (length > _BATCH_BYTES and place > starts[-1]):
+            starts.append(place)
+            length = os.path.getsize(paths[row])
+    return np.split(rows, starts[1:])
 
 
 def _left(

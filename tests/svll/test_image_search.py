@@ -194,6 +194,8 @@ def test_a_broken_image_is_named_counted_and_left_out(
     document = search_page(found)
     assert "Images that cannot be read and were left out: 2" in document
     assert "&lt;i&gt;no.png" in document
+    (gallery / "1.jpg").unlink()
+    assert search_page(found).count("cannot be read any more") == 3
 
 
 def test_a_folder_of_broken_images_alone_is_a_mistake(run: Run, tmp_path: Path) -> None:

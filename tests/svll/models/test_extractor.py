@@ -1,6 +1,7 @@
 """`svll.load(path).encode(images)` is the test feature of images as tests prepare them."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,6 +171,17 @@ def test_a_file_of_any_kind_has_the_same_pixels_in_training_encode_search_and_pa
             for image in (on_page, upright(Image.open(path)))
         )
         assert np.abs(shown - seen).max() < 12, name
+
+
+def test_large_files_are_decoded_a_few_at_a_time(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = svll.load(make()[0], batch=3)
+    given = [paths[row] for row in (1, 1, 1, 1, 0, 0, 1)]  # the first one is the largest file
+    monkeypatch.setattr("harness.pipeline._BATCH_BYTES", os.path.getsize(paths[0]) + 1)
+    rows, images = zip(*extractor.read(given, []), strict=True)
+    assert [batch.tolist() for batch in rows] == [[0, 1, 2], [3], [4], [5], [6]]
+    assert torch.equal(torch.cat(images), prepare(given, extractor.model))
 
 
 def test_broken_files_are_left_out_and_the_others_keep_their_rows(
