@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import erasing
 from harness.compiled import kernel
-from harness.decoding import decode_pipeline, file_names
+from harness.decoding import decode_pipeline, file_names, resized
 from harness.views import Changes, Transform
 
 _CHANNELS = 3
@@ -86,19 +86,12 @@ class CpuViews:
     ) -> None:
         """Write every view of the images `first`, `first + threads`, ..."""
         [images] = decoded.result()
+        size = self._transform.height, self._transform.width
         for i in range(first, views.shape[1], self._threads):
-            _write(views, i, self._resized(np.asarray(images[i])), *crops, *self._colours)
+            image = resized(np.asarray(images[i]), *size, self._transform.resize)
+            _write(views, i, image, *crops, *self._colours)
             for view, change in zip(views, changes, strict=True):
                 erasing.erase_box(view[i], change.boxes[i], change.noise[i], self._table)
-
-    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[h, w, C] -> [H, W, C]."""
-        size = self._transform.height, self._transform.width
-        resized = torch.nn.functional.interpolate(
-            torch.from_numpy(image).permute(2, 0, 1)[None], size, mode=self._transform.resize,
-            antialias=True,  # without it a shrunk image is up to 34 grey levels off
-        )
-        return resized[0].permute(1, 2, 0).numpy()
 
 
 class _Memory:

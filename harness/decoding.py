@@ -1,18 +1,21 @@
-"""DALI's decoders, and which image files they cannot read."""
+"""DALI's decoders, which image files they cannot read, and the resize on a CPU.
+
+`harness.images` says which pixels a file becomes.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from harness.errors import UserError
+from harness.images import Fault, unsupported, why_unreadable
 
-Fault = tuple[str, str]
-"""A file's path, and why it cannot be read."""
+if TYPE_CHECKING:  # Numba
+    from harness.views import Resize
 
 CHECK_BATCH = 64
 
@@ -51,14 +54,13 @@ class Decoder:
         as a whole and does not say which file it was, so in a batch that fails PIL decodes each
         file, and what PIL can read is decoded again, one by one if need be.
         """
-        reasons = {path: _why_unreadable(path, whole=False) for path in paths}
+        reasons = {path: why_unreadable(path, whole=False) for path in paths}
         if not self._decodes(_sound(reasons)):
-            reasons |= {path: _why_unreadable(path, whole=True) for path in _sound(reasons)}
+            reasons |= {path: why_unreadable(path, whole=True) for path in _sound(reasons)}
             if not self._decodes(_sound(reasons)):
                 reasons |= {
-                    path: "of a kind that the decoder does not read; store it as JPEG or PNG"
-                    for path in _sound(reasons)
-                    if not self._decodes([path])
+                    path: _kind_unread(path)
+                    for path in _sound(reasons) if not self._decodes([path])
                 }
         return [(path, reason) for path in paths if (reason := reasons[path]) is not None]
 
@@ -84,30 +86,9 @@ def _sound(reasons: Mapping[str, str | None]) -> list[str]:
     return [path for path, reason in reasons.items() if reason is None]
 
 
-def _why_unreadable(path: str, *, whole: bool) -> str | None:
-    """Say what is wrong with a file; None when PIL reads its header, or `whole`, every pixel."""
-    try:
-        if os.path.getsize(path) == 0:
-            return "empty"
-        with Image.open(path) as image:
-            if whole:
-                image.load()  # PIL's verify() does not notice truncation
-    except FileNotFoundError:
-        return "missing"
-    except IsADirectoryError:
-        return "a folder"
-    except UnidentifiedImageError:
-        return "not an image"
-    # What PIL's decoders raise for broken content.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        return "truncated" if "truncated" in str(error).lower() else f"damaged ({error})"
-    return None
-
-
-def unreadable(faults: list[Fault]) -> UserError:
-    lines = "\n".join(f"  {path}: {reason}" for path, reason in faults)
-    count = f"{len(faults)} images" if len(faults) > 1 else "an image"
-    return UserError(f"cannot decode {count}; replace or remove:\n{lines}")
+def _kind_unread(path: str) -> str:
+    with Image.open(path) as image:
+        return unsupported(image)
 
 
 def decode_pipeline(*, batch_size: int, threads: int, device: torch.device) -> Any:
@@ -131,7 +112,8 @@ def empty_pipeline(*, batch_size: int, threads: int, device: torch.device) -> An
 
 
 def add_decoder(device: torch.device) -> Any:
-    """Add the nodes that read and decode the files named by the input "files" [H, W, 3]."""
+    """Add the nodes that read and decode the files named by the input "files": [h, w, 3], upright.
+    """
     from nvidia.dali import fn, types
 
     content = fn.io.file.read(fn.external_source(name="files"))
@@ -141,9 +123,9 @@ def add_decoder(device: torch.device) -> Any:
     shape = fn.peek_image_shape(content, adjust_orientation=False)
     content = content + fn.cast(shape[0] * 0, dtype=types.UINT8)
     if device.type != "cuda":
-        return fn.decoders.image(content, device="cpu", adjust_orientation=False)
+        return fn.decoders.image(content, device="cpu", adjust_orientation=True)
     return fn.decoders.image(
-        content, device="mixed", adjust_orientation=False,
+        content, device="mixed", adjust_orientation=True,
         # The share of a batch that goes to the hardware decoder would depend on the batch.
         hw_decoder_load=0.0,
         # As the CPU's decoder does; and threads are not nailed to cores that other ranks use.
@@ -154,3 +136,12 @@ def add_decoder(device: torch.device) -> Any:
 def file_names(paths: Iterable[str]) -> list[NDArray[np.uint8]]:
     """Return paths as DALI takes them: the bytes of each."""
     return [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths]
+
+
+def resized(image: NDArray[np.uint8], height: int, width: int, kind: "Resize") -> NDArray[np.uint8]:
+    """Return an image [h, w, 3] as [height, width, 3], as views on a CPU are resized."""
+    found = torch.nn.functional.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None], (height, width), mode=kind,
+        antialias=True,  # without it a shrunk image is up to 34 grey levels off
+    )
+    return found[0].permute(1, 2, 0).numpy()

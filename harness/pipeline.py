@@ -4,15 +4,23 @@ Every view of an image comes from one decode and one resize. B images of a batch
 of a view.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.cpu_views import CpuViews
 from harness.dali_views import DaliViews
-from harness.decoding import Decoder, Fault, unreadable
+from harness.decoding import Decoder
+from harness.images import Fault, Unreadable, why_unreadable
 from harness.views import Colour, Resize, Rows, Transform, View, draw_changes
+
+_HEADERS = 1024
+"""Files whose headers are read before they are decoded: a damaged one can crash DALI."""
+_BATCH_BYTES = 32_000_000
+"""Of files that `read_images` decodes at a time: ten photos or so, a third of a GB in memory."""
 
 
 class ImageLoader:
@@ -62,7 +70,7 @@ class ImageLoader:
         `rows` has one array [B] of indices into `paths` per batch; `positions` their places in the
         epoch's order over all ranks, each used once. A batch holds "rows" [B] and every view
         [B, 3, H, W], float32, normalised, on the loader's device, and belongs to the
-        caller. While iterating, raises UserError naming the files that cannot be decoded.
+        caller. While iterating, raises Unreadable with the files that cannot be decoded.
         """
         assert [len(batch) for batch in rows] == [len(batch) for batch in positions]
         assert all(0 < len(batch) <= self._batch_size for batch in rows), "empty or too large"
@@ -117,7 +125,7 @@ class ImageLoader:
             faults = self._faults(rows) if isinstance(error, RuntimeError) else []
             if not faults:
                 raise
-            raise unreadable(faults) from error
+            raise Unreadable(faults) from error
 
     def _new_maker(self) -> CpuViews | DaliViews:
         size, threads = self._batch_size, self._threads
@@ -148,6 +156,64 @@ class ImageLoader:
             self._end_maker()
 
 
+def read_images(
+    paths: Sequence[str], broken: list[Fault] | None = None, *, height: int, width: int,
+    resize: Resize, batch_size: int, device: str, mean: Colour, std: Colour,
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield the unchanged views of image files by batches: rows [b] of `paths`, [b, 3, H, W].
+
+    Files need not have been checked. Those that cannot be decoded are added to `broken` and left
+    out; without it, the first ones found raise Unreadable. All cores decode.
+    """
+    loader = ImageLoader(
+        paths, height=height, width=width, views={"image": View()}, resize=resize,
+        batch_size=batch_size, seed=0, threads=len(os.sched_getaffinity(0)), device=device,
+        mean=mean, std=std,
+    )
+    try:
+        for start in range(0, len(paths), _HEADERS):
+            rows = np.arange(start, min(start + _HEADERS, len(paths)), dtype=np.int64)
+            rows = _left(rows, paths, _header_faults(paths[start : start + _HEADERS]), broken)
+            while len(rows):
+                batches = _batches(paths, rows, batch_size)
+                try:
+                    for batch in loader.epoch(batches, batches, epoch=0):
+                        yield batch["rows"].cpu().numpy(), batch["image"]
+                        rows = rows[len(batch["rows"]) :]
+                except Unreadable as error:
+                    rows = _left(rows, paths, error.faults, broken)
+    finally:
+        loader.close()
+
+
+def _header_faults(paths: Sequence[str]) -> list[Fault]:
+    reasons = {path: why_unreadable(path, whole=False) for path in paths}
+    return [(path, reason) for path, reason in reasons.items() if reason is not None]
+
+
+def _batches(paths: Sequence[str], rows: Rows, size: int) -> list[Rows]:
+    """Cut rows into batches of `size`, or less where files are large."""
+    starts, length = [0], 0
+    for place, row in enumerate(rows):
+        length += os.path.getsize(paths[row])
+        if place - starts[-1] == size or (length > _BATCH_BYTES and place > starts[-1]):
+            starts.append(place)
+            length = os.path.getsize(paths[row])
+    return np.split(rows, starts[1:])
+
+
+def _left(
+    rows: Rows, paths: Sequence[str], faults: Sequence[Fault], broken: list[Fault] | None
+) -> Rows:
+    """Return the rows that are none of `faults`, which are added to `broken`."""
+    if faults and broken is None:
+        raise Unreadable(faults)
+    if broken is not None:
+        broken += faults
+    bad = {path for path, _ in faults}
+    return np.array([row for row in rows if paths[row] not in bad], dtype=np.int64)
+
+
 def decoder_name(device: str) -> str:
     """Return what turns files into pixels on `device`, with its version, for cache keys.
 
@@ -156,5 +222,5 @@ def decoder_name(device: str) -> str:
     from nvidia import dali  # half a second
 
     if torch.device(device).type == "cuda":
-        return f"dali-{dali.__version__}-gpu-antialias"
-    return f"dali-{dali.__version__}-cpu-torch-{torch.__version__}-antialias"
+        return f"dali-{dali.__version__}-gpu-antialias-upright"
+    return f"dali-{dali.__version__}-cpu-torch-{torch.__version__}-antialias-upright"

@@ -15,7 +15,6 @@ import typer
 from harness.errors import UserError
 from harness.files import check_writable
 from launch.cli import command
-from svll.data.loose import find_images
 
 MAX_IMAGES = 24
 """Real images that are compared; more would tell nothing new."""
@@ -49,10 +48,11 @@ def main(
     if dataset is not None and camera is None:
         raise UserError("--dataset without --camera has no effect; add --camera")
     check_writable(out)  # before the work
-    found = find_images(images)[:MAX_IMAGES] if images else []
+    from svll.data.loose import find_images
     from svll.models import load_model
     from svll.models.onnx_export import export_onnx  # torch: not for --help
 
+    found = find_images(images)[:MAX_IMAGES] if images else []
     model = load_model(weights, height=height, width=width, stride=stride)
     done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)
     typer.echo(

@@ -13,7 +13,7 @@ def load(
 ) -> "Extractor":
     """Load trained weights (file, run folder, published `.pth`) for use: `.encode(images)`.
 
-    The other arguments are those of `svll.models.load_model`. Needs no DeepSpeed, DALI or Ray.
+    The other arguments are those of `svll.models.load_model`. Loads no DeepSpeed or Ray.
     """
     from svll.models import load_model
     from svll.models.extractor import Extractor  # torch: importing svll stays cheap

@@ -26,7 +26,8 @@ from harness.runs import Busy, held_lock
 from svll.config import Config
 from svll.data import staging
 from svll.data.records import Dataset
-from svll.encode import TEST_RESIZE, Reader
+from svll.encode import Reader
+from svll.models.extractor import TEST_RESIZE
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5

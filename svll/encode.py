@@ -22,12 +22,11 @@ from harness import progress
 from harness.feature_parts import merge_parts, missing_rows, write_part
 from harness.features import FeatureGroup
 from harness.pipeline import ImageLoader
-from harness.views import Resize, View
+from harness.views import View
 from svll.data.records import Records
+from svll.models.extractor import TEST_RESIZE
 
 log = logging.getLogger(__name__)
-TEST_RESIZE: Resize = "bilinear"
-"""How images are resized outside of stage 2's training (released code: torchvision's default)."""
 PART_S = 30.0
 """Seconds of encoding that a kill may cost, and a batch."""
 SLICE_BYTES = 3_200_000

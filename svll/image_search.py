@@ -21,6 +21,7 @@ import svll
 from harness import engine
 from harness.errors import UserError
 from harness.files import atomic_write
+from harness.images import Fault
 from harness.progress import counter
 from harness.runs import Run
 from svll.data.loose import find_images
@@ -31,7 +32,7 @@ from svll.evaluation.scores import verify_source
 from svll.evaluation.sources import open_source
 from svll.evaluation.streaming import Comparison, Extras
 from svll.evaluation.verification import Rates
-from svll.models.extractor import Extractor, prepare
+from svll.models.extractor import Extractor
 
 NAMED = 20
 """How many broken images the log names; the page names all."""
@@ -163,7 +164,8 @@ def search(
     out with a warning. Raises UserError where there are no images, none of them can be read, the
     weights do not load, or the threshold is of features of another width.
     """
-    paths, others = find_images(query), find_images(gallery)
+    paths = find_images(query)
+    others = paths if gallery == query else find_images(gallery)
     extractor = svll.load(weights, str(engine.device()))
     asking = encode(extractor, paths, "encoding queries")
     _check_width(threshold, asking.features.shape[1])
@@ -183,20 +185,14 @@ def search(
 def encode(extractor: Extractor, paths: Sequence[Path], title: str) -> Encoded:
     """Return the features of images; raises UserError when none of them can be read."""
     kept: list[Path] = []
-    broken: list[Broken] = []
+    faults: list[Fault] = []
     features = []
     with counter(title) as report:
-        for start in range(0, len(paths), extractor.batch):
-            batch = []
-            for path in paths[start : start + extractor.batch]:
-                try:
-                    batch.append(prepare(path, extractor.model))
-                    kept.append(path)
-                except UserError as error:
-                    broken.append(Broken(path, str(error).removeprefix(f"{path}: ")))
-            if batch:
-                features.append(extractor.encode_prepared(torch.stack(batch)))
-            report(min(start + extractor.batch, len(paths)), len(paths))
+        for rows, batch in extractor.read([os.fspath(path) for path in paths], faults):
+            features.append(extractor.encode_prepared(batch))
+            kept += [paths[row] for row in rows]
+            report(len(kept) + len(faults), len(paths))
+    broken = [Broken(Path(path), reason) for path, reason in sorted(faults)]
     told = "\n".join(f"  {shown(one.path)}: {one.reason}" for one in broken[:NAMED])
     if not features:
         raise UserError(f"none of {len(paths)} images can be read:\n{told}")

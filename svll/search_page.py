@@ -1,14 +1,13 @@
 """What an image search found, as a page that people look at."""
 
-import io
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from harness.files import write_text
 from harness.reporting.page import Html, element, image, note, page, section, table
+from svll.figures.thumbnails import thumbnail
 from svll.image_search import Answer, Found, Hit, name_in, shown, write_csv
-from svll.models.extractor import opened
 
 MOST_QUERIES = 100
 """A page of more is slow to draw and to open; the table has them all."""
@@ -25,7 +24,7 @@ STYLE = """
 .answer img { height: 8rem; width: 100%; object-fit: contain; }
 """
 
-Thumbnail = Callable[[Path], bytes]
+Thumbnail = Callable[[Path], bytes | None]
 
 
 def write_search(found: Found, out: Path) -> list[Path]:
@@ -37,11 +36,8 @@ def write_search(found: Found, out: Path) -> list[Path]:
 
 
 def search_page(found: Found) -> str:
-    """Return the page: what was searched, how was decided, each query beside its nearest.
-
-    Raises UserError for an image that cannot be read any more.
-    """
-    thumbnail = lru_cache(maxsize=1000)(_thumbnail)  # some images are near to many queries
+    """Return the page: what was searched, how was decided, each query beside its nearest."""
+    small = lru_cache(maxsize=1000)(_thumbnail)  # some images are near to many queries
     answers = found.answers[:MOST_QUERIES]
     parts = [element("p", _about(found)), note(found.verdict)]
     if found.broken:
@@ -54,7 +50,7 @@ def search_page(found: Found) -> str:
             f"The first {len(answers)} of {len(found.answers)} queries are shown; search.csv has "
             "all."
         ))
-    parts += [_section(found, answer, thumbnail) for answer in answers]
+    parts += [_section(found, answer, small) for answer in answers]
     if found.broken:
         rows = [[shown(one.path), one.reason] for one in found.broken]
         parts.append(section("Images left out", table(["image", "reason"], rows)))
@@ -69,12 +65,12 @@ def _about(found: Found) -> str:
     )
 
 
-def _section(found: Found, answer: Answer, thumbnail: Thumbnail) -> Html:
+def _section(found: Found, answer: Answer, small: Thumbnail) -> Html:
     """Return one query beside its nearest."""
     name = name_in(answer.query, found.query)
-    asked = _card(thumbnail(answer.query), answer.query, name, [element("b", "query")], "query")
+    asked = _card(small(answer.query), answer.query, name, [element("b", "query")], "query")
     hits = [
-        _hit(place, hit, name_in(hit.path, found.gallery), thumbnail)
+        _hit(place, hit, name_in(hit.path, found.gallery), small)
         for place, hit in enumerate(answer.hits, start=1)
     ]
     if not hits:
@@ -84,24 +80,20 @@ def _section(found: Found, answer: Answer, thumbnail: Thumbnail) -> Html:
     )
 
 
-def _hit(place: int, hit: Hit, name: str, thumbnail: Thumbnail) -> Html:
+def _hit(place: int, hit: Hit, name: str, small: Thumbnail) -> Html:
     lines = [
         element("b", place, ": ", f"{hit.similarity:.4f}"), element("br"),
         element("span", hit.word, class_="good" if hit.accepted else "bad"),
     ]
-    return _card(thumbnail(hit.path), hit.path, name, lines, hit.word or None)
+    return _card(small(hit.path), hit.path, name, lines, hit.word or None)
 
 
-def _card(data: bytes, path: Path, name: str, lines: list[Html], kind: str | None) -> Html:
+def _card(data: bytes | None, path: Path, name: str, lines: list[Html], kind: str | None) -> Html:
     """Return an image with lines and its name below; the whole path appears under the pointer."""
     caption = element("figcaption", *lines, element("br"), name)
-    return element("figure", image(data, name), caption, class_=kind, title=shown(path))
+    picture = image(data, name) if data else element("p", "cannot be read any more")
+    return element("figure", picture, caption, class_=kind, title=shown(path))
 
 
-def _thumbnail(path: Path) -> bytes:
-    """Return an image as a small JPEG, as the model sees it: not turned by what a camera noted."""
-    picture = opened(path)
-    picture.thumbnail(THUMBNAIL)
-    data = io.BytesIO()
-    picture.save(data, format="jpeg", quality=80)
-    return data.getvalue()
+def _thumbnail(path: Path) -> bytes | None:
+    return thumbnail(path, THUMBNAIL)

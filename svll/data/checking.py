@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.images import Fault
 from svll.data import benchmarks
 from svll.data.layouts import Benchmark, Counts, cameras, counts
 from svll.data.records import Dataset, Records
@@ -16,8 +17,6 @@ from svll.data.records import Dataset, Records
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 """Makes a display of progress from a title."""
-Fault = tuple[str, str]
-"""A file's path, and why it cannot be read."""
 
 PROTOCOLS = {
     "cross_camera": "gallery images of the query's own identity and camera are left out",

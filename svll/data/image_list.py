@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.files import write_text
+from harness.images import IMAGE_ENDINGS
 from svll.data.layouts import JUNK, is_image, raise_faults, say_junk
 from svll.data.records import PARTS, Dataset, Records, Row
 
@@ -149,7 +150,7 @@ def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
         if not cell:
             yield f"{name} is empty"
         elif name == "path" and not is_image(cell.replace("\\", "/").rpartition("/")[2]):
-            yield f"{cell} is no image (.jpg, .jpeg, .png)"
+            yield f"{cell} is no image ({', '.join(IMAGE_ENDINGS)})"
         elif name == "split" and cell not in PARTS:
             yield f"split is {cell!r}; one of {', '.join(PARTS)}"
         elif cell.startswith("-") and _NUMBER.fullmatch(cell[1:]) and not _is_junk(name, cell):

@@ -6,6 +6,7 @@ No image is left out in silence: whatever a reader does not take is counted in t
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import UserError
+from harness.images import IMAGE_ENDINGS
 from svll.data.records import Dataset, Records, Row
 
 JUNK = -1
 """The identity of detections that show nobody; they are no part of any benchmark."""
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 SHOWN = 5
 """How many names an error or a log line gives as examples."""
 LISTED = 20
@@ -128,19 +129,48 @@ def is_left_by_a_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
-def image_names(folder: Path, *, ignoring: Collection[str] = ()) -> list[str]:
-    """Return the names of the images right in a folder, sorted; others are logged as ignored.
+def image_names(folder: Path, skipped: list[str], *, ignoring: Collection[str] = ()) -> list[str]:
+    """Return the names of the images right in a folder, sorted.
 
-    Nothing is said of the names in `ignoring`: folders that are read by themselves.
+    The names of other files are added to `skipped`, for `say_skipped`, and so are those of folders,
+    with a slash at the end, unless they are in `ignoring`.
     """
     names = sorted(set(os.listdir(folder)) - set(ignoring))
-    other = [name for name in names if not is_image(name) and not is_left_by_a_system(name)]
-    if other:
-        log.warning(
-            "%s: ignored %d files or folders that are no images (%s)",
-            folder, len(other), examples(other),
-        )
+    skipped += [
+        f"{name}/" if (folder / name).is_dir() else name for name in names if not is_image(name)
+    ]
     return [name for name in names if is_image(name)]
+
+
+def say_skipped(where: object, skipped: Iterable[str]) -> None:
+    """Log, once for all folders of a dataset, which files and folders were not taken."""
+    if text := skipped_text(skipped):
+        log.warning("%s: %s", where, text)
+
+
+def skipped_text(names: Iterable[str]) -> str:
+    """Return a sentence on files by their endings and on folders; empty where there are none.
+
+    Files that a desktop put there are not worth a word.
+    """
+    names = [name for name in names if not is_left_by_a_system(name.rstrip("/"))]
+    folders = [name for name in names if name.endswith("/")]
+    endings = Counter(
+        os.path.splitext(name)[1].lower() or "no ending" for name in names if name[-1:] != "/"
+    )
+    parts = []
+    if files := endings.total():
+        kinds = ", ".join(f"{ending} {count}" for ending, count in endings.most_common())
+        parts.append(f"{files} file{'s' * (files > 1)} (unsupported: {kinds})")
+    if folders:
+        parts.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} ({examples(folders)})")
+    return f"Skipped {' and '.join(parts)}" if parts else ""
+
+
+def no_images(folder: Path, skipped: Iterable[str]) -> UserError:
+    """Return the error for a folder without images, which says what is there."""
+    found = f". {text}" if (text := skipped_text(skipped)) else ""
+    return UserError(f"{folder}: no images there ({', '.join(IMAGE_ENDINGS)}){found}")
 
 
 def examples(names: Sequence[str]) -> str:
@@ -158,7 +188,9 @@ def read_named(
     Raises UserError when a part has no images, or a name cannot be read.
     """
     views = views or {}
-    read = {part: _read_names(folder, example) for part, folder in folders.items()}
+    skipped: list[str] = []
+    read = {part: _read_names(folder, example, skipped) for part, folder in folders.items()}
+    say_skipped(os.path.commonpath(folders.values()), skipped)
     first = min((camera for rows in read.values() for *_, camera in rows), default=1)
     shift = min(first, 1)
     parts = {
@@ -172,9 +204,11 @@ def read_named(
     return parts, shift
 
 
-def _read_names(folder: Path, example: str) -> list[tuple[str, int, int]]:
+def _read_names(
+    folder: Path, example: str, skipped: list[str]
+) -> list[tuple[str, int, int]]:
     """Return (name, identity, camera) of the images in a folder, sorted by name, without junk."""
-    named = [(name, parse_name(name)) for name in image_names(folder)]
+    named = [(name, parse_name(name)) for name in image_names(folder, skipped)]
     strange = [name for name, labels in named if labels is None]
     if strange:
         raise UserError(
@@ -184,7 +218,7 @@ def _read_names(folder: Path, example: str) -> list[tuple[str, int, int]]:
     kept = [row for row in rows if row[1] != JUNK]
     say_junk(str(folder), len(rows) - len(kept))
     if not kept:
-        raise UserError(f"{folder} has no images ({', '.join(IMAGE_ENDINGS)})")
+        raise no_images(folder, skipped)
     return kept
 
 

@@ -5,25 +5,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from svll.data.layouts import is_image, no_images, say_skipped
 
 
 def find_images(place: Path) -> list[Path]:
     """Return the images below a folder, sorted, or the one file that `place` is.
 
     Endings count in any case; what begins with a dot is left out, as systems put such files there.
-    Raises UserError when there are none.
+    Other files are counted in the log. Raises UserError when there are no images.
     """
     if place.is_file():
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: no such folder or image")
-    found = sorted(path for folder in _folders(place) for path in folder.iterdir()
-                   if _is_image(path))
-    if not found:
-        raise UserError(f"{place}: no images there ({', '.join(ENDINGS)})")
-    return found
+    files = sorted(path for folder in _folders(place) for path in folder.iterdir()
+                   if path.is_file())
+    skipped = [path.name for path in files if not is_image(path.name)]
+    if len(skipped) == len(files):
+        raise no_images(place, skipped)
+    say_skipped(place, skipped)
+    return [path for path in files if is_image(path.name)]
 
 
 def _folders(place: Path) -> Iterator[Path]:
@@ -35,9 +36,3 @@ def _folders(place: Path) -> Iterator[Path]:
         if real not in seen:
             yield Path(name)
         seen.add(real)
-
-
-def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
-    )

@@ -7,6 +7,7 @@ masked, in folders of other names; results of the two are not comparable, so the
 import logging
 import os
 import re
+from itertools import chain
 from pathlib import Path
 
 from harness.errors import UserError
@@ -18,11 +19,11 @@ from svll.data.layouts import (
     candidates,
     examples,
     is_image,
-    is_left_by_a_system,
     lacking,
     not_found,
     raise_faults,
     read_lists,
+    say_skipped,
     warn_of_counts,
 )
 from svll.data.records import Dataset, Records, Row
@@ -74,8 +75,7 @@ def load(root: str | Path) -> Dataset:
         BENCHMARK.name, "cross_camera", parts["train"], parts["query"], parts["gallery"],
         version=version, first_camera=1,
     )
-    for images in (train, test):
-        _say_unlisted(images, set(dataset.files()))
+    _say_unlisted(folder, (train, test), set(dataset.files()))
     warn_of_counts(dataset, BENCHMARK, folder)
     return dataset
 
@@ -120,16 +120,18 @@ def _camera(line: Listed) -> int | None:
     return int(match[1]) if match else None
 
 
-def _say_unlisted(folder: Path, listed: set[str]) -> None:
+def _say_unlisted(folder: Path, parts: tuple[Path, Path], listed: set[str]) -> None:
     """Log the images that no list names, and files that are no images: nobody will see them."""
     images: list[str] = []
     others: list[str] = []
-    for place, _, names in os.walk(folder):
+    for place, _, names in chain.from_iterable(map(os.walk, parts)):
         for name in sorted(names):
             path = os.path.join(place, name)
-            if path not in listed and not is_left_by_a_system(name):
-                (images if is_image(name) else others).append(os.path.relpath(path, folder))
-    for what, found in {"in no list": images, "no images": others}.items():
-        if found:
-            log.warning("%s: ignored %d files, %s (%s)", folder, len(found), what,
-                        examples(sorted(found)))  # fmt: skip
+            if not is_image(name):
+                others.append(name)
+            elif path not in listed:
+                images.append(os.path.relpath(path, folder))
+    if images:
+        log.warning("%s: Skipped %d images that are in no list (%s)", folder, len(images),
+                    examples(sorted(images)))  # fmt: skip
+    say_skipped(folder, others)

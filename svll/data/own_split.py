@@ -22,9 +22,11 @@ from svll.data.layouts import (
     image_names,
     is_image,
     is_left_by_a_system,
+    no_images,
     parse_name,
     raise_faults,
     say_junk,
+    say_skipped,
 )
 from svll.data.market1501 import EXAMPLE
 
@@ -96,7 +98,7 @@ def collect(root: str | Path) -> list[Entry]:
     kept = [entry for entry in entries if entry.identity != str(JUNK)]
     say_junk(str(root), len(entries) - len(kept))
     if not kept:
-        raise UserError(f"{root} has no images (.jpg, .jpeg, .png)")
+        raise no_images(root, [])
     raise_faults([f"{root}: {fault}" for fault in image_list.ambiguities(kept)])
     return sorted(kept, key=lambda entry: entry.path)
 
@@ -116,9 +118,12 @@ def _of_folder(root: Path) -> list[Entry]:
 
 
 def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
+    skipped: list[str] = []
     entries = [
-        Entry(path, identity) for identity in identities for path in _images(root / identity)
+        Entry(path, identity)
+        for identity in identities for path in _images(root / identity, skipped)
     ]
+    say_skipped(root, skipped)
     images = Counter(entry.identity for entry in entries)
     if empty := [identity for identity in identities if not images[identity]]:
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
@@ -129,16 +134,18 @@ def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
     return [replace(entry, camera=camera) for entry, camera in zip(entries, known, strict=True)]
 
 
-def _images(folder: Path) -> Iterator[str]:
-    """Yield the images below a folder, at any depth."""
+def _images(folder: Path, skipped: list[str]) -> Iterator[str]:
+    """Yield the images below a folder, at any depth; other files are added to `skipped`."""
     for place, below, _ in os.walk(folder):
         below[:] = [name for name in below if not is_left_by_a_system(name)]
-        names = image_names(Path(place), ignoring=below)
+        names = image_names(Path(place), skipped, ignoring=below)
         yield from (os.path.join(place, name) for name in names)
 
 
 def _of_names(root: Path) -> list[Entry]:
-    named = [(name, parse_name(name)) for name in image_names(root)]
+    skipped: list[str] = []
+    named = [(name, parse_name(name)) for name in image_names(root, skipped)]
+    say_skipped(root, skipped)
     if strange := [name for name, labels in named if labels is None]:
         raise UserError(
             f"{root}: {len(strange)} images are neither in a folder per identity nor named like "

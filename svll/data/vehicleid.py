@@ -15,6 +15,7 @@ from svll.data.layouts import (
     find,
     image_names,
     read_lists,
+    say_skipped,
     warn_of_counts,
 )
 from svll.data.records import Dataset, Records, Row
@@ -70,7 +71,10 @@ def load(root: str | Path, size: int = SIZES[0]) -> Dataset:
 
 def _by_stem(folder: Path) -> dict[str, str]:
     """Return the images' names by what precedes the ending; lists say no more than that."""
-    return {name.rpartition(".")[0]: name for name in image_names(folder)}
+    skipped: list[str] = []
+    names = image_names(folder, skipped)
+    say_skipped(folder, skipped)
+    return {name.rpartition(".")[0]: name for name in names}
 
 
 def _records(lines: list[Listed], folder: Path, names: dict[str, str]) -> Records:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.images import IMAGE_ENDINGS
 from svll.data.layouts import (
     Benchmark,
     Counts,
@@ -39,7 +40,8 @@ BENCHMARK = Benchmark(
     note="some copies of VeRi-776 have 37746 train images",
 )
 
-_IMAGE = re.compile(r"([^\s/\\]+\.(?:jpe?g|png))\s(?:.*\s)?(\S+)", re.IGNORECASE)
+_ENDINGS = "|".join(map(re.escape, IMAGE_ENDINGS))
+_IMAGE = re.compile(rf"([^\s/\\]+(?:{_ENDINGS}))\s(?:.*\s)?(\S+)", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 

@@ -199,7 +199,7 @@ def _see(folder: Path, file: FeatureFile, rows: Int64) -> _Seen:
     """Read some queries' images and let a run's model look at them."""
     model = load_model(folder)
     paths = [_path(folder, file, row) for row in rows]
-    batch = torch.stack([prepare(path, model) for path in paths])
+    batch = prepare(paths, model)
     camera, view = _places(file, rows, model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
     pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)

@@ -3,8 +3,10 @@
 import io
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from harness.errors import UserError
+from harness.images import NO_IMAGE, upright
 from harness.reporting.page import Html, element, image
 
 HEIGHT, MOST_WIDTH = 96, 144
@@ -44,7 +46,7 @@ class Thumbnails:
         if path is None:
             return element("span", otherwise, class_="gone")
         if path not in self._data:
-            self._data[path] = _thumbnail(find(path, self._root))
+            self._data[path] = thumbnail(find(path, self._root))
         data = self._data[path]
         if data is None:
             return element("span", PurePosixPath(path).name, class_="gone")
@@ -65,15 +67,17 @@ def find(path: str, root: Path | None) -> Path:
     return Path(path)
 
 
-def _thumbnail(path: Path) -> bytes | None:
-    """A JPEG of an image; None where it cannot be read."""
+def thumbnail(path: Path, size: tuple[int, int] = (MOST_WIDTH, HEIGHT)) -> bytes | None:
+    """Return a JPEG of an image as a model sees it, of `size` (width, height) at most.
+
+    None where it cannot be read.
+    """
     try:
         with Image.open(path) as file:
-            file.draft("RGB", (2 * MOST_WIDTH, 2 * MOST_WIDTH))  # large JPEGs are decoded small
-            small = ImageOps.exif_transpose(file).convert("RGB")
-            small.thumbnail((MOST_WIDTH, HEIGHT))
-    # what PIL's decoders raise for broken content
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+            file.draft("RGB", (2 * max(size), 2 * max(size)))  # large JPEGs are decoded small
+            small = upright(file)
+            small.thumbnail(size)
+    except (UserError, *NO_IMAGE):
         return None
     data = io.BytesIO()
     small.save(data, "JPEG", quality=QUALITY)

@@ -1,31 +1,39 @@
-"""Features of anybody's images: what `svll.load` gives. Needs torch and PIL alone.
+"""Features of any images: what `svll.load` gives.
 
     import svll
     model = svll.load("runs/market1501/0a1b2c3d4e5f")
     features = model.encode(["a.jpg", "b.jpg"])      # [2, D], of unit length
 
-Images are prepared as in tests: RGB, resized bilinearly with antialias, normalised.
+Files are read as in tests, by the same loader: decoded and turned upright as `harness.images` says,
+resized bilinearly with antialias, normalised. On a CPU opened images and arrays give the same
+pixels as files; on a GPU files are decoded and resized there, some grey levels off.
 """
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from harness.decoding import resized
 from harness.errors import UserError
+from harness.images import NO_IMAGE, Fault, upright
 from svll.data.side_labels import UNSEEN
 from svll.models.loaded import LoadedModel
 
 log = logging.getLogger(__name__)
 
+TEST_RESIZE: Final = "bilinear"
+"""How images are resized outside of stage 2's training (released code: torchvision's default)."""
+_FILE = str | os.PathLike
+Rows: TypeAlias = NDArray[np.int64]
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A file, an opened image, or its pixels [H, W, 3], red first."""
+"""A file, an opened image, or its pixels [h, w, 3], red first."""
 
 
 class Extractor:
@@ -45,25 +53,24 @@ class Extractor:
         or for each; `dataset` names the dataset where the model was trained on several. It matters
         only to a model with side information; a camera that was not trained with gets what the
         model's `model.sie_unseen` says, and the log names it.
-        Raises UserError, with the path, for a file that is no readable image.
+        An opened image is turned upright by its EXIF orientation, as its file would be; an array is
+        used as it is. Raises UserError, with the path, for a file that cannot be decoded.
         """
         is_one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
         listed: Sequence[Any] = [images] if is_one else images  # type: ignore[assignment]
         places = self._places(camera, dataset, len(listed))
-        found = [
-            self._encode(listed[rows], None if places is None else places[rows])
-            for rows in self._batches(len(listed))
-        ]
-        return torch.cat(found).numpy() if found else np.empty((0, 0), dtype=np.float32)
+        order, found = [], []
+        for rows, batch in _prepared(listed, self.model, self.batch):
+            order.append(rows)
+            found.append(self.encode_prepared(batch, None if places is None else places[rows]))
+        return _in_order(order, found).numpy() if found else np.empty((0, 0), dtype=np.float32)
 
-    def _batches(self, count: int) -> Iterator[slice]:
-        return (slice(start, start + self.batch) for start in range(0, count, self.batch))
+    def read(self, paths: Sequence[str], broken: list[Fault]) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield rows [b] of `paths` and these images as the model takes them [b, 3, H, W].
 
-    def _encode(self, images: Sequence[Picture], places: Tensor | None) -> Tensor:
-        """Return unit features [b, D] of a batch, on the CPU."""
-        return self.encode_prepared(
-            torch.stack([prepare(image, self.model) for image in images]), places
-        )
+        Files that cannot be decoded are left out and added to `broken`.
+        """
+        return _read(paths, self.model, self.batch, broken)
 
     def encode_prepared(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
         """Return unit features [b, D], on the CPU, of what `prepare` made of images [b, 3, H, W].
@@ -97,31 +104,58 @@ class Extractor:
         return torch.from_numpy(places)
 
 
-def prepare(image: Picture, model: LoadedModel) -> Tensor:
-    """Return one image as the model takes it [3, H, W]."""
-    picture = opened(image).resize((model.width, model.height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255)
+def prepare(images: Sequence[Picture], model: LoadedModel) -> Tensor:
+    """Return images as the model takes them [n, 3, H, W]; raises UserError as `encode` does."""
+    order, found = zip(*_prepared(images, model, len(images)), strict=True)
+    return _in_order(order, found)
+
+
+def _in_order(order: Sequence[Rows], found: Sequence[Tensor]) -> Tensor:
+    """Return the batches [b, ...] of the rows `order` as one tensor, in the order of rows."""
+    return torch.cat(list(found))[np.concatenate(order).argsort()]
+
+
+def _prepared(
+    images: Sequence[Picture], model: LoadedModel, size: int
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield rows [b] of `images` and these as the model takes them, files first."""
+    is_file = np.array([isinstance(image, _FILE) for image in images], dtype=bool)
+    files, others = np.flatnonzero(is_file), np.flatnonzero(~is_file)
+    paths = [os.fspath(image) for image in images if isinstance(image, _FILE)]
+    for rows, batch in _read(paths, model, size):
+        yield files[rows], batch
+    for start in range(0, len(others), size):
+        rows = others[start : start + size]
+        yield rows, torch.stack([_normalised(images[row], model) for row in rows.tolist()])
+
+
+def _read(
+    paths: Sequence[str], model: LoadedModel, size: int, broken: list[Fault] | None = None
+) -> Iterator[tuple[Rows, Tensor]]:
+    from harness.pipeline import read_images  # DALI, Numba: not for arrays
+
+    return read_images(
+        paths, broken, height=model.height, width=model.width, resize=TEST_RESIZE,
+        batch_size=size, device=str(next(model.parameters()).device), mean=model.mean,
+        std=model.std,
+    )
+
+
+def _normalised(image: Image.Image | NDArray[np.uint8], model: LoadedModel) -> Tensor:
+    """Return an opened image or pixels [h, w, 3] as the model takes them [3, H, W]."""
+    pixels = resized(_pixels(image), model.height, model.width, TEST_RESIZE)
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))
-    return (pixels - mean) / std
+    return (torch.from_numpy(pixels).permute(2, 0, 1).float().div(255) - mean) / std
 
 
-def opened(image: Picture) -> Image.Image:
-    """Return an image in RGB; raises UserError for what is none, with the path of a file."""
+def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(
-                f"an array is {image.dtype} {list(image.shape)}; expected is uint8 [H, W, 3]"
-            )
-        return Image.fromarray(image)
-    try:
-        with Image.open(image) as file:
-            return file.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{image}: no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{image}: not an image") from None
-    # what PIL's decoders raise for broken content
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{image}: cannot be read ({error})") from None
+        try:
+            return np.array(upright(image))
+        except NO_IMAGE as error:
+            raise UserError(f"an image cannot be read ({error})") from None
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"an array is {image.dtype} {list(image.shape)}; expected is uint8 [H, W, 3]"
+        )
+    return image

@@ -58,7 +58,9 @@ def export_onnx(
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; pip install '.[export]'")
     encoder = _Encoder(model, camera, dataset)
-    samples = [*_random(model), *_batches([prepare(path, model) for path in images])]
+    samples = _random(model)
+    if images:
+        samples += _batches(prepare(images, model))
     content = _converted(encoder, model, camera)
     try:
         with atomic_write(out) as private:
@@ -124,7 +126,8 @@ def metadata(model: LoadedModel, camera: int | None) -> dict[str, str]:
     return {
         "height": str(model.height), "width": str(model.width),
         "mean": json.dumps(model.mean), "std": json.dumps(model.std),
-        "resize": "bilinear, antialias", "colours": "RGB, divided by 255",
+        "orientation": "upright by EXIF", "resize": "bilinear, antialias",
+        "colours": "RGB, divided by 255",
         "camera": "none" if camera is None else str(camera),
     }
 
@@ -134,13 +137,13 @@ def _random(model: LoadedModel) -> list[Tensor]:
     return [torch.randn(b, 3, model.height, model.width, generator=numbers) for b in BATCHES]
 
 
-def _batches(images: list[Tensor]) -> list[Tensor]:
+def _batches(images: Tensor) -> list[Tensor]:
     """Return images in batches of 1 and 3 in turn; the last may be smaller."""
     found: list[Tensor] = []
     start = 0
     while start < len(images):
         size = BATCHES[len(found) % len(BATCHES)]
-        found.append(torch.stack(images[start : start + size]))
+        found.append(images[start : start + size])
         start += size
     return found
 

@@ -112,7 +112,7 @@ def test_all_faults_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
         f"{path}, line 3: split is 'tests'; one of train, validation, query, gallery",
         f"{path}, line 4: ./1.jpg is on line 2 already",
         f"{path}, line 5: expected 4 cells, found 3",
-        f"{path}, line 6: 4.txt is no image (.jpg, .jpeg, .png)",
+        f"{path}, line 6: 4.txt is no image (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff)",
         f"{path}, line 6: identity is -3; numbers may not be negative",
         f"{path}, line 6: camera is -1; numbers may not be negative",
     ]

@@ -9,15 +9,17 @@ from svll.data.loose import find_images
 
 
 def test_images_below_a_folder_are_found_in_order_whatever_case_their_endings_have(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = ["b.JPG", "a.webp", "deep/er/c.Png", "deep/d e.bmp", "<b>.jpeg"]
-    others = ["a.txt", ".hidden.jpg", ".cache/a.jpg", "jpg"]
+    names = ["b.JPG", "a.webp", "deep/er/c.Png", "deep/d e.bmp", "<b>.jpeg", "c.tif", "d.TIFF"]
+    others = ["a.txt", "deep/b.gif", "deep/er/c.GIF", ".hidden.jpg", ".cache/a.jpg", "jpg"]
     for name in [*names, *others]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
+    [told] = caplog.messages
+    assert told == f"{tmp_path}: Skipped 4 files (unsupported: .gif 2, .txt 1, no ending 1)"
 
 
 def test_a_single_file_is_itself(tmp_path: Path) -> None:
@@ -28,7 +30,7 @@ def test_a_single_file_is_itself(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UserError, match=r"no images there \(\.jpg, \.jpeg, \.png, \.bmp, \.webp\)"):
+    with pytest.raises(UserError, match=r"no images there \(\.jpg, .*\.tiff\)\. Skipped 1 file "):
         find_images(tmp_path)
     with pytest.raises(UserError, match=r"/b: no such folder or image"):
         find_images(tmp_path / "b")

@@ -112,5 +112,5 @@ def test_names_that_say_no_identity_and_camera_are_not_guessed(folder: Path, nam
 def test_an_empty_part_is_an_error(folder: Path) -> None:
     for path in (folder / "query").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="query has no images"):
+    with pytest.raises(UserError, match="query: no images there"):
         load(folder)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.images import IMAGE_ENDINGS
 from svll.data import image_list
 from svll.data.image_list import Entry
+from svll.data.loose import find_images
 from svll.data.own_split import Options, collect, split, write_split
 from tests.svll.data.trees import clutter, picture
 
@@ -139,7 +141,8 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         picture(tmp_path / name)
     clutter(tmp_path / "anna")
     clutter(tmp_path)
-    (tmp_path / "bert" / "notes.txt").write_text("x")
+    for name in ("anna/monday/3.HEIC", "bert/3.heic", "bert/4.gif", "bert/notes"):
+        (tmp_path / name).write_text("x")
     (tmp_path / "nobody").mkdir()
     (tmp_path / ".git").mkdir()
     found = collect(tmp_path)
@@ -147,8 +150,23 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         ("1.jpg", "anna", None), ("2.JPG", "anna", None), ("1.png", "bert", None),
         ("2_c1.jpg", "bert", None),
     ]  # fmt: skip
-    assert "ignored 1 files or folders that are no images (notes.txt)" in caplog.text
+    told = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
+    assert told == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
     assert "1 folders have no images (nobody)" in caplog.text
+
+
+def test_every_accepted_ending_is_read(tmp_path: Path) -> None:
+    names = [f"000{n % 2}_c{n}s1_1{ending}" for n, ending in enumerate(IMAGE_ENDINGS)]
+    for name in [*names, "0001_c9s1_1.gif"]:
+        picture(tmp_path / name)
+    assert sorted(Path(entry.path).name for entry in collect(tmp_path)) == sorted(names)
+    assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
+    lines = [f"{name},{name[:4]}\n" for name in names]
+    (tmp_path / "list.csv").write_text("path,identity\n" + "".join(lines))
+    assert len(image_list.read(tmp_path / "list.csv")) == len(names)
+    (tmp_path / "list.csv").write_text("path,identity\n0001_c9s1_1.gif,1\n")
+    with pytest.raises(UserError, match=r"0001_c9s1_1\.gif is no image \(\.jpg, .*\.tiff\)"):
+        image_list.read(tmp_path / "list.csv")
 
 
 def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:

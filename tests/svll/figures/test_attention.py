@@ -260,7 +260,7 @@ def test_the_numbers_are_mean_entropies_of_the_shown_images(run: Path) -> None:
             (query.identities == identity) & (query.cameras == camera - 1)
         ).tolist()
         assert query.paths is not None
-        image = prepare(query.paths[row], model)[None]
+        image = prepare([query.paths[row]], model)
         place = torch.from_numpy(model.side_labels.places("synthetic", [camera])[0])
         maps = attention_maps(model.image, image, place, torch.zeros_like(place))
         found.append([float(entropy(maps[name])) for name in (LAST, ROLLOUT)])

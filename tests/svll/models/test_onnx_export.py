@@ -85,7 +85,8 @@ def test_the_metadata_is_enough_to_prepare_an_image(
     ready = (resized - json.loads(told["mean"])) / json.loads(told["std"])
     images = torch.from_numpy(ready.transpose(2, 0, 1)[None]).float()
     found = torch.nn.functional.normalize(answer(done.path, images), dim=1).numpy()
-    np.testing.assert_allclose(found, Extractor(model).encode(picture), atol=1e-5)
+    # PIL and torch round differently where an image shrinks
+    np.testing.assert_allclose(found, Extractor(model).encode(picture), atol=2e-4)
 
 
 def test_a_file_that_differs_is_not_written_and_the_old_one_stays(
