@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.config import changeable, runtime, unless_empty
+from harness.config import changeable, runtime, unless_empty, where_it_counts
 
 RECIPES = Path(__file__).parent / "recipes"
 DATASETS = (
@@ -137,6 +137,11 @@ class Model:
     """Width of the two hidden layers of the projection heads before NT-Xent."""
     head_out: int = 256
     """Width of the projection that NT-Xent compares."""
+    image_head_init: Literal["released", "torch"] = where_it_counts(
+        "released", lambda config: config.starts_as_released
+    )
+    """First values of the image head before NT-Xent: those of the released code (Kaiming normal
+    weights, batch normalisation with weight and bias from U(0, 1)) or torch's defaults."""
     predictor_hidden: int = 512
     """Width of the hidden layer of SimSiam's predictor."""
 
@@ -376,6 +381,15 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
+
+    @property
+    def starts_as_released(self) -> bool:
+        """Whether there is an image head and its first values are those of the released code.
+
+        SimSiam's predictor has torch's defaults there too.
+        """
+        has_head = self.stage2.vss_weight > 0 and self.stage2.vss_loss == "ntxent"
+        return has_head and self.model.image_head_init == "released"
 
     def faults(self) -> Faults:
         if self.seed < 0:
