@@ -19,6 +19,8 @@ DATASETS = (
 )
 """Benchmarks, and two ways to bring images of one's own: `folder` is any dataset in Market-1501's
 layout, `list` a CSV file."""
+VIEWS_LISTED = "veri776"
+"""The benchmark whose viewpoints stand in lists beside it."""
 Faults = Iterator[tuple[str, str]]
 
 
@@ -72,6 +74,9 @@ class Data:
     """Datasets to test on, each for itself; empty: `name`."""
     fingerprint: str = ""
     """Hash of the files' names and sizes, filled in when a run is made: other files, other run."""
+    unlisted_views: Literal["keep", "drop"] = unless_empty("keep")
+    """VeRi-776's images that are in no viewpoint list: kept, with one further view for all of them,
+    or dropped from all parts, as the released code does."""
     world: WorldConfig = field(default_factory=WorldConfig)
     validation: float = 0.0
     """Share of the training identities held back, with a query and gallery of their own."""
@@ -104,6 +109,12 @@ class Data:
                     yield key, f"no dataset {name!r}; choose of {', '.join(DATASETS)}"
             if len(set(names)) != len(names):
                 yield key, f"{names} has a dataset twice"
+        used = (self.train or [self.name]) + (self.test or [self.name])
+        if self.unlisted_views == "drop" and VIEWS_LISTED not in used:
+            yield "unlisted_views", (
+                f"only {VIEWS_LISTED} has viewpoint lists, not {', '.join(dict.fromkeys(used))}; "
+                "set data.unlisted_views=keep"
+            )
         for key in ("height", "width"):
             if getattr(self, key) < 8:
                 yield key, "must be at least 8 pixels"

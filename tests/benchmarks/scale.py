@@ -1,10 +1,10 @@
 """How a step's time and memory grow with identities and with the size of images.
 
 Identities: those of Market-1501, of VehicleID, and ten times as many. The order of an epoch,
-against listing for each batch which identities have images left. Stage 1 as in the `stage1` part, a batch
-of 64; of stage 2 the losses over identities, the classifiers and their Adam, without the encoder,
-which does not depend on them. Memory is all that the process holds at its peak, beside what it
-holds before anything of this is made.
+against listing for each batch which identities have images left. Stage 1 as in the `stage1` part, a
+batch of 64; of stage 2 the losses over identities, the classifiers and their Adam, without the
+encoder, which does not depend on them. Memory is all that the process holds at its peak, beside
+what it holds before anything of this is made.
 """
 
 from collections.abc import Callable, Iterator

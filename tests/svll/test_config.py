@@ -100,6 +100,7 @@ FAULTY = {
     "stage2.vss_temperature=0": "greater than 0",
     "stage2.label_smoothing=2": "between 0 and 1, found 2",
     "stage2.flip=-1": "between 0 and 1",
+    "data.unlisted_views=drop": "only veri776 has viewpoint lists, not synthetic",
     "data.name=cuhk": "no dataset 'cuhk'; choose of synthetic, market1501",
     "stage2.erase=1.2": "between 0 and 1",
     "stage2.erase_area=[0.5, 0.2]": "two rising shares between 0 and 1, found [0.5, 0.2]",
