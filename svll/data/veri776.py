@@ -8,6 +8,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,20 +59,10 @@ def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
         log.info("%s: no %s, so every view is 0", folder, " or ".join(VIEW_LISTS))
         return dataset
     views = read_views(lists)
-    unlisted = [
-        name for part in dataset.parts().values()
-        for name in map(_name, part.paths) if name not in views
-    ]
-    other = max(views.values(), default=-1) + 1
-    if unlisted:
-        what = "dropped" if drop_unlisted else f"kept, as view {other}"
-        log.warning(
-            "%s: %d images are in no viewpoint list; they are %s (%s)",
-            folder, len(unlisted), what, examples(unlisted),
-        )
-    parts = {
-        name: _with_views(part, views, None if drop_unlisted else other)
-        for name, part in dataset.parts().items()
+    other = None if drop_unlisted else max(views.values(), default=-1) + 1
+    _tell_unlisted(folder, dataset, views, other)
+    parts: dict[str, Any] = {
+        name: _with_views(part, views, other) for name, part in dataset.parts().items()
     }
     raise_faults([
         f"data.unlisted_views=drop: no image of {folder / FOLDERS[name]} is in a viewpoint list; "
@@ -79,6 +70,21 @@ def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
         for name, part in parts.items() if not len(part)
     ])
     return replace(dataset, **parts)
+
+
+def _tell_unlisted(
+    folder: Path, dataset: Dataset, views: dict[str, int], other: int | None
+) -> None:
+    """Log how many images no list names, and what becomes of them: the view `other`, or nothing."""
+    unlisted = [
+        name for part in dataset.parts().values()
+        for name in map(_name, part.paths) if name not in views
+    ]
+    if unlisted:
+        log.warning(
+            "%s: %d images are in no viewpoint list; they are %s (%s)", folder, len(unlisted),
+            "dropped" if other is None else f"kept, as view {other}", examples(unlisted),
+        )
 
 
 def read_views(lists: list[Path]) -> dict[str, int]:
