@@ -149,7 +149,7 @@ class Model:
     head_out: int = 256
     """Width of the projection that NT-Xent compares."""
     image_head_init: Literal["released", "torch"] = where_it_counts(
-        "released", lambda config: config.starts_as_released
+        "released", lambda config: _is_changed_by_released_head(config)
     )
     """First values of the image head before NT-Xent: those of the released code (Kaiming normal
     weights, batch normalisation with weight and bias from U(0, 1)) or torch's defaults."""
@@ -393,15 +393,6 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
 
-    @property
-    def starts_as_released(self) -> bool:
-        """Whether there is an image head and its first values are those of the released code.
-
-        SimSiam's predictor has torch's defaults there too.
-        """
-        has_head = self.stage2.vss_weight > 0 and self.stage2.vss_loss == "ntxent"
-        return has_head and self.model.image_head_init == "released"
-
     def faults(self) -> Faults:
         if self.seed < 0:
             yield "seed", "must not be negative"
@@ -421,6 +412,12 @@ class Config:
                 "model.stride",
                 f"{self.model.stride} is larger than the patch of {self.model.name} ({patch})",
             )
+
+
+def _is_changed_by_released_head(config: Config) -> bool:
+    """Whether the result is another than that of torch's first values, which runs had before."""
+    has_head = config.stage2.vss_weight > 0 and config.stage2.vss_loss == "ntxent"
+    return has_head and config.model.image_head_init != "torch"
 
 
 def _patch_size(name: str) -> int | None:

@@ -85,10 +85,12 @@ def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
 
 
 def image_head(config: Config, width: int) -> nn.Module:
-    """Return the agreement head of image features [B, width] with a run's first values."""
+    """Return the agreement head of image features [B, width] with a run's first values.
+
+    SimSiam's predictor has torch's defaults, as in the released code.
+    """
     head = agreement_head(config.model, width, config.stage2.vss_loss)
-    if config.starts_as_released:
-        assert isinstance(head, ProjectionHead)
+    if config.model.image_head_init == "released" and isinstance(head, ProjectionHead):
         head.start_as_released(torch_seed(config.seed, 3))
     return head
 
