@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,14 @@ def unless_empty(default: Any) -> Any:
     So a schema can gain a field and the runs made before keep their names.
     """
     return field(default=default, metadata={"unless_empty": True})
+
+
+def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
+    """A dataclass field that is part of the signature only of trees for which `counts` is true.
+
+    So the default can change for runs whose result it changes, and all other runs keep their names.
+    """
+    return field(default=default, metadata={"where_it_counts": counts})
 
 
 # --- from files and command lines to settings ---
@@ -386,17 +394,24 @@ def text_fields(schema: type) -> Texts:
 # --- what a tree means ---
 
 
-def to_mapping(config: Any, *, with_runtime: bool = True) -> dict[str, Any]:
-    """Return a config tree as nested mappings; `with_runtime=False` leaves those fields out."""
+def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> dict[str, Any]:
+    """Return a config tree as nested mappings; `with_runtime=False`: only what a signature holds.
+
+    whole: the tree that `config` is a section of, if it is one.
+    """
     result: dict[str, Any] = {}
+    whole = config if whole is None else whole
     for item in dataclasses.fields(config):
         if not with_runtime and item.metadata.get("runtime"):
             continue
         value = getattr(config, item.name)
         if not with_runtime and item.metadata.get("unless_empty") and value == item.default:
             continue
+        counts = item.metadata.get("where_it_counts")
+        if not with_runtime and counts is not None and not counts(whole):
+            continue
         if dataclasses.is_dataclass(value):
-            value = to_mapping(value, with_runtime=with_runtime)
+            value = to_mapping(value, with_runtime=with_runtime, whole=whole)
         elif isinstance(value, tuple):
             value = list(value)
         result[item.name] = value

@@ -25,6 +25,7 @@ from harness.yaml_files import to_text
 MARKS = {
     "runtime": "outside the signature",
     "unless_empty": "in the signature where set",
+    "where_it_counts": "in the signature where it changes the result",
     "changeable": "changeable",
 }
 """What is said of a field that has been marked so (`harness.config`)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.config import changeable, runtime, unless_empty
+from harness.config import changeable, runtime, unless_empty, where_it_counts
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -20,6 +20,8 @@ DATASETS = (
 )
 """Benchmarks, and two ways to bring images of one's own: `folder` is any dataset in Market-1501's
 layout, `list` a CSV file."""
+VIEWS_LISTED = "veri776"
+"""The benchmark whose viewpoints stand in lists beside it."""
 Faults = Iterator[tuple[str, str]]
 
 
@@ -73,6 +75,9 @@ class Data:
     """Datasets to test on, each for itself; empty: `name`."""
     fingerprint: str = ""
     """Hash of the files' names and sizes, filled in when a run is made: other files, other run."""
+    unlisted_views: Literal["keep", "drop"] = unless_empty("keep")
+    """VeRi-776's images that are in no viewpoint list: kept, with one further view for all of them,
+    or dropped from all parts, as the released code does."""
     world: WorldConfig = field(default_factory=WorldConfig)
     validation: float = 0.0
     """Share of the training identities held back, with a query and gallery of their own."""
@@ -105,6 +110,12 @@ class Data:
                     yield key, f"no dataset {name!r}; choose of {', '.join(DATASETS)}"
             if len(set(names)) != len(names):
                 yield key, f"{names} has a dataset twice"
+        used = (self.train or [self.name]) + (self.test or [self.name])
+        if self.unlisted_views == "drop" and VIEWS_LISTED not in used:
+            yield "unlisted_views", (
+                f"only {VIEWS_LISTED} has viewpoint lists, not {', '.join(dict.fromkeys(used))}; "
+                "set data.unlisted_views=keep"
+            )
         for key in ("height", "width"):
             if getattr(self, key) < 8:
                 yield key, "must be at least 8 pixels"
@@ -138,6 +149,11 @@ class Model:
     """Width of the two hidden layers of the projection heads before NT-Xent."""
     head_out: int = 256
     """Width of the projection that NT-Xent compares."""
+    image_head_init: Literal["released", "torch"] = where_it_counts(
+        "released", lambda config: _is_changed_by_released_head(config)
+    )
+    """First values of the image head before NT-Xent: those of the released code (Kaiming normal
+    weights, batch normalisation with weight and bias from U(0, 1)) or torch's defaults."""
     predictor_hidden: int = 512
     """Width of the hidden layer of SimSiam's predictor."""
 
@@ -397,6 +413,12 @@ class Config:
                 "model.stride",
                 f"{self.model.stride} is larger than the patch of {self.model.name} ({patch})",
             )
+
+
+def _is_changed_by_released_head(config: Config) -> bool:
+    """Whether the result is another than that of torch's first values, which runs had before."""
+    has_head = config.stage2.vss_weight > 0 and config.stage2.vss_loss == "ntxent"
+    return has_head and config.model.image_head_init != "torch"
 
 
 def _patch_size(name: str) -> int | None:

@@ -43,7 +43,7 @@ from svll.evaluation.sharing import Share
 from svll.frozen import FrozenFeatures
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
-from svll.models.reid import ReIDModel, agreement_head, learned_side_information
+from svll.models.reid import ReIDModel, agreement_head, image_head, learned_side_information
 from svll.pinning import check_weights
 from svll.run_features import feature_paths
 
@@ -313,7 +313,7 @@ class Trial:
     ) -> stage2.ImageObjective:
         """Return what stage 2 trains, as it is at first."""
         config, model = self.config, model or self._model()
-        head = agreement_head(config.model, self.clip.image.width, config.stage2.vss_loss)
+        head = image_head(config, self.clip.image.width)
         return stage2.ImageObjective(
             model, text, head, config.stage2, identities=self.splits.identities
         )

@@ -40,11 +40,12 @@ Record = Callable[[dict[str, Any]], None]
 def prompts_key(config: Config, *known: object) -> str:
     """Return the name of a stage 1: 16 hex digits over all that can change it or its log.
 
-    That is all but stage 2, and what is `known` of data and weights; also what changes no more than
-    rounding, because runs are to end alike to the last digit.
+    That is all but stage 2 and its image head, and what is `known` of data and weights; also what
+    changes no more than rounding, because runs are to end alike to the last digit.
     """
+    without = replace(config, stage2=Stage2(vss_weight=0.0))
     parts = [
-        signature(replace(config, stage2=Stage2())), config.run.log_every, config.engine.zero,
+        signature(without), config.run.log_every, config.engine.zero,
         config.evaluation.batch, ranks.world_size(), *known,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

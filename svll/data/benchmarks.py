@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from svll.data import (
@@ -18,7 +19,7 @@ from svll.data import (
 from svll.data.layouts import Benchmark
 from svll.data.records import Dataset
 
-Load = Callable[[str | Path], Dataset]
+Load = Callable[..., Dataset]
 
 _TABLE: dict[str, tuple[Load, Benchmark | None]] = {
     "market1501": (market1501.load, market1501.BENCHMARK),
@@ -41,13 +42,14 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
-def load_benchmark(name: str, root: str | Path) -> Dataset:
+def load_benchmark(name: str, root: str | Path, **options: Any) -> Dataset:
     """Read a dataset by name from its folder, or a `list` from its CSV file.
 
-    Raises UserError for an unknown name, with the nearest ones, and as the dataset's reader does.
+    options: arguments of the dataset's reader. Raises UserError for an unknown name, with the
+    nearest ones, and as the reader does.
     """
     load, _ = _entry(name)
-    return load(Path(root).expanduser())
+    return load(Path(root).expanduser(), **options)
 
 
 def describe(name: str) -> Benchmark | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files import read_json, write_json
-from svll.config import Config, Data, WorldConfig
+from svll.config import VIEWS_LISTED, Config, Data, WorldConfig
 from svll.data import benchmarks, synthetic
 from svll.data.records import Dataset
 
@@ -108,8 +108,19 @@ def _load(data: Data, name: str, cache: Path) -> Dataset:
     if root is None:
         root = str(synthetic.ensure_world(world_of(data.world), cache))
     return synthetic.load_world(root) if name == "synthetic" else (
-        benchmarks.load_benchmark(name, root)
+        benchmarks.load_benchmark(name, root, **_options(data, name))
     )
+
+
+def _options(data: Data, name: str) -> dict[str, bool]:
+    """Return the arguments of a dataset's reader that change its records."""
+    is_dropped = name == VIEWS_LISTED and data.unlisted_views == "drop"
+    return {"drop_unlisted": True} if is_dropped else {}
+
+
+def _place(data: Data, name: str) -> tuple[str, str | None]:
+    """Return the name of a dataset with its reader's arguments, and its folder."""
+    return " ".join([name, *_options(data, name)]), root_of(data, name)
 
 
 def _root(data: Data, name: str) -> str | None:
@@ -159,7 +170,7 @@ def pin(config: Config, seen: Seen | None = None) -> Config:
     data, seen = config.data, {} if seen is None else seen
     known = {}
     for name in dict.fromkeys(trained_on(data) + tested_on(data)):
-        place = name, root_of(data, name)
+        place = _place(data, name)
         if place not in seen:
             seen[place] = _remembered(data, name, Path(config.run.runs) / "cache")
         if seen[place]:
@@ -217,7 +228,8 @@ def _remembered(data: Data, name: str, cache: Path) -> str:
 
 def _memory(data: Data, name: str, cache: Path) -> Path:
     """Where the fingerprint of a dataset is kept."""
-    place = f"{name}\t{os.path.abspath(str(root_of(data, name)))}"
+    what, root = _place(data, name)
+    place = f"{what}\t{os.path.abspath(str(root))}"
     return cache / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
 
 

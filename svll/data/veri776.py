@@ -8,6 +8,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,35 +47,46 @@ _IMAGE = re.compile(rf"([^\s/\\]+(?:{_ENDINGS}))\s(?:.*\s)?(\S+)", re.IGNORECASE
 log = logging.getLogger(__name__)
 
 
-def load(root: str | Path) -> Dataset:
+def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
     """Read VeRi-776 from `root` or a usual folder below.
 
-    Images that no viewpoint list names are kept, with a view of their own after the largest one;
-    without any list all views are 0. Raises UserError as Market-1501, and for malformed lists.
+    Images that no viewpoint list names get one further view after the largest one; without any list
+    all views are 0. drop_unlisted: leave such images out instead. Raises UserError as Market-1501,
+    for malformed lists, and where dropping leaves a part without images.
     """
     folder = find(root, BENCHMARK, list(FOLDERS.values()))
     dataset = load_layout(folder, BENCHMARK, parts=FOLDERS, example=EXAMPLE)
     lists = [folder / name for name in VIEW_LISTS if (folder / name).is_file()]
-    if not lists:
+    if not lists and not drop_unlisted:
         log.info("%s: no %s, so every view is 0", folder, " or ".join(VIEW_LISTS))
         return dataset
     views = read_views(lists)
+    other = None if drop_unlisted else max(views.values(), default=-1) + 1
+    _tell_unlisted(folder, dataset, views, other)
+    parts: dict[str, Any] = {
+        name: _with_views(part, views, other) for name, part in dataset.parts().items()
+    }
+    raise_faults([
+        f"data.unlisted_views=drop: no image of {folder / FOLDERS[name]} is in a viewpoint list; "
+        f"put {' and '.join(VIEW_LISTS)} into {folder}, or set data.unlisted_views=keep"
+        for name, part in parts.items() if not len(part)
+    ])
+    return replace(dataset, **parts)
+
+
+def _tell_unlisted(
+    folder: Path, dataset: Dataset, views: dict[str, int], other: int | None
+) -> None:
+    """Log how many images no list names, and what becomes of them: the view `other`, or nothing."""
     unlisted = [
         name for part in dataset.parts().values()
         for name in map(_name, part.paths) if name not in views
     ]
-    other = max(views.values(), default=-1) + 1
     if unlisted:
         log.warning(
-            "%s: %d images are in no viewpoint list; they are kept, as view %d (%s)",
-            folder, len(unlisted), other, examples(unlisted),
+            "%s: %d images are in no viewpoint list; they are %s (%s)", folder, len(unlisted),
+            "dropped" if other is None else f"kept, as view {other}", examples(unlisted),
         )
-    return replace(
-        dataset,
-        train=_with_views(dataset.train, views, other),
-        query=_with_views(dataset.query, views, other),
-        gallery=_with_views(dataset.gallery, views, other),
-    )
 
 
 def read_views(lists: list[Path]) -> dict[str, int]:
@@ -109,6 +121,9 @@ def _name(path: str) -> str:
     return Path(path).name
 
 
-def _with_views(records: Records, views: dict[str, int], other: int) -> Records:
+def _with_views(records: Records, views: dict[str, int], other: int | None) -> Records:
+    """Return the images with their views; those without one get `other`, None: are left out."""
+    if other is None:
+        records = records.take([_name(path) in views for path in records.paths])
     found = [views.get(_name(path), other) for path in records.paths]
     return replace(records, views=np.array(found, dtype=np.int64))

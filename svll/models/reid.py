@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svll.config import Model
+from harness.rng import torch_seed
+from svll.config import Config, Model
 from svll.data.side_labels import SideLabels
 from svll.models.clip import ImageEncoder, ImageFeatures
 from svll.models.resnet import ResNetEncoder
@@ -48,6 +49,21 @@ class ProjectionHead(nn.Sequential):
             nn.Linear(hidden, out),
         )
 
+    def start_as_released(self, seed: int) -> None:
+        """Draw the first values that the released code gives its image head.
+
+        Kaiming normal (fan-in, ReLU) for the weights of all three linear layers, U(0, 1) for weight
+        and bias of both normalisations; biases of linear layers keep torch's defaults. The global
+        generator is neither read nor moved.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            elif isinstance(layer, nn.BatchNorm1d):
+                nn.init.uniform_(layer.weight, generator=generator)
+                nn.init.uniform_(layer.bias, generator=generator)
+
 
 class Predictor(nn.Sequential):
     """SimSiam's bottleneck, which predicts the other view's feature from this one's."""
@@ -66,6 +82,17 @@ def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
     if loss == "simsiam":
         return Predictor(width, hidden=config.predictor_hidden)
     return ProjectionHead(width, hidden=config.head_hidden, out=config.head_out)
+
+
+def image_head(config: Config, width: int) -> nn.Module:
+    """Return the agreement head of image features [B, width] with a run's first values.
+
+    SimSiam's predictor has torch's defaults, as in the released code.
+    """
+    head = agreement_head(config.model, width, config.stage2.vss_loss)
+    if config.model.image_head_init == "released" and isinstance(head, ProjectionHead):
+        head.start_as_released(torch_seed(config.seed, 3))
+    return head
 
 
 class SideInformation(nn.Module):

@@ -1,36 +1,45 @@
 """How a step's time and memory grow with identities and with the size of images.
 
-Identities: those of Market-1501, of VehicleID, and ten times as many. Stage 1 as in the `stage1`
-part, a batch of 64; of stage 2 the losses over identities, the classifiers and their Adam, without
-the encoder, which does not depend on them. Memory is all that the process holds at its peak, beside
+Identities: those of Market-1501, of VehicleID, and ten times as many. The order of an epoch,
+against listing for each batch which identities have images left. Stage 1 as in the `stage1` part, a
+batch of 64; of stage 2 the losses over identities, the classifiers and their Adam, without the
+encoder, which does not depend on them. Memory is all that the process holds at its peak, beside
 what it holds before anything of this is made.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from harness import engine as ranks
 from svll import stage1, stage2
 from svll.config import Stage1, Stage2
+from svll.data.sampling import identity_batches
 from svll.models.clip import ImageFeatures, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
-from tests.benchmarks.timing import Row, apart, row, seconds, times
+from tests.benchmarks.timing import Row, apart, in_turns, row, seconds, times
+from tests.svll.data.test_sampling import listed_anew
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES = (751, 13_164, 131_640)
 MANY = 1_000_000
 BATCH, WIDTH, OUT = 64, 768, 512
+IMAGES = 8
+MOST_LISTED = 100_000
+"""Of more, listing takes minutes."""
 SAMPLED = 16_384
 SIZES = ((256, 128), (256, 256), (384, 192))
 REPEATS = 3
 
 
 def measure() -> Iterator[Row]:
-    """Yield rows for stage 1, stage 2's losses over identities, and sizes of images."""
+    """Yield rows for the order, stage 1, stage 2's losses over identities, and sizes of images."""
+    for count in IDENTITIES:
+        yield _order(count)
     for count in IDENTITIES:
         yield apart(_prompts, count)
     for count in IDENTITIES:
@@ -38,6 +47,20 @@ def measure() -> Iterator[Row]:
     yield apart(_classifiers, IDENTITIES[-1], SAMPLED)
     for size in SIZES:
         yield apart(_images, *size)
+
+
+def _order(count: int) -> Row:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(count), IMAGES))
+
+    def drawn(way: Callable[..., Any]) -> Callable[[], Any]:
+        return lambda: way(labels, batch=BATCH, instances=4, seed=1, epoch=1)
+
+    ours, standard = drawn(identity_batches), drawn(listed_anew)
+    several = in_turns(ours, standard) if count < MOST_LISTED else in_turns(ours)
+    return row(
+        f"order of an epoch, {count:,} identities", "s/epoch", *several,
+        note=f"{IMAGES} images each, {len(ours()):,} batches of {BATCH}",
+    )
 
 
 def _prompts(count: int) -> Row:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from harness.config import changeable, keys, runtime, unless_empty
+from harness.config import changeable, keys, runtime, unless_empty, where_it_counts
 from harness.config_help import config_help, field_texts, sections
 from harness.errors import UserError
 from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile
@@ -38,6 +38,8 @@ class Kitchen:
     """Which one to enter by."""
     mark: str = unless_empty("")
     """Painted above it."""
+    lamp: bool = where_it_counts(True, lambda kitchen: kitchen.oven.fan)
+    """Whether it is lit."""
 
 
 @dataclass
@@ -65,6 +67,9 @@ All of it.
       Which one to enter by.
   mark: a text, default ''; in the signature where set
       Painted above it.
+  lamp: true or false, default true; in the signature where it changes
+      the result
+      Whether it is lit.
 
 oven: What bakes, and how long.
 

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.config import build, field_types, parse_overrides, read_recipe, signature, to_yaml
+from harness.config import (
+    build,
+    field_types,
+    parse_overrides,
+    read_recipe,
+    signature,
+    to_mapping,
+    to_yaml,
+)
 from harness.errors import UserError
 from svll.config import RECIPES, Config
 
@@ -30,7 +38,7 @@ METHOD: dict[str, Any] = {  # CLIP-ReID's and SVLL-ReID's numbers for persons
     "model.prompt_tokens": 4, "model.noun": "person", "model.sie": "camera",
     "model.sie_weight": 1.0, "model.sie_unseen": "none", "model.predictor_hidden": 512,
     "stage1.lss_loss": "ntxent", "stage2.vss_loss": "ntxent",
-    "model.head_hidden": 4096, "model.head_out": 256,
+    "model.head_hidden": 4096, "model.head_out": 256, "model.image_head_init": "released",
     "stage1.epochs": 120, "stage1.batch": 256, "stage1.lr": 3.5e-4, "stage1.lr_min": 1e-6,
     "stage1.warmup_epochs": 5, "stage1.warmup_lr": 1e-5, "stage1.weight_decay": 1e-4,
     "stage1.lss_weight": 0.8, "stage1.lss_temperature": 0.1, "stage1.augment": "mask",
@@ -92,6 +100,7 @@ FAULTY = {
     "stage2.vss_temperature=0": "greater than 0",
     "stage2.label_smoothing=2": "between 0 and 1, found 2",
     "stage2.flip=-1": "between 0 and 1",
+    "data.unlisted_views=drop": "only veri776 has viewpoint lists, not synthetic",
     "data.name=cuhk": "no dataset 'cuhk'; choose of synthetic, market1501",
     "stage2.erase=1.2": "between 0 and 1",
     "stage2.erase_area=[0.5, 0.2]": "two rising shares between 0 and 1, found [0.5, 0.2]",
@@ -250,6 +259,21 @@ def test_where_and_how_fast_a_run_runs_is_not_part_of_what_it_is(override: str) 
 )
 def test_what_can_change_a_result_is_part_of_the_signature(override: str) -> None:
     assert signature(config_of(override)) != signature(config_of())
+
+
+def test_the_start_of_the_image_head_names_a_run_only_where_there_is_one_as_released() -> None:
+    def signed(*words: str) -> bool:
+        mapping = to_mapping(config_of(*words), with_runtime=False)
+        return "image_head_init" in mapping["model"]
+
+    torchs = "model.image_head_init=torch"  # the way of runs that were made before there was a key
+    for words in (["stage2.vss_weight=0"], ["stage2.vss_loss=simsiam"], [torchs]):
+        assert not signed(*words)
+    assert signed()
+    assert signature(config_of(torchs)) != signature(config_of())
+    assert signature(config_of(torchs, "stage2.vss_weight=0")) == (
+        signature(config_of("stage2.vss_weight=0"))
+    )
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -153,6 +153,22 @@ def test_one_training_list_with_several_test_lists_shares_nothing(tmp_path: Path
     assert len(datasets.load_datasets(config.data, tmp_path).test) == 2
 
 
+def test_the_same_files_without_the_unlisted_images_are_another_run(tmp_path: Path) -> None:
+    trees.veri776(tmp_path / "images")
+    words = ("data.name=veri776", f"data.root={tmp_path / 'images'}")
+    kept = config_of(tmp_path / "runs", *words)
+    dropped = config_of(tmp_path / "runs", *words, "data.unlisted_views=drop")
+    assert "unlisted_views" not in to_mapping(kept, with_runtime=False)["data"]
+    seen: datasets.Seen = {}  # of one command: a sweep over both
+    pinned = [pin(config, seen) for config in (kept, dropped)]
+    assert pinned[0].data.fingerprint != pinned[1].data.fingerprint
+    assert [pin(config) for config in (kept, dropped)] == pinned
+    for config, count in zip(pinned, (4, 3), strict=True):
+        found = datasets.load_datasets(config.data, tmp_path)
+        datasets.check_pinned(config, found)
+        assert len(found.train[0].train) == count
+
+
 def test_runs_without_a_weights_file_keep_the_names_that_they_had(tmp_path: Path) -> None:
     config = config_of(tmp_path / "runs")
     assert "fingerprint" not in to_mapping(pin(config), with_runtime=False)["model"]

@@ -160,6 +160,7 @@ def test_what_changes_stage_1_or_its_log_has_another_name(first: Run) -> None:
     config = build(Config, read_recipe(first.config_file, Config))
     same = [
         replace(config, stage2=replace(config.stage2, lr=1.0, vss_weight=0.0, epochs=7)),
+        replace(config, model=replace(config.model, image_head_init="torch")),
         replace(config, run=replace(config.run, runs="/elsewhere", keep_checkpoints=True)),
     ]
     other = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness import engine
+from harness.rng import generator
 from svll.data.sampling import identity_batches, shuffled_batches
 
 COUNTS = {3: 9, 7: 4, 8: 1, 20: 3, 21: 16, 22: 5, 40: 8, 41: 4, 42: 11, 50: 6}
@@ -90,6 +91,49 @@ def test_identities_meet_others_in_other_epochs() -> None:
 def test_fewer_identities_than_a_batch_wants_give_no_batch() -> None:
     labels = identities({1: 8, 2: 8})
     assert identity_batches(labels, batch=12, instances=4, seed=0, epoch=1) == []
+
+
+def listed_anew(
+    labels: np.ndarray, *, batch: int, instances: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The batches of an epoch, by listing for each batch the identities that have groups left."""
+    rng = generator(seed, epoch, 1)
+    images: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
+    for row, label in enumerate(labels.tolist()):
+        images[label].append(row)
+    groups = {}
+    for label, own in images.items():
+        rows = np.array(own)
+        if len(rows) < instances:
+            rows = rng.choice(rows, size=instances, replace=True)
+        rows = rng.permutation(rows)
+        groups[label] = [
+            rows[start : start + instances]
+            for start in range(0, len(rows) - instances + 1, instances)
+        ]
+    batches = []
+    while len(left := [label for label, of in groups.items() if of]) >= batch // instances:
+        chosen = rng.choice(np.array(left), size=batch // instances, replace=False)
+        batches.append(np.concatenate([groups[label].pop() for label in chosen.tolist()]))
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "instances"),
+    [(10, 12, 4), (1, 2, 2), (16, 8, 2), (300, 64, 4), (10_001, 402, 2)],
+)
+def test_batches_are_those_of_listing_the_identities_anew_for_each(
+    count: int, batch: int, instances: int
+) -> None:
+    numbers = np.random.default_rng(count)
+    names = numbers.choice(10 * count, size=count, replace=False)
+    most = 9 if count < 1000 else 2
+    labels = numbers.permutation(np.repeat(names, numbers.integers(1, most + 1, size=count)))
+    found, expected = (
+        way(labels, batch=batch, instances=instances, seed=7, epoch=2)
+        for way in (identity_batches, listed_anew)
+    )
+    assert as_lists(found) == as_lists(expected)
 
 
 def as_lists(batches: list[np.ndarray]) -> list[list[int]]:

@@ -32,6 +32,38 @@ def test_views_come_from_the_lists_and_the_rest_gets_one_of_its_own(
     )
 
 
+def test_images_in_no_list_can_be_dropped_from_all_parts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees.veri776(tmp_path)
+    with caplog.at_level(logging.INFO):
+        dataset = load(tmp_path, drop_unlisted=True)
+    assert views(dataset.train.paths, dataset.train.views.tolist()) == {
+        "0001_c001_00016450_0.jpg": 5, "0001_c016_00016460_0.jpg": 0,
+        "0003_c002_00000002_0.JPG": 6,
+    }  # fmt: skip
+    assert dataset.query.views.tolist() == [2, 1]
+    assert dataset.gallery.views.tolist() == [2, 3]
+    assert [len(part.identities) for part in dataset.parts().values()] == [3, 2, 2]
+    assert (
+        "2 images are in no viewpoint list; they are dropped "
+        "(0003_c020_00000001_0.jpg, 0005_c011_00000008_0.jpg)" in caplog.text
+    )
+
+
+def test_a_part_of_which_no_image_is_listed_cannot_be_dropped(tmp_path: Path) -> None:
+    tree = trees.veri776(tmp_path)
+    (tree.folder / "keypoint_test.txt").unlink()
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, drop_unlisted=True)
+    assert str(caught.value).splitlines() == [
+        f"data.unlisted_views=drop: no image of {tree.folder / name} is in a viewpoint list; put "
+        f"keypoint_train.txt and keypoint_test.txt into {tree.folder}, or set "
+        "data.unlisted_views=keep"
+        for name in ("image_query", "image_test")
+    ]
+
+
 def test_without_lists_every_view_is_0(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trees.veri776(tmp_path, view_lists=False)
     with caplog.at_level(logging.INFO):

@@ -1,11 +1,17 @@
 """BNNecks, heads and side information are built and initialised as the method says."""
 
+import math
+
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 
+from harness.config import build, parse_overrides
+from svll.config import Config
+from svll.losses import ntxent_loss
 from svll.models.clip import Clip, load_clip
-from svll.models.reid import BNNeck, ProjectionHead, ReIDModel, SideInformation
+from svll.models.reid import BNNeck, ProjectionHead, ReIDModel, SideInformation, image_head
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,68 @@ def test_a_projection_head_is_three_layers_with_normalised_relu_between() -> Non
             expected = (expected * norm.weight + norm.bias).clamp(min=0)
         expected = expected @ linear[2].weight.T + linear[2].bias
         torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def head_of(*words: str, width: int = 192) -> nn.Sequential:
+    """An image head of a run: 192 -> 512 -> 512 -> 64; `words` are settings."""
+    sizes = ["model.head_hidden=512", "model.head_out=64", "model.predictor_hidden=512"]
+    config = build(Config, parse_overrides([*sizes, *words]))
+    torch.manual_seed(0)
+    head = image_head(config, width)
+    assert isinstance(head, nn.Sequential)
+    return head
+
+
+def p_value(values: Tensor, law: str, *parameters: float) -> float:
+    return kstest(values.detach().flatten().double().numpy(), law, args=parameters).pvalue
+
+
+def test_the_image_head_starts_kaiming_normal_with_uniform_normalisation_as_released() -> None:
+    first, norm, _, second, other, _, third = head_of()
+    for layer, inputs in ((first, 192), (second, 512), (third, 512)):
+        assert p_value(layer.weight, "norm", 0.0, math.sqrt(2 / inputs)) > 1e-3
+        bound = 1 / math.sqrt(inputs)  # torch's own, which the released code leaves
+        assert p_value(layer.bias, "uniform", -bound, 2 * bound) > 1e-3
+    drawn = [norm.weight, norm.bias, other.weight, other.bias]
+    assert all(p_value(values, "uniform") > 1e-3 for values in drawn)
+    assert len({values.sum().item() for values in drawn}) == 4
+    another = head_of("seed=2")
+    assert not torch.equal(another[0].weight, first.weight)
+
+
+def test_nothing_else_of_a_run_depends_on_how_the_image_head_starts() -> None:
+    states = []
+    for init in ("released", "torch"):
+        head = head_of(f"model.image_head_init={init}")
+        states.append((torch.get_rng_state(), [head[place].bias for place in (0, 3, 6)]))
+    (after, biases), (plain_after, plain_biases) = states
+    assert torch.equal(after, plain_after)
+    assert all(map(torch.equal, biases, plain_biases))
+    bound = math.sqrt(1 / 192)
+    assert p_value(head[0].weight, "uniform", -bound, 2 * bound) > 1e-3
+    assert torch.equal(head[1].weight, torch.ones(512))
+    assert not head[1].bias.any()
+
+
+def test_the_predictor_of_simsiam_starts_with_torchs_defaults() -> None:
+    heads = [
+        head_of("stage2.vss_loss=simsiam", f"model.image_head_init={init}")
+        for init in ("released", "torch")
+    ]
+    one, other = (head.state_dict() for head in heads)
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_the_released_start_sends_half_the_gradient_to_the_encoder() -> None:
+    lengths = []
+    for seed in range(4):
+        views = torch.randn(3, 32, 192, generator=torch.Generator().manual_seed(seed))
+        for init in ("released", "torch"):
+            a, b = ((views[0] + view).requires_grad_() for view in views[1:])
+            head = head_of(f"seed={seed}", f"model.image_head_init={init}")
+            ntxent_loss(head(a), head(b)).backward()
+            lengths.append(torch.cat([a.grad, b.grad]).norm().item())
+    assert 1.7 < sum(lengths[1::2]) / sum(lengths[::2]) < 3
 
 
 # --- side information ---
