@@ -102,7 +102,8 @@ class Walk:
 
     @property
     def data_words(self) -> list[str]:
-        """key=value that say which datasets, and where."""
+        """key=value that say which datasets, and where; they are there then."""
+        assert self.trees
         return _split(self.layout.words.format(root=self.root))
 
     def words(self, *more: str, runs: Path | None = None) -> list[str]:
@@ -113,7 +114,6 @@ class Walk:
     @cached_property
     def training(self) -> Ended:
         """train.py, once."""
-        assert self.trees
         return self.command("train", *self.words())
 
     @property
