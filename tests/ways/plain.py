@@ -1,4 +1,4 @@
-"""Scores of a feature file, computed in the plainest way: a loop over queries, a sorted list each."""
+"""Scores of a feature file in the plainest way: a loop over queries, a sorted list for each."""
 
 from dataclasses import dataclass
 from pathlib import Path

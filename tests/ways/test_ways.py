@@ -172,7 +172,8 @@ def test_weights_on_another_dataset_know_none_of_its_cameras(
     name, saved = next(iter(other.layout.datasets)), walk.top / "other.h5"
     ended = walk.command(
         "evaluate", "--weights", walk.trained.folder, "--recipe", other.layout.recipe,
-        *other.data_words, f"data.test=[{name}]", "engine.precision=fp32", "--save", saved, "--json",
+        *other.data_words, f"data.test=[{name}]", "engine.precision=fp32", "--save", saved,
+        "--json",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     check_labels(other, tree, saved)
@@ -338,8 +339,8 @@ def check_labels(walk: Walk, tree: Tree, file: Path) -> None:
         assert set(side.paths) == set(labels)
         assert len(side.paths) == len(labels)
         assert side.identities.tolist() == [labels[path][0] for path in side.paths]
-        pairs = {(labels[path][1], camera) for path, camera in zip(side.paths, side.cameras.tolist(),
-                                                                  strict=True)}
+        pairs = set(zip([labels[path][1] for path in side.paths], side.cameras.tolist(),
+                        strict=True))  # fmt: skip
         on_disk, told = zip(*sorted(pairs), strict=True)
         assert len(set(on_disk)) == len(on_disk)
         assert list(told) == sorted(set(told))  # as many, in the same order

@@ -10,10 +10,10 @@ from typing import Any
 
 from harness.runs import Run
 from svll.data.synthetic import named_world
+from tests.svll.data.trees import Tree
 from tests.ways import layouts
 from tests.ways.commands import Command, Ended, called, started
 from tests.ways.layouts import WORLD, Layout
-from tests.svll.data.trees import Tree
 
 SMALL = shlex.split(
     "model.name=svll-tiny model.weights=shipped model.stride=8 model.head_hidden=32 "
