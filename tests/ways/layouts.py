@@ -19,7 +19,7 @@ from tests.svll.data.trees import MARKET_FOLDERS, VERI_FOLDERS, Tree, clutter, w
 
 Kind = Literal["person", "vehicle"]
 Labels = tuple[int, int]
-"""Identity, and camera from 0."""
+"""Identity, and camera as the dataset numbers it."""
 TRAIN, TEST = (2, 4, 7, 11, 12, 20), (1, 3, 5, 8, 9)
 CAMERAS = {"train": (1, 2, 4), "test": (1, 2, 5)}
 SIZES = {800: 3, 1600: 4, 2400: 5}
@@ -109,7 +109,7 @@ def named(
         below = f"{folders[shot.part]}/{name(shot)}" + (".JPG" if shot.number % 7 == 3 else ".jpg")
         paint(root / below, kind, shot)
         if shot.identity != -1:
-            images[shot.part][below] = shot.identity, shot.camera - 1
+            images[shot.part][below] = shot.identity, shot.camera
     for folder in folders.values():
         clutter(root / folder)
     return Tree(root, images)
@@ -183,7 +183,7 @@ def msmt17(root: Path, version: str = "V1") -> Tree:
                 f"{shot.number:04d}_0.jpg")
         below = f"{folders[shot.part != 'train']}/{name}"
         paint(top / below, "person", shot)
-        images[shot.part][below] = identity, shot.camera - 1
+        images[shot.part][below] = identity, shot.camera
         lines[shot.part].append(f"{name} {identity}")
     write_list(top / "list_train.txt", lines["train"][:20])
     write_list(top / "list_val.txt", lines["train"][20:], end="\n")
@@ -225,7 +225,6 @@ def split_list(root: Path) -> Tree:
     images: dict[str, dict[str, Labels]] = {}
     with (root / "own.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            # camera names are numbered as they are sorted, where they are no numbers
             images.setdefault(row["split"], {})[row["path"]] = (
                 int(row["identity"]), int(row["camera"])
             )
@@ -255,5 +254,5 @@ def synthetic(root: Path, world: World = WORLD) -> Tree:
     for shot in shots_of(world):
         if not shot.junk:
             label = int(shot.name.split("_")[0])
-            images[parts[shot.folder]][f"{shot.folder}/{shot.name}"] = label, shot.camera
+            images[parts[shot.folder]][f"{shot.folder}/{shot.name}"] = label, shot.camera + 1
     return Tree(root, images)

@@ -21,6 +21,7 @@ class Side:
     """[n, d] of unit length."""
     identities: np.ndarray
     cameras: np.ndarray
+    """As the dataset numbers them."""
     paths: list[str]
 
     def take(self, rows: np.ndarray) -> "Side":
@@ -48,7 +49,8 @@ def read(file: Path) -> tuple[Side, Side]:
             features = group["features"][:].astype(np.float64)
             features /= np.linalg.norm(features, axis=1, keepdims=True)
             paths = [path.decode() for path in group["path"][:]]
-            sides.append(Side(features, group["identity"][:], group["camera"][:], paths))
+            cameras = group["camera"][:] + content.attrs["first_camera"]
+            sides.append(Side(features, group["identity"][:], cameras, paths))
     return sides[0], sides[1]
 
 

@@ -60,7 +60,7 @@ LAYOUTS = {layout.name: layout for layout in (
            {"dukemtmc": layouts.dukemtmc, "msmt17": lambda root: MSMT17["V1"](root / "far")},
            {"market1501": layouts.market1501, "msmt17": lambda root: MSMT17["V1"](root / "far")},
            words="data.train=[market1501,msmt17] data.test=[dukemtmc,msmt17] data.root={root} "
-                 "data.roots={{msmt17: {root}/far}}"),
+                 "data.roots={{msmt17: {root}/far}}", other="occluded_duke"),
 )}  # fmt: skip
 
 
