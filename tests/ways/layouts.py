@@ -51,8 +51,8 @@ class Layout:
     """Of the training sets, where they are others than the first test set."""
     words: str = "data.root={root}"
     """key=value for train.py; `root` is the folder given to the builders."""
-    checked: str = ""
-    """The name that data.py check takes; empty: the first test set's."""
+    file: str = ""
+    """The list below `root`, where the dataset is one."""
     protocol: str = "cross_camera"
     other: str = "market1501"
     """The layout whose test set these weights are tested on, too."""
@@ -60,7 +60,7 @@ class Layout:
     @property
     def training(self) -> dict[str, Callable[[Path], Tree]]:
         """Builders of the training sets, by name."""
-        return self.train or dict([next(iter(self.datasets.items()))])
+        return self.train or dict(list(self.datasets.items())[:1])
 
 
 # --- images ---
@@ -255,4 +255,4 @@ def synthetic(root: Path, world: World = WORLD) -> Tree:
         if not shot.junk:
             label = int(shot.name.split("_")[0])
             images[parts[shot.folder]][f"{shot.folder}/{shot.name}"] = label, shot.camera + 1
-    return Tree(root, images)
+    return Tree(root / "world", images)

@@ -58,17 +58,12 @@ def walk(layout: str, walks: Callable[[str], Walk]) -> Walk:
 # --- the files ---
 
 
-@step("check")
+@step("check", *(name for name in LAYOUTS if name != "synthetic"))  # which its run draws
 def test_checking_counts_the_identities_images_and_cameras_on_disk(walk: Walk) -> None:
-    if walk.layout.name == "synthetic":
-        pytest.skip("drawn by the run")
     for name, tree in walk.trees.items():
-        checked, root = walk.layout.checked or name, walk.root
-        place = dict(word.split("=") for word in walk.data_words if word.startswith("data.root="))
-        root = Path(place.get("data.root", root / "world"))
-        if walk.layout.name == "joined":
-            root = tree.root
-        ended = walk.command("data", "check", checked, "--root", root)
+        place = walk.root / walk.layout.file if walk.layout.file else tree.folder
+        checked = "folder" if name == "synthetic" else name
+        ended = walk.command("data", "check", checked, "--root", place)
         assert ended.status == 0, ended.err
         parts = tree.images
         if walk.layout.protocol == "random_gallery":
@@ -261,7 +256,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @step("export", "list_plain")
 def test_an_exported_model_gives_the_features_of_the_run(walk: Walk) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     from svll.models.extractor import prepare
 
     run, out = walk.trained, walk.top / "model.onnx"
@@ -333,8 +329,6 @@ def check_labels(walk: Walk, tree: Tree, file: Path) -> None:
         if walk.layout.name == "synthetic":  # it lies where the run has drawn it
             [world] = (walk.runs / "cache" / "data").iterdir()
             tree = Tree(world, tree.images)
-        elif walk.layout.name == "synthetic_given":
-            tree = Tree(walk.root / "world", tree.images)
         labels = {str(path): found for path, found in tree.labels(name).items()}
         assert set(side.paths) == set(labels)
         assert len(side.paths) == len(labels)
