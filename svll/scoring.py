@@ -15,7 +15,7 @@ from svll.config import Config
 from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.records import Dataset, Int64, Records
-from svll.data.side_labels import UNNAMED, SideLabels
+from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.models import load_model
 from svll.models.loaded import LoadedModel
@@ -114,7 +114,7 @@ def labels_for(model: LoadedModel, dataset: Dataset) -> SideLabels:
 
 def _log_side(model: LoadedModel, labels: SideLabels, test: Dataset) -> None:
     """Say which of a test set's cameras have vectors in the model."""
-    own = labels.cameras.get(test.name, ())
+    own = labels.cameras.get(owner(test.name), ())
     if own:
         log.info("%s: side information of cameras %s", test.name, list(own))
     else:

@@ -21,9 +21,14 @@ UNNAMED = ""
 """Stands for the dataset of published weights, which do not name it."""
 
 
+def owner(dataset: str) -> str:
+    """Return whose cameras and views a test set has: VehicleID's three lists are of one dataset."""
+    return "vehicleid" if dataset.startswith("vehicleid_") else dataset
+
+
 @dataclass(frozen=True)
 class SideLabels:
-    """Cameras and views of training by dataset, sorted, as the dataset numbers them.
+    """Cameras and views of training by their `owner`, sorted, as the dataset numbers them.
 
     Vectors stand in this order, dataset after dataset. A dataset without view labels has the single
     view 0.
@@ -36,8 +41,11 @@ class SideLabels:
     def of(cls, trained: Sequence[tuple[Dataset, Records]]) -> "SideLabels":
         """Collect the labels of datasets, each with those of its images that are trained on."""
         return cls(
-            {d.name: np.unique(part.cameras + d.first_camera).tolist() for d, part in trained},
-            {d.name: np.unique(part.views).tolist() for d, part in trained},
+            {
+                owner(one.name): np.unique(part.cameras + one.first_camera).tolist()
+                for one, part in trained
+            },
+            {owner(one.name): np.unique(part.views).tolist() for one, part in trained},
         )
 
     @property
@@ -64,6 +72,7 @@ class SideLabels:
         labels that training did not see, and for all of a dataset that it did not see. Where
         training had a single view, an unknown view is that one.
         """
+        dataset = owner(dataset)
         camera = _places(self.cameras, dataset, np.asarray(cameras, dtype=np.int64))
         if views is None and len(self.views.get(dataset, ())) == 1:
             views = np.full(len(camera), self.views[dataset][0])
@@ -74,7 +83,7 @@ class SideLabels:
     def of_dataset(self, name: str) -> "SideLabels":
         """Return the labels of weights that do not name their dataset as those of a dataset."""
         return SideLabels(
-            *({name: known[UNNAMED]} if UNNAMED in known else known
+            *({owner(name): known[UNNAMED]} if UNNAMED in known else known
               for known in (self.cameras, self.views))
         )
 

@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
-from svll.data.side_labels import SideLabels
+from svll.data.side_labels import SideLabels, owner
 from svll.models.archives import is_archive
 from svll.models.clip import empty_model, image_encoder, model_config
 from svll.models.clip_reid import clip_reid_model
@@ -164,8 +164,8 @@ def _older_labels(
 
     cameras: from 0, those of further datasets counted on; they match none of the first one's.
     """
-    name = trained_on(config.data)[0]
-    first = 0 if name == "list" or name.startswith("vehicleid") else 1
+    name = owner(trained_on(config.data)[0])
+    first = 0 if name in ("list", "vehicleid") else 1
     rows = len(state.get("side.vectors", ()))
     views = {"view": rows, "camera_view": rows // max(1, len(cameras))}.get(config.model.sie, 1)
     return SideLabels({name: [camera + first for camera in cameras]}, {name: range(views)})

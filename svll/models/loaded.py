@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from svll.data.side_labels import UNNAMED, SideLabels
+from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.models.clip import TextEncoder
 from svll.models.fitting import fit
 from svll.models.reid import SideInformation
@@ -67,7 +67,7 @@ class LoadedModel(nn.Module):
         known = self.side_labels.datasets
         if dataset is None and len(known) == 1:
             dataset = known[0]
-        if dataset not in known and known:
+        if owner(dataset or "") not in known and known:
             named = "no dataset is given" if dataset is None else f"not trained on {dataset!r}"
             raise UserError(f"cameras: {named}; the model knows those of {', '.join(known)}")
         return self.side_labels.places(dataset or "", cameras)

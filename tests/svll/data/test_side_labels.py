@@ -30,6 +30,17 @@ def test_no_camera_of_a_set_that_was_not_trained_on_has_a_vector() -> None:
     assert camera.tolist() == view.tolist() == [UNSEEN, UNSEEN]
 
 
+def test_each_of_vehicleids_lists_has_the_camera_that_any_of_them_was_trained_with() -> None:
+    parts = [Records.from_rows([Row("1.jpg", 0, 0)])] * 3
+    trained, tested = (
+        Dataset(f"vehicleid_{size}", "random_gallery", *parts) for size in (800, 2400)
+    )
+    labels = SideLabels.of([(trained, trained.train)])
+    assert SideLabels.from_json(labels.to_json()).places(*tested.side_columns(tested.query)) == (
+        [0], [0]
+    )
+
+
 def test_an_unknown_view_is_unseen_unless_training_had_a_single_one() -> None:
     assert LABELS.places("a", [1])[1].tolist() == [UNSEEN]
     assert LABELS.places("b", [2])[1].tolist() == [2]
