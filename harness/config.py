@@ -261,6 +261,9 @@ def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) 
     """Set one value; returns what is wrong with it, or None. kinds: as `field_types` says."""
     key, value = setting.key, setting.value
     if key not in kinds:
+        if (gone := removed_keys(schema).get(key)) is not None:
+            only, instead = gone
+            return None if value is only else f"{key}: was removed; {instead}"
         below = [k for k in kinds if k.startswith(f"{key}.")]
         if below:
             return f"{key} is a section; set one of its keys, such as {below[0]}"
@@ -349,6 +352,19 @@ def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def removed_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Return the keys that a schema had: the one value that means what is done now, and advice.
+
+    A dataclass of the tree names them in a class variable `removed`. Such a key with that value may
+    still be given, and stays part of the signature: runs made before keep their names.
+    """
+    own: Mapping[str, tuple[Any, str]] = getattr(schema, "removed", {})
+    found = {f"{prefix}{key}": gone for key, gone in own.items()}
+    for name, section in _sections(schema).items():
+        found |= removed_keys(section, f"{prefix}{name}.")
+    return found
+
+
 def _sections(schema: type) -> dict[str, type]:
     hints = typing.get_type_hints(schema)
     return {
@@ -415,6 +431,8 @@ def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> 
         elif isinstance(value, tuple):
             value = list(value)
         result[item.name] = value
+    if not with_runtime:
+        result |= {key: only for key, (only, _) in getattr(config, "removed", {}).items()}
     return result
 
 

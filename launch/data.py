@@ -14,6 +14,7 @@ import typer
 
 from harness import progress
 from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
+from svll.protocols import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
     from svll.data.checking import Check, Part
@@ -60,7 +61,7 @@ def check(
     from svll.data import checking
 
     found = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
-    typer.echo(f"{found.dataset}: {found.protocol} ({checking.PROTOCOLS[found.protocol]})")
+    typer.echo(f"{found.dataset}: {found.protocol} ({PROTOCOLS[found.protocol]})")
     typer.echo(_table(found.parts))
     published = found.published_cameras
     typer.echo(f"cameras      {found.cameras}" + (f", published {published}" if published else ""))

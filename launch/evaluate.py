@@ -18,7 +18,7 @@ TransReID.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -32,9 +32,10 @@ from harness.features import write_features
 from harness.files import atomic_write, check_writable
 from launch.cli import command
 from svll.config import RECIPES, Config
+from svll.protocols import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
-    from svll.evaluation import KReciprocal
+    from svll.evaluation import KReciprocal, QueryExpansion
     from svll.evaluation.ranking import Options
     from svll.evaluation.scores import Score
     from svll.evaluation.sharing import Share
@@ -99,30 +100,31 @@ def main(
     ] = "euclidean",
     normalise: Annotated[
         bool,
-        typer.Option("--normalise/--raw", help="Bring features to unit length, or do not."),
+        typer.Option("--normalise/--raw", help="L2-normalise features (--raw: use as stored)."),
     ] = True,
-    camera_filter: Annotated[
-        bool,
-        typer.Option(
-            "--camera-filter/--no-camera-filter",
-            help="Leave out gallery images of the query's own identity and camera.",
-        ),
-    ] = True,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(help="What a query does not rank. [default: the file's or dataset's protocol, "
+                     "cross_camera where none is named]"),
+    ] = None,
+    no_camera_filter: Annotated[
+        bool, typer.Option("--no-camera-filter", help="Short for --protocol all_gallery.")
+    ] = False,
     cross_camera_only: Annotated[
-        bool,
-        typer.Option("--cross-camera-only", help="Leave out all of the query's own camera."),
+        bool, typer.Option("--cross-camera-only", help="Short for --protocol other_cameras.")
     ] = False,
     multi_query: Annotated[
         bool,
         typer.Option(
-            "--multi-query", help="Images of one identity under one camera ask as one, averaged."
+            "--multi-query", help="Average each identity's query images per camera."
         ),
     ] = False,
     bootstrap: Annotated[
         bool, typer.Option("--bootstrap", help="95 % interval of mAP over the identities.")
     ] = False,
     camera_pairs: Annotated[
-        bool, typer.Option("--camera-pairs", help="Also for each pair of cameras.")
+        bool,
+        typer.Option("--camera-pairs", help="Also for each pair of cameras, under each setting."),
     ] = False,
     verification: Annotated[
         bool,
@@ -137,10 +139,15 @@ def main(
         typer.Option(help="With --threshold-from: where the false positive rate there is this. "
                      "[default: where both error rates are equal]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print a JSON array: an object for each file and setting."),
+    ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     per_query: Annotated[
-        Path | None, typer.Option(help="Write each query's metrics and nearest to this CSV file.")
+        Path | None,
+        typer.Option(help="Write each query's metrics and nearest to this CSV file; under "
+                     "random_gallery, those of the first draw."),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="With --per-query: how many nearest. [default: 10]")
@@ -175,6 +182,7 @@ def main(
             "--verification; --json has"
         )
     grid = _grid(k1, k2, weight) if rerank else []
+    chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
     from svll.evaluation.scores import Extra, score  # Numba
     from svll.evaluation.sharing import join_ranks
 
@@ -184,26 +192,28 @@ def main(
             if path is not None and share.index == 0:
                 check_writable(path)  # before the work
         if weights is not None:
-            sources = _of_weights(weights, recipe, words or [], save)
+            used = [] if chosen is None else [f"evaluation.protocol={chosen}"]
+            sources = _of_weights(weights, recipe, [*(words or []), *used], save)
         elif run:
-            sources = _of_runs(stack, run, words or [], save)
+            sources = _of_runs(stack, run, words or [], save, chosen)
         else:
             paths = [*(features or []), *(words or [])]
             own_save = save if share.index == 0 else None
-            sources = _of_files(stack, paths, features_from, gallery or [], own_save)
+            sources = _of_files(stack, paths, features_from, gallery or [], own_save, chosen)
         if multi_query:
             sources = [source.pooled() for source in sources]
-        options = _options(metric, normalise, camera_filter, cross_camera_only, expand, alpha)
-        options |= {"share": share, "top_k": 0 if per_query is None else top_k or 10}
+        options: Options = {
+            "metric": metric, "normalise": normalise, "expand": _expansion(expand, alpha),
+            "share": share, "top_k": 0 if per_query is None else top_k or 10,
+        }
         threshold = None
         if threshold_from is not None:
-            threshold = _threshold(threshold_from, at_fpr, camera_filter, share)
+            threshold = _threshold(threshold_from, at_fpr, chosen, share)
         extra = Extra(bootstrap, camera_pairs, verification, threshold)
         settings = _settings(grid)
         scores = [s for source in sources for s in score(source, settings, extra, **options)]
         if share.index == 0:
-            protocols = _protocols(scores, camera_filter, cross_camera_only)
-            _show(scores, protocols, as_json=as_json, as_csv=as_csv)
+            _show(scores, as_json=as_json, as_csv=as_csv)
             if per_query is not None:
                 _write_per_query(per_query, scores)
     return 0
@@ -245,17 +255,25 @@ def _settings(grid: list[dict[str, Any]]) -> "list[KReciprocal | None]":
     return settings if len(settings) == 1 else [None, *settings]
 
 
-def _options(
-    metric: Literal["euclidean", "cosine"], normalise: bool, camera_filter: bool,
-    cross_camera_only: bool, expand: int | None, alpha: float | None,
-) -> "Options":
+def _expansion(expand: int | None, alpha: float | None) -> "QueryExpansion | None":
     from svll.evaluation import QueryExpansion
 
-    return {
-        "metric": metric, "normalise": normalise, "camera_filter": camera_filter,
-        "cross_camera_only": cross_camera_only,
-        "expand": None if expand is None else QueryExpansion(expand, alpha or 0.0),
+    return None if expand is None else QueryExpansion(expand, alpha or 0.0)
+
+
+def _protocol(
+    given: Protocol | None, no_camera_filter: bool, cross_camera_only: bool
+) -> Protocol | None:
+    """Return the protocol that was asked for, None for that of each file."""
+    short: dict[str, tuple[bool, Protocol]] = {
+        "--no-camera-filter": (no_camera_filter, "all_gallery"),
+        "--cross-camera-only": (cross_camera_only, "other_cameras"),
     }
+    asked: dict[str, Protocol] = {} if given is None else {"--protocol": given}
+    asked |= {name: meant for name, (is_set, meant) in short.items() if is_set}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: choose one")
+    return next(iter(asked.values()), None)
 
 
 # ---- where features come from ----
@@ -263,7 +281,7 @@ def _options(
 
 def _of_files(
     stack: ExitStack, paths: Sequence[str], kind: str | None, gallery: Sequence[str],
-    save: Path | None,
+    save: Path | None, protocol: Protocol | None,
 ) -> "list[Source]":
     from svll.evaluation.sources import find_shards, open_source
 
@@ -274,18 +292,21 @@ def _of_files(
     if save is not None and len(paths) > 1:
         raise UserError("--save goes with one --features file")
     shards = find_shards(gallery)
-    sources = [stack.enter_context(open_source(Path(path), kind, shards)) for path in paths]
+    sources = [
+        stack.enter_context(open_source(Path(path), kind, shards, protocol)) for path in paths
+    ]
     if save is not None:
         source = sources[0]
         write_features(
             save, source.groups(), dataset=source.dataset, model=source.where,
-            protocol=source.protocol,
+            protocol=source.protocol, first_camera=source.first_camera,
         )
     return sources
 
 
 def _of_runs(
-    stack: ExitStack, folders: Sequence[Path], overrides: list[str], save: Path | None
+    stack: ExitStack, folders: Sequence[Path], overrides: list[str], save: Path | None,
+    protocol: Protocol | None,
 ) -> "list[Source]":
     from svll.evaluation.sources import open_source
     from svll.run_features import run_features
@@ -294,7 +315,7 @@ def _of_runs(
         raise UserError("--save without --weights or --features-from has no effect: a run's "
                         "features are in its folder")
     return [
-        stack.enter_context(open_source(path))
+        stack.enter_context(open_source(path, protocol=protocol))
         for folder in folders for path in run_features(folder, overrides)
     ]
 
@@ -312,21 +333,22 @@ def _of_weights(
 
     return [
         Source(
-            str(weights), test.name, test.protocol, test.groups["query"], test.groups["gallery"]
+            str(weights), test.name, test.protocol, test.groups["query"], test.groups["gallery"],
+            first_camera=test.first_camera,
         )
         for test in encode_tests(weights, config, save)
     ]
 
 
 def _threshold(
-    path: Path, at_fpr: float | None, camera_filter: bool, share: "Share"
+    path: Path, at_fpr: float | None, protocol: Protocol | None, share: "Share"
 ) -> float:
     """The similarity that tells identities apart on one cache, to be applied to another."""
     from svll.evaluation.scores import verify_source
     from svll.evaluation.sources import open_source
 
-    with open_source(path) as source:
-        found = verify_source(source, camera_filter=camera_filter, share=share)
+    with open_source(path, protocol=protocol) as source:
+        found = verify_source(source, share=share)
     try:
         return found.threshold(at_fpr)
     except UserError as error:
@@ -336,80 +358,49 @@ def _threshold(
 # ---- what is shown ----
 
 
-def _show(
-    scores: "Sequence[Score]", protocols: Iterator[str], *, as_json: bool, as_csv: bool
-) -> None:
-    """Print one score as lines or an object, several as a table or a list.
+def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
+    """Print scores as JSON, CSV, lines of one, or a table of several."""
+    from svll.evaluation.written import more_lines, protocol_lines, score_lines, to_csv
 
-    protocols: what is to be said of the protocols to people who read it.
-    """
-    from svll.evaluation.scores import to_csv
-
-    several = len(scores) > 1
     if as_json:
-        found = [item.as_json(several=several) for item in scores]
-        typer.echo(json.dumps(found if several else found[0]))
-    elif as_csv:
+        typer.echo(json.dumps([item.as_json() for item in scores]))
+        return
+    if as_csv:
         typer.echo("".join(to_csv(scores)), nl=False)
-    elif several:
+        return
+    if len(scores) > 1:
         _print_table(scores)
     else:
-        typer.echo("\n".join(_lines(scores[0])))
-    if not as_json and not as_csv:
-        typer.echo("\n".join(protocols))
-        for item in scores[:1] if len({id(s.source) for s in scores}) == 1 else scores:
-            for line in _more_lines(item):
-                typer.echo(line)
-
-
-def _lines(item: "Score") -> Iterator[str]:
-    """The metrics; fractions, as everywhere."""
-    result = item.result
-    cmc = result.as_json()["cmc"]
-    numbers = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
-    for name, value in numbers.items():
-        interval = ""
-        if name == "mAP" and item.interval:
-            interval = f"  (95 %: {item.interval[0]:.4f} to {item.interval[1]:.4f})"
-        yield f"{name:8}{value:.4f}{interval}"
-    settings = f"re-ranked: {item.setting}" if item.setting else "not re-ranked"
-    skipped = f", {result.skipped} without a match left out" if result.skipped else ""
-    yield f"{result.queries} queries{skipped}; {item.source.protocol}, {settings}"
-
-
-def _protocols(
-    scores: "Sequence[Score]", camera_filter: bool, cross_camera_only: bool
-) -> Iterator[str]:
-    """What each protocol leaves out of the gallery, or the options do in its stead."""
-    from svll.data.checking import PROTOCOLS
-
-    for name in dict.fromkeys(item.source.protocol for item in scores):
-        told = PROTOCOLS[name]
-        if cross_camera_only:
-            told = "all gallery images of the query's own camera are left out (--cross-camera-only)"
-        elif name == "cross_camera" and not camera_filter:
-            told = "no gallery image is left out (--no-camera-filter)"
-        yield f"{name}: {told}"
+        typer.echo("\n".join(score_lines(scores[0])))
+    for line in (*protocol_lines(scores), *more_lines(scores)):
+        typer.echo(line)
 
 
 def _print_table(scores: "Sequence[Score]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("file", "k1", "k2", "weight", "mAP", "mINP", "Rank-1", "Rank-5", "Rank-10")
+    from svll.evaluation.written import RANKS, settings_words
+
+    table = Table("file", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+                  *(f"Rank-{rank}" for rank in RANKS))
     names = _short([item.source.where for item in scores])
     for name, item in zip(names, scores, strict=True):
-        numbers = item.result.as_json()
+        numbers = item.result.as_json(RANKS)
         interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
-        cmc = [f"{value:.4f}" for value in numbers["cmc"].values()]
+        rerank = item.settings["rerank"] or {}
         table.add_row(
-            name, *map(str, item.columns), f"{numbers['mAP']:.4f}{interval}",
-            f"{numbers['mINP']:.4f}", *cmc,
+            name, item.source.protocol, *(str(rerank.get(k, "")) for k in ("k1", "k2", "weight")),
+            f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
+            *(f"{value:.4f}" for value in numbers["cmc"].values()),
         )
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # a pipe or a log has no width: nothing is cut
     console.print(table)
+    # one command line has one setting for all, but for re-ranking
+    typer.echo(f"all: {settings_words(scores[0].settings, rerank=False)}; re-ranked where k1, k2 "
+               "and weight are given")
 
 
 def _short(names: Sequence[str]) -> list[str]:
@@ -421,49 +412,8 @@ def _short(names: Sequence[str]) -> list[str]:
     return [str(Path(*part[shared:])) for part in parts]
 
 
-def _more_lines(item: "Score") -> Iterator[str]:
-    """Camera pairs and verification."""
-    if item.camera_pairs:
-        yield f"\n{item.source.where}: query camera, gallery camera, queries, mAP, Rank-1"
-        for pair in item.camera_pairs:
-            yield (
-                f"{pair.query_camera:6}{pair.gallery_camera:6}{pair.queries:8}  {pair.mAP:.4f}  "
-                f"{pair.rank1:.4f}"
-            )
-    if item.verification:
-        yield from _verification_lines(item)
-
-
-def _verification_lines(item: "Score") -> Iterator[str]:
-    numbers = item.as_json()["verification"]
-    equal = numbers["eer_threshold"]
-    yield (
-        f"\n{item.source.where}: same identity or not, {numbers['genuine_pairs']:,} genuine and "
-        f"{numbers['impostor_pairs']:,} impostor pairs"
-    )
-    yield f"AUC {numbers['auc']:.4f}"
-    yield (
-        f"EER {numbers['eer']:.4f} at similarity {equal['similarity']:.4f} "
-        f"(distance {equal['distance']:.4f})"
-    )
-    for rate, found in numbers["tpr_at_fpr"].items():
-        if found is not None:
-            yield _rates(f"FPR at most {rate}", found)
-    yield from numbers["notes"]
-    if "applied" in numbers:
-        yield _rates("threshold given", numbers["applied"])
-
-
-def _rates(name: str, found: dict[str, Any]) -> str:
-    precision = "none" if found["precision"] is None else f"{found['precision']:.4f}"
-    return (
-        f"{name}: TPR {found['tpr']:.4f} FPR {found['fpr']:.2e} precision {precision} "
-        f"accuracy {found['accuracy']:.4f} at similarity {found['threshold']:.4f}"
-    )
-
-
 def _write_per_query(path: Path, scores: "Sequence[Score]") -> None:
-    from svll.evaluation.scores import per_query_csv
+    from svll.evaluation.written import per_query_csv
 
     try:
         with atomic_write(path) as private, private.open("w", encoding="utf-8") as file:

@@ -61,7 +61,8 @@ def main(
     ] = None,
     cameras: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="With --ranked: queries of one camera among another's images, from 0."),
+        typer.Option(help="With --ranked: queries of one camera among another's images, as the "
+                     "dataset numbers them."),
     ] = None,
     root: Annotated[
         Path | None,
@@ -164,8 +165,8 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
         lines.append((f"{sweeping.metric} over {counted(found.pairs, 'seed')}", found))
     runs = [[one.run for one in point.outcomes if one.seed in seeds or not seeds]
             for point in (a, b)]
-    found = compare_queries(*runs)
-    lines.append((f"test AP over {counted(found.pairs, 'query', 'queries')}", found))
+    protocol, found = compare_queries(*runs)
+    lines.append((f"test AP ({protocol}) over {counted(found.pairs, 'query', 'queries')}", found))
     for what, verdict in lines:
         sure = "A and B differ" if verdict.p < SURE else "no difference is shown"
         console.print(

@@ -33,7 +33,7 @@ def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: in
         )
 
 
-def check_matches(splits: Splits, *, camera_filter: bool) -> None:
+def check_matches(splits: Splits) -> None:
     """Refuse parts none of whose queries has a match, and say what is unusual about the others.
 
     Asked before training: after it, days would be lost.
@@ -42,7 +42,7 @@ def check_matches(splits: Splits, *, camera_filter: bool) -> None:
         log.warning("%s", note)
     for part in (splits.validation, *splits.tests):
         if len(part.query) and part.protocol != "random_gallery":
-            _check_part(part, camera_filter and part.protocol == "cross_camera")
+            _check_part(part)
 
 
 def tell_side_information(splits: Splits, model: Model) -> None:
@@ -65,9 +65,9 @@ def tell_side_information(splits: Splits, model: Model) -> None:
                     )
 
 
-def _check_part(part: Part, camera_filter: bool) -> None:
-    note = unmatched(part.query, part.gallery, camera_filter=camera_filter)
-    if not has_match(part.query, part.gallery, camera_filter=camera_filter).any():
+def _check_part(part: Part) -> None:
+    note = unmatched(part.query, part.gallery, part.protocol)
+    if not has_match(part.query, part.gallery, part.protocol).any():
         raise UserError(f"{part.name}: {note}; there is nothing to measure")
     if note:
         log.warning("%s: %s", part.name, note)

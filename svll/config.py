@@ -5,12 +5,13 @@ is silent). Fields made by `runtime` cannot change a result and are not part of 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from harness.config import changeable, runtime, unless_empty, where_it_counts
+from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -333,16 +334,35 @@ class Evaluation:
     """Images per step of feature extraction, per rank."""
     every: int = 1
     """Epochs between validations; the last epoch is always validated. 0: the last only."""
-    camera_filter: bool = True
-    """Whether gallery images of the query's own identity and camera are left out."""
+    protocol: Protocol | None = unless_empty(None)  # noqa: RUF009
+    """What a query does not rank (validation and test): cross_camera, its own identity's images
+    under its camera; other_cameras, all under its camera; all_gallery, its own image;
+    random_gallery, one image of each identity is drawn; null: as the dataset is tested."""
     rerank: bool = False
     """Whether the test result also holds k-reciprocal re-ranked numbers."""
+    k1: int = unless_empty(20)
+    """Re-ranking: size of a neighbourhood."""
+    k2: int = unless_empty(6)
+    """Re-ranking: neighbours averaged over; 1: none."""
+    weight: float = unless_empty(0.3)
+    """Re-ranking: share of the original distance."""
     feature_dtype: Literal["float32", "float16"] = "float32"
     """How test features are kept; float16 takes half the room. Metrics are of what is kept."""
 
+    removed: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "camera_filter": (True, "evaluation.protocol=all_gallery ranks all but the query's own "
+                                "image"),
+    }
+
     def faults(self) -> Faults:
-        yield from _at_least_one(self, "batch")
+        yield from _at_least_one(self, "batch", "k1", "k2")
         yield from _not_negative(self, "every")
+        if not 0 <= self.weight <= 1:
+            yield "weight", f"must lie between 0 and 1, found {self.weight}"
+        if not self.rerank and (self.k1, self.k2, self.weight) != (
+            Evaluation.k1, Evaluation.k2, Evaluation.weight
+        ):
+            yield "rerank", "evaluation.k1, k2 and weight have no effect without it; set it to true"
 
 
 @dataclass

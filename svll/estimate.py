@@ -97,7 +97,7 @@ def size_of(config: Config) -> tuple[Size, str]:
     if not missing:
         found = split(
             load_datasets(data, Path(config.run.runs) / "cache" / "data"),
-            validation=data.validation, seed=config.seed,
+            validation=data.validation, seed=config.seed, protocol=config.evaluation.protocol,
         )
         size = Size(len(found.train), found.identities, found.side_labels.camera_count,
                     found.side_labels.view_count)

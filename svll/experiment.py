@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.sampling import identity_batches, shuffled_batches
 from svll.data.splits import Part, Splits, split
 from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file
-from svll.evaluation import KReciprocal, RankingResult, evaluate_protocol
+from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.sharing import Share
+from svll.evaluation.written import RANKS
 from svll.frozen import FrozenFeatures
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
@@ -120,7 +122,8 @@ class Trial:
         check_weights(config.model)
         self.staged = cache.staged(self.datasets.every, config.data.stage)
         self.splits: Splits = split(
-            self.datasets, validation=config.data.validation, seed=config.seed
+            self.datasets, validation=config.data.validation, seed=config.seed,
+            protocol=config.evaluation.protocol,
         )
         self.threads = config.data.threads or len(os.sched_getaffinity(0))
         self.clip: Clip = load_clip(
@@ -159,7 +162,7 @@ class Trial:
                 f"has {self.splits.identities}; use a smaller stage2.batch"
             )
         tell_side_information(self.splits, self.config.model)
-        check_matches(self.splits, camera_filter=self.config.evaluation.camera_filter)
+        check_matches(self.splits)
         if not self.config.data.check:
             return
         with ranks.leader_first() as acts:
@@ -383,7 +386,7 @@ class Trial:
         if not len(part.query) or not (last or (every and epoch % every == 0)):
             return {}
         model.eval()
-        return {"validation": self._rank(part, *self._encode(model, part)).as_json()}
+        return {"validation": self._rank(part, *self._encode(model, part)).as_json(RANKS)}
 
     # --- test ---
 
@@ -398,11 +401,10 @@ class Trial:
         self, part: Part, query: Any, gallery: Any, rerank: KReciprocal | None = None
     ) -> RankingResult:
         """Rank a part's gallery by its protocol; all ranks share the work."""
-        return evaluate_protocol(
-            part.protocol, query, gallery, part.query.identities, part.gallery.identities,
-            part.query.cameras, part.gallery.cameras,
-            camera_filter=self.config.evaluation.camera_filter, rerank=rerank,
-            share=Share.of_this_rank(),
+        return evaluate_ranking(
+            query, gallery, part.query.identities, part.gallery.identities, part.query.cameras,
+            part.gallery.cameras, protocol=part.protocol, rerank=rerank, share=Share.of_this_rank(),
+            query_images=part.query.paths, gallery_images=part.gallery.paths,
         )
 
     def test(self, model: ReIDModel) -> dict[str, Any]:
@@ -457,9 +459,10 @@ class Trial:
         with open_features(self.features_path(part), ("query", "gallery")) as file:
             query, gallery = (file.groups[name].features for name in ("query", "gallery"))
             result: dict[str, Any] = self._rank(part, query, gallery).as_json()
-            if self.config.evaluation.rerank:
-                reranked = self._rank(part, query, gallery, rerank=KReciprocal())
-                result["reranked"] = reranked.as_json()
+            if (used := self.config.evaluation).rerank:
+                setting = KReciprocal(used.k1, used.k2, used.weight)
+                reranked = self._rank(part, query, gallery, setting).as_json()
+                result["reranked"] = {"rerank": asdict(setting), **reranked}
         log.info("%s: test mAP %.4f, rank-1 %.4f", part.name, result["mAP"], result["cmc"]["1"])
         return result | {"dataset": part.name, "protocol": part.protocol}
 
@@ -471,7 +474,7 @@ class Trial:
         config, reader = self.config, self.reader()
         key = cache.feature_key(
             self.datasets.fingerprint, self.clip.weights_hash, config, reader,
-            [part.name for part in self.splits.tests], config.evaluation.camera_filter,
+            [part.name for part in self.splits.tests], config.evaluation.protocol or True,
         )
 
         def measure() -> dict[str, Any]:
@@ -481,7 +484,7 @@ class Trial:
             )
             model = ReIDModel(clip.image.to(ranks.device()).eval(), None)
             return {
-                part.name: self._rank(part, *self._encode(model, part)).as_json()
+                part.name: self._rank(part, *self._encode(model, part)).as_json(RANKS)
                 for part in self.splits.tests
             }
 

@@ -220,7 +220,7 @@ def rank(queries: Encoded, gallery: Encoded, top_k: int) -> tuple[Integers, Floa
     )
     found = [
         comparison(chunk, [Extras.none(len(chunk))])[0]
-        for chunk in Matches(asking, known, camera_filter=True).chunks()
+        for chunk in Matches(asking, known).chunks()
     ]
     return (
         np.concatenate([part.nearest for part in found]),

@@ -32,6 +32,8 @@ class Encoded:
     protocol: str
     groups: dict[str, FeatureGroup]
     """query and gallery."""
+    first_camera: int
+    """The number that the dataset itself gives to camera 0."""
 
 
 def encode_tests(weights: str | Path, config: Config, save: Path | None = None) -> list[Encoded]:
@@ -60,7 +62,7 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
 
     found = []
     for place, test in enumerate(datasets.test):
-        pair = test.query, test.gallery
+        pair, protocol = (test.query, test.gallery), config.evaluation.protocol or test.protocol
         labels = labels_for(model, test)
         if with_side:
             _log_side(model, labels, test)
@@ -79,11 +81,11 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
                 test.fingerprint, _hash(weights), config, reader, reader.batch, with_side, dtype
             )
             target = FeatureTarget(
-                path, test.name, str(weights), test.protocol, key, test.first_camera, dtype
+                path, test.name, str(weights), protocol, key, test.first_camera, dtype
             )
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
-        found.append(Encoded(test.name, test.protocol, groups))
+        found.append(Encoded(test.name, protocol, groups, test.first_camera))
     return found
 
 

@@ -18,14 +18,6 @@ Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 """Makes a display of progress from a title."""
 
-PROTOCOLS = {
-    "cross_camera": "gallery images of the query's own identity and camera are left out",
-    "all_gallery": "no gallery image is left out, as cameras are unknown",
-    "random_gallery": "one image per identity is the gallery, the others are queries; "
-    "the mean of ten draws",
-}
-
-
 @dataclass(frozen=True)
 class Part:
     """How much one part holds, beside what is published."""
@@ -121,9 +113,7 @@ def notes(dataset: Dataset) -> list[str]:
     if dataset.protocol == "random_gallery":
         found.append(_single_test_images(dataset.query))
     else:
-        found.append(unmatched(
-            dataset.query, dataset.gallery, camera_filter=dataset.protocol == "cross_camera"
-        ))
+        found.append(unmatched(dataset.query, dataset.gallery, dataset.protocol))
     return [note for note in found if note]
 
 
@@ -133,7 +123,7 @@ def _one_camera(dataset: Dataset) -> str:
         return ""
     return (
         "all images are of one camera, so no query has a match under another one; to rank them "
-        "all the same, set evaluation.camera_filter=false"
+        "all the same, set evaluation.protocol=all_gallery"
     )
 
 
@@ -161,32 +151,38 @@ def _singles(records: Records) -> tuple[int, int]:
     return int((images == 1).sum()), len(images)
 
 
-def unmatched(query: Records, gallery: Records, *, camera_filter: bool) -> str:
+def unmatched(query: Records, gallery: Records, protocol: str) -> str:
     """Say which queries nothing in the gallery can match, and why; empty when all have a match."""
     ids = np.unique(query.identities)
     absent = np.setdiff1d(ids, gallery.identities)
-    left_out = ~has_match(query, gallery, camera_filter=camera_filter)
+    left_out = ~has_match(query, gallery, protocol)
     near = len(np.setdiff1d(query.identities[left_out], absent))
     if not left_out.any():
         return ""
     message = f"{len(absent)} of {len(ids)} query identities are absent from the gallery"
+    by_camera = protocol != "all_gallery"
     if near:
-        message += f", {near} are there under the query's own camera only"
+        where = "under the query's own camera only" if by_camera else "as the query itself only"
+        message += f", {near} are there {where}"
     message += f"; {left_out.sum()} of {len(query)} queries are left out of the metrics"
-    if near:
-        message += "; to rank those, set evaluation.camera_filter=false"
+    if near and by_camera:
+        message += "; to rank those, set evaluation.protocol=all_gallery"
     return message
 
 
-def has_match(query: Records, gallery: Records, *, camera_filter: bool) -> NDArray[np.bool_]:
-    """Return for each query [Q] whether the gallery has its identity, seen by another camera."""
-    if not camera_filter:
-        return np.isin(query.identities, gallery.identities)
-    seen: dict[int, set[int]] = {}
-    for identity, camera in zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True):
-        seen.setdefault(identity, set()).add(camera)
-    pairs = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
-    found = [bool(seen.get(identity, set()) - {camera}) for identity, camera in pairs]
+def has_match(query: Records, gallery: Records, protocol: str) -> NDArray[np.bool_]:
+    """Return for each query [Q] whether its identity is in what it ranks of the gallery.
+
+    That is what other cameras took, or under all_gallery, what other files hold.
+    """
+    columns: tuple[Sequence[object], ...] = query.cameras.tolist(), gallery.cameras.tolist()
+    if protocol == "all_gallery":
+        columns = query.paths, gallery.paths
+    seen: dict[int, set[object]] = {}
+    for identity, one in zip(gallery.identities.tolist(), columns[1], strict=True):
+        seen.setdefault(identity, set()).add(one)
+    pairs = zip(query.identities.tolist(), columns[0], strict=True)
+    found = [bool(seen.get(identity, set()) - {one}) for identity, one in pairs]
     return np.array(found, dtype=bool)
 
 

@@ -90,9 +90,8 @@ class Dataset:
 
     name: str
     protocol: str
-    """`cross_camera`: gallery images of the query's own identity and camera are left out.
-    `all_gallery`: none is, as cameras are unknown. `random_gallery`: query and gallery are the same
-    images, of which one per identity is drawn for the gallery at evaluation."""
+    """See `svll.protocols`. Under `random_gallery`, query and gallery are the same images, of which
+    one per identity is drawn for the gallery at evaluation."""
     train: Records
     query: Records
     gallery: Records

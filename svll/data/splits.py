@@ -76,11 +76,14 @@ class Splits:
         return found[0], found[1]
 
 
-def split(datasets: Datasets, *, validation: float, seed: int) -> Splits:
+def split(
+    datasets: Datasets, *, validation: float, seed: int, protocol: str | None = None
+) -> Splits:
     """Put the training sets together and hold back a seeded share of their identities.
 
-    A dataset that brings a validation part of its own keeps it, with `validation` 0. Raises
-    UserError when fewer than 2 identities would be left on either side.
+    `protocol` stands in for the datasets' own, in validation and test. A dataset that brings a
+    validation part of its own keeps it, with `validation` 0. Raises UserError when fewer than 2
+    identities would be left on either side.
     """
     whole, joined = join(datasets.train)
     known = np.unique(whole.identities)
@@ -99,9 +102,9 @@ def split(datasets: Datasets, *, validation: float, seed: int) -> Splits:
     return Splits(
         train=train,
         labels=labels.astype(np.int64),
-        validation=_validation(datasets.train, whole.take(is_held), seed),
+        validation=_validation(datasets.train, whole.take(is_held), seed, protocol),
         tests=tuple(
-            Part(d.name, d.protocol, d.query, d.gallery, d) for d in datasets.test
+            Part(d.name, protocol or d.protocol, d.query, d.gallery, d) for d in datasets.test
         ),
         side_labels=SideLabels.of([
             (dataset, dataset.train.take(rows))
@@ -126,10 +129,12 @@ def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[int, Dataset]]:
     return Records.concatenate(parts), joined
 
 
-def _validation(datasets: tuple[Dataset, ...], held: Records, seed: int) -> Part:
+def _validation(
+    datasets: tuple[Dataset, ...], held: Records, seed: int, protocol: str | None
+) -> Part:
     """Return the query and gallery for selection: held back identities, or the dataset's own."""
     own = [dataset for dataset in datasets if len(dataset.validation)]
-    protocols = {dataset.protocol for dataset in datasets}
+    protocols = {protocol or dataset.protocol for dataset in datasets}
     if len(held) and own:
         raise UserError(
             f"{own[0].name} has a validation part of its own; set data.validation=0 to use it"
@@ -138,9 +143,9 @@ def _validation(datasets: tuple[Dataset, ...], held: Records, seed: int) -> Part
         raise UserError("the training sets have validation parts that cannot be ranked together; "
                         "set data.validation=0 and train without one")
     gallery = own[0].validation if own else held
-    protocol = own[0].protocol if own else datasets[0].protocol
+    protocol = protocol or (own[0].protocol if own else datasets[0].protocol)
     query = gallery
-    if protocol == "cross_camera":
+    if protocol in ("cross_camera", "other_cameras"):
         # the gallery is all the images: the protocol leaves out the query with its camera
         query = gallery.take(_one_of_each(gallery.identities, gallery.cameras, seed=seed))
     elif protocol == "all_gallery":

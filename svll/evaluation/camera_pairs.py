@@ -1,13 +1,17 @@
 """Ranking for every pair of a query's and a gallery's camera: where a model fails to carry over."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from svll.evaluation.ranking import Options, evaluate_ranking
-from svll.evaluation.rows import JUNK
+from svll.evaluation.own_images import Names
+from svll.evaluation.protocols import compared
+from svll.evaluation.ranking import NoMatch, Options, RankingResult, evaluate_settings
+from svll.evaluation.reranking import KReciprocal
+from svll.evaluation.rows import JUNK, Integers
 
 
 @dataclass(frozen=True)
@@ -25,37 +29,56 @@ class CameraPair:
 def evaluate_camera_pairs(
     query: Any,
     gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
+    labels: Sequence[ArrayLike],
+    settings: Sequence[KReciprocal | None] = (None,),
+    *,
+    protocol: str = "cross_camera",
+    names: tuple[Names, Names] = (None, None),
     **options: Unpack[Options],
-) -> list[CameraPair]:
-    """Score each pair of cameras with at least one query to score, in ascending order.
+) -> list[list[CameraPair]]:
+    """Score each pair of cameras with a query to score, in ascending order, under each setting.
 
-    Arguments as for `evaluate_ranking`, and errors. The gallery is one camera's at a time, so all
-    pairs together compare each query with each gallery image at most once.
+    Arguments and errors as for `evaluate_protocol`. The gallery is one camera's at a time, so all
+    pairs together compare each query with each gallery image at most once. Re-ranking looks at the
+    images of one pair alone.
     """
-    q_ids, g_ids, q_cams, g_cams = (
-        np.asarray(x, dtype=np.int64)
-        for x in (query_identities, gallery_identities, query_cameras, gallery_cameras)
-    )
-    across = options.get("camera_filter", True) or options.get("cross_camera_only", False)
-    pairs = []
+    q_ids, g_ids, q_cams, g_cams = (np.asarray(x, dtype=np.int64) for x in labels)
+    numbers = compared(protocol, query, gallery, labels, names)[2:]
+    found: list[list[CameraPair]] = [[] for _ in settings]
     for camera in np.unique(g_cams[g_ids != JUNK]).tolist():
         here = np.where(g_cams == camera, g_ids, JUNK)
         asks = np.isin(q_ids, here[here != JUNK]) & (q_ids != JUNK)
-        if across:
+        if protocol != "all_gallery":
             asks &= q_cams != camera
-        if not asks.any():
-            continue
-        found = evaluate_ranking(
-            query, gallery, np.where(asks, q_ids, JUNK), here, q_cams, g_cams, **options
+        for some in _together(asks, q_cams, apart=any(settings)):
+            used = [np.where(some, q_ids, JUNK), here, *numbers]
+            try:
+                results = evaluate_settings(
+                    query, gallery, used, settings, protocol=protocol, **options
+                )
+            except NoMatch:  # their own images alone are there
+                continue
+            for pairs, result in zip(found, results, strict=True):
+                pairs += _pairs(result, q_cams, camera)
+    return [sorted(p, key=lambda pair: (pair.query_camera, pair.gallery_camera)) for p in found]
+
+
+def _together(
+    asks: NDArray[np.bool_], cameras: Integers, *, apart: bool
+) -> Iterator[NDArray[np.bool_]]:
+    """Yield which queries [Q] are ranked at once: all that ask, or each camera's."""
+    if not apart and asks.any():
+        yield asks
+    for camera in np.unique(cameras[asks]) if apart else ():
+        yield asks & (cameras == camera)
+
+
+def _pairs(result: RankingResult, cameras: Integers, camera: int) -> Iterator[CameraPair]:
+    """Yield the pairs of a gallery camera with each camera [Q] of the queries that were scored."""
+    scored = ~np.isnan(result.average_precision)
+    for asking in np.unique(cameras[scored]).tolist():
+        rows = scored & (cameras == asking)
+        yield CameraPair(
+            asking, camera, int(rows.sum()), float(result.average_precision[rows].mean()),
+            float((result.first_rank[rows] == 1).mean()),
         )
-        for asking in np.unique(q_cams[asks]).tolist():
-            rows = asks & (q_cams == asking)
-            pairs.append(CameraPair(
-                asking, camera, int(rows.sum()), float(found.average_precision[rows].mean()),
-                float((found.first_rank[rows] == 1).mean()),
-            ))
-    return sorted(pairs, key=lambda pair: (pair.query_camera, pair.gallery_camera))

@@ -52,7 +52,7 @@ def expanded(
     blind = queries.labelled(np.full(len(queries), STRANGER))
     comparison = Comparison(blind, gallery, products, nearest=options.count, share=share)
     features = np.zeros(queries.features.shape, np.float32)
-    for chunk in Matches(blind, gallery, camera_filter=False).chunks():
+    for chunk in Matches(blind, gallery).chunks():
         found = comparison(chunk, [Extras.none(len(chunk))])[0]
         block = queries.block(chunk.first, chunk.last)
         # by gallery row, so that sums do not depend on blocks

@@ -68,12 +68,13 @@ class Margin:
 
 
 def pair_counts(
-    queries: Rows, gallery: Rows, products: Products, *, camera_filter: bool,
+    queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
     share: Share | None = None,
 ) -> Integers:
     """How many pairs fall into each bin: [2, BINS], those of one identity, then the others.
 
-    Both sides have unit rows. With `camera_filter`, pairs of one identity and camera do not count.
+    Both sides have unit rows. Pairs of one identity and camera do not count; with `hide`, no pair
+    under one camera does.
     With `share`, its processes look at a part of the gallery each, and all get the sum.
     """
     share = share or Share()
@@ -91,13 +92,13 @@ def pair_counts(
                 queries.identities[rows], queries.cameras[rows],
                 gallery.identities[columns], gallery.cameras[columns],
             )  # fmt: skip
-            _count_block(chosen, block, sent, products, margin, labels, camera_filter, counts)
+            _count_block(chosen, block, sent, products, margin, labels, hide, counts)
     return share.add(counts)
 
 
 def _count_block(
     chosen: Block, block: Block, sent: Any, products: Products, margin: Margin,
-    labels: tuple[Integers, ...], camera_filter: bool, counts: Integers,
+    labels: tuple[Integers, ...], hide: bool, counts: Integers,
 ) -> None:  # fmt: skip
     """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
     identities, cameras, block_identities, block_cameras = labels
@@ -117,7 +118,7 @@ def _count_block(
         product = products(sent[base : base + QUERY_BLOCK], block_sent)
         spread(
             count, len(product), product, base, chosen.features, block.features,
-            identities, cameras, order, block_identities[order], block_cameras, camera_filter,
+            identities, cameras, order, block_identities[order], block_cameras, hide,
         )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
 @kernel
 def count_pairs(  # type: ignore[no-untyped-def]
     start, stop, slack, product, base, queries, block, identities, cameras,
-    order, sorted_identities, block_cameras, camera_filter, counts,
+    order, sorted_identities, block_cameras, hide, counts,
 ):  # fmt: skip
     """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
 
@@ -197,11 +198,17 @@ def count_pairs(  # type: ignore[no-untyped-def]
     largest = settle_doubtful(base + start, part, queries, block, bins, columns, found, tables)
     for r in range(rows):
         q = base + start + r
+        if hide:
+            for c in range(width):
+                if block_cameras[c] == cameras[q]:
+                    counts[1, bins[r, c]] -= 1
         at = first_at_least(sorted_identities, 0, width, identities[q])
         while at < width and sorted_identities[at] == identities[q]:
             c = order[at]
-            counts[1, bins[r, c]] -= 1
-            if not (camera_filter and block_cameras[c] == cameras[q]):
+            is_same = block_cameras[c] == cameras[q]
+            if not (hide and is_same):
+                counts[1, bins[r, c]] -= 1
+            if not is_same:
                 counts[0, bins[r, c]] += 1
             at += 1
     for t in range(4):

@@ -25,7 +25,8 @@ class Wanted:
     count: int = 50
     """At most so many; queries that are named are all shown."""
     cameras: tuple[int, int] | None = None
-    """Only queries of the first camera, in a gallery of the second camera's images alone."""
+    """Only queries of the first camera, in a gallery of the second camera's images alone; as the
+    dataset numbers them."""
     queries: Sequence[str] = ()
     """Rows of queries, from 0, or their paths or ends of paths, such as a file's name."""
 
@@ -43,6 +44,7 @@ class Hit:
     row: int
     identity: int
     camera: int
+    """As the dataset numbers it."""
     distance: float
     is_match: bool
 
@@ -70,9 +72,7 @@ class Lists:
     """How many queries they were chosen from."""
 
 
-def ranked_lists(
-    source: Source, result: RankingResult, wanted: Wanted, *, camera_filter: bool = True
-) -> Lists:
+def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists:
     """Return the lists of the queries that are wanted.
 
     result: of the source's ranking, with its nearest rows [Q, k]. Queries by camera pair are ranked
@@ -84,8 +84,8 @@ def ranked_lists(
         rows = [_row(source, word) for word in wanted.queries]
         return Lists([_list(source, result, row) for row in rows], len(source.asking.identities))
     if wanted.cameras:
-        source = _between(source, *wanted.cameras, camera_filter=camera_filter)
-        [scored] = score(source, [None], Extra(), top_k=TOP, camera_filter=camera_filter)
+        source = _between(source, *wanted.cameras)
+        [scored] = score(source, [None], Extra(), top_k=TOP)
         result = scored.result
     ranks = result.first_rank if wanted.cameras else np.zeros_like(result.first_rank)
     order = np.lexsort((result.average_precision, -ranks))  # equal ones in the order of the queries
@@ -94,14 +94,14 @@ def ranked_lists(
     return Lists(shown, result.queries)
 
 
-def check_wanted(source: Source, wanted: Wanted, *, camera_filter: bool = True) -> None:
+def check_wanted(source: Source, wanted: Wanted) -> None:
     """Raise UserError for queries that are not there, and for cameras without queries or common
     identities, before anything is compared.
     """
     for word in wanted.queries:
         _row(source, word)
     if wanted.cameras:
-        _between(source, *wanted.cameras, camera_filter=camera_filter)
+        _between(source, *wanted.cameras)
 
 
 def _list(source: Source, result: RankingResult, row: int) -> RankedList:
@@ -109,13 +109,13 @@ def _list(source: Source, result: RankingResult, row: int) -> RankedList:
     identity, precision = int(asking.identities[row]), float(result.average_precision[row])
     pairs = zip(result.nearest[row].tolist(), result.distances[row].tolist(), strict=True)
     hits = [
-        Hit(near, int(gallery.identities[near]), int(gallery.cameras[near]), distance,
-            bool(gallery.identities[near] == identity))
+        Hit(near, int(gallery.identities[near]), source.camera(int(gallery.cameras[near])),
+            distance, bool(gallery.identities[near] == identity))
         for near, distance in pairs if near >= 0
     ]
     return RankedList(
-        row, identity, int(asking.cameras[row]), None if np.isnan(precision) else precision,
-        int(result.first_rank[row]), tuple(hits),
+        row, identity, source.camera(int(asking.cameras[row])),
+        None if np.isnan(precision) else precision, int(result.first_rank[row]), tuple(hits),
     )
 
 
@@ -140,21 +140,22 @@ def _row(source: Source, word: str) -> int:
                     f"the path, as in {paths[found[0]]}")
 
 
-def _between(source: Source, asking: int, asked: int, *, camera_filter: bool) -> Source:
+def _between(source: Source, asking: int, asked: int) -> Source:
     """The queries of one camera and the gallery images of another; all else is junk."""
     if source.protocol == "random_gallery":
-        raise UserError(f"{source.where}: the protocol random_gallery knows no cameras; leave out "
+        raise UserError(f"{source.where}: the protocol random_gallery has no cameras; leave out "
                         "the camera pair")
     query, gallery = source.query, source.gallery
     for name, group, camera in (("query", query, asking), ("gallery", gallery, asked)):
-        if camera not in (known := np.unique(group.cameras[group.identities != JUNK]).tolist()):
+        known = np.unique(group.cameras[group.identities != JUNK]).tolist()
+        if camera not in (numbers := [source.camera(one) for one in known]):
             raise UserError(f"{source.where}: no {name} image under camera {camera}; cameras of "
-                            f"the {name} are {', '.join(map(str, known))}")
-    if asking == asked and camera_filter and source.protocol == "cross_camera":
+                            f"the {name} are {', '.join(map(str, numbers))}")
+    if asking == asked and source.protocol != "all_gallery":
         raise UserError(f"{source.where}: queries under camera {asking} do not rank their identity "
                         "under the same camera; give two different cameras")
-    asks = np.where(query.cameras == asking, query.identities, JUNK)
-    there = np.where(gallery.cameras == asked, gallery.identities, JUNK)
+    asks = np.where(source.camera(query.cameras) == asking, query.identities, JUNK)
+    there = np.where(source.camera(gallery.cameras) == asked, gallery.identities, JUNK)
     if not np.isin(asks[asks != JUNK], there).any():
         raise UserError(f"{source.where}: no identity of queries under camera {asking} is in the "
                         f"gallery under camera {asked}")

@@ -33,7 +33,7 @@ class Chunk:
 class Matches:
     """For each query the gallery rows of its identity, by way of the gallery sorted by identity."""
 
-    def __init__(self, queries: Rows, gallery: Rows, camera_filter: bool, parts: int = 1) -> None:
+    def __init__(self, queries: Rows, gallery: Rows, parts: int = 1) -> None:
         """`parts` is how many such lists stand beside each other: chunks are that much shorter."""
         self._most = max(1, CHUNK_QUERIES // parts), max(1, CHUNK_MATCHES // parts)
         self._order = np.argsort(gallery.identities, kind="stable")
@@ -41,7 +41,6 @@ class Matches:
         self._low = np.searchsorted(ids, queries.identities, "left")
         self._counts = np.searchsorted(ids, queries.identities, "right") - self._low
         self._query_cameras, self._gallery_cameras = queries.cameras, gallery.cameras
-        self._camera_filter = camera_filter
         self.found = any(len(chunk.match_columns) for chunk in self.chunks())
 
     def chunks(self) -> Iterator[Chunk]:
@@ -59,12 +58,11 @@ class Matches:
         within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self._order[np.repeat(self._low[first:last], counts) + within]
         same = self._gallery_cameras[columns] == self._query_cameras[first:last][owners]
-        removed = same & self._camera_filter
         return Chunk(
             first,
             last,
-            *_lists(owners[~removed], columns[~removed], last - first),
-            *_lists(owners[removed], columns[removed], last - first),
+            *_lists(owners[~same], columns[~same], last - first),
+            *_lists(owners[same], columns[same], last - first),
         )
 
 

@@ -1,74 +1,139 @@
-"""How a dataset is tested: who is a query, what is in the gallery, and which images do not count.
+"""Ranking by a dataset's protocol: who is a query, what is in the gallery, which images count.
 
-    cross_camera     the query's own identity under the query's own camera is left out
-    all_gallery      nothing is left out: there is one camera, or it does not matter
-    random_gallery   VehicleID: one image of each identity, drawn at random, is the gallery and all
-                     others are queries; the mean over ten seeded draws
+What each protocol leaves out is in `svll.protocols`. Under random_gallery (VehicleID), one image of
+each identity, drawn at random, is the gallery and all others are queries; metrics are means over
+ten seeded draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import UserError
 from harness.rng import generator
-from svll.evaluation.ranking import Options, RankingResult, evaluate_settings
+from svll.evaluation.arguments import checked, integers, named
+from svll.evaluation.expansion import QueryExpansion
+from svll.evaluation.own_images import Names, image_numbers
+from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
-from svll.evaluation.rows import JUNK
+from svll.evaluation.rows import JUNK, Integers
+from svll.evaluation.sharing import Share
+from svll.protocols import check_protocol
 
-Protocol = Literal["cross_camera", "all_gallery", "random_gallery"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 DRAWS = 10
+
+
+@named
+def evaluate_ranking(
+    query: Any,
+    gallery: Any,
+    query_identities: ArrayLike,
+    gallery_identities: ArrayLike,
+    query_cameras: ArrayLike | None = None,
+    gallery_cameras: ArrayLike | None = None,
+    *,
+    protocol: str | None = None,
+    max_rank: int = 50,
+    metric: Metric = "euclidean",
+    rerank: KReciprocal | bool | None = None,
+    expand: QueryExpansion | None = None,
+    normalise: bool = True,
+    top_k: int = 0,
+    query_images: Sequence[Hashable] | None = None,
+    gallery_images: Sequence[Hashable] | None = None,
+    share: Share | None = None,
+) -> RankingResult:
+    """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
+
+    Args:
+        query, gallery: features as numpy arrays, tensors (the products run where they are) or
+            sliceable files, in float16 to float64; compared as float32.
+        query_identities, gallery_identities: integers [Q] and [G]. -1 is junk: never a match, never
+            ranked.
+        query_cameras, gallery_cameras: integers [Q] and [G]; None where they are unknown.
+        protocol: what is not ranked. `cross_camera`: images of the query's own identity and camera;
+            `other_cameras`: all images of its camera; `all_gallery`: the query's own image alone;
+            `random_gallery`: the gallery holds all test images, ten galleries of one image per
+            identity are drawn, and the query's arguments are not used. None: `cross_camera` where
+            cameras are given, else `all_gallery`.
+        max_rank: length of the CMC curve.
+        metric: `euclidean` or `cosine`; both rank alike at unit length.
+        rerank: True for k-reciprocal re-ranking by its usual settings, or `KReciprocal(k1=...)`.
+        expand: `QueryExpansion(count=...)` for query expansion.
+        normalise: L2-normalise features first.
+        top_k: how many nearest gallery rows of each query are in the result.
+        query_images, gallery_images: names of the images, such as their paths. `all_gallery` takes
+            a gallery image of the query's name for its own; without such names (or beside them),
+            the first one of its identity and camera whose features are the same to the last bit.
+        share: processes that evaluate together; each calls this with the same arguments, looks at
+            its part of the gallery, and gets the whole result.
+
+    Raises UserError for shapes and values that do not fit, rows that are not finite, and when no
+    query has a match; TypeError for an argument that there is not.
+    """
+    has_cameras = query_cameras is not None and gallery_cameras is not None
+    protocol = protocol or ("cross_camera" if has_cameras else "all_gallery")
+    if not has_cameras and protocol in ("cross_camera", "other_cameras"):
+        raise UserError(f"the protocol {protocol} compares cameras; give query_cameras and "
+                        "gallery_cameras, or protocol='all_gallery'")
+    labels = [query_identities, gallery_identities]
+    for cameras, side in ((query_cameras, query), (gallery_cameras, gallery)):
+        labels.append(np.zeros(len(side), np.int64) if cameras is None else cameras)
+    return evaluate_protocol(
+        protocol, query, gallery, labels, [setting_of(rerank)],
+        names=(query_images, gallery_images), max_rank=max_rank, metric=metric,
+        normalise=normalise, expand=expand, top_k=top_k, share=share,
+    )[0]
+
+
+def setting_of(rerank: KReciprocal | bool | None) -> KReciprocal | None:
+    """Return what an argument `rerank` means; raises UserError for what it cannot be."""
+    if rerank is None or isinstance(rerank, KReciprocal):
+        return rerank
+    if isinstance(rerank, bool):
+        return KReciprocal() if rerank else None
+    raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
+                    f"KReciprocal({KReciprocal()})")
 
 
 def evaluate_protocol(
     protocol: str,
     query: Any,
     gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
+    labels: Sequence[ArrayLike],
+    settings: Sequence[KReciprocal | None] = (None,),
     *,
-    rerank: KReciprocal | None = None,
-    **options: Unpack[Options],
-) -> RankingResult:
-    """Score features [Q, D] and [G, D] as a dataset's protocol wants it; see `evaluate_ranking`.
-
-    Under random_gallery the gallery holds all test images, and the query's arguments are not used.
-    Raises UserError for an unknown protocol and for what `evaluate_ranking` refuses.
-    """
-    return evaluate_protocol_settings(
-        protocol, query, gallery, query_identities, gallery_identities, query_cameras,
-        gallery_cameras, [rerank], **options,
-    )[0]  # fmt: skip
-
-
-def evaluate_protocol_settings(
-    protocol: str,
-    query: Any,
-    gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
-    settings: Sequence[KReciprocal | None],
+    names: tuple[Names, Names] = (None, None),
     **options: Unpack[Options],
 ) -> list[RankingResult]:
-    """Do so under several settings of re-ranking (None: without); see `evaluate_settings`."""
-    if protocol not in PROTOCOLS:
-        raise UserError(f"no protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    """Score features under several settings of re-ranking (None: without) by a protocol.
+
+    labels: identities of query and gallery, then cameras; names: of images. Else and errors as for
+    `evaluate_ranking`.
+    """
+    check_protocol(protocol)
     if protocol == "random_gallery":
-        return evaluate_draws(gallery, gallery_identities, settings, **options)
-    if protocol == "all_gallery":
-        options["camera_filter"] = False
-    return evaluate_settings(
-        query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        settings, **options,
-    )  # fmt: skip
+        return evaluate_draws(gallery, labels[1], settings, **options)
+    used = compared(protocol, query, gallery, labels, names)
+    return evaluate_settings(query, gallery, used, settings, protocol=protocol, **options)
+
+
+def compared(
+    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike],
+    names: tuple[Names, Names],
+) -> list[Integers]:
+    """Return labels with what a query must not find of its identity in the place of cameras.
+
+    These are cameras, or under all_gallery numbers of images.
+    """
+    check_protocol(protocol)
+    if protocol != "all_gallery":
+        return [integers(values) for values in labels]
+    found = checked(query, gallery, labels)
+    return [*found[:2], *image_numbers(query, gallery, found, names)]
 
 
 def evaluate_draws(
@@ -87,14 +152,14 @@ def evaluate_draws(
     NaN and rank 0. Raises UserError when no identity has two images.
     """
     identities = np.asarray(identities, dtype=np.int64)
-    cameras = np.zeros(len(identities), dtype=np.int64)  # they play no part
-    options |= {"camera_filter": False, "cross_camera_only": False}
-    found = []
-    for draw in range(draws):
-        labels = drawn_labels(identities, seed, draw)
-        found.append(
-            evaluate_settings(features, features, *labels, cameras, cameras, settings, **options)
+    apart = np.zeros(len(identities), np.int64), np.ones(len(identities), np.int64)
+    found = [
+        evaluate_settings(
+            features, features, [*drawn_labels(identities, seed, draw), *apart], settings,
+            protocol="random_gallery", **options,
         )
+        for draw in range(draws)
+    ]
     return [_mean(results) for results in zip(*found, strict=True)]
 
 
@@ -106,6 +171,7 @@ def _mean(results: Sequence[RankingResult]) -> RankingResult:
         mINP=float(np.mean([result.mINP for result in results])),
         cmc=np.mean([result.cmc for result in results], axis=0),
         skipped=0,  # every image that is not in the gallery has its match there
+        draws=np.stack([result.average_precision for result in results]),
     )
 
 

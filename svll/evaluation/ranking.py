@@ -18,12 +18,12 @@ products of queries and gallery where they take less than 1 GB.
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import UserError
 from svll.evaluation import arguments
@@ -31,27 +31,28 @@ from svll.evaluation.expansion import QueryExpansion, expanded
 from svll.evaluation.machine import Products
 from svll.evaluation.matches import Chunk, Matches
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
-from svll.evaluation.rows import Floats, Integers, Rows
+from svll.evaluation.rows import STRANGER, Floats, Integers, Rows
 from svll.evaluation.sharing import Share
 from svll.evaluation.streaming import Compared, Comparison, Extras
 
 Metric = Literal["euclidean", "cosine"]
+ONE_CAMERA = "with one camera only, set protocol to all_gallery"
+"""What helps where a protocol of several cameras leaves nothing."""
 
 
 class Options(TypedDict, total=False):
-    """What `evaluate_ranking` takes besides features, labels and re-ranking; explained there.
-
-    Their defaults are those of `evaluate_settings`.
-    """
+    """What `evaluate_settings` takes besides features, labels and settings; explained there."""
 
     max_rank: int
     metric: Metric
     normalise: bool
-    camera_filter: bool
-    cross_camera_only: bool
     expand: QueryExpansion | None
     top_k: int
     share: Share | None
+
+
+class NoMatch(UserError):
+    """Nothing in the gallery can match any query."""
 
 
 @dataclass(frozen=True)
@@ -73,88 +74,65 @@ class RankingResult:
     """[Q, top_k], the gallery rows ranked first; -1 where fewer are ranked, and for junk."""
     distances: Floats
     """[Q, top_k], of those: Euclidean, cosine, or the final one of re-ranking; inf where none."""
+    draws: Floats | None = None
+    """[draws, Q], the average precision in each draw of a gallery, where the metrics are means over
+    draws; NaN where an image was no query. What else is of single queries is of the first draw."""
 
-    def as_json(self, ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
-        """The headline numbers, as written to result files and printed."""
-        cmc = {str(r): float(self.cmc[r - 1]) for r in ranks if r <= len(self.cmc)}
+    @property
+    def mean_precision(self) -> Floats:
+        """[Q], the average precision, over the draws in which an image was a query; NaN if none."""
+        if self.draws is None:
+            return self.average_precision
+        there = ~np.isnan(self.draws)
+        sums, counts = np.where(there, self.draws, 0.0).sum(axis=0), there.sum(axis=0)
+        return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+    def as_json(self, ranks: Sequence[int] | None = None) -> dict[str, Any]:
+        """The numbers, as written to result files and printed; CMC at all ranks by default."""
+        every = range(1, len(self.cmc) + 1) if ranks is None else ranks
+        cmc = {str(r): float(self.cmc[r - 1]) for r in every if r <= len(self.cmc)}
         counts = {"queries": self.queries, "skipped": self.skipped}
         return {"mAP": self.mAP, "mINP": self.mINP, "cmc": cmc, **counts}
-
-
-def evaluate_ranking(
-    query: Any,
-    gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
-    *,
-    rerank: KReciprocal | None = None,
-    **options: Unpack[Options],
-) -> RankingResult:
-    """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
-
-    Features are numpy arrays, tensors (the products run where they are) or sliceable files, in
-    float16 to float64; compared as float32 rows, of unit length unless `normalise` is off. Labels
-    are integers [Q] and [G]. Identity -1 is junk: never a match, never ranked. Gallery images of
-    the query's own identity and camera are not ranked either, unless `camera_filter` is off; with
-    `cross_camera_only`, nothing under the query's own camera is. The `top_k` nearest of each query
-    are told on request. With `share`, the processes of it call this with the same arguments, each
-    looks at its part of the gallery, and all get the result.
-    Raises UserError for shapes that do not fit, rows that are not finite, and when no query has a
-    match.
-    """
-    return evaluate_settings(
-        query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        [rerank], **options,
-    )[0]  # fmt: skip
 
 
 def evaluate_settings(
     query: Any,
     gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
+    labels: Sequence[ArrayLike],
     settings: Sequence[KReciprocal | None],
     *,
+    protocol: str = "cross_camera",
     max_rank: int = 50,
     metric: Metric = "euclidean",
     normalise: bool = True,
-    camera_filter: bool = True,
-    cross_camera_only: bool = False,
     expand: QueryExpansion | None = None,
     top_k: int = 0,
     share: Share | None = None,
 ) -> list[RankingResult]:
     """Rank under several settings of re-ranking (None: without) at once; see `evaluate_ranking`.
 
-    All of them share one comparison of queries and gallery, and one search for neighbours.
+    labels: identities of query and gallery, then cameras. All settings share one comparison of
+    queries and gallery, and one search for neighbours. Of the query's identity, images under its
+    camera are not ranked, and under `other_cameras` nothing under it is; for other protocols
+    numbers of images stand in the place of cameras (see `protocols.compared`).
     """
     unit, share = normalise or metric == "cosine", share or Share()
-    given = query_identities, gallery_identities, query_cameras, gallery_cameras
-    labels = [arguments.integers(values) for values in given]
-    _check(query, gallery, labels, metric, max_rank, top_k)
-    q_ids, g_ids, q_cams, g_cams = labels
+    q_ids, g_ids, q_cams, g_cams = given = [arguments.integers(values) for values in labels]
+    _check(query, gallery, given, metric, expand, {"max_rank": max_rank}, {"top_k": top_k})
     queries = Rows("query", query, q_ids, q_cams, unit=unit)
     candidates = Rows("gallery", gallery, g_ids, g_cams, unit=unit)
     # no more than the usual memory, however many settings there are
-    matches = Matches(queries, candidates, camera_filter or cross_camera_only, len(settings))
+    matches = Matches(queries, candidates, len(settings))
     if not matches.found:
-        raise UserError(_no_match(queries, candidates, camera_filter))
+        raise NoMatch(_no_match(queries, candidates, protocol))
     products = Products(query, gallery)
     if expand is not None:
         features = expanded(queries, candidates, products, expand, share)
         queries = Rows("query", features, q_ids, q_cams, unit=unit)
-    wanted = [options for options in settings if options is not None]
-    neighbours = Neighbours.of(queries, candidates, wanted, products, share) if wanted else None
-    rerankings = [
-        neighbours.rerank(options) if neighbours and options else None for options in settings
-    ]
+    rerankings, known = _rerankings(queries, candidates, settings, products, share)
     comparison = Comparison(
-        queries, candidates, products, hide=cross_camera_only, nearest=top_k, share=share,
-        known=neighbours.products if neighbours else None,
+        queries, candidates, products, hide=protocol == "other_cameras", nearest=top_k,
+        share=share, known=known,
     )
     tables = [_Table(len(q_ids), comparison.count) for _ in settings]
     for chunk in matches.chunks():
@@ -166,6 +144,57 @@ def evaluate_settings(
         ):
             table.fill(chunk, found, queries, candidates, reranking, metric)
     return [table.result(max_rank) for table in tables]
+
+
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """The nearest gallery images of each query after re-ranking."""
+
+    nearest: Integers
+    """[Q, top_k], gallery rows, the nearest first; -1 where there are no more."""
+    distances: Floats
+    """[Q, top_k], the final distances; inf where there is none."""
+
+
+@arguments.named
+def rerank(
+    query: Any, gallery: Any, *, k1: int = 20, k2: int = 6, weight: float = 0.3, top_k: int = 50,
+    normalise: bool = True,
+) -> Reranked:
+    """Rank a gallery [G, D] for every query [Q, D] by k-reciprocal re-ranking, without labels.
+
+    query, gallery: arrays or tensors, L2-normalised first unless `normalise` is off. k1, k2, weight
+    are those of `KReciprocal`; `top_k` is how many gallery images are returned for each query.
+    Raises UserError for shapes that do not fit, values that cannot be, and rows that are not
+    finite. For mAP and CMC of re-ranked features: `evaluate_ranking(..., rerank=KReciprocal())`.
+    """
+    setting = KReciprocal(k1, k2, weight)
+    asking, known = (np.zeros(len(side), np.int64) for side in (query, gallery))
+    labels = [asking, known, asking, known]
+    _check(query, gallery, labels, "euclidean", None, {"top_k": top_k}, {})
+    queries = Rows("query", query, asking + STRANGER, asking, unit=normalise)
+    candidates = Rows("gallery", gallery, known, known, unit=normalise)
+    products = Products(query, gallery)
+    [reranking], kept = _rerankings(queries, candidates, [setting], products, Share())
+    comparison = Comparison(queries, candidates, products, nearest=top_k, known=kept)
+    table = _Table(len(query), comparison.count)
+    for chunk in Matches(queries, candidates).chunks():
+        [found] = comparison(chunk, [_extras(chunk, reranking)])
+        table.fill(chunk, found, queries, candidates, reranking, "euclidean")
+    return Reranked(table.nearest, table.distances)
+
+
+def _rerankings(
+    queries: Rows, gallery: Rows, settings: Sequence[KReciprocal | None], products: Products,
+    share: Share,
+) -> tuple[list[Reranking | None], NDArray[np.float32] | None]:
+    """Return what each setting adds to scores, and the products [Q, G] that were kept."""
+    wanted = [setting for setting in settings if setting is not None]
+    if not wanted:
+        return [None for _ in settings], None
+    neighbours = Neighbours.of(queries, gallery, wanted, products, share)
+    found = [neighbours.rerank(setting) if setting else None for setting in settings]
+    return found, neighbours.products
 
 
 def _extras(chunk: Chunk, reranking: Reranking | None) -> Extras:
@@ -180,8 +209,8 @@ class _Table:
 
     def __init__(self, queries: int, count: int) -> None:
         self._precision, self._first, self._penalty = (np.full(queries, np.nan) for _ in range(3))
-        self._nearest = np.full((queries, count), -1, np.int64)
-        self._distances = np.full((queries, count), np.inf)
+        self.nearest = np.full((queries, count), -1, np.int64)
+        self.distances = np.full((queries, count), np.inf)
 
     def fill(
         self, chunk: Chunk, found: Compared, queries: Rows, gallery: Rows,
@@ -194,10 +223,10 @@ class _Table:
             values = _per_query(owners, found.ranks)
             self._precision[rows], self._first[rows], self._penalty[rows] = values
         rows, none = queries.kept[chunk.first : chunk.last], found.nearest < 0
-        self._nearest[rows] = np.where(none, -1, gallery.kept[found.nearest])
+        self.nearest[rows] = np.where(none, -1, gallery.kept[found.nearest])
         if none.size:
             distances = _distances(chunk, found.scores, queries, reranking, metric)
-            self._distances[rows] = np.where(none, np.inf, distances)
+            self.distances[rows] = np.where(none, np.inf, distances)
 
     def result(self, max_rank: int) -> RankingResult:
         """The means over all queries with a match."""
@@ -212,8 +241,8 @@ class _Table:
             skipped=int((~used).sum()),
             average_precision=self._precision,
             first_rank=first,
-            nearest=self._nearest,
-            distances=self._distances,
+            nearest=self.nearest,
+            distances=self.distances,
         )
 
 
@@ -248,29 +277,36 @@ def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Float
 
 
 def _check(
-    query: Any, gallery: Any, labels: Sequence[Integers], metric: str, max_rank: int, top_k: int
+    query: Any, gallery: Any, labels: Sequence[Integers], metric: str, expand: Any,
+    from_one: Mapping[str, Any], from_zero: Mapping[str, Any],
 ) -> None:
-    """Name every fault of the arguments in one UserError."""
+    """Name every fault of the arguments in one UserError; the last two are integers by name."""
     faults = arguments.faults(query, gallery, labels)
     if metric not in ("euclidean", "cosine"):
         faults.append(f"metric {metric!r} is unknown; choose euclidean or cosine")
-    if max_rank < 1:
-        faults.append(f"max_rank is {max_rank}; at least 1 is needed")
-    if top_k < 0:
-        faults.append(f"top_k is {top_k}; at least 0 is needed")
+    if not (expand is None or isinstance(expand, QueryExpansion)):
+        faults.append(f"expand is {expand!r}; give QueryExpansion(count=5), or None for none")
+    for least, values in ((1, from_one), (0, from_zero)):
+        faults += [
+            f"{name} is {value!r}; an integer of at least {least} is needed"
+            for name, value in values.items()
+            if not isinstance(value, int | np.integer) or value < least
+        ]
     if faults:
         raise UserError("\n".join(faults))
 
 
-def _no_match(queries: Rows, gallery: Rows, camera_filter: bool) -> str:
+def _no_match(queries: Rows, gallery: Rows, protocol: str) -> str:
     ids = np.unique(queries.identities)
     absent = ids[~np.isin(ids, gallery.identities)]
     if not len(ids):
         return "no query has a match: every query has identity -1 (junk)"
+    has_cameras = protocol in ("cross_camera", "other_cameras")
+    where = "under the query's own camera only" if has_cameras else "as the query's own image only"
     message = (
         f"no query has a match: {len(absent)} of {len(ids)} query identities are absent from the "
-        f"gallery, {len(ids) - len(absent)} are there under the query's own camera only"
+        f"gallery, {len(ids) - len(absent)} are there {where}"
     )
-    if len(absent) < len(ids) and camera_filter:
-        return f"{message}; with one camera only, turn the camera filter off (camera_filter=False)"
+    if len(absent) < len(ids):
+        return f"{message}; {ONE_CAMERA}" if has_cameras else f"{message}; add further images"
     return f"{message}; check that query and gallery are labelled by the same list of identities"

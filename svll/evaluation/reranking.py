@@ -53,14 +53,18 @@ class KReciprocal:
     """Share of the original distance in the final one (the paper's lambda), 0 to 1."""
 
     def __post_init__(self) -> None:
-        faults = [f"{n} is {k}; at least 1 is needed" for n, k in self._counts() if k < 1]
-        if not 0.0 <= self.weight <= 1.0:
-            faults.append(f"weight is {self.weight}; it must lie between 0 and 1")
+        faults = [
+            f"{name} is {value!r}; an integer of at least 1 is needed"
+            for name, value in (("k1", self.k1), ("k2", self.k2))
+            if not isinstance(value, int | np.integer) or value < 1
+        ]
+        if not isinstance(self.weight, float | int) or not 0.0 <= self.weight <= 1.0:
+            faults.append(f"weight is {self.weight!r}; it must lie between 0 and 1")
         if faults:
             raise UserError("re-ranking: " + "; ".join(faults))
 
-    def _counts(self) -> list[tuple[str, int]]:
-        return [("k1", self.k1), ("k2", self.k2)]
+    def __str__(self) -> str:
+        return f"k1={self.k1}, k2={self.k2}, weight={self.weight:g}"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Rows:
     """The labelled feature rows of one side, less junk. Reading and preparing happen in `block`.
 
     `features` [n, D] is a numpy array, a tensor on any device, or anything that numpy can slice
-    such as an HDF5 dataset or a memory map: no more than a block of it is read at a time.
+    such as an HDF5 dataset or a memory map: no more than a block of it is read at a time. `cameras`
+    [n] say what of its identity a query does not rank: where cameras do not matter, numbers of
+    images stand there.
     """
 
     def __init__(

@@ -1,9 +1,7 @@
-"""Scores of feature sources under several settings, and how they are written down."""
+"""Scores of feature sources under several settings."""
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,14 +9,14 @@ import numpy as np
 from harness.errors import UserError
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
-from svll.evaluation.protocols import drawn_labels, evaluate_protocol_settings
+from svll.evaluation.protocols import drawn_labels, evaluate_protocol
 from svll.evaluation.ranking import Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
+from svll.evaluation.rows import JUNK
 from svll.evaluation.sharing import Share
 from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
-RANKS = (1, 5, 10)
 ROC_POINTS = 100
 
 
@@ -38,30 +36,26 @@ class Score:
     """One source under one setting."""
 
     source: Source
-    setting: KReciprocal | None
+    settings: dict[str, Any]
+    """All that is in force, by name: protocol, metric, normalise, multi_query, expand, rerank."""
     result: RankingResult
     interval: tuple[float, float] | None = None
     """Between which the mAP lies with 95 % confidence."""
-    camera_pairs: Sequence[CameraPair] = field(default_factory=list)
+    camera_pairs: Sequence[CameraPair] | None = None
+    """With cameras as the dataset numbers them; None where they were not asked for."""
     verification: Verification | None = None
     threshold: float | None = None
+    notes: Sequence[str] = field(default_factory=list)
+    """Why something that was asked for is not there."""
 
-    @property
-    def columns(self) -> tuple[Any, Any, Any]:
-        """k1, k2 and weight for a table, empty without re-ranking."""
-        setting = self.setting
-        return (setting.k1, setting.k2, setting.weight) if setting else ("", "", "")
-
-    def as_json(self, *, several: bool = False) -> dict[str, Any]:
-        """All numbers; of several scores each says which file and setting it is of."""
-        about = {
-            "file": self.source.where, "dataset": self.source.dataset,
-            "rerank": asdict(self.setting) if self.setting else None,
-        }
-        numbers = self.result.as_json() | {"protocol": self.source.protocol}
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, with the file and the settings that they are of."""
+        numbers = {
+            "file": self.source.where, "dataset": self.source.dataset, "settings": self.settings,
+        } | self.result.as_json()
         if self.interval:
             numbers["mAP_interval"] = list(self.interval)
-        if self.camera_pairs:
+        if self.camera_pairs is not None:
             numbers["camera_pairs"] = [asdict(pair) for pair in self.camera_pairs]
         if self.verification:
             numbers["verification"] = self.verification.as_json()
@@ -69,7 +63,9 @@ class Score:
             if self.threshold is not None:
                 applied = self.verification.at(self.threshold)
                 numbers["verification"]["applied"] = asdict(applied)
-        return about | numbers if several else numbers
+        if self.notes:
+            numbers["notes"] = list(self.notes)
+        return numbers
 
 
 def _curve(verification: Verification) -> dict[str, list[float]]:
@@ -85,105 +81,99 @@ def score(
     source: Source, settings: Sequence[KReciprocal | None], extra: Extra,
     **options: Unpack[Options],
 ) -> list[Score]:
-    """Score a source under each setting; what is wrong with it is told with its name."""
+    """Score a source by its protocol under each setting of re-ranking.
+
+    Raises UserError, with the source's name, for what is wrong with it.
+    """
     query, gallery = source.query, source.gallery
-    given = (
-        query.features, gallery.features, query.identities, gallery.identities, query.cameras,
-        gallery.cameras,
-    )
+    notes = []
     try:
-        _refuse_without_cameras(source, extra, options)
-        results = evaluate_protocol_settings(source.protocol, *given, settings, **options)
-        pairs = evaluate_camera_pairs(*given, **options) if extra.camera_pairs else []
+        results = evaluate_protocol(
+            source.protocol, query.features, gallery.features, source.labels, settings,
+            names=source.names, **options,
+        )
+        pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
+        if extra.camera_pairs:
+            notes = _without_pairs(source)
+            pairs = [[] for _ in settings] if notes else _pairs(source, settings, options)
         verification = None
         if extra.verification:
-            verification = verify_source(
-                source, camera_filter=options.get("camera_filter", True), share=options.get("share")
-            )
+            verification = verify_source(source, share=options.get("share"))
     except UserError as error:
-        message = str(error).replace("camera_filter=False", "--no-camera-filter")
-        raise UserError(f"{source.where}: {message}") from None
+        raise UserError(f"{source.where}: {error}") from None
     return [
         Score(
-            source, setting, result,
-            interval(result.average_precision, source.asking.identities)
-            if extra.bootstrap else None,
-            pairs, verification, extra.threshold,
+            source, in_force(source, setting, options), result,
+            _interval(source, result) if extra.bootstrap else None, own, verification,
+            extra.threshold, notes,
         )
-        for setting, result in zip(settings, results, strict=True)
+        for setting, result, own in zip(settings, results, pairs, strict=True)
     ]
 
 
-def verify_source(
-    source: Source, *, camera_filter: bool = True, share: Share | None = None
-) -> Verification:
-    """Same identity or not, over the pairs that the source's protocol compares."""
-    query, gallery = source.query, source.gallery
-    if source.protocol == "random_gallery":  # the first draw
-        labels = drawn_labels(gallery.identities)
-        cameras = np.zeros_like(labels[0])
-        return verify(
-            gallery.features, gallery.features, *labels, cameras, cameras, camera_filter=False,
-            share=share,
-        )
-    return verify(
-        query.features, gallery.features, query.identities, gallery.identities, query.cameras,
-        gallery.cameras, camera_filter=camera_filter and source.protocol == "cross_camera",
-        share=share,
-    )
-
-
-def _refuse_without_cameras(source: Source, extra: Extra, options: Options) -> None:
-    asked = {
-        "--camera-pairs": extra.camera_pairs,
-        "--cross-camera-only": options.get("cross_camera_only", False),
+def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
+    """Return every setting that a ranking depends on, by name."""
+    metric, expand = options.get("metric", "euclidean"), options.get("expand")
+    return {
+        "protocol": source.protocol, "metric": metric,
+        "normalise": options.get("normalise", True) or metric == "cosine",
+        "multi_query": source.is_pooled,
+        "expand": None if expand is None else asdict(expand),
+        "rerank": None if setting is None else asdict(setting),
     }
-    if source.protocol == "random_gallery" and (names := [n for n, v in asked.items() if v]):
-        raise UserError(
-            f"the protocol random_gallery knows no cameras; leave out {' and '.join(names)}"
-        )
 
 
-# ---- written down ----
+def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
+    """The interval of the mAP; of a mean over draws, each identity counts with all of them."""
+    draws = result.average_precision[None] if result.draws is None else result.draws
+    return interval(draws.reshape(-1), np.tile(source.asking.identities, len(draws)))
 
 
-def to_csv(scores: Sequence[Score]) -> Iterator[str]:
-    """One line for each score, under a heading."""
-    yield _line([
-        "file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
-        *(f"rank{rank}" for rank in RANKS), "queries", "skipped", "mAP_low", "mAP_high",
+def _without_pairs(source: Source) -> list[str]:
+    """Why there are no camera pairs, where there are none."""
+    if source.protocol == "random_gallery":
+        return ["no camera pairs: the protocol random_gallery has no cameras"]
+    cameras = np.concatenate([
+        group.cameras[group.identities != JUNK] for group in (source.query, source.gallery)
     ])
-    for item in scores:
-        result = item.result
-        yield _line([
-            item.source.where, item.source.dataset, item.source.protocol, *item.columns,
-            result.mAP, result.mINP, *(result.as_json(RANKS)["cmc"].get(str(r)) for r in RANKS),
-            result.queries, result.skipped, *(item.interval or ("", "")),
-        ])
+    if len(found := np.unique(cameras)) == 1:
+        return [f"no camera pairs: all images are of camera {source.camera(int(found[0]))}, so "
+                "there is one camera or cameras are unknown"]
+    return []
 
 
-def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
-    """Lines for each query of each score: its labels, its metrics, the rows ranked first."""
-    most = max(item.result.nearest.shape[1] for item in scores)
-    yield _line([
-        "file", "k1", "k2", "weight", "query", "path", "identity", "camera", "average_precision",
-        "first_rank", *(f"row{n}" for n in range(1, most + 1)),
-        *(f"distance{n}" for n in range(1, most + 1)),
-    ])
-    for item in scores:
-        result, asking = item.result, item.source.asking
-        for row, precision in enumerate(result.average_precision.tolist()):
-            yield _line([
-                item.source.where, *item.columns, row, asking.paths[row] if asking.paths else "",
-                asking.identities[row], asking.cameras[row],
-                "" if precision != precision else precision,  # NaN: the query was skipped
-                result.first_rank[row] or "",
-                *("" if near < 0 else near for near in result.nearest[row].tolist()),
-                *("" if far == float("inf") else far for far in result.distances[row].tolist()),
-            ])
+def _pairs(
+    source: Source, settings: Sequence[KReciprocal | None], options: Options
+) -> list[list[CameraPair]]:
+    """The camera pairs under each setting, with the dataset's numbers."""
+    given: Options = {**options, "top_k": 0}
+    found = evaluate_camera_pairs(
+        source.query.features, source.gallery.features, source.labels, settings,
+        protocol=source.protocol, names=source.names, **given,
+    )
+    return [
+        [
+            replace(
+                pair, query_camera=source.camera(pair.query_camera),
+                gallery_camera=source.camera(pair.gallery_camera),
+            )
+            for pair in pairs
+        ]
+        for pairs in found
+    ]
 
 
-def _line(values: Sequence[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
+def verify_source(source: Source, *, share: Share | None = None) -> Verification:
+    """Same identity or not, over the pairs that the source's protocol compares.
+
+    Of random_gallery, over those of the first draw.
+    """
+    query, gallery = source.query, source.gallery
+    if source.protocol == "random_gallery":
+        labels = drawn_labels(gallery.identities)
+        apart = np.zeros_like(labels[0]), np.ones_like(labels[0])
+        return verify(gallery.features, gallery.features, *labels, *apart, share=share)
+    return verify(
+        query.features, gallery.features, *source.labels, protocol=source.protocol,
+        names=source.names, share=share,
+    )

@@ -4,16 +4,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.features import FeatureGroup, open_features
+from svll.evaluation.own_images import Names, image_numbers
 from svll.evaluation.pooling import pooled
-from svll.evaluation.rows import Stacked
+from svll.evaluation.rows import Integers, Stacked
 
+Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
 MORE = "multi_query"
 """Group of further images of the queries' identities and cameras."""
@@ -29,11 +31,35 @@ class Source:
     query: FeatureGroup
     gallery: FeatureGroup
     more: FeatureGroup | None = None
+    first_camera: int = 0
+    """What the dataset calls the camera that has number 0 here."""
+    pooled_names: tuple[Names, Names] | None = None
+    """Of the images, where queries were averaged and have no paths any more."""
 
     @property
     def asking(self) -> FeatureGroup:
         """The images that results of single queries are of."""
         return self.gallery if self.protocol == "random_gallery" else self.query
+
+    @property
+    def labels(self) -> tuple[Integers, Integers, Integers, Integers]:
+        """The identities of query and gallery, then the cameras."""
+        query, gallery = self.query, self.gallery
+        return query.identities, gallery.identities, query.cameras, gallery.cameras
+
+    @property
+    def names(self) -> tuple[Names, Names]:
+        """The names of the images of query and gallery, None where they are not known."""
+        return self.pooled_names or (self.query.paths, self.gallery.paths)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether queries are means over an identity's images under a camera."""
+        return self.pooled_names is not None
+
+    def camera(self, number: Number) -> Number:
+        """Return the dataset's number of a camera, or of several."""
+        return number + self.first_camera
 
     def groups(self) -> dict[str, FeatureGroup]:
         """All that there is, read, as a cache keeps it."""
@@ -43,30 +69,49 @@ class Source:
         return {name: replace(group, features=_read(group)) for name, group in there.items()}
 
     def pooled(self) -> "Source":
-        """The same with all queries of one identity and camera made one.
+        """Return the source with all queries of one identity and camera made one.
 
         Raises UserError where the protocol draws the queries.
         """
         if self.protocol == "random_gallery":
             raise UserError(
-                f"{self.where}: the protocol random_gallery draws its queries; leave out "
-                "--multi-query"
+                f"{self.where}: the protocol random_gallery draws its queries one by one; they "
+                "cannot be averaged (multi-query)"
             )
         query, more = self.query, self.more
         features, identities, cameras = pooled(
             query.features, query.identities, query.cameras,
             None if more is None else (more.features, more.identities, more.cameras),
         )
-        return replace(self, query=FeatureGroup(features, identities, cameras))
+        names: tuple[Names, Names] = (None, None)
+        if self.protocol == "all_gallery":
+            names = self._names_pooled(identities, cameras)
+        return replace(
+            self, query=FeatureGroup(features, identities, cameras), pooled_names=names
+        )
+
+    def _names_pooled(self, identities: Integers, cameras: Integers) -> tuple[Names, Names]:
+        """Name each averaged query by its place, and so the gallery images that are in it."""
+        groups = [self.query] if self.more is None else [self.query, self.more]
+        one = _stacked(groups)
+        given = one.identities, self.gallery.identities, one.cameras, self.gallery.cameras
+        numbers, known = image_numbers(
+            one.features, self.gallery.features, given, (one.paths, self.gallery.paths)
+        )
+        places = {label: n for n, label in enumerate(zip(identities, cameras, strict=True))}
+        labels = zip(numbers.tolist(), one.identities, one.cameras, strict=True)
+        owner = {number: places[i, c] for number, i, c in labels if (i, c) in places}
+        return range(len(identities)), [owner.get(number) for number in known.tolist()]
 
 
 @contextmanager
 def open_source(
-    path: Path, kind: str | None = None, shards: Sequence[Path] = ()
+    path: Path, kind: str | None = None, shards: Sequence[Path] = (), protocol: str | None = None
 ) -> Iterator[Source]:
     """A feature cache, or a dump of another toolbox (`kind`, or by its suffix).
 
     With `shards`, the gallery is what these caches hold, one after another; path gives the queries.
+    `protocol` stands in for the one that the file names (cross_camera where it names none).
     Raises UserError that names the file, as `open_features` and `read_foreign` do.
     """
     with ExitStack() as stack:
@@ -74,11 +119,13 @@ def open_source(
             names = ["query"] if shards else ["query", "gallery"]
             file = stack.enter_context(open_features(path, names, optional=(MORE,)))
             groups, dataset = dict(file.groups), file.dataset or path.stem
-            protocol = file.protocol or "cross_camera"  # other toolboxes' files do not say
+            named = file.protocol
+            first_camera = file.first_camera or 0
         else:
             from svll.evaluation.foreign import read_foreign  # scipy: not for our own files
 
-            groups, dataset, protocol = read_foreign(path, kind), path.stem, "cross_camera"
+            groups, dataset, named = read_foreign(path, kind), path.stem, ""
+            first_camera = 0
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
             groups["gallery"] = _stacked([file.groups["gallery"] for file in files])
@@ -88,7 +135,8 @@ def open_source(
                 "file that has them"
             )
         yield Source(
-            str(path), dataset, protocol, groups["query"], groups["gallery"], groups.get(MORE)
+            str(path), dataset, protocol or named or "cross_camera", groups["query"],
+            groups["gallery"], groups.get(MORE), first_camera,
         )
 
 

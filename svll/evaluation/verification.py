@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.errors import UserError
-from svll.evaluation.arguments import faults, integers
+from svll.evaluation.arguments import checked, integers
 from svll.evaluation.histograms import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.machine import Products
+from svll.evaluation.own_images import Names
+from svll.evaluation.protocols import compared
+from svll.evaluation.ranking import ONE_CAMERA
 from svll.evaluation.rows import JUNK, Floats, Integers, Rows
 from svll.evaluation.sharing import Share
 
@@ -217,23 +220,24 @@ def verify(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     *,
-    camera_filter: bool = True,
+    protocol: str = "cross_camera",
+    names: tuple[Names, Names] = (None, None),
     share: Share | None = None,
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
 
-    Takes what `evaluate_ranking` takes, and reads it block by block. Junk (-1) is in no pair; pairs
-    of one identity under one camera do not count, unless `camera_filter` is off. Raises UserError
-    for shapes that do not fit, rows that are not finite, and without genuine or impostor pairs. The
-    processes of a `share` call this together, and all get the result.
+    Takes what `evaluate_ranking` takes, and reads it block by block. Junk (-1) is in no pair, nor
+    is what the protocol leaves out of a query's gallery. `names` are those of images. Raises
+    UserError for shapes that do not fit, rows that are not finite, and without genuine or impostor
+    pairs. The processes of a `share` call this together, and all get the result.
     """
     found = count_pairs(
         query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        camera_filter=camera_filter, share=share,
+        protocol=protocol, names=names, share=share,
     )  # fmt: skip
     q_ids, g_ids = (integers(ids) for ids in (query_identities, gallery_identities))
     if not found.genuine_pairs:
-        raise UserError(_no_genuine(q_ids[q_ids != JUNK], g_ids[g_ids != JUNK], camera_filter))
+        raise UserError(_no_genuine(q_ids[q_ids != JUNK], g_ids[g_ids != JUNK], protocol))
     if not found.impostor_pairs:
         raise UserError(
             "there are no impostor pairs: query and gallery hold one and the same identity "
@@ -250,19 +254,20 @@ def count_pairs(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     *,
-    camera_filter: bool = True,
+    protocol: str = "cross_camera",
+    names: tuple[Names, Names] = (None, None),
     share: Share | None = None,
 ) -> Verification:
-    """The same for one shard of many: without genuine or impostor pairs it is fit for adding."""
-    given = (query_identities, gallery_identities, query_cameras, gallery_cameras)
-    labels = [integers(values) for values in given]
-    if found := faults(query, gallery, labels):
-        raise UserError("\n".join(found))
+    """Count the pairs of one shard of many: without genuine or impostor pairs it can be added."""
+    given = checked(
+        query, gallery, (query_identities, gallery_identities, query_cameras, gallery_cameras)
+    )
+    labels = compared(protocol, query, gallery, given, names)
     queries = Rows("query", query, labels[0], labels[2], unit=True)
     candidates = Rows("gallery", gallery, labels[1], labels[3], unit=True)
     products = Products(query, gallery)
     counts = pair_counts(
-        queries, candidates, products, camera_filter=camera_filter, share=share
+        queries, candidates, products, hide=protocol == "other_cameras", share=share
     )
     return Verification(genuine=counts[0], impostor=counts[1])
 
@@ -285,18 +290,22 @@ def _shares(counts: Integers, kind: str) -> Floats:
     return np.r_[np.cumsum(counts[::-1])[::-1], 0] / total
 
 
-def _no_genuine(query: Integers, gallery: Integers, camera_filter: bool) -> str:
+def _no_genuine(query: Integers, gallery: Integers, protocol: str) -> str:
     """Identities without junk: why no pair of them is genuine, and what helps."""
     for name, ids in (("query", query), ("gallery", gallery)):
         if not len(ids):
             return f"there are no pairs: every {name} image has identity {JUNK} (junk)"
     known, message = np.unique(query), "there are no genuine pairs: "
     shared = int(np.isin(known, gallery).sum())
-    if shared and camera_filter:
+    if shared and protocol != "all_gallery":
         return (
             f"{message}{shared} of {len(known)} query identities are in the gallery, all under the "
-            "query's own camera only; with one camera only, turn the camera filter off "
-            "(camera_filter=False)"
+            f"query's own camera only; {ONE_CAMERA}"
+        )
+    if shared:
+        return (
+            f"{message}{shared} of {len(known)} query identities are in the gallery, all as the "
+            "query's own image only; add further images"
         )
     return (
         f"{message}none of {len(known)} query identities is in the gallery; check that query and "

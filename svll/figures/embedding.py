@@ -108,7 +108,7 @@ def image_figure(runs: Mapping[str, Path], *, identities: int = 20, seed: int = 
             _name(axes, title, f"silhouette {found.silhouette:.3f}   between / within "
                                f"{found.ratio:.2f}")
             _draw_images(axes, shown)
-        _add_cameras(figure, shown.cameras)
+        _add_cameras(figure, shown.cameras, tested.first_camera)
     numbers = {
         title: asdict(one.separation) | {"ratio": one.separation.ratio}
         for title, one in pictures.items()
@@ -148,11 +148,11 @@ def _marker(camera: int) -> str:
     return MARKERS[camera % len(MARKERS)]
 
 
-def _add_cameras(figure: "Figure", cameras: Int64) -> None:
-    """Say which marker is which camera, where there is room for it."""
+def _add_cameras(figure: "Figure", cameras: Int64, first: int) -> None:
+    """Say which marker is which camera, where there is room for it; camera 0 is called `first`."""
     found = np.unique(cameras).tolist()
     if len(found) <= TOLD_CAMERAS:
-        _add_legend(figure, [(f"camera {c + 1}", _marker(c), INK) for c in found])
+        _add_legend(figure, [(f"camera {c + first}", _marker(c), INK) for c in found])
 
 
 def _image_caption(tested: Tested, shown: _Picture, chosen: int, seed: int) -> str:

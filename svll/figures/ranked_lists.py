@@ -11,7 +11,6 @@ from harness.errors import UserError
 from harness.files import write_text
 from harness.reporting.drawing import as_svg, save
 from harness.reporting.page import Html, element, figure, join, link, note, page, section, table
-from svll.data.checking import PROTOCOLS
 from svll.evaluation.camera_pairs import CameraPair
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.lists import (
@@ -25,12 +24,14 @@ from svll.evaluation.lists import (
 )
 from svll.evaluation.protocols import DRAWS
 from svll.evaluation.rows import JUNK
-from svll.evaluation.scores import RANKS, Extra, Score, score
+from svll.evaluation.scores import Extra, Score, score
 from svll.evaluation.sources import Source, open_source
 from svll.evaluation.verification import Verification
+from svll.evaluation.written import RANKS, settings_words
 from svll.figures import thumbnails
 from svll.figures.curves import draw_roc, draw_similarities, in_words
 from svll.figures.thumbnails import Thumbnails
+from svll.protocols import PROTOCOLS
 
 NAME = "ranked.html"
 CONFUSIONS = 20
@@ -60,7 +61,7 @@ STYLE = thumbnails.STYLE + """
 
 def ranked_page(
     file: Path, out: Path, wanted: Wanted | None = None, *, root: Path | None = None,
-    figures: Path | None = None, kind: str | None = None, camera_filter: bool = True,
+    figures: Path | None = None, kind: str | None = None,
 ) -> Path:
     """Write the page of a feature file, ranked.html, into the folder `out`; returns its path.
 
@@ -70,22 +71,20 @@ def ranked_page(
     written.
     """
     with open_source(file, kind) as source:
-        filtered = camera_filter and source.protocol == "cross_camera"
-        has_cameras = source.protocol != "random_gallery"
         wanted = wanted or Wanted()
-        check_wanted(source, wanted, camera_filter=filtered)
-        extra = Extra(camera_pairs=has_cameras, verification=True)
-        [scored] = score(source, [None], extra, top_k=TOP, camera_filter=filtered)
+        check_wanted(source, wanted)
+        extra = Extra(camera_pairs=True, verification=True)
+        [scored] = score(source, [None], extra, top_k=TOP)
         assert scored.verification is not None
         small = Thumbnails(root)
-        found = ranked_lists(source, scored.result, wanted, camera_filter=filtered)
+        found = ranked_lists(source, scored.result, wanted)
         parts = [
             _curves(scored.verification, out, figures or out),
             _confusions(scored, small),
-            _camera_pairs(scored.camera_pairs) if has_cameras else _no_cameras(),
+            _camera_pairs(scored),
             _lists(source, found, wanted, small),
         ]
-        top = join(_summary(scored, camera_filter=filtered), _missing(source, small))
+        top = join(_summary(scored), _missing(source, small))
         document = page(f"Ranked lists: {source.dataset}", top, _links(), *parts, style=STYLE)
     # names of files need not be UTF-8; what is not becomes a question mark
     _write(out / NAME, document.encode("utf-8", "replace").decode("utf-8"))
@@ -112,18 +111,16 @@ def _links() -> Html:
 # ---- numbers ----
 
 
-def _summary(scored: Score, *, camera_filter: bool) -> Html:
+def _summary(scored: Score) -> Html:
     source, result = scored.source, scored.result
     cmc = result.as_json(RANKS)["cmc"]
     numbers = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
-    told = PROTOCOLS[source.protocol]
-    if source.protocol == "cross_camera" and not camera_filter:
-        told = "but no gallery image is left out"
     skipped = f", and {result.skipped:,} without a match left out" if result.skipped else ""
     counted = int((source.gallery.identities != JUNK).sum())
     rows = [
         ("file", source.where), ("dataset", source.dataset),
-        ("protocol", f"{source.protocol}: {told}"),
+        ("protocol", f"{source.protocol}: {PROTOCOLS[source.protocol]}"),
+        ("settings", settings_words(scored.settings)),
         ("queries", f"{result.queries:,}{skipped}"),
         ("images to draw from" if source.protocol == "random_gallery" else "gallery images",
          f"{counted:,}"),
@@ -175,8 +172,11 @@ def _curves(found: Verification, out: Path, folder: Path) -> Html:
     return _section("curves", *shown)
 
 
-def _camera_pairs(pairs: Sequence[CameraPair]) -> Html:
+def _camera_pairs(scored: Score) -> Html:
     """mAP of each query camera in the gallery of each other camera, and the worst of them."""
+    pairs: Sequence[CameraPair] = scored.camera_pairs or ()
+    if not pairs:
+        return _section("cameras", *(note(f"{said}.") for said in scored.notes))
     worst = sorted(pairs, key=lambda pair: pair.mAP)[:WORST_PAIRS]
     known = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
     asking, asked = (sorted({key[side] for key in known}) for side in (0, 1))
@@ -193,16 +193,12 @@ def _camera_pairs(pairs: Sequence[CameraPair]) -> Html:
     return _section(
         "cameras",
         element("p", "Queries of one camera, ranked among the gallery images of one other alone. "
-                f"Cameras are numbered as in the file. The {len(worst)} lowest are marked, and "
+                f"Cameras are numbered as in the dataset. The {len(worst)} lowest are marked, and "
                 "listed below."),
         table(["query \\ gallery", *asked], rows, marked=marked),
         element("h3", "Lowest"),
         table(["query camera", "gallery camera", "queries", "mAP", "Rank-1"], listed),
     )
-
-
-def _no_cameras() -> Html:
-    return _section("cameras", note("Left out: the protocol random_gallery knows no cameras."))
 
 
 # ---- images ----

@@ -31,6 +31,8 @@ class Tested:
     """[n, D] in their file."""
     identities: Int64
     cameras: Int64
+    first_camera: int = 0
+    """What the dataset calls the camera that has number 0."""
 
     def rows(self, wanted: NDArray[np.bool_] | None = None) -> Rows:
         """Return the counted images, or the wanted ones [n] of them, at unit length."""
@@ -54,7 +56,7 @@ def open_tested(folder: Path) -> Iterator[Tested]:
         yield Tested(
             str(path), file.dataset or path.stem, Stacked([gallery.features, query.features]),
             np.where(counted, identities, JUNK),
-            np.concatenate([gallery.cameras, query.cameras]),
+            np.concatenate([gallery.cameras, query.cameras]), file.first_camera or 0,
         )
 
 

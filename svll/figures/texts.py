@@ -59,7 +59,10 @@ def image_means(folder: Path) -> Floats:
         raise UserError(f"{cache / 'stage1'}: there are no image features of any stage 1")
     datasets = load_datasets(config.data, cache / "data")
     check_pinned(config, datasets)
-    splits = split(datasets, validation=config.data.validation, seed=config.seed)
+    splits = split(
+        datasets, validation=config.data.validation, seed=config.seed,
+        protocol=config.evaluation.protocol,
+    )
     features = _frozen(config, datasets, cache / "stage1").of(splits.train.paths)
     assert features is not None, "training images are of the training sets"
     sums = np.zeros((splits.identities, features.shape[1]))

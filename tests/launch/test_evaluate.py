@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -17,13 +17,10 @@ from scipy.io import savemat
 from harness.features import FeatureGroup, write_features
 from harness.machine import has_gpu
 from launch import evaluate
-from svll.evaluation import (
-    KReciprocal,
-    QueryExpansion,
-    evaluate_camera_pairs,
-    evaluate_protocol,
-    evaluate_ranking,
-)
+from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
+from svll.evaluation.bootstrap import interval
+from svll.evaluation.camera_pairs import evaluate_camera_pairs
+from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -70,22 +67,38 @@ def run(monkeypatch, capsys):
     return call
 
 
-def scored(result, protocol="cross_camera"):
-    return {**result.as_json(), "protocol": protocol}
+PLAIN = {
+    "protocol": "cross_camera", "metric": "euclidean", "normalise": True, "multi_query": False,
+    "expand": None, "rerank": None,
+}
+"""The settings that are in force when nothing is asked for."""
 
 
-def test_json_has_the_metrics_as_fractions(run, file, parts):
+def numbers(out):
+    """The numbers of the one object in the JSON that was printed."""
+    [found] = json.loads(out)
+    return {key: found[key] for key in ("mAP", "mINP", "cmc", "queries", "skipped")}
+
+
+def settings(out):
+    [found] = json.loads(out)
+    return found["settings"]
+
+
+def test_json_is_an_array_of_objects_with_file_settings_and_metrics_as_fractions(run, file, parts):
     status, out, err = run("--features", file, "--json")
     expected = ranking(parts)
     assert (status, err) == (0, "")
-    assert json.loads(out) == {
+    assert json.loads(out) == [{
+        "file": str(file),
+        "dataset": "toy",
+        "settings": PLAIN,
         "mAP": expected.mAP,
         "mINP": expected.mINP,
-        "cmc": {"1": expected.cmc[0], "5": expected.cmc[4], "10": expected.cmc[9]},
+        "cmc": {str(rank): expected.cmc[rank - 1] for rank in range(1, 51)},
         "queries": 20,
         "skipped": 0,
-        "protocol": "cross_camera",
-    }
+    }]
 
 
 def test_re_ranking_options_reach_the_ranking(run, file, parts):
@@ -95,8 +108,9 @@ def test_re_ranking_options_reach_the_ranking(run, file, parts):
     ):
         status, out, _ = run("--features", file, "--json", "--rerank", *given)
         assert status == 0
-        assert json.loads(out) == scored(ranking(parts, rerank=options))
-        assert json.loads(out)["mAP"] != ranking(parts).mAP
+        assert numbers(out) == ranking(parts, rerank=options).as_json()
+        assert settings(out) == {**PLAIN, "rerank": asdict(options)}
+        assert numbers(out)["mAP"] != ranking(parts).mAP
 
 
 def test_without_json_the_metrics_are_lines(run, file, parts):
@@ -107,30 +121,70 @@ def test_without_json_the_metrics_are_lines(run, file, parts):
         f"mAP     {expected.mAP:.4f}",
         f"mINP    {expected.mINP:.4f}",
         *(f"Rank-{r:<3}{expected.cmc[r - 1]:.4f}" for r in (1, 5, 10)),
-        "20 queries; cross_camera, not re-ranked",
+        "20 queries; cross_camera, euclidean distance of L2-normalised features, not re-ranked",
         "cross_camera: gallery images of the query's own identity and camera are left out",
     ]
-    for option, told in {
-        "--no-camera-filter": "no gallery image is left out (--no-camera-filter)",
-        "--cross-camera-only":
-            "all gallery images of the query's own camera are left out (--cross-camera-only)",
-    }.items():
-        _, out, _ = run("--features", file, option)
-        assert out.splitlines()[-1] == f"cross_camera: {told}"
+
+
+def test_lines_table_and_csv_say_every_setting_that_is_in_force(run, file, tmp_path):
+    words = ["--cross-camera-only", "--metric", "cosine", "--multi-query", "--expand", 4,
+             "--alpha", 3, "--rerank", "--k1", 5, "--camera-pairs"]
+    _, out, _ = run("--features", file, *words)
+    said = (
+        "other_cameras, cosine distance of L2-normalised features, multi-query (mean of an "
+        "identity's queries under a camera), query expansion (count=4, alpha=3), re-ranked (k1=5, "
+        "k2=6, weight=0.3)"
+    )
+    assert f"queries; {said}\n" in out
+    assert "other_cameras: all gallery images of the query's own camera are left out\n" in out
+    assert f"camera pairs: {said}\n" in out
+    _, out, _ = run("--features", file, "--raw", "--rerank", "--k1", "5,8")
+    assert "cross_camera" in out.splitlines()[3]
+    assert "all: euclidean distance of features as stored; re-ranked where k1, k2" in out
+    columns = {
+        "protocol": "other_cameras", "metric": "cosine", "normalise": "true",
+        "multi_query": "true", "expand": "4", "alpha": "3.0", "k1": "5", "k2": "6",
+        "weight": "0.3",
+    }
+    words = [*words[:-1], "--csv", "--per-query", tmp_path / "q.csv"]
+    _, out, _ = run("--features", file, *words)
+    for text in (out, (tmp_path / "q.csv").read_text()):
+        line = next(csv.DictReader(text.splitlines()))
+        assert {name: line[name] for name in columns} == columns
 
 
 def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
-    for protocol in ("all_gallery", "random_gallery"):
+    for protocol in ("all_gallery", "random_gallery", "other_cameras"):
         path = tmp_path / f"{protocol}.h5"
         write_features(path, parts, dataset="toy", model="m", protocol=protocol)
         status, out, _ = run("--features", path, "--json")
-        query, gallery = parts["query"], parts["gallery"]
-        expected = evaluate_protocol(
-            protocol, query.features, gallery.features, query.identities, gallery.identities,
-            query.cameras, gallery.cameras,
-        )
         assert status == 0
-        assert json.loads(out) == scored(expected, protocol)
+        assert numbers(out) == ranking(parts, protocol=protocol).as_json()
+        assert settings(out) == {**PLAIN, "protocol": protocol}
+        kept = tmp_path / "kept.h5"
+        _, out, _ = run("--features", path, "--protocol", "cross_camera", "--save", kept, "--json")
+        assert numbers(out) == ranking(parts).as_json()
+        _, out, _ = run("--features", kept, "--json")
+        assert settings(out) == PLAIN
+
+
+def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_averaged(
+    run, tmp_path
+):
+    rng = np.random.default_rng(0)
+    side = FeatureGroup(
+        rng.normal(size=(120, 8)).astype(np.float32), np.arange(120) // 4, np.zeros(120, int)
+    )
+    for paths in (None, tuple(f"{n}.jpg" for n in range(120))):
+        one = replace(side, paths=paths)
+        both = {"query": one, "gallery": one}
+        write_features(tmp_path / "f.h5", both, dataset="t", model="m", protocol="all_gallery")
+        _, out, _ = run("--features", tmp_path / "f.h5", "--verification", "--json")
+        assert numbers(out)["cmc"]["1"] < 0.2
+        assert json.loads(out)[0]["verification"]["genuine_pairs"] == 120 * 3
+    status, _, err = run("--features", tmp_path / "f.h5", "--multi-query")
+    assert status == 1
+    assert "30 are there as the query's own image only" in err
 
 
 @pytest.mark.parametrize(
@@ -144,6 +198,8 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
         (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
         (["--features", "f.h5", "--json", "--csv"], "--json and --csv: choose one"),
+        (["--features", "f.h5", "--no-camera-filter", "--cross-camera-only"],
+         "--no-camera-filter and --cross-camera-only: choose one"),
         (["--features", "f.h5", "--csv", "--camera-pairs"], "no room for --camera-pairs"),
         (["--features", "f.h5", "--csv", "--verification"], "no room for --camera-pairs or"),
         (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
@@ -195,10 +251,16 @@ def test_one_camera_only_names_the_option_and_the_option_helps(run, tmp_path, pa
     status, _, err = run("--features", tmp_path / "f.h5")
     assert status == 1
     assert "0 of 5 query identities are absent from the gallery, 5 are there under" in err
-    assert "--no-camera-filter" in err
-    status, out, _ = run("--features", tmp_path / "f.h5", "--no-camera-filter", "--json")
-    assert status == 0
-    assert json.loads(out)["queries"] == 20
+    assert "set protocol to all_gallery" in err
+    for words in (["--protocol", "all_gallery"], ["--no-camera-filter"]):
+        status, out, _ = run("--features", tmp_path / "f.h5", *words, "--json", "--camera-pairs")
+        assert status == 0
+        assert numbers(out)["queries"] == 20
+        [found] = json.loads(out)
+        assert found["camera_pairs"] == []
+        assert "no camera pairs: all images are of camera 0" in found["notes"][0]
+    _, out, _ = run("--features", tmp_path / "f.h5", *words, "--camera-pairs")
+    assert "f.h5: no camera pairs: all images are of camera 0" in out
 
 
 def test_the_script_runs_from_the_root_and_from_elsewhere(file, parts, tmp_path):
@@ -207,7 +269,7 @@ def test_the_script_runs_from_the_root_and_from_elsewhere(file, parts, tmp_path)
             [sys.executable, script, "--features", file, "--json"],
             cwd=folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert json.loads(done.stdout) == scored(ranking(parts))
+        assert numbers(done.stdout) == ranking(parts).as_json()
 
 
 def test_evaluating_imports_no_package_that_it_does_not_need(file):
@@ -281,10 +343,10 @@ def test_a_grid_scores_every_combination_beside_plain_ranking(run, file, parts):
     grid = ["--rerank", "--k1", "4,8", "--k2", "2", "--weight", "0.1,0.5"]
     status, out, _ = run("--features", file, *grid, "--json")
     found = json.loads(out)
-    settings = [KReciprocal(k1, 2, weight) for k1 in (4, 8) for weight in (0.1, 0.5)]
-    assert [item["rerank"] for item in found] == [None, *map(asdict, settings)]
+    tried = [KReciprocal(k1, 2, weight) for k1 in (4, 8) for weight in (0.1, 0.5)]
+    assert [item["settings"]["rerank"] for item in found] == [None, *map(asdict, tried)]
     assert [item["mAP"] for item in found] == [
-        ranking(parts, rerank=setting).mAP for setting in (None, *settings)
+        ranking(parts, rerank=setting).mAP for setting in (None, *tried)
     ]
     assert status == 0
 
@@ -307,8 +369,9 @@ def test_per_query_lines_hold_what_the_mean_is_made_of(run, file, parts, tmp_pat
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        (["--cross-camera-only"], {"cross_camera_only": True}),
-        (["--no-camera-filter"], {"camera_filter": False}),
+        (["--cross-camera-only"], {"protocol": "other_cameras"}),
+        (["--no-camera-filter"], {"protocol": "all_gallery"}),
+        (["--protocol", "random_gallery"], {"protocol": "random_gallery"}),
         (["--raw"], {"normalise": False}),
         (["--metric", "cosine"], {"metric": "cosine"}),
         (["--expand", 4], {"expand": QueryExpansion(4)}),
@@ -318,7 +381,7 @@ def test_per_query_lines_hold_what_the_mean_is_made_of(run, file, parts, tmp_pat
 def test_options_of_the_ranking_reach_it(run, file, parts, words, options):
     status, out, _ = run("--features", file, *words, "--json")
     assert status == 0
-    assert json.loads(out) == scored(ranking(parts, **options))
+    assert numbers(out) == ranking(parts, **options).as_json()
 
 
 def test_multi_query_asks_once_for_each_identity_and_camera(run, file, parts):
@@ -326,7 +389,7 @@ def test_multi_query_asks_once_for_each_identity_and_camera(run, file, parts):
     query = parts["query"]
     asking = set(zip(query.identities.tolist(), query.cameras.tolist(), strict=True))
     assert status == 0
-    assert json.loads(out)["queries"] == len(asking) < len(query.identities)
+    assert numbers(out)["queries"] == len(asking) < len(query.identities)
 
 
 def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file, parts, tmp_path):
@@ -336,7 +399,7 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
         "--features", file, "--json", "--bootstrap", "--camera-pairs", "--verification",
         "--threshold-from", tmp_path / "other.h5", "--at-fpr", 0.1,
     )  # fmt: skip
-    found = json.loads(out)
+    [found] = json.loads(out)
     given = [
         [getattr(part[side], name) for name in ("features", "identities", "cameras")
          for side in ("query", "gallery")]
@@ -345,7 +408,8 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
     assert status == 0
     low, high = found["mAP_interval"]
     assert low < found["mAP"] < high
-    assert found["camera_pairs"] == [asdict(pair) for pair in evaluate_camera_pairs(*given[0])]
+    [pairs] = evaluate_camera_pairs(*given[0][:2], given[0][2:])
+    assert found["camera_pairs"] == [asdict(pair) for pair in pairs]
     own, calibration = (verify(*each) for each in given)
     assert found["verification"]["eer"] == own.eer
     curve = found["verification"]["roc"]
@@ -396,9 +460,9 @@ def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path
     for words in ([], ["--features-from", "mat", "--save", tmp_path / "kept.h5"]):
         status, out, _ = run("--features", tmp_path / "result.mat", *words, "--json")
         assert status == 0
-        assert json.loads(out) == scored(ranking(parts))
+        assert numbers(out) == ranking(parts).as_json()
     status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
-    assert json.loads(out) == scored(ranking(parts))
+    assert numbers(out) == ranking(parts).as_json()
 
 
 def test_shards_and_float64_features_are_kept_as_one_cache(run, file, parts, tmp_path):
@@ -413,9 +477,9 @@ def test_shards_and_float64_features_are_kept_as_one_cache(run, file, parts, tmp
         content["query/features"] = parts["query"].features.astype(np.float64)
     words = "--features", file, "--gallery", tmp_path / "s*.h5"
     status, out, _ = run(*words, "--save", tmp_path / "kept.h5", "--json")
-    assert (status, json.loads(out)) == (0, scored(ranking(parts)))
+    assert (status, numbers(out)) == (0, ranking(parts).as_json())
     status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
-    assert (status, json.loads(out)) == (0, scored(ranking(parts)))
+    assert (status, numbers(out)) == (0, ranking(parts).as_json())
 
 
 def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part(
@@ -424,16 +488,48 @@ def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part
     path = tmp_path / "f.h5"
     write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
     status, out, _ = run("--features", path, "--verification", "--json")
-    pairs = json.loads(out)["verification"]
+    pairs = json.loads(out)[0]["verification"]
     identities = parts["gallery"].identities
     known = len(np.unique(identities))
     assert status == 0
     assert pairs["genuine_pairs"] == len(identities) - known
     assert pairs["impostor_pairs"] == (len(identities) - known) * (known - 1)
-    for words, told in (
-        (["--camera-pairs", "--cross-camera-only"], "--camera-pairs and --cross-camera-only"),
-        (["--multi-query"], "leave out --multi-query"),
-    ):
-        status, _, err = run("--features", path, *words)
-        assert status == 1
-        assert told in err
+    status, out, _ = run("--features", path, "--camera-pairs")
+    assert (status, "no camera pairs: the protocol random_gallery has no cameras" in out) == (0, 1)
+    status, _, err = run("--features", path, "--multi-query")
+    assert (status, "they cannot be averaged (multi-query)" in err) == (1, True)
+
+
+def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws(run, tmp_path, parts):
+    path = tmp_path / "f.h5"
+    write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
+    _, out, _ = run("--features", path, "--bootstrap", "--json")
+    gallery = parts["gallery"]
+    draws = evaluate_draws(gallery.features, gallery.identities)[0].draws
+    # an identity is drawn with its queries of every draw
+    together = interval(draws.ravel(), np.tile(gallery.identities, len(draws)))
+    assert tuple(json.loads(out)[0]["mAP_interval"]) == together != interval(
+        draws[0], gallery.identities
+    )
+
+
+def test_verification_of_other_cameras_compares_no_pair_under_one_camera(run, file, parts):
+    _, out, _ = run("--features", file, "--verification", "--cross-camera-only", "--json")
+    query, gallery = parts["query"], parts["gallery"]
+    apart = query.cameras[:, None] != gallery.cameras
+    same = query.identities[:, None] == gallery.identities
+    found = json.loads(out)[0]["verification"]
+    assert found["genuine_pairs"] == (apart & same).sum()
+    assert found["impostor_pairs"] == (apart & ~same).sum()
+
+
+def test_cameras_are_shown_as_the_dataset_numbers_them(run, tmp_path, parts):
+    path = tmp_path / "f.h5"
+    write_features(path, parts, dataset="toy", model="m", first_camera=1)
+    words = ["--camera-pairs", "--per-query", tmp_path / "q.csv", "--json"]
+    _, out, _ = run("--features", path, *words)
+    pairs = json.loads(out)[0]["camera_pairs"]
+    assert {pair["query_camera"] for pair in pairs} == {1, 2, 3}
+    assert {pair["gallery_camera"] for pair in pairs} == {1, 2, 3}
+    lines = list(csv.DictReader((tmp_path / "q.csv").read_text().splitlines()))
+    assert [int(line["camera"]) for line in lines] == (parts["query"].cameras + 1).tolist()

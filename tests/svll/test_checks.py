@@ -20,7 +20,7 @@ def records(name: str, images: Images) -> Records:
 
 
 def check(
-    query: Images, gallery: Images, *, train: Images | None = None, camera_filter: bool = True,
+    query: Images, gallery: Images, *, train: Images | None = None,
     protocol: str = "cross_camera",
 ) -> None:
     shown = train or [(i, c) for i in range(4) for c in (0, 1)]
@@ -28,7 +28,7 @@ def check(
         "made", protocol, records("t", shown), records("q", query), records("g", gallery)
     )
     splits = split(Datasets((data,), (data,)), validation=0.0, seed=1)
-    check_matches(splits, camera_filter=camera_filter)
+    check_matches(splits)
 
 
 def test_queries_that_all_have_a_match_are_not_worth_a_word(
@@ -44,14 +44,13 @@ def test_a_gallery_without_any_match_says_who_is_missing_and_who_is_hidden() -> 
     message = str(caught.value)
     assert "made: 2 of 3 query identities are absent from the gallery" in message
     assert "1 are there under the query's own camera only" in message
-    assert "evaluation.camera_filter=false" in message
+    assert "evaluation.protocol=all_gallery" in message
 
 
 def test_the_way_out_that_is_named_works(caplog: pytest.LogCaptureFixture) -> None:
     images = [(1, 0), (2, 0)]
     with pytest.raises(UserError, match=r"0 of 2 query identities are absent.*2 are there under"):
         check(images, images)
-    check(images, images, camera_filter=False)
     check(images, images, protocol="all_gallery")
     assert not caplog.records
 
@@ -79,4 +78,4 @@ def test_held_back_identities_are_looked_at_too() -> None:
     splits = split(Datasets((data,), (data,)), validation=0.5, seed=1)
     assert np.unique(splits.validation.query.identities).size == 4
     with pytest.raises(UserError, match="validation: 0 of 4 query identities are absent"):
-        check_matches(splits, camera_filter=True)
+        check_matches(splits)

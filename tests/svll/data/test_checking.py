@@ -33,7 +33,7 @@ def test_queries_without_a_match_are_counted_by_their_reason() -> None:
     assert noted(query, gallery) == [
         "1 of 4 query identities are absent from the gallery, 2 are there under the query's own "
         "camera only; 4 of 6 queries are left out of the metrics; to rank those, set "
-        "evaluation.camera_filter=false"
+        "evaluation.protocol=all_gallery"
     ]
     assert noted(query, gallery, protocol="all_gallery") == [
         "1 of 4 query identities are absent from the gallery; 2 of 6 queries are left out of the "
@@ -63,7 +63,7 @@ def test_one_camera_only_is_said_with_the_option_that_helps() -> None:
     train = records((1, 0), (1, 0))
     first, second = noted(one, one, train=train)
     assert first.startswith("all images are of one camera")
-    assert "evaluation.camera_filter=false" in first
+    assert "evaluation.protocol=all_gallery" in first
     assert "1 are there under the query's own camera only" in second
     assert noted(one, one, train=train, protocol="all_gallery") == []
     assert not any("one camera" in note for note in noted(one, one))

@@ -51,7 +51,7 @@ def test_expansion_does_not_see_labels():
     nearest = [
         evaluate_ranking(
             query, gallery, q_ids, ids, *cameras, expand=QueryExpansion(), top_k=9,
-            camera_filter=False,
+            protocol="all_gallery",
         ).nearest.tolist()
         for ids in (g_ids, other)
     ]  # fmt: skip

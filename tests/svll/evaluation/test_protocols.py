@@ -6,7 +6,8 @@ import pytest
 from harness.errors import UserError
 from harness.rng import generator
 from svll.evaluation import KReciprocal, evaluate_ranking
-from svll.evaluation.protocols import DRAWS, evaluate_draws, evaluate_protocol
+from svll.evaluation.protocols import DRAWS, evaluate_draws
+from svll.protocols import PROTOCOLS
 
 
 def made(count: int = 60, identities: int = 12, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -75,22 +76,89 @@ def parts() -> tuple:
     return features[q], features[g], labels[q], labels[g], cameras[q], cameras[g]
 
 
-def test_cross_camera_leaves_out_the_querys_own_camera_and_all_gallery_does_not() -> None:
-    filtered = evaluate_ranking(*parts())
-    unfiltered = evaluate_ranking(*parts(), camera_filter=False)
-    assert filtered.mAP != unfiltered.mAP
-    assert evaluate_protocol("cross_camera", *parts()).mAP == filtered.mAP
-    assert evaluate_protocol("all_gallery", *parts()).mAP == unfiltered.mAP
-    assert evaluate_protocol("cross_camera", *parts(), camera_filter=False).mAP == unfiltered.mAP
+def plain_map(protocol: str, query, gallery, q_ids, g_ids, q_cams, g_cams, own=None) -> float:
+    """mAP by a full sort; own [Q]: the gallery row that is the query's own image."""
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (query, gallery)]
+    found = []
+    for q, row in enumerate(((unit[0][:, None] - unit[1]) ** 2).sum(axis=2)):
+        same, near = g_ids == q_ids[q], g_cams == q_cams[q]
+        out = {"cross_camera": same & near, "other_cameras": near}.get(protocol, same & False)
+        if own is not None and protocol == "all_gallery" and own[q] >= 0:
+            out = np.arange(len(g_ids)) == own[q]
+        hits = same[[g for g in np.argsort(row, kind="stable") if not out[g]]]
+        if hits.any():
+            places = np.flatnonzero(hits) + 1
+            found.append(np.mean(np.arange(1, len(places) + 1) / places))
+    return float(np.mean(found))
+
+
+def test_each_protocol_leaves_out_what_it_says() -> None:
+    found = {name: evaluate_ranking(*parts(), protocol=name).mAP for name in PROTOCOLS}
+    for name in ("cross_camera", "other_cameras", "all_gallery"):
+        assert found[name] == pytest.approx(plain_map(name, *parts()), abs=1e-6)
+    assert len(set(found.values())) == 4
+    assert evaluate_ranking(*parts()).mAP == found["cross_camera"]
+    assert evaluate_ranking(*parts()[:4]).mAP == found["all_gallery"]  # no cameras are known
+
+
+def test_under_all_gallery_random_features_of_queries_in_their_own_gallery_score_like_chance() -> (
+    None
+):
+    rng = np.random.default_rng(2)
+    features, labels = rng.normal(size=(120, 8)).astype(np.float32), np.arange(120) // 4
+    itself = features, features, labels, labels
+    paths = [f"{n}.jpg" for n in range(120)]
+    named = evaluate_ranking(*itself, query_images=paths, gallery_images=paths)
+    assert named.cmc[0] < 0.2
+    by_features = evaluate_ranking(*itself)
+    assert (named.mAP, named.cmc.tolist()) == (by_features.mAP, by_features.cmc.tolist())
+    columns = np.zeros(120, int), np.zeros(120, int)
+    expected = plain_map("all_gallery", *itself, *columns, own=np.arange(120))
+    assert named.mAP == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_own_image_is_found_by_name_and_else_by_labels_and_features() -> None:
+    query, gallery, q_ids, g_ids, q_cams, g_cams = parts()
+    gallery, g_ids, g_cams = (np.concatenate(both) for both in (
+        (gallery, query[:5]), (g_ids, q_ids[:5]), (g_cams, q_cams[:5])
+    ))
+    g_cams[-1] = 9  # the fifth is of another camera, so it is another image, unless names say so
+    given = query, gallery, q_ids, g_ids, q_cams, g_cams
+    own = np.full(15, -1)
+    own[:4] = np.arange(45, 49)
+    result = evaluate_ranking(*given, protocol="all_gallery")
+    assert result.mAP == pytest.approx(plain_map("all_gallery", *given, own=own), abs=1e-6)
+    names = [f"g{n}" for n in range(50)]
+    names[49], names[7] = "q4", "q6"
+    own[[4, 6]] = 49, 7 if g_ids[7] == q_ids[6] else -1
+    named = evaluate_ranking(
+        *given, protocol="all_gallery", query_images=[f"q{n}" for n in range(15)],
+        gallery_images=names,
+    )
+    assert named.mAP == pytest.approx(plain_map("all_gallery", *given, own=own), abs=1e-6)
 
 
 def test_re_ranking_goes_with_every_protocol() -> None:
-    rerank = KReciprocal(k1=5, k2=2)
-    for protocol in ("cross_camera", "all_gallery", "random_gallery"):
-        plain = evaluate_protocol(protocol, *parts())
-        assert evaluate_protocol(protocol, *parts(), rerank=rerank).mAP != plain.mAP
+    for protocol in PROTOCOLS:
+        plain = evaluate_ranking(*parts(), protocol=protocol)
+        reranked = evaluate_ranking(*parts(), protocol=protocol, rerank=KReciprocal(k1=5, k2=2))
+        assert reranked.mAP != plain.mAP
 
 
-def test_an_unknown_protocol_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="no protocol 'best'; known are cross_camera, all_gallery"):
-        evaluate_protocol("best", *parts())
+def test_arguments_that_cannot_be_are_named_with_what_is_meant() -> None:
+    same = evaluate_ranking(*parts(), rerank=KReciprocal()).mAP
+    assert evaluate_ranking(*parts(), rerank=True).mAP == same
+    assert evaluate_ranking(*parts(), rerank=False).mAP == evaluate_ranking(*parts()).mAP
+    for more, message in (
+        ({"protocol": "best"}, "no protocol 'best'; choose one of cross_camera, other_cameras"),
+        ({"rerank": 20}, "rerank is 20; give True for the usual settings"),
+        ({"expand": 5}, "expand is 5; give QueryExpansion"),
+        ({"top_k": "3"}, "top_k is '3'; an integer of at least 0 is needed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_ranking(*parts(), **more)
+    with pytest.raises(UserError, match="cross_camera compares cameras; give query_cameras and"):
+        evaluate_ranking(*parts()[:4], protocol="cross_camera")
+    with pytest.raises(TypeError, match=r"evaluate_ranking\(\) has no argument 'topk'; did you mean"
+                       " top_k"):
+        evaluate_ranking(*parts(), topk=3)

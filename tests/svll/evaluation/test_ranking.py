@@ -253,15 +253,6 @@ def test_products_are_never_larger_than_one_block(monkeypatch):
     assert max(a * b for a, b in sizes) <= streaming.QUERY_BLOCK * streaming.GALLERY_BLOCK
 
 
-def test_without_the_camera_filter_own_camera_images_are_ranked():
-    query, gallery, q_ids, g_ids, q_cams, _ = world(8)
-    cameras = np.zeros_like(q_cams), np.zeros_like(g_ids)
-    unit = [x / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (query, gallery)]
-    expected = brute_force(squared_distances(*unit), q_ids, g_ids, cameras[0] - 1, cameras[1], 50)
-    result = evaluate_ranking(query, gallery, q_ids, g_ids, *cameras, camera_filter=False)
-    assert_same_metrics(result, expected)
-
-
 def test_rows_that_are_not_finite_are_refused_by_number():
     query, gallery, *labels = world(9)
     labels[1][:] = 1
@@ -278,7 +269,7 @@ def test_no_match_at_all_says_who_is_absent_and_who_is_under_one_camera():
     features = np.eye(4, dtype=np.float32)
     message = (
         "no query has a match: 1 of 3 query identities are absent from the gallery, 2 are there "
-        r"under the query's own camera only; .*camera_filter=False"
+        r"under the query's own camera only; .*set protocol to all_gallery"
     )
     with pytest.raises(UserError, match=message):
         evaluate_ranking(features, features, [1, 2, 2, 3], [1, 2, 5, -1], [0] * 4, [0] * 4)
@@ -299,7 +290,7 @@ def test_every_fault_of_the_arguments_is_named_at_once():
         "query identities have shape [2]; expected [3]",
         "gallery cameras are float64; expected integers",
         "metric 'manhattan' is unknown; choose euclidean or cosine",
-        "max_rank is 0; at least 1 is needed",
+        "max_rank is 0; an integer of at least 1 is needed",
     ]
     with pytest.raises(UserError, match=r"gallery features have shape \[0, 5\]"):
         evaluate_ranking(np.zeros((3, 5)), np.zeros((0, 5)), [1] * 3, [], [0] * 3, [])
@@ -309,5 +300,6 @@ def test_json_holds_fractions_and_the_ranks_that_exist():
     result = evaluate_ranking(*world(10), max_rank=5)
     values = result.as_json()
     assert values["mAP"] == result.mAP
-    assert values["cmc"] == {"1": result.cmc[0], "5": result.cmc[4]}
+    assert values["cmc"] == {str(rank): result.cmc[rank - 1] for rank in range(1, 6)}
+    assert result.as_json((1, 5, 10))["cmc"] == {"1": result.cmc[0], "5": result.cmc[4]}
     assert values["queries"] + values["skipped"] == 12

@@ -38,7 +38,10 @@ def digits(result: Any) -> list[Any]:
 
 
 def evaluated(share: Share | None = None, **options: Any) -> list[Any]:
-    results = evaluate_settings(*world(), list(SETTINGS), top_k=6, share=share, **options)
+    query, gallery, *labels = world()
+    results = evaluate_settings(
+        query, gallery, labels, list(SETTINGS), top_k=6, share=share, **options
+    )
     return [digits(result) for result in results]
 
 
@@ -55,7 +58,7 @@ def test_a_gallery_in_hdf5_shards_ranks_like_one_array(tmp_path: Path, count: in
         files.append(h5py.File(tmp_path / f"{number}.h5", "w"))
         files[-1]["features"] = gallery[rows]
     stacked = Stacked([file["features"] for file in files])
-    results = evaluate_settings(query, stacked, *labels, list(SETTINGS), top_k=6)
+    results = evaluate_settings(query, stacked, labels, list(SETTINGS), top_k=6)
     assert [digits(result) for result in results] == evaluated()
     for file in files:
         file.close()
@@ -71,14 +74,14 @@ def evaluate_on_rank(block: int) -> list[Any]:
     try:
         share = Share.of_this_rank()
         plain = evaluated(share)
-        return [*plain, *evaluated(share, expand=QueryExpansion(3, 1.0), cross_camera_only=True)]
+        return [*plain, *evaluated(share, expand=QueryExpansion(3, 1.0), protocol="other_cameras")]
     finally:
         streaming.GALLERY_BLOCK = before
 
 
 @pytest.mark.parametrize("block", [37, 2048])
 def test_ranks_that_share_a_gallery_all_get_the_digits_of_one(two_ranks: Any, block: int) -> None:
-    expected = [*evaluated(), *evaluated(expand=QueryExpansion(3, 1.0), cross_camera_only=True)]
+    expected = [*evaluated(), *evaluated(expand=QueryExpansion(3, 1.0), protocol="other_cameras")]
     for found in two_ranks(evaluate_on_rank, block=block):
         # JSON knows no NaN equality: compare what is printed
         assert str(found) == str(expected)

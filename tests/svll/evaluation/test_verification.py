@@ -18,7 +18,7 @@ MANY = settings(max_examples=120, deadline=None, database=None, derandomize=True
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
-def all_pairs(query, gallery, q_ids, g_ids, q_cams, g_cams, camera_filter=True):
+def all_pairs(query, gallery, q_ids, g_ids, q_cams, g_cams, protocol="cross_camera"):
     """Similarities of genuine and of impostor pairs, the obvious way, in float64."""
     unit = []
     for x in (query, gallery):
@@ -26,12 +26,18 @@ def all_pairs(query, gallery, q_ids, g_ids, q_cams, g_cams, camera_filter=True):
         unit.append(x / np.where(norms > 0, norms, 1))
     genuine, impostor = [], []
     for q, a in enumerate(unit[0]):
+        own = protocol == "all_gallery"  # whether its own image may still come
         for g, b in enumerate(unit[1]):
             if q_ids[q] == -1 or g_ids[g] == -1:
                 continue
+            same_camera = q_cams[q] == g_cams[g]
+            if protocol == "other_cameras" and same_camera:
+                continue
             if q_ids[q] != g_ids[g]:
                 impostor.append((a * b).sum())
-            elif not camera_filter or q_cams[q] != g_cams[g]:
+            elif own and same_camera and (query[q] == gallery[g]).all():
+                own = False
+            elif protocol == "all_gallery" or not same_camera:
                 genuine.append((a * b).sum())
     return np.array(genuine), np.array(impostor)
 
@@ -74,14 +80,14 @@ def signs(draw):
 
 
 @MANY
-@given(signs(), st.booleans())
-def test_rates_equal_those_of_all_pairs_on_small_cases_full_of_ties(problem, camera_filter):
-    genuine, impostor = all_pairs(*problem, camera_filter)
+@given(signs(), st.sampled_from(["cross_camera", "other_cameras", "all_gallery"]))
+def test_rates_equal_those_of_all_pairs_on_small_cases_full_of_ties(problem, protocol):
+    genuine, impostor = all_pairs(*problem, protocol)
     if not len(genuine) or not len(impostor):
         with pytest.raises(UserError, match="there are no"):
-            verify(*problem, camera_filter=camera_filter)
+            verify(*problem, protocol=protocol)
         return
-    found = verify(*problem, camera_filter=camera_filter)
+    found = verify(*problem, protocol=protocol)
     assert (found.genuine_pairs, found.impostor_pairs) == (len(genuine), len(impostor))
     for threshold in np.arange(-17, 18) / 16:  # between the values
         rates = found.at(np.clip(threshold, -1, 1))
@@ -101,12 +107,12 @@ def test_rates_equal_those_of_all_pairs_on_small_cases_full_of_ties(problem, cam
             assert found.tpr_at(rate) == expected
 
 
-@pytest.mark.parametrize("camera_filter", [True, False])
-@pytest.mark.parametrize("seed", range(10))
-def test_every_pair_is_in_the_bin_of_its_similarity(seed, camera_filter):
+@pytest.mark.parametrize("protocol", ["cross_camera", "other_cameras", "all_gallery"])
+@pytest.mark.parametrize("seed", range(7))
+def test_every_pair_is_in_the_bin_of_its_similarity(seed, protocol):
     problem = world(seed, queries=40, gallery=150, width=67)
-    genuine, impostor = all_pairs(*problem, camera_filter)
-    found = verify(*problem, camera_filter=camera_filter)
+    genuine, impostor = all_pairs(*problem, protocol)
+    found = verify(*problem, protocol=protocol)
     # rows are rounded to float32 when scaled, so pairs within 1e-7 of an edge may cross it
     for counts, similarities in ((found.genuine, genuine), (found.impostor, impostor)):
         assert counts.sum() == len(similarities)
@@ -350,7 +356,7 @@ def test_json_is_plain_and_holds_both_kinds_of_threshold():
 
 def test_without_genuine_or_impostor_pairs_the_reason_is_told():
     features = np.eye(4, dtype=np.float32)
-    with pytest.raises(UserError, match=r"2 of 3 query .*own camera only; .*camera_filter=False"):
+    with pytest.raises(UserError, match=r"2 of 3 query .*own camera only; .*all_gallery"):
         verify(features, features, [1, 2, 2, 3], [1, 2, 5, -1], [0] * 4, [0] * 4)
     with pytest.raises(UserError, match=r"none of 2 query identities is in the gallery; .*same li"):
         verify(features[:2], features, [1, 2], [3, 4, 5, -1], [0] * 2, [0] * 4)

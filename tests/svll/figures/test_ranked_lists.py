@@ -210,23 +210,23 @@ def test_under_random_gallery_cameras_are_left_out_and_the_page_says_so(
 ) -> None:
     page = made(world("random_gallery"))
     assert "means over 10 draws" in page.notes[0]
-    assert "Left out: the protocol random_gallery knows no cameras." in page.notes
+    assert "no camera pairs: the protocol random_gallery has no cameras." in page.notes
     assert page.lists
     assert not any("camera" in line for cells in page.lists for _, lines in cells for line in lines)
 
 
-def test_a_single_camera_is_paired_with_itself_where_nothing_is_left_out(
+def test_of_a_single_camera_the_page_says_why_there_are_no_pairs(
     made: Callable[..., Page]
 ) -> None:
     source = world("all_gallery")
     one = [replace(part, cameras=part.cameras * 0) for part in (source.query, source.gallery)]
     page = made(replace(source, query=one[0], gallery=one[1]), Wanted(count=2))
-    assert page.rows.count(["query \\ gallery", "0"]) == 1
-    filtered = replace(source, query=one[0], gallery=one[1], protocol="cross_camera")
-    with pytest.raises(UserError, match="--no-camera-filter"):
-        made(filtered)
-    rows = {row[0]: row[1] for row in made(filtered, camera_filter=False).rows if len(row) == 2}
-    assert rows["protocol"] == "cross_camera: but no gallery image is left out"
+    assert any("no camera pairs: all images are of camera 0, so" in note for note in page.notes)
+    rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    assert rows["protocol"] == "all_gallery: no gallery image but the query's own is left out"
+    assert rows["settings"] == "euclidean distance of L2-normalised features, not re-ranked"
+    with pytest.raises(UserError, match="with one camera only, set protocol to all_gallery"):
+        made(replace(source, query=one[0], gallery=one[1], protocol="cross_camera"))
 
 
 def test_curves_are_files_in_the_folder_that_is_said_and_linked(
