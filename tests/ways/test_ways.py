@@ -266,7 +266,7 @@ def test_an_exported_model_gives_the_features_of_the_run(walk: Walk) -> None:
     assert ended.status == 0, ended.err
     query, _ = plain.read(run.features_file)
     model = svll.load(run.folder).model
-    images = np.stack([prepare(path, model).numpy() for path in query.paths])
+    images = prepare(query.paths, model).numpy()
     [features] = onnxruntime.InferenceSession(out).run(["features"], {"images": images})
     check_near(features / np.linalg.norm(features, axis=1, keepdims=True), query.features)
 
