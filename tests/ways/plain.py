@@ -10,7 +10,7 @@ from harness.rng import generator
 
 DRAWS = 10
 """Galleries that are drawn under `random_gallery`."""
-RANKS = (1, 5, 10)
+RANKS = range(1, 51)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Scores:
     """What a dataset's protocol gives."""
 
     mAP: float
+    mINP: float
     cmc: dict[str, float]
     queries: int
     """That have a match."""
@@ -57,11 +58,12 @@ def read(file: Path) -> tuple[Side, Side]:
 def ranked(query: Side, gallery: Side, row: int, protocol: str) -> list[int]:
     """Return the gallery rows that count for a query, nearest first."""
     distance = np.sqrt(((gallery.features - query.features[row]) ** 2).sum(axis=1))
-    left_out = (gallery.identities == query.identities[row]) & (
-        gallery.cameras == query.cameras[row]
-    )
-    order = np.argsort(distance, kind="stable").tolist()
-    return [g for g in order if protocol != "cross_camera" or not left_out[g]]
+    left_out = np.array([path == query.paths[row] for path in gallery.paths])
+    if protocol == "cross_camera":
+        left_out = (gallery.identities == query.identities[row]) & (
+            gallery.cameras == query.cameras[row]
+        )
+    return [g for g in np.argsort(distance, kind="stable").tolist() if not left_out[g]]
 
 
 def scores(file: Path, protocol: str) -> Scores:
@@ -71,7 +73,7 @@ def scores(file: Path, protocol: str) -> Scores:
         return _scores(query, gallery, protocol)
     draws = [_scores(*_drawn(gallery, draw), protocol) for draw in range(DRAWS)]
     return Scores(
-        float(np.mean([one.mAP for one in draws])),
+        *(float(np.mean([getattr(one, name) for one in draws])) for name in ("mAP", "mINP")),
         {rank: float(np.mean([one.cmc[rank] for one in draws])) for rank in draws[0].cmc},
         draws[0].queries,
     )
@@ -91,13 +93,14 @@ def _places(query: Side, gallery: Side, row: int, protocol: str) -> list[int]:
 
 
 def _scores(query: Side, gallery: Side, protocol: str) -> Scores:
-    precisions, first = [], []
+    precisions, penalties, first = [], [], []
     for row in range(len(query.identities)):
         if places := _places(query, gallery, row, protocol):
             precisions.append(average_precision(query, gallery, row, protocol))
+            penalties.append(len(places) / places[-1])
             first.append(places[0])
     cmc = {str(rank): float(np.mean([place <= rank for place in first])) for rank in RANKS}
-    return Scores(float(np.mean(precisions)), cmc, len(first))
+    return Scores(float(np.mean(precisions)), float(np.mean(penalties)), cmc, len(first))
 
 
 def _drawn(images: Side, draw: int) -> tuple[Side, Side]:

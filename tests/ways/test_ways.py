@@ -20,7 +20,7 @@ from harness.runs import Run
 from tests.svll.data.trees import Tree
 from tests.ways import plain
 from tests.ways.commands import called, called_and_stopped, started_and_stopped
-from tests.ways.walks import LAYOUTS, Walk, as_list, numbers, run_in
+from tests.ways.walks import LAYOUTS, Walk, numbers, run_in
 
 DIGITS = 1e-6
 """How far a score may lie from the plain one: near ties that single precision orders otherwise."""
@@ -149,9 +149,9 @@ def test_evaluating_the_run_and_its_feature_file_prints_the_plain_scores(walk: W
     for words in (["--run", walk.trained.folder], ["--features", *files.values()]):
         ended = walk.command("evaluate", *words, "--json")
         assert ended.status == 0, ended.err
-        found = as_list(ended.out)
-        assert [Path(one["file"]) for one in found if "file" in one] in ([], [*files.values()])
-        for one, file in zip(found, files.values(), strict=True):
+        for one, (name, file) in zip(json.loads(ended.out), files.items(), strict=True):
+            assert (one["file"], one["dataset"]) == (str(file), name)
+            assert one["settings"]["protocol"] == walk.layout.protocol
             direct = plain.scores(file, walk.layout.protocol)
             check_scores(one, direct)
             if walk.layout.protocol != "random_gallery":
@@ -172,7 +172,7 @@ def test_weights_on_another_dataset_know_none_of_its_cameras(
     )  # fmt: skip
     assert ended.status == 0, ended.err
     check_labels(other, tree, saved)
-    [found] = as_list(ended.out)
+    [found] = json.loads(ended.out)
     check_scores(found, plain.scores(saved, other.layout.protocol))
     query, gallery = plain.read(saved)
     model = svll.load(walk.trained.folder)
@@ -266,7 +266,7 @@ def test_an_exported_model_gives_the_features_of_the_run(walk: Walk) -> None:
     assert ended.status == 0, ended.err
     query, _ = plain.read(run.features_file)
     model = svll.load(run.folder).model
-    images = np.stack([prepare(path, model).numpy() for path in query.paths])
+    images = prepare(query.paths, model).numpy()
     [features] = onnxruntime.InferenceSession(out).run(["features"], {"images": images})
     check_near(features / np.linalg.norm(features, axis=1, keepdims=True), query.features)
 
@@ -311,6 +311,7 @@ def times(run: Run) -> dict[str, int]:
 
 def check_scores(found: dict[str, Any], direct: plain.Scores) -> None:
     assert found["mAP"] == pytest.approx(direct.mAP, abs=DIGITS)
+    assert found["mINP"] == pytest.approx(direct.mINP, abs=DIGITS)
     assert {rank: found["cmc"][rank] for rank in direct.cmc} == pytest.approx(direct.cmc)
 
 

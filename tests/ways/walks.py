@@ -1,6 +1,5 @@
 """A layout's folder, its commands, and what they leave: each made once, when it is asked for."""
 
-import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -149,9 +148,3 @@ def numbers(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     result = dict(run.result() or {})
     del result["seconds"]
     return lines, result
-
-
-def as_list(text: str) -> list[dict[str, Any]]:
-    """Return what `--json` printed, as a list of objects."""
-    found = json.loads(text)
-    return found if isinstance(found, list) else [found]
