@@ -25,6 +25,9 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL's decoders raise for broken content."""
 
+_SHOWN = 20
+"""How many files an error names."""
+
 Fault = tuple[str, str]
 """A file's path, and why it cannot be decoded."""
 
@@ -37,9 +40,11 @@ class Unreadable(UserError):
         self.faults = faults
 
     def __str__(self) -> str:
-        lines = "\n".join(f"  {path}: {reason}" for path, reason in self.faults)
+        lines = [f"  {path}: {reason}" for path, reason in self.faults[:_SHOWN]]
+        if left := len(self.faults) - len(lines):
+            lines.append(f"  and {left} more")
         count = f"{len(self.faults)} images" if len(self.faults) > 1 else "an image"
-        return f"cannot decode {count}; replace or remove:\n{lines}"
+        return "\n".join([f"cannot decode {count}; replace or remove:", *lines])
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -49,10 +49,11 @@ def main(
         raise UserError("--dataset without --camera has no effect; add --camera")
     check_writable(out)  # before the work
     from svll.data.loose import find_images
+
+    found = find_images(images)[:MAX_IMAGES] if images else []
     from svll.models import load_model
     from svll.models.onnx_export import export_onnx  # torch: not for --help
 
-    found = find_images(images)[:MAX_IMAGES] if images else []
     model = load_model(weights, height=height, width=width, stride=stride)
     done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)
     typer.echo(

@@ -29,7 +29,7 @@ def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: in
     if broken:
         listed = "\n".join(f"  {paths[path]}: {reason}" for path, reason in broken[:SHOWN])
         raise UserError(
-            f"{len(broken)} of {len(paths)} images cannot be read; mend or remove them:\n{listed}"
+            f"{len(broken)} of {len(paths)} images cannot be read; replace or remove:\n{listed}"
         )
 
 

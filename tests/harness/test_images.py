@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness.decoding import check_images, decode_pipeline, file_names
 from harness.errors import UserError
-from harness.images import upright
+from harness.images import Unreadable, upright
 from tests import picture_files
 
 PICTURE = picture_files.picture()
@@ -96,3 +96,12 @@ def test_kinds_that_would_come_out_white_or_wrong_are_refused(tmp_path: Path) ->
     for name in ("floats.tif", "long.tif"):
         with pytest.raises(UserError, match=r"mode . is not supported; convert it to RGB"):
             upright(made[name])
+
+
+def test_an_error_names_the_first_files_and_counts_the_others() -> None:
+    one = Unreadable([("a.jpg", "empty")])
+    assert str(one) == "cannot decode an image; replace or remove:\n  a.jpg: empty"
+    first, *named, last = str(Unreadable([(f"{n}.jpg", "empty") for n in range(70)])).split("\n")
+    assert first == "cannot decode 70 images; replace or remove:"
+    assert named == [f"  {n}.jpg: empty" for n in range(20)]
+    assert last == "  and 50 more"

@@ -98,16 +98,6 @@ def test_an_untouched_view_is_that_of_torchvision_to_the_bit(make_loader, photos
     assert torch.equal(made, torch.stack([transform(Image.open(path)) for path in small]))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK"])
-def test_images_of_other_kinds_become_rgb_as_pil_makes_them(make_loader, photos, tmp_path, mode):
-    suffix = "jpg" if mode == "CMYK" else "png"
-    paths = [photos[0], str(tmp_path / f"other.{suffix}"), photos[4]]
-    Image.open(photos[0]).resize((WIDTH, HEIGHT)).convert(mode).save(paths[1])
-    made = grey_levels(run(make_loader(paths, views={"a": View()}), 3, order=range(3))["a"])
-    expected = np.asarray(Image.open(paths[1]).convert("RGB"), float)
-    assert np.abs(made[1] - expected).max() < (3 if mode == "CMYK" else 1e-3)
-
-
 @pytest.mark.parametrize("pad", [3, WIDTH + 9])
 def test_mirror_and_crop_are_those_of_pil_on_the_resized_image(make_loader, photos, pad):
     flip, views = 0.5, {"main": View(flip=0.5, pad=pad), "other": View(flip=0.5, pad=pad)}
