@@ -6,6 +6,7 @@ may have no network, find on disk what was looked up when they were submitted.
 
 import hashlib
 import logging
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def _remembered(path: Path, cache: Path) -> str:
     """Return a file's fingerprint, kept with its size and time, as hashing a large one is slow."""
     about = path.stat()
     known = {"size": about.st_size, "time": about.st_mtime_ns}
-    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
     file = cache / "fingerprints" / f"{key}.json"
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         found: dict[str, Any] = read_json(file)
