@@ -28,12 +28,8 @@ def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
     seen: what one command has looked up so far, as all its trials mean the same files. Raises
     UserError for datasets or a weights file that are missing, and as `load_datasets` does.
     """
+    check_given(config.model)
     path = weights_file(config.model)
-    if path is None and _is_path(config.model.weights):
-        raise UserError(
-            f"model.weights: {config.model.weights}: no such file; give a weights file, or a tag "
-            "of open_clip such as openai"
-        )
     if path is not None:
         seen = {} if seen is None else seen
         place = "weights", str(path)
@@ -41,6 +37,15 @@ def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
             seen[place] = _remembered(path, Path(config.run.runs) / "cache")
         config = replace(config, model=replace(config.model, fingerprint=seen[place]))
     return datasets.pin(config, seen)
+
+
+def check_given(model: Model) -> None:
+    """Refuse weights that are not there."""
+    if weights_file(model) is None and _is_path(model.weights):
+        raise UserError(
+            f"model.weights: {model.weights}: no such file; give a weights file, or a tag of "
+            "open_clip such as openai"
+        )
 
 
 def weights_file(model: Model) -> Path | None:

@@ -71,13 +71,18 @@ def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
 
 def staged_folder(dataset: Dataset, place: str) -> Path:
     """Return the folder of a dataset's copies. Raises UserError for a variable that is not set."""
+    return place_of(place) / f"svll-{os.getuid()}-{dataset.fingerprint}"
+
+
+def place_of(place: str) -> Path:
+    """Return the folder of all copies here. Raises UserError for a variable that is not set."""
     folder = expanded(place)
     if unknown := unknown_in(folder):
         raise UserError(
             f"data.stage={place}: {unknown} is not set on {os.uname().nodename}; name a folder "
             "that every node has, or data.stage=null to read from the dataset's own"
         )
-    return Path(folder).absolute() / f"svll-{os.getuid()}-{dataset.fingerprint}"
+    return Path(folder).absolute()
 
 
 def _complete(dataset: Dataset, copied: Mapping[str, Path], folder: Path) -> None:
