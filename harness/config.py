@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
+from harness.paths import is_utf8
 from harness.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 
 T = TypeVar("T")
@@ -176,7 +177,9 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         try:
-            settings.append(Setting(key, parse(text, texts, key)[0], where))
+            # a name that is not UTF-8 is no YAML, and a text
+            value = parse(text, texts, key)[0] if is_utf8(text) else text
+            settings.append(Setting(key, value, where))
         except NotYaml as error:
             faults.append(f"{where}: {key}: {text!r} is not a YAML value: {error}")
     if faults:

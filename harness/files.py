@@ -69,10 +69,16 @@ def own_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace the file at `path` with `text`, atomically."""
+def write_text(
+    path: str | os.PathLike[str], text: str, *, errors: str = "backslashreplace"
+) -> None:
+    """Replace the file at `path` with `text` in UTF-8, atomically.
+
+    errors: how bytes of file names that are not UTF-8 are written: `backslashreplace` keeps the
+    file UTF-8, `surrogateescape` writes the bytes as they are.
+    """
     with atomic_write(path) as private:
-        private.write_text(text, encoding="utf-8")
+        private.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

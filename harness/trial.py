@@ -198,7 +198,7 @@ class _log_to:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.handler = _LogFile(path, encoding="utf-8")
+            self.handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         self.handler.setFormatter(

@@ -4,10 +4,12 @@ Exit status: 0 done, 1 a mistake told in one message or a run or check that fail
 130 interrupted.
 """
 
+import io
 import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import typer
 
 from harness.config_help import config_help
 from harness.errors import UserError
+from harness.paths import expanded
 from harness.runs import Run
 
 EXIT_STATUS = (
@@ -31,7 +34,7 @@ def command(help_text: str | None) -> Callable[[Callable[..., int]], Callable[[]
     def declare(function: Callable[..., int]) -> Callable[[], None]:
         def main() -> None:
             app = new_app()
-            app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)(function)
+            app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)(_with_paths(function))
             run(app)
 
         return main
@@ -45,9 +48,27 @@ def subcommand(app: typer.Typer) -> Callable[[Callable[..., Any]], Callable[...,
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         lines = (function.__doc__ or "").splitlines()
         text = "\n".join(line.removeprefix("    ") for line in lines)
-        return app.command(help=as_typed(text), epilog=EXIT_STATUS)(function)
+        return app.command(help=as_typed(text), epilog=EXIT_STATUS)(_with_paths(function))
 
     return declare
+
+
+def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command whose paths may have `~` and `$VARIABLE` in them, as those of keys may."""
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        return function(**{name: _path(value) for name, value in values.items()})
+
+    return command
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_path(item) for item in value]
+    if isinstance(value, str) and value.startswith(("~", "$")):
+        return expanded(value)
+    return Path(expanded(str(value))) if isinstance(value, Path) else value
 
 
 def new_app() -> typer.Typer:
@@ -71,6 +92,7 @@ def as_typed(text: str) -> str:
 def run(app: typer.Typer) -> None:
     """Run an app and end the process: mistakes become one message, never a traceback."""
     _forget_own_folder()
+    _take_any_name()
     set_up_logging()
     try:
         # typer itself answers an interrupt with 130, without a word
@@ -95,6 +117,12 @@ def _forget_own_folder() -> None:
     """
     own = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
+
+
+def _take_any_name() -> None:
+    """Print names of files that the terminal's encoding lacks with backslashes, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:

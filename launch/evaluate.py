@@ -416,7 +416,11 @@ def _write_per_query(path: Path, scores: "Sequence[Score]") -> None:
     from svll.evaluation.written import per_query_csv
 
     try:
-        with atomic_write(path) as private, private.open("w", encoding="utf-8") as file:
+        # names that are not UTF-8 keep their bytes, as in the CSV file of a search
+        with (
+            atomic_write(path) as private,
+            private.open("w", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             file.writelines(per_query_csv(scores))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

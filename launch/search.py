@@ -16,6 +16,7 @@ import typer
 
 from harness.errors import UserError
 from harness.files import check_writable
+from harness.paths import shown
 from launch.cli import command
 
 if TYPE_CHECKING:  # torch
@@ -51,7 +52,7 @@ def main(
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):
         raise UserError("--threshold gives the threshold; leave out --threshold-from and --at-fpr")
-    from svll.image_search import search, shown  # torch, Numba: not for --help
+    from svll.image_search import search  # torch, Numba: not for --help
     from svll.search_page import write_search
 
     check_writable(out / "search.html")  # before hours of encoding

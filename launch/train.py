@@ -35,6 +35,7 @@ from harness.units import counted
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.pinning import pin
+from svll.preflight import preflight, quietly
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.estimate import Estimate
@@ -85,6 +86,9 @@ def main(
     place = config.run
     pinned = pin(config)
     run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
+    if not run.is_complete():
+        with quietly():  # the run says the same
+            preflight(config, int(os.environ.get("WORLD_SIZE", "1")))
     run.create(to_yaml(pinned))
     if profile:
         return _profile(run, pinned)
@@ -124,12 +128,12 @@ def _profile(run: Run, config: Config) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    from svll.estimate import estimate, size_of
+    from svll.estimate import estimate
 
-    size, source = size_of(config)
+    size = preflight(config)
     typer.echo(to_yaml(config))
     typer.echo(
-        f"training part ({source}): {size.images} images, {size.identities} identities, "
+        f"training part ({size.source}): {size.images} images, {size.identities} identities, "
         f"{size.cameras} cameras, {size.views} views\n"
     )
     found = estimate(config, size)
@@ -137,9 +141,9 @@ def _dry_run(config: Config) -> int:
     for table in _tables(found):
         console.print(table)
     typer.echo(
-        f"of one rank on this machine in {found.precision}, from a few images that were really "
-        "run;\nbefore: encoding what is kept for all steps, once, before the first; decoding, "
-        "validation and test\nare not counted"
+        f"of one rank on this machine in {found.precision}, from parts of batches that were "
+        "really run, several times each;\nbefore: encoding what is kept for all steps, once, "
+        "before the first; decoding, validation and test\nare not counted"
     )
     if found.precision != config.engine.precision:
         typer.echo(
@@ -159,8 +163,8 @@ def _tables(found: "Estimate") -> list[Table]:
     costs = Table("stage", "steps", "s per step", "before, s", "hours", "memory, GB")
     for cost in found.costs:
         costs.add_row(
-            cost.stage, f"{cost.steps:,}", f"{cost.step_s:.3g}", f"{cost.before_s:.3g}",
-            f"{cost.hours:.2f}", f"{cost.memory_gb:.2f}",
+            cost.stage, f"{cost.steps:,}", str(cost.step_s), str(cost.before_s),
+            str(cost.hours), f"{cost.memory_gb:.2f}",
         )
     return [groups, costs]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.errors import UserError
-from svll.config import Model
+from svll.config import Model, Stage2
 from svll.data.checking import decode, has_match, single_images, unmatched
 from svll.data.datasets import Datasets
 from svll.data.side_labels import UNSEEN
@@ -30,6 +30,24 @@ def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: in
         listed = "\n".join(f"  {paths[path]}: {reason}" for path, reason in broken[:SHOWN])
         raise UserError(
             f"{len(broken)} of {len(paths)} images cannot be read; replace or remove:\n{listed}"
+        )
+
+
+def check_batch(stage: Stage2, identities: int, world: int) -> None:
+    """Refuse batches of stage 2 that the ranks or the identities of the training part cannot fill.
+
+    The message names the largest that they can.
+    """
+    asked, most = stage.batch // stage.instances, min(stage.batch // stage.instances, identities)
+    fitting = [n * stage.instances for n in range(most, 1, -1) if n * stage.instances % world == 0]
+    advice = f"add stage2.batch={fitting[0]}" if fitting else "use fewer ranks or more identities"
+    if stage.batch % world:
+        raise UserError(f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}")
+    if asked > identities:
+        raise UserError(
+            f"stage2.batch={stage.batch} asks for {asked} identities at a time "
+            f"(stage2.instances={stage.instances} images of each), the training part has "
+            f"{identities}; {advice}"
         )
 
 

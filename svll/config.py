@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from harness.config import changeable, runtime, unless_empty, where_it_counts
+from harness.paths import expanded, unknown_in
 from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -99,7 +100,13 @@ class Data:
     """Threads per rank that decode, and as many that then make views; 0: the cores that this
     process may use."""
 
+    def __post_init__(self) -> None:
+        self.root = expanded(self.root) if self.root else self.root
+        self.roots = {name: expanded(root) for name, root in self.roots.items()}
+
     def faults(self) -> Faults:
+        for key, root in [("root", self.root), *(("roots", root) for root in self.roots.values())]:
+            yield from _unset(key, root)
         if not 0 <= self.validation < 1:
             yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
         named = {
@@ -158,12 +165,16 @@ class Model:
     predictor_hidden: int = 512
     """Width of the hidden layer of SimSiam's predictor."""
 
+    def __post_init__(self) -> None:
+        self.weights = expanded(self.weights) if self.weights else self.weights
+
     @property
     def is_resnet(self) -> bool:
         """Whether this is one of CLIP's ResNets, which have no patches and no class token."""
         return self.name.startswith("RN")
 
     def faults(self) -> Faults:
+        yield from _unset("weights", self.weights)
         if self.is_resnet and self.stride is not None:
             yield "stride", f"{self.name} has no patches; set model.stride=null"
         if self.is_resnet and self.sie != "none":
@@ -393,7 +404,11 @@ class Place:
     keep_checkpoints: bool = runtime(False)
     """Whether checkpoints stay after the run is complete (weights always do)."""
 
+    def __post_init__(self) -> None:
+        self.runs = expanded(self.runs)
+
     def faults(self) -> Faults:
+        yield from _unset("runs", self.runs)
         yield from _at_least_one(self, "log_every")
         yield from _positive(self, "save_every", "divergence")
         if set(self.wandb) & set("/\\#?%:") or len(self.wandb) > 128:
@@ -450,6 +465,12 @@ def _patch_size(name: str) -> int | None:
     if name.startswith("ViT-") and len(parts) >= 3 and parts[2].isdigit():
         return int(parts[2])
     return None
+
+
+def _unset(key: str, path: str | None) -> Faults:
+    """Yield a path in which a variable or a user's name could not be replaced."""
+    if unknown := unknown_in(path or ""):
+        yield key, f"{path}: {unknown} is not known on this machine"
 
 
 def _at_least_one(node: object, *keys: str) -> Faults:

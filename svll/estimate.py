@@ -1,47 +1,35 @@
-"""What a run would cost on this machine: memory, and hours, from a few images that are really run.
+"""What a run would cost on this machine: memory, and hours, measured on a part of a batch.
 
-Nothing is trained. Both stages are built as they would be, with random weights; a small batch goes
-forward and backward once while what autograd keeps is counted, and the rest is multiplication.
+Nothing is trained. Both stages are built as they would be, with random weights. What autograd keeps
+is counted on two images; then batches that grow go forward and backward, the last size several
+times after one that is not counted, and what is left is multiplication.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness import engine as ranks
-from harness.errors import UserError
 from svll import stage1, stage2
-from svll.config import Config, Data
-from svll.data.benchmarks import describe
-from svll.data.datasets import load_datasets, needed_root, root_of, trained_on, world_of
-from svll.data.splits import split
-from svll.data.synthetic import CAMERAS, shots_of
+from svll.config import Config
 from svll.encode import autocast
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
+from svll.preflight import Size, quietly
 
 PROBE_IMAGES = 2
-"""Images that are really run; each is an identity of its own, so that triplets have negatives."""
-PROBE_PROMPTS = 8
-LONG_S = 3.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the training part is."""
-
-    images: int
-    identities: int
-    cameras: int
-    views: int
+"""Images of the first probe; each is another identity, so that triplets have negatives."""
+LONG_S = 1.0
+"""A probe that keeps all cores for more seconds is not made larger."""
+LARGEST = 4 * 2**30
+"""Bytes of activations that no probe exceeds."""
+REPEATS, TIME_S = 5, 4.0
+"""A probe is repeated so often, or, from the second time on, until so many seconds are over."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +47,23 @@ class Group:
     weight_decay: float
 
 
+class Range(NamedTuple):
+    """The shortest and the longest of several measurements."""
+
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        return Range(self.low * factor, self.high * factor)
+
+    def plus(self, other: "Range") -> "Range":
+        return Range(self.low + other.low, self.high + other.high)
+
+    def __str__(self) -> str:
+        low, high = (f"{n:.0f}" if n >= 10 else f"{n:.2g}" for n in self)
+        return low if low == high else f"{low} to {high}"
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one stage, on one rank that has this machine's device to itself."""
@@ -66,15 +71,15 @@ class Cost:
     stage: str
     steps: int
     """Of all epochs."""
-    step_s: float
-    before_s: float
+    step_s: Range
+    before_s: Range
     """Once, before the first step: encoding what is cached."""
     memory_gb: float
     """Weights, gradients, moments and activations at a step."""
 
     @property
-    def hours(self) -> float:
-        return (self.before_s + self.steps * self.step_s) / 3600
+    def hours(self) -> Range:
+        return self.before_s.plus(self.step_s.times(self.steps)).times(1 / 3600)
 
 
 @dataclass(frozen=True)
@@ -87,49 +92,14 @@ class Estimate:
     """In which the probe ran: fp32 where the device would only imitate bf16, for minutes."""
 
 
-def size_of(config: Config) -> tuple[Size, str]:
-    """Return the size of the training part and where that is known from.
-
-    From the files where there are any, else as published; a world that is not drawn yet is counted.
-    """
-    data = config.data
-    missing = [name for name in trained_on(data) if root_of(data, name) is None]
-    if not missing:
-        found = split(
-            load_datasets(data, Path(config.run.runs) / "cache" / "data"),
-            validation=data.validation, seed=config.seed, protocol=config.evaluation.protocol,
-        )
-        size = Size(len(found.train), found.identities, found.side_labels.camera_count,
-                    found.side_labels.view_count)
-        return size, "as found"
-    if missing == ["synthetic"]:
-        world = world_of(data.world)
-        images = sum(shot.identity in world.train_ids for shot in shots_of(world))
-        return _without_validation(data, images, world.train_identities, CAMERAS), "to be drawn"
-    images = identities = cameras = 0
-    for name in trained_on(data):
-        known = describe(name)
-        if known is None or known.published is None:
-            raise UserError(needed_root(name))
-        identities += known.published.train.identities
-        images += known.published.train.images or 0
-        cameras += known.published.cameras
-    return _without_validation(data, images, identities, cameras), "as published"
-
-
-def _without_validation(data: Data, images: int, identities: int, cameras: int) -> Size:
-    kept = 1 - data.validation
-    return Size(round(images * kept), round(identities * kept), cameras, views=1)
-
-
 def estimate(config: Config, size: Size) -> Estimate:
-    """Build both stages, run a small batch of each and multiply; takes seconds to a minute.
+    """Build both stages, run a part of a batch of each and multiply; takes seconds to a minute.
 
     Raises UserError for a model that does not exist or does not fit the input size.
     """
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         config = replace(config, engine=replace(config.engine, precision="fp32"))
-    with _quietly():  # that weights are random is no news here
+    with quietly():  # that weights are random is no news here
         clip = load_clip(
             config.model.name, None, height=config.data.height, width=config.data.width,
             stride=config.model.stride, seed=config.seed,
@@ -197,60 +167,91 @@ def _stage1_cost(
 ) -> Cost:
     """Prompts of a step grow with the identities in its batch; images are encoded once."""
     device, stage = ranks.device(), config.stage1
-    count = min(PROBE_PROMPTS, size.identities)
-    labels = torch.arange(count, device=device)
-    batch = stage1.PromptBatch(torch.randn(count, clip.text.out, device=device), labels, 0)
-    seconds, activations = _probe(config, objective, batch, stage1.loss_weights(stage))
     # identities that a random batch is expected to hold
     n, b = size.identities, min(stage.batch, size.images)
     expected = n * (1 - (1 - 1 / n) ** b)
-    with torch.no_grad():
-        images = _images(config)
-        encode = _timed(lambda: clip.image(images))
-    steps = -(-size.images // stage.batch) * stage.epochs
-    return Cost(
-        "stage1", steps, seconds * expected / count, size.images * encode / len(images),
-        _memory_gb(objective, activations * expected / count),
+
+    def batch(count: int) -> stage1.PromptBatch:
+        features = torch.randn(count, clip.text.out, device=device)
+        return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
+
+    most = max(1, round(expected))
+    step_s, activations = _probe(
+        config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
+        most=most, wanted=expected,
     )
+    before_s = _encoding(config, clip, size.images)
+    steps = -(-size.images // stage.batch) * stage.epochs
+    return Cost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
 
 def _stage2_cost(
     config: Config, clip: Clip, objective: stage2.ImageObjective, size: Size
 ) -> Cost:
     device, stage = ranks.device(), config.stage2
-    views = [_images(config) for _ in range(3 if stage.vss_weight else 1)]
-    zeros = torch.zeros(PROBE_IMAGES, dtype=torch.int64, device=device)
-    labels = torch.arange(PROBE_IMAGES, device=device)
-    batch = stage2.ImageBatch(views, labels, zeros, zeros)
-    seconds, activations = _probe(config, objective, batch, stage2.loss_weights(stage))
-    optimizer = stage2.optimizer(objective, stage)
-    update = _timed(optimizer.step)
-    share = stage.batch / PROBE_IMAGES
+
+    def batch(count: int) -> stage2.ImageBatch:
+        views = [_images(config, count) for _ in range(3 if stage.vss_weight else 1)]
+        zeros = torch.zeros(count, dtype=torch.int64, device=device)
+        return stage2.ImageBatch(
+            views, torch.arange(count, device=device) % size.identities, zeros, zeros
+        )
+
+    step_s, activations = _probe(
+        config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
+        most=stage.batch, wanted=stage.batch,
+    )
+    update = _measured(stage2.optimizer(objective, stage).step)
+    batches = size.images // stage.batch if size.batches is None else size.batches
     return Cost(
-        "stage2", size.images // stage.batch * stage.epochs, seconds * share + update, 0.0,
-        _memory_gb(objective, activations * share),
+        "stage2", batches * stage.epochs, step_s.plus(update), Range(0.0, 0.0),
+        _memory_gb(objective, activations),
     )
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _images(config: Config) -> Tensor:
-    shape = (PROBE_IMAGES, 3, config.data.height, config.data.width)
+def _images(config: Config, count: int) -> Tensor:
+    shape = (count, 3, config.data.height, config.data.width)
     return torch.randn(shape, device=ranks.device())
 
 
+def _encoding(config: Config, clip: Clip, images: int) -> Range:
+    """Return the seconds in which the frozen encoder sees all training images once."""
+
+    def encode(count: int) -> Callable[[], Any]:
+        batch = _images(config, count)
+        return lambda: clip.image(batch)
+
+    with torch.no_grad():
+        count = _grown(encode, PROBE_IMAGES, config.evaluation.batch)
+        return _measured(encode(count)).times(images / count)
+
+
 def _probe(
-    config: Config, objective: nn.Module, batch: Any, weights: dict[str, float]
-) -> tuple[float, int]:
-    """Return the seconds of a step forward and backward, and the bytes that autograd kept for it.
+    config: Config, objective: nn.Module, batch: Callable[[int], Any], weights: dict[str, float],
+    *, first: int, most: int, wanted: float,
+) -> tuple[Range, float]:
+    """Return the seconds of a step on `wanted` samples, and the bytes that autograd keeps for it.
+
+    batch: makes one of so many samples, of which between `first` and `most` are really run.
     """
+
+    def step(count: int) -> Callable[[], None]:
+        made = batch(count)
+
+        def forward_and_backward() -> None:
+            with autocast(str(ranks.device()), config.engine.precision):
+                losses = objective(made)
+            torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
+
+        return forward_and_backward
+
+    kept = _kept_by(objective, step(first)) / first
+    count = _grown(step, first, min(most, max(first, int(LARGEST // max(1.0, kept)))))
+    return _measured(step(count)).times(wanted / count), kept * wanted
+
+
+def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
+    """Return the bytes that autograd keeps while `work` is done, parameters not counted."""
     held = {p.untyped_storage().data_ptr() for p in (*objective.parameters(), *objective.buffers())}
     kept: dict[int, int] = {}
 
@@ -260,16 +261,34 @@ def _probe(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def step() -> None:
-        with autocast(str(ranks.device()), config.engine.precision):
-            losses = objective(batch)
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        total.backward()
-
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        first = _timed(step)
-    # a long step is not made much longer by what is only done the first time
-    return first if first > LONG_S else _timed(step), sum(kept.values())
+        work()
+    return sum(kept.values())
+
+
+def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> int:
+    """Return how many samples a probe needs to be long, doubled from `count`; at most `most`.
+
+    Cores' time decides: on a busy machine any step waits for seconds, however small it is.
+    """
+    work(count)()  # what is done once, such as finding kernels, is not of each step
+    while count < most:
+        started, probe = time.process_time(), work(count)
+        _timed(probe)
+        if time.process_time() - started > LONG_S * torch.get_num_threads():
+            break
+        count = min(2 * count, most)
+    return count
+
+
+def _measured(work: Callable[[], Any]) -> Range:
+    """Return the seconds of `work`, done several times after one that is not counted."""
+    started, found = time.perf_counter(), [_timed(work)]
+    while len(found) <= REPEATS and (
+        len(found) < 3 or time.perf_counter() - started < TIME_S
+    ):
+        found.append(_timed(work))
+    return Range(min(found[1:]), max(found[1:]))
 
 
 def _timed(work: Callable[[], Any]) -> float:

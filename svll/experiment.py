@@ -23,7 +23,6 @@ from harness import engine as ranks
 from harness import loop
 from harness.config import build, read_recipe, to_mapping
 from harness.environment import CODE, arithmetic
-from harness.errors import UserError
 from harness.features import open_features
 from harness.files import write_json
 from harness.pipeline import ImageLoader, decoder_name
@@ -33,7 +32,7 @@ from harness.takeovers import changed_settings
 from harness.views import View
 from harness.writers import Writer, open_writers
 from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
-from svll.checks import check_decoding, check_matches, tell_side_information
+from svll.checks import check_batch, check_decoding, check_matches, tell_side_information
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
 from svll.data.sampling import identity_batches, shuffled_batches
@@ -151,16 +150,8 @@ class Trial:
         return found or load_datasets(self.config.data, self.cache / "data")
 
     def check(self) -> None:
-        """Refuse batches that the ranks cannot share and images that cannot be decoded."""
-        world, batch = ranks.world_size(), self.config.stage2.batch
-        if batch % world:
-            raise UserError(f"stage2.batch={batch} is not a multiple of the {world} ranks")
-        wanted = batch // self.config.stage2.instances
-        if wanted > self.splits.identities:
-            raise UserError(
-                f"stage2.batch={batch} asks for {wanted} identities at a time, the training part "
-                f"has {self.splits.identities}; use a smaller stage2.batch"
-            )
+        """Refuse what `preflight` does, for this number of ranks, and images that do not decode."""
+        check_batch(self.config.stage2, self.splits.identities, ranks.world_size())
         tell_side_information(self.splits, self.config.model)
         check_matches(self.splits)
         if not self.config.data.check:

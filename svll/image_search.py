@@ -8,7 +8,6 @@ Letters: Q queries, G gallery images, D width of a feature, K how many nearest a
 
 import csv
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from harness import engine
 from harness.errors import UserError
 from harness.files import atomic_write
 from harness.images import Fault
+from harness.paths import shown
 from harness.progress import counter
 from harness.runs import Run
 from svll.data.loose import find_images
@@ -286,11 +286,6 @@ def _check_width(threshold: Threshold | None, width: int) -> None:
 
 
 # --- written down ---
-
-
-def shown(path: Path) -> str:
-    """Return a path to be read by people: what is not UTF-8 in it as question marks."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def name_in(path: Path, place: Path) -> str:

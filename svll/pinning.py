@@ -6,6 +6,7 @@ may have no network, find on disk what was looked up when they were submitted.
 
 import hashlib
 import logging
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,8 @@ def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
     seen: what one command has looked up so far, as all its trials mean the same files. Raises
     UserError for datasets or a weights file that are missing, and as `load_datasets` does.
     """
+    check_given(config.model)
     path = weights_file(config.model)
-    if path is None and _is_path(config.model.weights):
-        raise UserError(
-            f"model.weights: {config.model.weights}: no such file; give a weights file, or a tag "
-            "of open_clip such as openai"
-        )
     if path is not None:
         seen = {} if seen is None else seen
         place = "weights", str(path)
@@ -40,6 +37,15 @@ def pin(config: Config, seen: datasets.Seen | None = None) -> Config:
             seen[place] = _remembered(path, Path(config.run.runs) / "cache")
         config = replace(config, model=replace(config.model, fingerprint=seen[place]))
     return datasets.pin(config, seen)
+
+
+def check_given(model: Model) -> None:
+    """Refuse weights that are not there."""
+    if weights_file(model) is None and _is_path(model.weights):
+        raise UserError(
+            f"model.weights: {model.weights}: no such file; give a weights file, or a tag of "
+            "open_clip such as openai"
+        )
 
 
 def weights_file(model: Model) -> Path | None:
@@ -70,7 +76,7 @@ def _remembered(path: Path, cache: Path) -> str:
     """Return a file's fingerprint, kept with its size and time, as hashing a large one is slow."""
     about = path.stat()
     known = {"size": about.st_size, "time": about.st_mtime_ns}
-    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
     file = cache / "fingerprints" / f"{key}.json"
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         found: dict[str, Any] = read_json(file)

@@ -5,9 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.files import write_text
+from harness.paths import shown
 from harness.reporting.page import Html, element, image, note, page, section, table
 from svll.figures.thumbnails import thumbnail
-from svll.image_search import Answer, Found, Hit, name_in, shown, write_csv
+from svll.image_search import Answer, Found, Hit, name_in, write_csv
 
 MOST_QUERIES = 100
 """A page of more is slow to draw and to open; the table has them all."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.paths import expanded
 from svll.data import (
     dukemtmc,
     image_list,
@@ -49,7 +50,7 @@ def load_benchmark(name: str, root: str | Path, **options: Any) -> Dataset:
     nearest ones, and as the reader does.
     """
     load, _ = _entry(name)
-    return load(Path(root).expanduser(), **options)
+    return load(expanded(str(root)), **options)
 
 
 def describe(name: str) -> Benchmark | None:

@@ -230,7 +230,7 @@ def _memory(data: Data, name: str, cache: Path) -> Path:
     """Where the fingerprint of a dataset is kept."""
     what, root = _place(data, name)
     place = f"{what}\t{os.path.abspath(str(root))}"
-    return cache / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+    return cache / "fingerprints" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json"
 
 
 def _lists(root: str, image_folders: set[str]) -> set[str]:

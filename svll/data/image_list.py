@@ -18,6 +18,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.files import write_text
 from harness.images import IMAGE_ENDINGS
+from harness.paths import is_utf8, normal, shown
 from svll.data.layouts import JUNK, is_image, raise_faults, say_junk
 from svll.data.records import PARTS, Dataset, Records, Row
 
@@ -83,10 +84,13 @@ def read(file: Path) -> list[Entry]:
         wrong = list(_faults(header, cells))
         if not wrong:
             values = dict(zip(header, cells, strict=True))
-            values["path"] = os.path.join(folder, values["path"].replace("\\", "/"))
-            key = os.path.normpath(values["path"])
-            if (before := seen.setdefault(key, number)) != number:
-                wrong.append(f"{cells[header.index('path')]} is on line {before} already")
+            written = values["path"]
+            values["path"] = path = _place(folder, written)
+            if (before := seen.setdefault(path, number)) != number:
+                wrong.append(f"{written} is on line {before} already")
+            if not is_utf8(written) and not os.path.exists(path):
+                wrong.append(f"{shown(written)} is not UTF-8, and no file has that name; save "
+                             "the list as UTF-8")
             entries.append(Entry(**values))
         faults += [f"{file}, line {number}: {fault}" for fault in wrong]
     raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
@@ -95,8 +99,19 @@ def read(file: Path) -> list[Entry]:
     return entries
 
 
+def _place(folder: str, written: str) -> str:
+    """Return the file that a path in a list means; Windows writes its folders with backslashes."""
+    path = normal(os.path.join(folder, written))
+    if "\\" in written and not os.path.exists(path):
+        path = normal(os.path.join(folder, written.replace("\\", "/")))
+    return path
+
+
 def write(file: Path, entries: Sequence[Entry]) -> None:
-    """Write a list that `read` gives back; images below its folder are named from there."""
+    """Write a list that `read` gives back; images below its folder are named from there.
+
+    Names that are not UTF-8 keep their bytes.
+    """
     folder = os.path.abspath(file.parent)
     used = [c for c in COLUMNS if any(getattr(entry, c) is not None for entry in entries)]
     text = io.StringIO()
@@ -108,7 +123,7 @@ def write(file: Path, entries: Sequence[Entry]) -> None:
             path = path[len(folder) + 1 :]
         named = {"path": path.replace(os.sep, "/")}
         writer.writerow([named.get(column, getattr(entry, column)) for column in used])
-    write_text(file, text.getvalue())
+    write_text(file, text.getvalue(), errors="surrogateescape")
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -117,14 +132,18 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
         lists = ", ".join(sorted(path.name for path in file.glob("*.csv"))) or "none is in it"
         raise UserError(f"{file} is a folder; name a CSV file ({lists})")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
+        # names of files need not be UTF-8; a table whose first line is not UTF-8 is no list
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.reader(text, strict=True)
-            return [
+            rows = [
                 (reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)
             ]
+        for _, header in rows[:1]:
+            "".join(header).encode()
+        return rows
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a CSV file of images is needed") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from None
 
 

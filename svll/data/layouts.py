@@ -5,6 +5,7 @@ No image is left out in silence: whatever a reader does not take is counted in t
 
 import logging
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -261,12 +262,15 @@ def read_lists(*paths: Path) -> list[Listed]:
         for number, line in read_lines(path):
             where = f"{path}, line {number}"
             fields = line.replace("\\", "/").rsplit(maxsplit=1)
+            name = posixpath.normpath(fields[0])
             if len(fields) != 2 or not re.fullmatch(r"-1|\d{1,18}", fields[1], re.ASCII):
                 faults.append(f'{where}: expected "name identity", found {line[:80]!r}')
-            elif fields[0] in found:
-                faults.append(f"{where}: {fields[0]} is named by {found[fields[0]].where} already")
+            elif name.startswith(("/", "../")):
+                faults.append(f"{where}: {fields[0]} lies outside of the dataset's folder")
+            elif name in found:
+                faults.append(f"{where}: {name} is named by {found[name].where} already")
             else:
-                found[fields[0]] = Listed(fields[0], int(fields[1]), where)
+                found[name] = Listed(name, int(fields[1]), where)
     raise_faults(faults)
     kept = [line for line in found.values() if line.identity != JUNK]
     say_junk(", ".join(map(str, paths)), len(found) - len(kept))

@@ -148,7 +148,8 @@ class Dataset:
         for name, part in self.parts().items():
             columns = (part.identities.tolist(), part.cameras.tolist(), part.views.tolist())
             for path, *labels in zip(part.paths, *columns, strict=True):
-                digest.update(f"{name}\t{names[path]}\t{sizes[path]}\t{labels}\n".encode())
+                line = f"{name}\t{names[path]}\t{sizes[path]}\t{labels}\n"
+                digest.update(os.fsencode(line))  # names of files need not be UTF-8
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -164,7 +165,7 @@ class Dataset:
         digest = hashlib.sha256()
         names = self.names()
         for done, (path, name) in enumerate(names.items(), start=1):
-            digest.update(f"{name}\t{_size(path)}\n".encode())
+            digest.update(os.fsencode(f"{name}\t{_size(path)}\n"))
             if os.path.isfile(path):
                 _feed(digest, path)
             if progress is not None:

@@ -9,7 +9,6 @@ so a copy that was killed, or that a cleaner has thinned out, is completed by th
 
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.errors import Hindered, UserError
+from harness.paths import expanded, unknown_in
 from harness.runs import Busy, held_lock
 from svll.data.records import Dataset
 
@@ -35,10 +35,10 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
     """
     for dataset in datasets:
         folder = staged_folder(dataset, place)
-        copied = {path: folder / name for path, name in dataset.names().items()}
+        copied = _targets(dataset, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 raise UserError(f"data.stage: {folder} belongs to another user; name another one")
             _complete(dataset, copied, folder)
         except OSError as error:
@@ -51,21 +51,38 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
 def staged_paths(datasets: Iterable[Dataset], place: str) -> dict[str, str]:
     """Return where `stage` puts each image, by its path in the dataset."""
     return {
-        path: str(staged_folder(dataset, place) / name)
+        path: str(target)
         for dataset in datasets
-        for path, name in dataset.names().items()
+        for path, target in _targets(dataset, staged_folder(dataset, place)).items()
     }
+
+
+def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
+    """Return where each image is copied to, by its path: one place each, below the folder."""
+    names = dataset.names()
+    outside = [name for name in names.values() if ".." in name.split("/") or name.startswith("/")]
+    if outside or len(set(names.values())) < len(names):
+        raise UserError(
+            f"data.stage: {dataset.name} has images that cannot be copied below one folder "
+            f"({', '.join(outside[:1]) or 'two have one name'}); set data.stage=null"
+        )
+    return {path: folder / name for path, name in names.items()}
 
 
 def staged_folder(dataset: Dataset, place: str) -> Path:
     """Return the folder of a dataset's copies. Raises UserError for a variable that is not set."""
-    folder = os.path.expanduser(os.path.expandvars(place))
-    if unknown := re.search(r"\$\{?(\w+)", folder):
+    return place_of(place) / f"svll-{os.getuid()}-{dataset.fingerprint}"
+
+
+def place_of(place: str) -> Path:
+    """Return the folder of all copies here. Raises UserError for a variable that is not set."""
+    folder = expanded(place)
+    if unknown := unknown_in(folder):
         raise UserError(
-            f"data.stage={place}: ${unknown[1]} is not set on {os.uname().nodename}; name a folder "
+            f"data.stage={place}: {unknown} is not set on {os.uname().nodename}; name a folder "
             "that every node has, or data.stage=null to read from the dataset's own"
         )
-    return Path(folder).absolute() / f"svll-{os.getuid()}-{dataset.fingerprint}"
+    return Path(folder).absolute()
 
 
 def _complete(dataset: Dataset, copied: Mapping[str, Path], folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.config import build, settings_of, text_fields
 from harness.errors import UserError
+from harness.paths import expanded
 from harness.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
@@ -41,7 +42,7 @@ def load_model(
     cannot be told. Raises UserError, naming the file, when it cannot be read, wants to execute
     code, is of no known naming, or lacks a tensor or has one of another size.
     """
-    file = Path(path)
+    file = Path(expanded(str(path)))
     if file.is_dir():
         file = file / WEIGHTS_NAME
     if not file.is_file():

@@ -67,16 +67,9 @@ def load_clip(
     """
     import open_clip  # takes four seconds: only where a model is really built
 
-    open_clip.add_model_config(HERE / "svll-tiny.json")
-    if name not in open_clip.list_models():
-        near = [m for m in open_clip.list_models() if m.lower() == name.lower().replace("/", "-")]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.name: open_clip knows no model {name!r}{hint}")
-    if not _is_plain(open_clip.get_model_config(name)):
-        raise UserError(
-            f"model.name: {name} has no plain vision and text transformer; choose a ViT or RN model"
-        )
-    source = _weights_source(open_clip, name, weights)
+    source = weights_source(name, weights)
+    if source is None:
+        log.warning("model.weights is null: CLIP starts from random weights")
     if source and is_archive(Path(source)):
         return _from_archive(name, Path(source), height=height, width=width, stride=stride)
     with torch.random.fork_rng(devices=[]):
@@ -92,8 +85,7 @@ def fetch(name: str, weights: str | None) -> None:
     """
     import open_clip
 
-    model_config(name)
-    source = _weights_source(open_clip, name, weights)
+    source = weights_source(name, weights)
     if source is None or Path(source).is_file():
         return
     try:
@@ -124,7 +116,9 @@ def model_config(name: str) -> dict[str, Any]:
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
     if name not in open_clip.list_models():
-        raise UserError(f"model.name: open_clip knows no model {name!r}")
+        near = [m for m in open_clip.list_models() if m.lower() == name.lower().replace("/", "-")]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"model.name: open_clip knows no model {name!r}{hint}")
     return dict(open_clip.get_model_config(name))
 
 
@@ -173,10 +167,18 @@ def tokenizer_for(name: str) -> Any:
     return open_clip.get_tokenizer(name)
 
 
-def _weights_source(open_clip: Any, name: str, weights: str | None) -> str | None:
-    """Turn the config's word into what open_clip's `pretrained` takes, checking it first."""
+def weights_source(name: str, weights: str | None) -> str | None:
+    """Return what open_clip's `pretrained` takes for `model.weights`.
+
+    Raises UserError as `load_clip` does for a name, a tag or an activation.
+    """
+    import open_clip
+
+    if not _is_plain(model_config(name)):
+        raise UserError(
+            f"model.name: {name} has no plain vision and text transformer; choose a ViT or RN model"
+        )
     if weights is None:
-        log.warning("model.weights is null: CLIP starts from random weights")
         return None
     if weights == "shipped":
         if name != TINY:

@@ -30,6 +30,16 @@ def test_what_was_written_is_there_and_nothing_beside_it(tmp_path: Path) -> None
     assert os.listdir(tmp_path / "new" / "folder") == ["file.txt"]
 
 
+def test_bytes_that_are_not_utf_8_are_escaped_or_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "a", name)
+    write_text(tmp_path / "b", name, errors="surrogateescape")
+    write_json(tmp_path / "c", name)
+    assert (tmp_path / "a").read_bytes() == b"caf\\udce9"
+    assert (tmp_path / "b").read_bytes() == b"caf\xe9"
+    assert read_json(tmp_path / "c") == name
+
+
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -197,3 +198,35 @@ def test_training_without_a_recipe_says_what_to_give(monkeypatch, capsys):
         importlib.import_module("launch.train").main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: give --recipe NAME (or FILE); --help shows examples\n"
+
+
+def test_paths_of_options_are_expanded_as_those_of_keys_are(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    taken = []
+
+    def toy(
+        words: Annotated[list[str], typer.Argument()], root: Annotated[Path, typer.Option()],
+        more: Annotated[list[Path] | None, typer.Option()] = None,
+        name: Annotated[str, typer.Option()] = "x",
+    ) -> int:
+        taken.extend([root, *(more or []), name, *words])
+        return 0
+
+    options = ["--root=~/a", "--more=$HOME/b", "--name=~/c.yaml", "~/d", "data.root=~/e", "f~"]
+    assert end(monkeypatch, capsys, toy, *options)[0] == 0
+    assert taken == [
+        tmp_path / "a", tmp_path / "b", f"{tmp_path}/c.yaml", f"{tmp_path}/d", "data.root=~/e", "f~"
+    ]
+
+
+def test_names_that_are_not_utf_8_are_printed_with_backslashes(tmp_path):
+    program = (
+        "import os, sys, typer; from launch import cli\n"
+        "def main() -> int:\n    typer.echo(os.fsdecode(b'caf\\xe9'))\n    return 0\n"
+        "cli.command('x')(main)()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\udce9\n", b"")

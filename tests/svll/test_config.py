@@ -1,5 +1,6 @@
 """The defaults are the method's, and what cannot work is refused with its place and a way out."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,37 @@ def test_every_recipe_says_how_it_is_run() -> None:
     for recipe in RECIPES.glob("*.yaml"):
         assert f"--recipe {recipe.stem}" in recipe.read_text()
         assert yaml.safe_load(recipe.read_text())
+
+
+# --- paths ---
+
+
+def test_home_and_variables_are_expanded_alike_in_every_key_of_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", str(tmp_path))
+    keys = ("data.root=", "run.runs=", "model.weights=", "data.roots={msmt17: ")
+    for place in ("~/x", "$HOME/x", "$DISK/x"):
+        config = config_of(*(f"{key}{place}{'}' if '{' in key else ''}" for key in keys))
+        assert {config.data.root, config.run.runs, config.model.weights,
+                *config.data.roots.values()} == {str(tmp_path / "x")}
+    assert signature(config_of("model.weights=~/x")) == (
+        signature(config_of(f"model.weights={tmp_path}/x"))
+    )
+    assert config_of("data.stage=$DISK").data.stage == "$DISK"  # that of each node
+    monkeypatch.delenv("DISK")
+    assert faults_of("data.root=$DISK/x", "run.runs=$DISK", "model.weights=~nobody-here/x") == [
+        "command line, override 1: data.root: $DISK/x: $DISK is not known on this machine",
+        "command line, override 3: model.weights: ~nobody-here/x: ~nobody-here is not known on "
+        "this machine",
+        "command line, override 2: run.runs: $DISK: $DISK is not known on this machine",
+    ]
+
+
+def test_a_folder_that_is_not_utf_8_is_kept_in_the_configuration(tmp_path: Path) -> None:
+    root = os.fsdecode(b"/data/\xb2\xe2")
+    text = to_yaml(config_of(f"data.root={root}"))
+    text.encode()  # the file is UTF-8
+    (tmp_path / "config.yaml").write_text(text)
+    assert build(Config, read_recipe(tmp_path / "config.yaml", Config)).data.root == root

@@ -1,6 +1,7 @@
 """A CSV list of one's own images: labels of any text, and all faults at once."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -165,8 +166,38 @@ def test_what_is_no_list_is_an_error(tmp_path: Path) -> None:
     assert "is empty" in faults(path)[0]
     assert "own list.csv" in faults(tmp_path)[0]
     assert "lists no images" in faults(listed(tmp_path, "path,identity,split\n"))[0]
-    path.write_bytes(b"path,identity\n\xff.jpg,1\n")
-    assert "cannot be read as CSV in UTF-8" in faults(path)[0]
+    for text in (b"path,\xff\n1.jpg,1\n", "path,identity\n1.jpg,1\n".encode("utf-16")):
+        path.write_bytes(text)
+        assert "cannot be read as CSV in UTF-8" in faults(path)[0]
+
+
+def test_a_name_that_is_not_utf_8_is_read_and_written_with_its_bytes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xb2\xe2.jpg")
+    (tmp_path / name).touch()
+    entries = [Entry(str(tmp_path / name), os.fsdecode(b"\xd5\xc5"), split="train")]
+    write(tmp_path / "new.csv", entries)
+    assert (tmp_path / "new.csv").read_bytes().endswith(b"\n\xb2\xe2.jpg,\xd5\xc5,train\n")
+    assert read(tmp_path / "new.csv") == entries
+    (tmp_path / name).unlink()  # a list that another encoding wrote
+    assert faults(tmp_path / "new.csv") == [
+        f"{tmp_path / 'new.csv'}, line 2: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.jpg is "
+        "not UTF-8, and no file has that name; save the list as UTF-8"
+    ]
+
+
+def test_paths_with_dots_are_the_file_that_they_open(tmp_path: Path) -> None:
+    """`link/..` is the folder above what the link points to."""
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    (tmp_path / "a\\b.jpg").touch()  # as some tools unpack archives from Windows
+    lines = "../1.jpg,1\n./2.jpg,1\nlink/../3.jpg,1\na\\b.jpg,1\na\\c.jpg,1\n"
+    found = [entry.path for entry in read(listed(tmp_path, "path,identity\n" + lines))]
+    assert found == [
+        str(tmp_path.parent / "1.jpg"), str(tmp_path / "2.jpg"), str(tmp_path / "far" / "3.jpg"),
+        str(tmp_path / "a\\b.jpg"), str(tmp_path / "a" / "c.jpg"),
+    ]
+    twice = listed(tmp_path, "path,identity,split\nlink/../3.jpg,1,train\nfar/3.jpg,1,train\n")
+    assert faults(twice) == [f"{twice}, line 3: far/3.jpg is on line 2 already"]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_faults_of_lists_are_named_all_at_once_with_their_lines(tmp_path: Path) 
     tree = trees.msmt17(tmp_path)
     name = "0000/0000_005_13_0303morning_0029_1.jpg"
     path = tree.folder / "list_gallery.txt"
-    lines = [f"{name} 0", "", "0001/0001_004_08_0303noon_0010_1.jpg", f"{name} 0", f"{name[:-4]} x"]
+    out = "0000/../../x_y_1_z.jpg"
+    lines = [f"{name} 0", "", "0001/0001_004_08_0303noon_0010_1.jpg", f"0000/../{name} 0",
+             f"{name[:-4]} x", f"{out} 1", f"/{name} 1"]
     trees.write_list(path, lines)
     with pytest.raises(UserError) as caught:
         load(tmp_path)
@@ -56,6 +58,8 @@ def test_faults_of_lists_are_named_all_at_once_with_their_lines(tmp_path: Path) 
         f'{path}, line 3: expected "name identity", found \'0001/0001_004_08_0303noon_0010_1.jpg\'',
         f"{path}, line 4: {name} is named by {path}, line 1 already",
         f"{path}, line 5: expected \"name identity\", found '{name[:-4]} x'",
+        f"{path}, line 6: {out} lies outside of the dataset's folder",
+        f"{path}, line 7: /{name} lies outside of the dataset's folder",
     ]
 
 

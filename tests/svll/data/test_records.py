@@ -1,6 +1,7 @@
 """Records are columns that stay together; a dataset's fingerprint follows its files."""
 
 import hashlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_fingerprint_survives_a_move_and_notices_changed_files(folder: Path) -> 
     renamed = dataset(moved).fingerprint
     (moved / "part1" / "9.jpg").write_bytes(b"longer than before")
     assert len({before, renamed, dataset(moved).fingerprint}) == 3
+
+
+def test_names_that_are_not_utf_8_have_a_fingerprint_by_their_bytes(folder: Path) -> None:
+    path, other = (folder / "part0" / os.fsdecode(name) for name in (b"\xb2.jpg", b"\xb3.jpg"))
+    (folder / "part0" / "0.jpg").rename(path)
+    one = dataset(folder)
+    path.rename(other)
+    two = dataset(folder)
+    assert one.fingerprint != two.fingerprint
+    assert one.content_hash() != two.content_hash()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import Hindered, UserError
-from svll.data.records import Dataset
+from svll.data import image_list
+from svll.data.records import Dataset, Records, Row
 from svll.data.staging import stage, staged_folder, staged_paths
 from svll.data.synthetic import World, load_world, write_world
 
@@ -155,3 +156,38 @@ def test_a_place_that_cannot_be_written_is_told(dataset: Dataset, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(Hindered, match=r"data\.stage: .*file.*: Not a directory; data\.stage=null"):
         stage([dataset], str(tmp_path / "file"))
+
+
+def test_copies_of_a_list_are_below_their_folder_wherever_its_paths_lead(tmp_path: Path) -> None:
+    """`..`, an absolute path, a link and a name of Windows, of files with one name."""
+    folder = tmp_path / "lists"
+    (folder / "a").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    lines = ["../1.jpg", "1.jpg", "a/../../2.jpg", f"{tmp_path}/3.jpg", "link/4.jpg", "a\\1.jpg"]
+    places = ["1.jpg", "lists/1.jpg", "2.jpg", "3.jpg", "4.jpg", "lists/a/1.jpg"]
+    for number, place in enumerate(places):
+        (tmp_path / place).write_bytes(b"x" * (number + 1))
+    parts = ["train"] * 4 + ["query", "gallery"]
+    rows = [f"{line},{number},{part}" for number, (line, part) in
+            enumerate(zip(lines, parts, strict=True))]
+    (folder / "list.csv").write_text("\n".join(["path,identity,split", *rows]))
+    listed = image_list.load(folder / "list.csv")
+    stage([listed], str(tmp_path / "node"))
+    assert_whole(listed, tmp_path / "node")
+    copies = staged_paths([listed], str(tmp_path / "node"))
+    below = staged_folder(listed, str(tmp_path / "node"))
+    assert all(Path(copy).resolve().is_relative_to(below) for copy in copies.values())
+    assert sorted(Path(copy).stat().st_size for copy in copies.values()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_images_that_no_folder_can_hold_and_links_in_place_of_the_folder_are_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    for paths, told in ((("/d/e/a.jpg", "/d/e/../b.jpg"), r"\.\./b\.jpg"),
+                        (("/b.jpg", "/d/../b.jpg"), "two have one name")):
+        images = Records.from_rows(Row(path, 0, 0) for path in paths)
+        with pytest.raises(UserError, match=rf"cannot be copied below one folder \({told}\)"):
+            stage([Dataset("list", "all_gallery", images, images, images)], str(tmp_path))
+    staged_folder(dataset, str(tmp_path)).symlink_to(tmp_path)
+    with pytest.raises(UserError, match="belongs to another user"):
+        stage([dataset], str(tmp_path))

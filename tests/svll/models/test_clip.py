@@ -127,11 +127,11 @@ def test_every_activation_mismatch_names_a_model_that_fits() -> None:
         if not clip_module._is_plain(open_clip.get_model_config(name)):
             continue
         try:
-            clip_module._weights_source(open_clip, name, tag)
+            clip_module.weights_source(name, tag)
         except UserError as error:
             right = str(error).rpartition("model.name=")[2]
             assert right in open_clip.list_models(), (name, tag)
-            assert clip_module._weights_source(open_clip, right, tag) == tag, (name, tag)
+            assert clip_module.weights_source(right, tag) == tag, (name, tag)
             seen += 1
     assert seen > 2
 

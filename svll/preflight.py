@@ -1,0 +1,134 @@
+"""What a run checks before it has a folder: everything that needs no image to be decoded.
+
+`launch/train.py`, its dry run and `launch/slurm.py` refuse here what the run itself would refuse
+later, and the dry run learns the size of the training part.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import to_mapping
+from harness.errors import UserError
+from svll.checks import check_batch, check_matches
+from svll.config import Config, Data
+from svll.data import staging
+from svll.data.benchmarks import describe
+from svll.data.datasets import (
+    Datasets,
+    load_datasets,
+    needed_root,
+    root_of,
+    tested_on,
+    trained_on,
+    world_of,
+)
+from svll.data.sampling import identity_batches
+from svll.data.splits import Splits, split
+from svll.data.synthetic import CAMERAS, shots_of
+from svll.pinning import check_given
+
+Loaded = dict[str, Datasets]
+"""Datasets that one command has read, by the part of the configuration that names them."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the training part is."""
+
+    images: int
+    identities: int
+    cameras: int
+    views: int
+    source: str = "as found"
+    """Where that is known from: `as found`, `to be drawn` or `as published`."""
+    batches: int | None = None
+    """Steps of an epoch of stage 2 where the images are known; None: about images / batch."""
+
+
+def preflight(
+    config: Config, world: int = 1, *, here: bool = True, loaded: Loaded | None = None
+) -> Size:
+    """Raise UserError for what the run on `world` ranks would refuse; return the training's size.
+
+    here: whether this process goes on with the run, so that its model is looked up, and
+    `data.stage` is a folder of this machine. A dataset without a folder is sized as published.
+    """
+    check_given(config.model)
+    if here:
+        from svll.models.clip import weights_source  # open_clip: seconds, which the run takes, too
+
+        weights_source(config.model.name, config.model.weights)
+        if config.data.stage is not None:
+            staging.place_of(config.data.stage)
+    if _is_there(config.data):
+        splits = _split(config, {} if loaded is None else loaded)
+        check_batch(config.stage2, splits.identities, world)
+        check_matches(splits)
+        return _size(config, splits)
+    size = _expected(config.data)
+    check_batch(config.stage2, size.identities, world)
+    return size
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep log lines back that the run itself will write."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _is_there(data: Data) -> bool:
+    return all(root_of(data, name) is not None for name in [*trained_on(data), *tested_on(data)])
+
+
+def _split(config: Config, loaded: Loaded) -> Splits:
+    data = config.data
+    key = json.dumps(to_mapping(data))
+    if key not in loaded:
+        loaded[key] = load_datasets(data, Path(config.run.runs) / "cache" / "data")
+    return split(
+        loaded[key], validation=data.validation, seed=config.seed,
+        protocol=config.evaluation.protocol,
+    )
+
+
+def _size(config: Config, splits: Splits) -> Size:
+    stage = config.stage2
+    order = identity_batches(
+        splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
+    )
+    return Size(
+        len(splits.train), splits.identities, splits.side_labels.camera_count,
+        splits.side_labels.view_count, batches=len(order),
+    )
+
+
+def _expected(data: Data) -> Size:
+    """Return the size of training sets of which some are not there, as drawn or as published."""
+    images = identities = cameras = 0
+    for name in trained_on(data):
+        if name == "synthetic":
+            world = world_of(data.world)
+            images += sum(shot.identity in world.train_ids for shot in shots_of(world))
+            identities += world.train_identities
+            cameras += CAMERAS
+            continue
+        known = describe(name)
+        if known is None or known.published is None:
+            raise UserError(needed_root(name))
+        images += known.published.train.images or 0
+        identities += known.published.train.identities
+        cameras += known.published.cameras
+    kept = 1 - data.validation
+    drawn = trained_on(data) == ["synthetic"]
+    return Size(
+        round(images * kept), round(identities * kept), cameras, views=1,
+        source="to be drawn" if drawn else "as published",
+    )
