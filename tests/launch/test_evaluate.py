@@ -194,6 +194,9 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--features", "f.h5", "--weights", "w"], "give one of --features FILE, --run DIR, or"),
         (["--features", "f.h5", "--recipe", "x"], "--recipe without --weights has no effect"),
         (["--features", "f.h5", "a=1"], "a=1 without --weights or --run has no effect"),
+        (["--features", "gone.h5"], "error: gone.h5: no such file\n"),
+        (["--features", "f.h5", "--k1", 5, "--weight", 0.2],
+         "error: --k1, --weight without --rerank has no effect; add --rerank\n"),
         (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
         (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
@@ -223,17 +226,6 @@ def test_help_names_the_defaults_that_hold(run):
         said = re.search(rf"--{name} <.*?\[default: ([\d.]+)\]", out, re.DOTALL)
         assert float(said[1]) == getattr(defaults, name)
     assert out.index("python launch/evaluate.py --features") < out.index("Options:")
-
-
-def test_re_ranking_settings_without_re_ranking_are_refused(run, file):
-    status, out, err = run("--features", file, "--k1", 5, "--weight", 0.2)
-    assert (status, out) == (1, "")
-    assert err == "error: --k1, --weight without --rerank has no effect; add --rerank\n"
-
-
-def test_a_file_that_cannot_be_read_is_one_message(run, tmp_path):
-    status, out, err = run("--features", tmp_path / "gone.h5")
-    assert (status, out, err) == (1, "", f"error: {tmp_path / 'gone.h5'}: no such file\n")
 
 
 def test_what_is_wrong_with_the_features_names_the_file(run, tmp_path, parts):
