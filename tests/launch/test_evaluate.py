@@ -18,9 +18,7 @@ from harness.features import FeatureGroup, write_features
 from harness.machine import has_gpu
 from launch import evaluate
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
-from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
-from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -124,33 +122,6 @@ def test_without_json_the_metrics_are_lines(run, file, parts):
         "20 queries; cross_camera, euclidean distance of L2-normalised features, not re-ranked",
         "cross_camera: gallery images of the query's own identity and camera are left out",
     ]
-
-
-def test_lines_table_and_csv_say_every_setting_that_is_in_force(run, file, tmp_path):
-    words = ["--cross-camera-only", "--metric", "cosine", "--multi-query", "--expand", 4,
-             "--alpha", 3, "--rerank", "--k1", 5, "--camera-pairs"]
-    _, out, _ = run("--features", file, *words)
-    said = (
-        "other_cameras, cosine distance of L2-normalised features, multi-query (mean of an "
-        "identity's queries under a camera), query expansion (count=4, alpha=3), re-ranked (k1=5, "
-        "k2=6, weight=0.3)"
-    )
-    assert f"queries; {said}\n" in out
-    assert "other_cameras: all gallery images of the query's own camera are left out\n" in out
-    assert f"camera pairs: {said}\n" in out
-    _, out, _ = run("--features", file, "--raw", "--rerank", "--k1", "5,8")
-    assert "cross_camera" in out.splitlines()[3]
-    assert "all: euclidean distance of features as stored; re-ranked where k1, k2" in out
-    columns = {
-        "protocol": "other_cameras", "metric": "cosine", "normalise": "true",
-        "multi_query": "true", "expand": "4", "alpha": "3.0", "k1": "5", "k2": "6",
-        "weight": "0.3",
-    }
-    words = [*words[:-1], "--csv", "--per-query", tmp_path / "q.csv"]
-    _, out, _ = run("--features", file, *words)
-    for text in (out, (tmp_path / "q.csv").read_text()):
-        line = next(csv.DictReader(text.splitlines()))
-        assert {name: line[name] for name in columns} == columns
 
 
 def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
@@ -490,38 +461,3 @@ def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part
     assert (status, "no camera pairs: the protocol random_gallery has no cameras" in out) == (0, 1)
     status, _, err = run("--features", path, "--multi-query")
     assert (status, "they cannot be averaged (multi-query)" in err) == (1, True)
-
-
-def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws(run, tmp_path, parts):
-    path = tmp_path / "f.h5"
-    write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
-    _, out, _ = run("--features", path, "--bootstrap", "--json")
-    gallery = parts["gallery"]
-    draws = evaluate_draws(gallery.features, gallery.identities)[0].draws
-    # an identity is drawn with its queries of every draw
-    together = interval(draws.ravel(), np.tile(gallery.identities, len(draws)))
-    assert tuple(json.loads(out)[0]["mAP_interval"]) == together != interval(
-        draws[0], gallery.identities
-    )
-
-
-def test_verification_of_other_cameras_compares_no_pair_under_one_camera(run, file, parts):
-    _, out, _ = run("--features", file, "--verification", "--cross-camera-only", "--json")
-    query, gallery = parts["query"], parts["gallery"]
-    apart = query.cameras[:, None] != gallery.cameras
-    same = query.identities[:, None] == gallery.identities
-    found = json.loads(out)[0]["verification"]
-    assert found["genuine_pairs"] == (apart & same).sum()
-    assert found["impostor_pairs"] == (apart & ~same).sum()
-
-
-def test_cameras_are_shown_as_the_dataset_numbers_them(run, tmp_path, parts):
-    path = tmp_path / "f.h5"
-    write_features(path, parts, dataset="toy", model="m", first_camera=1)
-    words = ["--camera-pairs", "--per-query", tmp_path / "q.csv", "--json"]
-    _, out, _ = run("--features", path, *words)
-    pairs = json.loads(out)[0]["camera_pairs"]
-    assert {pair["query_camera"] for pair in pairs} == {1, 2, 3}
-    assert {pair["gallery_camera"] for pair in pairs} == {1, 2, 3}
-    lines = list(csv.DictReader((tmp_path / "q.csv").read_text().splitlines()))
-    assert [int(line["camera"]) for line in lines] == (parts["query"].cameras + 1).tolist()

@@ -10,7 +10,6 @@ from svll.data.checking import Part, notes
 from svll.data.records import Dataset, Records, Row
 from tests.svll.data import trees
 
-
 NUMBERS = count()
 """Each image is another file."""
 
@@ -87,7 +86,8 @@ def test_identities_of_a_single_image_are_counted() -> None:
 
 def test_parts_are_counted_beside_what_is_published(tmp_path: Path) -> None:
     tree = trees.veri776(tmp_path)
-    found = checking.count(benchmarks.load_benchmark("veri776", tree.root), benchmarks.describe("veri776"))
+    dataset = benchmarks.load_benchmark("veri776", tree.root)
+    found = checking.count(dataset, benchmarks.describe("veri776"))
     assert found == [
         Part("train", 2, 4, 4, (576, 37_778)),
         Part("query", 2, 2, 2, (200, 1_678)),

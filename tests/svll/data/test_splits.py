@@ -251,7 +251,8 @@ def test_a_protocol_that_is_asked_for_is_that_of_validation_and_test(protocol: s
     assert [part.protocol for part in (found.validation, *found.tests)] == [protocol] * 2
     # no query finds itself, which would come first
     part = found.validation
-    places = {path: n for n, path in enumerate(part.query.paths + part.gallery.paths)}
+    every = dict.fromkeys(part.query.paths + part.gallery.paths)
+    places = {path: n for n, path in enumerate(every)}
     codes = np.random.default_rng(0).normal(size=(len(places), 40))
     query, gallery = (
         np.array([codes[places[path]] for path in side.paths])
