@@ -66,8 +66,8 @@ def run(monkeypatch, capsys):
 
 
 PLAIN = {
-    "protocol": "cross_camera", "metric": "euclidean", "normalise": True, "multi_query": False,
-    "expand": None, "rerank": None,
+    "protocol": "cross_camera", "own_image": None, "metric": "euclidean", "normalise": True,
+    "multi_query": False, "expand": None, "rerank": None,
 }
 """The settings that are in force when nothing is asked for."""
 
@@ -131,7 +131,8 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         status, out, _ = run("--features", path, "--json")
         assert status == 0
         assert numbers(out) == ranking(parts, protocol=protocol).as_json()
-        assert settings(out) == {**PLAIN, "protocol": protocol}
+        own = "features" if protocol == "all_gallery" else None  # the file has no paths
+        assert settings(out) == {**PLAIN, "protocol": protocol, "own_image": own}
         kept = tmp_path / "kept.h5"
         _, out, _ = run("--features", path, "--protocol", "cross_camera", "--save", kept, "--json")
         assert numbers(out) == ranking(parts).as_json()

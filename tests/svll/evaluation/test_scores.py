@@ -113,6 +113,7 @@ def test_averaged_queries_do_not_find_the_images_that_they_are_the_mean_of() -> 
         source = Source("f.h5", "made", "all_gallery", one, one).pooled()
         [found] = score(source, [None], Extra(verification=True))
         assert found.result.queries == 40
+        assert found.settings["own_image"] == ("path" if paths else "features")
         assert found.result.cmc[0] < 0.3
         assert found.verification is not None
         assert found.verification.genuine_pairs == 40 * 3  # those under the other camera
