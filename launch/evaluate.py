@@ -104,8 +104,9 @@ def main(
     ] = True,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="What a query does not rank. [default: the file's or dataset's protocol, "
-                     "cross_camera where none is named]"),
+        typer.Option(help="What a query does not rank: its identity's images under its camera; all "
+                     "under its camera; its own image; random_gallery: one drawn image of each "
+                     "identity is the gallery. [default: as the file says, else cross_camera]"),
     ] = None,
     no_camera_filter: Annotated[
         bool, typer.Option("--no-camera-filter", help="Short for --protocol all_gallery.")

@@ -1,22 +1,66 @@
-"""SVLL-ReID: self-supervised vision-language learning for image re-identification."""
+"""SVLL-ReID: self-supervised vision-language learning for image re-identification.
 
+    svll.load(path)                 trained weights, to encode images with
+    svll.evaluate(query, gallery, query_identities, gallery_identities, ...)
+                                    mAP, mINP and CMC of features
+    svll.rerank(query, gallery)     the nearest gallery images after k-reciprocal re-ranking
+    svll.losses                     the losses of both stages
+    svll.KReciprocal, svll.QueryExpansion
+                                    settings of `evaluate`
+"""
+
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+from svll.calling import named
+
+if TYPE_CHECKING:  # torch and Numba: importing svll stays cheap
+    from svll import losses as losses
+    from svll.evaluation import KReciprocal, QueryExpansion, rerank
+    from svll.evaluation import evaluate_ranking as evaluate
     from svll.models.extractor import Extractor
 
+__version__ = "0.1.0"
+__all__ = ["KReciprocal", "QueryExpansion", "evaluate", "load", "losses", "rerank"]
 
+_LATER = {
+    "evaluate": "evaluate_ranking", "rerank": "rerank", "KReciprocal": "KReciprocal",
+    "QueryExpansion": "QueryExpansion",
+}
+"""Names of `svll.evaluation` that are imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("svll.losses")
+    if name in _LATER:
+        return getattr(importlib.import_module("svll.evaluation"), _LATER[name])
+    raise AttributeError(f"module 'svll' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@named
 def load(
     path: str | Path, device: str = "cpu", *, batch: int = 64,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> "Extractor":
-    """Load trained weights (file, run folder, published `.pth`) for use: `.encode(images)`.
+    """Load trained weights for use: `svll.load(path).encode(images)`.
 
-    The other arguments are those of `svll.models.load_model`. Loads no DeepSpeed or Ray.
+    Args:
+        path: a weights file, the folder of a finished run, or a published `.pth`.
+        device: where the model computes, such as `cuda`.
+        batch: how many images are encoded at a time.
+        height, width, stride: input size and patch stride of a published file that does not tell
+            them.
+
+    Loads no DeepSpeed or Ray. Raises UserError for what is no such file.
     """
     from svll.models import load_model
-    from svll.models.extractor import Extractor  # torch: importing svll stays cheap
+    from svll.models.extractor import Extractor
 
     model = load_model(path, device, height=height, width=width, stride=stride)
     return Extractor(model, batch=batch)

@@ -450,7 +450,8 @@ class Trial:
         with open_features(self.features_path(part), ("query", "gallery")) as file:
             query, gallery = (file.groups[name].features for name in ("query", "gallery"))
             result: dict[str, Any] = self._rank(part, query, gallery).as_json()
-            if (used := self.config.evaluation).rerank:
+            used = self.config.evaluation
+            if used.rerank:
                 setting = KReciprocal(used.k1, used.k2, used.weight)
                 reranked = self._rank(part, query, gallery, setting).as_json()
                 result["reranked"] = {"rerank": asdict(setting), **reranked}

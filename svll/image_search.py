@@ -8,6 +8,7 @@ Letters: Q queries, G gallery images, D width of a feature, K how many nearest a
 
 import csv
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,10 +1,7 @@
 """What all comparisons of a query and a gallery ask of their arguments."""
 
-import difflib
-import inspect
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,8 +9,6 @@ from numpy.typing import ArrayLike
 from harness.errors import UserError
 from svll.evaluation.rows import Integers
 
-P = ParamSpec("P")
-R = TypeVar("R")
 LABELS = ("query identities", "gallery identities", "query cameras", "gallery cameras")
 
 
@@ -48,19 +43,3 @@ def checked(query: Any, gallery: Any, given: Sequence[ArrayLike]) -> list[Intege
     if found := faults(query, gallery, labels):
         raise UserError("\n".join(found))
     return labels
-
-
-def named(function: Callable[P, R]) -> Callable[P, R]:
-    """Make TypeErrors for unknown arguments name the nearest known one."""
-    known = list(inspect.signature(function).parameters)
-
-    @wraps(function)
-    def call(*given: P.args, **more: P.kwargs) -> R:
-        for name in more:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-                raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
-        return function(*given, **more)
-
-    return call

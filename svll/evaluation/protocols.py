@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import UserError
 from harness.rng import generator
-from svll.evaluation.arguments import checked, integers, named
+from svll.calling import named
+from svll.evaluation.arguments import checked, integers
 from svll.evaluation.expansion import QueryExpansion
 from svll.evaluation.own_images import Names, image_numbers
 from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import UserError
+from svll.calling import named
 from svll.evaluation import arguments
 from svll.evaluation.expansion import QueryExpansion, expanded
 from svll.evaluation.machine import Products
@@ -156,7 +157,7 @@ class Reranked:
     """[Q, top_k], the final distances; inf where there is none."""
 
 
-@arguments.named
+@named
 def rerank(
     query: Any, gallery: Any, *, k1: int = 20, k2: int = 6, weight: float = 0.3, top_k: int = 50,
     normalise: bool = True,

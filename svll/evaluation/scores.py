@@ -37,7 +37,7 @@ class Score:
 
     source: Source
     settings: dict[str, Any]
-    """All that is in force, by name: protocol, metric, normalise, multi_query, expand, rerank."""
+    """All that is in force, by name; see `in_force`."""
     result: RankingResult
     interval: tuple[float, float] | None = None
     """Between which the mAP lies with 95 % confidence."""
@@ -112,10 +112,14 @@ def score(
 
 
 def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
-    """Return every setting that a ranking depends on, by name."""
+    """Return every setting that a ranking depends on, by name.
+
+    own_image says by what a query's own image is known, where it alone is left out: its path, or
+    where the file has no paths, its labels and features.
+    """
     metric, expand = options.get("metric", "euclidean"), options.get("expand")
     return {
-        "protocol": source.protocol, "metric": metric,
+        "protocol": source.protocol, "own_image": source.own_image, "metric": metric,
         "normalise": options.get("normalise", True) or metric == "cosine",
         "multi_query": source.is_pooled,
         "expand": None if expand is None else asdict(expand),

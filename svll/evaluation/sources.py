@@ -57,6 +57,14 @@ class Source:
         """Whether queries are means over an identity's images under a camera."""
         return self.pooled_names is not None
 
+    @property
+    def own_image(self) -> str | None:
+        """By what a query's own image is known in the gallery, where it alone is left out."""
+        if self.protocol != "all_gallery":
+            return None
+        named = self.is_pooled or self.query.paths is not None
+        return "path" if named and self.gallery.paths is not None else "features"
+
     def camera(self, number: Number) -> Number:
         """Return the dataset's number of a camera, or of several."""
         return number + self.first_camera

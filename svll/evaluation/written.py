@@ -10,7 +10,8 @@ from svll.protocols import PROTOCOLS
 
 RANKS = (1, 5, 10)
 SETTINGS = (
-    "protocol", "metric", "normalise", "multi_query", "expand", "alpha", "k1", "k2", "weight"
+    "protocol", "own_image", "metric", "normalise", "multi_query", "expand", "alpha", "k1", "k2",
+    "weight",
 )
 """Columns of a table that say what is in force."""
 
@@ -30,6 +31,8 @@ def settings_words(settings: Mapping[str, Any], *, rerank: bool = True) -> str:
     """Say all that is in force but the protocol; without `rerank`, leave out re-ranking."""
     unit = "L2-normalised features" if settings["normalise"] else "features as stored"
     parts = [f"{settings['metric']} distance of {unit}"]
+    if settings["own_image"]:
+        parts.append(f"own images known by {settings['own_image']}")
     if settings["multi_query"]:
         parts.append("multi-query (mean of an identity's queries under a camera)")
     if expand := settings["expand"]:

@@ -18,9 +18,7 @@ from harness.features import FeatureGroup, write_features
 from harness.machine import has_gpu
 from launch import evaluate
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
-from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
-from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +66,8 @@ def run(monkeypatch, capsys):
 
 
 PLAIN = {
-    "protocol": "cross_camera", "metric": "euclidean", "normalise": True, "multi_query": False,
-    "expand": None, "rerank": None,
+    "protocol": "cross_camera", "own_image": None, "metric": "euclidean", "normalise": True,
+    "multi_query": False, "expand": None, "rerank": None,
 }
 """The settings that are in force when nothing is asked for."""
 
@@ -126,33 +124,6 @@ def test_without_json_the_metrics_are_lines(run, file, parts):
     ]
 
 
-def test_lines_table_and_csv_say_every_setting_that_is_in_force(run, file, tmp_path):
-    words = ["--cross-camera-only", "--metric", "cosine", "--multi-query", "--expand", 4,
-             "--alpha", 3, "--rerank", "--k1", 5, "--camera-pairs"]
-    _, out, _ = run("--features", file, *words)
-    said = (
-        "other_cameras, cosine distance of L2-normalised features, multi-query (mean of an "
-        "identity's queries under a camera), query expansion (count=4, alpha=3), re-ranked (k1=5, "
-        "k2=6, weight=0.3)"
-    )
-    assert f"queries; {said}\n" in out
-    assert "other_cameras: all gallery images of the query's own camera are left out\n" in out
-    assert f"camera pairs: {said}\n" in out
-    _, out, _ = run("--features", file, "--raw", "--rerank", "--k1", "5,8")
-    assert "cross_camera" in out.splitlines()[3]
-    assert "all: euclidean distance of features as stored; re-ranked where k1, k2" in out
-    columns = {
-        "protocol": "other_cameras", "metric": "cosine", "normalise": "true",
-        "multi_query": "true", "expand": "4", "alpha": "3.0", "k1": "5", "k2": "6",
-        "weight": "0.3",
-    }
-    words = [*words[:-1], "--csv", "--per-query", tmp_path / "q.csv"]
-    _, out, _ = run("--features", file, *words)
-    for text in (out, (tmp_path / "q.csv").read_text()):
-        line = next(csv.DictReader(text.splitlines()))
-        assert {name: line[name] for name in columns} == columns
-
-
 def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
     for protocol in ("all_gallery", "random_gallery", "other_cameras"):
         path = tmp_path / f"{protocol}.h5"
@@ -160,7 +131,8 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         status, out, _ = run("--features", path, "--json")
         assert status == 0
         assert numbers(out) == ranking(parts, protocol=protocol).as_json()
-        assert settings(out) == {**PLAIN, "protocol": protocol}
+        own = "features" if protocol == "all_gallery" else None  # the file has no paths
+        assert settings(out) == {**PLAIN, "protocol": protocol, "own_image": own}
         kept = tmp_path / "kept.h5"
         _, out, _ = run("--features", path, "--protocol", "cross_camera", "--save", kept, "--json")
         assert numbers(out) == ranking(parts).as_json()
@@ -194,6 +166,9 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--features", "f.h5", "--weights", "w"], "give one of --features FILE, --run DIR, or"),
         (["--features", "f.h5", "--recipe", "x"], "--recipe without --weights has no effect"),
         (["--features", "f.h5", "a=1"], "a=1 without --weights or --run has no effect"),
+        (["--features", "gone.h5"], "error: gone.h5: no such file\n"),
+        (["--features", "f.h5", "--k1", 5, "--weight", 0.2],
+         "error: --k1, --weight without --rerank has no effect; add --rerank\n"),
         (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
         (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
@@ -223,17 +198,6 @@ def test_help_names_the_defaults_that_hold(run):
         said = re.search(rf"--{name} <.*?\[default: ([\d.]+)\]", out, re.DOTALL)
         assert float(said[1]) == getattr(defaults, name)
     assert out.index("python launch/evaluate.py --features") < out.index("Options:")
-
-
-def test_re_ranking_settings_without_re_ranking_are_refused(run, file):
-    status, out, err = run("--features", file, "--k1", 5, "--weight", 0.2)
-    assert (status, out) == (1, "")
-    assert err == "error: --k1, --weight without --rerank has no effect; add --rerank\n"
-
-
-def test_a_file_that_cannot_be_read_is_one_message(run, tmp_path):
-    status, out, err = run("--features", tmp_path / "gone.h5")
-    assert (status, out, err) == (1, "", f"error: {tmp_path / 'gone.h5'}: no such file\n")
 
 
 def test_what_is_wrong_with_the_features_names_the_file(run, tmp_path, parts):
@@ -498,38 +462,3 @@ def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part
     assert (status, "no camera pairs: the protocol random_gallery has no cameras" in out) == (0, 1)
     status, _, err = run("--features", path, "--multi-query")
     assert (status, "they cannot be averaged (multi-query)" in err) == (1, True)
-
-
-def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws(run, tmp_path, parts):
-    path = tmp_path / "f.h5"
-    write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
-    _, out, _ = run("--features", path, "--bootstrap", "--json")
-    gallery = parts["gallery"]
-    draws = evaluate_draws(gallery.features, gallery.identities)[0].draws
-    # an identity is drawn with its queries of every draw
-    together = interval(draws.ravel(), np.tile(gallery.identities, len(draws)))
-    assert tuple(json.loads(out)[0]["mAP_interval"]) == together != interval(
-        draws[0], gallery.identities
-    )
-
-
-def test_verification_of_other_cameras_compares_no_pair_under_one_camera(run, file, parts):
-    _, out, _ = run("--features", file, "--verification", "--cross-camera-only", "--json")
-    query, gallery = parts["query"], parts["gallery"]
-    apart = query.cameras[:, None] != gallery.cameras
-    same = query.identities[:, None] == gallery.identities
-    found = json.loads(out)[0]["verification"]
-    assert found["genuine_pairs"] == (apart & same).sum()
-    assert found["impostor_pairs"] == (apart & ~same).sum()
-
-
-def test_cameras_are_shown_as_the_dataset_numbers_them(run, tmp_path, parts):
-    path = tmp_path / "f.h5"
-    write_features(path, parts, dataset="toy", model="m", first_camera=1)
-    words = ["--camera-pairs", "--per-query", tmp_path / "q.csv", "--json"]
-    _, out, _ = run("--features", path, *words)
-    pairs = json.loads(out)[0]["camera_pairs"]
-    assert {pair["query_camera"] for pair in pairs} == {1, 2, 3}
-    assert {pair["gallery_camera"] for pair in pairs} == {1, 2, 3}
-    lines = list(csv.DictReader((tmp_path / "q.csv").read_text().splitlines()))
-    assert [int(line["camera"]) for line in lines] == (parts["query"].cameras + 1).tolist()

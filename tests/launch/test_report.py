@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -127,10 +128,10 @@ def test_two_points_are_compared_over_seeds_and_over_queries(
     a, b = ([average_precisions(groups(noise, seed)) for seed in SEEDS]
             for noise in (NOISE[0.8], NOISE[0.0]))
     expected = compare(np.mean(a, axis=0), np.mean(b, axis=0))
-    [line] = [line for line in told.splitlines() if line.startswith("test AP over")]
+    [line] = [line for line in told.splitlines() if line.startswith("test AP")]
     assert line == (
-        f"test AP over {expected.pairs} queries: A - B = {expected.mean:+.4f}, better "
-        f"{expected.wins} times, worse {expected.losses} times, p = {expected.p:.2g}: "
+        f"test AP (cross_camera) over {expected.pairs} queries: A - B = {expected.mean:+.4f}, "
+        f"better {expected.wins} times, worse {expected.losses} times, p = {expected.p:.2g}: "
         "A and B differ"
     )
 
@@ -140,7 +141,13 @@ def test_what_cannot_be_reported_is_told(
 ) -> None:
     status, _, told = call(sweep, "--compare", 1, 3)
     assert (status, told) == (1, "error: --compare: there is no rank 3, there are 1 to 2\n")
-    (sweep / "0.0-2" / "features.h5").unlink()
+    other = sweep / "0.0-2" / "features.h5"
+    with h5py.File(other, "r+") as file:
+        file.attrs["protocol"] = "all_gallery"
+    status, _, told = call(sweep, "--compare", 1, 2)
+    assert status == 1
+    assert f"{other}: is ranked by all_gallery, " in told
+    other.unlink()
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
     assert "features.h5: is missing; python launch/evaluate.py --run" in told

@@ -1,6 +1,7 @@
 """The defaults are the method's, and what cannot work is refused with its place and a way out."""
 
 import os
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from harness.config import (
 )
 from harness.errors import UserError
 from svll.config import RECIPES, Config
+from svll.evaluation import KReciprocal
+from svll.protocols import PROTOCOLS
 
 
 def config_of(*overrides: str) -> Config:
@@ -275,6 +278,34 @@ def test_the_start_of_the_image_head_names_a_run_only_where_there_is_one_as_rele
     assert signature(config_of(torchs, "stage2.vss_weight=0")) == (
         signature(config_of("stage2.vss_weight=0"))
     )
+
+
+def test_runs_made_with_the_camera_filter_load_and_keep_their_names() -> None:
+    hashed = to_mapping(Config(), with_runtime=False)["evaluation"]
+    assert hashed == {  # as before evaluation.protocol took its place
+        "every": 1, "camera_filter": True, "rerank": False, "feature_dtype": "float32",
+    }
+    assert signature(config_of("evaluation.camera_filter=true")) == signature(config_of())
+    with pytest.raises(UserError, match=r"evaluation\.camera_filter: was removed; evaluation\."
+                       "protocol=all_gallery"):
+        config_of("evaluation.camera_filter=false")
+    named = {signature(config_of(f"evaluation.protocol={name}")) for name in PROTOCOLS}
+    assert len(named | {signature(config_of())}) == 5
+
+
+def test_re_ranking_has_the_same_defaults_everywhere_and_needs_to_be_asked_for() -> None:
+    used = Config().evaluation
+    assert (used.k1, used.k2, used.weight) == astuple(KReciprocal())
+    again = config_of("evaluation.rerank=true", "evaluation.k1=20", "evaluation.weight=0.3")
+    assert signature(again) == signature(config_of("evaluation.rerank=true"))
+    assert signature(config_of("evaluation.rerank=true", "evaluation.k2=5")) != signature(again)
+    for key, told in {
+        "k1=5": r"rerank: evaluation\.k1, k2 and weight have no effect without it",
+        "weight=2": "weight: must lie between 0 and 1, found 2",
+        "k2=0": "k2: must be at least 1, found 0",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            config_of(f"evaluation.{key}")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

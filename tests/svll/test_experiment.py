@@ -26,7 +26,7 @@ from harness.pipeline import ImageLoader
 from harness.runs import Run
 from harness.stopping import Stopped
 from svll.config import RECIPES, Config
-from svll.evaluation import evaluate_ranking
+from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.experiment import run as experiment
 from svll.run_features import run_features
 from tests.wandb_files import records, rows
@@ -185,16 +185,30 @@ def test_features_of_a_run_without_a_model_or_of_another_run_are_refused(
 
 
 def test_half_precision_features_are_half_the_size_and_what_the_result_is_of(runs: Path) -> None:
-    run = make_run(runs, "evaluation.feature_dtype=float16", "stage1.epochs=1", "stage2.epochs=1")
+    run = make_run(
+        runs, "evaluation.feature_dtype=float16", "stage1.epochs=1", "stage2.epochs=1",
+        "evaluation.protocol=all_gallery", "evaluation.rerank=true", "evaluation.k1=7",
+        "evaluation.k2=3", "evaluation.weight=0.5",
+    )
     experiment(run)
-    groups = read_features(run.features_file).groups
+    file = read_features(run.features_file)
+    groups = file.groups
     query, gallery = groups["query"], groups["gallery"]
     assert query.features.dtype == gallery.features.dtype == "float16"
-    ranking = evaluate_ranking(
-        query.features, gallery.features, query.identities, gallery.identities,
-        query.cameras, gallery.cameras,
+    plain, reranked = (
+        evaluate_ranking(
+            query.features, gallery.features, query.identities, gallery.identities,
+            protocol="all_gallery", rerank=setting,
+        ).as_json()
+        for setting in (None, KReciprocal(7, 3, 0.5))
     )
-    assert result(run)["mAP"] == ranking.mAP
+    found = result(run)
+    assert (file.protocol, found["protocol"]) == ("all_gallery", "all_gallery")
+    assert {key: found[key] for key in plain} == plain
+    assert len(found["cmc"]) == 50
+    used = {"k1": 7, "k2": 3, "weight": 0.5}
+    assert found["reranked"] == {"rerank": used, **reranked}
+    assert plain["mAP"] != reranked["mAP"]
 
 
 def test_the_same_seed_gives_the_same_numbers_to_the_last_digit(

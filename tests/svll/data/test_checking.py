@@ -1,17 +1,21 @@
 """What is told of a dataset's labels before anybody trains on it."""
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from svll.data import benchmarks
-from svll.data.checking import Part, count, notes
+from svll.data import benchmarks, checking
+from svll.data.checking import Part, notes
 from svll.data.records import Dataset, Records, Row
 from tests.svll.data import trees
 
+NUMBERS = count()
+"""Each image is another file."""
+
 
 def records(*labels: tuple[int, int]) -> Records:
-    return Records.from_rows(Row(f"{n}.jpg", *label) for n, label in enumerate(labels))
+    return Records.from_rows(Row(f"{next(NUMBERS)}.jpg", *label) for label in labels)
 
 
 TRAIN = records((1, 0), (1, 1), (2, 0), (2, 1))
@@ -65,7 +69,9 @@ def test_one_camera_only_is_said_with_the_option_that_helps() -> None:
     assert first.startswith("all images are of one camera")
     assert "evaluation.protocol=all_gallery" in first
     assert "1 are there under the query's own camera only" in second
-    assert noted(one, one, train=train, protocol="all_gallery") == []
+    assert noted(one, records((7, 0)), train=train, protocol="all_gallery") == []
+    (alone,) = noted(one, one, train=train, protocol="all_gallery")
+    assert "1 are there as the query itself only; 1 of 1 queries are left out" in alone
     assert not any("one camera" in note for note in noted(one, one))
 
 
@@ -80,7 +86,8 @@ def test_identities_of_a_single_image_are_counted() -> None:
 
 def test_parts_are_counted_beside_what_is_published(tmp_path: Path) -> None:
     tree = trees.veri776(tmp_path)
-    found = count(benchmarks.load_benchmark("veri776", tree.root), benchmarks.describe("veri776"))
+    dataset = benchmarks.load_benchmark("veri776", tree.root)
+    found = checking.count(dataset, benchmarks.describe("veri776"))
     assert found == [
         Part("train", 2, 4, 4, (576, 37_778)),
         Part("query", 2, 2, 2, (200, 1_678)),
@@ -88,7 +95,7 @@ def test_parts_are_counted_beside_what_is_published(tmp_path: Path) -> None:
     ]
     trees.vehicleid(tmp_path)
     dataset = benchmarks.load_benchmark("vehicleid", tmp_path)
-    assert count(dataset, benchmarks.describe("vehicleid")) == [
+    assert checking.count(dataset, benchmarks.describe("vehicleid")) == [
         Part("train", 2, 4, 1, (13_164, 113_346)), Part("test", 2, 5, 1, (800, None)),
     ]  # fmt: skip
-    assert [part.published for part in count(dataset, None)] == [None, None]
+    assert [part.published for part in checking.count(dataset, None)] == [None, None]

@@ -11,6 +11,7 @@ from svll.data.records import Dataset, Records, Row
 from svll.data.side_labels import UNSEEN
 from svll.data.splits import Splits, split
 from svll.evaluation import evaluate_ranking
+from svll.protocols import PROTOCOLS
 
 IDENTITIES = [3, 8, 15, 16, 23, 42, 108, 111, 200, 201, 202, 305]
 
@@ -244,6 +245,27 @@ def test_without_cameras_a_query_is_not_in_its_own_gallery() -> None:
     )
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_that_is_asked_for_is_that_of_validation_and_test(protocol: str) -> None:
+    found = split(of(dataset()), validation=0.5, seed=1, protocol=protocol)
+    assert [part.protocol for part in (found.validation, *found.tests)] == [protocol] * 2
+    # no query finds itself, which would come first
+    part = found.validation
+    every = dict.fromkeys(part.query.paths + part.gallery.paths)
+    places = {path: n for n, path in enumerate(every)}
+    codes = np.random.default_rng(0).normal(size=(len(places), 40))
+    query, gallery = (
+        np.array([codes[places[path]] for path in side.paths])
+        for side in (part.query, part.gallery)
+    )
+    result = evaluate_ranking(
+        query, gallery, part.query.identities, part.gallery.identities, part.query.cameras,
+        part.gallery.cameras, protocol=protocol, query_images=part.query.paths,
+        gallery_images=part.gallery.paths,
+    )
+    assert result.cmc[0] < 1.0
+
+
 def test_a_random_gallery_is_drawn_from_all_held_back_images() -> None:
     data = dataset()
     other = Dataset(data.name, "random_gallery", data.train, data.query, data.gallery)
@@ -270,3 +292,5 @@ def test_sets_of_different_protocols_have_no_common_validation_part() -> None:
     with pytest.raises(UserError, match=r"cannot be ranked together.*data\.validation=0"):
         split(Datasets(sets, sets), validation=0.5, seed=1)
     assert len(split(Datasets(sets, sets), validation=0.0, seed=1).validation.query) == 0
+    named = split(Datasets(sets, sets), validation=0.5, seed=1, protocol="all_gallery")
+    assert named.validation.protocol == "all_gallery"

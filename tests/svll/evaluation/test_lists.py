@@ -138,6 +138,19 @@ def test_camera_pairs_that_cannot_be_are_refused() -> None:
         check_wanted(source, Wanted(cameras=(0, 1)))
 
 
+def test_cameras_are_named_and_asked_for_as_the_dataset_numbers_them() -> None:
+    source = world()
+    moved = replace(source, first_camera=1)
+    found, expected = (
+        lists_of(one, Wanted(cameras=pair)) for one, pair in ((moved, (1, 3)), (source, (0, 2)))
+    )
+    assert [one.row for one in found.shown] == [one.row for one in expected.shown]
+    assert {one.camera for one in found.shown} == {1}
+    assert {hit.camera for one in found.shown for hit in one.hits} == {3}
+    with pytest.raises(UserError, match="under camera 0; cameras of the query are 1, 2, 3"):
+        check_wanted(moved, Wanted(cameras=(0, 1)))
+
+
 def test_wanting_nothing_or_two_things_is_refused() -> None:
     with pytest.raises(UserError, match="0 queries were asked for"):
         Wanted(count=0)

@@ -1,0 +1,119 @@
+"""Scores of a source against what they are made of, and how they are written down."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.features import FeatureGroup
+from svll.evaluation import KReciprocal, QueryExpansion
+from svll.evaluation.bootstrap import interval
+from svll.evaluation.protocols import evaluate_draws
+from svll.evaluation.scores import Extra, Score, score
+from svll.evaluation.sources import Source
+from svll.evaluation.written import (
+    more_lines,
+    per_query_csv,
+    protocol_lines,
+    score_lines,
+    to_csv,
+)
+from tests.svll.figures.worlds import world
+
+
+def everything_in_force() -> Score:
+    source = replace(world("other_cameras"), first_camera=1).pooled()
+    [found] = score(
+        source, [KReciprocal(k1=5)], Extra(camera_pairs=True, verification=True), metric="cosine",
+        expand=QueryExpansion(4, 3.0), top_k=2,
+    )
+    return found
+
+
+def test_lines_say_every_setting_that_is_in_force() -> None:
+    item = everything_in_force()
+    said = (
+        "other_cameras, cosine distance of L2-normalised features, multi-query (mean of an "
+        "identity's queries under a camera), query expansion (count=4, alpha=3), re-ranked (k1=5, "
+        "k2=6, weight=0.3)"
+    )
+    assert list(score_lines(item))[-1].endswith(f" queries; {said}")
+    assert list(protocol_lines([item])) == [
+        "other_cameras: all gallery images of the query's own camera are left out"
+    ]
+    more = list(more_lines([item]))
+    assert more[0] == f"\nworld.h5, camera pairs: {said}"
+    assert any("impostor pairs: other_cameras, multi-query, cosine" in line for line in more)
+    [raw] = score(world(), [None], Extra(), normalise=False)
+    assert list(score_lines(raw))[-1].endswith(
+        "cross_camera, euclidean distance of features as stored, not re-ranked"
+    )
+
+
+def test_both_kinds_of_csv_have_a_column_for_every_setting() -> None:
+    item = everything_in_force()
+    expected = {
+        "protocol": "other_cameras", "metric": "cosine", "normalise": "true",
+        "multi_query": "true", "expand": "4", "alpha": "3.0", "k1": "5", "k2": "6",
+        "weight": "0.3",
+    }
+    for made in (to_csv, per_query_csv):
+        line = next(csv.DictReader("".join(made([item])).splitlines()))
+        assert {name: line[name] for name in expected} == expected
+    [plain] = score(world(), [None], Extra())
+    line = next(csv.DictReader("".join(to_csv([plain])).splitlines()))
+    assert {line[name] for name in ("expand", "alpha", "k1", "k2", "weight")} == {""}
+
+
+def test_cameras_are_shown_as_the_dataset_numbers_them() -> None:
+    item = everything_in_force()
+    pairs = item.as_json()["camera_pairs"]
+    assert {pair["query_camera"] for pair in pairs} == {1, 2, 3}
+    assert {pair["gallery_camera"] for pair in pairs} == {1, 2, 3}
+    lines = list(csv.DictReader("".join(per_query_csv([item])).splitlines()))
+    cameras = item.source.query.cameras + 1
+    assert [int(line["camera"]) for line in lines] == cameras.tolist()
+
+
+def test_the_camera_pairs_of_a_setting_are_re_ranked_by_it() -> None:
+    source = world()
+    settings = [None, KReciprocal(5, 2)]
+    both = score(source, settings, Extra(camera_pairs=True))
+    for setting, item in zip(settings, both, strict=True):
+        [alone] = score(source, [setting], Extra(camera_pairs=True))
+        assert item.camera_pairs == alone.camera_pairs
+    assert both[0].camera_pairs != both[1].camera_pairs
+    headings = [line for line in more_lines(both) if "camera pairs" in line]
+    assert [line.rpartition(", ")[2] for line in headings[:1]] == ["not re-ranked"]
+    assert headings[1].endswith("re-ranked (k1=5, k2=2, weight=0.3)")
+
+
+def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws() -> None:
+    source = world("random_gallery")
+    [found] = score(source, [None], Extra(bootstrap=True))
+    gallery = source.gallery
+    draws = evaluate_draws(gallery.features, gallery.identities)[0].draws
+    assert draws is not None
+    # an identity is drawn with its queries of every draw
+    together = interval(draws.ravel(), np.tile(gallery.identities, len(draws)))
+    assert found.interval == together != interval(draws[0], gallery.identities)
+    per_query = found.result.mean_precision
+    for row, mean in enumerate(per_query.tolist()):
+        assert mean == pytest.approx(np.nanmean(draws[:, row]) if gallery.identities[row] >= 0
+                                     else np.nan, nan_ok=True)
+
+
+def test_averaged_queries_do_not_find_the_images_that_they_are_the_mean_of() -> None:
+    rng = np.random.default_rng(0)
+    ids, cameras = np.arange(120) // 6, np.arange(120) // 3 % 2
+    side = FeatureGroup(rng.normal(size=(120, 8)).astype(np.float32), ids, cameras)
+    for paths in (None, tuple(f"{n}.jpg" for n in range(120))):
+        one = replace(side, paths=paths)
+        source = Source("f.h5", "made", "all_gallery", one, one).pooled()
+        [found] = score(source, [None], Extra(verification=True))
+        assert found.result.queries == 40
+        assert found.settings["own_image"] == ("path" if paths else "features")
+        assert found.result.cmc[0] < 0.3
+        assert found.verification is not None
+        assert found.verification.genuine_pairs == 40 * 3  # those under the other camera

@@ -1,0 +1,83 @@
+"""The names that users call: what they are, what they say of themselves, and what importing costs.
+"""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import svll
+from harness.errors import UserError
+from svll.evaluation import KReciprocal, evaluate_ranking
+
+ROOT = Path(__file__).parents[2]
+
+
+def features() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(12, 6)), rng.normal(size=(50, 6))
+
+
+def test_the_public_names_are_there_after_a_cheap_import() -> None:
+    program = (
+        "import sys, svll\n"
+        "assert not {'torch', 'numba'} & set(sys.modules)\n"
+        "assert set(svll.__all__) <= set(dir(svll))\n"
+        "for name in svll.__all__: getattr(svll, name)\n"
+        "svll.losses.triplet_loss\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert svll.evaluate is evaluate_ranking
+    with pytest.raises(AttributeError, match="module 'svll' has no attribute 'evalute'"):
+        _ = svll.evalute
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "svll.__version__"}
+    with suppress(PackageNotFoundError):  # run from the source alone
+        assert version("svll-reid") == svll.__version__
+
+
+@pytest.mark.parametrize("function", [svll.evaluate, svll.rerank, svll.load])
+def test_signatures_name_every_argument_and_docstrings_explain_them(function) -> None:  # type: ignore[no-untyped-def]
+    parameters = inspect.signature(function).parameters.values()
+    assert all(one.kind is not one.VAR_KEYWORD for one in parameters)
+    text = inspect.getdoc(function) or ""
+    assert all(one.name in text for one in parameters)
+
+
+def test_re_ranking_returns_the_nearest_as_a_ranking_with_labels_does() -> None:
+    query, gallery = features()
+    found = svll.rerank(query, gallery, k1=6, k2=2, weight=0.4, top_k=7)
+    labels = np.zeros(12, int), np.zeros(50, int), np.zeros(12, int), np.ones(50, int)
+    expected = svll.evaluate(
+        query, gallery, *labels, rerank=KReciprocal(6, 2, 0.4), top_k=7
+    )
+    np.testing.assert_array_equal(found.nearest, expected.nearest)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+    assert svll.rerank(query, gallery, top_k=60).nearest.shape == (12, 50)
+
+
+def test_wrong_arguments_are_told_in_the_words_of_the_call() -> None:
+    query, gallery = features()
+    for more, message in (
+        ({"k1": 2.5}, "k1 is 2.5; an integer of at least 1 is needed"),
+        ({"k2": "6"}, "k2 is '6'; an integer of at least 1"),
+        ({"weight": 2}, "weight is 2; it must lie between 0 and 1"),
+        ({"top_k": 0}, "top_k is 0; an integer of at least 1 is needed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            svll.rerank(query, gallery, **more)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="both must come from one model"):
+        svll.rerank(query, gallery[:, :3])
+    with pytest.raises(TypeError, match=r"rerank\(\) has no argument 'topk'; did you mean top_k"):
+        svll.rerank(query, gallery, topk=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'heigth'; did you mean height"):
+        svll.load("weights", heigth=3)  # type: ignore[call-arg]
