@@ -36,7 +36,7 @@ def test_a_complete_benchmark_is_sound_whatever_its_numbers(run, tmp_path: Path,
     status, out, err = run("check", name, "--root", tmp_path)
     dataset = load_benchmark(name, tmp_path)
     assert status == 0, err
-    assert out.startswith(f"{dataset.name}: {dataset.protocol} (")
+    assert out.startswith(f"{dataset.title}: {dataset.protocol} (")
     assert f"fingerprint  {dataset.fingerprint}\n" in out
     assert out.endswith(f"all {len(dataset.files())} images decode\n")
     line = next(line for line in out.splitlines() if line.startswith("train"))
