@@ -8,7 +8,7 @@ that is wrong, one image too many is left out, and the score is not too good.
 Letters: Q queries, G gallery images, D width.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ BLOCK = 4096
 NOBODY = -1
 """The number of a query whose own image is not in the gallery."""
 Names = Sequence[Hashable] | None
+Content = tuple[int, int, bytes]
+"""A row's identity, camera and features."""
 
 
 def image_numbers(
@@ -58,26 +60,40 @@ def _by_content(
     q_ids, g_ids, q_cams, g_cams = labels
     q_ids = np.where(wanted, q_ids, JUNK)
     g_ids = np.where(np.isin(g_ids, q_ids), g_ids, JUNK)
-    asking = dict(_marked(Rows("query", query, q_ids, q_cams, unit=False)))
-    first: dict[tuple[int, int, int], int] = {}
-    marks = set(asking.values())
-    for row, mark in _marked(Rows("gallery", gallery, g_ids, g_cams, unit=False)):
-        if mark in marks:
-            first.setdefault(mark, row)
-    found = np.full(len(q_ids), -1, np.int64)
-    for row, mark in asking.items():
-        found[row] = first.get(mark, -1)
-    return found
+    asking = Rows("query", query, q_ids, q_cams, unit=False)
+    of_query = dict(_contents(asking))
+    wanted_contents, firsts = set(of_query.values()), _first_numbers(asking)
+    found: dict[Content, int] = {}
+    for row, content in _contents(Rows("gallery", gallery, g_ids, g_cams, unit=False), firsts):
+        if content in wanted_contents:
+            found.setdefault(content, row)
+    rows = np.full(len(q_ids), -1, np.int64)
+    for row, content in of_query.items():
+        rows[row] = found.get(content, -1)
+    return rows
 
 
-def _marked(rows: Rows) -> Iterable[tuple[int, tuple[int, int, int]]]:
-    """Yield each row and what stands for its identity, camera and features."""
-    width = rows.features.shape[1]
-    factors = np.random.default_rng(0).integers(0, 2**63, width, np.uint64) * np.uint64(2) + 1
+def _contents(
+    rows: Rows, firsts: NDArray[np.float32] | None = None
+) -> Iterator[tuple[int, Content]]:
+    """Yield rows with their content; with `firsts`, those whose first number is one of them."""
+    for start, features in _blocks(rows):
+        kept = np.arange(len(features))
+        if firsts is not None:  # few rows pass, and the others cost little more than being read
+            kept = np.flatnonzero(np.isin(features[:, 0], firsts))
+        for n in kept.tolist():
+            at = start + n
+            labels = int(rows.identities[at]), int(rows.cameras[at])
+            yield int(rows.kept[at]), (*labels, features[n].tobytes())
+
+
+def _first_numbers(rows: Rows) -> NDArray[np.float32]:
+    """The first number of every row."""
+    found = [features[:, 0].copy() for _, features in _blocks(rows)]
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield features as they are stored, with the place of the first."""
     for start in range(0, len(rows), BLOCK):
-        stop = min(start + BLOCK, len(rows))
-        block = rows.lengths_apart(start, stop).features
-        sums = (block.view(np.uint32).astype(np.uint64) * factors).sum(axis=1)
-        columns = rows.identities[start:stop], rows.cameras[start:stop], sums
-        labels = zip(*(column.tolist() for column in columns), strict=True)
-        yield from zip(rows.kept[start:stop].tolist(), labels, strict=True)
+        yield start, rows.lengths_apart(start, min(start + BLOCK, len(rows))).features
