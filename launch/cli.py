@@ -155,7 +155,7 @@ def print_result(finished: Run) -> None:
     validation = result.get("validation", {}).get("mAP")
     initial = result.get("initial", {})
     cmc = result.get("cmc", {})
-    typer.echo(f"test       mAP {result['mAP']:.4f}  Rank-1 {cmc['1']:.4f}")
+    typer.echo(f"test       mAP {result['mAP']:.4f}  Rank-1 {cmc['1']:.4f}  {result.get('protocol', '')}")
     if initial:
         typer.echo(f"at start   mAP {initial['mAP']:.4f}  Rank-1 {initial['cmc']['1']:.4f}")
     if validation is not None:

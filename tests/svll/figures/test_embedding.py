@@ -72,6 +72,8 @@ def test_a_figure_of_images_is_the_same_each_time_and_tells_its_numbers(
         assert numbers["ratio"] == numbers["between"] / numbers["within"]
     assert first.numbers["SVLL-ReID $x$"]["ratio"] > first.numbers["baseline"]["ratio"] > 1
     assert [len(axes.collections) for axes in first.figure.axes] == [6, 6]  # cameras
+    named = [n for n in range(9) if f"camera {n}" in shown]
+    assert named == [1, 2, 3, 4, 5, 6]  # as the dataset numbers them
 
 
 def test_the_numbers_are_of_all_images_and_the_caption_says_of_how_many(run: Path) -> None:
