@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+import svll
 from harness.sweeps import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
@@ -309,7 +310,7 @@ def test_the_citation_tells_this_version_and_the_papers_that_the_readme_names() 
     assert cited["cff-version"] == "1.2.0"
     assert cited["message"]
     assert [author["name"] for author in cited["authors"]] == ["The SVLL-ReID harness maintainers"]
-    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert (cited["version"], cited["license"]) == (svll.__version__, project["license"])
     papers = re.findall(r"\((https://arxiv.org/[^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert {paper["url"] for paper in cited["references"]} == set(papers)
-    assert f"## {project['version']} " in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"## {svll.__version__} " in (ROOT / "CHANGELOG.md").read_text("utf-8")
