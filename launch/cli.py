@@ -150,14 +150,18 @@ def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None
 
 
 def print_result(finished: Run) -> None:
-    """Print a complete run's numbers and where its files are."""
+    """Print a complete run's numbers, those of several test sets by name, and its folder."""
     result = finished.result() or {}
-    validation = result.get("validation", {}).get("mAP")
-    initial = result.get("initial", {})
-    cmc = result.get("cmc", {})
-    typer.echo(f"test       mAP {result['mAP']:.4f}  Rank-1 {cmc['1']:.4f}  {result.get('protocol', '')}")
-    if initial:
-        typer.echo(f"at start   mAP {initial['mAP']:.4f}  Rank-1 {initial['cmc']['1']:.4f}")
-    if validation is not None:
-        typer.echo(f"validation mAP {validation:.4f}")
-    typer.echo(f"files      {finished.folder}")
+    tests: Mapping[str, Any] = result.get("tests") or {"test": result}
+    width = max(len("validation"), *map(len, tests))
+    for name, numbers in tests.items():
+        for label, found in {name: numbers, "at start": numbers.get("initial")}.items():
+            if found:
+                rank1 = found["cmc"]["1"]
+                protocol = f"  {found['protocol']}" if "protocol" in found else ""
+                typer.echo(
+                    f"{label:{width}} mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}"
+                )
+    if validation := result.get("validation"):
+        typer.echo(f"{'validation':{width}} mAP {validation['mAP']:.4f}")
+    typer.echo(f"{'files':{width}} {finished.folder}")

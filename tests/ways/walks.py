@@ -17,7 +17,7 @@ from tests.ways.layouts import WORLD, Layout
 SMALL = shlex.split(
     "model.name=svll-tiny model.weights=shipped model.stride=8 model.head_hidden=32 "
     "model.head_out=16 data.height=64 data.width=32 stage1.epochs=1 stage1.batch=16 "
-    "stage1.warmup_epochs=0 stage2.epochs=1 stage2.batch=8 stage2.instances=2 "
+    "stage1.warmup_epochs=0 stage1.lr_min=3e-4 stage2.epochs=1 stage2.batch=8 stage2.instances=2 "
     "stage2.warmup_epochs=0 stage2.milestones=[] stage2.lr=3e-4 stage2.pad=4 "
     "engine.precision=fp32 run.tensorboard=false run.log_every=1"
 )
