@@ -38,16 +38,18 @@ def check_batch(stage: Stage2, identities: int, world: int) -> None:
 
     The message names the largest that they can.
     """
-    asked, most = stage.batch // stage.instances, min(stage.batch // stage.instances, identities)
-    fitting = [n * stage.instances for n in range(most, 1, -1) if n * stage.instances % world == 0]
+    asked = stage.batch // stage.instances
+    batches = [n * stage.instances for n in range(min(asked, identities), 1, -1)]
+    fitting = [batch for batch in batches if batch % world == 0]
     advice = f"add stage2.batch={fitting[0]}" if fitting else "use fewer ranks or more identities"
     if stage.batch % world:
-        raise UserError(f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}")
+        raise UserError(
+            f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}"
+        )
     if asked > identities:
         raise UserError(
-            f"stage2.batch={stage.batch} asks for {asked} identities at a time "
-            f"(stage2.instances={stage.instances} images of each), the training part has "
-            f"{identities}; {advice}"
+            f"stage2.batch={stage.batch} asks for {asked} identities at a time, the training part "
+            f"has {identities}; {advice}"
         )
 
 

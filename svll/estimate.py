@@ -24,11 +24,11 @@ from svll.preflight import Size, quietly
 
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""
-LONG_S = 1.0
+LONG_S = 0.5
 """A probe that keeps all cores for more seconds is not made larger."""
 LARGEST = 4 * 2**30
 """Bytes of activations that no probe exceeds."""
-REPEATS, TIME_S = 5, 4.0
+REPEATS, TIME_S = 4, 3.0
 """A probe is repeated so often, or, from the second time on, until so many seconds are over."""
 
 
