@@ -9,7 +9,7 @@ from harness.errors import UserError
 from svll.config import Model, Stage2
 from svll.data.checking import decode, has_match, single_images, unmatched
 from svll.data.datasets import Datasets
-from svll.data.side_labels import UNSEEN
+from svll.data.side_labels import UNSEEN, known_sie
 from svll.data.splits import Part, Splits
 
 SHOWN = 20
@@ -67,14 +67,18 @@ def check_matches(splits: Splits) -> None:
 
 def tell_side_information(splits: Splits, model: Model) -> None:
     """Say which cameras and views are tested or selected on and have no learned vector."""
+    labels = splits.side_labels
+    kind = known_sie(model.sie, cameras=labels.camera_count, views=labels.view_count)
+    if kind != model.sie:
+        log.info("the training images' cameras are unknown: model.sie=%s is %s here", model.sie, kind)
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):
             camera, view = splits.places(records, part.dataset)
             strange = {
                 "cameras": records.cameras[camera == UNSEEN] + part.first_camera
-                if "camera" in model.sie else [],
-                "views": records.views[view == UNSEEN] if "view" in model.sie else [],
+                if "camera" in kind else [],
+                "views": records.views[view == UNSEEN] if "view" in kind else [],
             }
             for what, numbers in strange.items():
                 if len(numbers):

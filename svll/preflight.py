@@ -58,19 +58,13 @@ def preflight(
     `data.stage` is a folder of this machine. A dataset without a folder is sized as published.
     """
     check_given(config.model)
-    if here:
+    if here and config.data.stage is not None:
+        staging.place_of(config.data.stage)
+    size = _size(config, world, {} if loaded is None else loaded)
+    if here and config.model.name != "svll-tiny":  # which is shipped with its weights
         from svll.models.clip import weights_source  # open_clip: seconds, which the run takes, too
 
         weights_source(config.model.name, config.model.weights)
-        if config.data.stage is not None:
-            staging.place_of(config.data.stage)
-    if _is_there(config.data):
-        splits = _split(config, {} if loaded is None else loaded)
-        check_batch(config.stage2, splits.identities, world)
-        check_matches(splits)
-        return _size(config, splits)
-    size = _expected(config)
-    check_batch(config.stage2, size.identities, world)
     return size
 
 
@@ -121,8 +115,15 @@ def _split(config: Config, loaded: Loaded) -> Splits:
     )
 
 
-def _size(config: Config, splits: Splits) -> Size:
-    stage = config.stage2
+def _size(config: Config, world: int, loaded: Loaded) -> Size:
+    """Return the size of the training part, its batches and queries checked."""
+    if not _is_there(config.data):
+        size = _expected(config)
+        check_batch(config.stage2, size.identities, world)
+        return size
+    splits, stage = _split(config, loaded), config.stage2
+    check_batch(stage, splits.identities, world)
+    check_matches(splits)
     order = identity_batches(
         splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
     )
