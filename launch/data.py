@@ -109,11 +109,14 @@ def split(
     ],
     out: Annotated[Path, typer.Option(help="The CSV list to write; must not be there yet.")],
     test: Annotated[
-        float, typer.Option(help="Share of the identities for query and gallery.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="Share of the identities for query and gallery. [default: 0.5]"),
+    ] = None,
     validation: Annotated[
-        float, typer.Option(help="Share of the other identities held back for selection.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Share of the other identities held back for selection. [default: 0.1, "
+                     "at least 2 identities, none of few]"),
+    ] = None,
     queries: Annotated[
         int | None,
         typer.Option(help="Queries per test identity, where cameras are unknown. [default: 1]"),

@@ -178,6 +178,7 @@ def _dry_run(
     if views:  # an algorithm may have proposed none yet
         console.print(table.live_table(sweep, views, most=len(views)))
     _tell_left_alone(views, console, retry_failed=retry_failed)
+    _preflight(sweep, [view.trial for view in array.due(views, retry_failed=retry_failed)])
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     if cluster == "local":
         plan = _plan(sweep, due + sweep.to_propose, jobs)
@@ -243,6 +244,7 @@ def _submit(
     plan: list[str] = []
 
     def before(trials: list[Trial]) -> None:
+        _preflight(sweep, trials)
         _fetch(trials)
         if cluster == "local":  # of the machine as it is without these trials
             plan.append(_plan(sweep, len(trials) + sweep.to_propose, jobs))
@@ -262,6 +264,14 @@ def _submit(
     if not due and not searched:
         _say(console, f"nothing to submit, {table.counts(views)}")
     _tell_left_alone(views, console, retry_failed=retry_failed)
+
+
+def _preflight(sweep: Sweep, trials: list[Trial]) -> None:
+    """Refuse now what every job would refuse when it starts."""
+    from svll.preflight import preflight_all, quietly  # numpy and the readers: not for --help
+
+    with quietly():  # the jobs say the same
+        preflight_all({trial.title: trial.config for trial in trials}, sweep.resources.ranks)
 
 
 def _fetch(trials: list[Trial]) -> None:

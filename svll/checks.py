@@ -9,7 +9,7 @@ from harness.errors import UserError
 from svll.config import Model, Stage2
 from svll.data.checking import decode, has_match, single_images, unmatched
 from svll.data.datasets import Datasets
-from svll.data.side_labels import UNSEEN
+from svll.data.side_labels import UNSEEN, known_sie
 from svll.data.splits import Part, Splits
 
 SHOWN = 20
@@ -38,16 +38,18 @@ def check_batch(stage: Stage2, identities: int, world: int) -> None:
 
     The message names the largest that they can.
     """
-    asked, most = stage.batch // stage.instances, min(stage.batch // stage.instances, identities)
-    fitting = [n * stage.instances for n in range(most, 1, -1) if n * stage.instances % world == 0]
+    asked = stage.batch // stage.instances
+    batches = [n * stage.instances for n in range(min(asked, identities), 1, -1)]
+    fitting = [batch for batch in batches if batch % world == 0]
     advice = f"add stage2.batch={fitting[0]}" if fitting else "use fewer ranks or more identities"
     if stage.batch % world:
-        raise UserError(f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}")
+        raise UserError(
+            f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}"
+        )
     if asked > identities:
         raise UserError(
-            f"stage2.batch={stage.batch} asks for {asked} identities at a time "
-            f"(stage2.instances={stage.instances} images of each), the training part has "
-            f"{identities}; {advice}"
+            f"stage2.batch={stage.batch} asks for {asked} identities at a time, the training part "
+            f"has {identities}; {advice}"
         )
 
 
@@ -65,14 +67,18 @@ def check_matches(splits: Splits) -> None:
 
 def tell_side_information(splits: Splits, model: Model) -> None:
     """Say which cameras and views are tested or selected on and have no learned vector."""
+    labels = splits.side_labels
+    kind = known_sie(model.sie, cameras=labels.camera_count, views=labels.view_count)
+    if kind != model.sie:
+        log.info("the training images' cameras are unknown: model.sie=%s is %s here", model.sie, kind)
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):
             camera, view = splits.places(records, part.dataset)
             strange = {
                 "cameras": records.cameras[camera == UNSEEN] + part.first_camera
-                if "camera" in model.sie else [],
-                "views": records.views[view == UNSEEN] if "view" in model.sie else [],
+                if "camera" in kind else [],
+                "views": records.views[view == UNSEEN] if "view" in kind else [],
             }
             for what, numbers in strange.items():
                 if len(numbers):

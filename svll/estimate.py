@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness import engine as ranks
 from svll import stage1, stage2
 from svll.config import Config
+from svll.data.side_labels import known_sie
 from svll.encode import autocast
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
@@ -24,11 +25,11 @@ from svll.preflight import Size, quietly
 
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""
-LONG_S = 1.0
+LONG_S = 0.5
 """A probe that keeps all cores for more seconds is not made larger."""
 LARGEST = 4 * 2**30
 """Bytes of activations that no probe exceeds."""
-REPEATS, TIME_S = 5, 4.0
+REPEATS, TIME_S = 4, 3.0
 """A probe is repeated so often, or, from the second time on, until so many seconds are over."""
 
 
@@ -131,9 +132,10 @@ def _stage1(config: Config, clip: Clip, size: Size) -> stage1.PromptObjective:
 
 def _stage2(config: Config, clip: Clip, size: Size) -> stage2.ImageObjective:
     side = None
-    if config.model.sie != "none":
+    kind = known_sie(config.model.sie, cameras=size.cameras, views=size.views)
+    if kind != "none":
         side = SideInformation(
-            config.model.sie, cameras=size.cameras, views=size.views, width=clip.image.width,
+            kind, cameras=size.cameras, views=size.views, width=clip.image.width,
             weight=config.model.sie_weight,
         )
     text = torch.zeros(size.identities, clip.image.out)

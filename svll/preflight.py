@@ -6,9 +6,9 @@ later, and the dry run learns the size of the training part.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.config import to_mapping
@@ -58,20 +58,36 @@ def preflight(
     `data.stage` is a folder of this machine. A dataset without a folder is sized as published.
     """
     check_given(config.model)
-    if here:
+    if here and config.data.stage is not None:
+        staging.place_of(config.data.stage)
+    size = _size(config, world, {} if loaded is None else loaded)
+    if here and config.model.name != "svll-tiny":  # which is shipped with its weights
         from svll.models.clip import weights_source  # open_clip: seconds, which the run takes, too
 
         weights_source(config.model.name, config.model.weights)
-        if config.data.stage is not None:
-            staging.place_of(config.data.stage)
-    if _is_there(config.data):
-        splits = _split(config, {} if loaded is None else loaded)
-        check_batch(config.stage2, splits.identities, world)
-        check_matches(splits)
-        return _size(config, splits)
-    size = _expected(config.data)
-    check_batch(config.stage2, size.identities, world)
     return size
+
+
+def preflight_all(configs: Mapping[str, Config], world: int) -> None:
+    """Check the configurations of jobs by their titles; raises UserError with every fault once."""
+    loaded: Loaded = {}
+    checked: set[str] = set()
+    faults: dict[str, str] = {}
+    for title, config in configs.items():
+        key = json.dumps([
+            to_mapping(config.data), config.model.weights, config.stage2.batch,
+            config.stage2.instances, config.evaluation.protocol,
+            config.data.validation and config.seed,
+        ])
+        if key in checked:
+            continue
+        checked.add(key)
+        try:
+            preflight(config, world, here=False, loaded=loaded)
+        except UserError as error:
+            faults.setdefault(str(error), title)
+    if faults:
+        raise UserError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
 
 
 @contextmanager
@@ -99,8 +115,15 @@ def _split(config: Config, loaded: Loaded) -> Splits:
     )
 
 
-def _size(config: Config, splits: Splits) -> Size:
-    stage = config.stage2
+def _size(config: Config, world: int, loaded: Loaded) -> Size:
+    """Return the size of the training part, its batches and queries checked."""
+    if not _is_there(config.data):
+        size = _expected(config)
+        check_batch(config.stage2, size.identities, world)
+        return size
+    splits, stage = _split(config, loaded), config.stage2
+    check_batch(stage, splits.identities, world)
+    check_matches(splits)
     order = identity_batches(
         splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
     )
@@ -110,25 +133,32 @@ def _size(config: Config, splits: Splits) -> Size:
     )
 
 
-def _expected(data: Data) -> Size:
+def _expected(config: Config) -> Size:
     """Return the size of training sets of which some are not there, as drawn or as published."""
-    images = identities = cameras = 0
-    for name in trained_on(data):
-        if name == "synthetic":
-            world = world_of(data.world)
-            images += sum(shot.identity in world.train_ids for shot in shots_of(world))
-            identities += world.train_identities
-            cameras += CAMERAS
-            continue
-        known = describe(name)
-        if known is None or known.published is None:
-            raise UserError(needed_root(name))
-        images += known.published.train.images or 0
-        identities += known.published.train.identities
-        cameras += known.published.cameras
+    data = config.data
+    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in trained_on(data)]
     kept = 1 - data.validation
-    drawn = trained_on(data) == ["synthetic"]
     return Size(
-        round(images * kept), round(identities * kept), cameras, views=1,
-        source="to be drawn" if drawn else "as published",
+        round(sum(size.images for size in sizes) * kept),
+        round(sum(size.identities for size in sizes) * kept),
+        sum(size.cameras for size in sizes), views=1,
+        source="as published" if "as published" in {s.source for s in sizes} else "to be drawn",
+    )
+
+
+def _expected_of(data: Data, name: str, runs: Path) -> Size:
+    if root_of(data, name) is not None:
+        alone = replace(data, train=[name], test=[name])
+        found = load_datasets(alone, runs / "cache" / "data").train[0].train
+        return Size(len(found), len(set(found.identities)), len(set(found.cameras)), 1)
+    if name == "synthetic":
+        world = world_of(data.world)
+        images = sum(shot.identity in world.train_ids for shot in shots_of(world))
+        return Size(images, world.train_identities, CAMERAS, 1, source="to be drawn")
+    known = describe(name)
+    if known is None or known.published is None:
+        raise UserError(needed_root(name))
+    train = known.published.train
+    return Size(
+        train.images or 0, train.identities, known.published.cameras, 1, source="as published"
     )

@@ -45,7 +45,7 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
     attempt that was killed goes on. Raises UserError as `load_model` and `load_datasets` do.
     """
     model = load_model(weights, str(ranks.device()))
-    with_side = config.model.sie != "none" and model.side_labels.camera_count > 0
+    with_side = config.model.sie != "none" and model.image.side is not None
     log.info(
         "%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
         model.identities,
@@ -119,7 +119,7 @@ def _log_side(model: LoadedModel, labels: SideLabels, test: Dataset) -> None:
     own = labels.cameras.get(owner(test.name), ())
     if own:
         log.info("%s: side information of cameras %s", test.name, list(own))
-    else:
+    elif labels.datasets:
         trained = ", ".join(name or "an unnamed set" for name in labels.datasets)
         log.warning(
             "%s: the weights were trained on cameras of %s, so no image has side information of "

@@ -33,6 +33,9 @@ from svll.data.market1501 import EXAMPLE
 _PARTS, _QUERIES = 31, 32
 """Keys of the generators: which part an identity goes to, which images ask for it."""
 
+LEAST_TRAINED = 6
+"""Identities that a default validation part leaves for training."""
+
 log = logging.getLogger(__name__)
 
 
@@ -40,10 +43,12 @@ log = logging.getLogger(__name__)
 class Options:
     """How images are split."""
 
-    test: float = 0.5
-    """Share of the identities that query and gallery are made of."""
-    validation: float = 0.1
-    """Share of the other identities that is held back for selection."""
+    test: float | None = None
+    """Share of the identities that query and gallery are made of; None: half, or as many as can be
+    found again."""
+    validation: float | None = None
+    """Share of the other identities that is held back for selection; None: a tenth, 2 at least,
+    and none where training would be left with fewer than 6."""
     queries: int | None = None
     """Images per test identity that ask for it, where cameras are unknown; None: 1. Where they are
     known, there is one query per identity and camera."""
@@ -51,9 +56,9 @@ class Options:
 
     def __post_init__(self) -> None:
         faults = []
-        if not 0 < self.test < 1:
+        if self.test is not None and not 0 < self.test < 1:
             faults.append(f"test must lie between 0 and 1, found {self.test}")
-        if not 0 <= self.validation < 1:
+        if self.validation is not None and not 0 <= self.validation < 1:
             faults.append(f"validation must be at least 0 and less than 1, found {self.validation}")
         if self.queries is not None and self.queries < 1:
             faults.append(f"queries must be at least 1, found {self.queries}")
@@ -201,20 +206,18 @@ def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool)
     """Return the part of each identity: train, validation or test."""
     identities = sorted(images)
     fit = [identity for identity in identities if _can_be_found(images[identity], has_cameras)]
-    test = round(options.test * len(identities))
-    validation = round(options.validation * (len(identities) - test))
+    test, validation = _counts(len(identities), len(fit), options)
     train = len(identities) - test - validation
-    wants_validation = options.validation > 0
-    if test < 2 or train < 2 or (wants_validation and validation < 2):
-        raise UserError(
-            f"of {len(identities)} identities {train} would be trained on, {validation} held back "
-            f"and {test} tested; each part needs at least 2 (--test {options.test}, "
-            f"--validation {options.validation}; --validation 0 holds none back)"
-        )
+    asked = (f"of {len(identities)} identities {train} would be trained on, {validation} held back "
+             f"and {test} tested")
+    if len(identities) >= 4 and len(fit) < 2:
+        raise UserError(f"{len(fit)} of {len(identities)} identities can be found again: two images"
+                        f"{' of different cameras' if has_cameras else ''} are needed, of 2 identities")
+    if test < 2 or train < 2 or (options.validation and validation < 2):
+        raise UserError(f"{asked}; each part needs at least 2{_advice(len(identities), options)}")
     if len(fit) < test + validation:
         raise UserError(
-            f"{test} test and {validation} validation identities are asked for, and only "
-            f"{len(fit)} of {len(identities)} can be found again (two images"
+            f"{asked}, and only {len(fit)} can be found again (two images"
             f"{', of different cameras' if has_cameras else ''}); ask for fewer with --test and "
             "--validation"
         )
@@ -224,6 +227,28 @@ def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool)
     parts = dict.fromkeys(identities, "train")
     parts |= dict.fromkeys(order[:test], "test")
     return parts | dict.fromkeys(order[test : test + validation], "validation")
+
+
+def _counts(identities: int, fit: int, options: Options) -> tuple[int, int]:
+    """Return how many identities are tested and held back; what was not asked for is logged."""
+    test = round((0.5 if options.test is None else options.test) * identities)
+    if options.test is None:
+        test = min(test, fit)
+    left = identities - test
+    if options.validation is not None:
+        return test, round(options.validation * left)
+    validation = min(max(2, round(0.1 * left)), fit - test)
+    if validation < 2 or left - validation < LEAST_TRAINED:
+        log.info("%d identities are left for training, so none is held back for validation", left)
+        validation = 0
+    return test, validation
+
+
+def _advice(identities: int, options: Options) -> str:
+    if identities < 4:
+        return ", so at least 4 identities are needed"
+    asked = (options.test, options.validation)
+    return "" if asked == (None, None) else "; leave out --test and --validation, or change them"
 
 
 def _can_be_found(images: Sequence[Entry], has_cameras: bool) -> bool:

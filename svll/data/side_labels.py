@@ -26,6 +26,16 @@ def owner(dataset: str) -> str:
     return "vehicleid" if dataset.startswith("vehicleid_") else dataset
 
 
+def known_sie(wanted: str, *, cameras: int, views: int) -> str:
+    """Return the kind of side information that so many known cameras and views allow.
+
+    That is `model.sie` as it is where any camera is known; where none is, what it says of views.
+    """
+    if cameras or wanted == "none":
+        return wanted
+    return "view" if "view" in wanted and views > 1 else "none"
+
+
 @dataclass(frozen=True)
 class SideLabels:
     """Cameras and views of training by their `owner`, sorted, as the dataset numbers them.
@@ -39,10 +49,15 @@ class SideLabels:
 
     @classmethod
     def of(cls, trained: Sequence[tuple[Dataset, Records]]) -> "SideLabels":
-        """Collect the labels of datasets, each with those of its images that are trained on."""
+        """Collect the labels of datasets, each with those of its images that are trained on.
+
+        A list without cameras has none: its images are not of one camera. VehicleID's single one
+        is its authors'.
+        """
         return cls(
             {
                 owner(one.name): np.unique(part.cameras + one.first_camera).tolist()
+                if one.protocol != "all_gallery" else []
                 for one, part in trained
             },
             {owner(one.name): np.unique(part.views).tolist() for one, part in trained},

@@ -81,17 +81,26 @@ def split(
 ) -> Splits:
     """Put the training sets together and hold back a seeded share of their identities.
 
-    `protocol` stands in for the datasets' own, in validation and test. A dataset that brings a
-    validation part of its own keeps it, with `validation` 0. Raises UserError when fewer than 2
-    identities would be left on either side.
+    `protocol` stands in for the datasets' own, in validation and test. Where a dataset brings a
+    validation part, that is used, and no share of the identities is held back. Raises UserError
+    when fewer than 2 identities would be left on either side.
     """
     whole, joined = join(datasets.train)
     known = np.unique(whole.identities)
+    own = [dataset for dataset in datasets.train if len(dataset.validation)]
+    if own and validation:
+        log.info(
+            "%s has a validation part of %d images, which is used: data.validation=%s holds no "
+            "identities back", own[0].title, len(own[0].validation), validation,
+        )
+        validation = 0.0
     count = round(validation * len(known))
     if (validation > 0 and count < 2) or len(known) - count < 2:
+        share = f" or data.validation={_two_of(len(known))}" if len(known) >= 4 else ""
         raise UserError(
             f"data.validation={validation}: of {len(known)} training identities {count} would be "
             f"held back and {len(known) - count} trained on; each part needs at least 2"
+            + (f"; add data.validation=0{share}" if len(known) >= 2 else "")
         )
     held = generator(seed, 3).permutation(known)[:count]
     is_held = np.isin(whole.identities, held)
@@ -112,6 +121,12 @@ def split(
         ]),
         joined=joined,
     )
+
+
+def _two_of(identities: int) -> str:
+    """Return the share in percent steps that holds back 2 identities, or the next more."""
+    share = next(share for share in range(1, 100) if round(share / 100 * identities) >= 2)
+    return f"{share / 100:g}"
 
 
 def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[int, Dataset]]:
@@ -135,10 +150,6 @@ def _validation(
     """Return the query and gallery for selection: held back identities, or the dataset's own."""
     own = [dataset for dataset in datasets if len(dataset.validation)]
     protocols = {protocol or dataset.protocol for dataset in datasets}
-    if len(held) and own:
-        raise UserError(
-            f"{own[0].name} has a validation part of its own; set data.validation=0 to use it"
-        )
     if len(own) > 1 or (len(held) and len(protocols) > 1):
         raise UserError("the training sets have validation parts that cannot be ranked together; "
                         "set data.validation=0 and train without one")

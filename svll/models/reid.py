@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.rng import torch_seed
 from svll.config import Config, Model
-from svll.data.side_labels import SideLabels
+from svll.data.side_labels import SideLabels, known_sie
 from svll.models.clip import ImageEncoder, ImageFeatures
 from svll.models.resnet import ResNetEncoder
 
@@ -136,10 +136,11 @@ def learned_side_information(
     config: Model, labels: SideLabels, width: int
 ) -> SideInformation | None:
     """Return new vectors [n, width] for a training part's cameras and views; None without any."""
-    if config.sie == "none":
+    kind = known_sie(config.sie, cameras=labels.camera_count, views=labels.view_count)
+    if kind == "none":
         return None
     return SideInformation(
-        config.sie, cameras=labels.camera_count, views=labels.view_count, width=width,
+        kind, cameras=labels.camera_count, views=labels.view_count, width=width,
         weight=config.sie_weight, unseen=config.sie_unseen,
     )
 

@@ -65,6 +65,20 @@ def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch) -
     assert "1 stopped" in launch(*recipe, "--status").stdout
 
 
+def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
+    launch, tmp_path: Path
+) -> None:
+    words = ("--recipe", "synthetic_tiny", "--cluster", "local", "seeds=[1,2]", "stage2.batch=64")
+    for more in ([], ["--dry-run"]):
+        told = launch(*words, *more)
+        assert told.returncode == 1
+        assert told.stderr == (
+            "error: seed=1: stage2.batch=64 asks for 16 identities at a time, the training part "
+            "has 6; add stage2.batch=24\n"
+        )
+    assert not list(tmp_path.glob("runs/*/*/config.yaml"))
+
+
 def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(launch) -> None:
     ended = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow", fail="raise")
     assert ended.returncode == 1

@@ -77,12 +77,24 @@ def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Path) -> None:
-    status, out, err = train(
-        tmp_path, "--recipe", "synthetic_tiny", "model.weights=shipped", "model.name=ViT-B-16"
-    )
+    (tmp_path / "w.pt").write_text("no weights")
+    status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "model.weights=w.pt")
     assert (status, out) == (1, "")
-    cause = "model.weights: only svll-tiny has shipped weights, not ViT-B-16"
+    cause = "model.weights: w.pt does not fit svll-tiny"
     assert err.count(cause) == 1
     [log] = (tmp_path / "runs" / "synthetic_tiny").glob("*/log.txt")
     assert err.endswith(f"\nfailed; log: {log}\n")
     assert cause in log.read_text()
+
+
+def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_too(
+    tmp_path: Path,
+) -> None:
+    for more in ([], ["--dry-run"], ["--profile"]):
+        status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "stage2.batch=64", *more)
+        assert (status, out) == (1, "")
+        assert err == (
+            "error: stage2.batch=64 asks for 16 identities at a time, the training part has 6; add "
+            "stage2.batch=24\n"
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -1,54 +1,27 @@
 """What a run would cost: sizes without drawing, the groups as trained, costs that scale."""
 
-from pathlib import Path
-
 import pytest
 
 from harness.config import build, parse_overrides, read_recipe
-from harness.errors import UserError
 from svll.config import RECIPES, Config
-from svll.data.datasets import load_datasets
-from svll.data.splits import split
-from svll.estimate import Size, estimate, size_of
+from svll import estimate as measuring
+from svll.estimate import Range, estimate
+from svll.preflight import Size
 
 SMALL = Size(images=320, identities=20, cameras=6, views=1)
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small probes: what they take is of no interest, except where they are the subject."""
+    if "probe" not in request.node.name:
+        monkeypatch.setattr(measuring, "LONG_S", 0.0)
+        monkeypatch.setattr(measuring, "_measured", lambda work: Range(1.0, 2.0))
 
 
 def config_of(name: str, *overrides: str) -> Config:
     settings = read_recipe(RECIPES / f"{name}.yaml", Config)
     return build(Config, [*settings, *parse_overrides(overrides)])
-
-
-def test_a_world_is_counted_as_it_will_be_drawn(tmp_path: Path) -> None:
-    config = config_of("synthetic_tiny", "data.validation=0")
-    size, source = size_of(config)
-    assert source == "to be drawn"
-    drawn = split(load_datasets(config.data, tmp_path), validation=0.0, seed=1)
-    labels = drawn.side_labels
-    assert size == Size(
-        len(drawn.train), drawn.identities, labels.camera_count, labels.view_count
-    )
-
-
-def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:
-    config = config_of("synthetic_tiny", "data.validation=0")
-    (dataset,) = load_datasets(config.data, tmp_path).train
-    root = Path(dataset.train.paths[0]).parent.parent
-    found, source = size_of(config_of("synthetic_tiny", "data.name=folder", f"data.root={root}"))
-    assert source == "as found"
-    # a quarter of the 8 identities is held back
-    assert found.identities == 6
-    assert found.images < len(dataset.train)
-
-
-def test_a_benchmark_that_is_not_there_is_as_published() -> None:
-    size, source = size_of(config_of("market1501"))
-    assert source == "as published"
-    assert size == Size(images=12_936, identities=751, cameras=6, views=1)
-    with pytest.raises(UserError, match=r"the list's file is needed: data\.root=FILE\.csv"):
-        size_of(config_of("synthetic_tiny", "data.name=list"))
-    with pytest.raises(UserError, match=r"the folder of your images is needed: data\.root=DIR"):
-        size_of(config_of("synthetic_tiny", "data.name=folder"))
 
 
 def test_groups_have_the_learning_rates_of_the_schedule() -> None:
@@ -69,7 +42,11 @@ def test_steps_are_those_of_both_stages() -> None:
     one, two = estimate(config_of("synthetic_tiny"), SMALL).costs
     # 320 images: 10 batches of 32, 20 of 16, two epochs of each
     assert (one.steps, two.steps) == (20, 40)
-    assert one.hours == pytest.approx((one.before_s + 20 * one.step_s) / 3600)
+    for part in ("low", "high"):
+        seconds = getattr(one.before_s, part) + 20 * getattr(one.step_s, part)
+        assert getattr(one.hours, part) == pytest.approx(seconds / 3600)
+    known = Size(images=320, identities=20, cameras=6, views=1, batches=3)
+    assert estimate(config_of("synthetic_tiny"), known).costs[1].steps == 2 * 3
 
 
 def test_memory_grows_by_what_each_image_keeps() -> None:
@@ -86,3 +63,32 @@ def test_the_baseline_has_no_first_stage() -> None:
     found = estimate(config_of("synthetic_tiny", "stage1.epochs=0", "stage2.i2t_weight=0"), SMALL)
     assert {group.stage for group in found.groups} == {"stage2"}
     assert [cost.stage for cost in found.costs] == ["stage2"]
+
+
+def test_several_probes_after_one_that_is_not_counted_give_a_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([84.0, 3.0, 2.7, 3.4])
+    monkeypatch.setattr(measuring, "_timed", lambda work: next(seconds, 3.0))
+    found = measuring._measured(lambda: None)
+    assert (found, str(found)) == (Range(2.7, 3.4), "2.7 to 3.4")
+    assert str(found.times(10)) == "27 to 34"
+    assert str(Range(0.1234, 0.1236)) == "0.12"
+
+
+def test_a_probe_grows_until_it_keeps_the_cores_busy_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long it waits for them: a step of two images may wait as long as one of sixty."""
+    monkeypatch.setattr(measuring.torch, "get_num_threads", lambda: 2)
+
+    def grown(cores_s_each: float) -> int:
+        clock = [0.0]
+        monkeypatch.setattr(measuring.time, "process_time", lambda: clock[0])
+
+        def work(count: int):
+            return lambda: clock.__setitem__(0, clock[0] + count * cores_s_each)
+
+        return measuring._grown(work, 2, 64)
+
+    assert [grown(each) for each in (5.0, 0.2, 0.01)] == [2, 8, 64]

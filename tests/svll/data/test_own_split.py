@@ -211,10 +211,34 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("identities", "parts"),
+    [(4, (2, 0, 2)), (5, (3, 0, 2)), (12, (6, 0, 6)), (16, (6, 2, 8)), (20, (8, 2, 10)),
+     (40, (18, 2, 20)), (100, (45, 5, 50))],
+)
+def test_any_number_of_identities_from_four_on_is_split_by_default(
+    identities: int, parts: tuple[int, int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = by_part(split(people(identities, 3), Options()))
+    assert tuple(len(found[part]) for part in ("train", "validation", "query")) == parts
+    assert ("none is held back for validation" in caplog.text) == (parts[1] == 0)
+
+
+def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
+    alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(8)]
+    found = by_part(split([*people(3, 3), *alone], Options()))
+    assert (len(found["query"]), len(found["train"])) == (3, 8)
+    with pytest.raises(UserError, match="1 of 9 identities can be found again: two images are"):
+        split([*people(1, 3), *alone], Options())
+
+
 def test_too_few_identities_are_an_error_with_the_numbers() -> None:
-    with pytest.raises(UserError, match="of 6 identities 3 would be trained on, 0 held back and 3"):
-        split(people(6, 3), Options())
-    with pytest.raises(UserError, match="only 4 of 8 can be found again"):
+    with pytest.raises(UserError, match=r"of 3 identities 1 .*, so at least 4 identities are need"):
+        split(people(3, 3), Options())
+    with pytest.raises(UserError, match=r"of 12 identities 5 .*, 1 held back .*; leave out --test"):
+        split(people(12, 3), Options(validation=0.1))
+    with pytest.raises(UserError, match=r"5 tested, and only 4 can be found again \(two images\)"):
         split([*people(4, 3), *[Entry(f"/d/{i}.jpg", f"x{i}") for i in range(4)]],
               Options(test=0.6, validation=0))  # fmt: skip
 

@@ -1,9 +1,10 @@
 """A camera or view has the vector of its own dataset, or none."""
 
 import numpy as np
+import pytest
 
 from svll.data.records import Dataset, Records, Row
-from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels
+from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, known_sie
 
 LABELS = SideLabels({"a": [1, 2, 6], "b": [2, 20240101]}, {"a": [0, 3], "b": [0]})
 
@@ -52,3 +53,28 @@ def test_labels_are_read_as_they_were_written() -> None:
     read = SideLabels.from_json(published.to_json())
     assert read.of_dataset("x").places("x", [2, 1, 3])[0].tolist() == [1, 0, UNSEEN]
     assert LABELS.of_dataset("x") == LABELS
+
+
+def test_images_of_unknown_cameras_have_no_camera_in_common() -> None:
+    rows = [Row(f"{n}.jpg", n, 0) for n in range(2)]
+    unknown = Dataset("list", "all_gallery", *[Records.from_rows(rows)] * 3)
+    known = Dataset("folder", "cross_camera", *[Records.from_rows(rows)] * 3)
+    labels = SideLabels.of([(known, known.train), (unknown, unknown.train)])
+    assert labels.camera_count == 1
+    assert labels.places(*unknown.side_columns(unknown.train))[0].tolist() == [UNSEEN, UNSEEN]
+    assert labels.places(*known.side_columns(known.train))[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cameras", "views", "kind"),
+    [
+        ("camera", 0, 1, "none"), ("camera", 1, 1, "camera"), ("camera", 6, 3, "camera"),
+        ("camera_view", 0, 1, "none"), ("camera_view", 0, 3, "view"),
+        ("camera_view", 1, 1, "camera_view"), ("view", 0, 3, "view"), ("view", 0, 1, "none"),
+        ("none", 0, 3, "none"),
+    ],
+)
+def test_side_information_is_of_what_is_known(
+    wanted: str, cameras: int, views: int, kind: str
+) -> None:
+    assert known_sie(wanted, cameras=cameras, views=views) == kind

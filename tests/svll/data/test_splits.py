@@ -1,5 +1,7 @@
 """Selection sees identities that training never sees, drawn by seed; test is left alone."""
 
+import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +156,9 @@ def test_a_part_of_fewer_than_two_identities_is_refused(share: float, held: int,
     message = str(caught.value)
     assert message.startswith(f"data.validation={share}: of 12 training identities")
     assert f"{held} would be held back and {left} trained on" in message
+    words = re.search(r"; add data\.validation=0 or data\.validation=(0\.\d+)$", message)
+    assert words is not None
+    assert len(parts(split(of(dataset()), validation=float(words[1]), seed=1))[1]) == 2
 
 
 # --- several sets ---
@@ -274,17 +279,23 @@ def test_a_random_gallery_is_drawn_from_all_held_back_images() -> None:
     assert part.protocol == "random_gallery"
 
 
-def test_a_validation_part_of_the_datasets_own_is_used_as_it_is() -> None:
+def test_a_validation_part_of_the_datasets_own_is_used_whatever_share_is_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     data = dataset()
     own = Records.from_rows(
         [Row(f"v{i}_{c}.jpg", i, c) for i in (900, 901) for c in (0, 1)]
     )
     with_own = Dataset("list", "cross_camera", data.train, data.query, data.gallery, own)
-    found = split(of(with_own), validation=0.0, seed=1)
-    assert found.train.paths == data.train.paths
-    assert found.validation.gallery.paths == own.paths
-    with pytest.raises(UserError, match=r"list has a validation part of its own.*validation=0"):
-        split(of(with_own), validation=0.5, seed=1)
+    with caplog.at_level(logging.INFO):
+        for share in (0.0, 0.5, 0.01):
+            found = split(of(with_own), validation=share, seed=1)
+            assert found.train.paths == data.train.paths
+            assert found.validation.gallery.paths == own.paths
+    assert [record.getMessage() for record in caplog.records] == [
+        f"list has a validation part of 4 images, which is used: data.validation={share} holds no "
+        "identities back" for share in (0.5, 0.01)
+    ]
 
 
 def test_sets_of_different_protocols_have_no_common_validation_part() -> None:
