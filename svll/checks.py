@@ -70,7 +70,8 @@ def tell_side_information(splits: Splits, model: Model) -> None:
     labels = splits.side_labels
     kind = known_sie(model.sie, cameras=labels.camera_count, views=labels.view_count)
     if kind != model.sie:
-        log.info("the training images' cameras are unknown: model.sie=%s is %s here", model.sie, kind)
+        log.info("cameras of the training images are unknown: model.sie=%s is %s here",
+                 model.sie, kind)
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):

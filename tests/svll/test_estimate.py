@@ -3,8 +3,8 @@
 import pytest
 
 from harness.config import build, parse_overrides, read_recipe
-from svll.config import RECIPES, Config
 from svll import estimate as measuring
+from svll.config import RECIPES, Config
 from svll.estimate import Range, estimate
 from svll.preflight import Size
 

@@ -180,8 +180,8 @@ def test_a_name_that_is_not_utf_8_is_read_and_written_with_its_bytes(tmp_path: P
     assert read(tmp_path / "new.csv") == entries
     (tmp_path / name).unlink()  # a list that another encoding wrote
     assert faults(tmp_path / "new.csv") == [
-        f"{tmp_path / 'new.csv'}, line 2: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.jpg is "
-        "not UTF-8, and no file has that name; save the list as UTF-8"
+        f"{tmp_path / 'new.csv'}, line 2: {2 * chr(0xFFFD)}.jpg is not UTF-8, and no file has that "
+        "name; save the list as UTF-8"
     ]
 
 
