@@ -211,8 +211,8 @@ def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool)
     asked = (f"of {len(identities)} identities {train} would be trained on, {validation} held back "
              f"and {test} tested")
     if len(identities) >= 4 and len(fit) < 2:
-        images = "two images of different cameras" if has_cameras else "two images"
-        raise UserError(f"{len(fit)} of {len(identities)} identities can be found again: {images} "
+        two = "two images of different cameras" if has_cameras else "two images"
+        raise UserError(f"{len(fit)} of {len(identities)} identities can be found again: {two} "
                         "are needed, of 2 identities")
     if test < 2 or train < 2 or (options.validation and validation < 2):
         raise UserError(f"{asked}; each part needs at least 2{_advice(len(identities), options)}")
