@@ -121,7 +121,16 @@ def _size(config: Config, world: int, loaded: Loaded) -> Size:
         size = _expected(config)
         check_batch(config.stage2, size.identities, world)
         return size
-    splits, stage = _split(config, loaded), config.stage2
+    try:
+        splits, stage = _split(config, loaded), config.stage2
+    except UserError as fault:
+        if config.data.validation:  # what would be refused next, in the same message
+            try:
+                _size(replace(config, data=replace(config.data, validation=0.0)), world, loaded)
+            except UserError as further:
+                more = "" if str(further) == str(fault) else f"\nthen: {further}"
+                raise UserError(f"{fault}{more}") from None
+        raise
     check_batch(stage, splits.identities, world)
     check_matches(splits)
     order = identity_batches(

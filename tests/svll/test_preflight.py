@@ -88,6 +88,22 @@ def test_the_batch_that_a_refusal_names_is_taken_and_the_largest(
         preflight(config_of("synthetic_tiny", *words, f"stage2.batch={int(batch) + 4}"))
 
 
+def test_all_that_a_small_list_needs_is_said_at_once(tmp_path: Path) -> None:
+    words = ["data.name=list", f"data.root={own_list(tmp_path, 3)}"]
+    with pytest.raises(UserError) as caught:
+        preflight(config_of("synthetic_tiny", *words))
+    assert str(caught.value).splitlines() == [
+        "data.validation=0.25: of 3 training identities 1 would be held back and 2 trained on; "
+        "each part needs at least 2; add data.validation=0",
+        "then: stage2.batch=16 asks for 4 identities at a time, the training part has 3; add "
+        "stage2.batch=12",
+    ]
+    named = re.findall(r"add (\S+)", str(caught.value))
+    assert preflight(config_of("synthetic_tiny", *words, *named)).batches == 1
+    with pytest.raises(UserError, match=r"no such file$|no such file;"):
+        preflight(config_of("synthetic_tiny", "data.name=list", f"data.root={tmp_path}/no.csv"))
+
+
 def test_a_batch_is_shared_by_all_ranks() -> None:
     config = config_of("synthetic_tiny", "stage2.batch=16")
     with pytest.raises(UserError, match=r"not a multiple of the 3 ranks; add stage2\.batch=12"):
