@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ OPTIONAL = ("camera", "view", "split")
 COLUMNS = REQUIRED + OPTIONAL
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+_WHOLE = re.compile(r"(-?\d{1,18})(?:\.0+)?", re.ASCII)
+"""A whole number, also as tables write it that know only numbers with a point."""
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def read(file: Path) -> list[Entry]:
             values = dict(zip(header, cells, strict=True))
             written = values["path"]
             values["path"] = path = _place(folder, written)
+            if _is_junk("identity", values["identity"]):
+                values["identity"] = str(JUNK)
             if (before := seen.setdefault(path, number)) != number:
                 wrong.append(f"{written} is on line {before} already")
             if not is_utf8(written) and not os.path.exists(path):
@@ -93,9 +97,20 @@ def read(file: Path) -> list[Entry]:
                              "the list as UTF-8")
             entries.append(Entry(**values))
         faults += [f"{file}, line {number}: {fault}" for fault in wrong]
+    entries = _without_points(entries)
     raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
     if not entries:
         raise UserError(f"{file} lists no images")
+    return entries
+
+
+def _without_points(entries: list[Entry]) -> list[Entry]:
+    """Return entries whose columns of whole numbers have them without a point: 7 for 7.0."""
+    for column in ("identity", "camera", "view"):
+        texts = {getattr(entry, column) for entry in entries}
+        plain = {text: match[1] for text in texts if text and (match := _WHOLE.fullmatch(text))}
+        if len(plain) == len(texts) and plain.keys() != set(plain.values()):
+            entries = [replace(e, **{column: plain[getattr(e, column)]}) for e in entries]
     return entries
 
 
@@ -172,12 +187,14 @@ def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
             yield f"{cell} is no image ({', '.join(IMAGE_ENDINGS)})"
         elif name == "split" and cell not in PARTS:
             yield f"split is {cell!r}; one of {', '.join(PARTS)}"
-        elif cell.startswith("-") and _NUMBER.fullmatch(cell[1:]) and not _is_junk(name, cell):
+        elif cell.startswith("-") and _WHOLE.fullmatch(cell) and not _is_junk(name, cell):
             yield f"{name} is {cell}; numbers may not be negative"
 
 
 def _is_junk(name: str, cell: str) -> bool:
-    return name == "identity" and cell == str(JUNK)
+    return name == "identity" and (match := _WHOLE.fullmatch(cell)) is not None and (
+        int(match[1]) == JUNK
+    )
 
 
 def _parts(entries: Sequence[Entry]) -> dict[str, Records]:
@@ -211,6 +228,7 @@ def ambiguities(entries: Sequence[Entry]) -> list[str]:
     found = []
     for column in ("identity", "camera", "view"):
         texts = {text for entry in entries if (text := getattr(entry, column)) is not None}
+        texts -= {str(JUNK)}
         first: dict[int, str] = {}
         if all(_NUMBER.fullmatch(text) for text in texts):
             for text in sorted(texts):

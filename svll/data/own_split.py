@@ -88,8 +88,9 @@ def collect(root: str | Path) -> list[Entry]:
     """Return the images of a folder or CSV list without split, sorted by path, without junk.
 
     A folder holds one folder per identity, with its images at any depth, or else images whose names
-    begin with identity and camera. In the former, cameras are known if all names begin so. Raises
-    UserError for anything else, and for a list with a split.
+    begin with identity and camera. In the former, cameras are known if all names begin so; if only
+    most do, the others are a mistake. Raises UserError for anything else, and for a list with a
+    split.
     """
     root = Path(root)
     if root.is_file():
@@ -134,9 +135,19 @@ def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
     labels = [parse_name(os.path.basename(entry.path)) for entry in entries]
     known = [str(label[1]) for label in labels if label is not None]
-    if len(known) < len(entries):
-        return entries
-    return [replace(entry, camera=camera) for entry, camera in zip(entries, known, strict=True)]
+    strange = [e.path for e, label in zip(entries, labels, strict=True) if label is None]
+    if not strange:
+        return [replace(entry, camera=camera) for entry, camera in zip(entries, known, strict=True)]
+    if len(known) > len(strange):
+        raise UserError(
+            f"{root}: {len(known)} images are named like {EXAMPLE}, which gives their camera, "
+            f"{len(strange)} are not: {examples(strange)}; rename or remove these, or write a CSV "
+            "list (path,identity) if cameras are not meant"
+        )
+    if known:
+        log.info("%s: %d of %d names give a camera, which is not used", root, len(known),
+                 len(entries))
+    return entries
 
 
 def _images(folder: Path, skipped: list[str]) -> Iterator[str]:

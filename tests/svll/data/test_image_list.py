@@ -209,3 +209,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read(tmp_path / "new.csv") == entries
     first = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()[:2]
     assert first == ["path,identity,split", '"a ""b"", c.jpg","zoë, 2",train']
+
+
+@pytest.mark.parametrize("junk", ["-1", "-1.0", "-1.00"])
+def test_junk_is_junk_however_a_table_writes_whole_numbers(tmp_path: Path, junk: str) -> None:
+    point = junk[2:]
+    lines = [f"1.jpg,{junk},1{point},gallery", f"2.jpg,12{point},3{point},train",
+             f"3.jpg,7{point},3{point},train"]
+    dataset = load(listed(tmp_path, "path,identity,camera,split\n" + "\n".join(lines)))
+    assert list(dataset.parts()) == ["train"]
+    assert dataset.train.identities.tolist() == [12, 7]
+    assert dataset.train.cameras.tolist() == [3, 3]
+    lines.append("4.jpg,007,3,train")
+    (fault,) = faults(listed(tmp_path, "path,identity,camera,split\n" + "\n".join(lines)))
+    assert "column identity has both 007 and 7, which are one number" in fault
+    versions = listed(tmp_path, "path,identity,split\n1.jpg,1.0,train\n2.jpg,1.5,train\n")
+    assert [entry.identity for entry in read(versions)] == ["1.0", "1.5"]
+    negative = listed(tmp_path, "path,identity,split\n1.jpg,-3.0,train\n")
+    assert faults(negative) == [
+        f"{negative}, line 2: identity is -3.0; numbers may not be negative"
+    ]
+    names = listed(tmp_path, f"path,identity,split\n1.jpg,{junk},train\n2.jpg,anna,train\n")
+    assert len(load(names).train) == 1

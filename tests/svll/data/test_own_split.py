@@ -175,6 +175,9 @@ def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:
     assert [(e.identity, e.camera) for e in collect(tmp_path)] == [
         ("anna", "1"), ("anna", "2"), ("bert", "2"),
     ]  # fmt: skip
+    picture(tmp_path / "anna" / "Copy of 0001_c1s1_1.jpg")
+    with pytest.raises(UserError, match=r"3 images are named like .*, 1 are not: .*Copy of 0001_"):
+        collect(tmp_path)
 
 
 def test_a_flat_folder_is_read_by_its_names_without_junk(
