@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
-from harness.paths import is_utf8
+from harness.paths import expanded, is_utf8
 from harness.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def _recipe_in(
     folders: Sequence[Path], name: str, where: str | None, not_first: Path | None = None
 ) -> Path:
     """Return the first file of that name; `not_first` only where there is no other."""
-    file = name if name.endswith(ENDINGS) else f"{name}.yaml"
+    file = expanded(name) if name.endswith(ENDINGS) else f"{name}.yaml"
     found = [folder / file for folder in folders if (folder / file).is_file()]
     found.sort(key=lambda path: not_first is not None and path.samefile(not_first))
     if found:

@@ -326,6 +326,11 @@ def test_an_unknown_recipe_is_told_with_the_nearest_and_all(write: Any, tmp_path
 def test_a_recipe_is_found_by_name_or_by_path(write: Any, tmp_path: Path) -> None:
     path = write("mine.yaml", "")
     assert find_recipe("mine", tmp_path) == find_recipe(str(path), tmp_path / "other") == path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        assert find_recipe("~/mine.yaml", tmp_path / "other") == path
+        other = write("further.yaml", "extends: $HOME/mine.yaml\n")
+        assert read_recipe(other, Car) == []
 
 
 # --- signature ---
