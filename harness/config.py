@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import sys
 import types
 import typing
@@ -28,6 +29,8 @@ from harness.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yam
 T = TypeVar("T")
 REFERENCE = "${"
 """How OmegaConf begins a reference to another key, or to the environment."""
+VARIABLE = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")
+"""A variable of the environment; keys are in lower case."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """How true and false may be written where nothing else can be meant."""
 
@@ -272,7 +275,7 @@ def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) 
             return f"{key} is a section; set one of its keys, such as {below[0]}"
         return f"no key {key}{_suggest(key, list(kinds))}"
     try:
-        OmegaConf.update(tree, key, at_type(value, kinds[key]))
+        OmegaConf.update(tree, key, _with_variables(at_type(value, kinds[key])))
         found = OmegaConf.select(tree, key, throw_on_missing=True)
         # once more, as it may stand for another key
         at_type(OmegaConf.to_object(found) if OmegaConf.is_config(found) else found, kinds[key])
@@ -280,6 +283,13 @@ def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) 
     except (OmegaConfBaseException, ValueError):
         _unset(tree, key, schema)
     return f"{key}: {misfit(value, kinds[key])}"
+
+
+def _with_variables(value: Any) -> Any:
+    """Keep `${HOME}`, which is the environment's, from being taken for a reference to a key."""
+    if isinstance(value, Mapping):
+        return {name: _with_variables(item) for name, item in value.items()}
+    return VARIABLE.sub(r"\\\g<0>", value) if isinstance(value, str) else value
 
 
 def at_type(value: Any, kind: Any) -> Any:

@@ -334,15 +334,18 @@ def test_home_and_variables_are_expanded_alike_in_every_key_of_a_path(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DISK", str(tmp_path))
-    keys = ("data.root=", "run.runs=", "model.weights=", "data.roots={msmt17: ")
-    for place in ("~/x", "$HOME/x", "$DISK/x"):
-        config = config_of(*(f"{key}{place}{'}' if '{' in key else ''}" for key in keys))
+    words = ("data.root={}", "run.runs={}", "model.weights={}", 'data.roots={{msmt17: "{}"}}')
+    for place in ("~/x", "$HOME/x", "$DISK/x", "${DISK}/x"):
+        config = config_of(*(word.format(place) for word in words))
         assert {config.data.root, config.run.runs, config.model.weights,
                 *config.data.roots.values()} == {str(tmp_path / "x")}
     assert signature(config_of("model.weights=~/x")) == (
         signature(config_of(f"model.weights={tmp_path}/x"))
     )
-    assert config_of("data.stage=$DISK").data.stage == "$DISK"  # that of each node
+    for stage in ("$DISK", "${DISK}/x"):  # that of each node
+        config = config_of(f"data.stage={stage}")
+        assert config.data.stage == stage
+        assert yaml.safe_load(to_yaml(config))["data"]["stage"] == stage
     monkeypatch.delenv("DISK")
     assert faults_of("data.root=$DISK/x", "run.runs=$DISK", "model.weights=~nobody-here/x") == [
         "command line, override 1: data.root: $DISK/x: $DISK is not known on this machine",
