@@ -111,8 +111,8 @@ def test_training_ends_in_the_scores_of_its_feature_files(walk: Walk) -> None:
         check_labels(walk, walk.trees[name], file)
         check_scores(found, plain.scores(file, walk.layout.protocol))
         label = name if len(tests) > 1 else "test"
-        printed = rf"^{label} +mAP {found['mAP']:.4f}  Rank-1 {found['cmc']['1']:.4f}$"
-        assert re.search(printed, walk.training.out, re.MULTILINE)
+        told = f"mAP {found['mAP']:.4f}  Rank-1 {found['cmc']['1']:.4f}  {walk.layout.protocol}"
+        assert re.search(f"^{label} +{told}$", walk.training.out, re.MULTILINE)
     check_shared_images(list(walk.features().values()))
     check_scores(result, plain.scores(run.features_file, walk.layout.protocol))
 
