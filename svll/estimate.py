@@ -25,8 +25,8 @@ from svll.preflight import Size, quietly
 
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""
-LONG_S = 0.5
-"""A probe that keeps all cores for more seconds is not made larger."""
+LONG_S, GROWTH = 2.0, 4
+"""A probe that keeps all cores for more seconds is not made so many times larger."""
 LARGEST = 4 * 2**30
 """Bytes of activations that no probe exceeds."""
 REPEATS, TIME_S = 4, 3.0
@@ -269,7 +269,7 @@ def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
 
 
 def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> int:
-    """Return how many samples a probe needs to be long, doubled from `count`; at most `most`.
+    """Return how many samples a probe needs to be long, `count` or more; at most `most`.
 
     Cores' time decides: on a busy machine any step waits for seconds, however small it is.
     """
@@ -279,7 +279,7 @@ def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> i
         _timed(probe)
         if time.process_time() - started > LONG_S * torch.get_num_threads():
             break
-        count = min(2 * count, most)
+        count = min(GROWTH * count, most)
     return count
 
 

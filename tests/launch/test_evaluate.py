@@ -462,3 +462,11 @@ def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part
     assert (status, "no camera pairs: the protocol random_gallery has no cameras" in out) == (0, 1)
     status, _, err = run("--features", path, "--multi-query")
     assert (status, "they cannot be averaged (multi-query)" in err) == (1, True)
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes_in_the_table_of_queries(run, tmp_path, parts):
+    names = tuple(os.fsdecode(b"\xb2\xe2%d.jpg" % n) for n in range(len(parts["query"].identities)))
+    named = parts | {"query": replace(parts["query"], paths=names)}
+    write_features(tmp_path / "named.h5", named, dataset="toy", model="m")
+    assert run("--features", tmp_path / "named.h5", "--per-query", tmp_path / "q.csv")[0] == 0
+    assert b",\xb2\xe27.jpg," in (tmp_path / "q.csv").read_bytes()

@@ -91,4 +91,4 @@ def test_a_probe_grows_until_it_keeps_the_cores_busy_for_long(
 
         return measuring._grown(work, 2, 64)
 
-    assert [grown(each) for each in (5.0, 0.2, 0.01)] == [2, 8, 64]
+    assert [grown(each) for each in (5.0, 0.8, 0.01)] == [2, 8, 64]
