@@ -10,29 +10,23 @@ import difflib
 import hashlib
 import json
 import re
-import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.config_values import REFERENCE, at_type, misfit
 from harness.errors import UserError
 from harness.paths import expanded, is_utf8
 from harness.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 
 T = TypeVar("T")
-REFERENCE = "${"
-"""How OmegaConf begins a reference to another key, or to the environment."""
 VARIABLE = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")
 """A variable of the environment; keys are in lower case."""
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""How true and false may be written where nothing else can be meant."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,31 @@ def _read_recipe(
     for base in bases:
         file = _recipe_in(folders, base, where, not_first=path)
         yield from _read_recipe(file, schema, recipes, (*above, path))
-    yield from settings_of(value, lines, path, schema)
+    yield from as_given_now(settings_of(value, lines, path, schema), schema)
+
+
+def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
+    """Return the settings of a resolved tree, that of a run, as they mean what they meant then.
+
+    It is one when no section is left out. A version before may have written it: the schema's class
+    variable `absent` has the value that a missing key stands for, `removed` what replaces a key.
+    """
+    given = {setting.key for setting in settings}
+    if not all(any(key.startswith(f"{name}.") for key in given) for name in _sections(schema)):
+        return settings
+    gone = removed_keys(schema)
+    kept = [
+        Setting(key, value, setting.where)
+        for setting in settings
+        for key, value in (
+            gone[setting.key].replaced_by.items()
+            if setting.key in gone and setting.value is not gone[setting.key].only
+            else [(setting.key, setting.value)]
+        )
+    ]
+    absent: Mapping[str, Any] = getattr(schema, "absent", {})
+    where = settings[0].where if settings else ""
+    return [*(Setting(k, v, where) for k, v in absent.items() if k not in given), *kept]
 
 
 def find_recipe(
@@ -268,8 +286,7 @@ def _apply(tree: Any, setting: Setting, kinds: Mapping[str, Any], schema: type) 
     key, value = setting.key, setting.value
     if key not in kinds:
         if (gone := removed_keys(schema).get(key)) is not None:
-            only, instead = gone
-            return None if value is only else f"{key}: was removed; {instead}"
+            return None if value is gone.only else f"{key}: was removed; {gone.advice}"
         below = [k for k in kinds if k.startswith(f"{key}.")]
         if below:
             return f"{key} is a section; set one of its keys, such as {below[0]}"
@@ -290,43 +307,6 @@ def _with_variables(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_variables(item) for name, item in value.items()}
     return VARIABLE.sub(r"\\\g<0>", value) if isinstance(value, str) else value
-
-
-def at_type(value: Any, kind: Any) -> Any:
-    """Return a value as a field of a type holds it: 1 as 1.0, yes as True, tuples as lists.
-
-    Raises ValueError when it does not fit. A reference to another key may stand for anything.
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any or (isinstance(value, str) and REFERENCE in value):
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        for member in args:
-            with suppress(ValueError):
-                if member is not str or value not in ("None", "none"):  # null is meant
-                    return at_type(value, member)
-    elif origin in (list, tuple) and isinstance(value, list | tuple):
-        kinds = args * len(value) if origin is list else args
-        if len(kinds) == len(value):
-            return [at_type(item, one) for item, one in zip(value, kinds, strict=True)]
-    elif origin is dict and isinstance(value, Mapping):
-        return {str(key): at_type(item, args[1]) for key, item in value.items()}
-    elif origin is typing.Literal and any(value == a and type(value) is type(a) for a in args):
-        return value
-    elif kind is bool and str(value).lower() in TRUTHS and isinstance(value, bool | str):
-        return TRUTHS[str(value).lower()]
-    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    elif kind in (int, str) and type(value) is kind:
-        return value
-    raise ValueError(misfit(value, kind))
-
-
-def misfit(value: Any, kind: Any) -> str:
-    """Say that a value is not of a type."""
-    return f"expected {type_words(kind)}, found {value!r}"
 
 
 def _unset(tree: Any, key: str, schema: type) -> None:
@@ -365,13 +345,23 @@ def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def removed_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return the keys that a schema had: the one value that means what is done now, and advice.
+class Removed(NamedTuple):
+    """A key that a schema had."""
+
+    only: Any
+    """The one value that means what is done now."""
+    advice: str
+    replaced_by: Mapping[str, Any]
+    """The settings, by dotted key, that another value in a finished run's configuration means."""
+
+
+def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
+    """Return the keys that a schema had.
 
     A dataclass of the tree names them in a class variable `removed`. Such a key with that value may
     still be given, and stays part of the signature: runs made before keep their names.
     """
-    own: Mapping[str, tuple[Any, str]] = getattr(schema, "removed", {})
+    own: Mapping[str, Removed] = getattr(schema, "removed", {})
     found = {f"{prefix}{key}": gone for key, gone in own.items()}
     for name, section in _sections(schema).items():
         found |= removed_keys(section, f"{prefix}{name}.")
@@ -385,24 +375,6 @@ def _sections(schema: type) -> dict[str, type]:
         for item in dataclasses.fields(schema)
         if dataclasses.is_dataclass(hints[item.name])
     }
-
-
-def type_words(kind: Any) -> str:
-    """Say a type as a user would: `a whole number`, `one of mask, swap, mix`, ..."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return f"one of {', '.join(str(a) for a in args)}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else type_words(a) for a in args)
-    if origin in (list, tuple):
-        inner = [a for a in args if a is not Ellipsis]
-        count = f"{len(inner)} of " if origin is tuple and len(inner) > 1 else ""
-        return f"a list ({count}{type_words(inner[0])})"
-    if origin is dict:
-        return "a mapping"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
-        kind, str(kind)
-    )
 
 
 def text_fields(schema: type) -> Texts:
@@ -445,7 +417,7 @@ def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> 
             value = list(value)
         result[item.name] = value
     if not with_runtime:
-        result |= {key: only for key, (only, _) in getattr(config, "removed", {}).items()}
+        result |= {key: gone.only for key, gone in getattr(config, "removed", {}).items()}
     return result
 
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-from harness.config import type_words
+from harness.config_values import type_words
 from harness.errors import UserError
 from harness.yaml_files import to_text
 

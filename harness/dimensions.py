@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from harness.conditions import Condition, read_condition
-from harness.config import Setting, at_type, misfit
+from harness.config import Setting
+from harness.config_values import at_type, misfit
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from harness.errors import UserError
@@ -285,10 +286,14 @@ def _distribution(values: Sequence[Any]) -> Any:
 # --- files ---
 
 
-def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None:
+def write_best(
+    sweeping: Sweeping, *, without: Mapping[str, Any],
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> Path | None:
     """Write the best point as a recipe; returns the file, None when no trial is complete.
 
-    without: keys (dotted) and what they are to be in it, as what only a search needs.
+    without: keys (dotted) and what they are to be in it, as what only a search needs. absent: what
+    keys mean that an earlier version's run does not have.
     """
     ranked = sweeping.ranked()
     if not ranked:
@@ -297,12 +302,14 @@ def write_best(sweeping: Sweeping, *, without: Mapping[str, Any]) -> Path | None
     run = best.outcomes[0].run
     settings, _ = read_yaml(run.config_file)
     changed = {setting.key: setting.value for setting in changed_settings(run)}
-    for key, value in {**changed, **without}.items():
+    for key, value in {**absent, **changed, **without}.items():
         node, (*above, last) = settings, key.split(".")
         for part in above:
             node = node.get(part, {})
         if value is None:
             node.pop(last, None)
+        elif key in absent and key not in changed:
+            node.setdefault(last, value)
         else:
             node[last] = value
     shown = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""

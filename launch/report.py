@@ -25,6 +25,7 @@ from harness.outcomes import BEST, Ranked, Sweeping, read_outcomes, write_best, 
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from harness.units import counted
 from launch.cli import command
+from svll.config import Config
 from svll.reporting import TEST, best_runs, write_report
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:
         console.print(_table(sweeping, ranked))
     for line in remarks(sweeping, ranked):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    best = write_best(sweeping, without=ON_THE_FULL_SET)
+    best = write_best(sweeping, without=ON_THE_FULL_SET, absent=Config.absent)
     return [*([best] if best else []), *write_tables(sweeping)]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.config import changeable, runtime, unless_empty, where_it_counts
+from harness.config import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.paths import expanded, unknown_in
 from svll.protocols import Protocol
 
@@ -360,9 +360,11 @@ class Evaluation:
     feature_dtype: Literal["float32", "float16"] = "float32"
     """How test features are kept; float16 takes half the room. Metrics are of what is kept."""
 
-    removed: ClassVar[Mapping[str, tuple[Any, str]]] = {
-        "camera_filter": (True, "evaluation.protocol=all_gallery ranks all but the query's own "
-                                "image"),
+    removed: ClassVar[Mapping[str, Removed]] = {
+        "camera_filter": Removed(
+            True, "evaluation.protocol=all_gallery ranks all but the query's own image",
+            {"evaluation.protocol": "all_gallery"},
+        ),
     }
 
     def faults(self) -> Faults:
@@ -428,6 +430,9 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
+
+    absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
+    """What a key means that a finished run's configuration lacks, as it is from before the key."""
 
     def faults(self) -> Faults:
         if self.seed < 0:

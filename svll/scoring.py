@@ -110,7 +110,7 @@ def labels_for(model: LoadedModel, dataset: Dataset) -> SideLabels:
     known = describe(dataset.name) if dataset.name in names() else None
     cameras = known.published.cameras if known and known.published else 0
     if cameras == len(model.side_labels.cameras.get(UNNAMED, ())):
-        return model.side_labels.of_dataset(dataset.name)
+        return model.side_labels.of_dataset(dataset.name, dataset.first_camera)
     return model.side_labels
 
 

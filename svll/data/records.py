@@ -18,6 +18,17 @@ MISSING = -1
 _CHUNK = 1 << 20
 
 
+def usual_first_camera(dataset: str) -> int | None:
+    """Return how a dataset numbers camera 0 of the records, where a file does not say; or None.
+
+    Benchmarks number their cameras from 1, lists as they are written; of a folder it is not known.
+    """
+    if dataset == "list" or dataset.startswith("vehicleid"):
+        return 0
+    named = ("synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776")
+    return 1 if dataset.startswith(named) else None
+
+
 class Row(NamedTuple):
     """One image; a reader of a benchmark lists these and hands them to `Records.from_rows`."""
 

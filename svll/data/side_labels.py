@@ -95,12 +95,12 @@ class SideLabels:
             return camera, np.full(len(camera), UNSEEN)
         return camera, _places(self.views, dataset, np.asarray(views, dtype=np.int64))
 
-    def of_dataset(self, name: str) -> "SideLabels":
-        """Return the labels of weights that do not name their dataset as those of a dataset."""
-        return SideLabels(
-            *({owner(name): known[UNNAMED]} if UNNAMED in known else known
-              for known in (self.cameras, self.views))
-        )
+    def of_dataset(self, name: str, first_camera: int = 1) -> "SideLabels":
+        """Return these labels with UNNAMED replaced by a dataset's name, and its first camera."""
+        if UNNAMED not in self.cameras:
+            return self
+        cameras = [camera - 1 + first_camera for camera in self.cameras[UNNAMED]]
+        return SideLabels({owner(name): cameras}, {owner(name): self.views[UNNAMED]})
 
     def to_json(self) -> str:
         """Return the labels as text, for a weights file."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.features import FeatureGroup, open_features
+from svll.data.records import usual_first_camera
 from svll.evaluation.own_images import Names, image_numbers
 from svll.evaluation.pooling import pooled
 from svll.evaluation.rows import Integers, Stacked
@@ -31,8 +32,8 @@ class Source:
     query: FeatureGroup
     gallery: FeatureGroup
     more: FeatureGroup | None = None
-    first_camera: int = 0
-    """What the dataset calls the camera that has number 0 here."""
+    first_camera: int | None = None
+    """What the dataset calls the camera that has number 0 here; None: unknown, shown as 0."""
     pooled_names: tuple[Names, Names] | None = None
     """Of the images, where queries were averaged and have no paths any more."""
 
@@ -67,7 +68,7 @@ class Source:
 
     def camera(self, number: Number) -> Number:
         """Return the dataset's number of a camera, or of several."""
-        return number + self.first_camera
+        return number + (self.first_camera or 0)
 
     def groups(self) -> dict[str, FeatureGroup]:
         """All that there is, read, as a cache keeps it."""
@@ -128,12 +129,14 @@ def open_source(
             file = stack.enter_context(open_features(path, names, optional=(MORE,)))
             groups, dataset = dict(file.groups), file.dataset or path.stem
             named = file.protocol
-            first_camera = file.first_camera or 0
+            first_camera = file.first_camera
+            if first_camera is None:
+                first_camera = usual_first_camera(dataset)
         else:
             from svll.evaluation.foreign import read_foreign  # scipy: not for our own files
 
             groups, dataset, named = read_foreign(path, kind), path.stem, ""
-            first_camera = 0
+            first_camera = None
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
             groups["gallery"] = _stacked([file.groups["gallery"] for file in files])

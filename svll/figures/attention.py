@@ -23,7 +23,7 @@ from harness.reporting.drawing import look, new_figure
 from harness.rng import generator
 from svll.evaluation.rows import JUNK
 from svll.figures.drawn import Drawn
-from svll.figures.tested import Int64, check_same, features_file
+from svll.figures.tested import Int64, check_same, features_file, first_camera_of
 from svll.models import load_model
 from svll.models.blocks import blocks_of
 from svll.models.clip import ImageEncoder
@@ -182,7 +182,7 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
         rows = _chosen(query, images, seed)
         seen[title] = _see(folder, file, rows)
     columns = zip(query.identities[rows], query.cameras[rows], strict=True)
-    first = file.first_camera or 0
+    first = first_camera_of(file) or 0
     names = [f"identity {identity}, camera {camera + first}" for identity, camera in columns]
     numbers = {title: one.entropies() for title, one in seen.items()}
     return Drawn(_draw(seen, names), _caption(seen, file.dataset, len(rows), seed), numbers)
@@ -221,7 +221,8 @@ def _path(folder: Path, file: FeatureFile, row: int) -> str:
 
 def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return the queries' places [B] among the cameras and the views that were trained with."""
-    if file.first_camera is None:
+    first_camera = first_camera_of(file)
+    if first_camera is None:
         raise UserError(
             f"{file.path}: does not say how its dataset numbers cameras; delete it, and python "
             "launch/evaluate.py --run RUN makes it again"
@@ -231,7 +232,7 @@ def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor,
         group.views is not None and group.views.any() for group in file.groups.values()
     )
     camera, view = model.side_labels.places(
-        file.dataset, query.cameras[rows] + file.first_camera,
+        file.dataset, query.cameras[rows] + first_camera,
         query.views[rows] if has_views and query.views is not None else None,
     )
     return torch.from_numpy(camera), torch.from_numpy(view)

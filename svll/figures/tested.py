@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.features import FeatureGroup, open_features
+from harness.features import FeatureFile, FeatureGroup, open_features
+from svll.data.records import usual_first_camera
 from svll.evaluation.rows import JUNK, Rows, Stacked
 from svll.run_features import features_file
 
@@ -56,8 +57,14 @@ def open_tested(folder: Path) -> Iterator[Tested]:
         yield Tested(
             str(path), file.dataset or path.stem, Stacked([gallery.features, query.features]),
             np.where(counted, identities, JUNK),
-            np.concatenate([gallery.cameras, query.cameras]), file.first_camera or 0,
+            np.concatenate([gallery.cameras, query.cameras]), first_camera_of(file) or 0,
         )
+
+
+def first_camera_of(file: FeatureFile) -> int | None:
+    """Return how a file's dataset numbers camera 0, None where that is not known."""
+    known = file.first_camera
+    return usual_first_camera(file.dataset) if known is None else known
 
 
 def _is_in(query: FeatureGroup, gallery: FeatureGroup) -> NDArray[np.bool_]:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import build, settings_of, text_fields
+from harness.config import as_given_now, build, settings_of, text_fields
 from harness.errors import UserError
 from harness.paths import expanded
 from harness.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
+from svll.data.records import usual_first_camera
 from svll.data.side_labels import SideLabels, owner
 from svll.models.archives import is_archive
 from svll.models.clip import empty_model, image_encoder, model_config
@@ -144,6 +145,7 @@ def _about(
     where = Path(f"{wanted.where} (its configuration)")
     try:
         settings = settings_of(parse(about["config"], text_fields(Config))[0], {}, where, Config)
+        settings = as_given_now(settings, Config)
         identities = int(about["identities"])
         labels = SideLabels.from_json(about["side_labels"]) if "side_labels" in about else None
         cameras = [] if labels else [int(camera) for camera in json.loads(about["cameras"])]
@@ -166,7 +168,9 @@ def _older_labels(
     cameras: from 0, those of further datasets counted on; they match none of the first one's.
     """
     name = owner(trained_on(config.data)[0])
-    first = 0 if name in ("list", "vehicleid") else 1
+    first = usual_first_camera(name)
+    if first is None:  # cameras of another name than the dataset's: never taken for its own
+        name, first = f"{name}, cameras from 0", 0
     rows = len(state.get("side.vectors", ()))
     views = {"view": rows, "camera_view": rows // max(1, len(cameras))}.get(config.model.sie, 1)
     return SideLabels({name: [camera + first for camera in cameras]}, {name: range(views)})

@@ -27,9 +27,9 @@ from harness.config import (
     text_fields,
     to_mapping,
     to_yaml,
-    type_words,
     value_at,
 )
+from harness.config_values import type_words
 from harness.errors import UserError
 from svll.config import Config as WholeConfig
 

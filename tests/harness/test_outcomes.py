@@ -107,11 +107,14 @@ def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
     sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
     path = outcomes.write_best(
-        sweeping, without={"data.validation": 0.0, "data.root": None, "run": None}
+        sweeping, without={"data.validation": 0.0, "data.root": None, "run": None},
+        absent={"point.a": 5, "point.b": "as before"},
     )
     assert path == tmp_path / "best.yaml"
     text = path.read_text()
-    assert yaml.safe_load(text) == {"seed": 1, "data": {"validation": 0.0}, "point": {"a": 1}}
+    assert yaml.safe_load(text) == {
+        "seed": 1, "data": {"validation": 0.0}, "point": {"a": 1, "b": "as before"},
+    }
     assert "The best of 2 points of the sweep tried, selected on validation" in text
     assert "runs run0-1, run0-2" in text
 

@@ -280,6 +280,21 @@ def test_the_start_of_the_image_head_names_a_run_only_where_there_is_one_as_rele
     )
 
 
+def test_the_configuration_of_a_run_means_what_it_meant_when_it_was_written(
+    tmp_path: Path,
+) -> None:
+    whole = to_mapping(config_of())
+    del whole["model"]["image_head_init"], whole["evaluation"]["protocol"]
+    whole["evaluation"]["camera_filter"] = False
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(whole))
+    found = build(Config, read_recipe(tmp_path / "config.yaml", Config))
+    assert found.model.image_head_init == "torch"
+    assert found.evaluation.protocol == "all_gallery"
+    (tmp_path / "recipe.yaml").write_text("model: {noun: vehicle}\n")  # not a whole tree
+    found = build(Config, read_recipe(tmp_path / "recipe.yaml", Config))
+    assert found.model.image_head_init == "released"
+
+
 def test_runs_made_with_the_camera_filter_load_and_keep_their_names() -> None:
     hashed = to_mapping(Config(), with_runtime=False)["evaluation"]
     assert hashed == {  # as before evaluation.protocol took its place

@@ -83,13 +83,16 @@ def test_a_camera_has_the_vector_of_its_own_dataset(
 
 def test_published_vectors_are_of_the_benchmark_with_as_many_cameras() -> None:
     class Published(LoadedModel):
-        def __init__(self) -> None:
+        def __init__(self, cameras: int) -> None:
             torch.nn.Module.__init__(self)
-            self.side_labels = SideLabels({UNNAMED: range(1, 7)}, {UNNAMED: [0]})
+            self.side_labels = SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: [0]})
 
-    def asked(name: str) -> list[int]:
-        dataset = Dataset(name, "cross_camera", *[Records.empty()] * 3)
-        return labels_for(Published(), dataset).places(name, [1, 6])[0].tolist()
+    def asked(name: str, cameras: int, first: int) -> list[int]:
+        dataset = Dataset(name, "cross_camera", *[Records.empty()] * 3, first_camera=first)
+        numbers = [first, first + cameras - 1]
+        return labels_for(Published(cameras), dataset).places(name, numbers)[0].tolist()
 
-    assert asked("market1501") == [0, 5]  # six cameras
-    assert asked("msmt17") == asked("folder") == asked("synthetic") == [-1, -1]
+    assert asked("market1501", 6, first=1) == [0, 5]
+    assert asked("vehicleid_1600", 1, first=0) == [0, 0]
+    for other in ("msmt17", "folder", "synthetic"):
+        assert asked(other, 6, first=1) == [-1, -1]

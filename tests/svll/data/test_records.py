@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svll.data.records import Dataset, Records, Row
+from svll.data.records import Dataset, Records, Row, usual_first_camera
 
 
 @pytest.fixture
@@ -148,3 +148,10 @@ def test_names_that_are_not_utf_8_have_a_fingerprint_by_their_bytes(folder: Path
     two = dataset(folder)
     assert one.fingerprint != two.fingerprint
     assert one.content_hash() != two.content_hash()
+
+
+def test_benchmarks_number_their_cameras_from_one_where_a_file_does_not_say() -> None:
+    named = ("market1501", "msmt17_v2", "synthetic")
+    assert [usual_first_camera(name) for name in named] == [1, 1, 1]
+    assert [usual_first_camera(name) for name in ("list", "vehicleid_800")] == [0, 0]
+    assert [usual_first_camera(name) for name in ("folder", "toolbox")] == [None, None]

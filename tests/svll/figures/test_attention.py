@@ -331,5 +331,7 @@ def test_maps_are_of_the_cameras_of_their_own_dataset(run: Path) -> None:
 
 def test_features_that_do_not_number_their_cameras_are_refused(run: Path) -> None:
     file = replace(read_features(run / "features.h5"), first_camera=None)
+    assert len(module._places(file, np.arange(2), load_model(run))) == 2  # synthetic: from 1
+    file = replace(file, dataset="folder")
     with pytest.raises(UserError, match=r"does not say how its dataset numbers cameras; delete it"):
         module._places(file, np.arange(2), load_model(run))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -100,8 +102,6 @@ def rewritten(
     run: Run, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], **about: str | None
 ) -> None:
     """Change a weights file's tensors and what it says about them; None takes a word away."""
-    from safetensors import safe_open
-
     with safe_open(run.weights_file, framework="pt") as file:
         changed = file.metadata() | about
     metadata = {key: value for key, value in changed.items() if value is not None}
@@ -148,6 +148,26 @@ def test_a_file_from_before_datasets_were_named_has_its_first_sets_cameras(
         assert torch.equal(model.encode_image(images()[:3], *given),
                            reid.encode_image(images()[:3], *given))
     assert model.side_labels.places("msmt17", [5], [0])[0].tolist() == [-1]
+
+
+def test_an_older_file_of_a_folder_does_not_take_its_numbers_for_the_datasets(
+    tmp_path: Path,
+) -> None:
+    run, _, _ = finished(tmp_path, model__sie="camera", data__name="folder")
+    rewritten(run, dict, cameras="[0, 3, 4]", side_labels=None)
+    model = load_model(run.weights_file)
+    # whether its names began at camera 0 or 1 is not known
+    assert model.side_labels.places("folder", [0, 1, 4])[0].tolist() == [-1, -1, -1]
+    assert model.places([4, 0, 1])[0].tolist() == [2, 0, -1]
+
+
+def test_weights_of_an_older_run_load_whatever_it_was_ranked_by(tmp_path: Path) -> None:
+    run, _, _ = finished(tmp_path)
+    with safe_open(run.weights_file, framework="pt") as file:
+        config = yaml.safe_load(file.metadata()["config"])
+    config["evaluation"]["camera_filter"] = False
+    rewritten(run, dict, config=yaml.safe_dump(config))
+    assert load_model(run.weights_file).identities == 5
 
 
 @pytest.mark.parametrize(
