@@ -5,6 +5,7 @@ a job is still there for the trials whose folder does not already say that they 
 """
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -107,10 +108,17 @@ def survey(sweep: Sweep, queue: Queue | None = None) -> list[View]:
     for trial in expand(sweep):
         record = newest.get(trial.signature)
         if record is not None and record.cluster == "local" and record.token not in workers:
-            lives = local.living_workers(sweep.folder, record.token)
-            workers[record.token] = shares.waits_for(record) if lives else None
+            workers[record.token] = _waits_for(record, sweep.folder)
         views.append(_view(trial, record, queue, workers))
     return _with_deaths(views, newest, queue)
+
+
+def _waits_for(record: Record, folder: Path) -> str | None:
+    """Say what a submission's workers wait for on this machine; None when none lives."""
+    lives = local.living_workers(folder, record.token)
+    if not any(worker["host"] == socket.gethostname() for worker in lives):
+        return "" if lives else None  # another machine's GPUs cannot be seen from here
+    return shares.waits_for(record, local.living_workers(folder))
 
 
 def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) -> list[View]:

@@ -23,7 +23,7 @@ from harness.cluster import pages
 from harness.cluster.claims import Claim
 from harness.cluster.jobs import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.cluster.records import Record, jobs_folder, new_record, read_record
-from harness.cluster.shares import give_way, pool_for, share_of, slots_for
+from harness.cluster.shares import pool_for, share_of, slots_for
 from harness.cluster.snapshots import search_path
 from harness.errors import UserError
 from harness.runs import Busy, Run, held_lock, lock_holder
@@ -191,7 +191,6 @@ def work(record_file: str, number: int) -> None:
                     break
                 tried.add(run)
                 _run_ranks(run, record, claim)
-            give_way(record)
         if not stop_requested():
             pages.write_if_over(Path(record.folder).parents[1])
 
@@ -254,7 +253,7 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     """Run a trial, each rank in a process of its own, and settle the status of one that died."""
     ranks = record.options["ranks"]
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(ranks)]
-    log.info("%s: starts with %s", run.name, claim)
+    log.info("%s: starts on GPU %s", run.name, ",".join(claim.gpus) or "none")
     processes = []
     port = str(free_port())
     for rank, log_file in enumerate(logs):

@@ -4,13 +4,11 @@ import dataclasses
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import claims
 from harness.cluster.claims import Claim, Pool
 from harness.cluster.records import Record
 from harness.errors import UserError
@@ -20,10 +18,6 @@ from harness.sweep_file import Resources
 from harness.units import counted
 
 log = logging.getLogger(__name__)
-
-POLL_S = 0.2
-YIELD_S = 2.0
-"""How long a share is left to others that wait, at most."""
 
 
 def settled(asked: Resources) -> Resources:
@@ -57,7 +51,7 @@ def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> in
 
 
 def pool_for(asked: Resources, slots: int, trials_per_gpu: int = 1) -> Pool:
-    """Return what trials are given here; a share of it is for as many as share a GPU.
+    """Return this machine's pool; one share serves all trials that share a GPU.
 
     Where `slots` trials want more cores than there are, they claim only those that there are.
     """
@@ -88,17 +82,24 @@ def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 
     return told
 
 
-def waits_for(record: Record) -> str:
-    """Say which other sweeps have what a submission's next trial needs; "" for none."""
+def waits_for(record: Record, workers: list[dict[str, Any]]) -> str:
+    """Say which other sweeps have what a submission's next trial needs here; "" for none.
+
+    workers: the living ones of the submission's sweep, on whatever machines.
+    """
     if "pool" not in record.options:  # of a former version
         return ""
+    own = {_owner(record, worker["pid"], worker["host"]) for worker in workers}
     pool = Pool(**record.options["pool"])
-    others = [user for user in pool.users() if not user.startswith(f"{_sweep_of(record)} ")]
-    return f"waits for {', '.join(others)}" if others and not pool.free() else ""
+    try:
+        others = [user for user in pool.users() if user not in own]
+        return f"waits for {', '.join(others)}" if others and not pool.free() else ""
+    except UserError:  # the folder of claims: who only looks need not care
+        return ""
 
 
-def _sweep_of(record: Record) -> str:
-    return Path(record.folder).parents[1].name
+def _owner(record: Record, pid: int, host: str) -> str:
+    return f"{Path(record.folder).parents[1].name} (process {pid} on {host})"
 
 
 @contextmanager
@@ -110,28 +111,19 @@ def share_of(
     While there is room for none, waits; None when that is no longer needed, or after a stop.
     """
     pool = Pool(**record.options["pool"])
-    owner = f"{_sweep_of(record)} (process {os.getpid()} on {socket.gethostname()})"
-    claim, told = None, False
-    with ExitStack() as waiting:
-        while not stop_requested() and is_needed(record):
-            takes = (pool.take(owner, count) for count in range(most, 0, -1))
-            if (claim := next(filter(None, takes), None)) is not None:
-                break
-            if not told:
-                log.info("waits for GPUs and cores that are in use by %s", ", ".join(pool.users()))
-                waiting.enter_context(claims.waiting())
-                told = True
-            time.sleep(POLL_S)
+
+    def is_wanted() -> bool:
+        return not stop_requested() and bool(is_needed(record))
+
+    claim = None
+    if is_wanted():
+        owner = _owner(record, os.getpid(), socket.gethostname())
+        claim = pool.take(owner, most)
+        if claim is None:
+            log.info("Waiting for GPUs and cores used by %s.", ", ".join(pool.users()))
+            claim = pool.take(owner, most, is_wanted)
     try:
         yield claim
     finally:
         if claim is not None:
             claim.release()
-
-
-def give_way(record: Record) -> None:
-    """Leave a share that was given back to another sweep, if one waits, before taking it again."""
-    pool = Pool(**record.options["pool"])
-    deadline = time.monotonic() + YIELD_S
-    while claims.somebody_waits() and pool.free() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
