@@ -1,12 +1,15 @@
 """What this process may use of its machine: cores and GPUs, found without importing torch."""
 
 import functools
+import logging
 import os
 import re
 import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 DEVICES = Path("/dev")
 ANSWER_LIMIT_S = 30.0
@@ -88,8 +91,11 @@ def _listed(command: str) -> tuple[str, ...]:
         done = subprocess.run(
             [command, "-L"], capture_output=True, text=True, timeout=ANSWER_LIMIT_S
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _tell_failure(str(error))
         return ()
+    if done.returncode != 0:
+        _tell_failure((done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2])
     found: list[str] = []
     for line in done.stdout.splitlines():
         uuid = re.search(r"\(UUID: ([\w.\-/]+)\)", line)
@@ -99,6 +105,11 @@ def _listed(command: str) -> tuple[str, ...]:
             found.pop()  # a split GPU is used by its parts only
         found.append(uuid[1])
     return tuple(found)
+
+
+def _tell_failure(last_line: str) -> None:
+    if _device_files():
+        log.warning("nvidia-smi fails, so this machine's GPUs are not used: %s", last_line)
 
 
 def _device_files() -> list[Path]:

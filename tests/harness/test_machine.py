@@ -47,6 +47,27 @@ def test_without_nvidia_smi_gpus_are_numbered_by_their_device_files(
     assert (machine.visible_gpus(), machine.has_gpu()) == ([], False)
 
 
+def test_an_nvidia_smi_that_fails_is_reported_where_there_are_gpus(
+    gpus: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(machine, "DEVICES", tmp_path)
+    for number, line in enumerate(("exit 9", "sleep 9")):
+        gpus(number + 1)
+        command = Path(os.environ["PATH"].split(os.pathsep)[0]) / "nvidia-smi"
+        command.write_text(f"#!/bin/sh\necho 'NVIDIA-SMI has failed.\nIs it running?'\n{line}\n")
+        monkeypatch.setattr(machine, "ANSWER_LIMIT_S", 0.3 if number else 30)
+        assert machine.machine_gpus() == []
+        assert bool(caplog.messages) == bool(number)
+        machine._listed.cache_clear()
+        (tmp_path / "nvidia0").touch()
+        assert machine.visible_gpus() == machine.visible_gpus() == []
+    told = "nvidia-smi fails, so this machine's GPUs are not used: "
+    assert caplog.messages[0] == f"{told}Is it running?"
+    assert "timed out after 0.3 seconds" in caplog.messages[1]
+    assert len(caplog.messages) == 3
+
+
 def test_a_containers_quota_limits_how_many_cores_are_used(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
