@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from harness.config import Setting, build, field_types, text_fields
+from harness.config_values import TRUTHS
 from harness.dimensions import hint
 from harness.errors import UserError
 from harness.units import gigabytes, minutes
@@ -22,6 +23,9 @@ FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 SLURM_LISTS = ("setup", "teardown", "srun_args")
 SLURM_FLAGS = {"true": True, "false": False}
 """What an option without a value gets."""
+SLURM_WORDS = ("account", "comment", "constraint", "job_name", "kill_on_invalid_dep", "partition",
+               "qos", "reservation", "wckey")
+"""Options that may be text such as on; for others, true or false is meant."""
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options of a job that submitit computes with; all others it writes down as they are."""
 
@@ -305,8 +309,6 @@ def sweep_texts(schema: type) -> Texts:
     return texts
 
 
-
-
 def take_words(
     words: list[Setting], own: list[Setting], parts: dict[str, list[Setting]], schema: type,
     faults: list[str],
@@ -422,6 +424,8 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         yield f"expected one value, found {value!r}"
     elif isinstance(value, str) and "\n" in value:
         yield "must be one line"
+    elif key not in SLURM_WORDS and str(value).lower() in TRUTHS.keys() - SLURM_FLAGS.keys():
+        yield f"write true or false, found {value!r}"
 
 
 def _at_least(node: object, **least: int) -> Iterator[tuple[str, str]]:

@@ -150,6 +150,12 @@ def test_options_of_sbatch_are_what_was_written_and_null_ones_are_left_out(read)
     assert read(f"recipe: base\nslurm: {written}\n").slurm == options
     assert read("recipe: base\n", f"slurm={written}").slurm == options
     assert read("recipe: base\n", "slurm.account=1e5", "slurm.qos=").slurm == {"account": "1e5"}
+    with pytest.raises(UserError) as caught:
+        read("recipe: base\nslurm: {exclusive: yes, comment: No,\n  requeue: OFF}\n")
+    assert [line.partition("tried.yaml, ")[2] for line in str(caught.value).splitlines()] == [
+        "line 2: slurm.exclusive: write true or false, found 'yes'",
+        "line 3: slurm.requeue: write true or false, found 'OFF'",
+    ]
 
 
 def test_a_recipes_path_is_meant_from_the_sweeps_folder(
