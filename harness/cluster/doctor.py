@@ -156,7 +156,8 @@ def _submit(sweep: Sweep, visit: Visit) -> None:
     try:
         with slurm.outside_any_job():
             job = executor.submit(
-                examine_job, str(visit.folder.resolve()), resources.cpus, resources.gpus or 0
+                examine_job, str(visit.folder.resolve()), resources.cpus,
+                resources.gpus or (None if slurm.GPU_OPTIONS & set(sweep.slurm) else 0),
             )
     except Exception as error:  # submitit's own classes differ between its versions
         visit.trouble, visit.over = f"sbatch: {slurm.last_line(error)}", True

@@ -76,17 +76,20 @@ def read_answers(folder: Path, ranks: int) -> list[Answers]:
     return found
 
 
-def examine_job(folder: str, cpus: int, gpus: int) -> None:
+def examine_job(folder: str, cpus: int, gpus: int | None) -> None:
     """Answer as one rank of a SLURM job; called by submitit."""
     say_plainly()
     set_slurm_ranks()
-    if not gpus:  # where SLURM does not hide them, ranks would meet on the first one
+    if gpus == 0:  # where SLURM does not hide them, ranks would meet on the first one
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     examine(Path(folder), cpus=cpus, gpus=gpus)
 
 
-def examine(folder: Path, *, cpus: int, gpus: int) -> Answers:
-    """Answer every question; cpus and gpus are what each rank and each node were promised."""
+def examine(folder: Path, *, cpus: int, gpus: int | None) -> Answers:
+    """Answer every question; cpus and gpus are what each rank and each node were promised.
+
+    gpus: None where an option of sbatch asks for some.
+    """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     answers = Answers(rank, os.uname().nodename)
     questions: dict[str, Callable[[], Finding]] = {
@@ -156,15 +159,16 @@ def _cores(asked: int) -> Finding:
     return Finding(f"{numbers}; {asked} asked", len(given) >= asked)
 
 
-def _gpus(asked: int) -> Finding:
-    if not asked:
+def _gpus(asked: int | None) -> Finding:
+    if asked == 0:
         return Finding("none asked")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
     kinds = f" ({', '.join(names)})" if names else ""
-    return Finding(f"{count}{kinds}; {asked} asked", count >= asked)
+    told = "some" if asked is None else asked
+    return Finding(f"{count}{kinds}; {told} asked", count >= (asked or 1))
 
 
 def _all_reduce() -> Finding:
