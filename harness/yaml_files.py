@@ -6,6 +6,7 @@ may be 0123. Keys are strings. A key of text keeps its value as it was written, 
 like.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Callable
@@ -43,7 +44,15 @@ class NotYaml(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
+    """Copies what an alias stands for: under a key of text it may be another value."""
+
     yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        is_whole = node is not None and node.end_mark is not None  # not inside itself
+        return copy.deepcopy(node) if is_alias and is_whole else node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -130,7 +139,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 def _look_through(
     node: Any, key: str, texts: Texts, lines: dict[str, int], faults: list[tuple[int, str]]
 ) -> None:
-    """Note the line of each key and the keys that stand there twice; keep what is text as it is."""
+    """Record each key's line, report duplicate keys, keep text values as strings."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in PLAIN and texts(key):
             node.tag = f"{TAG}str"

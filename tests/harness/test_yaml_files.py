@@ -48,6 +48,15 @@ def test_a_key_of_text_keeps_its_value_as_it_was_written() -> None:
     assert (lines["a.y"], lines["c"]) == (1, 3)
 
 
+def test_what_an_alias_stands_for_is_text_only_under_a_key_of_text() -> None:
+    text = "name: &x 5\nsamples: *x\nnames: {a: &y {b: 1.10}, c: [*x]}\nsizes: {<<: *y, d: *y}\n"
+    found, _ = parse(text, lambda key: key.startswith("name"))
+    assert found == {
+        "name": "5", "samples": 5, "names": {"a": {"b": "1.10"}, "c": ["5"]},
+        "sizes": {"b": 1.1, "d": {"b": 1.1}},
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
