@@ -306,6 +306,8 @@ def _with_variables(value: Any) -> Any:
     """Keep `${HOME}`, which is the environment's, from being taken for a reference to a key."""
     if isinstance(value, Mapping):
         return {name: _with_variables(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_variables(item) for item in value]
     return VARIABLE.sub(r"\\\g<0>", value) if isinstance(value, str) else value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 REFERENCE = "${"
 """How OmegaConf begins a reference to another key, or to the environment."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""How true and false may be written where nothing else can be meant."""
+"""Words accepted for a boolean field."""
 
 
 def at_type(value: Any, kind: Any) -> Any:

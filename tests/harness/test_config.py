@@ -397,6 +397,12 @@ PIECES = [
 ]
 
 
+def test_a_variable_of_the_environment_is_kept_inside_lists_too() -> None:
+    words = ("garage=${HOME}", "notes=['${HOME}/x', '${colour} door']", "colour=red")
+    car = build(Car, parse_overrides(words, text_fields(Car)))
+    assert (car.garage, car.notes) == ("${HOME}", ["${HOME}/x", "red door"])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     common=st.lists(st.sampled_from(PIECES), max_size=6),
