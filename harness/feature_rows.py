@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.hdf5 import chunk_rows
+from harness.machine import usable_cores
 
 SUMS = "features_sums"
 LINE = 4096
@@ -216,7 +217,7 @@ def _usable(sums: Any, dataset: h5py.Dataset) -> NDArray[np.uint32] | None:
 @cache
 def _threads() -> ThreadPoolExecutor:
     """The readers of all files; they stay, as starting them takes as long as a block of rows."""
-    return ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+    return ThreadPoolExecutor(min(THREADS, len(usable_cores())))
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has none of its parent's threads

@@ -15,6 +15,7 @@ from harness.cpu_views import CpuViews
 from harness.dali_views import DaliViews
 from harness.decoding import Decoder
 from harness.images import Fault, Unreadable, why_unreadable
+from harness.machine import usable_cores
 from harness.views import Colour, Resize, Rows, Transform, View, draw_changes
 
 _HEADERS = 1024
@@ -167,7 +168,7 @@ def read_images(
     """
     loader = ImageLoader(
         paths, height=height, width=width, views={"image": View()}, resize=resize,
-        batch_size=batch_size, seed=0, threads=len(os.sched_getaffinity(0)), device=device,
+        batch_size=batch_size, seed=0, threads=len(usable_cores()), device=device,
         mean=mean, std=std,
     )
     try:
@@ -195,11 +196,20 @@ def _batches(paths: Sequence[str], rows: Rows, size: int) -> list[Rows]:
     """Cut rows into batches of `size`, or less where files are large."""
     starts, length = [0], 0
     for place, row in enumerate(rows):
-        length += os.path.getsize(paths[row])
+        bytes_of = _size(paths[row])
+        length += bytes_of
         if place - starts[-1] == size or (length > _BATCH_BYTES and place > starts[-1]):
             starts.append(place)
-            length = os.path.getsize(paths[row])
+            length = bytes_of
     return np.split(rows, starts[1:])
+
+
+def _size(path: str) -> int:
+    """Return a file's bytes; 0 when it is gone, which the decoder then reports."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def _left(

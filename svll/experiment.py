@@ -25,6 +25,7 @@ from harness.config import build, read_recipe, to_mapping
 from harness.environment import CODE, arithmetic
 from harness.features import open_features
 from harness.files import write_json
+from harness.machine import usable_cores
 from harness.pipeline import ImageLoader, decoder_name
 from harness.rng import torch_seed
 from harness.runs import Run, job_id
@@ -124,7 +125,7 @@ class Trial:
             self.datasets, validation=config.data.validation, seed=config.seed,
             protocol=config.evaluation.protocol,
         )
-        self.threads = config.data.threads or len(os.sched_getaffinity(0))
+        self.threads = config.data.threads or len(usable_cores())
         self.clip: Clip = load_clip(
             config.model.name, config.model.weights, height=config.data.height,
             width=config.data.width, stride=config.model.stride, seed=config.seed,

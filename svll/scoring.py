@@ -1,7 +1,6 @@
 """Trained weights on a dataset: our own and published ones, without a run around them."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from harness import engine as ranks
 from harness.features import FeatureGroup, read_features
+from harness.machine import usable_cores
 from harness.runs import Run
 from svll.cache import feature_key, staged
 from svll.config import Config
@@ -53,7 +53,7 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     reader = Reader(
         model.height, model.width, config.evaluation.batch,
-        config.data.threads or len(os.sched_getaffinity(0)), str(ranks.device()),
+        config.data.threads or len(usable_cores()), str(ranks.device()),
         _precision(config), model.mean, model.std, staged(datasets.every, config.data.stage),
     )
 

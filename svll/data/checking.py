@@ -1,6 +1,5 @@
 """Whether a dataset is whole and fit to train on: counts, labels, files that do not decode."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.images import Fault
+from harness.machine import usable_cores
 from svll.data import benchmarks
 from svll.data.layouts import Benchmark, Counts, cameras, counts
 from svll.data.records import Dataset, Records
@@ -85,7 +85,7 @@ def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> 
     """Return (path, reason) of the files that cannot be decoded."""
     from harness.decoding import check_images  # torch and DALI: seconds that a typo need not wait
 
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or len(usable_cores())
     return check_images(files, threads=threads, progress=progress)
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from harness.errors import UserError
 from harness.files import read_json, write_json, write_text
+from harness.machine import usable_cores
 from svll.data import person_painter, persons, vehicle_painter, vehicles
 from svll.data.drawing import (
     SUPERSAMPLE,
@@ -328,7 +329,7 @@ def _fill(world: World, folder: Path) -> None:
     shots = list(shots_of(world))
     chunks = [shots[i : i + _CHUNK] for i in range(0, len(shots), _CHUNK)]
     write = partial(_write_shots, world, folder)
-    workers = min(len(os.sched_getaffinity(0)), len(chunks) // 2, 16)
+    workers = min(len(usable_cores()), len(chunks) // 2, 16)
     if workers < 2:
         parts = list(map(write, chunks))
     else:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.machine import has_gpu
+from harness.machine import has_gpu, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def thread_count() -> int:
     if torch is not None:
         return int(torch.get_num_threads())
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+    return int(told) if told.isdigit() and int(told) else len(usable_cores())
 
 
 def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int = 4) -> None:

@@ -1,6 +1,8 @@
 """The loader's views against plain PIL and numpy, and its independence of batches and history."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from harness import cpu_views, rng
+from harness import cpu_views, pipeline, rng
 from harness.errors import UserError
 from harness.pipeline import ImageLoader, decoder_name
 from harness.views import View
@@ -270,6 +272,25 @@ def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken)
     assert same(run(loader, 32), expected)
     next(loader.epoch(rows, rows, epoch=1))
     assert same(run(loader, 32), expected)
+
+
+def test_files_that_go_missing_between_headers_and_pixels_are_left_out(
+    photos, tmp_path, monkeypatch
+):
+    paths = [shutil.copy(photo, tmp_path) for photo in photos[:5]]
+
+    def faults_of_headers(_: Sequence[str]) -> list:
+        Path(paths[2]).unlink()
+        return []
+
+    monkeypatch.setattr(pipeline, "_header_faults", faults_of_headers)
+    broken: list = []
+    made = pipeline.read_images(
+        paths, broken, height=HEIGHT, width=WIDTH, resize="bicubic", batch_size=2, device="cpu",
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    )
+    assert [row for rows, _ in made for row in rows] == [0, 1, 3, 4]
+    assert broken == [(paths[2], "missing")]
 
 
 def test_decoders_have_names_of_their_own():
