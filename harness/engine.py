@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.machine import machine_gpus, visible_gpus
-from harness.units import counted
 
 log = logging.getLogger(__name__)
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -85,7 +84,8 @@ def idle_gpus() -> str:
     why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
     if visible_gpus():
         why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
-    return f"this run computes on the CPU and leaves {counted(there, 'GPU')} idle: {why}"
+    idle = "1 GPU is" if there == 1 else f"{there} GPUs are"
+    return f"Training on the CPU; {idle} idle: {why}"
 
 
 def _let_go() -> None:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from harness.errors import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files that are accepted, in lower case. File names may have them in any case."""
+"""Accepted file extensions, in lower case."""
 NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL's decoders raise for broken content."""
 
@@ -98,5 +98,5 @@ def unsupported(image: Image.Image) -> str:
 
 
 def _is_supported(image: Image.Image) -> bool:
-    """Tell whether DALI reads this kind, as far as it does not say so: it makes those white."""
+    """Tell whether DALI decodes this kind; it returns white for others without an error."""
     return image.mode not in ("F", "I") and (image.format, image.mode) != ("TIFF", "LA")

@@ -231,7 +231,7 @@ def _node_share(record: Record) -> Share:
 
 @contextmanager
 def _claimed_here(record: Record, meeting: Meeting) -> Iterator[None]:
-    """On this machine, keep what the trials use from other sweeps; Ray gets what is free now.
+    """Claim the trials' GPUs and cores; Ray starts with those that are free.
 
     How many trials then run side by side, the driver finds in the meeting file.
     """

@@ -337,9 +337,9 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
     gpus(0)
     assert ranks.idle_gpus() == ""
     gpus(2)
-    assert "leaves 2 GPUs idle: torch cannot use them" in ranks.idle_gpus()
+    assert "on the CPU; 2 GPUs are idle: torch cannot use them" in ranks.idle_gpus()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "leaves 2 GPUs idle: CUDA_VISIBLE_DEVICES hides them" in ranks.idle_gpus()
+    assert "on the CPU; 2 GPUs are idle: CUDA_VISIBLE_DEVICES hides them" in ranks.idle_gpus()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert "leaves 3 of 4 GPUs idle" in ranks.idle_gpus()
