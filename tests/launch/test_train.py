@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
+
+from tests.ways.commands import called
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,10 +91,14 @@ def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Pat
 
 
 def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_too(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for more in ([], ["--dry-run"], ["--profile"]):
-        status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "stage2.batch=64", *more)
+    monkeypatch.chdir(tmp_path)
+    words = ("--recipe", "synthetic_tiny", "stage2.batch=64")
+    for status, out, err in (
+        train(tmp_path, *words), called("train", *words, "--dry-run"),
+        called("train", *words, "--profile"),
+    ):
         assert (status, out) == (1, "")
         assert err == (
             "error: stage2.batch=64 asks for 16 identities at a time, the training part has 6; add "

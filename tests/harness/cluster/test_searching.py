@@ -13,6 +13,7 @@ from harness.cluster import local
 from harness.cluster.array import cancel, is_searched, launch, survey
 from harness.cluster.ray_trial import epoch_lines
 from harness.files import read_json
+from harness.machine import usable_cores
 from harness.points import read_points
 from harness.sweeps import Sweep, with_proposed
 from harness.takeovers import changes
@@ -170,6 +171,7 @@ def test_a_rank_that_is_killed_is_named_as_the_cause(
     assert "killed by SIGKILL" in view.note
 
 
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="the searches need a core each")
 def test_two_searches_of_one_user_on_one_node_do_not_end_each_other(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
