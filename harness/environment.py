@@ -1,7 +1,6 @@
 """What a run was computed with: the machine, the packages, the code; for whoever compares runs."""
 
 import hashlib
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import read_json, write_json
+from harness.machine import usable_cores
 
 PACKAGES = (
     "torch", "torchvision", "deepspeed", "open_clip_torch", "nvidia-dali-cuda130", "numpy", "numba",
@@ -28,7 +28,7 @@ def environment(code: Path) -> dict[str, Any]:
     return {
         "python": platform.python_version(), "system": platform.platform(),
         "host": platform.node(), "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)), "gpus": _gpus(), "packages": _versions(),
+        "cores": len(usable_cores()), "gpus": _gpus(), "packages": _versions(),
         "code": str(code), "git": git_state(code),
     }
 

@@ -7,11 +7,11 @@ and a card with the held-out retrieval score to svll/models. Eleven minutes on 2
 """
 
 import json
-import os
 from typing import Annotated
 
 import typer
 
+from harness.machine import usable_cores
 from launch.cli import command
 
 
@@ -24,7 +24,7 @@ def main(
     """Pre-train, then print the card."""
     from svll.models.pretrain import Pretraining, pretrain  # torch: not for --help
 
-    card = pretrain(Pretraining(seed=seed), workers=len(os.sched_getaffinity(0)))
+    card = pretrain(Pretraining(seed=seed), workers=len(usable_cores()))
     typer.echo(json.dumps(card, indent=2))
     return 0
 

@@ -129,6 +129,11 @@ def test_yaml_is_read_and_written_in_one_file() -> None:
     assert users == {"harness/yaml_files.py"}
 
 
+def test_cores_are_counted_in_one_place_which_knows_a_containers_quota() -> None:
+    sources = files(*(f"{package}/**/*.py" for package in PACKAGES))
+    assert [path for path in sources if "len(os.sched_getaffinity" in path.read_text()] == []
+
+
 def test_importing_what_commands_start_with_loads_nothing_heavy() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

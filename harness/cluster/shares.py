@@ -120,7 +120,8 @@ def share_of(
         owner = _owner(record, os.getpid(), socket.gethostname())
         claim = pool.take(owner, most)
         if claim is None:
-            log.info("Waiting for GPUs and cores used by %s.", ", ".join(pool.users()))
+            users = ", ".join(pool.users()) or "another sweep"
+            log.info("Waiting for GPUs and cores used by %s.", users)
             claim = pool.take(owner, most, is_wanted)
     try:
         yield claim

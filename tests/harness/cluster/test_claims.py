@@ -1,5 +1,6 @@
 """Claims of GPUs and cores: by several processes, and by processes that die."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -74,10 +75,15 @@ def test_a_killed_process_gives_back_what_it_had_and_its_child_keeps_it() -> Non
     until(lambda: pool.free() == 1)
 
 
-def test_every_user_may_open_the_locks_and_nobody_remove_anothers(folder: Path) -> None:
+def test_every_user_may_open_the_locks_and_none_is_removed_while_in_use(folder: Path) -> None:
     claim = POOL.take("first (process 1)")
     assert claim is not None
+    opened = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):  # so that systemd removes no old file from it
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     claim.release()
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(opened)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o666}
 

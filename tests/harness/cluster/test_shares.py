@@ -1,11 +1,15 @@
 """Which share of this machine a trial is given, and what is said about it."""
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from harness.cluster import shares
-from harness.cluster.shares import plan, pool_for, settled, slots_for
+from harness.cluster.claims import Pool
+from harness.cluster.records import Record
+from harness.cluster.shares import plan, pool_for, settled, slots_for, waits_for
 from harness.errors import UserError
 from harness.sweeps import Resources
 
@@ -86,3 +90,15 @@ def test_the_plan_names_gpus_that_are_used_and_those_that_are_not(
     for claim in claims:
         assert claim is not None
         claim.release()
+
+
+def test_a_sweep_waits_for_others_of_its_name_and_not_for_its_own_workers(tmp_path: Path) -> None:
+    pool = Pool(["GPU-a"], 1, [], 0)
+    folder = tmp_path / "same" / "jobs" / "token"
+    record = Record("token", "local", str(folder), [], {"pool": dataclasses.asdict(pool)})
+    claim = pool.take("same (process 7 on here)")
+    assert claim is not None
+    for host, expected in (("here", ""), ("elsewhere", "waits for same (process 7 on here)")):
+        assert waits_for(record, [{"pid": 7, "host": host}]) == expected
+    claim.release()
+    assert waits_for(record, []) == ""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.machine import usable_cores
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.kernels import dot
 from svll.evaluation.machine import Products, spread, thread_count
@@ -46,7 +47,7 @@ def test_threads_are_torchs_or_what_the_environment_says():
         "import sys; from svll.evaluation.machine import thread_count\n"
         "assert 'torch' not in sys.modules; print(thread_count())"
     )
-    cores = str(len(os.sched_getaffinity(0)))
+    cores = str(len(usable_cores()))
     for told, expected in (("3", "3"), ("", cores), ("0", cores)):
         done = subprocess.run(
             [sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": told},
