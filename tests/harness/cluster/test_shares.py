@@ -95,7 +95,8 @@ def test_the_plan_names_gpus_that_are_used_and_those_that_are_not(
 def test_a_sweep_waits_for_others_of_its_name_and_not_for_its_own_workers(tmp_path: Path) -> None:
     pool = Pool(["GPU-a"], 1, [], 0)
     folder = tmp_path / "same" / "jobs" / "token"
-    record = Record("token", "local", str(folder), [], {"pool": dataclasses.asdict(pool)})
+    options = {"pool": dataclasses.asdict(pool)}
+    record = Record("token", "local", 0.0, [], options=options, folder=str(folder))
     claim = pool.take("same (process 7 on here)")
     assert claim is not None
     for host, expected in (("here", ""), ("elsewhere", "waits for same (process 7 on here)")):
