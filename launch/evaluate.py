@@ -66,7 +66,7 @@ def main(
         Path | None, typer.Option(help="Or trained weights, to be tested on a recipe's dataset.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="With --weights: whose test sets they are tested on.")
+        str | None, typer.Option(help="With --weights: the recipe of the test sets.")
     ] = None,
     save: Annotated[
         Path | None,
@@ -157,7 +157,8 @@ def main(
         list[str] | None,
         typer.Argument(
             metavar="[FILE|KEY=VALUE]...",
-            help="Further feature files; with --weights or --run key=value, such as data.root=D.",
+            help="Further feature files; with --weights or --run key=value, such as data.root=D; "
+                 "with --weights, model.sie=none leaves out side information.",
         ),
     ] = None,
 ) -> int:
@@ -325,10 +326,12 @@ def _of_weights(
     weights: Path, recipe: str | None, overrides: list[str], save: Path | None
 ) -> "list[Source]":
     if recipe is None:
-        raise UserError("--weights needs --recipe NAME: whose test sets it is tested on")
+        raise UserError("--weights needs --recipe NAME: its test sets are what the weights are tested on")
     settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
     words = parse_overrides(overrides, text_fields(Config))
     config = build(Config, [*settings, *words])
+    # the weights have it or not; a recipe's model.sie says how models are trained
+    is_off = any(word.key == "model.sie" and word.value == "none" for word in words)
     from svll.evaluation.sources import Source
     from svll.scoring import encode_tests  # torch and DALI: not for feature files
 
@@ -337,7 +340,7 @@ def _of_weights(
             str(weights), test.name, test.protocol, test.groups["query"], test.groups["gallery"],
             first_camera=test.first_camera,
         )
-        for test in encode_tests(weights, config, save)
+        for test in encode_tests(weights, config, save, side_information=not is_off)
     ]
 
 

@@ -20,6 +20,7 @@ from launch import evaluate
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
+from svll.scoring import Encoded
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -189,6 +190,23 @@ def test_options_that_do_not_go_together_are_told(run, words, told):
     status, out, err = run(*words)
     assert (status, out) == (1, "")
     assert told in err
+
+
+@pytest.mark.parametrize(("words", "is_used"), [([], True), (["model.sie=none"], False)])
+def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
+    run, monkeypatch, tmp_path, parts, words, is_used
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extends: synthetic_tiny\nmodel: {sie: none}\n")
+    asked = []
+
+    def encode_tests(weights, config, save, *, side_information):
+        asked.append(side_information)
+        return [Encoded("toy", "cross_camera", parts, 0)]
+
+    monkeypatch.setattr("svll.scoring.encode_tests", encode_tests)
+    assert run("--weights", "w.pth", "--recipe", recipe, *words)[0] == 0
+    assert asked == [is_used]
 
 
 def test_help_names_the_defaults_that_hold(run):
