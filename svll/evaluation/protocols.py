@@ -54,7 +54,7 @@ def evaluate_ranking(
             sliceable files, in float16 to float64; compared as float32.
         query_identities, gallery_identities: integers [Q] and [G]. -1 is junk: never a match, never
             ranked.
-        query_cameras, gallery_cameras: integers [Q] and [G]; None where they are unknown.
+        query_cameras, gallery_cameras: integers [Q] and [G]; None for both where they are unknown.
         protocol: what is not ranked. `cross_camera`: images of the query's own identity and camera;
             `other_cameras`: all images of its camera; `all_gallery`: the query's own image alone;
             `random_gallery`: the gallery holds all test images, ten galleries of one image per
@@ -75,7 +75,13 @@ def evaluate_ranking(
     Raises UserError for shapes and values that do not fit, rows that are not finite, and when no
     query has a match; TypeError for an argument that there is not.
     """
-    has_cameras = query_cameras is not None and gallery_cameras is not None
+    if protocol == "random_gallery":
+        query, query_identities = gallery, gallery_identities
+        query_cameras = gallery_cameras = None
+    has_cameras = query_cameras is not None
+    if has_cameras != (gallery_cameras is not None):
+        given, lacking = ("query", "gallery") if has_cameras else ("gallery", "query")
+        raise UserError(f"{given}_cameras are given without {lacking}_cameras; give both or none")
     protocol = protocol or ("cross_camera" if has_cameras else "all_gallery")
     if not has_cameras and protocol in ("cross_camera", "other_cameras"):
         raise UserError(f"the protocol {protocol} compares cameras; give query_cameras and "
