@@ -386,7 +386,7 @@ def _print_table(scores: "Sequence[Score]") -> None:
 
     from svll.evaluation.written import RANKS, settings_words
 
-    table = Table("file", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+    table = Table("file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
                   *(f"Rank-{rank}" for rank in RANKS))
     names = _short([item.source.where for item in scores])
     for name, item in zip(names, scores, strict=True):
@@ -394,7 +394,8 @@ def _print_table(scores: "Sequence[Score]") -> None:
         interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
         rerank = item.settings["rerank"] or {}
         table.add_row(
-            name, item.source.protocol, *(str(rerank.get(k, "")) for k in ("k1", "k2", "weight")),
+            name, item.source.dataset, item.source.protocol,
+            *(str(rerank.get(k, "")) for k in ("k1", "k2", "weight")),
             f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
             *(f"{value:.4f}" for value in numbers["cmc"].values()),
         )
@@ -402,9 +403,12 @@ def _print_table(scores: "Sequence[Score]") -> None:
     if not console.is_terminal:
         console = Console(width=160)  # a pipe or a log has no width: nothing is cut
     console.print(table)
-    # one command line has one setting for all, but for re-ranking
-    typer.echo(f"all: {settings_words(scores[0].settings, rerank=False)}; re-ranked where k1, k2 "
-               "and weight are given")
+    said: dict[str, list[str]] = {}
+    for name, item in zip(names, scores, strict=True):
+        said.setdefault(settings_words(item.settings, rerank=False), []).append(name)
+    for words, which in said.items():
+        whose = "all" if len(said) == 1 else ", ".join(dict.fromkeys(which))
+        typer.echo(f"{whose}: {words}; re-ranked where k1, k2 and weight are given")
 
 
 def _short(names: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ def encode_tests(
 
     found = []
     for place, test in enumerate(datasets.test):
-        pair, protocol = (test.query, test.gallery), config.evaluation.protocol or test.protocol
+        pair, protocol = (test.query, test.gallery), test.ranked_by(config.evaluation.protocol)
         labels = labels_for(model, test)
         if with_side:
             _log_side(model, labels, test)

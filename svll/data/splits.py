@@ -83,7 +83,8 @@ def split(
 
     `protocol` stands in for the datasets' own, in validation and test. Where a dataset brings a
     validation part, that is used, and no share of the identities is held back. Raises UserError
-    when fewer than 2 identities would be left on either side.
+    when fewer than 2 identities would be left on either side, and for a protocol that a test set
+    cannot be ranked by.
     """
     whole, joined = join(datasets.train)
     known = np.unique(whole.identities)
@@ -113,7 +114,7 @@ def split(
         labels=labels.astype(np.int64),
         validation=_validation(datasets.train, whole.take(is_held), seed, protocol),
         tests=tuple(
-            Part(d.name, protocol or d.protocol, d.query, d.gallery, d) for d in datasets.test
+            Part(d.name, d.ranked_by(protocol), d.query, d.gallery, d) for d in datasets.test
         ),
         side_labels=SideLabels.of([
             (dataset, dataset.train.take(rows))
