@@ -6,7 +6,7 @@ leads from either numbers to the vectors.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +66,21 @@ class Splits:
         """
         if dataset is not None:
             return self.side_labels.places(*dataset.side_columns(records))
-        firsts = np.array(list(self.joined))
-        owners = np.searchsorted(firsts, records.cameras, side="right") - 1
         found = np.empty((2, len(records)), dtype=np.int64)
-        for owner, (first, own) in enumerate(self.joined.items()):
-            rows = owners == owner
-            moved = records.take(rows).moved(identities=0, cameras=-first)
+        for rows, moved, own in self.by_dataset(records):
             found[:, rows] = self.places(moved, own)
         return found[0], found[1]
+
+    def by_dataset(self, records: Records) -> Iterator[tuple[NDArray[np.bool_], Records, Dataset]]:
+        """Yield which of the joined training part's images [n] are of each training set.
+
+        With them these images, by the cameras of the set, and the set.
+        """
+        firsts = np.array(list(self.joined))
+        owners = np.searchsorted(firsts, records.cameras, side="right") - 1
+        for owner, (first, own) in enumerate(self.joined.items()):
+            rows = owners == owner
+            yield rows, records.take(rows).moved(identities=0, cameras=-first), own
 
 
 def split(
