@@ -44,7 +44,8 @@ def faults(query: Any, gallery: Any, labels: Sequence[Integers]) -> list[str]:
 
 def is_integer(value: Any, least: int) -> bool:
     """Return whether a value is an integer, True and False being none, of at least `least`."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and bool(value >= least)
 
 
 def checked(query: Any, gallery: Any, given: Sequence[ArrayLike]) -> list[Integers]:

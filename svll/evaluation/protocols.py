@@ -17,7 +17,7 @@ from harness.rng import generator
 from svll.calling import named
 from svll.evaluation.arguments import checked, integers
 from svll.evaluation.expansion import QueryExpansion
-from svll.evaluation.own_images import Names, image_numbers
+from svll.evaluation.own_images import Known, image_numbers
 from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.rows import JUNK, Integers
@@ -113,7 +113,7 @@ def evaluate_protocol(
     labels: Sequence[ArrayLike],
     settings: Sequence[KReciprocal | None] = (None,),
     *,
-    names: tuple[Names, Names] = (None, None),
+    names: Known = (None, None),
     **options: Unpack[Options],
 ) -> list[RankingResult]:
     """Score features under several settings of re-ranking (None: without) by a protocol.
@@ -129,12 +129,11 @@ def evaluate_protocol(
 
 
 def compared(
-    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike],
-    names: tuple[Names, Names],
+    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike], names: Known
 ) -> list[Integers]:
-    """Return labels with what a query must not find of its identity in the place of cameras.
+    """Return identities, then cameras (all_gallery: image numbers).
 
-    These are cameras, or under all_gallery numbers of images.
+    A query does not rank its identity where these are equal.
     """
     check_protocol(protocol)
     if protocol != "all_gallery":
