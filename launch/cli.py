@@ -156,9 +156,10 @@ def print_result(finished: Run) -> None:
     """Print a complete run's numbers, those of several test sets by name, and its folder."""
     result = finished.result() or {}
     tests: Mapping[str, Any] = result.get("tests") or {"test": result}
-    width = max(len("validation"), *map(len, tests))
+    begun = ["before training"] if any(test.get("initial") for test in tests.values()) else []
+    width = max(map(len, ["validation", *begun, *tests]))
     for name, numbers in tests.items():
-        for label, found in {name: numbers, "at start": numbers.get("initial")}.items():
+        for label, found in {name: numbers, "before training": numbers.get("initial")}.items():
             if found:
                 rank1 = found["cmc"]["1"]
                 protocol = f"  {found['protocol']}" if "protocol" in found else ""

@@ -52,7 +52,7 @@ def main(
     ] = None,
     features_from: Annotated[
         Literal["npz", "mat", "pt"] | None,
-        typer.Option(help="Of what kind another toolbox' --features are. [default: their suffix]"),
+        typer.Option(help="Format of --features from another toolbox. [default: by suffix]"),
     ] = None,
     gallery: Annotated[
         list[str] | None,
@@ -104,9 +104,10 @@ def main(
     ] = True,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="What a query does not rank: its identity's images under its camera; all "
-                     "under its camera; its own image; random_gallery: one drawn image of each "
-                     "identity is the gallery. [default: as the file says, else cross_camera]"),
+        typer.Option(help="cross_camera leaves out the query's identity under its camera; "
+                     "other_cameras all images of its camera; all_gallery only the query's own "
+                     "image; random_gallery draws one gallery image per identity. "
+                     "[default: as the file says, else cross_camera]"),
     ] = None,
     no_camera_filter: Annotated[
         bool, typer.Option("--no-camera-filter", help="Short for --protocol all_gallery.")
@@ -326,7 +327,7 @@ def _of_weights(
     weights: Path, recipe: str | None, overrides: list[str], save: Path | None
 ) -> "list[Source]":
     if recipe is None:
-        raise UserError("--weights needs --recipe NAME: its test sets are what the weights are tested on")
+        raise UserError("--weights also needs --recipe NAME, which names the test set")
     settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
     words = parse_overrides(overrides, text_fields(Config))
     config = build(Config, [*settings, *words])

@@ -291,8 +291,7 @@ def _tell_left_alone(
 ) -> None:
     left = sum(view.state == "failed" and not view.is_due for view in views)
     if left and not retry_failed:
-        _say(console, f"{table.trials(left)} failed and would fail again; remove the cause, then "
-                      "--retry-failed submits what failed")
+        _say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:

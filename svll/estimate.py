@@ -25,7 +25,7 @@ from svll.preflight import Size, quietly
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""
 LONG_S, GROWTH = 2.0, 4
-"""A probe that keeps all cores for more seconds is not made so many times larger."""
+"""Probes grow GROWTH-fold until one takes LONG_S seconds of all cores."""
 LARGEST = 4 * 2**30
 """Bytes of activations that no probe exceeds."""
 REPEATS, TIME_S = 4, 3.0

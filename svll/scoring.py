@@ -43,8 +43,10 @@ def encode_tests(
 
     Size, colours and side information are the file's, whatever the configuration says of them.
     Cameras and views are looked up among those of the same dataset that the model was trained with;
-    without `side_information`, the model encodes images without them. With `save`, features go to that cache (those of further test sets beside it), as `encode_to_file` does: an
-    attempt that was killed goes on. Raises UserError as `load_model` and `load_datasets` do.
+    without `side_information`, the model encodes images without them. With `save`, features go to
+    that cache (those of further test sets beside it), as `encode_to_file` does: an attempt that was
+    killed goes on. Raises UserError as `load_model` and `load_datasets` do, and for a protocol that
+    a test set cannot be ranked by.
     """
     model = load_model(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None

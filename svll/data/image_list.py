@@ -168,7 +168,7 @@ def _check_header(file: Path, header: list[str]) -> None:
     faults = [f"no column {name}" for name in REQUIRED if name not in header]
     faults += [f"unknown column {name!r}" for name in header if name not in COLUMNS]
     faults += [
-        f"two columns are named {name}" for name in COLUMNS if header.count(name) > 1
+        f"column {name} appears twice" for name in COLUMNS if header.count(name) > 1
     ]
     if faults:
         raise UserError(

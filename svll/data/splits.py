@@ -132,7 +132,7 @@ def split(
 
 
 def _two_of(identities: int) -> str:
-    """Return the share in percent steps that holds back 2 identities, or the next more."""
+    """Return the smallest whole-percent share that holds back at least 2 identities."""
     share = next(share for share in range(1, 100) if round(share / 100 * identities) >= 2)
     return f"{share / 100:g}"
 

@@ -216,8 +216,8 @@ def test_paths_of_options_are_expanded_as_those_of_keys_are(monkeypatch, capsys,
                "data/$HOME/f.h5"]
     assert end(monkeypatch, capsys, toy, *options)[0] == 0
     assert taken == [
-        tmp_path / "a", tmp_path / "b", f"{tmp_path}/c.yaml", f"{tmp_path}/d", "data.root=~/e", "f~",
-        f"data/{tmp_path}/f.h5",
+        tmp_path / "a", tmp_path / "b", f"{tmp_path}/c.yaml", f"{tmp_path}/d", "data.root=~/e",
+        "f~", f"data/{tmp_path}/f.h5",
     ]
 
 

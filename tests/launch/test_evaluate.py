@@ -333,8 +333,10 @@ def test_several_files_give_one_table_list_or_csv(run, tmp_path, file, parts):
 
 
 def test_settings_of_a_table_are_said_for_the_files_that_have_them(run, tmp_path, parts):
-    paths = {name: tuple(f"{n}.jpg" for n in range(len(side.identities))) for name, side in parts.items()}
-    named = {name: replace(side, paths=paths[name]) for name, side in parts.items()}
+    named = {
+        name: replace(side, paths=tuple(f"{n}.jpg" for n in range(len(side.identities))))
+        for name, side in parts.items()
+    }
     for name, groups in (("a", parts), ("b", named), ("c", named)):
         write_features(tmp_path / f"{name}.h5", groups, dataset=f"set {name}", model="m")
     files = [tmp_path / f"{name}.h5" for name in "abc"]

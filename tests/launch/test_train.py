@@ -111,7 +111,7 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
         launch.train._check(config, 2)
         assert read == [2]
     told[0] = "UserError: stage2.batch=64 asks for too many"
-    with pytest.raises(UserError, match="rank 0 failed: UserError: stage2.batch=64"):
+    with pytest.raises(UserError, match=r"rank 0 failed: UserError: stage2\.batch=64"):
         launch.train._check(config, 2)
 
 

@@ -170,7 +170,8 @@ def test_a_fingerprint_that_an_older_version_remembered_is_not_used(tmp_path: Pa
     pinned = pin(config)
     [memory] = (tmp_path / "runs" / "cache" / "fingerprints").iterdir()
     older = hashlib.sha256(f"list\t{images / 'mine.csv'}".encode()).hexdigest()[:16]
-    kept = memory.read_text().replace(datasets.load_datasets(config.data, tmp_path).fingerprint, "0")
+    [dataset] = datasets.load_datasets(config.data, tmp_path).train
+    kept = memory.read_text().replace(dataset.fingerprint, "0")
     memory.with_name(f"{older}.json").write_text(kept)
     memory.unlink()
     assert pin(config) == pinned

@@ -130,7 +130,7 @@ def test_of_very_many_faults_twenty_are_shown(tmp_path: Path) -> None:
     [
         ("path;identity", "line 1: no column path; no column identity; unknown column 'path;"),
         ("path,identity,spilt", "line 1: unknown column 'spilt'; expected path,identity and"),
-        ("path,path,identity", "line 1: two columns are named path"),
+        ("path,path,identity", "line 1: column path appears twice"),
     ],
 )
 def test_a_header_of_other_columns_is_an_error(tmp_path: Path, header: str, said: str) -> None:
