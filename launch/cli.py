@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a mistake told in one message or a run or check that fail
 
 import io
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ EXIT_STATUS = (
     "Exit status: 0 done; 1 a mistake, told in one message, or a run or check that failed or was "
     "stopped; 2 wrong usage; 130 interrupted."
 )
+OVERRIDE = re.compile(r"[\w.]+ *=")
+"""The start of a word key=value, whose paths the configuration expands."""
 WIDEST = 100
 """Columns of help on configuration keys, where the terminal has more."""
 
@@ -66,7 +69,7 @@ def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
 def _path(value: Any) -> Any:
     if isinstance(value, list):
         return [_path(item) for item in value]
-    if isinstance(value, str) and value.startswith(("~", "$")):
+    if isinstance(value, str) and not OVERRIDE.match(value):
         return expanded(value)
     return Path(expanded(str(value))) if isinstance(value, Path) else value
 
@@ -120,7 +123,7 @@ def _forget_own_folder() -> None:
 
 
 def _take_any_name() -> None:
-    """Print names of files that the terminal's encoding lacks with backslashes, as stderr does."""
+    """Print what the terminal cannot encode as backslash escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -153,9 +156,10 @@ def print_result(finished: Run) -> None:
     """Print a complete run's numbers, those of several test sets by name, and its folder."""
     result = finished.result() or {}
     tests: Mapping[str, Any] = result.get("tests") or {"test": result}
-    width = max(len("validation"), *map(len, tests))
+    begun = ["before training"] if any(test.get("initial") for test in tests.values()) else []
+    width = max(map(len, ["validation", *begun, *tests]))
     for name, numbers in tests.items():
-        for label, found in {name: numbers, "at start": numbers.get("initial")}.items():
+        for label, found in {name: numbers, "before training": numbers.get("initial")}.items():
             if found:
                 rank1 = found["cmc"]["1"]
                 protocol = f"  {found['protocol']}" if "protocol" in found else ""

@@ -52,7 +52,7 @@ def main(
     ] = None,
     features_from: Annotated[
         Literal["npz", "mat", "pt"] | None,
-        typer.Option(help="Of what kind another toolbox' --features are. [default: their suffix]"),
+        typer.Option(help="Format of --features from another toolbox. [default: by suffix]"),
     ] = None,
     gallery: Annotated[
         list[str] | None,
@@ -66,7 +66,7 @@ def main(
         Path | None, typer.Option(help="Or trained weights, to be tested on a recipe's dataset.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="With --weights: whose test sets they are tested on.")
+        str | None, typer.Option(help="With --weights: the recipe of the test sets.")
     ] = None,
     save: Annotated[
         Path | None,
@@ -104,9 +104,10 @@ def main(
     ] = True,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="What a query does not rank: its identity's images under its camera; all "
-                     "under its camera; its own image; random_gallery: one drawn image of each "
-                     "identity is the gallery. [default: as the file says, else cross_camera]"),
+        typer.Option(help="cross_camera leaves out the query's identity under its camera; "
+                     "other_cameras all images of its camera; all_gallery only the query's own "
+                     "image; random_gallery draws one gallery image per identity. "
+                     "[default: as the file says, else cross_camera]"),
     ] = None,
     no_camera_filter: Annotated[
         bool, typer.Option("--no-camera-filter", help="Short for --protocol all_gallery.")
@@ -157,7 +158,8 @@ def main(
         list[str] | None,
         typer.Argument(
             metavar="[FILE|KEY=VALUE]...",
-            help="Further feature files; with --weights or --run key=value, such as data.root=D.",
+            help="Further feature files; with --weights or --run key=value, such as data.root=D; "
+                 "with --weights, model.sie=none leaves out side information.",
         ),
     ] = None,
 ) -> int:
@@ -325,10 +327,12 @@ def _of_weights(
     weights: Path, recipe: str | None, overrides: list[str], save: Path | None
 ) -> "list[Source]":
     if recipe is None:
-        raise UserError("--weights needs --recipe NAME: whose test sets it is tested on")
+        raise UserError("--weights also needs --recipe NAME, which names the test set")
     settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
     words = parse_overrides(overrides, text_fields(Config))
     config = build(Config, [*settings, *words])
+    # the weights have it or not; a recipe's model.sie says how models are trained
+    is_off = any(word.key == "model.sie" and word.value == "none" for word in words)
     from svll.evaluation.sources import Source
     from svll.scoring import encode_tests  # torch and DALI: not for feature files
 
@@ -337,7 +341,7 @@ def _of_weights(
             str(weights), test.name, test.protocol, test.groups["query"], test.groups["gallery"],
             first_camera=test.first_camera,
         )
-        for test in encode_tests(weights, config, save)
+        for test in encode_tests(weights, config, save, side_information=not is_off)
     ]
 
 
@@ -383,7 +387,7 @@ def _print_table(scores: "Sequence[Score]") -> None:
 
     from svll.evaluation.written import RANKS, settings_words
 
-    table = Table("file", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+    table = Table("file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
                   *(f"Rank-{rank}" for rank in RANKS))
     names = _short([item.source.where for item in scores])
     for name, item in zip(names, scores, strict=True):
@@ -391,7 +395,8 @@ def _print_table(scores: "Sequence[Score]") -> None:
         interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
         rerank = item.settings["rerank"] or {}
         table.add_row(
-            name, item.source.protocol, *(str(rerank.get(k, "")) for k in ("k1", "k2", "weight")),
+            name, item.source.dataset, item.source.protocol,
+            *(str(rerank.get(k, "")) for k in ("k1", "k2", "weight")),
             f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
             *(f"{value:.4f}" for value in numbers["cmc"].values()),
         )
@@ -399,9 +404,12 @@ def _print_table(scores: "Sequence[Score]") -> None:
     if not console.is_terminal:
         console = Console(width=160)  # a pipe or a log has no width: nothing is cut
     console.print(table)
-    # one command line has one setting for all, but for re-ranking
-    typer.echo(f"all: {settings_words(scores[0].settings, rerank=False)}; re-ranked where k1, k2 "
-               "and weight are given")
+    said: dict[str, list[str]] = {}
+    for name, item in zip(names, scores, strict=True):
+        said.setdefault(settings_words(item.settings, rerank=False), []).append(name)
+    for words, which in said.items():
+        whose = "all" if len(said) == 1 else ", ".join(dict.fromkeys(which))
+        typer.echo(f"{whose}: {words}; re-ranked where k1, k2 and weight are given")
 
 
 def _short(names: Sequence[str]) -> list[str]:

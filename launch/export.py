@@ -41,8 +41,12 @@ def main(
     height: Annotated[
         int | None, typer.Option(help="Input height of a published file that does not tell it.")
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Input width, likewise.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Patch stride, likewise.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Input width of a published file that does not tell it.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Patch stride of a published file that does not tell it.")
+    ] = None,
 ) -> int:
     """Export, compare, and print the largest difference."""
     if dataset is not None and camera is None:

@@ -29,6 +29,7 @@ from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
 from harness.units import counted
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
+from svll.data.datasets import has_validation
 from svll.pinning import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
@@ -158,9 +159,10 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     if unknown:
         raise UserError(f"{asked.file}: objectives: no run reports {', '.join(unknown)}; there are "
                         f"{', '.join((*METRICS, *EARLY, *OF_EPOCHS))}")
+    if not asked.metric.startswith("validation."):
+        return asked
     known = (*asked.trials, *asked.probes)
-    validated = all(trial.config.data.validation for trial in known)
-    if validated or not asked.metric.startswith("validation."):
+    if all(has_validation(trial.config.data) for trial in known):
         return asked
     if recipe is not None:
         return dataclasses.replace(asked, metric="mAP")  # nothing is selected among seeds
@@ -289,8 +291,7 @@ def _tell_left_alone(
 ) -> None:
     left = sum(view.state == "failed" and not view.is_due for view in views)
     if left and not retry_failed:
-        _say(console, f"{table.trials(left)} failed and would again: once the cause is mended, "
-                      "--retry-failed submits what failed")
+        _say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:

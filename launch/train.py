@@ -87,8 +87,7 @@ def main(
     pinned = pin(config)
     run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
     if not run.is_complete():
-        with quietly():  # the run says the same
-            preflight(config, int(os.environ.get("WORLD_SIZE", "1")))
+        _check(config, int(os.environ.get("WORLD_SIZE", "1")))
     run.create(to_yaml(pinned))
     if profile:
         return _profile(run, pinned)
@@ -99,6 +98,25 @@ def main(
         return 0
     typer.echo(f"{outcome}; log: {run.log_file}", err=True)  # which stderr has, too
     return 1
+
+
+def _check(config: Config, world: int) -> None:
+    """Refuse what the run would refuse; of several ranks the first reads the datasets for all."""
+    if world == 1:
+        with quietly():  # the run says the same
+            preflight(config)
+        return
+    from harness import engine
+
+    engine.init_ranks(config.engine.timeout)
+    try:
+        with engine.leader_first() as acts, quietly():
+            if acts:
+                preflight(config, world)
+    except RuntimeError as error:
+        if engine.rank() == 0:
+            raise
+        raise UserError(str(error)) from None
 
 
 def _profile(run: Run, config: Config) -> int:

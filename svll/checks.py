@@ -66,13 +66,20 @@ def check_matches(splits: Splits) -> None:
 
 
 def tell_side_information(splits: Splits, model: Model) -> None:
-    """Say which cameras and views are tested or selected on and have no learned vector."""
+    """Say which images of the parts have cameras or views without a learned vector."""
     labels = splits.side_labels
     kind = known_sie(model.sie, cameras=labels.camera_count, views=labels.view_count)
     if kind != model.sie:
         log.info("cameras of the training images are unknown: model.sie=%s is %s here",
                  model.sie, kind)
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
+    for _, records, own in splits.by_dataset(splits.train):
+        count = int((splits.places(records, own)[0] == UNSEEN).sum())
+        if count and "camera" in kind:
+            log.warning(
+                "%s: %d training images have no known camera: their side information is %s "
+                "(model.sie_unseen=%s)", own.title, count, given, model.sie_unseen,
+            )
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):
             camera, view = splits.places(records, part.dataset)

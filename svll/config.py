@@ -115,7 +115,7 @@ class Data:
         for key, names in named.items():
             for name in names:
                 if name not in DATASETS:
-                    yield key, f"no dataset {name!r}; choose of {', '.join(DATASETS)}"
+                    yield key, f"no dataset {name!r}; choose one of {', '.join(DATASETS)}"
             if len(set(names)) != len(names):
                 yield key, f"{names} has a dataset twice"
         used = (self.train or [self.name]) + (self.test or [self.name])
@@ -346,9 +346,9 @@ class Evaluation:
     every: int = 1
     """Epochs between validations; the last epoch is always validated. 0: the last only."""
     protocol: Protocol | None = unless_empty(None)  # noqa: RUF009
-    """What a query does not rank (validation and test): cross_camera, its own identity's images
-    under its camera; other_cameras, all under its camera; all_gallery, its own image;
-    random_gallery, one image of each identity is drawn; null: as the dataset is tested."""
+    """Of validation and test. cross_camera leaves out the query's identity under its camera;
+    other_cameras all images of its camera; all_gallery only the query's own image; random_gallery
+    draws one gallery image per identity; null: as the dataset is tested."""
     rerank: bool = False
     """Whether the test result also holds k-reciprocal re-ranked numbers."""
     k1: int = unless_empty(20)
@@ -456,7 +456,7 @@ class Config:
 
 
 def _is_changed_by_released_head(config: Config) -> bool:
-    """Whether the result is another than that of torch's first values, which runs had before."""
+    """Return whether the head's first values differ from torch's, which earlier runs used."""
     has_head = config.stage2.vss_weight > 0 and config.stage2.vss_loss == "ntxent"
     return has_head and config.model.image_head_init != "torch"
 

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from harness import engine as ranks
 from svll import stage1, stage2
 from svll.config import Config
-from svll.data.side_labels import known_sie
 from svll.encode import autocast
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
-from svll.models.reid import ReIDModel, SideInformation, agreement_head
+from svll.models.reid import ReIDModel, agreement_head, learned_side_information
 from svll.preflight import Size, quietly
 
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""
 LONG_S, GROWTH = 2.0, 4
-"""A probe that keeps all cores for more seconds is not made so many times larger."""
+"""Probes grow GROWTH-fold until one takes LONG_S seconds of all cores."""
 LARGEST = 4 * 2**30
 """Bytes of activations that no probe exceeds."""
 REPEATS, TIME_S = 4, 3.0
@@ -131,13 +130,9 @@ def _stage1(config: Config, clip: Clip, size: Size) -> stage1.PromptObjective:
 
 
 def _stage2(config: Config, clip: Clip, size: Size) -> stage2.ImageObjective:
-    side = None
-    kind = known_sie(config.model.sie, cameras=size.cameras, views=size.views)
-    if kind != "none":
-        side = SideInformation(
-            kind, cameras=size.cameras, views=size.views, width=clip.image.width,
-            weight=config.model.sie_weight,
-        )
+    side = learned_side_information(
+        config.model, clip.image.width, cameras=size.cameras, views=size.views
+    )
     text = torch.zeros(size.identities, clip.image.out)
     head = agreement_head(config.model, clip.image.width, config.stage2.vss_loss)
     model = ReIDModel(clip.image.requires_grad_(True), side)

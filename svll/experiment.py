@@ -299,7 +299,8 @@ class Trial:
         config = self.config
         torch.manual_seed(torch_seed(config.seed, 2))
         side = learned_side_information(
-            config.model, self.splits.side_labels, self.clip.image.width
+            config.model, self.clip.image.width, cameras=self.splits.side_labels.camera_count,
+            views=self.splits.side_labels.view_count,
         )
         return ReIDModel(self.clip.image.requires_grad_(True), side)
 

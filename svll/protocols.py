@@ -24,3 +24,18 @@ def check_protocol(name: str) -> None:
     """Raise UserError for a name that is no protocol's."""
     if name not in PROTOCOLS:
         raise UserError(f"no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
+
+
+def protocol_in_force(asked: str | None, own: str, where: str, *, is_one_set: bool) -> str:
+    """Return the protocol that was asked for, or a test set's own one.
+
+    is_one_set: whether query and gallery are the same images. Raises UserError where they are not,
+    and random_gallery, which would rank the gallery alone, is asked for.
+    """
+    if asked == "random_gallery" != own and not is_one_set:
+        raise UserError(
+            f"{where}: the protocol random_gallery draws queries and gallery from one set of "
+            f"images; here they are two sets, tested by {own}: choose one of "
+            "cross_camera, other_cameras, all_gallery"
+        )
+    return asked or own

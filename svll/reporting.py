@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TEST = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 """Further numbers of a result that a table of points has, by title."""
 NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
-           "mAP at start": "initial.mAP"}
+           "mAP before training": "initial.mAP"}
 COURSE = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
 """What epochs tell of how good the model is."""
 MOST_NAMED = 20

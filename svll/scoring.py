@@ -36,20 +36,26 @@ class Encoded:
     """The number that the dataset itself gives to camera 0."""
 
 
-def encode_tests(weights: str | Path, config: Config, save: Path | None = None) -> list[Encoded]:
+def encode_tests(
+    weights: str | Path, config: Config, save: Path | None = None, *, side_information: bool = True
+) -> list[Encoded]:
     """Encode the query and gallery of each test set of a configuration with a file's model.
 
-    Size and colours are the file's. Cameras and views are looked up among those of the same dataset
-    that the model was trained with, unless the configuration says model.sie=none. With `save`,
-    features go to that cache (those of further test sets beside it), as `encode_to_file` does: an
-    attempt that was killed goes on. Raises UserError as `load_model` and `load_datasets` do.
+    Size, colours and side information are the file's, whatever the configuration says of them.
+    Cameras and views are looked up among those of the same dataset that the model was trained with;
+    without `side_information`, the model encodes images without them. With `save`, features go to
+    that cache (those of further test sets beside it), as `encode_to_file` does: an attempt that was
+    killed goes on. Raises UserError as `load_model` and `load_datasets` do, and for a protocol that
+    a test set cannot be ranked by.
     """
     model = load_model(weights, str(ranks.device()))
-    with_side = config.model.sie != "none" and model.image.side is not None
+    with_side = side_information and model.image.side is not None
     log.info(
         "%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
         model.identities,
     )
+    if model.image.side is not None and not with_side:
+        log.warning("%s: the weights have side information, which is not used", weights)
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
     reader = Reader(
         model.height, model.width, config.evaluation.batch,
@@ -62,7 +68,7 @@ def encode_tests(weights: str | Path, config: Config, save: Path | None = None) 
 
     found = []
     for place, test in enumerate(datasets.test):
-        pair, protocol = (test.query, test.gallery), config.evaluation.protocol or test.protocol
+        pair, protocol = (test.query, test.gallery), test.ranked_by(config.evaluation.protocol)
         labels = labels_for(model, test)
         if with_side:
             _log_side(model, labels, test)

@@ -93,7 +93,7 @@ def take(run: Run, folder: Path, record: Record) -> None:
 
 
 def _take(run: Run, folder: Path, record: Record) -> bool:
-    """Do so; returns False when a stop was asked for before it was done."""
+    """Take it over; returns False when a stop was asked for before it was done."""
     mark = run.folder / TAKEN
     if any(run.checkpoints.glob("[!.]*")) or (run.metrics() and not mark.exists()):
         return True  # it has trained some of it

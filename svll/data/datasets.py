@@ -4,8 +4,10 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 
 LISTS = (".txt", ".csv", ".tsv", ".xml", ".json", ".mat")
 """How the names of files end that say who is on which image."""
+MEMORY_VERSION = 2
+"""Of remembered fingerprints: those of other versions name images in another way."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,18 @@ def root_of(data: Data, name: str) -> str | None:
     return data.roots.get(name, data.root)
 
 
+def has_validation(data: Data) -> bool:
+    """Whether identities are held back for selection, or the list that is trained on has a part."""
+    if data.validation or "list" not in trained_on(data):
+        return data.validation > 0
+    return _list_has_validation(_root(data, "list"))
+
+
+@lru_cache
+def _list_has_validation(file: str) -> bool:
+    return len(benchmarks.load_benchmark("list", file).validation) > 0
+
+
 def load_datasets(data: Data, cache: Path) -> Datasets:
     """Return the records of the datasets that the configuration names.
 
@@ -83,9 +99,10 @@ def _refuse_shared_files(datasets: Datasets) -> None:
             named.setdefault(other.name, []).append(other.train)
         if not named:
             continue
-        own = {_file(path): path for path in dataset.train.paths}
+        own = _files(dataset.train.paths)
         for name, parts in named.items():
-            shared = [path for part in parts for path in part.paths if _file(path) in own]
+            shared = [path for part in parts for file, path in _files(part.paths).items()
+                      if file in own]
             if shared:
                 raise UserError(
                     f"data: {dataset.name} and {name} share {len(shared)} images, such as "
@@ -94,13 +111,26 @@ def _refuse_shared_files(datasets: Datasets) -> None:
                 )
 
 
-def _file(path: str) -> tuple[int, int] | str:
-    """Return what tells a file from others, by whatever path or link it is named."""
-    try:
-        about = os.stat(path)
-    except OSError:  # a listed image that is missing: the decoding check names it
-        return path
-    return about.st_dev, about.st_ino
+def _files(paths: Iterable[str]) -> dict[str, str]:
+    """Return paths by the real path of the file, by whatever folder or link they name it.
+
+    Folders are listed, and links alone looked at: a stat of each image takes minutes on a slow file
+    system.
+    """
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        names.setdefault(folder, []).append(name)
+    found = {}
+    for folder, here in names.items():
+        links: set[str] = set()
+        with suppress(OSError):  # a listed image that is missing: the decoding check names it
+            links = {entry.name for entry in os.scandir(folder) if entry.is_symlink()}
+        real = os.path.realpath(folder)
+        for name in here:
+            path = os.path.join(folder, name)
+            found[os.path.realpath(path) if name in links else os.path.join(real, name)] = path
+    return found
 
 
 def _load(data: Data, name: str, cache: Path) -> Dataset:
@@ -229,7 +259,7 @@ def _remembered(data: Data, name: str, cache: Path) -> str:
 def _memory(data: Data, name: str, cache: Path) -> Path:
     """Where the fingerprint of a dataset is kept."""
     what, root = _place(data, name)
-    place = f"{what}\t{os.path.abspath(str(root))}"
+    place = f"{MEMORY_VERSION}\t{what}\t{os.path.abspath(str(root))}"
     return cache / "fingerprints" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json"
 
 

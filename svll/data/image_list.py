@@ -158,7 +158,9 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
         return rows
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a CSV file of images is needed") from None
-    except (OSError, UnicodeError, csv.Error) as error:
+    except UnicodeError:
+        raise UserError(f"{file} is not UTF-8; save the list as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from None
 
 
@@ -166,7 +168,7 @@ def _check_header(file: Path, header: list[str]) -> None:
     faults = [f"no column {name}" for name in REQUIRED if name not in header]
     faults += [f"unknown column {name!r}" for name in header if name not in COLUMNS]
     faults += [
-        f"column {name} stands there twice" for name in COLUMNS if header.count(name) > 1
+        f"column {name} appears twice" for name in COLUMNS if header.count(name) > 1
     ]
     if faults:
         raise UserError(

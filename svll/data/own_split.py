@@ -250,9 +250,13 @@ def _counts(identities: int, fit: int, options: Options) -> tuple[int, int]:
     if options.validation is not None:
         return test, round(options.validation * left)
     validation = min(max(2, round(0.1 * left)), fit - test)
-    if validation < 2 or left - validation < LEAST_TRAINED:
+    if fit - test < 2:
+        log.info("%d identities beside those tested can be found again, and validation needs 2: "
+                 "none is held back for validation", max(0, fit - test))
+        return test, 0
+    if left - validation < LEAST_TRAINED:
         log.info("%d identities are left for training, so none is held back for validation", left)
-        validation = 0
+        return test, 0
     return test, validation
 
 

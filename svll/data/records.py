@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from svll.protocols import protocol_in_force
+
 Int64 = NDArray[np.int64]
 PARTS = ("train", "validation", "query", "gallery")
 """The parts of a dataset, in the order in which they are listed and hashed."""
@@ -119,14 +121,14 @@ class Dataset:
         return f"{self.name} ({self.version})" if self.version else self.name
 
     @property
-    def has_cameras(self) -> bool:
-        """Whether the cameras are known; where they are not, all are 0."""
-        return self.protocol == "cross_camera"
-
-    @property
     def has_views(self) -> bool:
         """Whether the views are known; where they are not, all are 0."""
         return any(part.views.any() for part in self.parts().values())
+
+    def ranked_by(self, asked: str | None) -> str:
+        """Return the protocol asked for, or the dataset's own; see `protocol_in_force`."""
+        is_one_set = self.query.paths == self.gallery.paths
+        return protocol_in_force(asked, self.protocol, self.title, is_one_set=is_one_set)
 
     def side_columns(self, records: Records) -> tuple[str, Int64, Int64 | None]:
         """Return what `SideLabels.places` takes for some of the dataset's images.

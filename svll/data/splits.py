@@ -6,7 +6,7 @@ leads from either numbers to the vectors.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +66,21 @@ class Splits:
         """
         if dataset is not None:
             return self.side_labels.places(*dataset.side_columns(records))
-        firsts = np.array(list(self.joined))
-        owners = np.searchsorted(firsts, records.cameras, side="right") - 1
         found = np.empty((2, len(records)), dtype=np.int64)
-        for owner, (first, own) in enumerate(self.joined.items()):
-            rows = owners == owner
-            moved = records.take(rows).moved(identities=0, cameras=-first)
+        for rows, moved, own in self.by_dataset(records):
             found[:, rows] = self.places(moved, own)
         return found[0], found[1]
+
+    def by_dataset(self, records: Records) -> Iterator[tuple[NDArray[np.bool_], Records, Dataset]]:
+        """Yield which of the joined training part's images [n] are of each training set.
+
+        With them these images, by the cameras of the set, and the set.
+        """
+        firsts = np.array(list(self.joined))
+        owners = np.searchsorted(firsts, records.cameras, side="right") - 1
+        for owner, (first, own) in enumerate(self.joined.items()):
+            rows = owners == owner
+            yield rows, records.take(rows).moved(identities=0, cameras=-first), own
 
 
 def split(
@@ -83,7 +90,8 @@ def split(
 
     `protocol` stands in for the datasets' own, in validation and test. Where a dataset brings a
     validation part, that is used, and no share of the identities is held back. Raises UserError
-    when fewer than 2 identities would be left on either side.
+    when fewer than 2 identities would be left on either side, and for a protocol that a test set
+    cannot be ranked by.
     """
     whole, joined = join(datasets.train)
     known = np.unique(whole.identities)
@@ -113,7 +121,7 @@ def split(
         labels=labels.astype(np.int64),
         validation=_validation(datasets.train, whole.take(is_held), seed, protocol),
         tests=tuple(
-            Part(d.name, protocol or d.protocol, d.query, d.gallery, d) for d in datasets.test
+            Part(d.name, d.ranked_by(protocol), d.query, d.gallery, d) for d in datasets.test
         ),
         side_labels=SideLabels.of([
             (dataset, dataset.train.take(rows))
@@ -124,7 +132,7 @@ def split(
 
 
 def _two_of(identities: int) -> str:
-    """Return the share in percent steps that holds back 2 identities, or the next more."""
+    """Return the smallest whole-percent share that holds back at least 2 identities."""
     share = next(share for share in range(1, 100) if round(share / 100 * identities) >= 2)
     return f"{share / 100:g}"
 

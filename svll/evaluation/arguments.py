@@ -20,8 +20,13 @@ def integers(values: ArrayLike) -> Integers:
 
 def faults(query: Any, gallery: Any, labels: Sequence[Integers]) -> list[str]:
     """What does not fit: features [Q, D] and [G, D], and labels in the order of LABELS."""
-    found = []
-    shapes = {"query": tuple(query.shape), "gallery": tuple(gallery.shape)}
+    sides = {"query": query, "gallery": gallery}
+    if found := [
+        f"{name} features are of type {type(side).__name__}; give an array or a tensor"
+        for name, side in sides.items() if not hasattr(side, "shape")
+    ]:
+        return found
+    shapes = {name: tuple(side.shape) for name, side in sides.items()}
     for name, shape in shapes.items():
         if len(shape) != 2 or 0 in shape:
             found.append(f"{name} features have shape {list(shape)}; expected [images, width]")
@@ -35,6 +40,12 @@ def faults(query: Any, gallery: Any, labels: Sequence[Integers]) -> list[str]:
         elif values.dtype.kind != "i":
             found.append(f"{name} are {values.dtype}; expected integers")
     return found
+
+
+def is_integer(value: Any, least: int) -> bool:
+    """Return whether a value is an integer, True and False being none, of at least `least`."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and bool(value >= least)
 
 
 def checked(query: Any, gallery: Any, given: Sequence[ArrayLike]) -> list[Integers]:

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from svll.evaluation.own_images import Names
+from svll.evaluation.own_images import Known
 from svll.evaluation.protocols import compared
 from svll.evaluation.ranking import NoMatch, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
@@ -33,7 +33,7 @@ def evaluate_camera_pairs(
     settings: Sequence[KReciprocal | None] = (None,),
     *,
     protocol: str = "cross_camera",
-    names: tuple[Names, Names] = (None, None),
+    names: Known = (None, None),
     **options: Unpack[Options],
 ) -> list[list[CameraPair]]:
     """Score each pair of cameras with a query to score, in ascending order, under each setting.

@@ -2,14 +2,14 @@
 
 A gallery image is a query's own where both have the same name (path). Files of other toolboxes may
 have no names, and a dataset may hold copies of its queries, so for a query without such an image it
-is the first gallery image of its identity and camera with the same features to the last bit. Where
-that is wrong, one image too many is left out, and the score is not too good.
+is the first gallery image of its identity and camera with the same features to the last bit. If
+this is wrong, one extra match is left out and the score is too low.
 
 Letters: Q queries, G gallery images, D width.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,30 @@ BLOCK = 4096
 NOBODY = -1
 """The number of a query whose own image is not in the gallery."""
 Names = Sequence[Hashable] | None
+
+
+class Numbers(NamedTuple):
+    """Numbers of queries [Q] and gallery images [G] that are equal for one image."""
+
+    query: Integers
+    gallery: Integers
+
+
+Known = tuple[Names, Names] | Numbers
+"""What tells images of query and gallery apart: their names, or numbers found before."""
 Content = tuple[int, int, bytes]
 """A row's identity, camera and features."""
 
 
 def image_numbers(
-    query: Any, gallery: Any, labels: Sequence[Integers], names: tuple[Names, Names] = (None, None)
-) -> tuple[Integers, Integers]:
-    """Return numbers of queries [Q] and gallery images [G] that are equal for one image.
+    query: Any, gallery: Any, labels: Sequence[Integers], names: Known = (None, None)
+) -> Numbers:
+    """Return the numbers of images.
 
     query [Q, D], gallery [G, D]; labels: identities of both, then cameras; names: of images.
     """
+    if isinstance(names, Numbers):
+        return names
     asking, known = _by_name(names, len(labels[0]), len(labels[1]))
     left = ~np.isin(asking, known)
     asking[left] = NOBODY
@@ -41,7 +54,7 @@ def image_numbers(
         free = found[known[found] < 0]
         known[free] = len(labels[0]) + free
         asking[left & (rows >= 0)] = known[found]
-    return asking, known
+    return Numbers(asking, known)
 
 
 def _by_name(names: tuple[Names, Names], queries: int, images: int) -> tuple[Integers, Integers]:

@@ -17,7 +17,7 @@ from harness.rng import generator
 from svll.calling import named
 from svll.evaluation.arguments import checked, integers
 from svll.evaluation.expansion import QueryExpansion
-from svll.evaluation.own_images import Names, image_numbers
+from svll.evaluation.own_images import Known, image_numbers
 from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.rows import JUNK, Integers
@@ -54,7 +54,7 @@ def evaluate_ranking(
             sliceable files, in float16 to float64; compared as float32.
         query_identities, gallery_identities: integers [Q] and [G]. -1 is junk: never a match, never
             ranked.
-        query_cameras, gallery_cameras: integers [Q] and [G]; None where they are unknown.
+        query_cameras, gallery_cameras: integers [Q] and [G]; None for both where they are unknown.
         protocol: what is not ranked. `cross_camera`: images of the query's own identity and camera;
             `other_cameras`: all images of its camera; `all_gallery`: the query's own image alone;
             `random_gallery`: the gallery holds all test images, ten galleries of one image per
@@ -75,7 +75,13 @@ def evaluate_ranking(
     Raises UserError for shapes and values that do not fit, rows that are not finite, and when no
     query has a match; TypeError for an argument that there is not.
     """
-    has_cameras = query_cameras is not None and gallery_cameras is not None
+    if protocol == "random_gallery":
+        query, query_identities = gallery, gallery_identities
+        query_cameras = gallery_cameras = None
+    has_cameras = query_cameras is not None
+    if has_cameras != (gallery_cameras is not None):
+        given, lacking = ("query", "gallery") if has_cameras else ("gallery", "query")
+        raise UserError(f"{given}_cameras are given without {lacking}_cameras; give both or none")
     protocol = protocol or ("cross_camera" if has_cameras else "all_gallery")
     if not has_cameras and protocol in ("cross_camera", "other_cameras"):
         raise UserError(f"the protocol {protocol} compares cameras; give query_cameras and "
@@ -107,7 +113,7 @@ def evaluate_protocol(
     labels: Sequence[ArrayLike],
     settings: Sequence[KReciprocal | None] = (None,),
     *,
-    names: tuple[Names, Names] = (None, None),
+    names: Known = (None, None),
     **options: Unpack[Options],
 ) -> list[RankingResult]:
     """Score features under several settings of re-ranking (None: without) by a protocol.
@@ -123,12 +129,11 @@ def evaluate_protocol(
 
 
 def compared(
-    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike],
-    names: tuple[Names, Names],
+    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike], names: Known
 ) -> list[Integers]:
-    """Return labels with what a query must not find of its identity in the place of cameras.
+    """Return identities, then cameras (all_gallery: image numbers).
 
-    These are cameras, or under all_gallery numbers of images.
+    A query does not rank its identity where these are equal.
     """
     check_protocol(protocol)
     if protocol != "all_gallery":

@@ -291,7 +291,7 @@ def _check(
         faults += [
             f"{name} is {value!r}; an integer of at least {least} is needed"
             for name, value in values.items()
-            if not isinstance(value, int | np.integer) or value < least
+            if not arguments.is_integer(value, least)
         ]
     if faults:
         raise UserError("\n".join(faults))

@@ -24,6 +24,7 @@ Letters: Q queries, G gallery images, N both together (queries first), D width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from svll.evaluation import kernels, neighbourhoods
+from svll.evaluation.arguments import is_integer
 from svll.evaluation.machine import Products, spread
 from svll.evaluation.nearest import SPARE, merged
 from svll.evaluation.rows import Block, Floats, Integers, Rows, rounding
@@ -56,9 +58,9 @@ class KReciprocal:
         faults = [
             f"{name} is {value!r}; an integer of at least 1 is needed"
             for name, value in (("k1", self.k1), ("k2", self.k2))
-            if not isinstance(value, int | np.integer) or value < 1
+            if not is_integer(value, 1)
         ]
-        if not isinstance(self.weight, float | int) or not 0.0 <= self.weight <= 1.0:
+        if not isinstance(self.weight, Real) or not 0.0 <= self.weight <= 1.0:
             faults.append(f"weight is {self.weight!r}; it must lie between 0 and 1")
         if faults:
             raise UserError("re-ranking: " + "; ".join(faults))

@@ -9,7 +9,8 @@ import numpy as np
 from harness.errors import UserError
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
-from svll.evaluation.protocols import drawn_labels, evaluate_protocol
+from svll.evaluation.own_images import Known, Numbers
+from svll.evaluation.protocols import compared, drawn_labels, evaluate_protocol
 from svll.evaluation.ranking import Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.rows import JUNK
@@ -88,17 +89,18 @@ def score(
     query, gallery = source.query, source.gallery
     notes = []
     try:
+        names = _numbered(source)
         results = evaluate_protocol(
             source.protocol, query.features, gallery.features, source.labels, settings,
-            names=source.names, **options,
+            names=names, **options,
         )
         pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
         if extra.camera_pairs:
             notes = _without_pairs(source)
-            pairs = [[] for _ in settings] if notes else _pairs(source, settings, options)
+            pairs = [[] for _ in settings] if notes else _pairs(source, settings, names, options)
         verification = None
         if extra.verification:
-            verification = verify_source(source, share=options.get("share"))
+            verification = verify_source(source, names, share=options.get("share"))
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
     return [
@@ -114,8 +116,7 @@ def score(
 def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
     """Return every setting that a ranking depends on, by name.
 
-    own_image says by what a query's own image is known, where it alone is left out: its path, or
-    where the file has no paths, its labels and features.
+    own_image: how the query's own image is recognised (path, or labels and features).
     """
     metric, expand = options.get("metric", "euclidean"), options.get("expand")
     return {
@@ -128,7 +129,7 @@ def in_force(source: Source, setting: KReciprocal | None, options: Options) -> d
 
 
 def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
-    """The interval of the mAP; of a mean over draws, each identity counts with all of them."""
+    """Return the 95 % interval of the mAP; under random_gallery, over the queries of all draws."""
     draws = result.average_precision[None] if result.draws is None else result.draws
     return interval(draws.reshape(-1), np.tile(source.asking.identities, len(draws)))
 
@@ -147,13 +148,13 @@ def _without_pairs(source: Source) -> list[str]:
 
 
 def _pairs(
-    source: Source, settings: Sequence[KReciprocal | None], options: Options
+    source: Source, settings: Sequence[KReciprocal | None], names: Known, options: Options
 ) -> list[list[CameraPair]]:
     """The camera pairs under each setting, with the dataset's numbers."""
     given: Options = {**options, "top_k": 0}
     found = evaluate_camera_pairs(
         source.query.features, source.gallery.features, source.labels, settings,
-        protocol=source.protocol, names=source.names, **given,
+        protocol=source.protocol, names=names, **given,
     )
     return [
         [
@@ -167,7 +168,17 @@ def _pairs(
     ]
 
 
-def verify_source(source: Source, *, share: Share | None = None) -> Verification:
+def _numbered(source: Source) -> Known:
+    """Return the numbers of images where the protocol needs them, found once for all that does."""
+    if source.protocol != "all_gallery":
+        return source.names
+    features = source.query.features, source.gallery.features
+    return Numbers(*compared(source.protocol, *features, source.labels, source.names)[2:])
+
+
+def verify_source(
+    source: Source, names: Known | None = None, *, share: Share | None = None
+) -> Verification:
     """Same identity or not, over the pairs that the source's protocol compares.
 
     Of random_gallery, over those of the first draw.
@@ -179,5 +190,5 @@ def verify_source(source: Source, *, share: Share | None = None) -> Verification
         return verify(gallery.features, gallery.features, *labels, *apart, share=share)
     return verify(
         query.features, gallery.features, *source.labels, protocol=source.protocol,
-        names=source.names, share=share,
+        names=names or source.names, share=share,
     )

@@ -15,6 +15,7 @@ from svll.data.records import usual_first_camera
 from svll.evaluation.own_images import Names, image_numbers
 from svll.evaluation.pooling import pooled
 from svll.evaluation.rows import Integers, Stacked
+from svll.protocols import protocol_in_force
 
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
@@ -121,7 +122,8 @@ def open_source(
 
     With `shards`, the gallery is what these caches hold, one after another; path gives the queries.
     `protocol` stands in for the one that the file names (cross_camera where it names none).
-    Raises UserError that names the file, as `open_features` and `read_foreign` do.
+    Raises UserError that names the file, as `open_features`, `read_foreign` and
+    `protocol_in_force` do.
     """
     with ExitStack() as stack:
         if kind is None and path.suffix.lower() in OURS:
@@ -145,10 +147,20 @@ def open_source(
                 f"{path}: holds {', '.join(groups)} but no {' and no '.join(missing)}; give the "
                 "file that has them"
             )
-        yield Source(
-            str(path), dataset, protocol or named or "cross_camera", groups["query"],
-            groups["gallery"], groups.get(MORE), first_camera,
+        query, known = groups["query"], groups["gallery"]
+        used = protocol_in_force(
+            protocol, named or "cross_camera", str(path), is_one_set=_is_one_set(query, known)
         )
+        yield Source(str(path), dataset, used, query, known, groups.get(MORE), first_camera)
+
+
+def _is_one_set(query: FeatureGroup, gallery: FeatureGroup) -> bool:
+    """Whether query and gallery are the same images, by their paths and labels."""
+    return (
+        np.array_equal(query.identities, gallery.identities)
+        and np.array_equal(query.cameras, gallery.cameras)
+        and query.paths == gallery.paths
+    )
 
 
 def _read(group: FeatureGroup) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from harness.errors import UserError
 from svll.evaluation.arguments import checked, integers
 from svll.evaluation.histograms import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.machine import Products
-from svll.evaluation.own_images import Names
+from svll.evaluation.own_images import Known
 from svll.evaluation.protocols import compared
 from svll.evaluation.ranking import ONE_CAMERA
 from svll.evaluation.rows import JUNK, Floats, Integers, Rows
@@ -221,7 +221,7 @@ def verify(
     gallery_cameras: ArrayLike,
     *,
     protocol: str = "cross_camera",
-    names: tuple[Names, Names] = (None, None),
+    names: Known = (None, None),
     share: Share | None = None,
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
@@ -255,7 +255,7 @@ def count_pairs(
     gallery_cameras: ArrayLike,
     *,
     protocol: str = "cross_camera",
-    names: tuple[Names, Names] = (None, None),
+    names: Known = (None, None),
     share: Share | None = None,
 ) -> Verification:
     """Count the pairs of one shard of many: without genuine or impostor pairs it can be added."""

@@ -43,7 +43,7 @@ def settings_words(settings: Mapping[str, Any], *, rerank: bool = True) -> str:
 
 
 def reranking_words(settings: Mapping[str, Any]) -> str:
-    """Say how was re-ranked, or that it was not."""
+    """Return the re-ranking settings in words, or 'not re-ranked'."""
     used = settings["rerank"]
     if not used:
         return "not re-ranked"

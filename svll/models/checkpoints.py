@@ -124,7 +124,9 @@ def _own(
     text = None
     if config.stage1.epochs:
         text = StoredText(need(state, "text", where, axes=2))
-    side = learned_side_information(model, labels, encoder.width)
+    side = learned_side_information(
+        model, encoder.width, cameras=labels.camera_count, views=labels.view_count
+    )
     if side is not None:
         fit(side, below(state, "side."), where, prefix="side.")
     return LoadedModel(

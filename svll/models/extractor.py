@@ -95,11 +95,13 @@ class Extractor:
             numbers = np.full(count, numbers)
         if numbers.shape != (count,):
             raise UserError(f"{len(numbers)} cameras for {count} images; give one or {count}")
+        side = self.model.image.side
+        if side is None:
+            return None
         places = np.stack(self.model.places(numbers, dataset), axis=1)
         if len(unseen := np.unique(numbers[places[:, 0] == UNSEEN])):
             log.warning("cameras %s were not trained with (model.sie_unseen)", unseen.tolist())
-        side = self.model.image.side
-        if side is not None and side.shape[1] > 1 and (places[:, 1] == UNSEEN).any():
+        if side.shape[1] > 1 and (places[:, 1] == UNSEEN).any():
             log.warning("the images' views are unknown (model.sie_unseen)")
         return torch.from_numpy(places)
 

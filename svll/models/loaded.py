@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from svll.data.side_labels import UNNAMED, SideLabels, owner
+from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, owner
 from svll.models.clip import TextEncoder
 from svll.models.fitting import fit
 from svll.models.reid import SideInformation
@@ -62,10 +62,14 @@ class LoadedModel(nn.Module):
 
         cameras: as the dataset numbers them (Market-1501's c1 is 1). dataset: whose cameras they
         are; None: those of the single dataset that was trained on. Raises UserError for a dataset
-        that was not trained on, or none where there are several.
+        that was not trained on, or none where there are several. A model without side information
+        knows no places; one whose file does not name its dataset takes any name.
         """
         known = self.side_labels.datasets
-        if dataset is None and len(known) == 1:
+        if self.image.side is None:
+            camera, view = np.full((2, len(np.asarray(cameras))), UNSEEN)
+            return camera, view
+        if known == (UNNAMED,) or (dataset is None and len(known) == 1):
             dataset = known[0]
         if owner(dataset or "") not in known and known:
             named = "no dataset is given" if dataset is None else f"not trained on {dataset!r}"

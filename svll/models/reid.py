@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.rng import torch_seed
 from svll.config import Config, Model
-from svll.data.side_labels import SideLabels, known_sie
+from svll.data.side_labels import known_sie
 from svll.models.clip import ImageEncoder, ImageFeatures
 from svll.models.resnet import ResNetEncoder
 
@@ -133,15 +133,15 @@ class SideInformation(nn.Module):
 
 
 def learned_side_information(
-    config: Model, labels: SideLabels, width: int
+    config: Model, width: int, *, cameras: int, views: int
 ) -> SideInformation | None:
     """Return new vectors [n, width] for a training part's cameras and views; None without any."""
-    kind = known_sie(config.sie, cameras=labels.camera_count, views=labels.view_count)
+    kind = known_sie(config.sie, cameras=cameras, views=views)
     if kind == "none":
         return None
     return SideInformation(
-        kind, cameras=labels.camera_count, views=labels.view_count, width=width,
-        weight=config.sie_weight, unseen=config.sie_unseen,
+        kind, cameras=cameras, views=views, width=width, weight=config.sie_weight,
+        unseen=config.sie_unseen,
     )
 
 

@@ -212,10 +212,12 @@ def test_paths_of_options_are_expanded_as_those_of_keys_are(monkeypatch, capsys,
         taken.extend([root, *(more or []), name, *words])
         return 0
 
-    options = ["--root=~/a", "--more=$HOME/b", "--name=~/c.yaml", "~/d", "data.root=~/e", "f~"]
+    options = ["--root=~/a", "--more=$HOME/b", "--name=~/c.yaml", "~/d", "data.root=~/e", "f~",
+               "data/$HOME/f.h5"]
     assert end(monkeypatch, capsys, toy, *options)[0] == 0
     assert taken == [
-        tmp_path / "a", tmp_path / "b", f"{tmp_path}/c.yaml", f"{tmp_path}/d", "data.root=~/e", "f~"
+        tmp_path / "a", tmp_path / "b", f"{tmp_path}/c.yaml", f"{tmp_path}/d", "data.root=~/e",
+        "f~", f"data/{tmp_path}/f.h5",
     ]
 
 

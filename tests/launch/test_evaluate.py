@@ -20,6 +20,7 @@ from launch import evaluate
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
+from svll.scoring import Encoded
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -140,6 +141,17 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         assert settings(out) == PLAIN
 
 
+def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(run, file, tmp_path, parts):
+    words = ("--protocol", "random_gallery", "--json")
+    status, _, err = run("--features", file, *words)
+    assert (status, "features.h5: the protocol random_gallery draws queries" in err) == (1, True)
+    one = {"query": parts["gallery"], "gallery": parts["gallery"]}
+    write_features(tmp_path / "one.h5", one, dataset="toy", model="m")
+    status, out, _ = run("--features", tmp_path / "one.h5", *words)
+    assert status == 0
+    assert numbers(out) == ranking(one, protocol="random_gallery").as_json()
+
+
 def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_averaged(
     run, tmp_path
 ):
@@ -189,6 +201,23 @@ def test_options_that_do_not_go_together_are_told(run, words, told):
     status, out, err = run(*words)
     assert (status, out) == (1, "")
     assert told in err
+
+
+@pytest.mark.parametrize(("words", "is_used"), [([], True), (["model.sie=none"], False)])
+def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
+    run, monkeypatch, tmp_path, parts, words, is_used
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extends: synthetic_tiny\nmodel: {sie: none}\n")
+    asked = []
+
+    def encode_tests(weights, config, save, *, side_information):
+        asked.append(side_information)
+        return [Encoded("toy", "cross_camera", parts, 0)]
+
+    monkeypatch.setattr("svll.scoring.encode_tests", encode_tests)
+    assert run("--weights", "w.pth", "--recipe", recipe, *words)[0] == 0
+    assert asked == [is_used]
 
 
 def test_help_names_the_defaults_that_hold(run):
@@ -303,6 +332,23 @@ def test_several_files_give_one_table_list_or_csv(run, tmp_path, file, parts):
         assert f"{result.mAP:.4f}" in line
 
 
+def test_settings_of_a_table_are_said_for_the_files_that_have_them(run, tmp_path, parts):
+    named = {
+        name: replace(side, paths=tuple(f"{n}.jpg" for n in range(len(side.identities))))
+        for name, side in parts.items()
+    }
+    for name, groups in (("a", parts), ("b", named), ("c", named)):
+        write_features(tmp_path / f"{name}.h5", groups, dataset=f"set {name}", model="m")
+    files = [tmp_path / f"{name}.h5" for name in "abc"]
+    _, out, _ = run("--features", *files, "--no-camera-filter")
+    told = "euclidean distance of L2-normalised features, own images known by"
+    assert f"\na.h5: {told} features" in out
+    assert f"\nb.h5, c.h5: {told} path" in out
+    assert all(f"set {name}" in out for name in "abc")
+    _, out, _ = run("--features", *files)
+    assert "\nall: euclidean distance" in out
+
+
 def test_a_grid_scores_every_combination_beside_plain_ranking(run, file, parts):
     grid = ["--rerank", "--k1", "4,8", "--k2", "2", "--weight", "0.1,0.5"]
     status, out, _ = run("--features", file, *grid, "--json")
@@ -335,7 +381,6 @@ def test_per_query_lines_hold_what_the_mean_is_made_of(run, file, parts, tmp_pat
     [
         (["--cross-camera-only"], {"protocol": "other_cameras"}),
         (["--no-camera-filter"], {"protocol": "all_gallery"}),
-        (["--protocol", "random_gallery"], {"protocol": "random_gallery"}),
         (["--raw"], {"normalise": False}),
         (["--metric", "cosine"], {"metric": "cosine"}),
         (["--expand", 4], {"expand": QueryExpansion(4)}),

@@ -86,7 +86,7 @@ def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown
     again = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow")
     assert again.returncode == 1
     assert "nothing to submit, 1 trial: 1 failed" in again.stdout
-    assert "1 trial failed and would again: once the cause is mended, --retry-failed" in (
+    assert "1 trial failed. Fix the cause, then add --retry-failed." in (
         again.stdout
     )
     mended = launch(

@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import launch.train
+from harness import engine
+from harness.config import build, read_recipe
+from harness.errors import UserError
+from svll.config import RECIPES, Config
 from tests.ways.commands import called
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +93,27 @@ def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Pat
     [log] = (tmp_path / "runs" / "synthetic_tiny").glob("*/log.txt")
     assert err.endswith(f"\nfailed; log: {log}\n")
     assert cause in log.read_text()
+
+
+def test_the_first_of_several_ranks_reads_the_datasets_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = build(Config, read_recipe(RECIPES / "synthetic_tiny.yaml", Config))
+    read: list[int] = []
+    monkeypatch.setattr(launch.train, "preflight", lambda config, world: read.append(world))
+    monkeypatch.setattr(engine, "init_ranks", lambda timeout: None)
+    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    told: list[str | None] = [None]
+    monkeypatch.setattr(
+        engine.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, told[0])
+    )
+    for rank in (0, 1):
+        monkeypatch.setattr(engine, "rank", lambda rank=rank: rank)
+        launch.train._check(config, 2)
+        assert read == [2]
+    told[0] = "UserError: stage2.batch=64 asks for too many"
+    with pytest.raises(UserError, match=r"rank 0 failed: UserError: stage2\.batch=64"):
+        launch.train._check(config, 2)
 
 
 def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_too(

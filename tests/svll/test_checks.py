@@ -5,8 +5,10 @@ import logging
 import numpy as np
 import pytest
 
+from harness.config import Setting, build
 from harness.errors import UserError
-from svll.checks import check_matches
+from svll.checks import check_matches, tell_side_information
+from svll.config import Config
 from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records, Row
 from svll.data.splits import split
@@ -67,6 +69,23 @@ def test_identities_of_a_single_image_are_counted(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         check([(1, 0)], [(1, 1)], train=[(1, 0), (1, 1), (2, 0), (3, 1)])
     assert "2 of 3 training identities have a single image" in caplog.text
+
+
+def test_training_images_without_a_known_camera_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = [(i, c) for i in range(4) for c in (0, 1)]
+    test = records("q", [(1, 0)]), records("g", [(1, 1)])
+    known = Dataset("market1501", "cross_camera", records("t", images), *test)
+    unknown = Dataset("list", "all_gallery", records("l", [(i, 0) for i in range(3)]), *test)
+    splits = split(Datasets((known, unknown), (known,)), validation=0.0, seed=1)
+    model = build(Config, [Setting("model.sie", "camera", "test")]).model
+    with caplog.at_level(logging.WARNING):
+        tell_side_information(splits, model)
+    assert [record.getMessage() for record in caplog.records] == [
+        "list: 3 training images have no known camera: their side information is none "
+        "(model.sie_unseen=none)"
+    ]
 
 
 def test_held_back_identities_are_looked_at_too() -> None:

@@ -1,5 +1,7 @@
 """A run is named by what is in its files, and refuses others."""
 
+import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -142,6 +144,48 @@ def test_sets_that_share_training_images_are_refused(
     )
     with pytest.raises(UserError, match=f"^data: {named} share [14] images, such as {tmp_path}"):
         datasets.load_datasets(config.data, tmp_path)
+
+
+def test_images_are_told_apart_without_a_look_at_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.market1501(tmp_path / "one")
+    trees.market1501(tmp_path / "two")
+    config = config_of(
+        tmp_path / "runs", "data.train=[market1501, folder]", "data.test=[market1501]",
+        f"data.roots={{market1501: {tmp_path / 'one'}, folder: {tmp_path / 'two'}}}",
+    )
+    looked: list[str] = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **more: looked.append(path) or real(path))
+    assert len(datasets.load_datasets(config.data, tmp_path).train) == 2
+    assert not [path for path in looked if str(path).endswith(".jpg")]
+
+
+def test_a_fingerprint_that_an_older_version_remembered_is_not_used(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    words = ("data.name=list", f"data.root={write_list(images, [1, 2, 3, 3])}")
+    config = config_of(tmp_path / "runs", *words)
+    pinned = pin(config)
+    [memory] = (tmp_path / "runs" / "cache" / "fingerprints").iterdir()
+    older = hashlib.sha256(f"list\t{images / 'mine.csv'}".encode()).hexdigest()[:16]
+    [dataset] = datasets.load_datasets(config.data, tmp_path).train
+    kept = memory.read_text().replace(dataset.fingerprint, "0")
+    memory.with_name(f"{older}.json").write_text(kept)
+    memory.unlink()
+    assert pin(config) == pinned
+
+
+def test_a_list_has_a_validation_part_where_it_says_so(tmp_path: Path) -> None:
+    file = write_list(tmp_path, [1, 2, 3, 3])
+    words = ("data.name=list", "data.validation=0")
+    assert not datasets.has_validation(config_of(tmp_path, *words, f"data.root={file}").data)
+    (tmp_path / "v.jpg").touch()
+    file.with_name("own.csv").write_text(file.read_text() + "v.jpg,9,0,validation\n")
+    own = config_of(tmp_path, *words, f"data.root={tmp_path / 'own.csv'}")
+    assert datasets.has_validation(own.data)
+    assert not datasets.has_validation(config_of(tmp_path, "data.validation=0").data)
 
 
 def test_one_training_list_with_several_test_lists_shares_nothing(tmp_path: Path) -> None:

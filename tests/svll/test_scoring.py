@@ -1,10 +1,12 @@
 """Weights on a test set: the side information is that of the set's own cameras, or none."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from harness.config import Setting, build, parse_overrides, read_recipe
@@ -70,15 +72,34 @@ def test_a_camera_has_the_vector_of_its_own_dataset(
     places: list[int],
 ) -> None:
     file, model = weights
-    words = [f"data.name={name}", f"data.root={images / root}", f"run.runs={tmp_path}"]
-    recipe = read_recipe(RECIPES / "synthetic_tiny.yaml", Config)
-    [found] = encode_tests(file, build(Config, [*recipe, *parse_overrides(words)]))
+    config = tested(name, images / root, tmp_path)
+    [found] = encode_tests(file, config)
     query = found.groups["query"]
     camera = torch.tensor([places[camera] for camera in (query.cameras - query.cameras.min())])
     paths = query.paths or ()
     with torch.no_grad():
         expected = model.encode_image(torch.stack([pixels(Path(path)) for path in paths]), camera)
     np.testing.assert_allclose(query.features, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_have_side_information_whatever_the_recipe_trains_with(
+    images: Path, weights: tuple[Path, ReIDModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def encoded(*words: str, **options: bool) -> NDArray[Any]:
+        config = tested("folder", images, tmp_path, *words)
+        return encode_tests(weights[0], config, **options)[0].groups["query"].features[:]
+
+    used = encoded()
+    np.testing.assert_array_equal(encoded("model.sie=none"), used)
+    assert not caplog.records
+    assert abs(encoded(side_information=False) - used).max() > 0.1
+    assert "the weights have side information, which is not used" in caplog.text
+
+
+def tested(name: str, root: Path, place: Path, *more: str) -> Config:
+    words = [f"data.name={name}", f"data.root={root}", f"run.runs={place}", *more]
+    recipe = read_recipe(RECIPES / "synthetic_tiny.yaml", Config)
+    return build(Config, [*recipe, *parse_overrides(words)])
 
 
 def test_published_vectors_are_of_the_benchmark_with_as_many_cameras() -> None:

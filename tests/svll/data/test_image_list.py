@@ -130,7 +130,7 @@ def test_of_very_many_faults_twenty_are_shown(tmp_path: Path) -> None:
     [
         ("path;identity", "line 1: no column path; no column identity; unknown column 'path;"),
         ("path,identity,spilt", "line 1: unknown column 'spilt'; expected path,identity and"),
-        ("path,path,identity", "line 1: column path stands there twice"),
+        ("path,path,identity", "line 1: column path appears twice"),
     ],
 )
 def test_a_header_of_other_columns_is_an_error(tmp_path: Path, header: str, said: str) -> None:
@@ -168,7 +168,7 @@ def test_what_is_no_list_is_an_error(tmp_path: Path) -> None:
     assert "lists no images" in faults(listed(tmp_path, "path,identity,split\n"))[0]
     for text in (b"path,\xff\n1.jpg,1\n", "path,identity\n1.jpg,1\n".encode("utf-16")):
         path.write_bytes(text)
-        assert "cannot be read as CSV in UTF-8" in faults(path)[0]
+        assert faults(path) == [f"{path} is not UTF-8; save the list as UTF-8"]
 
 
 def test_a_name_that_is_not_utf_8_is_read_and_written_with_its_bytes(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
         split([*people(1, 3), *alone], Options())
 
 
+def test_why_none_is_held_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(20)]
+    with caplog.at_level(logging.INFO):
+        split([*people(8, 3), *alone], Options())
+        split(people(12, 3), Options())
+    told = [message for message in caplog.messages if "none is held back" in message]
+    assert told == [
+        "0 identities beside those tested can be found again, and validation needs 2: none is held "
+        "back for validation",
+        "6 identities are left for training, so none is held back for validation",
+    ]
+
+
 def test_too_few_identities_are_an_error_with_the_numbers() -> None:
     with pytest.raises(UserError, match=r"of 3 identities 1 .*, so at least 4 identities are need"):
         split(people(3, 3), Options())

@@ -252,7 +252,10 @@ def test_without_cameras_a_query_is_not_in_its_own_gallery() -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_protocol_that_is_asked_for_is_that_of_validation_and_test(protocol: str) -> None:
-    found = split(of(dataset()), validation=0.5, seed=1, protocol=protocol)
+    data = dataset()
+    if protocol == "random_gallery":  # which needs one set
+        data = replace(data, query=data.gallery)
+    found = split(of(data), validation=0.5, seed=1, protocol=protocol)
     assert [part.protocol for part in (found.validation, *found.tests)] == [protocol] * 2
     # no query finds itself, which would come first
     part = found.validation
@@ -296,6 +299,15 @@ def test_a_validation_part_of_the_datasets_own_is_used_whatever_share_is_asked_f
         f"list has a validation part of 4 images, which is used: data.validation={share} holds no "
         "identities back" for share in (0.5, 0.01)
     ]
+
+
+def test_a_test_set_of_query_and_gallery_is_not_drawn_from() -> None:
+    data = small("market1501", [0, 1])
+    with pytest.raises(UserError, match=r"market1501: the protocol random_gallery .* by cross"):
+        split(of(data), validation=0.0, seed=1, protocol="random_gallery")
+    one = replace(data, query=data.gallery)
+    found = split(of(one), validation=0.0, seed=1, protocol="random_gallery")
+    assert found.tests[0].protocol == "random_gallery"
 
 
 def test_sets_of_different_protocols_have_no_common_validation_part() -> None:

@@ -57,6 +57,15 @@ def test_draws_are_seeded_and_differ() -> None:
     assert len(set(alone)) == 3
 
 
+def test_a_drawn_gallery_needs_no_query() -> None:
+    query, gallery, q_ids, g_ids, *cameras = parts()
+    with_query = evaluate_ranking(
+        query, gallery, q_ids, g_ids, *cameras, protocol="random_gallery"
+    )
+    without = evaluate_ranking(None, gallery, None, g_ids, protocol="random_gallery")
+    assert without.as_json() == with_query.as_json()
+
+
 def test_junk_is_no_query_and_not_in_the_gallery() -> None:
     features, labels = made()
     junk = np.concatenate([labels, np.full(5, -1)])
@@ -154,9 +163,19 @@ def test_arguments_that_cannot_be_are_named_with_what_is_meant() -> None:
         ({"rerank": 20}, "rerank is 20; give True for the usual settings"),
         ({"expand": 5}, "expand is 5; give QueryExpansion"),
         ({"top_k": "3"}, "top_k is '3'; an integer of at least 0 is needed"),
+        ({"top_k": True}, "top_k is True; an integer of at least 0 is needed"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_ranking(*parts(), **more)
+    query, gallery, q_ids, g_ids, q_cams, g_cams = parts()
+    for more, message in (
+        ({"query_cameras": q_cams}, "query_cameras are given without gallery_cameras; give both"),
+        ({"gallery_cameras": g_cams}, "gallery_cameras are given without query_cameras"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_ranking(query, gallery, q_ids, g_ids, **more)
+    with pytest.raises(UserError, match="query features are of type list; give an array or a"):
+        evaluate_ranking(query.tolist(), gallery, q_ids, g_ids)
     with pytest.raises(UserError, match="cross_camera compares cameras; give query_cameras and"):
         evaluate_ranking(*parts()[:4], protocol="cross_camera")
     with pytest.raises(TypeError, match=r"evaluate_ranking\(\) has no argument 'topk'; did you mean"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import KReciprocal, evaluate_ranking, machine, reranking, rows
+from svll.evaluation import KReciprocal, evaluate_ranking, machine, rerank, reranking, rows
 from svll.evaluation.sharing import Share
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
@@ -208,5 +208,13 @@ def test_junk_takes_no_part_in_neighbourhoods():
 
 
 def test_impossible_settings_are_refused_together():
-    with pytest.raises(UserError, match=r"k1 is 0; at least 1.*; k2 is -1.*; weight is 1.5; it"):
+    with pytest.raises(UserError, match=r"k1 is 0; an integer.*; k2 is -1.*; weight is 1.5; it"):
         KReciprocal(0, -1, 1.5)
+    with pytest.raises(UserError, match="k1 is True; an integer"):
+        KReciprocal(True)
+    assert str(KReciprocal(np.int64(20), 6, np.float32(0.3))) == str(KReciprocal())
+
+
+def test_lists_instead_of_features_are_refused_with_what_to_give():
+    with pytest.raises(UserError, match="query features are of type list; give an array or a tens"):
+        rerank([[1.0, 0.0]], [[1.0, 0.0]])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.features import FeatureGroup
-from svll.evaluation import KReciprocal, QueryExpansion
+from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.scores import Extra, Score, score
@@ -87,6 +87,14 @@ def test_the_camera_pairs_of_a_setting_are_re_ranked_by_it() -> None:
     headings = [line for line in more_lines(both) if "camera pairs" in line]
     assert [line.rpartition(", ")[2] for line in headings[:1]] == ["not re-ranked"]
     assert headings[1].endswith("re-ranked (k1=5, k2=2, weight=0.3)")
+
+
+def test_own_images_are_looked_for_once_for_all_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    found = own_images._by_name
+    monkeypatch.setattr(own_images, "_by_name", lambda *all: looked.append(None) or found(*all))
+    score(world("all_gallery"), [None], Extra(camera_pairs=True, verification=True))
+    assert len(looked) == 1
 
 
 def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws() -> None:

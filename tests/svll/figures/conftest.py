@@ -55,7 +55,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         )
         torch.manual_seed(config.seed)
         labels = splits.side_labels
-        side = learned_side_information(config.model, labels, clip.image.width)
+        side = learned_side_information(
+            config.model, clip.image.width, cameras=labels.camera_count, views=labels.view_count
+        )
         if side is not None:
             side.weight = 20.0
         text = torch.randn(splits.identities, clip.image.out) if config.stage1.epochs else None

@@ -24,11 +24,11 @@ from harness.runs import Run
 from harness.views import View
 from svll import storage
 from svll.config import Config
-from svll.data.side_labels import SideLabels
+from svll.data.side_labels import UNNAMED, SideLabels
 from svll.figures.thumbnails import thumbnail
 from svll.image_search import encode
 from svll.models.clip import load_clip
-from svll.models.extractor import TEST_RESIZE, prepare
+from svll.models.extractor import TEST_RESIZE, Extractor, prepare
 from svll.models.reid import ReIDModel, SideInformation
 from tests import picture_files
 
@@ -137,6 +137,29 @@ def test_cameras_are_the_datasets_numbers(
         extractor.encode(paths, camera=[1, 2, 5])
     with pytest.raises(UserError, match="not trained on 'msmt17'; the model knows those of market"):
         extractor.encode(paths, camera=1, dataset="msmt17")
+
+
+def test_a_model_without_side_information_takes_any_camera(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    folder, _ = make()
+    model = svll.load(folder).model
+    model.image.side = None
+    model.side_labels = SideLabels({"market1501": [1], "msmt17": [1]}, {})
+    without = Extractor(model).encode(paths)
+    np.testing.assert_array_equal(Extractor(model).encode(paths, camera=1), without)
+    assert [found.tolist() for found in model.places([1, 2])] == [[-1, -1], [-1, -1]]
+
+
+def test_published_vectors_take_the_name_of_any_dataset(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
+) -> None:
+    folder, trained = make()
+    model = svll.load(folder).model
+    model.side_labels = SideLabels({UNNAMED: [1, 2, 3]}, {UNNAMED: [0]})
+    found = Extractor(model).encode(paths, camera=3, dataset="market1501")
+    expected = plain_features(trained, paths, [2] * 4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_file_of_any_kind_has_the_same_pixels_in_training_encode_search_and_pages(
