@@ -141,17 +141,6 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         assert settings(out) == PLAIN
 
 
-def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(run, file, tmp_path, parts):
-    words = ("--protocol", "random_gallery", "--json")
-    status, _, err = run("--features", file, *words)
-    assert (status, "features.h5: the protocol random_gallery draws queries" in err) == (1, True)
-    one = {"query": parts["gallery"], "gallery": parts["gallery"]}
-    write_features(tmp_path / "one.h5", one, dataset="toy", model="m")
-    status, out, _ = run("--features", tmp_path / "one.h5", *words)
-    assert status == 0
-    assert numbers(out) == ranking(one, protocol="random_gallery").as_json()
-
-
 def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_averaged(
     run, tmp_path
 ):
@@ -192,7 +181,7 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
         (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
-        (["--weights", "w.pth"], "--weights needs --recipe NAME"),
+        (["--weights", "w.pth"], "--weights also needs --recipe NAME"),
         (["--weights", "w.pth", "--recipe", "synthtic"], "did you mean synthetic?"),
         (["--weights", "w.pth", "--recipe", "synthetic"], "w.pth: no such file"),
     ],
@@ -203,21 +192,20 @@ def test_options_that_do_not_go_together_are_told(run, words, told):
     assert told in err
 
 
-@pytest.mark.parametrize(("words", "is_used"), [([], True), (["model.sie=none"], False)])
 def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
-    run, monkeypatch, tmp_path, parts, words, is_used
+    run, monkeypatch, tmp_path, parts
 ):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("extends: synthetic_tiny\nmodel: {sie: none}\n")
-    asked = []
+    (tmp_path / "r.yaml").write_text("extends: synthetic_tiny\nmodel: {sie: none}\n")
+    used = []
 
     def encode_tests(weights, config, save, *, side_information):
-        asked.append(side_information)
+        used.append(side_information)
         return [Encoded("toy", "cross_camera", parts, 0)]
 
     monkeypatch.setattr("svll.scoring.encode_tests", encode_tests)
-    assert run("--weights", "w.pth", "--recipe", recipe, *words)[0] == 0
-    assert asked == [is_used]
+    for words in ([], ["model.sie=none"]):
+        assert run("--weights", "w.pth", "--recipe", tmp_path / "r.yaml", *words)[0] == 0
+    assert used == [True, False]
 
 
 def test_help_names_the_defaults_that_hold(run):
@@ -333,20 +321,15 @@ def test_several_files_give_one_table_list_or_csv(run, tmp_path, file, parts):
 
 
 def test_settings_of_a_table_are_said_for_the_files_that_have_them(run, tmp_path, parts):
-    named = {
-        name: replace(side, paths=tuple(f"{n}.jpg" for n in range(len(side.identities))))
-        for name, side in parts.items()
-    }
-    for name, groups in (("a", parts), ("b", named), ("c", named)):
-        write_features(tmp_path / f"{name}.h5", groups, dataset=f"set {name}", model="m")
-    files = [tmp_path / f"{name}.h5" for name in "abc"]
+    named = {k: replace(g, paths=[*map(str, range(len(g.cameras)))]) for k, g in parts.items()}
+    files = {tmp_path / "a.h5": parts, tmp_path / "b.h5": named, tmp_path / "c.h5": named}
+    for path, groups in files.items():
+        write_features(path, groups, dataset=f"set {path.stem}", model="m")
     _, out, _ = run("--features", *files, "--no-camera-filter")
     told = "euclidean distance of L2-normalised features, own images known by"
     assert f"\na.h5: {told} features" in out
     assert f"\nb.h5, c.h5: {told} path" in out
     assert all(f"set {name}" in out for name in "abc")
-    _, out, _ = run("--features", *files)
-    assert "\nall: euclidean distance" in out
 
 
 def test_a_grid_scores_every_combination_beside_plain_ranking(run, file, parts):

@@ -1,0 +1,26 @@
+"""Sources are ranked by the protocol asked for, where their query and gallery allow it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import UserError
+from harness.features import FeatureGroup, write_features
+from svll.evaluation.sources import open_source
+
+
+def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(tmp_path: Path) -> None:
+    side = FeatureGroup(np.ones((4, 2), np.float32), np.array([1, 1, 2, 2]), np.zeros(4, int))
+    other = replace(side, identities=np.array([1, 2, 2, 2]))
+    for name, query in (("one", side), ("two", other)):
+        groups = {"query": query, "gallery": side}
+        write_features(tmp_path / f"{name}.h5", groups, dataset="toy", model="m")
+    with open_source(tmp_path / "one.h5", protocol="random_gallery") as source:
+        assert source.protocol == "random_gallery"
+    with (
+        pytest.raises(UserError, match=r"two\.h5: the protocol random_gallery draws .* by cross_"),
+        open_source(tmp_path / "two.h5", protocol="random_gallery"),
+    ):
+        pass
