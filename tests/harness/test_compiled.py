@@ -37,6 +37,8 @@ FILES = {"outer": OUTER, "middle": MIDDLE, "inner": INNER, "numbers_of_ours": "S
 def test_an_edit_of_an_inlined_function_or_constant_in_another_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # in the environment, too: Numba reads that again when any of its variables has changed
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(str(tmp_path))
