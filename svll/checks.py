@@ -89,12 +89,13 @@ def tell_side_information(splits: Splits, model: Model) -> None:
                 "views": records.views[view == UNSEEN] if "view" in kind else [],
             }
             for what, numbers in strange.items():
+                found = f"are of {what} {np.unique(numbers).tolist()}, which training does not have"
+                if what == "cameras" and part.dataset and part.dataset.protocol == "all_gallery":
+                    found = "have no known camera"
                 if len(numbers):
-                    log.warning(
-                        "%s: %d images are of %s %s, which are not in the training part: their "
-                        "side information is %s (model.sie_unseen=%s)", part.name, len(numbers),
-                        what, np.unique(numbers).tolist(), given, model.sie_unseen,
-                    )
+                    log.warning("%s: %d images %s: their side information is %s "
+                                "(model.sie_unseen=%s)", part.name, len(numbers), found, given,
+                                model.sie_unseen)
 
 
 def _check_part(part: Part) -> None:

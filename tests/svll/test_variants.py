@@ -159,10 +159,13 @@ def test_sets_are_trained_on_together_and_tested_on_apart(
     assert result["mAP"] == result["tests"]["folder"]["mAP"]
     assert load_model(run.folder).identities == 16
     # both sets have six cameras, of which the second set's are counted behind the first's
-    assert load_model(run.folder).cameras == list(range(12))
-    told = [line for line in caplog.messages if "not in the training part" in line]
-    assert [line.partition(" images are of ")[2].partition(":")[0] for line in told] == [
-        "cameras [1], which are not in the training part"
+    labels = load_model(run.folder).side_labels
+    six = [1, 2, 3, 4, 5, 6]
+    assert labels.cameras == {"market1501": six, "folder": six}
+    assert labels.places("folder", six)[0].tolist() == [6, 7, 8, 9, 10, 11]
+    told = [line for line in caplog.messages if "side information" in line]
+    assert [line.partition(" images ")[2].partition(":")[0] for line in told] == [
+        "have no known camera"
     ] * 2  # the list's query and gallery
     for name in ("features.h5", "features.list.h5"):
         file = read_features(run.folder / name)
