@@ -93,7 +93,7 @@ def _refuse_shared_files(datasets: Datasets) -> None:
     The first would be two identities of one person, the second tested with what was learned.
     """
     for place, dataset in enumerate(datasets.train):
-        others = [d for d in datasets.test if d not in datasets.train[: place + 1]]
+        others = [other for other in datasets.test if other is not dataset]
         named = {other.name: [other.query, other.gallery] for other in others}
         for other in datasets.train[place + 1 :]:
             named.setdefault(other.name, []).append(other.train)
@@ -106,8 +106,8 @@ def _refuse_shared_files(datasets: Datasets) -> None:
             if shared:
                 raise UserError(
                     f"data: {dataset.name} and {name} share {len(shared)} images, such as "
-                    f"{shared[0]}; name one of the two in data.train, and in data.test no set that "
-                    f"holds training images of another"
+                    f"{shared[0]}; train on one of the two, and test on no set that holds training "
+                    "images of the other"
                 )
 
 

@@ -129,14 +129,16 @@ def test_a_synthetic_world_in_a_folder_of_its_own_is_pinned(tmp_path: Path) -> N
     ("vehicleid_800, vehicleid_1600", "vehicleid_800", "vehicleid_800 and vehicleid_1600"),
     ("market1501, folder", "market1501", "market1501 and folder"),
     ("market1501", "list", "market1501 and list"),
+    ("folder, list", "folder", "list and folder"),
 ])
 def test_sets_that_share_training_images_are_refused(
     train: str, test: str, named: str, tmp_path: Path
 ) -> None:
     market, _ = trees.market1501(tmp_path), trees.vehicleid(tmp_path)
     (tmp_path / "link.jpg").symlink_to(next(iter(market.labels("train"))))
+    gallery = sorted(market.labels("gallery"))
     (tmp_path / "list.csv").write_text(
-        f"path,identity,split\nlink.jpg,1,query\n{sorted(market.labels('gallery'))[0]},1,gallery\n"
+        f"path,identity,split\nlink.jpg,1,query\n{gallery[0]},1,gallery\n{gallery[1]},2,train\n"
     )
     config = config_of(
         tmp_path / "runs", f"data.train=[{train}]", f"data.test=[{test}]",
