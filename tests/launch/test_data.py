@@ -1,33 +1,19 @@
 """The data command as it is typed: checking the six benchmarks, splitting one's own images."""
 
-import logging
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from launch import data
-from launch.cli import run as run_app
 from svll.data.benchmarks import load_benchmark
+from tests.commands import Command, called, started
 from tests.svll.data import trees
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process; returns exit status, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch/data.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(logging.getLogger(), "handlers", [])
-        with pytest.raises(SystemExit) as ended:
-            run_app(data.app)
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+def run() -> Command:
+    """Call the command in this process; returns exit status, stdout and stderr."""
+    return partial(called, "data")
 
 
 @pytest.mark.parametrize("name", trees.NAMES)
@@ -134,12 +120,12 @@ def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: 
     assert err.startswith("error: /proc/nope/x.csv: cannot be written: ")
 
 
-def test_the_command_starts_from_any_folder(tmp_path: Path) -> None:
+def test_the_command_starts_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trees.dukemtmc(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch" / "data.py", "check", "dukemtmc", "--root", "."],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("all 9 images decode\n")
-    assert "INFO decoding: 9 of 9" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    status, out, err = started("data", "check", "dukemtmc", "--root", ".")
+    assert status == 0, err
+    assert out.endswith("all 9 images decode\n")
+    assert "INFO decoding: 9 of 9" in err

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -16,11 +17,11 @@ from scipy.io import savemat
 
 from harness.features import FeatureGroup, write_features
 from harness.machine import has_gpu
-from launch import evaluate
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
 from svll.scoring import Encoded
+from tests.commands import called, started
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -53,17 +54,9 @@ def ranking(parts, **options):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process; returns exit status, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["launch/evaluate.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            evaluate.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+def run():
+    """Call the command in this process; returns exit status, stdout and stderr."""
+    return partial(called, "evaluate")
 
 
 PLAIN = {
@@ -244,13 +237,11 @@ def test_one_camera_only_names_the_option_and_the_option_helps(run, tmp_path, pa
     assert "f.h5: no camera pairs: all images are of camera 0" in out
 
 
-def test_the_script_runs_from_the_root_and_from_elsewhere(file, parts, tmp_path):
-    for script, folder in (("launch/evaluate.py", ROOT), (ROOT / "launch/evaluate.py", tmp_path)):
-        done = subprocess.run(
-            [sys.executable, script, "--features", file, "--json"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert numbers(done.stdout) == ranking(parts).as_json()
+def test_the_script_runs_from_elsewhere(file, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert numbers(started("evaluate", "--features", file, "--json").out) == (
+        ranking(parts).as_json()
+    )
 
 
 def test_evaluating_imports_no_package_that_it_does_not_need(file):
@@ -416,7 +407,9 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
     assert f"EER {own.eer:.4f}" in out
 
 
-def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(file, parts, tmp_path):
+def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(
+    run, file, parts, tmp_path
+):
     gallery = parts["gallery"]
     (tmp_path / "shards").mkdir()
     for number, rows in enumerate(np.array_split(np.arange(80), 4)):
@@ -426,20 +419,16 @@ def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(file, par
         write_features(
             tmp_path / "shards" / f"{number}.h5", {"gallery": shard}, dataset="toy", model="m"
         )
-    words = [
-        "launch/evaluate.py", "--features", file, "--gallery", tmp_path / "shards" / "*.h5",
-        "--json", "--rerank", "--k1", "5,8", "--verification",
-    ]
-    alone = ["launch/evaluate.py", "--features", file, *words[5:]]
-    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    printed = [
-        subprocess.run(
-            [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
-            check=True,
-        ).stdout
-        for command in (alone, words, [*ranks, *words])
-    ]  # fmt: skip
-    assert printed[0] == printed[1] == printed[2]
+    settings = ["--json", "--rerank", "--k1", "5,8", "--verification"]
+    words = ["--features", file, "--gallery", tmp_path / "shards" / "*.h5", *settings]
+    alone, shards = run("--features", file, *settings), run(*words)
+    ranks = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "launch/evaluate.py", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )
+    assert alone.status == 0, alone.err
+    assert alone.out == shards.out == ranks.stdout
 
 
 def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path):

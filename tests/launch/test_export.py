@@ -3,7 +3,7 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +13,19 @@ from PIL import Image
 
 from harness.config import build, parse_overrides, read_recipe
 from harness.runs import Run
-from launch import export
 from svll import storage
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.onnx_export import PACKAGES
 from svll.models.reid import ReIDModel
-
-ROOT = Path(__file__).parents[2]
-Command = Callable[..., tuple[int, str, str]]
+from tests.commands import ROOT, Command, called
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process; returns exit status, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch/export.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            export.main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return call
+def run() -> Command:
+    """Call the command in this process; returns exit status, stdout and stderr."""
+    return partial(called, "export")
 
 
 @pytest.fixture(scope="module")

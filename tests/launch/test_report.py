@@ -1,7 +1,6 @@
 """The report command on sweep folders of trained runs' results and features."""
 
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -14,10 +13,10 @@ from harness.features import FeatureGroup, write_features
 from harness.files import write_json
 from harness.paired import compare
 from harness.runs import Run
-from launch import report
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
 from svll.figures.ranked_lists import STYLE
+from tests.commands import Command, called
 
 NOISE = {0.0: 1.6, 0.8: 1.2}
 """How well features of each point tell identities apart."""
@@ -72,21 +71,13 @@ def sweep(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def called(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            report.main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return called
+def call() -> Command:
+    """Call the command in this process; returns exit status, stdout and stderr."""
+    return partial(called, "report")
 
 
 def test_points_are_ranked_with_their_spread_and_the_best_is_a_recipe_for_all_identities(
-    sweep: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, call: Command
 ) -> None:
     status, told, _ = call(sweep)
     assert status == 0
@@ -119,7 +110,7 @@ def _known(config: Config) -> dict:
 
 
 def test_two_points_are_compared_over_seeds_and_over_queries(
-    sweep: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, call: Command
 ) -> None:
     status, told, _ = call(sweep, "--compare", 1, 2)
     assert status == 0
@@ -137,7 +128,7 @@ def test_two_points_are_compared_over_seeds_and_over_queries(
 
 
 def test_what_cannot_be_reported_is_told(
-    sweep: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, call: Command
 ) -> None:
     status, _, told = call(sweep, "--compare", 1, 3)
     assert (status, told) == (1, "error: --compare: there is no rank 3, there are 1 to 2\n")
@@ -172,7 +163,7 @@ def test_what_cannot_be_reported_is_told(
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_drawn(
-    sweep: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, call: Command
 ) -> None:
     before = sorted(sweep.rglob("*"))
     page = "/proc/nope/x.html"
@@ -186,7 +177,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_drawn(
 
 
 def test_runs_and_sweeps_are_reported_on_side_by_side(
-    sweep: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, tmp_path: Path, call: Command
 ) -> None:
     page = tmp_path / "elsewhere" / "both.html"
     status, told, _ = call(sweep, sweep / "0.0-1", "--out", page)
@@ -200,7 +191,7 @@ def test_runs_and_sweeps_are_reported_on_side_by_side(
 
 
 def test_the_best_runs_ranked_lists_are_made_when_asked_for(
-    sweep: Path, call: Callable[..., tuple[int, str, str]]
+    sweep: Path, call: Command
 ) -> None:
     status, _, told = call(sweep, "--query", "3")
     assert (status, told) == (

@@ -3,7 +3,7 @@
 import csv
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +15,18 @@ import svll
 from harness.config import build, parse_overrides, read_recipe
 from harness.features import FeatureGroup, write_features
 from harness.runs import Run
-from launch import search
 from svll import storage
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-
-ROOT = Path(__file__).parents[2]
-Command = Callable[..., tuple[int, str, str]]
+from tests.commands import ROOT, Command, called
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process; returns exit status, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch/search.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            search.main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return call
+def run() -> Command:
+    """Call the command in this process; returns exit status, stdout and stderr."""
+    return partial(called, "search")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +124,7 @@ def test_without_a_threshold_nothing_is_accepted_or_rejected(
 def test_many_queries_are_printed_in_part(
     run: Command, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "PRINTED", 1)
+    monkeypatch.setattr("launch.search.PRINTED", 1)
     _, printed, _ = run(*asked(place, tmp_path))
     assert printed.count(" -> ") == 1
     assert "\n... and 3 more queries\n" in printed

@@ -4,162 +4,146 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.commands import Command, Ended, called, started
+
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
 SEARCH = ROOT / "sweeps" / "search_tpe.yaml"
+Launch = Callable[..., Ended]
 HEAVY = ("torch", "ray", "deepspeed", "open_clip", "nvidia", "numba", "h5py", "scipy")
 
 
 @pytest.fixture
-def launch(tmp_path: Path):
-    """Return a function that runs the command with a toy in place of the experiment."""
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Return a function that gives the command, with a toy in place of the experiment."""
+    toys = ROOT / "tests" / "toy"
+    monkeypatch.syspath_prepend(toys)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{toys}")
+    monkeypatch.chdir(tmp_path)
 
-    def run(*words: str, **work: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "launch" / "slurm.py"),
-                *words,
-                f"run.runs={tmp_path}/runs",
-                "run.experiment=toy_experiment.run",
-            ],
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'toy'}",
-                "TOY_WORK": json.dumps(work),
-            },
-            text=True,
-            capture_output=True,
-            timeout=120,
-            cwd=tmp_path,
-        )
+    def run(*words: str, by: Command = called, **work: object) -> Ended:
+        monkeypatch.setenv("TOY_WORK", json.dumps(work))
+        place = f"run.runs={tmp_path}/runs"
+        return by("slurm", *words, place, "run.experiment=toy_experiment.run")
 
     return run
 
 
-def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch, tmp_path: Path) -> None:
+def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch: Launch, tmp_path: Path) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local")
-    first = launch(*sweep, "--follow", "--jobs", "2")
-    assert first.returncode == 0, first.stderr
-    assert "4 trials submitted on this machine" in first.stdout
-    assert "selected on validation (validation.mAP, max)" in first.stdout
-    assert "test Rank-1" in first.stdout
-    assert f"files: {tmp_path}/runs/loss_weights" in first.stdout
+    first = launch(*sweep, "--follow", "--jobs", "2", by=started)
+    assert first.status == 0, first.err
+    assert "4 trials submitted on this machine" in first.out
+    assert "selected on validation (validation.mAP, max)" in first.out
+    assert "test Rank-1" in first.out
+    assert f"files: {tmp_path}/runs/loss_weights" in first.out
     again = launch(*sweep)
-    assert again.returncode == 0
-    assert "nothing to submit, 4 trials: 4 complete" in again.stdout
+    assert again.status == 0
+    assert "nothing to submit, 4 trials: 4 complete" in again.out
 
 
-def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch) -> None:
+def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch: Launch) -> None:
     recipe = ("--recipe", "synthetic_tiny", "--cluster", "local")
-    started = launch(*recipe, epochs=99, epoch_s=3.0)
-    assert started.returncode == 0, started.stderr
+    begun = launch(*recipe, epochs=99, epoch_s=3.0)
+    assert begun.status == 0, begun.err
     shown = launch(*recipe, "--status")
-    assert shown.returncode == 0
-    assert "1 queued" in shown.stdout or "1 running" in shown.stdout
-    assert "1 trial ended" in launch(*recipe, "--cancel").stdout
-    assert "1 stopped" in launch(*recipe, "--status").stdout
+    assert shown.status == 0
+    assert "1 queued" in shown.out or "1 running" in shown.out
+    assert "1 trial ended" in launch(*recipe, "--cancel").out
+    assert "1 stopped" in launch(*recipe, "--status").out
 
 
 def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
-    launch, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
     words = ("--recipe", "synthetic_tiny", "--cluster", "local", "seeds=[1,2]", "stage2.batch=64")
     told = launch(*words)
-    assert told.returncode == 1
-    assert told.stderr == (
+    assert told.status == 1
+    assert told.err == (
         "error: seed=1: stage2.batch=64 asks for 16 identities at a time, the training part "
         "has 6; add stage2.batch=24\n"
     )
     assert not list(tmp_path.glob("runs/*/*/config.yaml"))
 
 
-def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(launch) -> None:
+def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(
+    launch: Launch,
+) -> None:
     ended = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow", fail="raise")
-    assert ended.returncode == 1
-    assert "failed: RuntimeError: the toy broke, as it was told to" in ended.stdout
-    assert "log.txt" in ended.stdout
+    assert ended.status == 1
+    assert "failed: RuntimeError: the toy broke, as it was told to" in ended.out
+    assert "log.txt" in ended.out
     again = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow")
-    assert again.returncode == 1
-    assert "nothing to submit, 1 trial: 1 failed" in again.stdout
-    assert "1 trial failed. Fix the cause, then add --retry-failed." in (
-        again.stdout
-    )
+    assert again.status == 1
+    assert "nothing to submit, 1 trial: 1 failed" in again.out
+    assert "1 trial failed. Fix the cause, then add --retry-failed." in again.out
     mended = launch(
         "--recipe", "synthetic_tiny", "--cluster", "local", "--follow", "--retry-failed"
     )
-    assert mended.returncode == 0, mended.stdout
+    assert mended.status == 0, mended.out
 
 
-def test_the_first_trials_are_tried_here_and_then_the_rest(launch, tmp_path: Path) -> None:
+def test_the_first_trials_are_tried_here_and_then_the_rest(launch: Launch, tmp_path: Path) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local", "--follow")
     first = launch(*sweep, "--first", "1")
-    assert first.returncode == 0, first.stderr
-    assert "1 trial submitted on this machine" in first.stdout
-    assert "1 trial: 1 complete" in first.stdout
+    assert first.status == 0, first.err
+    assert "1 trial submitted on this machine" in first.out
+    assert "1 trial: 1 complete" in first.out
     whole = json.loads((tmp_path / "runs" / "loss_weights" / "sweep.json").read_text())
     assert len(whole["trials"]) == 4
-    assert "3 trials submitted on this machine" in launch(*sweep).stdout
+    assert "3 trials submitted on this machine" in launch(*sweep).out
 
 
 def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
-    launch, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
-    shown = launch(
-        "--sweep",
-        "loss_weights",
-        "--cluster",
-        "slurm",
-        "--dry-run",
-        "slurm.partition=gpu",
-        "resources.gpus=2",
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "4 trials: 4 missing" in shown.stdout
-    assert "for no GPU" not in shown.stdout
-    assert "vss_weight=0 lss_weight=0.8 seed=1" in shown.stdout
+    words = ("--dry-run", "slurm.partition=gpu", "resources.gpus=2")
+    shown = launch("--sweep", "loss_weights", "--cluster", "slurm", *words)
+    assert shown.status == 0, shown.err
+    assert "4 trials: 4 missing" in shown.out
+    assert "for no GPU" not in shown.out
+    assert "vss_weight=0 lss_weight=0.8 seed=1" in shown.out
     for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --array=0-3%4"):
-        assert line in shown.stdout.splitlines()
+        assert line in shown.out.splitlines()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_of_a_search_shows_its_one_job(launch) -> None:
+def test_a_dry_run_of_a_search_shows_its_one_job(launch: Launch) -> None:
     file = ROOT / "sweeps" / "prompt_length.yaml"
     words = ("ray.nodes=3", "ray.trials_per_node=4", "resources.cpus=2")
     shown = launch("--sweep", str(file), "--cluster", "slurm", "--dry-run", *words)
-    assert shown.returncode == 0, shown.stderr
+    assert shown.status == 0, shown.err
     for line in ("#SBATCH --nodes=3", "#SBATCH --cpus-per-task=8", "#SBATCH --ntasks-per-node=1"):
-        assert line in shown.stdout.splitlines()
-    assert "--array" not in shown.stdout
+        assert line in shown.out.splitlines()
+    assert "--array" not in shown.out
     assert "each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 asks" in (
-        shown.stdout
+        shown.out
     )
 
 
 def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
-    launch, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
     shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout == (
-        "0 to run on this machine, 16 points to be proposed, 2 at a time\n"
-    )
-    assert launch("--sweep", str(SEARCH), "--status").stdout == "search_tpe: no trial yet\n"
+    assert shown.status == 0, shown.err
+    assert shown.out == "0 to run on this machine, 16 points to be proposed, 2 at a time\n"
+    assert launch("--sweep", str(SEARCH), "--status").out == "search_tpe: no trial yet\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) -> None:
+def test_mistakes_are_told_at_once_and_nothing_starts(launch: Launch, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
     told = launch("--sweep", str(SWEEP), *words)
-    assert told.returncode == 1
-    assert "stage2.lrr; did you mean stage2.lr?" in told.stderr
-    assert "'4x' is not a time" in told.stderr
-    assert "did you mean validation.mAP?" in told.stderr
-    assert "Traceback" not in told.stderr
+    assert told.status == 1
+    assert "stage2.lrr; did you mean stage2.lr?" in told.err
+    assert "'4x' is not a time" in told.err
+    assert "did you mean validation.mAP?" in told.err
+    assert "Traceback" not in told.err
     assert not list(tmp_path.iterdir())
 
 
@@ -181,10 +165,12 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch, tmp_path: Path) ->
          "no run reports margin; there are prompts.mAP, prompts.margin"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(launch, words: tuple[str, ...], message: str) -> None:
+def test_a_wrong_command_says_what_is_wrong(
+    launch: Launch, words: tuple[str, ...], message: str
+) -> None:
     told = launch(*words)
-    assert told.returncode == 1
-    assert message in told.stderr
+    assert told.status == 1
+    assert message in told.err
 
 
 @pytest.mark.parametrize(
@@ -210,12 +196,12 @@ def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -
 
 
 def test_the_doctor_looks_around_here_where_there_is_no_cluster(
-    launch, tmp_path: Path, gpus
+    launch: Launch, tmp_path: Path, gpus
 ) -> None:
     gpus(0)
     seen = launch("--doctor", "--cluster", "local")
-    assert seen.returncode == 0, seen.stdout + seen.stderr
-    [cells] = [line for line in seen.stdout.splitlines() if "this machine" in line]
+    assert seen.status == 0, seen.out + seen.err
+    [cells] = [line for line in seen.out.splitlines() if "this machine" in line]
     assert "2 on " in cells
     assert "8 found" in cells
     assert "gloo, 2 ranks, 8 MB in" in cells
@@ -224,17 +210,17 @@ def test_the_doctor_looks_around_here_where_there_is_no_cluster(
 
 
 def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_show(
-    launch, tmp_path: Path, gpus
+    launch: Launch, tmp_path: Path, gpus
 ) -> None:
     gpus(1)
     seen = launch("--doctor", "--cluster", "local", "resources.cpus=4096")
-    assert seen.returncode == 1
-    assert "cores: " in seen.stdout
+    assert seen.status == 1
+    assert "cores: " in seen.out
     cores = sorted(os.sched_getaffinity(0))
-    assert f"cores: {','.join(map(str, cores))}; 4096 asked" in seen.stdout
-    assert "see slurm.srun_args and resources.cpus" in seen.stdout
-    [cells] = [line for line in seen.stdout.splitlines() if "this machine │" in line]
+    assert f"cores: {','.join(map(str, cores))}; 4096 asked" in seen.out
+    assert "see slurm.srun_args and resources.cpus" in seen.out
+    [cells] = [line for line in seen.out.splitlines() if "this machine │" in line]
     assert "1 on " in cells
     assert "not tested: one rank" in cells
-    assert "gpus: 0; 1 asked" in seen.stdout  # the driver names one that torch does not find
-    assert f"files: {tmp_path}/runs/.doctor" in seen.stdout
+    assert "gpus: 0; 1 asked" in seen.out  # the driver names one that torch does not find
+    assert f"files: {tmp_path}/runs/.doctor" in seen.out

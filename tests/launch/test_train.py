@@ -1,7 +1,5 @@
 """One run from the command line: what it would cost, and what it needs."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,18 @@ from harness import engine
 from harness.config import build, read_recipe
 from harness.errors import UserError
 from svll.config import RECIPES, Config
-from tests.ways.commands import called
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import called, started
 
 
-def train(folder: Path, *words: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch/train.py", *words],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are given in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_path: Path) -> None:
-    status, out, err = train(
-        tmp_path, "--recipe", "synthetic_tiny", "--dry-run", "stage1.lss_weight=0.25"
-    )
+    words = ("--recipe", "synthetic_tiny", "--dry-run", "stage1.lss_weight=0.25")
+    status, out, err = called("train", *words)
     assert (status, err) == (0, "")
     config = yaml.safe_load(out.partition("training part")[0])
     assert config["stage1"]["lss_weight"] == 0.25
@@ -41,14 +34,14 @@ def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_pa
 
 
 def test_a_benchmark_without_its_folder_is_told_what_to_give(tmp_path: Path) -> None:
-    status, out, err = train(tmp_path, "--recipe", "market1501")
+    status, out, err = started("train", "--recipe", "market1501")
     assert (status, out) == (1, "")
     assert err == "error: data.root: the folder of market1501 is needed: data.root=DIR\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> None:
-    status, _, err = train(tmp_path, "--recipe", "msmt17", f"data.root={tmp_path}")
+    status, _, err = called("train", "--recipe", "msmt17", f"data.root={tmp_path}")
     assert status == 1
     assert "no MSMT17 was found. Looked in:" in err
     assert "Traceback" not in err
@@ -57,22 +50,22 @@ def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> 
 def test_runs_that_can_be_nowhere_are_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     for place in ("/proc/nope", "notes.txt"):
-        status, out, err = train(tmp_path, "--recipe", "synthetic", f"run.runs={place}")
+        status, out, err = called("train", "--recipe", "synthetic", f"run.runs={place}")
         assert (status, out) == (1, "")
         assert err.startswith(f"error: {tmp_path / place}/synthetic/")
         assert err.endswith("or name another place (run.runs=FOLDER)\n")
         assert err.count("\n") == 1
 
 
-def test_the_option_that_deepspeed_adds_is_taken_and_not_shown(tmp_path: Path) -> None:
-    status, _, err = train(tmp_path, "--local_rank=1", "--recipe", "market1501")
+def test_the_option_that_deepspeed_adds_is_taken_and_not_shown() -> None:
+    status, _, err = called("train", "--local_rank=1", "--recipe", "market1501")
     assert (status, "the folder of market1501" in err) == (1, True)
-    status, out, _ = train(tmp_path, "--help")
+    status, out, _ = called("train", "--help")
     assert (status, "local_rank" in out) == (0, False)
 
 
 def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
-    status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "--profile")
+    status, out, err = called("train", "--recipe", "synthetic_tiny", "--profile")
     assert (status, "Traceback" in err) == (0, False)
     for stage, what in (("stage1", "steps"), ("stage2", "1 step")):
         [title] = [line for line in out.splitlines() if line.strip().startswith(f"{stage}: ")]
@@ -86,7 +79,7 @@ def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
 
 def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_text("no weights")
-    status, out, err = train(tmp_path, "--recipe", "synthetic_tiny", "model.weights=w.pt")
+    status, out, err = called("train", "--recipe", "synthetic_tiny", "model.weights=w.pt")
     assert (status, out) == (1, "")
     cause = "model.weights: w.pt does not fit svll-tiny"
     assert err.count(cause) == 1
@@ -117,12 +110,11 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
 
 
 def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     words = ("--recipe", "synthetic_tiny", "stage2.batch=64")
     for status, out, err in (
-        train(tmp_path, *words), called("train", *words, "--dry-run"),
+        called("train", *words), called("train", *words, "--dry-run"),
         called("train", *words, "--profile"),
     ):
         assert (status, out) == (1, "")

@@ -18,9 +18,9 @@ import yaml
 
 import svll
 from harness.runs import Run
+from tests.commands import called, called_and_stopped, started_and_stopped
 from tests.svll.data.trees import Tree
 from tests.ways import plain
-from tests.ways.commands import called, called_and_stopped, started_and_stopped
 from tests.ways.walks import LAYOUTS, Walk, numbers, run_in
 
 DIGITS = 1e-6

@@ -9,9 +9,9 @@ from typing import Any
 
 from harness.runs import Run
 from svll.data.synthetic import named_world
+from tests.commands import Command, Ended, called, started
 from tests.svll.data.trees import Tree
 from tests.ways import layouts
-from tests.ways.commands import Command, Ended, called, started
 from tests.ways.layouts import WORLD, Layout
 
 SMALL = shlex.split(

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
 
 
@@ -35,6 +36,7 @@ def called(script: str, *words: object) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"launch/{script}.py", *map(str, words)])
         patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(logging.getLogger(), "handlers", [])
         with (
             contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
             pytest.raises(SystemExit) as ended,
