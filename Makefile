@@ -4,13 +4,19 @@ BIN := .venv/bin
 READY := .venv/.ready
 PART ?= all
 
-.PHONY: demo test lint bench clean
+# two cores: while one process waits for SLURM, two compute
+TESTS := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test test-fast lint bench clean
 
 demo: $(READY)  ## four trials of the sweep over the self-supervision weights, on this machine
 	$(BIN)/python launch/slurm.py --sweep sweeps/loss_weights.yaml --cluster local --follow
 
 test: $(READY)  ## all tests; those on a real SLURM where its packages are
-	$(BIN)/python -m pytest
+	$(TESTS) -n 3
+
+test-fast: $(READY)  ## the quick ones, in under three minutes: while editing
+	$(TESTS) -n 2 -m "not slow and not slurm"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.lanes import pytest_collection_modifyitems, pytest_terminal_summary
+
+__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
 PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""
 FAREWELL_S = 5

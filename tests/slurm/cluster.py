@@ -261,15 +261,15 @@ class Cluster:
     # --- the parts of `up` ---
 
     def _make_network(self, names: list[str]) -> None:
-        """Make a bridge on the first private /24 that this machine does not use."""
+        """Make a bridge on the first private /24 that neither this machine nor a cluster uses."""
         taken = _sh("ip", "-4", "-o", "addr")
-        third = next(n for n in range(77, 255) if f" 10.77.{n}." not in taken)
+        free = (n for n in range(77, 255) if f" 10.77.{n}." not in taken)
+        third = next(n for n in free if _done("ip", "link", "add", f"slurm{n}", "type", "bridge"))
         bridge, net = f"slurm{third}", f"10.77.{third}"
         nodes = {
             name: {"index": i, "address": f"{net}.{10 + i}"} for i, name in enumerate(names, 1)
         }
         self._save({"bridge": bridge, "net": net, "nodes": nodes, "pids": {}})
-        _sh("ip", "link", "add", bridge, "type", "bridge")
         _sh("ip", "addr", "add", f"{net}.1/24", "dev", bridge)
         _sh("ip", "link", "set", bridge, "up")
 
@@ -391,6 +391,10 @@ def _sh(*command: str) -> str:
     if done.returncode:
         raise ClusterError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     return done.stdout
+
+
+def _done(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:

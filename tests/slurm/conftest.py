@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.lanes import told
 
 HERE = Path(__file__).parent
 
@@ -59,17 +61,15 @@ def _load_kit() -> Any:
     return kit
 
 
-ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-
-
 @pytest.fixture
-def fault_table(pytestconfig: pytest.Config) -> list[tuple[str, ...]]:
-    """Rows of the fault table: the fault, how the trial went on, what was done twice, the end."""
-    return pytestconfig.stash.setdefault(ROWS, [])
+def fault_table(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Note a row of the fault table: the fault, how the trial went on, what was done twice, the
+    end."""
+    return lambda *row: request.node.user_properties.append(("fault", row))
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if rows := config.stash.get(ROWS, []):
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if rows := told(terminalreporter, "fault"):
         terminalreporter.section("faults")
         head = ("fault", "the trial goes on", "steps done twice", "final numbers")
         terminalreporter.write_line(f"| {' | '.join(head)} |")

@@ -106,7 +106,7 @@ def _ended(slurm: Any, job: str) -> str:
     return told
 
 
-def _until(check: Any, *, seconds: float = 30) -> None:
+def _until(check: Any, *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"

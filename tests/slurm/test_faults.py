@@ -226,12 +226,11 @@ def on_node1(slurm: Any, *command: str) -> None:
 
 
 DISTURBED = [name for name in DISTURBANCES if not name.startswith("undisturbed")]
-Rows = list[tuple[str, ...]]
 
 
 @pytest.mark.parametrize("name", DISTURBED)
 def test_a_disturbed_trial_ends_as_if_nothing_had_happened(
-    name: str, outcomes: dict[str, Outcome], fault_table: Rows
+    name: str, outcomes: dict[str, Outcome], fault_table: Callable[..., None]
 ) -> None:
     how, outcome = DISTURBANCES[name], outcomes[name]
     calm = outcomes["undisturbed" if how.ranks == 1 else "undisturbed, two ranks"]
@@ -239,7 +238,7 @@ def test_a_disturbed_trial_ends_as_if_nothing_had_happened(
     by_itself = outcome.view.state == "complete"
     assert by_itself == (not how.told)
     assert how.told in outcome.view.note
-    fault_table.append(row(name, outcome, calm))
+    fault_table(*row(name, outcome, calm))
 
 
 def test_nothing_is_trained_twice_without_a_fault(outcomes: dict[str, Outcome]) -> None:
@@ -262,7 +261,7 @@ def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
 )
 def test_a_preempted_trial_ends_as_if_nothing_had_happened(
     name: str, before: str, after: str, slurm: Any, place: Path, outcomes: dict[str, Outcome],
-    fault_table: Rows,
+    fault_table: Callable[..., None],
 ) -> None:
     def preempt(slurm: Any, sweep: Sweep) -> None:
         slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "true", timeout=90)
@@ -271,11 +270,11 @@ def test_a_preempted_trial_ends_as_if_nothing_had_happened(
         outcome = carry_out(slurm, place / name, Disturbance(ranks=1, act=preempt))
     assert_equal(outcome.run, outcomes["undisturbed"].run)
     assert outcome.view.state == "complete"
-    fault_table.append(row(name, outcome, outcomes["undisturbed"]))
+    fault_table(*row(name, outcome, outcomes["undisturbed"]))
 
 
 def test_a_trial_whose_node_is_lost_ends_as_if_nothing_had_happened(
-    slurm: Any, place: Path, outcomes: dict[str, Outcome], fault_table: Rows
+    slurm: Any, place: Path, outcomes: dict[str, Outcome], fault_table: Callable[..., None]
 ) -> None:
     def cut_power(slurm: Any, sweep: Sweep) -> None:
         slurm.kill_node("node2")
@@ -286,7 +285,7 @@ def test_a_trial_whose_node_is_lost_ends_as_if_nothing_had_happened(
     how = Disturbance(ranks=2, nodes=2, act=cut_power)
     outcome = carry_out(slurm, place / "node lost", how)
     assert_equal(outcome.run, calm.run)
-    fault_table.append(row("one of two nodes killed", outcome, calm))
+    fault_table(*row("one of two nodes killed", outcome, calm))
 
 
 def assert_equal(run: Run, calm: Run) -> None:
@@ -329,7 +328,7 @@ def epochs_of(sweep: Sweep) -> list[int]:
 
 
 def test_a_follower_sees_the_end_through_a_restart_of_the_controller(
-    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 12, "epoch_s": 1.0}})
     launch(sweep, "slurm")
@@ -341,11 +340,11 @@ def test_a_follower_sees_the_end_through_a_restart_of_the_controller(
         assert [view.state for view in following.result(timeout=120)] == ["complete"]
     assert epochs_of(sweep) == list(range(1, 13))
     assert sweep.trials[0].run.status()["attempts"] == 1
-    fault_table.append(("slurmctld restarted while following", "goes on", "0 of 12", "equal"))
+    fault_table("slurmctld restarted while following", "goes on", "0 of 12", "equal")
 
 
 def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
-    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 4, "epoch_s": 1.0}},
@@ -364,11 +363,11 @@ def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
         assert len(launch(sweep, "slurm")) == 1
         assert over(sweep)[0].state == "complete"
     assert epochs_of(sweep) == [1, 2, 3, 4]
-    fault_table.append(("accounting down, kill -9", "at the next launch", "1 of 4", "equal"))
+    fault_table("accounting down, kill -9", "at the next launch", "1 of 4", "equal")
 
 
 def test_a_read_only_run_folder_is_told_before_anything_is_trained(
-    slurm: Any, toys: None, tmp_path: Path, fault_table: Rows
+    slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"nodelist": "node1"})
     run = sweep.trials[0].run
@@ -383,4 +382,4 @@ def test_a_read_only_run_folder_is_told_before_anything_is_trained(
     launch(sweep, "slurm")
     assert over(sweep)[0].state == "complete"
     assert epochs_of(sweep) == [1, 2]
-    fault_table.append(("run folder read-only", "at the next launch", "0 of 2", "equal"))
+    fault_table("run folder read-only", "at the next launch", "0 of 2", "equal")

@@ -169,7 +169,7 @@ def make_sweep(folder: Path, search: dict, *, recipe: dict | None = None, **keys
     return read_sweep(file, schema=Config, recipes=recipes)
 
 
-def until(check, *, seconds: float = 60.0) -> None:
+def until(check, *, seconds: float = 180.0) -> None:
     """Wait until `check()` is true."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -1,40 +1,31 @@
 """The matrix of layouts and steps, printed at the end where output is shown (`-s`)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.lanes import reports
+
 Cells = dict[tuple[str, str], tuple[str, float]]
 """How a step ended, and its seconds, by layout and step."""
-CELLS = pytest.StashKey[Cells]()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[CELLS] = {}
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
-    report = yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     step = getattr(getattr(item, "function", None), "step", None)
     if step is not None and isinstance(item, pytest.Function):
-        cells, place = item.config.stash[CELLS], (item.callspec.params["layout"], step)
-        ended, seconds = cells.get(place, ("ok", 0.0))
-        if report.failed:
-            ended = "FAILED"
-        cells[place] = ended, seconds + report.duration
-    return report
+        item.user_properties.append(("cell", (item.callspec.params["layout"], step)))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    cells = config.stash[CELLS]
-    if not cells or config.getoption("capture") != "no":
-        return
-    for line in table(cells):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    cells: Cells = {}
+    for report in reports(terminalreporter):
+        for place in [tuple(value) for name, value in report.user_properties if name == "cell"]:
+            ended, seconds = cells.get(place, ("ok", 0.0))
+            cells[place] = "FAILED" if report.failed else ended, seconds + report.duration
+    if cells and config.getoption("capture") == "no":
+        for line in table(cells):
+            terminalreporter.write_line(line)
 
 
 def table(cells: Cells) -> list[str]:

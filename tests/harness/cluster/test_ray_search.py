@@ -130,7 +130,8 @@ def test_failed_trials_say_why_and_the_others_go_on(
 
 @pytest.mark.slow
 def test_a_search_is_closed_to_others_and_cancelling_saves_its_trials(
-    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path
+    toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
     recipe = {"work": {"epochs": 50, "epoch_s": 0.5}}  # the strangers take their time
@@ -152,6 +153,7 @@ def test_a_search_is_closed_to_others_and_cancelling_saves_its_trials(
     assert all(reached[:2])
     assert not reached[2]
 
+    monkeypatch.setenv("TOY_WORK", '{"epoch_s": 0}')
     launch(sweep, "local", jobs=3)
     over(toy, sweep)
     assert states(sweep) == ["complete"] * 3
