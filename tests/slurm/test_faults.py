@@ -1,7 +1,8 @@
 """The fault table: real training on a real SLURM, disturbed, ends as if nothing had happened.
 
-All disturbed trials run side by side, each in a sweep of its own; then each is compared, to the
-last digit, with one of as many ranks that nothing disturbed. The table is printed at the end.
+The disturbed trials run side by side, each in a sweep of its own; some are disturbed again when
+they have gone on. Then each is compared, to the last digit, with one of as many ranks that nothing
+disturbed. The table is printed at the end.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ DISTURBANCES = {
         ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
     ),
     "kill -9 during a checkpoint write": Disturbance(
-        ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
+        ranks=1, strike=Strike("checkpoint", 2), told="FAILED"
     ),
     "kill -9 during the cache write": Disturbance(
         ranks=2, strike=Strike("features", 1, rank=1), told="another rank was lost"
@@ -121,23 +123,33 @@ DISTURBANCES = {
 }
 
 
+COURSES = [
+    ["undisturbed"],
+    ["undisturbed, two ranks"],
+    ["kill -9 of one rank in stage 1", "kill -9 of one rank in stage 2",
+     "kill -9 during the cache write"],
+    ["disk full", "kill -9 during a checkpoint write", "last checkpoint damaged"],
+    ["time limit of 2 minutes"],
+    ["scancel --signal=USR2"],
+    ["scontrol requeue"],
+]
+"""What happens to each trial, one after the other; it is launched again in between."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a disturbed trial went."""
+    """How a trial went on after a disturbance."""
 
-    sweep: Sweep
+    run: Run
     view: View
     """Before it was launched again, if it was."""
+    twice: int
+    """Steps that were trained once more because of it."""
 
-    @property
-    def run(self) -> Run:
-        return self.sweep.trials[0].run
 
-    @property
-    def twice(self) -> int:
-        """Steps that were trained more than once."""
-        done = steps(self.run)
-        return len(done) - len(set(done))
+def trained_again(run: Run) -> int:
+    done = steps(run)
+    return len(done) - len(set(done))
 
 
 @pytest.fixture(scope="module")
@@ -152,32 +164,46 @@ def place(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 @pytest.fixture(scope="module")
 def outcomes(slurm: Any, place: Path) -> dict[str, Outcome]:
-    with ThreadPoolExecutor(len(DISTURBANCES)) as threads:
-        going = {
-            name: threads.submit(carry_out, slurm, place / str(number), how)
-            for number, (name, how) in enumerate(DISTURBANCES.items())
-        }
-    return {name: future.result() for name, future in going.items()}
+    with ThreadPoolExecutor(len(COURSES)) as threads:
+        courses = ({name: DISTURBANCES[name] for name in names} for names in COURSES)
+        going = [
+            threads.submit(carry_out, slurm, place / str(number), course)
+            for number, course in enumerate(courses)
+        ]
+    return {name: outcome for one in going for name, outcome in one.result().items()}
 
 
-def carry_out(slurm: Any, folder: Path, how: Disturbance) -> Outcome:
-    sweep = make_sweep(folder, how)
+def carry_out(slurm: Any, folder: Path, course: dict[str, Disturbance]) -> dict[str, Outcome]:
+    """Train one trial to its end through all that happens to it; returns how it went on."""
+    sweep = make_sweep(folder, next(iter(course.values())))
     run = sweep.trials[0].run
-    if how.strike:
-        how.strike.plan(run)
-    if how.before:
-        how.before(slurm, sweep)
-    launch(sweep, "slurm")
-    if how.act:
-        toy.until(lambda: in_stage2(run), seconds=PATIENCE_S)
-        how.act(slurm, sweep)
-    [view] = over(sweep)
-    if how.mend:
-        how.mend(slurm, sweep)
-    if view.is_due:
+    views, counts = [], []
+    for how in course.values():
+        if how.strike:
+            how.strike.plan(run)
+        if how.before:
+            how.before(slurm, sweep)
+        before = stage2_steps(run)
+        assert len(launch(sweep, "slurm")) == 1
+        if how.act:
+            toy.until(lambda before=before: stage2_steps(run) >= before + 4, seconds=PATIENCE_S)
+        counts.append(trained_again(run))
+        if how.act:
+            how.act(slurm, sweep)
+        views += over(sweep)
+        if views[-1].is_due:
+            counts[-1] = trained_again(run)
+        if how.mend:
+            how.mend(slurm, sweep)
+    if views[-1].is_due:
         assert len(launch(sweep, "slurm")) == 1
         over(sweep)
-    return Outcome(sweep, view)
+    # what a disturbance costs is trained after it, and before the next
+    costs = [after - at for at, after in pairwise([*counts, trained_again(run)])]
+    return {
+        name: Outcome(run, view, cost)
+        for name, view, cost in zip(course, views, costs, strict=True)
+    }
 
 
 def make_sweep(folder: Path, how: Disturbance) -> Sweep:
@@ -198,9 +224,8 @@ def make_sweep(folder: Path, how: Disturbance) -> Sweep:
     )
 
 
-def in_stage2(run: Run) -> bool:
-    done = steps(run)
-    return sum(step.startswith("stage2") for step in done) >= 4
+def stage2_steps(run: Run) -> int:
+    return sum(step.startswith("stage2") for step in steps(run))
 
 
 def over(sweep: Sweep) -> list[View]:
@@ -267,7 +292,8 @@ def test_a_preempted_trial_ends_as_if_nothing_had_happened(
         slurm.run("srun", "-p", "urgent", "-N2", "--exclusive", "true", timeout=90)
 
     with slurm.configured(before, after):
-        outcome = carry_out(slurm, place / name, Disturbance(ranks=1, act=preempt))
+        course = {name: Disturbance(ranks=1, act=preempt)}
+        outcome = carry_out(slurm, place / name, course)[name]
     assert_equal(outcome.run, outcomes["undisturbed"].run)
     assert outcome.view.state == "complete"
     fault_table(*row(name, outcome, outcomes["undisturbed"]))
@@ -282,10 +308,11 @@ def test_a_trial_whose_node_is_lost_ends_as_if_nothing_had_happened(
         slurm.start_node("node2")
 
     calm = outcomes["undisturbed, two ranks"]
-    how = Disturbance(ranks=2, nodes=2, act=cut_power)
-    outcome = carry_out(slurm, place / "node lost", how)
+    name = "one of two nodes killed"
+    course = {name: Disturbance(ranks=2, nodes=2, act=cut_power)}
+    outcome = carry_out(slurm, place / name, course)[name]
     assert_equal(outcome.run, calm.run)
-    fault_table(*row("one of two nodes killed", outcome, calm))
+    fault_table(*row(name, outcome, calm))
 
 
 def assert_equal(run: Run, calm: Run) -> None:
