@@ -107,7 +107,7 @@ DISTURBANCES = {
         ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
     ),
     "kill -9 during a checkpoint write": Disturbance(
-        ranks=1, strike=Strike("checkpoint", 2), told="FAILED"
+        ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
     ),
     "kill -9 during the cache write": Disturbance(
         ranks=2, strike=Strike("features", 1, rank=1), told="another rank was lost"
@@ -128,7 +128,8 @@ COURSES = [
     ["undisturbed, two ranks"],
     ["kill -9 of one rank in stage 1", "kill -9 of one rank in stage 2",
      "kill -9 during the cache write"],
-    ["disk full", "kill -9 during a checkpoint write", "last checkpoint damaged"],
+    ["kill -9 during a checkpoint write", "last checkpoint damaged"],
+    ["disk full"],
     ["time limit of 2 minutes"],
     ["scancel --signal=USR2"],
     ["scontrol requeue"],
