@@ -40,6 +40,7 @@ def budgets() -> dict[str, float]:
 # --- pytest calls these, by way of conftest.py ---
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell pytest-xdist the lanes, and put those first that take longest."""
     order = list(LANES.values())

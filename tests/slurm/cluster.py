@@ -310,11 +310,13 @@ class Cluster:
             f"--key-file={key}", f"--pid-file={folder}/munged.pid",
             f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
         )
+        # two that begin together would take each other's temporary tables, by their name
+        temporary = f"--tmpdir={folder}"
         _sh("mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={folder}/db",
-            "--skip-test-db")
+            "--skip-test-db", temporary)
         self._daemon(
             "mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={folder}/db",
-            f"--socket={folder}/db.sock", f"--pid-file={folder}/db.pid", "--skip-log-bin",
+            temporary, f"--socket={folder}/db.sock", f"--pid-file={folder}/db.pid", "--skip-log-bin",
             "--bind-address=127.0.0.1", f"--port={self._state()['db_port']}",
             "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0",
             f"--init-file={folder}/database.sql",

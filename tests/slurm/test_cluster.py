@@ -100,7 +100,8 @@ def _ended(slurm: Any, job: str) -> str:
     def known() -> bool:
         nonlocal told
         told = slurm.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode").strip()
-        return told.partition("|")[0] not in ("", "PENDING", "RUNNING", "COMPLETING")
+        over = told.partition("|")[0] not in ("", "PENDING", "RUNNING", "COMPLETING")
+        return over and told != "FAILED|0:0"  # the status comes a moment after the state
 
     _until(known)
     return told
