@@ -1,11 +1,10 @@
 """The commands that documents show, and a folder in which all of them can be carried out."""
 
 import ast
+import contextlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from scipy.io import savemat
 
 from harness.features import read_features, write_features
 from harness.files import write_json
+from tests.commands import called
 from tests.svll.data import trees
 
 ROOT = Path(__file__).parent.parent
@@ -87,12 +87,12 @@ def furnish(folder: Path) -> None:
     It holds one real run of the smallest recipe; what else is a run is a copy of it.
     """
     (folder / "sweeps").symlink_to(ROOT / "sweeps")
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch" / "train.py", "--recipe", "synthetic_tiny",
-         "stage1.epochs=1", "stage2.epochs=1", "engine.precision=fp32", "run.tensorboard=false"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        done = called(
+            "train", "--recipe", "synthetic_tiny", "stage1.epochs=1", "stage2.epochs=1",
+            "engine.precision=fp32", "run.tensorboard=false",
+        )
+    assert done.status == 0, done.err
     [run] = (folder / "runs" / "synthetic_tiny").iterdir()
     for name in ("synthetic/<signature>", "synthetic/0a1b2c3d4e5f", "synthetic/5f4e3d2c1b0a",
                  "market1501/0a1b2c3d4e5f", "demo/0a1b2c3d"):

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 import svll
+from harness.reporting.page import Html
 from harness.sweeps import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
@@ -51,7 +52,8 @@ INSTEAD = [
 
 
 def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Put quick functions in the place of those that train, measure, export or go elsewhere."""
+    """Put quick functions in the place of those that train, measure, draw, export or go
+    elsewhere."""
     result = folder / "RUN_OR_FILE" / "result.json"
 
     def execute(run: Any) -> str:
@@ -67,6 +69,8 @@ def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
         "svll.estimate.estimate": lambda *_: SimpleNamespace(
             groups=(), costs=(), precision="fp32"
         ),
+        "svll.profiling.profile_run": lambda *_: [],
+        "svll.figures.sections.figures_section": lambda *_: Html(""),
         "svll.models.onnx_export.export_onnx": export,
         "svll.models.pretrain.pretrain": lambda *_, **__: {},
         "harness.cluster.doctor.visit": lambda *_, **__: 0,

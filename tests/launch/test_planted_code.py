@@ -17,6 +17,7 @@ from harness.runs import Run
 from harness.stopping import Stopped
 from svll.config import RECIPES, Config
 from svll.experiment import run as experiment
+from tests.commands import called
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -119,9 +120,9 @@ def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path:
     assert not canary.exists()
     for form in (as_pickle, as_archive):
         run.features_file.write_bytes(form(canary))
-        refused = command("evaluate.py", "--run", str(run.folder), cwd=run.folder)
-        assert refused.returncode == 1
-        assert f"{run.features_file}: " in refused.stderr
+        refused = called("evaluate", "--run", run.folder)
+        assert refused.status == 1
+        assert f"{run.features_file}: " in refused.err
         assert not canary.exists()
 
 

@@ -316,8 +316,8 @@ class Cluster:
             "--skip-test-db", temporary)
         self._daemon(
             "mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={folder}/db",
-            temporary, f"--socket={folder}/db.sock", f"--pid-file={folder}/db.pid", "--skip-log-bin",
-            "--bind-address=127.0.0.1", f"--port={self._state()['db_port']}",
+            temporary, f"--socket={folder}/db.sock", f"--pid-file={folder}/db.pid",
+            "--skip-log-bin", "--bind-address=127.0.0.1", f"--port={self._state()['db_port']}",
             "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0",
             f"--init-file={folder}/database.sql",
         )

@@ -230,14 +230,14 @@ def stage2_steps(run: Run) -> int:
 
 
 def over(sweep: Sweep) -> list[View]:
-    queue = Queue(sweep, max_age_s=2.0)
+    queue = Queue(sweep, max_age_s=4.0)
     views: list[View] = []
 
     def ended() -> bool:
         views[:] = survey(sweep, queue)
         return not any(view.state in array.ALIVE for view in views)
 
-    toy.until(ended, seconds=PATIENCE_S)
+    toy.until(ended, seconds=PATIENCE_S, every=0.5)
     return views
 
 

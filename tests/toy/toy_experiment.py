@@ -169,9 +169,9 @@ def make_sweep(folder: Path, search: dict, *, recipe: dict | None = None, **keys
     return read_sweep(file, schema=Config, recipes=recipes)
 
 
-def until(check, *, seconds: float = 180.0) -> None:
-    """Wait until `check()` is true."""
+def until(check, *, seconds: float = 180.0, every: float = 0.1) -> None:
+    """Wait until `check()` is true; it is asked `every` so many seconds."""
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.1)
+        time.sleep(every)

@@ -82,7 +82,7 @@ def test_checking_counts_the_identities_images_and_cameras_on_disk(walk: Walk) -
 
 @step("dry run", "msmt17_v1", "vehicleid_800", "list", "synthetic", "joined")
 def test_a_dry_run_tells_the_size_of_the_training_part(walk: Walk) -> None:
-    ended = walk.command("train", *walk.words("--dry-run"))
+    ended = called("train", *walk.words("--dry-run"))
     assert ended.status == 0, ended.err
     images = [tree.images["train"] for tree in training_trees(walk)]
     identities = sum(len({one for one, _ in found.values()}) for found in images)

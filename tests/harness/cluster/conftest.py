@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +13,10 @@ ROOT = Path(__file__).parents[3]
 TOYS = ROOT / "tests" / "toy"
 
 
-@pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setenv("PYTHONPATH", f"{TOYS}{os.pathsep}{ROOT}")
-    if str(TOYS) not in sys.path:
-        sys.path.insert(0, str(TOYS))
-    return importlib.import_module("toy_experiment")
+@pytest.fixture(scope="module")
+def toy() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{TOYS}{os.pathsep}{ROOT}")
+        if str(TOYS) not in sys.path:
+            sys.path.insert(0, str(TOYS))
+        yield importlib.import_module("toy_experiment")

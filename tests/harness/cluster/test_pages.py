@@ -39,9 +39,8 @@ def test_trials_end_as_they_did_when_their_page_fails(toy: ModuleType, tmp_path:
      ("new", True)],
 )
 def test_a_page_waits_for_trials_that_are_on_their_way(
-    toy: ModuleType, tmp_path: Path, state: str, is_written: bool
+    sweep: Sweep, state: str, is_written: bool
 ) -> None:
-    sweep = written(toy, tmp_path)
     if state != "new":
         sweep.trials[0].run.set_status(state)
     pages.write_if_over(sweep.folder)
@@ -49,9 +48,8 @@ def test_a_page_waits_for_trials_that_are_on_their_way(
 
 
 def test_a_page_that_another_process_writes_is_left_to_it(
-    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sweep: Sweep, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sweep = written(toy, tmp_path)
     with held_lock(sweep.folder / "jobs" / "page.lock"):
         pages.write_if_over(sweep.folder)
     assert not (sweep.folder / "reported.json").exists()
@@ -59,25 +57,32 @@ def test_a_page_that_another_process_writes_is_left_to_it(
 
 
 def test_a_run_of_an_older_version_names_nothing_that_writes_a_page(
-    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sweep: Sweep, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sweep = written(toy, tmp_path)
     last = sweep.trials[-1].run.config_file
-    last.write_text(last.read_text().replace("report:", "reported:"))
+    whole = last.read_text()
+    last.write_text(whole.replace("report:", "reported:"))
     pages.write_if_over(sweep.folder)
+    last.write_text(whole)
     assert f"{last}: no run.report to be read" in caplog.text
 
 
-def written(toy: ModuleType, folder: Path) -> Sweep:
-    """Return a sweep whose files are there, as if its trials had been launched and had ended."""
-    sweep = toy.make_sweep(folder, SEARCH)
+@pytest.fixture(scope="module")
+def finished(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    sweep = toy.make_sweep(tmp_path_factory.mktemp("finished"), SEARCH)
     launch(sweep, "local", jobs=3)
     over(toy, sweep)
-    (sweep.folder / "reported.json").unlink()
-    first = sweep.trials[0].run
-    first.result_file.unlink()
-    first.status_file.unlink()
     return sweep
+
+
+@pytest.fixture
+def sweep(finished: Sweep) -> Sweep:
+    """Return a sweep whose trials have ended, but for the first, and that has no page."""
+    (finished.folder / "reported.json").unlink(missing_ok=True)
+    first = finished.trials[0].run
+    first.result_file.unlink(missing_ok=True)
+    first.status_file.unlink(missing_ok=True)
+    return finished
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:

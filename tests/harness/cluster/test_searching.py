@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from harness.cluster import local
-from harness.cluster.array import cancel, is_searched, launch, survey
+from harness.cluster.array import is_searched, launch, survey
 from harness.cluster.ray_trial import epoch_lines
 from harness.files import read_json
-from harness.machine import usable_cores
 from harness.points import read_points
 from harness.sweeps import Sweep, with_proposed
 from harness.takeovers import changes
@@ -141,53 +140,26 @@ def test_a_population_goes_on_from_its_best_and_tells_how(
     assert launch(sweep, "local") == []
 
 
-def test_trials_of_two_ranks_run_in_a_search_and_end_together(
+def test_trials_of_two_ranks_end_together_and_one_that_fails_says_why_and_ends_no_other(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     sweep = make_search(
-        "ranks", {"work.quality": {"grid": [0.3, 0.2]}}, recipe={"work": {"epochs": 4}},
+        "ranks",
+        {"work.fail": {"grid": ["raise", "kill", "no"]}, "work.quality": {"grid": [0.3, 0.2]}},
+        constraints=["work.fail == 'no' or work.quality > 0.2"], recipe={"work": {"epochs": 4}},
         resources={"tasks": 2}, scheduler={"asha": {"grace": 2, "reduction": 2}},
     )
     launch(sweep, "local", jobs=1)
     over(toy, sweep)
-    assert [view.state for view in survey(sweep)] == ["complete", "ended early"]
-    for trial in sweep.trials:
-        seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
+    views = survey(sweep)
+    assert [view.state for view in views] == ["failed", "failed", "complete", "ended early"]
+    assert views[0].note == "RuntimeError: the toy broke, as it was told to"
+    assert views[1].note == "rank 0: killed by SIGKILL (out of memory?)"
+    assert all(Path(view.status["log"]).exists() for view in views[:2])
+    for view in views[2:]:
+        run = view.trial.run
+        seen = [read_json(run.folder / f"seen-{rank}.json") for rank in range(2)]
         assert [(s["RANK"], s["LOCAL_RANK"], s["WORLD_SIZE"]) for s in seen] == [
             ("0", "0", "2"), ("1", "1", "2")
         ]
         assert len({s["MASTER_PORT"] for s in seen}) == 1
-
-
-def test_a_rank_that_is_killed_is_named_as_the_cause(
-    toy: ModuleType, make_search: Callable[..., Sweep]
-) -> None:
-    work = {"epochs": 3, "fail": "kill", "fail_rank": 0}
-    sweep = make_search("killed", {}, recipe={"work": work}, resources={"tasks": 2})
-    launch(sweep, "local", jobs=1)
-    over(toy, sweep)
-    [view] = survey(sweep)
-    assert view.state == "failed"
-    assert "killed by SIGKILL" in view.note
-
-
-@pytest.mark.skipif(len(usable_cores()) < 2, reason="the searches need a core each")
-def test_two_searches_of_one_user_on_one_node_do_not_end_each_other(
-    toy: ModuleType, make_search: Callable[..., Sweep]
-) -> None:
-    short = make_search("short", {"work.quality": {"grid": [0.1, 0.2]}})
-    long = make_search(
-        "long", {},
-        recipe={"work": {"epochs": 1000, "epoch_s": 0.5}},
-    )
-    launch(long, "local", jobs=1)  # on one core, the other is free
-    [trial] = long.trials
-    toy.until(lambda: epoch_lines(trial.run), seconds=PATIENCE_S)
-    launch(short, "local", jobs=1)
-    over(toy, short)
-    assert [view.state for view in survey(short)] == ["complete"] * 2
-    reached = len(epoch_lines(trial.run))
-    toy.until(lambda: len(epoch_lines(trial.run)) >= reached + 3)
-    assert [view.status["attempts"] for view in survey(long)] == [1]
-    cancel(long)
-    assert [view.state for view in survey(long)] == ["stopped"]
