@@ -4,8 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 PART ?= all
 
-# two cores: while one process waits for SLURM, two compute
-TESTS := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+# while one process waits for SLURM or Ray, two compute
+TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint bench clean
 

@@ -1,7 +1,8 @@
-"""How tests share two cores, and which of them take longer than their folder's tests should.
+"""In which order files of tests are run, and which tests take longer than their folder's should.
 
-`make test` runs several processes. A lane is what one of them runs from beginning to end: a file,
-as a rule, so that fixtures of modules and of the one SLURM are made once. Long lanes begin first.
+`make test` has three processes share two cores. Each takes a file and runs it to its end, so that
+what a file's tests share is made once; those that take longest come first, or one process would
+still be busy with them when the others are done.
 """
 
 import re
@@ -11,23 +12,10 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-LANES = {
-    # each of the first two has a SLURM of its own
-    "slurm/test_faults.py": "slurm 1",
-    "slurm/": "slurm 2",
-}
-"""Lanes of more than a file, by the beginning of the path; the longest first."""
+FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "ways/", "slurm/", "harness/cluster/")
 FAR_OVER = 2.0
 """A test is told when it took so many times what its folder allows."""
 SHOWN = 20
-
-
-def lane(item: pytest.Item) -> str:
-    """Return which tests an item must be run in one process with."""
-    path = item.path.relative_to(HERE).as_posix()
-    if path.startswith("ways/") and isinstance(item, pytest.Function):
-        return f"ways {item.callspec.params['layout']}"
-    return next((name for begin, name in LANES.items() if path.startswith(begin)), path)
 
 
 def budgets() -> dict[str, float]:
@@ -40,13 +28,14 @@ def budgets() -> dict[str, float]:
 # --- pytest calls these, by way of conftest.py ---
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist the lanes, and put those first that take longest."""
-    order = list(LANES.values())
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(lane(item)))
-    items.sort(key=lambda item: order.index(lane(item)) if lane(item) in order else len(order))
+    """Put the files first that take longest."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(HERE).as_posix()
+        return next((n for n, begin in enumerate(FIRST) if path.startswith(begin)), len(FIRST))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
