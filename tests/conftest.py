@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.lanes import pytest_collection_modifyitems, pytest_terminal_summary
+from tests.lanes import pytest_collection_modifyitems
+from tests.telling import pytest_terminal_summary
 
 __all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
 PATIENCE_S = 180

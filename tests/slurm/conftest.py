@@ -1,4 +1,4 @@
-"""The fixture `slurm`: a real SLURM of two nodes, one for the whole test session."""
+"""The fixture `slurm`: a real SLURM of two nodes, one for all files that a process runs."""
 
 import importlib.util
 import os
@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.lanes import told
-
 HERE = Path(__file__).parent
 
 
@@ -20,9 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
 
 
+@pytest.fixture(scope="module")
+def slurm(running: Any) -> Iterator[Any]:
+    """A running `cluster.Cluster`, also found by SLURM's commands through SLURM_CONF."""
+    with pytest.MonkeyPatch.context() as patch:  # other tests are of a machine without SLURM
+        patch.setenv("SLURM_CONF", str(running.conf))
+        yield running
+
+
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Any]:
-    """A running `cluster.Cluster`, also found by SLURM's commands through SLURM_CONF.
+def running() -> Iterator[Any]:
+    """The cluster.
 
     Skips where it cannot be started; under continuous integration (CI is set) that is a failure,
     because a suite that skips its cluster tests proves nothing about clusters.
@@ -36,16 +42,10 @@ def slurm() -> Iterator[Any]:
     # not pytest's own folder: the path of a socket may have 107 characters
     cluster = kit.Cluster(Path(tempfile.mkdtemp(prefix="slurm-")))
     guard = cluster.guard()
-    outside = os.environ.get("SLURM_CONF")
     try:
         cluster.up()
-        os.environ["SLURM_CONF"] = str(cluster.conf)
         yield cluster
     finally:
-        if outside is None:
-            os.environ.pop("SLURM_CONF", None)
-        else:
-            os.environ["SLURM_CONF"] = outside
         cluster.down()
         guard.stdin.close()
         guard.wait()
@@ -66,13 +66,3 @@ def fault_table(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Note a row of the fault table: the fault, how the trial went on, what was done twice, the
     end."""
     return lambda *row: request.node.user_properties.append(("fault", row))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if rows := told(terminalreporter, "fault"):
-        terminalreporter.section("faults")
-        head = ("fault", "the trial goes on", "steps done twice", "final numbers")
-        terminalreporter.write_line(f"| {' | '.join(head)} |")
-        terminalreporter.write_line("|---|---|---|---|")
-        for row in rows:
-            terminalreporter.write_line(f"| {' | '.join(row)} |")
