@@ -14,6 +14,7 @@ from harness.errors import UserError
 from harness.files import write_json, write_text
 from harness.reporting import page
 from harness.runs import Run
+from svll import reporting
 from svll.config import Config
 from svll.reporting import best_runs, read_subject, write_report
 from tests.browser import Tab, browser, needs_chromium
@@ -111,6 +112,16 @@ def report(sweep: Path) -> Path:
     return write_report([sweep], sweep / "report.html")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave figures empty, for pages that are only read: most of the time goes into drawing."""
+    def unsaved(figure: object, stem: Path) -> list[Path]:
+        return [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+
+    monkeypatch.setattr(reporting, "save", unsaved)
+    monkeypatch.setattr(reporting, "as_svg", lambda figure: "<svg></svg>")
+
+
 def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) -> None:
     read = Read(report)
     assert read.headings[:2] == [
@@ -150,6 +161,7 @@ def test_what_runs_lack_is_said_with_their_words_escaped(report: Path, sweep: Pa
     assert "vss_weight=4.0 lr=0.001 seed=1: running" in read.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_two_runs_the_first_differing_key_is_named(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, weight, 1e-3, 1, name=str(weight)) for weight in (0.0, 0.8)]
     finish(runs[0], 0.6)
@@ -187,6 +199,7 @@ def test_a_folder_of_sweeps_is_refused_with_their_names(tmp_path: Path) -> None:
     assert str(caught.value).endswith(f"; in it are {tmp_path}/a, {tmp_path}/b: name those")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
     sweep: Path, tmp_path: Path
 ) -> None:
@@ -203,6 +216,7 @@ def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
     assert read.headings[-1] == "More"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_folders_of_one_name_are_told_apart_in_the_page_and_among_its_figures(
     sweep: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +229,7 @@ def test_folders_of_one_name_are_told_apart_in_the_page_and_among_its_figures(
     assert list(best_runs(copies)) == best
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_files_of_a_run_are_named_and_the_others_are_shown(
     sweep: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +260,7 @@ def test_labels_are_short_and_tell_equal_last_words_apart(tmp_path: Path) -> Non
     assert shown.label == "stage1.lr=0.0003512 stage2.lr=0.1 pad=4 seed=1"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_test_set_has_its_numbers_and_takers_of_stage_1_are_told(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0.0, 1e-3, 1)
     finish(run, 0.6)

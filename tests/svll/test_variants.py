@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +16,17 @@ from harness.features import read_features
 from harness.runs import Run
 from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
-from svll.data.synthetic import named_world, write_world
+from svll.data.synthetic import World, write_world
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
 from svll.models import load_model
 from svll.pinning import pin
+from tests.commands import called
 
-ROOT = Path(__file__).parents[2]
+FEW = "data.world.test_identities=4"
 SHORT = (
-    "run.tensorboard=false", "stage1.epochs=1", "stage2.epochs=1", "stage1.warmup_epochs=0",
-    "stage2.warmup_epochs=0",
+    "data.height=32", "data.width=16", FEW, "run.tensorboard=false", "stage1.epochs=1",
+    "stage2.epochs=1", "stage1.warmup_epochs=0", "stage2.warmup_epochs=0",
 )
 
 
@@ -54,7 +53,7 @@ def losses(run: Run) -> set[str]:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three drawn benchmarks in Market-1501's layout; the last one as a list without cameras."""
     root = tmp_path_factory.mktemp("worlds")
-    found = [write_world(named_world("tiny", seed=seed), root / f"w{seed}") for seed in (1, 2, 3)]
+    found = [write_world(World(8, 4, shots=2, seed=seed), root / f"w{seed}") for seed in (1, 2, 3)]
     flat = root / "flat"
     for path in found[2].glob("*/*.jpg"):
         identity = path.name.partition("_")[0]
@@ -94,6 +93,8 @@ def test_simsiam_stands_in_for_ntxent_in_both_stages(runs: Path) -> None:
 
 def test_blocks_computed_again_give_the_same_run(runs: Path, tmp_path: Path) -> None:
     kept = carry_out(runs)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/data").symlink_to(runs / "cache/data")
     again = carry_out(tmp_path, "engine.recompute=true")
     assert again.signature == kept.signature
     assert [line["losses"] for line in again.metrics()] == [
@@ -124,12 +125,10 @@ def test_the_weights_of_a_run_encode_as_the_run_did(runs: Path) -> None:
 def test_the_weights_of_a_run_score_what_the_run_scored(runs: Path, tmp_path: Path) -> None:
     run = carry_out(runs)
     saved = tmp_path / "again.h5"
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch/evaluate.py", "--weights", run.folder,
-         "--recipe", "synthetic_tiny", "--save", saved, "--json", f"run.runs={runs}"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
-    [found], expected = json.loads(done.stdout), run.result() or {}
+    done = called("evaluate", "--weights", run.folder, "--recipe", "synthetic_tiny", "--save",
+                  saved, "--json", f"run.runs={runs}", FEW)
+    assert done.status == 0, done.err
+    [found], expected = json.loads(done.out), run.result() or {}
     assert {k: found[k] for k in ("mAP", "mINP", "cmc")} == {
         k: expected[k] for k in ("mAP", "mINP", "cmc")
     }
