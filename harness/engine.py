@@ -114,7 +114,7 @@ def _deepspeed() -> Any:
         ops["deepspeed_shm_comm"] = False
     from deepspeed.runtime import compiler
 
-    compiler.compile = lambda: lambda function: function
+    compiler.compile = lambda *_, **__: lambda function: function
     return deepspeed
 
 
