@@ -12,6 +12,9 @@ TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 demo: $(READY)  ## four trials of the sweep over the self-supervision weights, on this machine
 	$(BIN)/python launch/slurm.py --sweep sweeps/loss_weights.yaml --cluster local --follow
 
+# hundreds of processes are started: what one has compiled, the others need not
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)  ## all tests; those on a real SLURM where its packages are
 	$(TESTS) -n 3
 
