@@ -1,9 +1,10 @@
 """Any number of ranks computes what one rank does, and what plain torch does."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -216,34 +217,20 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
     program = (
         "import os, time\n"
         "from harness import engine\n"
+        "engine._deepspeed()\n"  # once for both: it takes seconds
+        "first, rank = os.getpid(), 0 if os.fork() else 1\n"
+        "os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))\n"
         "engine.init_ranks(timeout_minutes=0.05)\n"
         "engine.barrier()\n"
-        "if engine.rank() == 1: time.sleep(60)\n"
-        "engine.any_rank(False)\n"
+        "while rank == 1 and os.getppid() == first: time.sleep(0.05)\n"
+        "if rank == 0: engine.any_rank(False)\n"
     )
-    first, second = started(program, 2)
-    try:
-        told, _ = first.communicate(timeout=50)
-    finally:
-        second.kill()
-        second.communicate()
-    assert first.returncode == 1
-    assert "see the logs of all ranks" in with_next_step(told.splitlines()[-1])
-
-
-def started(program: str, count: int) -> list[subprocess.Popen[str]]:
-    """Start a program as so many ranks."""
-    port = str(ranks.free_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-        )
-        for rank in range(count)
-    ]
+    env = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port()),
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "see the logs of all ranks" in with_next_step(done.stderr.splitlines()[-1])
 
 
 def test_ranks_can_end_right_after_a_collective() -> None:
@@ -253,7 +240,16 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         "engine.init_ranks()\n"
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
-    processes = started(program, 4)
+    env = os.environ | {
+        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port()),
+    }
+    processes = [
+        subprocess.Popen(  # not forked: then they end in time by themselves
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(4)
+    ]
     try:
         told = [process.communicate(timeout=120)[0] for process in processes]
     finally:
@@ -264,17 +260,26 @@ def test_ranks_can_end_right_after_a_collective() -> None:
 
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
     program = (
-        "import subprocess, sys\n"
+        "import os, subprocess, sys\n"
         "from harness import engine\n"
         "engine.init_ranks()\n"
         "engine.barrier()\n"
-        "if len(sys.argv) > 1: subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)\n"
+        "told = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
+        "subprocess.run([sys.executable, '-c', told], check=True)\n"
     )
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+
+    def about_ranks(env: Mapping[str, str]) -> dict[str, str]:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {name: env[name] for name in names if name in env}
+
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    given |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program, program], capture_output=True, text=True, env=alone
+        [sys.executable, "-c", program], capture_output=True, text=True, env=given
     )
     assert done.returncode == 0, done.stderr
+    # with what it gets the process itself was alone
+    assert about_ranks(json.loads(done.stdout)) == about_ranks(given)
 
 
 def test_a_flag_on_any_rank_is_seen_on_all(one_rank: Any, two_ranks: Any) -> None:
