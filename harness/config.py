@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import pickle
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -278,22 +277,14 @@ class Base(Generic[T]):
 
 
 def _defaults(schema: type) -> Any:
-    """Return a new tree of a schema's defaults."""
-    made, frozen = _structured(schema)
-    return copy.deepcopy(made) if frozen is None else pickle.loads(frozen)
+    """Return a new tree of a schema's defaults: copied, in a fifth of the 20 ms to make one."""
+    return copy.deepcopy(_structured(schema))
 
 
 @cache
-def _structured(schema: type) -> tuple[Any, bytes | None]:
-    """Return the tree of a schema's defaults, and pickled where its classes can be imported.
-
-    To make it takes 20 ms, to copy it 4 and to load it half of one; a sweep needs thousands.
-    """
-    tree = OmegaConf.structured(schema)
-    try:
-        return tree, pickle.dumps(tree)
-    except (pickle.PicklingError, AttributeError, ImportError):
-        return tree, None
+def _structured(schema: type) -> Any:
+    """Return the tree of a schema's defaults, which nobody may change."""
+    return OmegaConf.structured(schema)
 
 
 def _replaced(node: Any, key: str, value: Any) -> Any:
