@@ -5,7 +5,7 @@ READY := .venv/.ready
 PART ?= all
 
 # while one process waits for SLURM or Ray, two compute
-TESTS := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+TESTS := $(BIN)/python -m pytest --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint bench clean
 

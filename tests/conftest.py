@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.lanes import pytest_collection_modifyitems
+from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.telling import pytest_terminal_summary
 
-__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
+__all__ = [
+    "pytest_collection_modifyitems", "pytest_terminal_summary", "pytest_xdist_make_scheduler",
+]
 PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""
 FAREWELL_S = 5

@@ -310,9 +310,7 @@ def undisturbed(one_rank: Any, two_ranks: Any, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("disturbances", "endings"),
     [
-        ([("stop", 2, 1)], ["Stopped: asked to in stage2, epoch 2, after step 2"]),
         ([("stop", 1, 0)], ["Stopped: asked to in stage2, epoch 1, after step 1"]),
-        ([("stop", 2, 3)], ["Stopped: asked to in stage2, after epoch 2"]),
         ([("stop", 3, 4)], ["done"]),
         ([("cut", 1, 3)], ["Cut: "]),
         ([("cut", 3, 2)], ["Cut: "]),

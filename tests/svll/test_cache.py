@@ -24,29 +24,18 @@ from svll.config import Config
 from svll.data.records import Dataset, Records, Row
 from svll.encode import Reader
 
-MAKER = textwrap.dedent("""
-    import sys, time
-    from pathlib import Path
-    from svll.cache import make_once
-
-    path = Path(sys.argv[1])
-
-    def make():
-        print("making", flush=True)
-        sys.stdin.readline()
-        path.write_text("by the other process")
-
-    make_once(path, make)
-    print("done", flush=True)
-""")
-
-RACE = textwrap.dedent("""
-    import os, sys, time
+OTHER = textwrap.dedent("""
+    import os, signal, sys, time
     from pathlib import Path
     from svll import cache
 
-    cache.POLL_S = 0.002
-    folder, rounds, contestants = Path(sys.argv[1]), 12, 5
+    def make(path):
+        def begin():
+            print("making", flush=True)
+            sys.stdin.readline()
+            path.write_text("by the other process")
+
+        cache.make_once(path, begin)
 
     def fork(action):
         child = os.fork()
@@ -55,44 +44,84 @@ RACE = textwrap.dedent("""
             os._exit(0)
         return child
 
-    for number in range(rounds):
-        path = folder / f"{number}.json"
-        if number % 2:  # every second one finds the lock of a maker that died
-            killed = fork(lambda: cache.make_once(path, lambda: os._exit(9)))
-            os.waitpid(killed, 0)
-            assert path.with_name(f"{path.name}.lock").exists()
-        start = time.time() + 0.05
+    def race(folder):
+        signal.alarm(120)  # nobody waits for ever
+        cache.POLL_S = 0.002
+        rounds, contestants = 12, 5
+        for number in range(rounds):
+            path = folder / f"{number}.json"
+            if number % 2:  # every second one finds the lock of a maker that died
+                killed = fork(lambda: cache.make_once(path, lambda: os._exit(9)))
+                os.waitpid(killed, 0)
+                assert path.with_name(f"{path.name}.lock").exists()
+            start = time.time() + 0.05
 
-        def make():
-            (folder / f"{number}.made.{os.getpid()}").touch()
-            time.sleep(0.02)
-            path.write_text("{}")
+            def make():
+                (folder / f"{number}.made.{os.getpid()}").touch()
+                time.sleep(0.02)
+                path.write_text("{}")
 
-        def contest():
-            while time.time() < start:
-                pass
-            cache.make_once(path, make)
-            assert path.exists()
+            def contest():
+                time.sleep(max(0, start - time.time()))
+                cache.make_once(path, make)
+                assert path.exists()
 
-        children = [fork(contest) for _ in range(contestants)]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * contestants
+            children = [fork(contest) for _ in range(contestants)]
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * contestants
+        signal.alarm(0)
+
+    while line := sys.stdin.readline():
+        word, _, path = line.rstrip("\\n").partition(" ")
+        {"make": make, "race": race}[word](Path(path))
+        print("done", flush=True)
 """)
 
 
+class Other:
+    """Another process, which does what it is told. It starts slowly, so one does for all tests."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[list[Other]]:
+    """All other processes."""
+    found: list[Other] = []
+    yield found
+    for other in found:
+        other.end()
+
+
 @pytest.fixture
-def maker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def other(others: list[Other]) -> Other:
+    """A process that is alive."""
+    if not others or others[-1].process.poll() is not None:
+        others.append(Other())
+    return others[-1]
+
+
+@pytest.fixture
+def maker(other: Other, tmp_path: Path) -> Other:
     """Another process that has begun to make `shared.json` and goes on when told to."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAKER, str(tmp_path / "shared.json")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "making\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    other.tell(f"make {tmp_path / 'shared.json'}")
+    assert other.answer() == "making"
+    return other
 
 
 class Waiting:
@@ -123,36 +152,34 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_two_processes_one_makes_the_file_and_the_other_waits_for_it(
-    tmp_path: Path, maker: subprocess.Popen[str]
+    tmp_path: Path, maker: Other
 ) -> None:
     waiting = Waiting(tmp_path / "shared.json")
     time.sleep(0.3)
     assert waiting.thread.is_alive()
-    assert maker.stdin is not None
-    maker.stdin.write("go on\n")
-    maker.stdin.flush()
+    maker.tell("go on")
     assert waiting.end() == "by the other process"
     assert waiting.calls == 0
-    assert maker.wait(timeout=20) == 0
+    assert maker.answer() == "done"
     assert [path.name for path in tmp_path.iterdir()] == ["shared.json"]  # no lock is left
 
 
-def test_a_maker_that_is_killed_is_noticed_and_replaced(
-    tmp_path: Path, maker: subprocess.Popen[str]
+def test_of_many_that_start_together_exactly_one_makes_the_file(
+    tmp_path: Path, other: Other
 ) -> None:
+    other.tell(f"race {tmp_path}")
+    assert other.answer() == "done"
+    made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
+    assert sorted(made, key=int) == [str(number) for number in range(12)]
+
+
+def test_a_maker_that_is_killed_is_noticed_and_replaced(tmp_path: Path, maker: Other) -> None:
     waiting = Waiting(tmp_path / "shared.json")
     time.sleep(0.3)
     assert waiting.thread.is_alive()
-    maker.kill()
-    maker.wait()
+    maker.end()
     assert waiting.end() == "by this process"
     assert waiting.calls == 1
-
-
-def test_of_many_that_start_together_exactly_one_makes_the_file(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], check=True, timeout=120)
-    made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
-    assert sorted(made, key=int) == [str(number) for number in range(12)]
 
 
 def test_a_file_that_was_finished_while_its_lock_was_taken_is_not_made_again(
