@@ -20,7 +20,8 @@ from harness.runs import Busy, Run, held_lock, lock_holder
 
 FORK = multiprocessing.get_context("fork")
 HOLD = (
-    "import sys, time\n"
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
     "from pathlib import Path\n"
     "from harness.runs import Run\n"
     "with Run(Path(sys.argv[1])).lock():\n"
@@ -359,5 +360,5 @@ def test_of_many_that_want_a_lock_one_at_a_time_has_it(tmp_path: Path) -> None:
 def test_a_holder_that_is_asked_to_end_gives_the_lock_back(run: Run, hold: Any) -> None:
     process = hold()
     process.send_signal(signal.SIGINT)
-    process.wait()
+    process.wait(timeout=30)
     assert not run.lock_file.exists()
