@@ -20,6 +20,16 @@ RANKS = (
 )
 """Files whose tests are carried out by the ranks of conftest.py, which take seconds to start."""
 
+SLOW = (
+    "slurm/", "ways/", "harness/cluster/test_local.py", "harness/cluster/test_pages.py",
+    "harness/cluster/test_ray_guest.py", "harness/cluster/test_ray_trial.py",
+    "harness/cluster/test_searching.py", "harness/cluster/test_snapshots.py",
+    "launch/test_planted_code.py", "svll/models/test_onnx_export.py", "svll/test_reporting.py",
+    "svll/test_shared_prompts.py", "svll/test_takeovers.py", "svll/test_variants.py",
+    "svll/test_world_size.py",
+)
+"""Files that `make test-fast` leaves out, besides tests that are marked as slow."""
+
 
 def lane(nodeid: str) -> str:
     """Return what a test must be run in one process with."""
@@ -28,10 +38,12 @@ def lane(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files first that take longest."""
+    """Put the files first that take longest, and mark those that are slow."""
 
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(HERE).as_posix()
+        if path.startswith(SLOW):
+            item.add_marker("slow")
         return next((n for n, begin in enumerate(FIRST) if path.startswith(begin)), len(FIRST))
 
     items.sort(key=place)

@@ -213,6 +213,7 @@ def test_padded_shards_are_equally_long_and_cut_back_to_everything(two_ranks: An
         assert set([*first, *second][count:]) <= {count - 1}
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() -> None:
     program = (
         "import os, time\n"
@@ -233,6 +234,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
     assert "see the logs of all ranks" in with_next_step(done.stderr.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_ranks_can_end_right_after_a_collective() -> None:
     program = (
         "import torch\n"

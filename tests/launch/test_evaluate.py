@@ -261,6 +261,7 @@ def test_evaluating_imports_no_package_that_it_does_not_need(file):
     assert has_gpu() == ("torch" in imported)
 
 
+@pytest.mark.slow
 def test_one_process_computes_on_the_gpu_where_there_is_one_with_the_same_digits(
     run, file, tmp_path
 ):
@@ -407,6 +408,7 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
     assert f"EER {own.eer:.4f}" in out
 
 
+@pytest.mark.slow
 def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(
     run, file, parts, tmp_path
 ):

@@ -34,6 +34,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     return run
 
 
+@pytest.mark.slow
 def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch: Launch, tmp_path: Path) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local")
     first = launch(*sweep, "--follow", "--jobs", "2", by=started)
@@ -47,6 +48,7 @@ def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch: Launch, tmp_
     assert "nothing to submit, 4 trials: 4 complete" in again.out
 
 
+@pytest.mark.slow
 def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch: Launch) -> None:
     recipe = ("--recipe", "synthetic_tiny", "--cluster", "local")
     begun = launch(*recipe, epochs=99, epoch_s=3.0)
@@ -71,6 +73,7 @@ def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
     assert not list(tmp_path.glob("runs/*/*/config.yaml"))
 
 
+@pytest.mark.slow
 def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(
     launch: Launch,
 ) -> None:
@@ -88,6 +91,7 @@ def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown
     assert mended.status == 0, mended.out
 
 
+@pytest.mark.slow
 def test_the_first_trials_are_tried_here_and_then_the_rest(launch: Launch, tmp_path: Path) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local", "--follow")
     first = launch(*sweep, "--first", "1")
@@ -195,6 +199,7 @@ def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_around_here_where_there_is_no_cluster(
     launch: Launch, tmp_path: Path, gpus
 ) -> None:
@@ -209,6 +214,7 @@ def test_the_doctor_looks_around_here_where_there_is_no_cluster(
     assert not any((tmp_path / "runs" / ".doctor").iterdir())
 
 
+@pytest.mark.slow
 def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_show(
     launch: Launch, tmp_path: Path, gpus
 ) -> None:

@@ -19,6 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_path: Path) -> None:
     words = ("--recipe", "synthetic_tiny", "--dry-run", "stage1.lss_weight=0.25")
     status, out, err = called("train", *words)
@@ -64,6 +65,7 @@ def test_the_option_that_deepspeed_adds_is_taken_and_not_shown() -> None:
     assert (status, "local_rank" in out) == (0, False)
 
 
+@pytest.mark.slow
 def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
     status, out, err = called("train", "--recipe", "synthetic_tiny", "--profile")
     assert (status, "Traceback" in err) == (0, False)

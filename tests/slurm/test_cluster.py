@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SCRIPT = Path(__file__).with_name("cluster.py")
 
 
@@ -44,7 +42,6 @@ def test_a_killed_node_takes_its_processes_along_and_comes_back(slurm: Any, tmp_
     assert slurm.run("srun", "-w", "node2", "hostname").strip() == "node2"
 
 
-@pytest.mark.slow
 def test_a_preempted_job_gets_usr2_and_is_started_again(slurm: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = tmp_path / "job.sh"

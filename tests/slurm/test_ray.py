@@ -25,8 +25,6 @@ PATIENCE_S = 300
 TWO_NODES = {"nodes": 2, "trials_per_node": 2}
 MEMORY = {"time": "10m", "memory": "1500MB"}
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -155,6 +155,7 @@ def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:
     assert result(finished)["initial"]["mAP"] != ranking.mAP
 
 
+@pytest.mark.slow
 def test_the_best_epochs_model_is_kept_beside_the_last(runs: Path, brief: Run) -> None:
     longer = make_run(runs, *BRIEF, "stage2.epochs=2")
     experiment(longer)
@@ -289,6 +290,7 @@ def test_weights_of_zero_are_plain_clip_reid(brief: Run) -> None:
     assert all(names in ({"i2t", "t2i"}, {"id", "triplet", "i2t"}) for names in losses)
 
 
+@pytest.mark.slow
 def test_losses_are_finite_in_bf16(runs: Path) -> None:
     run = make_run(  # a CPU imitates bf16, slowly
         runs, "engine.precision=bf16", "stage1.epochs=1", "stage2.epochs=1", "data.height=16",

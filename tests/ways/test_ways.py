@@ -33,9 +33,7 @@ def step(name: str, *layouts: str) -> Callable[[Test], Test]:
 
     def declare(function: Test) -> Test:
         function.step = name  # type: ignore[attr-defined]
-        return pytest.mark.slow(
-            pytest.mark.parametrize("layout", layouts or list(LAYOUTS))(function)
-        )
+        return pytest.mark.parametrize("layout", layouts or list(LAYOUTS))(function)
 
     return declare
 

@@ -18,8 +18,6 @@ from harness.cluster.ray_cluster import Meeting, Share
 from harness.errors import UserError
 from harness.sweep_file import Allocation, Resources
 
-pytestmark = pytest.mark.slow
-
 OTHER_VERSION = """
 import sys
 import ray

@@ -19,8 +19,6 @@ from harness.takeovers import changes
 
 PATIENCE_S = 300
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def make_search(toy: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:

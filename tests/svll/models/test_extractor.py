@@ -252,6 +252,7 @@ def test_an_array_of_another_kind_is_told(
             extractor.encode(array)
 
 
+@pytest.mark.slow
 def test_three_lines_load_neither_deepspeed_nor_ray(
     make: Callable[..., tuple[Path, ReIDModel]], paths: list[str]
 ) -> None:

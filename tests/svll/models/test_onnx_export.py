@@ -115,7 +115,6 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.slow
 @needs_onnx
 def test_a_cameras_side_information_can_be_built_in(tmp_path: Path) -> None:
     model, path = loaded(), tmp_path / "model.onnx"
@@ -126,7 +125,6 @@ def test_a_cameras_side_information_can_be_built_in(tmp_path: Path) -> None:
     assert (expected - model.encode_image(images)).abs().max() > 0.1
 
 
-@pytest.mark.slow
 @needs_onnx
 def test_a_resnet_is_exported_too(tmp_path: Path) -> None:
     (tmp_path / "svll-onnx-resnet.json").write_text(json.dumps(RESNET))
