@@ -438,6 +438,6 @@ def sacct(slurm: Any, number: str) -> str:
 def assert_whole(sweep: Sweep, *, epochs: int, attempts: int) -> None:
     [trial] = sweep.trials
     assert [entry["epoch"] for entry in trial.run.metrics()] == list(range(1, epochs + 1))
-    assert trial.run.status()["state"] == "complete"
+    toy.until(lambda: trial.run.status()["state"] == "complete")  # a moment after its result
     assert trial.run.status()["attempts"] == attempts
     assert os.path.exists(trial.run.result_file)
