@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PART ?= all
 
-# while one process waits for SLURM or Ray, two compute
+# three processes: while one waits for SLURM or Ray, the others compute
 TESTS := $(BIN)/python -m pytest --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint bench clean
@@ -12,13 +12,13 @@ TESTS := $(BIN)/python -m pytest --no-loadscope-reorder
 demo: $(READY)  ## four trials of the sweep over the self-supervision weights, on this machine
 	$(BIN)/python launch/slurm.py --sweep sweeps/loss_weights.yaml --cluster local --follow
 
-# hundreds of processes are started: what one has compiled, the others need not
+# the tests start hundreds of processes, which share the bytecode of our modules
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(READY)  ## all tests; those on a real SLURM where its packages are
 	$(TESTS) -n 3
 
-test-fast: $(READY)  ## the quick ones, in under three minutes: while editing
+test-fast: $(READY)  ## the quick tests, in three minutes: while editing
 	$(TESTS) -n 2 -m "not slow and not slurm"
 
 lint: $(READY)

@@ -99,11 +99,7 @@ def _let_go() -> None:
 
 
 def _deepspeed() -> Any:
-    """Import DeepSpeed, quiet and without compiling what nobody here uses.
-
-    That is an op for shared memory on CPU (36 s), and Muon, an optimizer that ZeRO imports and
-    has torch.compile wrap: two seconds of every rank.
-    """
+    """Import DeepSpeed, quiet and without compiling an op for shared memory on CPU (36 s)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
@@ -112,9 +108,6 @@ def _deepspeed() -> Any:
     ops = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(ops, dict):
         ops["deepspeed_shm_comm"] = False
-    from deepspeed.runtime import compiler
-
-    compiler.compile = lambda *_, **__: lambda function: function
     return deepspeed
 
 

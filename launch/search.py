@@ -81,7 +81,7 @@ def _threshold(
     path = source or own_features(weights)
     if path is not None:
         return calibrated_threshold(path, at_fpr)
-    if at_fpr is not None and weights.exists():  # else that is the mistake, told later
+    if at_fpr is not None and weights.exists():  # search() reports missing weights
         raise UserError(
             f"--at-fpr {at_fpr:g} without features to find the threshold on has no effect; add "
             "--threshold-from FEATURES.h5"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
-from tests.telling import pytest_terminal_summary
+from tests.summary import pytest_terminal_summary
 
 __all__ = [
     "pytest_collection_modifyitems", "pytest_terminal_summary", "pytest_xdist_make_scheduler",

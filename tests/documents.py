@@ -14,10 +14,9 @@ from scipy.io import savemat
 
 from harness.features import read_features, write_features
 from harness.files import write_json
-from tests.commands import called
+from tests.commands import ROOT, called
 from tests.svll.data import trees
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 """Installed commands, by name: module:function."""
 COMMAND = re.compile(rf"(python|torchrun|pip|source|{'|'.join(SCRIPTS)}) \S.*|make( .*)?")

@@ -52,8 +52,7 @@ INSTEAD = [
 
 
 def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Put quick functions in the place of those that train, measure, draw, export or go
-    elsewhere."""
+    """Replace the functions that train, measure, draw, export or need other machines."""
     result = folder / "RUN_OR_FILE" / "result.json"
 
     def execute(run: Any) -> str:

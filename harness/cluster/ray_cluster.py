@@ -148,7 +148,7 @@ def head(
     storage = meeting.folder / f"tune-{meeting.attempt}"
     with _private_folder() as folder:
         try:
-            # without Ray's autoscaler, whose start takes a second: the nodes are those of the job
+            # no autoscaler process: the nodes are those of the job
             options = ["--head", "--no-monitor", f"--include-dashboard={str(dashboard).lower()}"]
             options += ["--dashboard-host=127.0.0.1"] if dashboard else []
             node, ports = _start(options, (*HEAD_PORTS, *PORTS), meeting, share, ip, folder)

@@ -229,7 +229,9 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
     env = os.environ | {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port()),
     }
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "see the logs of all ranks" in with_next_step(done.stderr.splitlines()[-1])
 

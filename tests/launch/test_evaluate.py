@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,9 +20,8 @@ from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
 from svll.scoring import Encoded
-from tests.commands import called, started
+from tests.commands import ROOT, called, started
 
-ROOT = Path(__file__).parents[2]
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
 
 

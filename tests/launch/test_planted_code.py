@@ -17,9 +17,8 @@ from harness.runs import Run
 from harness.stopping import Stopped
 from svll.config import RECIPES, Config
 from svll.experiment import run as experiment
-from tests.commands import called
+from tests.commands import ROOT, called
 
-ROOT = Path(__file__).parents[2]
 NAMES = (
     # what DeepSpeed, torch, Lightning and others would look for, and what Python would import
     "checkpoints/latest", "checkpoints/global_step1/mp_rank_00_model_states.pt",

@@ -4,22 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commands import Command, Ended, called, started
+from tests.commands import ROOT, Command, Ended, called, started
 
-ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
 SEARCH = ROOT / "sweeps" / "search_tpe.yaml"
-Launch = Callable[..., Ended]
 HEAVY = ("torch", "ray", "deepspeed", "open_clip", "nvidia", "numba", "h5py", "scipy")
 
 
 @pytest.fixture
-def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return a function that gives the command, with a toy in place of the experiment."""
     toys = ROOT / "tests" / "toy"
     monkeypatch.syspath_prepend(toys)
@@ -35,7 +32,9 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch: Launch, tmp_path: Path) -> None:
+def test_a_sweep_is_submitted_followed_ranked_and_then_done(
+    launch: Command, tmp_path: Path
+) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local")
     first = launch(*sweep, "--follow", "--jobs", "2", by=started)
     assert first.status == 0, first.err
@@ -49,7 +48,7 @@ def test_a_sweep_is_submitted_followed_ranked_and_then_done(launch: Launch, tmp_
 
 
 @pytest.mark.slow
-def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch: Launch) -> None:
+def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch: Command) -> None:
     recipe = ("--recipe", "synthetic_tiny", "--cluster", "local")
     begun = launch(*recipe, epochs=99, epoch_s=3.0)
     assert begun.status == 0, begun.err
@@ -61,7 +60,7 @@ def test_submission_returns_at_once_status_shows_it_and_cancel_ends_it(launch: L
 
 
 def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
-    launch: Launch, tmp_path: Path
+    launch: Command, tmp_path: Path
 ) -> None:
     words = ("--recipe", "synthetic_tiny", "--cluster", "local", "seeds=[1,2]", "stage2.batch=64")
     told = launch(*words)
@@ -75,7 +74,7 @@ def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
 
 @pytest.mark.slow
 def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(
-    launch: Launch,
+    launch: Command,
 ) -> None:
     ended = launch("--recipe", "synthetic_tiny", "--cluster", "local", "--follow", fail="raise")
     assert ended.status == 1
@@ -92,7 +91,7 @@ def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown
 
 
 @pytest.mark.slow
-def test_the_first_trials_are_tried_here_and_then_the_rest(launch: Launch, tmp_path: Path) -> None:
+def test_the_first_trials_are_tried_here_and_then_the_rest(launch: Command, tmp_path: Path) -> None:
     sweep = ("--sweep", str(SWEEP), "--cluster", "local", "--follow")
     first = launch(*sweep, "--first", "1")
     assert first.status == 0, first.err
@@ -104,7 +103,7 @@ def test_the_first_trials_are_tried_here_and_then_the_rest(launch: Launch, tmp_p
 
 
 def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
-    launch: Launch, tmp_path: Path
+    launch: Command, tmp_path: Path
 ) -> None:
     words = ("--dry-run", "slurm.partition=gpu", "resources.gpus=2")
     shown = launch("--sweep", "loss_weights", "--cluster", "slurm", *words)
@@ -117,7 +116,7 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_of_a_search_shows_its_one_job(launch: Launch) -> None:
+def test_a_dry_run_of_a_search_shows_its_one_job(launch: Command) -> None:
     file = ROOT / "sweeps" / "prompt_length.yaml"
     words = ("ray.nodes=3", "ray.trials_per_node=4", "resources.cpus=2")
     shown = launch("--sweep", str(file), "--cluster", "slurm", "--dry-run", *words)
@@ -131,7 +130,7 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch: Launch) -> None:
 
 
 def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
-    launch: Launch, tmp_path: Path
+    launch: Command, tmp_path: Path
 ) -> None:
     shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
     assert shown.status == 0, shown.err
@@ -140,7 +139,7 @@ def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_are_told_at_once_and_nothing_starts(launch: Launch, tmp_path: Path) -> None:
+def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
     told = launch("--sweep", str(SWEEP), *words)
     assert told.status == 1
@@ -170,7 +169,7 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch: Launch, tmp_path: 
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(
-    launch: Launch, words: tuple[str, ...], message: str
+    launch: Command, words: tuple[str, ...], message: str
 ) -> None:
     told = launch(*words)
     assert told.status == 1
@@ -201,7 +200,7 @@ def test_looking_imports_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_doctor_looks_around_here_where_there_is_no_cluster(
-    launch: Launch, tmp_path: Path, gpus
+    launch: Command, tmp_path: Path, gpus
 ) -> None:
     gpus(0)
     seen = launch("--doctor", "--cluster", "local")
@@ -216,7 +215,7 @@ def test_the_doctor_looks_around_here_where_there_is_no_cluster(
 
 @pytest.mark.slow
 def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_show(
-    launch: Launch, tmp_path: Path, gpus
+    launch: Command, tmp_path: Path, gpus
 ) -> None:
     gpus(1)
     seen = launch("--doctor", "--cluster", "local", "resources.cpus=4096")

@@ -264,7 +264,11 @@ class Cluster:
         """Make a bridge on the first private /24 that neither this machine nor a cluster uses."""
         taken = _sh("ip", "-4", "-o", "addr")
         free = (n for n in range(77, 255) if f" 10.77.{n}." not in taken)
-        third = next(n for n in free if _done("ip", "link", "add", f"slurm{n}", "type", "bridge"))
+
+        def made(number: int) -> bool:  # not if another cluster was faster
+            return self._works("ip", "link", "add", f"slurm{number}", "type", "bridge")
+
+        third = next(n for n in free if made(n))
         bridge, net = f"slurm{third}", f"10.77.{third}"
         nodes = {
             name: {"index": i, "address": f"{net}.{10 + i}"} for i, name in enumerate(names, 1)
@@ -393,10 +397,6 @@ def _sh(*command: str) -> str:
     if done.returncode:
         raise ClusterError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     return done.stdout
-
-
-def _done(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:

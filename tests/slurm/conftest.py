@@ -28,7 +28,7 @@ def slurm(running: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Any]:
-    """The cluster.
+    """Start the cluster, once in each process.
 
     Skips where it cannot be started; under continuous integration (CI is set) that is a failure,
     because a suite that skips its cluster tests proves nothing about clusters.
@@ -63,6 +63,5 @@ def _load_kit() -> Any:
 
 @pytest.fixture
 def fault_table(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Note a row of the fault table: the fault, how the trial went on, what was done twice, the
-    end."""
+    """Add a row to the fault table: fault, how the trial resumed, steps done twice, numbers."""
     return lambda *row: request.node.user_properties.append(("fault", row))

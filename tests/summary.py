@@ -1,6 +1,6 @@
-"""What is told at the end of a run: the fault table, the ways' matrix, and tests that take long.
+"""The summary of a test run: the fault table, the ways' matrix, and tests that took too long.
 
-Tests note what they found in `item.user_properties`, which pytest-xdist brings from its processes.
+Tests add rows to `item.user_properties`, which pytest-xdist sends to the main process.
 """
 
 import re
@@ -11,15 +11,15 @@ import pytest
 
 README = Path(__file__).with_name("README.md")
 FAR_OVER = 2.0
-"""A test is told when it took so many times what its folder allows."""
+"""A test is listed when it took more than this many times its folder's budget."""
 SHOWN = 20
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print all three, where there is something to be told."""
+    """Print the parts that are not empty; the matrix only with `-s`."""
     reports = [one for some in terminalreporter.stats.values() for one in some
                if isinstance(one, pytest.TestReport)]
-    parts = {"faults": fault_table(reports), "longer than tests/README.md allows": overdue(reports)}
+    parts = {"faults": fault_table(reports), "over the budget in tests/README.md": overdue(reports)}
     if config.getoption("capture") == "no":
         parts["ways"] = matrix(reports)
     for title, lines in parts.items():
@@ -29,12 +29,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def noted(report: pytest.TestReport, name: str) -> list[tuple[str, ...]]:
-    """Return what a test has noted under a name."""
+    """Return the properties of a test that have this name."""
     return [tuple(value) for key, value in report.user_properties if key == name]
 
 
 def fault_table(reports: list[pytest.TestReport]) -> list[str]:
-    """Return rows that tests of faults noted: the fault, how the trial went on, ..., the end."""
+    """Return the lines of the fault table, empty when no test added a row."""
     rows = [row for report in reports if report.when == "call" for row in noted(report, "fault")]
     head = ("fault", "the trial goes on", "steps done twice", "final numbers")
     table = [head, ("---",) * len(head), *rows] if rows else []
@@ -42,18 +42,18 @@ def fault_table(reports: list[pytest.TestReport]) -> list[str]:
 
 
 def budgets() -> dict[str, float]:
-    """Return the seconds that one test may take, by folder, as README.md has them."""
+    """Return the budget of one test in seconds, by folder, from the table in README.md."""
     rows = re.findall(r"^\| `(\S+)` \|.* (\d+) \|$", README.read_text("utf-8"), re.MULTILINE)
     return {folder: float(seconds) for folder, seconds in rows}
 
 
 def overdue(reports: list[pytest.TestReport]) -> list[str]:
-    """Return which tests took far longer than their folder allows; fixtures are not counted."""
+    """Return the tests that took far longer than their folder's budget, without fixtures."""
     allowed, found = budgets(), []
     for report in reports:
         limit = allowed.get(report.nodeid.partition("::")[0].rpartition("/")[0], float("inf"))
         if report.when == "call" and report.duration > FAR_OVER * limit:
-            words = f"{report.duration:.0f} s, its folder allows {limit:.0f} s: {report.nodeid}"
+            words = f"{report.duration:.0f} s, budget {limit:.0f} s: {report.nodeid}"
             found.append((report.duration, words))
     return [words for _, words in sorted(found, reverse=True)[:SHOWN]]
 
