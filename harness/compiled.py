@@ -1,38 +1,84 @@
 """Functions that Numba compiles: the loops that no array operation expresses well.
 
-Numba caches the compiled code and checks only the function's own file for changes. But the code of
-other kernels and the values of constants are compiled into it, so our cache key holds those too.
+They are compiled once for all copies of the code, runs and processes of a user. Numba's own cache
+looks at where the function's file lies and when it was changed, so that each frozen copy of the
+code compiled anew; it misses changes of other kernels and of constants, which are compiled in; and
+two processes that add to it at once, on nodes with different processors, can mix up its files. Here
+all that is compiled in makes up the name of a file of its own.
 """
 
 import hashlib
+import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
+from harness.files import atomic_write, own_folder
+
+HASH_BYTES = 32
 CONSTANTS = (bool, int, float, complex, str, tuple, np.generic, np.ndarray)
 
 
-class _Cache(FunctionCache):
-    """Numba's cache, with everything that is compiled into a function as part of the key."""
+class _Cache(NullCache):
+    """What Numba asks for compiled code: a file for each function, signature and processor."""
 
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), inlined_hash(self._py_func))
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled function; None where there is none, or its file is damaged."""
+        target_context.refresh()
+        with suppress(OSError):
+            content = self._file(sig, target_context.codegen()).read_bytes()
+            if content[:HASH_BYTES] == hashlib.sha256(content[HASH_BYTES:]).digest():
+                return CompileResult._rebuild(target_context, *pickle.loads(content[HASH_BYTES:]))
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function, unless it holds addresses of this process."""
+        if data.library.has_dynamic_globals:
+            return
+        content = dumps(data._reduce())
+        with suppress(OSError):  # nowhere to write to: each process compiles for itself
+            file = self._file(sig, data.codegen)
+            own_folder(file.parent)  # what lies there is run
+            with atomic_write(file) as private:
+                private.write_bytes(hashlib.sha256(content).digest() + content)
+
+    def _file(self, sig: Any, codegen: Any) -> Path:
+        name = f"{self._function.__module__}.{self._function.__qualname__}"
+        key = (
+            name, sig, codegen.magic_tuple(), inlined_hash(self._function), numba.__version__,
+            sys.implementation.cache_tag,
+        )
+        return cache_folder() / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+
+
+def cache_folder() -> Path:
+    """Return where compiled functions are kept: in $NUMBA_CACHE_DIR or the user's cache folder."""
+    if place := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(place) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "svll" / "kernels"
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` at its first call; the result is cached where the disk allows it.
+    """Compile `function` at its first call; the result is kept where the disk allows it.
 
     It runs without Python's lock, so that threads can each do a part.
     """
     compiled = njit(nogil=True)(function)
-    with suppress(RuntimeError):  # no folder to write a cache to: compile anew in each process
-        compiled._cache = _Cache(function)
+    compiled._cache = _Cache(function)
     return compiled
 
 

@@ -100,7 +100,7 @@ FAULTY = {
     "stage2.batch=62": "62 is not a multiple of stage2.instances=4",
     "stage2.batch=4": "at least 2 identities",
     "stage2.instances=0": "at least 1, found 0",
-    "stage2.milestones=[50, 30]": "must rise, found [50, 30]",
+    "stage2.milestones=[20, 50, 40]": "must rise, found [20, 50, 40]",
     "stage2.vss_temperature=0": "greater than 0",
     "stage2.label_smoothing=2": "between 0 and 1, found 2",
     "stage2.flip=-1": "between 0 and 1",

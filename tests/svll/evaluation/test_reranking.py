@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from svll.evaluation import KReciprocal, evaluate_ranking, machine, rerank, reranking, rows
+from svll.evaluation import KReciprocal, evaluate_ranking, machine, ranking, rerank, reranking, rows
 from svll.evaluation.sharing import Share
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
@@ -177,6 +177,18 @@ def test_reranking_helps_where_neighbours_agree():
     problem = clusters(2, queries=60, gallery=400)
     plain = evaluate_ranking(*problem)
     assert evaluate_ranking(*problem, rerank=KReciprocal()).mAP > plain.mAP + 0.02
+
+
+def test_each_of_many_settings_gives_what_it_gives_alone():
+    query, gallery, *labels = problem = clusters(5, queries=40, gallery=150)
+    settings = [
+        None, KReciprocal(7, 3), KReciprocal(7, 1), KReciprocal(4, 3), KReciprocal(7, 3, 0.6),
+        KReciprocal(7, 5),
+    ]
+    together = ranking.evaluate_settings(query, gallery, labels, settings)
+    alone = [evaluate_ranking(*problem, rerank=setting) for setting in settings]
+    assert [one.as_json() for one in together] == [one.as_json() for one in alone]
+    assert len({one.mAP for one in alone}) == len(settings)
 
 
 def test_block_sizes_threads_kept_products_and_their_errors_do_not_change_a_digit(monkeypatch):
