@@ -123,6 +123,8 @@ def environment(meeting: Meeting) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # TERM would otherwise wait half a minute for services that we do not have
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # as many processes as the node has cores, which the driver waits for and trials do not need
+        "RAY_prestart_worker_first_driver": "false",
         # it kills workers when the machine is full, by whomever; the job has a limit of its own
         "RAY_memory_monitor_refresh_ms": "0",
         # a run whose actor ends saves first; Ray would kill it at once

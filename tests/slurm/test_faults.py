@@ -129,9 +129,8 @@ COURSES = [
     ["kill -9 of one rank in stage 1", "kill -9 of one rank in stage 2",
      "kill -9 during the cache write"],
     ["kill -9 during a checkpoint write", "last checkpoint damaged"],
-    ["disk full"],
+    ["disk full", "scancel --signal=USR2"],
     ["time limit of 2 minutes"],
-    ["scancel --signal=USR2"],
     ["scontrol requeue"],
 ]
 """What happens to each trial, one after the other; it is launched again in between."""
@@ -184,7 +183,7 @@ def carry_out(slurm: Any, folder: Path, course: dict[str, Disturbance]) -> dict[
             how.strike.plan(run)
         if how.before:
             how.before(slurm, sweep)
-        before = stage2_steps(run)
+        before, attempts = stage2_steps(run), run.status().get("attempts", 0)
         assert len(launch(sweep, "slurm")) == 1
         if how.act:
             toy.until(lambda before=before: stage2_steps(run) >= before + 4, seconds=PATIENCE_S)
@@ -194,6 +193,8 @@ def carry_out(slurm: Any, folder: Path, course: dict[str, Disturbance]) -> dict[
         views += over(sweep)
         if views[-1].is_due:
             counts[-1] = trained_again(run)
+        elif how.act:
+            assert run.status()["attempts"] >= attempts + 2, "it had ended before"
         if how.mend:
             how.mend(slurm, sweep)
     if views[-1].is_due:
