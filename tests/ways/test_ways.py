@@ -202,7 +202,7 @@ def test_weights_under_their_own_recipe_give_the_features_of_the_run(walk: Walk)
 @step("report", "msmt17_v1", "veri776", "vehicleid_1600", "joined")
 def test_a_report_shows_the_scores_the_figures_and_the_worst_queries(walk: Walk) -> None:
     run = walk.trained
-    ended = walk.command("report", run.folder, "--figures", "--ranked")
+    ended = called("report", run.folder, "--figures", "--ranked")
     assert ended.status == 0, ended.err
     page = (run.folder / "report.html").read_text()
     result = run.result() or {}

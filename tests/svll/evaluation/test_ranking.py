@@ -12,7 +12,7 @@ from harness.features import FeatureGroup, open_features, write_features
 from svll.evaluation import evaluate_ranking, machine, rows, streaming
 from svll.evaluation import matches as matches_module
 
-MANY = settings(max_examples=3000, deadline=None, database=None, derandomize=True)
+MANY = settings(max_examples=1000, deadline=None, database=None, derandomize=True)
 
 
 def brute_force(distances, q_ids, g_ids, q_cams, g_cams, max_rank):
