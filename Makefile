@@ -29,7 +29,7 @@ bench: $(READY)  ## measured against baselines in the same run; one part: make b
 	$(BIN)/python -m tests.benchmarks $(PART)
 
 clean:  ## what can be made again; runs/ stays
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find harness svll launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -39,5 +39,5 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
 		-c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # on all cores, not on pip's one
+	$(BIN)/python -m compileall -q -j $$(nproc) .venv/lib >/dev/null || true  # pip would use one core
 	touch $@

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -67,6 +68,18 @@ def own_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.stat().st_uid == os.getuid():
         path.chmod(0o700)
+
+
+def is_private(folder: Path) -> bool:
+    """Tell whether a folder is its user's and closed to others, so that what it holds may be run.
+
+    A link is not. Raises OSError but for a folder that is not there.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def write_text(

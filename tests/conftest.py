@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported: small tensors on few cores, and the same sums on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a user's own runs have compiled must not stand in for the code that is tested.
+os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(f"{__file__}/../../.pytest_cache/numba")
 
 import inspect
 import json

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.cluster import pages
 from harness.errors import Hindered, UserError
+from harness.files import is_private
 from harness.runs import HEARTBEAT_S, Busy, Run, job_id, lock_holder
 from harness.stopping import request_stop, stop_requested
 from harness.trial import execute
@@ -121,8 +122,7 @@ def keep_caches_here() -> None:
     folder = Path(place) / f"svll-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir():
+        if not is_private(folder):
             folder = Path(tempfile.mkdtemp(prefix="svll-", dir=place))
     except OSError as error:
         log.warning("%s: compiled code is not kept there: %s", folder, error.strerror)

@@ -123,7 +123,7 @@ def environment(meeting: Meeting) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # TERM would otherwise wait half a minute for services that we do not have
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # as many processes as the node has cores, which the driver waits for and trials do not need
+        # Ray would start an idle worker per core; the driver waits for them, no trial needs them
         "RAY_prestart_worker_first_driver": "false",
         # it kills workers when the machine is full, by whomever; the job has a limit of its own
         "RAY_memory_monitor_refresh_ms": "0",

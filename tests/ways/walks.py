@@ -81,7 +81,7 @@ class Walk:
 
     @property
     def command(self) -> Command:
-        """One layout's commands are processes, as a user starts them."""
+        """Most of one layout's commands are processes, as a user starts them."""
         return started if self.layout.name == "msmt17_v1" else called
 
     @cached_property
