@@ -16,10 +16,10 @@ from typing import Any
 
 import typer
 
-from harness.config_help import config_help
-from harness.errors import UserError
-from harness.paths import expanded
-from harness.runs import Run
+from harness.base.errors import UserError
+from harness.base.paths import expanded
+from harness.config.help import config_help
+from harness.runs.run import Run
 
 EXIT_STATUS = (
     "Exit status: 0 done; 1 a mistake, told in one message, or a run or check that failed or was "

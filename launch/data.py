@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from harness import progress
+from harness.training import progress
 from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
 from svll.protocols import PROTOCOLS
 
@@ -127,7 +127,8 @@ def split(
 
         python launch/data.py split --root DIR --out FILE.csv
     """
-    from svll.data import image_list, own_split
+    from svll.data import own_split
+    from svll.data.readers import csv_list as image_list
 
     options = own_split.Options(test=test, validation=validation, queries=queries, seed=seed)
     own_split.write_split(root, out, options)
@@ -151,7 +152,7 @@ def synthetic(
 
         python launch/data.py synthetic --root DIR --size 200
     """
-    from svll.data.synthetic import load_world, named_world, write_world
+    from svll.world.world import load_world, named_world, write_world
 
     if kind not in ("person", "vehicle"):
         raise typer.BadParameter("must be person or vehicle", param_hint="--kind")

@@ -26,19 +26,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from harness.config import build, find_recipe, parse_overrides, read_recipe, text_fields
-from harness.errors import UserError
-from harness.features import write_features
-from harness.files import atomic_write, check_writable
+from harness.base.errors import UserError
+from harness.base.files import atomic_write, check_writable
+from harness.config.build import build, find_recipe, parse_overrides, read_recipe, text_fields
+from harness.features.file import write_features
 from launch.cli import command
 from svll.config import RECIPES, Config
 from svll.protocols import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal, QueryExpansion
+    from svll.evaluation.engine.ranks import Share
     from svll.evaluation.ranking import Options
     from svll.evaluation.scores import Score
-    from svll.evaluation.sharing import Share
     from svll.evaluation.sources import Source
 
 Number = TypeVar("Number", int, float)
@@ -186,8 +186,8 @@ def main(
         )
     grid = _grid(k1, k2, weight) if rerank else []
     chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
+    from svll.evaluation.engine.ranks import join_ranks
     from svll.evaluation.scores import Extra, score  # Numba
-    from svll.evaluation.sharing import join_ranks
 
     with ExitStack() as stack:
         share = stack.enter_context(join_ranks(encoding=not features))
@@ -312,7 +312,7 @@ def _of_runs(
     protocol: Protocol | None,
 ) -> "list[Source]":
     from svll.evaluation.sources import open_source
-    from svll.run_features import run_features
+    from svll.runs.make_features import run_features
 
     if save is not None:
         raise UserError("--save without --weights or --features-from has no effect: a run's "
@@ -334,7 +334,7 @@ def _of_weights(
     # the weights have it or not; a recipe's model.sie says how models are trained
     is_off = any(word.key == "model.sie" and word.value == "none" for word in words)
     from svll.evaluation.sources import Source
-    from svll.scoring import encode_tests  # torch and DALI: not for feature files
+    from svll.features.from_weights import encode_tests  # torch and DALI: not for feature files
 
     return [
         Source(

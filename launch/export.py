@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import UserError
-from harness.files import check_writable
+from harness.base.errors import UserError
+from harness.base.files import check_writable
 from launch.cli import command
 
 MAX_IMAGES = 24
@@ -52,7 +52,7 @@ def main(
     if dataset is not None and camera is None:
         raise UserError("--dataset without --camera has no effect; add --camera")
     check_writable(out)  # before the work
-    from svll.data.loose import find_images
+    from svll.data.image_folder import find_images
 
     found = find_images(images)[:MAX_IMAGES] if images else []
     from svll.models import load_model

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.machine import usable_cores
+from harness.base.machine import usable_cores
 from launch.cli import command
 
 
@@ -22,7 +22,7 @@ def main(
     ),
 ) -> int:
     """Pre-train, then print the card."""
-    from svll.models.pretrain import Pretraining, pretrain  # torch: not for --help
+    from svll.world.pretrain_tiny import Pretraining, pretrain  # torch: not for --help
 
     card = pretrain(Pretraining(seed=seed), workers=len(usable_cores()))
     typer.echo(json.dumps(card, indent=2))

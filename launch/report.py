@@ -18,15 +18,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster.table import wide
-from harness.errors import UserError
-from harness.files import check_writable
-from harness.outcomes import BEST, Ranked, Sweeping, read_outcomes, write_best, write_tables
+from harness.base.errors import UserError
+from harness.base.files import check_writable
+from harness.base.units import counted
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
-from harness.units import counted
+from harness.reporting.terminal import wide
+from harness.sweeps.outcomes import Ranked, Sweeping, read_outcomes
+from harness.sweeps.tables import BEST, write_best, write_tables
 from launch.cli import command
 from svll.config import Config
-from svll.reporting import TEST, best_runs, write_report
+from svll.reports.report import TEST, best_runs, write_report
 
 if TYPE_CHECKING:
     from harness.reporting.page import Html
@@ -100,7 +101,7 @@ def main(
 
 
 def _figures(folders: list[Path], out: Path, folder: Path) -> "Html":
-    from svll.figures.sections import figures_section  # torch: seconds
+    from svll.reports.sections import figures_section  # torch: seconds
 
     return figures_section(best_runs(folders), folder, out.parent)
 
@@ -110,8 +111,8 @@ def _ranked(
     root: Path | None, pages: list[Path], folder: Path,
 ) -> "Html":
     """Return the section on ranked lists; `pages` gets the pages that it links to."""
-    from svll.evaluation.lists import Wanted
-    from svll.figures.sections import ranked_section
+    from svll.evaluation.ranked_lists import Wanted
+    from svll.reports.sections import ranked_section
 
     wanted = Wanted(cameras=cameras, queries=query or ())
     section, written = ranked_section(best_runs(folders), out.parent, wanted, root=root)
@@ -151,8 +152,8 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
             raise UserError(f"--compare: there is no rank {place}, there are 1 to {len(ranked)}")
     import numpy as np
 
-    from harness.paired import compare
-    from svll.comparing import compare_queries  # numba: a second
+    from harness.sweeps.paired import compare
+    from svll.evaluation.compare_runs import compare_queries  # numba: a second
 
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.errors import UserError
-from harness.files import check_writable
-from harness.paths import shown
+from harness.base.errors import UserError
+from harness.base.files import check_writable
+from harness.base.paths import shown
 from launch.cli import command
 
 if TYPE_CHECKING:  # torch
-    from svll.image_search import Found, Threshold
+    from svll.search.search import Found, Threshold
 
 PRINTED = 20
 """Queries whose nearest image is printed."""
@@ -52,8 +52,8 @@ def main(
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):
         raise UserError("--threshold gives the threshold; leave out --threshold-from and --at-fpr")
-    from svll.image_search import search  # torch, Numba: not for --help
-    from svll.search_page import write_search
+    from svll.search.page import write_search
+    from svll.search.search import search  # torch, Numba: not for --help
 
     check_writable(out / "search.html")  # before hours of encoding
     found = search(
@@ -74,7 +74,7 @@ def _threshold(
     weights: Path, given: float | None, source: Path | None, at_fpr: float | None
 ) -> "Threshold | None":
     """What was given, or what is found on the features that were given, or on the run's own."""
-    from svll.image_search import calibrated_threshold, given_threshold, own_features
+    from svll.search.search import calibrated_threshold, given_threshold, own_features
 
     if given is not None:
         return given_threshold(given)
@@ -90,7 +90,7 @@ def _threshold(
 
 
 def _print(found: "Found") -> None:
-    from svll.image_search import name_in
+    from svll.search.search import name_in
 
     for answer in found.answers[:PRINTED]:
         best = "nothing else in the gallery"

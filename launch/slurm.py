@@ -19,18 +19,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.cluster import array, shares, site, slurm, snapshots, table
-from harness.cluster.follow import follow as follow_sweep
+from harness.base.errors import UserError
+from harness.base.units import counted
+from harness.cluster import launch as array
+from harness.cluster import shares, snapshots
 from harness.cluster.records import read_records
-from harness.errors import UserError
-from harness.points import points_file
-from harness.sweep_file import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
-from harness.sweeps import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
-from harness.units import counted
+from harness.cluster.slurm import script as slurm
+from harness.cluster.slurm import site
+from harness.reporting import terminal as table
+from harness.reporting.follow import follow as follow_sweep
+from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
+from harness.sweeps.reading import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
+from harness.sweeps.space import points_file
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
-from svll.pinning import pin, weights_file
+from svll.reuse.fingerprints import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
 """What a scheduler may judge stage 1 by."""
@@ -119,7 +123,7 @@ def main(
         place = "local"  # the driver is here, wherever its trials are
     console = table.wide(Console())
     if doctor:
-        from harness.cluster.doctor import visit  # late: only this needs it
+        from harness.cluster.doctor.visit import visit  # late: only this needs it
 
         return visit(asked, cluster=place == "slurm", console=console)
     if dry_run:
@@ -214,7 +218,7 @@ def _tell_no_gpu(sweep: Sweep, console: Console) -> None:
 def _script(sweep: Sweep, count: int) -> str:
     if sweep.backend == "array":
         return slurm.script(sweep, count)
-    from harness.cluster import ray_search  # late: only this backend needs it
+    from harness.cluster.ray import driver as ray_search  # late: only this backend needs it
 
     ray_search.check(sweep)
     return slurm.script(ray_search.allocation(sweep), 1)
@@ -302,7 +306,7 @@ def _follow(sweep: Sweep, console: Console) -> int:
         raise
     console.print(table.final_table(sweep, views, TEST_COLUMNS))
     _tell_troubles(views, console)
-    from svll.reporting import report_sweep  # matplotlib: a second
+    from svll.reports.report import report_sweep  # matplotlib: a second
 
     page = report_sweep(sweep.folder)
     _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}\nreport: {page}")

@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster.table import wide
-from harness.config import (
+from harness.base.errors import UserError
+from harness.base.units import counted
+from harness.config.build import (
     build,
     find_recipe,
     parse_overrides,
@@ -29,16 +30,15 @@ from harness.config import (
     text_fields,
     to_yaml,
 )
-from harness.errors import UserError
-from harness.runs import Run
-from harness.units import counted
+from harness.reporting.terminal import wide
+from harness.runs.run import Run
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
-from svll.pinning import pin
 from svll.preflight import preflight, quietly
+from svll.reuse.fingerprints import pin
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
-    from svll.estimate import Estimate
+    from svll.runs.cost_estimate import Estimate
 
 LONGEST = 5
 """Operations of a profile that are named."""
@@ -79,8 +79,8 @@ def main(
     config = build(Config, [*read_recipe(file, Config, RECIPES), *words])
     if dry_run:
         return _dry_run(config)
-    from harness.cluster.jobs import join_step
-    from harness.trial import execute
+    from harness.cluster.rank import join_step
+    from harness.runs.execute import execute
 
     join_step()
     place = config.run
@@ -106,7 +106,7 @@ def _check(config: Config, world: int) -> None:
         with quietly():  # the run says the same
             preflight(config)
         return
-    from harness import engine
+    from harness.training import engine
 
     engine.init_ranks(config.engine.timeout)
     try:
@@ -121,8 +121,8 @@ def _check(config: Config, world: int) -> None:
 
 def _profile(run: Run, config: Config) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it takes a machine without GPU for an error
-    from harness.engine import rank
-    from svll.profiling import profile_run
+    from harness.training.engine import rank
+    from svll.runs.profiling import profile_run
 
     found = profile_run(run, config)
     if rank() != 0:
@@ -146,7 +146,7 @@ def _profile(run: Run, config: Config) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    from svll.estimate import estimate
+    from svll.runs.cost_estimate import estimate
 
     size = preflight(config)
     typer.echo(to_yaml(config))

@@ -13,7 +13,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svll.calling import named
+from harness.base.calling import named
 
 if TYPE_CHECKING:  # torch and Numba: importing svll stays cheap
     from svll import losses as losses
@@ -24,6 +24,11 @@ if TYPE_CHECKING:  # torch and Numba: importing svll stays cheap
 __version__ = "0.1.0"
 __all__ = ["KReciprocal", "QueryExpansion", "evaluate", "load", "losses", "rerank"]
 
+MOVED = {
+    "svll.preparing.prepare": "svll.runs.prepare.prepare",
+    "svll.reporting.report_sweep": "svll.reports.report.report_sweep",
+}
+"""Functions that configurations of earlier runs name, and where they are now."""
 _LATER = {
     "evaluate": "evaluate_ranking", "rerank": "rerank", "KReciprocal": "KReciprocal",
     "QueryExpansion": "QueryExpansion",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.config import Removed, changeable, runtime, unless_empty, where_it_counts
-from harness.paths import expanded, unknown_in
+from harness.base.paths import expanded, unknown_in
+from harness.config.build import Removed, changeable, runtime, unless_empty, where_it_counts
 from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -388,9 +388,9 @@ class Place:
     """The folder of this run's group: a sweep's name; empty: the recipe's."""
     experiment: str = runtime("svll.experiment.run")
     """Dotted name of the function that a job calls with its run."""
-    report: str = runtime("svll.reporting.report_sweep")
+    report: str = runtime("svll.reports.report.report_sweep")
     """Dotted name of the function that writes a sweep's report.html when its trials are over."""
-    prepare: str = runtime("svll.preparing.prepare")
+    prepare: str = runtime("svll.runs.prepare.prepare")
     """Likewise of what makes the files that runs share; called with all runs of a sweep."""
     log_every: int = runtime(50)
     """Steps between two lines of the metric log; the last step of an epoch always has one."""

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,35 +19,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import engine as ranks
-from harness import loop
-from harness.config import build, read_recipe, to_mapping
-from harness.environment import CODE, arithmetic
-from harness.features import open_features
-from harness.files import write_json
-from harness.machine import usable_cores
-from harness.pipeline import ImageLoader, decoder_name
-from harness.rng import torch_seed
-from harness.runs import Run, job_id
-from harness.takeovers import changed_settings
-from harness.views import View
-from harness.writers import Writer, open_writers
-from svll import cache, prompt_signal, shared_prompts, stage1, stage2, storage
-from svll.checks import check_batch, check_decoding, check_matches, tell_side_information
+from harness.base.files import write_json
+from harness.base.locks import job_id
+from harness.base.machine import usable_cores
+from harness.base.rng import torch_seed
+from harness.config.build import build, read_recipe, to_mapping
+from harness.features.file import open_features
+from harness.images.loader import ImageLoader, decoder_name
+from harness.images.views import View
+from harness.runs.environment import CODE, arithmetic
+from harness.runs.run import Run
+from harness.runs.takeovers import changed_settings
+from harness.training import engine as ranks
+from harness.training import loop
+from harness.training.writers import Writer, open_writers
+from svll import prompt_quality as prompt_signal
+from svll import stage1, stage2
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
-from svll.data.sampling import identity_batches, shuffled_batches
+from svll.data.sampler import identity_batches, shuffled_batches
 from svll.data.splits import Part, Splits, split
-from svll.encode import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
-from svll.evaluation.sharing import Share
+from svll.evaluation.engine.ranks import Share
 from svll.evaluation.written import RANKS
-from svll.frozen import FrozenFeatures
+from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
+from svll.features.files import feature_paths
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, image_head, learned_side_information
-from svll.pinning import check_weights
-from svll.run_features import feature_paths
+from svll.reuse import cache
+from svll.reuse import stage1 as shared_prompts
+from svll.reuse.fingerprints import check_weights
+from svll.reuse.frozen_features import FrozenFeatures
+from svll.runs import run_weights as storage
+from svll.runs.preflight import check_batch, check_decoding, check_matches, tell_side_information
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -57,7 +62,7 @@ VSS_VIEWS = ("vss_a", "vss_b")
 def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     """Carry out the run that `run.config_file` describes and return its result on every rank.
 
-    Raises UserError for what the user can mend, `harness.stopping.Stopped` when asked to stop.
+    Raises UserError for what the user can mend, `harness.runs.stopping.Stopped` when asked to stop.
     """
     started = time.time()
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
@@ -78,22 +83,6 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
             if not config.run.keep_checkpoints:
                 storage.remove_checkpoints(run)
     return result
-
-
-def make_features(run: Run, config: Config) -> None:
-    """Write those test features of a trained run that are missing; on every rank.
-
-    Raises Busy while the run goes on, UserError as `run`.
-    """
-    set_up(config)
-    with ExitStack() as stack:
-        with ranks.leader_first() as acts:
-            if acts:
-                stack.enter_context(run.lock())
-        trial = Trial(run, config)
-        model = trial.tune_encoder(None)
-        for part in trial.splits.tests:
-            trial.write_features(model, part)
 
 
 def set_up(config: Config) -> None:

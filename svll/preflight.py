@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import to_mapping
-from harness.errors import UserError
-from svll.checks import check_batch, check_matches
+from harness.base.errors import UserError
+from harness.config.build import to_mapping
 from svll.config import Config, Data
 from svll.data import staging
 from svll.data.benchmarks import describe
@@ -26,10 +25,11 @@ from svll.data.datasets import (
     trained_on,
     world_of,
 )
-from svll.data.sampling import identity_batches
+from svll.data.sampler import identity_batches
 from svll.data.splits import Splits, split
-from svll.data.synthetic import CAMERAS, shots_of
-from svll.pinning import check_given
+from svll.reuse.fingerprints import check_given
+from svll.runs.preflight import check_batch, check_matches
+from svll.world.world import CAMERAS, shots_of
 
 Loaded = dict[str, Datasets]
 """Datasets that one command has read, by the part of the configuration that names them."""

@@ -6,7 +6,7 @@ It is kept in feature files, and all that reads those ranks by it.
 
 from typing import Literal, get_args
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 
 Protocol = Literal["cross_camera", "other_cameras", "all_gallery", "random_gallery"]
 PROTOCOLS: dict[str, str] = {

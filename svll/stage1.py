@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness import engine as ranks
-from svll.augment import augment_prompts
+from harness.training import engine as ranks
 from svll.config import Stage1
 from svll.losses import agreement_loss, supcon_loss
-from svll.models.clip import TextEncoder
 from svll.models.prompts import PromptLearner
+from svll.models.text_encoder import TextEncoder
+from svll.prompt_augmentation import augment_prompts
 
 
 @dataclass(frozen=True)

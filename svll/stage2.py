@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness import engine as ranks
+from harness.training import engine as ranks
 from svll.config import Stage2
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
-from svll.models.clip import ImageFeatures
+from svll.models.image_features import ImageFeatures
 from svll.models.reid import BNNeck, ReIDModel
 
 

@@ -56,7 +56,7 @@ def started(script: str, *words: object) -> Ended:
 
 def called_and_stopped(words: list[object], *, step: int) -> Ended:
     """Call train.py, and send SIGTERM to this process when training has made so many steps."""
-    from harness import loop
+    from harness.training import loop
 
     asked, requested = 0, loop.stop_requested
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness.base.network import free_port
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
 
@@ -64,8 +65,6 @@ class Ranks:
         self.processes: list[subprocess.Popen[str]] = []
 
     def _start(self) -> None:
-        from harness.engine import free_port  # torch: seconds that most tests need not wait for
-
         port = str(free_port())
         self.processes = [
             subprocess.Popen(

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 from scipy.io import savemat
 
-from harness.features import read_features, write_features
-from harness.files import write_json
+from harness.base.files import write_json
+from harness.features.file import read_features, write_features
 from tests.commands import ROOT, called
 from tests.svll.data import trees
 

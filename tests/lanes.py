@@ -15,11 +15,11 @@ import pytest
 HERE = Path(__file__).parent
 FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "ways/", "slurm/", "harness/cluster/")
 SLOW = (
-    "slurm/", "ways/", "harness/cluster/test_local.py", "harness/cluster/test_pages.py",
-    "harness/cluster/test_ray_guest.py", "harness/cluster/test_ray_trial.py",
+    "slurm/", "ways/", "harness/cluster/local/test_worker.py", "harness/cluster/test_pages.py",
+    "harness/cluster/ray/test_guest.py", "harness/cluster/ray/test_trial.py",
     "harness/cluster/test_searching.py", "harness/cluster/test_snapshots.py",
-    "launch/test_planted_code.py", "svll/models/test_onnx_export.py", "svll/test_reporting.py",
-    "svll/test_shared_prompts.py", "svll/test_takeovers.py", "svll/test_variants.py",
+    "launch/test_planted_code.py", "svll/models/test_onnx_export.py", "svll/reports/test_report.py",
+    "svll/reuse/test_stage1.py", "svll/test_takeovers.py", "svll/test_variants.py",
     "svll/test_world_size.py",
 )
 """Files that `make test-fast` leaves out, besides tests marked as slow."""

@@ -51,7 +51,8 @@ def overdue(reports: list[pytest.TestReport]) -> list[str]:
     """Return the tests that took far longer than their folder's budget, without fixtures."""
     allowed, found = budgets(), []
     for report in reports:
-        limit = allowed.get(report.nodeid.partition("::")[0].rpartition("/")[0], float("inf"))
+        folders = map(str, Path(report.nodeid.partition("::")[0]).parents)
+        limit = next((allowed[folder] for folder in folders if folder in allowed), float("inf"))
         if report.when == "call" and report.duration > FAR_OVER * limit:
             words = f"{report.duration:.0f} s, budget {limit:.0f} s: {report.nodeid}"
             found.append((report.duration, words))

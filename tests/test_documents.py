@@ -25,7 +25,7 @@ import yaml
 
 import svll
 from harness.reporting.page import Html
-from harness.sweeps import read_sweep
+from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
 from tests.benchmarks.__main__ import PARTS
@@ -64,15 +64,15 @@ def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
         return SimpleNamespace(path=out, difference=0.0, images=1)
 
     for name, instead in {
-        "harness.trial.execute": execute,
-        "svll.estimate.estimate": lambda *_: SimpleNamespace(
+        "harness.runs.execute.execute": execute,
+        "svll.runs.cost_estimate.estimate": lambda *_: SimpleNamespace(
             groups=(), costs=(), precision="fp32"
         ),
-        "svll.profiling.profile_run": lambda *_: [],
-        "svll.figures.sections.figures_section": lambda *_: Html(""),
+        "svll.runs.profiling.profile_run": lambda *_: [],
+        "svll.reports.sections.figures_section": lambda *_: Html(""),
         "svll.models.onnx_export.export_onnx": export,
-        "svll.models.pretrain.pretrain": lambda *_, **__: {},
-        "harness.cluster.doctor.visit": lambda *_, **__: 0,
+        "svll.world.pretrain_tiny.pretrain": lambda *_, **__: {},
+        "harness.cluster.doctor.visit.visit": lambda *_, **__: 0,
         # miniature datasets have two identities, and recipes ask for sixteen at a time
         "svll.preflight.check_batch": lambda *_: None,
         "typer.completion.install": lambda **_: ("bash", folder),  # not into anybody's shell
@@ -281,7 +281,8 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     own = r"`((?:launch|svll|harness|tests|sweeps)/[\w./*-]*|[A-Z]\w+\.md)`"
     assert not [link for link in links if not (path.parent / link).exists()]
-    assert not [name for name in re.findall(own, text) if not list(ROOT.glob(name.rstrip("/")))]
+    assert not [name for name in re.findall(own, text)
+                if not any(list(place.glob(name.rstrip("/"))) for place in (ROOT, path.parent))]
     if path.parent != ROOT:  # what a folder's page calls by a short name lies in that folder
         short = set(re.findall(r"`([\w*/]+\.py|\w+/)`", text)) - set(re.findall(own, text))
         assert short

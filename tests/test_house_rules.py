@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster import ray_search
-from harness.config import Setting, build, keys, read_recipe
-from harness.sweeps import read_sweep
-from harness.yaml_files import read_yaml
+from harness.base.yaml_files import read_yaml
+from harness.cluster.ray import driver as ray_search
+from harness.config.build import Setting, build, keys, read_recipe
+from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, SWEEPS, Config
 
@@ -28,21 +28,22 @@ HEAVY = {
     "wandb",
 }
 LIGHT = [
-    *(f"harness/{name}.py" for name in (
-        "errors", "files", "config", "runs", "sweeps", "dimensions", "rng", "features",
-        "feature_rows", "feature_parts", "hdf5", "trial", "stopping", "progress",
-        "wandb_writer",
+    *(f"harness/{package}/**/*.py" for package in (
+        "cluster", "config", "features", "reporting", "runs", "sweeps",
     )),
-    "harness/cluster/*.py", "harness/reporting/*.py",
-    "svll/__init__.py", "svll/config.py", "svll/data/*.py", "launch/*.py",
+    *(f"harness/base/{name}.py" for name in (
+        "errors", "files", "machine", "paths", "rng", "units",
+    )),
+    "harness/training/progress.py", "harness/training/wandb.py",
+    "svll/__init__.py", "svll/config.py", "svll/data/**/*.py", "launch/*.py",
 ]
 """Files that commands import which must start at once."""
 OWN_WRITERS = {
-    "harness/files.py": "the helper itself",
+    "harness/base/files.py": "the helper itself",
     "harness/cluster/claims.py": "files that the kernel locks: a replaced one would have no lock",
-    "harness/cluster/local.py": "what a helper process prints, read back as soon as it ends",
-    "harness/cluster/doctor.py": "what helper processes print, looked at when one fails",
-    "harness/cluster/ray_cluster.py": "a token that nobody else may read, not even for a moment",
+    "harness/cluster/local/worker.py": "what a helper process prints, read back as soon as it ends",
+    "harness/cluster/doctor/visit.py": "what helper processes print, looked at when one fails",
+    "harness/cluster/ray/nodes.py": "a token that nobody else may read, not even for a moment",
 }
 MAX_LINES = 500
 ROOTLESS = ("synthetic",)
@@ -126,7 +127,7 @@ def test_yaml_is_read_and_written_in_one_file() -> None:
         name for name, tree in trees(*everything(*PACKAGES)) for node in ast.walk(tree)
         if "yaml" in imported(node)
     }
-    assert users == {"harness/yaml_files.py"}
+    assert users == {"harness/base/yaml_files.py"}
 
 
 def test_cores_are_counted_in_one_place_which_knows_a_containers_quota() -> None:
@@ -436,4 +437,4 @@ def test_nothing_executes_code_from_a_data_file() -> None:
         unsafe = function == "torch.load" and "weights_only=True" not in text
         if function in forbidden or unsafe or "allow_pickle=True" in text:
             wrong.append(where.partition(":")[0])
-    assert wrong == ["harness/compiled.py"]  # no data: code, from a folder of the user's own
+    assert wrong == ["harness/base/compiled.py"]  # no data: code, from a folder of the user's own

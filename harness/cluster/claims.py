@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 
 FOLDER = "/tmp/svll-claims"
 FOLDER_VARIABLE = "SVLL_CLAIMS"

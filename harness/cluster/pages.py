@@ -7,11 +7,11 @@ called with the sweep's folder.
 import logging
 from pathlib import Path
 
+from harness.base.files import read_json
+from harness.base.locks import Busy, held_lock, lock_holder
 from harness.cluster.records import jobs_folder
-from harness.files import read_json
-from harness.outcomes import state_of
-from harness.runs import Busy, Run, held_lock, lock_holder
-from harness.trial import load_function
+from harness.runs.execute import load_function
+from harness.runs.run import Run, state_of
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import UserError
-from harness.files import own_folder, read_json, write_json
+from harness.base.errors import UserError
+from harness.base.files import own_folder, read_json, write_json
 
 Cluster = Literal["slurm", "local"]
 EVERY = "*"

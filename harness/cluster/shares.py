@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.base.errors import UserError
+from harness.base.machine import machine_gpus, usable_cores, visible_gpus
+from harness.base.units import counted
 from harness.cluster.claims import Claim, Pool
 from harness.cluster.records import Record
-from harness.errors import UserError
-from harness.machine import machine_gpus, usable_cores, visible_gpus
-from harness.stopping import stop_requested
-from harness.sweep_file import Resources
-from harness.units import counted
+from harness.runs.stopping import stop_requested
+from harness.sweeps.keys import Resources
 
 log = logging.getLogger(__name__)
 

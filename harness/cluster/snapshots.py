@@ -18,11 +18,11 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from harness.base.errors import UserError
+from harness.base.files import own_folder
 from harness.cluster.records import Record
-from harness.environment import note_git_state
-from harness.errors import UserError
-from harness.files import own_folder
-from harness.sweeps import Sweep
+from harness.runs.environment import note_git_state
+from harness.sweeps.reading import Sweep
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Set, it keeps the folder that a job starts in, the working tree perhaps, from coming first."""

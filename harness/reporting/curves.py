@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.outcomes import flatten
+from harness.base.mappings import flatten
 from harness.reporting.drawing import LINES, look, new_figure
-from harness.runs import Run
+from harness.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import atomic_write
+from harness.base.files import atomic_write
 
 if TYPE_CHECKING:  # matplotlib: a second that commands should not take before they draw
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.outcomes import Ranked, Sweeping
 from harness.reporting.drawing import LINES, look, new_figure
+from harness.sweeps.outcomes import Ranked, Sweeping
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

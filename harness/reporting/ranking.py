@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.outcomes import Ranked, Sweeping, unbeaten
-from harness.units import counted
+from harness.base.units import counted
+from harness.sweeps.outcomes import Ranked, Sweeping, unbeaten
 
 LONG = 8
 """Numbers that were drawn have more characters than anybody wants to read."""

@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files import read_json
-from harness.outcomes import flatten, state_of
+from harness.base.errors import UserError
+from harness.base.files import read_json
+from harness.base.mappings import flatten
+from harness.base.yaml_files import read_yaml
 from harness.reporting import page
 from harness.reporting.curves import Shown
 from harness.reporting.page import Html
-from harness.runs import Run
-from harness.yaml_files import read_yaml
+from harness.runs.run import Run, state_of
 
 FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
 """What a run's row links to."""

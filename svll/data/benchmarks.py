@@ -6,18 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.paths import expanded
-from svll.data import (
+from harness.base.errors import UserError
+from harness.base.paths import expanded
+from svll.data.readers import (
+    csv_list as image_list,
+)
+from svll.data.readers import (
     dukemtmc,
-    image_list,
     market1501,
     msmt17,
     occluded_duke,
     vehicleid,
     veri776,
 )
-from svll.data.layouts import Benchmark
+from svll.data.readers.common import Benchmark
 from svll.data.records import Dataset
 
 Load = Callable[..., Dataset]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.images import Fault
-from harness.machine import usable_cores
+from harness.base.machine import usable_cores
+from harness.images.pixels import Fault
 from svll.data import benchmarks
-from svll.data.layouts import Benchmark, Counts, cameras, counts
+from svll.data.readers.common import Benchmark, Counts, cameras, counts
 from svll.data.records import Dataset, Records
 
 Progress = Callable[[int, int], None]
@@ -83,7 +83,9 @@ def check(
 
 def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> list[Fault]:
     """Return (path, reason) of the files that cannot be decoded."""
-    from harness.decoding import check_images  # torch and DALI: seconds that a typo need not wait
+    from harness.images.decoding import (
+        check_images,  # torch and DALI: seconds that a typo need not wait
+    )
 
     threads = threads or len(usable_cores())
     return check_images(files, threads=threads, progress=progress)

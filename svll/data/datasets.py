@@ -11,11 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.base.errors import UserError
+from harness.base.files import read_json, write_json
 from svll.config import VIEWS_LISTED, Config, Data, WorldConfig
-from svll.data import benchmarks, synthetic
+from svll.data import benchmarks
 from svll.data.records import Dataset
+from svll.world import world as synthetic
 
 log = logging.getLogger(__name__)
 

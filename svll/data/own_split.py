@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.files import check_writable
-from harness.rng import generator
-from svll.data import image_list
-from svll.data.image_list import Entry
-from svll.data.layouts import (
+from harness.base.errors import UserError
+from harness.base.files import check_writable
+from harness.base.rng import generator
+from svll.data.readers import csv_list as image_list
+from svll.data.readers.common import (
     JUNK,
     examples,
     image_names,
@@ -28,7 +27,8 @@ from svll.data.layouts import (
     say_junk,
     say_skipped,
 )
-from svll.data.market1501 import EXAMPLE
+from svll.data.readers.csv_list import Entry
+from svll.data.readers.market1501 import EXAMPLE
 
 _PARTS, _QUERIES = 31, 32
 """Keys of the generators: which part an identity goes to, which images ask for it."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
-from harness.rng import generator
+from harness.base.errors import UserError
+from harness.base.rng import generator
 from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records
 from svll.data.side_labels import SideLabels

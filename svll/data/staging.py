@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness.errors import Hindered, UserError
-from harness.paths import expanded, unknown_in
-from harness.runs import Busy, held_lock
+from harness.base.errors import Hindered, UserError
+from harness.base.locks import Busy, held_lock
+from harness.base.paths import expanded, unknown_in
 from svll.data.records import Dataset
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ Letters: Q queries, I identities with a query that counts.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.errors import UserError
-from harness.rng import generator
+from harness.base.errors import UserError
+from harness.base.rng import generator
 
 PURPOSE = 6
 """Keeps these random numbers apart from others of the same seed."""

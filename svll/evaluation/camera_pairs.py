@@ -7,11 +7,11 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.evaluation.own_images import Known
 from svll.evaluation.protocols import compared
 from svll.evaluation.ranking import NoMatch, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
-from svll.evaluation.rows import JUNK, Integers
 
 
 @dataclass(frozen=True)

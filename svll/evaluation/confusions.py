@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from svll.evaluation.engine.feature_rows import Integers
 from svll.evaluation.ranking import RankingResult
-from svll.evaluation.rows import Integers
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
-from svll.evaluation import kernels
-from svll.evaluation.machine import Products, spread
-from svll.evaluation.matches import Matches
-from svll.evaluation.rows import STRANGER, Rows
-from svll.evaluation.sharing import Share
-from svll.evaluation.streaming import GALLERY_BLOCK, Comparison, Extras
+from harness.base.errors import UserError
+from svll.evaluation.engine import kernels
+from svll.evaluation.engine.comparison import GALLERY_BLOCK, Comparison, Extras
+from svll.evaluation.engine.feature_rows import STRANGER, Rows
+from svll.evaluation.engine.matches import Matches
+from svll.evaluation.engine.products import Products, spread
+from svll.evaluation.engine.ranks import Share
 
 
 @dataclass(frozen=True)

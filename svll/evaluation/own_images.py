@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from svll.evaluation.rows import JUNK, Integers, Rows
+from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
 
 BLOCK = 4096
 NOBODY = -1

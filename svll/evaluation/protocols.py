@@ -12,16 +12,16 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.errors import UserError
-from harness.rng import generator
-from svll.calling import named
-from svll.evaluation.arguments import checked, integers
+from harness.base.calling import named
+from harness.base.errors import UserError
+from harness.base.rng import generator
+from svll.evaluation.engine.arguments import checked, integers
+from svll.evaluation.engine.feature_rows import JUNK, Integers
+from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion
 from svll.evaluation.own_images import Known, image_numbers
 from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
-from svll.evaluation.rows import JUNK, Integers
-from svll.evaluation.sharing import Share
 from svll.protocols import check_protocol
 
 DRAWS = 10

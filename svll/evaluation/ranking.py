@@ -25,16 +25,16 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.errors import UserError
-from svll.calling import named
-from svll.evaluation import arguments
+from harness.base.calling import named
+from harness.base.errors import UserError
+from svll.evaluation.engine import arguments
+from svll.evaluation.engine.comparison import Compared, Comparison, Extras
+from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
+from svll.evaluation.engine.matches import Chunk, Matches
+from svll.evaluation.engine.products import Products
+from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion, expanded
-from svll.evaluation.machine import Products
-from svll.evaluation.matches import Chunk, Matches
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
-from svll.evaluation.rows import STRANGER, Floats, Integers, Rows
-from svll.evaluation.sharing import Share
-from svll.evaluation.streaming import Compared, Comparison, Extras
 
 Metric = Literal["euclidean", "cosine"]
 ONE_CAMERA = "with one camera only, set protocol to all_gallery"

@@ -30,13 +30,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
-from svll.evaluation import kernels, neighbourhoods
-from svll.evaluation.arguments import is_integer
-from svll.evaluation.machine import Products, spread
-from svll.evaluation.nearest import SPARE, merged
-from svll.evaluation.rows import Block, Floats, Integers, Rows, rounding
-from svll.evaluation.sharing import Share
+from harness.base.errors import UserError
+from svll.evaluation.engine import kernels
+from svll.evaluation.engine import rerank_kernels as neighbourhoods
+from svll.evaluation.engine.arguments import is_integer
+from svll.evaluation.engine.feature_rows import Block, Floats, Integers, Rows, rounding
+from svll.evaluation.engine.nearest import SPARE, merged
+from svll.evaluation.engine.products import Products, spread
+from svll.evaluation.engine.ranks import Share
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen
 KEPT_BYTES = 2**30

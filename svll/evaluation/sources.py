@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
-from harness.features import FeatureGroup, open_features
+from harness.base.errors import UserError
+from harness.features.file import FeatureGroup, open_features
 from svll.data.records import usual_first_camera
+from svll.evaluation.engine.feature_rows import Integers, Stacked
+from svll.evaluation.multi_query import pooled
 from svll.evaluation.own_images import Names, image_numbers
-from svll.evaluation.pooling import pooled
-from svll.evaluation.rows import Integers, Stacked
 from svll.protocols import protocol_in_force
 
 Number = TypeVar("Number", int, Integers)
@@ -135,7 +135,9 @@ def open_source(
             if first_camera is None:
                 first_camera = usual_first_camera(dataset)
         else:
-            from svll.evaluation.foreign import read_foreign  # scipy: not for our own files
+            from svll.evaluation.imported_features import (
+                read_foreign,  # scipy: not for our own files
+            )
 
             groups, dataset, named = read_foreign(path, kind), path.stem, ""
             first_camera = None

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.errors import UserError
-from svll.evaluation.arguments import checked, integers
-from svll.evaluation.histograms import BINS, EDGES, SCALE, pair_counts
-from svll.evaluation.machine import Products
+from harness.base.errors import UserError
+from svll.evaluation.engine.arguments import checked, integers
+from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers, Rows
+from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE, pair_counts
+from svll.evaluation.engine.products import Products
+from svll.evaluation.engine.ranks import Share
 from svll.evaluation.own_images import Known
 from svll.evaluation.protocols import compared
 from svll.evaluation.ranking import ONE_CAMERA
-from svll.evaluation.rows import JUNK, Floats, Integers, Rows
-from svll.evaluation.sharing import Share
 
 FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """The FPRs at which TPR is reported."""

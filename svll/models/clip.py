@@ -7,17 +7,17 @@ import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from harness.errors import UserError
-from svll.models.archives import is_archive, read_archive
-from svll.models.blocks import KeysValues, blocks_of, keys_values, run_block, run_for_one
-from svll.models.fitting import fit
+from harness.base.errors import UserError
+from svll.models.text_encoder import TextEncoder
+from svll.models.vit import ImageEncoder
+from svll.models.weights.fit import fit
+from svll.models.weights.openai_archive import is_archive, read_archive
 
 if TYPE_CHECKING:  # it imports this module
     from svll.models.resnet import ResNetEncoder
@@ -32,17 +32,6 @@ _READ_FAULTS = (
     pickle.UnpicklingError, SafetensorError,
 )
 """How open_clip fails on files that are no weights of the model, seen with each kind."""
-
-
-class ImageFeatures(NamedTuple):
-    """An image's three features; letters as in the paper."""
-
-    f11: Tensor
-    """[B, W] class token before the last block, not normalised by ln_post; ResNet: [B, W / 2]."""
-    f12: Tensor
-    """[B, W] class token after the last block and ln_post."""
-    fp: Tensor
-    """[B, D] f12 projected into the joint space."""
 
 
 @dataclass(frozen=True)
@@ -245,124 +234,3 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class ImageEncoder(nn.Module):
-    """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
-
-    per_sample = True
-    """An image's features do not depend on the others of its call (ResNet: batch norm)."""
-    recompute = False
-    """Whether blocks are computed again in the backward pass, for the sake of memory."""
-
-    def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
-        super().__init__()
-        patch = visual.conv1.kernel_size
-        step = stride or patch[0]
-        if step > patch[0] or height < patch[0] or width < patch[1]:
-            raise UserError(
-                f"model.stride={step} and data {height}x{width} do not go with patches of "
-                f"{patch[0]}x{patch[1]} pixels"
-            )
-        self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
-        visual.conv1.stride = (step, step)
-        visual.positional_embedding = nn.Parameter(
-            resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
-        )
-        self.visual = visual
-        self.width = self.f11_width = int(visual.class_embedding.shape[0])
-        self.out = int(visual.proj.shape[1])
-        self.feature_dim = self.width + self.out
-        """Width of the test feature, f12 and fp side by side."""
-
-    def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
-        """Encode normalised images [B, 3, H, W].
-
-        `side` [B, W] is added to the class token before positions and ln_pre (SIE).
-        """
-        visual = self.visual
-        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
-        # not len(images), which an export to ONNX would take for a constant
-        token = visual.class_embedding.expand(images.shape[0], 1, -1)
-        if side is not None:
-            token = token + side.unsqueeze(1)
-        x = torch.cat([token.to(patches.dtype), patches], dim=1)
-        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
-        *body, last = blocks_of(visual.transformer)
-        for block in body:
-            x = run_block(block, x, again=self.recompute)
-        f11 = x[:, 0]
-        f12 = visual.ln_post(run_for_one(last, x, 0))
-        return ImageFeatures(f11, f12, f12 @ visual.proj)
-
-
-class TextEncoder(nn.Module):
-    """CLIP's causal text transformer, fed with embeddings instead of token ids."""
-
-    recompute = False
-    """Whether blocks are computed again in the backward pass, for the sake of memory."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.transformer = model.transformer
-        self.token_embedding = model.token_embedding
-        self.positional_embedding = model.positional_embedding
-        self.ln_final = model.ln_final
-        self.text_projection = model.text_projection
-        self.context_length = int(model.context_length)
-        self.width = int(model.token_embedding.weight.shape[1])
-        self.out = int(model.text_projection.shape[1])
-        mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(
-        self, prompts: Tensor, constant: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].
-
-        What stands after end-of-text cannot change the feature (the attention is causal), so L is
-        that of the prompt, not the context length: 7 times less work at 12 tokens of 77.
-
-        constant: what prompts begin with, if it needs no gradient, [P, K, W], and which of these
-        each has, [B]. They are encoded once each, and nothing is kept of that for the backward
-        pass.
-        """
-        first = 0 if constant is None else constant[0].shape[1]
-        length = first + prompts.shape[1]
-        assert length <= self.context_length
-        mask = self.mask[first:length, :length]  # type: ignore[index]
-        *body, last = blocks_of(self.transformer)
-        before: list[KeysValues | None] = [None] * (len(body) + 1)
-        if constant is not None:
-            before = [*self._before(*constant)]
-        x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
-        for block, given in zip(body, before[:-1], strict=True):
-            x = run_block(block, x, mask=mask, before=given, again=self.recompute)
-        x = run_for_one(last, x, -1, before=before[-1])
-        return self.ln_final(x) @ self.text_projection
-
-    @torch.no_grad()
-    def _before(self, constant: Tensor, which: Tensor) -> list[KeysValues]:
-        """Return what beginnings [P, K, W] give to the prompts [B] after them, by block."""
-        blocks = blocks_of(self.transformer)
-        length = constant.shape[1]
-        mask = self.mask[:length, :length]  # type: ignore[index]
-        x = constant + self.positional_embedding[:length].to(constant.dtype)
-        found = []
-        for number, block in enumerate(blocks):
-            each = keys_values(block, x)
-            found.append(KeysValues(each.keys[which], each.values[which]))
-            if number < len(blocks) - 1:
-                x = run_block(block, x, mask=mask)
-        return found
-
-
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize positional embeddings [1 + h w, W] from grid `old` to `new`, bilinear (CLIP-ReID).
-
-    The class token's row is kept as it is.
-    """
-    if tuple(old) == tuple(new):
-        return positions
-    token, grid = positions[:1], positions[1:]
-    image = grid.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new, mode="bilinear", align_corners=False)
-    return torch.cat([token, image.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)])

@@ -4,9 +4,10 @@
     model = svll.load("runs/market1501/0a1b2c3d4e5f")
     features = model.encode(["a.jpg", "b.jpg"])      # [2, D], of unit length
 
-Files are read as in tests, by the same loader: decoded and turned upright as `harness.images` says,
-resized bilinearly with antialias, normalised. On a CPU opened images and arrays give the same
-pixels as files; on a GPU files are decoded and resized there, some grey levels off.
+Files are read as in tests, by the same loader: decoded and turned upright as
+`harness.images.pixels` says, resized bilinearly with antialias, normalised. On a CPU opened images
+and arrays give the same pixels as files; on a GPU files are decoded and resized there, some grey
+levels off.
 """
 
 import logging
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from harness.decoding import resized
-from harness.errors import UserError
-from harness.images import NO_IMAGE, Fault, upright
+from harness.base.errors import UserError
+from harness.images.decoding import resized
+from harness.images.pixels import NO_IMAGE, Fault, upright
 from svll.data.side_labels import UNSEEN
-from svll.models.loaded import LoadedModel
+from svll.models.trained_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def _prepared(
 def _read(
     paths: Sequence[str], model: LoadedModel, size: int, broken: list[Fault] | None = None
 ) -> Iterator[tuple[Rows, Tensor]]:
-    from harness.pipeline import read_images  # DALI, Numba: not for arrays
+    from harness.images.loader import read_images  # DALI, Numba: not for arrays
 
     return read_images(
         paths, broken, height=model.height, width=model.width, resize=TEST_RESIZE,

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
-from harness.files import atomic_write
+from harness.base.errors import UserError
+from harness.base.files import atomic_write
 from svll.data.side_labels import UNSEEN
 from svll.models.extractor import prepare
-from svll.models.loaded import LoadedModel
+from svll.models.trained_model import LoadedModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.rng import torch_seed
+from harness.base.rng import torch_seed
 from svll.config import Config, Model
 from svll.data.side_labels import known_sie
-from svll.models.clip import ImageEncoder, ImageFeatures
+from svll.models.image_features import ImageFeatures
 from svll.models.resnet import ResNetEncoder
+from svll.models.vit import ImageEncoder
 
 
 class BNNeck(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import engine as ranks
-from harness.errors import UserError
-from svll.models.clip import ImageFeatures, resize_positions
+from harness.base.errors import UserError
+from harness.training import engine as ranks
+from svll.models.image_features import ImageFeatures, resize_positions
 
 REDUCTION = 16
 """Pixels of the input per position of the last feature map, on each side."""
@@ -74,7 +74,8 @@ def _keep_resolution(block: Any) -> None:
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all ranks; with one rank plain BatchNorm2d.
 
-    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale told in harness/engine.py.
+    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale told in
+    harness/training/engine.py.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness.files import write_json
+from harness.base.files import write_json
 from tests.benchmarks.timing import Row
 
 PARTS = (

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.array import Queue, launch, survey
-from harness.files import read_json
-from harness.sweeps import Sweep
+from harness.base.files import read_json
+from harness.cluster.launch import Queue, launch, survey
+from harness.sweeps.reading import Sweep
 from tests.benchmarks.own_slurm import own_slurm
 from tests.benchmarks.timing import Row, measured, median_s, seconds
 
@@ -33,8 +33,8 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from rich.console import Console
 import toy_experiment as toy
-from harness.cluster import follow
-from harness.sweeps import read_sweep
+from harness.reporting import follow
+from harness.sweeps.reading import read_sweep
 folder = Path(sys.argv[2])
 sweep = read_sweep(folder / "sweep.yaml", schema=toy.Config, recipes=folder / "recipes")
 follow.follow(sweep, Console(file=open(folder / "followed.txt", "w")))

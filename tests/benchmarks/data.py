@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness import engine as ranks
-from harness.pipeline import ImageLoader
-from harness.views import View
+from harness.images.loader import ImageLoader
+from harness.images.views import View
+from harness.training import engine as ranks
 from tests.benchmarks.timing import Row, apart, in_turns, measured, median_s, row
 
 COUNT, BATCH, HEIGHT, WIDTH = 1536, 64, 256, 128

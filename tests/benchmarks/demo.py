@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.config import to_yaml
-from harness.runs import Run
-from harness.sweeps import read_sweep
+from harness.config.build import to_yaml
+from harness.runs.run import Run
+from harness.sweeps.reading import read_sweep
 from svll.config import RECIPES, Config
 from tests.benchmarks.timing import Row, seconds
 

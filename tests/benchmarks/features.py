@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness import engine as ranks
+from harness.training import engine as ranks
 from svll.data.records import Records
-from svll.encode import Reader, autocast, encode_shard
+from svll.features.extract import Reader, autocast, encode_shard
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
 from tests.benchmarks import released

@@ -16,12 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster import local
-from harness.cluster.array import ALIVE, launch, survey
-from harness.cluster.ray_trial import epoch_lines
-from harness.outcomes import flatten
-from harness.sweeps import Sweep, read_sweep
-from harness.takeovers import taken_epochs
+from harness.base.mappings import flatten
+from harness.cluster.launch import ALIVE, launch, survey
+from harness.cluster.local import worker as local
+from harness.runs.run import epoch_lines
+from harness.runs.takeovers import taken_epochs
+from harness.sweeps.reading import Sweep, read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
 

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster.array import ALIVE, Queue, launch, survey
-from harness.runs import Run
-from harness.sweeps import Sweep, recipe_sweep
+from harness.cluster.launch import ALIVE, Queue, launch, survey
+from harness.runs.run import Run
+from harness.sweeps.reading import Sweep, recipe_sweep
 from svll.config import RECIPES, Config
 from tests.benchmarks.own_slurm import own_slurm
 

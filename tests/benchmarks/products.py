@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import engine as ranks
+from harness.training import engine as ranks
 from tests.benchmarks.timing import Row, in_turns, row
 
 SIZE, COUNT = (8192, 20) if torch.cuda.is_available() else (1536, 9)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from harness import engine
+from harness.base.network import free_port
+from harness.training import engine
 from svll import stage2
 from tests.benchmarks.stage2 import made, started
 from tests.benchmarks.timing import Row, row, seconds, times
@@ -108,7 +109,7 @@ def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
 @contextmanager
 def _ranks(count: int, images: int, zero: int = 0) -> Iterator[_Ranks]:
     """Start `count` ranks of one core each; they end with the block, or with this process."""
-    port = str(engine.free_port())
+    port = str(free_port())
     cores = sorted(os.sched_getaffinity(0))
     processes: list[subprocess.Popen[str]] = []
     try:

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from harness.cluster import local
-from harness.cluster.array import launch
+from harness.cluster.launch import launch
+from harness.cluster.local import worker as local
 from harness.cluster.records import read_records
-from harness.config import to_yaml
-from harness.sweeps import Sweep
+from harness.config.build import to_yaml
+from harness.sweeps.reading import Sweep
 from tests.benchmarks.timing import Row, seconds
 
 TRIALS = 8
@@ -41,7 +41,7 @@ times = []
 def train(config):
     sys.path.insert(0, toys)
     import toy_experiment
-    from harness.runs import Run
+    from harness.runs.run import Run
     def report(line):
         tune.report({"epoch": line["epoch"], "loss": line["loss"],
                      "validation.mAP": line["validation"]["mAP"]})
@@ -66,7 +66,7 @@ ALONE = """
 import sys; sys.path.insert(0, sys.argv[1])
 import toy_experiment
 from pathlib import Path
-from harness.runs import Run
+from harness.runs.run import Run
 toy_experiment.run(Run(Path(sys.argv[2])), lambda line: None)
 """
 

@@ -18,13 +18,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from harness.cluster.local import living_workers
-from harness.cluster.ray_trial import epoch_lines, was_ended_early
-from harness.runs import Run
+from harness.cluster.local.worker import living_workers
+from harness.cluster.ray.trial import was_ended_early
+from harness.runs.run import Run, epoch_lines
 from tests.benchmarks.own_slurm import own_slurm
 
 ON_TWO_NODES = ("ray.nodes=2", "ray.trials_per_node=1", "resources.memory=3GB", "resources.time=1h")
-DRIVER = b"harness.cluster.ray_search"
+DRIVER = b"harness.cluster.ray.driver"
 PATIENCE_S = 3600.0
 
 

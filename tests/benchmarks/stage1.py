@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness import engine as ranks
+from harness.training import engine as ranks
 from svll import stage1
 from svll.config import Stage1
-from svll.encode import autocast
+from svll.features.extract import autocast
 from svll.models.clip import load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead

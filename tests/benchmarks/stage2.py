@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import engine as ranks
+from harness.training import engine as ranks
 from svll import stage2
 from svll.config import Stage2
-from svll.encode import autocast
+from svll.features.extract import autocast
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
 from tests.benchmarks import released

@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.config import build, parse_overrides, read_recipe, to_yaml
-from harness.runs import Run
+from harness.config.build import build, parse_overrides, read_recipe, to_yaml
+from harness.runs.run import Run
 from svll.config import RECIPES, Config
-from svll.data.synthetic import World, write_world
 from svll.experiment import Trial, set_up
+from svll.world.world import World, write_world
 from tests.benchmarks.timing import Row, apart, row, seconds, times
 
 WORLD = World(train_identities=120, test_identities=4)

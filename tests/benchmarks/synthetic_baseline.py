@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svll.data.records import Dataset, Records
-from svll.data.synthetic import load_world, named_world, write_world
+from svll.world.world import load_world, named_world, write_world
 
 Pixels = NDArray[np.uint8]
 Features = NDArray[np.float64]

@@ -13,7 +13,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from launch import cli
 
 ROOT = Path(__file__).parents[2]

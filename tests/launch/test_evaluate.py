@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from harness.features import FeatureGroup, write_features
-from harness.machine import has_gpu
+from harness.base.machine import has_gpu
+from harness.features.file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
-from svll.scoring import Encoded
+from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
 
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
@@ -193,7 +193,7 @@ def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
         used.append(side_information)
         return [Encoded("toy", "cross_camera", parts, 0)]
 
-    monkeypatch.setattr("svll.scoring.encode_tests", encode_tests)
+    monkeypatch.setattr("svll.features.from_weights.encode_tests", encode_tests)
     for words in ([], ["model.sie=none"]):
         assert run("--weights", "w.pth", "--recipe", tmp_path / "r.yaml", *words)[0] == 0
     assert used == [True, False]

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config import build, parse_overrides, read_recipe
-from harness.runs import Run
-from svll import storage
+from harness.config.build import build, parse_overrides, read_recipe
+from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.onnx_export import PACKAGES
 from svll.models.reid import ReIDModel
+from svll.runs import run_weights as storage
 from tests.commands import ROOT, Command, called
 
 

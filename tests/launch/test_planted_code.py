@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import loop
-from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.runs import Run
-from harness.stopping import Stopped
+from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.runs.run import Run
+from harness.runs.stopping import Stopped
+from harness.training import loop
 from svll.config import RECIPES, Config
 from svll.experiment import run as experiment
 from tests.commands import ROOT, called

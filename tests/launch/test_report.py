@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.config import build, to_mapping, to_yaml
-from harness.features import FeatureGroup, write_features
-from harness.files import write_json
-from harness.paired import compare
-from harness.runs import Run
+from harness.base.files import write_json
+from harness.config.build import build, to_mapping, to_yaml
+from harness.features.file import FeatureGroup, write_features
+from harness.runs.run import Run
+from harness.sweeps.paired import compare
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
-from svll.figures.ranked_lists import STYLE
+from svll.reports.ranked_page import STYLE
 from tests.commands import Command, called
 
 NOISE = {0.0: 1.6, 0.8: 1.2}

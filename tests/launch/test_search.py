@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 import svll
-from harness.config import build, parse_overrides, read_recipe
-from harness.features import FeatureGroup, write_features
-from harness.runs import Run
-from svll import storage
+from harness.config.build import build, parse_overrides, read_recipe
+from harness.features.file import FeatureGroup, write_features
+from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
+from svll.runs import run_weights as storage
 from tests.commands import ROOT, Command, called
 
 

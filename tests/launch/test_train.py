@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 import launch.train
-from harness import engine
-from harness.config import build, read_recipe
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config.build import build, read_recipe
+from harness.training import engine
 from svll.config import RECIPES, Config
 from tests.commands import called, started
 

@@ -17,13 +17,13 @@ sys.path.insert(0, str(TOYS))
 
 import toy_experiment as toy  # noqa: E402
 
-from harness.cluster import array  # noqa: E402
-from harness.cluster import slurm as slurm_jobs  # noqa: E402
-from harness.cluster.array import Queue, cancel, launch, survey  # noqa: E402
+from harness.base.errors import UserError  # noqa: E402
+from harness.base.files import read_json  # noqa: E402
+from harness.cluster import launch as array  # noqa: E402
+from harness.cluster.launch import Queue, cancel, launch, survey  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
-from harness.errors import UserError  # noqa: E402
-from harness.files import read_json  # noqa: E402
-from harness.sweeps import Sweep  # noqa: E402
+from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.sweeps.reading import Sweep  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -173,8 +173,8 @@ def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(
 
 WAITING = """
 import time
-from harness.files import write_json
-from harness.stopping import Stopped, stop_requested
+from harness.base.files import write_json
+from harness.runs.stopping import Stopped, stop_requested
 
 WORD = "old"
 
@@ -379,8 +379,8 @@ def test_two_launchers_at_once_submit_each_trial_once(
     )
     program = (
         "import sys, pathlib, toy_experiment as toy\n"
-        "from harness.cluster.array import launch\n"
-        "from harness.sweeps import read_sweep\n"
+        "from harness.cluster.launch import launch\n"
+        "from harness.sweeps.reading import read_sweep\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "sweep = read_sweep(folder / 'sweep.yaml', schema=toy.Config, recipes=folder / 'recipes')\n"
         "print(len(launch(sweep, 'slurm')))\n"

@@ -28,18 +28,18 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 from faulty_experiment import Strike, steps  # noqa: E402
 
-from harness.cluster import array  # noqa: E402
-from harness.cluster import slurm as slurm_jobs  # noqa: E402
-from harness.cluster.array import Queue, View, launch, survey  # noqa: E402
-from harness.cluster.follow import follow  # noqa: E402
+from harness.base.files import read_json  # noqa: E402
+from harness.cluster import launch as array  # noqa: E402
+from harness.cluster.launch import Queue, View, launch, survey  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
-from harness.files import read_json  # noqa: E402
-from harness.loop import MEASURED  # noqa: E402
-from harness.runs import Run  # noqa: E402
-from harness.sweeps import Sweep, read_sweep  # noqa: E402
+from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.reporting.follow import follow  # noqa: E402
+from harness.runs.run import Run  # noqa: E402
+from harness.sweeps.reading import Sweep, read_sweep  # noqa: E402
+from harness.training.loop import MEASURED  # noqa: E402
 from svll.config import RECIPES, Config  # noqa: E402
-from svll.data.synthetic import World, write_world  # noqa: E402
-from svll.pinning import pin  # noqa: E402
+from svll.reuse.fingerprints import pin  # noqa: E402
+from svll.world.world import World, write_world  # noqa: E402
 
 SETTINGS = (
     # 54 images of 6 identities: 4 and 3 steps an epoch

@@ -13,12 +13,12 @@ sys.path.insert(0, str(TOYS))
 
 import toy_experiment as toy  # noqa: E402
 
-from harness.cluster import slurm as slurm_jobs  # noqa: E402
-from harness.cluster.array import cancel, is_searched, launch, survey  # noqa: E402
-from harness.cluster.ray_trial import epoch_lines  # noqa: E402
+from harness.base.files import read_json  # noqa: E402
+from harness.cluster.launch import cancel, is_searched, launch, survey  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
-from harness.files import read_json  # noqa: E402
-from harness.sweeps import Sweep, with_proposed  # noqa: E402
+from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.runs.run import epoch_lines  # noqa: E402
+from harness.sweeps.reading import Sweep, with_proposed  # noqa: E402
 
 PATIENCE_S = 300
 """Ray takes 10 s to start on two idle cores, minutes on busy ones."""

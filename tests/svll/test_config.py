@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.config import (
+from harness.base.errors import UserError
+from harness.config.build import (
     build,
     field_types,
     parse_overrides,
@@ -17,7 +18,6 @@ from harness.config import (
     to_mapping,
     to_yaml,
 )
-from harness.errors import UserError
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
 from svll.protocols import PROTOCOLS

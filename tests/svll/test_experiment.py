@@ -12,20 +12,20 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import svll.encode
 import svll.experiment
-from harness import loop
-from harness.checkpoints import latest
-from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.errors import UserError
-from harness.features import read_features
-from harness.pipeline import ImageLoader
-from harness.runs import Run
-from harness.stopping import Stopped
+import svll.features.extract
+from harness.base.errors import UserError
+from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.features.file import read_features
+from harness.images.loader import ImageLoader
+from harness.runs.run import Run
+from harness.runs.stopping import Stopped
+from harness.training import loop
+from harness.training.checkpoints import latest
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.experiment import run as experiment
-from svll.run_features import run_features
+from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
 
 SMALL = (
@@ -238,7 +238,7 @@ def test_a_run_on_staged_images_reads_only_those_and_has_the_same_numbers_to_the
             read.update(paths)
             super().__init__(paths, **options)
 
-    for module in (svll.experiment, svll.encode):
+    for module in (svll.experiment, svll.features.extract):
         monkeypatch.setattr(module, "ImageLoader", Watched)
     experiment(run)
     assert numbers(run) == numbers(finished)

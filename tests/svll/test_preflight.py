@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import build, parse_overrides, read_recipe
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config.build import build, parse_overrides, read_recipe
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
-from svll.data.sampling import identity_batches
+from svll.data.sampler import identity_batches
 from svll.data.splits import split
 from svll.preflight import Size, preflight
 from tests.svll.data.trees import picture

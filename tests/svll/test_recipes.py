@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.config import build, differences, parse_overrides, read_recipe, value_at
-from harness.sweeps import read_sweep
+from harness.config.build import build, differences, parse_overrides, read_recipe, value_at
+from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
 

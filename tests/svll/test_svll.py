@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import svll
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.evaluation import KReciprocal, evaluate_ranking
 
 ROOT = Path(__file__).parents[2]

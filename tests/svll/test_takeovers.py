@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from harness import checkpoints, loop, takeovers
-from harness.runs import Run
+from harness.runs import takeovers
+from harness.runs.run import Run
+from harness.training import checkpoints, loop
 from svll.experiment import run as experiment
 from tests.svll.test_experiment import make_run
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import svll
-from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.errors import UserError
-from harness.features import read_features
-from harness.runs import Run
+from harness.base.errors import UserError
+from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.features.file import read_features
+from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
-from svll.data.synthetic import World, write_world
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
 from svll.models import load_model
-from svll.pinning import pin
+from svll.reuse.fingerprints import pin
+from svll.world.world import World, write_world
 from tests.commands import called
 
 FEW = "data.world.test_identities=4"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from harness.config import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.runs import Run
+from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.runs.run import Run
 from svll.config import RECIPES, Config
-from svll.data.synthetic import World, write_world
+from svll.world.world import World, write_world
 
 STEPS = 20
 WORLD = World(train_identities=8, test_identities=2, shots=6)
@@ -32,8 +32,8 @@ def carry_out(
     runs: str, world: str, zero: int, stop_after: int | None = None
 ) -> tuple[list[dict[str, Any]], float]:
     """Run on this rank, perhaps stopped after so many steps; returns what was logged, and mAP."""
-    from harness import loop
-    from harness.trial import execute
+    from harness.runs.execute import execute
+    from harness.training import loop
 
     run = make_run(runs, world, zero)
     asked = iter([False] * (stop_after or 10_000))

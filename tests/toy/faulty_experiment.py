@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.files import read_json, write_json
-from harness.runs import Run
+from harness.base.files import read_json, write_json
+from harness.runs.run import Run
 
 PACE_S = float(os.environ.get("PACE_S", "0.15"))
 """How much longer a step takes, so that what happens from outside happens in the midst."""
@@ -50,7 +50,7 @@ def run(run: Run, report: Any = None) -> Any:
 
 
 def note_steps(file: Path, rank: int) -> None:
-    from harness import loop
+    from harness.training import loop
 
     before = loop.train_step
 
@@ -82,7 +82,7 @@ def arm(strike: Strike, plan: Path) -> None:
 
         library.save_file = half_of(library.save_file, now, kill)
     elif strike.moment == "features":
-        from harness import feature_parts
+        from harness.features import parts as feature_parts
 
         whole = feature_parts.put_features
 
@@ -95,7 +95,7 @@ def arm(strike: Strike, plan: Path) -> None:
 
         feature_parts.put_features = put
     else:
-        from harness import loop
+        from harness.training import loop
 
         step = loop.train_step
 

@@ -16,12 +16,12 @@ from typing import Literal
 
 import yaml
 
-from harness.config import changeable, runtime
-from harness.files import read_json, write_json
-from harness.runs import Run
-from harness.stopping import Stopped, stop_requested
-from harness.sweeps import Sweep, read_sweep
-from harness.takeovers import changed_settings
+from harness.base.files import read_json, write_json
+from harness.config.build import changeable, runtime
+from harness.runs.run import Run
+from harness.runs.stopping import Stopped, stop_requested
+from harness.runs.takeovers import changed_settings
+from harness.sweeps.reading import Sweep, read_sweep
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL import Image
 
-from svll.data.synthetic import FOLDERS, World, render, shots_of
+from svll.world.world import FOLDERS, World, render, shots_of
 from tests.svll.data.trees import MARKET_FOLDERS, VERI_FOLDERS, Tree, clutter, write_list
 
 Kind = Literal["person", "vehicle"]

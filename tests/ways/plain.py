@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from harness.rng import generator
+from harness.base.rng import generator
 
 DRAWS = 10
 """Galleries that are drawn under `random_gallery`."""

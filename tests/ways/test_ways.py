@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import svll
-from harness.runs import Run
+from harness.runs.run import Run
 from tests.commands import called, called_and_stopped, started_and_stopped
 from tests.svll.data.trees import Tree
 from tests.ways import plain

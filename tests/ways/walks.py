@@ -7,8 +7,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from harness.runs import Run
-from svll.data.synthetic import named_world
+from harness.runs.run import Run
+from svll.world.world import named_world
 from tests.commands import Command, Ended, called, started
 from tests.svll.data.trees import Tree
 from tests.ways import layouts
@@ -142,7 +142,7 @@ def run_in(runs: Path) -> Run:
 
 def numbers(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return a run's metric log and result, without what the clock says."""
-    from harness.loop import MEASURED
+    from harness.training.loop import MEASURED
 
     lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in run.metrics()]
     result = dict(run.result() or {})

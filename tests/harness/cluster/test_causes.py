@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from harness.base.errors import UserError
 from harness.cluster import causes
-from harness.errors import UserError
-from harness.trial import one_line
+from harness.runs.execute import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
     "numpy has no memory": (lambda: np.empty(2**50), "resources.memory"),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.base.errors import UserError
 from harness.cluster import claims
 from harness.cluster.claims import Claim, Pool
-from harness.errors import UserError
 
 POOL = Pool(["GPU-a", "GPU-b", "MIG-GPU-c/1/0"], 1, [0, 1, 2, 3], 1)
 

@@ -5,11 +5,12 @@ from types import ModuleType
 
 import pytest
 
-from harness.cluster import local, pages
-from harness.cluster.array import launch, survey
-from harness.files import read_json
-from harness.runs import held_lock
-from harness.sweeps import Sweep
+from harness.base.files import read_json
+from harness.base.locks import held_lock
+from harness.cluster import pages
+from harness.cluster.launch import launch, survey
+from harness.cluster.local import worker as local
+from harness.sweeps.reading import Sweep
 
 SEARCH = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
 

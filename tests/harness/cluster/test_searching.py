@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import local
-from harness.cluster.array import is_searched, launch, survey
-from harness.cluster.ray_trial import epoch_lines
-from harness.files import read_json
-from harness.points import read_points
-from harness.sweeps import Sweep, with_proposed
-from harness.takeovers import changes
+from harness.base.files import read_json
+from harness.cluster.launch import is_searched, launch, survey
+from harness.cluster.local import worker as local
+from harness.runs.run import epoch_lines
+from harness.runs.takeovers import changes
+from harness.sweeps.reading import Sweep, with_proposed
+from harness.sweeps.space import read_points
 
 PATIENCE_S = 300
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.base.errors import UserError
 from harness.cluster import shares
 from harness.cluster.claims import Pool
 from harness.cluster.records import Record
 from harness.cluster.shares import plan, pool_for, settled, slots_for, waits_for
-from harness.errors import UserError
-from harness.sweeps import Resources
+from harness.sweeps.reading import Resources
 
 
 @pytest.fixture(autouse=True)

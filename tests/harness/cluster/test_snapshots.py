@@ -10,16 +10,18 @@ from types import ModuleType
 import pytest
 
 import harness
-from harness.cluster import array, local, snapshots
-from harness.cluster.array import launch, survey
+from harness.base.errors import UserError
+from harness.cluster import launch as array
+from harness.cluster import snapshots
+from harness.cluster.launch import launch, survey
+from harness.cluster.local import worker as local
 from harness.cluster.records import read_records
-from harness.errors import UserError
-from harness.sweeps import Sweep
+from harness.sweeps.reading import Sweep
 
 EXPERIMENT = """
 import time
 from helping.words import WORD
-from harness.files import write_json
+from harness.base.files import write_json
 
 def run(run, report=None):
     time.sleep(1.0)

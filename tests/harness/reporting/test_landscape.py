@@ -3,10 +3,10 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness.outcomes import Outcome, Sweeping
 from harness.reporting.drawing import as_svg
 from harness.reporting.landscape import contour
-from harness.runs import Run
+from harness.runs.run import Run
+from harness.sweeps.outcomes import Outcome, Sweeping
 
 
 def test_the_dots_of_a_map_are_whole_on_its_edge(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.data.benchmarks import describe, load_benchmark, names
 from svll.data.records import Records
 from tests.svll.data import trees

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.images import IMAGE_ENDINGS
-from svll.data import image_list
-from svll.data.image_list import Entry
-from svll.data.loose import find_images
+from harness.base.errors import UserError
+from harness.images.pixels import IMAGE_ENDINGS
+from svll.data.image_folder import find_images
 from svll.data.own_split import Options, collect, split, write_split
+from svll.data.readers import csv_list as image_list
+from svll.data.readers.csv_list import Entry
 from tests.svll.data.trees import clutter, picture
 
 NO_VALIDATION = Options(validation=0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.data.datasets import Datasets
 from svll.data.records import Dataset, Records, Row
 from svll.data.side_labels import UNSEEN

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.evaluation import bootstrap
 from svll.evaluation.bootstrap import interval
 

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from svll.evaluation.confusions import hardest_confusions
-from svll.evaluation.lists import TOP
+from svll.evaluation.ranked_lists import TOP
 from svll.evaluation.scores import Extra, score
-from tests.svll.figures.worlds import plain_ranking, world
+from tests.svll.reports.worlds import plain_ranking, world
 
 
 def test_confusions_are_those_of_a_plain_count() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.evaluation import QueryExpansion, evaluate_ranking
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.errors import UserError
-from harness.rng import generator
+from harness.base.errors import UserError
+from harness.base.rng import generator
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.protocols import DRAWS, evaluate_draws
 from svll.protocols import PROTOCOLS

@@ -7,10 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from harness.features import FeatureGroup, open_features, write_features
-from svll.evaluation import evaluate_ranking, machine, rows, streaming
-from svll.evaluation import matches as matches_module
+from harness.base.errors import UserError
+from harness.features.file import FeatureGroup, open_features, write_features
+from svll.evaluation import evaluate_ranking
+from svll.evaluation.engine import (
+    comparison as streaming,
+)
+from svll.evaluation.engine import (
+    feature_rows as rows,
+)
+from svll.evaluation.engine import matches as matches_module
+from svll.evaluation.engine import (
+    products as machine,
+)
 
 MANY = settings(max_examples=1000, deadline=None, database=None, derandomize=True)
 

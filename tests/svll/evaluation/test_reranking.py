@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from svll.evaluation import KReciprocal, evaluate_ranking, machine, ranking, rerank, reranking, rows
-from svll.evaluation.sharing import Share
+from harness.base.errors import UserError
+from svll.evaluation import KReciprocal, evaluate_ranking, ranking, rerank, reranking
+from svll.evaluation.engine import feature_rows as rows
+from svll.evaluation.engine import products as machine
+from svll.evaluation.engine.ranks import Share
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.features import FeatureGroup
+from harness.features.file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.protocols import evaluate_draws
@@ -19,7 +19,7 @@ from svll.evaluation.written import (
     score_lines,
     to_csv,
 )
-from tests.svll.figures.worlds import world
+from tests.svll.reports.worlds import world
 
 
 def everything_in_force() -> Score:

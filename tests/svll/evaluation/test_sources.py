@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import UserError
-from harness.features import FeatureGroup, write_features
+from harness.base.errors import UserError
+from harness.features.file import FeatureGroup, write_features
 from svll.evaluation.sources import open_source
 
 

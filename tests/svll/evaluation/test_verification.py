@@ -9,9 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from svll.evaluation import histograms, machine, rows, verification
-from svll.evaluation.histograms import BINS, EDGES, SCALE
+from harness.base.errors import UserError
+from svll.evaluation import verification
+from svll.evaluation.engine import (
+    feature_rows as rows,
+)
+from svll.evaluation.engine import (
+    pair_histogram as histograms,
+)
+from svll.evaluation.engine import (
+    products as machine,
+)
+from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE
 from svll.evaluation.verification import Verification, count_pairs, verify
 
 MANY = settings(max_examples=120, deadline=None, database=None, derandomize=True)

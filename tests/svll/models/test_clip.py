@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from svll.models import clip as clip_module
-from svll.models.clip import ImageEncoder, TextEncoder, load_clip, resize_positions, tokenizer_for
+from svll.models.clip import load_clip, tokenizer_for
+from svll.models.image_features import resize_positions
+from svll.models.text_encoder import TextEncoder
+from svll.models.vit import ImageEncoder
 
 OPEN_CLIPS = open_clip.list_models()
 """Before tests add models of their own."""

@@ -16,20 +16,20 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import svll
-from harness.config import Setting, build
-from harness.errors import UserError
-from harness.images import Fault, upright
-from harness.pipeline import ImageLoader
-from harness.runs import Run
-from harness.views import View
-from svll import storage
+from harness.base.errors import UserError
+from harness.config.build import Setting, build
+from harness.images.loader import ImageLoader
+from harness.images.pixels import Fault, upright
+from harness.images.views import View
+from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import UNNAMED, SideLabels
-from svll.figures.thumbnails import thumbnail
-from svll.image_search import encode
 from svll.models.clip import load_clip
 from svll.models.extractor import TEST_RESIZE, Extractor, prepare
 from svll.models.reid import ReIDModel, SideInformation
+from svll.reports.thumbnails import thumbnail
+from svll.runs import run_weights as storage
+from svll.search.search import encode
 from tests import picture_files
 
 MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [2, 3, 6]
@@ -201,7 +201,7 @@ def test_large_files_are_decoded_a_few_at_a_time(
 ) -> None:
     extractor = svll.load(make()[0], batch=3)
     given = [paths[row] for row in (1, 1, 1, 1, 0, 0, 1)]  # the first one is the largest file
-    monkeypatch.setattr("harness.pipeline._BATCH_BYTES", os.path.getsize(paths[0]) + 1)
+    monkeypatch.setattr("harness.images.loader._BATCH_BYTES", os.path.getsize(paths[0]) + 1)
     rows, images = zip(*extractor.read(given, []), strict=True)
     assert [batch.tolist() for batch in rows] == [[0, 1, 2], [3], [4], [5], [6]]
     assert torch.equal(torch.cat(images), prepare(given, extractor.model))
@@ -211,7 +211,7 @@ def test_broken_files_are_left_out_and_the_others_keep_their_rows(
     make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("harness.pipeline._HEADERS", 5)
+    monkeypatch.setattr("harness.images.loader._HEADERS", 5)
     extractor = svll.load(make()[0], batch=3)
     cut = Path(paths[0]).read_bytes()[:900]
     bad = {1: cut, 3: b"text", 4: cut, 8: cut, 9: b""}

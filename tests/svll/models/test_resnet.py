@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import engine as ranks
-from harness.errors import UserError
-from svll.models.clip import load_clip, resize_positions
+from harness.base.errors import UserError
+from harness.training import engine as ranks
+from svll.models.clip import load_clip
+from svll.models.image_features import resize_positions
 from svll.models.resnet import ResNetEncoder, SyncedBatchNorm2d, synchronised
 
 

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, files, paths, units, random numbers, compiled loops."""

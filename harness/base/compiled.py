@@ -1,0 +1,183 @@
+"""Functions that Numba compiles: the loops that no array operation expresses well.
+
+All copies of the project that a user runs share what was compiled. Numba's own cache goes by a
+file's path and date: every frozen copy had to be compiled again, a changed constant or callee went
+unnoticed, and two processes that wrote at once, on different processors, could mix up its entries.
+Here each compiled function has a file, named by a hash of everything that went into it.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from harness.base.files import atomic_write, is_private, own_folder
+
+log = logging.getLogger(__name__)
+
+SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT",
+            "USING_SVML", "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS")
+"""What of numba.config changes the code that is made."""
+VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag)
+HASH_BYTES = 32
+DAY_S = 86_400.0
+UNUSED_DAYS = 60
+"""Files that nobody has read for so long are deleted."""
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` at its first call, unless it was compiled before.
+
+    It runs without Python's lock, so that threads can each do a part.
+    """
+    compiled = njit(nogil=True)(function)
+    compiled._cache = _Cache(compiled)
+    return compiled
+
+
+class _Cache(NullCache):
+    """What Numba asks for code that was compiled before. Its faults never end a run."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled function, or None."""
+        target_context.refresh()
+        with _harmless(self._compiled):
+            file = self._file(sig, target_context.codegen())
+            if is_private(file.parent) and (content := _intact(file)) is not None:
+                return CompileResult._rebuild(target_context, *pickle.loads(content))
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function, unless addresses of this process are compiled in."""
+        with _harmless(self._compiled):
+            if data.library.has_dynamic_globals:
+                return
+            content = dumps(data._reduce())
+            file = self._file(sig, data.codegen)
+            own_folder(file.parent)
+            if is_private(file.parent):
+                with atomic_write(file) as private:
+                    private.write_bytes(hashlib.sha256(content).digest() + content)
+                _drop_unused(file.parent)
+
+    def _file(self, sig: Any, codegen: Any) -> Path:
+        function = self._compiled.py_func
+        settings = [getattr(numba.config, name, None) for name in SETTINGS]
+        parts = [*contents(self._compiled, set()), sig, codegen.magic_tuple(), settings, VERSIONS]
+        digest = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+        return cache_folder() / f"{function.__module__}.{function.__qualname__}-{digest[:32]}"
+
+
+def cache_folder() -> Path:
+    """Return where compiled functions are kept: in $NUMBA_CACHE_DIR or the user's cache folder.
+
+    Raises RuntimeError where the user has no home.
+    """
+    if place := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(place) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "svll" / "kernels"
+
+
+@contextmanager
+def _harmless(compiled: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # a disk, a pickle, LLVM: the process compiles for itself
+        log.debug("%s: the compiled function is not kept", compiled.__name__, exc_info=True)
+
+
+def _intact(file: Path) -> bytes | None:
+    """Return what was kept in a file; None when there is no file, or a damaged one."""
+    with suppress(FileNotFoundError):
+        content = file.read_bytes()
+        if content[:HASH_BYTES] == hashlib.sha256(content[HASH_BYTES:]).digest():
+            if time.time() - file.stat().st_mtime > DAY_S:
+                os.utime(file)  # it is in use
+            return content[HASH_BYTES:]
+    return None
+
+
+def _drop_unused(folder: Path) -> None:
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > UNUSED_DAYS * DAY_S:
+                file.unlink()
+
+
+# --- what is compiled in ---
+
+
+def contents(compiled: Any, seen: set[Any]) -> Iterator[Any]:
+    """Yield all that a compiled function is made of: its code as loaded, constants, callees.
+
+    Raises TypeError for what cannot be told by its value.
+    """
+    if compiled in seen:
+        return
+    seen.add(compiled)
+    function = compiled.py_func
+    if function.__closure__ is not None:
+        raise TypeError(f"{function.__qualname__} uses variables of the function around it")
+    yield function.__module__, function.__qualname__, sorted(compiled.targetoptions.items())
+    yield _code(function.__code__), _constant(function.__defaults__)
+    for name, value in _globals(sorted(_names(function.__code__)), function.__globals__, set()):
+        if hasattr(value, "py_func"):
+            yield name
+            yield from contents(value, seen)
+        else:
+            yield name, _constant(value)
+
+
+def _globals(names: list[str], space: dict[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the globals among the names, and what the names may be in the modules among those."""
+    for name in names:
+        value = space.get(name)
+        if isinstance(value, ModuleType):
+            if value.__name__ not in seen:
+                seen.add(value.__name__)
+                yield from _globals(names, vars(value), seen)
+        elif name in space:
+            yield name, value
+
+
+def _constant(value: Any) -> Any:
+    """Return what tells a value from all others by its `repr`."""
+    if isinstance(value, tuple):
+        return tuple(_constant(item) for item in value)
+    if isinstance(value, np.ndarray):
+        return "array", value.dtype.str, value.shape, value.strides, value.tobytes()
+    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | None):
+        return type(value).__name__, value
+    if hasattr(value, "__name__"):  # a type, a function of NumPy or of Python
+        return getattr(value, "__module__", None), value.__name__
+    raise TypeError(f"{value!r} cannot be told by its value")
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """Return what a function does, without where its file lies."""
+    constants = [_code(one) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_argcount,
+            code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))

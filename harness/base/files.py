@@ -1,0 +1,143 @@
+"""Writing files so that a reader, or a kill at any moment, sees the old file or the new one."""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a private name beside `path` to write to; on success it is fsynced and renamed.
+
+    The private name is unique, so that a file left by a kill never blocks a later writer. When the
+    body raises, the private file is removed and `path` is untouched.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    os.close(handle)
+    private = Path(name)
+    try:
+        yield private
+        # mkstemp made it 0600, and a library may have put another file in its place
+        private.chmod(0o666 & ~_umask())
+        with private.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(private, final)
+        _sync_folder(final.parent)
+    except BaseException:
+        private.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out, before long work, whether a file can be written at `path`; leaves nothing behind.
+
+    Raises UserError for a folder, and where nothing can be written.
+    """
+    final = Path(path)
+    made: list[Path] = []
+    try:
+        if final.is_dir():
+            raise UserError(f"{final}: is a folder; name a file")
+        made = [place for place in final.parents if not place.exists()]
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=final.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{final}: cannot be written: {error.strerror or error}; name another place"
+        ) from None
+    finally:
+        for place in made:
+            with suppress(OSError):  # it was not made, or somebody has put something there
+                place.rmdir()
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder that only its owner may enter, or an existing one so. Raises OSError."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.stat().st_uid == os.getuid():
+        path.chmod(0o700)
+
+
+def is_private(folder: Path) -> bool:
+    """Tell whether a folder is its user's and closed to others, so that what it holds may be run.
+
+    A link is not. Raises OSError but for a folder that is not there.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def write_text(
+    path: str | os.PathLike[str], text: str, *, errors: str = "backslashreplace"
+) -> None:
+    """Replace the file at `path` with `text` in UTF-8, atomically.
+
+    errors: how bytes of file names that are not UTF-8 are written: `backslashreplace` keeps the
+    file UTF-8, `surrogateescape` writes the bytes as they are.
+    """
+    with atomic_write(path) as private:
+        private.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Replace the file at `path` with `value` as JSON, atomically. NaN is refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the JSON value in `path`; raises FileNotFoundError or ValueError as json does."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Make a folder of the same files, whole or not at all, without copying them where possible.
+
+    A folder that is there is replaced.
+    """
+    private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    private.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, private, copy_function=_link)
+        if target.exists():
+            target.rename(private.with_suffix(".old"))
+        private.rename(target)
+    finally:
+        for left in (private, private.with_suffix(".old")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: the folder's entry is data of its own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""Locks as files: with a heartbeat, taken over when their holder is dead."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import Hindered, UserError
+from harness.base.files import read_json
+
+HEARTBEAT_S = 5.0
+"""How often the holder of a lock touches it."""
+STALE_S = 60.0
+"""A lock untouched for so long, by a process of another machine, belongs to a dead holder."""
+
+
+class Busy(UserError):
+    """A living process holds the lock."""
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` while the body runs; see `Run.lock`."""
+    token = _acquire(path)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        with suppress(OSError):  # one that cannot be removed is known to be stale by its process
+            if (_holder(path) or {}).get("token") == token:
+                path.unlink(missing_ok=True)
+
+
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Return who holds the lock at `path`, or None when nobody alive does."""
+    holder = _holder(path)
+    return holder if holder and _is_alive(path, holder) else None
+
+
+def job_id() -> str | None:
+    """Return SLURM's id of the job that this process is in (array_task for an array), or None."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _acquire(path: Path) -> str:
+    token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    mine = {
+        "host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
+        "job": job_id(), "token": token,
+    }
+    private = path.with_name(f".{path.name}.{token}")
+    try:
+        with writing(path.parent):
+            private.write_text(json.dumps(mine), encoding="utf-8")
+        for _ in range(3):
+            try:
+                # link() creates the name with its content or not at all, on NFS too
+                os.link(private, path)
+                return token
+            except FileExistsError:
+                holder = _holder(path)
+                if holder is None:  # given back just now
+                    continue
+                if holder and _is_alive(path, holder):
+                    raise Busy(f"{path.parent}: in use by {_told_of(holder)}") from None
+                _remove_stale(path, holder)
+    finally:
+        with suppress(OSError):  # on a read-only file system there is nothing to remove
+            private.unlink(missing_ok=True)
+    raise Busy(f"{path.parent}: another process took the lock just now; try again")
+
+
+def _told_of(holder: dict[str, Any]) -> str:
+    """Say who holds a lock and what to do about it."""
+    pid, host, job = holder["pid"], holder["host"], holder.get("job")
+    who = f"process {pid} on {host}" + (f" (job {job})" if job else "")
+    end = f"scancel {job}" if job else f"kill {pid} on {host}"
+    return f"{who}; wait until it has ended, or end it ({end}) and give the command again"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise Hindered(
+            f"{folder}: cannot be written: {error.strerror}; make room, let this machine write "
+            "there, or name another place (run.runs=FOLDER)"
+        ) from None
+
+
+def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
+    """Take a dead holder's lock away; of several that try, the rename lets one through."""
+    aside = path.with_name(f".{path.name}.stale.{os.getpid()}.{time.time_ns()}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if (_holder(aside) or {}).get("token") != holder.get("token"):  # a new holder's: give it back
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_S):
+        # a network file system may fail once; a heart that stopped for that would be taken for dead
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Return what a lock file says; nothing when it is damaged, None when there is none."""
+    try:
+        said = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) and {"host", "pid", "token"} <= said.keys() else {}
+
+
+def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname():
+        return _start_time(int(holder["pid"])) == holder.get("started") is not None
+    try:
+        return time.time() - path.stat().st_mtime < STALE_S
+    except FileNotFoundError:
+        return False
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a living process started, in clock ticks since boot; None when there is none.
+
+    A process id may be used again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # a zombie has ended and only waits for its parent to ask
+    return None if fields[0] in "ZX" else fields[19]

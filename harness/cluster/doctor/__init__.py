@@ -1,0 +1,1 @@
+"""What trials will meet where they run."""

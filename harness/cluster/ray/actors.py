@@ -1,0 +1,87 @@
+"""Ray's actors: one for each trial, and one for each further node that a trial has ranks on."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.cluster.ray.trial import Crew, Followers, WatchedRun
+from harness.runs.run import Run
+from harness.sweeps.keys import Resources
+
+
+def trial_actor() -> type:
+    """Return the class that Ray makes an actor of, one per trial."""
+    import ray
+    from ray import tune
+
+    class RayTrial(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            os.chdir(config["cwd"])
+            run = Run(Path(config["run"]))
+            asked = Resources(**config["resources"])
+            self.log_file = Path(config["logs"]) / f"{run.signature}.0.log"
+            crew = Crew(
+                ranks=asked.ranks_per_node, world=asked.ranks, cpus=asked.cpus,
+                gpus=asked.gpus / config["trials_per_gpu"],
+                address=ray.util.get_node_ip_address() if asked.nodes > 1 else "127.0.0.1",
+            )
+            self.watched = WatchedRun(
+                run, log_file=self.log_file, crew=crew, retell=config["retell"],
+                others=self.start_others, exports=tuple(config["exports"]),
+            )
+
+        def start_others(self, crew: Crew) -> Callable[[], Any]:
+            """Have the ranks on the trial's further nodes started by an actor on each."""
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            group = ray.util.get_current_placement_group()
+            actors = []
+            for node in range(1, crew.world // crew.ranks):
+                where = PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=node
+                )
+                actors.append(_rank_actor().options(
+                    scheduling_strategy=where, num_cpus=crew.cpus * crew.ranks, num_gpus=crew.gpus
+                ).remote(str(self.watched.run.folder), dataclasses.replace(
+                    crew, first=node * crew.ranks
+                ), str(self.log_file), os.getcwd()))
+            return lambda: [ray.get(actor.end.remote()) for actor in actors]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.cleanup()
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return self.watched.next_result()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            """Return nothing of use: a paused run has its own checkpoints."""
+            return {"paused": True}
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Go on after a pause: what the run has logged, the search knows."""
+            self.watched.skip_stored()
+
+        def cleanup(self) -> None:
+            self.watched.end()
+
+    return RayTrial
+
+
+def _rank_actor() -> Any:
+    """Return the class of the actor that keeps a trial's ranks on a further node."""
+    import ray
+
+    @ray.remote
+    class Ranks:
+        def __init__(self, folder: str, crew: Crew, log_file: str, place: str) -> None:
+            os.chdir(place)
+            self.followers = Followers(Run(Path(folder)), crew, log_file=Path(log_file))
+
+        def end(self) -> list[int]:
+            return self.followers.end()
+
+    return Ranks

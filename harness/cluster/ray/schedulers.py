@@ -1,0 +1,205 @@
+"""Tune's schedulers, fed by runs: what is decided depends on what was logged, not on when.
+
+Their time is our `epoch`, because Tune's own count restarts with a trial. A scheduler that is made
+anew, after its driver was killed, is first told all that the runs have logged, and then decides as
+the old one would have.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.base.mappings import flatten
+from harness.cluster.ray.trial import end_early, end_paused, judged, note_judged
+from harness.config.build import build, changeable_keys, read_recipe, value_at
+from harness.runs import takeovers
+from harness.runs.run import Run, epoch_lines
+from harness.sweeps import population
+from harness.sweeps.keys import Asha, HyperBand, Median, Pbt
+from harness.sweeps.reading import Sweep
+
+log = logging.getLogger(__name__)
+
+NO_END = 10**9
+"""ASHA's last rung: how long a trial trains is its own affair."""
+NEVER = float("inf")
+
+
+class Known:
+    """A run as ASHA and median stopping know it: by a name that outlives the driver."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+    def __str__(self) -> str:
+        return self.trial_id
+
+
+def make_scheduler(sweep: Sweep) -> Any:
+    """Return Tune's scheduler for a sweep, with two more methods; see `_Judge` below."""
+    from ray.tune.schedulers import (
+        ASHAScheduler,
+        FIFOScheduler,
+        HyperBandScheduler,
+        MedianStoppingRule,
+        TrialScheduler,
+    )
+
+    asked = sweep.scheduler
+    common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
+
+    class _Judge(FIFOScheduler):
+        """Ends trials by what ASHA or median stopping say of their epochs.
+
+        judges: by the number that each looks at; an epoch is shown to the first whose it has.
+        """
+
+        def __init__(self, name: str, judges: dict[str, Any]) -> None:
+            super().__init__()
+            self.name, self.judges = name, judges
+            self.known: dict[str, Known] = {}
+
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+            """Show what runs have logged before this scheduler was made.
+
+            Not in the order of then, so what is decided of them now does not count. Of runs that
+            go on only what was judged: Tune will tell the rest.
+            """
+            for run in finished:
+                for line in epoch_lines(run):
+                    self._show(run.signature, flatten(line))
+            for run in due:
+                seen = judged(run)
+                for line in epoch_lines(run):
+                    if (line.get("stage"), line["epoch"]) in seen:
+                        self._show(run.signature, flatten(line))
+            for judge in self.judges.values():
+                if isinstance(judge, _Rule):
+                    judge.forget_decisions()
+
+        def _show(self, name: str, result: dict[str, Any]) -> str:
+            if name not in self.known:
+                self.known[name] = Known(name)
+                for judge in self.judges.values():
+                    judge.on_trial_add(None, self.known[name])
+            for metric, judge in self.judges.items():
+                if metric in result:
+                    return str(judge.on_trial_result(None, self.known[name], result))
+            return str(TrialScheduler.CONTINUE)
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            run = Run(Path(trial.config["run"]))
+            if result.get("done"):
+                return str(TrialScheduler.CONTINUE)
+            decision = self._show(run.signature, result)
+            if decision == TrialScheduler.PAUSE:  # median stopping, see below
+                decision = str(TrialScheduler.STOP)
+            if decision == TrialScheduler.STOP:
+                log.info("%s: ended at epoch %s", trial, result["epoch"])
+                end_early(run, by=self.name, epoch=result["epoch"])
+            note_judged(run, result.get("stage"), result["epoch"])
+            return decision
+
+    class _Rule(MedianStoppingRule):
+        def forget_decisions(self) -> None:
+            self._stopped_trials.clear()
+
+    class _Bands(HyperBandScheduler):
+        """HyperBand over the epochs that have the metric; the others pass."""
+
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+            """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if sweep.metric not in result or "epoch" not in result:
+                return str(TrialScheduler.CONTINUE)
+            decision = str(super().on_trial_result(controller, trial, result))
+            if decision == TrialScheduler.STOP:
+                log.info("%s: ended at epoch %s", trial, result["epoch"])
+                end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=result["epoch"])
+            return decision
+
+        def on_trial_remove(self, controller: Any, trial: Any) -> None:
+            super().on_trial_remove(controller, trial)
+            run = Run(Path(trial.config["run"]))
+            if not run.is_complete():
+                epoch = epoch_lines(run)[-1]["epoch"]
+                log.info("%s: ended at epoch %s", trial, epoch)
+                end_paused(run, by="HyperBand", epoch=epoch)
+
+    class _Population(FIFOScheduler):
+        """Has bad runs go on from good ones; see `population` and `takeovers`."""
+
+        def __init__(self, options: Pbt) -> None:
+            super().__init__()
+            self.options = options
+            self.changeable = changeable_keys(sweep.base.schema)
+            self.runs: dict[str, Run] = {}
+
+        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+            """Get to know the runs; how well they did is kept with what they export."""
+            self.runs |= {run.signature: run for run in (*finished, *due)}
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            run, epoch = Run(Path(trial.config["run"])), result.get("epoch")
+            self.runs[run.signature] = run
+            if epoch is None or result.get("done"):
+                return str(TrialScheduler.CONTINUE)
+            if sweep.metric in result and epoch % self.options.every == 0:
+                self._compare(run, int(epoch))
+            note_judged(run, result.get("stage"), epoch)
+            return str(TrialScheduler.CONTINUE)
+
+        def _compare(self, run: Run, epoch: int) -> None:
+            scores = {
+                name: score for name, one in self.runs.items()
+                if (score := takeovers.exported_score(one, epoch)) is not None
+            }
+            source = population.source_for(
+                run.signature, scores, share=self.options.share, mode=sweep.mode, epoch=epoch
+            )
+            if source is None:
+                return
+            settings = population.explore(
+                sweep.space.dimensions, settings_at(self.runs[source], epoch), self.changeable,
+                name=run.signature, epoch=epoch, factor=self.options.factor,
+                resample=self.options.resample,
+            )
+            takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
+            log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
+                     settings)
+
+    def settings_at(run: Run, epoch: int) -> dict[str, Any]:
+        config = build(
+            sweep.base.schema, [*read_recipe(run.config_file, sweep.base.schema),
+                                *takeovers.exported_settings(run, epoch)],
+        )
+        return {d.key: value_at(config, d.key) for d in sweep.space.dimensions}
+
+    def asha(metric: str, options: Asha) -> Any:
+        return ASHAScheduler(
+            **{**common, "metric": metric}, max_t=NO_END, grace_period=options.grace,
+            reduction_factor=options.reduction,
+        )
+
+    match asked:
+        case None:
+            return _Judge("", {})
+        case Asha():
+            early = {asked.early: asha(asked.early, asked)} if asked.early else {}
+            return _Judge("ASHA", {sweep.metric: asha(sweep.metric, asked), **early})
+        case Median():
+            rule = _Rule(
+                **common, grace_period=asked.grace, min_samples_required=asked.trials,
+                min_time_slice=NEVER,  # it would pause trials to let others come as far
+                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
+            )
+            return _Judge("median stopping", {sweep.metric: rule})
+        case Pbt():
+            return _Population(asked)
+        case HyperBand():
+            return _Bands(
+                **common, max_t=asked.epochs, reduction_factor=asked.reduction,
+                stop_last_trials=False,  # those that are left train to their own end
+            )

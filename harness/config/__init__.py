@@ -1,0 +1,1 @@
+"""Typed configuration: recipes and overrides become dataclasses."""

@@ -1,0 +1,165 @@
+"""A run that goes on from another one's state: how population based training replaces bad ones.
+
+    <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
+                             to there, prompts, score, settings
+    <run>/incoming/          another run's state
+    <run>/takeover.json      that, and with which settings, the run is to go on from `incoming`
+    <run>/changes.json       the settings that it has gone on with, and from when
+
+A takeover is planned by whoever compares, and carried out where the run is, once its process has
+ended; killed in between, it is carried out again. Afterwards the run's log is that of the weights
+it has.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.base.files import link_folder, read_json, write_json, write_text
+from harness.config.build import Setting
+from harness.runs.run import Run
+
+log = logging.getLogger(__name__)
+
+TAKEN = "stage1.json"
+"""In the folder of a run that takes another's first stage: from whom, and how many epochs it has.
+"""
+PATIENCE_S = 120.0
+"""How long an epoch's checkpoint may take to be written."""
+POLL_S = 0.1
+
+
+def export(
+    run: Run, *, stage: str, epoch: int, score: float, patience_s: float = PATIENCE_S
+) -> None:
+    """Keep the state at the end of an epoch, for others.
+
+    Its checkpoint may still be being written; when it does not appear, that is told and nothing is
+    kept.
+    """
+    source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
+    deadline = time.monotonic() + patience_s
+    while not (source / "state.json").exists():
+        if time.monotonic() > deadline:
+            log.warning("%s: is not there: nobody can go on from it", source)
+            return
+        time.sleep(POLL_S)
+    private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
+    link_folder(source, private / "checkpoint")
+    lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
+    write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    if run.prompts_file.exists():
+        shutil.copyfile(run.prompts_file, private / run.prompts_file.name)
+    settings = {setting.key: setting.value for setting in changed_settings(run)}
+    write_json(private / "about.json", {"score": score, "settings": settings})
+    final = _exports(run) / str(epoch)
+    shutil.rmtree(final, ignore_errors=True)  # the same epoch again, after a resume or a takeover
+    private.rename(final)
+
+
+def exported_score(run: Run, epoch: int) -> float | None:
+    """Return how well a run did at the end of an epoch, None when its state was not kept."""
+    about = _about(run, epoch)
+    return None if about is None else float(about["score"])
+
+
+def exported_settings(run: Run, epoch: int) -> list[Setting]:
+    """Return the settings that a run had then instead of those in its config.yaml."""
+    about = _about(run, epoch) or {"settings": {}}
+    where = str(_exports(run) / str(epoch))
+    return [Setting(key, value, where) for key, value in about["settings"].items()]
+
+
+def _about(run: Run, epoch: int) -> dict[str, Any] | None:
+    try:
+        return dict(read_json(_exports(run) / str(epoch) / "about.json"))
+    except FileNotFoundError:
+        return None
+
+
+def forget_exports(run: Run) -> None:
+    """Remove what was kept for others."""
+    shutil.rmtree(_exports(run), ignore_errors=True)
+
+
+def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
+    """Have `run` go on from what `of` kept after an epoch, with these settings."""
+    link_folder(_exports(of) / str(epoch), run.folder / "incoming")
+    write_json(run.folder / "takeover.json", {
+        "of": of.signature, "epoch": epoch, "settings": dict(settings),
+    })
+
+
+def is_planned(run: Run) -> bool:
+    """Whether a run is to go on from another's state."""
+    return (run.folder / "takeover.json").exists()
+
+
+def carry_out(run: Run) -> None:
+    """Do what was planned, unless the run has become complete meanwhile; nobody may hold it."""
+    planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
+    if not run.is_complete():
+        what = read_json(planned)
+        adopt_checkpoint(incoming / "checkpoint", run)
+        write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
+        prompts = incoming / run.prompts_file.name
+        if prompts.exists():
+            os.replace(prompts, run.prompts_file)
+        run.weights_file.unlink(missing_ok=True)
+        before = [one for one in changes(run) if one["epoch"] < what["epoch"]]
+        write_json(_changes_file(run), {"changes": [*before, what]})
+    planned.unlink()
+    shutil.rmtree(incoming, ignore_errors=True)
+
+
+def adopt_checkpoint(source: Path, run: Run) -> None:
+    """Make another run's checkpoint a run's own, and its only one; nobody may hold the run."""
+    state = read_json(source / "state.json")
+    progress = state["progress"]
+    name = f"{progress['stage']}-{progress['epoch']:04d}-{progress['step']:06d}"
+    private = run.checkpoints / f".{name}.{uuid.uuid4().hex}.tmp"
+    link_folder(source, private)
+    (private / "state.json").unlink()  # a link: the other run's own file must stay as it is
+    write_json(private / "state.json", {**state, "signature": run.signature})
+    for old in list(run.checkpoints.iterdir()):
+        if old != private:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    private.rename(run.checkpoints / name)
+    write_json(run.checkpoints / "latest.json", {"name": name})
+
+
+def taken_epochs(run: Run) -> int:
+    """Return how many epochs of a run's log another run has trained, whose first stage it took."""
+    try:
+        return int(read_json(run.folder / TAKEN)["epochs"])
+    except FileNotFoundError:
+        return 0
+
+
+def changes(run: Run) -> list[dict[str, Any]]:
+    """Return what a run went on with, in order: `of` which run, after which `epoch`, `settings`."""
+    try:
+        return list(read_json(_changes_file(run))["changes"])
+    except FileNotFoundError:
+        return []
+
+
+def changed_settings(run: Run) -> list[Setting]:
+    """Return the settings that a run has now instead of those in its config.yaml."""
+    last = changes(run)[-1:]
+    where = str(_changes_file(run))
+    return [Setting(key, value, where) for one in last for key, value in one["settings"].items()]
+
+
+def _changes_file(run: Run) -> Path:
+    return run.folder / "changes.json"
+
+
+def _exports(run: Run) -> Path:
+    return run.folder / "exports"

@@ -1,0 +1,1 @@
+"""Sweeps: which trials there are, which are proposed, what came out."""

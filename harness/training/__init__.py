@@ -1,0 +1,1 @@
+"""The training loop, the engine under it, checkpoints, and what is told of them."""

@@ -1,0 +1,438 @@
+"""Checkpoints in a format of our own: what is trained, and no more.
+
+    checkpoints/<stage>-<epoch>-<step>/  weights.safetensors moments.safetensors rng.safetensors
+                                         state.json
+    checkpoints/latest.json              {"name": ...}, replaced by rename
+    checkpoints/best.json                likewise, with the score of the best one
+
+Weights and moments are whole tensors by parameter name, so a file written by two ranks under ZeRO 2
+goes on under one rank without ZeRO. DeepSpeed's own loader, which unpickles and falls back to
+training from scratch when it finds nothing, is never called. A damaged checkpoint is known by the
+checksums in state.json, and the one before it is taken.
+"""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from harness.base.errors import Hindered, UserError
+from harness.base.files import read_json, write_json
+from harness.training import engine as ranks
+from harness.training import generators
+
+log = logging.getLogger(__name__)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = 2
+"""How many checkpoints of a run stay besides the best: the newest, and the one before it in case
+that is damaged."""
+PIECE = 2**22
+"""Bytes read at a time for a checksum."""
+
+
+@dataclass
+class Progress:
+    """Where in a run a checkpoint was written."""
+
+    stage: str
+    epoch: int
+    """The epoch being trained, 1 the first; one past the last when the stage is done."""
+    step: int
+    """Batches of that epoch already used."""
+    metric_lines: int
+    """Length of the metric log then; what came later is trained again, and logged again."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """The unfinished epoch's running sums."""
+    steps_total: int = 0
+    """Batches used since the stage began."""
+    first: dict[str, float] = field(default_factory=dict)
+    """The means of the stage's first epoch, once it is over."""
+
+
+class Writer:
+    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training goes on.
+
+    As a context it ends with the last one written. Every rank must make every call.
+    """
+
+    def __init__(self, folder: Path, *, signature: str, keep: int = KEPT) -> None:
+        self._folder, self._signature, self._keep = folder, signature, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
+        """Take a copy of a DeepSpeed engine's trained state, and begin to write it.
+
+        The one of the highest `score` stays; what rank 0 gives counts. Raises Hindered when the
+        checkpoint before could not be written, as on a full disk.
+        """
+        weights, moments, steps = _collect(engine)
+        tensors = {"weights": weights, "moments": moments, "rng": _generators()}
+        scaler = engine.torch_autocast_z0_gradscaler
+        state = {
+            "format": "svll-checkpoint", "version": 1, "signature": self._signature,
+            "progress": asdict(progress), "optimizer_steps": steps,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ranks": ranks.world_size(),
+        }
+        name = f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
+        self.finish()
+        if ranks.rank() == 0:
+            self._pending = self._thread.submit(
+                _write, self._folder, name, tensors, state, score, self._keep
+            )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk; raises Hindered when it cannot be."""
+        pending, self._pending = self._pending, None
+        with ranks.leader_first() as acts:
+            if acts and pending is not None:
+                pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failure is None:  # else ranks may be anywhere, and cannot agree
+                self.finish()
+        finally:
+            self._thread.shutdown()
+
+
+def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """Gather whole weights (with buffers), moments and step counts, on the CPU."""
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    steps: dict[str, float] = {}
+    _link_moments(engine)
+    for name, parameter in trained(engine.module):
+        weights[name] = _full_weight(engine, parameter)
+        for moment in MOMENTS:
+            value = _full_moment(engine, parameter, moment)
+            if value is not None:
+                moments[f"{name}.{moment}"] = value
+        steps[name] = _step_of(engine, parameter)
+    for name, buffer in engine.module.named_buffers():
+        if name in _persistent(engine.module):
+            weights[name] = buffer.detach().cpu().clone()
+    return weights, moments, steps
+
+
+def _generators() -> dict[str, Tensor]:
+    """Return the states of every rank's global generators, by rank."""
+    rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
+    return {str(rank): row.clone() for rank, row in enumerate(rows)}
+
+
+def _write(
+    folder: Path, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
+    score: float | None, keep: int,
+) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        private.mkdir(parents=True)
+        for kind, named in tensors.items():
+            save_file(named, private / f"{kind}.safetensors")
+        state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
+        write_json(private / "state.json", state)
+        for file in private.iterdir():
+            _fsync(file)
+        if final.exists():  # the same point reached again after a resume
+            final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
+        private.rename(final)
+        write_json(folder / "latest.json", {"name": name})
+        before = best(folder)
+        if score is not None and (before is None or score > before[1]):
+            write_json(folder / "best.json", {"name": name, "score": score})
+    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
+        shutil.rmtree(private, ignore_errors=True)
+        raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
+    _prune(folder, name, keep)
+
+
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _prune(folder: Path, newest: str, keep: int) -> None:
+    """Remove all but the `keep` last written and the best checkpoint, and killed writers' files."""
+    top = best(folder)
+    named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
+    left = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(".")]
+    old = [p for p in named[:-keep] if top is None or p != top[0]]
+    for path in [*old, *left]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
+    """Return the newest checkpoint and where it was written, None when none was ever written.
+
+    One that is damaged is told, and the one before it taken. Raises UserError when all are, or when
+    another run wrote it: a resume never starts over in silence.
+    """
+    faults = []
+    for path in _newest_first(folder):
+        try:
+            progress = checked(path, signature)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            faults.append(f"{path}: cannot be read: {error!r}")
+            continue
+        for fault in faults:
+            log.warning("%s; going on from %s", fault, path.name)
+        return path, progress
+    if faults:
+        listed = "\n".join(faults)
+        raise UserError(f"{listed}\ndelete the folder {folder} to start afresh")
+    return None
+
+
+def go_on_from(path: Path) -> None:
+    """Remove the checkpoints that were written after the one that a resume goes on from.
+
+    They are damaged, or it would have been one of them; kept, they would count as newer than what
+    is written next.
+    """
+    written = path.stat().st_mtime_ns
+    for other in path.parent.glob("[!.]*"):
+        if other.is_dir() and other != path and other.stat().st_mtime_ns > written:
+            log.warning("%s is removed: its steps are done again", other)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str, Tensor]] | None:
+    """Return the checkpoint with the highest score, that score and its weights.
+
+    None when no checkpoint has a score, or when the one that has is damaged, which is told.
+    """
+    found = best(folder)
+    if found is None:
+        return None
+    try:
+        checked(found[0], signature)
+        return *found, load_weights(found[0])
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        log.warning("%s: the best checkpoint is left out, it cannot be read: %s", found[0], error)
+        return None
+
+
+def best(folder: Path) -> tuple[Path, float] | None:
+    """Return the checkpoint with the highest score, and that; None when none has one."""
+    try:
+        said = read_json(folder / "best.json")
+        found = folder / str(said["name"]), float(said["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found[0].is_dir() else None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder: first what the pointer names, then by their age.
+
+    Each was renamed when it was whole, so the pointer is needed only to prefer one.
+    """
+    named = [p for p in folder.glob("[!.]*") if p.is_dir()]
+    try:
+        preferred = str(read_json(folder / "latest.json")["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        preferred = ""
+    return sorted(named, key=lambda p: (p.name == preferred, p.stat().st_mtime_ns), reverse=True)
+
+
+def checked(path: Path, signature: str) -> Progress:
+    """Return where a checkpoint was written, once its files are what was written.
+
+    Raises UserError for another run's, OSError, ValueError, KeyError, TypeError for a damaged one.
+    """
+    state = read_json(path / "state.json")
+    progress = Progress(**state["progress"])
+    if state["signature"] != signature:
+        raise UserError(f"{path}: was written by run {state['signature']}, not by {signature}")
+    for name, checksum in state.get("checksums", {}).items():
+        if _checksum(path / name) != checksum:
+            raise ValueError(f"{name} is not as it was written")
+    return progress
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's weights and buffers by name; raises UserError when damaged."""
+    return _read(path / "weights.safetensors")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def restore(path: Path, engine: Any) -> None:
+    """Put a checkpoint's weights, moments, step counts and scaler into a fresh engine.
+
+    The global random generators go on as well, of as many ranks as there were. Raises UserError
+    when names or shapes are not those of the engine's module.
+    """
+    weights, moments = load_weights(path), _read(path / "moments.safetensors")
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    parameters = dict(trained(engine.module))
+    buffers = {n: b for n, b in engine.module.named_buffers() if n in _persistent(engine.module)}
+    expected = {n: tuple(t.shape) for n, t in [*parameters.items(), *buffers.items()]}
+    found = {n: tuple(t.shape) for n, t in weights.items()}
+    if expected != found:
+        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        raise UserError(
+            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} there "
+            f"and {expected.get(different[0])} here ({len(different)} tensors differ)"
+        )
+    moved = [n for n in parameters if state["optimizer_steps"].get(n)]
+    missing = [m for n in moved for m in (f"{n}.{kind}" for kind in MOMENTS) if m not in moments]
+    if missing:
+        raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
+    with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(weights[name])
+    _restore_optimizer(engine, parameters, weights, moments, state["optimizer_steps"])
+    if (path / "rng.safetensors").exists():  # earlier versions drew nothing and kept none
+        drawn = _read(path / "rng.safetensors").get(str(ranks.rank()))
+        if drawn is not None:
+            generators.set_states(drawn)
+    if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
+
+
+def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the trained parameters of a module by name."""
+    return [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+
+
+def _persistent(module: nn.Module) -> set[str]:
+    """Names of the buffers of trained parts that belong to the state: running statistics."""
+    prefixes = {n.rpartition(".")[0] for n, _ in trained(module)}
+    parameters = {n for n, _ in module.named_parameters()}
+    return {
+        n for n in module.state_dict() if n not in parameters and n.rpartition(".")[0] in prefixes
+    }
+
+
+# --- one parameter's state, with and without ZeRO ---
+
+
+def _inner(engine: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer, under ZeRO the one over this rank's flat partitions."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _is_split(engine: Any) -> bool:
+    return _inner(engine) is not engine.optimizer
+
+
+def _link_moments(engine: Any) -> None:
+    """Tell ZeRO where each parameter's moments are.
+
+    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
+    moments yet: theirs could never be read.
+    """
+    if not _is_split(engine):
+        return
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    groups = zip(
+        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
+    )
+    for parameters, partition in groups:
+        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
+
+
+def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
+    if _is_split(engine):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
+    return parameter.detach().cpu().clone()
+
+
+def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
+    if not _step_of(engine, parameter):
+        return None
+    if _is_split(engine):
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
+    return _inner(engine).state[parameter][moment].detach().cpu().clone()
+
+
+def _step_of(engine: Any, parameter: nn.Parameter) -> float:
+    """Return how often the optimizer moved a parameter; all move together under ZeRO."""
+    states = _inner(engine).state
+    if _is_split(engine):
+        steps = [s["step"] for s in states.values() if "step" in s]
+        return float(steps[0]) if steps else 0.0
+    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
+
+
+def _restore_optimizer(
+    engine: Any, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor],
+    moments: dict[str, Tensor], steps: dict[str, float],
+) -> None:
+    if moments:
+        _make_state(engine)
+    if _is_split(engine):
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for name, parameter in parameters.items():
+            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+            parameter.data.copy_(weights[name])
+            for moment in MOMENTS if moments else ():
+                value = moments[f"{name}.{moment}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, moment)
+        for state in _inner(engine).state.values() if moments else ():
+            state["step"].fill_(max(steps.values()))
+        return
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(weights[name])
+        state = _inner(engine).state[parameter] if moments else {}
+        for key, value in state.items():
+            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
+
+
+def _make_state(engine: Any) -> None:
+    """Let the optimizer make its moments, by one step of no length; everything is then set."""
+    optimizer = _inner(engine)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    _link_moments(engine)

@@ -1,0 +1,48 @@
+"""The states of the global random generators: Python's, numpy's, torch's and the GPU's.
+
+What this project trains draws from none of them, see `harness.base.rng`; an experiment that does,
+with dropout say, goes on from a checkpoint with the very numbers it would have drawn.
+"""
+
+import math
+import random
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PYTHON, NUMPY = struct.Struct("<625Id"), struct.Struct("<624IIId")
+"""625 words and the second half of a normal pair; 624 words, place, whether there is one, it."""
+
+
+def states() -> Tensor:
+    """Return this process' generators as bytes, uint8 [n]; n is the same on every rank."""
+    _, words, normal = random.getstate()
+    python = PYTHON.pack(*words, math.nan if normal is None else normal)
+    kept: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    inner = kept["state"]
+    numpy = NUMPY.pack(*inner["key"].tolist(), inner["pos"], kept["has_gauss"], kept["gauss"])
+    parts = [torch.frombuffer(bytearray(python + numpy), dtype=torch.uint8), torch.get_rng_state()]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_rng_state())
+    return torch.cat(parts)
+
+
+def set_states(found: Tensor) -> None:
+    """Put this process' generators into the states that `states` returned.
+
+    Those of a machine without a GPU leave the GPU's generator as it is.
+    """
+    data = bytes(found[: PYTHON.size + NUMPY.size].tolist())
+    *integers, normal = PYTHON.unpack_from(data)
+    random.setstate((3, tuple(integers), None if math.isnan(normal) else normal))
+    *key, position, has_normal, cached = NUMPY.unpack_from(data, PYTHON.size)
+    words = np.array(key, np.uint32)
+    np.random.set_state(("MT19937", words, position, has_normal, cached))  # noqa: NPY002
+    rest = found[len(data) :]
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(rest[:size].clone())
+    if torch.cuda.is_available() and len(rest) > size:
+        torch.cuda.set_rng_state(rest[size:].clone())

@@ -1,0 +1,76 @@
+"""Live views of a run: where lines of its metric log go besides the file, from rank 0 alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.runs.run import Run
+from harness.training import engine as ranks
+from harness.training.wandb import WandbWriter, check_installed
+
+
+class Writer(Protocol):
+    """Something that draws curves."""
+
+    def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
+        """Draw numbers by name, of a step counted within the stage."""
+
+    def close(self, *, failed: bool) -> None:
+        """Write what is not written yet; `failed`: the run did not come to its end."""
+
+
+class TensorBoardWriter:
+    """Curves in a folder that `tensorboard --logdir` shows."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the metric log by the names that curves have.
+
+    A stage's own are `<stage>/loss`, `/lr` and `/losses/<name>`; a part that is ranked has its
+    `<part>/mAP`.
+    """
+    stage = line["stage"]
+    found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
+    found |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
+    for part, value in line.items():
+        if isinstance(value, dict) and "mAP" in value:
+            found[f"{part}/mAP"] = value["mAP"]
+    return found
+
+
+@contextmanager
+def open_writers(
+    run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
+) -> Iterator[tuple[Writer, ...]]:
+    """Give the writers that are asked for, on rank 0, while the body runs; none on other ranks.
+
+    wandb: the W&B project, empty for none; config: what W&B shows of the run. Raises UserError on
+    every rank when W&B is asked for and not installed.
+    """
+    check_installed(wandb)
+    writers: list[Writer] = []
+    with ranks.leader_first() as acts:
+        if acts and tensorboard:
+            writers.append(TensorBoardWriter(run.tensorboard))
+        if acts and wandb:
+            writers.append(WandbWriter(run, wandb, config))
+    failed = True
+    try:
+        yield tuple(writers)
+        failed = False
+    finally:
+        for writer in writers:
+            writer.close(failed=failed)

@@ -1,0 +1,1 @@
+"""One file for each benchmark: its files become records."""

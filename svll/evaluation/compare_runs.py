@@ -1,0 +1,60 @@
+"""Whether one set of runs ranks better than another, query by query."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.base.errors import UserError
+from harness.runs.run import Run
+from harness.sweeps.paired import Verdict, compare
+from svll.evaluation.scores import Extra, score
+from svll.evaluation.sources import open_source
+from svll.features.files import features_file
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """What a run's test queries score."""
+
+    protocol: str
+    each: NDArray[np.float64]
+    """[Q], average precision; under random_gallery, its mean over the draws."""
+
+
+def precisions(runs: Sequence[Run]) -> list[Precisions]:
+    """Return each test query's average precision in each run.
+
+    Raises UserError for a run without features of its test set, and for runs of different queries
+    or protocols.
+    """
+    found: list[Precisions] = []
+    tested: list[tuple[Path, str, object]] = []
+    for run in runs:
+        path = features_file(run.folder)
+        with open_source(path) as source:
+            [scored] = score(source, [None], Extra())
+            asking = source.asking
+            tested.append((path, source.protocol, asking.paths or asking.identities.tolist()))
+        found.append(Precisions(source.protocol, scored.result.mean_precision))
+    first, protocol, queries = tested[0]
+    for path, other, asked in tested[1:]:
+        if asked != queries:
+            raise UserError(f"{path}: has other queries than {first}")
+        if other != protocol:
+            raise UserError(f"{path}: is ranked by {other}, {first} by {protocol}; only runs of "
+                            "one protocol can be compared")
+    return found
+
+
+def compare_queries(a: Sequence[Run], b: Sequence[Run]) -> tuple[str, Verdict]:
+    """Test whether the test mAP of runs `a` differs from that of `b`, paired over queries.
+
+    Of several runs on a side, of several seeds, each query's mean counts. Returns the protocol, and
+    what the test says.
+    """
+    found = precisions([*a, *b])
+    sides = [one.each for one in found[: len(a)]], [one.each for one in found[len(a) :]]
+    return found[0].protocol, compare(*(np.mean(side, axis=0) for side in sides))

@@ -1,0 +1,1 @@
+"""What ranking computes with: kernels, blocks of products, ranks."""

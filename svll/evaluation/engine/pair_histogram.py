@@ -1,0 +1,217 @@
+"""Similarities of all pairs of query and gallery, counted in bins without being kept.
+
+The cosine similarity s of a pair falls into bin round(2048 s) + 2048, so there are 4,097 bins, and
+their edges lie at (k - 2048.5) / 2048: 0.00049 apart. Common values such as -1, 0 and 1 are
+centres, away from any edge.
+
+The float32 product of a block is good enough for nearly all pairs. The others lie so near an edge
+that block shape, thread or device could decide the bin: they are multiplied again in float64, in an
+order of our own. A pair's bin is therefore a function of its two rows alone, and counts add up to
+the same however the work is split. How near is near is `Margin`'s to say. Bins half as wide would
+have twice as many pairs near an edge, and these are what costs.
+
+Letters: Q queries, G gallery images, D width, c columns of one block.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from harness.base.compiled import kernel
+from svll.evaluation.engine.feature_rows import Block, Integers, Rows, rounding
+from svll.evaluation.engine.kernels import dot, first_at_least
+from svll.evaluation.engine.products import Products, spread
+from svll.evaluation.engine.ranks import Share
+
+SCALE = 2048
+BINS = 2 * SCALE + 1
+EDGES = (np.arange(BINS + 1) - (SCALE + 0.5)) / SCALE
+"""[BINS + 1]: bin b holds the similarities from EDGES[b] up to, not including, EDGES[b + 1]."""
+
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096  # 16 MB of products at a time
+QUERY_NUMBERS, GALLERY_NUMBERS = 2**24, 2**23  # rows held at a time: 64 and 32 MB of float32
+TILE_NUMBERS = 80_000  # 320 KB of float32
+SAMPLE, FACTOR = 10_000, 4.0
+FINDING = 2.0**-22  # the error of finding the bin in float32
+
+
+class Margin:
+    """How far a float32 product of this data may be from the exact one.
+
+    At first and at most that is `rounding`, which is for the worst rows there are: 36 times the
+    largest error of common features, and pairs within it of an edge would cost half as much as the
+    product. Once SAMPLE pairs were multiplied again, FACTOR times the largest error among them will
+    do; a part in which a larger one turns up is counted again.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.most = np.float32(rounding(width) + FINDING)
+        self._seen, self._largest, self._lock = 0, 0.0, threading.Lock()
+
+    @property
+    def value(self) -> np.float32:
+        if self._seen < SAMPLE:
+            return self.most
+        return max(self.most / 8, self._needed(self._largest))
+
+    def holds(self, used: np.float32, seen: int, largest: float) -> bool:
+        """Whether a part counted with the margin `used` is to be kept: `seen` pairs of it were
+        multiplied again, with `largest` the largest error.
+        """
+        with self._lock:
+            self._seen, self._largest = self._seen + seen, max(self._largest, largest)
+        return bool(used >= self._needed(largest))
+
+    def _needed(self, error: float) -> np.float32:
+        return min(self.most, np.float32(FACTOR * error + FINDING))
+
+
+def pair_counts(
+    queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
+    share: Share | None = None,
+) -> Integers:
+    """How many pairs fall into each bin: [2, BINS], those of one identity, then the others.
+
+    Both sides have unit rows. Pairs of one identity and camera do not count; with `hide`, no pair
+    under one camera does.
+    With `share`, its processes look at a part of the gallery each, and all get the sum.
+    """
+    share = share or Share()
+    counts = np.zeros((2, BINS), np.int64)
+    width = queries.features.shape[1]
+    margin = Margin(width)
+    chunk = max(1, QUERY_NUMBERS // width)
+    size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
+    for q, chosen in queries.blocks(chunk):
+        sent = products.send(chosen.features)
+        rows = slice(q, q + len(chosen.half))
+        for g, block in gallery.blocks(size, share.span(len(gallery))):
+            columns = slice(g, g + len(block.half))
+            labels = (
+                queries.identities[rows], queries.cameras[rows],
+                gallery.identities[columns], gallery.cameras[columns],
+            )  # fmt: skip
+            _count_block(chosen, block, sent, products, margin, labels, hide, counts)
+    return share.add(counts)
+
+
+def _count_block(
+    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin,
+    labels: tuple[Integers, ...], hide: bool, counts: Integers,
+) -> None:  # fmt: skip
+    """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
+    identities, cameras, block_identities, block_cameras = labels
+    order = np.argsort(block_identities, kind="stable")
+    lock, block_sent = threading.Lock(), products.send(block.features)
+
+    def count(start: int, stop: int, *arguments: Any) -> None:
+        while True:
+            used, own = margin.value, np.zeros_like(counts)
+            seen, largest = count_pairs(start, stop, used, *arguments, own)
+            if margin.holds(used, seen, largest):
+                break
+        with lock:
+            np.add(counts, own, out=counts)
+
+    for base in range(0, len(sent), QUERY_BLOCK):
+        product = products(sent[base : base + QUERY_BLOCK], block_sent)
+        spread(
+            count, len(product), product, base, chosen.features, block.features,
+            identities, cameras, order, block_identities[order], block_cameras, hide,
+        )  # fmt: skip
+
+
+# ---- kernels ----
+
+
+@kernel
+def exact_bin(similarity):  # type: ignore[no-untyped-def]
+    """The bin of an exact similarity."""
+    return min(max(np.int64(np.floor(similarity * SCALE + (SCALE + 0.5))), 0), BINS - 1)
+
+
+@kernel
+def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
+    """low [c]: the bin of each similarity less `slack`; doubtful [c]: 1 where more is another."""
+    scale = np.float32(SCALE)
+    shift = np.float32(SCALE + 0.5)
+    last = np.int32(BINS - 1)
+    for c in range(row.size):
+        # truncation is floor here: what falls below zero is bin 0 anyway
+        lower = min(max(np.int32((row[c] - slack) * scale + shift), np.int32(0)), last)
+        upper = min(max(np.int32((row[c] + slack) * scale + shift), np.int32(0)), last)
+        low[c] = lower
+        doubtful[c] = np.int32(lower != upper)
+
+
+@kernel
+def settle_doubtful(base, product, queries, block, bins, columns, found, tables):  # type: ignore[no-untyped-def]
+    """Put every doubtful pair into the bin of its exact similarity.
+
+    columns [q, :found[q]] are those of query base + q, ascending. A tile of the block is done for
+    all queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900.
+    Returns the largest error found in the product [q, c].
+    """
+    largest = 0.0
+    tile = max(16, TILE_NUMBERS // block.shape[1])
+    at = np.zeros(found.size, np.int64)
+    for right in range(tile, block.shape[0] + tile, tile):
+        for r in range(found.size):
+            while at[r] < found[r] and columns[r, at[r]] < right:
+                c = columns[r, at[r]]
+                tables[c & 3, bins[r, c]] -= 1
+                exact = dot(queries[base + r], block[c])
+                largest = max(largest, abs(exact - product[r, c]))
+                bins[r, c] = exact_bin(exact)
+                tables[c & 3, bins[r, c]] += 1
+                at[r] += 1
+    return largest
+
+
+@kernel
+def count_pairs(  # type: ignore[no-untyped-def]
+    start, stop, slack, product, base, queries, block, identities, cameras,
+    order, sorted_identities, block_cameras, hide, counts,
+):  # fmt: skip
+    """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
+
+    `order` [c] sorts the block by identity. All pairs are counted first; those of one identity,
+    few as a rule, are then moved, or taken out. Returns how many pairs were multiplied again, and
+    the largest error found.
+    """
+    rows, width = stop - start, product.shape[1]
+    tables = np.zeros((4, BINS), np.int32)  # four: the same bin twice running would have to wait
+    bins = np.empty((rows, width), np.int32)
+    columns = np.empty((rows, width), np.int32)
+    found = np.zeros(rows, np.int64)
+    doubtful = np.empty(width, np.int32)
+    for r in range(rows):
+        nearest_bins(product[start + r], slack, bins[r], doubtful)
+        n = 0
+        for c in range(width):
+            tables[c & 3, bins[r, c]] += 1
+            columns[r, n] = c
+            n += doubtful[c]
+        found[r] = n
+    part = product[start:stop]
+    largest = settle_doubtful(base + start, part, queries, block, bins, columns, found, tables)
+    for r in range(rows):
+        q = base + start + r
+        if hide:
+            for c in range(width):
+                if block_cameras[c] == cameras[q]:
+                    counts[1, bins[r, c]] -= 1
+        at = first_at_least(sorted_identities, 0, width, identities[q])
+        while at < width and sorted_identities[at] == identities[q]:
+            c = order[at]
+            is_same = block_cameras[c] == cameras[q]
+            if not (hide and is_same):
+                counts[1, bins[r, c]] -= 1
+            if not is_same:
+                counts[0, bins[r, c]] += 1
+            at += 1
+    for t in range(4):
+        for b in range(BINS):
+            counts[1, b] += tables[t, b]
+    return found.sum(), largest

@@ -1,0 +1,179 @@
+"""The loops of k-reciprocal re-ranking over lists of neighbours, compiled by Numba.
+
+Like those of `kernels`, each works on items `start` to `stop` without Python's lock, and a list per
+row is `offsets` [rows + 1] into arrays that hold all lists end to end.
+"""
+
+import numpy as np
+
+from harness.base.compiled import kernel
+from svll.evaluation.engine.kernels import score
+
+STRETCH = 64
+"""Rows that are walked through in order where one of them is wanted: faster than sorting those."""
+
+
+@kernel
+def reciprocal(start, stop, nearest, size, members, counts):  # type: ignore[no-untyped-def]
+    """members [N, size], counts [N]: those of i's nearest that have i among their own nearest."""
+    for i in range(start, stop):
+        counts[i] = 0
+        for n in range(size):
+            j = nearest[i, n]
+            for m in range(size):
+                if nearest[j, m] == i:
+                    members[i, counts[i]] = j
+                    counts[i] += 1
+                    break
+
+
+@kernel
+def neighbourhood(  # type: ignore[no-untyped-def]
+    start, stop, full, full_counts, small, small_counts, fill, offsets, columns, weights
+):  # fmt: skip
+    """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
+
+    A neighbour's small set joins when more than two thirds of it are in i's full set. `weights` is
+    for `weigh` to fill.
+    """
+    total = full.shape[0]
+    in_full = np.full(total, -1, np.int32)
+    in_union = np.full(total, -1, np.int32)
+    union = np.empty(total, np.int32)
+    for i in range(start, stop):
+        size = 0
+        for n in range(full_counts[i]):
+            j = full[i, n]
+            in_full[j] = i
+            in_union[j] = i
+            union[size] = j
+            size += 1
+        for n in range(full_counts[i]):
+            j = full[i, n]
+            common = 0
+            for m in range(small_counts[j]):
+                common += in_full[small[j, m]] == i
+            if 3 * common <= 2 * small_counts[j]:
+                continue
+            for m in range(small_counts[j]):
+                if in_union[small[j, m]] != i:
+                    in_union[small[j, m]] = i
+                    union[size] = small[j, m]
+                    size += 1
+        if fill:
+            for n in range(size):
+                columns[offsets[i] + n] = union[n]
+        else:
+            offsets[i + 1] = size
+
+
+@kernel
+def weigh(  # type: ignore[no-untyped-def]
+    start, stop, rows, half, nearest, scores, base, farthest, offsets, columns, weights
+):  # fmt: skip
+    """weights: exp(-distance / farthest) of each member, each list summing to one.
+
+    Most members are among the nearest, whose scores are known; oneself is first there, with none.
+    """
+    for i in range(start, stop):
+        total = 0.0
+        part = np.empty(offsets[i + 1] - offsets[i])
+        for n in range(part.size):
+            j = columns[offsets[i] + n]
+            at = 1
+            while at < nearest.shape[1] and nearest[i, at] != j:
+                at += 1
+            known = at < nearest.shape[1]
+            found = scores[i, at] if known else score(rows[i], rows[j], half[j])
+            part[n] = np.exp(-(base[i] - 2.0 * found) / farthest[i])
+            total += part[n]
+        for n in range(part.size):
+            weights[offsets[i] + n] = part[n] / total
+
+
+@kernel
+def average(  # type: ignore[no-untyped-def]
+    start, stop, nearest, size, offsets, columns, weights,
+    fill, new_offsets, new_columns, new_weights,
+):  # fmt: skip
+    """Mean of the weight vectors of i's `size` nearest; without `fill`, only the lists' sizes."""
+    total = nearest.shape[0]
+    seen = np.full(total, -1, np.int32)
+    sums = np.zeros(total)
+    touched = np.empty(total, np.int32)
+    for i in range(start, stop):
+        count = 0
+        for n in range(size):
+            j = nearest[i, n]
+            for e in range(offsets[j], offsets[j + 1]):
+                c = columns[e]
+                if seen[c] != i:
+                    seen[c] = i
+                    sums[c] = 0.0
+                    touched[count] = c
+                    count += 1
+                sums[c] += weights[e]
+        if fill:
+            for n in range(count):
+                new_columns[new_offsets[i] + n] = touched[n]
+                new_weights[new_offsets[i] + n] = sums[touched[n]] / size
+        else:
+            new_offsets[i + 1] = count
+
+
+@kernel
+def invert(first, offsets, columns, weights, by_column, owners, owner_weights):  # type: ignore[no-untyped-def]
+    """Lists of rows `first`... turned round: for each column, the rows (counted from `first`)."""
+    for e in range(offsets[first], offsets[-1]):
+        by_column[columns[e] + 1] += 1
+    for c in range(1, by_column.size):
+        by_column[c] += by_column[c - 1]
+    at = by_column[:-1].copy()
+    for i in range(first, offsets.size - 1):
+        for e in range(offsets[i], offsets[i + 1]):
+            c = columns[e]
+            owners[at[c]] = i - first
+            owner_weights[at[c]] = weights[e]
+            at[c] += 1
+
+
+@kernel
+def overlap(  # type: ignore[no-untyped-def]
+    start, stop, base, offsets, columns, weights, by_column, owners, owner_weights, gallery,
+    fill, out_offsets, out_columns, out_values,
+):  # fmt: skip
+    """Jaccard similarity of query base + i with every gallery row that shares a member with it,
+    in the order of the rows.
+
+    Both weight vectors sum to one, so with m the sum of the minima the maxima sum to 2 - m, and
+    the similarity is m / (2 - m).
+    """
+    seen = np.full(gallery, -1, np.int32)
+    sums = np.zeros(gallery)
+    stretches = np.zeros(gallery // STRETCH + 1, np.bool_)  # in which some row is seen
+    for i in range(start, stop):
+        count = 0
+        for e in range(offsets[base + i], offsets[base + i + 1]):
+            c = columns[e]
+            for n in range(by_column[c], by_column[c + 1]):
+                g = owners[n]
+                if seen[g] != i:
+                    seen[g] = i
+                    sums[g] = 0.0
+                    stretches[g // STRETCH] = True
+                    count += 1
+                if fill:
+                    sums[g] += min(weights[e], owner_weights[n])
+        if not fill:
+            out_offsets[i + 1] = count
+            continue
+        at = out_offsets[i]
+        for s in range(stretches.size):
+            if not stretches[s]:
+                continue
+            stretches[s] = False
+            for g in range(s * STRETCH, min((s + 1) * STRETCH, gallery)):
+                if seen[g] == i:
+                    out_columns[at] = g
+                    out_values[at] = sums[g] / (2.0 - sums[g])
+                    at += 1

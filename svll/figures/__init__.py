@@ -1,1 +1,0 @@
-"""What results look like: pages and figures of a run's features."""

@@ -1,0 +1,59 @@
+"""CLIP's vision transformer as ReID uses it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.base.errors import UserError
+from svll.models.blocks import blocks_of, run_block, run_for_one
+from svll.models.image_features import ImageFeatures, resize_positions
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
+
+    per_sample = True
+    """An image's features do not depend on the others of its call (ResNet: batch norm)."""
+    recompute = False
+    """Whether blocks are computed again in the backward pass, for the sake of memory."""
+
+    def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
+        super().__init__()
+        patch = visual.conv1.kernel_size
+        step = stride or patch[0]
+        if step > patch[0] or height < patch[0] or width < patch[1]:
+            raise UserError(
+                f"model.stride={step} and data {height}x{width} do not go with patches of "
+                f"{patch[0]}x{patch[1]} pixels"
+            )
+        self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
+        visual.conv1.stride = (step, step)
+        visual.positional_embedding = nn.Parameter(
+            resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
+        )
+        self.visual = visual
+        self.width = self.f11_width = int(visual.class_embedding.shape[0])
+        self.out = int(visual.proj.shape[1])
+        self.feature_dim = self.width + self.out
+        """Width of the test feature, f12 and fp side by side."""
+
+    def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
+        """Encode normalised images [B, 3, H, W].
+
+        `side` [B, W] is added to the class token before positions and ln_pre (SIE).
+        """
+        visual = self.visual
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
+        # not len(images), which an export to ONNX would take for a constant
+        token = visual.class_embedding.expand(images.shape[0], 1, -1)
+        if side is not None:
+            token = token + side.unsqueeze(1)
+        x = torch.cat([token.to(patches.dtype), patches], dim=1)
+        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+        *body, last = blocks_of(visual.transformer)
+        for block in body:
+            x = run_block(block, x, again=self.recompute)
+        f11 = x[:, 0]
+        f12 = visual.ln_post(run_for_one(last, x, 0))
+        return ImageFeatures(f11, f12, f12 @ visual.proj)

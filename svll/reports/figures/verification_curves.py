@@ -1,0 +1,90 @@
+"""Figures of how well identities are told apart: the ROC curve, and the similarities of pairs.
+
+Letters: k points of a curve, b bars of a histogram.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.reporting.drawing import INK, LINES, look, new_figure
+from svll.evaluation.engine.feature_rows import Floats
+from svll.evaluation.engine.pair_histogram import EDGES
+from svll.evaluation.verification import FALSE_RATES, Verification
+
+if TYPE_CHECKING:  # matplotlib: a second
+    from matplotlib.figure import Figure
+
+BARS = 100
+"""A histogram has no more bars than this."""
+
+
+def draw_roc(found: Verification) -> "Figure":
+    """Draw the ROC curve over a logarithmic FPR.
+
+    At each FPR it shows the largest TPR whose FPR is at most that, as `tpr_at` does: steps. FPR 0
+    has no place on the axis; what is reached there is the height at the left end.
+    """
+    left = min(10.0 ** np.floor(np.log10(1.0 / found.impostor_pairs)), 0.1)
+    rates = np.geomspace(left, 1.0, 200)
+    figure = new_figure(7.0, 3.4)
+    with look():
+        axes = figure.subplots()
+        axes.step(
+            np.maximum(found.roc.fpr, left), found.roc.tpr, where="post", label="all pairs"
+        )
+        axes.plot(rates, rates, linestyle=":", color=INK, linewidth=1.0, label="by chance")
+        if found.eer > 0.0:
+            axes.plot(found.eer, 1.0 - found.eer, "o", color=LINES[1], label="equal error rate")
+        axes.set(
+            xscale="log", xlim=(left, 1.0), ylim=(0.0, 1.02),
+            xlabel="impostor pairs accepted (FPR)", ylabel="genuine pairs accepted (TPR)",
+        )
+        axes.legend(loc="best")
+    return figure
+
+
+def draw_similarities(found: Verification) -> "Figure":
+    """Draw the histograms of the similarities of genuine and of impostor pairs, as shares."""
+    (genuine, impostor), edges = bars(found)
+    figure = new_figure(7.0, 3.0)
+    with look():
+        axes = figure.subplots()
+        for values, name, colour, line in (
+            (impostor, "impostor pairs", LINES[1], "--"), (genuine, "genuine pairs", LINES[0], "-"),
+        ):
+            axes.stairs(values, edges, fill=True, color=colour, alpha=0.25)
+            axes.stairs(values, edges, color=colour, linestyle=line, label=name, linewidth=1.3)
+        axes.axvline(
+            found.eer_threshold, color=INK, linestyle=":", linewidth=1.0, label="EER threshold"
+        )
+        axes.set(xlabel="cosine similarity", ylabel="share of the pairs", ylim=(0.0, None))
+        axes.legend(loc="best")
+    return figure
+
+
+def bars(found: Verification) -> tuple[Floats, Floats]:
+    """Return the shares [2, b] of genuine and impostor pairs, and the bars' edges [b + 1].
+
+    Neighbouring bins are joined, the same number for each bar, and bars cover all pairs.
+    """
+    counts = np.stack([found.genuine, found.impostor])
+    filled = np.flatnonzero(counts.sum(axis=0))
+    first, last = int(filled[0]), int(filled[-1]) + 1
+    width = -(-(last - first) // BARS)
+    starts = np.arange(first, last, width)
+    last = min(int(starts[-1]) + width, counts.shape[1])
+    shares = np.add.reduceat(counts[:, :last], starts, axis=1) / counts.sum(axis=1, keepdims=True)
+    return shares, EDGES[np.r_[starts, last]]
+
+
+def in_words(found: Verification) -> str:
+    """AUC, EER and the TPR at fixed FPRs, or why they cannot be told."""
+    parts = [f"AUC {found.auc:.4f}", f"EER {found.eer:.4f} at similarity {found.eer_threshold:.4f}"]
+    for rate in FALSE_RATES:
+        reached = found.tpr_at(rate)
+        parts.append(
+            found.shortage(rate) or "" if reached is None
+            else f"TPR {reached:.4f} at FPR {rate:g}"
+        )
+    return "; ".join(parts)

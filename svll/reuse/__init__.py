@@ -1,0 +1,1 @@
+"""What runs share instead of computing it again."""

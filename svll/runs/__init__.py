@@ -1,0 +1,1 @@
+"""Before and after training: checks, cost, features, weights of a run."""

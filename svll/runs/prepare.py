@@ -1,0 +1,35 @@
+"""What the runs of a sweep share, made before they start, so that none waits for another."""
+
+import json
+from collections.abc import Sequence
+
+from harness.config.build import build, read_recipe, to_mapping
+from harness.runs.run import Run
+from svll.config import Config
+from svll.experiment import Trial, set_up
+
+
+def prepare(runs: Sequence[Run]) -> None:
+    """Make the frozen features of stage 1 and the starting metrics; on every rank.
+
+    Raises UserError as a run would.
+    """
+    first: dict[str, tuple[Run, Config]] = {}
+    for run in runs:
+        config = build(Config, read_recipe(run.config_file, Config))
+        first.setdefault(_what_is_shared(config), (run, config))
+    for run, config in first.values():
+        set_up(config)
+        trial = Trial(run, config)
+        if config.stage1.epochs:
+            trial.frozen().of([])
+        trial.initial()
+
+
+def _what_is_shared(config: Config) -> str:
+    """Return a text that is the same for runs that may use the same files."""
+    model = config.model
+    return json.dumps([
+        to_mapping(config.data), model.name, model.weights or config.seed, model.stride,
+        config.stage1.epochs > 0, to_mapping(config.evaluation), config.engine.precision,
+    ])

@@ -1,0 +1,115 @@
+"""What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.base.errors import Hindered, UserError
+from harness.base.files import atomic_write
+from harness.config.build import to_yaml
+from harness.runs.run import Run
+from harness.training import checkpoints
+from svll.config import Config
+from svll.data.side_labels import SideLabels
+from svll.models.prompts import PromptLearner
+from svll.models.reid import ReIDModel
+from svll.models.weights.fit import fit
+
+log = logging.getLogger(__name__)
+FORMAT, VERSION = "svll-weights", "1"
+_ANEW = "; put it back as it was, or delete the run folder to start afresh"
+
+
+def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
+    """Write the learned tokens [N, M, W]."""
+    _save(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
+
+
+def load_prompts(run: Run, prompts: PromptLearner) -> None:
+    """Put the written tokens into `prompts`; raises UserError when they do not fit."""
+    state = _read(run.prompts_file)
+    found, wanted = len(state.get("tokens", prompts.tokens)), len(prompts.tokens)
+    if found != wanted:
+        raise UserError(
+            f"{run.prompts_file}: prompts of {found} identities, the training part has "
+            f"{wanted}{_ANEW}"
+        )
+    fit(prompts, state, str(run.prompts_file), hint=_ANEW)
+
+
+def save_model(
+    path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
+    side_labels: SideLabels, identities: int,
+) -> None:
+    """Write the trained image encoder with its side information, and all that using it needs.
+
+    That is, in the file itself, besides the `state` of a ReIDModel: `text` [N, D], the text
+    features of N `identities`, unless there were no prompts; the configuration; the cameras and
+    views that have vectors of side information.
+    """
+    about = {
+        "format": FORMAT, "version": VERSION, "config": to_yaml(config),
+        "side_labels": side_labels.to_json(), "identities": str(identities),
+    }
+    _save(path, state | ({} if text is None else {"text": text}), about)
+
+
+def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:
+    """Write a trained model, and before it that of the best epoch if it was not the last.
+
+    about: see `save_model`.
+    """
+    last = model.state_dict()
+    best = checkpoints.best_weights(run.checkpoints, signature=run.signature)
+    newest = checkpoints.latest(run.checkpoints, signature=run.signature)
+    if best is not None and newest is not None and best[0] != newest[0]:
+        _, score, kept = best
+        state = {name: kept.get(f"model.{name}", value) for name, value in last.items()}
+        save_model(run.best_file, state, config, **about)
+        log.info("best validation mAP %.4f: %s", score, run.best_file)
+    save_model(run.weights_file, last, config, **about)
+
+
+def load_model(run: Run, model: ReIDModel) -> None:
+    """Put the written weights into `model`; raises UserError when they do not fit."""
+    state = _read(run.weights_file)
+    state.pop("text", None)
+    fit(model, state, str(run.weights_file), hint=_ANEW)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_checkpoints(run: Run) -> None:
+    """Delete what only a resume needs."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _save(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    try:
+        with atomic_write(path) as private:
+            save_file(tensors, private, metadata=about)
+    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
+        raise Hindered(f"{path}: cannot be written: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: cannot be used ({first}){_ANEW}") from None

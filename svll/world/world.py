@@ -1,0 +1,364 @@
+"""A synthetic world in Market-1501's layout, an honest stand-in for a benchmark.
+
+Drawn persons or vehicles, seen by six cameras that differ in colour, light, sharpness, distance,
+direction and surroundings, sometimes with something in the way. Each picture is a function of
+(seed, identity, camera, shot) alone, so a larger world contains the smaller one of its seed.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from harness.base.errors import UserError
+from harness.base.files import read_json, write_json, write_text
+from harness.base.machine import usable_cores
+from svll.data.readers.market1501 import FOLDERS as PARTS
+from svll.data.readers.market1501 import read_layout
+from svll.data.records import Dataset
+from svll.world import person_painter, persons, vehicle_painter, vehicles
+from svll.world.drawing import (
+    SUPERSAMPLE,
+    Canvas,
+    Figure,
+    Stream,
+    camera_of,
+    generator,
+    photograph,
+    scene,
+    stand_in_the_way,
+)
+
+DRAWING = 1
+"""Raised when pictures change, so that a folder drawn by an older version is not taken for new."""
+CAMERAS = 6
+MARKER = "world.json"
+VIEWS = "views.txt"
+FOLDERS = tuple(PARTS.values())
+JPEG_QUALITY = 92
+_CHUNK = 100  # images that a worker process draws at a time
+
+# Identities that only fill the gallery are numbered from here, far above any that are counted.
+_DISTRACTORS, _JUNK, _PASSERS_BY = 1_000_000_000, 1_100_000_000, 1_200_000_000
+_NATURAL_SIZES = {"person": (96, 48), "vehicle": (80, 80)}
+
+
+@dataclass(frozen=True)
+class World:
+    """What is drawn."""
+
+    train_identities: int
+    test_identities: int
+    kind: Literal["person", "vehicle"] = "person"
+    shots: int = 3
+    """Images of an identity per camera that sees it; each is seen by four to six cameras."""
+    seed: int = 1
+    """Another seed is other figures, cameras and surroundings."""
+    occlusion: float = 0.15
+    """Share of the images with something in the way."""
+    query_occlusion: float | None = None
+    """The same for queries, where they differ."""
+    height: int = 0
+    """Of a written image, in pixels, give or take a tenth; 0: 96 for persons, 80 for vehicles."""
+    width: int = 0
+    """As `height`; 0: 48 for persons, 80 for vehicles."""
+    first_identity: int = 0
+    """Identities count from the next one on: worlds whose ranges do not meet share nobody."""
+
+    def __post_init__(self) -> None:
+        height, width = _NATURAL_SIZES[self.kind]
+        object.__setattr__(self, "height", self.height or height)
+        object.__setattr__(self, "width", self.width or width)
+
+    @property
+    def train_ids(self) -> range:
+        """Identities of the training part: every second one, so that both parts can grow."""
+        return range(self.first_identity + 1, self.first_identity + 2 * self.train_identities, 2)
+
+    @property
+    def test_ids(self) -> range:
+        """Identities of query and gallery: those between the training part's."""
+        return range(self.first_identity + 2, self.first_identity + 2 * self.test_identities + 1, 2)
+
+    @property
+    def distractors(self) -> int:
+        """Images in the gallery of figures that no query shows."""
+        return self.test_identities * 3 // 2
+
+    @property
+    def junk(self) -> int:
+        """Images in the gallery's folder that show next to nobody, named -1."""
+        return self.test_identities // 4
+
+
+SIZES: dict[str, World] = {
+    "tiny": World(train_identities=8, test_identities=8, shots=2),
+    "small": World(train_identities=60, test_identities=60),
+}
+
+
+def named_world(
+    size: str | int, kind: Literal["person", "vehicle"] = "person", seed: int = 1
+) -> World:
+    """Return a world by the name of its size, or by its number of training and test identities."""
+    size = str(size)
+    if size in SIZES:
+        return replace(SIZES[size], kind=kind, seed=seed, height=0, width=0)
+    if not size.isdecimal() or int(size) < 2:
+        raise UserError(
+            f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number of "
+            "identities, at least 2"
+        )
+    return World(int(size), int(size), kind=kind, seed=seed)
+
+
+class Shot(NamedTuple):
+    """One image of a world: where it is written and what it shows."""
+
+    folder: str
+    name: str
+    identity: int
+    camera: int
+    shot: int
+    junk: bool = False
+
+
+def shots_of(world: World) -> Iterator[Shot]:
+    """List the images of a world: train, then query and gallery by identity, distractors, junk."""
+    for identity in world.train_ids:
+        for camera in cameras_of(world, identity):
+            for shot in range(world.shots):
+                yield _shot(FOLDERS[0], identity, identity, camera, shot)
+    for identity in world.test_ids:
+        for camera in cameras_of(world, identity):
+            for shot in range(world.shots):
+                yield _shot(FOLDERS[1 if shot == 0 else 2], identity, identity, camera, shot)
+    for number in range(world.distractors):
+        yield _shot(FOLDERS[2], 0, _DISTRACTORS + number, number % CAMERAS, number)
+    for number in range(world.junk):
+        yield _shot(FOLDERS[2], -1, _JUNK + number, number % CAMERAS, number)
+
+
+def _shot(folder: str, label: int, identity: int, camera: int, shot: int) -> Shot:
+    name = f"{label:04d}" if label >= 0 else str(label)
+    frame = 25 * shot + 1 + identity % 25
+    name = f"{name}_c{camera + 1}s1_{frame:06d}_00.jpg"
+    return Shot(folder, name, identity, camera, shot, junk=label < 0)
+
+
+@lru_cache(maxsize=4096)
+def _cameras(seed: int, identity: int) -> tuple[int, ...]:
+    rng = generator(seed, Stream.PRESENCE, identity)
+    return tuple(sorted(rng.permutation(CAMERAS)[: rng.integers(4, CAMERAS + 1)].tolist()))
+
+
+def cameras_of(world: World, identity: int) -> tuple[int, ...]:
+    """Return the cameras, counted from 0, that see an identity."""
+    return _cameras(world.seed, identity)
+
+
+def render(
+    world: World, identity: int, camera: int, shot: int, *, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Return one picture, uint8 [H, W, 3], of `size` (H, W) or else the world's."""
+    height, width = size or (world.height, world.width)
+    drawn = (world.width * SUPERSAMPLE, world.height * SUPERSAMPLE)
+    where = generator(world.seed, Stream.SCENE, camera, shot, identity)
+    image = scene(world.seed, camera, drawn, where)
+    _figure(world, identity, camera, shot).paint(image)
+    if is_occluded(world, identity, camera, shot):
+        _occlude(world, image, identity, camera, shot)
+    rng = generator(world.seed, Stream.EXPOSURE, identity, camera, shot)
+    return photograph(image, camera_of(world.seed, camera), (width, height), rng)
+
+
+def is_occluded(world: World, identity: int, camera: int, shot: int) -> bool:
+    """Tell whether something stands in the way."""
+    rng = generator(world.seed, Stream.OCCLUDER, identity, camera, shot)
+    share = world.occlusion
+    if world.query_occlusion is not None and shot == 0 and identity in world.test_ids:
+        share = world.query_occlusion
+    return bool(rng.random() < share)
+
+
+def caption(world: World, identity: int, camera: int, shot: int) -> str:
+    """Return an English sentence about what a picture shows, in words of the `vocabulary`."""
+    words = generator(world.seed, Stream.WORDS, identity, camera, shot)
+    return _figure(world, identity, camera, shot).describe(words)
+
+
+def view_of(world: World, identity: int, camera: int, shot: int) -> int:
+    """Return which side of a vehicle is seen (`vehicles.VIEWS`); 0 for persons."""
+    return _figure(world, identity, camera, shot).view
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Return all words of all captions, sorted; captions add only commas and full stops."""
+    return tuple(sorted(persons.words() | vehicles.words()))
+
+
+@lru_cache(maxsize=4096)
+def _person(seed: int, identity: int) -> persons.Person:
+    return persons.draw_person(generator(seed, Stream.IDENTITY, identity))
+
+
+@lru_cache(maxsize=4096)
+def _vehicle(seed: int, identity: int) -> vehicles.Vehicle:
+    return vehicles.draw_vehicle(generator(seed, Stream.IDENTITY, identity))
+
+
+def _figure(world: World, identity: int, camera: int, shot: int, *, aside: float = 0.0) -> Figure:
+    rng = generator(world.seed, Stream.SHOT, identity, camera, shot)
+    eye = camera_of(world.seed, camera)
+    size = (world.width * SUPERSAMPLE, world.height * SUPERSAMPLE)
+    if world.kind == "person":
+        person = _person(world.seed, identity)
+        return person_painter.place(rng, person, size, eye.heading, eye.zoom, aside)
+    vehicle = _vehicle(world.seed, identity)
+    return vehicle_painter.place(rng, vehicle, size, eye.heading, eye.zoom, aside)
+
+
+def _occlude(world: World, image: Image.Image, identity: int, camera: int, shot: int) -> None:
+    """Put a thing, or in a quarter of the cases somebody else, in front of the figure."""
+    rng = generator(world.seed, Stream.OCCLUDER, identity, camera, shot, 1)
+    if rng.random() >= 0.25:
+        stand_in_the_way(Canvas(image), rng)
+        return
+    aside = rng.uniform(0.35, 0.55) * (1 if rng.random() < 0.5 else -1)
+    passer_by = _PASSERS_BY + int(rng.integers(0, 10_000))
+    _figure(world, passer_by, camera, shot, aside=aside).paint(image)
+
+
+def write_world(world: World, root: str | Path) -> Path:
+    """Write a world's images to the folder `root`, unless it has them, and return it.
+
+    The images are written under a private name beside `root` and renamed, so nobody sees half a
+    world and processes may race. A world that has lost images is written anew; a folder with
+    anything else in it is a UserError, and so is a full disk.
+    """
+    root = Path(root)
+    if _is_whole(root, world):
+        return root
+    private = root.parent / f".{root.name}.{uuid.uuid4().hex}"
+    try:
+        private.mkdir(parents=True)
+        _fill(world, private)
+        _publish(private, root, world)
+    except OSError as error:
+        raise UserError(f"the synthetic world could not be written to {root}: {error}") from error
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return root
+
+
+def ensure_world(world: World, cache_root: str | Path) -> Path:
+    """Return a world's folder under `cache_root`, written first if it is not there yet."""
+    return write_world(world, Path(cache_root) / f"{world.kind}-{_digest(world)}")
+
+
+def load_world(root: str | Path) -> Dataset:
+    """Read a world that was written to `root`; raises UserError when there is none."""
+    listed = Path(root) / VIEWS
+    if not listed.is_file():
+        raise UserError(f"{root} holds no synthetic world: there is no {listed}")
+    lines = listed.read_text(encoding="utf-8").splitlines()
+    views = {name: int(view) for name, _, view in (line.rpartition(" ") for line in lines)}
+    return read_layout(root, name="synthetic", views=views)
+
+
+def _digest(world: World) -> str:
+    text = json.dumps(_signature(world), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _signature(world: World) -> dict[str, Any]:
+    described = {"drawing": DRAWING, **asdict(world)}
+    if world.query_occlusion is None:  # worlds from before there was this choice stay the same
+        del described["query_occlusion"]
+    return described
+
+
+def _is_whole(root: Path, world: World) -> bool:
+    """Tell whether a world is at `root` with all its images; UserError when `root` is not ours."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    marker = root / MARKER
+    if not marker.is_file():
+        raise UserError(f"{root} is not empty and no synthetic world: name another folder")
+    written = read_json(marker)
+    images = written.pop("images", None)
+    if written != _signature(world):
+        raise UserError(f"{root} holds another synthetic world: name another folder or delete it")
+    return (root / VIEWS).is_file() and images == len(list(root.glob("*/*.jpg")))
+
+
+def _publish(private: Path, root: Path, world: World) -> None:
+    """Rename the private folder to `root`; another process may have been faster."""
+    for last in (False, False, True):
+        try:
+            os.rename(private, root)  # replaces an empty folder, too
+            return
+        except OSError:
+            if _is_whole(root, world):
+                return
+            if last:
+                raise
+        broken = root.parent / f".{root.name}.{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):  # another process is replacing it
+            os.rename(root, broken)
+        shutil.rmtree(broken, ignore_errors=True)
+
+
+def _fill(world: World, folder: Path) -> None:
+    """Write images, list of views and, last, the marker."""
+    for name in FOLDERS:
+        (folder / name).mkdir()
+    shots = list(shots_of(world))
+    chunks = [shots[i : i + _CHUNK] for i in range(0, len(shots), _CHUNK)]
+    write = partial(_write_shots, world, folder)
+    workers = min(len(usable_cores()), len(chunks) // 2, 16)
+    if workers < 2:
+        parts = list(map(write, chunks))
+    else:
+        # Not forked: the caller may hold threads (torch, DALI) that do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            parts = list(pool.map(write, chunks))
+    views = [view for part in parts for view in part]
+    lines = [f"{s.folder}/{s.name} {view}\n" for s, view in zip(shots, views, strict=True)]
+    write_text(folder / VIEWS, "".join(lines))
+    write_json(folder / MARKER, {**_signature(world), "images": len(shots)})
+
+
+def _write_shots(world: World, folder: Path, shots: list[Shot]) -> list[int]:
+    """Write some images and return the view of each."""
+    for shot in shots:
+        pixels = _written(world, shot)
+        Image.fromarray(pixels).save(folder / shot.folder / shot.name, quality=JPEG_QUALITY)
+    return [view_of(world, shot.identity, shot.camera, shot.shot) for shot in shots]
+
+
+def _written(world: World, shot: Shot) -> NDArray[np.uint8]:
+    """Return the pixels of an image file: detections are never all of one size."""
+    rng = generator(world.seed, Stream.SIZE, shot.identity, shot.camera, shot.shot)
+    height, width = (round(side * rng.uniform(0.9, 1.1)) for side in (world.height, world.width))
+    pixels = render(world, shot.identity, shot.camera, shot.shot, size=(height, width))
+    if not shot.junk:
+        return pixels
+    # A detection of next to nobody: a shoulder, or a foot, and what is behind.
+    top = height // 2 if rng.random() < 0.5 else 0
+    corner = Image.fromarray(pixels[top : top + height // 2, width * 3 // 5 :])
+    return np.asarray(corner.resize((width, height), Image.Resampling.BILINEAR))

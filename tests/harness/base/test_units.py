@@ -1,0 +1,32 @@
+"""Times and sizes are read as people write them."""
+
+import math
+
+import pytest
+
+from harness.base.units import counted, gigabytes, minutes, slurm_seconds
+
+
+def test_times_and_sizes_are_read_with_their_units() -> None:
+    assert [minutes(t) for t in ("90m", "4h", "1d12h", "1.5h", "30s", "1h 30m")] == [
+        90, 240, 2160, 90, 1, 90
+    ]
+    assert [minutes(t) for t in ("", "4x", "4", "h", "-1h", "4:00")] == [0] * 6
+    assert [gigabytes(t) for t in ("32GB", "512M", "1TB", "1.5 G")] == [32, 0.5, 1024, 1.5]
+    assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
+
+
+def test_one_thing_is_said_as_one() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
+    assert [counted(n, "query", "queries") for n in (1, 2)] == ["1 query", "2 queries"]
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("1-02:03:04", 93784), ("2:03:04", 7384), ("12:34", 754), ("0:09", 9), ("5", 5),
+        ("INVALID", 0), ("UNLIMITED", math.inf), ("infinite", math.inf), ("", math.inf),
+    ],
+)
+def test_times_as_slurm_prints_them(told: str, seconds: float) -> None:
+    assert slurm_seconds(told) == seconds

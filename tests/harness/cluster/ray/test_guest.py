@@ -1,0 +1,101 @@
+"""A search on a Ray that somebody else has started, and keeps."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.base import network
+from harness.base.errors import UserError
+from harness.cluster.launch import launch, survey
+from harness.cluster.local import worker as local
+from harness.cluster.ray import guest as ray_guest
+from harness.cluster.ray import nodes as ray_cluster
+from harness.cluster.ray.nodes import Meeting, Share
+from harness.sweeps.keys import Allocation, Resources
+
+OTHER_VERSION = """
+import sys
+import ray
+ray.__version__ = "1.2.3"
+from ray.scripts.scripts import main
+sys.argv = ["ray", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray of two cores on this machine; the user's environment has its token."""
+    meeting = Meeting(tmp_path, "theirs")
+    with ray_cluster.head(meeting, Share(cpus=2, gpus=0), peer=None):
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(meeting.token))
+        found = meeting.read()
+        assert found is not None
+        yield found["address"]
+
+
+def test_a_search_runs_on_it_and_leaves_it_as_it_was(
+    address: str, toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path / "mine", {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, backend="ray",
+        ray={"address": address},
+    )
+    try:
+        launch(sweep, "local")
+        toy.until(lambda: not local.living_workers(sweep.folder), seconds=200)
+        assert [view.state for view in survey(sweep)] == ["complete"] * 3
+        [node] = ray_guest.look(address)
+        assert node["CPU"] == 2
+    finally:
+        local.cancel(sweep.folder)
+
+    # what it has no room for is refused before anything starts
+    large = toy.make_sweep(
+        tmp_path / "large", {}, backend="ray", ray={"address": address}, resources={"cpus": 3}
+    )
+    with pytest.raises(UserError, match=r"a trial wants 1 node\(s\) with 3 CPU and 0 GPU each; the "
+                                        r"Ray at .* has 2 CPU, 0 GPU"):
+        launch(large, "local")
+    assert [view.state for view in survey(large)] == ["missing"]
+    assert ray_guest.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
+    with pytest.raises(UserError, match="a trial wants 2 node"):
+        ray_guest.room(address, Resources(nodes=2), Allocation())
+
+
+def test_a_ray_of_another_version_is_refused_with_both() -> None:
+    port = network.free_port()
+    # a short path: that of a socket may have 107 characters
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", OTHER_VERSION, "start", "--head", "--block", f"--port={port}",
+         "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=1",
+         f"--temp-dir={folder}", "--object-store-memory=100000000"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            patch.setattr(ray_guest, "ANSWER_LIMIT_S", 10.0)
+            for _ in range(12):
+                with pytest.raises(UserError) as caught:
+                    ray_guest.look(f"127.0.0.1:{port}")
+                if "Version mismatch" in str(caught.value):
+                    break
+        assert "1.2.3" in str(caught.value)
+        assert str(caught.value).startswith(f"ray.address: 127.0.0.1:{port}: ")
+    finally:
+        os.killpg(theirs.pid, signal.SIGKILL)
+        theirs.wait()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,212 @@
+"""What sbatch would get, and what is made of SLURM's answers, without a SLURM."""
+
+import dataclasses
+import os
+import shlex
+import stat
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.cluster.records import new_record, read_records
+from harness.cluster.slurm import script as slurm
+from harness.config.build import Setting
+from harness.sweeps.keys import read_slurm
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Put a command on PATH that prints `text` and notes how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def answer(command: str, text: str = "", *, status: int = 0, words: str = "") -> Path:
+        calls = folder / f"{command}.calls"
+        script = folder / command
+        script.write_text(
+            f"#!/bin/sh\necho \"$SQUEUE_STATES $@\" >> {calls}\n"
+            f"printf %s {shlex.quote(text)}\nprintf %s {shlex.quote(words)} >&2\nexit {status}\n"
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        return calls
+
+    return answer
+
+
+def directives(sweep, count: int = 3) -> dict[str, str]:
+    lines = slurm.script(sweep, count).splitlines()
+    found = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+    return {key: value for key, _, value in (line.partition("=") for line in found)}
+
+
+def test_resources_become_sbatch_options(toy: ModuleType, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {},
+        resources={"nodes": 2, "gpus": 4, "cpus": 8, "time": "1d12h", "memory": "1.5GB"},
+        slurm={"partition": "gpu", "array_parallelism": 2, "licenses": "matlab:1", "no_kill": True,
+               "mail-type": "END"},
+    )
+    found = directives(sweep, count=5)
+    assert found["nodes"] == "2"
+    assert found["gpus-per-node"] == "4"
+    assert found["ntasks-per-node"] == "4"
+    assert found["cpus-per-task"] == "8"
+    assert found["time"] == "2160"
+    assert found["mem"] == "1536MB"
+    assert found["array"] == "0-4%2"
+    assert found["partition"] == "gpu"
+    assert found["licenses"] == "matlab:1"
+    assert found["mail-type"] == "END"
+    assert found["no-kill"] == found["requeue"] == ""
+    assert "wckey" not in found
+
+
+def test_srun_is_told_the_cores_that_it_would_otherwise_forget(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, resources={"cpus": 6},
+        slurm={"srun_args": ["--cpu-bind=cores"], "python": "apptainer exec my.sif python"},
+    )
+    [command] = [line for line in slurm.script(sweep, 1).splitlines() if line.startswith("srun")]
+    words = shlex.split(command)
+    assert "--cpus-per-task=6" in words
+    assert "--cpu-bind=cores" in words
+    assert words[-8:-1] == ["apptainer", "exec", "my.sif", "python", "-u", "-m",
+                            "submitit.core._submit"]
+
+
+def test_setup_and_environment_come_before_the_command_and_are_quoted(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, slurm={"setup": ["module load cuda"], "env": {"A": "x; rm -rf $HOME", "B": 1}}
+    )
+    lines = slurm.script(sweep, 1).splitlines()
+    assert lines.index("export A='x; rm -rf $HOME'") < lines.index("module load cuda")
+    assert "export B=1" in lines
+    assert lines.index("module load cuda") < next(
+        n for n, line in enumerate(lines) if line.startswith("srun")
+    )
+
+
+def test_frozen_code_comes_before_what_a_module_puts_into_the_search_path(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"setup": ["module load cuda"]})
+    assert not any("PYTHONPATH" in line for line in slurm.script(sweep, 1).splitlines())
+    frozen = dataclasses.replace(sweep, code=tmp_path / "a b" / "code")
+    lines = slurm.script(frozen, 1).splitlines()
+    place = shlex.quote(str(tmp_path / "a b" / "code"))
+    here = shlex.quote(os.getcwd())
+    own = f"export PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}}:{here} PYTHONSAFEPATH=1"
+    assert lines.index(own) == lines.index("module load cuda") + 1
+
+
+def test_other_ways_to_ask_for_gpus_and_memory_replace_ours(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {}, resources={"gpus": 2, "memory": "8GB"},
+        slurm={"gres": "gpu:a100:2", "mem_per_cpu": "2GB", "requeue": False},
+    )
+    found = directives(sweep)
+    assert found["gres"] == "gpu:a100:2"
+    assert found["mem-per-cpu"] == "2GB"
+    assert not {"gpus-per-node", "mem", "requeue"} & found.keys()
+
+
+def test_options_that_have_a_key_of_their_own_are_refused_together(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"time": 3, "cpus-per-task": 2, "array": "1-3"})
+    with pytest.raises(UserError) as caught:
+        slurm.script(sweep, 1)
+    assert set(str(caught.value).splitlines()) == {
+        "slurm.time: use resources.time", "slurm.cpus_per_task: use resources.cpus",
+        "slurm.array: cannot be changed",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*cpus_per_gpu")
+def test_an_option_of_any_type_is_told_or_ends_up_in_the_script(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    options = {"python", "env", *slurm._executor_class()._valid_parameters()}
+    options -= {*slurm.OURS, *slurm.REFUSED}
+    sweep, told = toy.make_sweep(tmp_path, {}), set()
+    for option in sorted(options):
+        for value in ("x", "2", 7, 0, -1, 1.5, True, ["x"], [1], {"A": 1}):
+            faults: list[str] = []
+            found = read_slurm([Setting(option, value, "here")], faults)
+            if faults:
+                assert faults[0].startswith(f"here: slurm.{option}: expected")
+                told.add((option, repr(value)))
+            else:
+                slurm.script(dataclasses.replace(sweep, slurm=found), 3)
+    assert {("array_parallelism", "'x'"), ("signal_delay_s", "'x'"), ("teardown", "'x'"),
+            ("python", "7"), ("account", "['x']")} <= told
+    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & told
+
+
+def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
+    answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")
+    calls = answers("squeue", "12_0|RUNNING|None|toys.abc\n12_1|PENDING|Job|Array|Limit|x\n\n")
+    assert slurm.my_jobs() == {
+        "12_0": ("RUNNING", "None", "toys.abc"), "12_1": ("PENDING", "Job", "Array|Limit|x")
+    }
+    [call] = calls.read_text().splitlines()
+    assert call.startswith(" --noheader")
+
+
+def test_a_failing_command_is_told_in_its_own_words(answers) -> None:
+    answers("squeue", status=1, words="slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable to contact") as told:
+        slurm.my_jobs()
+    assert "--cluster local" in str(told.value)
+
+
+def test_a_machine_without_slurm_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not slurm.is_here()
+    with pytest.raises(UserError, match="squeue: not on PATH; --cluster local runs here"):
+        slurm.my_jobs()
+
+
+def test_the_largest_array_is_asked_for_with_slurms_default_as_fallback(answers) -> None:
+    answers("scontrol", "Configuration data\nMaxArraySize            = 5\nMaxJobCount = 9\n")
+    assert slurm.max_array_size() == 5
+    answers("scontrol", "Configuration data\n")
+    assert slurm.max_array_size() == 1001
+
+
+def test_many_jobs_are_cancelled_in_calls_of_bearable_length(answers) -> None:
+    calls = answers("scancel")
+    slurm.scancel(str(n) for n in range(1200))
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert [len(line) - 1 for line in lines] == [500, 500, 200]
+    assert [word for line in lines for word in line[1:]] == [str(n) for n in range(1200)]
+
+
+def test_a_single_job_of_a_killed_launcher_is_found_by_its_name(answers, tmp_path: Path) -> None:
+    calls = answers("scancel")
+    record = new_record(tmp_path, "slurm", ["aaa"])
+    record.write()
+    (Path(record.folder) / "77_submitted.pkl").touch()
+    slurm.recover(record, {
+        "77": ("PENDING", "", f"toys.{record.token}"), "78": ("PENDING", "", "toys.other"),
+    })
+    [found] = read_records(tmp_path)
+    assert (found.state, found.jobs) == ("submitted", {"aaa": "77"})
+    assert not calls.exists()
+    slurm.recover(dataclasses.replace(record, jobs={}), {
+        "79": ("PENDING", "", f"toys.{record.token}"),
+    })
+    assert calls.read_text().split() == ["--quiet", "79"]

@@ -1,0 +1,289 @@
+"""What state a trial is said to be in, from its files alone."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.base.files import read_json
+from harness.base.locks import held_lock
+from harness.cluster import launch as array
+from harness.cluster.launch import Queue, launch, survey
+from harness.cluster.local import worker as local
+from harness.cluster.records import EVERY, new_record, read_records
+from harness.cluster.slurm import script as slurm
+
+
+def one(toy: ModuleType, folder: Path, **keys: object):
+    sweep = toy.make_sweep(folder, {}, **keys)
+    [trial] = sweep.trials
+    trial.run.folder.mkdir(parents=True)
+    return sweep, trial.run
+
+
+def state(sweep, jobs: dict | None = None) -> str:
+    queue = Queue(sweep, max_age_s=1e9)
+    queue._jobs, queue._asked = jobs or {}, 1e18
+    [view] = survey(sweep, queue)
+    return view.state
+
+
+def test_a_result_on_disk_is_the_only_proof_of_completion(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    assert state(sweep) == "missing"
+    run.set_status("complete")
+    assert state(sweep) != "complete"
+    run.result_file.write_text("{}")
+    assert state(sweep) == "complete"
+
+
+def test_running_means_that_somebody_alive_holds_the_run(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("running")
+    assert state(sweep) == "died"
+    with run.lock():
+        assert state(sweep) == "running"
+    with held_lock(run.folder / run.CLAIM):
+        assert state(sweep) == "running"
+
+
+@pytest.mark.parametrize(
+    ("written", "hindered", "is_due"),
+    [("stopped", False, True), ("failed", True, True), ("failed", False, False)],
+)
+def test_what_was_stopped_or_hindered_is_due_and_what_failed_waits_to_be_asked_for(
+    toy: ModuleType, tmp_path: Path, written: str, hindered: bool, is_due: bool
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status(written, error="out of luck", reason="told to", hindered=hindered)
+    [view] = survey(sweep)
+    assert (view.state, view.is_due) == (written, is_due)
+    assert view.note == ("out of luck" if written == "failed" else "told to")
+    assert len(array.due([view])) == is_due
+    assert array.due([view], retry_failed=True) == [view]
+
+
+def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+    assert state(sweep, {"9": ("PENDING", "Priority", "")}) == "queued"
+    assert state(sweep, {"9": ("RUNNING", "None", "")}) == "running"
+    assert state(sweep, {}) == "died"
+
+
+def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    new_record(sweep.folder, "slurm", [run.signature]).write()
+    with held_lock(array.launch_lock(sweep)):
+        assert state(sweep) == "queued"
+    assert state(sweep) == "died"
+
+
+def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("stopped")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9_2"}
+    record.write()
+    assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == "queued"
+    assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == "running"
+    assert state(sweep, {}) == "stopped"
+
+
+def test_a_hindered_trial_whose_job_has_not_ended_waits_for_it(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9_2"}
+    record.write()
+    for hindered in (True, False):
+        run.set_status("failed", error="Connection closed by peer", hindered=hindered)
+        waits = "queued" if hindered else "failed"
+        assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == waits
+        assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == waits
+        assert state(sweep, {}) == "failed"
+
+
+def test_jobs_around_the_trials_count_where_jobs_are_limited(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
+    assert [array.jobs_of(sweep, count) for count in (1, 2, 100)] == [2, 4, 102]
+    sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray")
+    assert array.jobs_of(sweep, 100) == 1
+
+
+def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    sweep = toy.make_sweep(tmp_path, {})
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        array.launch(sweep, "local")
+
+
+def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
+    record = new_record(sweep.folder, "slurm", [trial.signature for trial in sweep.trials])
+    record.state = "submitted"
+    record.jobs = {trial.signature: f"9_{trial.index}" for trial in sweep.trials}
+    record.write()
+    for trial in sweep.trials:
+        trial.run.set_status("submitted")
+    asked: list[int] = []
+    there = {f"9_{n}": ("PENDING", "Priority", "") for n in range(3)}
+    monkeypatch.setattr(slurm, "my_jobs", lambda: asked.append(1) or there)
+    queue = Queue(sweep)
+    for looks in (1, 2):
+        assert [view.state for view in survey(sweep, queue)] == ["queued"] * 3
+        assert len(asked) == looks
+
+
+def test_squeue_is_not_asked_when_the_folders_tell_all(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+    run.set_status("failed", error="x")
+    monkeypatch.setattr(slurm, "my_jobs", lambda: pytest.fail("squeue was asked"))
+    assert [v.state for v in survey(sweep)] == ["failed"]
+
+
+def test_a_controller_that_never_answered_is_waited_for_when_following(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    record = new_record(sweep.folder, "slurm", [run.signature])
+    record.state, record.jobs = "submitted", {run.signature: "9"}
+    record.write()
+
+    def no_answer() -> None:
+        raise UserError("squeue: nothing within 30 s")
+
+    monkeypatch.setattr(slurm, "my_jobs", no_answer)
+    [view] = survey(sweep, Queue(sweep, patient=True))
+    assert (view.state, view.note) == ("queued", "SLURM does not answer")
+    with pytest.raises(UserError, match="nothing within 30 s"):
+        survey(sweep)
+
+
+def test_a_run_that_a_search_ended_is_done_for_it_and_due_for_others(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path, backend="ray", scheduler={"asha": {}})
+    run.set_status("stopped", reason="stopped early by ASHA at epoch 2", pruned=True)
+    [view] = survey(sweep)
+    assert (view.state, view.is_due) == ("ended early", False)
+    plain = toy.make_sweep(tmp_path, {})
+    [view] = survey(plain)
+    assert (view.state, view.is_due) == ("stopped", True)
+
+
+def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
+    sweep = toy.make_sweep(tmp_path, search, backend="ray", scheduler={"asha": {}})
+    record = new_record(sweep.folder, "slurm", [t.run.signature for t in sweep.trials],
+                        backend="ray")
+    record.state, record.jobs = "submitted", {EVERY: "9"}
+    record.write()
+    sweep.trials[0].run.set_status("stopped", reason="by ASHA", pruned=True)
+    sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
+    sweep.trials[2].run.set_status("submitted")
+    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
+    told = [(view.state, view.note) for view in survey(sweep)]
+    assert told == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
+    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
+    assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
+
+
+def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "local", [run.signature])
+    record.file.write_text('{"token": ')
+    with pytest.raises(UserError, match=r"record\.json: not a record of submitted jobs"):
+        survey(sweep)
+    record.remove()
+    run.status_file.write_text("{")
+    with pytest.raises(UserError, match=r"status\.json: cannot be read"):
+        survey(sweep)
+
+
+def test_a_launch_that_fails_leaves_each_status_as_it_was(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}})
+    failed = sweep.trials[1].run
+    failed.set_status("failed", error="before", attempts=3, hindered=True)
+    before = failed.status()
+
+    def refuse(*args: object, **options: object) -> None:
+        assert [v.status["state"] for v in survey(sweep)] == ["submitted"] * 2
+        raise UserError("no")
+
+    monkeypatch.setattr(local, "submit", refuse)
+    with pytest.raises(UserError, match="no"):
+        launch(sweep, "local")
+    assert sweep.trials[0].run.status() == {"state": "new"}
+    assert failed.status() == before
+
+
+def test_a_launch_writes_down_its_trials_and_their_newest_settings(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "submit", lambda *args, **options: None)
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5])
+    launch(sweep, "local")
+    told = read_json(sweep.folder / "sweep.json")
+    assert told["trials"] == [
+        {"point": {"work.quality": q}, "seed": 5, "signature": t.signature}
+        for q, t in zip((0.1, 0.2), sweep.trials, strict=True)
+    ]
+    other = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5],
+        overrides={"run.experiment": "another.run"},
+    )
+    launch(other, "local")
+    assert "another.run" in other.trials[0].run.config_file.read_text()
+
+
+def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, _ = one(toy, tmp_path)
+    with held_lock(array.launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
+        launch(sweep, "local")
+
+
+def test_the_newest_submission_of_a_trial_counts(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("submitted")
+    for when, job in ((1.0, "1"), (3.0, "3"), (2.0, "2")):
+        record = new_record(sweep.folder, "slurm", [run.signature])
+        record.state, record.jobs, record.time = "submitted", {run.signature: job}, when
+        record.write()
+    assert [r.jobs[run.signature] for r in read_records(sweep.folder)] == ["1", "2", "3"]
+    assert state(sweep, {"3": ("PENDING", "", "")}) == "queued"
+    assert state(sweep, {"2": ("PENDING", "", "")}) == "died"
+
+
+def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    record = new_record(sweep.folder, "local", [run.signature], cpus=2)
+    record.write()
+    told = json.loads(record.file.read_text())
+    assert told["trials"] == [run.signature]
+    assert record.file.parent.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,312 @@
+"""What a job does around a run, without a scheduler."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.base.locks import lock_holder
+from harness.cluster import rank as jobs
+from harness.config.build import to_yaml
+from harness.runs import stopping
+from harness.runs.run import Run
+
+SLURM = {
+    "SLURM_JOB_ID": "41234", "SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "6",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+}
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+
+@pytest.fixture
+def slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANKS:
+        monkeypatch.setenv(name, "gone after the test")
+        monkeypatch.delenv(name)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stand-ins for squeue and scontrol; returns what scontrol was called with."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+
+    def make(state: str, requeue: str) -> Path:
+        for name, text in {"squeue": f"echo {state}", "scontrol": requeue}.items():
+            (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {folder / name}.calls\n{text}\n')
+            (folder / name).chmod(0o755)
+        return folder / "scontrol.calls"
+
+    return make
+
+
+def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
+    run = Run(folder / "runs" / "toys" / "abc")
+    run.create(to_yaml(toy.Config(work=toy.Work(**work))))
+    return run
+
+
+def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
+    jobs.set_slurm_ranks()
+    assert {name: os.environ[name] for name in RANKS} == {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "21234", "OMP_NUM_THREADS": "6",
+    }
+
+
+def test_a_task_beside_others_of_a_bare_step_is_a_rank(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    jobs.join_step()
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == (
+        "3", "1", "2"
+    )
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "2", "RANK": "5"}],
+    ids=["in an allocation's shell", "alone in its step", "under torchrun"],
+)
+def test_ranks_that_another_gave_or_nobody_stay_as_they_are(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch, setting: dict[str, str]
+) -> None:
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    jobs.join_step()
+    assert os.environ.get("RANK") == setting.get("RANK")
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_job_of_one_rank_needs_no_network(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    jobs.set_slurm_ranks()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_fewer_cores_than_asked_for_are_warned_about(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    jobs.set_slurm_ranks()
+    with caplog.at_level(logging.INFO, logger="harness"):
+        jobs.check_cores()
+    assert "cores 5" in caplog.text
+    assert "6 cores were asked for, srun gave 1" in caplog.text
+
+
+def test_a_running_job_is_put_back_by_its_array_id(slurm_job: None, commands) -> None:
+    calls = commands("RUNNING", "exit 0")
+    jobs.requeue()
+    assert calls.read_text().splitlines() == ["requeue 41230_4"]
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", ""])
+def test_a_job_that_is_being_cancelled_is_not_put_back(
+    slurm_job: None, commands, state: str
+) -> None:
+    calls = commands(state, "exit 0")
+    jobs.requeue()
+    assert not calls.exists()
+
+
+def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
+    slurm_job: None, commands, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = commands("RUNNING", "exit 1")
+    jobs.requeue()
+    assert len(calls.read_text().splitlines()) == 3
+    assert "launch the sweep again" in caplog.text
+    monkeypatch.setattr(jobs, "REQUEUE_LIMIT_S", 0.3)
+    commands("RUNNING", "exec sleep 30")
+    started = time.monotonic()
+    jobs.requeue()
+    assert time.monotonic() - started < 10
+
+
+def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
+    slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(jobs.MAX_TIME_OUTS, "1")
+    monkeypatch.setenv(jobs.SIGNAL_DELAY_S, "300")
+    run = Run(tmp_path)
+    run.set_status("stopped", reason="asked to in stage2", attempts=3)
+    last = {"0:40": False}  # the second time-out
+    for told in ("2:00:00", "1-00:00:00", "UNLIMITED", "4:50", "9:00", "0:40"):
+        calls = commands(f"'RUNNING|{told}'", "exit 0")
+        calls.unlink(missing_ok=True)
+        jobs.requeue(run)
+        assert calls.exists() == last.get(told, True), told
+    status = run.status()
+    assert (status["preemptions"], status["time_outs"], status["attempts"]) == (4, 2, 3)
+    assert status["state"] == "stopped"
+    assert "reached its time limit 2 times, allowed are 1 (resources.max_time_outs)" in (
+        status["reason"]
+    )
+
+
+@pytest.fixture
+def own_signals():
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    with stopping.stop_on_signals():
+        pass  # forgets the request
+
+
+def test_a_signal_before_the_run_has_begun_puts_the_job_back_at_once(
+    slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands("RUNNING", "exit 0")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    # as if the signal came while this was being logged
+    monkeypatch.setattr(jobs, "check_cores", lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    monkeypatch.setattr(jobs, "execute", lambda run: pytest.fail("the run was begun"))
+    with pytest.raises(SystemExit) as ended:
+        jobs.run_trial(str(tmp_path))
+    assert ended.value.code == 0
+    assert calls.read_text().splitlines() == ["requeue 41230_4"]
+
+
+def test_only_the_first_rank_puts_a_stopped_job_back(
+    slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands("RUNNING", "exit 0")
+    monkeypatch.setattr(jobs, "execute", lambda run: "stopped")
+    with pytest.raises(SystemExit):
+        jobs.run_trial(str(tmp_path))
+    assert not calls.exists()
+
+
+def test_a_failed_run_makes_its_job_fail_with_the_runs_own_error(
+    slurm_job: None, own_signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path).set_status("failed", error="loss is nan at step 7")
+    monkeypatch.setattr(jobs, "execute", lambda run: "failed")
+    with pytest.raises(jobs.TrialFailed, match="loss is nan at step 7"):
+        jobs.run_trial(str(tmp_path))
+
+
+def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.lock_file.write_text(json.dumps(
+        {"host": host, "pid": 1, "started": "1", "job": job, "token": "t"}
+    ))
+
+
+def test_the_lock_of_this_jobs_killed_attempt_is_removed(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
+    run = Run(tmp_path)
+    write_lock(run, job="41230_4")
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is None
+
+
+def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    write_lock(run, job="41230_5")
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None
+    write_lock(run, job="41230_4")
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
+    jobs.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None
+
+
+@pytest.mark.parametrize(("fail", "status"), [("no", 0), ("raise", 1)])
+def test_a_ranks_exit_status_says_how_the_run_ended(
+    toy: ModuleType, tmp_path: Path, fail: str, status: int
+) -> None:
+    run = make_run(toy, tmp_path, fail=fail)
+    assert subprocess.run(command(run)).returncode == status
+    assert run.status()["state"] == ("complete" if status == 0 else "failed")
+
+
+def test_a_rank_told_to_stop_saves_and_says_so(toy: ModuleType, tmp_path: Path) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    process = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == jobs.EXIT_STATUS["stopped"]
+    assert run.status()["state"] == "stopped"
+    assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
+
+
+def test_a_second_process_in_a_run_folder_leaves_it_alone(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    first = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    second = subprocess.run(command(run), capture_output=True, text=True)
+    assert second.returncode == jobs.IN_USE_STATUS
+    assert f"in use by process {first.pid} on {socket.gethostname()}" in second.stderr
+    assert run.status()["state"] == "running"
+    first.terminate()
+    first.wait(20)
+
+
+def command(run: Run) -> list[str]:
+    return [sys.executable, "-m", "harness.cluster.rank", str(run.folder)]
+
+
+@pytest.fixture
+def node_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's own disk, and none of the variables that say where compiled code is kept."""
+    for name in jobs.CACHES:
+        monkeypatch.setenv(name, "x")  # so that what the test sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def test_compiled_code_is_kept_on_the_node_in_a_folder_of_this_user_alone(
+    node_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen")
+    jobs.keep_caches_here()
+    folder = node_disk / f"svll-{os.getuid()}"
+    assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba")
+    assert os.environ["TRITON_CACHE_DIR"] == "/chosen"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("planted", ["open to all", "a link"])
+def test_a_folder_that_others_may_have_filled_is_not_used_for_compiled_code(
+    node_disk: Path, planted: str
+) -> None:
+    folder = node_disk / f"svll-{os.getuid()}"
+    if planted == "a link":
+        (node_disk / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(node_disk / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    jobs.keep_caches_here()
+    used = Path(os.environ["NUMBA_CACHE_DIR"]).parent
+    assert used != folder
+    assert used.parent == node_disk
+    assert used.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,188 @@
+"""What is shown of a sweep."""
+
+import io
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+from harness.base.files import write_json
+from harness.base.mappings import lookup
+from harness.cluster.launch import survey
+from harness.reporting import follow as following
+from harness.reporting.follow import follow
+from harness.reporting.terminal import (
+    clock,
+    counts,
+    final_table,
+    line,
+    live_table,
+    progress,
+    troubles,
+    wide,
+)
+
+COLUMNS = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
+
+
+def shown(what: object) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(what)
+    return console.file.getvalue()
+
+
+def finish(run, **result: object) -> None:
+    write_json(run.result_file, result)
+    run.set_status("complete", seconds=75.0)
+
+
+@pytest.fixture
+def sweep(toy: ModuleType, tmp_path: Path):
+    made = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4]}})
+    for trial, (val, test) in zip(made.trials, [(0.5, 0.9), (0.7, 0.2), (0.6, 0.3)], strict=False):
+        finish(trial.run, mAP=test, cmc={"1": test}, validation={"mAP": val})
+    return made
+
+
+def test_trials_are_ranked_by_the_sweeps_metric_and_the_label_says_on_what(sweep) -> None:
+    text = shown(final_table(sweep, survey(sweep), COLUMNS))
+    assert "selected on validation (validation.mAP, max)" in text
+    rows = [row for row in text.splitlines() if sweep.trials[0].run.folder.parent.name in row][1:]
+    assert [cells(row)[1] for row in rows] == ["0.2", "0.3", "0.1"]
+    assert cells(rows[0])[3:7] == ["0.7000", "0.2000", "0.2000", "1:15"]
+
+
+def test_a_test_metric_is_labelled_as_such_and_min_turns_the_order(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, metric="mAP", mode="min"
+    )
+    finish(sweep.trials[0].run, mAP=0.9)
+    finish(sweep.trials[1].run, mAP=0.3)
+    text = shown(final_table(sweep, survey(sweep), COLUMNS))
+    assert "selected on test (mAP, min)" in text
+    rows = [row for row in text.splitlines() if "/toys/" in row]
+    assert [cells(row)[1] for row in rows] == ["0.2", "0.1"]
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
+def test_progress_is_the_newest_of_each_number(toy: ModuleType, tmp_path: Path) -> None:
+    [trial] = toy.make_sweep(tmp_path, {}).trials
+    assert progress(trial.run, "validation.mAP") == {}
+    trial.run.log_metrics({"stage": "stage2", "epoch": 1, "loss": 3.0, "validation": {"mAP": 0.4}})
+    trial.run.log_metrics({"stage": "stage2", "epoch": 2, "loss": 2.0})
+    with trial.run.metrics_file.open("a") as log:
+        log.write('{"stage": "stage2", "epoch": 3, "lo')  # being written
+    assert progress(trial.run, "validation.mAP") == {
+        "stage": "stage2", "epoch": 2, "loss": 2.0, "metric": 0.4
+    }
+
+
+def test_only_the_end_of_a_long_log_is_read(toy: ModuleType, tmp_path: Path) -> None:
+    [trial] = toy.make_sweep(tmp_path, {}).trials
+    trial.run.folder.mkdir(parents=True)
+    entries = [{"stage": "stage1", "epoch": n, "loss": 1.0, "pad": "x" * 300} for n in range(2000)]
+    trial.run.metrics_file.write_text(
+        "not JSON at all\n" + "".join(json.dumps(e) + "\n" for e in entries)
+    )
+    assert progress(trial.run, "validation.mAP")["epoch"] == 1999
+
+
+def test_the_live_table_of_many_trials_shows_those_that_need_eyes(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.epochs": {"grid": list(range(1, 61))}})
+    for trial in sweep.trials[:50]:
+        finish(trial.run, mAP=0.1, validation={"mAP": 0.1})
+    sweep.trials[55].run.set_status("failed", error="no luck")
+    text = shown(live_table(sweep, survey(sweep), most=12))
+    assert "60 trials: 9 missing, 1 failed, 50 complete" in text
+    assert "epochs=56" in text
+    assert "no luck" in text
+    assert "48 more" in text
+
+
+def test_points_without_a_conditional_key_are_ranked_too(toy: ModuleType, tmp_path: Path) -> None:
+    search = {"work.quality": {"grid": [0.1, 0.9]},
+              "work.epoch_s": {"grid": [0.5], "when": "work.quality > 0.5"}}
+    sweep = toy.make_sweep(tmp_path, search)
+    for trial in sweep.trials:
+        finish(trial.run, mAP=0.1, cmc={"1": 0.1}, validation={"mAP": trial.point["work.quality"]})
+    text = shown(final_table(sweep, survey(sweep), {}))
+    rows = [[cell.strip() for cell in line.split("│")[2:4]] for line in text.splitlines()
+            if line.startswith("│")]
+    assert rows == [["0.9", "0.5"], ["0.1", ""]]
+
+
+def test_the_live_table_says_which_host_a_trial_was_on_last_and_how_often_it_began(sweep) -> None:
+    sweep.trials[3].run.set_status("stopped", host="node7", attempts=3)
+    [row] = [row for row in shown(live_table(sweep, survey(sweep))).splitlines() if "node7" in row]
+    assert [cell.strip() for cell in row.split("│")[4:7]] == ["stopped", "node7", "3"]
+
+
+def test_troubles_name_the_error_its_last_lines_and_the_log(sweep) -> None:
+    run = sweep.trials[3].run
+    run.set_status("failed", error="ValueError: nan", lines=["a", "b"], log="/x/log.txt")
+    assert list(troubles(survey(sweep))) == [
+        "trial 3 (quality=0.4 seed=1) failed: ValueError: nan", "    a", "    b",
+        "    log: /x/log.txt",
+    ]
+
+
+def test_square_brackets_in_an_error_are_no_markup(sweep) -> None:
+    sweep.trials[3].run.set_status("failed", error="shape [red]3[/red] [/nothing]")
+    assert "shape [red]3[/red] [/nothing]" in shown(live_table(sweep, survey(sweep)))
+
+
+def test_a_line_says_where_a_trial_is(sweep) -> None:
+    run = sweep.trials[3].run
+    run.log_metrics({"stage": "stage2", "epoch": 2, "loss": 1.25, "validation": {"mAP": 0.4}})
+    run.set_status("running")
+    with run.lock():
+        text = line(sweep, survey(sweep)[3])
+    assert text.startswith(
+        "trial 3 (quality=0.4 seed=1): running stage2 epoch 2 loss 1.25 validation.mAP 0.4000"
+    )
+    assert line(sweep, survey(sweep)[0]) == (
+        "trial 0 (quality=0.1 seed=1): complete validation.mAP 0.5000"
+    )
+
+
+def test_following_without_a_terminal_prints_each_change_once(
+    sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep.trials[3].run
+    steps = iter(range(5))
+
+    def move(seconds: float) -> None:
+        """Instead of sleeping, let the last trial get on."""
+        if next(steps) == 3:
+            finish(run, mAP=0.4, validation={"mAP": 0.4})
+
+    monkeypatch.setattr(following.time, "sleep", move)
+    console = Console(file=io.StringIO(), width=80)
+    run.set_status("running")
+    with run.lock():
+        views = follow(sweep, console)
+    assert [v.state for v in views] == ["complete"] * 4
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 5
+    assert sum("running" in text for text in lines) == 1
+
+
+def test_small_formats() -> None:
+    assert lookup({"cmc": {"1": 0.5}}, "cmc.1") == 0.5
+    assert lookup({"cmc": 3}, "cmc.1") is None
+    assert lookup(None, "mAP") is None
+    assert [clock(s) for s in (None, 5, 65, 3725)] == ["", "0:05", "1:05", "1:02:05"]
+    assert wide(Console(file=io.StringIO())).width == 200
+
+
+def test_counts_name_every_state_that_occurs(sweep) -> None:
+    assert counts(survey(sweep)) == "4 trials: 1 missing, 3 complete"

@@ -1,0 +1,141 @@
+"""What is true of a run stands in its folder, and one process at a time may write there."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.base.errors import Hindered, UserError
+from harness.runs.run import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "sweep" / "0123456789ab")
+
+
+# --- files and state ---
+
+
+def test_making_a_run_touches_nothing(run: Run) -> None:
+    assert (run.name, run.signature) == ("sweep/0123456789ab", "0123456789ab")
+    assert run.status() == {"state": "new"}
+    assert run.metrics() == []
+    assert run.result() is None
+    assert not run.is_complete()
+    assert not run.folder.exists()
+
+
+def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
+    names = [n for n, v in vars(Run).items() if isinstance(v, property)]
+    paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
+    assert len(paths) == 13
+    assert len({*paths, run.folder}) == len(paths) + 1
+    assert all(path.parent == run.folder for path in paths)
+
+
+def test_a_damaged_line_of_the_metric_log_is_an_error_with_the_file(run: Run) -> None:
+    run.log_metrics({"epoch": 1})
+    with run.metrics_file.open("a") as log:
+        log.write('{"epoch": \n{"epoch": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is no JSON"):
+        run.metrics()
+
+
+def test_the_configuration_is_written_anew_when_the_run_is_to_go_on_elsewhere(run: Run) -> None:
+    run.create("root: /here\n")
+    run.create("root: /there\n")
+    assert run.config_file.read_text() == "root: /there\n"
+    before = run.config_file.stat()
+    run.create("root: /there\n")
+    assert run.config_file.stat().st_ino == before.st_ino  # nothing new, nothing written
+
+
+def test_the_last_status_is_what_counts(run: Run) -> None:
+    before = time.time()
+    run.set_status("running", pid=7)
+    run.set_status("failed", error="no disk")
+    status = run.status()
+    assert before <= status.pop("time") <= time.time()
+    assert status == {"state": "failed", "error": "no disk"}
+
+
+@pytest.mark.parametrize("text", ["", '{"state": "run', "[1]", "7"])
+def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> None:
+    run.folder.mkdir(parents=True)
+    run.status_file.write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read .*; mend or delete this file") as caught:
+        run.status()
+    assert str(run.status_file) in str(caught.value)
+
+
+def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    below_a_file = Run(tmp_path / "notes.txt" / "synthetic" / "0123456789ab")
+    with pytest.raises(UserError) as caught:
+        below_a_file.status()
+    assert str(caught.value) == (
+        f"{tmp_path / 'notes.txt'}: is a file; name a folder for the runs (run.runs=FOLDER)"
+    )
+    for nowhere in (below_a_file, Run(Path("/proc/nope/synthetic/0123456789ab"))):
+        with pytest.raises(Hindered, match=r"cannot be written: .*name another place \(run\.runs"):
+            nowhere.create("root: /here\n")
+
+
+def test_a_run_is_complete_when_its_result_is_there_whatever_the_status_says(run: Run) -> None:
+    run.set_status("complete")
+    assert not run.is_complete()
+    run.result_file.write_text('{"mAP": 0.5}')
+    run.set_status("failed")
+    assert run.is_complete()
+    assert run.result() == {"mAP": 0.5}
+    run.result_file.write_text("{")
+    with pytest.raises(UserError, match=r"result.json: cannot be read"):
+        run.result()
+
+
+# --- metric log ---
+
+
+def lines(*numbers: int) -> list[dict[str, int]]:
+    return [{"step": number} for number in numbers]
+
+
+def test_metrics_come_back_in_order(run: Run) -> None:
+    for entry in lines(1, 2, 3):
+        run.log_metrics(entry)
+    assert run.metrics() == lines(1, 2, 3)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        run.log_metrics({"loss": float("nan")})
+    assert run.metrics() == lines(1, 2, 3)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_cut_away(run: Run) -> None:
+    for entry in lines(1, 2):
+        run.log_metrics(entry)
+    whole = run.metrics_file.read_bytes()
+    for cut in range(1, len(whole) // 2):
+        run.metrics_file.write_bytes(whole[:-cut])
+        assert run.metrics() == lines(1)
+    run.keep_metrics(1)
+    run.log_metrics({"step": 2})
+    assert run.metrics_file.read_bytes() == whole
+
+
+def test_the_log_is_cut_back_to_what_a_checkpoint_knew_of(run: Run) -> None:
+    for entry in lines(1, 2, 3):
+        run.log_metrics(entry)
+    run.keep_metrics(2)
+    run.log_metrics({"step": 33})
+    assert run.metrics() == lines(1, 2, 33)
+    run.keep_metrics(0)
+    assert run.metrics() == []
+
+
+def test_a_log_shorter_than_its_checkpoint_is_refused(run: Run) -> None:
+    run.log_metrics({"step": 1})
+    with pytest.raises(UserError, match=r"has 1 lines, the checkpoint was written after 2"):
+        run.keep_metrics(2)
+    assert run.metrics() == lines(1)

@@ -1,0 +1,178 @@
+"""What came out of a sweep, against numbers worked out by hand or by another library."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import yaml
+
+from harness.base.errors import UserError
+from harness.base.files import write_json
+from harness.runs.run import Run
+from harness.sweeps import outcomes, tables
+
+Made = Callable[..., outcomes.Sweeping]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Made:
+    """Make a sweep folder of points and their metrics by seed; None: the trial is not complete."""
+
+    def made(*rows: tuple[dict[str, Any], dict[int, float | None]], **summary: Any) -> Any:
+        trials = []
+        for number, (point, values) in enumerate(rows):
+            for seed, value in values.items():
+                run = Run(tmp_path / f"run{number}-{seed}")
+                run.create(yaml.safe_dump({
+                    "seed": seed, "data": {"validation": 0.25, "root": "/here"},
+                    "run": {"runs": "runs"}, "point": point,
+                }))
+                if value is None:
+                    run.set_status("failed", error="out of luck")
+                else:
+                    write_json(run.result_file, {
+                        "mAP": value / 2, "cmc": {"1": value}, "dataset": "drawn",
+                        "validation": {"mAP": value},
+                    })
+                trials.append({"point": point, "seed": seed, "signature": run.signature})
+        write_json(tmp_path / "sweep.json", {
+            "name": "tried", "metric": "validation.mAP", "mode": "max", "trials": trials, **summary,
+        })
+        return outcomes.read_outcomes(tmp_path)
+
+    return made
+
+
+def test_points_are_ranked_by_the_mean_over_their_complete_seeds(make: Made) -> None:
+    sweeping = make(
+        ({"a": 1}, {1: 0.5, 2: 0.9, 3: None}), ({"a": 2}, {1: 0.65, 2: 0.6, 3: 0.7}),
+        ({"a": 3}, {1: None, 2: None, 3: None}), ({"a": 4}, {1: 0.1, 2: 0.1, 3: 0.1}),
+    )
+    ranked = sweeping.ranked()
+    # the seed that is missing was perhaps a bad one: its point cannot win
+    assert [one.point["a"] for one in ranked] == [2, 4, 1]
+    assert [one.is_whole for one in ranked] == [True, True, False]
+    assert [one.mean for one in ranked] == pytest.approx([0.65, 0.1, 0.7])
+    assert [one.point["a"] for one in sweeping.sound()] == [2, 4]
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=0.65, scale=scipy.stats.sem([0.65, 0.6, 0.7])
+    )
+    assert ranked[0].half_width == pytest.approx((high - low) / 2)
+    assert sweeping.selected_on == "validation"
+    lowest = make(({"a": 1}, {1: 0.5}), ({"a": 2}, {1: 0.4}), metric="mAP", mode="min")
+    assert [one.point["a"] for one in lowest.ranked()] == [2, 1]
+    assert lowest.ranked()[0].half_width is None
+    assert lowest.selected_on == "test"
+
+
+def test_a_full_grids_importance_is_its_analysis_of_variance(make: Made) -> None:
+    rows = [({"a": a, "b": b, "c": 7}, {1: 3.0 * a + 1.0 * b + 0.5 * a * b})
+            for a, b in product((-1, 1), (-1, 1))]
+    found = outcomes.importance(make(*rows))
+    total = 9 + 1 + 0.25
+    assert found == pytest.approx({"a": 9 / total, "b": 1 / total, "interactions": 0.25 / total})
+    assert list(found) == ["a", "b", "interactions"]
+
+
+def test_other_points_importance_finds_what_matters(make: Made) -> None:
+    rows = [
+        ({"a": n * 7 % 20, "b": n * 3 % 20, "c": "xyz"[n % 3]}, {1: float(n * 7 % 20)})
+        for n in range(20)
+    ]
+    found = outcomes.importance(make(*rows))
+    assert next(iter(found)) == "a"
+    assert found["a"] > 0.7
+    assert sum(found.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [({"a": n}, {1: 0.1 * n}) for n in range(3)],  # too few
+        [({"a": n}, {1: 0.5}) for n in range(6)],  # no variance
+        [({"a": 1}, {1: 0.5})],
+    ],
+)
+def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows: Any) -> None:
+    assert outcomes.importance(make(*rows)) == {}
+
+
+def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
+    sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
+    path = tables.write_best(
+        sweeping, without={"data.validation": 0.0, "data.root": None, "run": None},
+        absent={"point.a": 5, "point.b": "as before"},
+    )
+    assert path == tmp_path / "best.yaml"
+    text = path.read_text()
+    assert yaml.safe_load(text) == {
+        "seed": 1, "data": {"validation": 0.0}, "point": {"a": 1, "b": "as before"},
+    }
+    assert "The best of 2 points of the sweep tried, selected on validation" in text
+    assert "runs run0-1, run0-2" in text
+
+
+def test_without_a_complete_trial_there_is_no_best(make: Made) -> None:
+    sweeping = make(({"a": 1}, {1: None}))
+    assert tables.write_best(sweeping, without={}) is None
+    assert sweeping.ranked() == []
+
+
+def test_every_trial_stands_in_both_tables(make: Made) -> None:
+    sweeping = make(
+        ({"a": [0.1, 0.2], "c": "1e-4", "d": 0}, {1: 0.5}),
+        ({"a": [0.3, 0.2], "b": "x, y", "c": 0.001, "d": 0.8}, {1: None, 2: 0.4}),
+    )
+    table, typed = tables.write_tables(sweeping)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
+    assert [row["validation.mAP"] for row in rows] == ["0.5", "", "0.4"]
+    assert [json.loads(row["a"]) for row in rows] == [[0.1, 0.2], [0.3, 0.2], [0.3, 0.2]]
+    assert [row["b"] for row in rows] == ["", "x, y", "x, y"]
+    columns = pyarrow.parquet.read_table(typed).to_pydict()
+    assert columns["validation.mAP"] == [0.5, None, 0.4]
+    assert columns["seed"] == [1, 1, 2]
+    assert columns["c"] == ["1e-4", "0.001", "0.001"]  # types were mixed: nothing is guessed
+    assert columns["d"] == [0.0, 0.8, 0.8]
+    assert math.isclose(columns["cmc.1"][0], 0.5)
+
+
+def test_a_folder_that_is_no_sweeps_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a sweep's folder: there is no sweep\.json in it"):
+        outcomes.read_outcomes(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"name": "x"}')
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
+        outcomes.read_outcomes(tmp_path)
+
+
+def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
+    rows = [({"a": 1}, {1: 0.9}), ({"a": 2}, {1: 0.8}), ({"a": 3}, {1: 0.7}), ({"a": 4}, {1: 0.6})]
+    sweeping = make(*rows, objectives={"speed": "max"})
+    for one, speed in zip(sweeping.outcomes, (10.0, 5.0, 30.0, 30.0), strict=True):
+        one.run.log_metrics({"kind": "epoch", "epoch": 1, "speed": speed})
+    sweeping = outcomes.read_outcomes(sweeping.folder)
+    assert outcomes.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
+    alone = make(*rows)
+    assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]
+
+
+def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> None:
+    sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
+    assert outcomes.importance(sweeping) == {"a": 1.0}
+    write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
+        "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
+    })
+    assert sweeping.has_changed
+    assert outcomes.importance(sweeping) == {}
+    path = tables.write_best(sweeping, without={"run": None})
+    assert path is not None
+    assert "Settings changed on the way" in path.read_text()
+    assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5

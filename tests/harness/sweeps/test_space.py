@@ -1,0 +1,235 @@
+"""A sweep's points: the grid, draws of the rest, and what conditions leave of them."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.sweeps.conditions import Condition, read_condition
+from harness.sweeps.dimensions import Dimension
+from harness.sweeps.space import Point, Space, add_point, points_file, read_points
+from tests.harness.sweeps.test_reading import Config, read, recipes, told
+
+__all__ = ["read", "recipes"]  # fixtures
+
+
+def condition(text: str) -> Condition:
+    found = read_condition(text, "here", [])
+    assert found is not None
+    return found
+
+
+def dimension(key: str, kind: Any, values: tuple[Any, ...], when: str = "") -> Dimension:
+    return Dimension(key, kind, values, "here", condition(when) if when else None)
+
+
+def space(*dimensions: Dimension, constraints: tuple[str, ...] = ()) -> Space:
+    return Space(dimensions, tuple(map(condition, constraints)), {"base": Config()})
+
+
+def test_a_key_whose_condition_does_not_hold_is_no_part_of_the_point() -> None:
+    found = list(space(
+        dimension("train.name", "grid", ("plain", "wide")),
+        dimension("train.width", "grid", (16, 32), when="train.name == 'wide'"),
+    ).points(1))
+    assert found == [
+        {"train.name": "plain"},
+        {"train.name": "wide", "train.width": 16}, {"train.name": "wide", "train.width": 32},
+    ]
+
+
+def test_conditions_also_look_at_keys_that_are_not_searched() -> None:
+    # epochs are 4
+    dims = (dimension("train.lr", "grid", (0.1, 0.2, 0.4)),)
+    few = space(*dims, constraints=("train.lr * train.epochs < 1",))
+    assert list(few.points(1)) == [{"train.lr": 0.1}, {"train.lr": 0.2}]
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True), st.integers(0, 10),
+)
+def test_a_constraint_leaves_the_grid_points_that_meet_it_in_their_order(
+    epochs: list[int], widths: list[int], most: int
+) -> None:
+    found = space(
+        dimension("train.epochs", "grid", tuple(epochs)),
+        dimension("train.width", "grid", tuple(widths)),
+        constraints=(f"train.epochs + train.width <= {most}",),
+    ).points(1)
+    expected = [(e, w) for e, w in product(epochs, widths) if e + w <= most]
+    assert [(p["train.epochs"], p["train.width"]) for p in found] == expected
+
+
+def test_a_draw_that_is_forbidden_is_drawn_anew_and_the_others_stay() -> None:
+    dims = (
+        dimension("train.lr", "uniform", (0.0, 1.0)), dimension("train.width", "randint", (1, 9)),
+    )
+    free = list(space(*dims).points(30))
+    few = list(space(*dims, constraints=("train.lr < 0.4 or train.width > 6",)).points(30))
+    assert len(few) == 30
+    assert all(p["train.lr"] < 0.4 or p["train.width"] > 6 for p in few)
+    kept = [a == b for a, b in zip(free, few, strict=True)]
+    allowed = [p["train.lr"] < 0.4 or p["train.width"] > 6 for p in free]
+    assert kept == allowed
+    assert list(space(*dims, constraints=("train.lr < 0.4 or train.width > 6",)).points(20)) == (
+        few[:20]
+    )
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ({"train.name": "wide", "train.lr": 0.5}, True),
+        ({"train.name": "plain"}, True),
+        ({"train.name": "plain", "train.lr": 0.5}, False),  # no part of it
+        ({"train.name": "wide"}, False),
+        ({"train.name": "wide", "train.lr": 1.5}, False),
+        ({"train.name": "wide", "train.lr": 0.05}, False),  # the constraint
+        ({"train.name": "other"}, False),
+        ({"train.name": "wide", "train.lr": 0.5, "train.width": 3}, False),
+    ],
+)
+def test_a_point_of_another_form_of_the_file_is_recognised(point: Point, expected: bool) -> None:
+    own = space(
+        dimension("train.name", "choice", ("wide", "plain")),
+        dimension("train.lr", "uniform", (0.0, 1.0), when="train.name == 'wide'"),
+        constraints=("train.lr >= 0.1",),
+    )
+    assert own.holds(point) is expected
+
+
+def test_proposed_points_are_read_in_order_and_a_line_cut_short_is_left_out(
+    tmp_path: Path,
+) -> None:
+    assert read_points(tmp_path) == []
+    points = [{"a": 1, "b": [0.1, 0.2]}, {"a": None}]
+    for point in points:
+        add_point(tmp_path, point)
+    with points_file(tmp_path).open("a") as file:
+        file.write(json.dumps({"point": {"a": 3}})[:-3])
+    assert read_points(tmp_path) == points
+
+
+# --- as a sweep file says it ---
+
+
+def test_a_sweep_file_has_conditions_and_constraints(read: Any) -> None:
+    sweep = read(
+        "recipe: base\n"
+        "search:\n"
+        "  train.width: {grid: [8, 16, 24]}\n"
+        "  train.lr: {grid: [0.5, 0.6], when: train.width > 8}\n"
+        "constraints: ['train.width * train.lr < 12']\n"
+    )
+    assert [t.point for t in sweep.trials] == [
+        {"train.width": 8}, {"train.width": 16, "train.lr": 0.5},
+        {"train.width": 16, "train.lr": 0.6},
+    ]
+    assert sweep.trials[0].config.train.lr == 0.1
+    assert sweep.trials[0].title == "width=8 seed=7"
+
+
+def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
+    assert set(told(read, "\n".join([
+        "recipe: base",
+        "search:",
+        "  train.lr: {grid: [0.1], when: train.widht > 8}",
+        "  train.width: {grid: [8, 16], when: 'train.epochs > 1'}",
+        "  train.epochs: {grid: [1, 2], when: 'train.epochs > 1'}",
+        "  train.name: {grid: [a, b], when: open(1)}",
+        "constraints: [train.lrr < 1, 3 < 4, recipe == 'base', seed > 1]",
+    ]))) == {
+        "tried.yaml, line 3: train.lr: when: no key train.widht; did you mean train.width?",
+        "tried.yaml, line 4: train.width: when looks at train.epochs, which must be searched "
+        "above it",
+        "tried.yaml, line 5: train.epochs: when looks at train.epochs, which must be searched "
+        "above it",
+        "tried.yaml, line 6: train.name: when: 'open(1)' is no condition (open(1) cannot be used "
+        "here); write it as stage1.lss_weight + stage2.vss_weight <= 1",
+        "tried.yaml, line 7: constraints: no key train.lrr; did you mean train.lr?",
+        "tried.yaml, line 7: constraints: '3 < 4' looks at no key",
+        "tried.yaml, line 7: constraints: no key recipe; one of train.lr, train.epochs, "
+        "train.width, train.name, run.runs, run.name, run.threads",
+        "tried.yaml, line 7: constraints: no key seed; one of train.lr, train.epochs, "
+        "train.width, train.name, run.runs, run.name, run.threads",
+    }
+
+
+def test_constraints_that_leave_nothing_are_a_mistake(read: Any) -> None:
+    [line] = told(
+        read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\nconstraints: [train.lr > 1]\n"
+    )
+    assert line == "tried.yaml, line 3: constraints: no point of the search meets them"
+
+
+def test_objectives_are_max_or_min_and_only_for_an_algorithm(read: Any) -> None:
+    text = "recipe: base\nsearch: {train.lr: {uniform: [0.1, 0.2]}}\nobjectives: {speed: fast}\n"
+    assert told(read, text) == [
+        "tried.yaml, line 3: objectives.speed: expected max or min, found 'fast'",
+        "tried.yaml, line 3: objectives: only an algorithm weighs them; set algorithm: tpe",
+    ]
+    sweep = read(text.replace("fast", "max"), "algorithm=tpe", "backend=ray")
+    assert sweep.objectives == {"speed": "max"}
+
+
+def test_a_condition_sees_the_values_of_its_own_recipe() -> None:
+    other = Config()
+    other.train.epochs = 40
+    own = Space(
+        (dimension("recipe", "grid", ("base", "other")),), (condition("train.epochs > 10"),),
+        {"base": Config(), "other": other},
+    )
+    assert list(own.points(1)) == [{"recipe": "other"}]
+
+
+def test_all_points_of_a_small_space_are_known_and_those_of_a_large_one_are_not() -> None:
+    own = space(
+        dimension("train.name", "choice", ("wide", "plain")),
+        dimension("train.width", "randint", (1, 4), when="train.name == 'wide'"),
+        constraints=("train.width != 2",),
+    )
+    assert own.every() == [
+        {"train.name": "wide", "train.width": 1}, {"train.name": "wide", "train.width": 3},
+        {"train.name": "plain"},
+    ]
+    assert space(dimension("train.lr", "uniform", (0.0, 1.0))).every() is None
+    assert space(dimension("train.width", "randint", (1, 99_999))).every() is None
+
+
+def test_corners_have_every_choice_and_both_ends() -> None:
+    own = space(
+        dimension("train.name", "choice", ("a", "b", "c")),
+        dimension("train.lr", "uniform", (0.0, 1.0)), dimension("train.width", "randint", (1, 9)),
+    )
+    found = list(own.corners())
+    assert {p["train.name"] for p in found} == {"a", "b", "c"}
+    assert {p["train.lr"] for p in found} == {0.0, 1.0}
+    assert {p["train.width"] for p in found} == {1, 8}
+
+
+def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
+    text = (
+        "recipe: base\nbackend: ray\nalgorithm: tpe\nsamples: 9\nsearch:\n"
+        "  train.lrr: {uniform: [0, 1]}\n  train.name: {uniform: [0, 1]}\n"
+        "  train.epochs: {randint: [0, 3]}\n"
+    )
+    assert {line.split(", found")[0] for line in told(read, text)} == {
+        "tried.yaml, line 6: no key train.lrr; did you mean train.lr?",
+        "tried.yaml, line 7: train.name: expected a text",
+        "tried.yaml, line 8: train.epochs: must be at least 1",
+    }
+    sweep = read("recipe: base\nbackend: ray\nalgorithm: tpe\nsamples: 9\n"
+                 "search: {train.width: {randint: [1, 4]}}\n")
+    assert sweep.to_propose == 3  # there are no more
+    assert sweep.trials == ()
+    assert {trial.point["train.width"] for trial in sweep.probes} >= {1, 3}
+
+
+def test_population_based_training_needs_a_search(read: Any) -> None:
+    [line] = told(read, "recipe: base\nscheduler: pbt\n")
+    assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"

@@ -1,0 +1,484 @@
+"""A run that was stopped and goes on is the run that was never stopped, on any number of ranks."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+from harness.base.errors import UserError
+from harness.training import checkpoints
+from harness.training import engine as ranks
+from harness.training.checkpoints import Progress
+
+ROWS, SPLIT, STEPS = 8, 3, 7
+"""Rows of a batch, steps before the stop, steps of the whole run."""
+
+
+# --- what runs on the ranks ---
+
+
+class Toy(nn.Module):
+    """Trained, frozen and idle parameters, and running statistics over the global batch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = nn.Linear(5, width)
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(width)
+        self.norm.bias.requires_grad_(False)
+        self.last = nn.Linear(width, 3)
+        self.register_buffer("note", torch.ones(2), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        hidden = self.norm(ranks.gather_rows(self.frozen(self.first(rows).tanh())).float())
+        return self.last(hidden).square().mean()
+
+
+def start(zero: int, *, width: int = 6, precision: str = "fp32", idle: bool = False) -> Any:
+    module = Toy(width)
+    if idle:  # trained by name, but no loss ever reaches it
+        module.idle = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [module.first.weight, module.norm.weight, module.last.weight], "lr": 1e-2},
+            {"params": [module.first.bias, module.last.bias, *([module.idle] if idle else [])],
+             "lr": 2e-2},
+        ],
+        weight_decay=1e-3, fused=True,
+    )
+    return ranks.start_engine(
+        module, optimizer, batch=ROWS, precision=precision,  # type: ignore[arg-type]
+        zero=zero, accumulation=1, clipping=0.0,
+    )
+
+
+def train(
+    to: str, first: int, last: int, zero: int, since: str | None = None, **options: Any
+) -> list[float]:
+    """Take steps from the checkpoint in `since`, save in `to`; returns the weights."""
+    engine = start(zero, **options)
+    if since is not None:
+        found = checkpoints.latest(Path(since), signature="a run")
+        assert found is not None
+        checkpoints.restore(found[0], engine)
+    for step in range(first, last):
+        rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(step))
+        engine.backward(engine(rows[ranks.shard(ROWS)]))
+        engine.step()
+    at = Progress("toy", epoch=1, step=last, metric_lines=4, sums={"loss": 0.1}, steps_total=last)
+    with checkpoints.Writer(Path(to), signature="a run") as writer:
+        writer.save(engine, at)
+    weights = torch.cat([p.detach().flatten() for _, p in checkpoints.trained(engine.module)])
+    engine.destroy()
+    return weights.tolist()
+
+
+def save_often(folder: str) -> list[list[str]]:
+    """Save at five points, with what a killed writer left; returns the folder after each."""
+    engine = start(0)
+    listings = []
+    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        for step in range(5):
+            os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
+            writer.save(engine, Progress("toy", 1, step, 0))
+            writer.finish()
+            listings.append(sorted(os.listdir(folder)))
+    engine.destroy()
+    return listings
+
+
+def save_scores(folder: str, scores: list[float | None]) -> list[list[str]]:
+    """Save with each score in turn; returns which checkpoints are there after each."""
+    engine = start(0)
+    listings = []
+    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        for step, score in enumerate(scores):
+            writer.save(engine, Progress("toy", 1, step, 0), score)
+            writer.finish()
+            listings.append(sorted(p.name[-1] for p in Path(folder).iterdir() if p.is_dir()))
+    engine.destroy()
+    return listings
+
+
+def draw_on(folder: str, resume: bool) -> list[float]:
+    """Draw from every global generator, after saving or after restoring; each rank its own."""
+    engine = start(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7 + ranks.rank() + 100 * resume)
+    random.gauss(0, 1)  # half a pair is kept for the next call
+    np.random.standard_normal()  # noqa: NPY002
+    if resume:
+        found = checkpoints.latest(Path(folder), signature="a run")
+        assert found is not None
+        checkpoints.restore(found[0], engine)
+    else:
+        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+            writer.save(engine, Progress("toy", 1, 1, 0))
+    engine.destroy()
+    drawn = [random.gauss(0, 1), random.random()]
+    drawn += [np.random.standard_normal(), np.random.rand()]  # noqa: NPY002
+    return [*drawn, torch.rand(()).item(), torch.randn(()).item()]
+
+
+def save_on_a_full_disk(folder: str) -> str:
+    """Save where no file may grow beyond 300 bytes; returns what is said."""
+    import resource
+
+    engine = start(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+            writer.save(engine, Progress("toy", 9, 9, 0))
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        engine.destroy()
+    return "nothing was raised"
+
+
+def refusal(path: str, **options: Any) -> str:
+    """What restoring the checkpoint at `path` says, with every way to unpickle shut."""
+
+    def shut(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    engine = start(0, **options)
+    opened = pickle.load, pickle.loads, pickle.Unpickler, torch.load
+    pickle.load = pickle.loads = pickle.Unpickler = torch.load = shut  # type: ignore[misc,assignment]
+    try:
+        checkpoints.restore(Path(path), engine)
+    except UserError as error:
+        return str(error)
+    finally:
+        pickle.load, pickle.loads, pickle.Unpickler, torch.load = opened  # type: ignore[misc]
+        engine.destroy()
+    return "restored"
+
+
+# --- going on ---
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that the newest checkpoint of a folder holds, less what depends on how it was written."""
+    path = folder / json.loads((folder / "latest.json").read_text())["name"]
+    state = json.loads((path / "state.json").read_text())
+    del state["ranks"], state["checksums"]
+    return {
+        "weights": load_file(path / "weights.safetensors"),
+        "moments": load_file(path / "moments.safetensors"), "state": state,
+    }
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any], *, tolerance: float = 0.0) -> None:
+    assert a["state"] == b["state"]
+    for kind in ("weights", "moments"):
+        assert a[kind].keys() == b[kind].keys()
+        for name, value in a[kind].items():
+            np.testing.assert_allclose(value, b[kind][name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("world", ["one_rank", "two_ranks"])
+def test_a_run_that_was_stopped_ends_as_the_undisturbed_one_to_the_bit(
+    world: str, zero: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    call = request.getfixturevalue(world)
+    whole = call(train, to=tmp_path / "whole", first=0, last=STEPS, zero=zero)
+    call(train, to=tmp_path / "stopped", first=0, last=SPLIT, zero=zero)
+    resumed = call(
+        train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+        zero=zero,
+    )
+    assert resumed == whole
+    assert all(weights == whole[0] for weights in whole)
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+    # and neither is the start nor the half-way point
+    stopped = content(tmp_path / "stopped")["weights"]
+    assert any((stopped[n] != w).any() for n, w in content(tmp_path / "whole")["weights"].items())
+
+
+def test_a_checkpoint_means_the_same_on_other_ranks_and_zero_stages(
+    one_rank: Any, two_ranks: Any, tmp_path: Path
+) -> None:
+    two_ranks(train, to=tmp_path / "0", first=0, last=SPLIT, zero=2)
+    places = [(one_rank, 0), (two_ranks, 1), (one_rank, 2), (two_ranks, 0), (two_ranks, 2)]
+    for number, (call, zero) in enumerate(places, start=1):
+        call(train, to=tmp_path / f"{number}", since=tmp_path / f"{number - 1}",
+             first=SPLIT, last=SPLIT, zero=zero)
+        assert_same(content(tmp_path / f"{number}"), content(tmp_path / "0"))
+
+
+def test_two_ranks_with_zero_2_go_on_as_one_rank_without_and_back(
+    one_rank: Any, two_ranks: Any, tmp_path: Path
+) -> None:
+    one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, zero=0)
+    two_ranks(train, to=tmp_path / "a", first=0, last=2, zero=2)
+    one_rank(train, to=tmp_path / "b", since=tmp_path / "a", first=2, last=5, zero=0)
+    two_ranks(train, to=tmp_path / "c", since=tmp_path / "b", first=5, last=STEPS, zero=2)
+    assert_same(content(tmp_path / "c"), content(tmp_path / "whole"), tolerance=2e-6)
+
+
+def test_the_fp16_scale_goes_on_where_it_was(one_rank: Any, tmp_path: Path) -> None:
+    options = {"zero": 0, "precision": "fp16"}
+    whole = one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, **options)
+    stopped = one_rank(train, to=tmp_path / "stopped", first=0, last=SPLIT, **options)
+    one_rank(train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+             **options)
+    assert content(tmp_path / "stopped")["state"]["scaler"]["scale"] < 65536, "nothing overflowed"
+    assert stopped != whole
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_parameter_that_no_loss_reaches_goes_on_too(
+    one_rank: Any, zero: int, tmp_path: Path
+) -> None:
+    options = {"zero": zero, "idle": True}
+    one_rank(train, to=tmp_path / "whole", first=0, last=STEPS, **options)
+    one_rank(train, to=tmp_path / "stopped", first=0, last=SPLIT, **options)
+    one_rank(train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
+             **options)
+    assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+
+
+# --- what is written ---
+
+
+def test_only_what_is_trained_is_saved(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=1, zero=0)
+    saved = content(tmp_path)
+    trained = ["first.bias", "first.weight", "last.bias", "last.weight", "norm.weight"]
+    statistics = ["norm.num_batches_tracked", "norm.running_mean", "norm.running_var"]
+    assert sorted(saved["weights"]) == sorted(trained + statistics)
+    assert sorted(saved["moments"]) == sorted(
+        f"{name}.{moment}" for name in trained for moment in ("exp_avg", "exp_avg_sq")
+    )
+    assert saved["state"]["optimizer_steps"] == dict.fromkeys(trained, 1.0)
+    files = {path.suffix for path in (tmp_path / "toy-0001-000001").iterdir()}
+    assert files == {".safetensors", ".json"}
+
+
+def test_the_place_in_the_run_is_told_as_it_was_saved(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert path == tmp_path / "toy-0001-000002"
+    assert at == Progress("toy", 1, 2, 4, {"loss": 0.1}, 2)
+
+
+def test_the_two_newest_stay_and_what_killed_writers_left_goes(
+    one_rank: Any, tmp_path: Path
+) -> None:
+    (listings,) = one_rank(save_often, folder=tmp_path)
+    names = [f"toy-0001-{step:06d}" for step in range(5)]
+    assert listings == [
+        ["latest.json", *names[max(0, step - 1) : step + 1]] for step in range(5)
+    ]
+
+
+def test_the_best_stays_besides_the_two_newest(one_rank: Any, tmp_path: Path) -> None:
+    (listings,) = one_rank(
+        save_scores, folder=tmp_path, scores=[0.3, 0.5, None, 0.4, 0.5, 0.2, 0.6, None]
+    )
+    assert ["".join(names) for names in listings] == [
+        "0", "01", "12", "123", "134", "145", "56", "67",
+    ]
+    best, score = checkpoints.best(tmp_path) or pytest.fail("none found")
+    assert (best.name, score) == ("toy-0001-000006", 0.6)
+
+
+def test_global_generators_of_every_rank_go_on_where_they_were(
+    two_ranks: Any, one_rank: Any, tmp_path: Path
+) -> None:
+    drawn = two_ranks(draw_on, folder=tmp_path, resume=False)
+    assert drawn[0] != drawn[1]
+    assert two_ranks(draw_on, folder=tmp_path, resume=True) == drawn
+    assert one_rank(draw_on, folder=tmp_path, resume=True) == drawn[:1]
+
+
+def test_a_checkpoint_of_before_generators_were_kept_goes_on(saved: Path, one_rank: Any) -> None:
+    path = saved / "toy-0001-000002"
+    (path / "rng.safetensors").unlink()
+    assert one_rank(refusal, path=path) == ["restored"]
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=1, zero=0)
+    before = content(tmp_path)
+    (told,) = one_rank(save_on_a_full_disk, folder=tmp_path)
+    assert told.startswith(f"{tmp_path}: the checkpoint cannot be written: ")
+    assert "too large" in told
+    assert_same(content(tmp_path), before)
+    assert sorted(os.listdir(tmp_path)) == ["latest.json", "toy-0001-000001"]
+
+
+# --- what cannot be gone on from ---
+
+
+@pytest.fixture
+def saved(one_rank: Any, tmp_path: Path) -> Path:
+    """A folder with one checkpoint."""
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    return tmp_path
+
+
+def refused(folder: Path, signature: str = "a run") -> str:
+    with pytest.raises(UserError) as caught:
+        checkpoints.latest(folder, signature=signature)
+    return str(caught.value)
+
+
+def test_no_checkpoint_at_all_is_a_start(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path / "missing", signature="a run") is None
+    (tmp_path / ".toy-0001-000002.killed.tmp").mkdir()
+    assert checkpoints.latest(tmp_path, signature="a run") is None
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"name": "toy-0009-000009"}', "[]"])
+def test_a_pointer_to_nothing_leaves_the_newest(
+    one_rank: Any, tmp_path: Path, text: str | None
+) -> None:
+    one_rank(save_often, folder=tmp_path)
+    pointer = tmp_path / "latest.json"
+    pointer.unlink() if text is None else pointer.write_text(text)
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert (path.name, at.step) == ("toy-0001-000004", 4)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a bit of the weights is flipped": lambda path: flip(path / "weights.safetensors"),
+    "the moments are cut short": lambda path: os.truncate(path / "moments.safetensors", 100),
+    "the weights are missing": lambda path: (path / "weights.safetensors").unlink(),
+    "the state is empty": lambda path: (path / "state.json").write_text(""),
+    "the state has no signature": lambda path: drop(path / "state.json", "signature"),
+    "the state has no progress": lambda path: drop(path / "state.json", "progress"),
+}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def drop(file: Path, key: str) -> None:
+    state = json.loads(file.read_text())
+    del state[key]
+    file.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    one_rank: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_often, folder=tmp_path)
+    DAMAGES[damage](tmp_path / "toy-0001-000004")
+    path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
+    assert (path.name, at.step) == ("toy-0001-000003", 3)
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path}/toy-0001-000004: cannot be read: ")
+    assert told.endswith("; going on from toy-0001-000003")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_when_all_checkpoints_are_damaged_nothing_starts_over(saved: Path, damage: str) -> None:
+    DAMAGES[damage](saved / "toy-0001-000002")
+    told = refused(saved)
+    assert told.startswith(f"{saved}/toy-0001-000002: cannot be read: ")
+    assert told.endswith(f"delete the folder {saved} to start afresh")
+
+
+def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
+    assert refused(saved, "b run") == (
+        f"{saved}/toy-0001-000002: was written by run a run, not by b run"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "pickle"])
+def test_a_damaged_file_is_named_and_nothing_is_unpickled(
+    saved: Path, one_rank: Any, name: str, damage: str
+) -> None:
+    path = saved / "toy-0001-000002"
+    content_before = (path / name).read_bytes()
+    if damage == "missing":
+        (path / name).unlink()
+    else:
+        pickled = pickle.dumps({"weights": np.zeros(3)})
+        (path / name).write_bytes(
+            {"cut": content_before[:-40], "empty": b"", "pickle": pickled}[damage]
+        )
+    (told,) = one_rank(refusal, path=path)
+    assert told.startswith(f"{path / name}: cannot be read: ")
+
+
+def test_restoring_unpickles_nothing(saved: Path, one_rank: Any) -> None:
+    assert one_rank(refusal, path=saved / "toy-0001-000002") == ["restored"]
+
+
+def test_other_shapes_are_named_with_both(saved: Path, one_rank: Any) -> None:
+    path = saved / "toy-0001-000002"
+    assert one_rank(refusal, path=path, width=7) == [
+        f"{path}: does not fit this run: first.bias is (6,) there and (7,) here (6 tensors differ)"
+    ]
+
+
+def test_a_checkpoint_without_a_parameters_moments_is_refused(saved: Path, one_rank: Any) -> None:
+    from safetensors.numpy import save_file
+
+    path = saved / "toy-0001-000002"
+    moments = load_file(path / "moments.safetensors")
+    del moments["last.bias.exp_avg"]
+    save_file(moments, path / "moments.safetensors")
+    (told,) = one_rank(refusal, path=path)
+    assert told == f"{path}/moments.safetensors: has no last.bias.exp_avg"
+
+
+def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
+    one_rank: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_often, folder=str(tmp_path))
+    before, damaged = sorted(p for p in tmp_path.glob("[!.]*") if p.is_dir())
+    flip(damaged / "weights.safetensors")
+    found = checkpoints.latest(tmp_path, signature="a run")
+    assert found is not None
+    assert found[0] == before
+    checkpoints.go_on_from(before)
+    assert [p for p in tmp_path.glob("[!.]*") if p.is_dir()] == [before]
+    assert f"{damaged} is removed: its steps are done again" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_told_and_left_out(
+    one_rank: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_rank(save_scores, folder=str(tmp_path), scores=[0.1, 0.9, 0.2, 0.3])
+    found = checkpoints.best_weights(tmp_path, signature="a run")
+    assert found is not None
+    path, score, weights = found
+    assert score == 0.9
+    assert weights.keys() == checkpoints.load_weights(path).keys()
+    flip(path / "weights.safetensors")
+    assert checkpoints.best_weights(tmp_path, signature="a run") is None
+    assert "the best checkpoint is left out, it cannot be read" in caplog.text
+
+
+def test_an_older_checkpoint_can_be_pointed_at(one_rank: Any, tmp_path: Path) -> None:
+    one_rank(train, to=tmp_path, first=0, last=2, zero=0)
+    one_rank(train, to=tmp_path, since=tmp_path, first=2, last=4, zero=0)
+    shutil.rmtree(tmp_path / "toy-0001-000004")
+    (tmp_path / "latest.json").write_text('{"name": "toy-0001-000002"}')
+    one_rank(train, to=tmp_path / "again", since=tmp_path, first=2, last=4, zero=0)
+    one_rank(train, to=tmp_path / "whole", first=0, last=4, zero=0)
+    assert_same(content(tmp_path / "again"), content(tmp_path / "whole"))

@@ -1,0 +1,125 @@
+"""What W&B gets is what the metric log has, and whatever becomes of W&B, training goes on.
+
+Every part runs in a process of its own, as W&B reads its environment once per process.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.training.wandb import check_installed
+from tests.wandb_files import records, rows
+
+ROOT = Path(__file__).parents[3]
+SCALARS = {"stage1/loss": 0.5, "prompts/mAP": 0.25}
+
+
+def run_script(folder: Path, lines: str, **environment: str) -> str:
+    """Run lines with a writer that is about to be opened; returns what came to stderr."""
+    script = f"""
+import json, logging, os, signal, subprocess, sys, time
+from pathlib import Path
+from harness.runs.run import Run
+from harness.training.wandb import WandbWriter
+logging.basicConfig(format="%(message)s")
+run = Run(Path({str(folder)!r}))
+writer = WandbWriter(run, "persons", {{"stage1": {{"lr": 0.1}}}})
+{lines}
+"""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    home = {"HOME": str(folder.parent), "NETRC": os.devnull}  # of nobody who is logged in
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=kept | home | environment, capture_output=True,
+        text=True, cwd=ROOT, timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def log_line(step: int) -> str:
+    return f"writer.write({SCALARS!r}, 'stage1', {step})\n"
+
+
+def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a sweep" / "0a1b2c3d4e5f"
+    folder.mkdir(parents=True)
+    for step, failed in ((3, True), (7, False)):
+        lines = f"{log_line(step)}writer.close(failed={failed})"
+        assert run_script(folder, lines, WANDB_MODE="offline") == ""
+    first, second = records(folder)
+    ids = set()
+    for attempt, step, status in ((first, 3, 1), (second, 7, 0)):
+        (about,) = [record.run for record in attempt if record.HasField("run")]
+        ids.add(about.run_id)
+        assert about.display_name == "a sweep/0a1b2c3d4e5f"
+        assert (about.project, about.run_group) == ("persons", "a sweep")
+        config = {item.key: json.loads(item.value_json) for item in about.config.update}
+        assert config["stage1"] == {"lr": 0.1}
+        assert rows(attempt) == [{**SCALARS, "stage1/step": step}]
+        axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
+        assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
+        (end,) = [record.exit for record in attempt if record.HasField("exit")]
+        assert end.exit_code == status
+    [name] = ids
+    assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({}, "No API key"),
+        (
+            # nobody listens there
+            {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9",
+             "WANDB_INIT_TIMEOUT": "1"},
+            "127.0.0.1:9",
+        ),
+    ],
+)
+def test_where_w_and_b_cannot_be_reached_everything_is_kept_and_the_log_says_how_to_send_it(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    folder = tmp_path / "runs" / "0a1b2c3d4e5f"
+    folder.mkdir(parents=True)
+    told = run_script(folder, log_line(1) + "writer.close(failed=False)", **environment)
+    assert re.search(rf"^W&B: .*{reason}", told, re.MULTILINE)
+    assert f"`wandb sync {folder}/wandb/offline-*` sends it" in told
+    assert "Traceback" not in told
+    (attempt,) = records(folder)
+    assert rows(attempt) == [{**SCALARS, "stage1/step": 1}]
+
+
+def test_when_w_and_bs_own_process_is_killed_that_is_told_once_and_training_goes_on(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "runs" / "0a1b2c3d4e5f"
+    folder.mkdir(parents=True)
+    kill = """
+own = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="],
+                     capture_output=True, text=True).stdout
+os.kill(next(int(l.split()[0]) for l in own.splitlines() if "wandb-core" in l), signal.SIGKILL)
+time.sleep(0.5)
+"""
+    lines = f"{log_line(1)}{kill}{log_line(2)}{log_line(3)}writer.close(failed=False)"
+    told = run_script(folder, lines, WANDB_MODE="offline")
+    assert told.count("nothing more is sent there by this attempt") == 1
+
+
+def test_a_run_that_asks_for_w_and_b_where_it_is_not_installed_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError) as caught:
+        check_installed("persons")
+    assert str(caught.value) == (
+        "run.wandb=persons: Weights & Biases is not installed here; pip install wandb, or leave "
+        "run.wandb empty (TensorBoard's curves are written anyway)"
+    )
+    check_installed("")

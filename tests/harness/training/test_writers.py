@@ -1,0 +1,74 @@
+"""Curves: which numbers of a line, by which names, and how writers learn of a run's end."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.runs.run import Run
+from harness.training import writers
+from harness.training.writers import open_writers, scalars_of
+
+
+def test_curves_are_the_losses_the_learning_rate_and_what_was_ranked() -> None:
+    line = {
+        "kind": "epoch", "stage": "stage2", "epoch": 3, "step": 12, "loss": 2.5,
+        "losses": {"id": 1.0, "triplet": 1.5}, "lr": 0.1, "images_per_s": 9.0, "memory_gb": 1.0,
+        "validation": {"mAP": 0.5, "cmc": {"1": 0.75}}, "other": {"margin": 1.0},
+    }
+    assert scalars_of(line) == {
+        "stage2/loss": 2.5, "stage2/lr": 0.1, "stage2/losses/id": 1.0,
+        "stage2/losses/triplet": 1.5, "validation/mAP": 0.5,
+    }
+
+
+class Remembering:
+    """Stands in for every writer."""
+
+    ends: list[tuple[tuple[Any, ...], bool]]
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def close(self, *, failed: bool) -> None:
+        type(self).ends.append((self.given, failed))
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_writers_are_closed_however_the_run_ends_and_are_told_which(
+    monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    Remembering.ends = []
+    for name in ("TensorBoardWriter", "WandbWriter"):
+        monkeypatch.setattr(writers, name, Remembering)
+    run = Run(Path("runs/a/b"))
+
+    def train() -> None:
+        with open_writers(run, tensorboard=True, wandb="persons", config={"seed": 1}) as opened:
+            assert len(opened) == 2
+            assert not Remembering.ends
+            if failed:
+                raise UserError("as it came")
+
+    with pytest.raises(UserError, match="as it came") if failed else nullcontext():
+        train()
+    assert Remembering.ends == [
+        ((run.tensorboard,), failed), ((run, "persons", {"seed": 1}), failed)
+    ]
+
+
+def test_nothing_is_opened_that_nobody_asked_for(tmp_path: Path) -> None:
+    with open_writers(Run(tmp_path), tensorboard=False, wandb="", config={}) as opened:
+        assert opened == ()
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_first_rank_has_writers(two_ranks: Any, tmp_path: Path) -> None:
+    assert two_ranks(count_writers, folder=tmp_path) == [1, 0]
+
+
+def count_writers(folder: str) -> int:
+    with open_writers(Run(Path(folder)), tensorboard=True, wandb="", config={}) as opened:
+        return len(opened)

@@ -1,0 +1,83 @@
+"""What computes: threads, exact sums, and a GPU where there is one."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from harness.base.machine import usable_cores
+from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation.engine.kernels import dot
+from svll.evaluation.engine.products import Products, spread, thread_count
+
+
+def test_exact_products_are_the_float64_sum_whatever_the_width():
+    rng = np.random.default_rng(0)
+    for width in (1, 15, 16, 17, 63, 64, 65, 200, 1280):
+        a, b = rng.standard_normal((2, width)).astype(np.float32)
+        exact = math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+        assert dot(a, b) == pytest.approx(exact, rel=1e-14, abs=1e-14)
+        assert dot(a, b) == dot(b, a)
+
+
+def test_every_item_is_worked_on_once_in_any_number_of_pieces():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for items, pieces in ((0, 4), (1, 4), (7, 1), (100, 4)):
+                done = np.zeros(items, int)
+
+                def work(start, stop, done):
+                    done[start:stop] += 1
+
+                spread(work, items, done, pieces=pieces)
+                assert (done == 1).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_torchs_or_what_the_environment_says():
+    assert thread_count() == torch.get_num_threads()
+    program = (
+        "import sys; from svll.evaluation.engine.products import thread_count\n"
+        "assert 'torch' not in sys.modules; print(thread_count())"
+    )
+    cores = str(len(usable_cores()))
+    for told, expected in (("3", "3"), ("", cores), ("0", cores)):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": told},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == expected
+
+
+def test_a_product_is_that_of_its_blocks():
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal((n, 9)).astype(np.float32) for n in (5, 7))
+    products = Products()
+    for rows, columns in ((5, 7), (2, 3)):  # the buffer serves again
+        found = products(products.send(a[:rows]), products.send(b[:columns]))
+        np.testing.assert_allclose(found, a[:rows] @ b[:columns].T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_digits_of_the_cpu():
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 20, 50), rng.integers(0, 20, 700)
+    centres = rng.standard_normal((20, 64))
+    query, gallery = (
+        (centres[i] + rng.standard_normal((len(i), 64))).astype(np.float32) for i in ids
+    )
+    cameras = rng.integers(0, 3, 50), rng.integers(0, 3, 700)
+    on_gpu = torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda()
+    for rerank in (None, KReciprocal(8, 3)):
+        options = {"rerank": rerank, "top_k": 5}
+        expected = evaluate_ranking(query, gallery, *ids, *cameras, **options)
+        found = evaluate_ranking(*on_gpu, *ids, *cameras, **options)
+        assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
+        np.testing.assert_array_equal(found.nearest, expected.nearest)

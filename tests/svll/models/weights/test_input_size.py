@@ -1,0 +1,56 @@
+"""Input size and stride are told from the number of positions, or asked for."""
+
+import pytest
+
+from harness.base.errors import UserError
+from svll.models.weights.input_size import USUAL_SIZES, Size, Wanted
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (128, (256, 128, 16)), (210, (256, 128, 12)), (162, (256, 128, 14)),
+        (256, (256, 256, 16)), (441, (256, 256, 12)),
+        (192, (384, 128, 16)), (310, (384, 128, 12)),
+        (288, (384, 192, 16)), (465, (384, 192, 12)),
+        (196, (224, 224, 16)), (171, (256, 128, 13)),
+    ],
+)
+def test_published_sizes_are_told_from_their_positions(
+    tokens: int, expected: tuple[int, int, int]
+) -> None:
+    assert Wanted("file").size(tokens, patch=16) == Size(*expected)
+
+
+@pytest.mark.parametrize("size", USUAL_SIZES)
+@pytest.mark.parametrize("stride", [16, 12])
+def test_every_usual_size_is_found_where_its_stride_is_said(
+    size: tuple[int, int], stride: int
+) -> None:
+    rows = len(range(0, size[0] - 15, stride))
+    columns = len(range(0, size[1] - 15, stride))
+    found = Wanted("file", stride=stride).size(rows * columns, patch=16)
+    assert found == Size(*size, stride)
+
+
+def test_several_that_fit_are_listed_with_the_count() -> None:
+    with pytest.raises(UserError) as caught:
+        Wanted("a.pth").size(324, patch=16)
+    assert str(caught.value) == (
+        "a.pth: has positions for 324 patches of 16 pixels, which fit 256x256 with stride 14 and "
+        "224x224 with stride 12; give height, width and stride"
+    )
+
+
+def test_none_that_fits_lists_what_was_tried() -> None:
+    with pytest.raises(UserError, match="131 patches of 16 pixels, which fit none of 256x128, "):
+        Wanted("a.pth").size(131, patch=16)
+
+
+def test_what_is_asked_for_narrows_the_choice() -> None:
+    assert Wanted("f", stride=12).size(324, patch=16) == Size(224, 224, 12)
+    assert Wanted("f", height=256).size(324, patch=16) == Size(256, 256, 14)
+    assert Wanted("f", height=224, stride=15).size(196, patch=16) == Size(224, 224, 15)
+    assert Wanted("f", height=96, width=32).size(16, patch=16) == Size(96, 32, 11)
+    with pytest.raises(UserError, match=r"128 patches .* none of 128x128 with stride 16"):
+        Wanted("f", height=128, width=128, stride=16).size(128, patch=16)

@@ -1,0 +1,280 @@
+"""What runs share is made once, whoever comes first and however they end."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.base.errors import UserError
+from harness.base.files import write_text
+from harness.config.build import build, parse_overrides
+from harness.features.file import read_features
+from svll.config import Config
+from svll.data.records import Dataset, Records, Row
+from svll.features.extract import Reader
+from svll.reuse import cache
+from svll.reuse.cache import feature_key, make_once, shared_features, shared_json
+
+OTHER = textwrap.dedent("""
+    import os, signal, sys, time
+    from pathlib import Path
+    from svll.reuse import cache
+
+    def make(path):
+        def begin():
+            print("making", flush=True)
+            sys.stdin.readline()
+            path.write_text("by the other process")
+
+        cache.make_once(path, begin)
+
+    def fork(action):
+        child = os.fork()
+        if not child:
+            action()
+            os._exit(0)
+        return child
+
+    def race(folder):
+        signal.alarm(120)  # nobody waits for ever
+        cache.POLL_S = 0.002
+        rounds, contestants = 12, 5
+        for number in range(rounds):
+            path = folder / f"{number}.json"
+            if number % 2:  # every second one finds the lock of a maker that died
+                killed = fork(lambda: cache.make_once(path, lambda: os._exit(9)))
+                os.waitpid(killed, 0)
+                assert path.with_name(f"{path.name}.lock").exists()
+            start = time.time() + 0.05
+
+            def make():
+                (folder / f"{number}.made.{os.getpid()}").touch()
+                time.sleep(0.02)
+                path.write_text("{}")
+
+            def contest():
+                time.sleep(max(0, start - time.time()))
+                cache.make_once(path, make)
+                assert path.exists()
+
+            children = [fork(contest) for _ in range(contestants)]
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * contestants
+        signal.alarm(0)
+
+    while line := sys.stdin.readline():
+        word, _, path = line.rstrip("\\n").partition(" ")
+        {"make": make, "race": race}[word](Path(path))
+        print("done", flush=True)
+""")
+
+
+class Other:
+    """Another process, which does what it is told. It starts slowly, so one does for all tests."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[list[Other]]:
+    """All other processes."""
+    found: list[Other] = []
+    yield found
+    for other in found:
+        other.end()
+
+
+@pytest.fixture
+def other(others: list[Other]) -> Other:
+    """A process that is alive."""
+    if not others or others[-1].process.poll() is not None:
+        others.append(Other())
+    return others[-1]
+
+
+@pytest.fixture
+def maker(other: Other, tmp_path: Path) -> Other:
+    """Another process that has begun to make `shared.json` and goes on when told to."""
+    other.tell(f"make {tmp_path / 'shared.json'}")
+    assert other.answer() == "making"
+    return other
+
+
+class Waiting:
+    """A second run in a thread of its own, which wants the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.calls = path, 0
+        self.thread = threading.Thread(target=make_once, args=(path, self._make))
+        self.thread.start()
+
+    def _make(self) -> None:
+        self.calls += 1
+        self.path.write_text("by this process")
+
+    def end(self) -> str:
+        """Wait for its end and return what the file holds by then."""
+        self.thread.join(timeout=20)
+        assert not self.thread.is_alive()
+        return self.path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "POLL_S", 0.02)
+
+
+# --- making once ---
+
+
+def test_of_two_processes_one_makes_the_file_and_the_other_waits_for_it(
+    tmp_path: Path, maker: Other
+) -> None:
+    waiting = Waiting(tmp_path / "shared.json")
+    time.sleep(0.3)
+    assert waiting.thread.is_alive()
+    maker.tell("go on")
+    assert waiting.end() == "by the other process"
+    assert waiting.calls == 0
+    assert maker.answer() == "done"
+    assert [path.name for path in tmp_path.iterdir()] == ["shared.json"]  # no lock is left
+
+
+def test_of_many_that_start_together_exactly_one_makes_the_file(
+    tmp_path: Path, other: Other
+) -> None:
+    other.tell(f"race {tmp_path}")
+    assert other.answer() == "done"
+    made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
+    assert sorted(made, key=int) == [str(number) for number in range(12)]
+
+
+def test_a_maker_that_is_killed_is_noticed_and_replaced(tmp_path: Path, maker: Other) -> None:
+    waiting = Waiting(tmp_path / "shared.json")
+    time.sleep(0.3)
+    assert waiting.thread.is_alive()
+    maker.end()
+    assert waiting.end() == "by this process"
+    assert waiting.calls == 1
+
+
+def test_a_file_that_was_finished_while_its_lock_was_taken_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shared.json"
+
+    @contextmanager
+    def finished_just_before(lock: Path) -> Iterator[None]:
+        path.write_text("by another")
+        yield
+
+    monkeypatch.setattr(cache, "held_lock", finished_just_before)
+    make_once(path, lambda: write_text(path, "again"))
+    assert path.read_text() == "by another"
+
+
+def test_a_maker_that_fails_leaves_the_next_one_free_to_try(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+
+    def fail() -> None:
+        raise UserError("no space")
+
+    with pytest.raises(UserError, match="no space"):
+        make_once(path, fail)
+    make_once(path, lambda: write_text(path, "second"))
+    assert path.read_text() == "second"
+
+
+def test_what_is_there_is_never_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "shared.json"
+    assert shared_json(path, lambda: {"value": 1}) == {"value": 1}
+    assert shared_json(path, lambda: {"value": 2}) == {"value": 1}
+    assert json.loads(path.read_text()) == {"value": 1}
+
+
+# --- features ---
+
+
+def dataset(count: int = 5) -> Dataset:
+    train = Records.from_rows(
+        [Row(f"/data/é {n}.jpg", identity=n // 2, camera=n % 3, view=n) for n in range(count)]
+    )
+    return Dataset("made", "cross_camera", train=train, query=train, gallery=train)
+
+
+def test_features_come_back_as_they_were_made(tmp_path: Path) -> None:
+    path, data = tmp_path / "0123.h5", dataset()
+    features = torch.randn(5, 3)
+    made = shared_features(path, data, lambda: features)
+    assert torch.equal(made, features)
+    assert torch.equal(shared_features(path, data, lambda: features + 1), features)
+    found = read_features(path).groups["train"]
+    for ours, written in [
+        (data.train.identities, found.identities), (data.train.cameras, found.cameras),
+        (data.train.views, found.views),
+    ]:
+        assert written is not None
+        np.testing.assert_array_equal(ours, written)
+    assert found.paths == data.train.paths
+
+
+# --- keys ---
+
+
+def key(
+    *overrides: str, fingerprint: str = "f", weights: str = "w", device: str = "cpu",
+    precision: str = "fp32", batch: int = 4, threads: int = 1,
+) -> str:
+    config = build(Config, parse_overrides(overrides))
+    reader = Reader(config.data.height, config.data.width, batch, threads, device, precision)
+    return feature_key(fingerprint, weights, config, reader)
+
+
+def test_frozen_features_have_a_key_of_their_own_for_all_that_changes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [
+        key(), key(fingerprint="other"), key(weights="other"), key(precision="bf16"),
+        key(device="cuda"), key("data.height=128"), key("data.width=256"), key("model.stride=16"),
+        key("model.name=ViT-B-16"),  # the same weights, another activation
+    ]
+    monkeypatch.setattr(cache, "TEST_RESIZE", "bicubic")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert all(len(k) == 16 and int(k, 16) >= 0 for k in keys)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=2", "stage1.lss_weight=0", "stage2.lr=1", "model.prompt_tokens=2",
+        "data.validation=0.2",
+    ],
+)
+def test_trials_of_a_sweep_share_the_key(override: str) -> None:
+    assert key(override) == key()
+    assert key(batch=9, threads=3) == key()
