@@ -274,7 +274,7 @@ def _submit(
 
 def _preflight(sweep: Sweep, trials: list[Trial]) -> None:
     """Refuse now what every job would refuse when it starts."""
-    from svll.preflight import preflight_all, quietly  # numpy and the readers: not for --help
+    from svll.runs.preflight import preflight_all, quietly  # numpy and the readers: not for --help
 
     with quietly():  # the jobs say the same
         preflight_all({trial.title: trial.config for trial in trials}, sweep.resources.ranks)

@@ -34,8 +34,8 @@ from harness.reporting.terminal import wide
 from harness.runs.run import Run
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
-from svll.preflight import preflight, quietly
 from svll.reuse.fingerprints import pin
+from svll.runs.preflight import preflight, quietly
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.runs.cost_estimate import Estimate

@@ -52,7 +52,7 @@ from svll.reuse import stage1 as shared_prompts
 from svll.reuse.fingerprints import check_weights
 from svll.reuse.frozen_features import FrozenFeatures
 from svll.runs import run_weights as storage
-from svll.runs.preflight import check_batch, check_decoding, check_matches, tell_side_information
+from svll.runs.data_checks import check_batch, check_decoding, check_matches, tell_side_information
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]

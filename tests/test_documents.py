@@ -74,7 +74,7 @@ def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
         "svll.world.pretrain_tiny.pretrain": lambda *_, **__: {},
         "harness.cluster.doctor.visit.visit": lambda *_, **__: 0,
         # miniature datasets have two identities, and recipes ask for sixteen at a time
-        "svll.preflight.check_batch": lambda *_: None,
+        "svll.runs.preflight.check_batch": lambda *_: None,
         "typer.completion.install": lambda **_: ("bash", folder),  # not into anybody's shell
     }.items():
         patch.setattr(name, instead)

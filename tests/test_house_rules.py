@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.yaml_files import read_yaml
 from harness.cluster.ray import driver as ray_search
 from harness.config.build import Setting, build, keys, read_recipe
+from harness.config.yaml_files import read_yaml
 from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, SWEEPS, Config
@@ -23,6 +23,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "svll", "launch")
 BELOW = {"harness": set(), "svll": {"harness"}, "launch": {"harness", "svll"}}
 """What each package may import, besides itself."""
+FLOORS = (
+    "base", "config", "features", "images", "runs", "training", "sweeps", "cluster", "reporting",
+)
+"""The packages of harness; each imports only those before it."""
 HEAVY = {
     "matplotlib", "torch", "torchvision", "deepspeed", "ray", "nvidia", "open_clip", "numba",
     "wandb",
@@ -114,6 +118,17 @@ def test_imports_run_one_way_from_launch_to_svll_to_harness(package: str) -> Non
     assert not wrong
 
 
+def test_packages_of_harness_import_only_those_before_them() -> None:
+    assert {path.parent.name for path in files("harness/*/__init__.py")} == set(FLOORS)
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, tree in trees(*everything("harness")) for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("harness.")
+        and FLOORS.index(node.module.split(".")[1]) > FLOORS.index(name.split("/")[1])  # type: ignore[union-attr]
+    ]
+    assert not wrong
+
+
 def test_heavy_packages_are_not_imported_at_module_level_where_commands_start() -> None:
     wrong = [
         f"{name}:{node.lineno}"  # type: ignore[attr-defined]
@@ -127,7 +142,7 @@ def test_yaml_is_read_and_written_in_one_file() -> None:
         name for name, tree in trees(*everything(*PACKAGES)) for node in ast.walk(tree)
         if "yaml" in imported(node)
     }
-    assert users == {"harness/base/yaml_files.py"}
+    assert users == {"harness/config/yaml_files.py"}
 
 
 def test_cores_are_counted_in_one_place_which_knows_a_containers_quota() -> None:

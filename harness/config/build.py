@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded, is_utf8
-from harness.base.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 from harness.config.casts import REFERENCE, at_type, misfit
+from harness.config.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml, to_text
 
 T = TypeVar("T")
 VARIABLE = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.yaml_files import to_text
 from harness.config.casts import type_words
+from harness.config.yaml_files import to_text
 
 MARKS = {
     "runtime": "outside the signature",

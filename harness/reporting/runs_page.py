@@ -9,7 +9,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.mappings import flatten
-from harness.base.yaml_files import read_yaml
+from harness.config.yaml_files import read_yaml
 from harness.reporting import page
 from harness.reporting.curves import Shown
 from harness.reporting.page import Html

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import job_id
-from harness.base.yaml_files import read_yaml
+from harness.config.yaml_files import read_yaml
 from harness.runs.environment import CODE, environment
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from harness.base.errors import UserError
 from harness.base.units import gigabytes, minutes
-from harness.base.yaml_files import ENDINGS, Texts
 from harness.config.build import Setting, build, field_types, text_fields
 from harness.config.casts import TRUTHS
+from harness.config.yaml_files import ENDINGS, Texts
 from harness.sweeps.dimensions import hint
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.yaml_files import read_yaml
 from harness.config.build import (
     Base,
     Setting,
@@ -29,6 +28,7 @@ from harness.config.build import (
     settings_of,
     signature,
 )
+from harness.config.yaml_files import read_yaml
 from harness.runs.run import Run
 from harness.sweeps.conditions import Condition, read_condition
 from harness.sweeps.dimensions import Dimension, hint, read_dimension

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.base.files import atomic_write, write_text
-from harness.base.yaml_files import read_yaml, to_text
+from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.takeovers import changed_settings
 from harness.sweeps.outcomes import Sweeping, _of_one_type
 

@@ -20,7 +20,7 @@ from svll.features.extract import autocast
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, learned_side_information
-from svll.preflight import Size, quietly
+from svll.runs.preflight import Size, quietly
 
 PROBE_IMAGES = 2
 """Images of the first probe; each is another identity, so that triplets have negatives."""

@@ -1,106 +1,173 @@
-"""What a run checks before it trains: that its images can be read and its queries be answered."""
+"""What a run checks before it has a folder: everything that needs no image to be decoded.
 
+`launch/train.py`, its dry run and `launch/slurm.py` refuse here what the run itself would refuse
+later, and the dry run learns the size of the training part.
+"""
+
+import json
 import logging
-from collections.abc import Mapping
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from harness.base.errors import UserError
-from svll.config import Model, Stage2
-from svll.data.checking import decode, has_match, single_images, unmatched
-from svll.data.datasets import Datasets
-from svll.data.side_labels import UNSEEN, known_sie
-from svll.data.splits import Part, Splits
+from harness.config.build import to_mapping
+from svll.config import Config, Data
+from svll.data import staging
+from svll.data.benchmarks import describe
+from svll.data.datasets import (
+    Datasets,
+    load_datasets,
+    needed_root,
+    root_of,
+    tested_on,
+    trained_on,
+    world_of,
+)
+from svll.data.sampler import identity_batches
+from svll.data.splits import Splits, split
+from svll.reuse.fingerprints import check_given
+from svll.runs.data_checks import check_batch, check_matches
+from svll.world.world import CAMERAS, shots_of
 
-SHOWN = 20
-"""How many broken images are named."""
-
-log = logging.getLogger(__name__)
+Loaded = dict[str, Datasets]
+"""Datasets that one command has read, by the part of the configuration that names them."""
 
 
-def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: int) -> None:
-    """Decode every image once; raises UserError that lists those that cannot be.
+@dataclass(frozen=True)
+class Size:
+    """How large the training part is."""
 
-    staged: where images are read that have been copied to this node, by path.
+    images: int
+    identities: int
+    cameras: int
+    views: int
+    source: str = "as found"
+    """Where that is known from: `as found`, `to be drawn` or `as published`."""
+    batches: int | None = None
+    """Steps of an epoch of stage 2 where the images are known; None: about images / batch."""
+
+
+def preflight(
+    config: Config, world: int = 1, *, here: bool = True, loaded: Loaded | None = None
+) -> Size:
+    """Raise UserError for what the run on `world` ranks would refuse; return the training's size.
+
+    here: whether this process goes on with the run, so that its model is looked up, and
+    `data.stage` is a folder of this machine. A dataset without a folder is sized as published.
     """
-    every = dict.fromkeys(path for dataset in datasets.every for path in dataset.files())
-    paths = {staged.get(path, path): path for path in every}
-    broken = decode(list(paths), threads=threads, progress=None)
-    if broken:
-        listed = "\n".join(f"  {paths[path]}: {reason}" for path, reason in broken[:SHOWN])
-        raise UserError(
-            f"{len(broken)} of {len(paths)} images cannot be read; replace or remove:\n{listed}"
-        )
+    check_given(config.model)
+    if here and config.data.stage is not None:
+        staging.place_of(config.data.stage)
+    size = _size(config, world, {} if loaded is None else loaded)
+    if here and config.model.name != "svll-tiny":  # which is shipped with its weights
+        from svll.models.clip import weights_source  # open_clip: seconds, which the run takes, too
+
+        weights_source(config.model.name, config.model.weights)
+    return size
 
 
-def check_batch(stage: Stage2, identities: int, world: int) -> None:
-    """Refuse batches of stage 2 that the ranks or the identities of the training part cannot fill.
-
-    The message names the largest that they can.
-    """
-    asked = stage.batch // stage.instances
-    batches = [n * stage.instances for n in range(min(asked, identities), 1, -1)]
-    fitting = [batch for batch in batches if batch % world == 0]
-    advice = f"add stage2.batch={fitting[0]}" if fitting else "use fewer ranks or more identities"
-    if stage.batch % world:
-        raise UserError(
-            f"stage2.batch={stage.batch} is not a multiple of the {world} ranks; {advice}"
-        )
-    if asked > identities:
-        raise UserError(
-            f"stage2.batch={stage.batch} asks for {asked} identities at a time, the training part "
-            f"has {identities}; {advice}"
-        )
-
-
-def check_matches(splits: Splits) -> None:
-    """Refuse parts none of whose queries has a match, and say what is unusual about the others.
-
-    Asked before training: after it, days would be lost.
-    """
-    if note := single_images(splits.train):
-        log.warning("%s", note)
-    for part in (splits.validation, *splits.tests):
-        if len(part.query) and part.protocol != "random_gallery":
-            _check_part(part)
+def preflight_all(configs: Mapping[str, Config], world: int) -> None:
+    """Check the configurations of jobs by their titles; raises UserError with every fault once."""
+    loaded: Loaded = {}
+    checked: set[str] = set()
+    faults: dict[str, str] = {}
+    for title, config in configs.items():
+        key = json.dumps([
+            to_mapping(config.data), config.model.weights, config.stage2.batch,
+            config.stage2.instances, config.evaluation.protocol,
+            config.data.validation and config.seed,
+        ])
+        if key in checked:
+            continue
+        checked.add(key)
+        try:
+            preflight(config, world, here=False, loaded=loaded)
+        except UserError as error:
+            faults.setdefault(str(error), title)
+    if faults:
+        raise UserError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
 
 
-def tell_side_information(splits: Splits, model: Model) -> None:
-    """Say which images of the parts have cameras or views without a learned vector."""
-    labels = splits.side_labels
-    kind = known_sie(model.sie, cameras=labels.camera_count, views=labels.view_count)
-    if kind != model.sie:
-        log.info("cameras of the training images are unknown: model.sie=%s is %s here",
-                 model.sie, kind)
-    given = "none" if model.sie_unseen == "none" else "the mean of the others"
-    for _, records, own in splits.by_dataset(splits.train):
-        count = int((splits.places(records, own)[0] == UNSEEN).sum())
-        if count and "camera" in kind:
-            log.warning(
-                "%s: %d training images have no known camera: their side information is %s "
-                "(model.sie_unseen=%s)", own.title, count, given, model.sie_unseen,
-            )
-    for part in (splits.validation, *splits.tests):
-        for records in (part.query, part.gallery):
-            camera, view = splits.places(records, part.dataset)
-            strange = {
-                "cameras": records.cameras[camera == UNSEEN] + part.first_camera
-                if "camera" in kind else [],
-                "views": records.views[view == UNSEEN] if "view" in kind else [],
-            }
-            for what, numbers in strange.items():
-                found = f"are of {what} {np.unique(numbers).tolist()}, which training does not have"
-                if what == "cameras" and part.dataset and part.dataset.protocol == "all_gallery":
-                    found = "have no known camera"
-                if len(numbers):
-                    log.warning("%s: %d images %s: their side information is %s "
-                                "(model.sie_unseen=%s)", part.name, len(numbers), found, given,
-                                model.sie_unseen)
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep log lines back that the run itself will write."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def _check_part(part: Part) -> None:
-    note = unmatched(part.query, part.gallery, part.protocol)
-    if not has_match(part.query, part.gallery, part.protocol).any():
-        raise UserError(f"{part.name}: {note}; there is nothing to measure")
-    if note:
-        log.warning("%s: %s", part.name, note)
+def _is_there(data: Data) -> bool:
+    return all(root_of(data, name) is not None for name in [*trained_on(data), *tested_on(data)])
+
+
+def _split(config: Config, loaded: Loaded) -> Splits:
+    data = config.data
+    key = json.dumps(to_mapping(data))
+    if key not in loaded:
+        loaded[key] = load_datasets(data, Path(config.run.runs) / "cache" / "data")
+    return split(
+        loaded[key], validation=data.validation, seed=config.seed,
+        protocol=config.evaluation.protocol,
+    )
+
+
+def _size(config: Config, world: int, loaded: Loaded) -> Size:
+    """Return the size of the training part, its batches and queries checked."""
+    if not _is_there(config.data):
+        size = _expected(config)
+        check_batch(config.stage2, size.identities, world)
+        return size
+    try:
+        splits, stage = _split(config, loaded), config.stage2
+    except UserError as fault:
+        if config.data.validation:  # what would be refused next, in the same message
+            try:
+                _size(replace(config, data=replace(config.data, validation=0.0)), world, loaded)
+            except UserError as further:
+                more = "" if str(further) == str(fault) else f"\nthen: {further}"
+                raise UserError(f"{fault}{more}") from None
+        raise
+    check_batch(stage, splits.identities, world)
+    check_matches(splits)
+    order = identity_batches(
+        splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
+    )
+    return Size(
+        len(splits.train), splits.identities, splits.side_labels.camera_count,
+        splits.side_labels.view_count, batches=len(order),
+    )
+
+
+def _expected(config: Config) -> Size:
+    """Return the size of training sets of which some are not there, as drawn or as published."""
+    data = config.data
+    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in trained_on(data)]
+    kept = 1 - data.validation
+    return Size(
+        round(sum(size.images for size in sizes) * kept),
+        round(sum(size.identities for size in sizes) * kept),
+        sum(size.cameras for size in sizes), views=1,
+        source="as published" if "as published" in {s.source for s in sizes} else "to be drawn",
+    )
+
+
+def _expected_of(data: Data, name: str, runs: Path) -> Size:
+    if root_of(data, name) is not None:
+        alone = replace(data, train=[name], test=[name])
+        found = load_datasets(alone, runs / "cache" / "data").train[0].train
+        return Size(len(found), len(set(found.identities)), len(set(found.cameras)), 1)
+    if name == "synthetic":
+        world = world_of(data.world)
+        images = sum(shot.identity in world.train_ids for shot in shots_of(world))
+        return Size(images, world.train_identities, CAMERAS, 1, source="to be drawn")
+    known = describe(name)
+    if known is None or known.published is None:
+        raise UserError(needed_root(name))
+    train = known.published.train
+    return Size(
+        train.images or 0, train.identities, known.published.cameras, 1, source="as published"
+    )

@@ -1,6 +1,7 @@
 """The names that users call: what they are, what they say of themselves, and what importing costs.
 """
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 import svll
 from harness.base.errors import UserError
+from harness.runs.execute import load_function
+from harness.runs.run import Run
 from svll.evaluation import KReciprocal, evaluate_ranking
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +84,13 @@ def test_wrong_arguments_are_told_in_the_words_of_the_call() -> None:
         svll.rerank(query, gallery, topk=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'heigth'; did you mean height"):
         svll.load("weights", heigth=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("old", svll.MOVED)
+def test_a_function_that_an_earlier_runs_configuration_names_is_found(
+    old: str, tmp_path: Path
+) -> None:
+    run, key = Run(tmp_path), "report" if "report" in old else "prepare"
+    run.create(f"run:\n  {key}: {old}\n")
+    module, _, name = svll.MOVED[old].rpartition(".")
+    assert load_function(run, key) is getattr(importlib.import_module(module), name)

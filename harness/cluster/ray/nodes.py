@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.text import log_tail
 from harness.base.files import read_json, write_json
 from harness.base.locks import held_lock, lock_holder
 from harness.base.machine import cgroup_texts
+from harness.base.text import log_tail
 from harness.cluster.rank import end_with_parent
 from harness.runs.stopping import stop_requested
 
@@ -99,7 +99,8 @@ class Node:
     def check(self) -> None:
         """Raise RayFailed when Ray has ended on this node."""
         if self.process.poll() is not None:
-            raise RayFailed(f"Ray ended on {socket.gethostname()}; {self.log}:\n{log_tail(self.log)}")
+            host = socket.gethostname()
+            raise RayFailed(f"Ray ended on {host}; {self.log}:\n{log_tail(self.log)}")
 
     def end(self) -> None:
         """End Ray on this node, with all its workers."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded
-from harness.base.yaml_files import parse
 from harness.config.build import as_given_now, build, settings_of, text_fields
+from harness.config.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.records import usual_first_camera

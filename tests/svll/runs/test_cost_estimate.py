@@ -4,9 +4,9 @@ import pytest
 
 from harness.config.build import build, parse_overrides, read_recipe
 from svll.config import RECIPES, Config
-from svll.preflight import Size
 from svll.runs import cost_estimate as measuring
 from svll.runs.cost_estimate import Range, estimate
+from svll.runs.preflight import Size
 
 SMALL = Size(images=320, identities=20, cameras=6, views=1)
 

@@ -1,100 +1,127 @@
-"""What can never be measured is refused before training, by numbers and with a way out."""
+"""What a run would refuse is refused before it has a folder, and the training part is sized."""
 
-import logging
+import re
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import Setting, build
-from svll.config import Config
-from svll.data.datasets import Datasets
-from svll.data.records import Dataset, Records, Row
+from harness.config.build import build, parse_overrides, read_recipe
+from svll.config import RECIPES, Config
+from svll.data.datasets import load_datasets
+from svll.data.sampler import identity_batches
 from svll.data.splits import split
-from svll.runs.preflight import check_matches, tell_side_information
-
-Images = list[tuple[int, int]]
-"""Identity and camera of each."""
+from svll.runs.preflight import Size, preflight
+from tests.svll.data.trees import picture
 
 
-def records(name: str, images: Images) -> Records:
-    return Records.from_rows([Row(f"{name}{n}.jpg", i, c) for n, (i, c) in enumerate(images)])
+def config_of(name: str, *overrides: str) -> Config:
+    settings = read_recipe(RECIPES / f"{name}.yaml", Config)
+    return build(Config, [*settings, *parse_overrides(overrides)])
 
 
-def check(
-    query: Images, gallery: Images, *, train: Images | None = None,
-    protocol: str = "cross_camera",
-) -> None:
-    shown = train or [(i, c) for i in range(4) for c in (0, 1)]
-    data = Dataset(
-        "made", protocol, records("t", shown), records("q", query), records("g", gallery)
+def own_list(folder: Path, identities: int, images: int = 4, part: str = "train") -> Path:
+    """A list of so many training identities, and two to test with."""
+    lines = [f"t{i}_{n}.jpg,t{i},{part}" for i in range(identities) for n in range(images)]
+    lines += [f"{part}_{i}.jpg,{i},{part}" for part in ("query", "gallery") for i in (1, 2)]
+    for line in lines:
+        picture(folder / line.partition(",")[0])
+    (folder / "own.csv").write_text("\n".join(["path,identity,split", *lines]))
+    return folder / "own.csv"
+
+
+# --- sizes ---
+
+
+def test_a_world_is_counted_as_it_will_be_drawn(tmp_path: Path) -> None:
+    config = config_of("synthetic_tiny", "data.validation=0", f"run.runs={tmp_path}")
+    drawn = split(load_datasets(config.data, tmp_path), validation=0.0, seed=1)
+    labels = drawn.side_labels
+    assert preflight(config) == Size(
+        len(drawn.train), drawn.identities, labels.camera_count, labels.view_count, "to be drawn"
     )
-    splits = split(Datasets((data,), (data,)), validation=0.0, seed=1)
-    check_matches(splits)
 
 
-def test_queries_that_all_have_a_match_are_not_worth_a_word(
-    caplog: pytest.LogCaptureFixture,
+def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:
+    config = config_of("synthetic_tiny", "data.validation=0")
+    (dataset,) = load_datasets(config.data, tmp_path).train
+    root = Path(dataset.train.paths[0]).parent.parent
+    there = config_of("synthetic_tiny", "data.name=folder", f"data.root={root}")
+    found = preflight(there)
+    assert found.source == "as found"
+    # a quarter of the 8 identities is held back
+    assert found.identities == 6
+    assert found.images < len(dataset.train)
+    parts = split(load_datasets(there.data, tmp_path), validation=0.25, seed=there.seed)
+    order = identity_batches(parts.labels, batch=16, instances=4, seed=there.seed, epoch=1)
+    assert found.batches == len(order)
+    both = config_of("synthetic_tiny", "data.train=[synthetic, folder]", "data.test=[folder]",
+                     f"data.roots={{folder: {root}}}", "data.validation=0")
+    assert preflight(both).identities == 2 * 8
+
+
+def test_a_benchmark_that_is_not_there_is_as_published() -> None:
+    assert preflight(config_of("market1501", "model.weights=null")) == Size(
+        images=12_936, identities=751, cameras=6, views=1, source="as published"
+    )
+    with pytest.raises(UserError, match=r"the list's file is needed: data\.root=FILE\.csv"):
+        preflight(config_of("synthetic_tiny", "data.name=list"))
+    with pytest.raises(UserError, match=r"the folder of your images is needed: data\.root=DIR"):
+        preflight(config_of("synthetic_tiny", "data.name=folder"))
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("identities", [2, 3, 10])
+def test_the_batch_that_a_refusal_names_is_taken_and_the_largest(
+    tmp_path: Path, identities: int
 ) -> None:
-    check([(1, 0), (2, 1)], [(1, 1), (2, 0), (9, 0)])
-    assert not caplog.records
-
-
-def test_a_gallery_without_any_match_says_who_is_missing_and_who_is_hidden() -> None:
+    words = ("data.name=list", f"data.root={own_list(tmp_path, identities)}", "data.validation=0")
     with pytest.raises(UserError) as caught:
-        check([(1, 0), (2, 1), (3, 0)], [(1, 0), (8, 1)])
-    message = str(caught.value)
-    assert "made: 2 of 3 query identities are absent from the gallery" in message
-    assert "1 are there under the query's own camera only" in message
-    assert "evaluation.protocol=all_gallery" in message
+        preflight(config_of("synthetic_tiny", *words, "stage2.batch=64"))
+    assert "asks for 16 identities at a time" in str(caught.value)
+    assert f"the training part has {identities}; add stage2.batch=" in str(caught.value)
+    [batch] = re.findall(r"add stage2\.batch=(\d+)", str(caught.value))
+    assert preflight(config_of("synthetic_tiny", *words, f"stage2.batch={batch}")).batches == 1
+    with pytest.raises(UserError, match="at a time"):
+        preflight(config_of("synthetic_tiny", *words, f"stage2.batch={int(batch) + 4}"))
 
 
-def test_the_way_out_that_is_named_works(caplog: pytest.LogCaptureFixture) -> None:
-    images = [(1, 0), (2, 0)]
-    with pytest.raises(UserError, match=r"0 of 2 query identities are absent.*2 are there under"):
-        check(images, images)
-    check(images, images, protocol="all_gallery")
-    assert not caplog.records
-
-
-def test_some_queries_without_a_match_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        check([(1, 0), (2, 1), (2, 0), (5, 0)], [(1, 0), (2, 0)])
-    assert "made: 1 of 3 query identities are absent from the gallery, 2 are there" in caplog.text
-    # identity 2 is found by the query of camera 1, and not by the one of camera 0
-    assert "3 of 4 queries are left out" in caplog.text
-
-
-def test_identities_of_a_single_image_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        check([(1, 0)], [(1, 1)], train=[(1, 0), (1, 1), (2, 0), (3, 1)])
-    assert "2 of 3 training identities have a single image" in caplog.text
-
-
-def test_training_images_without_a_known_camera_are_counted(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    images = [(i, c) for i in range(4) for c in (0, 1)]
-    test = records("q", [(1, 0)]), records("g", [(1, 1)])
-    known = Dataset("market1501", "cross_camera", records("t", images), *test)
-    unknown = Dataset("list", "all_gallery", records("l", [(i, 0) for i in range(3)]), *test)
-    splits = split(Datasets((known, unknown), (known,)), validation=0.0, seed=1)
-    model = build(Config, [Setting("model.sie", "camera", "test")]).model
-    with caplog.at_level(logging.WARNING):
-        tell_side_information(splits, model)
-    assert [record.getMessage() for record in caplog.records] == [
-        "list: 3 training images have no known camera: their side information is none "
-        "(model.sie_unseen=none)"
+def test_all_that_a_small_list_needs_is_said_at_once(tmp_path: Path) -> None:
+    words = ["data.name=list", f"data.root={own_list(tmp_path, 3)}"]
+    with pytest.raises(UserError) as caught:
+        preflight(config_of("synthetic_tiny", *words))
+    assert str(caught.value).splitlines() == [
+        "data.validation=0.25: of 3 training identities 1 would be held back and 2 trained on; "
+        "each part needs at least 2; add data.validation=0",
+        "then: stage2.batch=16 asks for 4 identities at a time, the training part has 3; add "
+        "stage2.batch=12",
     ]
+    named = re.findall(r"add (\S+)", str(caught.value))
+    assert preflight(config_of("synthetic_tiny", *words, *named)).batches == 1
+    with pytest.raises(UserError, match=r"no such file$|no such file;"):
+        preflight(config_of("synthetic_tiny", "data.name=list", f"data.root={tmp_path}/no.csv"))
 
 
-def test_held_back_identities_are_looked_at_too() -> None:
-    shown = [(i, i % 2) for i in range(8) for _ in range(3)]  # each by one camera
-    data = Dataset(
-        "made", "cross_camera", records("t", shown), records("q", [(1, 0)]),
-        records("g", [(1, 1)]),
-    )
-    splits = split(Datasets((data,), (data,)), validation=0.5, seed=1)
-    assert np.unique(splits.validation.query.identities).size == 4
-    with pytest.raises(UserError, match="validation: 0 of 4 query identities are absent"):
-        check_matches(splits)
+def test_a_batch_is_shared_by_all_ranks() -> None:
+    config = config_of("synthetic_tiny", "stage2.batch=16")
+    with pytest.raises(UserError, match=r"not a multiple of the 3 ranks; add stage2\.batch=12"):
+        preflight(config, 3)
+    assert preflight(config, 2)
+    with pytest.raises(UserError, match="use fewer ranks or more identities"):
+        preflight(config, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.weights=nowhere.pt"], "model.weights: nowhere.pt: no such file"),
+        (["model.name=ViT-B-16", "model.weights=shipped"], "only svll-tiny has shipped weights"),
+        (["model.name=ViT-B-17", "model.weights=null"], "open_clip knows no model 'ViT-B-17'"),
+        (["data.stage=$NOWHERE"], r"data.stage=$NOWHERE: $NOWHERE is not set on"),
+    ],
+)
+def test_what_cannot_be_found_is_refused(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        preflight(config_of("synthetic_tiny", *words))

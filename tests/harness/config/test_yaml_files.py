@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.base.yaml_files import parse, read_yaml, to_text
+from harness.config.yaml_files import parse, read_yaml, to_text
 
 
 def told(path: Path) -> list[str]:
