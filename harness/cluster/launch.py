@@ -22,8 +22,7 @@ from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import script as slurm
 from harness.cluster.slurm import site
 from harness.config.build import to_yaml
-from harness.runs import run
-from harness.runs.run import Run
+from harness.runs.run import CLAIM, Run
 from harness.sweeps.reading import Sweep, Trial, expand, with_proposed
 
 log = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ def _view(
     state = status["state"]
     if trial.run.is_complete():
         return View(trial, "complete", status)
-    for lock in (trial.run.lock_file, trial.run.folder / run.CLAIM):
+    for lock in (trial.run.lock_file, trial.run.folder / CLAIM):
         if lock_holder(lock):
             return View(trial, "running", status)
     if state == "failed":

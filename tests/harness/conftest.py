@@ -1,10 +1,30 @@
-"""Image files for the tests of decoding and of views."""
+"""What tests of several packages use: the toy experiment, image files."""
 
+import importlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.commands import ROOT
+
+TOYS = ROOT / "tests" / "toy"
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[ModuleType]:
+    """The toy experiment, importable here and in the child processes of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        # the root, too: child processes of a test import the code beside it
+        patch.setenv("PYTHONPATH", f"{TOYS}{os.pathsep}{ROOT}")
+        if str(TOYS) not in sys.path:
+            sys.path.insert(0, str(TOYS))
+        yield importlib.import_module("toy_experiment")
 
 
 def photo(generator: np.random.Generator, height: int, width: int) -> Image.Image:

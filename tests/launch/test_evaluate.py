@@ -267,9 +267,9 @@ def test_one_process_computes_on_the_gpu_where_there_is_one_with_the_same_digits
     (tmp_path / "nvidia0").touch()
     code = (
         "import sys; from pathlib import Path\n"
-        "from harness import machine; machine.DEVICES = Path(sys.argv.pop())\n"
+        "from harness.base import machine; machine.DEVICES = Path(sys.argv.pop())\n"
         "sys.argv[1:] = ['--features', sys.argv[1], '--json', '--rerank']\n"
-        "from svll.evaluation import machine\n"
+        "from svll.evaluation.engine import products as machine\n"
         "assert 'torch' not in sys.modules\n"
         # the way over torch and its device, with memory that is there
         "machine._usable_gpu = lambda torch: torch.device('cpu')\n"

@@ -14,6 +14,7 @@ from harness.cluster.launch import Queue, launch, survey
 from harness.cluster.local import worker as local
 from harness.cluster.records import EVERY, new_record, read_records
 from harness.cluster.slurm import script as slurm
+from harness.runs.run import CLAIM
 
 
 def one(toy: ModuleType, folder: Path, **keys: object):
@@ -45,7 +46,7 @@ def test_running_means_that_somebody_alive_holds_the_run(toy: ModuleType, tmp_pa
     assert state(sweep) == "died"
     with run.lock():
         assert state(sweep) == "running"
-    with held_lock(run.folder / run.CLAIM):
+    with held_lock(run.folder / CLAIM):
         assert state(sweep) == "running"
 
 

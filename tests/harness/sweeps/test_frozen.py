@@ -13,7 +13,7 @@ from harness.sweeps.reading import make_trial, read_sweep, with_proposed
 from harness.sweeps.space import add_point
 from svll.config import RECIPES, Config
 from svll.reuse.fingerprints import pin
-from tests.harness.cluster.conftest import toy
+from tests.harness.conftest import toy
 
 __all__ = ["toy"]  # a fixture
 

@@ -218,7 +218,7 @@ def test_padded_shards_are_equally_long_and_cut_back_to_everything(two_ranks: An
 def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() -> None:
     program = (
         "import os, time\n"
-        "from harness import engine\n"
+        "from harness.training import engine\n"
         "engine._deepspeed()\n"  # once for both: it takes seconds
         "first, rank = os.getpid(), 0 if os.fork() else 1\n"
         "os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))\n"
@@ -241,7 +241,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
 def test_ranks_can_end_right_after_a_collective() -> None:
     program = (
         "import torch\n"
-        "from harness import engine\n"
+        "from harness.training import engine\n"
         "engine.init_ranks()\n"
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
@@ -266,7 +266,7 @@ def test_ranks_can_end_right_after_a_collective() -> None:
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
     program = (
         "import os, subprocess, sys\n"
-        "from harness import engine\n"
+        "from harness.training import engine\n"
         "engine.init_ranks()\n"
         "engine.barrier()\n"
         "told = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
