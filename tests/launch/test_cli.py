@@ -144,6 +144,17 @@ def test_every_command_is_installed_under_a_name_of_its_own():
     assert {f"svll-{name}": f"launch.{name}:main" for name in modules} == SCRIPTS
 
 
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_every_script_starts_from_any_folder(name, tmp_path):
+    script = ROOT / f"{SCRIPTS[name].partition(':')[0].replace('.', '/')}.py"
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{script.stem}.py" in done.stdout
+
+
 def test_options_are_completed_by_bash_for_installed_commands(tmp_path):
     for name, target in SCRIPTS.items():
         script = tmp_path / name  # as pip writes it
