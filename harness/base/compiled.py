@@ -128,7 +128,7 @@ def _drop_unused(folder: Path) -> None:
 def contents(compiled: Any, seen: set[Any]) -> Iterator[Any]:
     """Yield all that a compiled function is made of: its code as loaded, constants, callees.
 
-    Raises TypeError for what cannot be told by its value.
+    Raises TypeError for a value that its `repr` does not identify, and for closures.
     """
     if compiled in seen:
         return
@@ -159,7 +159,7 @@ def _globals(names: list[str], space: dict[str, Any], seen: set[str]) -> Iterato
 
 
 def _constant(value: Any) -> Any:
-    """Return what tells a value from all others by its `repr`."""
+    """Return something whose `repr` differs for any other value or type."""
     if isinstance(value, tuple):
         return tuple(_constant(item) for item in value)
     if isinstance(value, np.ndarray):
@@ -168,7 +168,7 @@ def _constant(value: Any) -> Any:
         return type(value).__name__, value
     if hasattr(value, "__name__"):  # a type, a function of NumPy or of Python
         return getattr(value, "__module__", None), value.__name__
-    raise TypeError(f"{value!r} cannot be told by its value")
+    raise TypeError(f"{value!r} cannot be part of a key")
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:

@@ -262,9 +262,8 @@ def launch(
         if (waiting or proposes) and cluster == "slurm":
             site.check(sweep, jobs_of(sweep, len(waiting)))
         if (waiting or proposes) and sweep.backend == "ray":
-            from harness.cluster.ray import (
-                driver as ray_search,  # late: it imports this module's neighbours
-            )
+            # late: it imports this module's neighbours
+            from harness.cluster.ray import driver as ray_search
 
             with _marked(waiting, sweep):
                 ray_search.submit(sweep, [v.trial for v in waiting], cluster=cluster, jobs=jobs)

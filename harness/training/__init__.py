@@ -1,1 +1,1 @@
-"""The training loop, the engine under it, checkpoints, and what is told of them."""
+"""The training loop, the engine under it, checkpoints, progress bars and metric writers."""

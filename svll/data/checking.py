@@ -83,9 +83,8 @@ def check(
 
 def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> list[Fault]:
     """Return (path, reason) of the files that cannot be decoded."""
-    from harness.images.decoding import (
-        check_images,  # torch and DALI: seconds that a typo need not wait
-    )
+    # torch and DALI: seconds that a typo need not wait
+    from harness.images.decoding import check_images
 
     threads = threads or len(usable_cores())
     return check_images(files, threads=threads, progress=progress)

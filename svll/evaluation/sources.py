@@ -135,9 +135,8 @@ def open_source(
             if first_camera is None:
                 first_camera = usual_first_camera(dataset)
         else:
-            from svll.evaluation.imported_features import (
-                read_foreign,  # scipy: not for our own files
-            )
+            # scipy: not for our own files
+            from svll.evaluation.imported_features import read_foreign
 
             groups, dataset, named = read_foreign(path, kind), path.stem, ""
             first_camera = None

@@ -74,7 +74,7 @@ def _keep_resolution(block: Any) -> None:
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all ranks; with one rank plain BatchNorm2d.
 
-    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale told in
+    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale stated in
     harness/training/engine.py.
     """
 
