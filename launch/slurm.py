@@ -22,10 +22,11 @@ from rich.console import Console
 from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.cluster import launch as array
-from harness.cluster import shares, snapshots
+from harness.cluster import snapshots, states
+from harness.cluster.local import shares
 from harness.cluster.records import read_records
+from harness.cluster.slurm import commands, site
 from harness.cluster.slurm import script as slurm
-from harness.cluster.slurm import site
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
@@ -114,7 +115,7 @@ def main(
     if first is not None and asked.algorithm is not None:
         raise UserError(f"{asked.file}: --first: an algorithm proposes the points; say how many by "
                         "samples=N")
-    place: array.Cluster = "slurm" if slurm.is_here() else "local"
+    place: array.Cluster = "slurm" if commands.is_here() else "local"
     if cluster is not None:
         place = cluster.value
     if asked.ray.address is not None:
@@ -179,7 +180,7 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
 def _dry_run(
     sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> int:
-    views = array.survey(sweep, array.Queue(sweep, patient=True))
+    views = states.survey(sweep, states.Queue(sweep, patient=True))
     due = len(array.due(views, retry_failed=retry_failed))
     if views:  # an algorithm may have proposed none yet
         console.print(table.live_table(sweep, views, most=len(views)))
@@ -192,7 +193,7 @@ def _dry_run(
     else:
         try:
             site.check(sweep, array.jobs_of(sweep, due))
-        except slurm.NoAnswer as error:
+        except commands.NoAnswer as error:
             _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
         sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)
         _tell_no_gpu(sweep, console)
@@ -218,21 +219,24 @@ def _tell_no_gpu(sweep: Sweep, console: Console) -> None:
 def _script(sweep: Sweep, count: int) -> str:
     if sweep.backend == "array":
         return slurm.script(sweep, count)
-    from harness.cluster.ray import driver as ray_search  # late: only this backend needs it
+    from harness.cluster.ray import (
+        shares,  # late: only this backend needs it
+        submit,
+    )
 
-    ray_search.check(sweep)
-    return slurm.script(ray_search.allocation(sweep), 1)
+    submit.check(sweep)
+    return slurm.script(shares.allocation(sweep), 1)
 
 
 def _status(sweep: Sweep, console: Console) -> int:
-    views = array.survey(sweep, array.Queue(sweep, patient=True))
+    views = states.survey(sweep, states.Queue(sweep, patient=True))
     if views:
         console.print(table.live_table(sweep, views, most=STATUS_ROWS))
     else:
         _say(console, f"{sweep.name}: {table.counts(views)}")
     _tell_troubles(views, console)
     _tell_left_alone(views, console, retry_failed=False)
-    on_their_way = [view.trial.signature for view in views if view.state in array.ALIVE]
+    on_their_way = [view.trial.signature for view in views if view.state in states.ALIVE]
     for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
         _say(console, f"warning: trials run as they were submitted: {told}")
     return 0
@@ -263,8 +267,8 @@ def _submit(
             _tell_no_gpu(sweep, console)
     for told in plan:
         _say(console, told)
-    views = array.survey(sweep)
-    searched = sweep.algorithm is not None and array.is_searched(sweep)
+    views = states.survey(sweep)
+    searched = sweep.algorithm is not None and states.is_searched(sweep)
     if searched:
         _say(console, f"a search goes on {where}; points: {points_file(sweep.folder)}")
     if not due and not searched:
@@ -291,7 +295,7 @@ def _fetch(trials: list[Trial]) -> None:
 
 
 def _tell_left_alone(
-    views: list[array.View], console: Console, *, retry_failed: bool
+    views: list[states.View], console: Console, *, retry_failed: bool
 ) -> None:
     left = sum(view.state == "failed" and not view.is_due for view in views)
     if left and not retry_failed:
@@ -313,10 +317,10 @@ def _follow(sweep: Sweep, console: Console) -> int:
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
         _say(console, f"not proposed yet: {counted(left, 'point')}; the same command goes on")
-    return 0 if not left and all(view.state in array.DONE for view in views) else 1
+    return 0 if not left and all(view.state in states.DONE for view in views) else 1
 
 
-def _tell_troubles(views: list[array.View], console: Console) -> None:
+def _tell_troubles(views: list[states.View], console: Console) -> None:
     bad = [view for view in views if view.state in table.BAD]
     for text in table.troubles(bad[:TROUBLES]):
         _say(console, text)

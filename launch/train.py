@@ -79,7 +79,7 @@ def main(
     config = build(Config, [*read_recipe(file, Config, RECIPES), *words])
     if dry_run:
         return _dry_run(config)
-    from harness.cluster.rank import join_step
+    from harness.cluster.slurm.job import join_step
     from harness.runs.execute import execute
 
     join_step()

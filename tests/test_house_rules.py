@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster.ray import driver as ray_search
+from harness.cluster.ray import submit
 from harness.config.build import Setting, build, keys, read_recipe
 from harness.config.yaml_files import read_yaml
 from harness.sweeps.reading import read_sweep
@@ -44,7 +44,7 @@ LIGHT = [
 """Files that commands import which must start at once."""
 OWN_WRITERS = {
     "harness/base/files.py": "the helper itself",
-    "harness/cluster/claims.py": "files that the kernel locks: a replaced one would have no lock",
+    "harness/cluster/local/claims.py": "files that the kernel locks: a replaced one would have no lock",
     "harness/cluster/local/worker.py": "what a helper process prints, read back as soon as it ends",
     "harness/cluster/doctor/visit.py": "what helper processes print, looked at when one fails",
     "harness/cluster/ray/nodes.py": "a token that nobody else may read, not even for a moment",
@@ -344,7 +344,7 @@ def test_every_sweep_loads(path: Path) -> None:
     assert sweep.name == path.stem
     assert len(sweep.trials) + sweep.to_propose >= 2
     if sweep.backend == "ray":
-        ray_search.check(sweep)
+        submit.check(sweep)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """Why a trial ended badly, in one line, and what to do about it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from harness.cluster.slurm import script as slurm
 from harness.runs.execute import LOST_RANK
 
 TAIL_BYTES = 8192
@@ -49,39 +48,6 @@ def with_next_step(told: str) -> str:
         if re.search(pattern, told):
             return told if "(run.runs" in told else f"{told}; {step}"  # it has said so itself
     return told
-
-
-def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
-    """Return what is known of jobs that ended without a word, by their id (array_task).
-
-    jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
-    it, the ends of the logs must do.
-    """
-    states = _accounted(jobs)
-    found = {}
-    for job, folder in jobs.items():
-        told = [states[job]] if job in states else []
-        told += last_words(folder.glob(f"{job}_*_log.err"))
-        if told:
-            found[job] = with_next_step(": ".join(told))
-    return found
-
-
-def _accounted(jobs: Iterable[str]) -> dict[str, str]:
-    """Return the final states by job id; nothing where accounting is absent, late or down."""
-    try:
-        text = slurm.ask([
-            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
-            "--format=JobID,State,ExitCode,NodeList",
-        ])
-    except slurm.NoAnswer:
-        return {}
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
-    return {
-        job: f"{state} (exit status {status}) on {nodes}"
-        for job, state, status, nodes in rows
-        if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")
-    }
 
 
 def last_words(logs: Iterable[Path], about: str = "") -> list[str]:

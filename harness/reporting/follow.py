@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.live import Live
 
-from harness.cluster.launch import ALIVE, SQUEUE_EVERY_S, Queue, View, is_searched, survey
+from harness.cluster.states import ALIVE, SQUEUE_EVERY_S, Queue, View, is_searched, survey
 from harness.reporting.terminal import line, live_table, progress
 from harness.sweeps.reading import Sweep
 

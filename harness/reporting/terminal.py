@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.base.mappings import lookup
 from harness.base.units import counted
-from harness.cluster.launch import ALIVE, DONE, View
+from harness.cluster.states import ALIVE, DONE, View
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 

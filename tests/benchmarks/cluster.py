@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import read_json
-from harness.cluster.launch import Queue, launch, survey
+from harness.cluster.launch import launch
+from harness.cluster.states import Queue, survey
 from harness.sweeps.reading import Sweep
 from tests.benchmarks.own_slurm import own_slurm
 from tests.benchmarks.timing import Row, measured, median_s, seconds

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.mappings import flatten
-from harness.cluster.launch import ALIVE, launch, survey
-from harness.cluster.local import worker as local
+from harness.cluster.launch import launch
+from harness.cluster.local import background
+from harness.cluster.states import ALIVE, survey
 from harness.runs.run import epoch_lines
 from harness.runs.takeovers import taken_epochs
 from harness.sweeps.reading import Sweep, read_sweep
@@ -82,7 +83,7 @@ def _read(file: Path, seed: int, runs: str, backend: str) -> Sweep:
 def _carry_out(sweep: Sweep) -> Cost:
     started = time.monotonic()
     launch(sweep, "local")
-    while any(view.state in ALIVE for view in survey(sweep)) or local.living_workers(sweep.folder):
+    while any(view.state in ALIVE for view in survey(sweep)) or background.living_workers(sweep.folder):
         assert time.monotonic() < started + PATIENCE_S, f"see {sweep.folder}"
         time.sleep(1.0)
     taken = time.monotonic() - started

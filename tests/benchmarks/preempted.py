@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster.launch import ALIVE, Queue, launch, survey
+from harness.cluster.launch import launch
+from harness.cluster.states import ALIVE, Queue, survey
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, recipe_sweep
 from svll.config import RECIPES, Config

@@ -19,10 +19,12 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster import launch as array  # noqa: E402
-from harness.cluster.launch import Queue, cancel, launch, survey  # noqa: E402
+from harness.cluster import states  # noqa: E402
+from harness.cluster.launch import cancel, launch
 from harness.cluster.records import read_records  # noqa: E402
-from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.cluster.slurm import commands  # noqa: E402
+from harness.cluster.slurm import script as slurm_jobs
+from harness.cluster.states import Queue, survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
 
 
@@ -299,7 +301,7 @@ def test_jobs_that_cannot_run_because_their_launcher_died_are_replaced(
     (Path(record.folder) / f"{lost}_submitted.pkl").unlink()
     forget(record)
     assert len(launch(sweep, "slurm")) == 1
-    toy.until(lambda: lost not in slurm_jobs.my_jobs())
+    toy.until(lambda: lost not in commands.my_jobs())
     assert len(mine(sweep)) == 1
     cancel(sweep)
 
@@ -409,7 +411,7 @@ def over(sweep: Sweep, *, patience_s: float = 180) -> None:
     """Wait until nothing of the sweep is on its way."""
     queue = Queue(sweep, max_age_s=1.0)
     toy.until(
-        lambda: not any(v.state in array.ALIVE for v in survey(sweep, queue)), seconds=patience_s
+        lambda: not any(v.state in states.ALIVE for v in survey(sweep, queue)), seconds=patience_s
     )
 
 
@@ -423,7 +425,7 @@ def job_of(sweep: Sweep, index: int) -> str:
 
 def mine(sweep: Sweep) -> list[str]:
     tokens = {record.token for record in read_records(sweep.folder)}
-    return [n for n, (_, _, name) in slurm_jobs.my_jobs().items() if name.split(".")[-1] in tokens]
+    return [n for n, (_, _, name) in commands.my_jobs().items() if name.split(".")[-1] in tokens]
 
 
 def forget(record: Any) -> None:

@@ -29,10 +29,12 @@ import toy_experiment as toy  # noqa: E402
 from faulty_experiment import Strike, steps  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster import launch as array  # noqa: E402
-from harness.cluster.launch import Queue, View, launch, survey  # noqa: E402
+from harness.cluster import launch as array
+from harness.cluster import states  # noqa: E402
+from harness.cluster.launch import launch
 from harness.cluster.records import read_records  # noqa: E402
-from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.cluster.slurm import commands  # noqa: E402
+from harness.cluster.states import Queue, View, survey  # noqa: E402
 from harness.reporting.follow import follow  # noqa: E402
 from harness.runs.run import Run  # noqa: E402
 from harness.sweeps.reading import Sweep, read_sweep  # noqa: E402
@@ -236,7 +238,7 @@ def over(sweep: Sweep) -> list[View]:
 
     def ended() -> bool:
         views[:] = survey(sweep, queue)
-        return not any(view.state in array.ALIVE for view in views)
+        return not any(view.state in states.ALIVE for view in views)
 
     toy.until(ended, seconds=PATIENCE_S, every=0.5)
     return views
@@ -384,7 +386,7 @@ def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
         launch(sweep, "slurm")
         toy.until(lambda: len(epochs_of(sweep)) >= 2)
         os.kill(read_json(run.folder / "seen-0.json")["pid"], signal.SIGKILL)
-        toy.until(lambda: job_of(sweep) not in slurm_jobs.my_jobs())
+        toy.until(lambda: job_of(sweep) not in commands.my_jobs())
         run.lock_file.unlink()  # of another machine it looks alive for a minute
         [view] = over(sweep)
         assert view.state == "died"

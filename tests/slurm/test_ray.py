@@ -14,9 +14,10 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster.launch import cancel, is_searched, launch, survey  # noqa: E402
+from harness.cluster.launch import cancel, launch
 from harness.cluster.records import read_records  # noqa: E402
-from harness.cluster.slurm import script as slurm_jobs  # noqa: E402
+from harness.cluster.slurm import commands  # noqa: E402
+from harness.cluster.states import is_searched, survey  # noqa: E402
 from harness.runs.run import epoch_lines  # noqa: E402
 from harness.sweeps.reading import Sweep, with_proposed  # noqa: E402
 
@@ -127,7 +128,7 @@ def over(sweep: Sweep) -> None:
     """Wait until the sweep's jobs have left the queue, and not only its trials."""
     toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
     jobs = {job for record in read_records(sweep.folder) for job in record.jobs.values()}
-    toy.until(lambda: not jobs & set(slurm_jobs.my_jobs()), seconds=PATIENCE_S)
+    toy.until(lambda: not jobs & set(commands.my_jobs()), seconds=PATIENCE_S)
 
 
 def assert_clean(sweep: Sweep) -> None:

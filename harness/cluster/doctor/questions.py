@@ -19,7 +19,8 @@ from pathlib import Path
 from harness.base.files import read_json, write_json, write_text
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import has_gpu
-from harness.cluster.rank import say_plainly, set_slurm_ranks
+from harness.cluster.rank import say_plainly
+from harness.cluster.slurm.job import set_slurm_ranks
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from harness.cluster.doctor.questions import (
     examine_job,
     read_answers,
 )
+from harness.cluster.slurm import commands, deaths, site
 from harness.cluster.slurm import script as slurm
-from harness.cluster.slurm import site
 from harness.sweeps.reading import Resources, Sweep
 
 PENDING_S = 120.0
@@ -129,7 +129,7 @@ def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]
         with console.status("") as line:
             _wait(visits, line.update)
     finally:
-        slurm.scancel([one.job for one in visits if one.job and not one.over])
+        commands.scancel([one.job for one in visits if one.job and not one.over])
     return visits
 
 
@@ -157,13 +157,13 @@ def _submit(sweep: Sweep, visit: Visit) -> None:
     )
     executor = slurm.executor_for(own, visit.folder, f"doctor.{visit.name}")
     try:
-        with slurm.outside_any_job():
+        with commands.outside_any_job():
             job = executor.submit(
                 examine_job, str(visit.folder.resolve()), resources.cpus,
                 resources.gpus or (None if slurm.GPU_OPTIONS & set(sweep.slurm) else 0),
             )
     except Exception as error:  # submitit's own classes differ between its versions
-        visit.trouble, visit.over = f"sbatch: {slurm.last_line(error)}", True
+        visit.trouble, visit.over = f"sbatch: {commands.last_line(error)}", True
         return
     visit.job = job.job_id
 
@@ -172,7 +172,7 @@ def _wait(visits: list[Visit], say: Callable[[str], None]) -> None:
     """Return when every job has ended, or waited too long."""
     running: dict[str, float] = {}
     while left := [one for one in visits if not one.over]:
-        jobs = slurm.my_jobs()
+        jobs = commands.my_jobs()
         for one in left:
             if one.job not in jobs:
                 _ended(one)
@@ -191,12 +191,12 @@ def _ended(one: Visit) -> None:
     if len([a for a in one.answers if a.done]) < one.ranks:
         time.sleep(2 * POLL_S)
     if len([a for a in one.answers if a.done]) < one.ranks:
-        told = causes.deaths({one.job: one.folder}).get(one.job, "")
+        told = deaths.deaths({one.job: one.folder}).get(one.job, "")
         one.trouble = told or f"the job ended without an answer; see {one.folder}"
 
 
 def _give_up(one: Visit, why: str) -> None:
-    slurm.scancel([one.job])
+    commands.scancel([one.job])
     one.trouble, one.over = why, True
 
 

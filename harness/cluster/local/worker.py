@@ -8,27 +8,23 @@ Everything a worker knows is on disk, so one that is killed loses nothing.
 
 import dataclasses
 import logging
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.locks import Busy, held_lock, lock_holder
+from harness.base.locks import Busy, held_lock
 from harness.base.network import free_port
-from harness.base.text import log_tail
 from harness.cluster import pages
-from harness.cluster.claims import Claim
-from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
-from harness.cluster.records import Record, jobs_folder, new_record, read_record
-from harness.cluster.shares import pool_for, share_of, slots_for
-from harness.cluster.snapshots import search_path
+from harness.cluster.local.background import start, worker_lock
+from harness.cluster.local.claims import Claim
+from harness.cluster.local.shares import pool_for, share_of, slots_for
+from harness.cluster.rank_group import _environment, _wait, settle
+from harness.cluster.records import Record, new_record, read_record
 from harness.runs.run import CLAIM, Run
 from harness.runs.stopping import request_stop, stop_requested
 from harness.sweeps.reading import Sweep, Trial
@@ -36,11 +32,6 @@ from harness.sweeps.reading import Sweep, Trial
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-GRACE_S = 30.0
-"""How long a trial may take to save after it was told to stop."""
-START_LIMIT_S = 60.0
-YEARS_MIN = 10 * 365 * 24 * 60
-"""submitit's local executor ends every job after a time; a worker has no limit."""
 
 
 # --- the launcher's side ---
@@ -63,114 +54,7 @@ def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Rec
     return record
 
 
-def start(record: Record) -> None:
-    """Start a record's workers and return when each is seen to live.
-
-    A helper process hands them to submitit, so that they belong to no terminal and Ctrl-C on the
-    follower does not reach them. Raises UserError when a worker did not come up.
-    """
-    # not a pipe: the workers inherit it, and its end would come with theirs
-    told = Path(record.folder) / "start.log"
-    with told.open("wb") as output:
-        started = subprocess.run(
-            [sys.executable, "-m", "harness.cluster.local.worker", str(record.file)],
-            env={**os.environ, **search_path(record.options["code"], os.environ)},
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        )
-    if started.returncode != 0:
-        raise UserError(f"no worker could be started here:\n{log_tail(told)}")
-    record.state = "submitted"
-    record.write()
-
-
-def living_workers(sweep_folder: Path, token: str = "*") -> list[dict[str, Any]]:
-    """Return who the living workers of a sweep (of one submission) are: host, pid, ..."""
-    locks = jobs_folder(sweep_folder).glob(f"{token}/worker-*.lock")
-    return [holder for lock in locks if (holder := lock_holder(lock)) is not None]
-
-
-def cancel(sweep_folder: Path) -> None:
-    """End the workers of a sweep and what they run; trials are given the time to save.
-
-    Raises UserError when workers run on another machine, where they cannot be ended from here.
-    """
-    workers = living_workers(sweep_folder)
-    here = [w for w in workers if w["host"] == socket.gethostname()]
-    for worker in here:
-        _signal(worker["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S + 10.0
-    # the process, not its lock: that is let go a moment before the end
-    while any(_lives(w["pid"]) for w in here) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    for worker in here:
-        if _lives(worker["pid"]):
-            _signal(worker["pid"], signal.SIGKILL)
-    elsewhere = {w["host"] for w in workers} - {socket.gethostname()}
-    if elsewhere:
-        raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
-
-
-def end_run(run: Run) -> None:
-    """End whatever process of this machine holds the run: TERM, time to save, then KILL."""
-    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
-        holder = lock_holder(run.lock_file)
-        if holder is None or holder["host"] != socket.gethostname():
-            return
-        _signal(holder["pid"], number)
-        deadline = time.monotonic() + patience_s
-        while lock_holder(run.lock_file) is not None and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process is there and more than a zombie that its parent has yet to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        log.debug("process %d has ended already", pid)
-
-
 # --- the helper process ---
-
-
-def start_workers(record_file: Path) -> None:
-    """Hand a submission's workers to submitit's local executor and see that they come up."""
-    from submitit import LocalExecutor
-
-    record = read_record(record_file)
-    executor = LocalExecutor(folder=record_file.parent)
-    executor.update_parameters(timeout_min=YEARS_MIN)
-    if record.options.get("backend") == "ray":
-        from harness.cluster.ray.driver import drive  # late: it imports this module
-
-        jobs = [executor.submit(drive, str(record_file))]
-    else:
-        numbers = range(record.options["workers"])
-        jobs = [executor.submit(work, str(record_file), number) for number in numbers]
-    for number, job in enumerate(jobs):
-        lock = worker_lock(record_file, number)
-        deadline = time.monotonic() + START_LIMIT_S
-        # a short submission may be over already: then the result is there
-        while lock_holder(lock) is None and not job.paths.result_pickle.exists():
-            if job.done():
-                raise UserError(f"worker {number} ended at once: {job.paths.stderr}\n"
-                                f"{log_tail(job.paths.stderr)}")
-            if time.monotonic() > deadline:
-                raise UserError(f"worker {number} did not come up in {START_LIMIT_S:.0f} s: "
-                                f"{job.paths.stderr}")
-            time.sleep(0.05)
-
-
-def worker_lock(record_file: Path, number: int) -> Path:
-    """The file that a worker holds as long as it lives."""
-    return record_file.with_name(f"worker-{number}.lock")
 
 
 # --- the worker ---
@@ -270,92 +154,11 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     settle(run, broken, codes, logs)
 
 
-def _environment(record: Record, claim: Claim, rank: int, port: str) -> dict[str, str]:
-    options = record.options
-    return {
-        **os.environ,
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options["ranks"]),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "OMP_NUM_THREADS": str(options["cpus"]), "CUDA_VISIBLE_DEVICES": ",".join(claim.gpus),
-    }
-
-
-def _wait(processes: list["subprocess.Popen[bytes]"]) -> int | None:
-    """Wait for all ranks and return the first that failed, if any.
-
-    When told to stop, or when one rank fails, the others are told to stop, and are ended with all
-    that they started if they do not within the grace time.
-    """
-    deadline: float | None = None
-    broken: int | None = None
-    while any(process.poll() is None for process in processes):
-        if broken is None:
-            broken = _failed_rank(processes)
-        if deadline is None and (stop_requested() or broken is not None):
-            deadline = time.monotonic() + GRACE_S
-            for process in processes:
-                process.terminate()
-        if deadline is not None and time.monotonic() > deadline:
-            for process in processes:
-                _kill_group(process)
-        time.sleep(POLL_S)
-    for process in processes:
-        _kill_group(process)  # helpers that a killed rank left behind
-    return broken if broken is not None else _failed_rank(processes)
-
-
-def _failed_rank(processes: list["subprocess.Popen[bytes]"]) -> int | None:
-    fine = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
-    return next((r for r, p in enumerate(processes) if p.poll() not in fine), None)
-
-
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # each rank leads a session of its own
-    except ProcessLookupError:
-        return
-
-
-def settle(run: Run, broken: int | None, codes: list[int], logs: list[Path]) -> None:
-    """Write the status of a trial whose first rank could not, or did not know, what happened."""
-    status = run.status()
-    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
-        return
-    facts = {key: status[key] for key in ("attempts", "started") if key in status}
-    try:
-        if stop_requested():
-            if status["state"] != "stopped":
-                run.set_status("stopped", reason="cancelled before it could save", **facts)
-        elif broken is not None:
-            told = _end_in_words(codes[broken])
-            if len(codes) > 1:
-                told = f"rank {broken}: {told}"
-            lines = log_tail(logs[broken]).splitlines()
-            hindered = codes[broken] < 0 or codes[broken] in (IN_USE_STATUS, HINDERED_STATUS)
-            run.set_status(
-                "failed", error=told, lines=lines, log=str(logs[broken]), hindered=hindered, **facts
-            )
-    except OSError as error:  # the other trials go on
-        log.error("%s: cannot be written: %s", run.status_file, error.strerror)
-
-
-def _end_in_words(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL (out of memory?)"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    if code == IN_USE_STATUS:
-        return "another process was in the run folder"
-    if code == HINDERED_STATUS:
-        return "its run folder could not be written"
-    return f"ended with exit status {code}"
-
-
 if __name__ == "__main__":
     # by its full name: what submitit pickles must be a reference to this module, not a copy
-    from harness.cluster.local import worker as local
+    from harness.cluster.local import background
 
     try:
-        local.start_workers(Path(sys.argv[1]))
+        background.start_workers(Path(sys.argv[1]))
     except UserError as error:
         sys.exit(str(error))

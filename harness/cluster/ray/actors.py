@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.ray.trial import Crew, Followers, WatchedRun
+from harness.cluster.ray.trial import Crew
+from harness.cluster.ray.watched_run import Followers, WatchedRun
 from harness.runs.run import Run
 from harness.sweeps.keys import Resources
 

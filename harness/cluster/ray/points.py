@@ -13,8 +13,8 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.mappings import flatten
-from harness.cluster.launch import write_summary
-from harness.cluster.ray.trial import was_ended_early
+from harness.cluster.ray.verdicts import was_ended_early
+from harness.cluster.summary import write_summary
 from harness.config.build import to_yaml
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.outcomes import numbers_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.mappings import flatten
-from harness.cluster.ray.trial import end_early, end_paused, judged, note_judged
+from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
 from harness.config.build import build, changeable_keys, read_recipe, value_at
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines

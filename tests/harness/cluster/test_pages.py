@@ -8,8 +8,9 @@ import pytest
 from harness.base.files import read_json
 from harness.base.locks import held_lock
 from harness.cluster import pages
-from harness.cluster.launch import launch, survey
-from harness.cluster.local import worker as local
+from harness.cluster.launch import launch
+from harness.cluster.local import background
+from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 
 SEARCH = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
@@ -87,4 +88,4 @@ def sweep(finished: Sweep) -> Sweep:
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
-    toy.until(lambda: not local.living_workers(sweep.folder))
+    toy.until(lambda: not background.living_workers(sweep.folder))

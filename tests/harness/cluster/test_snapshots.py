@@ -11,11 +11,12 @@ import pytest
 
 import harness
 from harness.base.errors import UserError
-from harness.cluster import launch as array
-from harness.cluster import snapshots
-from harness.cluster.launch import launch, survey
+from harness.cluster import snapshots, states
+from harness.cluster.launch import launch
+from harness.cluster.local import background
 from harness.cluster.local import worker as local
 from harness.cluster.records import read_records
+from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 
 EXPERIMENT = """
@@ -58,8 +59,8 @@ def edit(tmp_path: Path) -> None:
 def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the workers are over, too: a trial is complete before its process has ended."""
     toy.until(
-        lambda: not any(view.state in array.ALIVE for view in survey(sweep))
-        and not local.living_workers(sweep.folder)
+        lambda: not any(view.state in states.ALIVE for view in survey(sweep))
+        and not background.living_workers(sweep.folder)
     )
 
 

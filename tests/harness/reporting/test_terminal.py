@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.base.files import write_json
 from harness.base.mappings import lookup
-from harness.cluster.launch import survey
+from harness.cluster.states import survey
 from harness.reporting import follow as following
 from harness.reporting.follow import follow
 from harness.reporting.terminal import (

@@ -19,15 +19,17 @@ import pytest
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.machine import visible_gpus
-from harness.cluster import shares
-from harness.cluster.claims import Pool
-from harness.cluster.launch import cancel, launch, survey
-from harness.cluster.local import worker as local
+from harness.cluster.launch import cancel, launch
+from harness.cluster.local import background, shares
+from harness.cluster.local.claims import Pool
 from harness.cluster.ray import driver as ray_search
 from harness.cluster.ray import nodes as ray_cluster
+from harness.cluster.ray import shares, submit
 from harness.cluster.ray.schedulers import make_scheduler
-from harness.cluster.ray.trial import Crew, WatchedRun
+from harness.cluster.ray.trial import Crew
+from harness.cluster.ray.watched_run import WatchedRun
 from harness.cluster.records import Record, read_records
+from harness.cluster.states import survey
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.keys import Allocation, Asha, Median, Resources
 from harness.sweeps.reading import Sweep
@@ -48,7 +50,7 @@ def make_search(toy: ModuleType) -> Iterator[Callable[..., Sweep]]:
 
     yield make
     for sweep in made:
-        local.cancel(sweep.folder)
+        background.cancel(sweep.folder)
 
 
 # --- with Ray ---
@@ -159,7 +161,7 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     assert run.status()["attempts"] == 1
 
     processes = session(meeting_of(long)["pid"])
-    [worker] = local.living_workers(long.folder)
+    [worker] = background.living_workers(long.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not any(alive(pid) for pid in processes))
     toy.until(lambda: states(long) == ["stopped", "died"])
@@ -233,7 +235,7 @@ def test_what_does_not_go_together_in_a_search_is_refused(
     search = {"work.quality": {"uniform": [0.1, 0.9]}}
     sweep = toy.make_sweep(tmp_path, **{"search": search, "backend": "ray", **keys})
     with pytest.raises(UserError) as caught:
-        ray_search.check(sweep)
+        submit.check(sweep)
     assert message in str(caught.value)
 
 
@@ -243,9 +245,9 @@ def test_the_dashboard_is_refused_where_it_is_not_installed_and_nowhere_else(
     sweep = toy.make_sweep(tmp_path, {}, backend="ray", ray={"dashboard": True})
     if importlib.util.find_spec("aiohttp_cors") is None:
         with pytest.raises(UserError, match=r"is not installed: pip install 'ray\[default\]'"):
-            ray_search.check(sweep)
+            submit.check(sweep)
     else:
-        ray_search.check(sweep)
+        submit.check(sweep)
 
 
 def test_what_a_node_serves_to_itself_is_reached_by_a_tunnel() -> None:
@@ -259,13 +261,13 @@ def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_pat
     sweep = toy.make_sweep(
         tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
     )
-    assert ray_search.allocation(sweep).resources == Resources(
+    assert shares.allocation(sweep).resources == Resources(
         nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
     )
     sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
-    assert ray_search.allocation(sharing).resources.gpus == 3
+    assert shares.allocation(sharing).resources.gpus == 3
     ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
-    assert ray_search.allocation(ranks).resources.cpus == 16
+    assert shares.allocation(ranks).resources.cpus == 16
 
 
 class Told:
@@ -443,7 +445,7 @@ def states(sweep: Sweep) -> list[str]:
 def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the sweep's jobs are over, and not only its trials."""
     toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
-    toy.until(lambda: not local.living_workers(sweep.folder), seconds=PATIENCE_S)
+    toy.until(lambda: not background.living_workers(sweep.folder), seconds=PATIENCE_S)
 
 
 def progressed(sweep: Sweep) -> int:

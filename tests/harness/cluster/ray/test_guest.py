@@ -14,11 +14,12 @@ import pytest
 
 from harness.base import network
 from harness.base.errors import UserError
-from harness.cluster.launch import launch, survey
-from harness.cluster.local import worker as local
+from harness.cluster.launch import launch
+from harness.cluster.local import background
 from harness.cluster.ray import guest as ray_guest
 from harness.cluster.ray import nodes as ray_cluster
 from harness.cluster.ray.nodes import Meeting, Share
+from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
 
 OTHER_VERSION = """
@@ -52,12 +53,12 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
     )
     try:
         launch(sweep, "local")
-        toy.until(lambda: not local.living_workers(sweep.folder), seconds=200)
+        toy.until(lambda: not background.living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
         [node] = ray_guest.look(address)
         assert node["CPU"] == 2
     finally:
-        local.cancel(sweep.folder)
+        background.cancel(sweep.folder)
 
     # what it has no room for is refused before anything starts
     large = toy.make_sweep(

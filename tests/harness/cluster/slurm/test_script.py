@@ -11,6 +11,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.records import new_record, read_records
+from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
 from harness.config.build import Setting
 from harness.sweeps.keys import read_slurm
@@ -157,7 +158,7 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
 ) -> None:
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
     calls = answers("squeue", "12_0|RUNNING|None|toys.abc\n12_1|PENDING|Job|Array|Limit|x\n\n")
-    assert slurm.my_jobs() == {
+    assert commands.my_jobs() == {
         "12_0": ("RUNNING", "None", "toys.abc"), "12_1": ("PENDING", "Job", "Array|Limit|x")
     }
     [call] = calls.read_text().splitlines()
@@ -167,7 +168,7 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
 def test_a_failing_command_is_told_in_its_own_words(answers) -> None:
     answers("squeue", status=1, words="slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable to contact") as told:
-        slurm.my_jobs()
+        commands.my_jobs()
     assert "--cluster local" in str(told.value)
 
 
@@ -175,21 +176,21 @@ def test_a_machine_without_slurm_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not slurm.is_here()
+    assert not commands.is_here()
     with pytest.raises(UserError, match="squeue: not on PATH; --cluster local runs here"):
-        slurm.my_jobs()
+        commands.my_jobs()
 
 
 def test_the_largest_array_is_asked_for_with_slurms_default_as_fallback(answers) -> None:
     answers("scontrol", "Configuration data\nMaxArraySize            = 5\nMaxJobCount = 9\n")
-    assert slurm.max_array_size() == 5
+    assert commands.max_array_size() == 5
     answers("scontrol", "Configuration data\n")
-    assert slurm.max_array_size() == 1001
+    assert commands.max_array_size() == 1001
 
 
 def test_many_jobs_are_cancelled_in_calls_of_bearable_length(answers) -> None:
     calls = answers("scancel")
-    slurm.scancel(str(n) for n in range(1200))
+    commands.scancel(str(n) for n in range(1200))
     lines = [line.split() for line in calls.read_text().splitlines()]
     assert [len(line) - 1 for line in lines] == [500, 500, 200]
     assert [word for line in lines for word in line[1:]] == [str(n) for n in range(1200)]

@@ -15,6 +15,7 @@ import pytest
 
 from harness.base.locks import lock_holder
 from harness.cluster import rank as jobs
+from harness.cluster.slurm import job
 from harness.config.build import to_yaml
 from harness.runs import stopping
 from harness.runs.run import Run
@@ -60,7 +61,7 @@ def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
 
 
 def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
-    jobs.set_slurm_ranks()
+    job.set_slurm_ranks()
     assert {name: os.environ[name] for name in RANKS} == {
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "21234", "OMP_NUM_THREADS": "6",
@@ -71,7 +72,7 @@ def test_a_task_beside_others_of_a_bare_step_is_a_rank(
     slurm_job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    jobs.join_step()
+    job.join_step()
     assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == (
         "3", "1", "2"
     )
@@ -89,7 +90,7 @@ def test_ranks_that_another_gave_or_nobody_stay_as_they_are(
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     for name, value in setting.items():
         monkeypatch.setenv(name, value)
-    jobs.join_step()
+    job.join_step()
     assert os.environ.get("RANK") == setting.get("RANK")
     assert "WORLD_SIZE" not in os.environ
 
@@ -98,7 +99,7 @@ def test_a_job_of_one_rank_needs_no_network(
     slurm_job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    jobs.set_slurm_ranks()
+    job.set_slurm_ranks()
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
 
 
@@ -106,16 +107,16 @@ def test_fewer_cores_than_asked_for_are_warned_about(
     slurm_job: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
-    jobs.set_slurm_ranks()
+    job.set_slurm_ranks()
     with caplog.at_level(logging.INFO, logger="harness"):
-        jobs.check_cores()
+        job.check_cores()
     assert "cores 5" in caplog.text
     assert "6 cores were asked for, srun gave 1" in caplog.text
 
 
 def test_a_running_job_is_put_back_by_its_array_id(slurm_job: None, commands) -> None:
     calls = commands("RUNNING", "exit 0")
-    jobs.requeue()
+    job.requeue()
     assert calls.read_text().splitlines() == ["requeue 41230_4"]
 
 
@@ -124,7 +125,7 @@ def test_a_job_that_is_being_cancelled_is_not_put_back(
     slurm_job: None, commands, state: str
 ) -> None:
     calls = commands(state, "exit 0")
-    jobs.requeue()
+    job.requeue()
     assert not calls.exists()
 
 
@@ -132,28 +133,28 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     slurm_job: None, commands, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = commands("RUNNING", "exit 1")
-    jobs.requeue()
+    job.requeue()
     assert len(calls.read_text().splitlines()) == 3
     assert "launch the sweep again" in caplog.text
     monkeypatch.setattr(jobs, "REQUEUE_LIMIT_S", 0.3)
     commands("RUNNING", "exec sleep 30")
     started = time.monotonic()
-    jobs.requeue()
+    job.requeue()
     assert time.monotonic() - started < 10
 
 
 def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(jobs.MAX_TIME_OUTS, "1")
-    monkeypatch.setenv(jobs.SIGNAL_DELAY_S, "300")
+    monkeypatch.setenv(job.MAX_TIME_OUTS, "1")
+    monkeypatch.setenv(job.SIGNAL_DELAY_S, "300")
     run = Run(tmp_path)
     run.set_status("stopped", reason="asked to in stage2", attempts=3)
     last = {"0:40": False}  # the second time-out
     for told in ("2:00:00", "1-00:00:00", "UNLIMITED", "4:50", "9:00", "0:40"):
         calls = commands(f"'RUNNING|{told}'", "exit 0")
         calls.unlink(missing_ok=True)
-        jobs.requeue(run)
+        job.requeue(run)
         assert calls.exists() == last.get(told, True), told
     status = run.status()
     assert (status["preemptions"], status["time_outs"], status["attempts"]) == (4, 2, 3)
@@ -182,7 +183,7 @@ def test_a_signal_before_the_run_has_begun_puts_the_job_back_at_once(
     monkeypatch.setattr(jobs, "check_cores", lambda: os.kill(os.getpid(), signal.SIGUSR2))
     monkeypatch.setattr(jobs, "execute", lambda run: pytest.fail("the run was begun"))
     with pytest.raises(SystemExit) as ended:
-        jobs.run_trial(str(tmp_path))
+        job.run_trial(str(tmp_path))
     assert ended.value.code == 0
     assert calls.read_text().splitlines() == ["requeue 41230_4"]
 
@@ -193,7 +194,7 @@ def test_only_the_first_rank_puts_a_stopped_job_back(
     calls = commands("RUNNING", "exit 0")
     monkeypatch.setattr(jobs, "execute", lambda run: "stopped")
     with pytest.raises(SystemExit):
-        jobs.run_trial(str(tmp_path))
+        job.run_trial(str(tmp_path))
     assert not calls.exists()
 
 
@@ -203,7 +204,7 @@ def test_a_failed_run_makes_its_job_fail_with_the_runs_own_error(
     Run(tmp_path).set_status("failed", error="loss is nan at step 7")
     monkeypatch.setattr(jobs, "execute", lambda run: "failed")
     with pytest.raises(jobs.TrialFailed, match="loss is nan at step 7"):
-        jobs.run_trial(str(tmp_path))
+        job.run_trial(str(tmp_path))
 
 
 def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
@@ -219,7 +220,7 @@ def test_the_lock_of_this_jobs_killed_attempt_is_removed(
     monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
     run = Run(tmp_path)
     write_lock(run, job="41230_4")
-    jobs.drop_own_lock(run)
+    job.drop_own_lock(run)
     assert lock_holder(run.lock_file) is None
 
 
@@ -228,11 +229,11 @@ def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
 ) -> None:
     run = Run(tmp_path)
     write_lock(run, job="41230_5")
-    jobs.drop_own_lock(run)
+    job.drop_own_lock(run)
     assert lock_holder(run.lock_file) is not None
     write_lock(run, job="41230_4")
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
-    jobs.drop_own_lock(run)
+    job.drop_own_lock(run)
     assert lock_holder(run.lock_file) is not None
 
 
@@ -276,7 +277,7 @@ def command(run: Run) -> list[str]:
 @pytest.fixture
 def node_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A node's own disk, and none of the variables that say where compiled code is kept."""
-    for name in jobs.CACHES:
+    for name in job.CACHES:
         monkeypatch.setenv(name, "x")  # so that what the test sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
@@ -287,7 +288,7 @@ def test_compiled_code_is_kept_on_the_node_in_a_folder_of_this_user_alone(
     node_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen")
-    jobs.keep_caches_here()
+    job.keep_caches_here()
     folder = node_disk / f"svll-{os.getuid()}"
     assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba")
     assert os.environ["TRITON_CACHE_DIR"] == "/chosen"
@@ -305,7 +306,7 @@ def test_a_folder_that_others_may_have_filled_is_not_used_for_compiled_code(
     else:
         folder.mkdir()
         folder.chmod(0o777)
-    jobs.keep_caches_here()
+    job.keep_caches_here()
     used = Path(os.environ["NUMBA_CACHE_DIR"]).parent
     assert used != folder
     assert used.parent == node_disk

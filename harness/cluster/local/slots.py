@@ -12,7 +12,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.machine import machine_gpus, usable_cores, visible_gpus
 from harness.base.units import counted
-from harness.cluster.claims import Claim, Pool
+from harness.cluster.local.claims import Claim, Pool
 from harness.cluster.records import Record
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Resources

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.cluster import claims
-from harness.cluster.claims import Claim, Pool
+from harness.cluster.local import claims
+from harness.cluster.local.claims import Claim, Pool
 
 POOL = Pool(["GPU-a", "GPU-b", "MIG-GPU-c/1/0"], 1, [0, 1, 2, 3], 1)
 
@@ -56,7 +56,7 @@ def test_a_share_is_claimed_whole_or_not_at_all() -> None:
 def test_a_killed_process_gives_back_what_it_had_and_its_child_keeps_it() -> None:
     program = (
         "import subprocess, sys\n"
-        "from harness.cluster.claims import Pool\n"
+        "from harness.cluster.local.claims import Pool\n"
         "claim = Pool(['GPU-a'], 1, [], 0).take('other (process 1)')\n"
         "child = subprocess.Popen(['sleep', '600'], pass_fds=claim.locks)\n"
         "print(child.pid, flush=True)\n"

@@ -19,10 +19,12 @@ from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.mappings import lookup
 from harness.cluster import pages
-from harness.cluster.launch import summary
-from harness.cluster.rank import keep_caches_here, say_plainly, set_slurm_ranks
+from harness.cluster.rank import say_plainly
 from harness.cluster.records import Record, jobs_folder
+from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
+from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
+from harness.cluster.summary import summary
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from harness.sweeps.reading import Resources, Sweep, Trial
@@ -75,11 +77,11 @@ def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
     folder = jobs_folder(sweep.folder.resolve(), create=True) / which
     executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
     try:
-        with slurm.outside_any_job():
+        with commands.outside_any_job():
             number = str(executor.submit(function, *arguments).job_id)
     except Exception as error:  # submitit's own classes differ between its versions
         raise UserError(
-            f"sbatch did not take the job {which} the trials: {slurm.last_line(error)}"
+            f"sbatch did not take the job {which} the trials: {commands.last_line(error)}"
         ) from None
     write_json(ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
     return number

@@ -10,10 +10,12 @@ from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.locks import held_lock
 from harness.cluster import launch as array
-from harness.cluster.launch import Queue, launch, survey
+from harness.cluster import states
+from harness.cluster.launch import launch
 from harness.cluster.local import worker as local
 from harness.cluster.records import EVERY, new_record, read_records
 from harness.cluster.slurm import script as slurm
+from harness.cluster.states import Queue, survey
 from harness.runs.run import CLAIM
 
 
@@ -83,7 +85,7 @@ def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
     new_record(sweep.folder, "slurm", [run.signature]).write()
-    with held_lock(array.launch_lock(sweep)):
+    with held_lock(states.launch_lock(sweep)):
         assert state(sweep) == "queued"
     assert state(sweep) == "died"
 
@@ -265,7 +267,7 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
 
 def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
     sweep, _ = one(toy, tmp_path)
-    with held_lock(array.launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
+    with held_lock(states.launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
         launch(sweep, "local")
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.cluster.local.shares import plan, pool_for, settled, slots_for, waits_for
 
 from harness.base.errors import UserError
-from harness.cluster import shares
-from harness.cluster.claims import Pool
+from harness.cluster.local import shares
+from harness.cluster.local.claims import Pool
 from harness.cluster.records import Record
-from harness.cluster.shares import plan, pool_for, settled, slots_for, waits_for
 from harness.sweeps.reading import Resources
 
 

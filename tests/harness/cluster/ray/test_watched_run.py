@@ -16,15 +16,9 @@ from harness.base.files import read_json
 from harness.base.locks import lock_holder
 from harness.cluster.rank import TrialFailed
 from harness.cluster.ray import trial as ray_trial
-from harness.cluster.ray.trial import (
-    Crew,
-    WatchedRun,
-    end_early,
-    end_paused,
-    flatten,
-    mark_ended_early,
-    was_ended_early,
-)
+from harness.cluster.ray.trial import Crew, flatten
+from harness.cluster.ray.verdicts import end_early, end_paused, mark_ended_early, was_ended_early
+from harness.cluster.ray.watched_run import WatchedRun
 from harness.config.build import to_yaml
 from harness.runs.run import Run, epoch_lines
 

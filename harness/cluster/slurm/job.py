@@ -1,0 +1,196 @@
+"""What a SLURM job does on every rank of a trial."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from harness.base.errors import UserError
+from harness.base.files import is_private
+from harness.base.locks import HEARTBEAT_S, job_id, lock_holder
+from harness.base.units import counted, slurm_seconds
+from harness.cluster import pages
+from harness.cluster.rank import TrialFailed, log, say_plainly
+from harness.runs.execute import execute
+from harness.runs.run import Run
+from harness.runs.stopping import request_stop, stop_requested
+
+REQUEUE_TRIES = 3
+REQUEUE_LIMIT_S = 30.0
+"""`scontrol requeue` was seen to hang."""
+MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
+"""Variables in which a job finds how often its time limit may end it, and how long before that
+SLURM sends the signal."""
+CACHES = {
+    "NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton", "TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda",
+}
+"""Variables that say where compiled code is kept."""
+LATE_S = 60.0
+"""How much earlier or later than asked SLURM may send a signal."""
+
+
+def run_trial(run_folder: str) -> str:
+    """Carry out the run as one rank of a SLURM job; the job of a stopped run is queued again.
+
+    Raises TrialFailed when the run failed, so that the job's exit status says so too.
+    """
+    # from the first moment: submitit's own handler would save on one rank while others wait
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, request_stop)
+    say_plainly()
+    keep_caches_here()
+    set_slurm_ranks()
+    check_cores()
+    run = Run(Path(run_folder))
+    if os.environ["RANK"] == "0":
+        drop_own_lock(run)
+    try:
+        outcome = "stopped" if stop_requested() else execute(run)
+        if outcome != "stopped" and os.environ["RANK"] == "0":
+            pages.write_if_over(run.folder.parent)
+    except UserError as error:  # in its words, not as the middle of a traceback
+        log.error("%s", error)
+        raise TrialFailed(str(error)) from None
+    if outcome == "failed":
+        raise TrialFailed(run.status().get("error", "another rank failed"))
+    if outcome == "stopped":
+        if os.environ["RANK"] == "0":
+            requeue(run)
+        # not a return: a result that submitit half wrote would break the next attempt's
+        raise SystemExit(0)
+    return outcome
+
+
+def set_slurm_ranks() -> None:
+    """Set the variables by which torch and DeepSpeed find rank, world and master from SLURM's."""
+    slurm = os.environ
+    world = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
+    os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
+    os.environ["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
+    os.environ["WORLD_SIZE"] = str(world)
+    os.environ["MASTER_ADDR"] = _first_host() if world > 1 else "127.0.0.1"
+    # jobs on one node need ports of their own; ids of jobs that run together are close
+    os.environ["MASTER_PORT"] = str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000)
+    os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
+
+
+def join_step() -> None:
+    """Set those variables in a task that `srun` alone started beside others.
+
+    Where torchrun or deepspeed started this process, or nobody, they stay as they are: only a step
+    has SLURM_STEP_NUM_TASKS, and the shell of an allocation is none or one of one task.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        set_slurm_ranks()
+
+
+def _first_host() -> str:
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    return str(SlurmJobEnvironment().hostnames[0])
+
+
+def keep_caches_here() -> None:
+    """Let what is compiled while running be kept on the node, not on the shared file system.
+
+    In a folder that only this user may enter: such caches are loaded as code. Variables that are
+    set already stay.
+    """
+    place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
+    folder = Path(place) / f"svll-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not is_private(folder):
+            folder = Path(tempfile.mkdtemp(prefix="svll-", dir=place))
+    except OSError as error:
+        log.warning("%s: compiled code is not kept there: %s", folder, error.strerror)
+        return
+    for variable, name in CACHES.items():
+        os.environ.setdefault(variable, str(folder / name))
+
+
+def check_cores() -> None:
+    """Log which cores this rank may use, and warn when they are fewer than the job asked for."""
+    cores = os.sched_getaffinity(0)
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    log.info("rank %s of %s on %s: cores %s", os.environ["RANK"], os.environ["WORLD_SIZE"],
+             os.uname().nodename, ",".join(map(str, sorted(cores))))
+    if len(cores) < asked:
+        log.warning("%d cores were asked for, srun gave %d", asked, len(cores))
+
+
+def drop_own_lock(run: Run) -> None:
+    """Remove the lock that an earlier attempt of this very job left behind.
+
+    One that was killed outright could not, and from another node its lock looks alive for a while.
+    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
+    cut off from the controller, its heartbeat shows it and the lock stays.
+    """
+    holder = lock_holder(run.lock_file)
+    if holder is None or holder.get("job") != job_id():
+        return
+    beat = run.lock_file.stat().st_mtime
+    time.sleep(2.5 * HEARTBEAT_S)
+    if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
+        log.warning("the earlier attempt of this job was killed on %s", holder["host"])
+        run.lock_file.unlink()
+
+
+def requeue(run: Run | None = None) -> None:
+    """Ask SLURM to run this job again, unless it is being cancelled or timed out too often.
+
+    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may go on
+    is still RUNNING then. One that was not put back is resumed by the next launch.
+    """
+    job, counted = job_id(), run is None
+    for _ in range(REQUEUE_TRIES):
+        try:
+            told = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%L"]).strip()
+            state, _, left = told.partition("|")
+            if state != "RUNNING":
+                log.warning("job %s is %s: not put back into the queue", job, state or "gone")
+                return
+            if run is not None and not counted:
+                counted = True
+                if not _may_go_on(run, slurm_seconds(left)):
+                    return
+            _ask(["scontrol", "requeue", str(job)])
+            log.info("job %s was put back into the queue", job)
+            return
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning("scontrol requeue %s: %s", job, error)
+            time.sleep(1.0)
+    log.error("job %s could not be put back into the queue; launch the sweep again", job)
+
+
+def _may_go_on(run: Run, left_s: float) -> bool:
+    """Count a time-out or a preemption in the run's status; False after too many time-outs.
+
+    submitit tells the two apart by a rule that takes every signal for a time-out where the limit is
+    ten minutes or less, so we count ourselves.
+    """
+    status = run.status()
+    by_limit = left_s <= float(os.environ.get(SIGNAL_DELAY_S, "90")) + LATE_S
+    kind = "time_outs" if by_limit else "preemptions"
+    status[kind] = count = status.get(kind, 0) + 1
+    most = int(os.environ.get(MAX_TIME_OUTS, "20"))
+    over = by_limit and count > most
+    if over:
+        status["reason"] = (
+            f"reached its time limit {counted(count, 'time')}, allowed are {most} "
+            "(resources.max_time_outs); give it more time (resources.time), or launch it again"
+        )
+        log.error("not put back into the queue: %s", status["reason"])
+    facts = {key: value for key, value in status.items() if key not in ("state", "time")}
+    run.set_status(status["state"], **facts)
+    return not over
+
+
+def _ask(command: list[str]) -> str:
+    answer = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=REQUEUE_LIMIT_S
+    )
+    return answer.stdout
