@@ -21,12 +21,13 @@ from rich.console import Console
 
 from harness.base.errors import UserError
 from harness.base.units import counted
-from harness.cluster import launch as array
-from harness.cluster import snapshots, states
-from harness.cluster.local import shares
+from harness.cluster import snapshots
+from harness.cluster.launch import PLANS, due, launch
+from harness.cluster.launch import cancel as cancel_sweep
+from harness.cluster.place import NoAnswer, Place
+from harness.cluster.places import all_places, default_place, place_named
 from harness.cluster.records import read_records
-from harness.cluster.slurm import commands, site
-from harness.cluster.slurm import script as slurm
+from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
@@ -115,18 +116,16 @@ def main(
     if first is not None and asked.algorithm is not None:
         raise UserError(f"{asked.file}: --first: an algorithm proposes the points; say how many by "
                         "samples=N")
-    place: array.Cluster = "slurm" if commands.is_here() else "local"
-    if cluster is not None:
-        place = cluster.value
+    place = place_named(cluster.value if cluster is not None else default_place())
     if asked.ray.address is not None:
         if asked.backend != "ray":
             raise UserError(f"{asked.file}: ray.address: set backend: ray, which is what uses it")
-        place = "local"  # the driver is here, wherever its trials are
+        place = place_named("local")  # the driver is here, wherever its trials are
     console = table.wide(Console())
     if doctor:
         from harness.cluster.doctor.visit import visit  # late: only this needs it
 
-        return visit(asked, cluster=place == "slurm", console=console)
+        return visit(asked, cluster=place.name == "slurm", console=console)
     if dry_run:
         return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:
@@ -178,102 +177,71 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
 
 
 def _dry_run(
-    sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
+    sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> int:
-    views = states.survey(sweep, states.Queue(sweep, patient=True))
-    due = len(array.due(views, retry_failed=retry_failed))
-    if views:  # an algorithm may have proposed none yet
-        console.print(table.live_table(sweep, views, most=len(views)))
-    _tell_left_alone(views, console, retry_failed=retry_failed)
-    _preflight(sweep, [view.trial for view in array.due(views, retry_failed=retry_failed)])
+    states = survey(sweep, all_places(patient=True))
+    waiting = due(states, retry_failed=retry_failed)
+    if states:  # an algorithm may have proposed none yet
+        console.print(table.live_table(sweep, states, most=len(states)))
+    _tell_left_alone(states, console, retry_failed=retry_failed)
+    _preflight(sweep, [one.trial for one in waiting])
+    plan, count = PLANS[sweep.backend], len(waiting)
+    job = plan.job(dataclasses.replace(sweep, code=snapshots.working(sweep).folder))
+    try:
+        place.check(job, plan.job_count(sweep, count))
+    except NoAnswer as error:
+        _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
-    if cluster == "local":
-        plan = _plan(sweep, due + sweep.to_propose, jobs)
-        _say(console, f"{due} to run on this machine{more}, {plan}")
-    else:
-        try:
-            site.check(sweep, array.jobs_of(sweep, due))
-        except commands.NoAnswer as error:
-            _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
-        sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).folder)
-        _tell_no_gpu(sweep, console)
-        _say(console, f"{due} to submit{more}; sbatch gets:\n\n{_script(sweep, max(1, due))}")
+    _say(console, f"{count} to run {place.title}{more}")
+    _say(console, place.describe(sweep, count + sweep.to_propose, jobs))
+    _say(console, place.preview(job, max(1, plan.job_count(sweep, count))))
     return 0
 
 
-def _plan(sweep: Sweep, trials: int, jobs: int | None) -> str:
-    """Say how many trials run at a time here, and on which share of this machine."""
-    if sweep.ray.address is not None:
-        return f"on the Ray at {sweep.ray.address}"
-    together = sweep.ray.trials_per_gpu if sweep.backend == "ray" else 1
-    return shares.plan(sweep.resources, trials, jobs, together)
-
-
-def _tell_no_gpu(sweep: Sweep, console: Console) -> None:
-    """Say that trials will compute on CPUs where the sweep does not say whether it wants GPUs."""
-    if sweep.resources.gpus is None and not slurm.GPU_OPTIONS & set(sweep.slurm):
-        _say(console, "each trial asks SLURM for no GPU and computes on the CPU; "
-                      "resources.gpus=1 asks for one, resources.gpus=0 hides this line")
-
-
-def _script(sweep: Sweep, count: int) -> str:
-    if sweep.backend == "array":
-        return slurm.script(sweep, count)
-    from harness.cluster.ray import (
-        shares,  # late: only this backend needs it
-        submit,
-    )
-
-    submit.check(sweep)
-    return slurm.script(shares.allocation(sweep), 1)
-
-
 def _status(sweep: Sweep, console: Console) -> int:
-    views = states.survey(sweep, states.Queue(sweep, patient=True))
-    if views:
-        console.print(table.live_table(sweep, views, most=STATUS_ROWS))
+    states = survey(sweep, all_places(patient=True))
+    if states:
+        console.print(table.live_table(sweep, states, most=STATUS_ROWS))
     else:
-        _say(console, f"{sweep.name}: {table.counts(views)}")
-    _tell_troubles(views, console)
-    _tell_left_alone(views, console, retry_failed=False)
-    on_their_way = [view.trial.signature for view in views if view.state in states.ALIVE]
+        _say(console, f"{sweep.name}: {table.counts(states)}")
+    _tell_troubles(states, console)
+    _tell_left_alone(states, console, retry_failed=False)
+    on_their_way = [one.trial.signature for one in states if one.state in ALIVE]
     for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
         _say(console, f"warning: trials run as they were submitted: {told}")
     return 0
 
 
 def _cancel(sweep: Sweep, console: Console) -> int:
-    ended = array.cancel(sweep)
+    ended = cancel_sweep(sweep)
     _say(console, f"{table.trials(len(ended))} ended; the same command without --cancel goes on")
     return 0
 
 
 def _submit(
-    sweep: Sweep, cluster: array.Cluster, jobs: int | None, console: Console, *, retry_failed: bool
+    sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> None:
-    plan: list[str] = []
+    described: list[str] = []
 
     def before(trials: list[Trial]) -> None:
         _preflight(sweep, trials)
         _fetch(trials)
-        if cluster == "local":  # of the machine as it is without these trials
-            plan.append(_plan(sweep, len(trials) + sweep.to_propose, jobs))
+        # of the machine as it is without these trials
+        described.append(place.describe(sweep, len(trials) + sweep.to_propose, jobs))
 
-    due = array.launch(sweep, cluster, jobs=jobs, retry_failed=retry_failed, fetch=before)
-    where = "to SLURM" if cluster == "slurm" else "on this machine"
-    if due:
-        _say(console, f"{table.trials(len(due))} submitted {where}; files: {sweep.folder}")
-        if cluster == "slurm":
-            _tell_no_gpu(sweep, console)
-    for told in plan:
-        _say(console, told)
-    views = states.survey(sweep)
-    searched = sweep.algorithm is not None and states.is_searched(sweep)
+    waiting = launch(sweep, place.name, jobs=jobs, retry_failed=retry_failed, fetch=before)
+    if waiting:
+        _say(console, f"{table.trials(len(waiting))} submitted {place.title}; "
+                      f"files: {sweep.folder}")
+    for text in described:
+        _say(console, text)
+    states = survey(sweep)
+    searched = sweep.algorithm is not None and is_searched(sweep)
     if searched:
-        _say(console, f"a search goes on {where}; points: {points_file(sweep.folder)}")
-    if not due and not searched:
-        _say(console, f"nothing to submit, {table.counts(views)}")
-    _tell_left_alone(views, console, retry_failed=retry_failed)
+        _say(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
+    if not waiting and not searched:
+        _say(console, f"nothing to submit, {table.counts(states)}")
+    _tell_left_alone(states, console, retry_failed=retry_failed)
 
 
 def _preflight(sweep: Sweep, trials: list[Trial]) -> None:
@@ -295,33 +263,33 @@ def _fetch(trials: list[Trial]) -> None:
 
 
 def _tell_left_alone(
-    views: list[states.View], console: Console, *, retry_failed: bool
+    states: list[TrialState], console: Console, *, retry_failed: bool
 ) -> None:
-    left = sum(view.state == "failed" and not view.is_due for view in views)
+    left = sum(one.state == "failed" and not one.is_due for one in states)
     if left and not retry_failed:
         _say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:
     try:
-        views = follow_sweep(sweep, console)
+        states = follow_sweep(sweep, console)
     except KeyboardInterrupt:
         _say(console, "no longer followed; the trials go on (--status shows, --cancel ends them)")
         raise
-    console.print(table.final_table(sweep, views, TEST_COLUMNS))
-    _tell_troubles(views, console)
+    console.print(table.final_table(sweep, states, TEST_COLUMNS))
+    _tell_troubles(states, console)
     from svll.reports.report import report_sweep  # matplotlib: a second
 
     page = report_sweep(sweep.folder)
-    _say(console, f"{table.counts(views)}\nfiles: {sweep.folder}\nreport: {page}")
+    _say(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
         _say(console, f"not proposed yet: {counted(left, 'point')}; the same command goes on")
-    return 0 if not left and all(view.state in states.DONE for view in views) else 1
+    return 0 if not left and all(one.state in DONE for one in states) else 1
 
 
-def _tell_troubles(views: list[states.View], console: Console) -> None:
-    bad = [view for view in views if view.state in table.BAD]
+def _tell_troubles(states: list[TrialState], console: Console) -> None:
+    bad = [one for one in states if one.state in table.BAD]
     for text in table.troubles(bad[:TROUBLES]):
         _say(console, text)
     if len(bad) > TROUBLES:
@@ -330,7 +298,8 @@ def _tell_troubles(views: list[states.View], console: Console) -> None:
 
 def _say(console: Console, text: str) -> None:
     """Print words as they are: no markup, no wrapping."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if text:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

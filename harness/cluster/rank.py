@@ -1,17 +1,14 @@
-"""What a job does: take its rank from its surroundings, carry out one run, tell the scheduler.
-
-`run_trial` is what submitit calls on every rank of a SLURM job. `python -m harness.cluster.rank
-RUN_FOLDER` is one rank on this machine. Either gets the path of a run folder and nothing else.
-"""
+"""One rank of a trial: `python -m harness.cluster.rank RUN_FOLDER`, and what all ranks share."""
 
 import ctypes
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
-from harness.base.locks import Busy
+from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
 from harness.runs.execute import execute
 from harness.runs.run import Run
 
@@ -26,12 +23,6 @@ HINDERED_STATUS = 4
 
 class TrialFailed(Exception):
     """Makes the job end with an error, after the run's status has said why."""
-
-
-# --- in a SLURM job ---
-
-
-# --- on this machine ---
 
 
 def main(arguments: list[str]) -> int:
@@ -58,6 +49,23 @@ def say_plainly() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+
+
+def drop_own_lock(run: Run) -> None:
+    """Remove the lock that an earlier attempt of this very job left behind.
+
+    One that was killed outright could not, and from another node its lock looks alive for a while.
+    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
+    cut off from the controller, its heartbeat shows it and the lock stays.
+    """
+    holder = lock_holder(run.lock_file)
+    if holder is None or holder.get("job") != job_id():
+        return
+    beat = run.lock_file.stat().st_mtime
+    time.sleep(2.5 * HEARTBEAT_S)
+    if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
+        log.warning("the earlier attempt of this job was killed on %s", holder["host"])
+        run.lock_file.unlink()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from harness.sweeps.reading import Sweep, Trial
 
 
 def write_summary(sweep: Sweep) -> None:
-    """Write runs/<name>/sweep.json: what the sweep is and which trials it has, in order."""
+    """Write runs/<name>/sweep.json: what the sweep is and its trials, in order."""
     write_json(sweep.folder / "sweep.json", summary(sweep, sweep.trials))
 
 
 def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
-    """Return what a sweep is, and these trials of it."""
+    """Return what a sweep is, with these trials of it."""
     return {
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
         "mode": sweep.mode, "objectives": dict(sweep.objectives),

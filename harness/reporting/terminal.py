@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.base.mappings import lookup
 from harness.base.units import counted
-from harness.cluster.states import ALIVE, DONE, View
+from harness.cluster.states import ALIVE, DONE, TrialState
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 
@@ -54,44 +54,44 @@ def _last_entries(run: Run) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def live_table(sweep: Sweep, views: Sequence[View], *, most: int = 40) -> Table:
+def live_table(sweep: Sweep, states: Sequence[TrialState], *, most: int = 40) -> Table:
     """Return the trials as they are now; of many, those on their way and those in trouble."""
-    shown = list(views)
-    if len(views) > most:
+    shown = list(states)
+    if len(states) > most:
         order = ["running", "failed", "died", "stopped", "queued", "missing", *DONE]
-        shown = sorted(views, key=lambda v: order.index(v.state))[:most]
-        shown.sort(key=lambda v: v.trial.index)
-    table = Table(title=f"{sweep.name}: {counts(views)}")
+        shown = sorted(states, key=lambda one: order.index(one.state))[:most]
+        shown.sort(key=lambda one: one.trial.index)
+    table = Table(title=f"{sweep.name}: {counts(states)}")
     for name in ("#", "trial", "run", "state", "host"):
         table.add_column(name, overflow="fold")
     for name in ("attempts", "stage", "epoch", "loss", sweep.metric, "time"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for view in shown:
-        table.add_row(*_row(sweep, view))
-    if len(shown) < len(views):
-        table.caption = f"{len(views) - len(shown)} more"
+    for one in shown:
+        table.add_row(*_row(sweep, one))
+    if len(shown) < len(states):
+        table.caption = f"{len(states) - len(shown)} more"
     return table
 
 
-def _row(sweep: Sweep, view: View) -> list[str]:
-    newest = progress(view.trial.run, sweep.metric)
-    result = view.trial.run.result() if view.state == "complete" else None
+def _row(sweep: Sweep, one: TrialState) -> list[str]:
+    newest = progress(one.trial.run, sweep.metric)
+    result = one.trial.run.result() if one.state == "complete" else None
     metric = lookup(result, sweep.metric) if result else newest.get("metric")
     return [
-        str(view.trial.index), escape(view.trial.title), view.trial.signature,
-        f"[{COLOURS[view.state]}]{view.state}[/]", escape(view.status.get("host", "")),
-        str(view.status.get("attempts") or ""), str(newest.get("stage", "")),
+        str(one.trial.index), escape(one.trial.title), one.trial.signature,
+        f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
+        str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
         str(newest.get("epoch", "")), number(newest.get("loss")), fraction(metric),
-        clock(elapsed(view)), escape(view.note),
+        clock(elapsed(one)), escape(one.note),
     ]
 
 
-def counts(views: Sequence[View]) -> str:
+def counts(states: Sequence[TrialState]) -> str:
     """Say how many trials are in which state."""
-    states = [view.state for view in views]
-    said = [f"{states.count(state)} {state}" for state in COLOURS if state in states]
-    return f"{trials(len(views))}: {', '.join(said)}" if said else "no trial yet"
+    found = [one.state for one in states]
+    said = [f"{found.count(state)} {state}" for state in COLOURS if state in found]
+    return f"{trials(len(states))}: {', '.join(said)}" if said else "no trial yet"
 
 
 def trials(count: int) -> str:
@@ -99,77 +99,77 @@ def trials(count: int) -> str:
     return counted(count, "trial")
 
 
-def elapsed(view: View) -> float | None:
+def elapsed(one: TrialState) -> float | None:
     """Return how long the trial ran (this attempt), in seconds."""
-    if view.state == "complete":
+    if one.state == "complete":
         # the status is written a moment after the result
-        return view.status.get("seconds") or (view.trial.run.result() or {}).get("seconds")
-    started = view.status.get("started")
+        return one.status.get("seconds") or (one.trial.run.result() or {}).get("seconds")
+    started = one.status.get("started")
     if started is None:
         return None
-    end = time.time() if view.state in ALIVE else view.status.get("time", started)
+    end = time.time() if one.state in ALIVE else one.status.get("time", started)
     return float(end - started)
 
 
-def final_table(sweep: Sweep, views: Sequence[View], columns: Mapping[str, str]) -> Table:
+def final_table(sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str, str]) -> Table:
     """Return the complete trials, best first by the sweep's metric.
 
     columns: the further numbers to show, by title, as dotted keys of a result.
     """
     ranked = sorted(
-        (view for view in views if view.state == "complete"), key=lambda v: _rank(sweep, v)
+        (one for one in states if one.state == "complete"), key=lambda one: _rank(sweep, one)
     )
-    selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(views) > 1 else ""
+    selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(states) > 1 else ""
     table = Table(title=f"{sweep.name}{selection}")
-    keys = list(dict.fromkeys(key for view in views for key in view.trial.point))
+    keys = list(dict.fromkeys(key for one in states for key in one.trial.point))
     for name in ("rank", *keys, "seed"):
         table.add_column(name, justify="right")
     for name in (sweep.metric, *columns, "time"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
-    for place, view in enumerate(ranked, start=1):
-        result = view.trial.run.result()
+    for place, one in enumerate(ranked, start=1):
+        result = one.trial.run.result()
         table.add_row(
-            str(place), *(escape(number(view.trial.point.get(key))) for key in keys),
-            str(view.trial.seed),
+            str(place), *(escape(number(one.trial.point.get(key))) for key in keys),
+            str(one.trial.seed),
             fraction(lookup(result, sweep.metric)),
             *(fraction(lookup(result, key)) for key in columns.values()),
-            clock(elapsed(view)), escape(str(view.trial.run.folder)),
+            clock(elapsed(one)), escape(str(one.trial.run.folder)),
         )
     return table
 
 
-def _rank(sweep: Sweep, view: View) -> tuple[bool, float]:
-    value = lookup(view.trial.run.result(), sweep.metric)
+def _rank(sweep: Sweep, one: TrialState) -> tuple[bool, float]:
+    value = lookup(one.trial.run.result(), sweep.metric)
     if not isinstance(value, int | float) or math.isnan(value):
         return (True, 0.0)
     return (False, -value if sweep.mode == "max" else value)
 
 
-def troubles(views: Sequence[View]) -> Iterator[str]:
+def troubles(states: Sequence[TrialState]) -> Iterator[str]:
     """Say of each trial that ended badly what its error was and where its log is."""
-    for view in views:
-        if view.state in BAD:
-            yield f"trial {view.trial.index} ({view.trial.title}) {view.state}: {view.note}"
-            yield from (f"    {line}" for line in view.status.get("lines", [])[-6:])
-            yield f"    log: {view.status.get('log', view.trial.run.log_file)}"
+    for one in states:
+        if one.state in BAD:
+            yield f"trial {one.trial.index} ({one.trial.title}) {one.state}: {one.note}"
+            yield from (f"    {line}" for line in one.status.get("lines", [])[-6:])
+            yield f"    log: {one.status.get('log', one.trial.run.log_file)}"
 
 
-def line(sweep: Sweep, view: View) -> str:
+def line(sweep: Sweep, one: TrialState) -> str:
     """Say in one plain line where a trial is."""
-    newest = progress(view.trial.run, sweep.metric)
-    words = [f"trial {view.trial.index} ({view.trial.title}): {view.state}"]
-    if view.state in ALIVE or view.state == "stopped":
+    newest = progress(one.trial.run, sweep.metric)
+    words = [f"trial {one.trial.index} ({one.trial.title}): {one.state}"]
+    if one.state in ALIVE or one.state == "stopped":
         words += [str(newest["stage"])] if "stage" in newest else []
         words += [f"epoch {newest['epoch']}"] if "epoch" in newest else []
         words += [f"loss {number(newest['loss'])}"] if "loss" in newest else []
     metric = newest.get("metric")
-    if view.state == "complete":
-        metric = lookup(view.trial.run.result(), sweep.metric)
+    if one.state == "complete":
+        metric = lookup(one.trial.run.result(), sweep.metric)
     words += [f"{sweep.metric} {fraction(metric)}"] if metric is not None else []
-    if view.state == "running" and "host" in view.status:
-        words += [f"on {view.status['host']}"]
-    words += [f"({view.note})"] if view.note else []
+    if one.state == "running" and "host" in one.status:
+        words += [f"on {one.status['host']}"]
+    words += [f"({one.note})"] if one.note else []
     return " ".join(words)
 
 

@@ -83,7 +83,10 @@ def _read(file: Path, seed: int, runs: str, backend: str) -> Sweep:
 def _carry_out(sweep: Sweep) -> Cost:
     started = time.monotonic()
     launch(sweep, "local")
-    while any(view.state in ALIVE for view in survey(sweep)) or background.living_workers(sweep.folder):
+    while (
+        any(one.state in ALIVE for one in survey(sweep))
+        or background.living_workers(sweep.folder)
+    ):
         assert time.monotonic() < started + PATIENCE_S, f"see {sweep.folder}"
         time.sleep(1.0)
     taken = time.monotonic() - started

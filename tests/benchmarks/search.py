@@ -112,7 +112,7 @@ def _ours(folder: Path, epochs: int) -> float:
         assert time.monotonic() < deadline, f"see {sweep.folder}"
         time.sleep(0.5)
     [record] = read_records(sweep.folder)
-    [log] = Path(record.folder).glob("*_0_log.err")
+    [log] = Path(record.folder).glob("worker-0.log")
     times = [
         datetime.fromisoformat(line[:23].replace(",", "."))
         for line in log.read_text().splitlines() if re.search(r": (starts|over)$", line)

@@ -134,7 +134,7 @@ def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
 ) -> None:
     shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
     assert shown.status == 0, shown.err
-    assert shown.out == "0 to run on this machine, 16 points to be proposed, 2 at a time\n"
+    assert shown.out == "0 to run on this machine, 16 points to be proposed\n2 at a time\n"
     assert launch("--sweep", str(SEARCH), "--status").out == "search_tpe: no trial yet\n"
     assert not list(tmp_path.iterdir())
 

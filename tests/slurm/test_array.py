@@ -19,12 +19,11 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster import states  # noqa: E402
-from harness.cluster.launch import cancel, launch
+from harness.cluster.launch import cancel, launch  # noqa: E402
+from harness.cluster.places import all_places  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
-from harness.cluster.slurm import script as slurm_jobs
-from harness.cluster.states import Queue, survey  # noqa: E402
+from harness.cluster.states import ALIVE, survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
 
 
@@ -32,37 +31,6 @@ from harness.sweeps.reading import Sweep  # noqa: E402
 def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs find the toy experiment by what the login node exports."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
-
-
-def test_a_sweep_runs_as_jobs_and_a_second_launch_submits_nothing(
-    slurm: Any, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
-    assert len(launch(sweep, "slurm")) == 3
-    assert set(states(sweep)) <= {"queued", "running", "complete"}
-    over(sweep)
-    assert states(sweep) == ["complete"] * 3
-    assert [t.run.result()["mAP"] for t in sweep.trials] == [0.05, 0.1, 0.15]
-    assert launch(sweep, "slurm") == []
-    assert len(read_records(sweep.folder)) == 1
-
-
-def test_trials_that_wait_or_run_are_not_submitted_again_but_new_ones_are(
-    slurm: Any, tmp_path: Path
-) -> None:
-    recipe = {"work": {"epochs": 2, "epoch_s": 1.5}}
-    search = {"work.quality": {"grid": [0.1, 0.2]}}
-    sweep = toy.make_sweep(tmp_path, search, recipe=recipe, slurm={"array_parallelism": 1})
-    launch(sweep, "slurm")
-    until_running(sweep, 0)
-    assert "queued" in states(sweep)
-    assert launch(sweep, "slurm") == []
-    wider = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
-    sweep = toy.make_sweep(tmp_path, wider, recipe=recipe)
-    assert [v.trial.point["work.quality"] for v in launch(sweep, "slurm")] == [0.3]
-    over(sweep)
-    assert states(sweep) == ["complete"] * 3
-    assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 1, 1]
 
 
 def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path: Path) -> None:
@@ -234,24 +202,6 @@ def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
     fault_table("time limit of 15 minutes", "by itself", "0 of 45", "equal")
 
 
-def test_cancelled_trials_are_stopped_have_saved_and_do_not_come_back(
-    slurm: Any, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(
-        tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}},
-        recipe={"work": {"epochs": 9, "epoch_s": 1.0}}, slurm={"array_parallelism": 2},
-    )
-    launch(sweep, "slurm")
-    toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 1)
-    assert len(cancel(sweep)) == 3
-    assert states(sweep) == ["stopped"] * 3
-    time.sleep(3)
-    assert not mine(sweep)
-    assert states(sweep) == ["stopped"] * 3
-    saved = read_json(sweep.trials[0].run.checkpoints / "0.json")["epoch"]
-    assert saved == len(sweep.trials[0].run.metrics())
-
-
 def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 9, "epoch_s": 1.0}})
     launch(sweep, "slurm")
@@ -266,7 +216,7 @@ def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> 
 def test_more_trials_than_an_array_may_have_become_several_arrays(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_jobs, "max_array_size", lambda: 2)
+    monkeypatch.setattr(commands, "max_array_size", lambda: 2)
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}})
     launch(sweep, "slurm")
     assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
@@ -365,7 +315,7 @@ def test_a_controller_that_does_not_answer_is_an_error_not_an_empty_queue(
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"begin": "now+1hour"})
     launch(sweep, "slurm")
-    monkeypatch.setattr(slurm_jobs, "ANSWER_LIMIT_S", 2.0)
+    monkeypatch.setattr(commands, "ANSWER_LIMIT_S", 2.0)
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere.conf"))
     with pytest.raises(Exception, match="the SLURM cluster does not answer"):
         launch(sweep, "slurm")
@@ -409,9 +359,9 @@ def states(sweep: Sweep) -> list[str]:
 
 def over(sweep: Sweep, *, patience_s: float = 180) -> None:
     """Wait until nothing of the sweep is on its way."""
-    queue = Queue(sweep, max_age_s=1.0)
+    places = all_places(max_age_s=1.0)
     toy.until(
-        lambda: not any(v.state in states.ALIVE for v in survey(sweep, queue)), seconds=patience_s
+        lambda: not any(v.state in ALIVE for v in survey(sweep, places)), seconds=patience_s
     )
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json, write_json  # noqa: E402
-from harness.cluster.launch import cancel, launch
+from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.slurm.commands import my_jobs  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
 

@@ -29,12 +29,11 @@ import toy_experiment as toy  # noqa: E402
 from faulty_experiment import Strike, steps  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster import launch as array
-from harness.cluster import states  # noqa: E402
-from harness.cluster.launch import launch
+from harness.cluster.launch import cancel, launch  # noqa: E402
+from harness.cluster.places import all_places  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
-from harness.cluster.states import Queue, View, survey  # noqa: E402
+from harness.cluster.states import ALIVE, TrialState, survey  # noqa: E402
 from harness.reporting.follow import follow  # noqa: E402
 from harness.runs.run import Run  # noqa: E402
 from harness.sweeps.reading import Sweep, read_sweep  # noqa: E402
@@ -81,7 +80,7 @@ def user_signal(slurm: Any, sweep: Sweep) -> None:
 
 def damage(slurm: Any, sweep: Sweep) -> None:
     """Stop the trial, and cut its newest checkpoint short."""
-    array.cancel(sweep)
+    cancel(sweep)
     run = sweep.trials[0].run
     newest = run.checkpoints / read_json(run.checkpoints / "latest.json")["name"]
     os.truncate(newest / "weights.safetensors", 1000)
@@ -143,7 +142,7 @@ class Outcome:
     """How a trial went on after a disturbance."""
 
     run: Run
-    view: View
+    view: TrialState
     """Before it was launched again, if it was."""
     twice: int
     """Steps that were trained once more because of it."""
@@ -232,13 +231,13 @@ def stage2_steps(run: Run) -> int:
     return sum(step.startswith("stage2") for step in steps(run))
 
 
-def over(sweep: Sweep) -> list[View]:
-    queue = Queue(sweep, max_age_s=4.0)
-    views: list[View] = []
+def over(sweep: Sweep) -> list[TrialState]:
+    places = all_places(max_age_s=4.0)
+    views: list[TrialState] = []
 
     def ended() -> bool:
-        views[:] = survey(sweep, queue)
-        return not any(view.state in states.ALIVE for view in views)
+        views[:] = survey(sweep, places)
+        return not any(view.state in ALIVE for view in views)
 
     toy.until(ended, seconds=PATIENCE_S, every=0.5)
     return views

@@ -14,7 +14,7 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster.launch import cancel, launch
+from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import is_searched, survey  # noqa: E402

@@ -1,10 +1,8 @@
 """`launch/slurm.py --doctor`: one short job per partition looks at what trials will meet there."""
 
 import dataclasses
-import os
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.base import network
 from harness.base.errors import UserError
 from harness.base.locks import writing
 from harness.base.machine import visible_gpus
+from harness.base.network import free_port
 from harness.cluster import causes, snapshots
 from harness.cluster.doctor.questions import (
     CLOCK_S,
@@ -28,8 +26,9 @@ from harness.cluster.doctor.questions import (
     examine_job,
     read_answers,
 )
-from harness.cluster.slurm import commands, deaths, site
-from harness.cluster.slurm import script as slurm
+from harness.cluster.rank_group import RankGroup
+from harness.cluster.slurm import commands, script, site
+from harness.cluster.slurm.deaths import deaths
 from harness.sweeps.reading import Resources, Sweep
 
 PENDING_S = 120.0
@@ -155,12 +154,12 @@ def _submit(sweep: Sweep, visit: Visit) -> None:
     own = dataclasses.replace(
         sweep, resources=resources, slurm={**sweep.slurm, "partition": visit.name}
     )
-    executor = slurm.executor_for(own, visit.folder, f"doctor.{visit.name}")
+    executor = script.executor_for(own, visit.folder, f"doctor.{visit.name}")
     try:
         with commands.outside_any_job():
             job = executor.submit(
                 examine_job, str(visit.folder.resolve()), resources.cpus,
-                resources.gpus or (None if slurm.GPU_OPTIONS & set(sweep.slurm) else 0),
+                resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0),
             )
     except Exception as error:  # submitit's own classes differ between its versions
         visit.trouble, visit.over = f"sbatch: {commands.last_line(error)}", True
@@ -191,7 +190,7 @@ def _ended(one: Visit) -> None:
     if len([a for a in one.answers if a.done]) < one.ranks:
         time.sleep(2 * POLL_S)
     if len([a for a in one.answers if a.done]) < one.ranks:
-        told = deaths.deaths({one.job: one.folder}).get(one.job, "")
+        told = deaths({one.job: one.folder}).get(one.job, "")
         one.trouble = told or f"the job ended without an answer; see {one.folder}"
 
 
@@ -210,22 +209,16 @@ def _visit_here(sweep: Sweep, home: Path) -> Visit:
     tried = there[: asked.gpus]
     tasks = _tasks(dataclasses.replace(asked, gpus=len(tried)), 1)
     one = Visit("this machine", 1, tasks, home)
-    port = str(network.free_port())
-    cpus, gpus = asked.cpus, asked.gpus
-    processes = []
-    for rank in range(one.ranks):
-        with (home / f"{rank}.log").open("wb") as output:
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", "harness.cluster.doctor.questions", str(home), str(cpus),
-                 str(gpus)],
-                env={
-                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(one.ranks),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": str(cpus),
-                    "CUDA_VISIBLE_DEVICES": ",".join(tried),
-                },
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            ))
+    group = RankGroup(
+        ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(tried), port=free_port()
+    )
+    processes = [
+        group.start(
+            rank, "harness.cluster.doctor.questions", str(home), str(asked.cpus), str(asked.gpus),
+            log_file=home / f"{rank}.log",
+        )
+        for rank in range(one.ranks)
+    ]
     deadline = time.monotonic() + RUNNING_S
     for process in processes:
         try:

@@ -1,5 +1,6 @@
-"""Processes of this machine that outlive the command that started them."""
+"""Workers of this machine: processes that outlive the command that started them."""
 
+import logging
 import os
 import signal
 import socket
@@ -12,35 +13,52 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.locks import lock_holder
 from harness.base.text import log_tail
-from harness.cluster.local.worker import POLL_S, log, work
-from harness.cluster.rank_group import GRACE_S
-from harness.cluster.records import Record, jobs_folder, read_record
+from harness.cluster.rank_group import GRACE_S, POLL_S
+from harness.cluster.records import Record, jobs_folder
 from harness.cluster.snapshots import search_path
 from harness.runs.run import Run
 
+log = logging.getLogger(__name__)
+
 START_LIMIT_S = 60.0
-YEARS_MIN = 10 * 365 * 24 * 60
-"""submitit's local executor ends every job after a time; a worker has no limit."""
+_started: list["subprocess.Popen[bytes]"] = []
+"""Kept for as long as this process lives: Python warns of a child that is forgotten."""
 
 
 def start(record: Record) -> None:
     """Start a record's workers and return when each is seen to live.
 
-    A helper process hands them to submitit, so that they belong to no terminal and Ctrl-C on the
-    follower does not reach them. Raises UserError when a worker did not come up.
+    Each has a separate session: it belongs to no terminal, and Ctrl-C on the command that started
+    it does not reach it. Raises UserError when a worker did not come up.
     """
-    # not a pipe: the workers inherit it, and its end would come with theirs
-    told = Path(record.folder) / "start.log"
-    with told.open("wb") as output:
-        started = subprocess.run(
-            [sys.executable, "-m", "harness.cluster.local.worker", str(record.file)],
-            env={**os.environ, **search_path(record.options["code"], os.environ)},
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        )
-    if started.returncode != 0:
-        raise UserError(f"no worker could be started here:\n{log_tail(told)}")
-    record.state = "submitted"
-    record.write()
+    environment = {**os.environ, **search_path(record.options["code"], os.environ)}
+    workers = []
+    for number in range(record.options["workers"]):
+        log_file = worker_lock(record.file, number).with_suffix(".log")
+        with log_file.open("wb") as output:
+            workers.append((number, log_file, subprocess.Popen(
+                [sys.executable, "-m", "harness.cluster.local.worker", str(record.file),
+                 str(number)],
+                env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
+            )))
+    _started.extend(process for _, _, process in workers)
+    deadline = time.monotonic() + START_LIMIT_S
+    for number, log_file, process in workers:
+        while lock_holder(worker_lock(record.file, number)) is None:
+            if process.poll() == 0:  # all was done already
+                break
+            if process.poll() is not None:
+                raise UserError(f"worker {number} ended at once: {log_file}\n{log_tail(log_file)}")
+            if time.monotonic() > deadline:
+                raise UserError(f"worker {number} did not come up in {START_LIMIT_S:.0f} s: "
+                                f"{log_file}")
+            time.sleep(0.05)
+
+
+def worker_lock(record_file: Path, number: int) -> Path:
+    """The file that a worker holds as long as it lives."""
+    return record_file.with_name(f"worker-{number}.lock")
 
 
 def living_workers(sweep_folder: Path, token: str = "*") -> list[dict[str, Any]]:
@@ -95,36 +113,3 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         log.debug("process %d has ended already", pid)
-
-
-def start_workers(record_file: Path) -> None:
-    """Hand a submission's workers to submitit's local executor and see that they come up."""
-    from submitit import LocalExecutor
-
-    record = read_record(record_file)
-    executor = LocalExecutor(folder=record_file.parent)
-    executor.update_parameters(timeout_min=YEARS_MIN)
-    if record.options.get("backend") == "ray":
-        from harness.cluster.ray.job import drive  # late: it imports this module
-
-        jobs = [executor.submit(drive, str(record_file))]
-    else:
-        numbers = range(record.options["workers"])
-        jobs = [executor.submit(work, str(record_file), number) for number in numbers]
-    for number, job in enumerate(jobs):
-        lock = worker_lock(record_file, number)
-        deadline = time.monotonic() + START_LIMIT_S
-        # a short submission may be over already: then the result is there
-        while lock_holder(lock) is None and not job.paths.result_pickle.exists():
-            if job.done():
-                raise UserError(f"worker {number} ended at once: {job.paths.stderr}\n"
-                                f"{log_tail(job.paths.stderr)}")
-            if time.monotonic() > deadline:
-                raise UserError(f"worker {number} did not come up in {START_LIMIT_S:.0f} s: "
-                                f"{job.paths.stderr}")
-            time.sleep(0.05)
-
-
-def worker_lock(record_file: Path, number: int) -> Path:
-    """The file that a worker holds as long as it lives."""
-    return record_file.with_name(f"worker-{number}.lock")

@@ -87,7 +87,7 @@ def waits_for(record: Record, workers: list[dict[str, Any]]) -> str:
 
     workers: the living ones of the submission's sweep, on whatever machines.
     """
-    if "pool" not in record.options:  # of a former version
+    if record.options.get("pool") is None:  # on somebody else's Ray
         return ""
     own = {_owner(record, worker["pid"], worker["host"]) for worker in workers}
     pool = Pool(**record.options["pool"])

@@ -1,4 +1,4 @@
-"""Trials on this machine: a few workers, started by submitit, that take one trial after the other.
+"""A worker: a process of this machine that takes one trial of a submission after the other.
 
 A worker takes any trial of its submission whose status is `submitted` and that nobody has claimed,
 and runs each rank in a fresh process. Slots, shared by all submissions of a sweep, limit how many
@@ -6,10 +6,9 @@ trials run at once. Each trial's GPUs and cores are claimed against all other sw
 Everything a worker knows is on disk, so one that is killed loses nothing.
 """
 
-import dataclasses
 import logging
+import pkgutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,49 +19,20 @@ from harness.base.errors import UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.network import free_port
 from harness.cluster import pages
-from harness.cluster.local.background import start, worker_lock
+from harness.cluster.local.background import worker_lock
 from harness.cluster.local.claims import Claim
-from harness.cluster.local.shares import pool_for, share_of, slots_for
-from harness.cluster.rank_group import _environment, _wait, settle
-from harness.cluster.records import Record, new_record, read_record
+from harness.cluster.local.slots import share_of
+from harness.cluster.rank import say_plainly
+from harness.cluster.rank_group import POLL_S, RankGroup, settle, wait
+from harness.cluster.records import Record, read_record
 from harness.runs.run import CLAIM, Run
 from harness.runs.stopping import request_stop, stop_requested
-from harness.sweeps.reading import Sweep, Trial
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.2
-
-
-# --- the launcher's side ---
-
-
-def submit(sweep: Sweep, trials: list[Trial], *, jobs: int | None = None) -> Record:
-    """Start workers for `trials`, whose status is `submitted` already, and return at once.
-
-    Raises UserError when the machine lacks what a trial needs, or when no worker came up.
-    """
-    slots = slots_for(sweep.resources, jobs)
-    record = new_record(
-        sweep.folder, "local", [trial.signature for trial in trials],
-        slots=slots, workers=min(slots, len(trials)), cpus=sweep.resources.cpus,
-        ranks=sweep.resources.ranks, code=str(sweep.code or ""),
-        pool=dataclasses.asdict(pool_for(sweep.resources, slots)),
-    )
-    record.write()
-    start(record)
-    return record
-
-
-# --- the helper process ---
-
-
-# --- the worker ---
-
 
 def work(record_file: str, number: int) -> None:
-    """Take trials of a submission until none is left or a signal comes; called by submitit."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    """Take trials of a submission until none is left or a signal comes."""
     for signal_number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, request_stop)
     file = Path(record_file)
@@ -134,31 +104,36 @@ def _claimed(record: Record, tried: set[Run]) -> Iterator[Run | None]:
 
 
 def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
-    """Run a trial, each rank in a process of its own, and settle the status of one that died."""
+    """Run a trial, each rank in a fresh process, and settle the status of one that died."""
     ranks = record.options["ranks"]
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(ranks)]
     log.info("%s: starts on GPU %s", run.name, ",".join(claim.gpus) or "none")
-    processes = []
-    port = str(free_port())
-    for rank, log_file in enumerate(logs):
-        with log_file.open("ab") as output:
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", "harness.cluster.rank", str(run.folder)],
-                env=_environment(record, claim, rank, port), start_new_session=True,
-                pass_fds=claim.locks,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            ))
-    broken = _wait(processes)
+    group = RankGroup(
+        ranks=ranks, world=ranks, cpus=record.options["cpus"], gpus=",".join(claim.gpus),
+        port=free_port(),
+    )
+    processes = [
+        group.start(rank, "harness.cluster.rank", str(run.folder), log_file=log_file,
+                    inherited=claim.locks)
+        for rank, log_file in enumerate(logs)
+    ]
+    broken = wait(processes)
     codes = [process.returncode for process in processes]
     log.info("%s: ended with %s", run.name, codes)
     settle(run, broken, codes, logs)
 
 
-if __name__ == "__main__":
-    # by its full name: what submitit pickles must be a reference to this module, not a copy
-    from harness.cluster.local import background
-
+def main(record_file: str, number: str) -> None:
+    """Be a worker, or the job that runs all trials of the submission."""
+    say_plainly()
     try:
-        background.start_workers(Path(sys.argv[1]))
+        if function := read_record(Path(record_file)).options["function"]:
+            pkgutil.resolve_name(function)(record_file)
+        else:
+            work(record_file, int(number))
     except UserError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

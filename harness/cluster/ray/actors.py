@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.ray.trial import Crew
-from harness.cluster.ray.watched_run import Followers, WatchedRun
+from harness.cluster.rank_group import RankGroup
+from harness.cluster.ray.watched_run import FollowerRanks, WatchedRun
 from harness.runs.run import Run
 from harness.sweeps.keys import Resources
 
@@ -23,31 +23,35 @@ def trial_actor() -> type:
             run = Run(Path(config["run"]))
             asked = Resources(**config["resources"])
             self.log_file = Path(config["logs"]) / f"{run.signature}.0.log"
-            crew = Crew(
+            self.gpus = asked.gpus / config["trials_per_gpu"]
+            group = RankGroup(
                 ranks=asked.ranks_per_node, world=asked.ranks, cpus=asked.cpus,
-                gpus=asked.gpus / config["trials_per_gpu"],
+                gpus=_own_gpus(self.gpus),
                 address=ray.util.get_node_ip_address() if asked.nodes > 1 else "127.0.0.1",
             )
             self.watched = WatchedRun(
-                run, log_file=self.log_file, crew=crew, retell=config["retell"],
+                run, log_file=self.log_file, group=group, retell=config["retell"],
                 others=self.start_others, exports=tuple(config["exports"]),
             )
 
-        def start_others(self, crew: Crew) -> Callable[[], Any]:
+        def start_others(self, group: RankGroup) -> Callable[[], Any]:
             """Have the ranks on the trial's further nodes started by an actor on each."""
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            group = ray.util.get_current_placement_group()
+            reserved = ray.util.get_current_placement_group()
             actors = []
-            for node in range(1, crew.world // crew.ranks):
+            for node in range(1, group.world // group.ranks):
                 where = PlacementGroupSchedulingStrategy(
-                    placement_group=group, placement_group_bundle_index=node
+                    placement_group=reserved, placement_group_bundle_index=node
                 )
                 actors.append(_rank_actor().options(
-                    scheduling_strategy=where, num_cpus=crew.cpus * crew.ranks, num_gpus=crew.gpus
-                ).remote(str(self.watched.run.folder), dataclasses.replace(
-                    crew, first=node * crew.ranks
-                ), str(self.log_file), os.getcwd()))
+                    scheduling_strategy=where, num_cpus=group.cpus * group.ranks,
+                    num_gpus=self.gpus,
+                ).remote(
+                    str(self.watched.run.folder),
+                    dataclasses.replace(group, first=node * group.ranks), self.gpus,
+                    str(self.log_file), os.getcwd(),
+                ))
             return lambda: [ray.get(actor.end.remote()) for actor in actors]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -72,15 +76,23 @@ def trial_actor() -> type:
     return RayTrial
 
 
+def _own_gpus(share: float) -> str:
+    """Return the GPUs that Ray gave to this process, by CUDA_VISIBLE_DEVICES; "" for no share."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "") if share else ""
+
+
 def _rank_actor() -> Any:
     """Return the class of the actor that keeps a trial's ranks on a further node."""
     import ray
 
     @ray.remote
     class Ranks:
-        def __init__(self, folder: str, crew: Crew, log_file: str, place: str) -> None:
-            os.chdir(place)
-            self.followers = Followers(Run(Path(folder)), crew, log_file=Path(log_file))
+        def __init__(
+            self, folder: str, group: RankGroup, gpus: float, log_file: str, working_folder: str
+        ) -> None:
+            os.chdir(working_folder)
+            group = dataclasses.replace(group, gpus=_own_gpus(gpus))
+            self.followers = FollowerRanks(Run(Path(folder)), group, log_file=Path(log_file))
 
         def end(self) -> list[int]:
             return self.followers.end()

@@ -1,9 +1,8 @@
-"""`backend: ray`: one job in which Ray Tune schedules the trials of a sweep.
+"""The driver of a Ray search: a process that hands the trials of a sweep to Ray Tune.
 
-The job's tasks, one per node, start Ray (`ray_cluster`); the first also starts the driver, a
-process of its own that hands the trials to Tune and can be ended at any moment, because nothing is
-kept in it: what is true of a trial is in its run folder. Tune gets numbers and gives decisions; the
-trials are the same runs as in backend `array`, with the same signatures and folders.
+It can be ended at any moment, because nothing is kept in it: what is true of a trial is in its run
+folder. Tune gets numbers and gives decisions; the trials are the same runs as in backend `array`,
+with the same signatures and folders.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from harness.cluster.rank import end_with_parent, say_plainly
 from harness.cluster.ray.actors import trial_actor
 from harness.cluster.ray.points import Points, searcher
 from harness.cluster.ray.schedulers import make_scheduler
-from harness.cluster.ray.shares import _runs, _signatures
+from harness.cluster.ray.shares import runs_of, signatures_of
 from harness.cluster.ray.verdicts import mark_ended_early, was_being_ended, was_ended_early
 from harness.cluster.records import Record, read_record
 from harness.runs import takeovers
@@ -37,23 +36,14 @@ NODES_LIMIT_S = 120.0
 """How long the driver waits for all nodes before it begins with those that are there."""
 
 
-# --- the launcher's side ---
-
-
-# --- the job's side ---
-
-
-# --- the driver ---
-
-
-def search(record: Record, meeting: dict[str, Any]) -> None:
+def search(record: Record, rendezvous: dict[str, Any]) -> None:
     """Hand the trials that are still to be done to Ray Tune and return when it has no more."""
     sweep = thaw(record.options["sweep"])
-    signatures = _signatures(record, sweep)
+    signatures = signatures_of(record, sweep)
     finished, due = _split(record, signatures)
     retell = isinstance(sweep.scheduler, HyperBand)
     if retell:  # it halves trials together, and so must meet all of them again
-        due = [run for run in _runs(record, signatures) if run in finished or run in due]
+        due = [run for run in runs_of(record, signatures) if run in finished or run in due]
     points = Points(sweep, due)
     log.info(
         "%d trials are finished, %d are to be run, %d points to be proposed",
@@ -65,8 +55,8 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     from ray import tune
 
     ray.init(
-        address=meeting["address"], log_to_driver=False, logging_level=logging.WARNING,
-        **meeting["init"],
+        address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
+        **rendezvous["init"],
     )
     _wait_for_nodes(record.options["nodes"])
     scheduler = make_scheduler(sweep)
@@ -78,7 +68,7 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
         "exports": (sweep.metric, sweep.scheduler.every)
         if isinstance(sweep.scheduler, Pbt) else ("", 0),
     }
-    side_by_side: int | None = meeting.get("side_by_side", record.options["side_by_side"])
+    side_by_side: int | None = rendezvous.get("side_by_side", record.options["side_by_side"])
     if retell:  # brackets are of trials that wait together
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(points.most)
         side_by_side = None
@@ -98,7 +88,8 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
             name="search", verbose=0,
             # on the node, unless a paused trial may go on on another or the node is not ours
             storage_path=(
-                meeting["storage"] if retell or "temp" not in meeting else f"{meeting['temp']}/tune"
+                rendezvous["storage"] if retell or "temp" not in rendezvous
+                else f"{rendezvous['temp']}/tune"
             ),
             callbacks=[_narrator()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -107,7 +98,7 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     # afterwards Tune looks for the records that we have told it not to write
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
-    every = _runs(record, signatures)
+    every = runs_of(record, signatures)
     if isinstance(sweep.scheduler, Pbt) and all(run.is_complete() for run in every):
         for run in every:
             takeovers.forget_exports(run)
@@ -119,7 +110,7 @@ def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]
     So the search meets first what it would have met first. A run that failed in an earlier attempt
     of this job waits for the next launch.
     """
-    every = _runs(record, signatures)
+    every = runs_of(record, signatures)
     for run in every:
         if was_being_ended(run):  # when the search that did so was killed
             mark_ended_early(run)
@@ -186,9 +177,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the task that started this one answers it
     end_with_parent()
     say_plainly()
-    record_file, meeting_file = map(Path, arguments)
+    record_file, rendezvous_file = map(Path, arguments)
     try:
-        search(read_record(record_file), read_json(meeting_file))
+        search(read_record(record_file), read_json(rendezvous_file))
     except UserError as error:
         log.error("%s", error)
         return 1
@@ -197,6 +188,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     # by its full name: what Ray pickles must refer to this module, not be a copy of it
-    from harness.cluster.ray import driver as ray_search
+    from harness.cluster.ray import driver
 
-    sys.exit(ray_search.main(sys.argv[1:]))
+    sys.exit(driver.main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from harness.base.errors import UserError
-from harness.cluster.ray.nodes import Meeting
+from harness.cluster.ray.nodes import Rendezvous
 from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.keys import Allocation, Resources
 
@@ -23,7 +23,7 @@ print(json.dumps([node["Resources"] for node in ray.nodes() if node["Alive"]]))
 """
 
 
-class Host:
+class UsersRay:
     """Stands for Ray's process, which is not ours to look after."""
 
     def check(self) -> None:
@@ -31,20 +31,20 @@ class Host:
 
 
 @contextmanager
-def guest(meeting: Meeting, address: str) -> Iterator[Host]:
+def use(rendezvous: Rendezvous, address: str) -> Iterator[UsersRay]:
     """Tell the driver where the Ray is while the body runs."""
-    storage = meeting.folder / f"tune-{meeting.attempt}"
+    storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
     variables = {
         name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ
     }
     try:
-        meeting.write(
+        rendezvous.write(
             state="up", address=address, storage=str(storage),
             init={"runtime_env": {"env_vars": variables}},
         )
-        yield Host()
+        yield UsersRay()
     finally:
-        meeting.write(state="over")
+        rendezvous.write(state="over")
         shutil.rmtree(storage, ignore_errors=True)
 
 

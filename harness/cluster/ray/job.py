@@ -1,6 +1,7 @@
 """One task of a Ray job: Ray on this node, and on the first one the search."""
 
 import dataclasses
+import logging
 import os
 import signal
 import socket
@@ -12,41 +13,45 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from harness.base.locks import held_lock, lock_holder
-from harness.cluster import pages, rank_group
-from harness.cluster.local import background, shares
+from harness.cluster import pages
+from harness.cluster.local.background import worker_lock
+from harness.cluster.local.slots import share_of
+from harness.cluster.places import place_named
 from harness.cluster.rank import say_plainly
-from harness.cluster.ray import guest as ray_guest
-from harness.cluster.ray import nodes as ray_cluster
-from harness.cluster.ray.driver import POLL_S, log
-from harness.cluster.ray.nodes import Meeting, Node, RayFailed, Share
-from harness.cluster.ray.shares import _runs, _share, _signatures
+from harness.cluster.rank_group import GRACE_S, POLL_S
+from harness.cluster.ray import guest, nodes
+from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous, Share
+from harness.cluster.ray.shares import node_share, runs_of, signatures_of
 from harness.cluster.records import Record, read_record
-from harness.cluster.slurm.job import requeue
 from harness.runs.stopping import request_stop, stop_requested
 from harness.sweeps.frozen import thaw
 from harness.sweeps.keys import Allocation, Resources
 
+log = logging.getLogger(__name__)
+
 
 def drive(record_file: str) -> None:
-    """Be one task of the job: Ray on this node, and on the first one the search. For submitit.
+    """Be one task of the job: Ray on this node, and on the first one the search.
 
     When told to stop, every task ends its Ray, whereupon the runs on its node save; the first then
-    puts the job back into SLURM's queue. Raises RayFailed, or SystemExit after a stop.
+    requeues the job. Raises RayFailed, or SystemExit after a stop.
     """
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
     say_plainly()
     record = read_record(Path(record_file))
-    meeting = Meeting(Path(record.folder), _attempt(record))
-    task = int(os.environ.get("SLURM_PROCID", "0")) if record.cluster == "slurm" else 0
-    if task > 0:
-        ray_cluster.serve(meeting, _node_share(record))
+    place = place_named(record.cluster)
+    task = place.task()
+    rendezvous = Rendezvous(Path(record.folder), task.attempt)
+    if task.number > 0:
+        nodes.serve(rendezvous, _node_share(record))
         _wait_for_runs(record, host=socket.gethostname())
     else:
-        with held_lock(background.worker_lock(record.file, 0)), _claimed_here(record, meeting):
+        with held_lock(worker_lock(record.file, 0)), _claimed_here(record, rendezvous):
             try:
                 if not stop_requested():
-                    _lead(record, meeting, _node_share(record))
+                    peer = task.hosts[1] if record.options["nodes"] > 1 else None
+                    _lead(record, rendezvous, peer)
             except RayFailed as error:
                 if not stop_requested():
                     raise
@@ -54,8 +59,8 @@ def drive(record_file: str) -> None:
             _wait_for_runs(record)
             if not stop_requested():
                 pages.write_if_over(Path(record.folder).parents[1])
-        if stop_requested() and record.cluster == "slurm":
-            requeue()
+        if stop_requested():
+            place.requeue()
     if stop_requested():
         # not a return: a result that submitit half wrote would break the next attempt's
         raise SystemExit(0)
@@ -66,21 +71,21 @@ def _node_share(record: Record) -> Share:
     many = dataclasses.replace(
         Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
     )
-    return _share(Resources(**frozen["resources"]), many)
+    return node_share(Resources(**frozen["resources"]), many)
 
 
 @contextmanager
-def _claimed_here(record: Record, meeting: Meeting) -> Iterator[None]:
+def _claimed_here(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
     """Claim the trials' GPUs and cores; Ray starts with those that are free.
 
-    How many trials then run side by side, the driver finds in the meeting file.
+    The driver finds in the rendezvous file how many trials then run side by side.
     """
-    if "pool" not in record.options:  # in a SLURM job, or on somebody else's Ray
+    if record.options["pool"] is None:  # a scheduler has given them, or it is somebody else's Ray
         yield
         return
     slots: int = record.options["side_by_side"]
     together: int = record.options["sweep"]["ray"]["trials_per_gpu"]
-    with shares.share_of(record, lambda _: True, most=-(-slots // together)) as claim:
+    with share_of(record, lambda _: True, most=-(-slots // together)) as claim:
         if claim is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
             room = min(slots, claim.trials * together)
@@ -88,33 +93,25 @@ def _claimed_here(record: Record, meeting: Meeting) -> Iterator[None]:
                 log.warning("%d instead of %d trials at a time: other sweeps are running here",
                             room, slots)
             record.options["trials_per_node"] = room
-            meeting.write(side_by_side=room)
+            rendezvous.write(side_by_side=room)
         yield
 
 
-def _attempt(record: Record) -> str:
-    """Name this attempt: a job that was put back into the queue keeps its id."""
-    if record.cluster == "local":
-        return "local"
-    return f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-
-
-def _lead(record: Record, meeting: Meeting, share: Share) -> None:
+def _lead(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
     """Keep Ray's head here and run the driver until it is done or a stop is asked for."""
-    address = record.options["sweep"]["ray"]["address"]
-    place: AbstractContextManager[Node | ray_guest.Host]
-    if address is not None:
-        place = ray_guest.guest(meeting, address)
+    asked = record.options["sweep"]["ray"]
+    host: AbstractContextManager[Node | guest.UsersRay]
+    if asked["address"] is not None:
+        host = guest.use(rendezvous, asked["address"])
     else:
-        place = ray_cluster.head(
-            meeting, share, peer=_second_host(record),
-            dashboard=record.options["sweep"]["ray"]["dashboard"],
+        host = nodes.head(
+            rendezvous, _node_share(record), peer=peer, dashboard=asked["dashboard"]
         )
-    with place as node:
+    with host as node:
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.driver", str(record.file),
-             str(meeting.file)],
-            env=_driver_environment(meeting, address), start_new_session=True,
+             str(rendezvous.file)],
+            env=_driver_environment(rendezvous, asked["address"]), start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
         try:
@@ -128,16 +125,8 @@ def _lead(record: Record, meeting: Meeting, share: Share) -> None:
             raise RayFailed(f"the search ended with exit status {code}; its words are above")
 
 
-def _second_host(record: Record) -> str | None:
-    if record.options["nodes"] == 1:
-        return None
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    return str(SlurmJobEnvironment().hostnames[1])
-
-
-def _driver_environment(meeting: Meeting, address: str | None) -> dict[str, str]:
-    own = ray_cluster.environment(meeting) if address is None else ray_guest.environment()
+def _driver_environment(rendezvous: Rendezvous, address: str | None) -> dict[str, str]:
+    own = nodes.environment(rendezvous) if address is None else guest.environment()
     return {
         **own,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
@@ -154,13 +143,13 @@ def _wait_for_runs(record: Record, host: str | None = None) -> None:
     follows may still be computing its last result.
     """
     deadline: float | None = None
-    runs = _runs(record, _signatures(record, thaw(record.options["sweep"])))
+    runs = runs_of(record, signatures_of(record, thaw(record.options["sweep"])))
     while True:
         holders = [lock_holder(run.lock_file) for run in runs]
         if not any(h for h in holders if h is not None and host in (None, h["host"])):
             return
         if deadline is None and stop_requested():
-            deadline = time.monotonic() + rank_group.GRACE_S
+            deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
             log.warning("runs are still held: %s", [h for h in holders if h])
             return

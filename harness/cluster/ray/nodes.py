@@ -63,7 +63,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where the tasks of one attempt of a job find each other: files in the job's folder."""
 
     folder: Path
@@ -114,14 +114,14 @@ class Node:
         self.process.wait()
 
 
-def environment(meeting: Meeting) -> dict[str, str]:
+def environment(rendezvous: Rendezvous) -> dict[str, str]:
     """Return the environment of all that belongs to this Ray."""
     # a Ray or a token of the user's own must not be mistaken for ours
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     return {
         **kept,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(meeting.token),
+        "RAY_AUTH_TOKEN_PATH": str(rendezvous.token),
         "RAY_USAGE_STATS_ENABLED": "0",
         # TERM would otherwise wait half a minute for services that we do not have
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -136,40 +136,40 @@ def environment(meeting: Meeting) -> dict[str, str]:
 
 @contextmanager
 def head(
-    meeting: Meeting, share: Share, *, peer: str | None, dashboard: bool = False
+    rendezvous: Rendezvous, share: Share, *, peer: str | None, dashboard: bool = False
 ) -> Iterator[Node]:
-    """Keep the head of a new Ray on this node while the body runs; the meeting file then says so.
+    """Keep the head of a new Ray on this node while the body runs, as the rendezvous file says.
 
     peer: another node of the job, None when there is none; Ray listens on the address that faces
     it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed.
     """
-    descriptor = os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(rendezvous.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     ip = own_address(peer) if peer else "127.0.0.1"
     node: Node | None = None
     # where Tune keeps what it wants to: all nodes must see it, a paused trial may move
-    storage = meeting.folder / f"tune-{meeting.attempt}"
+    storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
     with _private_folder() as folder:
         try:
             # no autoscaler process: the nodes are those of the job
             options = ["--head", "--no-monitor", f"--include-dashboard={str(dashboard).lower()}"]
             options += ["--dashboard-host=127.0.0.1"] if dashboard else []
-            node, ports = _start(options, (*HEAD_PORTS, *PORTS), meeting, share, ip, folder)
-            meeting.write(
+            node, ports = _start(options, (*HEAD_PORTS, *PORTS), rendezvous, share, ip, folder)
+            rendezvous.write(
                 state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
                 host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
                 storage=str(storage), init={"_node_ip_address": ip},
             )
             if dashboard:
                 log.info("dashboard: %s; it asks for the token in %s",
-                         tunnel(ports["dashboard-port"]), meeting.token)
+                         tunnel(ports["dashboard-port"]), rendezvous.token)
             yield node
         finally:
-            meeting.write(state="over")  # first, so that all nodes end at the same time
+            rendezvous.write(state="over")  # first, so that all nodes end at the same time
             if node is not None:
                 node.end()
-            meeting.token.unlink(missing_ok=True)
+            rendezvous.token.unlink(missing_ok=True)
             shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -179,42 +179,42 @@ def tunnel(port: int) -> str:
     return f"ssh -L {port}:127.0.0.1:{port} {here}, then http://127.0.0.1:{port}"
 
 
-def serve(meeting: Meeting, share: Share) -> None:
+def serve(rendezvous: Rendezvous, share: Share) -> None:
     """Be a further node of the Ray whose head another task starts, until it is over.
 
     Returns early when told to stop. Raises RayFailed.
     """
-    found = _wait_for_head(meeting)
+    found = _wait_for_head(rendezvous)
     if found is None:
         return
     ip, address = own_address(found["ip"]), f"--address={found['address']}"
     with _private_folder() as folder:
-        node, _ = _start([address], PORTS, meeting, share, ip, folder)
+        node, _ = _start([address], PORTS, rendezvous, share, ip, folder)
         try:
-            while not stop_requested() and not _is_over(meeting):
+            while not stop_requested() and not _is_over(rendezvous):
                 node.check()
                 time.sleep(POLL_S)
         except RayFailed:
-            if not _is_over(meeting):  # Ray's nodes also end by themselves when their head goes
+            if not _is_over(rendezvous):  # Ray's nodes also end by themselves when their head goes
                 raise
         finally:
             node.end()
 
 
-def _wait_for_head(meeting: Meeting) -> dict[str, Any] | None:
+def _wait_for_head(rendezvous: Rendezvous) -> dict[str, Any] | None:
     deadline = time.monotonic() + START_TRIES * START_LIMIT_S
     while not stop_requested():
-        found = meeting.read()
+        found = rendezvous.read()
         if found is not None:
             return found if found["state"] == "up" else None
         if time.monotonic() > deadline:
-            raise RayFailed(f"{meeting.file}: the first node's Ray did not start")
+            raise RayFailed(f"{rendezvous.file}: the first node's Ray did not start")
         time.sleep(POLL_S)
     return None
 
 
-def _is_over(meeting: Meeting) -> bool:
-    found = meeting.read()
+def _is_over(rendezvous: Rendezvous) -> bool:
+    found = rendezvous.read()
     return found is None or found["state"] == "over"
 
 
@@ -238,7 +238,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _start(
-    options: list[str], names: tuple[str, ...], meeting: Meeting, share: Share, ip: str,
+    options: list[str], names: tuple[str, ...], rendezvous: Rendezvous, share: Share, ip: str,
     folder: Path,
 ) -> tuple[Node, dict[str, int]]:
     """Start Ray on this node and wait until it is up; with other ports if that does not work.
@@ -249,7 +249,7 @@ def _start(
         ports = free_ports(names)
         # a folder inside, because Ray opens it to everyone
         inner = folder / str(attempt)
-        node = _launch([*options, f"--temp-dir={inner}"], meeting, share, ip, ports)
+        node = _launch([*options, f"--temp-dir={inner}"], rendezvous, share, ip, ports)
         try:
             _wait_until_up(node, inner)
             return node, ports
@@ -262,7 +262,7 @@ def _start(
 
 
 def _launch(
-    options: list[str], meeting: Meeting, share: Share, ip: str, ports: dict[str, int]
+    options: list[str], rendezvous: Rendezvous, share: Share, ip: str, ports: dict[str, int]
 ) -> Node:
     """Start `ray start` in a session of its own."""
     command = [
@@ -274,11 +274,11 @@ def _launch(
     memory = memory_limit()
     if memory is not None:
         command.append(f"--memory={memory - OBJECT_STORE_BYTES}")
-    log_file = meeting.folder / f"ray-{socket.gethostname()}.log"
+    log_file = rendezvous.folder / f"ray-{socket.gethostname()}.log"
     with log_file.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.nodes", *command],
-            env=environment(meeting), start_new_session=True, stdin=subprocess.DEVNULL,
+            env=environment(rendezvous), start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT,
         )
     log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,

@@ -2,13 +2,21 @@
 
 Their time is our `epoch`, because Tune's own count restarts with a trial. A scheduler that is made
 anew, after its driver was killed, is first told all that the runs have logged, and then decides as
-the old one would have.
+the old one would have. Only the driver of a search imports this file.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 
 from harness.base.mappings import flatten
 from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
@@ -24,10 +32,46 @@ log = logging.getLogger(__name__)
 NO_END = 10**9
 """ASHA's last rung: how long a trial trains is its own affair."""
 NEVER = float("inf")
+CONTINUE, PAUSE, STOP = map(str, (
+    TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
+))
 
 
-class Known:
-    """A run as ASHA and median stopping know it: by a name that outlives the driver."""
+def make_scheduler(sweep: Sweep) -> Any:
+    """Return Tune's scheduler for a sweep; its `tell` shows it what was logged before."""
+    asked = sweep.scheduler
+    common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
+    match asked:
+        case None:
+            return EarlyStopping("", {})
+        case Asha():
+            metrics = [sweep.metric, *([asked.early] if asked.early else [])]
+            return EarlyStopping("ASHA", {
+                metric: ASHAScheduler(
+                    **{**common, "metric": metric}, max_t=NO_END, grace_period=asked.grace,
+                    reduction_factor=asked.reduction,
+                )
+                for metric in metrics
+            })
+        case Median():
+            rule = MedianRule(
+                **common, grace_period=asked.grace, min_samples_required=asked.trials,
+                min_time_slice=NEVER,  # it would pause trials to let others come as far
+                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
+            )
+            return EarlyStopping("median stopping", {sweep.metric: rule})
+        case Pbt():
+            return Population(sweep, asked)
+        case HyperBand():
+            return Bands(
+                **common, max_t=asked.epochs, reduction_factor=asked.reduction,
+                stop_last_trials=False,  # those that are left train to their own end
+            )
+    raise AssertionError(f"unreachable: {asked}")
+
+
+class StableTrial:
+    """A run as ASHA and median stopping see it: by a name that outlives the driver."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name
@@ -36,170 +80,137 @@ class Known:
         return self.trial_id
 
 
-def make_scheduler(sweep: Sweep) -> Any:
-    """Return Tune's scheduler for a sweep, with two more methods; see `_Judge` below."""
-    from ray.tune.schedulers import (
-        ASHAScheduler,
-        FIFOScheduler,
-        HyperBandScheduler,
-        MedianStoppingRule,
-        TrialScheduler,
-    )
+class EarlyStopping(FIFOScheduler):
+    """Ends trials by what ASHA or median stopping say of their epochs.
 
-    asked = sweep.scheduler
-    common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
+    rules: by the number that each looks at; an epoch is shown to the first whose number it has.
+    """
 
-    class _Judge(FIFOScheduler):
-        """Ends trials by what ASHA or median stopping say of their epochs.
+    def __init__(self, name: str, rules: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name, self.rules = name, rules
+        self.trials: dict[str, StableTrial] = {}
 
-        judges: by the number that each looks at; an epoch is shown to the first whose it has.
+    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Show what runs have logged before this scheduler was made.
+
+        Not in the original order, so what is decided of them now does not count. Of runs that go
+        on only what was judged: Tune will tell the rest.
         """
-
-        def __init__(self, name: str, judges: dict[str, Any]) -> None:
-            super().__init__()
-            self.name, self.judges = name, judges
-            self.known: dict[str, Known] = {}
-
-        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-            """Show what runs have logged before this scheduler was made.
-
-            Not in the order of then, so what is decided of them now does not count. Of runs that
-            go on only what was judged: Tune will tell the rest.
-            """
-            for run in finished:
-                for line in epoch_lines(run):
+        for run in finished:
+            for line in epoch_lines(run):
+                self._show(run.signature, flatten(line))
+        for run in due:
+            seen = judged(run)
+            for line in epoch_lines(run):
+                if (line.get("stage"), line["epoch"]) in seen:
                     self._show(run.signature, flatten(line))
-            for run in due:
-                seen = judged(run)
-                for line in epoch_lines(run):
-                    if (line.get("stage"), line["epoch"]) in seen:
-                        self._show(run.signature, flatten(line))
-            for judge in self.judges.values():
-                if isinstance(judge, _Rule):
-                    judge.forget_decisions()
+        for rule in self.rules.values():
+            if isinstance(rule, MedianRule):
+                rule.forget_decisions()
 
-        def _show(self, name: str, result: dict[str, Any]) -> str:
-            if name not in self.known:
-                self.known[name] = Known(name)
-                for judge in self.judges.values():
-                    judge.on_trial_add(None, self.known[name])
-            for metric, judge in self.judges.items():
-                if metric in result:
-                    return str(judge.on_trial_result(None, self.known[name], result))
-            return str(TrialScheduler.CONTINUE)
+    def _show(self, name: str, result: dict[str, Any]) -> str:
+        if name not in self.trials:
+            self.trials[name] = StableTrial(name)
+            for rule in self.rules.values():
+                rule.on_trial_add(None, self.trials[name])
+        for metric, rule in self.rules.items():
+            if metric in result:
+                return str(rule.on_trial_result(None, self.trials[name], result))
+        return CONTINUE
 
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            run = Run(Path(trial.config["run"]))
-            if result.get("done"):
-                return str(TrialScheduler.CONTINUE)
-            decision = self._show(run.signature, result)
-            if decision == TrialScheduler.PAUSE:  # median stopping, see below
-                decision = str(TrialScheduler.STOP)
-            if decision == TrialScheduler.STOP:
-                log.info("%s: ended at epoch %s", trial, result["epoch"])
-                end_early(run, by=self.name, epoch=result["epoch"])
-            note_judged(run, result.get("stage"), result["epoch"])
-            return decision
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        run = Run(Path(trial.config["run"]))
+        if result.get("done"):
+            return CONTINUE
+        decision = self._show(run.signature, result)
+        if decision == PAUSE:  # of median stopping, see `make_scheduler`
+            decision = STOP
+        if decision == STOP:
+            log.info("%s: ended at epoch %s", trial, result["epoch"])
+            end_early(run, by=self.name, epoch=result["epoch"])
+        note_judged(run, result.get("stage"), result["epoch"])
+        return decision
 
-    class _Rule(MedianStoppingRule):
-        def forget_decisions(self) -> None:
-            self._stopped_trials.clear()
 
-    class _Bands(HyperBandScheduler):
-        """HyperBand over the epochs that have the metric; the others pass."""
+class MedianRule(MedianStoppingRule):
+    """Tune's median stopping, able to judge anew trials that it would have stopped."""
 
-        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-            """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
+    def forget_decisions(self) -> None:
+        self._stopped_trials.clear()
 
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if sweep.metric not in result or "epoch" not in result:
-                return str(TrialScheduler.CONTINUE)
-            decision = str(super().on_trial_result(controller, trial, result))
-            if decision == TrialScheduler.STOP:
-                log.info("%s: ended at epoch %s", trial, result["epoch"])
-                end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=result["epoch"])
-            return decision
 
-        def on_trial_remove(self, controller: Any, trial: Any) -> None:
-            super().on_trial_remove(controller, trial)
-            run = Run(Path(trial.config["run"]))
-            if not run.is_complete():
-                epoch = epoch_lines(run)[-1]["epoch"]
-                log.info("%s: ended at epoch %s", trial, epoch)
-                end_paused(run, by="HyperBand", epoch=epoch)
+class Bands(HyperBandScheduler):
+    """HyperBand over the epochs that have the metric; the others pass."""
 
-    class _Population(FIFOScheduler):
-        """Has bad runs go on from good ones; see `population` and `takeovers`."""
+    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
 
-        def __init__(self, options: Pbt) -> None:
-            super().__init__()
-            self.options = options
-            self.changeable = changeable_keys(sweep.base.schema)
-            self.runs: dict[str, Run] = {}
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if self._metric not in result or "epoch" not in result:
+            return CONTINUE
+        decision = str(super().on_trial_result(controller, trial, result))
+        if decision == STOP:
+            log.info("%s: ended at epoch %s", trial, result["epoch"])
+            end_early(Run(Path(trial.config["run"])), by="HyperBand", epoch=result["epoch"])
+        return decision
 
-        def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-            """Get to know the runs; how well they did is kept with what they export."""
-            self.runs |= {run.signature: run for run in (*finished, *due)}
+    def on_trial_remove(self, controller: Any, trial: Any) -> None:
+        super().on_trial_remove(controller, trial)
+        run = Run(Path(trial.config["run"]))
+        if not run.is_complete():
+            epoch = epoch_lines(run)[-1]["epoch"]
+            log.info("%s: ended at epoch %s", trial, epoch)
+            end_paused(run, by="HyperBand", epoch=epoch)
 
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            run, epoch = Run(Path(trial.config["run"])), result.get("epoch")
-            self.runs[run.signature] = run
-            if epoch is None or result.get("done"):
-                return str(TrialScheduler.CONTINUE)
-            if sweep.metric in result and epoch % self.options.every == 0:
-                self._compare(run, int(epoch))
-            note_judged(run, result.get("stage"), epoch)
-            return str(TrialScheduler.CONTINUE)
 
-        def _compare(self, run: Run, epoch: int) -> None:
-            scores = {
-                name: score for name, one in self.runs.items()
-                if (score := takeovers.exported_score(one, epoch)) is not None
-            }
-            source = population.source_for(
-                run.signature, scores, share=self.options.share, mode=sweep.mode, epoch=epoch
-            )
-            if source is None:
-                return
-            settings = population.explore(
-                sweep.space.dimensions, settings_at(self.runs[source], epoch), self.changeable,
-                name=run.signature, epoch=epoch, factor=self.options.factor,
-                resample=self.options.resample,
-            )
-            takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
-            log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
-                     settings)
+class Population(FIFOScheduler):
+    """Has bad runs go on from good ones; see `population` and `takeovers`."""
 
-    def settings_at(run: Run, epoch: int) -> dict[str, Any]:
-        config = build(
-            sweep.base.schema, [*read_recipe(run.config_file, sweep.base.schema),
-                                *takeovers.exported_settings(run, epoch)],
+    def __init__(self, sweep: Sweep, options: Pbt) -> None:
+        super().__init__()
+        self.sweep, self.options = sweep, options
+        self.changeable = changeable_keys(sweep.base.schema)
+        self.runs: dict[str, Run] = {}
+
+    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Get to know the runs; how well they did is kept with what they export."""
+        self.runs |= {run.signature: run for run in (*finished, *due)}
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        run, epoch = Run(Path(trial.config["run"])), result.get("epoch")
+        self.runs[run.signature] = run
+        if epoch is None or result.get("done"):
+            return CONTINUE
+        if self.sweep.metric in result and epoch % self.options.every == 0:
+            self._compare(run, int(epoch))
+        note_judged(run, result.get("stage"), epoch)
+        return CONTINUE
+
+    def _compare(self, run: Run, epoch: int) -> None:
+        """Plan that a run among the worst goes on from one of the best."""
+        scores = {
+            name: score for name, one in self.runs.items()
+            if (score := takeovers.exported_score(one, epoch)) is not None
+        }
+        source = population.source_for(
+            run.signature, scores, share=self.options.share, mode=self.sweep.mode, epoch=epoch
         )
-        return {d.key: value_at(config, d.key) for d in sweep.space.dimensions}
-
-    def asha(metric: str, options: Asha) -> Any:
-        return ASHAScheduler(
-            **{**common, "metric": metric}, max_t=NO_END, grace_period=options.grace,
-            reduction_factor=options.reduction,
+        if source is None:
+            return
+        settings = population.explore(
+            self.sweep.space.dimensions, self._settings(self.runs[source], epoch), self.changeable,
+            name=run.signature, epoch=epoch, factor=self.options.factor,
+            resample=self.options.resample,
         )
+        takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
+        log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
+                 settings)
 
-    match asked:
-        case None:
-            return _Judge("", {})
-        case Asha():
-            early = {asked.early: asha(asked.early, asked)} if asked.early else {}
-            return _Judge("ASHA", {sweep.metric: asha(sweep.metric, asked), **early})
-        case Median():
-            rule = _Rule(
-                **common, grace_period=asked.grace, min_samples_required=asked.trials,
-                min_time_slice=NEVER,  # it would pause trials to let others come as far
-                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
-            )
-            return _Judge("median stopping", {sweep.metric: rule})
-        case Pbt():
-            return _Population(asked)
-        case HyperBand():
-            return _Bands(
-                **common, max_t=asked.epochs, reduction_factor=asked.reduction,
-                stop_last_trials=False,  # those that are left train to their own end
-            )
+    def _settings(self, run: Run, epoch: int) -> dict[str, Any]:
+        """Return the values of the searched keys with which a run trained up to an epoch."""
+        schema = self.sweep.base.schema
+        config = build(schema, [
+            *read_recipe(run.config_file, schema), *takeovers.exported_settings(run, epoch)
+        ])
+        return {d.key: value_at(config, d.key) for d in self.sweep.space.dimensions}

@@ -1,25 +1,18 @@
-"""The plan of backend ray: one job in which Ray Tune runs the trials."""
+"""The plan of `backend: ray`: one job in which Ray Tune runs the trials."""
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from harness.base.errors import UserError
-from harness.cluster.local import background, shares
-from harness.cluster.ray import guest as ray_guest
-from harness.cluster.ray.job import drive
+from harness.cluster.place import Place, Room, Submission
+from harness.cluster.ray import guest
 from harness.cluster.ray.shares import allocation
-from harness.cluster.records import EVERY, Cluster, Record, new_record
-from harness.cluster.slurm import commands
-from harness.cluster.slurm import script as slurm
 from harness.config.build import changeable_keys
 from harness.sweeps.frozen import freeze
 from harness.sweeps.keys import HyperBand, Pbt
 from harness.sweeps.reading import Sweep, Trial, expand
 from harness.sweeps.space import RECIPE
-
-NO_LIMIT = 10**6
 
 
 def check(sweep: Sweep) -> None:
@@ -68,61 +61,45 @@ def _population_faults(sweep: Sweep) -> Iterator[str]:
         yield "scheduler: pbt takes no conditions and no recipes among what is searched"
 
 
-def submit(
-    sweep: Sweep, trials: list[Trial], *, cluster: Cluster, jobs: int | None = None
-) -> Record:
-    """Submit the one job that searches over `trials`, and return at once.
+def job(sweep: Sweep) -> Sweep:
+    """Return the sweep with the resources of the whole job in place of one trial's.
 
-    Their run folders exist and their status is `submitted` already. jobs: how many run at a time
-    on this machine. Raises UserError when the sweep asks for what this backend cannot do, or when
-    the job was not taken.
+    It has no jobs before and after it. Raises UserError for what this backend cannot do.
     """
     check(sweep)
-    address, resources = sweep.ray.address, sweep.resources
-    slots, pool = None, {}
-    if address is not None:
-        room, resources = ray_guest.room(address, resources, sweep.ray)
-        slots = min(jobs or NO_LIMIT, room)
-        cluster = "local"  # the driver is here, wherever its trials are
-    elif cluster == "local":
-        if sweep.resources.nodes > 1:
+    return dataclasses.replace(allocation(sweep), prepare=False, report=False)
+
+
+def job_count(sweep: Sweep, trials: int) -> int:
+    """Return 1: all trials run in one job."""
+    return 1
+
+
+def submissions(
+    sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
+) -> Iterator[Submission]:
+    """Yield the one job that searches over `trials`.
+
+    limit: how many run at a time on this machine. Raises UserError when there is room for none.
+    """
+    many, nodes = sweep.ray, 1
+    if many.address is not None:
+        there, resources = guest.room(many.address, sweep.resources, many)
+        room = Room(resources, min(limit or there, there))
+    else:
+        room = place.room(sweep, limit, many.trials_per_gpu)
+        if room.slots is None:
+            nodes = many.nodes
+        elif sweep.resources.nodes > 1:
             raise UserError(
                 f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} nodes cannot "
                 "run here; resources.nodes=1 resources.tasks=N tries its ranks on this machine"
             )
-        resources = shares.settled(resources)
-        slots = shares.slots_for(resources, jobs, sweep.ray.trials_per_gpu)
-        pool = {"pool": dataclasses.asdict(
-            shares.pool_for(resources, slots, sweep.ray.trials_per_gpu)
-        )}
-    sweep = dataclasses.replace(
-        sweep, resources=dataclasses.replace(resources, gpus=resources.gpus or 0)
-    )
-    record = new_record(
-        sweep.folder, cluster, [trial.signature for trial in trials],
-        backend="ray", workers=1, nodes=sweep.ray.nodes if cluster == "slurm" else 1,
-        trials_per_node=slots or sweep.ray.trials_per_node,
-        side_by_side=slots
-        or max(1, sweep.ray.nodes * sweep.ray.trials_per_node // sweep.resources.nodes),
-        sweep={**freeze(sweep), "known": [trial.signature for trial in expand(sweep)]},
-        code=str(sweep.code or ""), **pool,
-    )
-    record.write()
-    if cluster == "local":
-        background.start(record)
-    else:
-        _submit_slurm(allocation(sweep), record)
-    return record
-
-
-def _submit_slurm(sweep: Sweep, record: Record) -> None:
-    name = slurm.job_name(sweep, record.token)
-    executor = slurm.executor_for(sweep, Path(record.folder), name)
-    try:
-        with commands.outside_any_job():
-            job = executor.submit(drive, str(record.file))
-    except Exception as error:
-        raise UserError(f"sbatch did not take the job: {commands.last_line(error)}") from None
-    record.jobs = {EVERY: job.job_id}
-    record.state = "submitted"
-    record.write()
+    one = dataclasses.replace(room.resources, gpus=room.resources.gpus or 0)
+    sweep = dataclasses.replace(sweep, resources=one)
+    yield Submission(allocation(sweep), trials, "harness.cluster.ray.job.drive", {
+        "backend": "ray", "workers": 1, "nodes": nodes, "pool": room.pool,
+        "trials_per_node": room.slots or many.trials_per_node,
+        "side_by_side": room.slots or max(1, many.nodes * many.trials_per_node // one.nodes),
+        "sweep": {**freeze(sweep), "known": [trial.signature for trial in expand(sweep)]},
+    })

@@ -1,8 +1,8 @@
 """A run as Ray's actor sees it: started, answered epoch by epoch, ended."""
 
 import json
+import logging
 import os
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,12 +12,13 @@ from typing import Any
 
 from harness.base import network
 from harness.base.mappings import flatten
-from harness.cluster import rank_group
 from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, TrialFailed
-from harness.cluster.ray.trial import Crew, log
+from harness.cluster.rank_group import Process, RankGroup, end_within, settle
 from harness.cluster.ray.verdicts import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
+
+log = logging.getLogger(__name__)
 
 END_LIMIT_S = 30.0
 """How long further ranks may take to end after rank 0 has."""
@@ -28,39 +29,31 @@ NO_REPORTS = -1
 """In place of a pipe, for ranks that report nothing."""
 
 
-class Followers:
+class FollowerRanks:
     """The ranks of a trial on one node that report nothing: all but the first of all.
 
     They stop together with rank 0, with which they agree after every step; should it be gone, the
     end of their pipe stops them.
     """
 
-    def __init__(self, run: Run, crew: Crew, *, log_file: Path) -> None:
-        their_end, self.pipe = os.pipe()
-        own = range(crew.first == 0, crew.ranks)
+    def __init__(self, run: Run, group: RankGroup, *, log_file: Path) -> None:
+        answers, self.pipe = os.pipe()
+        own = range(group.first == 0, group.ranks)
         stem = log_file.name.split(".")[0]
-        self.logs = [log_file.with_name(f"{stem}.{crew.first + local}.log") for local in own]
+        self.logs = [log_file.with_name(f"{stem}.{group.first + local}.log") for local in own]
         self.processes = [
-            crew.start(local, run, log, NO_REPORTS, their_end)
+            _start(group, local, run, log, NO_REPORTS, answers)
             for local, log in zip(own, self.logs, strict=True)
         ]
-        os.close(their_end)
+        os.close(answers)
 
     def end(self) -> list[int]:
         """Close the pipe, and return the ranks' exit statuses once they have ended.
 
-        One that waits for a rank that is gone is killed.
+        A rank that waits for one that is gone is killed.
         """
         os.close(self.pipe)
-        deadline = time.monotonic() + END_LIMIT_S
-        codes = []
-        for process in self.processes:
-            try:
-                codes.append(process.wait(max(0.0, deadline - time.monotonic())))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                codes.append(process.wait())
-        return codes
+        return end_within(self.processes, END_LIMIT_S)
 
 
 class WatchedRun:
@@ -74,14 +67,14 @@ class WatchedRun:
     """
 
     def __init__(
-        self, run: Run, *, log_file: Path, crew: Crew, retell: bool = False,
-        others: Callable[[Crew], Callable[[], Any]] = lambda crew: lambda: None,
+        self, run: Run, *, log_file: Path, group: RankGroup, retell: bool = False,
+        others: Callable[[RankGroup], Callable[[], Any]] = lambda group: lambda: None,
         exports: tuple[str, int] = ("", 0),
     ) -> None:
         self.run, self.exports = run, exports
         self.log_file = log_file
-        self.crew, self.others = crew, others
-        self.process: subprocess.Popen[bytes] | None = None
+        self.group, self.others = group, others
+        self.process: Process | None = None
         self.over = False
         # The lines after the last checkpoint will be logged a second time; they are told once.
         self.stored = deque(epoch_lines(run))
@@ -171,18 +164,18 @@ class WatchedRun:
             log.warning("%s: its process is gone", self.run.name)
 
     def _start(self) -> None:
-        crew = self.crew
-        if crew.world > 1:
-            crew = replace(crew, port=network.free_port())
+        group = self.group
+        if group.world > 1:
+            group = replace(group, port=network.free_port())
         reports, their_report = os.pipe()
         their_answer, answers = os.pipe()
-        self.process = crew.start(0, self.run, self.log_file, their_report, their_answer)
+        self.process = _start(group, 0, self.run, self.log_file, their_report, their_answer)
         os.close(their_report)
         os.close(their_answer)
         self.reports = os.fdopen(reports, "rb")
         self.answers = os.fdopen(answers, "wb", buffering=0)
-        self.followers = Followers(self.run, crew, log_file=self.log_file)
-        self.end_others = self.others(crew)
+        self.followers = FollowerRanks(self.run, group, log_file=self.log_file)
+        self.end_others = self.others(group)
 
     def _ended(self) -> dict[str, Any]:
         code = self._part()
@@ -195,7 +188,7 @@ class WatchedRun:
             # a rank that was killed is the cause of what others say
             broken = next((rank for rank, one in enumerate(codes) if one < 0), 0)
             logs = [self.log_file, *self.followers.logs]
-            rank_group.settle(self.run, broken, codes, logs)
+            settle(self.run, broken, codes, logs)
         raise TrialFailed(self.run.status().get("error", "another process was in the run folder"))
 
     def _end_result(self) -> dict[str, Any]:
@@ -205,3 +198,13 @@ class WatchedRun:
 
 def _epoch_of(line: Mapping[str, Any]) -> tuple[Any, Any]:
     return line.get("stage"), line.get("epoch")
+
+
+def _start(
+    group: RankGroup, local: int, run: Run, log_file: Path, reports: int, answers: int
+) -> Process:
+    """Start a rank, which reads `answers` and writes to `reports`, unless that is negative."""
+    return group.start(
+        local, "harness.cluster.ray.trial", str(run.folder), str(reports), str(answers),
+        log_file=log_file, inherited=[pipe for pipe in (reports, answers) if pipe >= 0],
+    )

@@ -7,7 +7,7 @@ end, however it ends: what it did not make they make themselves.
 import io
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,17 @@ SHOWN = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 """Further numbers of a result that the report has, by title."""
 
 
-def submit_before(sweep: Sweep, trials: list[Trial]) -> str:
+def is_prepared(sweep: Sweep, trials: int) -> bool:
+    """Whether a job before so many trials makes what they share."""
+    return sweep.prepare and trials > 1
+
+
+def job_count(sweep: Sweep, trials: int) -> int:
+    """Return how many jobs there are before and after so many trials."""
+    return is_prepared(sweep, trials) + sweep.report
+
+
+def submit_before(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """Submit the job that makes what the trials share; returns its id."""
     folders = [str(trial.run.folder.resolve()) for trial in trials]
     return _submit(sweep, "before", make_shared, folders)

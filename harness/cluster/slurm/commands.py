@@ -10,14 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from harness.base.errors import UserError
+from harness.cluster.place import NoAnswer
 
 ANSWER_LIMIT_S = 30.0
 CANCEL_LIMIT_S = 120.0
 IDS_PER_CALL = 500
-
-
-class NoAnswer(UserError):
-    """A command of SLURM is missing, fails, or does not come back."""
 
 
 def is_here() -> bool:

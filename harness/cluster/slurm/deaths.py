@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.cluster.causes import last_words, with_next_step
+from harness.cluster.place import NoAnswer
 from harness.cluster.slurm import commands
 
 
@@ -30,7 +31,7 @@ def _accounted(jobs: Iterable[str]) -> dict[str, str]:
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
             "--format=JobID,State,ExitCode,NodeList",
         ])
-    except commands.NoAnswer:
+    except NoAnswer:
         return {}
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
     return {

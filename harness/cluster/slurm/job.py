@@ -9,10 +9,10 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.base.files import is_private
-from harness.base.locks import HEARTBEAT_S, job_id, lock_holder
+from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
-from harness.cluster.rank import TrialFailed, log, say_plainly
+from harness.cluster.rank import TrialFailed, drop_own_lock, log, say_plainly
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
@@ -120,23 +120,6 @@ def check_cores() -> None:
              os.uname().nodename, ",".join(map(str, sorted(cores))))
     if len(cores) < asked:
         log.warning("%d cores were asked for, srun gave %d", asked, len(cores))
-
-
-def drop_own_lock(run: Run) -> None:
-    """Remove the lock that an earlier attempt of this very job left behind.
-
-    One that was killed outright could not, and from another node its lock looks alive for a while.
-    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
-    cut off from the controller, its heartbeat shows it and the lock stays.
-    """
-    holder = lock_holder(run.lock_file)
-    if holder is None or holder.get("job") != job_id():
-        return
-    beat = run.lock_file.stat().st_mtime
-    time.sleep(2.5 * HEARTBEAT_S)
-    if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
-        log.warning("the earlier attempt of this job was killed on %s", holder["host"])
-        run.lock_file.unlink()
 
 
 def requeue(run: Run | None = None) -> None:

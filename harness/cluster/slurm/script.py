@@ -1,4 +1,4 @@
-"""Trials on SLURM: what sbatch gets, through submitit; what squeue says; how jobs are ended."""
+"""What sbatch gets for the jobs of a sweep, written by submitit."""
 
 import os
 import shlex
@@ -8,11 +8,9 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.units import gigabytes, minutes
-from harness.cluster.records import EVERY, Record, new_record
-from harness.cluster.slurm.commands import last_line, outside_any_job, scancel
-from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S, run_trial
+from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S
 from harness.cluster.snapshots import SAFE_PATH
-from harness.sweeps.reading import Sweep, Trial
+from harness.sweeps.reading import Sweep
 
 OURS = {
     "time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",
@@ -25,9 +23,6 @@ GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
 """Options of sbatch that would part a job from its trial."""
-
-
-# --- what sbatch gets ---
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
@@ -128,57 +123,3 @@ def depending_on(options: dict[str, Any], jobs: Sequence[str]) -> dict[str, Any]
         return options
     own = [str(options["dependency"])] if options.get("dependency") else []
     return {**options, "dependency": ",".join([*own, f"afterany:{':'.join(jobs)}"])}
-
-
-# --- submitting ---
-
-
-def submit(sweep: Sweep, trials: list[Trial]) -> Record:
-    """Submit one job per trial, as an array of at most `max_array_size`, and return at once.
-
-    The trials' status is `submitted` already, as a job may start before this returns. Raises
-    UserError with sbatch's own words. The record stays even then: an sbatch that ran out of time
-    may have submitted after all, and the next launch looks for its jobs.
-    """
-    record = new_record(
-        sweep.folder, "slurm", [trial.signature for trial in trials],
-        code=str(sweep.code or ""),
-    )
-    executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
-    record.write()
-    try:
-        with outside_any_job():
-            jobs = executor.map_array(run_trial, [str(t.run.folder.resolve()) for t in trials])
-    except Exception as error:
-        raise UserError(f"sbatch did not take the jobs: {last_line(error)}") from None
-    record.jobs = {t.signature: job.job_id for t, job in zip(trials, jobs, strict=True)}
-    record.state = "submitted"
-    record.write()
-    return record
-
-
-# --- asking and ending ---
-
-
-def recover(record: Record, jobs: dict[str, tuple[str, str, str]]) -> None:
-    """Settle a submission whose launcher was killed before it stored the job ids.
-
-    A job whose submitit file is in place can run and is adopted; any other is cancelled, and its
-    trial is found missing again.
-    """
-    lost = []
-    for number, (_, _, name) in jobs.items():
-        if not name.endswith(f".{record.token}"):
-            continue
-        _, _, index = number.partition("_")
-        if not (Path(record.folder) / f"{number}_submitted.pkl").exists():
-            lost.append(number)
-        elif record.options.get("backend") == "ray":
-            record.jobs = {EVERY: number}
-        else:
-            record.jobs[record.trials[int(index or 0)]] = number
-    scancel(lost)
-    record.state = "submitted"
-    record.write()
-
-

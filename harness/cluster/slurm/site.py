@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from harness.base.errors import UserError
 from harness.base.units import minutes, slurm_seconds
-from harness.cluster.slurm.commands import NoAnswer, ask, my_jobs
+from harness.cluster.place import NoAnswer
+from harness.cluster.slurm.commands import ask, my_jobs
 from harness.sweeps.reading import Sweep
 
 READY = ("idle", "mix", "alloc", "comp", "plnd")

@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.cluster import causes
-from harness.cluster.slurm import deaths
+from harness.cluster.slurm.deaths import deaths
 from harness.runs.execute import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
@@ -62,7 +62,7 @@ def test_without_accounting_the_ends_of_the_logs_tell(
         "x" * 100_000 + "\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\nbye\n"
     )
     (tmp_path / "8_0_log.err").write_text("all is well\n")
-    found = deaths.deaths({"7_0": tmp_path, "8": tmp_path, "9": tmp_path})
+    found = deaths({"7_0": tmp_path, "8": tmp_path, "9": tmp_path})
     assert found.keys() == {"7_0"}
     assert found["7_0"].startswith("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.; ")
     assert "resources.memory" in found["7_0"]

@@ -13,8 +13,7 @@ import harness
 from harness.base.errors import UserError
 from harness.cluster import snapshots, states
 from harness.cluster.launch import launch
-from harness.cluster.local import background
-from harness.cluster.local import worker as local
+from harness.cluster.local import background, worker
 from harness.cluster.records import read_records
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
@@ -186,6 +185,6 @@ def test_a_worker_leaves_a_trial_of_other_code_to_a_worker_of_its_submission(
     run = sweep.trials[0].run
     run.result_file.unlink()
     run.set_status("submitted", code=record.options["code"])
-    assert local._open_trials(record) == [run]
+    assert worker._open_trials(record) == [run]
     run.set_status("submitted", code=f"{record.options['code']}2")
-    assert local._open_trials(record) == []
+    assert worker._open_trials(record) == []

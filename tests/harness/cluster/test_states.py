@@ -1,21 +1,19 @@
 """What state a trial is said to be in, from its files alone."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from harness.base.errors import UserError
-from harness.base.files import read_json
 from harness.base.locks import held_lock
-from harness.cluster import launch as array
-from harness.cluster import states
-from harness.cluster.launch import launch
-from harness.cluster.local import worker as local
+from harness.cluster.launch import due
+from harness.cluster.local.place import ThisMachine
+from harness.cluster.places import all_places
 from harness.cluster.records import EVERY, new_record, read_records
-from harness.cluster.slurm import script as slurm
-from harness.cluster.states import Queue, survey
+from harness.cluster.slurm import commands
+from harness.cluster.slurm.place import Slurm
+from harness.cluster.states import launch_lock, survey
 from harness.runs.run import CLAIM
 
 
@@ -27,10 +25,9 @@ def one(toy: ModuleType, folder: Path, **keys: object):
 
 
 def state(sweep, jobs: dict | None = None) -> str:
-    queue = Queue(sweep, max_age_s=1e9)
-    queue._jobs, queue._asked = jobs or {}, 1e18
-    [view] = survey(sweep, queue)
-    return view.state
+    slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked=1e18)
+    [found] = survey(sweep, {"slurm": slurm, "local": ThisMachine()})
+    return found.state
 
 
 def test_a_result_on_disk_is_the_only_proof_of_completion(toy: ModuleType, tmp_path: Path) -> None:
@@ -64,8 +61,8 @@ def test_what_was_stopped_or_hindered_is_due_and_what_failed_waits_to_be_asked_f
     [view] = survey(sweep)
     assert (view.state, view.is_due) == (written, is_due)
     assert view.note == ("out of luck" if written == "failed" else "told to")
-    assert len(array.due([view])) == is_due
-    assert array.due([view], retry_failed=True) == [view]
+    assert len(due([view])) == is_due
+    assert due([view], retry_failed=True) == [view]
 
 
 def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Path) -> None:
@@ -85,7 +82,7 @@ def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
     new_record(sweep.folder, "slurm", [run.signature]).write()
-    with held_lock(states.launch_lock(sweep)):
+    with held_lock(launch_lock(sweep)):
         assert state(sweep) == "queued"
     assert state(sweep) == "died"
 
@@ -118,22 +115,6 @@ def test_a_hindered_trial_whose_job_has_not_ended_waits_for_it(
         assert state(sweep, {}) == "failed"
 
 
-def test_jobs_around_the_trials_count_where_jobs_are_limited(
-    toy: ModuleType, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
-    assert [array.jobs_of(sweep, count) for count in (1, 2, 100)] == [2, 4, 102]
-    sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray")
-    assert array.jobs_of(sweep, 100) == 1
-
-
-def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file")
-    sweep = toy.make_sweep(tmp_path, {})
-    with pytest.raises(UserError, match="cannot be written: Not a directory"):
-        array.launch(sweep, "local")
-
-
 def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,10 +127,10 @@ def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
         trial.run.set_status("submitted")
     asked: list[int] = []
     there = {f"9_{n}": ("PENDING", "Priority", "") for n in range(3)}
-    monkeypatch.setattr(slurm, "my_jobs", lambda: asked.append(1) or there)
-    queue = Queue(sweep)
+    monkeypatch.setattr(commands, "my_jobs", lambda: asked.append(1) or there)
+    places = all_places()
     for looks in (1, 2):
-        assert [view.state for view in survey(sweep, queue)] == ["queued"] * 3
+        assert [view.state for view in survey(sweep, places)] == ["queued"] * 3
         assert len(asked) == looks
 
 
@@ -161,7 +142,7 @@ def test_squeue_is_not_asked_when_the_folders_tell_all(
     record.state, record.jobs = "submitted", {run.signature: "9"}
     record.write()
     run.set_status("failed", error="x")
-    monkeypatch.setattr(slurm, "my_jobs", lambda: pytest.fail("squeue was asked"))
+    monkeypatch.setattr(commands, "my_jobs", lambda: pytest.fail("squeue was asked"))
     assert [v.state for v in survey(sweep)] == ["failed"]
 
 
@@ -177,8 +158,8 @@ def test_a_controller_that_never_answered_is_waited_for_when_following(
     def no_answer() -> None:
         raise UserError("squeue: nothing within 30 s")
 
-    monkeypatch.setattr(slurm, "my_jobs", no_answer)
-    [view] = survey(sweep, Queue(sweep, patient=True))
+    monkeypatch.setattr(commands, "my_jobs", no_answer)
+    [view] = survey(sweep, all_places(patient=True))
     assert (view.state, view.note) == ("queued", "SLURM does not answer")
     with pytest.raises(UserError, match="nothing within 30 s"):
         survey(sweep)
@@ -208,10 +189,10 @@ def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
     sweep.trials[0].run.set_status("stopped", reason="by ASHA", pruned=True)
     sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
     sweep.trials[2].run.set_status("submitted")
-    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
+    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
     told = [(view.state, view.note) for view in survey(sweep)]
     assert told == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
-    monkeypatch.setattr(slurm, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
+    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
     assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
 
 
@@ -227,50 +208,6 @@ def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_p
         survey(sweep)
 
 
-def test_a_launch_that_fails_leaves_each_status_as_it_was(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}})
-    failed = sweep.trials[1].run
-    failed.set_status("failed", error="before", attempts=3, hindered=True)
-    before = failed.status()
-
-    def refuse(*args: object, **options: object) -> None:
-        assert [v.status["state"] for v in survey(sweep)] == ["submitted"] * 2
-        raise UserError("no")
-
-    monkeypatch.setattr(local, "submit", refuse)
-    with pytest.raises(UserError, match="no"):
-        launch(sweep, "local")
-    assert sweep.trials[0].run.status() == {"state": "new"}
-    assert failed.status() == before
-
-
-def test_a_launch_writes_down_its_trials_and_their_newest_settings(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "submit", lambda *args, **options: None)
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5])
-    launch(sweep, "local")
-    told = read_json(sweep.folder / "sweep.json")
-    assert told["trials"] == [
-        {"point": {"work.quality": q}, "seed": 5, "signature": t.signature}
-        for q, t in zip((0.1, 0.2), sweep.trials, strict=True)
-    ]
-    other = toy.make_sweep(
-        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5],
-        overrides={"run.experiment": "another.run"},
-    )
-    launch(other, "local")
-    assert "another.run" in other.trials[0].run.config_file.read_text()
-
-
-def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
-    sweep, _ = one(toy, tmp_path)
-    with held_lock(states.launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
-        launch(sweep, "local")
-
-
 def test_the_newest_submission_of_a_trial_counts(toy: ModuleType, tmp_path: Path) -> None:
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
@@ -281,12 +218,3 @@ def test_the_newest_submission_of_a_trial_counts(toy: ModuleType, tmp_path: Path
     assert [r.jobs[run.signature] for r in read_records(sweep.folder)] == ["1", "2", "3"]
     assert state(sweep, {"3": ("PENDING", "", "")}) == "queued"
     assert state(sweep, {"2": ("PENDING", "", "")}) == "died"
-
-
-def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> None:
-    sweep, run = one(toy, tmp_path)
-    record = new_record(sweep.folder, "local", [run.signature], cpus=2)
-    record.write()
-    told = json.loads(record.file.read_text())
-    assert told["trials"] == [run.signature]
-    assert record.file.parent.stat().st_mode & 0o777 == 0o700

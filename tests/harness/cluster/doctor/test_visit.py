@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cluster.doctor import questions as examine
-from harness.cluster.doctor import visit as doctor
+from harness.cluster import rank_group
+from harness.cluster.doctor import questions, visit
 from harness.cluster.doctor.visit import Visit
 from harness.sweeps.reading import Resources
 
@@ -28,27 +28,27 @@ def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
         def wait(self, _: float) -> None:
             pass
 
-    def visit(**resources: Any) -> tuple[int, str]:
+    def ranks(**resources: Any) -> tuple[int, str]:
         """Return how many ranks are started, and which GPUs they see."""
         started.clear()
         sweep = toy.make_sweep(tmp_path, {}, resources=resources)
         with monkeypatch.context() as patch:
-            patch.setattr(doctor, "subprocess", SimpleNamespace(
+            patch.setattr(rank_group, "subprocess", SimpleNamespace(
                 Popen=Process, DEVNULL=None, STDOUT=None
             ))
-            doctor._visit_here(sweep, tmp_path)
+            visit._visit_here(sweep, tmp_path)
         assert {env["WORLD_SIZE"] for env in started} == {str(len(started))}
         [seen] = {env["CUDA_VISIBLE_DEVICES"] for env in started}
         return len(started), seen
 
     gpus(0)
-    assert visit() == visit(gpus=1) == (2, "")
+    assert ranks() == ranks(gpus=1) == (2, "")
     [only] = gpus(1)
-    assert visit() == visit(gpus=1) == visit(gpus=2) == visit(tasks=2) == (1, only)
-    assert visit(gpus=0) == (2, "")
+    assert ranks() == ranks(gpus=1) == ranks(gpus=2) == ranks(tasks=2) == (1, only)
+    assert ranks(gpus=0) == (2, "")
     first, second, third = gpus(3)
-    assert visit() == (3, f"{first},{second},{third}")
-    assert visit(gpus=2) == (2, f"{first},{second}")
+    assert ranks() == (3, f"{first},{second},{third}")
+    assert ranks(gpus=2) == (2, f"{first},{second}")
 
 
 def test_a_job_sees_the_gpus_that_an_option_of_sbatch_asks_for(
@@ -58,23 +58,23 @@ def test_a_job_sees_the_gpus_that_an_option_of_sbatch_asks_for(
     submitted = SimpleNamespace(
         submit=lambda _, folder, cpus, gpus: given.append(gpus) or SimpleNamespace(job_id="7")
     )
-    monkeypatch.setattr(doctor.slurm, "executor_for", lambda *_: submitted)
+    monkeypatch.setattr(visit.script, "executor_for", lambda *_: submitted)
     for number, keys in enumerate((
         {}, {"slurm": {"gres": "gpu:1"}}, {"resources": {"gpus": 2}}, {"slurm": {"qos": "high"}},
     )):
         sweep = toy.make_sweep(tmp_path, {}, **keys)
-        doctor._submit(sweep, Visit("short", 1, 1, tmp_path / str(number)))
+        visit._submit(sweep, Visit("short", 1, 1, tmp_path / str(number)))
     assert given == [0, None, 2, 0]
 
-    monkeypatch.setattr(examine, "examine", lambda *_, **__: None)
-    monkeypatch.setattr(examine, "set_slurm_ranks", lambda: None)
+    monkeypatch.setattr(questions, "examine", lambda *_, **__: None)
+    monkeypatch.setattr(questions, "set_slurm_ranks", lambda: None)
     for gpus, seen in ((None, "1"), (2, "1"), (0, "")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        examine.examine_job(str(tmp_path), 1, gpus)
+        questions.examine_job(str(tmp_path), 1, gpus)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not examine._gpus(None).fine
-    assert examine._gpus(None).told == "0; some asked"
+    assert not questions._gpus(None).fine
+    assert questions._gpus(None).told == "0; some asked"
 
 
 def test_on_a_cluster_ranks_are_as_many_as_the_gpus_that_a_trial_asks_for() -> None:
@@ -83,4 +83,4 @@ def test_on_a_cluster_ranks_are_as_many_as_the_gpus_that_a_trial_asks_for() -> N
         (Resources(gpus=1), 1, 1), (Resources(gpus=1), 2, 1), (Resources(gpus=4), 1, 4),
         (Resources(gpus=4), 2, 4), (Resources(gpus=4, tasks=1), 1, 1),
     ):
-        assert doctor._tasks(asked, nodes) == ranks
+        assert visit._tasks(asked, nodes) == ranks

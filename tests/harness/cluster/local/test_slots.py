@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.cluster.local.shares import plan, pool_for, settled, slots_for, waits_for
 
 from harness.base.errors import UserError
-from harness.cluster.local import shares
+from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
+from harness.cluster.local.slots import plan, pool_for, settled, slots_for, waits_for
 from harness.cluster.records import Record
 from harness.sweeps.reading import Resources
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "usable_cores", lambda: list(range(8)))
+    monkeypatch.setattr(slots, "usable_cores", lambda: list(range(8)))
 
 
 def test_slots_follow_cores_gpus_and_the_users_number(gpus: Callable[[int], list[str]]) -> None:

@@ -1,11 +1,9 @@
 """Sweeps under Ray Tune on this machine, against the same sweeps as independent trials."""
 
 import dataclasses
-import importlib.util
 import os
 import random
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -16,22 +14,19 @@ from typing import Any
 
 import pytest
 
-from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.machine import visible_gpus
 from harness.cluster.launch import cancel, launch
-from harness.cluster.local import background, shares
+from harness.cluster.local import background, slots
 from harness.cluster.local.claims import Pool
-from harness.cluster.ray import driver as ray_search
-from harness.cluster.ray import nodes as ray_cluster
-from harness.cluster.ray import shares, submit
+from harness.cluster.rank_group import RankGroup
+from harness.cluster.ray import driver
 from harness.cluster.ray.schedulers import make_scheduler
-from harness.cluster.ray.trial import Crew
 from harness.cluster.ray.watched_run import WatchedRun
 from harness.cluster.records import Record, read_records
 from harness.cluster.states import survey
 from harness.runs.run import Run, epoch_lines
-from harness.sweeps.keys import Allocation, Asha, Median, Resources
+from harness.sweeps.keys import Asha, Median
 from harness.sweeps.reading import Sweep
 
 PATIENCE_S = 300
@@ -95,10 +90,10 @@ def test_a_search_is_closed_and_once_cancelled_ends_in_what_the_array_backend_gi
     sweep = make_search(tmp_path / "ray", search, recipe=recipe)
     launch(sweep, "local", jobs=2)
     toy.until(lambda: progressed(sweep) == 2, seconds=PATIENCE_S)
-    meeting = meeting_of(sweep)
-    processes = session(meeting["pid"])
-    folder = Path(meeting["temp"])
-    assert_closed(meeting, Path(read_records(sweep.folder)[0].folder))
+    rendezvous = rendezvous_of(sweep)
+    processes = session(rendezvous["pid"])
+    folder = Path(rendezvous["temp"])
+    assert_closed(rendezvous, Path(read_records(sweep.folder)[0].folder))
 
     cancel(sweep)
     toy.until(lambda: not any(alive(pid) for pid in processes))
@@ -122,7 +117,7 @@ def test_a_search_is_closed_and_once_cancelled_ends_in_what_the_array_backend_gi
     assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 1]
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {second}
-    told = next(Path(read_records(sweep.folder)[-1].folder).glob("*_log.err")).read_text()
+    told = next(Path(read_records(sweep.folder)[-1].folder).glob("worker-0.log")).read_text()
     assert "1 instead of 2 trials at a time: other sweeps are running here" in told
     assert (sweep.folder / "reported.json").exists()
     by_array = toy.make_sweep(tmp_path / "array", search, recipe=recipe)
@@ -144,7 +139,7 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     toy: ModuleType, make_search: Callable[..., Sweep], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shares, "usable_cores", lambda: [0, 1])  # to claim: toys need no core
+    monkeypatch.setattr(slots, "usable_cores", lambda: [0, 1])  # to claim: toys need no core
     search = {"work.quality": {"grid": [0.1, 0.2]}}
     short = make_search(tmp_path / "short", search)
     long = make_search(
@@ -160,7 +155,7 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     toy.until(lambda: len(epoch_lines(run)) >= reached + 2)
     assert run.status()["attempts"] == 1
 
-    processes = session(meeting_of(long)["pid"])
+    processes = session(rendezvous_of(long)["pid"])
     [worker] = background.living_workers(long.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not any(alive(pid) for pid in processes))
@@ -172,19 +167,19 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     assert_whole(long, epochs=300)
 
 
-def assert_closed(meeting: dict[str, Any], job: Path) -> None:
+def assert_closed(rendezvous: dict[str, Any], job: Path) -> None:
     """Nobody without the token gets in, and nobody else can read it or Ray's files."""
     [token] = job.glob("ray-*.token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(job.stat().st_mode) == 0o700
-    assert stat.S_IMODE(Path(meeting["temp"]).stat().st_mode) == 0o700
-    assert len(set(meeting["ports"].values())) == len(meeting["ports"])
-    assert not refused(meeting, token.read_text())
-    assert refused(meeting, "0" * 64)
-    assert refused(meeting, None)
+    assert stat.S_IMODE(Path(rendezvous["temp"]).stat().st_mode) == 0o700
+    assert len(set(rendezvous["ports"].values())) == len(rendezvous["ports"])
+    assert not refused(rendezvous, token.read_text())
+    assert refused(rendezvous, "0" * 64)
+    assert refused(rendezvous, None)
 
 
-def refused(meeting: dict[str, Any], token: str | None) -> bool:
+def refused(rendezvous: dict[str, Any], token: str | None) -> bool:
     """Whether a stranger who has this token cannot list the nodes of our Ray."""
     program = (
         "import sys; from ray._raylet import GcsClient\n"
@@ -194,7 +189,7 @@ def refused(meeting: dict[str, Any], token: str | None) -> bool:
     if token is not None:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     done = subprocess.run(
-        [sys.executable, "-c", program, meeting["address"]], env=environment,
+        [sys.executable, "-c", program, rendezvous["address"]], env=environment,
         capture_output=True, text=True, timeout=60,
     )
     assert done.returncode or done.stdout.strip() == "1"
@@ -202,72 +197,6 @@ def refused(meeting: dict[str, Any], token: str | None) -> bool:
 
 
 # --- without ---
-
-
-def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: Path) -> None:
-    sweep = toy.make_sweep(
-        tmp_path, {}, backend="ray", metric="mAP", scheduler=ASHA, resources={"nodes": 2},
-        ray={"nodes": 3, "trials_per_gpu": 2},
-    )
-    with pytest.raises(UserError) as caught:
-        launch(sweep, "local")
-    metric, gpus, nodes = str(caught.value).splitlines()
-    assert "mAP is computed after the last epoch" in metric
-    assert "2 trials share one GPU, so resources.gpus must be 1, found null" in gpus
-    assert "a trial of 2 nodes needs them for itself" in nodes
-    assert [view.state for view in survey(sweep)] == ["missing"]
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"scheduler": {"pbt": {}}, "search": {"work.epochs": {"randint": [1, 3]}}},
-         "none of these can be; search one of work.quality"),
-        ({"scheduler": {"pbt": {}}, "algorithm": "tpe"}, "pbt begins with a population"),
-        ({"scheduler": {"hyperband": {}}, "algorithm": "tpe"}, "hyperband halves trials"),
-        ({"scheduler": {"pbt": {}}, "constraints": ["work.quality > 0.5"]},
-         "pbt takes no conditions and no recipes"),
-    ],
-)
-def test_what_does_not_go_together_in_a_search_is_refused(
-    toy: ModuleType, tmp_path: Path, keys: dict[str, Any], message: str
-) -> None:
-    search = {"work.quality": {"uniform": [0.1, 0.9]}}
-    sweep = toy.make_sweep(tmp_path, **{"search": search, "backend": "ray", **keys})
-    with pytest.raises(UserError) as caught:
-        submit.check(sweep)
-    assert message in str(caught.value)
-
-
-def test_the_dashboard_is_refused_where_it_is_not_installed_and_nowhere_else(
-    toy: ModuleType, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(tmp_path, {}, backend="ray", ray={"dashboard": True})
-    if importlib.util.find_spec("aiohttp_cors") is None:
-        with pytest.raises(UserError, match=r"is not installed: pip install 'ray\[default\]'"):
-            submit.check(sweep)
-    else:
-        submit.check(sweep)
-
-
-def test_what_a_node_serves_to_itself_is_reached_by_a_tunnel() -> None:
-    told = ray_cluster.tunnel(8123)
-    assert told.startswith("ssh -L 8123:127.0.0.1:8123 ")
-    assert told.endswith(f"@{socket.getfqdn()}, then http://127.0.0.1:8123")
-
-
-def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_path: Path) -> None:
-    one = {"cpus": 4, "gpus": 1, "memory": "1.5GB", "time": "2h"}
-    sweep = toy.make_sweep(
-        tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
-    )
-    assert shares.allocation(sweep).resources == Resources(
-        nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
-    )
-    sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
-    assert shares.allocation(sharing).resources.gpus == 3
-    ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
-    assert shares.allocation(ranks).resources.cpus == 16
 
 
 class Told:
@@ -317,7 +246,7 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
             result = {"epoch": epoch, "validation.mAP": score}
             if count + 1 == killed_after:  # it had been logged, and nobody had judged it
                 tune = restarted(toy, folder, scheduler, runs)
-                assert WatchedRun(run, log_file=folder / "x", crew=Crew()).stored
+                assert WatchedRun(run, log_file=folder / "x", group=RankGroup()).stored
             if tune.on_trial_result("a controller", Told(run), result) == "STOP":
                 ended[run.signature] = epoch
                 assert read_json(run.folder / "early_end.json")["epoch"] == epoch
@@ -367,64 +296,9 @@ def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path)
         "token", "slurm", 0.0, ["pruned", "failed", "new", "half"],
         options={"sweep": {"known": list(lines)}}, folder=str(folder / "jobs" / "token"),
     )
-    finished, due = ray_search._split(record, list(lines))
+    finished, due = driver._split(record, list(lines))
     assert [run.signature for run in finished] == ["done", "pruned"]
     assert [run.signature for run in due] == ["half", "new"]
-
-
-def test_ports_are_free_and_all_different() -> None:
-    names = (*ray_cluster.HEAD_PORTS, *ray_cluster.PORTS)
-    ports = ray_cluster.free_ports(names)
-    assert list(ports) == list(names)
-    assert len(set(ports.values())) == len(names)
-    for port in ports.values():
-        with socket.socket() as one:
-            one.bind(("", port))
-
-
-def test_rays_folder_is_private_and_what_killed_jobs_left_is_removed() -> None:
-    program = (
-        "import os, signal; from harness.cluster.ray.nodes import _private_folder\n"
-        "with _private_folder() as folder:\n"
-        "    print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    left = Path(killed.stdout.strip())
-    assert left.exists()
-    with ray_cluster._private_folder() as folder:
-        assert not left.exists()
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        with ray_cluster._private_folder() as other:
-            assert folder.exists()
-            assert other != folder
-    assert not folder.exists()
-
-
-def test_memory_is_what_slurm_gave_and_never_more_than_the_machine_has(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ray_cluster, "_cgroup_limits", lambda: [])
-    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    assert ray_cluster.memory_limit() is None
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
-    assert ray_cluster.memory_limit() == 1 << 30
-    monkeypatch.setattr(ray_cluster, "_cgroup_limits", lambda: [1 << 29, 1 << 62])
-    assert ray_cluster.memory_limit() == 1 << 29
-    monkeypatch.delenv("SLURM_MEM_PER_NODE")
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
-    assert ray_cluster.memory_limit() == 400 << 20
-
-
-def test_a_ray_of_the_users_own_is_not_mistaken_for_ours(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
-    seen = ray_cluster.environment(ray_cluster.Meeting(tmp_path, "7-0"))
-    assert "RAY_ADDRESS" not in seen
-    assert "RAY_AUTH_TOKEN" not in seen
-    assert seen["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "ray-7-0.token")
 
 
 # --- helpers ---
@@ -458,7 +332,7 @@ def assert_whole(sweep: Sweep, *, epochs: int) -> None:
         assert told == list(range(1, epochs + 1))
 
 
-def meeting_of(sweep: Sweep) -> dict[str, Any]:
+def rendezvous_of(sweep: Sweep) -> dict[str, Any]:
     [record] = read_records(sweep.folder)
     return dict(read_json(Path(record.folder) / "ray-local.json"))
 

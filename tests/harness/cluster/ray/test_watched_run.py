@@ -14,9 +14,10 @@ import pytest
 
 from harness.base.files import read_json
 from harness.base.locks import lock_holder
+from harness.base.mappings import flatten
 from harness.cluster.rank import TrialFailed
-from harness.cluster.ray import trial as ray_trial
-from harness.cluster.ray.trial import Crew, flatten
+from harness.cluster.rank_group import RankGroup
+from harness.cluster.ray import watched_run
 from harness.cluster.ray.verdicts import end_early, end_paused, mark_ended_early, was_ended_early
 from harness.cluster.ray.watched_run import WatchedRun
 from harness.config.build import to_yaml
@@ -34,7 +35,7 @@ def make_run(toy: ModuleType, tmp_path: Path) -> Any:
 
 
 def watch(run: Run) -> WatchedRun:
-    return WatchedRun(run, log_file=run.folder.parent / "log.txt", crew=Crew(), retell=True)
+    return WatchedRun(run, log_file=run.folder.parent / "log.txt", group=RankGroup(), retell=True)
 
 
 def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
@@ -185,9 +186,10 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
     run = make_run(epochs=100, epoch_s=40.0)
     program = (
         "import sys; from pathlib import Path; from harness.runs.run import Run\n"
-        "from harness.cluster.ray.trial import Crew, WatchedRun\n"
+        "from harness.cluster.rank_group import RankGroup\n"
+        "from harness.cluster.ray.watched_run import WatchedRun\n"
         f"watched = WatchedRun(Run(Path({str(run.folder)!r})),"
-        f" log_file=Path({str(run.folder / 'out')!r}), crew=Crew())\n"
+        f" log_file=Path({str(run.folder / 'out')!r}), group=RankGroup())\n"
         "while True: watched.next_result()\n"
     )
     watcher = subprocess.Popen([sys.executable, "-c", program])
@@ -204,7 +206,7 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
 def test_a_run_that_is_signalled_by_the_scheduler_saves_and_its_place_stays_taken(
     make_run: Any, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_trial, "HOLD_S", 1.5)
+    monkeypatch.setattr(watched_run, "HOLD_S", 1.5)
     run = make_run(epochs=100, epoch_s=5.0)
     watched = watch(run)
     killer = threading.Timer(2.0, lambda: os.kill(watched.process.pid, number))  # type: ignore[union-attr]

@@ -4,19 +4,15 @@ import json
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from harness.base.locks import lock_holder
-from harness.cluster import rank as jobs
+from harness.cluster import rank
+from harness.cluster.rank import TrialFailed
 from harness.cluster.slurm import job
-from harness.config.build import to_yaml
 from harness.runs import stopping
 from harness.runs.run import Run
 
@@ -43,7 +39,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
 
     def make(state: str, requeue: str) -> Path:
         for name, text in {"squeue": f"echo {state}", "scontrol": requeue}.items():
@@ -52,12 +48,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return folder / "scontrol.calls"
 
     return make
-
-
-def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
-    run = Run(folder / "runs" / "toys" / "abc")
-    run.create(to_yaml(toy.Config(work=toy.Work(**work))))
-    return run
 
 
 def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
@@ -136,7 +126,7 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     job.requeue()
     assert len(calls.read_text().splitlines()) == 3
     assert "launch the sweep again" in caplog.text
-    monkeypatch.setattr(jobs, "REQUEUE_LIMIT_S", 0.3)
+    monkeypatch.setattr(job, "REQUEUE_LIMIT_S", 0.3)
     commands("RUNNING", "exec sleep 30")
     started = time.monotonic()
     job.requeue()
@@ -180,8 +170,8 @@ def test_a_signal_before_the_run_has_begun_puts_the_job_back_at_once(
     calls = commands("RUNNING", "exit 0")
     monkeypatch.setenv("SLURM_PROCID", "0")
     # as if the signal came while this was being logged
-    monkeypatch.setattr(jobs, "check_cores", lambda: os.kill(os.getpid(), signal.SIGUSR2))
-    monkeypatch.setattr(jobs, "execute", lambda run: pytest.fail("the run was begun"))
+    monkeypatch.setattr(job, "check_cores", lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    monkeypatch.setattr(job, "execute", lambda run: pytest.fail("the run was begun"))
     with pytest.raises(SystemExit) as ended:
         job.run_trial(str(tmp_path))
     assert ended.value.code == 0
@@ -192,7 +182,7 @@ def test_only_the_first_rank_puts_a_stopped_job_back(
     slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = commands("RUNNING", "exit 0")
-    monkeypatch.setattr(jobs, "execute", lambda run: "stopped")
+    monkeypatch.setattr(job, "execute", lambda run: "stopped")
     with pytest.raises(SystemExit):
         job.run_trial(str(tmp_path))
     assert not calls.exists()
@@ -202,76 +192,9 @@ def test_a_failed_run_makes_its_job_fail_with_the_runs_own_error(
     slurm_job: None, own_signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Run(tmp_path).set_status("failed", error="loss is nan at step 7")
-    monkeypatch.setattr(jobs, "execute", lambda run: "failed")
-    with pytest.raises(jobs.TrialFailed, match="loss is nan at step 7"):
+    monkeypatch.setattr(job, "execute", lambda run: "failed")
+    with pytest.raises(TrialFailed, match="loss is nan at step 7"):
         job.run_trial(str(tmp_path))
-
-
-def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.lock_file.write_text(json.dumps(
-        {"host": host, "pid": 1, "started": "1", "job": job, "token": "t"}
-    ))
-
-
-def test_the_lock_of_this_jobs_killed_attempt_is_removed(
-    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
-    run = Run(tmp_path)
-    write_lock(run, job="41230_4")
-    job.drop_own_lock(run)
-    assert lock_holder(run.lock_file) is None
-
-
-def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
-    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run(tmp_path)
-    write_lock(run, job="41230_5")
-    job.drop_own_lock(run)
-    assert lock_holder(run.lock_file) is not None
-    write_lock(run, job="41230_4")
-    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
-    job.drop_own_lock(run)
-    assert lock_holder(run.lock_file) is not None
-
-
-@pytest.mark.parametrize(("fail", "status"), [("no", 0), ("raise", 1)])
-def test_a_ranks_exit_status_says_how_the_run_ended(
-    toy: ModuleType, tmp_path: Path, fail: str, status: int
-) -> None:
-    run = make_run(toy, tmp_path, fail=fail)
-    assert subprocess.run(command(run)).returncode == status
-    assert run.status()["state"] == ("complete" if status == 0 else "failed")
-
-
-def test_a_rank_told_to_stop_saves_and_says_so(toy: ModuleType, tmp_path: Path) -> None:
-    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
-    process = subprocess.Popen(command(run))
-    toy.until(lambda: (run.folder / "seen-0.json").exists())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == jobs.EXIT_STATUS["stopped"]
-    assert run.status()["state"] == "stopped"
-    assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
-
-
-def test_a_second_process_in_a_run_folder_leaves_it_alone(
-    toy: ModuleType, tmp_path: Path
-) -> None:
-    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
-    first = subprocess.Popen(command(run))
-    toy.until(lambda: (run.folder / "seen-0.json").exists())
-    second = subprocess.run(command(run), capture_output=True, text=True)
-    assert second.returncode == jobs.IN_USE_STATUS
-    assert f"in use by process {first.pid} on {socket.gethostname()}" in second.stderr
-    assert run.status()["state"] == "running"
-    first.terminate()
-    first.wait(20)
-
-
-def command(run: Run) -> list[str]:
-    return [sys.executable, "-m", "harness.cluster.rank", str(run.folder)]
 
 
 @pytest.fixture
@@ -311,3 +234,33 @@ def test_a_folder_that_others_may_have_filled_is_not_used_for_compiled_code(
     assert used != folder
     assert used.parent == node_disk
     assert used.stat().st_mode & 0o777 == 0o700
+
+
+def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.lock_file.write_text(json.dumps(
+        {"host": host, "pid": 1, "started": "1", "job": job, "token": "t"}
+    ))
+
+
+def test_the_lock_of_this_jobs_killed_attempt_is_removed(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "HEARTBEAT_S", 0.1)
+    run = Run(tmp_path)
+    write_lock(run, job="41230_4")
+    rank.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is None
+
+
+def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
+    slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    write_lock(run, job="41230_5")
+    rank.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None
+    write_lock(run, job="41230_4")
+    monkeypatch.setattr(rank.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
+    rank.drop_own_lock(run)
+    assert lock_holder(run.lock_file) is not None

@@ -1,0 +1,111 @@
+"""This machine as a place where jobs run: detached workers that take one trial after the other."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.base.errors import UserError
+from harness.cluster import causes
+from harness.cluster.local import background, slots
+from harness.cluster.place import Job, Room, Submission, Task
+from harness.cluster.records import Cluster, Record
+from harness.runs.run import Run
+from harness.sweeps.reading import Sweep, Trial
+
+NO_LIMIT = 10**6
+
+
+@dataclass
+class ThisMachine:
+    """The machine on which the command runs; see `place.Place` for the methods."""
+
+    name: Cluster = "local"
+    title: str = "on this machine"
+
+    def check(self, sweep: Sweep, jobs: int) -> None:
+        """Do nothing: `room` refuses what this machine does not have."""
+
+    def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
+        resources = slots.settled(sweep.resources)
+        count = slots.slots_for(resources, limit, trials_per_gpu)
+        return Room(resources, count, asdict(slots.pool_for(resources, count, trials_per_gpu)))
+
+    def most_jobs(self) -> int:
+        return NO_LIMIT
+
+    def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
+        if sweep.ray.address is not None:
+            return f"on the Ray at {sweep.ray.address}"
+        together = sweep.ray.trials_per_gpu if sweep.backend == "ray" else 1
+        return slots.plan(sweep.resources, trials, limit, together)
+
+    def preview(self, sweep: Sweep, jobs: int) -> str:
+        return ""
+
+    # --- submitting, looking, ending ---
+
+    def around(
+        self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
+    ) -> AbstractContextManager[Sequence[str]]:
+        """Submit nothing: the first trial makes what they share, the last one writes the report."""
+        return nullcontext(())
+
+    def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
+        try:
+            background.start(record)
+        except UserError:
+            record.remove()
+            raise
+        record.state = "submitted"
+        record.write()
+
+    def settle(self, records: Sequence[Record]) -> None:
+        for record in records:  # the workers that came up take its trials
+            record.state = "submitted"
+            record.write()
+
+    def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
+        notes = {
+            record.token: _waits_for(record)
+            for record in {record.token: record for record in records.values()}.values()
+        }
+        found = {}
+        for key, record in records.items():
+            note, run = notes[record.token], Run(Path(record.folder).parents[1] / key)
+            # a worker takes no trial that was stopped or has failed
+            if note is not None and run.status()["state"] in ("submitted", "new"):
+                found[key] = Job("queued", note)
+        return found
+
+    def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
+        found = {}
+        for signature, record in records.items():
+            folder = Path(record.folder)
+            words = causes.last_words(folder.glob(f"{signature}.*.log"))
+            words = words or causes.last_words(folder.glob("worker-*.log"), about=signature)
+            found[signature] = causes.with_next_step("".join(words))
+        return found
+
+    def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
+        background.cancel(sweep.folder)
+        for run in runs:
+            background.end_run(run)
+
+    # --- inside a job ---
+
+    def task(self) -> Task:
+        return Task(0, "local")
+
+    def requeue(self) -> None:
+        """Do nothing: who stopped the job launches the sweep again."""
+
+
+def _waits_for(record: Record) -> str | None:
+    """Say what a submission's workers wait for on this machine; None when none lives."""
+    sweep_folder = Path(record.folder).parents[1]
+    alive = background.living_workers(sweep_folder, record.token)
+    if not any(worker["host"] == socket.gethostname() for worker in alive):
+        return "" if alive else None  # another machine's GPUs cannot be seen from here
+    return slots.waits_for(record, background.living_workers(sweep_folder))

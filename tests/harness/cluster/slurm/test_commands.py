@@ -1,0 +1,93 @@
+"""SLURM's commands, answered by scripts in their place."""
+
+import dataclasses
+import shlex
+import stat
+from pathlib import Path
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.cluster.records import new_record, read_records
+from harness.cluster.slurm import commands
+from harness.cluster.slurm.place import recover
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Put a command on PATH that prints `text` and notes how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def answer(command: str, text: str = "", *, status: int = 0, words: str = "") -> Path:
+        calls = folder / f"{command}.calls"
+        script = folder / command
+        script.write_text(
+            f"#!/bin/sh\necho \"$SQUEUE_STATES $@\" >> {calls}\n"
+            f"printf %s {shlex.quote(text)}\nprintf %s {shlex.quote(words)} >&2\nexit {status}\n"
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        return calls
+
+    return answer
+
+
+def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
+    answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")
+    calls = answers("squeue", "12_0|RUNNING|None|toys.abc\n12_1|PENDING|Job|Array|Limit|x\n\n")
+    assert commands.my_jobs() == {
+        "12_0": ("RUNNING", "None", "toys.abc"), "12_1": ("PENDING", "Job", "Array|Limit|x")
+    }
+    [call] = calls.read_text().splitlines()
+    assert call.startswith(" --noheader")
+
+
+def test_a_failing_command_is_told_in_its_own_words(answers) -> None:
+    answers("squeue", status=1, words="slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable to contact") as told:
+        commands.my_jobs()
+    assert "--cluster local" in str(told.value)
+
+
+def test_a_machine_without_slurm_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not commands.is_here()
+    with pytest.raises(UserError, match="squeue: not on PATH; --cluster local runs here"):
+        commands.my_jobs()
+
+
+def test_the_largest_array_is_asked_for_with_slurms_default_as_fallback(answers) -> None:
+    answers("scontrol", "Configuration data\nMaxArraySize            = 5\nMaxJobCount = 9\n")
+    assert commands.max_array_size() == 5
+    answers("scontrol", "Configuration data\n")
+    assert commands.max_array_size() == 1001
+
+
+def test_many_jobs_are_cancelled_in_calls_of_bearable_length(answers) -> None:
+    calls = answers("scancel")
+    commands.scancel(str(n) for n in range(1200))
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert [len(line) - 1 for line in lines] == [500, 500, 200]
+    assert [word for line in lines for word in line[1:]] == [str(n) for n in range(1200)]
+
+
+def test_a_single_job_of_a_killed_launcher_is_found_by_its_name(answers, tmp_path: Path) -> None:
+    calls = answers("scancel")
+    record = new_record(tmp_path, "slurm", ["aaa"])
+    record.write()
+    (Path(record.folder) / "77_submitted.pkl").touch()
+    recover(record, {
+        "77": ("PENDING", "", f"toys.{record.token}"), "78": ("PENDING", "", "toys.other"),
+    })
+    [found] = read_records(tmp_path)
+    assert (found.state, found.jobs) == ("submitted", {"aaa": "77"})
+    assert not calls.exists()
+    recover(dataclasses.replace(record, jobs={}), {
+        "79": ("PENDING", "", f"toys.{record.token}"),
+    })
+    assert calls.read_text().split() == ["--quiet", "79"]

@@ -1,0 +1,58 @@
+"""One rank of a trial as a process, without a scheduler."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.cluster import rank
+from harness.config.build import to_yaml
+from harness.runs.run import Run
+
+
+def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
+    run = Run(folder / "runs" / "toys" / "abc")
+    run.create(to_yaml(toy.Config(work=toy.Work(**work))))
+    return run
+
+
+@pytest.mark.parametrize(("fail", "status"), [("no", 0), ("raise", 1)])
+def test_a_ranks_exit_status_says_how_the_run_ended(
+    toy: ModuleType, tmp_path: Path, fail: str, status: int
+) -> None:
+    run = make_run(toy, tmp_path, fail=fail)
+    assert subprocess.run(command(run)).returncode == status
+    assert run.status()["state"] == ("complete" if status == 0 else "failed")
+
+
+def test_a_rank_told_to_stop_saves_and_says_so(toy: ModuleType, tmp_path: Path) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    process = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == rank.EXIT_STATUS["stopped"]
+    assert run.status()["state"] == "stopped"
+    assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
+
+
+def test_a_second_process_in_a_run_folder_leaves_it_alone(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
+    first = subprocess.Popen(command(run))
+    toy.until(lambda: (run.folder / "seen-0.json").exists())
+    second = subprocess.run(command(run), capture_output=True, text=True)
+    assert second.returncode == rank.IN_USE_STATUS
+    assert f"in use by process {first.pid} on {socket.gethostname()}" in second.stderr
+    assert run.status()["state"] == "running"
+    first.terminate()
+    first.wait(20)
+
+
+def command(run: Run) -> list[str]:
+    return [sys.executable, "-m", "harness.cluster.rank", str(run.folder)]
