@@ -6,7 +6,6 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from harness.base.locks import LockLost, held_lock
 from harness.training import checkpoints
 from harness.training import engine as ranks
 from harness.training.checkpoints import Progress
@@ -131,32 +129,6 @@ def draw_on(folder: str, resume: bool) -> list[float]:
     drawn = [random.gauss(0, 1), random.random()]
     drawn += [np.random.standard_normal(), np.random.rand()]  # noqa: NPY002
     return [*drawn, torch.rand(()).item(), torch.randn(()).item()]
-
-
-def save_after_losing_the_lock(run: str, synced: int) -> str:
-    """Save in a run that another process takes over at that file's fsync; returns what is said."""
-    engine, fsync, left = start(0), os.fsync, [synced]
-    lock = Path(run) / "lock.json"
-
-    def lose(descriptor: int) -> None:
-        left[0] -= 1
-        if left[0] == 0 and ranks.rank() == 0:
-            lock.write_text(json.dumps({"host": "elsewhere", "pid": 5, "token": "another"}))
-        fsync(descriptor)
-
-    try:
-        with ExitStack() as stack:
-            if ranks.rank() == 0:
-                stack.enter_context(held_lock(lock))
-            os.fsync = lose
-            with checkpoints.Writer(Path(run) / "checkpoints", signature="a run") as writer:
-                writer.save(engine, Progress("toy", 1, 7, 0))
-    except (LockLost, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        os.fsync = fsync
-        engine.destroy()
-    return "saved"
 
 
 def save_on_a_full_disk(folder: str) -> str:
@@ -350,21 +322,6 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(one_rank: Any, tmp_pa
     assert "too large" in told
     assert_same(content(tmp_path), before)
     assert sorted(os.listdir(tmp_path)) == ["latest.json", "toy-0001-000001"]
-
-
-@pytest.mark.parametrize("synced", [1, 3, 7])
-def test_a_process_that_lost_its_run_leaves_the_checkpoints_as_they_are_and_its_ranks_end(
-    two_ranks: Any, tmp_path: Path, synced: int
-) -> None:
-    two_ranks(train, to=tmp_path / "checkpoints", first=0, last=1, zero=0)
-    before = content(tmp_path / "checkpoints")
-    leader, other = two_ranks(save_after_losing_the_lock, run=tmp_path, synced=synced)
-    assert leader.startswith(f"LockLost: {tmp_path}: this process (")
-    assert "is now in use by process 5 on elsewhere" in leader
-    assert other.startswith("RuntimeError: rank 0 failed: LockLost: ")
-    assert_same(content(tmp_path / "checkpoints"), before)
-    if synced < 7:  # else it was whole, and only the pointer was another's
-        assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest.json", "toy-0001-000001"]
 
 
 # --- what cannot be gone on from ---
