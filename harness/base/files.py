@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.locks import check_held
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a private name beside `path` to write to; on success it is fsynced and renamed.
 
     The private name is unique, so that a file left by a kill never blocks a later writer. When the
-    body raises, the private file is removed and `path` is untouched.
+    body raises, the private file is removed and `path` is untouched. Raises LockLost in a folder
+    whose lock another process has taken over from this one.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         private.chmod(0o666 & ~_umask())
         with private.open("rb") as written:
             os.fsync(written.fileno())
+        check_held(final)
         os.replace(private, final)
         _sync_folder(final.parent)
     except BaseException:
@@ -113,6 +116,7 @@ def link_folder(source: Path, target: Path) -> None:
     private.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(source, private, copy_function=_link)
+        check_held(target)
         if target.exists():
             target.rename(private.with_suffix(".old"))
         private.rename(target)

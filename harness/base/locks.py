@@ -1,17 +1,22 @@
-"""Locks as files: with a heartbeat, taken over when their holder is dead."""
+"""Locks as files: with a heartbeat, taken over when their holder is dead.
+
+A process that was suspended, or cut off from the file system, cannot keep its lock alive, and looks
+dead to other machines. So a holder asks whether the lock is still its own before each write
+(`check_held`), and never refreshes another's. filelock's SoftFileLease does neither before its
+second heartbeat, and on NFS, which cannot exchange two names, it never takes over a dead holder's.
+"""
 
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import Hindered, UserError
-from harness.base.files import read_json
 
 HEARTBEAT_S = 5.0
 """How often the holder of a lock touches it."""
@@ -23,21 +28,58 @@ class Busy(UserError):
     """A living process holds the lock."""
 
 
+class LockLost(Busy):
+    """Another process has taken over the lock that this one held."""
+
+
+_held: dict[Path, str] = {}
+"""The tokens of the locks that this process holds, by the locks' resolved paths."""
+os.register_at_fork(after_in_child=_held.clear)  # the parent may give a lock back first
+
+
 @contextmanager
-def held_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path` while the body runs; see `Run.lock`."""
+def held_lock(path: Path, on_loss: Callable[[], object] | None = None) -> Iterator[None]:
+    """Hold the lock file at `path` while the body runs; see `Run.lock`.
+
+    Meanwhile the lock guards its folder: `check_held` is for what is written there. `on_loss` is
+    called, in another thread, when a heartbeat finds the lock in other hands.
+    """
     token = _acquire(path)
+    key = path.resolve()
+    _held[key] = token
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beat = threading.Thread(target=_beat, args=(path, token, ended, on_loss), daemon=True)
     beat.start()
     try:
         yield
     finally:
         ended.set()
         beat.join()
+        _held.pop(key, None)  # a fork has none
         with suppress(OSError):  # one that cannot be removed is known to be stale by its process
-            if (_holder(path) or {}).get("token") == token:
+            if _is_own(path, token):
                 path.unlink(missing_ok=True)
+
+
+def check_held(path: Path) -> None:
+    """Raise LockLost when this process has lost a lock that guards `path`; called before a write.
+
+    Reads the lock file: a process that was suspended cannot tell from its own memory.
+    """
+    if not _held:
+        return
+    place = path.resolve()
+    for lock, token in tuple(_held.items()):
+        if place.is_relative_to(lock.parent) and not _is_own(lock, token):
+            holder = _holder(lock)
+            taken = f"is now in use by {_told_of(holder)}" if holder else (
+                f"{lock.name} was removed, or its new holder has ended; give the command again"
+            )
+            raise LockLost(
+                f"{lock.parent}: this process ({os.getpid()} on {socket.gethostname()}) was "
+                "suspended or cut off for so long that it lost the folder, and writes nothing more "
+                f"there; the folder {taken}"
+            )
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:
@@ -115,17 +157,26 @@ def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
     aside.unlink(missing_ok=True)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _beat(
+    path: Path, token: str, ended: threading.Event, on_loss: Callable[[], object] | None
+) -> None:
     while not ended.wait(HEARTBEAT_S):
-        # a network file system may fail once; a heart that stopped for that would be taken for dead
+        # a network file system may fail once; without a heartbeat the holder would look dead
         with suppress(OSError):
-            os.utime(path)
+            if _is_own(path, token):
+                os.utime(path)
+            elif on_loss is not None:
+                on_loss()
+
+
+def _is_own(path: Path, token: str) -> bool:
+    return (_holder(path) or {}).get("token") == token
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
     """Return what a lock file says; nothing when it is damaged, None when there is none."""
     try:
-        said = read_json(path)
+        said = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -4,15 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
-    found: dict[str, float] = {}
+def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted key, such as `data.height`."""
+    found: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, Mapping):
-            found |= flatten(item, f"{prefix}{key}.")
-        elif isinstance(item, int | float) and not isinstance(item, bool):
-            found[f"{prefix}{key}"] = item
+        inner = isinstance(item, Mapping)
+        found |= leaves(item, f"{prefix}{key}.") if inner else {f"{prefix}{key}": item}
     return found
+
+
+def flatten(value: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
+    return {
+        key: item for key, item in leaves(value).items()
+        if isinstance(item, int | float) and not isinstance(item, bool)
+    }
 
 
 def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:

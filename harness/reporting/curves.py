@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.mappings import flatten
 from harness.reporting.drawing import LINES, look, new_figure
-from harness.runs.run import Run
+from harness.runs.run import Run, epoch_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,10 +31,7 @@ class Shown:
 
 def epochs_of(run: Run, stage: str) -> list[dict[str, float]]:
     """Return the numbers of a stage's epochs, by dotted key."""
-    return [
-        flatten(line) for line in run.metrics()
-        if line.get("kind") == "epoch" and line.get("stage") == stage
-    ]
+    return [flatten(line) for line in epoch_lines(run) if line.get("stage") == stage]
 
 
 def stages_of(shown: Sequence[Shown]) -> list[str]:

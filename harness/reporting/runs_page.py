@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
-from harness.base.mappings import flatten
+from harness.base.mappings import flatten, leaves
 from harness.config.yaml_files import read_yaml
 from harness.reporting import page
 from harness.reporting.curves import Shown
@@ -98,25 +98,15 @@ def _faults(run: Run) -> Iterator[str]:
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
     try:
-        return _flat(read_yaml(run.config_file)[0])
+        return leaves(read_yaml(run.config_file)[0])
     except UserError:
         return {}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def environment_of(run: Run) -> dict[str, Any]:
     """Return what a run was computed with by dotted key; {} of a run that does not tell."""
     try:
-        return _flat(read_json(run.environment_file))
+        return leaves(read_json(run.environment_file))
     except (OSError, ValueError, AttributeError):
         return {}
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
-from harness.base.locks import job_id
+from harness.base.locks import LockLost, job_id
 from harness.config.yaml_files import read_yaml
 from harness.runs.environment import CODE, environment
 from harness.runs.run import Run
@@ -53,7 +53,8 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
     called on every rank as `experiment(run, report)`. `report`, if given, gets rank 0's metrics
     after each epoch. A complete run returns at once; a stopped or failed one goes on from its last
     checkpoint. The status of a failure says whether it was `hindered`, by what lies outside.
-    Raises Busy when another process holds the run, UserError when its folder cannot be written.
+    Raises Busy when another process holds the run or takes it over from this one (LockLost), which
+    then leaves the folder as it is; UserError when the folder cannot be written.
     """
     if run.is_complete():
         return "complete"
@@ -87,8 +88,12 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         with stop_on_signals():
             load_function(run, "experiment")(run, report)
     except Stopped as reason:
+        # the status first: a folder that was lost to another process gets no line of the log either
+        outcome = end_with("stopped", reason=str(reason), **facts)
         log.warning("stopped: %s", reason)
-        return end_with("stopped", reason=str(reason), **facts)
+        return outcome
+    except LockLost:  # status and log are another process's now
+        raise
     except (Exception, KeyboardInterrupt) as error:
         told = traceback.format_exc()
         if isinstance(error, UserError) or _is_of_the_file_system(error):
@@ -103,8 +108,9 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
             failure |= _word_of_others(run)
         if failure["error"] != one_line(error):  # another rank's
             told = f"{told.rstrip()}\n{failure['error']}"
+        outcome = end_with("failed", log=str(run.log_file), **failure, **facts)
         log.error("failed: %s", told)
-        return end_with("failed", log=str(run.log_file), **failure, **facts)
+        return outcome
     return end_with("complete", seconds=time.time() - started, **facts)
 
 
@@ -160,8 +166,8 @@ def _attempt() -> str:
 
 
 def _leave_word(run: Run, failure: dict[str, Any]) -> None:
-    """Write why this rank failed, unless it merely lost another."""
-    if not re.search(LOST_RANK, failure["error"]):
+    """Write why this rank failed, unless it merely lost another or was told that rank 0 failed."""
+    if not re.search(rf"{LOST_RANK}|rank 0 failed", failure["error"]):
         with suppress(OSError):
             rank = int(os.environ["RANK"])
             write_json(run.folder / f"failure-{rank}.json", {**failure, "attempt": _attempt()})

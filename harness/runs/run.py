@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
-from harness.base.locks import held_lock, writing
+from harness.base.locks import check_held, held_lock, writing
+from harness.runs.stopping import request_stop
 
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
 
@@ -158,7 +159,8 @@ class Run:
             raise UserError(f"{self.metrics_file}: a line is no JSON: {error}") from None
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one line to the metric log, whole or not at all."""
+        """Append one line to the metric log, whole or not at all; raises LockLost."""
+        check_held(self.metrics_file)
         line = json.dumps(entry, allow_nan=False) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.metrics_file.open("a", encoding="utf-8") as log:
@@ -187,11 +189,13 @@ class Run:
 
         Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
         file systems. A holder that died is noticed: at once on this machine, after STALE_S
-        elsewhere. Raises Busy naming the living holder, Hindered when nothing can be written.
+        elsewhere. One that was only suspended for so long raises LockLost at its next write, and a
+        training loop is asked to stop. Raises Busy naming the living holder, Hindered when nothing
+        can be written.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with held_lock(self.lock_file):
+        with held_lock(self.lock_file, on_loss=request_stop):
             yield
 
 

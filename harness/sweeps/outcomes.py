@@ -20,7 +20,7 @@ from typing import Any, Literal
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.mappings import flatten
-from harness.runs.run import Run, state_of
+from harness.runs.run import Run, epoch_lines, state_of
 from harness.runs.takeovers import changes
 from harness.sweeps.space import Point
 
@@ -187,7 +187,7 @@ def read_outcomes(folder: Path) -> Sweeping:
 
 def numbers_of(run: Run) -> dict[str, float]:
     """Return the numbers of a complete run's result, and of its last epoch those that are not."""
-    lines = [line for line in run.metrics() if line.get("kind") == "epoch"]
+    lines = epoch_lines(run)
     return flatten(lines[-1] if lines else {}) | flatten(run.result() or {})
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
+from harness.base.locks import check_held
 from harness.training import engine as ranks
 from harness.training import generators
 
@@ -151,6 +152,7 @@ def _write(
         write_json(private / "state.json", state)
         for file in private.iterdir():
             _fsync(file)
+        check_held(final)
         if final.exists():  # the same point reached again after a resume
             final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
         private.rename(final)
@@ -159,8 +161,9 @@ def _write(
         if score is not None and (before is None or score > before[1]):
             write_json(folder / "best.json", {"name": name, "score": score})
     except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
-        shutil.rmtree(private, ignore_errors=True)
         raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
     _prune(folder, name, keep)
 
 

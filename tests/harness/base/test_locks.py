@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from harness.base import locks
-from harness.base.locks import Busy, held_lock, lock_holder
+from harness.base.files import link_folder, write_json
+from harness.base.locks import Busy, LockLost, check_held, held_lock, lock_holder
 from harness.runs.run import Run
 
 FORK = multiprocessing.get_context("fork")
@@ -195,6 +196,71 @@ def test_a_lock_that_others_took_over_is_not_removed_by_its_first_holder(run: Ru
     with run.lock():
         written_lock(run.lock_file, token="another")
     assert json.loads(run.lock_file.read_text())["token"] == "another"
+
+
+def test_a_holder_does_not_refresh_a_lock_that_others_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
+    losses: list[None] = []
+    with held_lock(tmp_path / "lock", on_loss=lambda: losses.append(None)):
+        time.sleep(0.05)
+        assert not losses
+        written_lock(tmp_path / "new", token="another")
+        os.utime(tmp_path / "new", (1, 1))
+        os.replace(tmp_path / "new", tmp_path / "lock")
+        until(lambda: len(losses) > 1)
+        assert (tmp_path / "lock").stat().st_mtime == 1
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_process_that_lost_its_lock_writes_nothing_more_in_its_folder(
+    run: Run, tmp_path: Path, ended: bool
+) -> None:
+    (tmp_path / "source").mkdir()
+    host = socket.gethostname()
+    with run.lock():
+        run.set_status("running")
+        run.log_metrics({"loss": 1.0})
+        written_lock(run.lock_file, host="elsewhere", pid=5, job="47")
+        if ended:
+            run.lock_file.unlink()
+        before = contents(run.folder)
+        for write in (
+            lambda: run.set_status("stopped"), lambda: run.log_metrics({"loss": 2.0}),
+            lambda: run.keep_metrics(0), lambda: write_json(run.checkpoints / "latest.json", {}),
+            lambda: link_folder(tmp_path / "source", run.checkpoints),
+        ):
+            with pytest.raises(LockLost) as caught:
+                write()
+        assert contents(run.folder) == before
+        write_json(tmp_path / "elsewhere.json", {})
+    told = (
+        "the folder lock.json was removed, or its new holder has ended; give the command again"
+        if ended else
+        "the folder is now in use by process 5 on elsewhere (job 47); wait until it has ended, or "
+        "end it (scancel 47) and give the command again"
+    )
+    assert str(caught.value) == (
+        f"{run.folder}: this process ({os.getpid()} on {host}) was suspended or cut off for so "
+        f"long that it lost the folder, and writes nothing more there; {told}"
+    )
+    run.set_status("stopped")  # who holds nothing has lost nothing
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_forked_process_does_not_answer_for_its_parents_lock(tmp_path: Path) -> None:
+    with held_lock(tmp_path / "lock"):
+        written_lock(tmp_path / "lock", token="another")
+        with pytest.raises(LockLost):
+            check_held(tmp_path / "file")
+        child = FORK.Process(target=check_held, args=(tmp_path / "file",))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
 
 
 def contend(path: Path, inside: Path, turns: int, results: Any) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
-from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS
+from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.runs import execute as trial
 from harness.runs.execute import execute
 from harness.runs.run import Run
 
 EXPERIMENTS = '''
-import logging, os, signal
+import logging, os, signal, sys, time
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.base.locks import lock_holder
@@ -60,6 +60,29 @@ def write_on(run, report):
     for number in range(1000):
         (run.folder / f"{number}.bin").write_bytes(bytes(4096))
         log.info("wrote %d", number)
+
+def wait(run):
+    run.log_metrics({"loss": 1.0})
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+def add_a_line(run, report):
+    wait(run)
+    run.log_metrics({"loss": 2.0})
+
+def add_the_result(run, report):
+    wait(run)
+    write_json(run.result_file, {"mAP": 0.5})
+
+def add_a_failure(run, report):
+    wait(run)
+    raise RuntimeError("fault")
+
+def add_a_stop(run, report):
+    wait(run)
+    while not stop_requested():
+        time.sleep(0.01)
+    raise Stopped("asked to")
 
 def interrupt(run, report):
     os.kill(os.getpid(), signal.SIGINT)
@@ -126,6 +149,50 @@ def test_a_run_that_another_process_holds_is_left_alone(make: Any) -> None:
         execute(run)
     assert run.status() == before
     assert calls_of(run) == []
+
+
+CARRY_OUT_ELSEWHERE = """
+import socket, sys
+socket.gethostname = lambda: "elsewhere"
+from harness.base import locks
+from harness.cluster.rank import main
+locks.HEARTBEAT_S = 0.05
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["a_line", "the_result", "a_failure", "a_stop"])
+def test_a_process_that_was_suspended_until_another_took_its_run_ends_and_adds_nothing(
+    make: Any, tmp_path: Path, what: str
+) -> None:
+    run = make(f"add_{what}")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    first = subprocess.Popen(
+        [sys.executable, "-c", CARRY_OUT_ELSEWHERE, str(run.folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "ready\n"
+        first.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        os.utime(run.lock_file, (1, 1))  # as if it had not been touched for long
+        with run.lock():
+            before = {path: path.read_bytes() for path in run.folder.iterdir()}
+            os.utime(run.lock_file, (1, 1))
+            first.send_signal(signal.SIGCONT)
+            _, told = first.communicate("go on\n", timeout=60)
+            assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+            assert run.lock_file.stat().st_mtime == 1
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == IN_USE_STATUS, told
+    assert f"{run.folder}: this process ({first.pid} on elsewhere) was suspended" in told
+    assert f"is now in use by process {os.getpid()} on {os.uname().nodename}" in told
+    assert "Traceback" not in told
+    assert run.status()["state"] == "running"
 
 
 def test_a_stopped_run_is_not_failed_and_goes_on_as_a_further_attempt(make: Any) -> None:

@@ -1,5 +1,8 @@
 """The sign-flip test against scipy's, and what must hold of any test."""
 
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -24,6 +27,22 @@ def test_p_is_that_of_scipys_exact_permutation_test(values: list[int]) -> None:
     assert found.mean == pytest.approx(np.mean(values))
     assert found.wins == sum(v > 0 for v in values)
     assert found.losses == sum(v < 0 for v in values)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("digits", [1, 2, 4])
+def test_p_is_the_share_of_signs_even_where_sums_are_equal_but_for_rounding(
+    pairs: int, digits: int
+) -> None:
+    random = np.random.default_rng(10 * pairs + digits)
+    for _ in range(20):
+        a, b = random.uniform(0.5, 0.7, (2, pairs)).round(digits).tolist()
+        exact = [Fraction(str(x)) - Fraction(str(y)) for x, y in zip(a, b, strict=True)]
+        sums = [
+            sum(sign * difference for sign, difference in zip(signs, exact, strict=True))
+            for signs in product((1, -1), repeat=pairs)
+        ]
+        assert compare(a, b).p == np.mean([abs(each) >= abs(sum(exact)) for each in sums])
 
 
 def test_many_differences_are_tested_by_drawing_and_agree_with_the_exact_test() -> None:
