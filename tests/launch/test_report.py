@@ -141,7 +141,7 @@ def test_what_cannot_be_reported_is_told(
     other.unlink()
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
-    assert "features.h5: is missing; python launch/evaluate.py --run" in told
+    assert "features.h5: is missing; python launch/features.py" in told
     status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
     assert (status, told) == (
         1, "error: --compare: takes two points of one sweep; give its folder alone, without --out, "
