@@ -160,8 +160,8 @@ def _dry_run(config: Config) -> int:
         console.print(table)
     typer.echo(
         f"For one rank on this machine in {found.precision}, measured on parts of batches, several "
-        "times each.\nbefore: encoding what all steps share, once, before the first step. Decoding, "
-        "validation\nand test are not counted."
+        "times each.\nbefore: encoding what all steps share, once, before the first step. "
+        "Decoding, validation\nand test are not counted."
     )
     if found.precision != config.engine.precision:
         typer.echo(
