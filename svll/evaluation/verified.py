@@ -84,7 +84,7 @@ def found_threshold(
     with the file, where there is none.
     """
     with open_source(path, protocol=protocol) as source:
-        found = verify_source(source, share=share)
+        found = verified(source, share=share).verification
     try:
         return found.threshold(at_fpr)
     except UserError as error:

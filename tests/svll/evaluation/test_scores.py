@@ -10,9 +10,8 @@ from harness.features.file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.protocols import evaluate_draws
-from svll.evaluation.scores import Extra, Score, score, verify_source
+from svll.evaluation.scores import Extra, Score, score
 from svll.evaluation.sources import Source
-from svll.evaluation.verified import Verified
 from svll.evaluation.written import (
     more_lines,
     per_query_csv,
@@ -45,8 +44,6 @@ def test_lines_say_every_setting_that_is_in_force() -> None:
     ]
     more = list(more_lines([item]))
     assert more[0] == f"\nworld.h5, camera pairs: {said}"
-    verified_lines = Verified(item.source, verify_source(item.source)).lines()
-    assert "impostor pairs: other_cameras, multi-query, cosine" in next(verified_lines)
     [raw] = score(world(), [None], Extra(), normalise=False)
     assert list(score_lines(raw))[-1].endswith(
         "cross_camera, euclidean distance of features as stored, not re-ranked"
