@@ -1,4 +1,4 @@
-"""Rank the galleries of saved features: mAP, mINP and CMC, also re-ranked. Needs no model or image.
+"""Rank the galleries of saved features, also re-ranked: mAP, mINP and CMC.
 
     python launch/evaluate.py runs/synthetic/0a1b2c3d4e5f
     python launch/evaluate.py features.h5 --rerank --k1 20 --k2 6 --weight 0.3 --json
@@ -10,9 +10,9 @@
     torchrun --nproc-per-node 4 launch/evaluate.py query.h5 --gallery 'shards/*.h5'
 
 A feature file is HDF5 with the groups query and gallery; each holds features [n, d], identity [n]
-and camera [n]. .npz, .mat and .pt files of other toolboxes are read as well. Features are compared
-at unit length, unless --raw is given. launch/features.py makes features and keeps them,
-launch/verify.py finds thresholds: same identity or not.
+and camera [n]. .npz, .mat and .pt files of other toolboxes are read as well. Ranking a file needs
+neither model nor images. launch/features.py makes features and keeps them; launch/verify.py tells
+same identities from different ones by a threshold.
 """
 
 import json
@@ -222,7 +222,7 @@ def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list
     try:
         return [kind(word) for word in (text or "").split(",") if word]
     except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
+        what = "integers" if kind is int else "numbers"
         raise UserError(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None
 
 
@@ -265,24 +265,31 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svll.evaluation import written
+    from svll.evaluation.written import (
+        more_lines,
+        protocol_lines,
+        score_lines,
+        table_remarks,
+        table_rows,
+        to_csv,
+    )
 
     if as_json:
         typer.echo(json.dumps([item.as_json() for item in scores]))
         return
     if as_csv:
-        typer.echo("".join(written.to_csv(scores)), nl=False)
+        typer.echo("".join(to_csv(scores)), nl=False)
         return
-    lines = written.score_lines(scores[0])
+    lines = score_lines(scores[0])
     if len(scores) > 1:
-        columns, rows = written.table_rows(scores)
+        columns, rows = table_rows(scores)
         table = Table(*columns)
         for row in rows:
             table.add_row(*row)
         wide(Console()).print(table)
-        lines = written.table_remarks(scores)
-    protocols = written.protocol_lines(item.source for item in scores)
-    for line in (*lines, *protocols, *written.more_lines(scores)):
+        lines = table_remarks(scores)
+    protocols = protocol_lines(item.source for item in scores)
+    for line in (*lines, *protocols, *more_lines(scores)):
         typer.echo(line)
 
 

@@ -141,7 +141,7 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--features", "f.h5", "--no-camera-filter", "--cross-camera-only"],
          "--no-camera-filter and --cross-camera-only: choose one"),
         (["--features", "f.h5", "--csv", "--camera-pairs"], "no room for --camera-pairs"),
-        (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
+        (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected integers"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
         (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth"], "--weights also needs --recipe NAME"),
