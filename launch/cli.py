@@ -31,14 +31,19 @@ WIDEST = 100
 """Columns of help on configuration keys, where the terminal has more."""
 
 
-def command(help_text: str | None) -> Callable[[Callable[..., int]], Callable[[], None]]:
-    """Declare a function with typer parameters that returns an exit status as a whole command."""
+def command(
+    help_text: str | None, moved: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., int]], Callable[[], None]]:
+    """Declare a function with typer parameters that returns an exit status as a whole command.
+
+    moved: for options that another command has now, what to type instead.
+    """
 
     def declare(function: Callable[..., int]) -> Callable[[], None]:
         def main() -> None:
             app = new_app()
             app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)(_with_paths(function))
-            run(app)
+            run(app, moved)
 
         return main
 
@@ -92,8 +97,11 @@ def as_typed(text: str) -> str:
     return "\n\n".join(f"\b\n{p}" if p.startswith("    ") else p for p in paragraphs)
 
 
-def run(app: typer.Typer) -> None:
-    """Run an app and end the process: mistakes become one message, never a traceback."""
+def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
+    """Run an app and end the process: mistakes become one message, never a traceback.
+
+    moved: see `command`.
+    """
     _forget_own_folder()
     _take_any_name()
     set_up_logging()
@@ -104,7 +112,11 @@ def run(app: typer.Typer) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except typer.TyperException as error:  # wrong usage
-        print(f"error: {error.format_message()} (see {sys.argv[0]} --help)", file=sys.stderr)
+        option = str(getattr(error, "option_name", None))
+        told = error.format_message()
+        if moved and option in moved:
+            told = f"{option} is not an option of this command; use {moved[option]}"
+        print(f"error: {told} (see {sys.argv[0]} --help)", file=sys.stderr)
         status = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         status = 130
@@ -144,6 +156,13 @@ def set_up_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for name in ("harness", "svll", "launch"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -> None:
+    """Raise UserError for options that have no effect without another one."""
+    names = [name for name, value in given.items() if value]
+    if names and not is_there:
+        raise UserError(f"{', '.join(names)} without {needed} has no effect; add {needed}")
 
 
 def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Datasets: check one, split your own images, draw a synthetic one.
+"""Check a dataset, split your own images, or draw a synthetic benchmark.
 
     python launch/data.py check market1501 --root DIR
     python launch/data.py check list --root FILE.csv --content
@@ -8,7 +8,7 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # numpy and the readers take longer to import than --help sho
     from svll.data.checking import Check, Part
 
 SHOWN = 100
-"""How many broken images are named; the others are counted."""
+"""Broken images that are named; the others are counted."""
 
 app = new_app()
 
@@ -41,20 +41,20 @@ def check(
         str,
         typer.Argument(
             help="market1501, msmt17, dukemtmc, occluded_duke, veri776, vehicleid_800, _1600 or "
-            "_2400; folder: your own in Market-1501's layout; list: a CSV file."
+            "_2400; folder (your own images in Market-1501's layout); list (a CSV file)."
         ),
     ],
     root: Annotated[
-        Path, typer.Option(help="The dataset's folder, the one above it, or a list's CSV file.")
+        Path, typer.Option(help="The dataset's folder or its parent, or a list's CSV file.")
     ],
     content: Annotated[
-        bool, typer.Option("--content", help="Hash the bytes of all images, too.")
+        bool, typer.Option("--content", help="Also hash the bytes of all images.")
     ] = False,
     threads: Annotated[
-        int, typer.Option(min=0, help="Decoding threads; 0: as many as there are cores.")
+        int, typer.Option(min=0, help="Number of decoding threads; 0 uses all cores.")
     ] = 0,
 ) -> int:
-    """Count a dataset's images, and decode every one with the decoder that training uses.
+    """Count a dataset's images, and decode each with the decoder that training uses.
 
         python launch/data.py check market1501 --root DIR
     """
@@ -75,7 +75,7 @@ def check(
 
 
 def _table(parts: "tuple[Part, ...]") -> str:
-    """The parts' numbers as lines, with those that are published behind them."""
+    """Return the parts' numbers as lines, with the published ones behind them."""
     lines = [f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published"]
     for part in parts:
         line = f"{part.name:10} {part.identities:10} {part.images:8} {part.cameras:7}"
@@ -88,7 +88,7 @@ def _table(parts: "tuple[Part, ...]") -> str:
 
 
 def _verdict(found: "Check") -> str:
-    """The broken images by name, or that there is none."""
+    """Return the broken images by name, or that there is none."""
     if found.is_sound:
         return f"all {found.images} images decode"
     lines = [f"{len(found.faults)} of {found.images} images are missing or broken:"]
@@ -107,21 +107,21 @@ def split(
             "0002_c1s1_000451_00.jpg, or a CSV list without split."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The CSV list to write; must not be there yet.")],
+    out: Annotated[Path, typer.Option(help="The CSV list to write; it must not exist yet.")],
     test: Annotated[
         float | None,
-        typer.Option(help="Share of the identities for query and gallery. [default: 0.5]"),
+        typer.Option(help="Share of the identities for query and gallery (0 to 1). [default: 0.5]"),
     ] = None,
     validation: Annotated[
         float | None,
-        typer.Option(help="Share of the other identities held back for selection. [default: 0.1, "
-                     "at least 2 identities, none of few]"),
+        typer.Option(help="Share of the other identities for validation (0 to 1). [default: 0.1, "
+                     "at least 2 identities; none where there are few]"),
     ] = None,
     queries: Annotated[
         int | None,
-        typer.Option(help="Queries per test identity, where cameras are unknown. [default: 1]"),
+        typer.Option(help="Queries per test identity, if cameras are unknown. [default: 1]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 1,
 ) -> None:
     """Split your own images by identity into train, validation, query and gallery.
 
@@ -143,22 +143,18 @@ def split(
 def synthetic(
     root: Annotated[Path, typer.Option(help="The folder to write, in Market-1501's layout.")],
     size: Annotated[
-        str, typer.Option(help="tiny, small, or a number of training and test identities.")
+        str, typer.Option(help="tiny, small, or the number of training and of test identities.")
     ] = "small",
-    kind: Annotated[str, typer.Option(help="person or vehicle.")] = "person",
-    seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 1,
+    kind: Annotated[Literal["person", "vehicle"], typer.Option(help="What to draw.")] = "person",
+    seed: Annotated[int, typer.Option(help="Seed of the drawn world.")] = 1,
 ) -> None:
-    """Draw a synthetic ReID benchmark; nothing is done when the folder has it already.
+    """Draw a synthetic ReID benchmark, unless the folder already holds it.
 
         python launch/data.py synthetic --root DIR --size 200
     """
     from svll.world.world import load_world, named_world, write_world
 
-    if kind not in ("person", "vehicle"):
-        raise typer.BadParameter("must be person or vehicle", param_hint="--kind")
-    world = named_world(
-        int(size) if size.isdigit() else size, cast(Literal["person", "vehicle"], kind), seed=seed
-    )
+    world = named_world(int(size) if size.isdigit() else size, kind, seed=seed)
     dataset = load_world(write_world(world, root))
     for name in ("train", "query", "gallery"):
         part = getattr(dataset, name)

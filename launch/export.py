@@ -4,7 +4,7 @@
     python launch/export.py --weights ViT-B-16_60.pth --out model.onnx --images photos
 
 Input "images": normalised float32 [B, 3, H, W], any B; output "features": [B, D], not normalised.
-How images are prepared stands in the file's metadata. Needs the extra: pip install '.[export]'
+The file's metadata says how to prepare images. Needs the extra: pip install '.[export]'
 """
 
 from pathlib import Path
@@ -12,45 +12,43 @@ from typing import Annotated
 
 import typer
 
-from harness.base.errors import UserError
 from harness.base.files import check_writable
-from launch.cli import command
+from launch.cli import command, refuse_without
 
 MAX_IMAGES = 24
-"""Real images that are compared; more would tell nothing new."""
+"""Real images to compare on; more would tell nothing new."""
 
 
 @command(__doc__)
 def main(
     weights: Annotated[
-        Path, typer.Option(help="Weights file, folder of a finished run, or published .pth.")
+        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
     ],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to compare on, besides random ones.")
+        Path | None, typer.Option(help="A folder of images to compare on, besides random ones.")
     ] = None,
     camera: Annotated[
         int | None,
-        typer.Option(help="Build in the side information of this camera, as its dataset numbers it "
-                          "(Market-1501's c1: 1). [default: none]"),
+        typer.Option(help="Camera whose side information to build in, as its dataset numbers it "
+                     "(Market-1501's c1: 1). [default: none]"),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="With --camera: whose camera, for a model trained on several datasets."),
+        typer.Option(help="With --camera: its dataset, if the model was trained on several."),
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="Input height of a published file that does not tell it.")
+        int | None, typer.Option(help="Input height, if a published file does not hold it.")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Input width of a published file that does not tell it.")
+        int | None, typer.Option(help="Input width, if a published file does not hold it.")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Patch stride of a published file that does not tell it.")
+        int | None, typer.Option(help="Patch stride, if a published file does not hold it.")
     ] = None,
 ) -> int:
-    """Export, compare, and print the largest difference."""
-    if dataset is not None and camera is None:
-        raise UserError("--dataset without --camera has no effect; add --camera")
+    """Export, compare with torch, and print the largest difference."""
+    refuse_without("--camera", camera is not None, {"--dataset": dataset})
     check_writable(out)  # before the work
     from svll.data.image_folder import find_images
 

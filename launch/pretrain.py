@@ -1,4 +1,4 @@
-"""Make the tiny CLIP that is shipped with this project, anew.
+"""Train the tiny CLIP that is shipped with this project again.
 
     python launch/pretrain.py
 
@@ -17,7 +17,7 @@ from launch.cli import command
 
 @command(__doc__)
 def main(
-    seed: Annotated[int, typer.Option(help="Of the drawn persons, the order and the weights.")] = (
+    seed: Annotated[int, typer.Option(help="Seed of drawn persons, order and weights.")] = (
         1234
     ),
 ) -> int:

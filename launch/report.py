@@ -1,13 +1,13 @@
-"""What came out of a sweep or of runs: a page with tables and curves; A against B.
+"""Report on sweeps and runs: a page with tables and curves, or whether one point beats another.
 
     python launch/report.py runs/loss_weights
     python launch/report.py runs/loss_weights --compare 1 4
     python launch/report.py runs/synthetic/0a1b2c3d4e5f runs/synthetic/5f4e3d2c1b0a --out both.html
     python launch/report.py runs/synthetic/0a1b2c3d4e5f --figures --ranked
 
-Writes report.html, which needs no other file and no network, and figures/ beside it; of a sweep
-also best.yaml, trials.csv and trials.parquet, and prints its points ranked. Works at any time: of
-runs that go on, have failed or lack something it shows what there is and says what is missing.
+Writes report.html, which needs no other file and no network, and figures/ beside it. For a sweep it
+also writes best.yaml, trials.csv and trials.parquet, and prints the ranked points. It works at any
+time: for runs that are running, failed or incomplete it shows what is there and what is missing.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from harness.reporting.terminal import wide
 from harness.sweeps.outcomes import Ranked, Sweeping, read_outcomes
 from harness.sweeps.tables import BEST, write_best, write_tables
-from launch.cli import command
+from launch.cli import command, refuse_without
 from svll.config import Config
 from svll.reports.report import TEST, best_runs, write_report
 
@@ -43,42 +43,41 @@ SURE = 0.05
 def main(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of sweeps (runs/<name>) or of runs, side by side."),
+        typer.Argument(help="Folders of sweeps (runs/<name>) or of runs, shown side by side."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to be written. [default: report.html in the first folder]"),
+        typer.Option(help="The page to write. [default: report.html in the first folder]"),
     ] = None,
     figures: Annotated[
         bool,
-        typer.Option("--figures", help="Also t-SNE and attention maps, of each folder's best run."),
+        typer.Option("--figures", help="Add t-SNE and attention maps of each folder's best run."),
     ] = False,
     ranked: Annotated[
         bool,
-        typer.Option("--ranked", help="Also ranked lists (ranked.html in the best run's folder)."),
+        typer.Option("--ranked", help="Add ranked lists (ranked.html in the best run's folder)."),
     ] = False,
     query: Annotated[
         list[str] | None,
-        typer.Option(help="With --ranked: a query's row or file; several. [default: the worst]"),
+        typer.Option(help="With --ranked: a query's row or file; may repeat. [default: the worst]"),
     ] = None,
     cameras: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="With --ranked: queries of one camera among another's images, as the "
-                     "dataset numbers them."),
+        typer.Option(help="With --ranked: the query's camera and the gallery's, as the dataset "
+                     "numbers them."),
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="With --ranked: where the images are, if they have been moved."),
+        typer.Option(help="With --ranked: the dataset's folder, if it has moved."),
     ] = None,
     compare: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="Two points by their rank in the table: does A beat B?"),
+        typer.Option(help="Two ranks of the table, A and B: test whether A beats B."),
     ] = None,
 ) -> int:
     """Report on sweeps and runs."""
     console = wide(Console())
-    if not ranked and (query or cameras or root):
-        raise UserError("--query, --cameras and --root have no effect without --ranked")
+    refuse_without("--ranked", ranked, {"--query": query, "--cameras": cameras, "--root": root})
     if compare is not None:
         if len(folders) > 1 or out or figures or ranked:
             raise UserError("--compare: takes two points of one sweep; give its folder alone, "
@@ -150,35 +149,22 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     for place in places:
         if not 1 <= place <= len(ranked):
             raise UserError(f"--compare: there is no rank {place}, there are 1 to {len(ranked)}")
-    import numpy as np
-
-    from harness.sweeps.paired import compare
-    from svll.evaluation.compare_runs import compare_queries  # numba: a second
+    from svll.evaluation.compare_runs import compare_points  # numba: a second
 
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):
         words = " ".join(f"{key}={value}" for key, value in point.point.items())
         console.print(f"{name}: {words}", highlight=False, markup=False, soft_wrap=True)
-    values = [{one.seed: one.value for one in point.outcomes} for point in (a, b)]
-    seeds = sorted(values[0].keys() & values[1].keys())
-    lines = []
-    if seeds:
-        found = compare(*(np.array([one[seed] for seed in seeds], float) for one in values))
-        lines.append((f"{sweeping.metric} over {counted(found.pairs, 'seed')}", found))
-    runs = [[one.run for one in point.outcomes if one.seed in seeds or not seeds]
-            for point in (a, b)]
-    protocol, found = compare_queries(*runs)
-    lines.append((f"test AP ({protocol}) over {counted(found.pairs, 'query', 'queries')}", found))
-    for what, verdict in lines:
+    seeds, verdicts = compare_points(a, b, sweeping.metric)
+    for what, verdict in verdicts.items():
         sure = "A and B differ" if verdict.p < SURE else "no difference is shown"
         console.print(
             f"{what}: A - B = {verdict.mean:+.4f}, better {counted(verdict.wins, 'time')}, worse "
             f"{counted(verdict.losses, 'time')}, p = {verdict.p:.2g}: {sure}",
             highlight=False, markup=False, soft_wrap=True,
         )
-    if seeds and len(seeds) < 6:
-        least = 2.0 ** (1 - len(seeds))
-        console.print(f"over {counted(len(seeds), 'seed')} p cannot be below {least:.2g}",
+    if 0 < seeds < 6:
+        console.print(f"over {counted(seeds, 'seed')} p cannot be below {2.0 ** (1 - seeds):.2g}",
                       highlight=False)
     console.print("the test over queries takes these trained models as given: another seed may "
                   "give another answer", highlight=False, soft_wrap=True)

@@ -1,12 +1,12 @@
-"""The gallery images that look most like each query image, as a page and a table.
+"""Search a folder for the images that look most like each query image: a page and a table.
 
     python launch/search.py --weights runs/market1501/0a1b2c3d4e5f --query queries --gallery photos
     python launch/search.py --weights model.pth --query a.jpg --gallery photos --threshold 0.7
     python launch/search.py --weights RUN --query a.jpg --gallery photos --at-fpr 0.001 --out found
 
-Writes search.html and search.csv. Which images are accepted as the query's identity is decided by
-a threshold on the cosine similarity, found on the labelled test features of a run: its own ones
-where --weights is the folder of a run that has them.
+Writes search.html and search.csv. Images from a threshold on the cosine similarity on are accepted
+as the query's identity. The threshold is found on labelled test features of the same model: those
+of --threshold-from, else those in the run's folder.
 """
 
 from pathlib import Path
@@ -29,23 +29,23 @@ PRINTED = 20
 @command(__doc__)
 def main(
     weights: Annotated[
-        Path, typer.Option(help="Folder of a finished run, weights file, or published .pth.")
+        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
     ],
-    query: Annotated[Path, typer.Option(help="One image, or a folder with images below it.")],
-    gallery: Annotated[Path, typer.Option(help="Folder whose images are searched.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results"),
-    top_k: Annotated[int, typer.Option(min=1, help="How many nearest of each query.")] = 10,
+    query: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
+    gallery: Annotated[Path, typer.Option(help="The folder of images to search.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("results"),
+    top_k: Annotated[int, typer.Option(min=1, help="Number of nearest images per query.")] = 10,
     threshold: Annotated[
-        float | None, typer.Option(help="Accept from this similarity on, from -1 to 1.")
+        float | None, typer.Option(help="Cosine similarity to accept images from, -1 to 1.")
     ] = None,
     threshold_from: Annotated[
         Path | None,
-        typer.Option(help="Find the threshold on these labelled features of the same model. "
+        typer.Option(help="A labelled feature file of the same model to find the threshold on. "
                      "[default: features.h5 of the run]"),
     ] = None,
     at_fpr: Annotated[
         float | None,
-        typer.Option(help="Find it where the false positive rate is this. "
+        typer.Option(help="The false positive rate to allow on those features. "
                      "[default: where both error rates are equal]"),
     ] = None,
 ) -> int:
@@ -73,7 +73,7 @@ def main(
 def _threshold(
     weights: Path, given: float | None, source: Path | None, at_fpr: float | None
 ) -> "Threshold | None":
-    """What was given, or what is found on the features that were given, or on the run's own."""
+    """Return the given threshold, or the one found on the given features or the run's own."""
     from svll.search.search import calibrated_threshold, given_threshold, own_features
 
     if given is not None:

@@ -1,4 +1,4 @@
-"""One run in the foreground, or one rank of it under torchrun, deepspeed or srun.
+"""Train and test one configuration in the foreground, or as a rank of torchrun or srun.
 
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
@@ -7,8 +7,8 @@
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
     python launch/train.py --help-config stage1
 
-On SLURM, launch/slurm.py --recipe NAME makes a job of a run, which goes on by itself after
-preemption or its time limit; srun alone starts ranks, and no more.
+deepspeed can start ranks, too. On SLURM, launch/slurm.py --recipe NAME submits the run as a job
+that resumes by itself after preemption or its time limit; srun alone only starts ranks.
 """
 
 import os
@@ -51,24 +51,24 @@ def main(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the configuration and what the run would cost."),
+        typer.Option("--dry-run", help="Print the configuration, memory and hours; no training."),
     ] = False,
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Show what both stages take their time for; train nothing."),
+        typer.Option("--profile", help="Profile both stages; no training."),
     ] = False,
     help_config: Annotated[
         bool,
-        typer.Option("--help-config", help="Print all keys, or those with a word that follows."),
+        typer.Option("--help-config", help="Print all keys, or those that contain a given word."),
     ] = False,
     local_rank: Annotated[  # deepspeed gives it; what counts is LOCAL_RANK
         int | None, typer.Option("--local_rank", hidden=True)
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value ..., such as stage2.lr=1e-5")
+        list[str] | None, typer.Argument(help="Settings as key=value, such as stage2.lr=1e-5.")
     ] = None,
 ) -> int:
-    """Train and test one configuration; going on where an earlier attempt stopped."""
+    """Train and test one configuration; resume where an earlier attempt stopped."""
     if help_config:
         print_config_help({"": Config}, overrides or [])
         return 0
@@ -101,7 +101,7 @@ def main(
 
 
 def _check(config: Config, world: int) -> None:
-    """Refuse what the run would refuse; of several ranks the first reads the datasets for all."""
+    """Refuse what the run would refuse; the first of several ranks reads the datasets for all."""
     if world == 1:
         with quietly():  # the run says the same
             preflight(config)
@@ -159,14 +159,14 @@ def _dry_run(config: Config) -> int:
     for table in _tables(found):
         console.print(table)
     typer.echo(
-        f"of one rank on this machine in {found.precision}, from parts of batches that were "
-        "really run, several times each;\nbefore: encoding what is kept for all steps, once, "
-        "before the first; decoding, validation and test\nare not counted"
+        f"For one rank on this machine in {found.precision}, measured on parts of batches, several "
+        "times each.\nbefore: encoding what all steps share, once, before the first step. "
+        "Decoding, validation\nand test are not counted."
     )
     if found.precision != config.engine.precision:
         typer.echo(
-            f"(there is no {config.engine.precision} arithmetic here; it would be imitated, many "
-            "times slower: train with engine.precision=fp32)"
+            f"This machine has no {config.engine.precision} arithmetic and would imitate it, many "
+            "times slower: train with engine.precision=fp32."
         )
     return 0
 

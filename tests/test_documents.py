@@ -35,8 +35,8 @@ MAKE = shutil.which("make") or "make"
 LOOKING = "--(dry-run|status|cancel|doctor|help-config)"
 """Options with which slurm.py starts no trial."""
 INSTEAD = [
-    (r"--features FILE\b", "--features features.h5"),
-    (r"evaluate\.py \.\.\.", "evaluate.py --features features.h5"),
+    (r"(evaluate|verify)\.py (--features )?FILE\b", r"\1.py \2features.h5"),
+    (r"evaluate\.py \.\.\.", "evaluate.py features.h5"),
     # none are published here
     (r"--weights (FILE|model\.pth|ViT-B-16_60\.pth)", "--weights RUN_OR_FILE"),
     (r"split --root DIR --out FILE\.csv", "split --root own --out new.csv"),  # not there yet
@@ -231,7 +231,7 @@ def test_commands_are_found_wherever_a_document_shows_them() -> None:
     }.items()}
     assert len(files["README.md"]) > 30
     assert "make demo" in files["README.md"]
-    assert len(files["launch/evaluate.py"]) == 10
+    assert len(files["launch/evaluate.py"]) == 8
     assert [name for name, found in files.items() if name.endswith(".yaml") and not found
             and "/parts/" not in name] == []
 

@@ -1,4 +1,4 @@
-"""Whether one set of runs ranks better than another, query by query."""
+"""Whether one set of runs ranks better than another, over seeds and query by query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from harness.runs.run import Run
+from harness.sweeps.outcomes import Ranked
 from harness.sweeps.paired import Verdict, compare
 from svll.evaluation.scores import Extra, score
 from svll.evaluation.sources import open_source
@@ -58,3 +60,23 @@ def compare_queries(a: Sequence[Run], b: Sequence[Run]) -> tuple[str, Verdict]:
     found = precisions([*a, *b])
     sides = [one.each for one in found[: len(a)]], [one.each for one in found[len(a) :]]
     return found[0].protocol, compare(*(np.mean(side, axis=0) for side in sides))
+
+
+def compare_points(a: Ranked, b: Ranked, metric: str) -> tuple[int, dict[str, Verdict]]:
+    """Test whether point A of a sweep differs from point B.
+
+    Returns the number of seeds that both have, and what the test says of the metric over these
+    seeds and of the average precision over the test queries (of all runs, where no seed is shared).
+    Raises UserError as `compare_queries` does.
+    """
+    values = [{one.seed: one.value for one in point.outcomes} for point in (a, b)]
+    seeds = sorted(values[0].keys() & values[1].keys())
+    verdicts = {}
+    if seeds:
+        found = compare(*(np.array([one[seed] for seed in seeds], float) for one in values))
+        verdicts[f"{metric} over {counted(found.pairs, 'seed')}"] = found
+    runs = [[one.run for one in point.outcomes if one.seed in seeds or not seeds]
+            for point in (a, b)]
+    protocol, found = compare_queries(*runs)
+    verdicts[f"test AP ({protocol}) over {counted(found.pairs, 'query', 'queries')}"] = found
+    return len(seeds), verdicts

@@ -41,6 +41,7 @@ EXPECTED = (
     "query_features [n, d], query_identities [n], query_cameras [n] and the same of gallery; or "
     "query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ..."
 )
+WEIGHTS = "{path}: these are weights, not features: use --weights {path} --recipe NAME"
 KINDS = {".npz": "npz", ".mat": "mat", ".pt": "pt", ".pth": "pt"}
 BLOCK = 4096
 
@@ -57,14 +58,22 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder; give a file in it, such as {path / 'features.h5'}")
-    kind = kind or KINDS.get(path.suffix.lower())
-    if kind not in READERS:
-        raise UserError(f"{path}: of unknown kind; say which it is: {', '.join(READERS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    kind = kind or KINDS.get(path.suffix.lower())
+    if path.suffix == ".safetensors":
+        raise UserError(WEIGHTS.format(path=path))
+    if kind not in READERS:
+        raise UserError(
+            f"{path}: unknown kind of file; features of another toolbox: python launch/features.py "
+            f"{path} --format {'|'.join(READERS)} --save FEATURES.h5; weights: --weights {path} "
+            "--recipe NAME"
+        )
     faults: list[str] = []
     with READERS[kind](path) as entries:
         found = _assign(entries, faults)
+        if not any(found.values()) and any(key.endswith(".weight") for key in entries):
+            raise UserError(WEIGHTS.format(path=path))
         groups = {
             name: group
             for name in GROUPS

@@ -24,6 +24,7 @@ Letters: Q queries, G gallery images, N both together (queries first), D width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from numbers import Real
 from typing import Any
 
@@ -68,6 +69,16 @@ class KReciprocal:
 
     def __str__(self) -> str:
         return f"k1={self.k1}, k2={self.k2}, weight={self.weight:g}"
+
+
+def grid(
+    k1: Sequence[int] = (), k2: Sequence[int] = (), weight: Sequence[float] = ()
+) -> list[KReciprocal]:
+    """Return all combinations of some values; of what has none, the default."""
+    values: dict[str, Sequence[Any]] = {"k1": k1, "k2": k2, "weight": weight}
+    given = {name: found for name, found in values.items() if found}
+    points = product(*given.values())
+    return [KReciprocal(**dict(zip(given, point, strict=True))) for point in points]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
-ROC_POINTS = 100
-
 
 @dataclass(frozen=True)
 class Extra:
@@ -28,8 +26,6 @@ class Extra:
     bootstrap: bool = False
     camera_pairs: bool = False
     verification: bool = False
-    threshold: float | None = None
-    """A similarity from which two images count as one identity, found elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ class Score:
     camera_pairs: Sequence[CameraPair] | None = None
     """With cameras as the dataset numbers them; None where they were not asked for."""
     verification: Verification | None = None
-    threshold: float | None = None
+    """Not in the JSON; see `svll.evaluation.verified`."""
     notes: Sequence[str] = field(default_factory=list)
     """Why something that was asked for is not there."""
 
@@ -58,24 +54,9 @@ class Score:
             numbers["mAP_interval"] = list(self.interval)
         if self.camera_pairs is not None:
             numbers["camera_pairs"] = [asdict(pair) for pair in self.camera_pairs]
-        if self.verification:
-            numbers["verification"] = self.verification.as_json()
-            numbers["verification"]["roc"] = _curve(self.verification)
-            if self.threshold is not None:
-                applied = self.verification.at(self.threshold)
-                numbers["verification"]["applied"] = asdict(applied)
         if self.notes:
             numbers["notes"] = list(self.notes)
         return numbers
-
-
-def _curve(verification: Verification) -> dict[str, list[float]]:
-    """Some points of the ROC curve, evenly apart in log FPR, and its ends."""
-    roc = verification.roc
-    rates = np.geomspace(1.0 / verification.impostor_pairs, 1.0, ROC_POINTS)
-    places = np.unique([0, *np.searchsorted(roc.fpr, rates, "right") - 1, len(roc.fpr) - 1])
-    curve = {"fpr": roc.fpr, "tpr": roc.tpr, "threshold": roc.thresholds}
-    return {name: values[places].tolist() for name, values in curve.items()}
 
 
 def score(
@@ -106,8 +87,7 @@ def score(
     return [
         Score(
             source, in_force(source, setting, options), result,
-            _interval(source, result) if extra.bootstrap else None, own, verification,
-            extra.threshold, notes,
+            _interval(source, result) if extra.bootstrap else None, own, verification, notes,
         )
         for setting, result, own in zip(settings, results, pairs, strict=True)
     ]

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.file import FeatureGroup, open_features
+from harness.features.file import FeatureGroup, open_features, write_features
 from svll.data.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import pooled
 from svll.evaluation.own_images import Names, image_numbers
+from svll.features.files import feature_files
 from svll.protocols import protocol_in_force
 
 Number = TypeVar("Number", int, Integers)
@@ -77,6 +78,21 @@ class Source:
         if self.more is not None:
             there[MORE] = self.more
         return {name: replace(group, features=_read(group)) for name, group in there.items()}
+
+    def summary(self) -> str:
+        """Say in a line what there is."""
+        (queries, width), images = self.query.features.shape, len(self.gallery.identities)
+        return (
+            f"{self.where}: {self.dataset}, {queries:,} query and {images:,} gallery images, "
+            f"{width:,} numbers each; {self.protocol}"
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a feature cache of the source; raises UserError where the disk cannot take it."""
+        write_features(
+            path, self.groups(), dataset=self.dataset, model=self.where, protocol=self.protocol,
+            first_camera=self.first_camera,
+        )
 
     def pooled(self) -> "Source":
         """Return the source with all queries of one identity and camera made one.
@@ -153,6 +169,26 @@ def open_source(
             protocol, named or "cross_camera", str(path), is_one_set=_is_one_set(query, known)
         )
         yield Source(str(path), dataset, used, query, known, groups.get(MORE), first_camera)
+
+
+@contextmanager
+def open_sources(
+    places: Sequence[str], gallery: Sequence[str] = (), protocol: str | None = None
+) -> Iterator[list[Source]]:
+    """Open feature files, and those of the folders of runs; see `open_source`.
+
+    gallery: names and patterns ('shards/*.h5') of the shards that stand in for the one file's
+    gallery. Raises UserError also where there are several files to go with it.
+    """
+    files = [file for place in places for file in feature_files(Path(place))]
+    if gallery and len(files) > 1:
+        raise UserError("--gallery goes with one feature file, which gives the queries")
+    shards = find_shards(gallery)
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(open_source(file, shards=shards, protocol=protocol))
+            for file in files
+        ]
 
 
 def _is_one_set(query: FeatureGroup, gallery: FeatureGroup) -> bool:

@@ -1,11 +1,18 @@
-"""How scores are written down: lines for people, and CSV. Cameras are the dataset's numbers."""
+"""How scores are written down: lines for people, a table, and CSV.
+
+Cameras are the dataset's numbers.
+"""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from harness.base.errors import UserError
+from harness.base.files import write_text
 from svll.evaluation.scores import Score
+from svll.evaluation.sources import Source
 from svll.protocols import PROTOCOLS
 
 RANKS = (1, 5, 10)
@@ -50,9 +57,9 @@ def reranking_words(settings: Mapping[str, Any]) -> str:
     return f"re-ranked (k1={used['k1']}, k2={used['k2']}, weight={used['weight']:g})"
 
 
-def protocol_lines(scores: Sequence[Score]) -> Iterator[str]:
+def protocol_lines(sources: Iterable[Source]) -> Iterator[str]:
     """Yield what each protocol leaves out."""
-    for name in dict.fromkeys(item.source.protocol for item in scores):
+    for name in dict.fromkeys(source.protocol for source in sources):
         yield f"{name}: {PROTOCOLS[name]}"
 
 
@@ -72,7 +79,7 @@ def score_lines(item: Score) -> Iterator[str]:
 
 
 def more_lines(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield the camera pairs of each score and the verification of each source."""
+    """Yield the camera pairs of each score and the notes on each source."""
     told = set()
     for item in scores:
         where, protocol = item.source.where, item.source.protocol
@@ -88,39 +95,46 @@ def more_lines(scores: Sequence[Score]) -> Iterator[str]:
             continue
         told.add(id(item.source))
         yield from (f"{where}: {note}" for note in item.notes)
-        if item.verification:
-            yield from _verification_lines(item)
 
 
-def _verification_lines(item: Score) -> Iterator[str]:
-    numbers = item.as_json()["verification"]
-    equal = numbers["eer_threshold"]
-    draw = " of the first draw" if item.source.protocol == "random_gallery" else ""
-    pooled = ", multi-query" if item.settings["multi_query"] else ""
-    yield (
-        f"\n{item.source.where}: same identity or not, {numbers['genuine_pairs']:,} genuine and "
-        f"{numbers['impostor_pairs']:,} impostor pairs{draw}: {item.source.protocol}{pooled}, "
-        "cosine similarity"
-    )
-    yield f"AUC {numbers['auc']:.4f}"
-    yield (
-        f"EER {numbers['eer']:.4f} at similarity {equal['similarity']:.4f} "
-        f"(distance {equal['distance']:.4f})"
-    )
-    for rate, found in numbers["tpr_at_fpr"].items():
-        if found is not None:
-            yield _rates(f"FPR at most {rate}", found)
-    yield from numbers["notes"]
-    if "applied" in numbers:
-        yield _rates("threshold given", numbers["applied"])
+# ---- a table ----
 
 
-def _rates(name: str, found: Mapping[str, Any]) -> str:
-    precision = "none" if found["precision"] is None else f"{found['precision']:.4f}"
-    return (
-        f"{name}: TPR {found['tpr']:.4f} FPR {found['fpr']:.2e} precision {precision} "
-        f"accuracy {found['accuracy']:.4f} at similarity {found['threshold']:.4f}"
-    )
+def table_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of a table of several scores."""
+    columns = ["file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+               *(f"Rank-{rank}" for rank in RANKS)]
+    rows = []
+    for name, item in zip(_short(scores), scores, strict=True):
+        numbers = item.result.as_json(RANKS)
+        interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
+        rerank = item.settings["rerank"] or {}
+        rows.append([
+            name, item.source.dataset, item.source.protocol,
+            *(str(rerank.get(key, "")) for key in ("k1", "k2", "weight")),
+            f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
+            *(f"{value:.4f}" for value in numbers["cmc"].values()),
+        ])
+    return columns, rows
+
+
+def table_remarks(scores: Sequence[Score]) -> Iterator[str]:
+    """Yield the settings that the table has no column for, with the files that have them."""
+    said: dict[str, list[str]] = {}
+    for name, item in zip(_short(scores), scores, strict=True):
+        said.setdefault(settings_words(item.settings, rerank=False), []).append(name)
+    for words, which in said.items():
+        whose = "all" if len(said) == 1 else ", ".join(dict.fromkeys(which))
+        yield f"{whose}: {words}; re-ranked where k1, k2 and weight are given"
+
+
+def _short(scores: Sequence[Score]) -> list[str]:
+    """Return the paths of the files without the folders that all of them share."""
+    parts = [Path(item.source.where).parts for item in scores]
+    shared = 0
+    while len(set(parts)) > 1 and len({part[: shared + 1] for part in parts}) == 1:
+        shared += 1
+    return [str(Path(*part[shared:])) for part in parts]
 
 
 # ---- CSV ----
@@ -161,6 +175,17 @@ def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
                 *("" if near < 0 else near for near in result.nearest[row].tolist()),
                 *("" if far == float("inf") else far for far in result.distances[row].tolist()),
             ])
+
+
+def write_per_query(path: Path, scores: Sequence[Score]) -> None:
+    """Write `per_query_csv` to a file; names that are not UTF-8 keep their bytes.
+
+    Raises UserError where the file cannot be written.
+    """
+    try:
+        write_text(path, "".join(per_query_csv(scores)), errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -34,6 +34,8 @@ class Encoded:
     """query and gallery."""
     first_camera: int
     """The number that the dataset itself gives to camera 0."""
+    file: Path | None = None
+    """The cache that the features were saved in."""
 
 
 def encode_tests(
@@ -78,6 +80,7 @@ def encode_tests(
         ) -> tuple[Int64, Int64]:
             return labels.places(*test.side_columns(records))
 
+        path = None
         if save is None:
             groups = feature_groups(encode_pair(*pair, reader, side, encode), *pair)
         else:
@@ -91,7 +94,7 @@ def encode_tests(
             )
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
-        found.append(Encoded(test.name, protocol, groups, test.first_camera))
+        found.append(Encoded(test.name, protocol, groups, test.first_camera, path))
     return found
 
 

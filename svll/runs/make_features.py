@@ -1,14 +1,25 @@
-"""The feature caches of a finished run: taken where they are there, made where they are not."""
+"""Features made for the command line: those that a finished run lacks, and those of weights."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe, signature, text_fields
+from harness.config.build import (
+    build,
+    find_recipe,
+    parse_overrides,
+    read_recipe,
+    signature,
+    text_fields,
+)
 from harness.runs.run import Run
-from svll.config import Config
-from svll.features.files import feature_paths
+from svll.config import RECIPES, Config
+from svll.features.files import check_is_run, feature_paths
+
+if TYPE_CHECKING:  # torch and DALI: not for features that are there
+    from svll.features.from_weights import Encoded
 
 
 def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -19,8 +30,7 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     is no run's, for a run without a trained model, and as the run does for its dataset.
     """
     run = Run(folder)
-    if not run.config_file.is_file():
-        raise UserError(f"{folder}: not a run's folder: there is no {run.config_file.name} in it")
+    check_is_run(run)
     settings = read_recipe(run.config_file, Config)
     config = build(Config, [*settings, *parse_overrides(overrides, text_fields(Config))])
     if signature(config) != signature(build(Config, settings)):
@@ -60,3 +70,26 @@ def make_features(run: Run, config: Config) -> None:
         model = trial.tune_encoder(None)
         for part in trial.splits.tests:
             trial.write_features(model, part)
+
+
+def weights_features(
+    weights: Path, recipe: str | None, overrides: Sequence[str], save: Path | None = None,
+    protocol: str | None = None,
+) -> "list[Encoded]":
+    """Encode the test sets of a recipe with trained weights, as `encode_tests` does.
+
+    `model.sie=none` among the overrides leaves out side information; a recipe's own model.sie says
+    how models are trained, and does not count. Raises UserError without a recipe, and as
+    `encode_tests` does.
+    """
+    if recipe is None:
+        raise UserError("--weights also needs --recipe NAME, which names the test set")
+    settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
+    used = [] if protocol is None else [f"evaluation.protocol={protocol}"]
+    words = parse_overrides([*overrides, *used], text_fields(Config))
+    config = build(Config, [*settings, *words])
+    is_off = any(word.key == "model.sie" and word.value == "none" for word in words)
+    # torch and DALI: not for a recipe with a mistake
+    from svll.features.from_weights import encode_tests
+
+    return encode_tests(weights, config, save, side_information=not is_off)

@@ -9,46 +9,19 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 
-import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from harness.base.machine import has_gpu
 from harness.features.file import FeatureGroup, write_features
-from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
+from svll.evaluation import KReciprocal, QueryExpansion
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
-from svll.evaluation.verification import verify
 from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
+from tests.launch.made_features import dumped, group, ranking, write_shards
 
 HEAVY = {"open_clip", "nvidia.dali", "deepspeed", "ray", "submitit"}
-
-
-def group(rows, seed, identities=5):
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, identities, rows)
-    features = np.eye(identities, 8)[ids] + 0.5 * rng.standard_normal((rows, 8))
-    return FeatureGroup(features.astype(np.float32), ids, rng.integers(0, 3, rows))
-
-
-@pytest.fixture
-def parts():
-    return {"query": group(20, 1), "gallery": group(80, 2)}
-
-
-@pytest.fixture
-def file(tmp_path, parts):
-    write_features(tmp_path / "features.h5", parts, dataset="toy", model="m")
-    return tmp_path / "features.h5"
-
-
-def ranking(parts, **options):
-    query, gallery = parts["query"], parts["gallery"]
-    return evaluate_ranking(
-        query.features, gallery.features, query.identities, gallery.identities,
-        query.cameras, gallery.cameras, **options,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -125,11 +98,8 @@ def test_a_file_is_ranked_by_the_protocol_that_it_names(run, tmp_path, parts):
         assert numbers(out) == ranking(parts, protocol=protocol).as_json()
         own = "features" if protocol == "all_gallery" else None  # the file has no paths
         assert settings(out) == {**PLAIN, "protocol": protocol, "own_image": own}
-        kept = tmp_path / "kept.h5"
-        _, out, _ = run("--features", path, "--protocol", "cross_camera", "--save", kept, "--json")
-        assert numbers(out) == ranking(parts).as_json()
-        _, out, _ = run("--features", kept, "--json")
-        assert settings(out) == PLAIN
+        _, out, _ = run("--features", path, "--protocol", "cross_camera", "--json")
+        assert (numbers(out), settings(out)) == (ranking(parts).as_json(), PLAIN)
 
 
 def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_averaged(
@@ -143,8 +113,9 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         one = replace(side, paths=paths)
         both = {"query": one, "gallery": one}
         write_features(tmp_path / "f.h5", both, dataset="t", model="m", protocol="all_gallery")
-        _, out, _ = run("--features", tmp_path / "f.h5", "--verification", "--json")
+        _, out, _ = run("--features", tmp_path / "f.h5", "--json")
         assert numbers(out)["cmc"]["1"] < 0.2
+        _, out, _ = called("verify", tmp_path / "f.h5", "--json")
         assert json.loads(out)[0]["verification"]["genuine_pairs"] == 120 * 3
     status, _, err = run("--features", tmp_path / "f.h5", "--multi-query")
     assert status == 1
@@ -154,22 +125,23 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one of --features FILE, --run DIR, or --weights FILE --recipe NAME"),
-        (["--features", "f.h5", "--weights", "w"], "give one of --features FILE, --run DIR, or"),
+        ([], "give feature FILES or folders of runs, or --weights FILE --recipe NAME"),
+        (["--features", "f.h5", "--weights", "w"], "give feature FILES or folders of runs, or"),
+        (["--weights", "w", "--gallery", "g.h5"], "--gallery without a feature file has no effect"),
         (["--features", "f.h5", "--recipe", "x"], "--recipe without --weights has no effect"),
-        (["--features", "f.h5", "a=1"], "a=1 without --weights or --run has no effect"),
+        (["--features", "f.h5", "a=1"], "a=1 without --weights has no effect"),
         (["--features", "gone.h5"], "error: gone.h5: no such file\n"),
         (["--features", "f.h5", "--k1", 5, "--weight", 0.2],
          "error: --k1, --weight without --rerank has no effect; add --rerank\n"),
         (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
-        (["--features", "f.h5", "--threshold-from", "g.h5"], "without --verification"),
+        (["f.h5", "--save", "g.h5"], "--save goes with --weights; python launch/features.py f.h5 "
+         "--save g.h5 keeps the features"),
         (["--features", "f.h5", "--json", "--csv"], "--json and --csv: choose one"),
         (["--features", "f.h5", "--no-camera-filter", "--cross-camera-only"],
          "--no-camera-filter and --cross-camera-only: choose one"),
         (["--features", "f.h5", "--csv", "--camera-pairs"], "no room for --camera-pairs"),
-        (["--features", "f.h5", "--csv", "--verification"], "no room for --camera-pairs or"),
-        (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected whole numbers"),
+        (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected integers"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
         (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth"], "--weights also needs --recipe NAME"),
@@ -181,6 +153,41 @@ def test_options_that_do_not_go_together_are_told(run, words, told):
     status, out, err = run(*words)
     assert (status, out) == (1, "")
     assert told in err
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["f.h5", "--verification"], "verify.py FILE"),
+        (["f.h5", "--threshold-from=g.h5"], "verify.py FILE --threshold-from FILE"),
+        (["f.h5", "--at-fpr", "0.1"], "verify.py FILE --threshold-from FILE --at-fpr RATE"),
+        (["--features", "f.x", "--features-from", "mat"], "features.py FILE --format KIND"),
+        (["--run", "runs/x/y"], "evaluate.py RUN (python launch/features.py RUN makes"),
+    ],
+)
+def test_options_that_other_commands_have_are_told_with_the_command(run, words, command):
+    status, out, err = run(*words)
+    option = next(word for word in words if word.startswith("--") and word != "--features")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {option.partition('=')[0]} is not an option of this command; "
+                          f"use python launch/{command}")
+
+
+def test_files_and_folders_of_runs_are_given_with_or_without_the_option(run, file, tmp_path):
+    expected = run("--features", file, "--json")
+    assert expected.status == 0
+    assert run(file, "--json") == expected
+    status, _, err = run(tmp_path)
+    assert (status, err) == (
+        1, f"error: {tmp_path}: not a run's folder: there is no config.yaml in it\n"
+    )
+    (tmp_path / "config.yaml").write_text("{}\n")
+    assert run(tmp_path, "--json") == expected
+    file.unlink()
+    status, _, err = run(tmp_path)
+    assert (status, err) == (
+        1, f"error: {file}: is missing; python launch/features.py {tmp_path} makes it\n"
+    )
 
 
 def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
@@ -205,7 +212,7 @@ def test_help_names_the_defaults_that_hold(run):
     for name in ("k1", "k2", "weight"):
         said = re.search(rf"--{name} <.*?\[default: ([\d.]+)\]", out, re.DOTALL)
         assert float(said[1]) == getattr(defaults, name)
-    assert out.index("python launch/evaluate.py --features") < out.index("Options:")
+    assert out.index("python launch/evaluate.py features.h5 --rerank") < out.index("Options:")
 
 
 def test_what_is_wrong_with_the_features_names_the_file(run, tmp_path, parts):
@@ -374,52 +381,27 @@ def test_multi_query_asks_once_for_each_identity_and_camera(run, file, parts):
     assert numbers(out)["queries"] == len(asking) < len(query.identities)
 
 
-def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file, parts, tmp_path):
-    other = {"query": group(15, 3), "gallery": group(60, 4)}
-    write_features(tmp_path / "other.h5", other, dataset="more", model="m")
-    status, out, _ = run(
-        "--features", file, "--json", "--bootstrap", "--camera-pairs", "--verification",
-        "--threshold-from", tmp_path / "other.h5", "--at-fpr", 0.1,
-    )  # fmt: skip
+def test_intervals_and_camera_pairs_are_added_on_request(run, file, parts):
+    status, out, _ = run("--features", file, "--json", "--bootstrap", "--camera-pairs")
     [found] = json.loads(out)
-    given = [
-        [getattr(part[side], name) for name in ("features", "identities", "cameras")
-         for side in ("query", "gallery")]
-        for part in (parts, other)
-    ]
+    labels = [getattr(parts[side], name) for name in ("features", "identities", "cameras")
+              for side in ("query", "gallery")]
     assert status == 0
     low, high = found["mAP_interval"]
     assert low < found["mAP"] < high
-    [pairs] = evaluate_camera_pairs(*given[0][:2], given[0][2:])
+    [pairs] = evaluate_camera_pairs(*labels[:2], labels[2:])
     assert found["camera_pairs"] == [asdict(pair) for pair in pairs]
-    own, calibration = (verify(*each) for each in given)
-    assert found["verification"]["eer"] == own.eer
-    curve = found["verification"]["roc"]
-    assert (curve["fpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0.0, 1.0, 1.0)
-    for fpr, tpr, threshold in zip(*curve.values(), strict=True):
-        at = own.at(threshold)
-        assert (at.fpr, at.tpr) == (fpr, tpr)
-    applied = own.at(calibration.threshold_at(0.1))
-    assert found["verification"]["applied"] == asdict(applied)
-    status, out, _ = run("--features", file, "--bootstrap", "--camera-pairs", "--verification")
+    status, out, _ = run("--features", file, "--bootstrap", "--camera-pairs")
     assert f"(95 %: {low:.4f} to {high:.4f})" in out
-    assert f"EER {own.eer:.4f}" in out
 
 
 @pytest.mark.slow
 def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(
     run, file, parts, tmp_path
 ):
-    gallery = parts["gallery"]
     (tmp_path / "shards").mkdir()
-    for number, rows in enumerate(np.array_split(np.arange(80), 4)):
-        shard = FeatureGroup(
-            gallery.features[rows], gallery.identities[rows], gallery.cameras[rows]
-        )
-        write_features(
-            tmp_path / "shards" / f"{number}.h5", {"gallery": shard}, dataset="toy", model="m"
-        )
-    settings = ["--json", "--rerank", "--k1", "5,8", "--verification"]
+    write_shards(tmp_path / "shards", parts["gallery"], 4)
+    settings = ["--json", "--rerank", "--k1", "5,8"]
     words = ["--features", file, "--gallery", tmp_path / "shards" / "*.h5", *settings]
     alone, shards = run("--features", file, *settings), run(*words)
     ranks = subprocess.run(
@@ -431,50 +413,15 @@ def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(
     assert alone.out == shards.out == ranks.stdout
 
 
-def test_another_toolbox_file_is_scored_and_kept_as_a_cache(run, parts, tmp_path):
-    names = {"features": "f", "identities": "label", "cameras": "cam"}
-    dump = {
-        f"{side}_{short}": getattr(parts[side], name)
-        for side in ("query", "gallery") for name, short in names.items()
-    }
-    savemat(tmp_path / "result.mat", dump)
-    for words in ([], ["--features-from", "mat", "--save", tmp_path / "kept.h5"]):
-        status, out, _ = run("--features", tmp_path / "result.mat", *words, "--json")
-        assert status == 0
-        assert numbers(out) == ranking(parts).as_json()
-    status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
-    assert numbers(out) == ranking(parts).as_json()
-
-
-def test_shards_and_float64_features_are_kept_as_one_cache(run, file, parts, tmp_path):
-    gallery = parts["gallery"]
-    for number, rows in enumerate(np.array_split(np.arange(80), 2)):
-        shard = FeatureGroup(
-            gallery.features[rows], gallery.identities[rows], gallery.cameras[rows]
-        )
-        write_features(tmp_path / f"s{number}.h5", {"gallery": shard}, dataset="toy", model="m")
-    with h5py.File(file, "r+") as content:
-        del content["query/features"]
-        content["query/features"] = parts["query"].features.astype(np.float64)
-    words = "--features", file, "--gallery", tmp_path / "s*.h5"
-    status, out, _ = run(*words, "--save", tmp_path / "kept.h5", "--json")
-    assert (status, numbers(out)) == (0, ranking(parts).as_json())
-    status, out, _ = run("--features", tmp_path / "kept.h5", "--json")
+def test_another_toolbox_file_is_scored(run, parts, tmp_path):
+    savemat(tmp_path / "result.mat", dumped(parts))
+    status, out, _ = run(tmp_path / "result.mat", "--json")
     assert (status, numbers(out)) == (0, ranking(parts).as_json())
 
 
-def test_under_random_gallery_verification_is_of_a_draw_and_cameras_play_no_part(
-    run, tmp_path, parts
-):
+def test_under_random_gallery_cameras_play_no_part(run, tmp_path, parts):
     path = tmp_path / "f.h5"
     write_features(path, parts, dataset="toy", model="m", protocol="random_gallery")
-    status, out, _ = run("--features", path, "--verification", "--json")
-    pairs = json.loads(out)[0]["verification"]
-    identities = parts["gallery"].identities
-    known = len(np.unique(identities))
-    assert status == 0
-    assert pairs["genuine_pairs"] == len(identities) - known
-    assert pairs["impostor_pairs"] == (len(identities) - known) * (known - 1)
     status, out, _ = run("--features", path, "--camera-pairs")
     assert (status, "no camera pairs: the protocol random_gallery has no cameras" in out) == (0, 1)
     status, _, err = run("--features", path, "--multi-query")

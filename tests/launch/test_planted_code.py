@@ -110,7 +110,7 @@ def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path:
     done = train(run, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on from epoch" in run.log_file.read_text()
-    shown = command("evaluate.py", "--run", str(run.folder), cwd=run.folder)
+    shown = command("evaluate.py", str(run.folder), cwd=run.folder)
     assert shown.returncode == 0, shown.stderr
     words = ("--recipe", "synthetic_tiny", f"run.runs={tmp_path / 'runs'}", "--status")
     told = command("slurm.py", *words, cwd=run.folder)
@@ -119,7 +119,7 @@ def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path:
     assert not canary.exists()
     for form in (as_pickle, as_archive):
         run.features_file.write_bytes(form(canary))
-        refused = called("evaluate", "--run", run.folder)
+        refused = called("evaluate", run.folder)
         assert refused.status == 1
         assert f"{run.features_file}: " in refused.err
         assert not canary.exists()

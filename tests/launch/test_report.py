@@ -141,7 +141,7 @@ def test_what_cannot_be_reported_is_told(
     other.unlink()
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
-    assert "features.h5: is missing; python launch/evaluate.py --run" in told
+    assert "features.h5: is missing; python launch/features.py" in told
     status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
     assert (status, told) == (
         1, "error: --compare: takes two points of one sweep; give its folder alone, without --out, "
@@ -195,7 +195,7 @@ def test_the_best_runs_ranked_lists_are_made_when_asked_for(
 ) -> None:
     status, _, told = call(sweep, "--query", "3")
     assert (status, told) == (
-        1, "error: --query, --cameras and --root have no effect without --ranked\n"
+        1, "error: --query without --ranked has no effect; add --ranked\n"
     )
     best = sweep / f"0.8-{SEEDS[0]}"  # the best point's first seed
     status, told, _ = call(sweep, "--ranked", "--query", "3", "--query", "query/5.jpg")

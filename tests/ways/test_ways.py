@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_resumes_and_ends_in_the_same_numbers(walk: Walk)
 @step("evaluate")
 def test_evaluating_the_run_and_its_feature_file_prints_the_plain_scores(walk: Walk) -> None:
     files = walk.features()
-    for words in (["--run", walk.trained.folder], ["--features", *files.values()]):
+    for words in ([walk.trained.folder], ["--features", *files.values()]):
         ended = walk.command("evaluate", *words, "--json")
         assert ended.status == 0, ended.err
         for one, (name, file) in zip(json.loads(ended.out), files.items(), strict=True):

@@ -210,11 +210,11 @@ def _path(folder: Path, file: FeatureFile, row: int) -> str:
     paths = file.groups["query"].paths
     if paths is None:
         raise UserError(f"{file.path}: does not say where its images are; make it again: delete it "
-                        f"and give python launch/evaluate.py --run {folder}")
+                        f"and give python launch/features.py {folder}")
     if not Path(paths[row]).is_file():
         raise UserError(
             f"{paths[row]}: is not there any more; put the dataset back, or delete {file.path} and "
-            f"give python launch/evaluate.py --run {folder} data.root=DIR, with where it is now"
+            f"give python launch/features.py {folder} data.root=DIR, with where it is now"
         )
     return paths[row]
 
@@ -225,7 +225,7 @@ def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor,
     if first_camera is None:
         raise UserError(
             f"{file.path}: does not say how its dataset numbers cameras; delete it, and python "
-            "launch/evaluate.py --run RUN makes it again"
+            "launch/features.py RUN makes it again"
         )
     query = file.groups["query"]
     has_views = any(

@@ -308,13 +308,21 @@ def test_files_that_are_not_of_their_kind_are_told(tmp_path):
             read_foreign(path)
         with pytest.raises(UserError, match="no such file"):
             read_foreign(tmp_path / "absent" / name)
+    (tmp_path / "a.csv").touch()
     with pytest.raises(UserError, match=f"{tmp_path}: a folder; give a file in it"):
         read_foreign(tmp_path)
-    with pytest.raises(UserError, match="unknown kind; say which it is: npz, mat, pt"):
+    with pytest.raises(UserError, match=r"unknown kind of file; .* --format npz\|mat\|pt"):
         read_foreign(tmp_path / "a.csv")
     torch.save(torch.zeros(3), tmp_path / "one.pt")
     with pytest.raises(UserError, match="holds one Tensor, not a dict"):
         read_foreign(tmp_path / "one.pt")
+
+
+def test_weights_are_told_from_features(tmp_path):
+    for name in ("model.safetensors", "model.pth"):
+        torch.save({"bn.weight": torch.ones(3), "bn.bias": torch.ones(3)}, tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name}: these are weights, .* --weights \S*{name}"):
+            read_foreign(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["npz", "mat", "h5.mat", "pt"])

@@ -56,7 +56,7 @@ def test_what_a_run_lacks_is_said_in_its_place(run: Path, tmp_path: Path, read) 
     )
     assert found.tables == []
     assert found.text.count("features.h5") >= 3
-    assert f"bare: {bare}/features.h5: is missing; python launch/evaluate.py" in found.text
+    assert f"bare: {bare}/features.h5: is missing; python launch/features.py" in found.text
 
 
 def test_ranked_lists_are_written_into_the_runs_folder_and_linked(

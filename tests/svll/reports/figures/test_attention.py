@@ -285,7 +285,7 @@ def test_images_that_have_been_moved_are_told_with_what_to_do(run: Path, tmp_pat
     folder = copied(run, tmp_path, lambda path: f"/moved{path}")
     with pytest.raises(UserError, match=(
         rf"/moved/.*jpg: is not there any more; .* delete {folder}/features.h5 and give "
-        rf"python launch/evaluate.py --run {folder} data.root=DIR"
+        rf"python launch/features.py {folder} data.root=DIR"
     )):
         attention_figure({"run": folder})
 

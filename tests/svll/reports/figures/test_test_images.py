@@ -48,7 +48,7 @@ def test_without_paths_every_image_is_one_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_run_without_features_is_told_how_to_make_them(tmp_path: Path) -> None:
-    told = f"{tmp_path}/features.h5: is missing; python launch/evaluate.py --run {tmp_path} makes"
+    told = f"{tmp_path}/features.h5: is missing; python launch/features.py {tmp_path} makes"
     with pytest.raises(UserError, match=told), open_tested(tmp_path):
         pass
 
