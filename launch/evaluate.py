@@ -37,9 +37,9 @@ from svll.protocols import Protocol
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal, QueryExpansion
     from svll.evaluation.engine.ranks import Share
+    from svll.evaluation.feature_files.scores import Score
+    from svll.evaluation.feature_files.sources import Source
     from svll.evaluation.ranking import Options
-    from svll.evaluation.scores import Score
-    from svll.evaluation.sources import Source
 
 Number = TypeVar("Number", int, float)
 
@@ -187,7 +187,7 @@ def main(
     grid = _grid(k1, k2, weight) if rerank else []
     chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
     from svll.evaluation.engine.ranks import join_ranks
-    from svll.evaluation.scores import Extra, score  # Numba
+    from svll.evaluation.feature_files.scores import Extra, score  # Numba
 
     with ExitStack() as stack:
         share = stack.enter_context(join_ranks(encoding=not features))
@@ -286,7 +286,7 @@ def _of_files(
     stack: ExitStack, paths: Sequence[str], kind: str | None, gallery: Sequence[str],
     save: Path | None, protocol: Protocol | None,
 ) -> "list[Source]":
-    from svll.evaluation.sources import find_shards, open_source
+    from svll.evaluation.feature_files.sources import find_shards, open_source
 
     if options := [path for path in paths if "=" in path and not Path(path).exists()]:
         raise UserError(f"{', '.join(options)} without --weights or --run has no effect")
@@ -311,7 +311,7 @@ def _of_runs(
     stack: ExitStack, folders: Sequence[Path], overrides: list[str], save: Path | None,
     protocol: Protocol | None,
 ) -> "list[Source]":
-    from svll.evaluation.sources import open_source
+    from svll.evaluation.feature_files.sources import open_source
     from svll.runs.make_features import run_features
 
     if save is not None:
@@ -333,7 +333,7 @@ def _of_weights(
     config = build(Config, [*settings, *words])
     # the weights have it or not; a recipe's model.sie says how models are trained
     is_off = any(word.key == "model.sie" and word.value == "none" for word in words)
-    from svll.evaluation.sources import Source
+    from svll.evaluation.feature_files.sources import Source
     from svll.features.from_weights import encode_tests  # torch and DALI: not for feature files
 
     return [
@@ -349,8 +349,8 @@ def _threshold(
     path: Path, at_fpr: float | None, protocol: Protocol | None, share: "Share"
 ) -> float:
     """The similarity that tells identities apart on one cache, to be applied to another."""
-    from svll.evaluation.scores import verify_source
-    from svll.evaluation.sources import open_source
+    from svll.evaluation.feature_files.scores import verify_source
+    from svll.evaluation.feature_files.sources import open_source
 
     with open_source(path, protocol=protocol) as source:
         found = verify_source(source, share=share)
@@ -365,7 +365,12 @@ def _threshold(
 
 def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
     """Print scores as JSON, CSV, lines of one, or a table of several."""
-    from svll.evaluation.written import more_lines, protocol_lines, score_lines, to_csv
+    from svll.evaluation.feature_files.written import (
+        more_lines,
+        protocol_lines,
+        score_lines,
+        to_csv,
+    )
 
     if as_json:
         typer.echo(json.dumps([item.as_json() for item in scores]))
@@ -385,7 +390,7 @@ def _print_table(scores: "Sequence[Score]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svll.evaluation.written import RANKS, settings_words
+    from svll.evaluation.feature_files.written import RANKS, settings_words
 
     table = Table("file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
                   *(f"Rank-{rank}" for rank in RANKS))
@@ -422,7 +427,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def _write_per_query(path: Path, scores: "Sequence[Score]") -> None:
-    from svll.evaluation.written import per_query_csv
+    from svll.evaluation.feature_files.written import per_query_csv
 
     try:
         # names that are not UTF-8 keep their bytes, as in the CSV file of a search

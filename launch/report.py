@@ -111,7 +111,7 @@ def _ranked(
     root: Path | None, pages: list[Path], folder: Path,
 ) -> "Html":
     """Return the section on ranked lists; `pages` gets the pages that it links to."""
-    from svll.evaluation.ranked_lists import Wanted
+    from svll.evaluation.feature_files.ranked_lists import Wanted
     from svll.reports.sections import ranked_section
 
     wanted = Wanted(cameras=cameras, queries=query or ())
@@ -153,7 +153,7 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     import numpy as np
 
     from harness.sweeps.paired import compare
-    from svll.evaluation.compare_runs import compare_queries  # numba: a second
+    from svll.evaluation.feature_files.compare_runs import compare_queries  # numba: a second
 
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):

@@ -37,22 +37,22 @@ from svll import prompt_quality as prompt_signal
 from svll import stage1, stage2
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets
+from svll.data.run_checks import check_batch, check_decoding, check_matches, tell_side_information
 from svll.data.sampler import identity_batches, shuffled_batches
 from svll.data.splits import Part, Splits, split
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.written import RANKS
+from svll.evaluation.feature_files.written import RANKS
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.files import feature_paths
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, image_head, learned_side_information
+from svll.models.weights import run_weights as storage
 from svll.reuse import cache
 from svll.reuse import stage1 as shared_prompts
 from svll.reuse.fingerprints import check_weights
 from svll.reuse.frozen_features import FrozenFeatures
-from svll.runs import run_weights as storage
-from svll.runs.data_checks import check_batch, check_decoding, check_matches, tell_side_information
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]

@@ -15,7 +15,7 @@ from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
 from svll.config import VIEWS_LISTED, Config, Data, WorldConfig
 from svll.data import benchmarks
-from svll.data.records import Dataset
+from svll.records import Dataset
 from svll.world import world as synthetic
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from harness.images.loader import decoder_name
 from harness.training import engine as ranks
 from svll.config import Config
 from svll.data import staging
-from svll.data.records import Dataset
 from svll.features.extract import Reader
 from svll.models.extractor import TEST_RESIZE
+from svll.records import Dataset
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5

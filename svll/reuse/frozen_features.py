@@ -9,9 +9,9 @@ from torch import Tensor
 
 from harness.training import engine as ranks
 from svll.config import Config
-from svll.data.records import Dataset
 from svll.features.extract import Reader, encode_all
 from svll.models.clip import Clip
+from svll.records import Dataset
 from svll.reuse import cache
 
 

@@ -30,8 +30,8 @@ from svll.evaluation.engine.comparison import Comparison, Extras
 from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
-from svll.evaluation.scores import verify_source
-from svll.evaluation.sources import open_source
+from svll.evaluation.feature_files.scores import verify_source
+from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
 from svll.models.extractor import Extractor
 

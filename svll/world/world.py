@@ -28,7 +28,7 @@ from harness.base.files import read_json, write_json, write_text
 from harness.base.machine import usable_cores
 from svll.data.readers.market1501 import FOLDERS as PARTS
 from svll.data.readers.market1501 import read_layout
-from svll.data.records import Dataset
+from svll.records import Dataset
 from svll.world import person_painter, persons, vehicle_painter, vehicles
 from svll.world.drawing import (
     SUPERSAMPLE,

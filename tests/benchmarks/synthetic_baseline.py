@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from svll.data.records import Dataset, Records
+from svll.records import Dataset, Records
 from svll.world.world import load_world, named_world, write_world
 
 Pixels = NDArray[np.uint8]

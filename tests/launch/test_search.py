@@ -19,7 +19,7 @@ from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from svll.runs import run_weights as storage
+from svll.models.weights import run_weights as storage
 from tests.commands import ROOT, Command, called
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from harness.base.errors import Hindered, UserError
 from svll.data.readers import csv_list as image_list
-from svll.data.records import Dataset, Records, Row
 from svll.data.staging import stage, staged_folder, staged_paths
+from svll.records import Dataset, Records, Row
 from svll.world.world import World, load_world, write_world
 
 WORLD = World(train_identities=4, test_identities=4, shots=2)

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from svll.evaluation.confusions import hardest_confusions
-from svll.evaluation.ranked_lists import TOP
-from svll.evaluation.scores import Extra, score
+from svll.evaluation.feature_files.ranked_lists import TOP
+from svll.evaluation.feature_files.scores import Extra, score
 from tests.svll.reports.worlds import plain_ranking, world
 
 

@@ -27,8 +27,8 @@ from svll.data.side_labels import UNNAMED, SideLabels
 from svll.models.clip import load_clip
 from svll.models.extractor import TEST_RESIZE, Extractor, prepare
 from svll.models.reid import ReIDModel, SideInformation
+from svll.models.weights import run_weights as storage
 from svll.reports.thumbnails import thumbnail
-from svll.runs import run_weights as storage
 from svll.search.search import encode
 from tests import picture_files
 

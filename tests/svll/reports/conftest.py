@@ -14,11 +14,11 @@ from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
-from svll.data.records import Records
 from svll.data.splits import split
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
-from svll.runs import run_weights as storage
+from svll.models.weights import run_weights as storage
+from svll.records import Records
 
 MakeRun = Callable[..., Path]
 

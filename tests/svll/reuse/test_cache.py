@@ -19,8 +19,8 @@ from harness.base.files import write_text
 from harness.config.build import build, parse_overrides
 from harness.features.file import read_features
 from svll.config import Config
-from svll.data.records import Dataset, Records, Row
 from svll.features.extract import Reader
+from svll.records import Dataset, Records, Row
 from svll.reuse import cache
 from svll.reuse.cache import feature_key, make_once, shared_features, shared_json
 

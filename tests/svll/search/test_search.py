@@ -22,7 +22,7 @@ from svll.data.side_labels import SideLabels
 from svll.evaluation.verification import verify
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.runs import run_weights as storage
+from svll.models.weights import run_weights as storage
 from svll.search.page import search_page, write_search
 from svll.search.search import (
     Encoded,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svll.evaluation.engine.pair_histogram import EDGES
-from svll.evaluation.scores import verify_source
+from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.verification import Verification, verify
 from svll.reports.figures.verification_curves import (
     BARS,

@@ -10,9 +10,9 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import JUNK
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.ranking import RankingResult
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import Source
 
 TOP = 10
 """Gallery images in a list."""

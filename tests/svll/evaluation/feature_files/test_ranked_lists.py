@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
+from svll.evaluation.feature_files.ranked_lists import (
+    TOP,
+    Lists,
+    Wanted,
+    check_wanted,
+    ranked_lists,
+)
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.protocols import drawn_labels
-from svll.evaluation.ranked_lists import TOP, Lists, Wanted, check_wanted, ranked_lists
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import Source
 from tests.svll.reports.worlds import Plain, plain_ranking, world
 
 

@@ -11,11 +11,11 @@ from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.ranks import Share
+from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.own_images import Known, Numbers
 from svll.evaluation.protocols import compared, drawn_labels, evaluate_protocol
 from svll.evaluation.ranking import Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
-from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
 ROC_POINTS = 100

@@ -9,16 +9,16 @@ import pytest
 from harness.features.file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
-from svll.evaluation.protocols import evaluate_draws
-from svll.evaluation.scores import Extra, Score, score
-from svll.evaluation.sources import Source
-from svll.evaluation.written import (
+from svll.evaluation.feature_files.scores import Extra, Score, score
+from svll.evaluation.feature_files.sources import Source
+from svll.evaluation.feature_files.written import (
     more_lines,
     per_query_csv,
     protocol_lines,
     score_lines,
     to_csv,
 )
+from svll.evaluation.protocols import evaluate_draws
 from tests.svll.reports.worlds import world
 
 

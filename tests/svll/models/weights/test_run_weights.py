@@ -13,7 +13,7 @@ from svll.data.side_labels import SideLabels
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation
-from svll.runs import run_weights as storage
+from svll.models.weights import run_weights as storage
 
 LABELS = SideLabels({"market1501": [1, 3, 8]}, {"market1501": [0]})
 

@@ -15,9 +15,9 @@ from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.config import Config
 from svll.data.side_labels import SideLabels
+from svll.models.fit import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
-from svll.models.weights.fit import fit
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "svll-weights", "1"

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from svll.evaluation.scores import Score
+from svll.evaluation.feature_files.scores import Score
 from svll.protocols import PROTOCOLS
 
 RANKS = (1, 5, 10)

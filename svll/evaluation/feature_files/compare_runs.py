@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.sweeps.paired import Verdict, compare
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import open_source
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import open_source
 from svll.features.files import features_file
 
 

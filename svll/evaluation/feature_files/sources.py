@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.features.file import FeatureGroup, open_features
-from svll.data.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import pooled
 from svll.evaluation.own_images import Names, image_numbers
 from svll.protocols import protocol_in_force
+from svll.records import usual_first_camera
 
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
@@ -136,7 +136,7 @@ def open_source(
                 first_camera = usual_first_camera(dataset)
         else:
             # scipy: not for our own files
-            from svll.evaluation.imported_features import read_foreign
+            from svll.evaluation.feature_files.imported_features import read_foreign
 
             groups, dataset, named = read_foreign(path, kind), path.stem, ""
             first_camera = None
