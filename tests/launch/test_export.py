@@ -17,7 +17,7 @@ from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from svll.models.weights import run_weights as storage
+from svll.models.weights.format import save_model
 from svll.models.weights.onnx_export import PACKAGES
 from tests.commands import ROOT, Command, called
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = build(Config, [*recipe, *parse_overrides(["model.sie=none"])])
     clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
     run = Run(tmp_path_factory.mktemp("run"))
-    storage.save_model(
+    save_model(
         run.weights_file, ReIDModel(clip.image, None).state_dict(), config,
         text=torch.zeros(2, 128), side_labels=SideLabels({}, {}), identities=2,
     )

@@ -25,8 +25,8 @@ from svll.models.openai_archive import is_archive
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.trained_model import LoadedModel, StoredText
 from svll.models.weights.clip_reid import clip_reid_model
+from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import Wanted
-from svll.models.weights.run_weights import FORMAT, VERSION
 from svll.models.weights.transreid import transreid_model
 from svll.records import usual_first_camera
 

@@ -22,7 +22,7 @@ from svll.data.side_labels import SideLabels
 from svll.evaluation.verification import verify
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.weights import run_weights as storage
+from svll.models.weights.format import save_model
 from svll.search.page import search_page, write_search
 from svll.search.search import (
     Encoded,
@@ -48,7 +48,7 @@ def make_run(folder: Path, sie: str = "none") -> Run:
         "camera", cameras=2, views=1, width=128, weight=1.0, unseen="none"
     )
     run = Run(folder)
-    storage.save_model(
+    save_model(
         run.weights_file, ReIDModel(clip.image, side).state_dict(), config,
         text=torch.zeros(2, 128), identities=2,
         side_labels=SideLabels({"synthetic": [1, 2]}, {"synthetic": [0]}),
