@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import svll
 from harness.base.errors import UserError
 from harness.base.files import atomic_write
 from harness.base.paths import shown
@@ -34,6 +33,7 @@ from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
 from svll.models.extractor import Extractor
+from svll.models.weights.load import load_model
 
 NAMED = 20
 """How many broken images the log names; the page names all."""
@@ -167,7 +167,7 @@ def search(
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
-    extractor = svll.load(weights, str(engine.device()))
+    extractor = Extractor(load_model(weights, str(engine.device())))
     asking = encode(extractor, paths, "encoding queries")
     _check_width(threshold, asking.features.shape[1])
     known = asking if others == paths else encode(extractor, others, "encoding gallery")
