@@ -39,7 +39,6 @@ if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --h
     from svll.evaluation.engine.ranks import Share
     from svll.evaluation.feature_files.scores import Score
     from svll.evaluation.feature_files.sources import Source
-    from svll.evaluation.ranking import Options
 
 Number = TypeVar("Number", int, float)
 
@@ -188,6 +187,7 @@ def main(
     chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
     from svll.evaluation.engine.ranks import join_ranks
     from svll.evaluation.feature_files.scores import Extra, score  # Numba
+    from svll.evaluation.ranking import Options
 
     with ExitStack() as stack:
         share = stack.enter_context(join_ranks(encoding=not features))
@@ -205,16 +205,16 @@ def main(
             sources = _of_files(stack, paths, features_from, gallery or [], own_save, chosen)
         if multi_query:
             sources = [source.pooled() for source in sources]
-        options: Options = {
-            "metric": metric, "normalise": normalise, "expand": _expansion(expand, alpha),
-            "share": share, "top_k": 0 if per_query is None else top_k or 10,
-        }
+        options = Options(
+            metric=metric, normalise=normalise, expand=_expansion(expand, alpha), share=share,
+            top_k=0 if per_query is None else top_k or 10,
+        )
         threshold = None
         if threshold_from is not None:
             threshold = _threshold(threshold_from, at_fpr, chosen, share)
         extra = Extra(bootstrap, camera_pairs, verification, threshold)
         settings = _settings(grid)
-        scores = [s for source in sources for s in score(source, settings, extra, **options)]
+        scores = [s for source in sources for s in score(source, settings, extra, options)]
         if share.index == 0:
             _show(scores, as_json=as_json, as_csv=as_csv)
             if per_query is not None:

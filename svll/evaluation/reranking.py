@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels
 from svll.evaluation.engine import rerank_kernels as neighbourhoods
-from svll.evaluation.engine.arguments import is_integer
 from svll.evaluation.engine.feature_rows import Block, Floats, Integers, Rows, rounding
 from svll.evaluation.engine.nearest import SPARE, merged
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
+from svll.evaluation.pair import is_integer
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen
 KEPT_BYTES = 2**30

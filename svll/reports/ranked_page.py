@@ -27,6 +27,7 @@ from svll.evaluation.feature_files.scores import Extra, Score, score
 from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.feature_files.written import RANKS, settings_words
 from svll.evaluation.protocols import DRAWS
+from svll.evaluation.ranking import Options
 from svll.evaluation.verification import Verification
 from svll.protocols import PROTOCOLS
 from svll.reports import thumbnails
@@ -74,7 +75,7 @@ def ranked_page(
         wanted = wanted or Wanted()
         check_wanted(source, wanted)
         extra = Extra(camera_pairs=True, verification=True)
-        [scored] = score(source, [None], extra, top_k=TOP)
+        [scored] = score(source, [None], extra, Options(top_k=TOP))
         assert scored.verification is not None
         small = Thumbnails(root)
         found = ranked_lists(source, scored.result, wanted)

@@ -18,6 +18,7 @@ from harness.base.machine import has_gpu
 from harness.features.file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
+from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
 from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
@@ -382,17 +383,13 @@ def test_intervals_camera_pairs_and_verification_are_added_on_request(run, file,
         "--threshold-from", tmp_path / "other.h5", "--at-fpr", 0.1,
     )  # fmt: skip
     [found] = json.loads(out)
-    given = [
-        [getattr(part[side], name) for name in ("features", "identities", "cameras")
-         for side in ("query", "gallery")]
-        for part in (parts, other)
-    ]
+    given = [Pair(part["query"], part["gallery"]) for part in (parts, other)]
     assert status == 0
     low, high = found["mAP_interval"]
     assert low < found["mAP"] < high
-    [pairs] = evaluate_camera_pairs(*given[0][:2], given[0][2:])
+    [pairs] = evaluate_camera_pairs(given[0])
     assert found["camera_pairs"] == [asdict(pair) for pair in pairs]
-    own, calibration = (verify(*each) for each in given)
+    own, calibration = (verify(each) for each in given)
     assert found["verification"]["eer"] == own.eer
     curve = found["verification"]["roc"]
     assert (curve["fpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0.0, 1.0, 1.0)

@@ -19,6 +19,7 @@ from harness.features.file import FeatureGroup, read_features, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
+from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
@@ -236,7 +237,7 @@ def test_a_calibrated_threshold_is_that_of_verification(
     groups = read_features(path).groups
     query, gallery = groups["query"], groups["gallery"]
     q, g, q_ids, g_ids = query.features, gallery.features, query.identities, gallery.identities
-    known = verify(q, g, q_ids, g_ids, query.cameras, gallery.cameras)
+    known = verify(Pair(query, gallery))
     expected = known.eer_threshold if at_fpr is None else known.threshold_at(at_fpr)
     assert found.similarity == expected
     q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))

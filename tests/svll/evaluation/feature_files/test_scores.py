@@ -19,14 +19,15 @@ from svll.evaluation.feature_files.written import (
     to_csv,
 )
 from svll.evaluation.protocols import evaluate_draws
+from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import world
 
 
 def everything_in_force() -> Score:
     source = replace(world("other_cameras"), first_camera=1).pooled()
     [found] = score(
-        source, [KReciprocal(k1=5)], Extra(camera_pairs=True, verification=True), metric="cosine",
-        expand=QueryExpansion(4, 3.0), top_k=2,
+        source, [KReciprocal(k1=5)], Extra(camera_pairs=True, verification=True),
+        Options(metric="cosine", expand=QueryExpansion(4, 3.0), top_k=2),
     )
     return found
 
@@ -45,7 +46,7 @@ def test_lines_say_every_setting_that_is_in_force() -> None:
     more = list(more_lines([item]))
     assert more[0] == f"\nworld.h5, camera pairs: {said}"
     assert any("impostor pairs: other_cameras, multi-query, cosine" in line for line in more)
-    [raw] = score(world(), [None], Extra(), normalise=False)
+    [raw] = score(world(), [None], Extra(), Options(normalise=False))
     assert list(score_lines(raw))[-1].endswith(
         "cross_camera, euclidean distance of features as stored, not re-ranked"
     )
