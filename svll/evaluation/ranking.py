@@ -1,7 +1,7 @@
 """Retrieval metrics: CMC, mAP and mINP, exact for any size, without a Q x G matrix.
 
-How the ranks are found is in `streaming`. Results are the same to the last digit for any block
-size, number of threads, and number of processes that share the work; equal distances rank by
+How the ranks are found is in `engine.comparison`. Results are the same to the last digit for any
+block size, number of threads, and number of processes that share the work; equal distances rank by
 gallery index.
 
 What it costs, beside the 2 Q G D operations of the product: for the counts 2 comparisons for each
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from harness.base.calling import named
 from harness.base.errors import UserError
-from svll.evaluation.engine.comparison import Compared, Comparison, Extras
+from svll.evaluation.engine.comparison import Compared, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
+from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Chunk, Matches
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share

@@ -5,9 +5,9 @@ threshold. Genuine pairs share their identity, impostor pairs do not. TPR is the
 pairs accepted, FPR that of impostor pairs. Thresholds are cosine similarities s; the same as a
 Euclidean distance of unit rows is sqrt(2 - 2 s).
 
-Pairs are counted in bins (see `histograms`), so every rate is exact, for thresholds that are 1/2048
-apart: 0.00049 in similarity, and about 0.00049 / d in distance at distance d. Counts of several
-galleries, shards or ranks add.
+Pairs are counted in bins (see `engine.pair_histogram`), so every rate is exact, for thresholds that
+are 1/2048 apart: 0.00049 in similarity, and about 0.00049 / d in distance at distance d. Counts of
+several galleries, shards or ranks add.
 
 Letters: Q queries, G gallery images, D width, T = 4,098 thresholds, k points of a curve.
 """
@@ -60,7 +60,7 @@ class Roc:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Counts of pairs by similarity, bin b from `histograms.EDGES[b]` on; all else follows.
+    """Counts of pairs by similarity, bin b from `pair_histogram.EDGES[b]` on; all else follows.
 
     Everything but the counts and their sum raises UserError without genuine or impostor pairs.
     """

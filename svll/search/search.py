@@ -25,8 +25,9 @@ from harness.runs.run import Run
 from harness.training import engine
 from harness.training.progress import counter
 from svll.data.image_folder import find_images
-from svll.evaluation.engine.comparison import Comparison, Extras
+from svll.evaluation.engine.comparison import Comparison
 from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
+from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
 from svll.evaluation.feature_files.scores import verify_source
