@@ -152,7 +152,8 @@ def synthetic(
 
         python launch/data.py synthetic --root DIR --size 200
     """
-    from svll.world.world import load_world, named_world, write_world
+    from svll.data.readers.drawn_world import load_world
+    from svll.world.world import named_world, write_world
 
     world = named_world(int(size) if size.isdigit() else size, kind, seed=seed)
     dataset = load_world(write_world(world, root))

@@ -31,9 +31,8 @@ from svll.protocols import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal
-    from svll.evaluation.ranking import Options
-    from svll.evaluation.scores import Score
-    from svll.evaluation.sources import Source
+    from svll.evaluation.feature_files.scores import Score
+    from svll.evaluation.feature_files.sources import Source
 
 Number = TypeVar("Number", int, float)
 MOVED = {
@@ -161,9 +160,10 @@ def main(
     # Numba: not for --help
     from svll.evaluation import QueryExpansion
     from svll.evaluation.engine.ranks import join_ranks
-    from svll.evaluation.scores import Extra, score
-    from svll.evaluation.sources import open_sources
-    from svll.evaluation.written import write_per_query
+    from svll.evaluation.feature_files.scores import Extra, score
+    from svll.evaluation.feature_files.sources import open_sources
+    from svll.evaluation.feature_files.written import write_per_query
+    from svll.evaluation.ranking import Options
 
     with join_ranks(encoding=weights is not None) as share, ExitStack() as stack:
         for path in (save, per_query):
@@ -175,13 +175,13 @@ def main(
             sources = _of_weights(weights, recipe, words or [], save, chosen)
         if multi_query:
             sources = [source.pooled() for source in sources]
-        options: Options = {
-            "metric": metric, "normalise": normalise, "share": share,
-            "expand": None if expand is None else QueryExpansion(expand, alpha or 0.0),
-            "top_k": 0 if per_query is None else top_k or 10,
-        }
+        options = Options(
+            metric=metric, normalise=normalise, share=share,
+            expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),
+            top_k=0 if per_query is None else top_k or 10,
+        )
         extra = Extra(bootstrap, camera_pairs)
-        scores = [one for source in sources for one in score(source, settings, extra, **options)]
+        scores = [one for source in sources for one in score(source, settings, extra, options)]
         if share.index == 0:
             _show(scores, as_json=as_json, as_csv=as_csv)
             if per_query is not None:
@@ -248,7 +248,7 @@ def _of_weights(
     weights: Path, recipe: str | None, words: list[str], save: Path | None,
     protocol: Protocol | None,
 ) -> "list[Source]":
-    from svll.evaluation.sources import Source
+    from svll.evaluation.feature_files.sources import Source
     from svll.runs.make_features import weights_features
 
     return [
@@ -265,7 +265,7 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svll.evaluation.written import (
+    from svll.evaluation.feature_files.written import (
         more_lines,
         protocol_lines,
         score_lines,

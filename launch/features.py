@@ -74,7 +74,7 @@ def main(
         raise UserError(f"{', '.join(keys)} without a RUN or --weights has no effect")
     # Numba: not for --help
     from svll.evaluation.engine.ranks import join_ranks
-    from svll.evaluation.sources import find_shards, open_source
+    from svll.evaluation.feature_files.sources import find_shards, open_source
     from svll.runs.make_features import run_features, weights_features
 
     with join_ranks(encoding=weights is not None or bool(runs)) as share:

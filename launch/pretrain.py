@@ -22,7 +22,7 @@ def main(
     ),
 ) -> int:
     """Pre-train, then print the card."""
-    from svll.world.pretrain_tiny import Pretraining, pretrain  # torch: not for --help
+    from svll.models.weights.pretrain_tiny import Pretraining, pretrain  # torch: not for --help
 
     card = pretrain(Pretraining(seed=seed), workers=len(usable_cores()))
     typer.echo(json.dumps(card, indent=2))

@@ -110,7 +110,7 @@ def _ranked(
     root: Path | None, pages: list[Path], folder: Path,
 ) -> "Html":
     """Return the section on ranked lists; `pages` gets the pages that it links to."""
-    from svll.evaluation.ranked_lists import Wanted
+    from svll.evaluation.feature_files.ranked_lists import Wanted
     from svll.reports.sections import ranked_section
 
     wanted = Wanted(cameras=cameras, queries=query or ())
@@ -149,7 +149,7 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     for place in places:
         if not 1 <= place <= len(ranked):
             raise UserError(f"--compare: there is no rank {place}, there are 1 to {len(ranked)}")
-    from svll.evaluation.compare_runs import compare_points  # numba: a second
+    from svll.evaluation.feature_files.compare_runs import compare_points  # numba: a second
 
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):

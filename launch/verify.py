@@ -58,9 +58,9 @@ def main(
     refuse_without("--threshold-from", threshold_from, {"--at-fpr": at_fpr})
     # Numba: not for --help
     from svll.evaluation.engine.ranks import join_ranks
-    from svll.evaluation.sources import open_sources
-    from svll.evaluation.verified import found_threshold, verified
-    from svll.evaluation.written import protocol_lines
+    from svll.evaluation.feature_files.sources import open_sources
+    from svll.evaluation.feature_files.verified import found_threshold, verified
+    from svll.evaluation.feature_files.written import protocol_lines
 
     with (
         join_ranks(encoding=False) as share,

@@ -36,23 +36,25 @@ from harness.training.writers import Writer, open_writers
 from svll import prompt_quality as prompt_signal
 from svll import stage1, stage2
 from svll.config import Config
-from svll.data.datasets import Datasets, check_pinned, load_datasets
+from svll.data.datasets import Datasets, load_datasets
+from svll.data.run_checks import check_batch, check_decoding, check_matches, tell_side_information
 from svll.data.sampler import identity_batches, shuffled_batches
 from svll.data.splits import Part, Splits, split
+from svll.data.staging import staged
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.written import RANKS
+from svll.evaluation.feature_files.written import RANKS
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.files import feature_paths
+from svll.features.keys import feature_key, file_hash
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, image_head, learned_side_information
+from svll.models.weights import run_weights as storage
 from svll.reuse import cache
 from svll.reuse import stage1 as shared_prompts
-from svll.reuse.fingerprints import check_weights
+from svll.reuse.fingerprints import check_pinned, check_weights
 from svll.reuse.frozen_features import FrozenFeatures
-from svll.runs import run_weights as storage
-from svll.runs.data_checks import check_batch, check_decoding, check_matches, tell_side_information
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -109,7 +111,7 @@ class Trial:
         self.datasets = self._datasets()
         check_pinned(config, self.datasets)
         check_weights(config.model)
-        self.staged = cache.staged(self.datasets.every, config.data.stage)
+        self.staged = staged(self.datasets.every, config.data.stage)
         self.splits: Splits = split(
             self.datasets, validation=config.data.validation, seed=config.seed,
             protocol=config.evaluation.protocol,
@@ -420,8 +422,8 @@ class Trial:
         reader, dtype = self.reader(), self.config.evaluation.feature_dtype
         with ranks.leader_first() as acts:
             if acts and not path.exists():
-                key = cache.feature_key(
-                    self.datasets.fingerprint, storage.file_hash(self.run.weights_file),
+                key = feature_key(
+                    self.datasets.fingerprint, file_hash(self.run.weights_file),
                     self.config, reader, part.name, reader.batch, dtype,
                 )
         key = ranks.from_leader(key)
@@ -455,7 +457,7 @@ class Trial:
         Shared like a cache by all runs that start from the same.
         """
         config, reader = self.config, self.reader()
-        key = cache.feature_key(
+        key = feature_key(
             self.datasets.fingerprint, self.clip.weights_hash, config, reader,
             [part.name for part in self.splits.tests], config.evaluation.protocol or True,
         )

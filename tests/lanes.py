@@ -18,7 +18,8 @@ SLOW = (
     "slurm/", "ways/", "harness/cluster/local/test_worker.py", "harness/cluster/test_pages.py",
     "harness/cluster/ray/test_guest.py", "harness/cluster/ray/test_watched_run.py",
     "harness/cluster/test_searching.py", "harness/cluster/test_snapshots.py",
-    "launch/test_planted_code.py", "svll/models/test_onnx_export.py", "svll/reports/test_report.py",
+    "launch/test_planted_code.py", "svll/models/weights/test_onnx_export.py",
+    "svll/reports/test_report.py",
     "svll/reuse/test_stage1.py", "svll/test_takeovers.py", "svll/test_variants.py",
     "svll/test_world_size.py",
 )

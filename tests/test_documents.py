@@ -70,8 +70,8 @@ def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
         ),
         "svll.runs.profiling.profile_run": lambda *_: [],
         "svll.reports.sections.figures_section": lambda *_: Html(""),
-        "svll.models.onnx_export.export_onnx": export,
-        "svll.world.pretrain_tiny.pretrain": lambda *_, **__: {},
+        "svll.models.weights.onnx_export.export_onnx": export,
+        "svll.models.weights.pretrain_tiny.pretrain": lambda *_, **__: {},
         "harness.cluster.doctor.visit.visit": lambda *_, **__: 0,
         # miniature datasets have two identities, and recipes ask for sixteen at a time
         "svll.runs.preflight.check_batch": lambda *_: None,

@@ -81,7 +81,8 @@ class _Cache(NullCache):
     def _file(self, sig: Any, codegen: Any) -> Path:
         function = self._compiled.py_func
         settings = [getattr(numba.config, name, None) for name in SETTINGS]
-        parts = [*contents(self._compiled, set()), sig, codegen.magic_tuple(), settings, VERSIONS]
+        types = [(kind, getattr(kind, "fields", ())) for kind in sig]  # a named tuple's: no `repr`
+        parts = [*contents(self._compiled, set()), types, codegen.magic_tuple(), settings, VERSIONS]
         digest = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
         return cache_folder() / f"{function.__module__}.{function.__qualname__}-{digest[:32]}"
 

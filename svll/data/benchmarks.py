@@ -20,7 +20,7 @@ from svll.data.readers import (
     veri776,
 )
 from svll.data.readers.common import Benchmark
-from svll.data.records import Dataset
+from svll.records import Dataset
 
 Load = Callable[..., Dataset]
 

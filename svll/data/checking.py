@@ -12,7 +12,7 @@ from harness.base.machine import usable_cores
 from harness.images.pixels import Fault
 from svll.data import benchmarks
 from svll.data.readers.common import Benchmark, Counts, cameras, counts
-from svll.data.records import Dataset, Records
+from svll.records import Dataset, Records
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]

@@ -11,19 +11,43 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.paths import expanded, unknown_in
-from svll.data.records import Dataset
+from svll.records import Dataset
 
 log = logging.getLogger(__name__)
 THREADS = 16
 """Files copied at a time: the time goes into waiting for the file server."""
 POLL_S = 0.5
+
+
+def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
+    """Copy the images to each node, if a place there is named; returns where each is, by path.
+
+    Every rank must call it. Raises UserError on all of them when one node cannot take the copy.
+    """
+    from harness.training import engine as ranks  # torch: importing this module stays cheap
+
+    if place is None:
+        return {}
+    failure: Exception | None = None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            stage(datasets, place)
+        except Exception as error:  # the other ranks wait to hear of it
+            failure = error
+    # all ranks must take part in both questions
+    failed = ranks.any_rank(failure is not None)
+    hindered = ranks.any_rank(isinstance(failure, Hindered | OSError))
+    if failed:
+        told = f"data.stage={place}: failed on another node, see its log"
+        raise failure or (Hindered(told) if hindered else UserError(told))
+    return staged_paths(datasets, place)
 
 
 def stage(datasets: Iterable[Dataset], place: str) -> None:

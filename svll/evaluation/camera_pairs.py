@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from svll.evaluation.engine.feature_rows import JUNK, Integers
-from svll.evaluation.own_images import Known
+from svll.evaluation.pair import Pair
 from svll.evaluation.protocols import compared
-from svll.evaluation.ranking import NoMatch, Options, RankingResult, evaluate_settings
+from svll.evaluation.ranking import USUAL, NoMatch, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
 
@@ -27,14 +26,8 @@ class CameraPair:
 
 
 def evaluate_camera_pairs(
-    query: Any,
-    gallery: Any,
-    labels: Sequence[ArrayLike],
-    settings: Sequence[KReciprocal | None] = (None,),
-    *,
+    pair: Pair, settings: Sequence[KReciprocal | None] = (None,), options: Options = USUAL, *,
     protocol: str = "cross_camera",
-    names: Known = (None, None),
-    **options: Unpack[Options],
 ) -> list[list[CameraPair]]:
     """Score each pair of cameras with a query to score, in ascending order, under each setting.
 
@@ -42,8 +35,9 @@ def evaluate_camera_pairs(
     pairs together compare each query with each gallery image at most once. Re-ranking looks at the
     images of one pair alone.
     """
-    q_ids, g_ids, q_cams, g_cams = (np.asarray(x, dtype=np.int64) for x in labels)
-    numbers = compared(protocol, query, gallery, labels, names)[2:]
+    q_ids, q_cams = pair.query.identities, pair.query.cameras
+    g_ids, g_cams = pair.gallery.identities, pair.gallery.cameras
+    used = compared(protocol, pair)
     found: list[list[CameraPair]] = [[] for _ in settings]
     for camera in np.unique(g_cams[g_ids != JUNK]).tolist():
         here = np.where(g_cams == camera, g_ids, JUNK)
@@ -51,11 +45,9 @@ def evaluate_camera_pairs(
         if protocol != "all_gallery":
             asks &= q_cams != camera
         for some in _together(asks, q_cams, apart=any(settings)):
-            used = [np.where(some, q_ids, JUNK), here, *numbers]
+            these = used.labelled(np.where(some, q_ids, JUNK), here)
             try:
-                results = evaluate_settings(
-                    query, gallery, used, settings, protocol=protocol, **options
-                )
+                results = evaluate_settings(these, settings, options, protocol=protocol)
             except NoMatch:  # their own images alone are there
                 continue
             for pairs, result in zip(found, results, strict=True):

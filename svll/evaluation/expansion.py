@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels
-from svll.evaluation.engine.comparison import GALLERY_BLOCK, Comparison, Extras
+from svll.evaluation.engine.comparison import GALLERY_BLOCK, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Rows
+from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share

@@ -3,35 +3,34 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from harness.features.file import FeatureGroup
 from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers, Rows
 
 BLOCK = 4096
 
 
-def pooled(
-    features: Any,
-    identities: ArrayLike,
-    cameras: ArrayLike,
-    more: tuple[Any, ArrayLike, ArrayLike] | None = None,
-) -> tuple[NDArray[np.float32], Integers, Integers]:
-    """Return one feature [P, D] for each identity and camera of the queries, and both labels [P].
+def pooled(queries: FeatureGroup, more: FeatureGroup | None = None) -> FeatureGroup:
+    """Return one feature [P, D] for each identity and camera of the queries [Q, D].
 
-    features [Q, D], identities [Q], cameras [Q]. `more` holds the same of further images, as
-    Market-1501 has them for this purpose: where an identity and camera has some, they alone are
-    averaged. Rows are brought to unit length first. Junk asks nothing.
+    `more` holds further images, as Market-1501 has them for this purpose: where an identity and
+    camera has some, they alone are averaged. Rows are brought to unit length first. Junk asks
+    nothing.
     """
-    identities, cameras = (np.asarray(x, dtype=np.int64) for x in (identities, cameras))
-    labels = np.stack([identities, cameras], axis=1)
-    groups = np.unique(labels[identities != JUNK], axis=0)
-    totals, counts = _sums(features, labels, groups)
+    labels = _labels(queries)
+    groups = np.unique(labels[queries.identities != JUNK], axis=0)
+    totals, counts = _sums(queries.features, labels, groups)
     if more is not None:
-        found, others = more[0], np.stack([np.asarray(x, dtype=np.int64) for x in more[1:]], axis=1)
-        own, own_counts = _sums(found, others, groups)
+        own, own_counts = _sums(more.features, _labels(more), groups)
         totals = np.where(own_counts[:, None] > 0, own, totals)
         counts = np.where(own_counts > 0, own_counts, counts)
-    return (totals / counts[:, None]).astype(np.float32), groups[:, 0], groups[:, 1]
+    means = (totals / counts[:, None]).astype(np.float32)
+    return FeatureGroup(means, groups[:, 0], groups[:, 1])
+
+
+def _labels(group: FeatureGroup) -> Integers:
+    """Identities and cameras [n, 2]."""
+    return np.stack([group.identities, group.cameras], axis=1)
 
 
 def _sums(features: Any, labels: Integers, groups: Integers) -> tuple[Floats, Integers]:

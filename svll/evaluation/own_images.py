@@ -9,75 +9,59 @@ Letters: Q queries, G gallery images, D width.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
+from svll.evaluation.pair import Numbers, Pair
 
 BLOCK = 4096
 NOBODY = -1
 """The number of a query whose own image is not in the gallery."""
 Names = Sequence[Hashable] | None
-
-
-class Numbers(NamedTuple):
-    """Numbers of queries [Q] and gallery images [G] that are equal for one image."""
-
-    query: Integers
-    gallery: Integers
-
-
-Known = tuple[Names, Names] | Numbers
-"""What tells images of query and gallery apart: their names, or numbers found before."""
 Content = tuple[int, int, bytes]
 """A row's identity, camera and features."""
 
 
-def image_numbers(
-    query: Any, gallery: Any, labels: Sequence[Integers], names: Known = (None, None)
-) -> Numbers:
-    """Return the numbers of images.
-
-    query [Q, D], gallery [G, D]; labels: identities of both, then cameras; names: of images.
-    """
-    if isinstance(names, Numbers):
-        return names
-    asking, known = _by_name(names, len(labels[0]), len(labels[1]))
+def image_numbers(pair: Pair) -> Numbers:
+    """Return the numbers of a pair's images, by their paths, features and labels."""
+    if pair.numbers is not None:
+        return pair.numbers
+    asking, known = _by_name(pair)
     left = ~np.isin(asking, known)
     asking[left] = NOBODY
     if left.any():
-        rows = _by_content(query, gallery, labels, left)
+        rows = _by_content(pair, left)
         found = rows[left & (rows >= 0)]
         # a row that is nobody's yet gets a number that no name has
         free = found[known[found] < 0]
-        known[free] = len(labels[0]) + free
+        known[free] = len(asking) + free
         asking[left & (rows >= 0)] = known[found]
     return Numbers(asking, known)
 
 
-def _by_name(names: tuple[Names, Names], queries: int, images: int) -> tuple[Integers, Integers]:
+def _by_name(pair: Pair) -> tuple[Integers, Integers]:
     """Number names from 0 as queries have them; gallery images of other names have -2."""
-    if names[0] is None or names[1] is None:
-        return np.full(queries, NOBODY), np.full(images, -2)
+    query, gallery = pair.query.paths, pair.gallery.paths
+    if query is None or gallery is None:
+        asking, known = (len(group.identities) for group in pair[:2])
+        return np.full(asking, NOBODY), np.full(known, -2)
     places: dict[Hashable, int] = {}
-    asking = [places.setdefault(name, len(places)) for name in names[0]]
-    return np.array(asking, np.int64), np.array([places.get(n, -2) for n in names[1]], np.int64)
+    numbers = [places.setdefault(name, len(places)) for name in query]
+    return np.array(numbers, np.int64), np.array([places.get(n, -2) for n in gallery], np.int64)
 
 
-def _by_content(
-    query: Any, gallery: Any, labels: Sequence[Integers], wanted: NDArray[np.bool_]
-) -> Integers:
+def _by_content(pair: Pair, wanted: NDArray[np.bool_]) -> Integers:
     """Return the first gallery row with a wanted query's labels and features [Q], -1 for none."""
-    q_ids, g_ids, q_cams, g_cams = labels
-    q_ids = np.where(wanted, q_ids, JUNK)
+    q_ids = np.where(wanted, pair.query.identities, JUNK)
+    g_ids = pair.gallery.identities
     g_ids = np.where(np.isin(g_ids, q_ids), g_ids, JUNK)
-    asking = Rows("query", query, q_ids, q_cams, unit=False)
+    asking, known = pair.labelled(q_ids, g_ids).rows(unit=False)
     of_query = dict(_contents(asking))
     wanted_contents, firsts = set(of_query.values()), _first_numbers(asking)
     found: dict[Content, int] = {}
-    for row, content in _contents(Rows("gallery", gallery, g_ids, g_cams, unit=False), firsts):
+    for row, content in _contents(known, firsts):
         if content in wanted_contents:
             found.setdefault(content, row)
     rows = np.full(len(q_ids), -1, np.int64)

@@ -7,7 +7,7 @@ ten seeded draws.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 from harness.base.calling import named
 from harness.base.errors import UserError
 from harness.base.rng import generator
-from svll.evaluation.engine.arguments import checked, integers
-from svll.evaluation.engine.feature_rows import JUNK, Integers
+from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion
-from svll.evaluation.own_images import Known, image_numbers
-from svll.evaluation.ranking import Metric, Options, RankingResult, evaluate_settings
+from svll.evaluation.own_images import image_numbers
+from svll.evaluation.pair import Pair, check_pair, group_of
+from svll.evaluation.ranking import (
+    USUAL,
+    Metric,
+    Options,
+    RankingResult,
+    evaluate_settings,
+)
 from svll.evaluation.reranking import KReciprocal
 from svll.protocols import check_protocol
 
@@ -29,23 +35,12 @@ DRAWS = 10
 
 @named
 def evaluate_ranking(
-    query: Any,
-    gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike | None = None,
-    gallery_cameras: ArrayLike | None = None,
-    *,
-    protocol: str | None = None,
-    max_rank: int = 50,
-    metric: Metric = "euclidean",
-    rerank: KReciprocal | bool | None = None,
-    expand: QueryExpansion | None = None,
-    normalise: bool = True,
-    top_k: int = 0,
-    query_images: Sequence[Hashable] | None = None,
-    gallery_images: Sequence[Hashable] | None = None,
-    share: Share | None = None,
+    query: Any, gallery: Any, query_identities: ArrayLike, gallery_identities: ArrayLike,
+    query_cameras: ArrayLike | None = None, gallery_cameras: ArrayLike | None = None, *,
+    protocol: str | None = None, max_rank: int = 50, metric: Metric = "euclidean",
+    rerank: KReciprocal | bool | None = None, expand: QueryExpansion | None = None,
+    normalise: bool = True, top_k: int = 0, query_images: Sequence[Hashable] | None = None,
+    gallery_images: Sequence[Hashable] | None = None, share: Share | None = None,
 ) -> RankingResult:
     """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
 
@@ -78,22 +73,26 @@ def evaluate_ranking(
     if protocol == "random_gallery":
         query, query_identities = gallery, gallery_identities
         query_cameras = gallery_cameras = None
-    has_cameras = query_cameras is not None
-    if has_cameras != (gallery_cameras is not None):
-        given, lacking = ("query", "gallery") if has_cameras else ("gallery", "query")
+    used = _usable(protocol, query_cameras is not None, gallery_cameras is not None)
+    pair = Pair(
+        group_of(query, query_identities, query_cameras, query_images),
+        group_of(gallery, gallery_identities, gallery_cameras, gallery_images),
+    )
+    options = Options(max_rank, metric, normalise, expand, top_k, share)
+    return evaluate_protocol(used, pair, [setting_of(rerank)], options)[0]
+
+
+def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) -> str:
+    """Return the protocol that is meant, by which sides have cameras; UserError where none can be.
+    """
+    if query_cameras != gallery_cameras:
+        given, lacking = ("query", "gallery") if query_cameras else ("gallery", "query")
         raise UserError(f"{given}_cameras are given without {lacking}_cameras; give both or none")
-    protocol = protocol or ("cross_camera" if has_cameras else "all_gallery")
-    if not has_cameras and protocol in ("cross_camera", "other_cameras"):
+    protocol = protocol or ("cross_camera" if query_cameras else "all_gallery")
+    if not query_cameras and protocol in ("cross_camera", "other_cameras"):
         raise UserError(f"the protocol {protocol} compares cameras; give query_cameras and "
                         "gallery_cameras, or protocol='all_gallery'")
-    labels = [query_identities, gallery_identities]
-    for cameras, side in ((query_cameras, query), (gallery_cameras, gallery)):
-        labels.append(np.zeros(len(side), np.int64) if cameras is None else cameras)
-    return evaluate_protocol(
-        protocol, query, gallery, labels, [setting_of(rerank)],
-        names=(query_images, gallery_images), max_rank=max_rank, metric=metric,
-        normalise=normalise, expand=expand, top_k=top_k, share=share,
-    )[0]
+    return protocol
 
 
 def setting_of(rerank: KReciprocal | bool | None) -> KReciprocal | None:
@@ -107,49 +106,34 @@ def setting_of(rerank: KReciprocal | bool | None) -> KReciprocal | None:
 
 
 def evaluate_protocol(
-    protocol: str,
-    query: Any,
-    gallery: Any,
-    labels: Sequence[ArrayLike],
-    settings: Sequence[KReciprocal | None] = (None,),
-    *,
-    names: Known = (None, None),
-    **options: Unpack[Options],
+    protocol: str, pair: Pair, settings: Sequence[KReciprocal | None] = (None,),
+    options: Options = USUAL,
 ) -> list[RankingResult]:
     """Score features under several settings of re-ranking (None: without) by a protocol.
 
-    labels: identities of query and gallery, then cameras; names: of images. Else and errors as for
-    `evaluate_ranking`.
+    The pair's paths are names of images. Else and errors as for `evaluate_ranking`.
     """
     check_protocol(protocol)
     if protocol == "random_gallery":
-        return evaluate_draws(gallery, labels[1], settings, **options)
-    used = compared(protocol, query, gallery, labels, names)
-    return evaluate_settings(query, gallery, used, settings, protocol=protocol, **options)
+        return evaluate_draws(pair.gallery.features, pair.gallery.identities, settings, options)
+    return evaluate_settings(compared(protocol, pair), settings, options, protocol=protocol)
 
 
-def compared(
-    protocol: str, query: Any, gallery: Any, labels: Sequence[ArrayLike], names: Known
-) -> list[Integers]:
-    """Return identities, then cameras (all_gallery: image numbers).
+def compared(protocol: str, pair: Pair) -> Pair:
+    """Return a pair whose cameras (all_gallery: image numbers) say what a query does not rank.
 
-    A query does not rank its identity where these are equal.
+    That is its identity's images under an equal one.
     """
     check_protocol(protocol)
     if protocol != "all_gallery":
-        return [integers(values) for values in labels]
-    found = checked(query, gallery, labels)
-    return [*found[:2], *image_numbers(query, gallery, found, names)]
+        return pair
+    check_pair(pair)
+    return pair.numbered(image_numbers(pair))
 
 
 def evaluate_draws(
-    features: Any,
-    identities: ArrayLike,
-    settings: Sequence[KReciprocal | None] = (None,),
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    **options: Unpack[Options],
+    features: Any, identities: ArrayLike, settings: Sequence[KReciprocal | None] = (None,),
+    options: Options = USUAL, *, draws: int = DRAWS, seed: int = 0,
 ) -> list[RankingResult]:
     """Return the mean over seeded draws of one gallery image per identity, the rest being queries.
 
@@ -157,16 +141,25 @@ def evaluate_draws(
     arrays for single queries are those of the first draw, over all n images: the gallery's have
     NaN and rank 0. Raises UserError when no identity has two images.
     """
-    identities = np.asarray(identities, dtype=np.int64)
-    apart = np.zeros(len(identities), np.int64), np.ones(len(identities), np.int64)
     found = [
         evaluate_settings(
-            features, features, [*drawn_labels(identities, seed, draw), *apart], settings,
-            protocol="random_gallery", **options,
+            drawn_pair(features, identities, seed, draw), settings, options,
+            protocol="random_gallery",
         )
         for draw in range(draws)
     ]
     return [_mean(results) for results in zip(*found, strict=True)]
+
+
+def drawn_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
+    """Return the queries and the gallery of a draw, both with all features [n, D].
+
+    All queries are under one camera, the gallery is under another.
+    """
+    queries, gallery = drawn_labels(identities, seed, draw)
+    return Pair(
+        group_of(features, queries), group_of(features, gallery, np.ones(len(gallery), np.int64))
+    )
 
 
 def _mean(results: Sequence[RankingResult]) -> RankingResult:

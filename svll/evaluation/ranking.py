@@ -1,7 +1,7 @@
 """Retrieval metrics: CMC, mAP and mINP, exact for any size, without a Q x G matrix.
 
-How the ranks are found is in `streaming`. Results are the same to the last digit for any block
-size, number of threads, and number of processes that share the work; equal distances rank by
+How the ranks are found is in `engine.comparison`. Results are the same to the last digit for any
+block size, number of threads, and number of processes that share the work; equal distances rank by
 gallery index.
 
 What it costs, beside the 2 Q G D operations of the product: for the counts 2 comparisons for each
@@ -18,22 +18,23 @@ products of queries and gallery where they take less than 1 GB.
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from harness.base.calling import named
 from harness.base.errors import UserError
-from svll.evaluation.engine import arguments
-from svll.evaluation.engine.comparison import Compared, Comparison, Extras
+from svll.evaluation.engine.comparison import Compared, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
+from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Chunk, Matches
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion, expanded
+from svll.evaluation.pair import Pair, faults, group_of, is_integer
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
 
 Metric = Literal["euclidean", "cosine"]
@@ -41,15 +42,24 @@ ONE_CAMERA = "with one camera only, set protocol to all_gallery"
 """What helps where a protocol of several cameras leaves nothing."""
 
 
-class Options(TypedDict, total=False):
-    """What `evaluate_settings` takes besides features, labels and settings; explained there."""
+@dataclass(frozen=True)
+class Options:
+    """How features are compared and what is told of it; explained at `evaluate_ranking`."""
 
-    max_rank: int
-    metric: Metric
-    normalise: bool
-    expand: QueryExpansion | None
-    top_k: int
-    share: Share | None
+    max_rank: int = 50
+    metric: Metric = "euclidean"
+    normalise: bool = True
+    expand: QueryExpansion | None = None
+    top_k: int = 0
+    share: Share | None = None
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether features are compared at unit length."""
+        return self.normalise or self.metric == "cosine"
+
+
+USUAL = Options()
 
 
 class NoMatch(UserError):
@@ -97,54 +107,43 @@ class RankingResult:
 
 
 def evaluate_settings(
-    query: Any,
-    gallery: Any,
-    labels: Sequence[ArrayLike],
-    settings: Sequence[KReciprocal | None],
-    *,
+    pair: Pair, settings: Sequence[KReciprocal | None], options: Options = USUAL, *,
     protocol: str = "cross_camera",
-    max_rank: int = 50,
-    metric: Metric = "euclidean",
-    normalise: bool = True,
-    expand: QueryExpansion | None = None,
-    top_k: int = 0,
-    share: Share | None = None,
 ) -> list[RankingResult]:
     """Rank under several settings of re-ranking (None: without) at once; see `evaluate_ranking`.
 
-    labels: identities of query and gallery, then cameras. All settings share one comparison of
-    queries and gallery, and one search for neighbours. Of the query's identity, images under its
-    camera are not ranked, and under `other_cameras` nothing under it is; for other protocols
-    numbers of images stand in the place of cameras (see `protocols.compared`).
+    All settings share one comparison of queries and gallery, and one search for neighbours. Of the
+    query's identity, images under its camera are not ranked, and under `other_cameras` nothing
+    under it is; for other protocols numbers of images stand in the place of cameras (see
+    `protocols.compared`).
     """
-    unit, share = normalise or metric == "cosine", share or Share()
-    q_ids, g_ids, q_cams, g_cams = given = [arguments.integers(values) for values in labels]
-    _check(query, gallery, given, metric, expand, {"max_rank": max_rank}, {"top_k": top_k})
-    queries = Rows("query", query, q_ids, q_cams, unit=unit)
-    candidates = Rows("gallery", gallery, g_ids, g_cams, unit=unit)
+    _check(pair, options)
+    share = options.share or Share()
+    queries, candidates = pair.rows(unit=options.is_unit)
     # no more than the usual memory, however many settings there are
     matches = Matches(queries, candidates, len(settings))
     if not matches.found:
         raise NoMatch(_no_match(queries, candidates, protocol))
-    products = Products(query, gallery)
-    if expand is not None:
-        features = expanded(queries, candidates, products, expand, share)
-        queries = Rows("query", features, q_ids, q_cams, unit=unit)
+    products = Products(pair.query.features, pair.gallery.features)
+    if options.expand is not None:
+        features = expanded(queries, candidates, products, options.expand, share)
+        ids, cameras = pair.query.identities, pair.query.cameras
+        queries = Rows("query", features, ids, cameras, unit=options.is_unit)
     rerankings, known = _rerankings(queries, candidates, settings, products, share)
     comparison = Comparison(
-        queries, candidates, products, hide=protocol == "other_cameras", nearest=top_k,
+        queries, candidates, products, hide=protocol == "other_cameras", nearest=options.top_k,
         share=share, known=known,
     )
-    tables = [_Table(len(q_ids), comparison.count) for _ in settings]
+    tables = [_Table(len(pair.query.identities), comparison.count) for _ in settings]
     for chunk in matches.chunks():
-        if not len(chunk.match_columns) and not top_k:
+        if not len(chunk.match_columns) and not options.top_k:
             continue
         extras = [_extras(chunk, reranking) for reranking in rerankings]
         for table, reranking, found in zip(
             tables, rerankings, comparison(chunk, extras), strict=True
         ):
-            table.fill(chunk, found, queries, candidates, reranking, metric)
-    return [table.result(max_rank) for table in tables]
+            table.fill(chunk, found, queries, candidates, reranking, options.metric)
+    return [table.result(options.max_rank) for table in tables]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +169,10 @@ def rerank(
     finite. For mAP and CMC of re-ranked features: `evaluate_ranking(..., rerank=KReciprocal())`.
     """
     setting = KReciprocal(k1, k2, weight)
-    asking, known = (np.zeros(len(side), np.int64) for side in (query, gallery))
-    labels = [asking, known, asking, known]
-    _check(query, gallery, labels, "euclidean", None, {"top_k": top_k}, {})
-    queries = Rows("query", query, asking + STRANGER, asking, unit=normalise)
-    candidates = Rows("gallery", gallery, known, known, unit=normalise)
+    strangers, known = np.full(len(query), STRANGER), np.zeros(len(gallery), np.int64)
+    pair = Pair(group_of(query, strangers), group_of(gallery, known))
+    _check(pair, Options(top_k=top_k), least=1)
+    queries, candidates = pair.rows(unit=normalise)
     products = Products(query, gallery)
     [reranking], kept = _rerankings(queries, candidates, [setting], products, Share())
     comparison = Comparison(queries, candidates, products, nearest=top_k, known=kept)
@@ -277,24 +275,22 @@ def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Float
 # ---- checks ----
 
 
-def _check(
-    query: Any, gallery: Any, labels: Sequence[Integers], metric: str, expand: Any,
-    from_one: Mapping[str, Any], from_zero: Mapping[str, Any],
-) -> None:
-    """Name every fault of the arguments in one UserError; the last two are integers by name."""
-    faults = arguments.faults(query, gallery, labels)
-    if metric not in ("euclidean", "cosine"):
-        faults.append(f"metric {metric!r} is unknown; choose euclidean or cosine")
+def _check(pair: Pair, options: Options, *, least: int = 0) -> None:
+    """Name every fault of the arguments in one UserError; `least`: of `top_k`."""
+    found, expand = faults(pair), options.expand
+    if options.metric not in ("euclidean", "cosine"):
+        found.append(f"metric {options.metric!r} is unknown; choose euclidean or cosine")
     if not (expand is None or isinstance(expand, QueryExpansion)):
-        faults.append(f"expand is {expand!r}; give QueryExpansion(count=5), or None for none")
-    for least, values in ((1, from_one), (0, from_zero)):
-        faults += [
-            f"{name} is {value!r}; an integer of at least {least} is needed"
-            for name, value in values.items()
-            if not arguments.is_integer(value, least)
-        ]
-    if faults:
-        raise UserError("\n".join(faults))
+        found.append(f"expand is {expand!r}; give QueryExpansion(count=5), or None for none")
+    found += [
+        f"{name} is {value!r}; an integer of at least {low} is needed"
+        for name, value, low in (
+            ("max_rank", options.max_rank, 1), ("top_k", options.top_k, least),
+        )
+        if not is_integer(value, low)
+    ]
+    if found:
+        raise UserError("\n".join(found))
 
 
 def _no_match(queries: Rows, gallery: Rows, protocol: str) -> str:

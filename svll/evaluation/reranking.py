@@ -34,11 +34,12 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels
 from svll.evaluation.engine import rerank_kernels as neighbourhoods
-from svll.evaluation.engine.arguments import is_integer
-from svll.evaluation.engine.feature_rows import Block, Floats, Integers, Rows, rounding
+from svll.evaluation.engine.feature_rows import Block, Floats, Rows, rounding
 from svll.evaluation.engine.nearest import SPARE, merged
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.rerank_kernels import Lists
+from svll.evaluation.pair import is_integer
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen
 KEPT_BYTES = 2**30
@@ -81,30 +82,20 @@ def grid(
     return [KReciprocal(**dict(zip(given, point, strict=True))) for point in points]
 
 
-@dataclass(frozen=True)
-class _Lists:
-    """A sparse matrix by rows: row i has `values` at `columns`, from offsets[i] to offsets[i+1]."""
-
-    offsets: Integers
-    columns: NDArray[np.int32]
-    values: NDArray[np.float32]
-
-
 class _Vectors:
     """V of every image under one k1 and k2, and what queries and gallery have in common of it."""
 
-    def __init__(self, vectors: _Lists, queries: int, total: int) -> None:
+    def __init__(self, vectors: Lists, queries: int, total: int) -> None:
         self._vectors, self._gallery = vectors, total - queries
         self._by_member = _inverted(vectors, queries, total)
-        self._last: tuple[tuple[int, int], Any] | None = None
+        self._last: tuple[tuple[int, int], Lists] | None = None
 
-    def overlap(self, first: int, last: int) -> tuple[Integers, NDArray[np.int32], Floats]:
+    def overlap(self, first: int, last: int) -> Lists:
         """Sparse rows for queries first to last: offsets, gallery rows, Jaccard similarity."""
         if self._last is None or self._last[0] != (first, last):  # asked once for each weight
-            vectors = self._vectors
             self._last = (first, last), _two_passes(
-                neighbourhoods.overlap, last - first, first, vectors.offsets, vectors.columns,
-                vectors.values, *self._by_member, self._gallery, values=np.float64,
+                neighbourhoods.overlap, last - first, first, self._vectors, self._by_member,
+                self._gallery, values=np.float64,
             )
         return self._last[1]
 
@@ -114,19 +105,19 @@ class Reranking:
     """The final distance as ranking needs it: distance = offset - (scale * score + bonus)."""
 
     scale: Floats
-    """[Q], for the plain score (see `rows`)."""
+    """[Q], for the plain score (see `feature_rows`)."""
     offset: Floats
     """[Q]."""
     _weight: float
     _vectors: _Vectors
 
-    def bonus(self, first: int, last: int) -> tuple[Integers, NDArray[np.int32], Floats]:
-        """Sparse rows for queries first to last: offsets, gallery rows, (1 - weight) * similarity.
+    def bonus(self, first: int, last: int) -> Lists:
+        """Sparse rows for queries first to last: gallery rows, (1 - weight) * similarity.
 
         Pairs that are not listed share no neighbour: their Jaccard distance is 1, their bonus 0.
         """
-        offsets, columns, similarity = self._vectors.overlap(first, last)
-        return offsets, columns, (1.0 - self._weight) * similarity
+        similar = self._vectors.overlap(first, last)
+        return similar._replace(values=(1.0 - self._weight) * similar.values)
 
 
 class Neighbours:
@@ -189,24 +180,16 @@ def _together(queries: Block, gallery: Block) -> Block:
 # ---- nearest and farthest ----
 
 
-class _Extremes:
-    """For each row the largest scores and the negatives of the smallest so far, and whose they are.
-
-    [N, K], descending.
-    """
-
-    def __init__(self, total: int, near: int, far: int) -> None:
-        self.near, self.near_rows = _nothing(total, near)
-        self.far, self.far_rows = _nothing(total, far)
-
-    def see(self, product: NDArray[np.float32], half: NDArray[np.float32], i: int, j: int) -> None:
-        """Take in a product [r, c] of rows i... and rows j...: for its rows and its columns."""
-        lists = half, i, j, self.near, self.near_rows, self.far, self.far_rows
-        spread(kernels.keep_by_row, product.shape[0], product, *lists)
-        if i != j:
-            bounds = -self.far[:, -1], np.ascontiguousarray(self.near[:, -1])
-            # few pieces: each goes through all rows, and reads its columns of them in one stretch
-            spread(kernels.keep_by_column, product.shape[1], product, *lists, *bounds, pieces=1)
+def _see(
+    found: kernels.Extremes, product: NDArray[np.float32], half: NDArray[np.float32], i: int, j: int
+) -> None:
+    """Take in a product [r, c] of rows i... and rows j...: for its rows and its columns."""
+    given = product, half, i, j, found
+    spread(kernels.keep_by_row, product.shape[0], *given)
+    if i != j:
+        bounds = -found.far[:, -1], np.ascontiguousarray(found.near[:, -1])
+        # few pieces: each goes through all rows, and reads its columns of them in one stretch
+        spread(kernels.keep_by_column, product.shape[1], *given, *bounds, pieces=1)
 
 
 def _nothing(total: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -230,12 +213,13 @@ def _neighbours(
     A product of rows i and j is also that of rows j and i, so only half of all blocks is computed.
     """
     total, width = rows.features.shape
-    found = _Extremes(total, min(count + SPARE, total), min(1 + SPARE // 4, total))
+    near, far = min(count + SPARE, total), min(1 + SPARE // 4, total)
+    found = kernels.Extremes(*_nothing(total, near), *_nothing(total, far))
     half = rows.half.astype(np.float32)
     sent = products.send(rows.features)
     for part, other in _pairs_once(total)[share.index :: share.count]:
         product = products(sent[part], sent[other])
-        found.see(product, half, part.start, other.start)
+        _see(found, product, half, part.start, other.start)
         if kept is not None:
             _keep(kept, product, part.start, other.start)
     largest = rows.norms * rows.norms.max()
@@ -294,51 +278,46 @@ def _settled(
 def _vectors(
     rows: Block, nearest: NDArray[np.int32], scores: Floats, base: Floats, farthest: Floats,
     options: KReciprocal,
-) -> _Lists:
+) -> Lists:
     """V of every image, averaged over its k2 nearest: [N, N], sparse."""
     total, found = nearest.shape
     full = _reciprocal(nearest, min(options.k1 + 1, found))
     small = _reciprocal(nearest, min(round(options.k1 / 2) + 1, found))
-    offsets, columns, values = _two_passes(neighbourhoods.neighbourhood, total, *full, *small)
+    lists = _two_passes(neighbourhoods.neighbourhood, total, full, small)
     spread(
         neighbourhoods.weigh, total, rows.features, rows.half, nearest, scores, base, farthest,
-        offsets, columns, values,
+        lists,
     )  # fmt: skip
     if options.k2 == 1:
-        return _Lists(offsets, columns, values)
-    size = min(options.k2, found)
-    averaged = _two_passes(neighbourhoods.average, total, nearest, size, offsets, columns, values)
-    return _Lists(*averaged)
+        return lists
+    return _two_passes(neighbourhoods.average, total, nearest, min(options.k2, found), lists)
 
 
-def _reciprocal(nearest: NDArray[np.int32], size: int) -> tuple[NDArray[np.int32], Integers]:
-    members = np.empty((len(nearest), size), np.int32)
-    counts = np.empty(len(nearest), np.int64)
-    spread(neighbourhoods.reciprocal, len(nearest), nearest, size, members, counts)
-    return members, counts
+def _reciprocal(nearest: NDArray[np.int32], size: int) -> neighbourhoods.Members:
+    found = neighbourhoods.Members(
+        np.empty((len(nearest), size), np.int32), np.empty(len(nearest), np.int64)
+    )
+    spread(neighbourhoods.reciprocal, len(nearest), nearest, size, found)
+    return found
 
 
 def _two_passes(
     kernel: Callable[..., Any], items: int, *arguments: Any, values: Any = np.float32
-) -> tuple[Integers, NDArray[np.int32], Any]:
+) -> Lists:
     """Run a kernel that makes lists: once for their sizes, once to fill them."""
-    offsets = np.zeros(items + 1, np.int64)
-    nothing = np.empty(0, np.int32), np.empty(0, values)
-    spread(kernel, items, *arguments, False, offsets, *nothing)
-    offsets = np.cumsum(offsets)
-    made = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], values)
-    spread(kernel, items, *arguments, True, offsets, *made)
-    return offsets, *made
+    sizes = Lists(np.zeros(items + 1, np.int64), np.empty(0, np.int32), np.empty(0, values))
+    spread(kernel, items, *arguments, False, sizes)
+    offsets = np.cumsum(sizes.offsets)
+    made = Lists(offsets, np.empty(offsets[-1], np.int32), np.empty(offsets[-1], values))
+    spread(kernel, items, *arguments, True, made)
+    return made
 
 
-def _inverted(
-    vectors: _Lists, queries: int, total: int
-) -> tuple[Integers, NDArray[np.int32], NDArray[np.float32]]:
+def _inverted(vectors: Lists, queries: int, total: int) -> Lists:
     """For each image, which gallery images have it in their vector, and with which weight."""
     count = int(vectors.offsets[-1] - vectors.offsets[queries])
-    by_member = np.zeros(total + 1, np.int64)
-    owners, weights = np.empty(count, np.int32), np.empty(count, np.float32)
-    neighbourhoods.invert(
-        queries, vectors.offsets, vectors.columns, vectors.values, by_member, owners, weights
+    found = Lists(
+        np.zeros(total + 1, np.int64), np.empty(count, np.int32), np.empty(count, np.float32)
     )
-    return by_member, owners, weights
+    neighbourhoods.invert(queries, vectors, found)
+    return found

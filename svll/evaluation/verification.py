@@ -5,9 +5,9 @@ threshold. Genuine pairs share their identity, impostor pairs do not. TPR is the
 pairs accepted, FPR that of impostor pairs. Thresholds are cosine similarities s; the same as a
 Euclidean distance of unit rows is sqrt(2 - 2 s).
 
-Pairs are counted in bins (see `histograms`), so every rate is exact, for thresholds that are 1/2048
-apart: 0.00049 in similarity, and about 0.00049 / d in distance at distance d. Counts of several
-galleries, shards or ranks add.
+Pairs are counted in bins (see `engine.pair_histogram`), so every rate is exact, for thresholds that
+are 1/2048 apart: 0.00049 in similarity, and about 0.00049 / d in distance at distance d. Counts of
+several galleries, shards or ranks add.
 
 Letters: Q queries, G gallery images, D width, T = 4,098 thresholds, k points of a curve.
 """
@@ -17,15 +17,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError
-from svll.evaluation.engine.arguments import checked, integers
-from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers, Rows
+from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers
 from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.own_images import Known
+from svll.evaluation.pair import Pair, check_pair
 from svll.evaluation.protocols import compared
 from svll.evaluation.ranking import ONE_CAMERA
 
@@ -62,7 +60,7 @@ class Roc:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Counts of pairs by similarity, bin b from `histograms.EDGES[b]` on; all else follows.
+    """Counts of pairs by similarity, bin b from `pair_histogram.EDGES[b]` on; all else follows.
 
     Everything but the counts and their sum raises UserError without genuine or impostor pairs.
     """
@@ -213,29 +211,17 @@ class Verification:
 
 
 def verify(
-    query: Any,
-    gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
-    *,
-    protocol: str = "cross_camera",
-    names: Known = (None, None),
-    share: Share | None = None,
+    pair: Pair, *, protocol: str = "cross_camera", share: Share | None = None
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
 
-    Takes what `evaluate_ranking` takes, and reads it block by block. Junk (-1) is in no pair, nor
-    is what the protocol leaves out of a query's gallery. `names` are those of images. Raises
-    UserError for shapes that do not fit, rows that are not finite, and without genuine or impostor
-    pairs. The processes of a `share` call this together, and all get the result.
+    Features are read block by block. Junk (-1) is in no pair, nor is what the protocol leaves out
+    of a query's gallery. Raises UserError for shapes that do not fit, rows that are not finite, and
+    without genuine or impostor pairs. The processes of a `share` call this together, and all get
+    the result.
     """
-    found = count_pairs(
-        query, gallery, query_identities, gallery_identities, query_cameras, gallery_cameras,
-        protocol=protocol, names=names, share=share,
-    )  # fmt: skip
-    q_ids, g_ids = (integers(ids) for ids in (query_identities, gallery_identities))
+    found = count_pairs(pair, protocol=protocol, share=share)
+    q_ids, g_ids = pair.query.identities, pair.gallery.identities
     if not found.genuine_pairs:
         raise UserError(_no_genuine(q_ids[q_ids != JUNK], g_ids[g_ids != JUNK], protocol))
     if not found.impostor_pairs:
@@ -247,25 +233,12 @@ def verify(
 
 
 def count_pairs(
-    query: Any,
-    gallery: Any,
-    query_identities: ArrayLike,
-    gallery_identities: ArrayLike,
-    query_cameras: ArrayLike,
-    gallery_cameras: ArrayLike,
-    *,
-    protocol: str = "cross_camera",
-    names: Known = (None, None),
-    share: Share | None = None,
+    pair: Pair, *, protocol: str = "cross_camera", share: Share | None = None
 ) -> Verification:
     """Count the pairs of one shard of many: without genuine or impostor pairs it can be added."""
-    given = checked(
-        query, gallery, (query_identities, gallery_identities, query_cameras, gallery_cameras)
-    )
-    labels = compared(protocol, query, gallery, given, names)
-    queries = Rows("query", query, labels[0], labels[2], unit=True)
-    candidates = Rows("gallery", gallery, labels[1], labels[3], unit=True)
-    products = Products(query, gallery)
+    check_pair(pair)
+    queries, candidates = compared(protocol, pair).rows(unit=True)
+    products = Products(pair.query.features, pair.gallery.features)
     counts = pair_counts(
         queries, candidates, products, hide=protocol == "other_cameras", share=share
     )

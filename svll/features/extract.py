@@ -23,8 +23,8 @@ from harness.images.loader import ImageLoader
 from harness.images.views import View
 from harness.training import engine as ranks
 from harness.training import progress
-from svll.data.records import Records
 from svll.models.extractor import TEST_RESIZE
+from svll.records import Records
 
 log = logging.getLogger(__name__)
 PART_S = 30.0

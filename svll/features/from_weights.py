@@ -13,13 +13,13 @@ from harness.training import engine as ranks
 from svll.config import Config
 from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
-from svll.data.records import Dataset, Int64, Records
 from svll.data.side_labels import UNNAMED, SideLabels, owner
+from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
-from svll.models import load_model
+from svll.features.keys import feature_key, file_hash
 from svll.models.trained_model import LoadedModel
-from svll.reuse.cache import feature_key, staged
-from svll.runs.run_weights import file_hash
+from svll.models.weights.load import load_model
+from svll.records import Dataset, Int64, Records
 
 log = logging.getLogger(__name__)
 

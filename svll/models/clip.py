@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from harness.base.errors import UserError
+from svll.models.fit import fit
+from svll.models.openai_archive import is_archive, read_archive
 from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageEncoder
-from svll.models.weights.fit import fit
-from svll.models.weights.openai_archive import is_archive, read_archive
 
 if TYPE_CHECKING:  # it imports this module
     from svll.models.resnet import ResNetEncoder

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, owner
+from svll.models.fit import fit
 from svll.models.reid import SideInformation
 from svll.models.text_encoder import TextEncoder
-from svll.models.weights.fit import fit
 
 Colour = tuple[float, float, float]
 VERI_CAMERAS, VERI_VIEWS = 20, 8

@@ -14,8 +14,7 @@ from harness.reporting.page import Html, element, figure, join, link, note, page
 from svll.evaluation.camera_pairs import CameraPair
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.protocols import DRAWS
-from svll.evaluation.ranked_lists import (
+from svll.evaluation.feature_files.ranked_lists import (
     TOP,
     Hit,
     Lists,
@@ -24,10 +23,12 @@ from svll.evaluation.ranked_lists import (
     check_wanted,
     ranked_lists,
 )
-from svll.evaluation.scores import Extra, Score, score
-from svll.evaluation.sources import Source, open_source
+from svll.evaluation.feature_files.scores import Extra, Score, score
+from svll.evaluation.feature_files.sources import Source, open_source
+from svll.evaluation.feature_files.written import RANKS, settings_words
+from svll.evaluation.protocols import DRAWS
+from svll.evaluation.ranking import Options
 from svll.evaluation.verification import Verification
-from svll.evaluation.written import RANKS, settings_words
 from svll.protocols import PROTOCOLS
 from svll.reports import thumbnails
 from svll.reports.figures.verification_curves import draw_roc, draw_similarities, in_words
@@ -74,7 +75,7 @@ def ranked_page(
         wanted = wanted or Wanted()
         check_wanted(source, wanted)
         extra = Extra(camera_pairs=True, verification=True)
-        [scored] = score(source, [None], extra, top_k=TOP)
+        [scored] = score(source, [None], extra, Options(top_k=TOP))
         assert scored.verification is not None
         small = Thumbnails(root)
         found = ranked_lists(source, scored.result, wanted)

@@ -8,7 +8,7 @@ from harness.base.errors import UserError
 from harness.reporting import page
 from harness.reporting.drawing import as_svg, save
 from harness.reporting.page import Html
-from svll.evaluation.ranked_lists import Wanted
+from svll.evaluation.feature_files.ranked_lists import Wanted
 from svll.features.files import features_file
 from svll.reports.figures.attention import attention_figure
 from svll.reports.figures.figure_with_numbers import Drawn

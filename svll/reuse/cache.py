@@ -4,12 +4,9 @@ A file is made once, by whoever comes first; the others wait for it. Its name is
 its content depends on.
 """
 
-import hashlib
-import json
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,58 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
 from harness.features.file import FeatureGroup, read_features, write_features
-from harness.images.loader import decoder_name
 from harness.training import engine as ranks
-from svll.config import Config
-from svll.data import staging
-from svll.data.records import Dataset
-from svll.features.extract import Reader
-from svll.models.extractor import TEST_RESIZE
+from svll.records import Dataset
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
-
-
-def feature_key(
-    fingerprint: str, weights_hash: str, config: Config, reader: Reader, *more: Any
-) -> str:
-    """Return the name of frozen features: 16 hex digits over all that can change them.
-
-    `more` is what else a file depends on that is made from them.
-    """
-    parts = [
-        fingerprint, weights_hash,
-        config.model.name,  # weights in a file fit with GELU and QuickGELU, and give other features
-        config.data.height, config.data.width, config.model.stride,
-        TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
-    """Copy the images to each node, if a place there is named; returns where each is, by path.
-
-    Every rank must call it. Raises UserError on all of them when one node cannot take the copy.
-    """
-    if place is None:
-        return {}
-    failure: Exception | None = None
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        try:
-            staging.stage(datasets, place)
-        except Exception as error:  # the other ranks wait to hear of it
-            failure = error
-    # all ranks must take part in both questions
-    failed = ranks.any_rank(failure is not None)
-    hindered = ranks.any_rank(isinstance(failure, Hindered | OSError))
-    if failed:
-        told = f"data.stage={place}: failed on another node, see its log"
-        raise failure or (Hindered(told) if hindered else UserError(told))
-    return staging.staged_paths(datasets, place)
 
 
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from harness.training import engine as ranks
 from svll.config import Config
-from svll.data.records import Dataset
 from svll.features.extract import Reader, encode_all
+from svll.features.keys import feature_key
 from svll.models.clip import Clip
+from svll.records import Dataset
 from svll.reuse import cache
 
 
@@ -42,7 +43,7 @@ class FrozenFeatures:
         """Where the features of each set are kept, once they have been made."""
         weights = self._clip.weights_hash
         keys = [
-            cache.feature_key(dataset.fingerprint, weights, self._config, self._reader)
+            feature_key(dataset.fingerprint, weights, self._config, self._reader)
             for dataset in self._datasets
         ]
         return [self._folder / f"{key}.h5" for key in keys]

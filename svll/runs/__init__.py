@@ -1,1 +1,1 @@
-"""Before and after training: checks, cost, features, weights of a run."""
+"""Before and after training: checks, cost, profile, features of a run."""

@@ -25,10 +25,10 @@ from svll.data.datasets import (
     trained_on,
     world_of,
 )
+from svll.data.run_checks import check_batch, check_matches
 from svll.data.sampler import identity_batches
 from svll.data.splits import Splits, split
 from svll.reuse.fingerprints import check_given
-from svll.runs.data_checks import check_batch, check_matches
 from svll.world.world import CAMERAS, shots_of
 
 Loaded = dict[str, Datasets]

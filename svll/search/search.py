@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import svll
 from harness.base.errors import UserError
 from harness.base.files import atomic_write
 from harness.base.paths import shown
@@ -26,14 +25,16 @@ from harness.runs.run import Run
 from harness.training import engine
 from harness.training.progress import counter
 from svll.data.image_folder import find_images
-from svll.evaluation.engine.comparison import Comparison, Extras
+from svll.evaluation.engine.comparison import Comparison
 from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
+from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
-from svll.evaluation.scores import verify_source
-from svll.evaluation.sources import open_source
+from svll.evaluation.feature_files.scores import verify_source
+from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
 from svll.models.extractor import Extractor
+from svll.models.weights.load import load_model
 
 NAMED = 20
 """How many broken images the log names; the page names all."""
@@ -167,7 +168,7 @@ def search(
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
-    extractor = svll.load(weights, str(engine.device()))
+    extractor = Extractor(load_model(weights, str(engine.device())))
     asking = encode(extractor, paths, "encoding queries")
     _check_width(threshold, asking.features.shape[1])
     known = asking if others == paths else encode(extractor, others, "encoding gallery")

@@ -1,1 +1,1 @@
-"""The drawn benchmark, and the tiny CLIP made on it."""
+"""The drawn benchmark."""

@@ -26,9 +26,8 @@ from PIL import Image
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.machine import usable_cores
+from svll.data.readers.drawn_world import VIEWS
 from svll.data.readers.market1501 import FOLDERS as PARTS
-from svll.data.readers.market1501 import read_layout
-from svll.data.records import Dataset
 from svll.world import person_painter, persons, vehicle_painter, vehicles
 from svll.world.drawing import (
     SUPERSAMPLE,
@@ -46,7 +45,6 @@ DRAWING = 1
 """Raised when pictures change, so that a folder drawn by an older version is not taken for new."""
 CAMERAS = 6
 MARKER = "world.json"
-VIEWS = "views.txt"
 FOLDERS = tuple(PARTS.values())
 JPEG_QUALITY = 92
 _CHUNK = 100  # images that a worker process draws at a time
@@ -267,16 +265,6 @@ def write_world(world: World, root: str | Path) -> Path:
 def ensure_world(world: World, cache_root: str | Path) -> Path:
     """Return a world's folder under `cache_root`, written first if it is not there yet."""
     return write_world(world, Path(cache_root) / f"{world.kind}-{_digest(world)}")
-
-
-def load_world(root: str | Path) -> Dataset:
-    """Read a world that was written to `root`; raises UserError when there is none."""
-    listed = Path(root) / VIEWS
-    if not listed.is_file():
-        raise UserError(f"{root} holds no synthetic world: there is no {listed}")
-    lines = listed.read_text(encoding="utf-8").splitlines()
-    views = {name: int(view) for name, _, view in (line.rpartition(" ") for line in lines)}
-    return read_layout(root, name="synthetic", views=views)
 
 
 def _digest(world: World) -> str:

@@ -17,6 +17,7 @@ from harness.base.machine import has_gpu
 from harness.features.file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
+from svll.evaluation.pair import Pair
 from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
 from tests.launch.made_features import dumped, group, ranking, write_shards
@@ -384,12 +385,10 @@ def test_multi_query_asks_once_for_each_identity_and_camera(run, file, parts):
 def test_intervals_and_camera_pairs_are_added_on_request(run, file, parts):
     status, out, _ = run("--features", file, "--json", "--bootstrap", "--camera-pairs")
     [found] = json.loads(out)
-    labels = [getattr(parts[side], name) for name in ("features", "identities", "cameras")
-              for side in ("query", "gallery")]
     assert status == 0
     low, high = found["mAP_interval"]
     assert low < found["mAP"] < high
-    [pairs] = evaluate_camera_pairs(*labels[:2], labels[2:])
+    [pairs] = evaluate_camera_pairs(Pair(parts["query"], parts["gallery"]))
     assert found["camera_pairs"] == [asdict(pair) for pair in pairs]
     status, out, _ = run("--features", file, "--bootstrap", "--camera-pairs")
     assert f"(95 %: {low:.4f} to {high:.4f})" in out

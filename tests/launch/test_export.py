@@ -16,9 +16,9 @@ from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
-from svll.models.onnx_export import PACKAGES
 from svll.models.reid import ReIDModel
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
+from svll.models.weights.onnx_export import PACKAGES
 from tests.commands import ROOT, Command, called
 
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = build(Config, [*recipe, *parse_overrides(["model.sie=none"])])
     clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
     run = Run(tmp_path_factory.mktemp("run"))
-    storage.save_model(
+    save_model(
         run.weights_file, ReIDModel(clip.image, None).state_dict(), config,
         text=torch.zeros(2, 128), side_labels=SideLabels({}, {}), identities=2,
     )
@@ -81,7 +81,7 @@ def test_weights_that_are_none_are_told(run: Command, tmp_path: Path) -> None:
 def test_a_missing_package_is_told_with_what_to_install(
     run: Command, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("svll.models.onnx_export.PACKAGES", ("no_such_onnx",))
+    monkeypatch.setattr("svll.models.weights.onnx_export.PACKAGES", ("no_such_onnx",))
     status, _, told = run("--weights", finished.folder, "--out", tmp_path / "a.onnx")
     assert status == 1
     assert "no_such_onnx: not installed; pip install '.[export]'" in told

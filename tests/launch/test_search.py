@@ -19,7 +19,7 @@ from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
 from tests.commands import ROOT, Command, called
 
 
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = build(Config, [*recipe, *parse_overrides(["model.sie=none"])])
     clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
     finished = Run(folder / "run")
-    storage.save_model(
+    save_model(
         finished.weights_file, ReIDModel(clip.image, None).state_dict(), config,
         text=torch.zeros(2, 128), identities=2,
         side_labels=SideLabels({"synthetic": [1]}, {"synthetic": [0]}),

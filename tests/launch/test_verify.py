@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from harness.features.file import write_features
+from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
 from tests.commands import ROOT, called
 from tests.launch.made_features import group, write_shards
@@ -23,8 +24,7 @@ def run():
 
 def plain(parts, **options):
     """The verification of a query and a gallery without a file around them."""
-    return verify(*(getattr(parts[side], name) for name in ("features", "identities", "cameras")
-                    for side in ("query", "gallery")), **options)
+    return verify(Pair(parts["query"], parts["gallery"]), **options)
 
 
 def test_json_and_lines_hold_the_rates_of_each_file(run, file, parts, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svll.data.readers.common import Benchmark, Counts, Published
 from svll.data.readers.market1501 import load_layout
-from svll.data.records import Dataset
+from svll.records import Dataset
 
 EXAMPLE = "0002_c1_f0046182.jpg"
 

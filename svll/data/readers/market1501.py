@@ -14,7 +14,7 @@ from svll.data.readers.common import (
     read_named,
     warn_of_counts,
 )
-from svll.data.records import Dataset
+from svll.records import Dataset
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 EXAMPLE = "0002_c1s1_000451_00.jpg"

@@ -26,7 +26,7 @@ from svll.data.readers.common import (
     say_skipped,
     warn_of_counts,
 )
-from svll.data.records import Dataset, Records, Row
+from svll.records import Dataset, Records, Row
 
 VERSIONS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 """The folders of training and test images, by version."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from svll.data.readers.common import Benchmark, Counts, Published
 from svll.data.readers.dukemtmc import EXAMPLE
 from svll.data.readers.market1501 import load_layout
-from svll.data.records import Dataset
+from svll.records import Dataset
 
 _NAMES = ("Occluded_Duke", "Occluded-DukeMTMC-reID", "occluded_duke")
 

@@ -18,7 +18,7 @@ from svll.data.readers.common import (
     say_skipped,
     warn_of_counts,
 )
-from svll.data.records import Dataset, Records, Row
+from svll.records import Dataset, Records, Row
 
 SIZES = (800, 1600, 2400)
 IMAGES = "image"

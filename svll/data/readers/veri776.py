@@ -23,7 +23,7 @@ from svll.data.readers.common import (
     read_lines,
 )
 from svll.data.readers.market1501 import load_layout
-from svll.data.records import Dataset, Records
+from svll.records import Dataset, Records
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 VIEW_LISTS = ("keypoint_train.txt", "keypoint_test.txt")

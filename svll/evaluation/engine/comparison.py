@@ -2,8 +2,8 @@
 
 A metric needs only the rank of each true match, and that rank is one plus the number of gallery
 images nearer to the query. So the product of queries and gallery is made block by block, the nearer
-ones are counted, and the block is forgotten. What float32 cannot tell apart (see `rows.rounding`)
-is compared again exactly.
+ones are counted, and the block is forgotten. What float32 cannot tell apart is compared again
+exactly (see `feature_rows.rounding`).
 
 Letters: Q queries of a chunk, G gallery images, P true matches of the chunk, k nearest wanted.
 """
@@ -16,33 +16,13 @@ from numpy.typing import NDArray
 
 from svll.evaluation.engine import kernels
 from svll.evaluation.engine.feature_rows import Block, Floats, Integers, Passes, Rows, rounding
+from svll.evaluation.engine.kernels import Extras, Sides, TrueMatches, Unranked
 from svll.evaluation.engine.matches import Chunk
 from svll.evaluation.engine.nearest import Candidates, merged
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
 
 QUERY_BLOCK, GALLERY_BLOCK = 4096, 2048  # 32 MB of products at a time, the fastest shape seen
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What re-ranking adds: score = scale * plain score + bonus, the bonus in sparse lists."""
-
-    scale: Floats
-    offsets: Integers
-    columns: NDArray[np.int32]
-    values: Floats
-
-    @staticmethod
-    def none(queries: int) -> "Extras":
-        """Plain scores."""
-        lists = np.zeros(queries + 1, np.int64), np.zeros(0, np.int32), np.zeros(0)
-        return Extras(np.ones(queries), *lists)
-
-    @property
-    def bonus(self) -> tuple[Integers, NDArray[np.int32], Floats]:
-        """The lists, as kernels take them."""
-        return self.offsets, self.columns, self.values
 
 
 @dataclass(frozen=True)
@@ -122,10 +102,10 @@ class Comparison:
             # rows of one identity together: they are compared with each other only
             here = here[np.argsort(identities[owners[here]], kind="stable")]
             out = np.empty(len(here))
+            sides = _sides(block, first, part)
             spread(
-                kernels.score_pairs, len(here), block.features, part.features, part.inverse,
-                part.half, owners[here], columns[here] - first, out,
-            )  # fmt: skip
+                kernels.score_pairs, len(here), sides, owners[here], columns[here] - first, out
+            )
             scores[here] = out
         norm, half = self._share.largest(largest)
         return self._share.add(scores), (float(norm), float(half))
@@ -140,9 +120,9 @@ class _Setting:
     ) -> None:
         self._parent, self._chunk, self._block, self._extras = parent, chunk, block, extras
         owners, columns = chunk.owners, chunk.match_columns
-        bonuses = np.zeros(len(columns))
-        spread(kernels.look_up, len(columns), owners, columns, *extras.bonus, bonuses)
-        self._scores = extras.scale[owners] * plain + bonuses
+        scores = np.zeros(len(columns))
+        spread(kernels.add_extras, len(columns), extras, owners, columns, plain, scores)
+        self._matches = TrueMatches(chunk.match_offsets, columns, scores)
         self._slack = _slack(block, largest, extras)
         self._counts = np.zeros(len(columns), np.int64)
         self._cameras = parent._queries.cameras[chunk.first : chunk.last]
@@ -156,13 +136,10 @@ class _Setting:
         part: Block,
     ) -> None:
         """Take in the product [q, c] of queries `base`... and the block at row `first`."""
-        chunk, extras = self._chunk, self._extras
         spread(
-            kernels.count_better, len(product), product, inverse, base, first, self._block.features,
-            part.features, part.inverse, part.half, extras.scale, self._slack, chunk.match_offsets,
-            chunk.match_columns, self._scores, chunk.removed_offsets, chunk.removed_columns,
-            self._cameras, self._block_cameras(first, product.shape[1]), self._parent._hide,
-            *extras.bonus, self._counts,
+            kernels.count_better, len(product), product, inverse, base,
+            _sides(self._block, first, part), self._extras, self._slack, self._matches,
+            self._unranked(first, product.shape[1]), self._counts,
         )  # fmt: skip
         if self._candidates is not None:
             self._candidates.see(product, base, first)
@@ -177,24 +154,30 @@ class _Setting:
 
     def _settled(self, candidates: Candidates) -> tuple[Integers, Floats]:
         """The nearest in exact order; rows of the gallery are looked at once more."""
-        chunk, extras = self._chunk, self._extras
-        shape = len(chunk), candidates.count
+        queries = len(self._chunk)
+        shape = queries, candidates.count
         nearest, scores = np.full(shape, -1, np.int32), np.full(shape, -np.inf)
-        held, doubtful = np.zeros(len(chunk), np.int64), candidates.doubtful(self._slack)
+        held, kept = np.zeros(queries, np.int64), candidates.kept(self._slack)
         for first, part in self._parent._blocks:
             spread(
-                kernels.order_block, len(chunk), first, self._block.features, part.features,
-                part.inverse, part.half, extras.scale, doubtful, candidates.values,
-                candidates.indices, chunk.removed_offsets, chunk.removed_columns, self._cameras,
-                self._block_cameras(first, len(part.half)), self._parent._hide, *extras.bonus,
-                scores, nearest, held,
-            )  # fmt: skip
+                kernels.order_block, queries, _sides(self._block, first, part), self._extras, kept,
+                self._unranked(first, len(part.half)), scores, nearest, held,
+            )
         gather = self._parent._share.gather
         scores, nearest = merged(gather(scores), gather(nearest))
         return nearest.astype(np.int64), scores
 
-    def _block_cameras(self, first: int, width: int) -> Integers:
-        return self._parent._gallery.cameras[first : first + width]
+    def _unranked(self, first: int, width: int) -> Unranked:
+        """What the chunk's queries do not rank of `width` rows from `first` on."""
+        chunk, parent = self._chunk, self._parent
+        return Unranked(
+            chunk.removed_offsets, chunk.removed_columns, self._cameras,
+            parent._gallery.cameras[first : first + width], parent._hide,
+        )
+
+
+def _sides(queries: Block, first: int, part: Block) -> Sides:
+    return Sides(queries.features, part.features, part.inverse, part.half, first)
 
 
 def _slack(block: Block, largest: tuple[float, float], extras: Extras) -> Floats:

@@ -2,16 +2,89 @@
 
 Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
 
-Each kernel works on items `start` to `stop` and does not hold Python's lock, so `machine.spread`
+Each kernel works on items `start` to `stop` and does not hold Python's lock, so `products.spread`
 runs it in several threads, each on its own part.
 
 A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
 that hold all lists end to end.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.base.compiled import kernel
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class Sides(NamedTuple):
+    """The prepared queries of a chunk and the gallery's block from row `first` on."""
+
+    queries: NDArray[np.float32]
+    """[Q, D]"""
+    block: NDArray[np.float32]
+    """[c, D]"""
+    inverse: Floats
+    """[c], what a product with row i is multiplied by."""
+    half: Floats
+    """[c], what is then subtracted from it."""
+    first: int
+
+
+class Extras(NamedTuple):
+    """What re-ranking adds: score = scale * plain score + bonus, the bonus in sparse lists."""
+
+    scale: Floats
+    offsets: Integers
+    columns: NDArray[np.int32]
+    values: Floats
+
+    @staticmethod
+    def none(queries: int) -> "Extras":
+        """Plain scores."""
+        lists = np.zeros(queries + 1, np.int64), np.zeros(0, np.int32), np.zeros(0)
+        return Extras(np.ones(queries), *lists)
+
+
+class Unranked(NamedTuple):
+    """What queries do not rank: the columns listed and, with `hide`, all under their own camera."""
+
+    offsets: Integers
+    columns: Integers
+    query_cameras: Integers
+    block_cameras: Integers
+    hide: bool
+
+
+class TrueMatches(NamedTuple):
+    """The true matches of each query, with their exact scores."""
+
+    offsets: Integers
+    columns: Integers
+    scores: Floats
+
+
+class Candidates(NamedTuple):
+    """For each query the rows kept: values [Q, n] by float32, indices [Q, n]; doubtful [Q]: all."""
+
+    values: NDArray[np.float32]
+    indices: NDArray[np.int32]
+    doubtful: NDArray[np.bool_]
+
+
+class Extremes(NamedTuple):
+    """The largest scores of each row, whose they are, and the negatives of the smallest: [N, K],
+    descending.
+    """
+
+    near: NDArray[np.float32]
+    near_rows: NDArray[np.int32]
+    far: NDArray[np.float32]
+    far_rows: NDArray[np.int32]
+
 
 # ---- exact scores ----
 
@@ -75,11 +148,11 @@ def score(query, row, half):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def score_pairs(start, stop, queries, block, inverse, half, owners, columns, out):  # type: ignore[no-untyped-def]
+def score_pairs(start, stop, sides, owners, columns, out):  # type: ignore[no-untyped-def]
     """out[k] = exact plain score of query owners[k] and row columns[k] of the block."""
     for k in range(start, stop):
         q, c = owners[k], columns[k]
-        out[k] = dot(queries[q], block[c]) * inverse[c] - half[c]
+        out[k] = dot(sides.queries[q], sides.block[c]) * sides.inverse[c] - sides.half[c]
 
 
 @kernel
@@ -95,12 +168,19 @@ def first_at_least(values, low, high, wanted):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def look_up(start, stop, owners, wanted, offsets, columns, values, out):  # type: ignore[no-untyped-def]
-    """out[k] = the value stored for column wanted[k] in list owners[k] (columns ascend), or 0."""
+def bonus_of(extras, q, column):  # type: ignore[no-untyped-def]
+    """What is added to the score of query q and a column, which ascend in its list; or 0."""
+    high = extras.offsets[q + 1]
+    at = first_at_least(extras.columns, extras.offsets[q], high, column)
+    return extras.values[at] if at < high and extras.columns[at] == column else 0.0
+
+
+@kernel
+def add_extras(start, stop, extras, owners, columns, plain, out):  # type: ignore[no-untyped-def]
+    """out[k] = the score of query owners[k] and columns[k], with what is added to the plain one."""
     for k in range(start, stop):
-        high = offsets[owners[k] + 1]
-        at = first_at_least(columns, offsets[owners[k]], high, wanted[k])
-        out[k] = values[at] if at < high and columns[at] == wanted[k] else 0.0
+        q = owners[k]
+        out[k] = extras.scale[q] * plain[k] + bonus_of(extras, q, columns[k])
 
 
 # ---- ranking ----
@@ -121,44 +201,38 @@ def tally(row, lower, upper):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def adjust(  # type: ignore[no-untyped-def]
-    row, q, first, inverse, half, scale, removed_offsets, removed_columns,
-    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
-):  # fmt: skip
+def adjust(row, q, first, inverse, half, extras, unranked):  # type: ignore[no-untyped-def]
     """Turn query q's row [c] of the product with gallery rows `first`... into scores.
 
-    What a query does not rank becomes -inf: the columns listed as removed and, with `hide`, all
-    under its own camera.
+    inverse, half [c] float32 are for the product. What a query does not rank becomes -inf.
     """
     width = row.size
     for j in range(width):
         row[j] = row[j] * inverse[j] - half[j]
-    if scale[q] != 1.0:
+    if extras.scale[q] != 1.0:
         for j in range(width):
-            row[j] *= np.float32(scale[q])
-    high = bonus_offsets[q + 1]
-    e = first_at_least(bonus_columns, bonus_offsets[q], high, first)
-    while e < high and bonus_columns[e] < first + width:
-        row[bonus_columns[e] - first] += np.float32(bonus_values[e])
+            row[j] *= np.float32(extras.scale[q])
+    columns, high = extras.columns, extras.offsets[q + 1]
+    e = first_at_least(columns, extras.offsets[q], high, first)
+    while e < high and columns[e] < first + width:
+        row[columns[e] - first] += np.float32(extras.values[e])
         e += 1
-    high = removed_offsets[q + 1]
-    e = first_at_least(removed_columns, removed_offsets[q], high, first)
-    while e < high and removed_columns[e] < first + width:
-        row[removed_columns[e] - first] = -np.inf
+    removed, high = unranked.columns, unranked.offsets[q + 1]
+    e = first_at_least(removed, unranked.offsets[q], high, first)
+    while e < high and removed[e] < first + width:
+        row[removed[e] - first] = -np.inf
         e += 1
-    if hide:
+    if unranked.hide:
         for j in range(width):
-            if block_cameras[j] == query_cameras[q]:
+            if unranked.block_cameras[j] == unranked.query_cameras[q]:
                 row[j] = -np.inf
 
 
 @kernel
-def exact_score(q, j, first, queries, block, inverse, half, scale, offsets, columns, values):  # type: ignore[no-untyped-def]
+def exact_score(q, j, sides, extras):  # type: ignore[no-untyped-def]
     """The exact score of query q and row j of the block, with what is added to it."""
-    high = offsets[q + 1]
-    e = first_at_least(columns, offsets[q], high, first + j)
-    bonus = values[e] if e < high and columns[e] == first + j else 0.0
-    return scale[q] * (dot(queries[q], block[j]) * inverse[j] - half[j]) + bonus
+    plain = dot(sides.queries[q], sides.block[j]) * sides.inverse[j] - sides.half[j]
+    return extras.scale[q] * plain + bonus_of(extras, q, sides.first + j)
 
 
 @kernel
@@ -176,10 +250,7 @@ def reaching(row, lower, values):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def decide(  # type: ignore[no-untyped-def]
-    row, lower, upper, own, wanted, exact, q, first, queries, block, inverse, half, scale,
-    bonus_offsets, bonus_columns, bonus_values,
-):  # fmt: skip
+def decide(row, lower, upper, own, wanted, exact, q, sides, extras):  # type: ignore[no-untyped-def]
     """How many of row [c] from `lower` to `upper` are better than the exact score `wanted`.
 
     `exact` [c] remembers exact scores, NaN where there is none yet.
@@ -194,24 +265,19 @@ def decide(  # type: ignore[no-untyped-def]
             if row[j] < lower or row[j] > upper or j == own:
                 continue
             if np.isnan(exact[j]):
-                exact[j] = exact_score(
-                    q, j, first, queries, block, inverse, half, scale,
-                    bonus_offsets, bonus_columns, bonus_values,
-                )
+                exact[j] = exact_score(q, j, sides, extras)
             better += exact[j] > wanted or (exact[j] == wanted and j < own)
     return better
 
 
 @kernel
 def count_better(  # type: ignore[no-untyped-def]
-    start, stop, product, near_inverse, base, first, queries, block, inverse, half, scale, slack,
-    match_offsets, match_columns, match_scores, removed_offsets, removed_columns,
-    query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values, counts,
-):  # fmt: skip
+    start, stop, product, near_inverse, base, sides, extras, slack, matches, unranked, counts
+):
     """Add to counts [matches] the columns of this block that rank before each true match.
 
-    product [q, c] float32 holds queries `base`... against gallery rows `first`...; times
-    near_inverse [c], and so on, it becomes their scores. Whatever lies within `slack` [Q] of a
+    product [q, c] float32 holds queries `base`... against the block; times near_inverse [c], and
+    so on, it becomes their scores. Whatever lies within `slack` [Q] of a
     match's exact score is decided by its own exact score, and by the gallery index when these are
     equal. Only what reaches the query's worst match is looked at for each of them: most of a row is
     further away than all.
@@ -219,67 +285,60 @@ def count_better(  # type: ignore[no-untyped-def]
     width = product.shape[1]
     values = np.empty(width + 1, np.float32)
     exact = np.empty(width)
-    near_half = half.astype(np.float32)
+    near_half = sides.half.astype(np.float32)
     for r in range(start, stop):
         q = base + r
         row = product[r]
-        adjust(
-            row, q, first, near_inverse, near_half, scale, removed_offsets, removed_columns,
-            query_cameras, block_cameras, hide, bonus_offsets, bonus_columns, bonus_values,
-        )
-        low, high = match_offsets[q], match_offsets[q + 1]
+        adjust(row, q, sides.first, near_inverse, near_half, extras, unranked)
+        low, high = matches.offsets[q], matches.offsets[q + 1]
         if low == high:
             continue
-        worst = match_scores[low]
+        worst = matches.scores[low]
         for k in range(low, high):
-            worst = min(worst, match_scores[k])
+            worst = min(worst, matches.scores[k])
         found = reaching(row, np.float32(worst - slack[q]), values)
         known = False  # whether `exact` is this row's
         for k in range(low, high):
-            lower = np.float32(match_scores[k] - slack[q])
-            upper = np.float32(match_scores[k] + slack[q])
+            wanted = matches.scores[k]
+            lower, upper = np.float32(wanted - slack[q]), np.float32(wanted + slack[q])
             above, reach = tally(values[:found], lower, upper)
             counts[k] += above
-            own = match_columns[k] - first
+            own = matches.columns[k] - sides.first
             if reach - above == np.int32(0 <= own < width):
                 continue  # nothing but the match itself is near
             if not known:
                 exact[:] = np.nan
                 known = True
-            counts[k] += decide(
-                row, lower, upper, own, match_scores[k], exact, q, first, queries, block,
-                inverse, half, scale, bonus_offsets, bonus_columns, bonus_values,
-            )
+            counts[k] += decide(row, lower, upper, own, wanted, exact, q, sides, extras)
 
 
 @kernel
-def order_block(  # type: ignore[no-untyped-def]
-    start, stop, first, queries, block, inverse, half, scale, doubtful, kept, indices,
-    removed_offsets, removed_columns, query_cameras, block_cameras, hide,
-    bonus_offsets, bonus_columns, bonus_values, scores, nearest, held,
-):  # fmt: skip
+def is_ranked(q, j, first, unranked):  # type: ignore[no-untyped-def]
+    """Whether query q ranks row j of the block from `first` on."""
+    high = unranked.offsets[q + 1]
+    e = first_at_least(unranked.columns, unranked.offsets[q], high, first + j)
+    if e < high and unranked.columns[e] == first + j:
+        return False
+    return not (unranked.hide and unranked.block_cameras[j] == unranked.query_cameras[q])
+
+
+@kernel
+def order_block(start, stop, sides, extras, candidates, unranked, scores, nearest, held):  # type: ignore[no-untyped-def]
     """Put this block's candidates into each query's list of nearest: scores, nearest [Q, k].
 
-    Candidates of query q are indices[q] where kept[q] is not -inf; of a doubtful one, all columns
-    that it ranks.
+    Candidates whose value is not -inf are looked at; of a doubtful query, all columns it ranks.
     """
-    width = block.shape[0]
+    width, first = sides.block.shape[0], sides.first
+    values, indices, doubtful = candidates
     for q in range(start, stop):
         for n in range(width if doubtful[q] else indices.shape[1]):
             j = n if doubtful[q] else indices[q, n] - first
             if doubtful[q]:
-                high = removed_offsets[q + 1]
-                e = first_at_least(removed_columns, removed_offsets[q], high, first + j)
-                if e < high and removed_columns[e] == first + j:
+                if not is_ranked(q, j, first, unranked):
                     continue
-                if hide and block_cameras[j] == query_cameras[q]:
-                    continue
-            elif j < 0 or j >= width or kept[q, n] == -np.inf:
+            elif j < 0 or j >= width or values[q, n] == -np.inf:
                 continue
-            exact = exact_score(
-                q, j, first, queries, block, inverse, half, scale,
-                bonus_offsets, bonus_columns, bonus_values,
-            )
+            exact = exact_score(q, j, sides, extras)
             place(scores[q], nearest[q], held[q], exact, first + j)
             held[q] = min(held[q] + 1, scores.shape[1])
 
@@ -333,12 +392,12 @@ def outside_own(part, half, lows, highs):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def keep_by_row(start, stop, product, half, row0, column0, near, near_rows, far, far_rows):  # type: ignore[no-untyped-def]
+def keep_by_row(start, stop, product, half, row0, column0, kept):  # type: ignore[no-untyped-def]
     """Keep for each row of product [r, c] its largest scores, and the negatives of its smallest.
 
-    near [N, K] with the columns near_rows, and far [N, F] with far_rows, both descending. Columns
-    are looked at 64 at a time: nearly always none of them is better than the worst that is kept.
+    Columns are looked at 64 at a time: nearly always none of them is better than the worst kept.
     """
+    near, near_rows, far, far_rows = kept
     last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(start, stop):
         i = row0 + r
@@ -356,13 +415,12 @@ def keep_by_row(start, stop, product, half, row0, column0, near, near_rows, far,
 
 
 @kernel
-def keep_by_column(  # type: ignore[no-untyped-def]
-    start, stop, product, half, row0, column0, near, near_rows, far, far_rows, lows, highs
-):  # fmt: skip
-    """The same for the columns: the product of two blocks serves both.
+def keep_by_column(start, stop, product, half, row0, column0, kept, lows, highs):  # type: ignore[no-untyped-def]
+    """Keep as `keep_by_row` does, for the columns: the product of two blocks serves both.
 
     lows and highs [N] repeat the bounds to be beaten, side by side in memory.
     """
+    near, near_rows, far, far_rows = kept
     last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(product.shape[0]):
         own = half[row0 + r]

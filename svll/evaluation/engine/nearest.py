@@ -21,27 +21,26 @@ class Candidates:
 
     def __init__(self, queries: int, count: int, gallery: int) -> None:
         self.count = min(count, gallery)
-        self.values = np.full((queries, min(count + SPARE, gallery)), -np.inf, np.float32)
-        self.indices = np.zeros(self.values.shape, np.int32)
-        self._half = np.zeros(gallery, np.float32)
+        values = np.full((queries, min(count + SPARE, gallery)), -np.inf, np.float32)
         nobody = np.full((queries, 1), np.inf, np.float32)  # of the farthest, none is wanted
-        self._farthest = nobody, np.zeros((queries, 1), np.int32)
+        self._best = kernels.Extremes(
+            values, np.zeros(values.shape, np.int32), nobody, np.zeros((queries, 1), np.int32)
+        )
+        self._half = np.zeros(gallery, np.float32)
 
     def see(self, scores: NDArray[np.float32], base: int, first: int) -> None:
         """Take in scores [q, c] of queries `base`... and gallery rows `first`...."""
-        spread(
-            kernels.keep_by_row, len(scores), scores, self._half, base, first, self.values,
-            self.indices, *self._farthest,
-        )  # fmt: skip
+        spread(kernels.keep_by_row, len(scores), scores, self._half, base, first, self._best)
 
-    def doubtful(self, slack: Floats) -> NDArray[np.bool_]:
-        """Queries [Q] of which a row that was not kept could belong to the nearest k.
+    def kept(self, slack: Floats) -> kernels.Candidates:
+        """What was kept; doubtful are queries of whose nearest k a row not kept could be one.
 
         That takes many rows that float32 cannot tell apart, such as copies of one image.
         """
-        last = self.values[:, -1]
-        full = self.values.shape[1] < len(self._half)
-        return full & (last > -np.inf) & (last >= self.values[:, self.count - 1] - 2 * slack)
+        values, indices = self._best.near, self._best.near_rows
+        last, full = values[:, -1], values.shape[1] < len(self._half)
+        doubtful = full & (last > -np.inf) & (last >= values[:, self.count - 1] - 2 * slack)
+        return kernels.Candidates(values, indices, doubtful)
 
 
 def merged(

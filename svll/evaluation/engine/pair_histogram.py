@@ -14,7 +14,7 @@ Letters: Q queries, G gallery images, D width, c columns of one block.
 """
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,17 @@ class Margin:
         return min(self.most, np.float32(FACTOR * error + FINDING))
 
 
+class Labels(NamedTuple):
+    """What is known of the queries and of the rows of a block, which `order` [c] sorts."""
+
+    identities: Integers
+    cameras: Integers
+    order: Integers
+    sorted_identities: Integers
+    block_cameras: Integers
+    hide: bool
+
+
 def pair_counts(
     queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
     share: Share | None = None,
@@ -88,21 +99,20 @@ def pair_counts(
         rows = slice(q, q + len(chosen.half))
         for g, block in gallery.blocks(size, share.span(len(gallery))):
             columns = slice(g, g + len(block.half))
-            labels = (
-                queries.identities[rows], queries.cameras[rows],
-                gallery.identities[columns], gallery.cameras[columns],
-            )  # fmt: skip
-            _count_block(chosen, block, sent, products, margin, labels, hide, counts)
+            order = np.argsort(gallery.identities[columns], kind="stable")
+            labels = Labels(
+                queries.identities[rows], queries.cameras[rows], order,
+                gallery.identities[columns][order], gallery.cameras[columns], hide,
+            )
+            _count_block(chosen, block, sent, products, margin, labels, counts)
     return share.add(counts)
 
 
 def _count_block(
-    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin,
-    labels: tuple[Integers, ...], hide: bool, counts: Integers,
-) -> None:  # fmt: skip
+    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin, labels: Labels,
+    counts: Integers,
+) -> None:
     """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
-    identities, cameras, block_identities, block_cameras = labels
-    order = np.argsort(block_identities, kind="stable")
     lock, block_sent = threading.Lock(), products.send(block.features)
 
     def count(start: int, stop: int, *arguments: Any) -> None:
@@ -117,9 +127,8 @@ def _count_block(
     for base in range(0, len(sent), QUERY_BLOCK):
         product = products(sent[base : base + QUERY_BLOCK], block_sent)
         spread(
-            count, len(product), product, base, chosen.features, block.features,
-            identities, cameras, order, block_identities[order], block_cameras, hide,
-        )  # fmt: skip
+            count, len(product), product, base, chosen.features, block.features, labels
+        )
 
 
 # ---- kernels ----
@@ -170,16 +179,14 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
 
 
 @kernel
-def count_pairs(  # type: ignore[no-untyped-def]
-    start, stop, slack, product, base, queries, block, identities, cameras,
-    order, sorted_identities, block_cameras, hide, counts,
-):  # fmt: skip
+def count_pairs(start, stop, slack, product, base, queries, block, labels, counts):  # type: ignore[no-untyped-def]
     """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
 
-    `order` [c] sorts the block by identity. All pairs are counted first; those of one identity,
+    All pairs are counted first; those of one identity,
     few as a rule, are then moved, or taken out. Returns how many pairs were multiplied again, and
     the largest error found.
     """
+    identities, cameras, order, sorted_identities, block_cameras, hide = labels
     rows, width = stop - start, product.shape[1]
     tables = np.zeros((4, BINS), np.int32)  # four: the same bin twice running would have to wait
     bins = np.empty((rows, width), np.int32)

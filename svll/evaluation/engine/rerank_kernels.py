@@ -4,7 +4,10 @@ Like those of `kernels`, each works on items `start` to `stop` without Python's 
 row is `offsets` [rows + 1] into arrays that hold all lists end to end.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.base.compiled import kernel
 from svll.evaluation.engine.kernels import score
@@ -13,9 +16,25 @@ STRETCH = 64
 """Rows that are walked through in order where one of them is wanted: faster than sorting those."""
 
 
+class Members(NamedTuple):
+    """Sets of images: the first counts[i] of rows[i] are those of set i."""
+
+    rows: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+
+class Lists(NamedTuple):
+    """A sparse matrix by rows: row i has `values` at `columns`, from offsets[i] to offsets[i+1]."""
+
+    offsets: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    values: NDArray[Any]
+
+
 @kernel
-def reciprocal(start, stop, nearest, size, members, counts):  # type: ignore[no-untyped-def]
-    """members [N, size], counts [N]: those of i's nearest that have i among their own nearest."""
+def reciprocal(start, stop, nearest, size, found):  # type: ignore[no-untyped-def]
+    """Members [N, size]: those of i's nearest that have i among their own nearest."""
+    members, counts = found
     for i in range(start, stop):
         counts[i] = 0
         for n in range(size):
@@ -28,14 +47,14 @@ def reciprocal(start, stop, nearest, size, members, counts):  # type: ignore[no-
 
 
 @kernel
-def neighbourhood(  # type: ignore[no-untyped-def]
-    start, stop, full, full_counts, small, small_counts, fill, offsets, columns, weights
-):  # fmt: skip
+def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: ignore[no-untyped-def]
     """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
 
-    A neighbour's small set joins when more than two thirds of it are in i's full set. `weights` is
-    for `weigh` to fill.
+    A neighbour's small set joins when more than two thirds of it are in i's full set. The values
+    are for `weigh` to fill.
     """
+    full, full_counts = full_sets
+    small, small_counts = small_sets
     total = full.shape[0]
     in_full = np.full(total, -1, np.int32)
     in_union = np.full(total, -1, np.int32)
@@ -62,19 +81,18 @@ def neighbourhood(  # type: ignore[no-untyped-def]
                     size += 1
         if fill:
             for n in range(size):
-                columns[offsets[i] + n] = union[n]
+                made.columns[made.offsets[i] + n] = union[n]
         else:
-            offsets[i + 1] = size
+            made.offsets[i + 1] = size
 
 
 @kernel
-def weigh(  # type: ignore[no-untyped-def]
-    start, stop, rows, half, nearest, scores, base, farthest, offsets, columns, weights
-):  # fmt: skip
-    """weights: exp(-distance / farthest) of each member, each list summing to one.
+def weigh(start, stop, rows, half, nearest, scores, base, farthest, lists):  # type: ignore[no-untyped-def]
+    """Fill the values: exp(-distance / farthest) of each member, each list summing to one.
 
     Most members are among the nearest, whose scores are known; oneself is first there, with none.
     """
+    offsets, columns, weights = lists
     for i in range(start, stop):
         total = 0.0
         part = np.empty(offsets[i + 1] - offsets[i])
@@ -92,11 +110,9 @@ def weigh(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def average(  # type: ignore[no-untyped-def]
-    start, stop, nearest, size, offsets, columns, weights,
-    fill, new_offsets, new_columns, new_weights,
-):  # fmt: skip
+def average(start, stop, nearest, size, lists, fill, made):  # type: ignore[no-untyped-def]
     """Mean of the weight vectors of i's `size` nearest; without `fill`, only the lists' sizes."""
+    offsets, columns, weights = lists
     total = nearest.shape[0]
     seen = np.full(total, -1, np.int32)
     sums = np.zeros(total)
@@ -115,15 +131,17 @@ def average(  # type: ignore[no-untyped-def]
                 sums[c] += weights[e]
         if fill:
             for n in range(count):
-                new_columns[new_offsets[i] + n] = touched[n]
-                new_weights[new_offsets[i] + n] = sums[touched[n]] / size
+                made.columns[made.offsets[i] + n] = touched[n]
+                made.values[made.offsets[i] + n] = sums[touched[n]] / size
         else:
-            new_offsets[i + 1] = count
+            made.offsets[i + 1] = count
 
 
 @kernel
-def invert(first, offsets, columns, weights, by_column, owners, owner_weights):  # type: ignore[no-untyped-def]
+def invert(first, lists, turned):  # type: ignore[no-untyped-def]
     """Lists of rows `first`... turned round: for each column, the rows (counted from `first`)."""
+    offsets, columns, weights = lists
+    by_column, owners, owner_weights = turned
     for e in range(offsets[first], offsets[-1]):
         by_column[columns[e] + 1] += 1
     for c in range(1, by_column.size):
@@ -138,16 +156,15 @@ def invert(first, offsets, columns, weights, by_column, owners, owner_weights): 
 
 
 @kernel
-def overlap(  # type: ignore[no-untyped-def]
-    start, stop, base, offsets, columns, weights, by_column, owners, owner_weights, gallery,
-    fill, out_offsets, out_columns, out_values,
-):  # fmt: skip
+def overlap(start, stop, base, lists, turned, gallery, fill, made):  # type: ignore[no-untyped-def]
     """Jaccard similarity of query base + i with every gallery row that shares a member with it,
     in the order of the rows.
 
     Both weight vectors sum to one, so with m the sum of the minima the maxima sum to 2 - m, and
     the similarity is m / (2 - m).
     """
+    offsets, columns, weights = lists
+    by_column, owners, owner_weights = turned
     seen = np.full(gallery, -1, np.int32)
     sums = np.zeros(gallery)
     stretches = np.zeros(gallery // STRETCH + 1, np.bool_)  # in which some row is seen
@@ -165,15 +182,15 @@ def overlap(  # type: ignore[no-untyped-def]
                 if fill:
                     sums[g] += min(weights[e], owner_weights[n])
         if not fill:
-            out_offsets[i + 1] = count
+            made.offsets[i + 1] = count
             continue
-        at = out_offsets[i]
+        at = made.offsets[i]
         for s in range(stretches.size):
             if not stretches[s]:
                 continue
             stretches[s] = False
             for g in range(s * STRETCH, min((s + 1) * STRETCH, gallery)):
                 if seen[g] == i:
-                    out_columns[at] = g
-                    out_values[at] = sums[g] / (2.0 - sums[g])
+                    made.columns[at] = g
+                    made.values[at] = sums[g] / (2.0 - sums[g])
                     at += 1

@@ -1,1 +1,1 @@
-"""Weights of others and our own."""
+"""Models from files and to files: our own weights, published ones, ONNX."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.models.clip import empty_model, image_encoder
+from svll.models.fit import below, fit, need
 from svll.models.reid import ReIDModel
 from svll.models.text_encoder import TextEncoder
 from svll.models.trained_model import LoadedModel, PromptedText, published_labels, side_information
-from svll.models.weights.fit import below, fit, need
 from svll.models.weights.input_size import Size, Wanted
 
 HALF = (0.5, 0.5, 0.5)

@@ -18,17 +18,17 @@ from harness.config.build import as_given_now, build, settings_of, text_fields
 from harness.config.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on
-from svll.data.records import usual_first_camera
 from svll.data.side_labels import SideLabels, owner
 from svll.models.clip import empty_model, image_encoder, model_config
+from svll.models.fit import below, fit, need
+from svll.models.openai_archive import is_archive
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.trained_model import LoadedModel, StoredText
 from svll.models.weights.clip_reid import clip_reid_model
-from svll.models.weights.fit import below, fit, need
+from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import Wanted
-from svll.models.weights.openai_archive import is_archive
 from svll.models.weights.transreid import transreid_model
-from svll.runs.run_weights import FORMAT, VERSION
+from svll.records import usual_first_camera
 
 WEIGHTS_NAME = "model.safetensors"
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svll.models.fit import below, fit, need
 from svll.models.reid import SideInformation
 from svll.models.trained_model import LoadedModel, published_labels, side_information
-from svll.models.weights.fit import below, fit, need
 from svll.models.weights.input_size import Wanted
 
 SIE_WEIGHT = 3.0

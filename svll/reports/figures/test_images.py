@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.features.file import FeatureFile, FeatureGroup, open_features
-from svll.data.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
 from svll.features.files import features_file
+from svll.records import usual_first_camera
 
 Int64 = NDArray[np.int64]
 

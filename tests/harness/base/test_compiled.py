@@ -115,6 +115,27 @@ def test_what_counts_is_the_code_in_memory_not_the_file_at_the_first_call(
     assert imported(inner=INNER) == (13, 1)
 
 
+def test_fields_of_a_named_tuple_that_change_places_are_noticed(imported: Imported) -> None:
+    outer = """
+from harness.base.compiled import kernel
+from numbers_of_ours import Pair
+
+@kernel
+def difference(pair):
+    return pair.first - pair.second
+
+def outer(x):
+    return difference(Pair(5, 3))
+
+outer.stats = difference.stats
+"""
+    pair = "from typing import NamedTuple\nclass Pair(NamedTuple):\n    {}: int\n    {}: int\n"
+    as_is, swapped = pair.format("first", "second"), pair.format("second", "first")
+    assert imported(**{**FILES, "outer": outer, "numbers_of_ours": as_is}) == (2, 0)
+    assert imported() == (2, 1)
+    assert imported(numbers_of_ours=swapped) == (-2, 0)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

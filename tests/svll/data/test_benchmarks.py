@@ -7,7 +7,7 @@ import pytest
 
 from harness.base.errors import UserError
 from svll.data.benchmarks import describe, load_benchmark, names
-from svll.data.records import Records
+from svll.records import Records
 from tests.svll.data import trees
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from svll.data import benchmarks, checking
 from svll.data.checking import Part, notes
-from svll.data.records import Dataset, Records, Row
+from svll.records import Dataset, Records, Row
 from tests.svll.data import trees
 
 NUMBERS = count()

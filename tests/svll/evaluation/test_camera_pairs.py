@@ -7,6 +7,7 @@ import pytest
 
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
+from tests.svll.evaluation.pairs import pair_of
 
 
 def world() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -23,7 +24,7 @@ def test_each_pair_is_scored_like_a_query_and_gallery_of_these_cameras_alone(pro
     query, gallery, labels = world()
     q_ids, g_ids, q_cams, g_cams = labels
     settings = [None, KReciprocal(5, 2)]
-    both = evaluate_camera_pairs(query, gallery, labels, settings, protocol=protocol)
+    both = evaluate_camera_pairs(pair_of(query, gallery, *labels), settings, protocol=protocol)
     wanted = [(a, b) for a in range(3) for b in range(4) if a != b or protocol == "all_gallery"]
     for pairs, setting in zip(both, settings, strict=True):
         assert [(pair.query_camera, pair.gallery_camera) for pair in pairs] == wanted
@@ -39,7 +40,7 @@ def test_each_pair_is_scored_like_a_query_and_gallery_of_these_cameras_alone(pro
 
 
 def pairs_of(features: np.ndarray, labels: Any, protocol: str) -> list[tuple[int, int, int]]:
-    [pairs] = evaluate_camera_pairs(features[:2], features, labels, protocol=protocol)
+    [pairs] = evaluate_camera_pairs(pair_of(features[:2], features, *labels), protocol=protocol)
     return [(pair.query_camera, pair.gallery_camera, pair.queries) for pair in pairs]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from harness.features.file import FeatureGroup
 from svll.evaluation.multi_query import pooled
 
 
@@ -18,7 +19,8 @@ def mean_of(features, ids, cams, identity, camera):
 
 def test_images_of_one_identity_and_camera_become_their_mean():
     features, ids, cams = made(0, 40)
-    found, identities, cameras = pooled(features, ids, cams)
+    query = pooled(FeatureGroup(features, ids, cams))
+    found, identities, cameras = query.features, query.identities, query.cameras
     wanted = sorted({(i, c) for i, c in zip(ids.tolist(), cams.tolist(), strict=True) if i != -1})
     assert list(zip(identities.tolist(), cameras.tolist(), strict=True)) == wanted
     for row, (identity, camera) in zip(found, wanted, strict=True):
@@ -28,7 +30,8 @@ def test_images_of_one_identity_and_camera_become_their_mean():
 def test_further_images_stand_in_for_the_queries_where_there_are_some():
     features, ids, cams = made(1, 20)
     more = made(2, 9)
-    found, identities, cameras = pooled(features, ids, cams, more)
+    query = pooled(FeatureGroup(features, ids, cams), FeatureGroup(*more))
+    found, identities, cameras = query.features, query.identities, query.cameras
     replaced = 0
     for row, identity, camera in zip(found, identities, cameras, strict=True):
         there = ((more[1] == identity) & (more[2] == camera)).any()

@@ -11,6 +11,7 @@ from svll.evaluation import KReciprocal, evaluate_ranking, ranking, rerank, rera
 from svll.evaluation.engine import feature_rows as rows
 from svll.evaluation.engine import products as machine
 from svll.evaluation.engine.ranks import Share
+from tests.svll.evaluation.pairs import pair_of
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]
 
@@ -182,12 +183,12 @@ def test_reranking_helps_where_neighbours_agree():
 
 
 def test_each_of_many_settings_gives_what_it_gives_alone():
-    query, gallery, *labels = problem = clusters(5, queries=40, gallery=150)
+    problem = clusters(5, queries=40, gallery=150)
     settings = [
         None, KReciprocal(7, 3), KReciprocal(7, 1), KReciprocal(4, 3), KReciprocal(7, 3, 0.6),
         KReciprocal(7, 5),
     ]
-    together = ranking.evaluate_settings(query, gallery, labels, settings)
+    together = ranking.evaluate_settings(pair_of(*problem), settings)
     alone = [evaluate_ranking(*problem, rerank=setting) for setting in settings]
     assert [one.as_json() for one in together] == [one.as_json() for one in alone]
     assert len({one.mAP for one in alone}) == len(settings)

@@ -21,7 +21,8 @@ from svll.evaluation.engine import (
     products as machine,
 )
 from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE
-from svll.evaluation.verification import Verification, count_pairs, verify
+from svll.evaluation.verification import Verification
+from tests.svll.evaluation.pairs import pair_of
 
 MANY = settings(max_examples=120, deadline=None, database=None, derandomize=True)
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -65,6 +66,10 @@ def world(seed, queries=12, gallery=60, width=8, identities=6, cameras=3, noise=
     features = centres[g_ids] + noise * rng.standard_normal((gallery, width))
     q_cams, g_cams = rng.integers(0, cameras, queries), rng.integers(0, cameras, gallery)
     return query.astype(np.float32), features.astype(np.float32), q_ids, g_ids, q_cams, g_cams
+
+
+def verify(*arrays, protocol="cross_camera"):
+    return verification.verify(pair_of(*arrays), protocol=protocol)
 
 
 def assert_same_counts(a, b):
@@ -283,9 +288,8 @@ def test_shards_of_either_side_add_to_the_whole():
     total = Verification(np.zeros(BINS, np.int64), np.zeros(BINS, np.int64))
     for q in np.array_split(np.arange(30), 3):
         for g in np.array_split(np.arange(90), 40):  # most have no genuine pair
-            total = total + count_pairs(
-                query[q], gallery[g], q_ids[q], g_ids[g], q_cams[q], g_cams[g]
-            )
+            part = pair_of(query[q], gallery[g], q_ids[q], g_ids[g], q_cams[q], g_cams[g])
+            total = total + verification.count_pairs(part)
     assert_same_counts(total, whole)
     assert total.as_json() == whole.as_json()
 
@@ -373,7 +377,8 @@ def test_without_genuine_or_impostor_pairs_the_reason_is_told():
         verify(features[:2], features, [1, 2], [-1] * 4, [0] * 2, [0] * 4)
     with pytest.raises(UserError, match=r"no impostor pairs: .* one and the same identity \(7\)"):
         verify(features[:2], features, [7, 7], [7] * 4, [0] * 2, [1] * 4)
-    empty = count_pairs(features[:2], features, [1, 2], [3, 4, 5, -1], [0] * 2, [0] * 4)
+    apart = pair_of(features[:2], features, [1, 2], [3, 4, 5, -1], [0] * 2, [0] * 4)
+    empty = verification.count_pairs(apart)
     with pytest.raises(UserError, match="there are no genuine pairs"):
         _ = empty.eer
 

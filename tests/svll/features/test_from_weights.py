@@ -12,13 +12,13 @@ from PIL import Image
 from harness.config.build import Setting, build, parse_overrides, read_recipe
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
-from svll.data.records import Dataset, Records
 from svll.data.side_labels import UNNAMED, SideLabels
 from svll.features.from_weights import encode_tests, labels_for
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.trained_model import LoadedModel
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
+from svll.records import Dataset, Records
 
 SIDE = SideLabels({"folder": [1, 2], "list": [1, 2]}, {"folder": [0], "list": [0]})
 
@@ -53,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReIDModel]:
         side.vectors.mul_(50)
     model = ReIDModel(clip.image, side).eval()
     run = Run(tmp_path_factory.mktemp("run"))
-    storage.save_model(
+    save_model(
         run.weights_file, model.state_dict(), config, text=torch.zeros(4, 128), side_labels=SIDE,
         identities=4,
     )

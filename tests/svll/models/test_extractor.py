@@ -27,8 +27,8 @@ from svll.data.side_labels import UNNAMED, SideLabels
 from svll.models.clip import load_clip
 from svll.models.extractor import TEST_RESIZE, Extractor, prepare
 from svll.models.reid import ReIDModel, SideInformation
+from svll.models.weights.format import save_model
 from svll.reports.thumbnails import thumbnail
-from svll.runs import run_weights as storage
 from svll.search.search import encode
 from tests import picture_files
 
@@ -53,7 +53,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
             side.vectors.mul_(50)
         model = ReIDModel(clip.image, side).eval()
         run = Run(tmp_path_factory.mktemp("run"))
-        storage.save_model(
+        save_model(
             run.weights_file, model.state_dict(), config, text=None, identities=2,
             side_labels=SideLabels({"market1501": CAMERAS}, {"market1501": [0]}),
         )

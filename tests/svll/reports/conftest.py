@@ -14,11 +14,11 @@ from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
-from svll.data.records import Records
 from svll.data.splits import split
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
+from svll.records import Records
 
 MakeRun = Callable[..., Path]
 
@@ -61,7 +61,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         if side is not None:
             side.weight = 20.0
         text = torch.randn(splits.identities, clip.image.out) if config.stage1.epochs else None
-        storage.save_model(
+        save_model(
             run.weights_file, ReIDModel(clip.image, side).state_dict(), config, text=text,
             side_labels=labels, identities=splits.identities,
         )

@@ -11,8 +11,8 @@ import pytest
 
 from harness.base.errors import UserError
 from svll.evaluation import evaluate_ranking
-from svll.evaluation.ranked_lists import TOP, Wanted
-from svll.evaluation.sources import Source
+from svll.evaluation.feature_files.ranked_lists import TOP, Wanted
+from svll.evaluation.feature_files.sources import Source
 from svll.reports.ranked_page import ranked_page
 from tests.svll.reports.worlds import NASTY, draw_images, plain_ranking, world, written
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.reporting.page import page
-from svll.evaluation.ranked_lists import Wanted
+from svll.evaluation.feature_files.ranked_lists import Wanted
 from svll.reports.figures.tsne import image_figure
 from svll.reports.sections import figures_section, ranked_section
 from tests.svll.reports.test_report import Read

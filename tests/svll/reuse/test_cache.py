@@ -16,13 +16,10 @@ import torch
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from harness.config.build import build, parse_overrides
 from harness.features.file import read_features
-from svll.config import Config
-from svll.data.records import Dataset, Records, Row
-from svll.features.extract import Reader
+from svll.records import Dataset, Records, Row
 from svll.reuse import cache
-from svll.reuse.cache import feature_key, make_once, shared_features, shared_json
+from svll.reuse.cache import make_once, shared_features, shared_json
 
 OTHER = textwrap.dedent("""
     import os, signal, sys, time
@@ -240,41 +237,3 @@ def test_features_come_back_as_they_were_made(tmp_path: Path) -> None:
         assert written is not None
         np.testing.assert_array_equal(ours, written)
     assert found.paths == data.train.paths
-
-
-# --- keys ---
-
-
-def key(
-    *overrides: str, fingerprint: str = "f", weights: str = "w", device: str = "cpu",
-    precision: str = "fp32", batch: int = 4, threads: int = 1,
-) -> str:
-    config = build(Config, parse_overrides(overrides))
-    reader = Reader(config.data.height, config.data.width, batch, threads, device, precision)
-    return feature_key(fingerprint, weights, config, reader)
-
-
-def test_frozen_features_have_a_key_of_their_own_for_all_that_changes_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    keys = [
-        key(), key(fingerprint="other"), key(weights="other"), key(precision="bf16"),
-        key(device="cuda"), key("data.height=128"), key("data.width=256"), key("model.stride=16"),
-        key("model.name=ViT-B-16"),  # the same weights, another activation
-    ]
-    monkeypatch.setattr(cache, "TEST_RESIZE", "bicubic")
-    keys.append(key())
-    assert len(set(keys)) == len(keys)
-    assert all(len(k) == 16 and int(k, 16) >= 0 for k in keys)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=2", "stage1.lss_weight=0", "stage2.lr=1", "model.prompt_tokens=2",
-        "data.validation=0.2",
-    ],
-)
-def test_trials_of_a_sweep_share_the_key(override: str) -> None:
-    assert key(override) == key()
-    assert key(batch=9, threads=3) == key()

@@ -14,7 +14,7 @@ from harness.config.build import build, parse_overrides, read_recipe, signature,
 from svll.config import RECIPES, Config
 from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch
-from svll.reuse.fingerprints import check_weights, pin
+from svll.reuse.fingerprints import Seen, check_pinned, check_weights, pin
 from svll.world.world import named_world, write_world
 from tests.svll.data import trees
 
@@ -104,7 +104,7 @@ def test_a_change_that_no_time_shows_is_found_at_the_start_and_mended_by_the_sam
     (images / "0.jpg").write_bytes(b"longer")  # in place: its folder's time stays
     assert signature(pin(config_of(tmp_path / "runs", *words))) == signature(before)
     with pytest.raises(UserError, match="give the command again for a run on these files"):
-        datasets.check_pinned(before, datasets.load_datasets(before.data, tmp_path))
+        check_pinned(before, datasets.load_datasets(before.data, tmp_path))
     assert signature(pin(config_of(tmp_path / "runs", *words))) != signature(before)
 
 
@@ -112,17 +112,17 @@ def test_a_change_that_no_time_shows_is_found_at_the_start_and_mended_by_the_sam
 def test_a_run_on_msmt17_knows_its_own_files_again(version: str, tmp_path: Path) -> None:
     tree = trees.msmt17(tmp_path, version)
     config = pin(config_of(tmp_path / "runs", "data.name=msmt17", f"data.root={tree.root}"))
-    datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+    check_pinned(config, datasets.load_datasets(config.data, tmp_path))
     Path(next(iter(tree.labels("train")))).unlink()
     with pytest.raises(UserError, match=r"^the files of msmt17 have changed"):
-        datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+        check_pinned(config, datasets.load_datasets(config.data, tmp_path))
 
 
 def test_a_synthetic_world_in_a_folder_of_its_own_is_pinned(tmp_path: Path) -> None:
     world = write_world(named_world(4, "person", seed=1), tmp_path / "world")
     config = pin(config_of(tmp_path / "runs", f"data.roots={{synthetic: {world}}}"))
     assert config.data.fingerprint
-    datasets.check_pinned(config, datasets.load_datasets(config.data, tmp_path))
+    check_pinned(config, datasets.load_datasets(config.data, tmp_path))
 
 
 @pytest.mark.parametrize(("train", "test", "named"), [
@@ -205,13 +205,13 @@ def test_the_same_files_without_the_unlisted_images_are_another_run(tmp_path: Pa
     kept = config_of(tmp_path / "runs", *words)
     dropped = config_of(tmp_path / "runs", *words, "data.unlisted_views=drop")
     assert "unlisted_views" not in to_mapping(kept, with_runtime=False)["data"]
-    seen: datasets.Seen = {}  # of one command: a sweep over both
+    seen: Seen = {}  # of one command: a sweep over both
     pinned = [pin(config, seen) for config in (kept, dropped)]
     assert pinned[0].data.fingerprint != pinned[1].data.fingerprint
     assert [pin(config) for config in (kept, dropped)] == pinned
     for config, count in zip(pinned, (4, 3), strict=True):
         found = datasets.load_datasets(config.data, tmp_path)
-        datasets.check_pinned(config, found)
+        check_pinned(config, found)
         assert len(found.train[0].train) == count
 
 

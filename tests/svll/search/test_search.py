@@ -19,10 +19,11 @@ from harness.features.file import FeatureGroup, read_features, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
+from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
 from svll.search.page import search_page, write_search
 from svll.search.search import (
     Encoded,
@@ -48,7 +49,7 @@ def make_run(folder: Path, sie: str = "none") -> Run:
         "camera", cameras=2, views=1, width=128, weight=1.0, unseen="none"
     )
     run = Run(folder)
-    storage.save_model(
+    save_model(
         run.weights_file, ReIDModel(clip.image, side).state_dict(), config,
         text=torch.zeros(2, 128), identities=2,
         side_labels=SideLabels({"synthetic": [1, 2]}, {"synthetic": [0]}),
@@ -236,7 +237,7 @@ def test_a_calibrated_threshold_is_that_of_verification(
     groups = read_features(path).groups
     query, gallery = groups["query"], groups["gallery"]
     q, g, q_ids, g_ids = query.features, gallery.features, query.identities, gallery.identities
-    known = verify(q, g, q_ids, g_ids, query.cameras, gallery.cameras)
+    known = verify(Pair(query, gallery))
     expected = known.eer_threshold if at_fpr is None else known.threshold_at(at_fpr)
     assert found.similarity == expected
     q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))

@@ -12,7 +12,8 @@ from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.engine import comparison as streaming
 from svll.evaluation.engine.feature_rows import Stacked
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.ranking import evaluate_settings
+from svll.evaluation.ranking import Options, evaluate_settings
+from tests.svll.evaluation.pairs import pair_of
 
 SETTINGS = (None, KReciprocal(6, 3), KReciprocal(6, 3, 0.7), KReciprocal(10, 1))
 
@@ -38,11 +39,11 @@ def digits(result: Any) -> list[Any]:
     ]
 
 
-def evaluated(share: Share | None = None, **options: Any) -> list[Any]:
-    query, gallery, *labels = world()
-    results = evaluate_settings(
-        query, gallery, labels, list(SETTINGS), top_k=6, share=share, **options
-    )
+def evaluated(
+    share: Share | None = None, expand: QueryExpansion | None = None, protocol: str = "cross_camera"
+) -> list[Any]:
+    options = Options(top_k=6, share=share, expand=expand)
+    results = evaluate_settings(pair_of(*world()), SETTINGS, options, protocol=protocol)
     return [digits(result) for result in results]
 
 
@@ -59,7 +60,7 @@ def test_a_gallery_in_hdf5_shards_ranks_like_one_array(tmp_path: Path, count: in
         files.append(h5py.File(tmp_path / f"{number}.h5", "w"))
         files[-1]["features"] = gallery[rows]
     stacked = Stacked([file["features"] for file in files])
-    results = evaluate_settings(query, stacked, labels, list(SETTINGS), top_k=6)
+    results = evaluate_settings(pair_of(query, stacked, *labels), SETTINGS, Options(top_k=6))
     assert [digits(result) for result in results] == evaluated()
     for file in files:
         file.close()

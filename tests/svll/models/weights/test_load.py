@@ -21,7 +21,7 @@ from svll.data.side_labels import SideLabels
 from svll.models import load_model
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.runs import run_weights as storage
+from svll.models.weights.format import save_model
 
 LABELS = SideLabels({"market1501": [1, 4, 5]}, {"market1501": [0, 1]})
 SETTINGS: dict[str, Any] = {
@@ -48,7 +48,7 @@ def finished(folder: Path, **changes: Any) -> tuple[Run, ReIDModel, Tensor]:
     torch.manual_seed(0)
     reid, text = ReIDModel(clip.image, side).eval(), torch.randn(5, clip.image.out)
     run = Run(folder)
-    storage.save_model(
+    save_model(
         run.weights_file, reid.state_dict(), config, text=text, side_labels=LABELS,
         identities=len(text),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svll.evaluation.engine.pair_histogram import EDGES
-from svll.evaluation.scores import verify_source
+from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.verification import Verification, verify
 from svll.reports.figures.verification_curves import (
     BARS,
@@ -15,6 +15,7 @@ from svll.reports.figures.verification_curves import (
     draw_similarities,
     in_words,
 )
+from tests.svll.evaluation.pairs import pair_of
 from tests.svll.reports.worlds import world
 
 
@@ -78,7 +79,7 @@ def test_the_caption_has_auc_eer_and_what_cannot_be_measured() -> None:
 
 
 def test_a_perfect_model_and_a_single_impostor_pair_are_drawn_without_warning() -> None:
-    found = verify(np.eye(2)[:1], np.eye(2), [1], [1, 2], [0], [1, 1])
+    found = verify(pair_of(np.eye(2)[:1], np.eye(2), [1], [1, 2], [0], [1, 1]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for figure in (draw_roc(found), draw_similarities(found)):

@@ -13,7 +13,8 @@ from svll.data.side_labels import SideLabels
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation
-from svll.runs import run_weights as storage
+from svll.models.weights import run_weights as storage
+from svll.models.weights.format import save_model
 
 LABELS = SideLabels({"market1501": [1, 3, 8]}, {"market1501": [0]})
 
@@ -38,7 +39,7 @@ def model(clip: Clip, cameras: int) -> ReIDModel:
 def saved_model(clip: Clip, folder: Path) -> tuple[Run, ReIDModel]:
     run, saved = Run(folder), model(clip, 3)
     text = torch.randn(5, 128)
-    storage.save_model(
+    save_model(
         run.weights_file, saved.state_dict(), Config(), text=text, side_labels=LABELS,
         identities=len(text),
     )

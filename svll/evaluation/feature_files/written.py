@@ -11,8 +11,8 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from svll.evaluation.scores import Score
-from svll.evaluation.sources import Source
+from svll.evaluation.feature_files.scores import Score
+from svll.evaluation.feature_files.sources import Source
 from svll.protocols import PROTOCOLS
 
 RANKS = (1, 5, 10)

@@ -12,7 +12,7 @@ import scipy.io
 import torch
 
 from harness.base.errors import UserError
-from svll.evaluation.imported_features import read_foreign
+from svll.evaluation.feature_files.imported_features import read_foreign
 
 
 class Planted:

@@ -9,8 +9,8 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.scores import verify_source
-from svll.evaluation.sources import Source, open_source
+from svll.evaluation.feature_files.scores import verify_source
+from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.verification import Verification
 
 ROC_POINTS = 100

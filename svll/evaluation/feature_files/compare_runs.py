@@ -12,8 +12,8 @@ from harness.base.units import counted
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Ranked
 from harness.sweeps.paired import Verdict, compare
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import open_source
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import open_source
 from svll.features.files import features_file
 
 

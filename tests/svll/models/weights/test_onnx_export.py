@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.data.side_labels import SideLabels
-from svll.models import onnx_export
 from svll.models.clip import load_clip
 from svll.models.extractor import Extractor
-from svll.models.onnx_export import PACKAGES, Exported, export_onnx
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.trained_model import LoadedModel
+from svll.models.weights import onnx_export
+from svll.models.weights.onnx_export import PACKAGES, Exported, export_onnx
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in PACKAGES)
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra `export` is not installed")

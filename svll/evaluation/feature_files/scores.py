@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +11,12 @@ from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.own_images import Known, Numbers
-from svll.evaluation.protocols import compared, drawn_labels, evaluate_protocol
-from svll.evaluation.ranking import Options, RankingResult
+from svll.evaluation.feature_files.sources import Source
+from svll.evaluation.own_images import image_numbers
+from svll.evaluation.pair import Pair, check_pair
+from svll.evaluation.protocols import drawn_pair, evaluate_protocol
+from svll.evaluation.ranking import USUAL, Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
-from svll.evaluation.sources import Source
 from svll.evaluation.verification import Verification, verify
 
 
@@ -41,7 +42,7 @@ class Score:
     camera_pairs: Sequence[CameraPair] | None = None
     """With cameras as the dataset numbers them; None where they were not asked for."""
     verification: Verification | None = None
-    """Not in the JSON; see `svll.evaluation.verified`."""
+    """Not in the JSON; see `svll.evaluation.feature_files.verified`."""
     notes: Sequence[str] = field(default_factory=list)
     """Why something that was asked for is not there."""
 
@@ -60,28 +61,23 @@ class Score:
 
 
 def score(
-    source: Source, settings: Sequence[KReciprocal | None], extra: Extra,
-    **options: Unpack[Options],
+    source: Source, settings: Sequence[KReciprocal | None], extra: Extra, options: Options = USUAL
 ) -> list[Score]:
     """Score a source by its protocol under each setting of re-ranking.
 
     Raises UserError, with the source's name, for what is wrong with it.
     """
-    query, gallery = source.query, source.gallery
     notes = []
     try:
-        names = _numbered(source)
-        results = evaluate_protocol(
-            source.protocol, query.features, gallery.features, source.labels, settings,
-            names=names, **options,
-        )
+        pair = _numbered(source)
+        results = evaluate_protocol(source.protocol, pair, settings, options)
         pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
         if extra.camera_pairs:
             notes = _without_pairs(source)
-            pairs = [[] for _ in settings] if notes else _pairs(source, settings, names, options)
+            pairs = [[] for _ in settings] if notes else _pairs(source, pair, settings, options)
         verification = None
         if extra.verification:
-            verification = verify_source(source, names, share=options.get("share"))
+            verification = verify_source(source, pair, share=options.share)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
     return [
@@ -98,12 +94,10 @@ def in_force(source: Source, setting: KReciprocal | None, options: Options) -> d
 
     own_image: how the query's own image is recognised (path, or labels and features).
     """
-    metric, expand = options.get("metric", "euclidean"), options.get("expand")
     return {
-        "protocol": source.protocol, "own_image": source.own_image, "metric": metric,
-        "normalise": options.get("normalise", True) or metric == "cosine",
-        "multi_query": source.is_pooled,
-        "expand": None if expand is None else asdict(expand),
+        "protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
+        "normalise": options.is_unit, "multi_query": source.is_pooled,
+        "expand": None if options.expand is None else asdict(options.expand),
         "rerank": None if setting is None else asdict(setting),
     }
 
@@ -128,47 +122,42 @@ def _without_pairs(source: Source) -> list[str]:
 
 
 def _pairs(
-    source: Source, settings: Sequence[KReciprocal | None], names: Known, options: Options
+    source: Source, pair: Pair, settings: Sequence[KReciprocal | None], options: Options
 ) -> list[list[CameraPair]]:
     """The camera pairs under each setting, with the dataset's numbers."""
-    given: Options = {**options, "top_k": 0}
     found = evaluate_camera_pairs(
-        source.query.features, source.gallery.features, source.labels, settings,
-        protocol=source.protocol, names=names, **given,
+        pair, settings, replace(options, top_k=0), protocol=source.protocol
     )
     return [
         [
             replace(
-                pair, query_camera=source.camera(pair.query_camera),
-                gallery_camera=source.camera(pair.gallery_camera),
+                one, query_camera=source.camera(one.query_camera),
+                gallery_camera=source.camera(one.gallery_camera),
             )
-            for pair in pairs
+            for one in pairs
         ]
         for pairs in found
     ]
 
 
-def _numbered(source: Source) -> Known:
-    """Return the numbers of images where the protocol needs them, found once for all that does."""
+def _numbered(source: Source) -> Pair:
+    """Return the source's pair, with numbers of images, found once, where the protocol needs them.
+    """
+    pair = source.pair
     if source.protocol != "all_gallery":
-        return source.names
-    features = source.query.features, source.gallery.features
-    return Numbers(*compared(source.protocol, *features, source.labels, source.names)[2:])
+        return pair
+    check_pair(pair)
+    return pair._replace(numbers=image_numbers(pair))
 
 
 def verify_source(
-    source: Source, names: Known | None = None, *, share: Share | None = None
+    source: Source, pair: Pair | None = None, *, share: Share | None = None
 ) -> Verification:
     """Same identity or not, over the pairs that the source's protocol compares.
 
     Of random_gallery, over those of the first draw.
     """
-    query, gallery = source.query, source.gallery
     if source.protocol == "random_gallery":
-        labels = drawn_labels(gallery.identities)
-        apart = np.zeros_like(labels[0]), np.ones_like(labels[0])
-        return verify(gallery.features, gallery.features, *labels, *apart, share=share)
-    return verify(
-        query.features, gallery.features, *source.labels, protocol=source.protocol,
-        names=names or source.names, share=share,
-    )
+        gallery = source.gallery
+        return verify(drawn_pair(gallery.features, gallery.identities), share=share)
+    return verify(pair or source.pair, protocol=source.protocol, share=share)

@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
+from svll.evaluation.feature_files.ranked_lists import (
+    TOP,
+    Lists,
+    Wanted,
+    check_wanted,
+    ranked_lists,
+)
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.protocols import drawn_labels
-from svll.evaluation.ranked_lists import TOP, Lists, Wanted, check_wanted, ranked_lists
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import Source
+from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import Plain, plain_ranking, world
 
 
 def lists_of(source: Source, wanted: Wanted) -> Lists:
-    [scored] = score(source, [None], Extra(), top_k=TOP)
+    [scored] = score(source, [None], Extra(), Options(top_k=TOP))
     return ranked_lists(source, scored.result, wanted)
 
 

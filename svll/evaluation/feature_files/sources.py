@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.features.file import FeatureGroup, open_features, write_features
-from svll.data.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import pooled
-from svll.evaluation.own_images import Names, image_numbers
+from svll.evaluation.own_images import image_numbers
+from svll.evaluation.pair import Pair
 from svll.features.files import feature_files
 from svll.protocols import protocol_in_force
+from svll.records import usual_first_camera
 
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
@@ -36,7 +37,7 @@ class Source:
     more: FeatureGroup | None = None
     first_camera: int | None = None
     """What the dataset calls the camera that has number 0 here; None: unknown, shown as 0."""
-    pooled_names: tuple[Names, Names] | None = None
+    pooled_names: tuple[Sequence[str] | None, Sequence[str] | None] | None = None
     """Of the images, where queries were averaged and have no paths any more."""
 
     @property
@@ -45,15 +46,12 @@ class Source:
         return self.gallery if self.protocol == "random_gallery" else self.query
 
     @property
-    def labels(self) -> tuple[Integers, Integers, Integers, Integers]:
-        """The identities of query and gallery, then the cameras."""
-        query, gallery = self.query, self.gallery
-        return query.identities, gallery.identities, query.cameras, gallery.cameras
-
-    @property
-    def names(self) -> tuple[Names, Names]:
-        """The names of the images of query and gallery, None where they are not known."""
-        return self.pooled_names or (self.query.paths, self.gallery.paths)
+    def pair(self) -> Pair:
+        """Query and gallery to be compared, their paths being what tells images apart."""
+        if self.pooled_names is None:
+            return Pair(self.query, self.gallery)
+        query, gallery = self.pooled_names
+        return Pair(replace(self.query, paths=query), replace(self.gallery, paths=gallery))
 
     @property
     def is_pooled(self) -> bool:
@@ -104,30 +102,21 @@ class Source:
                 f"{self.where}: the protocol random_gallery draws its queries one by one; they "
                 "cannot be averaged (multi-query)"
             )
-        query, more = self.query, self.more
-        features, identities, cameras = pooled(
-            query.features, query.identities, query.cameras,
-            None if more is None else (more.features, more.identities, more.cameras),
-        )
-        names: tuple[Names, Names] = (None, None)
-        if self.protocol == "all_gallery":
-            names = self._names_pooled(identities, cameras)
-        return replace(
-            self, query=FeatureGroup(features, identities, cameras), pooled_names=names
-        )
+        query = pooled(self.query, self.more)
+        is_named = self.protocol == "all_gallery"
+        names = self._names_pooled(query) if is_named else (None, None)
+        return replace(self, query=query, pooled_names=names)
 
-    def _names_pooled(self, identities: Integers, cameras: Integers) -> tuple[Names, Names]:
+    def _names_pooled(self, query: FeatureGroup) -> tuple[list[str], list[str]]:
         """Name each averaged query by its place, and so the gallery images that are in it."""
         groups = [self.query] if self.more is None else [self.query, self.more]
         one = _stacked(groups)
-        given = one.identities, self.gallery.identities, one.cameras, self.gallery.cameras
-        numbers, known = image_numbers(
-            one.features, self.gallery.features, given, (one.paths, self.gallery.paths)
-        )
-        places = {label: n for n, label in enumerate(zip(identities, cameras, strict=True))}
+        numbers, known = image_numbers(Pair(one, self.gallery))
+        places = enumerate(zip(query.identities, query.cameras, strict=True))
+        names = {label: str(place) for place, label in places}
         labels = zip(numbers.tolist(), one.identities, one.cameras, strict=True)
-        owner = {number: places[i, c] for number, i, c in labels if (i, c) in places}
-        return range(len(identities)), [owner.get(number) for number in known.tolist()]
+        owner = {number: names[i, c] for number, i, c in labels if (i, c) in names}
+        return list(names.values()), [owner.get(number, "") for number in known.tolist()]
 
 
 @contextmanager
@@ -152,7 +141,7 @@ def open_source(
                 first_camera = usual_first_camera(dataset)
         else:
             # scipy: not for our own files
-            from svll.evaluation.imported_features import read_foreign
+            from svll.evaluation.feature_files.imported_features import read_foreign
 
             groups, dataset, named = read_foreign(path, kind), path.stem, ""
             first_camera = None

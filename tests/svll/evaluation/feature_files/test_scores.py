@@ -9,24 +9,25 @@ import pytest
 from harness.features.file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
-from svll.evaluation.protocols import evaluate_draws
-from svll.evaluation.scores import Extra, Score, score
-from svll.evaluation.sources import Source
-from svll.evaluation.written import (
+from svll.evaluation.feature_files.scores import Extra, Score, score
+from svll.evaluation.feature_files.sources import Source
+from svll.evaluation.feature_files.written import (
     more_lines,
     per_query_csv,
     protocol_lines,
     score_lines,
     to_csv,
 )
+from svll.evaluation.protocols import evaluate_draws
+from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import world
 
 
 def everything_in_force() -> Score:
     source = replace(world("other_cameras"), first_camera=1).pooled()
     [found] = score(
-        source, [KReciprocal(k1=5)], Extra(camera_pairs=True), metric="cosine",
-        expand=QueryExpansion(4, 3.0), top_k=2,
+        source, [KReciprocal(k1=5)], Extra(camera_pairs=True),
+        Options(metric="cosine", expand=QueryExpansion(4, 3.0), top_k=2),
     )
     return found
 
@@ -44,7 +45,7 @@ def test_lines_say_every_setting_that_is_in_force() -> None:
     ]
     more = list(more_lines([item]))
     assert more[0] == f"\nworld.h5, camera pairs: {said}"
-    [raw] = score(world(), [None], Extra(), normalise=False)
+    [raw] = score(world(), [None], Extra(), Options(normalise=False))
     assert list(score_lines(raw))[-1].endswith(
         "cross_camera, euclidean distance of features as stored, not re-ranked"
     )

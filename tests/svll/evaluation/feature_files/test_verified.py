@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from svll.evaluation.verified import found_threshold, verified
+from svll.evaluation.feature_files.verified import found_threshold, verified
 from tests.svll.reports.worlds import world
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.ranking import RankingResult
-from svll.evaluation.scores import Extra, score
-from svll.evaluation.sources import Source
+from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.sources import Source
+from svll.evaluation.ranking import Options, RankingResult
 
 TOP = 10
 """Gallery images in a list."""
@@ -85,7 +85,7 @@ def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists
         return Lists([_list(source, result, row) for row in rows], len(source.asking.identities))
     if wanted.cameras:
         source = _between(source, *wanted.cameras)
-        [scored] = score(source, [None], Extra(), top_k=TOP)
+        [scored] = score(source, [None], Extra(), Options(top_k=TOP))
         result = scored.result
     ranks = result.first_rank if wanted.cameras else np.zeros_like(result.first_rank)
     order = np.lexsort((result.average_precision, -ranks))  # equal ones in the order of the queries

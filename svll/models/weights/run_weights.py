@@ -1,6 +1,5 @@
 """What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -8,25 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.base.errors import Hindered, UserError
-from harness.base.files import atomic_write
+from harness.base.errors import UserError
 from harness.config.build import to_yaml
 from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.config import Config
-from svll.data.side_labels import SideLabels
+from svll.models.fit import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
-from svll.models.weights.fit import fit
+from svll.models.weights.format import save_model, save_tensors
 
 log = logging.getLogger(__name__)
-FORMAT, VERSION = "svll-weights", "1"
 _ANEW = "; put it back as it was, or delete the run folder to start afresh"
 
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
     """Write the learned tokens [N, M, W]."""
-    _save(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
+    save_tensors(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
 
 
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
@@ -39,23 +36,6 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
             f"{wanted}{_ANEW}"
         )
     fit(prompts, state, str(run.prompts_file), hint=_ANEW)
-
-
-def save_model(
-    path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
-    side_labels: SideLabels, identities: int,
-) -> None:
-    """Write the trained image encoder with its side information, and all that using it needs.
-
-    That is, in the file itself, besides the `state` of a ReIDModel: `text` [N, D], the text
-    features of N `identities`, unless there were no prompts; the configuration; the cameras and
-    views that have vectors of side information.
-    """
-    about = {
-        "format": FORMAT, "version": VERSION, "config": to_yaml(config),
-        "side_labels": side_labels.to_json(), "identities": str(identities),
-    }
-    _save(path, state | ({} if text is None else {"text": text}), about)
 
 
 def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:
@@ -81,27 +61,9 @@ def load_model(run: Run, model: ReIDModel) -> None:
     fit(model, state, str(run.weights_file), hint=_ANEW)
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remove_checkpoints(run: Run) -> None:
     """Delete what only a resume needs."""
     shutil.rmtree(run.checkpoints, ignore_errors=True)
-
-
-def _save(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    try:
-        with atomic_write(path) as private:
-            save_file(tensors, private, metadata=about)
-    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
-        raise Hindered(f"{path}: cannot be written: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from harness.base.errors import UserError
 from harness.config.build import Setting, build
 from svll.config import Config
 from svll.data.datasets import Datasets
-from svll.data.records import Dataset, Records, Row
+from svll.data.run_checks import check_matches, tell_side_information
 from svll.data.splits import split
-from svll.runs.data_checks import check_matches, tell_side_information
+from svll.records import Dataset, Records, Row
 
 Images = list[tuple[int, int]]
 """Identity and camera of each."""

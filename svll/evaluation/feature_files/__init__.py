@@ -1,0 +1,1 @@
+"""Feature files evaluated: opened, scored, compared; scores written."""

@@ -1,0 +1,108 @@
+"""A query and a gallery to be compared, and what every comparison asks of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from harness.base.errors import UserError
+from harness.features.file import FeatureGroup
+from svll.evaluation.engine.feature_rows import Integers, Rows
+
+SIDES = ("query", "gallery")
+
+
+class Numbers(NamedTuple):
+    """Numbers of queries [Q] and gallery images [G] that are equal for one image."""
+
+    query: Integers
+    gallery: Integers
+
+
+class Pair(NamedTuple):
+    """The features of a query [Q, D] and a gallery [G, D], with labels and, if known, paths."""
+
+    query: FeatureGroup
+    gallery: FeatureGroup
+    numbers: Numbers | None = None
+    """Of the images, where `image_numbers` has found them before."""
+
+    def labelled(self, query: Integers, gallery: Integers) -> "Pair":
+        """Return the pair with other identities [Q] and [G]."""
+        return self._replace(
+            query=replace(self.query, identities=query),
+            gallery=replace(self.gallery, identities=gallery),
+        )
+
+    def numbered(self, numbers: Numbers) -> "Pair":
+        """Return the pair with image numbers in the place of cameras."""
+        return Pair(
+            replace(self.query, cameras=numbers.query),
+            replace(self.gallery, cameras=numbers.gallery),
+        )
+
+    def rows(self, *, unit: bool) -> tuple[Rows, Rows]:
+        """Return both sides as rows to be compared, of unit length if `unit`."""
+        query, gallery = (
+            Rows(name, group.features, group.identities, group.cameras, unit=unit)
+            for name, group in zip(SIDES, self[:2], strict=True)
+        )
+        return query, gallery
+
+
+def group_of(
+    features: Any, identities: ArrayLike, cameras: ArrayLike | None = None,
+    names: Sequence[Any] | None = None,
+) -> FeatureGroup:
+    """Return features [n, D] with labels [n] as lists, arrays or tensors have them.
+
+    Without cameras, all are 0. names: of the images, such as their paths.
+    """
+    if cameras is None:
+        cameras = np.zeros(len(features), np.int64)
+    return FeatureGroup(features, integers(identities), integers(cameras), paths=names)
+
+
+def integers(values: ArrayLike) -> Integers:
+    """Labels from a list, an array or a tensor; a float or text stays as it is, for `faults`."""
+    array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
+
+
+def faults(pair: Pair) -> list[str]:
+    """What does not fit: features [Q, D] and [G, D], and their labels."""
+    sides = dict(zip(SIDES, pair[:2], strict=True))
+    if found := [
+        f"{name} features are of type {type(side.features).__name__}; give an array or a tensor"
+        for name, side in sides.items() if not hasattr(side.features, "shape")
+    ]:
+        return found
+    shapes = {name: tuple(side.features.shape) for name, side in sides.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or 0 in shape:
+            found.append(f"{name} features have shape {list(shape)}; expected [images, width]")
+    if not found and shapes["query"][1] != shapes["gallery"][1]:
+        widths = f"{shapes['query'][1]} numbers per row, gallery features {shapes['gallery'][1]}"
+        found.append(f"query features have {widths}; both must come from one model")
+    for kind in ("identities", "cameras"):
+        for name, side in sides.items():
+            values, rows = getattr(side, kind), list(shapes[name][:1])
+            if list(values.shape) != rows:
+                found.append(f"{name} {kind} have shape {list(values.shape)}; expected {rows}")
+            elif values.dtype.kind != "i":
+                found.append(f"{name} {kind} are {values.dtype}; expected integers")
+    return found
+
+
+def check_pair(pair: Pair) -> None:
+    """Raise UserError for what `faults` finds."""
+    if found := faults(pair):
+        raise UserError("\n".join(found))
+
+
+def is_integer(value: Any, least: int) -> bool:
+    """Return whether a value is an integer, True and False being none, of at least `least`."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and bool(value >= least)
