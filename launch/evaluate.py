@@ -28,7 +28,9 @@ import typer
 
 from harness.base.errors import UserError
 from harness.base.files import atomic_write, check_writable
-from harness.config.build import build, find_recipe, parse_overrides, read_recipe, text_fields
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.sources import find_recipe, parse_overrides, read_recipe
 from harness.features.file import write_features
 from launch.cli import command
 from svll.config import RECIPES, Config

@@ -21,15 +21,10 @@ from rich.table import Table
 
 from harness.base.errors import UserError
 from harness.base.units import counted
-from harness.config.build import (
-    build,
-    find_recipe,
-    parse_overrides,
-    read_recipe,
-    signature,
-    text_fields,
-    to_yaml,
-)
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.sources import find_recipe, parse_overrides, read_recipe
+from harness.config.values import signature, to_yaml
 from harness.reporting.terminal import wide
 from harness.runs.run import Run
 from launch.cli import command, print_config_help, print_result

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from harness.base.paths import expanded, unknown_in
-from harness.config.build import Removed, changeable, runtime, unless_empty, where_it_counts
+from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"

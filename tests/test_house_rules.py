@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from harness.cluster.ray import driver as ray_search
-from harness.config.build import Setting, build, keys, read_recipe
+from harness.config.build import build
+from harness.config.fields import keys
+from harness.config.sources import Setting, read_recipe
 from harness.config.yaml_files import read_yaml
 from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS

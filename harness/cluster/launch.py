@@ -21,7 +21,7 @@ from harness.cluster.local import worker as local
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import script as slurm
 from harness.cluster.slurm import site
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import CLAIM, Run
 from harness.sweeps.reading import Sweep, Trial, expand, with_proposed
 

@@ -28,7 +28,7 @@ MARKS = {
     "where_it_counts": "in the signature where it changes the result",
     "changeable": "changeable",
 }
-"""What is said of a field that has been marked so (`harness.config.build`)."""
+"""What is said of a field that has been marked so (`harness.config.fields`)."""
 LEGEND = {
     MARKS["runtime"]: "does not change the result, and so not which run it is",
     MARKS["changeable"]: "population based training may change it while a run is trained",

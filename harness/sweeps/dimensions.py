@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from harness.config.build import Setting
 from harness.config.casts import at_type, misfit
+from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from harness.base.errors import UserError
 from harness.base.units import gigabytes, minutes
-from harness.config.build import Setting, build, field_types, text_fields
+from harness.config.build import build
 from harness.config.casts import TRUTHS
+from harness.config.fields import field_types, text_fields
+from harness.config.sources import Setting
 from harness.config.yaml_files import ENDINGS, Texts
 from harness.sweeps.dimensions import hint
 

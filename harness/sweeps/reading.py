@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.config.build import (
-    Base,
-    Setting,
-    build,
-    field_types,
-    find_recipe,
-    parse_overrides,
-    read_recipe,
-    settings_of,
-    signature,
-)
+from harness.config.build import Base, build
+from harness.config.fields import field_types
+from harness.config.sources import Setting, find_recipe, parse_overrides, read_recipe, settings_of
+from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
 from harness.runs.run import Run
 from harness.sweeps.conditions import Condition, read_condition

@@ -5,7 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe, signature, text_fields
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.sources import parse_overrides, read_recipe
+from harness.config.values import signature
 from harness.runs.run import Run
 from svll.config import Config
 from svll.features.files import feature_paths

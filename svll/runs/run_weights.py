@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import atomic_write
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.config import Config

@@ -9,15 +9,10 @@ import pytest
 import yaml
 
 from harness.base.errors import UserError
-from harness.config.build import (
-    build,
-    field_types,
-    parse_overrides,
-    read_recipe,
-    signature,
-    to_mapping,
-    to_yaml,
-)
+from harness.config.build import build
+from harness.config.fields import field_types
+from harness.config.sources import parse_overrides, read_recipe
+from harness.config.values import signature, to_mapping, to_yaml
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
 from svll.protocols import PROTOCOLS

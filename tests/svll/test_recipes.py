@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.config.build import build, differences, parse_overrides, read_recipe, value_at
+from harness.config.build import build
+from harness.config.sources import parse_overrides, read_recipe
+from harness.config.values import differences, value_at
 from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config

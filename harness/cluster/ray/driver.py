@@ -36,7 +36,7 @@ from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.trial import mark_ended_early, was_being_ended, was_ended_early
 from harness.cluster.records import EVERY, Cluster, Record, new_record, read_record
 from harness.cluster.slurm import script as slurm
-from harness.config.build import changeable_keys
+from harness.config.fields import changeable_keys
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
 from harness.runs.stopping import request_stop, stop_requested

@@ -12,7 +12,10 @@ from typing import Any
 
 from harness.base.mappings import flatten
 from harness.cluster.ray.trial import end_early, end_paused, judged, note_judged
-from harness.config.build import build, changeable_keys, read_recipe, value_at
+from harness.config.build import build
+from harness.config.fields import changeable_keys
+from harness.config.sources import read_recipe
+from harness.config.values import value_at
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps import population

@@ -15,7 +15,7 @@ import pytest
 
 from harness.base.locks import lock_holder
 from harness.cluster import rank as jobs
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs import stopping
 from harness.runs.run import Run
 

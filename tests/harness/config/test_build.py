@@ -14,23 +14,11 @@ from hypothesis import strategies as st
 
 from harness.base.errors import UserError
 from harness.config import build as config_module
-from harness.config.build import (
-    Base,
-    Setting,
-    build,
-    differences,
-    find_recipe,
-    keys,
-    parse_overrides,
-    read_recipe,
-    runtime,
-    signature,
-    text_fields,
-    to_mapping,
-    to_yaml,
-    value_at,
-)
+from harness.config.build import Base, build
 from harness.config.casts import type_words
+from harness.config.fields import keys, runtime, text_fields
+from harness.config.sources import Setting, find_recipe, parse_overrides, read_recipe
+from harness.config.values import differences, signature, to_mapping, to_yaml, value_at
 from svll.config import Config as WholeConfig
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import changeable, keys, runtime, unless_empty, where_it_counts
+from harness.config.fields import changeable, keys, runtime, unless_empty, where_it_counts
 from harness.config.help import config_help, field_texts, sections
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile
 from svll.config import Config

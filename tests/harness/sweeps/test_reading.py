@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import UserError
-from harness.config.build import runtime, signature
+from harness.config.fields import runtime
+from harness.config.values import signature
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
 from harness.sweeps.reading import (

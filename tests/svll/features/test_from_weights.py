@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.config.build import Setting, build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.sources import Setting, parse_overrides, read_recipe
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.records import Dataset, Records

@@ -9,7 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.config.build import build
+from harness.config.sources import parse_overrides, read_recipe
+from harness.config.values import signature, to_yaml
 from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config

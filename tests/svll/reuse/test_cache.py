@@ -16,7 +16,8 @@ import torch
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from harness.config.build import build, parse_overrides
+from harness.config.build import build
+from harness.config.sources import parse_overrides
 from harness.features.file import read_features
 from svll.config import Config
 from svll.data.records import Dataset, Records, Row

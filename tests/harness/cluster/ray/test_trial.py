@@ -25,7 +25,7 @@ from harness.cluster.ray.trial import (
     mark_ended_early,
     was_ended_early,
 )
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 
 

@@ -1,0 +1,155 @@
+"""Settings from recipe files and command lines, each with the place where it was written."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import UserError
+from harness.base.paths import expanded, is_utf8
+from harness.config.fields import removed_keys, subsections, text_fields
+from harness.config.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value for one dotted key, and where the user wrote it."""
+
+    key: str
+    value: Any
+    where: str
+
+
+def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of a nested mapping, going down where `schema` has a section."""
+    sections = subsections(schema)
+    for key, item in value.items():
+        dotted = f"{prefix}{key}"
+        section = sections.get(str(key).split(".")[-1]) if "." not in str(key) else None
+        if section is not None and isinstance(item, Mapping):
+            yield from flatten(item, section, f"{dotted}.")
+        else:
+            yield dotted, item
+
+
+def settings_of(
+    value: Mapping[str, Any], lines: Mapping[str, int], path: Path, schema: type, prefix: str = ""
+) -> list[Setting]:
+    """Return a mapping's values as settings of `schema`; `prefix` is its place inside the file."""
+    return [
+        Setting(key, item, f"{path}, line {lines.get(prefix + key, 1)}")
+        for key, item in flatten(value, schema)
+    ]
+
+
+def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
+    """Return a recipe's settings, those of the recipes that it `extends` (one or a list) first.
+
+    recipes: where further recipes are that it may extend, besides those in its own folder. Raises
+    UserError for what `read_yaml` refuses, a missing base or a circle of bases.
+    """
+    return list(_read_recipe(path, schema, recipes, ()))
+
+
+def _read_recipe(
+    path: Path, schema: type, recipes: Path | None, above: tuple[Path, ...]
+) -> Iterator[Setting]:
+    if any(path.samefile(one) for one in above):
+        names = " -> ".join(file.stem for file in [*above, path])
+        raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
+    value, lines = read_yaml(path, text_fields(schema))
+    bases = value.pop("extends", None) or []
+    where = f"{path}, line {lines.get('extends', 1)}"
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{where}: extends: expected a recipe's name or a list of them, found "
+                        f"{bases!r}")
+    folders = [path.parent, *([recipes] if recipes else [])]
+    for base in bases:
+        file = _recipe_in(folders, base, where, not_first=path)
+        yield from _read_recipe(file, schema, recipes, (*above, path))
+    yield from as_given_now(settings_of(value, lines, path, schema), schema)
+
+
+def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
+    """Return the settings of a resolved tree, that of a run, as they mean what they meant then.
+
+    It is one when no section is left out. A version before may have written it: the schema's class
+    variable `absent` has the value that a missing key stands for, `removed` what replaces a key.
+    """
+    given = {setting.key for setting in settings}
+    if not all(any(key.startswith(f"{name}.") for key in given) for name in subsections(schema)):
+        return settings
+    gone = removed_keys(schema)
+    kept = [
+        Setting(key, value, setting.where)
+        for setting in settings
+        for key, value in (
+            gone[setting.key].replaced_by.items()
+            if setting.key in gone and setting.value is not gone[setting.key].only
+            else [(setting.key, setting.value)]
+        )
+    ]
+    absent: Mapping[str, Any] = getattr(schema, "absent", {})
+    where = settings[0].where if settings else ""
+    return [*(Setting(k, v, where) for k, v in absent.items() if k not in given), *kept]
+
+
+def find_recipe(
+    name: str, folder: Path, *, near: Sequence[Path] = (Path(),), where: str | None = None
+) -> Path:
+    """Return the file of a recipe given by name, looked up in `folder`, or by path.
+
+    near: from where a path may be meant. Raises UserError, with the nearest names, when there is
+    none.
+    """
+    return _recipe_in([*near, folder] if name.endswith(ENDINGS) else [folder], name, where)
+
+
+def _recipe_in(
+    folders: Sequence[Path], name: str, where: str | None, not_first: Path | None = None
+) -> Path:
+    """Return the first file of that name; `not_first` only where there is no other."""
+    file = expanded(name) if name.endswith(ENDINGS) else f"{name}.yaml"
+    found = [folder / file for folder in folders if (folder / file).is_file()]
+    found.sort(key=lambda path: not_first is not None and path.samefile(not_first))
+    if found:
+        return found[0]
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    start = f"{where}: " if where else ""
+    is_path, looked = name.endswith(ENDINGS), ", ".join(str(one.absolute()) for one in folders)
+    raise UserError(f"{start}no recipe {name!r}{f' in {looked}' if is_path else ''}"
+                    f"{suggest(name, known)}\nrecipes: {', '.join(known)}")
+
+
+def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:
+    """Turn `key=value` words of a command line into settings; values are read as YAML.
+
+    texts: which keys hold text. Raises UserError naming every word without `=` or with a value
+    that is not YAML.
+    """
+    settings: list[Setting] = []
+    faults: list[str] = []
+    for number, word in enumerate(overrides, start=1):
+        key, equals, text = (part.strip() for part in word.partition("="))
+        where = f"command line, override {number}"
+        if not equals or not key:
+            faults.append(f"{where}: {word!r} is not of the form key=value")
+            continue
+        try:
+            # a name that is not UTF-8 is no YAML, and a text
+            value = parse(text, texts, key)[0] if is_utf8(text) else text
+            settings.append(Setting(key, value, where))
+        except NotYaml as error:
+            faults.append(f"{where}: {key}: {text!r} is not a YAML value: {error}")
+    if faults:
+        raise UserError("\n".join(faults))
+    return settings
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # the right last word under another section is the commonest slip
+        near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
