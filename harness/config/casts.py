@@ -1,5 +1,6 @@
 """A value as a configuration's key takes it: at the key's type, and what is said of a misfit."""
 
+import re
 import sys
 import types
 import typing
@@ -7,19 +8,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-REFERENCE = "${"
-"""How OmegaConf begins a reference to another key, or to the environment."""
+REFERENCE = re.compile(r"\$\{([a-z][^}]*)\}")
+"""`${key}` stands for another key's value; in capitals it is a variable of the environment."""
+MISSING = "???"
+"""What Hydra's recipes write for a value that must be given; never a text."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words accepted for a boolean field."""
 
 
 def at_type(value: Any, kind: Any) -> Any:
-    """Return a value as a field of a type holds it: 1 as 1.0, yes as True, tuples as lists.
+    """Return a value as a field of a type holds it: 1 as 1.0, yes as True, [1, 2] as a tuple.
 
     Raises ValueError when it does not fit. A reference to another key may stand for anything.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any or (isinstance(value, str) and REFERENCE in value):
+    if kind is Any or (isinstance(value, str) and REFERENCE.search(value)):
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -31,7 +34,7 @@ def at_type(value: Any, kind: Any) -> Any:
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         kinds = args * len(value) if origin is list else args
         if len(kinds) == len(value):
-            return [at_type(item, one) for item, one in zip(value, kinds, strict=True)]
+            return origin(at_type(item, one) for item, one in zip(value, kinds, strict=True))
     elif origin is dict and isinstance(value, Mapping):
         return {str(key): at_type(item, args[1]) for key, item in value.items()}
     elif origin is typing.Literal and any(value == a and type(value) is type(a) for a in args):
@@ -40,7 +43,7 @@ def at_type(value: Any, kind: Any) -> Any:
         return TRUTHS[str(value).lower()]
     elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
-    elif kind in (int, str) and type(value) is kind:
+    elif kind in (int, str) and type(value) is kind and value != MISSING:
         return value
     raise ValueError(misfit(value, kind))
 

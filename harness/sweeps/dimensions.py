@@ -101,7 +101,8 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
 
 def _at_type(value: Any, type_: Any, fault: Callable[[str], Any]) -> Any:
     try:
-        return at_type(value, type_)
+        found = at_type(value, type_)
+        return list(found) if isinstance(found, tuple) else found  # as points are kept, in JSON
     except ValueError:
         fault(misfit(value, type_))
         return value
