@@ -30,7 +30,8 @@ from harness.base.errors import UserError
 from harness.base.files import atomic_write, check_writable
 from harness.config.build import build
 from harness.config.fields import text_fields
-from harness.config.sources import find_recipe, parse_overrides, read_recipe
+from harness.config.recipes import named_recipe
+from harness.config.sources import parse_overrides
 from harness.features.file import write_features
 from launch.cli import command
 from svll.config import RECIPES, Config
@@ -330,7 +331,7 @@ def _of_weights(
 ) -> "list[Source]":
     if recipe is None:
         raise UserError("--weights also needs --recipe NAME, which names the test set")
-    settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
+    settings = named_recipe(recipe, Config, RECIPES)
     words = parse_overrides(overrides, text_fields(Config))
     config = build(Config, [*settings, *words])
     # the weights have it or not; a recipe's model.sie says how models are trained

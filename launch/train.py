@@ -23,7 +23,8 @@ from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.config.build import build
 from harness.config.fields import text_fields
-from harness.config.sources import find_recipe, parse_overrides, read_recipe
+from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.reporting.terminal import wide
 from harness.runs.run import Run
@@ -42,7 +43,7 @@ LONGEST = 5
 @command(__doc__)
 def main(
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name or a YAML file; needed for a run.")
+        str | None, typer.Option(help="A recipe: name, YAML file or several, A+B+C.")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -69,9 +70,8 @@ def main(
         return 0
     if recipe is None:
         raise UserError("give --recipe NAME (or FILE); --help shows examples")
-    file = find_recipe(recipe, RECIPES)
     words = parse_overrides(overrides or [], text_fields(Config))
-    config = build(Config, [*read_recipe(file, Config, RECIPES), *words])
+    config = build(Config, [*named_recipe(recipe, Config, RECIPES), *words])
     if dry_run:
         return _dry_run(config)
     from harness.cluster.rank import join_step
@@ -80,7 +80,7 @@ def main(
     join_step()
     place = config.run
     pinned = pin(config)
-    run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
+    run = Run(Path(place.runs).absolute() / (place.name or recipe_stem(recipe)) / signature(pinned))
     if not run.is_complete():
         _check(config, int(os.environ.get("WORLD_SIZE", "1")))
     run.create(to_yaml(pinned))

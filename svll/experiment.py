@@ -24,7 +24,7 @@ from harness.base.locks import job_id
 from harness.base.machine import usable_cores
 from harness.base.rng import torch_seed
 from harness.config.build import build
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.config.values import to_mapping
 from harness.features.file import open_features
 from harness.images.loader import ImageLoader, decoder_name

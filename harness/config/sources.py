@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.paths import expanded, is_utf8
-from harness.config.fields import removed_keys, subsections, text_fields
-from harness.config.yaml_files import ENDINGS, NotYaml, Texts, nowhere, parse, read_yaml
+from harness.base.paths import is_utf8
+from harness.config.fields import removed_keys, subsections
+from harness.config.yaml_files import NotYaml, Texts, nowhere, parse
 
 
 @dataclass(frozen=True)
@@ -43,35 +43,6 @@ def settings_of(
     ]
 
 
-def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
-    """Return a recipe's settings, those of the recipes that it `extends` (one or a list) first.
-
-    recipes: where further recipes are that it may extend, besides those in its own folder. Raises
-    UserError for what `read_yaml` refuses, a missing base or a circle of bases.
-    """
-    return list(_read_recipe(path, schema, recipes, ()))
-
-
-def _read_recipe(
-    path: Path, schema: type, recipes: Path | None, above: tuple[Path, ...]
-) -> Iterator[Setting]:
-    if any(path.samefile(one) for one in above):
-        names = " -> ".join(file.stem for file in [*above, path])
-        raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
-    value, lines = read_yaml(path, text_fields(schema))
-    bases = value.pop("extends", None) or []
-    where = f"{path}, line {lines.get('extends', 1)}"
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{where}: extends: expected a recipe's name or a list of them, found "
-                        f"{bases!r}")
-    folders = [path.parent, *([recipes] if recipes else [])]
-    for base in bases:
-        file = _recipe_in(folders, base, where, not_first=path)
-        yield from _read_recipe(file, schema, recipes, (*above, path))
-    yield from as_given_now(settings_of(value, lines, path, schema), schema)
-
-
 def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
     """Return the settings of a resolved tree, that of a run, as they mean what they meant then.
 
@@ -94,33 +65,6 @@ def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
     absent: Mapping[str, Any] = getattr(schema, "absent", {})
     where = settings[0].where if settings else ""
     return [*(Setting(k, v, where) for k, v in absent.items() if k not in given), *kept]
-
-
-def find_recipe(
-    name: str, folder: Path, *, near: Sequence[Path] = (Path(),), where: str | None = None
-) -> Path:
-    """Return the file of a recipe given by name, looked up in `folder`, or by path.
-
-    near: from where a path may be meant. Raises UserError, with the nearest names, when there is
-    none.
-    """
-    return _recipe_in([*near, folder] if name.endswith(ENDINGS) else [folder], name, where)
-
-
-def _recipe_in(
-    folders: Sequence[Path], name: str, where: str | None, not_first: Path | None = None
-) -> Path:
-    """Return the first file of that name; `not_first` only where there is no other."""
-    file = expanded(name) if name.endswith(ENDINGS) else f"{name}.yaml"
-    found = [folder / file for folder in folders if (folder / file).is_file()]
-    found.sort(key=lambda path: not_first is not None and path.samefile(not_first))
-    if found:
-        return found[0]
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    start = f"{where}: " if where else ""
-    is_path, looked = name.endswith(ENDINGS), ", ".join(str(one.absolute()) for one in folders)
-    raise UserError(f"{start}no recipe {name!r}{f' in {looked}' if is_path else ''}"
-                    f"{suggest(name, known)}\nrecipes: {', '.join(known)}")
 
 
 def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:

@@ -110,7 +110,7 @@ class SweepFile:
     """Folder of its runs; empty: the file's name."""
     recipe: str = ""
     """What all trials start from: the name of a shipped recipe, or a file as seen from this one's
-    folder or the current one."""
+    folder or the current one; several are joined by +, and later ones win."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values that all trials share and that differ from the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)

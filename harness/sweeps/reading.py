@@ -19,7 +19,8 @@ from typing import Any, Literal
 from harness.base.errors import UserError
 from harness.config.build import Base, build
 from harness.config.fields import field_types
-from harness.config.sources import Setting, find_recipe, parse_overrides, read_recipe, settings_of
+from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.sources import Setting, parse_overrides, settings_of
 from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
 from harness.runs.run import Run
@@ -175,7 +176,7 @@ def recipe_sweep(
     parts: dict[str, list[Setting]] = {key: [] for key in FREE}
     return _assemble(
         own, parts, parse_overrides(overrides, sweep_texts(schema)), [], near=(Path(),),
-        name=Path(recipe).stem, file=recipe, schema=schema, recipes=recipes, metrics=metrics,
+        name=recipe_stem(recipe), file=recipe, schema=schema, recipes=recipes, metrics=metrics,
         complete=complete,
     )
 
@@ -278,8 +279,7 @@ def _assemble(
     bases: dict[str, Base[Any]] = {}
     for recipe, where in wanted.items():
         with _collecting(faults):
-            recipe_file = find_recipe(recipe, recipes, near=near, where=where)
-            found = read_recipe(recipe_file, schema, recipes)
+            found = named_recipe(recipe, schema, recipes, near=near, where=where)
             bases[recipe] = Base(schema, [*found, *settings])
     base = next(iter(bases.values()), Base(schema, settings))
     folder, seed = Path(name), 0  # for faults only: other keys are still looked at

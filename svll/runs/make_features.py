@@ -7,7 +7,8 @@ from pathlib import Path
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.fields import text_fields
-from harness.config.sources import parse_overrides, read_recipe
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.config.values import signature
 from harness.runs.run import Run
 from svll.config import Config

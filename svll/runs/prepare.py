@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from harness.config.build import build
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.config.values import to_mapping
 from harness.runs.run import Run
 from svll.config import Config

@@ -8,7 +8,7 @@ import yaml
 import launch.train
 from harness.base.errors import UserError
 from harness.config.build import build
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.training import engine
 from svll.config import RECIPES, Config
 from tests.commands import called, started

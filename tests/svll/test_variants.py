@@ -12,7 +12,8 @@ import torch
 import svll
 from harness.base.errors import UserError
 from harness.config.build import build
-from harness.config.sources import parse_overrides, read_recipe
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.features.file import read_features
 from harness.runs.run import Run

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from harness.config.build import build
-from harness.config.sources import parse_overrides, read_recipe
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config

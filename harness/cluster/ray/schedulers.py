@@ -14,7 +14,7 @@ from harness.base.mappings import flatten
 from harness.cluster.ray.trial import end_early, end_paused, judged, note_judged
 from harness.config.build import build
 from harness.config.fields import changeable_keys
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.config.values import value_at
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.config.build import build
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.datasets import Datasets, check_pinned, load_datasets

@@ -1,14 +1,11 @@
 """Recipes and overrides become one checked tree; each fault is told with its place and remedy."""
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,65 +13,12 @@ from harness.base.errors import UserError
 from harness.config import build as config_module
 from harness.config.build import Base, build
 from harness.config.casts import type_words
-from harness.config.fields import keys, runtime, text_fields
-from harness.config.sources import Setting, find_recipe, parse_overrides, read_recipe
-from harness.config.values import differences, signature, to_mapping, to_yaml, value_at
+from harness.config.fields import text_fields
+from harness.config.recipes import read_recipe
+from harness.config.sources import Setting, parse_overrides
+from harness.config.values import to_mapping, value_at
 from svll.config import Config as WholeConfig
-
-
-@dataclass
-class Engine:
-    power: float = 1.5
-    fuel: Literal["petrol", "wood"] = "wood"
-    gears: list[int] = field(default_factory=lambda: [1, 2])
-    span: tuple[float, float] = (0.1, 1 / 3)
-    level: Literal[0, 1, 2] = 0
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if self.power < 0:
-            yield "power", f"must not be negative, found {self.power}"
-        if len(self.gears) > 3:
-            yield "gears", "at most 3"
-
-
-@dataclass
-class Car:
-    name: str = "beetle"
-    doors: int = 4
-    seats: int | None = None
-    open: bool = False
-    engine: Engine = field(default_factory=Engine)
-    garage: str = runtime("here")
-    colour: str | None = runtime(None)
-    notes: list[str] = runtime(factory=list)
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if self.doors % 2:
-            yield "doors", f"{self.doors} is odd, with engine.level={self.engine.level}"
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Any:
-    """Write a YAML file by name; returns its path."""
-
-    def written(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return written
-
-
-def told(function: Any, *arguments: Any, **options: Any) -> list[str]:
-    """The lines of the UserError that a call raises."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments, **options)
-    return str(caught.value).splitlines()
-
-
-def made(*words: str) -> Car:
-    return build(Car, parse_overrides(words))
-
+from tests.harness.config.car import Car, Engine, made, told
 
 # --- values ---
 
@@ -229,149 +173,7 @@ def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
     ]
 
 
-# --- recipes ---
-
-
-def test_a_recipe_starts_from_the_one_that_it_extends(write: Any) -> None:
-    write("base.yaml", "doors: 2\nname: base\nengine: {power: 5}\n")
-    write("middle.yaml", "extends: base\nname: middle\nengine.fuel: petrol\n")
-    path = write("top.yaml", "extends: middle\nengine:\n  power: 7\n")
-    car = build(Car, read_recipe(path, Car))
-    assert (car.doors, car.name, car.engine) == (2, "middle", Engine(power=7.0, fuel="petrol"))
-    assert [s for s in read_recipe(path, Car) if s.key == "engine.power"] == [
-        Setting("engine.power", 5, f"{path.with_name('base.yaml')}, line 3"),
-        Setting("engine.power", 7, f"{path}, line 3"),
-    ]
-
-
-def test_a_base_given_as_a_path_is_looked_up_from_the_recipes_folder(
-    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write("base.yaml", "doors: 2\n")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "base.yaml").write_text("doors: 8\n")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert build(Car, read_recipe(write("a.yaml", "extends: base.yaml\n"), Car)).doors == 2
-
-
-def test_a_recipe_anywhere_may_extend_shipped_ones_by_name_or_path(
-    write: Any, tmp_path: Path
-) -> None:
-    shipped = tmp_path / "shipped"
-    (shipped / "parts").mkdir(parents=True)
-    (shipped / "demo.yaml").write_text("doors: 8\nextends: parts/base.yaml\n")
-    (shipped / "own.yaml").write_text("doors: 6\n")
-    (shipped / "parts" / "base.yaml").write_text("name: base\n")
-    write("own.yaml", "doors: 2\n")
-
-    def doors(text: str, name: str = "mine.yaml") -> int:
-        return build(Car, read_recipe(write(name, text), Car, shipped)).doors
-
-    assert doors("extends: demo\n") == 8
-    assert doors("extends: [demo, own]\n") == 2  # one beside the file comes first
-    assert doors("extends: own\n", "own.yaml") == 6  # but not the file itself
-    path = write("mine.yaml", "extends: [parts/base.yaml]\n")
-    assert build(Car, read_recipe(path, Car, shipped)).name == "base"
-    assert told(read_recipe, write("mine.yaml", "extends: demoo\n"), Car, shipped) == [
-        f"{path}, line 1: no recipe 'demoo'; did you mean demo?", "recipes: demo, mine, own"
-    ]
-    assert told(read_recipe, write("mine.yaml", "extends: x/a.yaml\n"), Car, shipped)[0] == (
-        f"{path}, line 1: no recipe 'x/a.yaml' in {tmp_path}, {shipped}"
-    )
-
-
-def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None:
-    write("a.yaml", "extends: b\n")
-    path = write("b.yaml", "extends: a\n")
-    assert told(read_recipe, path, Car) == [
-        f"{path}: recipes extend each other in a circle: b -> a -> b"
-    ]
-    path = write("a.yaml", f"extends: ../{path.parent.name}/a.yaml\n")
-    assert told(read_recipe, path, Car) == [
-        f"{path}: recipes extend each other in a circle: a -> a"
-    ]
-    assert told(read_recipe, write("a.yaml", "doors: 2\nextends: 5\n"), Car) == [
-        f"{path}, line 2: extends: expected a recipe's name or a list of them, found 5"
-    ]
-
-
-def test_later_bases_win_over_earlier_ones_and_the_recipe_over_all(write: Any) -> None:
-    write("a.yaml", "doors: 2\ngarage: north\n")
-    write("b.yaml", "doors: 6\nengine: {power: 7.0}\n")
-    car = build(Car, read_recipe(write("c.yaml", "extends: [a, b]\n"), Car))
-    assert (car.doors, car.garage, car.engine.power) == (6, "north", 7.0)
-    turned = write("d.yaml", "extends: [b, a]\nengine: {power: 8.0}\n")
-    other = build(Car, read_recipe(turned, Car))
-    assert (other.doors, other.engine.power) == (2, 8.0)
-
-
-def test_an_unknown_recipe_is_told_with_the_nearest_and_all(write: Any, tmp_path: Path) -> None:
-    write("market.yaml", "")
-    path = write("tiny.yaml", "doors: 2\nextends: markt\n")
-    assert told(find_recipe, "markte", tmp_path) == [
-        "no recipe 'markte'; did you mean market?", "recipes: market, tiny"
-    ]
-    assert told(read_recipe, path, Car)[0] == (
-        f"{path}, line 2: no recipe 'markt'; did you mean market?"
-    )
-
-
-def test_a_recipe_is_found_by_name_or_by_path(write: Any, tmp_path: Path) -> None:
-    path = write("mine.yaml", "")
-    assert find_recipe("mine", tmp_path) == find_recipe(str(path), tmp_path / "other") == path
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path))
-        assert find_recipe("~/mine.yaml", tmp_path / "other") == path
-        other = write("further.yaml", "extends: $HOME/mine.yaml\n")
-        assert read_recipe(other, Car) == []
-
-
-# --- signature ---
-
-
-def test_the_signature_depends_on_all_that_can_change_a_result_and_on_nothing_else() -> None:
-    base = signature(Car())
-    assert len(base) == 12
-    assert int(base, 16) >= 0
-    others = [
-        "name=x", "doors=2", "seats=4", "open=true", "engine.power=2", "engine.fuel=petrol",
-        "engine.gears=[2,1]", "engine.span=[0.1,0.2]", "engine.level=1",
-    ]
-    changing = {word.partition("=")[0] for word in others}
-    assert changing | {"garage", "colour", "notes"} == set(keys(Car))
-    assert len({base, *(signature(made(word)) for word in others)}) == len(others) + 1
-    assert signature(made("garage=there", "notes=[a]")) == base
-
-
-def test_the_signature_is_that_of_the_values_however_they_were_written() -> None:
-    expected = signature(made("engine.power=2", "engine.gears=[1]"))
-    assert signature(made("engine.gears=[1]", "engine.power=2.0")) == expected
-    assert signature(made("engine.power=2e0", "engine.gears=[1]", "doors=4")) == expected
-
-
-def test_the_signature_does_not_change_between_versions() -> None:
-    # another way of hashing would make every finished run look missing
-    text = (
-        '{"fuel": "wood", "gears": [1, 2], "level": 0, "power": 1.5, '
-        '"span": [0.1, 0.3333333333333333]}'
-    )
-    assert signature(Engine()) == hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def test_the_written_yaml_builds_the_same_tree(write: Any) -> None:
-    car = made("engine.power=1e-6", "name='yes'", "seats=null", "notes=['ü: 1', '1e4', '0o17']",
-               "garage='1'")
-    path = write("config.yaml", to_yaml(car))
-    again = build(Car, read_recipe(path, Car))
-    assert signature(again) == signature(car)
-    assert to_mapping(again) == to_mapping(car)
-    assert list(yaml.safe_load(to_yaml(car))) == [f.name for f in dataclasses.fields(Car)]
-
-
-def test_differences_name_the_keys_with_both_values() -> None:
-    assert differences(Car(), made("doors=2", "engine.level=1")) == {
-        "doors": (4, 2), "engine.level": (0, 1)
-    }
+# --- trees that share settings ---
 
 
 def test_every_part_of_the_module_is_about_any_tree() -> None:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from harness.config.build import build
-from harness.config.sources import parse_overrides, read_recipe
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run

@@ -11,7 +11,8 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.config.build import build
-from harness.config.sources import parse_overrides, read_recipe
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_mapping
 from svll.config import RECIPES, Config
 from svll.data import datasets

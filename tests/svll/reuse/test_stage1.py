@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from harness.config.build import build
-from harness.config.sources import read_recipe
+from harness.config.recipes import read_recipe
 from harness.runs import stopping
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
