@@ -451,3 +451,29 @@ def test_searched_recipes_that_make_no_sense_are_told(read) -> None:
     ]
     [line] = told(read, "search: {recipe: {choice: [base]}}\n")
     assert line == "tried.yaml, line 1: recipe: expected {grid: [names of recipes]}"
+    lines = told(
+        read, "backend: ray\nalgorithm: tpe\nsearch: {recipe: {choice: [base, bass]}}\n"
+    )
+    assert "tried.yaml, line 3: no recipe 'bass'; did you mean base?" in lines
+
+
+def test_recipes_are_combined_under_one_name(read, recipes: Path, tmp_path: Path) -> None:
+    (recipes / "parts").mkdir()
+    (recipes / "parts" / "long.yaml").write_text("train: {epochs: 9}\n")
+    (tmp_path / "mine.yaml").write_text("train: {lr: 0.5}\n")
+    sweep = read("recipe: base+long+mine.yaml\nseeds: [1]\n")
+    assert [(t.config.train.epochs, t.config.train.lr) for t in sweep.trials] == [(9, 0.5)]
+    options = {"schema": Config, "recipes": recipes}
+    [trial], [former] = (recipe_sweep(n, **options).trials for n in ("base+long", "base_long"))
+    assert trial.run == former.run
+    assert trial.run.folder.parent == Path("here/base_long")
+    [line] = told(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
+    assert "two trials are one and the same run" in line
+
+
+def test_a_dataset_is_not_looked_at_for_a_recipe_that_there_is_not(recipes: Path) -> None:
+    def refuse(_: Config) -> Config:
+        raise AssertionError("it was looked at")
+
+    with pytest.raises(UserError, match="no recipe 'bass'"):
+        recipe_sweep("bass", schema=Config, recipes=recipes, complete=refuse)
