@@ -1,4 +1,8 @@
-"""What a schema holds: marks of fields, dotted keys with their types, keys that it had."""
+"""A schema is a tree of dataclasses: its marked fields, its dotted keys and their types.
+
+A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks of
+fields say what is part of it.
+"""
 
 import dataclasses
 import typing
@@ -10,14 +14,14 @@ from harness.config.yaml_files import Texts
 
 
 def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that says where or how fast a run runs, never what it computes."""
+    """Mark a field that cannot change a result, such as a folder: never part of the signature."""
     if factory is not dataclasses.MISSING:
         return field(default_factory=factory, metadata={"runtime": True})
     return field(default=default, metadata={"runtime": True})
 
 
 def changeable(default: Any) -> Any:
-    """A dataclass field that may get another value while a run goes on: it shapes nothing."""
+    """Mark a field whose value may change during a run, as population based training does."""
     return field(default=default, metadata={"changeable": True})
 
 
@@ -34,17 +38,17 @@ def changeable_keys(schema: type, prefix: str = "") -> set[str]:
 
 
 def unless_empty(default: Any) -> Any:
-    """A dataclass field that is part of the signature only where it is not its default.
+    """Mark a field that is part of the signature only if it differs from its default.
 
-    So a schema can gain a field and the runs made before keep their names.
+    A schema can gain such a field without renaming earlier runs.
     """
     return field(default=default, metadata={"unless_empty": True})
 
 
 def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
-    """A dataclass field that is part of the signature only of trees for which `counts` is true.
+    """Mark a field that is part of the signature only of trees for which `counts` is true.
 
-    So the default can change for runs whose result it changes, and all other runs keep their names.
+    Its default can then change without renaming the runs whose result it does not change.
     """
     return field(default=default, metadata={"where_it_counts": counts})
 
@@ -68,20 +72,21 @@ def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
 
 
 class Removed(NamedTuple):
-    """A key that a schema had."""
+    """A key that an earlier version of a schema had."""
 
     only: Any
-    """The one value that means what is done now."""
+    """The value that is still accepted: the present behaviour."""
     advice: str
+    """What to set instead."""
     replaced_by: Mapping[str, Any]
-    """The settings, by dotted key, that another value in a finished run's configuration means."""
+    """Settings, by dotted key, that stand for any other value in a finished run's configuration."""
 
 
 def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
-    """Return the keys that a schema had.
+    """Return the removed keys of a schema: those in the class variables `removed` of its tree.
 
-    A dataclass of the tree names them in a class variable `removed`. Such a key with that value may
-    still be given, and stays part of the signature: runs made before keep their names.
+    Such a key is still accepted with one value, and stays part of the signature with it, so earlier
+    runs keep their names.
     """
     own: Mapping[str, Removed] = getattr(schema, "removed", {})
     found = {f"{prefix}{key}": gone for key, gone in own.items()}
@@ -91,6 +96,7 @@ def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
 
 
 def subsections(schema: type) -> dict[str, type]:
+    """Return the fields of a dataclass that are dataclasses themselves, with their types."""
     hints = typing.get_type_hints(schema)
     return {
         item.name: hints[item.name]
@@ -100,7 +106,7 @@ def subsections(schema: type) -> dict[str, type]:
 
 
 def text_fields(schema: type) -> Texts:
-    """Return a function that says whether a dotted key of a schema holds text and nothing else."""
+    """Return a function that tells whether a dotted key of a schema holds strings only."""
     kinds = field_types(schema)
 
     def holds_text(kind: Any) -> bool:

@@ -22,7 +22,7 @@ class Setting:
 
 
 def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of a nested mapping, going down where `schema` has a section."""
+    """Yield (dotted key, value) of a nested mapping, descending into the sections of `schema`."""
     sections = subsections(schema)
     for key, item in value.items():
         dotted = f"{prefix}{key}"
@@ -36,7 +36,7 @@ def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterato
 def settings_of(
     value: Mapping[str, Any], lines: Mapping[str, int], path: Path, schema: type, prefix: str = ""
 ) -> list[Setting]:
-    """Return a mapping's values as settings of `schema`; `prefix` is its place inside the file."""
+    """Return a mapping's values as settings of `schema`; `prefix`: its keys above in the file."""
     return [
         Setting(key, item, f"{path}, line {lines.get(prefix + key, 1)}")
         for key, item in flatten(value, schema)
@@ -44,10 +44,11 @@ def settings_of(
 
 
 def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
-    """Return the settings of a resolved tree, that of a run, as they mean what they meant then.
+    """Translate the configuration of a finished run that an earlier version may have written.
 
-    It is one when no section is left out. A version before may have written it: the schema's class
-    variable `absent` has the value that a missing key stands for, `removed` what replaces a key.
+    Settings are a whole configuration if they have keys in every section; others are returned as
+    they are. The schema's class variable `absent` has the values that missing keys stand for,
+    `removed` the settings that replace a removed key.
     """
     given = {setting.key for setting in settings}
     if not all(any(key.startswith(f"{name}.") for key in given) for name in subsections(schema)):
@@ -70,8 +71,8 @@ def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
 def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:
     """Turn `key=value` words of a command line into settings; values are read as YAML.
 
-    texts: which keys hold text. Raises UserError naming every word without `=` or with a value
-    that is not YAML.
+    texts: tells which keys hold strings. Raises UserError with every word that lacks `=` or whose
+    value is not YAML.
     """
     settings: list[Setting] = []
     faults: list[str] = []
@@ -82,7 +83,7 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         try:
-            # a name that is not UTF-8 is no YAML, and a text
+            # a name that is not UTF-8 cannot be YAML: a string
             value = parse(text, texts, key)[0] if is_utf8(text) else text
             settings.append(Setting(key, value, where))
         except NotYaml as error:
@@ -93,6 +94,7 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown key: the nearest known one, if any is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:  # the right last word under another section is the commonest slip
         near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]

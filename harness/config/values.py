@@ -1,4 +1,4 @@
-"""What a checked tree says: its values, its YAML, its differences from another, its signature."""
+"""A configuration tree as a mapping, as YAML and as a signature; differences of two trees."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,10 @@ from harness.config.yaml_files import to_text
 
 
 def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> dict[str, Any]:
-    """Return a config tree as nested mappings; `with_runtime=False`: only what a signature holds.
+    """Return a configuration tree as nested mappings.
 
-    whole: the tree that `config` is a section of, if it is one.
+    with_runtime: False leaves out all that is not part of the signature. whole: the tree that
+    `config` is a section of; None: `config` itself.
     """
     result: dict[str, Any] = {}
     whole = config if whole is None else whole
@@ -36,7 +37,7 @@ def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> 
 
 
 def signature(config: Any) -> str:
-    """Return the 12 hex digits that name a run: a hash of all that can change its result."""
+    """Return the 12 hex digits that name a run: a hash of everything that can change its result."""
     text = json.dumps(to_mapping(config, with_runtime=False), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -91,10 +91,10 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
         if not values:
             return fault(f"{kind}: is empty")
     elif not _is_range(kind, values):
-        numbers = "whole numbers" if kind == "randint" else "numbers"
+        numbers = "integers" if kind == "randint" else "numbers"
         above = " above 0" if kind == "loguniform" else ""
         return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
-    if kind != "randint":  # whole numbers whatever the type
+    if kind != "randint":  # always integers
         values = [_at_type(value, type_, fault) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
 

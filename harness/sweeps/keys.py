@@ -406,7 +406,7 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
     """Say what cannot be put into a job's script."""
     if key in SLURM_LISTS:
         if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-            yield "expected a list of texts"
+            yield "expected a list of strings"
     elif key == "env":
         if not isinstance(value, dict):
             yield "expected NAME: value pairs"
@@ -419,9 +419,9 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         return
     elif key in SLURM_COUNTS:
         if not re.fullmatch(r"0*[1-9]\d*", str(value)):
-            yield f"expected a whole number of at least 1, found {value!r}"
+            yield f"expected an integer of at least 1, found {value!r}"
     elif key == "python" and not isinstance(value, str):
-        yield f"expected a text, found {value!r}"
+        yield f"expected a string, found {value!r}"
     elif not isinstance(value, str | int | float | bool):
         yield f"expected one value, found {value!r}"
     elif isinstance(value, str) and "\n" in value:

@@ -61,28 +61,28 @@ def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("doors=2.5", "a whole number, found 2.5"),
-        ("doors=2.0", "a whole number, found 2.0"),
-        ("doors=true", "a whole number, found True"),
-        ("doors=null", "a whole number, found None"),
-        ("doors=two", "a whole number, found 'two'"),
-        ("seats=x", "a whole number or null, found 'x'"),
+        ("doors=2.5", "an integer, found 2.5"),
+        ("doors=2.0", "an integer, found 2.0"),
+        ("doors=true", "an integer, found True"),
+        ("doors=null", "an integer, found None"),
+        ("doors=two", "an integer, found 'two'"),
+        ("seats=x", "an integer or null, found 'x'"),
         ("open=perhaps", "true or false, found 'perhaps'"),
         ("open=1", "true or false, found 1"),
-        ("doors=010", "a whole number, found '010'"),
-        ("doors=1_000", "a whole number, found '1_000'"),
-        ("doors=12:30", "a whole number, found '12:30'"),
-        ("doors='4'", "a whole number, found '4'"),
-        ("seats=None", "a whole number or null, found 'None'"),
-        ("colour=None", "a text or null, found 'None'"),
-        ("notes=[1e3]", "a list (a text), found [1000.0]"),
+        ("doors=010", "an integer, found '010'"),
+        ("doors=1_000", "an integer, found '1_000'"),
+        ("doors=12:30", "an integer, found '12:30'"),
+        ("doors='4'", "an integer, found '4'"),
+        ("seats=None", "an integer or null, found 'None'"),
+        ("colour=None", "a string or null, found 'None'"),
+        ("notes=[1e3]", "a list of strings, found [1000.0]"),
         ("engine.power=1_000", "a number, found '1_000'"),
         ("engine.power=on", "a number, found 'on'"),
         ("engine.fuel=off", "one of petrol, wood, found 'off'"),
-        ("name=12", "a text, found 12"),
-        ("name=true", "a text, found True"),
-        ("name={a: 1}", "a text, found {'a': 1}"),
-        ("name='???'", "a text, found '???'"),
+        ("name=12", "a string, found 12"),
+        ("name=true", "a string, found True"),
+        ("name={a: 1}", "a string, found {'a': 1}"),
+        ("name='???'", "a string, found '???'"),
         ("engine.power=much", "a number, found 'much'"),
         ("engine.power=.nan", "a number, found nan"),
         ("engine.power=inf", "a number, found 'inf'"),
@@ -91,12 +91,12 @@ def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
         ("engine.fuel=1", "one of petrol, wood, found 1"),
         ("engine.level=3", "one of 0, 1, 2, found 3"),
         ("engine.level=true", "one of 0, 1, 2, found True"),
-        ("engine.gears=3", "a list (a whole number), found 3"),
-        ("engine.gears=[1, [2]]", "a list (a whole number), found [1, [2]]"),
-        ("engine.gears=[1.5]", "a list (a whole number), found [1.5]"),
-        ("engine.span=[0.1]", "a list (2 of a number), found [0.1]"),
-        ("engine.span=[0.1, .nan]", "a list (2 of a number), found [0.1, nan]"),
-        ("engine.span=[1, 2, 3]", "a list (2 of a number), found [1, 2, 3]"),
+        ("engine.gears=3", "a list of integers, found 3"),
+        ("engine.gears=[1, [2]]", "a list of integers, found [1, [2]]"),
+        ("engine.gears=[1.5]", "a list of integers, found [1.5]"),
+        ("engine.span=[0.1]", "a list of 2 numbers, found [0.1]"),
+        ("engine.span=[0.1, .nan]", "a list of 2 numbers, found [0.1, nan]"),
+        ("engine.span=[1, 2, 3]", "a list of 2 numbers, found [1, 2, 3]"),
     ],
 )
 def test_a_wrong_type_is_told_with_the_right_one(word: str, expected: str) -> None:
@@ -138,9 +138,9 @@ def test_all_faults_of_all_files_and_overrides_come_at_once(write: Any) -> None:
     base = path.with_name("base.yaml")
     assert told(build, Car, settings) == [
         f"{base}, line 3: no key engine.fule; did you mean engine.fuel?",
-        f"{path}, line 2: doors: expected a whole number, found 'four'",
+        f"{path}, line 2: doors: expected an integer, found 'four'",
         f"{path}, line 4: no key nmae; did you mean name?",
-        "command line, override 2: seats: expected a whole number or null, found 'z'",
+        "command line, override 2: seats: expected an integer or null, found 'z'",
         f"{base}, line 2: engine.power: must not be negative, found -2.0",
         "command line, override 1: engine.gears: at most 3",
     ]
@@ -169,7 +169,7 @@ def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
         "command line, override 4: name: '[a' is not a YAML value: expected ',' or ']', but got "
         "'<stream end>'",
         "command line, override 5: engine.span: '{a: 1, a: 2}' is not a YAML value: engine.span.a "
-        "is given twice (first on line 1)",
+        "appears twice (first on line 1)",
     ]
 
 
@@ -211,7 +211,7 @@ def test_references_that_cannot_be_followed_are_told() -> None:
     words = ["name=${nmae}", "seats=${colour}", "colour=red", "engine.power=${engine.power}"]
     assert told(made, *words) == [
         "command line, override 1: name: no key nmae, found '${nmae}'; did you mean name?",
-        "command line, override 2: seats: expected a whole number or null, found 'red' "
+        "command line, override 2: seats: expected an integer or null, found 'red' "
         "(from '${colour}')",
         "command line, override 4: engine.power: '${engine.power}' refers to itself in a circle",
     ]

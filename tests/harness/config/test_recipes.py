@@ -209,7 +209,7 @@ def test_faults_of_a_section_with_are_told_at_their_lines(shipped: Path, write: 
     path = write("mine.yaml", "with:\n  big:\n    engine: {pwoer: 1}\n    doors: two\n")
     assert told(build, Car, named_recipe(f"{path}+big", Car, shipped)) == [
         f"{path}, line 3: no key engine.pwoer; did you mean engine.power?",
-        f"{path}, line 4: doors: expected a whole number, found 'two'",
+        f"{path}, line 4: doors: expected an integer, found 'two'",
     ]
     write("mine.yaml", "doors: 2\nwith:\n  bgi: {doors: 4}\n")
     assert told(named_recipe, str(path), Car, shipped)[0] == (
