@@ -1,13 +1,13 @@
 """Recipes by name: files of settings that combine, as in `market1501+clipreid+rn50`.
 
-Settings of later recipes win. A recipe may `extends:` others, which come before it. Those in a
-folder `parts` are meant to come after another one, whichever it is. Where a value depends on two
-recipes, one of them sets it in its section `with:`, below the other's name:
+Later recipes win. A recipe's key `extends` names recipes that come before it. Recipes in the
+folder `parts` change a recipe before them. A value that depends on two recipes is set by one of
+them in its section `with`, below the other's name:
 
     with:
       rn50: {stage2: {label_smoothing: 0.0}}
 
-These settings come as soon as both recipes are there, so a third one after them still wins.
+These settings come directly after the second of the two, so a third recipe still wins.
 """
 
 import re
@@ -22,34 +22,34 @@ from harness.config.sources import Setting, as_given_now, settings_of, suggest
 from harness.config.yaml_files import ENDINGS, read_yaml
 
 PARTS = "parts"
-"""The folder, beside recipes, of those that come after another one."""
+"""The folder of recipes that only change another one."""
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """One file of those that are combined."""
+    """One of the files that are combined."""
 
     name: str
-    """As it was written; `with` sections do not mean a file that is given by its path."""
+    """As it was written: a section `with` applies to names, not to paths."""
     settings: list[Setting]
     beside: Mapping[str, list[Setting]]
-    """Its section `with`."""
+    """Its section `with`, by name."""
 
 
 def named_recipe(
     name: str, schema: type, folder: Path, *, near: Sequence[Path] = (Path(),), where: str = ""
 ) -> list[Setting]:
-    """Return the settings of a recipe or of several, joined by `+`, each given by name or path.
+    """Return the settings of a recipe, or of several joined by `+`, each given by name or path.
 
-    folder: where the names are looked up. near: from where a path may be meant. where: the place
-    at which `name` was written. Raises UserError, with the nearest names, for an unknown recipe,
-    for one that is given twice, and for a part without a recipe before it.
+    folder: holds the recipes that are given by name. near: folders that a path may start from.
+    where: the place of `name` in the user's input. Raises UserError for an unknown recipe (with the
+    nearest name), a recipe that is given twice and a part without a recipe before it.
     """
     found = _files(name, [folder], near, where)
     first, file = found[0]
     start = f"{where}: " if where else ""
     if file.parent.name == PARTS and not first.endswith(ENDINGS):
-        raise UserError(f"{start}{first} comes after a recipe: write RECIPE+{first}\n"
+        raise UserError(f"{start}{first} only changes a recipe: write RECIPE+{first}\n"
                         f"{_known([folder])}")
     files = [file for _, file in found]
     twice = [word for place, (word, file) in enumerate(found) if file in files[:place]]
@@ -61,14 +61,14 @@ def named_recipe(
 
 
 def recipe_stem(name: str) -> str:
-    """Return what the folder of a recipe's runs is called: the names of its files, joined by _."""
+    """Return the name of the folder of a recipe's runs: the names of its files, joined by _."""
     return "_".join(Path(word).stem for word in _split(name, [Path()]))
 
 
 def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
-    """Return the settings of one file, those of the recipes that it `extends` first.
+    """Return the settings of one file, after those of the recipes that it `extends`.
 
-    recipes: where further recipes are that it may extend, besides those in its own folder. Raises
+    recipes: a further folder, besides the file's own, of recipes that it may extend. Raises
     UserError for what `read_yaml` refuses, a missing base or a circle of bases.
     """
     return list(_combined(_read(str(path), path, schema, recipes, ())))
@@ -88,7 +88,7 @@ def _combined(recipes: Iterable[_Recipe]) -> Iterator[Setting]:
 def _read(
     name: str, path: Path, schema: type, recipes: Path | None, above: tuple[Path, ...]
 ) -> Iterator[_Recipe]:
-    """Yield a file's recipe, those that it extends first; `above`: the files that extend it."""
+    """Yield the recipes that a file extends, then its own; `above`: the files that extend it."""
     if any(path.samefile(one) for one in above):
         names = " -> ".join(file.stem for file in [*above, path])
         raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
@@ -120,29 +120,30 @@ def _files(
     name: str, folders: Sequence[Path], near: Sequence[Path], where: str,
     not_first: Path | None = None,
 ) -> list[tuple[str, Path]]:
-    """Return the recipes that a name combines, each as it is written and with its file."""
-    words = [one for word in _split(name, [*near, *folders]) for one in _parted(word, folders)]
-    return [
-        (word, _file(word, [*near, *folders] if word.endswith(ENDINGS) else folders, where,
-                     not_first))
-        for word in words
-    ]
+    """Return the recipes that a name combines, each as it was written and with its file."""
+    every = [*near, *folders]
+
+    def places(word: str) -> Sequence[Path]:
+        return every if word.endswith(ENDINGS) else folders
+
+    words = [one for word in _split(name, every) for one in _parted(word, places(word))]
+    return [(word, _file(word, places(word), where, not_first)) for word in words]
 
 
 def _split(name: str, folders: Sequence[Path]) -> list[str]:
-    """Split at `+`, unless it is a file's."""
+    """Split a name at `+`, unless a file is called so."""
     is_file = name.endswith(ENDINGS) and any((one / expanded(name)).is_file() for one in folders)
     return [name] if is_file else [word.strip() for word in name.split("+")]
 
 
 def _parted(name: str, folders: Sequence[Path]) -> list[str]:
-    """Return market1501_rn50, as versions before called it, as market1501, rn50."""
-    head, _, tail = name.rpartition("_")
-    if not head or _found(name, folders) or not any(
-        (folder / PARTS / f"{tail}.yaml").is_file() for folder in folders
-    ):
+    """Return market1501_rn50, as earlier versions called it, as market1501, rn50; paths alike."""
+    ending = Path(name).suffix if name.endswith(ENDINGS) else ""
+    head, _, tail = name.removesuffix(ending).rpartition("_")
+    is_part = any((folder / PARTS / f"{tail}.yaml").is_file() for folder in folders)
+    if not head or not is_part or _found(name, folders):
         return [name]
-    return [*_parted(head, folders), tail]
+    return [*_parted(head + ending, folders), tail]
 
 
 def _file(

@@ -177,6 +177,7 @@ def test_names_joined_by_underscores_mean_the_parts_unless_a_file_is_called_so(
     for old, new in {
         "sports_car_big": "sports_car+big", "city_wood_big": "city+wood+big",
         "city_big_wood": "city+big+wood", "city_wood+big": "city+wood+big",
+        f"{shipped}/city_wood_big.yaml": f"{shipped}/city.yaml+wood+big",
     }.items():
         assert named_recipe(old, Car, shipped) == named_recipe(new, Car, shipped)
         assert recipe_stem(old) == recipe_stem(new)
@@ -192,8 +193,8 @@ def test_names_that_cannot_be_combined_are_told(shipped: Path) -> None:
         "ctiy+big": "no recipe 'ctiy'; did you mean city?",
         "city_wod": "no recipe 'city_wod'; did you mean city?",
         "city+": "no recipe ''",
-        "big": "big comes after a recipe: write RECIPE+big",
-        "big+city": "big comes after a recipe: write RECIPE+big",
+        "big": "big only changes a recipe: write RECIPE+big",
+        "big+city": "big only changes a recipe: write RECIPE+big",
     }.items():
         assert told(named_recipe, name, Car, shipped) == [message, *lists]
     for name, word in {
