@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from harness.base.errors import UserError
 from harness.config import build as config_module
 from harness.config.build import Base, build
-from harness.config.casts import type_words
 from harness.config.fields import text_fields
 from harness.config.recipes import read_recipe
 from harness.config.sources import Setting, parse_overrides
@@ -104,20 +103,6 @@ def test_a_wrong_type_is_told_with_the_right_one(word: str, expected: str) -> No
     assert told(made, word) == [f"command line, override 1: {key}: expected {expected}"]
 
 
-def test_a_text_field_gets_a_number_as_it_was_written(write: Any) -> None:
-    text = "name: 1e4\ngarage: 0012.10\nnotes: [1e3, TRUE]\nengine: {power: 1e4}\n"
-    car = build(Car, read_recipe(write("old.yaml", text), Car))
-    assert (car.name, car.garage, car.notes) == ("1e4", "0012.10", ["1e3", "TRUE"])
-    assert car.engine.power == 1e4
-    words = ["name=1e4", "garage=0012.10", "notes=[1e3, TRUE]", "engine.power=1e4"]
-    assert build(Car, parse_overrides(words, text_fields(Car))) == car
-
-
-def test_types_are_said_in_words() -> None:
-    assert type_words(dict[str, Any]) == "a mapping"
-    assert type_words(float | None) == "a number or null"
-
-
 # --- keys ---
 
 
@@ -159,18 +144,6 @@ def test_values_that_do_not_go_together_are_told_at_the_one_that_was_written() -
         "command line, override 2: doors: 3 is odd, with engine.level=1"
     ]
     assert told(build, Odd, []) == ["default: doors: 3 is odd, with engine.level=0"]
-
-
-def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
-    words = ["doors", "doors=2", "=3", "name=[a", "engine.span={a: 1, a: 2}"]
-    assert told(parse_overrides, words) == [
-        "command line, override 1: 'doors' is not of the form key=value",
-        "command line, override 3: '=3' is not of the form key=value",
-        "command line, override 4: name: '[a' is not a YAML value: expected ',' or ']', but got "
-        "'<stream end>'",
-        "command line, override 5: engine.span: '{a: 1, a: 2}' is not a YAML value: engine.span.a "
-        "appears twice (first on line 1)",
-    ]
 
 
 # --- trees that share settings ---
