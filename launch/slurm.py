@@ -65,7 +65,7 @@ def main(
         str | None, typer.Option(help="A sweep file, or the name of a shipped sweep.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Or one recipe (name or file), as a single trial.")
+        str | None, typer.Option(help="Or a recipe (name, file or A+B+C), as a single trial.")
     ] = None,
     cluster: Annotated[
         Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")

@@ -21,15 +21,11 @@ from rich.table import Table
 
 from harness.base.errors import UserError
 from harness.base.units import counted
-from harness.config.build import (
-    build,
-    find_recipe,
-    parse_overrides,
-    read_recipe,
-    signature,
-    text_fields,
-    to_yaml,
-)
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.sources import parse_overrides
+from harness.config.values import signature, to_yaml
 from harness.reporting.terminal import wide
 from harness.runs.run import Run
 from launch.cli import command, print_config_help, print_result
@@ -47,7 +43,7 @@ LONGEST = 5
 @command(__doc__)
 def main(
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name or a YAML file; needed for a run.")
+        str | None, typer.Option(help="A recipe: name, YAML file or several, A+B+C.")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -74,9 +70,8 @@ def main(
         return 0
     if recipe is None:
         raise UserError("give --recipe NAME (or FILE); --help shows examples")
-    file = find_recipe(recipe, RECIPES)
     words = parse_overrides(overrides or [], text_fields(Config))
-    config = build(Config, [*read_recipe(file, Config, RECIPES), *words])
+    config = build(Config, [*named_recipe(recipe, Config, RECIPES), *words])
     if dry_run:
         return _dry_run(config)
     from harness.cluster.slurm.job import join_step
@@ -85,7 +80,7 @@ def main(
     join_step()
     place = config.run
     pinned = pin(config)
-    run = Run(Path(place.runs).absolute() / (place.name or file.stem) / signature(pinned))
+    run = Run(Path(place.runs).absolute() / (place.name or recipe_stem(recipe)) / signature(pinned))
     if not run.is_complete():
         _check(config, int(os.environ.get("WORLD_SIZE", "1")))
     run.create(to_yaml(pinned))

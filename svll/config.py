@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from harness.base.paths import expanded, unknown_in
-from harness.config.build import Removed, changeable, runtime, unless_empty, where_it_counts
+from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -20,31 +20,31 @@ DATASETS = (
     "synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776",
     "vehicleid_800", "vehicleid_1600", "vehicleid_2400", "folder", "list",
 )
-"""Benchmarks, and two ways to bring images of one's own: `folder` is any dataset in Market-1501's
-layout, `list` a CSV file."""
+"""Benchmarks, and two kinds of the user's own images: `folder` is any dataset in Market-1501's
+layout, `list` is a CSV file."""
 VIEWS_LISTED = "veri776"
-"""The benchmark whose viewpoints stand in lists beside it."""
+"""The benchmark that comes with lists of viewpoints."""
 Faults = Iterator[tuple[str, str]]
 
 
 @dataclass
 class WorldConfig:
-    """The synthetic benchmark that is drawn when `data.name` is `synthetic`."""
+    """The drawn benchmark, which `data.name=synthetic` uses."""
 
     kind: Literal["person", "vehicle"] = "person"
-    """What is drawn."""
+    """Objects in the images."""
     train_identities: int = 60
     """Identities of the training part."""
     test_identities: int = 60
-    """Identities of the query and gallery; none of them is a training identity."""
+    """Identities of query and gallery; none is a training identity."""
     shots: int = 3
-    """Images of an identity per camera that sees it."""
+    """Images of each identity per camera that sees it."""
     occlusion: float = 0.15
-    """Share of the images with something in front of the person or vehicle."""
+    """Share of images with something in front of the person or vehicle."""
     query_occlusion: float | None = None
-    """The same for queries alone; null: as for all."""
+    """Share of query images with something in front; null: `occlusion`."""
     seed: int = 1
-    """Another seed is another world."""
+    """Seed of the drawn images; another seed gives another benchmark."""
 
     def faults(self) -> Faults:
         for key in ("train_identities", "test_identities"):
@@ -61,44 +61,44 @@ class WorldConfig:
 
 @dataclass
 class Data:
-    """Images: where they are, and what part of the training set is held back for selection."""
+    """The images: where they are, and which identities are held out for validation."""
 
     name: str = "synthetic"
-    """The benchmark that is trained and tested on: synthetic, market1501, msmt17, dukemtmc,
-    occluded_duke, veri776, vehicleid_800, _1600 or _2400; folder and list: images of your own."""
+    """Benchmark for training and test: synthetic, market1501, msmt17, dukemtmc, occluded_duke,
+    veri776, vehicleid_800, _1600 or _2400; or your own images: folder, list."""
     root: str | None = runtime(None)
-    """The dataset's folder, or the folder that holds several under their usual names; null: the
-    synthetic world, drawn once under the runs folder."""
+    """The dataset's folder, or a folder that holds several under their usual names; null: the
+    synthetic benchmark, drawn once below the runs folder."""
     roots: dict[str, str] = runtime(factory=dict)
-    """Folders of single datasets that are not below `root`: {msmt17: DIR}."""
+    """Folders of datasets that are not below `root`: {msmt17: DIR}."""
     train: list[str] = field(default_factory=list)
-    """Datasets to train on together, as if they were one; empty: `name`."""
+    """Datasets that are joined for training; empty: `name`."""
     test: list[str] = field(default_factory=list)
-    """Datasets to test on, each for itself; empty: `name`."""
+    """Datasets to test on, one after the other; empty: `name`."""
     fingerprint: str = ""
-    """Hash of the files' names and sizes, filled in when a run is made: other files, other run."""
+    """Hash of the files' names and sizes, set when a run is created; other files: another run."""
     unlisted_views: Literal["keep", "drop"] = unless_empty("keep")
-    """VeRi-776's images that are in no viewpoint list: kept, with one further view for all of them,
-    or dropped from all parts, as the released code does."""
+    """Images of VeRi-776 that are in no viewpoint list: keep them as a separate view, or drop them
+    from training, query and gallery as the released code does."""
     world: WorldConfig = field(default_factory=WorldConfig)
     validation: float = 0.0
-    """Share of the training identities held back, with a query and gallery of their own."""
+    """Share of training identities that are held out as a validation query and gallery."""
     height: int = 256
     """Input height in pixels."""
     width: int = 128
     """Input width in pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Of red, green and blue (0..1), subtracted from every pixel."""
+    """Per-channel mean of red, green and blue (0 to 1)."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """What pixels are divided by then."""
+    """Per-channel standard deviation."""
     stage: str | None = runtime(None)
-    """A folder on each node's own disk, such as $SLURM_TMPDIR, to which the images are copied once
-    and from which they are read then; null: they are read where they are."""
+    """A folder on each node's local disk, such as $SLURM_TMPDIR, to which images are copied before
+    training; null: no copy."""
     check: bool = runtime(True)
-    """Decode every image once before training, so that a broken file is named at the start."""
+    """Decode every image once before training to find broken files early."""
     threads: int = runtime(0)
-    """Threads per rank that decode, and as many that then make views; 0: the cores that this
-    process may use."""
+    """Threads per rank for decoding, and as many for augmentation; 0: the cores that this process
+    may use."""
 
     def __post_init__(self) -> None:
         self.root = expanded(self.root) if self.root else self.root
@@ -133,35 +133,35 @@ class Data:
 
 @dataclass
 class Model:
-    """CLIP and what ReID adds to it."""
+    """CLIP and its additions for ReID."""
 
     name: str = "ViT-B-16-quickgelu"
-    """An open_clip model; OpenAI's weights want the `-quickgelu` names. `svll-tiny` is shipped."""
+    """An open_clip model (`-quickgelu` for OpenAI's weights), or `svll-tiny`, which is shipped."""
     weights: str | None = "openai"
-    """An open_clip tag or a file; `shipped` for svll-tiny; null: random, for trying things out."""
+    """An open_clip tag or a file; `shipped` for svll-tiny; null: random weights, for tests."""
     fingerprint: str = unless_empty("")
-    """Hash of the weights file, filled in when a run is made: another file, another run."""
+    """Hash of the weights file, set when a run is created; another file: another run."""
     stride: int | None = 12
-    """Stride of the patch embedding; smaller than the patch: overlapping; null: the patch size."""
+    """Stride of the patch embedding; below the patch size patches overlap; null: the patch size."""
     prompt_tokens: int = 4
-    """M, learnable tokens per identity in "A photo of a [S]1..[S]M person."."""
+    """M, the learnable tokens per identity in "A photo of a [S]1..[S]M person."."""
     noun: str = "person"
     """The template's noun: person or vehicle."""
     sie: Literal["none", "camera", "view", "camera_view"] = "camera"
-    """Side information embedding: what has a learned vector, added to the class token."""
+    """Side information embedding: a learned vector per camera or view, added to the class token."""
     sie_weight: float = 1.0
     """Coefficient of the side information embedding."""
     sie_unseen: Literal["none", "mean"] = "none"
-    """What a camera or view not seen in training gets: nothing, or the mean of the vectors."""
+    """Embedding of cameras and views that were not in training: none, or the mean of all."""
     head_hidden: int = 4096
     """Width of the two hidden layers of the projection heads before NT-Xent."""
     head_out: int = 256
-    """Width of the projection that NT-Xent compares."""
+    """Width of the projections that NT-Xent compares."""
     image_head_init: Literal["released", "torch"] = where_it_counts(
         "released", lambda config: _is_changed_by_released_head(config)
     )
-    """First values of the image head before NT-Xent: those of the released code (Kaiming normal
-    weights, batch normalisation with weight and bias from U(0, 1)) or torch's defaults."""
+    """Initialisation of the image head before NT-Xent: as in the released code (Kaiming normal
+    weights, batch normalisation with weight and bias from U(0, 1)), or torch's defaults."""
     predictor_hidden: int = 512
     """Width of the hidden layer of SimSiam's predictor."""
 
@@ -190,36 +190,36 @@ class Model:
 
 @dataclass
 class Stage1:
-    """Prompt learning: both encoders frozen, M tokens per identity trained."""
+    """Prompt learning: M tokens per identity are trained, both encoders are frozen."""
 
     epochs: int = 120
-    """Passes over the training images; 0: no prompts are learned, for stage2.i2t_weight=0."""
+    """Passes over the training images; 0: no prompts, which needs stage2.i2t_weight=0."""
     batch: int = 256
     """Images per step, over all ranks."""
     lr: float = 3.5e-4
     """Adam's learning rate after warm-up."""
     lr_min: float = 1e-6
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine schedule."""
     warmup_epochs: int = 5
-    """Epochs in which the learning rate rises to `lr`."""
+    """Epochs of linear warm-up to `lr`."""
     warmup_lr: float = 1e-5
-    """Where the linear warm-up starts."""
+    """Learning rate at the start of the warm-up."""
     weight_decay: float = 1e-4
     """L2 added to the gradient (Adam, not AdamW)."""
     lss_weight: float = 0.8
-    """Weight of language self-supervision; 0 leaves it out, and costs nothing."""
+    """Weight of language self-supervision; 0: not computed."""
     lss_loss: Literal["ntxent", "simsiam"] = "ntxent"
-    """What makes the two copies of a prompt agree."""
+    """Loss between the two augmented copies of a prompt."""
     lss_temperature: float = 0.1
-    """Temperature of its NT-Xent."""
+    """Temperature of NT-Xent."""
     augment: Literal["mask", "swap", "swap_prompt", "mix"] = "mask"
-    """How the two copies of a prompt differ from it."""
+    """Augmentation that makes the two copies of a prompt."""
     augment_scale: float = 0.5
-    """s: probability (mask), share of positions (swap) or of the other prompt (mix)."""
+    """s: probability (mask), share of positions (swap), share of the other prompt (mix)."""
     augment_tokens: Literal["all", "learnable"] = "all"
-    """Which token embeddings are augmented: the whole prompt or the learnable ones."""
+    """Token embeddings that are augmented: the whole prompt or the learnable ones."""
     train_head: bool = False
-    """Whether the text projection head is trained; the released code never does."""
+    """Train the text projection head; the released code does not."""
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "batch")
@@ -232,28 +232,28 @@ class Stage1:
 
 @dataclass
 class Stage2:
-    """Image encoder fine-tuning: text features frozen."""
+    """Fine-tuning of the image encoder with frozen text features."""
 
     epochs: int = 60
     """Passes over the training images."""
     batch: int = 64
     """Images per step, over all ranks."""
     instances: int = 4
-    """K, images of each identity in a batch; batch / K identities."""
+    """K, images per identity in a batch of batch / K identities."""
     lr: float = changeable(5e-6)
     """Adam's learning rate after warm-up."""
     bias_lr_factor: float = changeable(2.0)
-    """The biases' learning rate in multiples of `lr`."""
+    """Learning rate of biases, in multiples of `lr`."""
     weight_decay: float = changeable(1e-4)
     """L2 added to the gradient (Adam, not AdamW)."""
     warmup_epochs: int = 10
-    """Epochs in which the learning rate rises to `lr`."""
+    """Epochs of linear warm-up to `lr`."""
     warmup_factor: float = 0.1
-    """Where the linear warm-up starts, in multiples of `lr`."""
+    """Learning rate at the start of the warm-up, in multiples of `lr`."""
     milestones: list[int] = field(default_factory=lambda: [30, 50])
-    """Epochs from which the learning rate is multiplied by `gamma` once more."""
+    """Epochs at which the learning rate is multiplied by `gamma`."""
     gamma: float = 0.1
-    """What the learning rate is multiplied by at each milestone."""
+    """Factor of the learning rate at each milestone."""
     id_weight: float = changeable(0.25)
     """Weight of the identity loss."""
     triplet_weight: float = changeable(1.0)
@@ -261,28 +261,28 @@ class Stage2:
     i2t_weight: float = changeable(1.0)
     """Weight of the image-to-text cross-entropy over all identities."""
     vss_weight: float = changeable(0.8)
-    """Weight of vision self-supervision; 0 leaves it out with its two extra views."""
+    """Weight of vision self-supervision; 0: not computed, and no extra views."""
     vss_loss: Literal["ntxent", "simsiam"] = "ntxent"
-    """What makes the two views of an image agree."""
+    """Loss between the two extra views of an image."""
     vss_temperature: float = changeable(0.1)
-    """Temperature of its NT-Xent."""
+    """Temperature of NT-Xent."""
     margin: float | None = 0.3
-    """Triplet margin; null: soft margin."""
+    """Margin of the triplet loss; null: soft margin."""
     label_smoothing: float = 0.1
-    """Share of a label's probability that is spread over all identities."""
+    """Probability that label smoothing spreads over all identities."""
     sampled_classes: int = 0
-    """Identities, the batch's own among them, that identity and image-to-text loss choose from at
-    each step; the others are drawn anew. 0: all. For very many: logits are batch x identities."""
+    """Identities that are classes of the identity and image-to-text losses in each step: those of
+    the batch, and others drawn at random. 0: all. Saves memory with very many identities."""
     flip: float = changeable(0.5)
     """Probability of a horizontal flip."""
     pad: int = 10
-    """Black pixels added on each side before the random crop."""
+    """Black pixels on each side before the random crop."""
     erase: float = changeable(0.5)
     """Probability of random erasing."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
-    """Share of the image that is erased in the main view."""
+    """Smallest and largest share of the main view that is erased."""
     vss_erase_area: tuple[float, float] = (0.33, 1 / 3)
-    """Share of the image that is erased in the two self-supervised views."""
+    """Smallest and largest share of each self-supervised view that is erased."""
 
     def faults(self) -> Faults:
         yield from _at_least_one(self, "epochs", "batch", "instances")
@@ -307,22 +307,22 @@ class Stage2:
 
 @dataclass
 class EngineConfig:
-    """DeepSpeed: precision and how state is split over the ranks."""
+    """DeepSpeed: precision, memory and time limits."""
 
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Arithmetic of the forward and backward pass; trained weights are always kept in fp32."""
+    """Precision of the forward and backward pass; trained weights are always fp32."""
     zero: Literal[0, 1, 2] = runtime(0)
-    """ZeRO stage: what is split over the ranks: nothing, moments, moments and gradients. As with
-    the number of ranks, the result is the same, so a run may go on under another."""
+    """ZeRO stage: split nothing (0), moments (1), moments and gradients (2) over the ranks. The
+    result is the same, so a run may resume with another stage or number of ranks."""
     recompute: bool = runtime(False)
-    """Compute each transformer block again in the backward pass rather than keep what it computed:
-    half of what they need, or less, for a quarter more time, and the same result."""
+    """Activation checkpointing of transformer blocks: half of their memory or less, a quarter more
+    time, the same result."""
     accumulation: int = 1
-    """Steps whose gradients are averaged before the optimizer moves."""
+    """Steps whose gradients are averaged before an optimizer step."""
     clipping: float = 0.0
-    """Largest gradient norm; 0: no clipping."""
+    """Maximum gradient norm; 0: no clipping."""
     timeout: float = runtime(30.0)
-    """Minutes that ranks wait for one that hangs, or writes a cache, before the run fails."""
+    """Minutes that ranks wait for another one before the run fails."""
 
     def faults(self) -> Faults:
         if self.precision == "fp16" and self.zero:
@@ -339,26 +339,26 @@ class EngineConfig:
 
 @dataclass
 class Evaluation:
-    """Validation during, and the test after, stage 2."""
+    """Validation during stage 2 and the test after it."""
 
     batch: int = runtime(256)
     """Images per step of feature extraction, per rank."""
     every: int = 1
-    """Epochs between validations; the last epoch is always validated. 0: the last only."""
+    """Epochs between validations; the last epoch always has one. 0: only the last."""
     protocol: Protocol | None = unless_empty(None)  # noqa: RUF009
-    """Of validation and test. cross_camera leaves out the query's identity under its camera;
-    other_cameras all images of its camera; all_gallery only the query's own image; random_gallery
-    draws one gallery image per identity; null: as the dataset is tested."""
+    """Protocol of validation and test. cross_camera leaves out the query's identity under its
+    camera; other_cameras all images of its camera; all_gallery only the query's own image;
+    random_gallery draws one gallery image per identity; null: the dataset's protocol."""
     rerank: bool = False
-    """Whether the test result also holds k-reciprocal re-ranked numbers."""
+    """Also test with k-reciprocal re-ranking."""
     k1: int = unless_empty(20)
-    """Re-ranking: size of a neighbourhood."""
+    """Re-ranking: neighbours in a neighbourhood."""
     k2: int = unless_empty(6)
-    """Re-ranking: neighbours averaged over; 1: none."""
+    """Re-ranking: neighbours of the local query expansion; 1: none."""
     weight: float = unless_empty(0.3)
-    """Re-ranking: share of the original distance."""
+    """Re-ranking: weight of the original distance."""
     feature_dtype: Literal["float32", "float16"] = "float32"
-    """How test features are kept; float16 takes half the room. Metrics are of what is kept."""
+    """Type of saved test features, from which metrics are computed; float16 halves the file."""
 
     removed: ClassVar[Mapping[str, Removed]] = {
         "camera_filter": Removed(
@@ -380,31 +380,31 @@ class Evaluation:
 
 @dataclass
 class Place:
-    """Where a run is kept and what it shows; nothing here changes a result."""
+    """Folders, logs and entry points of a run; nothing here changes a result."""
 
     runs: str = runtime("runs")
-    """The folder under which all runs, caches and drawn worlds are."""
+    """The folder of all runs, caches and drawn benchmarks."""
     name: str = runtime("")
-    """The folder of this run's group: a sweep's name; empty: the recipe's."""
+    """Name of the folder that holds this run; empty: the recipe's name."""
     experiment: str = runtime("svll.experiment.run")
-    """Dotted name of the function that a job calls with its run."""
+    """Dotted name of the function that carries out a run."""
     report: str = runtime("svll.reports.report.report_sweep")
-    """Dotted name of the function that writes a sweep's report.html when its trials are over."""
+    """Dotted name of the function that writes a sweep's report.html after its last trial."""
     prepare: str = runtime("svll.runs.prepare.prepare")
-    """Likewise of what makes the files that runs share; called with all runs of a sweep."""
+    """Dotted name of the function that makes the files that the runs of a sweep share."""
     log_every: int = runtime(50)
-    """Steps between two lines of the metric log; the last step of an epoch always has one."""
+    """Steps between lines of the metric log; the last step of an epoch always has one."""
     save_every: float = runtime(10.0)
-    """Minutes between checkpoints within an epoch; there is one after each epoch anyway."""
+    """Minutes between checkpoints within an epoch; each epoch ends with one."""
     divergence: float = runtime(10.0)
-    """A step whose loss is over so many times the first epoch's mean ends the run as diverged."""
+    """A run has diverged when a step's loss exceeds this multiple of the first epoch's mean."""
     tensorboard: bool = runtime(True)
-    """Whether curves are also written for TensorBoard."""
+    """Write curves for TensorBoard."""
     wandb: str = runtime("")
-    """Weights & Biases project that also gets the curves; empty: none. `pip install wandb`; offline
-    with WANDB_MODE=offline."""
+    """Weights & Biases project for the curves; empty: none. Needs `pip install wandb`; offline with
+    WANDB_MODE=offline."""
     keep_checkpoints: bool = runtime(False)
-    """Whether checkpoints stay after the run is complete (weights always do)."""
+    """Keep checkpoints after the run is complete; weights are always kept."""
 
     def __post_init__(self) -> None:
         self.runs = expanded(self.runs)
@@ -419,10 +419,10 @@ class Place:
 
 @dataclass
 class Config:
-    """One run of SVLL-ReID, whole."""
+    """The configuration of one run."""
 
     seed: int = 1234
-    """Of everything that is drawn at random, except the synthetic world."""
+    """Seed of everything random, except the synthetic benchmark (data.world.seed)."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     stage1: Stage1 = field(default_factory=Stage1)
@@ -432,7 +432,7 @@ class Config:
     run: Place = field(default_factory=Place)
 
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
-    """What a key means that a finished run's configuration lacks, as it is from before the key."""
+    """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 
     def faults(self) -> Faults:
         if self.seed < 0:
@@ -456,13 +456,13 @@ class Config:
 
 
 def _is_changed_by_released_head(config: Config) -> bool:
-    """Return whether the head's first values differ from torch's, which earlier runs used."""
+    """Tell whether the head is initialised otherwise than in earlier runs, which used torch's."""
     has_head = config.stage2.vss_weight > 0 and config.stage2.vss_loss == "ntxent"
     return has_head and config.model.image_head_init != "torch"
 
 
 def _patch_size(name: str) -> int | None:
-    """Return the patch size that an open_clip name says (ViT-B-16: 16), None when it says none.
+    """Return the patch size in an open_clip name (ViT-B-16: 16), None if there is none.
 
     open_clip takes seconds to import; this check must not.
     """
@@ -473,7 +473,7 @@ def _patch_size(name: str) -> int | None:
 
 
 def _unset(key: str, path: str | None) -> Faults:
-    """Yield a path in which a variable or a user's name could not be replaced."""
+    """Yield a path with an unknown variable or user name."""
     if unknown := unknown_in(path or ""):
         yield key, f"{path}: {unknown} is not known on this machine"
 

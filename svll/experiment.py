@@ -23,7 +23,9 @@ from harness.base.files import write_json
 from harness.base.locks import job_id
 from harness.base.machine import usable_cores
 from harness.base.rng import torch_seed
-from harness.config.build import build, read_recipe, to_mapping
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.values import to_mapping
 from harness.features.file import open_features
 from harness.images.loader import ImageLoader, decoder_name
 from harness.images.views import View

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from harness.cluster.ray import submit
-from harness.config.build import Setting, build, keys, read_recipe
+from harness.config.build import build
+from harness.config.fields import keys
+from harness.config.recipes import named_recipe, read_recipe
+from harness.config.sources import Setting
 from harness.config.yaml_files import read_yaml
 from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
@@ -314,15 +317,15 @@ def later(inner) -> int:
     assert unread(Outer, iter([ast.parse(text), ast.parse(more)])) == set()
 
 
-def rooted(recipe: Path) -> list[str]:
+def rooted(recipe: str) -> list[str]:
     """What a user would add to a recipe of a dataset that has to be downloaded."""
-    names = [s.value for s in read_recipe(recipe, Config) if s.key == "data.name"]
+    names = [s.value for s in named_recipe(recipe, Config, RECIPES) if s.key == "data.name"]
     return [] if not names or names[-1] in ROOTLESS else ["data.root=/data"]
 
 
 @pytest.mark.parametrize("path", files("svll/recipes/*.yaml"), ids=lambda path: path.stem)
 def test_every_recipe_loads(path: Path) -> None:
-    extra = [Setting("data.root", word.partition("=")[2], "test") for word in rooted(path)]
+    extra = [Setting("data.root", word.partition("=")[2], "test") for word in rooted(path.stem)]
     assert build(Config, [*read_recipe(path, Config), *extra])
 
 
@@ -330,7 +333,7 @@ def test_every_recipe_loads(path: Path) -> None:
 def test_every_sweep_loads(path: Path) -> None:
     said = read_yaml(path)[0]
     names = [said["recipe"]] if "recipe" in said else said["search"]["recipe"]["grid"]
-    extra = {word for name in names for word in rooted(RECIPES / f"{name}.yaml")}
+    extra = {word for name in names for word in rooted(name)}
     sweep = read_sweep(path, schema=Config, recipes=RECIPES, overrides=extra, metrics=METRICS)
     assert sweep.name == path.stem
     assert len(sweep.trials) + sweep.to_propose >= 2
@@ -339,7 +342,7 @@ def test_every_sweep_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", files("svll/recipes/*.yaml", "sweeps/*.yaml"), ids=lambda path: path.stem
+    "path", files("svll/recipes/**/*.yaml", "sweeps/*.yaml"), ids=lambda path: path.stem
 )
 def test_every_recipe_and_sweep_begins_with_the_command_that_runs_it(path: Path) -> None:
     comments = []

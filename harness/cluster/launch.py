@@ -15,7 +15,7 @@ from harness.cluster.ray import submit as ray
 from harness.cluster.records import Cluster, Record, new_record, read_records
 from harness.cluster.states import ALIVE, TrialState, is_searched, launch_lock, survey
 from harness.cluster.summary import write_summary
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial, with_proposed
 

@@ -1,5 +1,6 @@
-"""A value as a configuration's key takes it: at the key's type, and what is said of a misfit."""
+"""Strict conversion of a value to the type of its key, and the message when it does not fit."""
 
+import re
 import sys
 import types
 import typing
@@ -7,19 +8,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-REFERENCE = "${"
-"""How OmegaConf begins a reference to another key, or to the environment."""
+REFERENCE = re.compile(r"\$\{([a-z][^}]*)\}")
+"""`${key}` stands for another key's value; in capitals it is a variable of the environment."""
+MISSING = "???"
+"""Hydra's mark of a value that must be given; never a string of ours."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words accepted for a boolean field."""
+NAMES = {int: "an integer", float: "a number", str: "a string"}
 
 
 def at_type(value: Any, kind: Any) -> Any:
-    """Return a value as a field of a type holds it: 1 as 1.0, yes as True, tuples as lists.
+    """Convert a value to a field's type: 1 to 1.0 for a number, yes to True, a list to a tuple.
 
-    Raises ValueError when it does not fit. A reference to another key may stand for anything.
+    A string that refers to another key is returned as it is. Raises ValueError for a misfit: 1.0
+    and true are no integers, "1" is no number.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any or (isinstance(value, str) and REFERENCE in value):
+    if kind is Any or (isinstance(value, str) and REFERENCE.search(value)):
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -31,7 +36,7 @@ def at_type(value: Any, kind: Any) -> Any:
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         kinds = args * len(value) if origin is list else args
         if len(kinds) == len(value):
-            return [at_type(item, one) for item, one in zip(value, kinds, strict=True)]
+            return origin(at_type(item, one) for item, one in zip(value, kinds, strict=True))
     elif origin is dict and isinstance(value, Mapping):
         return {str(key): at_type(item, args[1]) for key, item in value.items()}
     elif origin is typing.Literal and any(value == a and type(value) is type(a) for a in args):
@@ -40,18 +45,18 @@ def at_type(value: Any, kind: Any) -> Any:
         return TRUTHS[str(value).lower()]
     elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
-    elif kind in (int, str) and type(value) is kind:
+    elif kind in (int, str) and type(value) is kind and value != MISSING:
         return value
     raise ValueError(misfit(value, kind))
 
 
 def misfit(value: Any, kind: Any) -> str:
-    """Say that a value is not of a type."""
+    """Return the message for a value that does not fit a type."""
     return f"expected {type_words(kind)}, found {value!r}"
 
 
 def type_words(kind: Any) -> str:
-    """Say a type as a user would: `a whole number`, `one of mask, swap, mix`, ..."""
+    """Return a type in words: `an integer`, `one of mask, swap, mix`, `a list of 2 numbers`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(str(a) for a in args)}"
@@ -59,10 +64,9 @@ def type_words(kind: Any) -> str:
         return " or ".join("null" if a is type(None) else type_words(a) for a in args)
     if origin in (list, tuple):
         inner = [a for a in args if a is not Ellipsis]
-        count = f"{len(inner)} of " if origin is tuple and len(inner) > 1 else ""
-        return f"a list ({count}{type_words(inner[0])})"
-    if origin is dict:
-        return "a mapping"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
-        kind, str(kind)
-    )
+        item = NAMES.get(inner[0])
+        many = item.partition(" ")[2] + "s" if item else f"values, each {type_words(inner[0])}"
+        return f"a list of {len(inner)} {many}" if len(inner) > 1 else f"a list of {many}"
+    if kind is bool:
+        return "true or false"
+    return "a mapping" if origin is dict else NAMES.get(kind, str(kind))

@@ -1,7 +1,7 @@
-"""Every key of a configuration in words: type, default, what it is for, and what it may change.
+"""The help on configuration keys: type, default, purpose, and whether a key can change a result.
 
-What a key is for is the text that follows its field in the source: Python throws such texts away,
-so they are read from the file.
+The purpose of a key is the docstring after its field. Python discards such docstrings, so they are
+read from the source file.
 """
 
 import ast
@@ -28,18 +28,18 @@ MARKS = {
     "where_it_counts": "in the signature where it changes the result",
     "changeable": "changeable",
 }
-"""What is said of a field that has been marked so (`harness.config.build`)."""
+"""The words for each mark of a field (`harness.config.fields`)."""
 LEGEND = {
-    MARKS["runtime"]: "does not change the result, and so not which run it is",
-    MARKS["changeable"]: "population based training may change it while a run is trained",
+    MARKS["runtime"]: "does not affect the run's ID",
+    MARKS["changeable"]: "population based training may change it during a run",
 }
 BELOW = " " * 6
-"""Before what is said under a key."""
+"""The indentation of a key's description."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `kind` and `default` as a user would write them, `text` what it is for."""
+    """One key; `kind` is its type in words, `default` as a user would write it."""
 
     name: str
     kind: str
@@ -50,18 +50,18 @@ class Key:
 
 @dataclass(frozen=True)
 class Section:
-    """The keys of one dataclass, and what it says of itself."""
+    """The keys of one dataclass, and its docstring."""
 
     prefix: str
-    """What its keys begin with; empty at the top."""
+    """The first part of its keys; empty at the top."""
     text: str
     keys: tuple[Key, ...]
 
 
 def field_texts(schema: type) -> dict[str, str]:
-    """Return the text that follows each field of a dataclass in its source, by the field's name.
+    """Return the docstring after each field of a dataclass, by the field's name.
 
-    Fields without one are left out; those of base classes are there.
+    Fields without a docstring are left out, fields of base classes are included.
     """
     found: dict[str, str] = {}
     for kind in reversed(schema.__mro__[:-1]):
@@ -82,7 +82,7 @@ def _classes(module: ModuleType) -> dict[str, ast.ClassDef]:
 
 
 def sections(schema: type, prefix: str = "") -> Iterator[Section]:
-    """Yield a schema's sections, each before those inside it; `prefix` is put before its keys."""
+    """Yield a schema's sections, each before those in it; `prefix`: what its keys begin with."""
     hints, texts = typing.get_type_hints(schema), field_texts(schema)
     own, below = [], []
     for item in dataclasses.fields(schema):
@@ -101,7 +101,7 @@ def sections(schema: type, prefix: str = "") -> Iterator[Section]:
 
 
 def _written(item: "dataclasses.Field[Any]") -> str:
-    """Return a field's default as it would be written in a recipe."""
+    """Return a field's default as a recipe would write it."""
     value = item.default
     if item.default_factory is not dataclasses.MISSING:
         value = item.default_factory()
@@ -111,10 +111,10 @@ def _written(item: "dataclasses.Field[Any]") -> str:
 
 
 def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: int = 80) -> str:
-    """Return the help on all keys of some schemas, which are given by what their keys begin with.
+    """Return the help on all keys of some schemas.
 
-    words: only keys that hold one of them, such as `stage1` or `lr`. width: of a line. Raises
-    UserError for a word that no key holds.
+    schemas: each by the prefix of its keys. words: only keys that contain one of these, such as
+    `stage1` or `lr`. width: characters of a line. Raises UserError for a word that no key contains.
     """
     found = [part for prefix, schema in schemas.items() for part in sections(schema, prefix)]
     names = [key.name for part in found for key in part.keys]
@@ -122,8 +122,8 @@ def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: i
         if not any(word in name for name in names):
             parts = sorted({part for name in names for part in name.split(".")})
             near = difflib.get_close_matches(word, parts, n=1)
-            told = f"did you mean {near[0]}?" if near else "without it all keys are printed"
-            raise UserError(f"--help-config: no key holds {word!r}; {told}")
+            advice = f"did you mean {near[0]}?" if near else "leave it out to print all keys"
+            raise UserError(f"--help-config: no key contains {word!r}; {advice}")
     lines: list[str] = []
     marks: set[str] = set()
     for part in found:

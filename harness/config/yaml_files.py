@@ -1,9 +1,8 @@
-"""YAML as this project reads it, in files and in words of a command line, and writes it.
+"""Reading and writing of YAML, in files and on command lines.
 
 Plain values are those of YAML 1.2: 1e-4 is a number; yes, on, 12:30 and 2024-01-01 are strings.
-A whole number that begins with a zero is a string too: YAML 1.1 takes 010 for 8, and an account
-may be 0123. Keys are strings. A key of text keeps its value as it was written, whatever it looks
-like.
+An integer with a leading zero is a string too: YAML 1.1 reads 010 as 8, and an account may be
+0123. Keys are strings. The value of a string key stays as it was written, whatever it looks like.
 """
 
 import copy
@@ -19,7 +18,7 @@ from harness.base.errors import UserError
 
 ENDINGS = (".yaml", ".yml")
 Texts = Callable[[str], bool]
-"""Says of a dotted key whether its value is text, however it looks."""
+"""Whether the value of a dotted key is a string, whatever it looks like."""
 TAG = "tag:yaml.org,2002:"
 PLAIN = {f"{TAG}{kind}" for kind in ("bool", "int", "float")}
 SCALARS = {
@@ -44,7 +43,7 @@ class NotYaml(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Copies what an alias stands for: under a key of text it may be another value."""
+    """A loader that copies what an alias stands for: a string key reads it differently."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
@@ -56,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each string that YAML 1.1 or YAML 1.2 would not read as a string."""
+    """A dumper that quotes each string that YAML 1.1 or 1.2 would not read as a string."""
 
 
 for _kind, (_pattern, _first) in SCALARS.items():
@@ -65,14 +64,14 @@ for _kind, (_pattern, _first) in SCALARS.items():
 
 
 def nowhere(key: str) -> bool:
-    """Say that no key holds text."""
+    """Return False: no key holds strings only."""
     return False
 
 
 def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return a YAML mapping and the line on which each dotted key stands.
+    """Return a YAML mapping and the line of each dotted key.
 
-    Raises UserError when the file is missing, is no YAML, is no mapping, or has a key twice.
+    Raises UserError if the file is missing, is not YAML, is not a mapping or has a key twice.
     """
     try:
         content = path.read_bytes()
@@ -90,16 +89,16 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
         raise UserError("\n".join(f"{path}, line {line}: {message}"
                                   for line, message in error.faults)) from None
     if value is not None and not isinstance(value, dict):
-        kinds: dict[type, str] = {list: "a list", str: "a text"}
+        kinds: dict[type, str] = {list: "a list", str: "a string"}
         found = kinds.get(type(value), type(value).__name__)
         raise UserError(f"{path}, line 1: expected `key: value` lines, found {found}")
     return value or {}, lines
 
 
 def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[str, int]]:
-    """Return the value of a YAML text and the line on which each dotted key stands.
+    """Return the value of a YAML text and the line of each dotted key.
 
-    key: the one that the value is for. Raises NotYaml, also where a mapping has a key twice.
+    key: the key that gets the value. Raises NotYaml, also if a mapping has a key twice.
     """
     lines: dict[str, int] = {}
     faults: list[tuple[int, str]] = []
@@ -113,7 +112,8 @@ def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[s
         value = loader.construct_document(node)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise NotYaml((line, f"the character {chr(error.character)!r} cannot be used")) from None
+        message = f"the character {chr(error.character)!r} is not allowed in YAML"
+        raise NotYaml((line, message)) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise NotYaml((mark.line + 1 if mark else 1, _problem(error))) from None
@@ -139,7 +139,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 def _look_through(
     node: Any, key: str, texts: Texts, lines: dict[str, int], faults: list[tuple[int, str]]
 ) -> None:
-    """Record each key's line, report duplicate keys, keep text values as strings."""
+    """Record each key's line, report duplicate keys, keep values of string keys as strings."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in PLAIN and texts(key):
             node.tag = f"{TAG}str"
@@ -154,7 +154,7 @@ def _look_through(
             below = f"{key}.{name.value}" if key else str(name.value)
             line = name.start_mark.line + 1
             if below in lines:
-                faults.append((line, f"{below} is given twice (first on line {lines[below]})"))
+                faults.append((line, f"{below} appears twice (first on line {lines[below]})"))
             else:
                 lines[below] = line
                 _look_through(item, below, texts, lines, faults)
@@ -166,7 +166,7 @@ def to_text(value: Any, **layout: Any) -> str:
 
 
 def _beside(path: Path) -> str:
-    """Name the file of another name that may have been meant."""
+    """Return the end of a message about a missing file: the nearest name beside it."""
     there = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
     near = difflib.get_close_matches(path.name, there, n=1)
     return f"; did you mean {path.with_name(near[0])}?" if near else ""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import link_folder, read_json, write_json, write_text
-from harness.config.build import Setting
+from harness.config.sources import Setting
 from harness.runs.run import Run
 
 log = logging.getLogger(__name__)

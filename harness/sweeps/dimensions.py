@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from harness.config.build import Setting
 from harness.config.casts import at_type, misfit
+from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
@@ -91,17 +91,18 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
         if not values:
             return fault(f"{kind}: is empty")
     elif not _is_range(kind, values):
-        numbers = "whole numbers" if kind == "randint" else "numbers"
+        numbers = "integers" if kind == "randint" else "numbers"
         above = " above 0" if kind == "loguniform" else ""
         return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
-    if kind != "randint":  # whole numbers whatever the type
+    if kind != "randint":  # always integers
         values = [_at_type(value, type_, fault) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
 
 
 def _at_type(value: Any, type_: Any, fault: Callable[[str], Any]) -> Any:
     try:
-        return at_type(value, type_)
+        found = at_type(value, type_)
+        return list(found) if isinstance(found, tuple) else found  # as points are kept, in JSON
     except ValueError:
         fault(misfit(value, type_))
         return value

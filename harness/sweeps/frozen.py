@@ -10,7 +10,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from harness.config.build import Base, Setting
+from harness.config.build import Base
+from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, Allocation, Resources

@@ -1,4 +1,4 @@
-"""The keys of a sweep file, as types: what trials get, how they are searched and ended early."""
+"""The keys of a sweep file: resources of trials, what is searched, which trials end early."""
 
 import dataclasses
 import difflib
@@ -11,44 +11,45 @@ from typing import Any, ClassVar, Literal
 
 from harness.base.errors import UserError
 from harness.base.units import gigabytes, minutes
-from harness.config.build import Setting, build, field_types, text_fields
+from harness.config.build import build
 from harness.config.casts import TRUTHS
+from harness.config.fields import field_types, text_fields
+from harness.config.sources import Setting
 from harness.config.yaml_files import ENDINGS, Texts
 from harness.sweeps.dimensions import hint
 
 log = logging.getLogger(__name__)
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
-"""Keys of a sweep file that hold mappings of the user's own keys."""
+"""Keys of a sweep file whose mappings have keys of other schemas, or the user's own."""
 SLURM_LISTS = ("setup", "teardown", "srun_args")
 SLURM_FLAGS = {"true": True, "false": False}
-"""What an option without a value gets."""
+"""Values of options that are flags."""
 SLURM_WORDS = ("account", "comment", "constraint", "job_name", "kill_on_invalid_dep", "partition",
                "qos", "reservation", "wckey")
-"""Options that may be text such as on; for others, true or false is meant."""
+"""Options whose value may be a word such as `on`; for others it means true or false."""
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
-"""Options of a job that submitit computes with; all others it writes down as they are."""
+"""Options with which submitit computes; it copies all others into the script."""
 
 
 @dataclass
 class Resources:
-    """What one trial gets."""
+    """Resources of one trial."""
 
     nodes: int = 1
-    """Nodes of each trial."""
+    """Nodes per trial."""
     gpus: int | None = None
-    """GPUs on each node; null: on this machine one per rank where there are enough, on SLURM none.
-    """
+    """GPUs per node; null: on this machine one per rank if there are enough, on SLURM none."""
     tasks: int | None = None
-    """Ranks on each node; null: one per GPU, or one where there is none."""
+    """Ranks per node; null: one per GPU, or one without GPUs."""
     cpus: int = 1
-    """Cores of each rank."""
+    """Cores per rank."""
     time: str = "4h"
-    """Limit of one SLURM job, such as 90m, 4h or 1d12h; a longer run goes on in a further job."""
+    """Time limit of one SLURM job, such as 90m, 4h or 1d12h; longer runs resume in another job."""
     max_time_outs: int = 20
-    """How often that limit may end a trial's job, and the trial go on by itself."""
+    """How often a trial resumes by itself after the time limit."""
     memory: str | None = None
-    """Memory on each node, such as 32GB; null: the partition's default."""
+    """Memory per node, such as 32GB; null: the partition's default."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         least_of = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
@@ -74,25 +75,24 @@ class Resources:
 
     @property
     def trial_gpus(self) -> int:
-        """GPUs of a trial on all its nodes."""
+        """GPUs per trial, over all nodes."""
         return self.nodes * (self.gpus or 0)
 
 
 @dataclass
 class Allocation:
-    """Backend ray only: the one job in which the trials run."""
+    """Backend ray only: the job in which all trials run."""
 
     nodes: int = 1
-    """Nodes of that job."""
+    """Nodes of the job."""
     trials_per_node: int = 1
-    """Trials that run side by side on a node; each gets the sweep's `resources`."""
+    """Trials that run at the same time on a node, each with the sweep's `resources`."""
     trials_per_gpu: int = 1
-    """How many of them share a GPU; their `resources.gpus` must be 1."""
+    """Trials that share a GPU; needs `resources.gpus: 1`."""
     dashboard: bool = False
-    """Whether Ray's pages are served, on the first node to itself; its log says how to see them."""
+    """Serve Ray's dashboard on the first node, to this node only; the log says how to open it."""
     address: str | None = None
-    """HOST:PORT of a Ray that is running already, instead of one of the sweep's own; its nodes must
-    see the same files."""
+    """HOST:PORT of a running Ray cluster, whose nodes must see the same files; null: start one."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         for key in ("nodes", "trials_per_node", "trials_per_gpu"):
@@ -105,45 +105,44 @@ class SweepFile:
     """The keys of a sweep file."""
 
     name: str = ""
-    """Folder of its runs; empty: the file's name."""
+    """Name of the folder of its runs; empty: the file's name."""
     recipe: str = ""
-    """What all trials start from: the name of a shipped recipe, or a file as seen from this one's
-    folder or the current one."""
+    """Recipe of all trials: the name of a shipped one, or a file, relative to this file or the
+    current folder. `+` joins several, such as market1501+clipreid; later ones win."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Values that all trials share and that differ from the recipe's."""
+    """Values of all trials that replace the recipe's."""
     search: dict[str, Any] = field(default_factory=dict)
-    """What differs between trials, as `key: {grid: [...]}`; or choice: [...], and uniform,
-    loguniform or randint: [low, high]; randint leaves `high` out."""
+    """Values that differ between trials: `key: {grid: [...]}`, or choice: [...], or uniform,
+    loguniform or randint: [low, high]; randint excludes `high`."""
     seeds: list[int] | None = None
-    """Every point is run once per seed; null: with the recipe's."""
+    """Every point runs once per seed; null: only with the recipe's seed."""
     samples: int = 1
-    """Draws of the random dimensions; how many points an algorithm proposes."""
+    """Number of random draws, or of points that an algorithm proposes."""
     metric: str = "validation.mAP"
-    """What ranks the trials."""
+    """Metric that ranks the trials."""
     mode: Literal["max", "min"] = "max"
-    """Whether the highest or the lowest metric is the best."""
+    """Whether higher or lower metrics are better."""
     backend: Literal["array", "ray"] = "array"
     """array: one job per trial; ray: Ray Tune inside one allocation."""
     prepare: bool = False
-    """On SLURM, backend array: a job of its own makes what trials share before they start."""
+    """Backend array on SLURM: a separate job first makes the files that trials share."""
     report: bool = False
-    """Likewise: a job after the last trial writes report.html and report.txt."""
+    """Backend array on SLURM: a job after the last trial writes report.html and report.txt."""
     scheduler: dict[str, Any] = field(default_factory=dict)
-    """Backend ray only, `asha: {grace: 2, reduction: 3}`: which trials are ended early."""
+    """Backend ray only: early stopping of trials, such as `asha: {grace: 2, reduction: 3}`."""
     algorithm: dict[str, Any] = field(default_factory=dict)
-    """Backend ray only, `tpe` or `gp: {startup: 10}`: what proposes the points, one by one from
-    the results so far; without one they are drawn at random."""
+    """Backend ray only: proposes each point from the results so far, such as `tpe` or
+    `gp: {startup: 10}`; without one, points are drawn at random."""
     objectives: dict[str, Any] = field(default_factory=dict)
-    """Of an algorithm, `images_per_s: max`: what is weighed against the metric; the search is for
-    points that nothing beats in everything."""
+    """Further objectives of an algorithm, such as `images_per_s: max`; it then searches for
+    Pareto-optimal points."""
     constraints: list[str] = field(default_factory=list)
-    """Conditions that every point must meet, such as "stage1.lss_weight + stage2.vss_weight <= 1".
-    """
+    """Conditions on every point, such as "stage1.lss_weight + stage2.vss_weight <= 1"."""
     resources: Resources = field(default_factory=Resources)
     ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)
-    """Anything that sbatch takes; and setup: [lines of shell before Python], teardown: [lines after
-    it], python: the interpreter, srun_args: [...], env: {NAME: value}."""
+    """Options of sbatch; also setup: [shell lines before Python], teardown: [shell lines after it],
+    python: the interpreter, srun_args: [...], env: {NAME: value}."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
@@ -161,15 +160,15 @@ class SweepFile:
 
 @dataclass
 class Asha:
-    """Asynchronous successive halving (Li et al. 2018): at each rung one in so many goes on."""
+    """Asynchronous successive halving (Li et al. 2018): one in `reduction` trials passes a rung."""
 
     kind: ClassVar[str] = "asha"
     grace: int = 1
-    """Epochs that every trial may run."""
+    """Epochs that every trial runs at least."""
     reduction: int = 3
-    """One trial in so many goes on at each rung."""
+    """One in so many trials continues at each rung."""
     early: str | None = None
-    """A number by which epochs are judged, likewise, as long as the sweep's metric is not there."""
+    """Metric that judges epochs before the sweep's metric exists."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, grace=1, reduction=2)
@@ -181,9 +180,9 @@ class HyperBand:
 
     kind: ClassVar[str] = "hyperband"
     epochs: int = 27
-    """Epochs of the trials that go on longest."""
+    """Epochs of the longest trials."""
     reduction: int = 3
-    """One trial in so many goes on at each halving."""
+    """One in so many trials continues at each halving."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, epochs=1, reduction=2)
@@ -195,9 +194,9 @@ class Median:
 
     kind: ClassVar[str] = "median"
     grace: int = 2
-    """Epochs that every trial may run."""
+    """Epochs that every trial runs at least."""
     trials: int = 3
-    """How many must have come so far before one is judged."""
+    """Trials that must have reached an epoch before another is judged by it."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, grace=1, trials=1)
@@ -205,17 +204,17 @@ class Median:
 
 @dataclass
 class Pbt:
-    """Population based training (Jaderberg et al. 2017): bad trials go on from good ones."""
+    """Population based training (Jaderberg et al. 2017): bad trials continue from good ones."""
 
     kind: ClassVar[str] = "pbt"
     every: int = 2
     """Epochs between comparisons."""
     share: float = 0.25
-    """The worst so many go on from the best so many."""
+    """Share of the worst trials, which continue from the same share of the best."""
     factor: float = 1.2
-    """By which their settings are then moved, up or down."""
+    """Factor by which their settings are then raised or lowered."""
     resample: float = 0.25
-    """Probability that a setting is drawn anew instead."""
+    """Probability that a setting is redrawn instead."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, every=1)
@@ -232,7 +231,7 @@ SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Med
 
 
 def tell_without_ray(scheduler: Scheduler, where: str, faults: list[str]) -> None:
-    """Say what becomes of a scheduler that only `backend: ray` would ask."""
+    """Report a scheduler without `backend: ray`, which alone uses it."""
     if isinstance(scheduler, Pbt):
         faults.append(f"{where}: scheduler: pbt needs backend: ray")
     else:
@@ -245,10 +244,10 @@ def tell_without_ray(scheduler: Scheduler, where: str, faults: list[str]) -> Non
 
 @dataclass
 class Proposer:
-    """What the algorithms have in common."""
+    """Options of all algorithms."""
 
     startup: int = 10
-    """Points drawn at random first."""
+    """Random points before the first proposal."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from _at_least(self, startup=1)
@@ -293,10 +292,10 @@ def find_sweep(name: str, folder: Path) -> Path:
 
 
 def sweep_texts(schema: type) -> Texts:
-    """Return a function that says whether a dotted key of a sweep file or a command line is text.
+    """Return a function that tells whether a dotted key of a sweep file holds strings only.
 
-    schema: the experiment's configuration. The options of sbatch and the variables are what the
-    user wrote, though an account may be 0123 and a variable FALSE.
+    schema: the experiment's configuration. Options of sbatch and variables stay as the user wrote
+    them: an account may be 0123, a variable FALSE.
     """
     of_trials, own = text_fields(schema), text_fields(SweepFile)
 
@@ -313,9 +312,9 @@ def take_words(
     words: list[Setting], own: list[Setting], parts: dict[str, list[Setting]], schema: type,
     faults: list[str],
 ) -> None:
-    """Put each command-line setting where it belongs; later ones replace earlier ones.
+    """Sort command-line settings into the sweep's own keys and `parts`; later ones win.
 
-    schema: the experiment's configuration, which has all keys that are not the sweep's.
+    schema: the experiment's configuration; all keys that are not the sweep's belong to it.
     """
     own_keys = [item.name for item in dataclasses.fields(SweepFile)]
     theirs = {key.partition(".")[0] for key in field_types(schema)}
@@ -346,9 +345,9 @@ def take_words(
 def choose(
     kinds: dict[str, type], settings: Iterable[Setting], section: str, faults: list[str]
 ) -> Any:
-    """Return what `scheduler: {asha: {grace: 2}}` or `scheduler: asha` means, None for nothing.
+    """Return the scheduler or algorithm that `{asha: {grace: 2}}` or `asha` names, None for none.
 
-    Options may also be set one by one (`asha.grace`); what is wrong is added to `faults`.
+    Options may also be set one by one (`asha.grace`). Messages go to `faults`.
     """
     chosen: dict[str, list[Setting]] = {}
     for setting in settings:
@@ -375,7 +374,7 @@ def choose(
 
 
 def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
-    """Return the `slurm` section, checked as far as that goes without knowing sbatch's options."""
+    """Return the checked section `slurm`; sbatch itself checks the names of its options."""
     for setting in settings:
         key = setting.key.replace("-", "_")
         if re.fullmatch(r"[a-z][a-z0-9_]*", key):
@@ -392,7 +391,7 @@ def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
 
 
 def _meant(key: str, value: Any) -> Any:
-    """Return what stands for an option: a flag, a number to compute with, or text."""
+    """Return the value of an option: a flag, an integer for submitit, or a string."""
     if key == "env" and isinstance(value, dict):
         return {name: "" if text is None else text for name, text in value.items()}
     if isinstance(value, str) and key in SLURM_COUNTS and value.isdecimal():
@@ -401,10 +400,10 @@ def _meant(key: str, value: Any) -> Any:
 
 
 def _slurm_faults(key: str, value: Any) -> Iterator[str]:
-    """Say what cannot be put into a job's script."""
+    """Yield messages about values that cannot be part of a job's script."""
     if key in SLURM_LISTS:
         if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-            yield "expected a list of texts"
+            yield "expected a list of strings"
     elif key == "env":
         if not isinstance(value, dict):
             yield "expected NAME: value pairs"
@@ -417,9 +416,9 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         return
     elif key in SLURM_COUNTS:
         if not re.fullmatch(r"0*[1-9]\d*", str(value)):
-            yield f"expected a whole number of at least 1, found {value!r}"
+            yield f"expected an integer of at least 1, found {value!r}"
     elif key == "python" and not isinstance(value, str):
-        yield f"expected a text, found {value!r}"
+        yield f"expected a string, found {value!r}"
     elif not isinstance(value, str | int | float | bool):
         yield f"expected one value, found {value!r}"
     elif isinstance(value, str) and "\n" in value:

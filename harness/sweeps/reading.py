@@ -17,20 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.config.build import (
-    Base,
-    Setting,
-    build,
-    field_types,
-    find_recipe,
-    parse_overrides,
-    read_recipe,
-    settings_of,
-    signature,
-)
+from harness.config.build import Base, build
+from harness.config.fields import field_types
+from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.sources import Setting, parse_overrides, settings_of
+from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
 from harness.runs.run import Run
-from harness.sweeps.conditions import Condition, read_condition
+from harness.sweeps import rules
 from harness.sweeps.dimensions import Dimension, hint, read_dimension
 from harness.sweeps.keys import (
     ALGORITHMS,
@@ -51,9 +45,6 @@ from harness.sweeps.keys import (
 from harness.sweeps.space import RECIPE, Space, read_points
 
 log = logging.getLogger(__name__)
-
-OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
-"""Keys of the experiment that the sweep sets itself, and what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +125,31 @@ def as_it_is(config: Any) -> Any:
     return config
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A sweep file, or a recipe in its place, before it is checked."""
+
+    name: str
+    """What the sweep is called unless `own` says so."""
+    file: str
+    own: list[Setting]
+    parts: dict[str, list[Setting]]
+    """The entries of the mappings in `FREE`."""
+    near: tuple[Path, ...]
+    """From where a recipe's path may be meant."""
+    schema: type
+    recipes: Path
+    metrics: Sequence[str] | None
+    complete: Callable[[Any], Any]
+
+    def sets(self, key: str) -> bool:
+        return any(setting.key == key for setting in self.own)
+
+    def place(self, key: str) -> str:
+        """Return where one of the sweep's own keys was set: the file, if nowhere."""
+        return {setting.key: setting.where for setting in self.own}.get(key, self.file)
+
+
 def read_sweep(
     path: Path,
     *,
@@ -156,16 +172,15 @@ def read_sweep(
     free = {key: value.pop(key, None) for key in FREE}
     faults: list[str] = []
     own = settings_of(value, lines, path, SweepFile)
-    parts: dict[str, list[Setting]] = {}
-    for key, item in free.items():
-        section = schema if key in ("overrides", "search") else object
-        where = f"{path}, line {lines.get(key, 1)}"
-        parts[key] = _part(key, item, where, lines, path, section, faults)
-    return _assemble(
-        own, parts, parse_overrides(overrides, texts), faults, near=(path.parent, Path()),
-        name=path.stem, file=str(path), schema=schema, recipes=recipes, metrics=metrics,
-        complete=complete,
+    parts = {
+        key: _part(key, item, (path, lines),
+                   schema if key in ("overrides", "search") else object, faults)
+        for key, item in free.items()
+    }
+    asked = _Asked(
+        path.stem, str(path), own, parts, (path.parent, Path()), schema, recipes, metrics, complete
     )
+    return _assemble(asked, parse_overrides(overrides, texts), faults)
 
 
 def recipe_sweep(
@@ -178,13 +193,11 @@ def recipe_sweep(
     complete: Callable[[Any], Any] = as_it_is,
 ) -> Sweep:
     """Return the sweep of one trial that a recipe is; see `read_sweep`."""
-    own = [Setting("recipe", recipe, "command line")]
-    parts: dict[str, list[Setting]] = {key: [] for key in FREE}
-    return _assemble(
-        own, parts, parse_overrides(overrides, sweep_texts(schema)), [], near=(Path(),),
-        name=Path(recipe).stem, file=recipe, schema=schema, recipes=recipes, metrics=metrics,
-        complete=complete,
+    asked = _Asked(
+        recipe_stem(recipe), recipe, [Setting("recipe", recipe, "command line")],
+        {key: [] for key in FREE}, (Path(),), schema, recipes, metrics, complete,
     )
+    return _assemble(asked, parse_overrides(overrides, sweep_texts(schema)), [])
 
 
 def expand(sweep: Sweep) -> list[Trial]:
@@ -211,15 +224,11 @@ def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting
 
 
 def _part(
-    key: str,
-    value: Any,
-    where: str,
-    lines: Mapping[str, int],
-    path: Path,
-    schema: type,
-    faults: list[str],
+    key: str, value: Any, file: tuple[Path, Mapping[str, int]], schema: type, faults: list[str]
 ) -> list[Setting]:
-    """Return the entries of one of the free mappings, flat."""
+    """Return the entries of one of the free mappings, flat; `file`: its path and keys' lines."""
+    path, lines = file
+    where = f"{path}, line {lines.get(key, 1)}"
     if value is None or value == "none":
         return []
     if isinstance(value, str) and key in ("scheduler", "algorithm"):
@@ -235,94 +244,105 @@ def _part(
     ]
 
 
-def _assemble(
-    own: list[Setting],
-    parts: dict[str, list[Setting]],
-    words: list[Setting],
-    faults: list[str],
-    *,
-    name: str,
-    file: str,
-    schema: type,
-    recipes: Path,
-    near: Sequence[Path],
-    metrics: Sequence[str] | None,
-    complete: Callable[[Any], Any],
-) -> Sweep:
+def _assemble(asked: _Asked, words: list[Setting], faults: list[str]) -> Sweep:
     """Check everything, collecting faults, and raise them together."""
-    take_words(words, own, parts, schema, faults)
-    head = _head(own, faults)
-    places = {setting.key: setting.where for setting in own}
-    if metrics is not None and head.metric not in metrics:
-        faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}"
-                      f"{hint(head.metric, metrics)}")
-    kinds = field_types(schema)
-    dimensions = [d for setting in parts["search"]
-                  for d in read_dimension(setting, faults, kinds.get(setting.key, Any))]
-    _check_keys(parts, dimensions, faults)
-    searched = [d for d in dimensions if d.key == RECIPE]
-    faults.extend(_recipe_faults(head, places, searched))
-    if not head.recipe and "recipe" not in places and not searched:
-        faults.append(f"{file}: recipe: is needed, such as recipe: synthetic")
-    constraints = _constraints(head, places.get("constraints", file), faults)
-    sound = _check_conditions(dimensions, constraints, schema, faults)
-    samples = head.samples if any(d.is_random for d in dimensions) else 1
+    parts = asked.parts
+    take_words(words, asked.own, parts, asked.schema, faults)
+    head = _head(asked.own, faults)
+    if asked.metrics is not None and head.metric not in asked.metrics:
+        faults.append(f"{asked.place('metric')}: metric: no metric {head.metric!r}"
+                      f"{hint(head.metric, asked.metrics)}")
+    space, sound = _space(asked, head, faults)
+    samples = head.samples if space.is_random else 1
     if samples != head.samples:
-        faults.append(f"{places['samples']}: samples: {head.samples} draws, but no searched key "
-                      "is random (choice, uniform, loguniform, randint)")
+        faults.append(f"{asked.place('samples')}: samples: {head.samples} draws, but no searched "
+                      "key is random (choice, uniform, loguniform, randint)")
     scheduler = choose(SCHEDULERS, parts["scheduler"], "scheduler", faults)
     algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
     if scheduler is not None and head.backend != "ray":
         tell_without_ray(scheduler, parts["scheduler"][0].where, faults)
     for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
-        faults.extend(_algorithm_faults(place, head, dimensions))
+        faults.extend(rules.algorithm_faults(place, head, space.dimensions))
     slurm = read_slurm(parts["slurm"], faults)
-    name = head.name or name
-    own_name = Setting("run.name", name, places.get("name", file))
-    settings = [*parts["overrides"], own_name]
-    wanted = {head.recipe: places["recipe"]} if head.recipe else {}
-    wanted |= {str(value): d.where for d in searched for value in d.values}
+    name = head.name or asked.name
+    bases, are_all = _bases(asked, head, space.dimensions, faults)
+    folder, seed = Path(name), 0  # for faults only: other keys are still looked at
+    fixed: dict[str, Any] = {}
+    for recipe, base in bases.items():
+        with _collecting(faults):
+            fixed[recipe] = base.build()
+    for shared in list(fixed.values())[:1]:
+        folder, seed = Path(shared.run.runs) / name, shared.seed
+    sweep = Sweep(
+        name=name, file=asked.file, bases=bases, samples=samples,
+        seeds=tuple(Setting("seed", s, asked.place("seeds")) for s in head.seeds or [seed]),
+        space=dataclasses.replace(space, fixed=fixed),
+        metric=head.metric, mode=head.mode, backend=head.backend,
+        scheduler=scheduler, algorithm=algorithm,
+        objectives=rules.read_objectives(parts["objectives"], algorithm, faults),
+        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
+        complete=asked.complete if are_all else as_it_is, prepare=head.prepare, report=head.report,
+    )
+    can_choose = are_all or all(d.key != RECIPE for d in space.dimensions)
+    usable = sound and len(fixed) == len(bases)  # conditions look at the other keys' values
+    if algorithm is None:
+        usable = usable or not space.is_conditional
+    return _with_trials(sweep, usable and can_choose, asked.place("constraints"), faults)
+
+
+def _space(asked: _Asked, head: SweepFile, faults: list[str]) -> tuple[Space, bool]:
+    """Return what is searched, and whether all conditions can be looked at."""
+    kinds = field_types(asked.schema)
+    dimensions = [d for setting in asked.parts["search"]
+                  for d in read_dimension(setting, faults, kinds.get(setting.key, Any))]
+    rules.check_keys(asked.parts, dimensions, faults)
+    searched = [d for d in dimensions if d.key == RECIPE]
+    faults.extend(rules.recipe_faults(head, asked.place(RECIPE), searched))
+    if not head.recipe and not asked.sets(RECIPE) and not searched:
+        faults.append(f"{asked.file}: recipe: is needed, such as recipe: synthetic")
+    constraints = rules.read_constraints(head, asked.place("constraints"), faults)
+    sound = rules.check_conditions(dimensions, constraints, asked.schema, faults)
+    return Space(tuple(dimensions), tuple(constraints), {}), sound
+
+
+def _bases(
+    asked: _Asked, head: SweepFile, dimensions: Sequence[Dimension], faults: list[str]
+) -> tuple[dict[str, Base[Any]], bool]:
+    """Return the settings that trials share by recipe, and whether all recipes were found.
+
+    Without any the defaults are there, so that other keys can still be looked at.
+    """
+    own_name = Setting("run.name", head.name or asked.name, asked.place("name"))
+    settings = [*asked.parts["overrides"], own_name]
+    wanted = {head.recipe: asked.place(RECIPE)} if head.recipe else {}
+    wanted |= {str(value): d.where for d in dimensions if d.key == RECIPE for value in d.values}
     bases: dict[str, Base[Any]] = {}
     for recipe, where in wanted.items():
         with _collecting(faults):
-            recipe_file = find_recipe(recipe, recipes, near=near, where=where)
-            found = read_recipe(recipe_file, schema, recipes)
-            bases[recipe] = Base(schema, [*found, *settings])
-    base = next(iter(bases.values()), Base(schema, settings))
-    folder, seed = Path(name), 0  # for faults only: other keys are still looked at
-    fixed: dict[str, Any] = {}
-    for recipe, one in (bases or {"": base}).items():
-        with _collecting(faults):
-            fixed[recipe] = one.build()
-    for shared in list(fixed.values())[:1]:
-        folder, seed = Path(shared.run.runs) / name, shared.seed
-    seeds = [Setting("seed", s, places.get("seeds", file)) for s in head.seeds or [seed]]
-    sweep = Sweep(
-        name=name, file=file, bases=bases or {"": base}, seeds=tuple(seeds), samples=samples,
-        space=Space(tuple(dimensions), tuple(constraints), fixed),
-        metric=head.metric, mode=head.mode, backend=head.backend, scheduler=scheduler,
-        algorithm=algorithm, objectives=_objectives(parts["objectives"], algorithm, faults),
-        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
-        complete=complete, prepare=head.prepare, report=head.report,
-    )
-    # conditions look at the other keys' values
-    usable = sound and len(fixed) == len(bases or {"": base})
-    listed = algorithm is None and (usable or not sweep.space.is_conditional)
-    listed = listed and (len(bases) == len(wanted) or not searched)
-    points = list(sweep.space.points(samples)) if listed else []
-    trials = _expand(sweep, points, faults)
-    probes: tuple[Trial, ...] = ()
-    if algorithm is not None and usable:
-        probes = tuple(_expand(sweep, [*sweep.space.points(1), *sweep.space.corners()], faults))
-        listed = True
-        points = list(sweep.space.points(1))
-    if listed and not points and not faults:
-        faults.append(f"{places['constraints']}: constraints: no point of the search meets them")
+            found = named_recipe(
+                recipe, asked.schema, asked.recipes, near=asked.near, where=where
+            )
+            bases[recipe] = Base(asked.schema, [*found, *settings])
+    return bases or {"": Base(asked.schema, settings)}, len(bases) == len(wanted)
+
+
+def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> Sweep:
+    """Return the sweep with its trials, or with those that its algorithm has proposed and may.
+
+    usable: whether its points can be listed. where: the place of the constraints. Raises UserError
+    with all faults.
+    """
+    searches = sweep.algorithm is not None
+    points = list(sweep.space.points(1 if searches else sweep.samples)) if usable else []
+    corners = sweep.space.corners() if searches and usable else ()
+    trials = tuple(_expand(sweep, [*points, *corners], faults))
+    if not points and not faults:
+        faults.append(f"{where}: constraints: no point of the search meets them")
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
-    if algorithm is not None:
-        return dataclasses.replace(with_proposed(sweep), probes=probes)
-    return dataclasses.replace(sweep, trials=tuple(trials))
+    if searches:
+        return dataclasses.replace(with_proposed(sweep), probes=trials)
+    return dataclasses.replace(sweep, trials=trials)
 
 
 def with_proposed(sweep: Sweep) -> Sweep:
@@ -341,72 +361,6 @@ def with_proposed(sweep: Sweep) -> Sweep:
     return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
 
 
-def _objectives(
-    settings: list[Setting], algorithm: Algorithm | None, faults: list[str]
-) -> dict[str, str]:
-    for setting in settings:
-        if setting.value not in ("max", "min"):
-            faults.append(f"{setting.where}: objectives.{setting.key}: expected max or min, found "
-                          f"{setting.value!r}")
-    if settings and algorithm is None:
-        faults.append(f"{settings[0].where}: objectives: only an algorithm weighs them; set "
-                      "algorithm: tpe")
-    return {setting.key: str(setting.value) for setting in settings}
-
-
-def _recipe_faults(
-    head: SweepFile, places: Mapping[str, str], searched: list[Dimension]
-) -> Iterator[str]:
-    for dimension in searched:
-        if not all(isinstance(value, str) for value in dimension.values) or dimension.is_random:
-            yield f"{dimension.where}: recipe: expected {{grid: [names of recipes]}}"
-        if head.recipe:
-            yield (f"{places['recipe']}: recipe: is searched already ({dimension.where}); leave "
-                   "one out")
-
-
-def _constraints(head: SweepFile, where: str, faults: list[str]) -> list[Condition]:
-    found = [read_condition(text, f"{where}: constraints", faults) for text in head.constraints]
-    return [condition for condition in found if condition is not None]
-
-
-def _check_conditions(
-    dimensions: list[Dimension], constraints: list[Condition], schema: type, faults: list[str]
-) -> bool:
-    """Conditions look at keys that there are, and those of a dimension at what is chosen before.
-
-    Returns whether all do.
-    """
-    before = len(faults)
-    # the seed is the sweep's, and the recipe's name is known only where recipes are searched
-    known = [key for key in field_types(schema) if key != "seed"]
-    known += [RECIPE] if any(dimension.key == RECIPE for dimension in dimensions) else []
-    for condition in [*constraints, *(d.when for d in dimensions if d.when)]:
-        for name in condition.names:
-            if name not in known:
-                faults.append(f"{condition.where}: no key {name}{hint(name, known)}")
-    for place, dimension in enumerate(dimensions):
-        later = {d.key for d in dimensions[place:]}
-        for name in dimension.when.names if dimension.when else ():
-            if name in later:
-                faults.append(f"{dimension.where}: {dimension.key}: when looks at {name}, which "
-                              "must be searched above it")
-    return len(faults) == before
-
-
-def _algorithm_faults(
-    where: str, head: SweepFile, dimensions: list[Dimension]
-) -> Iterator[str]:
-    if head.backend != "ray":
-        yield f"{where}: algorithm: proposes points as results come in: set backend: ray"
-    if not dimensions:
-        yield f"{where}: algorithm: nothing is searched"
-    for dimension in dimensions:
-        if not dimension.is_random:
-            yield (f"{dimension.where}: {dimension.key}: a grid is walked through, an algorithm "
-                   "chooses: write choice")
-
-
 def _head(own: list[Setting], faults: list[str]) -> SweepFile:
     """Return the sweep's own keys; those with faults keep their defaults, so that the rest of the
     file can still be checked."""
@@ -416,21 +370,6 @@ def _head(own: list[Setting], faults: list[str]) -> SweepFile:
             defaults.build([setting])
             good.append(setting)
     return build(SweepFile, good)
-
-
-def _check_keys(
-    parts: dict[str, list[Setting]], dimensions: list[Dimension], faults: list[str]
-) -> None:
-    """No key may be set in two places, nor one that the sweep itself decides."""
-    searched = {d.key: d.where for d in dimensions}
-    for setting in parts["overrides"]:
-        if setting.key in searched:
-            faults.append(f"{setting.where}: {setting.key} is searched already "
-                          f"({searched[setting.key]})")
-    for setting in [*parts["overrides"], *parts["search"]]:
-        if setting.key == "run.name" or (setting.key == "seed" and setting in parts["search"]):
-            faults.append(f"{setting.where}: {setting.key} is the sweep's own to set; write "
-                          f"{OWN_RUN_KEYS[setting.key]}")
 
 
 @contextmanager

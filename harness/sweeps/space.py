@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import write_text
-from harness.config.build import value_at
+from harness.config.values import value_at
 from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension
 

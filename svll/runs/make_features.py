@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.base.errors import UserError
-from harness.config.build import (
-    build,
-    find_recipe,
-    parse_overrides,
-    read_recipe,
-    signature,
-    text_fields,
-)
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.recipes import named_recipe, read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import signature
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.features.files import check_is_run, feature_paths
@@ -84,7 +81,7 @@ def weights_features(
     """
     if recipe is None:
         raise UserError("--weights also needs --recipe NAME, which names the test set")
-    settings = read_recipe(find_recipe(recipe, RECIPES), Config, RECIPES)
+    settings = named_recipe(recipe, Config, RECIPES)
     used = [] if protocol is None else [f"evaluation.protocol={protocol}"]
     words = parse_overrides([*overrides, *used], text_fields(Config))
     config = build(Config, [*settings, *words])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.config.build import to_mapping
+from harness.config.values import to_mapping
 from svll.config import Config, Data
 from svll.data import staging
 from svll.data.benchmarks import describe

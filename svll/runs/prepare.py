@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from harness.config.build import build, read_recipe, to_mapping
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.values import to_mapping
 from harness.runs.run import Run
 from svll.config import Config
 from svll.experiment import Trial, set_up

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.sweeps.reading import read_sweep
 from svll.config import RECIPES, Config

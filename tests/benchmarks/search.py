@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.cluster.launch import launch
 from harness.cluster.local import background
 from harness.cluster.records import read_records
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.sweeps.reading import Sweep
 from tests.benchmarks.timing import Row, seconds
 

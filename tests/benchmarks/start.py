@@ -8,7 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.config.build import build, parse_overrides, read_recipe, to_yaml
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.experiment import Trial, set_up

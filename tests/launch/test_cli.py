@@ -190,9 +190,9 @@ def test_completion_is_offered_by_installed_commands_only(monkeypatch):
 def test_help_on_keys_is_printed_without_a_recipe_or_a_sweep(monkeypatch, capsys):
     for name, words, told in (
         ("train", ["stage1.lss"], "stage1.lss_weight: a number, default 0.8"),
-        ("train", [], "run.runs: a text, default runs; outside the signature"),
-        ("slurm", [], "scheduler.asha.grace: a whole number, default 1"),
-        ("slurm", ["trials_per"], "ray.trials_per_gpu: a whole number, default 1"),
+        ("train", [], "run.runs: a string, default runs; outside the signature"),
+        ("slurm", [], "scheduler.asha.grace: an integer, default 1"),
+        ("slurm", ["trials_per"], "ray.trials_per_gpu: an integer, default 1"),
     ):
         monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", "--help-config", *words])
         with pytest.raises(SystemExit) as ended:

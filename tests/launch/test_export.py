@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config.build import build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels

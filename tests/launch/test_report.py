@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from harness.base.files import write_json
-from harness.config.build import build, to_mapping, to_yaml
+from harness.config.build import build
+from harness.config.values import to_mapping, to_yaml
 from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from harness.sweeps.paired import compare

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import svll
-from harness.config.build import build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config

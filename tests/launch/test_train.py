@@ -7,7 +7,8 @@ import yaml
 
 import launch.train
 from harness.base.errors import UserError
-from harness.config.build import build, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
 from harness.training import engine
 from svll.config import RECIPES, Config
 from tests.commands import called, started

@@ -9,15 +9,11 @@ import pytest
 import yaml
 
 from harness.base.errors import UserError
-from harness.config.build import (
-    build,
-    field_types,
-    parse_overrides,
-    read_recipe,
-    signature,
-    to_mapping,
-    to_yaml,
-)
+from harness.config.build import build
+from harness.config.fields import field_types
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import signature, to_mapping, to_yaml
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
 from svll.protocols import PROTOCOLS
@@ -169,14 +165,14 @@ WRONG_TYPES = {
     "engine.zero=3": "one of 0, 1, 2, found 3",
     "engine.precision=fp8": "one of bf16, fp16, fp32",
     "model.sie=lens": "one of none, camera, view, camera_view",
-    "stage1.epochs=many": "expected a whole number, found 'many'",
-    "stage1.epochs=1.5": "expected a whole number, found 1.5",
+    "stage1.epochs=many": "expected an integer, found 'many'",
+    "stage1.epochs=1.5": "expected an integer, found 1.5",
     "stage1.lr=fast": "expected a number",
     "stage1.train_head=maybe": "expected true or false, found 'maybe'",
     "stage2.milestones=30": "expected a list",
     "stage2.erase_area=0.3": "expected a list",
-    "stage2.erase_area=[0.1]": "a list (2 of a number), found [0.1]",
-    "stage2.vss_erase_area=[0.1, 0.2, 0.3]": "a list (2 of a number)",
+    "stage2.erase_area=[0.1]": "a list of 2 numbers, found [0.1]",
+    "stage2.vss_erase_area=[0.1, 0.2, 0.3]": "a list of 2 numbers",
     "stage1.lr=null": "expected a number, found None",
 }
 
@@ -215,7 +211,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     assert len(faults) == 5
     for line, words in {
         2: "no key stage1.lss_wieght; did you mean stage1.lss_weight?",
-        3: "stage1.epochs: expected a whole number",
+        3: "stage1.epochs: expected an integer",
         5: "62 is not a multiple",
         6: "stage2.flip",
         7: "model is a section",

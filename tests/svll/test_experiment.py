@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 import svll.experiment
 import svll.features.extract
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import signature, to_yaml
 from harness.features.file import read_features
 from harness.images.loader import ImageLoader
 from harness.runs.run import Run

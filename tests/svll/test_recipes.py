@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.config.build import build, differences, parse_overrides, read_recipe, value_at
+from harness.config.build import build
+from harness.config.recipes import named_recipe, read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import differences, value_at
 from harness.sweeps.reading import read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
@@ -19,7 +22,7 @@ EVERY = PERSONS + VEHICLES
 
 @cache
 def recipe(name: str, *overrides: str) -> Config:
-    settings = read_recipe(RECIPES / f"{name}.yaml", Config)
+    settings = named_recipe(name, Config, RECIPES)
     return build(Config, [*settings, *parse_overrides(["data.root=/data", *overrides])])
 
 
@@ -72,35 +75,35 @@ CLIP_REID = {  # its configuration files, which have neither self-supervision
     ("persons", "clipreid"): (16, "none", 120, 64, 60, 64, 5e-6, 1e-4, 0.1, 0.25, 1.0, 0.1),
     ("veri776", "clipreid"): (16, "none", 60, 64, 60, 64, 5e-6, 1e-4, 0.1, 0.25, 1.0, 0.1),
     ("vehicleid", "clipreid"): (16, "none", 60, 256, 60, 64, 5e-5, 1e-4, 0.1, 0.25, 1.0, 0.1),
-    ("persons", "clipreid_rn50"): (
+    ("persons", "clipreid+rn50"): (
         None, "none", 60, 64, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 1.0, 0.1,
     ),
-    ("veri776", "clipreid_rn50"): (
+    ("veri776", "clipreid+rn50"): (
         None, "none", 60, 64, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 1.0, 0.1,
     ),
-    ("vehicleid", "clipreid_rn50"): (
+    ("vehicleid", "clipreid+rn50"): (
         None, "none", 60, 256, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 1.0, 0.0,
     ),
     # without a first stage; its batch is the benchmark's, and nobody's
     ("persons", "baseline"): (16, "none", 0, 256, 60, 64, 5e-6, 1e-4, 0.1, 1.0, 0.0, 0.1),
     ("veri776", "baseline"): (16, "none", 0, 64, 60, 64, 5e-6, 1e-4, 0.1, 1.0, 0.0, 0.1),
     ("vehicleid", "baseline"): (16, "none", 0, 64, 60, 64, 5e-5, 1e-4, 0.1, 1.0, 0.0, 0.0),
-    ("persons", "baseline_rn50"): (
+    ("persons", "baseline+rn50"): (
         None, "none", 0, 256, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 0.0, 0.1,
     ),
-    ("veri776", "baseline_rn50"): (
+    ("veri776", "baseline+rn50"): (
         None, "none", 0, 64, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 0.0, 0.1,
     ),
-    ("vehicleid", "baseline_rn50"): (
+    ("vehicleid", "baseline+rn50"): (
         None, "none", 0, 64, 120, 64, 3.5e-4, 5e-4, 0.01, 1.0, 0.0, 0.0,
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["clipreid", "clipreid_rn50", "baseline", "baseline_rn50"])
+@pytest.mark.parametrize("variant", ["clipreid", "clipreid+rn50", "baseline", "baseline+rn50"])
 @pytest.mark.parametrize("name", EVERY)
 def test_what_carries_clip_reids_name_has_its_settings(name: str, variant: str) -> None:
-    config = recipe(f"{name}_{variant}")
+    config = recipe(f"{name}+{variant}")
     found = tuple(value_at(config, key) for key in COLUMNS)
     assert found == CLIP_REID["persons" if name in PERSONS else name, variant]
     assert (config.stage1.lss_weight, config.stage2.vss_weight) == (0.0, 0.0)
@@ -110,16 +113,22 @@ def test_what_carries_clip_reids_name_has_its_settings(name: str, variant: str) 
         assert config.stage2.milestones == [40, 70]
         assert (config.data.mean, config.data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         others |= {"model.name", "stage2.milestones", "data.mean", "data.std"}
-    assert changed(f"{name}_{variant}", name).keys() <= {*COLUMNS, *others}
+    assert changed(f"{name}+{variant}", name).keys() <= {*COLUMNS, *others}
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_rows_sie_olp_are_the_words_that_the_recipe_says(name: str) -> None:
-    text = (RECIPES / f"{name}_clipreid.yaml").read_text()
-    words = re.search(r"SIE\+OLP: (\S+ \S+)", text)
+    text = (RECIPES / "parts" / "clipreid.yaml").read_text().replace("\n#", "")
+    words = re.search(rf"of {'persons' if name in PERSONS else 'vehicles'}: (\S+ [^\s;]+)", text)
     assert words is not None
-    model = recipe(f"{name}_clipreid", *words[1].split()).model
+    model = recipe(f"{name}+clipreid", *words[1].rstrip(".").split()).model
     assert model == recipe(name).model
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("parts/*.yaml")))
+def test_a_part_leaves_the_dataset_alone(name: str) -> None:
+    found = {setting.key for setting in read_recipe(RECIPES / "parts" / f"{name}.yaml", Config)}
+    assert not found & {"data.name", "data.root", "data.test", "data.width", "seed"}
 
 
 def test_the_ablation_changes_nothing_but_the_published_weights_of_self_supervision() -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 import yaml
 
 from harness.base.files import read_json, write_json
-from harness.config.build import changeable, runtime
+from harness.config.fields import changeable, runtime
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import changed_settings

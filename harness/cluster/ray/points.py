@@ -15,7 +15,7 @@ from harness.base.files import write_text
 from harness.base.mappings import flatten
 from harness.cluster.ray.verdicts import was_ended_early
 from harness.cluster.summary import write_summary
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.outcomes import numbers_of
 from harness.sweeps.proposing import Tried, propose

@@ -20,7 +20,10 @@ from ray.tune.schedulers import (
 
 from harness.base.mappings import flatten
 from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
-from harness.config.build import build, changeable_keys, read_recipe, value_at
+from harness.config.build import build
+from harness.config.fields import changeable_keys
+from harness.config.recipes import read_recipe
+from harness.config.values import value_at
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps import population

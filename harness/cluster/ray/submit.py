@@ -8,7 +8,7 @@ from harness.base.errors import UserError
 from harness.cluster.place import Place, Room, Submission
 from harness.cluster.ray import guest
 from harness.cluster.ray.shares import allocation
-from harness.config.build import changeable_keys
+from harness.config.fields import changeable_keys
 from harness.sweeps.frozen import freeze
 from harness.sweeps.keys import HyperBand, Pbt
 from harness.sweeps.reading import Sweep, Trial, expand

@@ -24,7 +24,7 @@ from harness.cluster.slurm.script import (
     parameters,
     script,
 )
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial
 

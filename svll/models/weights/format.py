@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.base.errors import Hindered
 from harness.base.files import atomic_write
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from svll.config import Config
 from svll.data.side_labels import SideLabels
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded
-from harness.config.build import as_given_now, build, settings_of, text_fields
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.sources import as_given_now, settings_of
 from harness.config.yaml_files import parse
 from svll.config import Config
 from svll.data.datasets import trained_on

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.base.errors import UserError
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.config import Config

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.config.build import build, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.datasets import Datasets, load_datasets

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from harness.cluster import rank
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import changeable, keys, runtime, unless_empty, where_it_counts
+from harness.config.fields import changeable, keys, runtime, unless_empty, where_it_counts
 from harness.config.help import config_help, field_texts, sections
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile
 from svll.config import Config
@@ -61,11 +61,11 @@ def test_each_key_is_told_with_type_default_and_marks_section_by_section() -> No
     assert config_help({"": Kitchen}, width=70) == """\
 All of it.
 
-  cooks: a list (a text), default []
+  cooks: a list of strings, default []
       Who works here.
-  door: a text or null, default null; outside the signature
+  door: a string or null, default null; outside the signature
       Which one to enter by.
-  mark: a text, default ''; in the signature where set
+  mark: a string, default ''; in the signature where set
       Painted above it.
   lamp: true or false, default true; in the signature where it changes
       the result
@@ -78,11 +78,11 @@ oven: What bakes, and how long.
   oven.fan: true or false, default false
   oven.kind: one of gas, wood, default gas
       What burns.
-  oven.shelves: a list (2 of a whole number), default [1, 4]
+  oven.shelves: a list of 2 integers, default [1, 4]
       Where trays may stand.
 
-outside the signature: does not change the result, and so not which run it is
-changeable: population based training may change it while a run is trained"""
+outside the signature: does not affect the run's ID
+changeable: population based training may change it during a run"""
 
 
 def test_words_choose_keys_and_leave_sections_without_any_out() -> None:
@@ -95,8 +95,8 @@ oven: What bakes, and how long.
 
 
 def test_a_word_that_no_key_holds_is_told_with_the_nearest() -> None:
-    for word, told in (("shelfes", "did you mean shelves?"), ("xyz", "all keys are printed")):
-        with pytest.raises(UserError, match=f"no key holds '{word}'; .*{told[:-1]}"):
+    for word, told in (("shelfes", "did you mean shelves?"), ("xyz", "leave it out to print")):
+        with pytest.raises(UserError, match=f"no key contains '{word}'; .*{told[:-1]}"):
             config_help({"": Kitchen}, ["oven", word])
 
 

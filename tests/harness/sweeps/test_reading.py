@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import UserError
-from harness.config.build import runtime, signature
+from harness.config.fields import runtime
+from harness.config.values import signature
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
 from harness.sweeps.reading import (
@@ -314,10 +315,10 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         ". _ -)",
         "tried.yaml, line 2: no recipe 'bass'; did you mean base?",
         "recipes: base",
-        "tried.yaml, line 3: train.epochs: expected a whole number, found 'many'",
+        "tried.yaml, line 3: train.epochs: expected an integer, found 'many'",
         "tried.yaml, line 3: train.epochs is searched already (tried.yaml, line 7)",
         "tried.yaml, line 5: no key train.lrr; did you mean train.lr?",
-        "tried.yaml, line 6: train.width: expected a whole number, found 'wide'",
+        "tried.yaml, line 6: train.width: expected an integer, found 'wide'",
         "tried.yaml, line 7: train.epochs: must be at least 1",
         "tried.yaml, line 8: train.lr: grid: is empty",
         "tried.yaml, line 9: seeds: [1, 1] has a seed twice",
@@ -325,7 +326,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         "tried.yaml, line 11: resources.cpus: must be at least 1, found 0",
         "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
         "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
-        "tried.yaml, line 12: slurm.setup: expected a list of texts",
+        "tried.yaml, line 12: slurm.setup: expected a list of strings",
         "tried.yaml, line 12: slurm.env: '1a' is no variable's name",
         "tried.yaml, line 13: scheduler.asha: no key grac; did you mean grace?",
         "tried.yaml, line 14: no key colour",
@@ -343,7 +344,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         ("{loguniform: [0, 1]}",
          "train.lr: loguniform: expected two rising numbers above 0, found [0, 1]"),
         ("{randint: [0.5, 2]}",
-         "train.lr: randint: expected two rising whole numbers, found [0.5, 2]"),
+         "train.lr: randint: expected two rising integers, found [0.5, 2]"),
         ("{uniform: [0, .nan]}", "train.lr: uniform: expected two rising numbers, found [0, nan]"),
     ],
 )
@@ -450,3 +451,29 @@ def test_searched_recipes_that_make_no_sense_are_told(read) -> None:
     ]
     [line] = told(read, "search: {recipe: {choice: [base]}}\n")
     assert line == "tried.yaml, line 1: recipe: expected {grid: [names of recipes]}"
+    lines = told(
+        read, "backend: ray\nalgorithm: tpe\nsearch: {recipe: {choice: [base, bass]}}\n"
+    )
+    assert "tried.yaml, line 3: no recipe 'bass'; did you mean base?" in lines
+
+
+def test_recipes_are_combined_under_one_name(read, recipes: Path, tmp_path: Path) -> None:
+    (recipes / "parts").mkdir()
+    (recipes / "parts" / "long.yaml").write_text("train: {epochs: 9}\n")
+    (tmp_path / "mine.yaml").write_text("train: {lr: 0.5}\n")
+    sweep = read("recipe: base+long+mine.yaml\nseeds: [1]\n")
+    assert [(t.config.train.epochs, t.config.train.lr) for t in sweep.trials] == [(9, 0.5)]
+    options = {"schema": Config, "recipes": recipes}
+    [trial], [former] = (recipe_sweep(n, **options).trials for n in ("base+long", "base_long"))
+    assert trial.run == former.run
+    assert trial.run.folder.parent == Path("here/base_long")
+    [line] = told(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
+    assert "two trials are one and the same run" in line
+
+
+def test_a_dataset_is_not_looked_at_for_a_recipe_that_there_is_not(recipes: Path) -> None:
+    def refuse(_: Config) -> Config:
+        raise AssertionError("it was looked at")
+
+    with pytest.raises(UserError, match="no recipe 'bass'"):
+        recipe_sweep("bass", schema=Config, recipes=recipes, complete=refuse)

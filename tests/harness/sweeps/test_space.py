@@ -220,7 +220,7 @@ def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
     )
     assert {line.split(", found")[0] for line in told(read, text)} == {
         "tried.yaml, line 6: no key train.lrr; did you mean train.lr?",
-        "tried.yaml, line 7: train.name: expected a text",
+        "tried.yaml, line 7: train.name: expected a string",
         "tried.yaml, line 8: train.epochs: must be at least 1",
     }
     sweep = read("recipe: base\nbackend: ray\nalgorithm: tpe\nsamples: 9\n"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import Setting, build
+from harness.config.build import build
+from harness.config.sources import Setting
 from svll.config import Config
 from svll.data.datasets import Datasets
 from svll.data.run_checks import check_matches, tell_side_information

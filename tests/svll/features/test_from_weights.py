@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.config.build import Setting, build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import Setting, parse_overrides
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import UNNAMED, SideLabels

@@ -2,7 +2,8 @@
 
 import pytest
 
-from harness.config.build import build, parse_overrides
+from harness.config.build import build
+from harness.config.sources import parse_overrides
 from svll.config import Config
 from svll.features import keys as module
 from svll.features.extract import Reader

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 import svll
 from harness.base.errors import UserError
-from harness.config.build import Setting, build
+from harness.config.build import build
+from harness.config.sources import Setting
 from harness.images.loader import ImageLoader
 from harness.images.pixels import Fault, upright
 from harness.images.views import View

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from harness.config.build import build, parse_overrides
+from harness.config.build import build
+from harness.config.sources import parse_overrides
 from svll.config import Config
 from svll.losses import ntxent_loss
 from svll.models.clip import Clip, load_clip

@@ -11,7 +11,8 @@ from PIL import Image
 
 from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
-from harness.config.build import build, to_yaml
+from harness.config.build import build
+from harness.config.values import to_yaml
 from harness.reporting import page
 from harness.runs.run import Run
 from svll.config import Config

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe, signature, to_mapping
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import signature, to_mapping
 from svll.config import RECIPES, Config
 from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from harness.config.build import build, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
 from harness.runs import stopping
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped

@@ -2,7 +2,9 @@
 
 import pytest
 
-from harness.config.build import build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from svll.config import RECIPES, Config
 from svll.runs import cost_estimate as measuring
 from svll.runs.cost_estimate import Range, estimate

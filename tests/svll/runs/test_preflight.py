@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.sampler import identity_batches

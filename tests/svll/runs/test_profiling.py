@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
+from harness.config.values import signature, to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.runs.profiling import PHASES, Profile, kind_of, profile_run

@@ -14,7 +14,9 @@ from PIL import Image
 
 import svll
 from harness.base.errors import UserError
-from harness.config.build import build, parse_overrides, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
+from harness.config.sources import parse_overrides
 from harness.features.file import FeatureGroup, read_features, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config

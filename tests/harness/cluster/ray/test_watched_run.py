@@ -20,7 +20,7 @@ from harness.cluster.rank_group import RankGroup
 from harness.cluster.ray import watched_run
 from harness.cluster.ray.verdicts import end_early, end_paused, mark_ended_early, was_ended_early
 from harness.cluster.ray.watched_run import WatchedRun
-from harness.config.build import to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 
 

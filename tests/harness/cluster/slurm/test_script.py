@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.slurm import script as slurm
-from harness.config.build import Setting
+from harness.config.sources import Setting
 from harness.sweeps.keys import read_slurm
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.base.errors import UserError
-from harness.config.build import Setting, build
+from harness.config.build import build
+from harness.config.sources import Setting
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import SideLabels

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from harness.base.errors import UserError
-from harness.config.build import build, read_recipe
+from harness.config.build import build
+from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.datasets import load_datasets

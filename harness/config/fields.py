@@ -1,0 +1,120 @@
+"""A schema is a tree of dataclasses: its marked fields, its dotted keys and their types.
+
+A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks of
+fields say what is part of it.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field
+from typing import Any, NamedTuple
+
+from harness.config.yaml_files import Texts
+
+
+def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """Mark a field that cannot change a result, such as a folder: never part of the signature."""
+    if factory is not dataclasses.MISSING:
+        return field(default_factory=factory, metadata={"runtime": True})
+    return field(default=default, metadata={"runtime": True})
+
+
+def changeable(default: Any) -> Any:
+    """Mark a field whose value may change during a run, as population based training does."""
+    return field(default=default, metadata={"changeable": True})
+
+
+def changeable_keys(schema: type, prefix: str = "") -> set[str]:
+    """Return the dotted keys of a schema's `changeable` fields."""
+    found = set()
+    for item in dataclasses.fields(schema):
+        section = subsections(schema).get(item.name)
+        if section is not None:
+            found |= changeable_keys(section, f"{prefix}{item.name}.")
+        elif item.metadata.get("changeable"):
+            found.add(f"{prefix}{item.name}")
+    return found
+
+
+def unless_empty(default: Any) -> Any:
+    """Mark a field that is part of the signature only if it differs from its default.
+
+    A schema can gain such a field without renaming earlier runs.
+    """
+    return field(default=default, metadata={"unless_empty": True})
+
+
+def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
+    """Mark a field that is part of the signature only of trees for which `counts` is true.
+
+    Its default can then change without renaming the runs whose result it does not change.
+    """
+    return field(default=default, metadata={"where_it_counts": counts})
+
+
+def keys(schema: type) -> Iterator[str]:
+    """Yield the dotted keys of a schema, in order."""
+    yield from field_types(schema)
+
+
+def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Return the type of each dotted key of a schema."""
+    hints = typing.get_type_hints(schema)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(schema):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            found.update(field_types(typing.cast(type, kind), f"{prefix}{item.name}."))
+        else:
+            found[f"{prefix}{item.name}"] = kind
+    return found
+
+
+class Removed(NamedTuple):
+    """A key that an earlier version of a schema had."""
+
+    only: Any
+    """The value that is still accepted: the present behaviour."""
+    advice: str
+    """What to set instead."""
+    replaced_by: Mapping[str, Any]
+    """Settings, by dotted key, that stand for any other value in a finished run's configuration."""
+
+
+def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
+    """Return the removed keys of a schema: those in the class variables `removed` of its tree.
+
+    Such a key is still accepted with one value, and stays part of the signature with it, so earlier
+    runs keep their names.
+    """
+    own: Mapping[str, Removed] = getattr(schema, "removed", {})
+    found = {f"{prefix}{key}": gone for key, gone in own.items()}
+    for name, section in subsections(schema).items():
+        found |= removed_keys(section, f"{prefix}{name}.")
+    return found
+
+
+def subsections(schema: type) -> dict[str, type]:
+    """Return the fields of a dataclass that are dataclasses themselves, with their types."""
+    hints = typing.get_type_hints(schema)
+    return {
+        item.name: hints[item.name]
+        for item in dataclasses.fields(schema)
+        if dataclasses.is_dataclass(hints[item.name])
+    }
+
+
+def text_fields(schema: type) -> Texts:
+    """Return a function that tells whether a dotted key of a schema holds strings only."""
+    kinds = field_types(schema)
+
+    def holds_text(kind: Any) -> bool:
+        args = [one for one in typing.get_args(kind) if one is not type(None)]
+        return kind is str or (bool(args) and all(map(holds_text, args)))
+
+    def texts(key: str) -> bool:
+        above = kinds.get(key.rpartition(".")[0])
+        return holds_text(kinds.get(key, above if typing.get_origin(above) is dict else None))
+
+    return texts
