@@ -30,8 +30,7 @@ from harness.images.views import View
 from harness.runs.environment import CODE, arithmetic
 from harness.runs.run import Run
 from harness.runs.takeovers import changed_settings
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 from harness.training.writers import Writer, open_writers
 from svll import prompt_quality as prompt_signal
 from svll import stage1, stage2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.config import Stage1
 from svll.losses import agreement_loss, supcon_loss
 from svll.models.prompts import PromptLearner

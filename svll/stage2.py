@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.config import Stage2
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.image_features import ImageFeatures

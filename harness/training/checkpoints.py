@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
-from harness.training import engine as ranks
-from harness.training import generators
+from harness.training import generators, ranks
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from torch.profiler import record_function
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
-from harness.training import checkpoints, progress
-from harness.training import engine as ranks
+from harness.training import checkpoints, progress, ranks
 from harness.training.checkpoints import Progress
+from harness.training.engine import EngineSettings, start_engine
 from harness.training.writers import Writer, scalars_of
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,6 @@ FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 """What a step is made of, as a profiler names it."""
 SAVE, STOP = 1, 2
 """What a rank may ask the others for between two steps; the larger one is done."""
-
-
-class EngineSettings(Protocol):
-    """What `engine.start_engine` needs to know, as the config says it."""
-
-    precision: Any
-    zero: Any
-    accumulation: int
-    clipping: float
 
 
 @dataclass
@@ -89,7 +80,7 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
-    engine = start_engine(stage, settings)
+    engine = engine_for(stage, settings)
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
         with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
@@ -104,9 +95,9 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
         engine.destroy()
 
 
-def start_engine(stage: Stage, settings: EngineSettings) -> Any:
+def engine_for(stage: Stage, settings: EngineSettings) -> Any:
     """Return a stage's DeepSpeed engine."""
-    return ranks.start_engine(
+    return start_engine(
         stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
         zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
     )

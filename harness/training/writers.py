@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.runs.run import Run
-from harness.training import engine as ranks
+from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
 
 

@@ -21,8 +21,7 @@ from harness.features.file import FeatureGroup
 from harness.features.parts import merge_parts, missing_rows, write_part
 from harness.images.loader import ImageLoader
 from harness.images.views import View
-from harness.training import engine as ranks
-from harness.training import progress
+from harness.training import progress, ranks
 from svll.data.records import Records
 from svll.models.extractor import TEST_RESIZE
 

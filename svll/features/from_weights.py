@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.base.machine import usable_cores
 from harness.features.file import FeatureGroup, read_features
 from harness.runs.run import Run
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.config import Config
 from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets

@@ -25,8 +25,7 @@ from harness.config.build import signature
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import TAKEN, adopt_checkpoint
-from harness.training import checkpoints
-from harness.training import engine as ranks
+from harness.training import checkpoints, ranks
 from svll.config import Config, Stage2
 
 log = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ def make_features(run: Run, config: Config) -> None:
     Raises Busy while the run goes on, UserError as the run does.
     """
     # DALI, DeepSpeed: not for features that are there
-    from harness.training import engine as ranks
+    from harness.training import ranks
     from svll.experiment import Trial, set_up
 
     set_up(config)

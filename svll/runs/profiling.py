@@ -18,8 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.base.files import atomic_write
 from harness.runs.run import Run
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 from harness.training.checkpoints import Progress
 from svll.config import Config
 from svll.experiment import Trial, set_up
@@ -104,7 +103,7 @@ def profile_run(run: Run, config: Config) -> list[Profile]:
 
 
 def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
-    engine = loop.start_engine(stage, config.engine)
+    engine = loop.engine_for(stage, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
     stage.objective.train()
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 from launch import train
 from svll import experiment, stage1, stage2
 from svll.data.splits import Part

@@ -15,7 +15,7 @@ import torch
 from tests.svll.data.test_sampling import listed_anew
 from torch import nn
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Stage1, Stage2
 from svll.data.sampler import identity_batches

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from harness.training import checkpoints
-from harness.training import engine as ranks
+from harness.training import checkpoints, ranks
 from harness.training.checkpoints import Progress
+from harness.training.engine import start_engine
 
 ROWS, SPLIT, STEPS = 8, 3, 7
 """Rows of a batch, steps before the stop, steps of the whole run."""
@@ -57,7 +57,7 @@ def start(zero: int, *, width: int = 6, precision: str = "fp32", idle: bool = Fa
         ],
         weight_decay=1e-3, fused=True,
     )
-    return ranks.start_engine(
+    return start_engine(
         module, optimizer, batch=ROWS, precision=precision,  # type: ignore[arg-type]
         zero=zero, accumulation=1, clipping=0.0,
     )

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 
 ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
