@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.cluster.slurm import script as slurm
-from harness.runs.execute import LOST_RANK
+from harness.runs.failures import LOST_RANK
 
 TAIL_BYTES = 8192
 """How much of the end of a job's log is read."""

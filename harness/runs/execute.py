@@ -4,24 +4,22 @@
 failure look the same whoever asks.
 """
 
-import errno
 import importlib
 import logging
 import os
-import re
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.base.errors import Hindered, UserError
-from harness.base.files import read_json, write_json
+from harness.base.errors import UserError
+from harness.base.files import write_json
 from harness.base.locks import job_id
 from harness.config.yaml_files import read_yaml
 from harness.runs.environment import CODE, environment
+from harness.runs.failures import describe
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 
@@ -29,21 +27,7 @@ log = logging.getLogger(__name__)
 Outcome = Literal["complete", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
 COUNTS = ("preemptions", "time_outs")
-"""What is counted of a job from one attempt to the next."""
-LOST_RANK = (
-    r"Connection closed by peer|Connection reset by peer|remote process exited|"
-    r"[Tt]imed out waiting|collective (operation )?timeout"
-)
-"""How gloo and NCCL say that another rank has gone or hangs."""
-FILE_SYSTEM = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
-)
-"""What a file system says that is full, closed to us, or cut off."""
-OTHERS_WORD_S = 3.0
-"""How long rank 0 waits for the word of a rank that it lost."""
-ERROR_LINES = 20
-"""How many last lines of a failure's traceback the status keeps."""
+"""Counters of a job that the status carries from one attempt to the next."""
 
 
 def execute(run: Run, *, report: Report | None = None) -> Outcome:
@@ -90,20 +74,8 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         log.warning("stopped: %s", reason)
         return end_with("stopped", reason=str(reason), **facts)
     except (Exception, KeyboardInterrupt) as error:
-        told = traceback.format_exc()
-        if isinstance(error, UserError) or _is_of_the_file_system(error):
-            told = str(error)
-        failure = {
-            "error": one_line(error), "lines": told.splitlines()[-ERROR_LINES:],
-            "hindered": _is_hindered(error),
-        }
-        if not leader:
-            _leave_word(run, failure)
-        elif _is_lost_rank(error):
-            failure |= _word_of_others(run)
-        if failure["error"] != one_line(error):  # another rank's
-            told = f"{told.rstrip()}\n{failure['error']}"
-        log.error("failed: %s", told)
+        failure, text = describe(error, run, leader=leader)
+        log.error("failed: %s", text)
         return end_with("failed", log=str(run.log_file), **failure, **facts)
     return end_with("complete", seconds=time.time() - started, **facts)
 
@@ -134,61 +106,6 @@ def _now_called(name: str) -> str:
         package = importlib.import_module(name.partition(".")[0])
         return getattr(package, "MOVED", {}).get(name, name)
     return name
-
-
-def _is_of_the_file_system(error: BaseException) -> bool:
-    """Whether a file could not be written or read for a reason that lies outside the program."""
-    return isinstance(error, OSError) and error.errno in FILE_SYSTEM
-
-
-def _is_hindered(error: BaseException) -> bool:
-    """Whether the run would go on once what is around it is as it was."""
-    return isinstance(error, Hindered) or _is_of_the_file_system(error) or _is_lost_rank(error)
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
-
-
-# --- why another rank was lost: only the first writes the status, so others leave it a word ---
-
-
-def _attempt() -> str:
-    """Return what the ranks of one attempt have in common."""
-    names = ("SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
-    return "-".join([job_id() or "", *(os.environ.get(name, "") for name in names)])
-
-
-def _leave_word(run: Run, failure: dict[str, Any]) -> None:
-    """Write why this rank failed, unless it merely lost another."""
-    if not re.search(LOST_RANK, failure["error"]):
-        with suppress(OSError):
-            rank = int(os.environ["RANK"])
-            write_json(run.folder / f"failure-{rank}.json", {**failure, "attempt": _attempt()})
-
-
-def _word_of_others(run: Run) -> dict[str, Any]:
-    """Return why another rank of this attempt failed, nothing when none has said so."""
-    deadline = time.monotonic() + OTHERS_WORD_S
-    while True:
-        for path in sorted(run.folder.glob("failure-*.json")):
-            with suppress(OSError, ValueError, KeyError):
-                said = read_json(path)
-                if said.pop("attempt") == _attempt():
-                    rank = path.stem.rpartition("-")[2]
-                    return {**said, "error": f"rank {rank}: {said['error']}"}
-        if time.monotonic() > deadline:
-            return {}
-        time.sleep(0.1)
-
-
-def one_line(error: BaseException) -> str:
-    """Say an exception in one line: a user's mistake by its message, others with their class."""
-    if isinstance(error, OSError) and _is_of_the_file_system(error):
-        return f"{error.filename or 'writing'}: {error.strerror}"
-    text = str(error).strip().splitlines()
-    first = text[0] if text else ""
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
 
 
 class _LogFile(logging.FileHandler):

@@ -22,16 +22,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
-from harness.training import generators, ranks
+from harness.training import engine_state, generators, ranks
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
 """How many checkpoints of a run stay besides the best: the newest, and the one before it in case
 that is damaged."""
@@ -75,7 +73,7 @@ class Writer:
         The one of the highest `score` stays; what rank 0 gives counts. Raises Hindered when the
         checkpoint before could not be written, as on a full disk.
         """
-        weights, moments, steps = _collect(engine)
+        weights, moments, steps = engine_state.collect(engine)
         tensors = {"weights": weights, "moments": moments, "rng": _generators()}
         scaler = engine.torch_autocast_z0_gradscaler
         state = {
@@ -107,25 +105,6 @@ class Writer:
                 self.finish()
         finally:
             self._thread.shutdown()
-
-
-def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Gather whole weights (with buffers), moments and step counts, on the CPU."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    steps: dict[str, float] = {}
-    _link_moments(engine)
-    for name, parameter in trained(engine.module):
-        weights[name] = _full_weight(engine, parameter)
-        for moment in MOMENTS:
-            value = _full_moment(engine, parameter, moment)
-            if value is not None:
-                moments[f"{name}.{moment}"] = value
-        steps[name] = _step_of(engine, parameter)
-    for name, buffer in engine.module.named_buffers():
-        if name in _persistent(engine.module):
-            weights[name] = buffer.detach().cpu().clone()
-    return weights, moments, steps
 
 
 def _generators() -> dict[str, Tensor]:
@@ -300,9 +279,9 @@ def restore(path: Path, engine: Any) -> None:
     """
     weights, moments = load_weights(path), _read(path / "moments.safetensors")
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    parameters = dict(trained(engine.module))
-    buffers = {n: b for n, b in engine.module.named_buffers() if n in _persistent(engine.module)}
-    expected = {n: tuple(t.shape) for n, t in [*parameters.items(), *buffers.items()]}
+    parameters = dict(engine_state.trained(engine.module))
+    here = parameters | engine_state.buffers(engine.module)
+    expected = {n: tuple(t.shape) for n, t in here.items()}
     found = {n: tuple(t.shape) for n, t in weights.items()}
     if expected != found:
         different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
@@ -311,127 +290,14 @@ def restore(path: Path, engine: Any) -> None:
             f"and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
     moved = [n for n in parameters if state["optimizer_steps"].get(n)]
-    missing = [m for n in moved for m in (f"{n}.{kind}" for kind in MOMENTS) if m not in moments]
+    wanted = [f"{name}.{kind}" for name in moved for kind in engine_state.MOMENTS]
+    missing = [name for name in wanted if name not in moments]
     if missing:
         raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
-    with torch.no_grad():
-        for name, buffer in buffers.items():
-            buffer.copy_(weights[name])
-    _restore_optimizer(engine, parameters, weights, moments, state["optimizer_steps"])
+    engine_state.restore(engine, weights, moments, state["optimizer_steps"])
     if (path / "rng.safetensors").exists():  # earlier versions drew nothing and kept none
         drawn = _read(path / "rng.safetensors").get(str(ranks.rank()))
         if drawn is not None:
             generators.set_states(drawn)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
         engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
-
-
-def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the trained parameters of a module by name."""
-    return [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-
-
-def _persistent(module: nn.Module) -> set[str]:
-    """Names of the buffers of trained parts that belong to the state: running statistics."""
-    prefixes = {n.rpartition(".")[0] for n, _ in trained(module)}
-    parameters = {n for n, _ in module.named_parameters()}
-    return {
-        n for n in module.state_dict() if n not in parameters and n.rpartition(".")[0] in prefixes
-    }
-
-
-# --- one parameter's state, with and without ZeRO ---
-
-
-def _inner(engine: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer, under ZeRO the one over this rank's flat partitions."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
-
-def _is_split(engine: Any) -> bool:
-    return _inner(engine) is not engine.optimizer
-
-
-def _link_moments(engine: Any) -> None:
-    """Tell ZeRO where each parameter's moments are.
-
-    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
-    moments yet: theirs could never be read.
-    """
-    if not _is_split(engine):
-        return
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-    groups = zip(
-        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
-    )
-    for parameters, partition in groups:
-        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
-
-
-def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
-    return parameter.detach().cpu().clone()
-
-
-def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
-    if not _step_of(engine, parameter):
-        return None
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
-    return _inner(engine).state[parameter][moment].detach().cpu().clone()
-
-
-def _step_of(engine: Any, parameter: nn.Parameter) -> float:
-    """Return how often the optimizer moved a parameter; all move together under ZeRO."""
-    states = _inner(engine).state
-    if _is_split(engine):
-        steps = [s["step"] for s in states.values() if "step" in s]
-        return float(steps[0]) if steps else 0.0
-    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
-
-
-def _restore_optimizer(
-    engine: Any, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor],
-    moments: dict[str, Tensor], steps: dict[str, float],
-) -> None:
-    if moments:
-        _make_state(engine)
-    if _is_split(engine):
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in parameters.items():
-            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
-            parameter.data.copy_(weights[name])
-            for moment in MOMENTS if moments else ():
-                value = moments[f"{name}.{moment}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
-        for state in _inner(engine).state.values() if moments else ():
-            state["step"].fill_(max(steps.values()))
-        return
-    for name, parameter in parameters.items():
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-        state = _inner(engine).state[parameter] if moments else {}
-        for key, value in state.items():
-            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
-
-
-def _make_state(engine: Any) -> None:
-    """Let the optimizer make its moments, by one step of no length; everything is then set."""
-    optimizer = _inner(engine)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    _link_moments(engine)

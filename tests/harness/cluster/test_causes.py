@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.cluster import causes
-from harness.runs.execute import one_line
+from harness.runs.failures import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
     "numpy has no memory": (lambda: np.empty(2**50), "resources.memory"),

@@ -13,8 +13,8 @@ import pytest
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
 from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS
-from harness.runs import execute as trial
-from harness.runs.execute import execute
+from harness.runs.execute import execute, load_function
+from harness.runs.failures import ERROR_LINES
 from harness.runs.run import Run
 
 EXPERIMENTS = '''
@@ -46,9 +46,6 @@ def stop(run, report):
 
 def mistake(run, report):
     raise UserError("data.root: no such folder\\nset data.root=DIR")
-
-def lose(run, report):
-    raise RuntimeError("[gloo] Connection closed by peer")
 
 def fault(run, report):
     def deeper(depth):
@@ -85,7 +82,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def calls_of(run: Run) -> list[Path]:
-    return trial.load_function(run, "experiment").__globals__["calls"]
+    return load_function(run, "experiment").__globals__["calls"]
 
 
 def test_a_complete_run_has_a_result_a_status_and_a_log(make: Any) -> None:
@@ -156,7 +153,7 @@ def test_a_fault_is_told_with_the_end_of_its_traceback(make: Any) -> None:
     assert status["error"] == "ZeroDivisionError: division by zero"
     assert status["lines"][-1] == "ZeroDivisionError: division by zero"
     assert any("in deeper" in line for line in status["lines"])
-    assert len(status["lines"]) <= trial.ERROR_LINES
+    assert len(status["lines"]) <= ERROR_LINES
     assert "Traceback (most recent call last)" in run.log_file.read_text()
     assert lock_holder(run.lock_file) is None
 
@@ -224,29 +221,6 @@ def test_the_job_is_named_as_slurm_names_it(
         monkeypatch.setenv(name, value)
     execute(run)
     assert run.status()["job"] == expected
-
-
-@pytest.mark.parametrize("same_attempt", [True, False])
-def test_a_rank_that_failed_by_its_own_fault_says_so_to_the_first(
-    make: Any, monkeypatch: pytest.MonkeyPatch, same_attempt: bool
-) -> None:
-    """Rank 0 would otherwise only know that it was lost, which another try might mend."""
-    run = make("mistake")
-    monkeypatch.setattr(trial, "OTHERS_WORD_S", 0.0)
-    monkeypatch.setenv("MASTER_PORT", "4321")
-    monkeypatch.setenv("RANK", "1")
-    assert execute(run) == "failed"
-    monkeypatch.setenv("RANK", "0")
-    if not same_attempt:
-        monkeypatch.setenv("MASTER_PORT", "4322")
-    run.config_file.write_text(run.config_file.read_text().replace("mistake", "lose"))
-    assert execute(run) == "failed"
-    status = run.status()
-    own = "rank 1: data.root: no such folder"
-    lost = "RuntimeError: [gloo] Connection closed by peer"
-    assert status["error"] == (own if same_attempt else lost)
-    assert (own in run.log_file.read_text()) is same_attempt
-    assert status["hindered"] is not same_attempt
 
 
 def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:
