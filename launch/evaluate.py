@@ -29,9 +29,9 @@ import typer
 from harness.base.errors import UserError
 from harness.base.files import atomic_write, check_writable
 from harness.config.build import build, find_recipe, parse_overrides, read_recipe, text_fields
-from harness.features.file import write_features
 from launch.cli import command
 from svll.config import RECIPES, Config
+from svll.feature_file import write_features
 from svll.protocols import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not

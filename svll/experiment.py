@@ -24,7 +24,6 @@ from harness.base.locks import job_id
 from harness.base.machine import usable_cores
 from harness.base.rng import torch_seed
 from harness.config.build import build, read_recipe, to_mapping
-from harness.features.file import open_features
 from harness.images.loader import ImageLoader, decoder_name
 from harness.images.views import View
 from harness.runs.environment import CODE, arithmetic
@@ -41,6 +40,7 @@ from svll.data.splits import Part, Splits, split
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.written import RANKS
+from svll.feature_file import open_features
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.files import feature_paths
 from svll.models.clip import Clip, load_clip

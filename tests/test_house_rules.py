@@ -39,7 +39,8 @@ LIGHT = [
         "errors", "files", "machine", "paths", "rng", "units",
     )),
     "harness/training/progress.py", "harness/training/wandb.py",
-    "svll/__init__.py", "svll/config.py", "svll/data/**/*.py", "launch/*.py",
+    "svll/__init__.py", "svll/config.py", "svll/feature_file.py", "svll/data/**/*.py",
+    "launch/*.py",
 ]
 """Files that commands import which must start at once."""
 OWN_WRITERS = {

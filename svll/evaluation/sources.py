@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.file import FeatureGroup, open_features
 from svll.data.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import pooled
 from svll.evaluation.own_images import Names, image_numbers
+from svll.feature_file import FeatureGroup, open_features
 from svll.protocols import protocol_in_force
 
 Number = TypeVar("Number", int, Integers)

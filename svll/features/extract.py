@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.features.file import FeatureGroup
-from harness.features.parts import merge_parts, missing_rows, write_part
 from harness.images.loader import ImageLoader
 from harness.images.views import View
 from harness.training import progress, ranks
 from svll.data.records import Records
+from svll.feature_file import FeatureGroup
+from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
 
 log = logging.getLogger(__name__)

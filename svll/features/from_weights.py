@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.base.machine import usable_cores
-from harness.features.file import FeatureGroup, read_features
 from harness.runs.run import Run
 from harness.training import ranks
 from svll.config import Config
@@ -15,6 +14,7 @@ from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.records import Dataset, Int64, Records
 from svll.data.side_labels import UNNAMED, SideLabels, owner
+from svll.feature_file import FeatureGroup, read_features
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.models import load_model
 from svll.models.trained_model import LoadedModel

@@ -20,12 +20,12 @@ from torch import Tensor
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
-from harness.features.file import FeatureGroup, read_features, write_features
 from harness.images.loader import decoder_name
 from harness.training import ranks
 from svll.config import Config
 from svll.data import staging
 from svll.data.records import Dataset
+from svll.feature_file import FeatureGroup, read_features, write_features
 from svll.features.extract import Reader
 from svll.models.extractor import TEST_RESIZE
 

@@ -15,10 +15,10 @@ import pytest
 from scipy.io import savemat
 
 from harness.base.machine import has_gpu
-from harness.features.file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.verification import verify
+from svll.feature_file import FeatureGroup, write_features
 from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 import svll
 from harness.config.build import build, parse_overrides, read_recipe
-from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
+from svll.feature_file import FeatureGroup, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
 from svll.runs import run_weights as storage

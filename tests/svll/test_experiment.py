@@ -16,7 +16,6 @@ import svll.experiment
 import svll.features.extract
 from harness.base.errors import UserError
 from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.features.file import read_features
 from harness.images.loader import ImageLoader
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
@@ -25,6 +24,7 @@ from harness.training.checkpoints import latest
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.experiment import run as experiment
+from svll.feature_file import read_features
 from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
 

@@ -12,12 +12,12 @@ import torch
 import svll
 from harness.base.errors import UserError
 from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.features.file import read_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
+from svll.feature_file import read_features
 from svll.models import load_model
 from svll.reuse.fingerprints import pin
 from svll.world.world import World, write_world

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.features.file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.protocols import evaluate_draws
@@ -19,6 +18,7 @@ from svll.evaluation.written import (
     score_lines,
     to_csv,
 )
+from svll.feature_file import FeatureGroup
 from tests.svll.reports.worlds import world
 
 

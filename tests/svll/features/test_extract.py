@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.features.file import read_features
 from svll.data.records import Records
+from svll.feature_file import read_features
 from svll.features import extract as module
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 

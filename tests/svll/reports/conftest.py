@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
-from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.records import Records
 from svll.data.splits import split
+from svll.feature_file import FeatureGroup, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.runs import run_weights as storage

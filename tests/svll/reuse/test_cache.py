@@ -17,9 +17,9 @@ import torch
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.config.build import build, parse_overrides
-from harness.features.file import read_features
 from svll.config import Config
 from svll.data.records import Dataset, Records, Row
+from svll.feature_file import read_features
 from svll.features.extract import Reader
 from svll.reuse import cache
 from svll.reuse.cache import feature_key, make_once, shared_features, shared_json

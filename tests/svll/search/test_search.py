@@ -15,11 +15,11 @@ from PIL import Image
 import svll
 from harness.base.errors import UserError
 from harness.config.build import build, parse_overrides, read_recipe
-from harness.features.file import FeatureGroup, read_features, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.evaluation.verification import verify
+from svll.feature_file import FeatureGroup, read_features, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.runs import run_weights as storage
