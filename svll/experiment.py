@@ -50,6 +50,7 @@ from svll.reuse import cache
 from svll.reuse import stage1 as shared_prompts
 from svll.reuse.fingerprints import check_weights
 from svll.reuse.frozen_features import FrozenFeatures
+from svll.run_files import prompts_file
 from svll.runs import run_weights as storage
 from svll.runs.data_checks import check_batch, check_decoding, check_matches, tell_side_information
 
@@ -121,7 +122,7 @@ class Trial:
         self.clip.image.recompute = self.clip.text.recompute = config.engine.recompute
         self.recording = loop.Recording(
             config.run.log_every, 60 * config.run.save_every, config.run.divergence, report,
-            writers,
+            writers, score_key=Config.experiment.metric, shown=("prompts.mAP", "validation.mAP"),
         )
         log.info(
             "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
@@ -162,7 +163,7 @@ class Trial:
     def learn_prompts(self) -> Tensor:
         """Carry out stage 1, unless its result is there; returns text features [N, D]."""
         config, objective = self.config, self.prompt_objective()
-        if not self.run.prompts_file.exists():
+        if not prompts_file(self.run).exists():
             shared = self.cache / "prompts" / self._prompts_key()
             shared_prompts.take(self.run, shared, self._record)
             loop.train(self.prompt_stage(objective), self.run, config.engine, self.recording)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 import tomllib
@@ -128,6 +129,31 @@ def test_packages_of_harness_import_only_those_before_them() -> None:
         and FLOORS.index(node.module.split(".")[1]) > FLOORS.index(name.split("/")[1])  # type: ignore[union-attr]
     ]
     assert not wrong
+
+
+REID = re.compile(
+    r"(?<![a-z])(?:mAP(?!\()|(?i:prompts?|stage_?[12]|identit(?:y|ies)|cameras?|gallery))(?![a-z])"
+)
+"""Words of the method, also inside names; `map(` is Python's."""
+
+
+def test_harness_uses_no_word_of_the_method() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for path in files("harness/**/*.*")
+        if path.suffix in (".py", ".md")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if REID.search(line)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("line", [
+    'metric: str = "validation.mAP"', "run.prompts_file", "Stage1 is", "of stage_2", "a Camera",
+    "identities", "FIRST_CAMERA", "the gallery", "prompt",
+])
+def test_a_word_of_the_method_is_found_in_names_and_texts(line: str) -> None:
+    assert REID.search(line)
+    assert not REID.search("map(str, keys) as a map; the stage, identical, promptly, LEAST_OF_MAP")
 
 
 def test_heavy_packages_are_not_imported_at_module_level_where_commands_start() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
+    """Return the numbers of a nested mapping by dotted key, such as `validation.accuracy`."""
     found: dict[str, float] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

@@ -12,7 +12,7 @@ TAIL_BYTES = 8192
 
 NEXT_STEPS = {
     r"OutOfMemoryError|CUDA out of memory": (
-        "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16"
+        "the GPU's memory is too small: lower the batch, or use engine.precision=bf16"
     ),
     r"OUT_OF_MEMORY|oom.?kill|MemoryError|Cannot allocate memory|DefaultCPUAllocator": (
         "ask for more memory (resources.memory), or lower the batch"
@@ -43,19 +43,24 @@ NEXT_STEPS = {
 """What to do, by what a status, SLURM's accounting or a log says; the first that fits."""
 
 
-def with_next_step(told: str) -> str:
-    """Return what went wrong and, where that is known, what to do about it."""
-    for pattern, step in NEXT_STEPS.items():
+def with_next_step(told: str, advice: Mapping[str, str] | None = None) -> str:
+    """Return what went wrong and, where that is known, what to do about it.
+
+    advice: the experiment's own next steps, looked at before NEXT_STEPS.
+    """
+    for pattern, step in [*(advice or {}).items(), *NEXT_STEPS.items()]:
         if re.search(pattern, told):
             return told if "(run.runs" in told else f"{told}; {step}"  # it has said so itself
     return told
 
 
-def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
+def deaths(
+    jobs: Mapping[str, Path], advice: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return what is known of jobs that ended without a word, by their id (array_task).
 
     jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
-    it, the ends of the logs must do.
+    it, the ends of the logs must do. advice: see `with_next_step`.
     """
     states = _accounted(jobs)
     found = {}
@@ -63,7 +68,7 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
         told = [states[job]] if job in states else []
         told += last_words(folder.glob(f"{job}_*_log.err"))
         if told:
-            found[job] = with_next_step(": ".join(told))
+            found[job] = with_next_step(": ".join(told), advice)
     return found
 
 

@@ -87,7 +87,8 @@ class Queue:
     def deaths(self, jobs: dict[str, Path]) -> dict[str, str]:
         """Return why SLURM jobs died (see `causes.deaths`), each looked for once."""
         if new := {job: folder for job, folder in jobs.items() if job not in self._deaths}:
-            self._deaths |= dict.fromkeys(new, "") | causes.deaths(new)
+            found = causes.deaths(new, self.sweep.experiment.advice)
+            self._deaths |= dict.fromkeys(new, "") | found
         return {job: self._deaths[job] for job in jobs}
 
 
@@ -140,7 +141,7 @@ def _with_deaths(views: list[View], records: dict[str, Record], queue: Queue) ->
         elif record.cluster == "local":
             words = causes.last_words(folder.glob(f"{signature}.*.log"))
             words = words or causes.last_words(folder.glob("*_log.err"), about=signature)
-            told[signature] = causes.with_next_step("".join(words))
+            told[signature] = causes.with_next_step("".join(words), queue.sweep.experiment.advice)
     if dead:
         found = queue.deaths(dict(dead.values()))
         told |= {signature: found[job] for signature, (job, _) in dead.items()}
@@ -159,7 +160,7 @@ def _view(
         if lock_holder(lock):
             return View(trial, "running", status)
     if state == "failed":
-        told = causes.with_next_step(status.get("error", ""))
+        told = causes.with_next_step(status.get("error", ""), queue.sweep.experiment.advice)
         if status.get("hindered") and _is_in_queue(trial, record, queue):
             return View(trial, "queued", status, f"its job has not ended; {told}")
         return View(trial, "failed", status, told)

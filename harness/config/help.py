@@ -113,7 +113,7 @@ def _written(item: "dataclasses.Field[Any]") -> str:
 def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: int = 80) -> str:
     """Return the help on all keys of some schemas, which are given by what their keys begin with.
 
-    words: only keys that hold one of them, such as `stage1` or `lr`. width: of a line. Raises
+    words: only keys that hold one of them, such as `train` or `lr`. width: of a line. Raises
     UserError for a word that no key holds.
     """
     found = [part for prefix, schema in schemas.items() for part in sections(schema, prefix)]

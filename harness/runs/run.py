@@ -62,11 +62,6 @@ class Run:
         return self.folder / "features.h5"
 
     @property
-    def prompts_file(self) -> Path:
-        """What stage 1 learned."""
-        return self.folder / "prompts.safetensors"
-
-    @property
     def weights_file(self) -> Path:
         """The trained model."""
         return self.folder / "model.safetensors"

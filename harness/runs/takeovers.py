@@ -1,7 +1,7 @@
 """A run that goes on from another one's state: how population based training replaces bad ones.
 
     <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
-                             to there, prompts, score, settings
+                             to there, score, settings, files of the experiment
     <run>/incoming/          another run's state
     <run>/takeover.json      that, and with which settings, the run is to go on from `incoming`
     <run>/changes.json       the settings that it has gone on with, and from when
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from harness.runs.run import Run
 
 log = logging.getLogger(__name__)
 
-TAKEN = "stage1.json"
-"""In the folder of a run that takes another's first stage: from whom, and how many epochs it has.
-"""
 PATIENCE_S = 120.0
 """How long an epoch's checkpoint may take to be written."""
 POLL_S = 0.1
+OWN_FILES = ("checkpoint", "metrics.jsonl", "about.json")
+"""What a kept state consists of, besides the files that the experiment has it carry."""
 
 
 def export(
-    run: Run, *, stage: str, epoch: int, score: float, patience_s: float = PATIENCE_S
+    run: Run, *, stage: str, epoch: int, score: float, carried_files: Sequence[str] = (),
+    patience_s: float = PATIENCE_S,
 ) -> None:
     """Keep the state at the end of an epoch, for others.
 
@@ -54,8 +54,9 @@ def export(
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
     write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if run.prompts_file.exists():
-        shutil.copyfile(run.prompts_file, private / run.prompts_file.name)
+    for name in carried_files:
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, private / name)
     settings = {setting.key: setting.value for setting in changed_settings(run)}
     write_json(private / "about.json", {"score": score, "settings": settings})
     final = _exports(run) / str(epoch)
@@ -108,9 +109,9 @@ def carry_out(run: Run) -> None:
         what = read_json(planned)
         adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
-        prompts = incoming / run.prompts_file.name
-        if prompts.exists():
-            os.replace(prompts, run.prompts_file)
+        for file in incoming.iterdir():
+            if file.name not in OWN_FILES:
+                os.replace(file, run.folder / file.name)
         run.weights_file.unlink(missing_ok=True)
         before = [one for one in changes(run) if one["epoch"] < what["epoch"]]
         write_json(_changes_file(run), {"changes": [*before, what]})
@@ -132,14 +133,6 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     private.rename(run.checkpoints / name)
     write_json(run.checkpoints / "latest.json", {"name": name})
-
-
-def taken_epochs(run: Run) -> int:
-    """Return how many epochs of a run's log another run has trained, whose first stage it took."""
-    try:
-        return int(read_json(run.folder / TAKEN)["epochs"])
-    except FileNotFoundError:
-        return 0
 
 
 def changes(run: Run) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ class SweepFile:
     """Every point is run once per seed; null: with the recipe's."""
     samples: int = 1
     """Draws of the random dimensions; how many points an algorithm proposes."""
-    metric: str = "validation.mAP"
+    metric: str = ""
     """What ranks the trials."""
     mode: Literal["max", "min"] = "max"
     """Whether the highest or the lowest metric is the best."""
@@ -137,7 +137,7 @@ class SweepFile:
     """Of an algorithm, `images_per_s: max`: what is weighed against the metric; the search is for
     points that nothing beats in everything."""
     constraints: list[str] = field(default_factory=list)
-    """Conditions that every point must meet, such as "stage1.lss_weight + stage2.vss_weight <= 1".
+    """Conditions that every point must meet, such as "first.weight + second.weight <= 1".
     """
     resources: Resources = field(default_factory=Resources)
     ray: Allocation = field(default_factory=Allocation)

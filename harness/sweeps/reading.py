@@ -29,6 +29,7 @@ from harness.config.build import (
     signature,
 )
 from harness.config.yaml_files import read_yaml
+from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run
 from harness.sweeps.conditions import Condition, read_condition
 from harness.sweeps.dimensions import Dimension, hint, read_dimension
@@ -99,6 +100,11 @@ class Sweep:
     def base(self) -> Base[Any]:
         """The settings of the first recipe."""
         return next(iter(self.bases.values()))
+
+    @property
+    def experiment(self) -> Experiment:
+        """What the experiment tells of itself."""
+        return experiment_of(self.base.schema)
 
     @property
     def selected_on(self) -> str:
@@ -251,7 +257,7 @@ def _assemble(
 ) -> Sweep:
     """Check everything, collecting faults, and raise them together."""
     take_words(words, own, parts, schema, faults)
-    head = _head(own, faults)
+    head = _head(own, schema, faults)
     places = {setting.key: setting.where for setting in own}
     if metrics is not None and head.metric not in metrics:
         faults.append(f"{places.get('metric', file)}: metric: no metric {head.metric!r}"
@@ -407,10 +413,11 @@ def _algorithm_faults(
                    "chooses: write choice")
 
 
-def _head(own: list[Setting], faults: list[str]) -> SweepFile:
+def _head(own: list[Setting], schema: type, faults: list[str]) -> SweepFile:
     """Return the sweep's own keys; those with faults keep their defaults, so that the rest of the
     file can still be checked."""
-    good, defaults = [], Base(SweepFile, [])
+    good = [Setting("metric", experiment_of(schema).metric, "default")]
+    defaults = Base(SweepFile, [])
     for setting in own:
         with _collecting(faults):
             defaults.build([setting])

@@ -1,6 +1,6 @@
 """The one training loop: batch, losses by name, backward, step, record, save, stop.
 
-It knows neither what is trained nor why; a `Stage` says that. Both stages of SVLL-ReID run here.
+It knows neither what is trained nor why; a `Stage` says that. All stages of an experiment run here.
 """
 
 import logging
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from harness.base.errors import UserError
+from harness.base.mappings import lookup
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.training import checkpoints, progress, ranks
@@ -69,6 +70,10 @@ class Recording:
     """Gets rank 0's line of each epoch."""
     writers: tuple[Writer, ...] = ()
     """What draws curves meanwhile, on rank 0."""
+    score_key: str = ""
+    """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
+    shown: tuple[str, ...] = ()
+    """Metrics that the log's line of an epoch and the curves show."""
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
@@ -185,18 +190,12 @@ def _train_epoch(
     line = _finish_epoch(stage, run, recording, at, lr, step_s, pace)
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
-    writer.save(engine, at, _score(line))
+    writer.save(engine, at, lookup(line, recording.score_key))
     if line is not None and recording.report is not None:
         recording.report(line)
     if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
         writer.finish()
         raise Stopped(f"asked to in {stage.name}, after epoch {at.epoch - 1}")
-
-
-def _score(line: dict[str, Any] | None) -> float | None:
-    """Return what tells the best epoch: the mAP of the validation, where there was one."""
-    found = (line or {}).get("validation", {}).get("mAP")
-    return None if found is None else float(found)
 
 
 def train_step(
@@ -289,7 +288,8 @@ def _finish_epoch(
     at.metric_lines += 1
     record_line(run, recording, line)
     told = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-    scores = "".join(f" {k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
+    found = {key: lookup(metrics, key) for key in recording.shown}
+    scores = "".join(f" {key} {value:.4f}" for key, value in found.items() if value is not None)
     left = pace.left(_steps_left(stage, at, at.step))
     log.info(
         "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
@@ -315,4 +315,4 @@ def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
     """Append a line of a step or an epoch to the metric log and to the curves; rank 0 alone."""
     run.log_metrics(line)
     for writer in recording.writers:
-        writer.write(scalars_of(line), line["stage"], line["step"])
+        writer.write(scalars_of(line, recording.shown), line["stage"], line["step"])

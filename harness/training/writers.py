@@ -1,10 +1,11 @@
 """Live views of a run: where lines of its metric log go besides the file, from rank 0 alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.base.mappings import lookup
 from harness.runs.run import Run
 from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
@@ -36,18 +37,18 @@ class TensorBoardWriter:
         self._writer.close()
 
 
-def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
+def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
     """Return the numbers of a line of the metric log by the names that curves have.
 
-    A stage's own are `<stage>/loss`, `/lr` and `/losses/<name>`; a part that is ranked has its
-    `<part>/mAP`.
+    A stage's own are `<stage>/loss`, `/lr` and `/losses/<name>`; of its metrics those in `shown`,
+    by dotted key, that the line has.
     """
     stage = line["stage"]
     found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
     found |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    for part, value in line.items():
-        if isinstance(value, dict) and "mAP" in value:
-            found[f"{part}/mAP"] = value["mAP"]
+    for key in shown:
+        if (value := lookup(line, key)) is not None:
+            found[key.replace(".", "/")] = value
     return found
 
 

@@ -24,9 +24,10 @@ from harness.base.files import link_folder, read_json, write_json, write_text
 from harness.config.build import signature
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
-from harness.runs.takeovers import TAKEN, adopt_checkpoint
+from harness.runs.takeovers import adopt_checkpoint
 from harness.training import checkpoints, ranks
 from svll.config import Config, Stage2
+from svll.run_files import TAKEN
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from svll.data.side_labels import SideLabels
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 from svll.models.weights.fit import fit
+from svll.run_files import prompts_file
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "svll-weights", "1"
@@ -26,19 +27,19 @@ _ANEW = "; put it back as it was, or delete the run folder to start afresh"
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
     """Write the learned tokens [N, M, W]."""
-    _save(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
+    _save(prompts_file(run), {"tokens": prompts.tokens}, {"config": to_yaml(config)})
 
 
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
     """Put the written tokens into `prompts`; raises UserError when they do not fit."""
-    state = _read(run.prompts_file)
+    state = _read(prompts_file(run))
     found, wanted = len(state.get("tokens", prompts.tokens)), len(prompts.tokens)
     if found != wanted:
         raise UserError(
-            f"{run.prompts_file}: prompts of {found} identities, the training part has "
+            f"{prompts_file(run)}: prompts of {found} identities, the training part has "
             f"{wanted}{_ANEW}"
         )
-    fit(prompts, state, str(run.prompts_file), hint=_ANEW)
+    fit(prompts, state, str(prompts_file(run)), hint=_ANEW)
 
 
 def save_model(

@@ -20,10 +20,10 @@ from harness.base.mappings import flatten
 from harness.cluster.launch import ALIVE, launch, survey
 from harness.cluster.local import worker as local
 from harness.runs.run import epoch_lines
-from harness.runs.takeovers import taken_epochs
 from harness.sweeps.reading import Sweep, read_sweep
 from launch.slurm import METRICS
 from svll.config import RECIPES, Config
+from svll.run_files import taken_epochs
 
 SWEEP = Path("sweeps/stage2_weights.yaml")
 SEEDS = (1, 2, 3)

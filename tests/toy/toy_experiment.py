@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 
 from harness.base.files import read_json, write_json
 from harness.config.build import changeable, runtime
+from harness.runs.experiment import Experiment
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import changed_settings
@@ -53,6 +54,11 @@ class Config:
     work: Work = field(default_factory=Work)
     run: Place = field(default_factory=Place)
 
+    experiment: ClassVar[Experiment] = Experiment(
+        metric="validation.mAP", columns={"test mAP": "mAP"}, carried_files=("notes.txt",),
+        advice={"the toy broke": "wind it up"},
+    )
+
 
 def report(folder: Path) -> None:
     write_json(folder / "reported.json", sorted(run.name for run in folder.iterdir()))
@@ -78,6 +84,8 @@ def run(run: Run, report=None) -> None:
     quality = {s.key: s.value for s in changed_settings(run)}.get("work.quality", work.quality)
     if rank == 0:
         run.keep_metrics(first)  # killed between the line and the state: the epoch is done again
+        if not (notes := run.folder / "notes.txt").exists():
+            notes.write_text(run.signature)
     note_surroundings(run, rank)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     until(lambda: all((run.folder / f"seen-{other}.json").exists() for other in range(world)))

@@ -64,8 +64,8 @@ def check(sweep: Sweep) -> None:
     if sweep.scheduler is not None and not sweep.metric.startswith("validation."):
         faults.append(
             f"scheduler: {sweep.scheduler.kind} compares trials while they train, but "
-            f"{sweep.metric} is computed after the last epoch; use validation.mAP, or scheduler: "
-            "none"
+            f"{sweep.metric} is computed after the last epoch; use {sweep.experiment.metric}, or "
+            "scheduler: none"
         )
     if isinstance(sweep.scheduler, HyperBand) and sweep.algorithm is not None:
         faults.append(
@@ -301,7 +301,7 @@ def _driver_environment(meeting: Meeting, address: str | None) -> dict[str, str]
     return {
         **own,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage 1 has no validation metric
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # early epochs may have no metric
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
@@ -369,8 +369,8 @@ def search(record: Record, meeting: dict[str, Any]) -> None:
     shared = {
         "cwd": os.getcwd(), "logs": record.folder, "resources": dataclasses.asdict(sweep.resources),
         "trials_per_gpu": sweep.ray.trials_per_gpu, "retell": retell,
-        "exports": (sweep.metric, sweep.scheduler.every)
-        if isinstance(sweep.scheduler, Pbt) else ("", 0),
+        "exports": (sweep.metric, sweep.scheduler.every, sweep.experiment.carried_files)
+        if isinstance(sweep.scheduler, Pbt) else ("", 0, ()),
     }
     side_by_side: int | None = meeting.get("side_by_side", record.options["side_by_side"])
     if retell:  # brackets are of trials that wait together

@@ -135,6 +135,8 @@ def test_a_population_goes_on_from_its_best_and_tells_how(
             source = runs[last["of"]]
             if not changed[last["of"]]:
                 assert epoch_lines(run)[: last["epoch"]] == epoch_lines(source)[: last["epoch"]]
+                # and so are the files that the experiment names
+                assert (run.folder / "notes.txt").read_text() == source.signature
     assert launch(sweep, "local") == []
 
 

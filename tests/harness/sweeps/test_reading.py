@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import UserError
 from harness.config.build import runtime, signature
+from harness.runs.experiment import Experiment
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
 from harness.sweeps.reading import (
@@ -47,6 +49,8 @@ class Config:
     seed: int = 7
     train: Train = field(default_factory=Train)
     run: Place = field(default_factory=Place)
+
+    experiment: ClassVar[Experiment] = Experiment(metric="validation.mAP")
 
 
 METRICS = ["validation.mAP", "mAP"]
@@ -450,3 +454,10 @@ def test_searched_recipes_that_make_no_sense_are_told(read) -> None:
     ]
     [line] = told(read, "search: {recipe: {choice: [base]}}\n")
     assert line == "tried.yaml, line 1: recipe: expected {grid: [names of recipes]}"
+
+
+def test_a_sweep_that_names_no_metric_is_ranked_by_the_experiments(read) -> None:
+    assert read("recipe: base\n").metric == "validation.mAP"
+    assert read("recipe: base\nmetric: mAP\n").metric == "mAP"
+    with pytest.raises(UserError, match="line 2: metric: no metric ''"):
+        read("recipe: base\nmetric: ''\n")

@@ -27,6 +27,7 @@ from harness.training import loop, ranks
 
 ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
+KEY = "validation.accuracy"
 COUNTS = (5, 4, 5)
 """Steps of each epoch."""
 SPOILT = {"nan": math.nan, "inf": 1e30, "huge": 100.0}
@@ -108,7 +109,7 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
         name=name, objective=module, weights=WEIGHTS, optimizer=made,
         lr_factor=lambda epoch: 1 / epoch, epochs=len(COUNTS), batch=ROWS,
         steps=lambda epoch: COUNTS[epoch - 1], batches=batches,
-        validate=lambda epoch: {"validation": {"mAP": epoch / 10}} if epoch > 1 else {},
+        validate=lambda epoch: {"validation": {"accuracy": epoch / 10}} if epoch > 1 else {},
     )
 
 
@@ -120,7 +121,9 @@ def train(
     """Train; returns how it ended, the weights, and what was reported."""
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
-    recording = loop.Recording(log_every, save_every_s, divergence, reported.append)
+    recording = loop.Recording(
+        log_every, save_every_s, divergence, reported.append, score_key=KEY, shown=(KEY, "no.key")
+    )
     ending, weights = "done", []
     with stop_on_signals():
         try:
@@ -253,7 +256,7 @@ def test_losses_are_recorded_by_name_as_steps_and_as_means_of_epochs(
         }
         assert last["step"] == sum(COUNTS[:epoch])
         assert {line["lr"] for line in [*steps, last]} == {RATE / epoch}
-        assert last.get("validation") == ({"mAP": epoch / 10} if epoch > 1 else None)
+        assert last.get("validation") == ({"accuracy": epoch / 10} if epoch > 1 else None)
     assert [line["step"] for line in result["reported"]] == [5, 9, 14]
     assert all(line["images_per_s"] > 0 for line in result["reported"])
 
@@ -459,4 +462,4 @@ def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
     for number, line in enumerate(lines, 1):
         assert line.startswith(f"stage1 epoch {number}/3 loss ")
         assert bool(re.search(r", \d+ s left$", line)) == (number < len(COUNTS))
-    assert " validation.mAP 0.2000, " in lines[1]
+    assert " validation.accuracy 0.2000, " in lines[1]

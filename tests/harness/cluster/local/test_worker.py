@@ -37,7 +37,7 @@ def test_a_sweep_runs_in_workers_and_a_second_launch_starts_none(
 @pytest.mark.parametrize(
     ("how", "error"),
     [
-        ("raise", "RuntimeError: the toy broke, as it was told to"),
+        ("raise", "RuntimeError: the toy broke, as it was told to; wind it up"),
         ("kill", "killed by SIGKILL (out of memory?)"),
         ("exit", "ended with exit status 7"),
     ],
