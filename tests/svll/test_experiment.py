@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import svll.experiment
 import svll.features.extract
+import svll.stage2
 from harness.base.errors import UserError
 from harness.config.build import build, parse_overrides, read_recipe, signature, to_yaml
 from harness.images.loader import ImageLoader
@@ -238,7 +238,7 @@ def test_a_run_on_staged_images_reads_only_those_and_has_the_same_numbers_to_the
             read.update(paths)
             super().__init__(paths, **options)
 
-    for module in (svll.experiment, svll.features.extract):
+    for module in (svll.stage2, svll.features.extract):
         monkeypatch.setattr(module, "ImageLoader", Watched)
     experiment(run)
     assert numbers(run) == numbers(finished)
