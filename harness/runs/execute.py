@@ -1,7 +1,7 @@
-"""One run, from its folder to its result, however it was started.
+"""Execution of one run, from its folder to its result, however it was started.
 
-`launch/train.py`, a submitit job and a Ray trial all come here, so that status, log, lock and
-failure look the same whoever asks.
+`launch/train.py`, submitit jobs and Ray trials all call `execute`, so status, log, lock and
+failures are the same everywhere.
 """
 
 import importlib
@@ -31,28 +31,28 @@ COUNTS = ("preemptions", "time_outs")
 
 
 def execute(run: Run, *, report: Report | None = None) -> Outcome:
-    """Carry out the run in `run.folder` and return how it ended; never raises for its failure.
+    """Execute the run in `run.folder` and return how it ended; its failure raises nothing.
 
-    The experiment is the function that `run.experiment` in the run's config.yaml names; it is
-    called on every rank as `experiment(run, report)`. `report`, if given, gets rank 0's metrics
-    after each epoch. A complete run returns at once; a stopped or failed one goes on from its last
-    checkpoint. The status of a failure says whether it was `hindered`, by what lies outside.
+    The experiment is the function that `run.experiment` in the run's config.yaml names. It is
+    called on every rank as `experiment(run, report)`; `report`, if given, gets rank 0's metrics
+    after each epoch. A complete run returns at once; a stopped or failed one resumes from its last
+    checkpoint. The status of a failed run says whether an outside cause `hindered` it.
     Raises Busy when another process holds the run, UserError when its folder cannot be written.
     """
     if run.is_complete():
         return "complete"
     if int(os.environ.get("RANK", "0")) != 0:
-        return _carry_out(run, None, leader=False)
+        return _execute(run, None, leader=False)
     with run.lock(), _log_to(run.log_file):
-        return _carry_out(run, report, leader=True)
+        return _execute(run, report, leader=True)
 
 
-def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
+def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
     def end_with(state: Outcome, **facts: Any) -> Outcome:
         if leader:
             try:
                 run.set_status(state, **facts)
-            except OSError as error:  # of the same full disk, perhaps, that ended the run
+            except OSError as error:  # perhaps of the same full disk that ended the run
                 log.error("%s: cannot be written: %s", run.status_file, error.strerror)
         return state
 
@@ -71,7 +71,7 @@ def _carry_out(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         with stop_on_signals():
             load_function(run, "experiment")(run, report)
     except Stopped as reason:
-        log.warning("stopped: %s", reason)
+        log.warning("stopped %s", reason)
         return end_with("stopped", reason=str(reason), **facts)
     except (Exception, KeyboardInterrupt) as error:
         failure, text = describe(error, run, leader=leader)
@@ -85,13 +85,13 @@ def load_function(
 ) -> Callable[..., Any]:
     """Return the function that the run's configuration names as `run.<key>`.
 
-    Raises UserError when it names none, or one that cannot be imported.
+    Raises UserError when there is no such key, or when the function cannot be imported.
     """
     try:
         name = read_yaml(run.config_file)[0]["run"][key]
         module, _, function = _now_called(name).rpartition(".")
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{run.config_file}: no run.{key} to be read: {error!r}") from None
+        raise UserError(f"{run.config_file}: run.{key} cannot be read: {error!r}") from None
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
@@ -101,7 +101,7 @@ def load_function(
 
 
 def _now_called(name: str) -> str:
-    """Return where a function is that an earlier run's configuration may name by its old place."""
+    """Return the present name of a function, which older configurations may call by another."""
     with suppress(ImportError, ValueError):
         package = importlib.import_module(name.partition(".")[0])
         return getattr(package, "MOVED", {}).get(name, name)
@@ -109,10 +109,10 @@ def _now_called(name: str) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short instead of filling stderr with tracebacks."""
+    """A log file that loses lines on a full disk, without tracebacks on stderr."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave the line out; it has gone to stderr anyway."""
+        """Drop the line; stderr has it."""
 
     def close(self) -> None:
         with suppress(OSError):
@@ -120,7 +120,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _log_to:
-    """Also write this process's log lines to a file, while the body runs."""
+    """Writes the log lines of this process to a file too, while the body runs."""
 
     def __init__(self, path: Path) -> None:
         try:

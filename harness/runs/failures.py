@@ -17,23 +17,23 @@ LOST_RANK = (
     r"Connection closed by peer|Connection reset by peer|remote process exited|"
     r"[Tt]imed out waiting|collective (operation )?timeout"
 )
-"""How gloo and NCCL say that another rank has gone or hangs."""
+"""Messages of gloo and NCCL when another rank died or hangs."""
 FILE_SYSTEM = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
 )
-"""What a file system says that is full, closed to us, or cut off."""
-OTHERS_WORD_S = 3.0
-"""How long rank 0 waits for the word of a rank that it lost."""
+"""Errors of a file system that is full, read-only, forbidden or disconnected."""
+OTHERS_WAIT_S = 3.0
+"""How long rank 0 waits for the message of a rank that it lost."""
 ERROR_LINES = 20
-"""How many last lines of a failure's traceback the status keeps."""
+"""The last lines of a failure's traceback that the status keeps."""
 
 
 def describe(error: BaseException, run: Run, *, leader: bool) -> tuple[dict[str, Any], str]:
     """Return what a failed run's status keeps of the exception being handled, and its log text.
 
-    The text of a user's mistake or a full disk is its message, of anything else the traceback.
-    Rank 0 (`leader`), when it merely lost another rank, waits shortly for that rank's own words.
+    The text is the message of a user's mistake or a full disk, and the traceback of anything else.
+    When rank 0 (`leader`) merely lost another rank, it waits shortly for that rank's message.
     """
     text = traceback.format_exc()
     if isinstance(error, UserError) or _is_of_the_file_system(error):
@@ -43,21 +43,21 @@ def describe(error: BaseException, run: Run, *, leader: bool) -> tuple[dict[str,
         "hindered": _is_hindered(error),
     }
     if not leader:
-        _leave_word(run, failure)
+        _leave_message(run, failure)
     elif _is_lost_rank(error):
-        failure |= _word_of_others(run)
-    if failure["error"] != one_line(error):  # another rank's
+        failure |= _message_of_others(run)
+    if failure["error"] != one_line(error):  # that of another rank
         text = f"{text.rstrip()}\n{failure['error']}"
     return failure, text
 
 
 def _is_of_the_file_system(error: BaseException) -> bool:
-    """Whether a file could not be written or read for a reason that lies outside the program."""
+    """Return whether the file system prevented a file from being written or read."""
     return isinstance(error, OSError) and error.errno in FILE_SYSTEM
 
 
 def _is_hindered(error: BaseException) -> bool:
-    """Whether the run would go on once what is around it is as it was."""
+    """Return whether the run could continue once an outside cause is gone."""
     return isinstance(error, Hindered) or _is_of_the_file_system(error) or _is_lost_rank(error)
 
 
@@ -65,40 +65,40 @@ def _is_lost_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
 
 
-# --- why another rank was lost: only rank 0 writes the status, so others leave it a file ---
+# --- why another rank was lost: rank 0 writes the status, so others leave it a message ---
 
 
 def _attempt() -> str:
-    """Return what the ranks of one attempt have in common."""
+    """Return a text that the ranks of one attempt, and no others, have in common."""
     names = ("SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     return "-".join([job_id() or "", *(os.environ.get(name, "") for name in names)])
 
 
-def _leave_word(run: Run, failure: dict[str, Any]) -> None:
-    """Write why this rank failed, unless it merely lost another."""
+def _leave_message(run: Run, failure: dict[str, Any]) -> None:
+    """Write why this rank failed, unless it merely lost another rank."""
     if not re.search(LOST_RANK, failure["error"]):
         with suppress(OSError):
             rank = int(os.environ["RANK"])
             write_json(run.folder / f"failure-{rank}.json", {**failure, "attempt": _attempt()})
 
 
-def _word_of_others(run: Run) -> dict[str, Any]:
-    """Return why another rank of this attempt failed, nothing when none has said so."""
-    deadline = time.monotonic() + OTHERS_WORD_S
+def _message_of_others(run: Run) -> dict[str, Any]:
+    """Return why another rank of this attempt failed; empty when none left a message."""
+    deadline = time.monotonic() + OTHERS_WAIT_S
     while True:
         for path in sorted(run.folder.glob("failure-*.json")):
             with suppress(OSError, ValueError, KeyError):
-                said = read_json(path)
-                if said.pop("attempt") == _attempt():
+                found = read_json(path)
+                if found.pop("attempt") == _attempt():
                     rank = path.stem.rpartition("-")[2]
-                    return {**said, "error": f"rank {rank}: {said['error']}"}
+                    return {**found, "error": f"rank {rank}: {found['error']}"}
         if time.monotonic() > deadline:
             return {}
         time.sleep(0.1)
 
 
 def one_line(error: BaseException) -> str:
-    """Say an exception in one line: a user's mistake by its message, others with their class."""
+    """Return an exception as one line: the message, after the class unless a user's mistake."""
     if isinstance(error, OSError) and _is_of_the_file_system(error):
         return f"{error.filename or 'writing'}: {error.strerror}"
     text = str(error).strip().splitlines()

@@ -10,8 +10,8 @@ from harness.training import ranks
 
 Precision = Literal["bf16", "fp16", "fp32"]
 BUCKET = 50_000_000
-"""Numbers that ZeRO sends at once, at most. It makes room for them at every step, and its default
-of 500 million made a step of a small model ten times as long."""
+"""Most numbers in one of ZeRO's buckets, which are allocated at every step: with its default of
+500 million a step of a small model took ten times as long."""
 
 
 class EngineSettings(Protocol):
@@ -33,14 +33,14 @@ def start_engine(
     accumulation: int,
     clipping: float,
 ) -> Any:
-    """Return a DeepSpeed engine; `batch` counts a step's samples over all ranks.
+    """Return a DeepSpeed engine around a module; `batch` counts a step's samples on all ranks.
 
-    The trained weights stay fp32; bf16 and fp16 are autocast of the forward pass (fp16 with a
-    gradient scaler). Our loop never uses DeepSpeed's scheduler, data loader or checkpoints.
+    Trained weights stay fp32; bf16 and fp16 are autocast in the forward pass (fp16 with a gradient
+    scaler). DeepSpeed's scheduler, data loader and checkpoints are not used.
     Raises UserError for fp16 with ZeRO.
     """
     if precision == "fp16" and zero:
-        # DeepSpeed 0.19.8 skips the step on overflow before its scaler hears of it
+        # on overflow DeepSpeed 0.19.8 skips the step before it updates its scaler
         raise UserError(
             f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the "
             "scale is never lowered and nothing is trained; use engine.precision=bf16 or "
@@ -56,12 +56,12 @@ def start_engine(
         "zero_optimization": {
             "stage": zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
         },
-        # a torch optimizer is handed in; ZeRO asks for consent
+        # ZeRO asks for this when the optimizer is torch's
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
             "enabled": precision != "fp32",
             "dtype": "bfloat16" if precision != "fp16" else "float16",
-            # nothing here: gradients are averaged in fp32
+            # none: gradients are averaged in fp32
             "lower_precision_safe_modules": [],
         },
         "steps_per_print": 1_000_000_000,

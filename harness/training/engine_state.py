@@ -74,7 +74,7 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _inner(engine: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer, under ZeRO the one over this rank's flat partitions."""
+    """Return the torch optimizer; under ZeRO, the one over this rank's flat partitions."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
@@ -83,10 +83,10 @@ def _is_split(engine: Any) -> bool:
 
 
 def _link_moments(engine: Any) -> None:
-    """Tell ZeRO where each parameter's moments are.
+    """Have ZeRO find each parameter's moments.
 
-    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
-    moments yet: theirs could never be read.
+    DeepSpeed 0.19.8 links them once, after the first group's first step, when the other groups have
+    no moments yet; those could never be read.
     """
     if not _is_split(engine):
         return
@@ -118,7 +118,7 @@ def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | 
 
 
 def _step_of(engine: Any, parameter: nn.Parameter) -> float:
-    """Return how often the optimizer moved a parameter; all move together under ZeRO."""
+    """Return the optimizer steps of a parameter; under ZeRO all parameters have the same count."""
     states = _inner(engine).state
     if _is_split(engine):
         steps = [s["step"] for s in states.values() if "step" in s]
@@ -127,7 +127,7 @@ def _step_of(engine: Any, parameter: nn.Parameter) -> float:
 
 
 def _make_state(engine: Any) -> None:
-    """Let the optimizer make its moments, by one step of no length; everything is then set."""
+    """Have the optimizer create its moments, by a step at learning rate 0; they are set later."""
     optimizer = _inner(engine)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The ranks of a run: how they are set up, which device each uses, and the collectives we need.
+"""The ranks of a run: how they start, which device each uses, and the collectives we need.
 
 Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
 backward sums over the ranks and DeepSpeed averages, so gradients equal those of one rank (the scale
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 def init_ranks(timeout_minutes: float = 30.0) -> None:
     """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
 
-    A collective that waits longer than the time-out for some rank fails. Rank and world size come
-    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them this process is the
-    only rank, at a port that is free now and that no process it starts gets to know.
+    A collective fails when it waits for a rank longer than the timeout. Rank and world size come
+    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them this process is the
+    only rank; its port is a free one, and child processes do not inherit it.
     """
     if dist.is_initialized():
         return
@@ -49,20 +49,20 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     )
     for name in own:
         del os.environ[name]
-    if rank() == 0 and (told := idle_gpus()):
-        log.warning("%s", told)
+    if rank() == 0 and (message := idle_gpus()):
+        log.warning("%s", message)
     if not torch.cuda.is_available() and world_size() > 1:
         atexit.register(_let_go)
 
 
 def set_gpu() -> None:
-    """Have this rank use a GPU that no other rank of this machine uses, where there are enough."""
+    """Select this rank's GPU: one per rank, where the machine has enough."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def idle_gpus() -> str:
-    """Say which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
+    """Return which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
     if torch.cuda.is_available():
@@ -84,17 +84,17 @@ def idle_gpus() -> str:
 
 
 def _let_go() -> None:
-    """Let gloo's threads drop the tensors of the last collective before Python ends.
+    """Give gloo's threads time to drop the tensors of the last collective before Python exits.
 
-    One that is about to, and finds Python ending, aborts the process: in most runs of four ranks
-    on two cores that ended right after a collective, one or two did. Leaving the group first does
-    not help.
+    A thread that does so while Python exits aborts the process: with four ranks on two cores that
+    exited right after a collective, one or two ranks of most runs aborted. Destroying the process
+    group first does not help.
     """
-    time.sleep(0.1)  # without Python's lock, which is what they wait for
+    time.sleep(0.1)  # releases the GIL, for which they wait
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, quiet and without compiling an op for shared memory on CPU (36 s)."""
+    """Import DeepSpeed, with little logging and without compiling its shared-memory op (36 s)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
@@ -107,24 +107,23 @@ def import_deepspeed() -> Any:
 
 
 def be_repeatable() -> None:
-    """Have a CPU compute the same every time.
+    """Make computation on a CPU deterministic.
 
-    On a GPU this would cost speed; there, runs agree to rounding.
+    On a GPU that would cost speed; there, runs agree up to rounding.
     """
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    # torch would also fill memory that is about to be written, for a tenth of stage 1
+    # filling uninitialised memory as well would cost up to a tenth of the training time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def has_fast_bf16() -> bool:
-    """Return whether this rank's device computes in bf16; other CPUs imitate it, 80 times slower.
-    """
+    """Return whether this rank's device computes in bf16; CPUs without it are 80 times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     with suppress(OSError):
         words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
         return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
-    return True  # not known: nothing is said
+    return True  # unknown: no warning
 
 
 def device() -> torch.device:
@@ -135,28 +134,28 @@ def device() -> torch.device:
 
 
 def rank() -> int:
-    """Return this process' rank, 0 when alone."""
+    """Return the rank of this process, 0 when it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return the number of ranks, 1 when alone."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def forget_peak() -> None:
-    """Have `peak_memory_gb` tell the most that is held from now on."""
+    """Reset the peak that `peak_memory_gb` returns."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    with suppress(OSError):  # not Linux: it stays the most since the process began
+    with suppress(OSError):  # not Linux: the peak stays that of the whole process
         control = os.open("/proc/self/clear_refs", os.O_WRONLY)
         os.write(control, b"5")
         os.close(control)
 
 
 def peak_memory_gb() -> float:
-    """Return the most memory that this rank has held: of its GPU, else of its process."""
+    """Return this rank's peak memory: of its GPU, else of its process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     with suppress(OSError):
@@ -167,18 +166,18 @@ def peak_memory_gb() -> float:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank calls this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on any rank; every rank must ask."""
+    """Return whether the flag is set on any rank; every rank must call this."""
     return bool(largest(int(flag)))
 
 
 def largest(value: int) -> int:
-    """Return the largest of what the ranks say; every rank must ask."""
+    """Return the largest value of all ranks; every rank must call this."""
     if world_size() == 1:
         return value
     vote = torch.tensor([value], device=device())
@@ -188,9 +187,9 @@ def largest(value: int) -> int:
 
 @contextmanager
 def leader_first() -> Iterator[bool]:
-    """Run the body on rank 0 alone while the others wait; gives whether this rank is to act.
+    """Yield True on rank 0 and False elsewhere; the other ranks wait for rank 0's body to end.
 
-    A failure of rank 0 is raised on every rank, so that nobody waits for it.
+    A failure of rank 0 is raised on every rank, so that no rank waits forever.
     """
     failure: list[Any] = [None]
     caught: BaseException | None = None
@@ -208,7 +207,7 @@ def leader_first() -> Iterator[bool]:
 
 
 def from_leader(value: Any) -> Any:
-    """Return rank 0's value on every rank; it travels as a pickle between processes of one run."""
+    """Return rank 0's value on every rank; it is pickled between the processes of one run."""
     box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0)
@@ -216,7 +215,7 @@ def from_leader(value: Any) -> Any:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows, one below the other; gradients are summed over the ranks."""
+    """Concatenate all ranks' rows; gradients are summed over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -227,7 +226,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # a copy: autograd may hand this very tensor to others as well
+        # a copy: autograd may share this tensor
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         start = rank() * ctx.count
@@ -235,21 +234,21 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks [W n, ...] given n on each, with gradient; in rank order."""
+    """Return the rows of all W ranks [W n, ...], n from each, in rank order and with gradient."""
     return rows if world_size() == 1 else _GatherRows.apply(rows)
 
 
 def shard(count: int) -> slice:
-    """Return which of `count` things are this rank's, in contiguous shares as equal as can be."""
+    """Return this rank's contiguous share of `count` items; shares differ by at most one."""
     size, rest = divmod(count, world_size())
     start = rank() * size + min(rank(), rest)
     return slice(start, start + size + (rank() < rest))
 
 
 def padded_shard(count: int) -> Tensor:
-    """Return this rank's share of indices 0..count-1, equally many on each rank.
+    """Return this rank's share of the indices 0..count-1; all shares are equally long.
 
-    The last ones repeat the final index; cut gathered rows back to `count`.
+    The final index pads the last shares; cut gathered rows back to `count`.
     """
     size = -(-count // world_size())
     first = rank() * size

@@ -1,4 +1,4 @@
-"""Live views of a run: where lines of its metric log go besides the file, from rank 0 alone."""
+"""Curves of a run: writers on rank 0 that get each line of the metric log besides the file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from harness.training.wandb import WandbWriter, check_installed
 
 
 class Writer(Protocol):
-    """Something that draws curves."""
+    """A destination of curves."""
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
-        """Draw numbers by name, of a step counted within the stage."""
+        """Add numbers by name at a step, which is counted within the stage."""
 
     def close(self, *, failed: bool) -> None:
-        """Write what is not written yet; `failed`: the run did not come to its end."""
+        """Write what is pending; `failed`: the run did not finish."""
 
 
 class TensorBoardWriter:
@@ -38,10 +38,10 @@ class TensorBoardWriter:
 
 
 def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of a line of the metric log by the names that curves have.
+    """Return the numbers in a line of the metric log by the names of their curves.
 
-    A stage's own are `<stage>/loss`, `/lr` and `/losses/<name>`; of its metrics those in `shown`,
-    by dotted key, that the line has.
+    These are `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>`, and the metrics in `shown` (by
+    dotted key) that the line has.
     """
     stage = line["stage"]
     found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
@@ -56,10 +56,10 @@ def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float
 def open_writers(
     run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[Writer, ...]]:
-    """Give the writers that are asked for, on rank 0, while the body runs; none on other ranks.
+    """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
-    wandb: the W&B project, empty for none; config: what W&B shows of the run. Raises UserError on
-    every rank when W&B is asked for and not installed.
+    wandb: the W&B project, empty for none; config: the run's configuration for W&B. Raises
+    UserError on every rank when W&B is requested but not installed.
     """
     check_installed(wandb)
     writers: list[Writer] = []

@@ -89,7 +89,7 @@ def take(run: Run, folder: Path, record: Record) -> None:
         if acts:
             stopped = not _take(run, folder, record)
     if ranks.any_rank(stopped):
-        raise Stopped("asked to in stage1, while taking over that of another run")
+        raise Stopped("on request in stage1, while taking over that of another run")
 
 
 def _take(run: Run, folder: Path, record: Record) -> bool:

@@ -42,7 +42,7 @@ def locked(run, report):
 def stop(run, report):
     os.kill(os.getpid(), signal.SIGUSR2)
     assert stop_requested()
-    raise Stopped("asked to in epoch 2")
+    raise Stopped("on request in epoch 2")
 
 def mistake(run, report):
     raise UserError("data.root: no such folder\\nset data.root=DIR")
@@ -132,7 +132,7 @@ def test_a_stopped_run_is_not_failed_and_goes_on_as_a_further_attempt(make: Any)
     assert execute(run) == "stopped"
     status = run.status()
     assert (status["state"], status["attempts"]) == ("stopped", 2)
-    assert status["reason"] == "asked to in epoch 2"
+    assert status["reason"] == "on request in epoch 2"
     assert signal.getsignal(signal.SIGUSR2) is handler
 
 
@@ -177,9 +177,9 @@ def test_two_interrupts_end_a_run_as_failed(make: Any) -> None:
         ("run:\n  experiment: no.such.thing\n", "run.experiment=no.such.thing cannot be imported"),
         ("run:\n  experiment: harness.runs.execute.gone\n", "harness.runs.execute.gone cannot"),
         ("run:\n  experiment: word\n", "run.experiment=word cannot be imported"),
-        ("run: {}\n", "no run.experiment to be read: KeyError('experiment')"),
+        ("run: {}\n", "run.experiment cannot be read: KeyError('experiment')"),
         ("run: [\n", "line 2: expected the node content"),
-        ("", "no run.experiment to be read: KeyError('run')"),
+        ("", "run.experiment cannot be read: KeyError('run')"),
     ],
 )
 def test_a_run_without_a_usable_experiment_fails_with_its_file(
@@ -233,7 +233,7 @@ def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:
 def test_an_unreadable_status_stops_the_run(make: Any) -> None:
     run = make("complete")
     run.status_file.write_text("{")
-    with pytest.raises(UserError, match="mend or delete this file"):
+    with pytest.raises(UserError, match="fix or delete this file"):
         execute(run)
     assert calls_of(run) == []
 

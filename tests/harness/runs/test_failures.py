@@ -24,7 +24,7 @@ def described(error: Exception, run: Run, *, leader: bool = True) -> tuple[dict[
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "OTHERS_WORD_S", 0.0)
+    monkeypatch.setattr(failures, "OTHERS_WAIT_S", 0.0)
 
 
 @pytest.mark.parametrize(

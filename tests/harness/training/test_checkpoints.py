@@ -240,12 +240,12 @@ def test_when_all_checkpoints_are_damaged_nothing_starts_over(saved: Path, damag
     DAMAGES[damage](saved / "toy-0001-000002")
     told = refused(saved)
     assert told.startswith(f"{saved}/toy-0001-000002: cannot be read: ")
-    assert told.endswith(f"delete the folder {saved} to start afresh")
+    assert told.endswith(f"delete the folder {saved} to start over")
 
 
 def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
     assert refused(saved, "b run") == (
-        f"{saved}/toy-0001-000002: was written by run a run, not by b run"
+        f"{saved}/toy-0001-000002: written by run a run, not by b run"
     )
 
 
@@ -274,7 +274,8 @@ def test_restoring_unpickles_nothing(saved: Path, one_rank: Any) -> None:
 def test_other_shapes_are_named_with_both(saved: Path, one_rank: Any) -> None:
     path = saved / "toy-0001-000002"
     assert one_rank(refusal, path=path, width=7) == [
-        f"{path}: does not fit this run: first.bias is (6,) there and (7,) here (6 tensors differ)"
+        f"{path}: does not fit this run: first.bias is (6,) in the checkpoint and "
+        "(7,) here (6 tensors differ)"
     ]
 
 
@@ -300,7 +301,7 @@ def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
     assert found[0] == before
     checkpoints.go_on_from(before)
     assert [p for p in tmp_path.glob("[!.]*") if p.is_dir()] == [before]
-    assert f"{damaged} is removed: its steps are done again" in caplog.text
+    assert f"{damaged} is removed: its steps are trained again" in caplog.text
 
 
 def test_a_damaged_best_checkpoint_is_told_and_left_out(
@@ -314,7 +315,7 @@ def test_a_damaged_best_checkpoint_is_told_and_left_out(
     assert weights.keys() == checkpoints.load_weights(path).keys()
     flip(path / "weights.safetensors")
     assert checkpoints.best_weights(tmp_path, signature="a run") is None
-    assert "the best checkpoint is left out, it cannot be read" in caplog.text
+    assert "the best checkpoint is ignored, it cannot be read" in caplog.text
 
 
 def test_an_older_checkpoint_can_be_pointed_at(one_rank: Any, tmp_path: Path) -> None:

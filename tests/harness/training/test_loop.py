@@ -312,14 +312,14 @@ def undisturbed(one_rank: Any, two_ranks: Any, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("disturbances", "endings"),
     [
-        ([("stop", 1, 0)], ["Stopped: asked to in stage2, epoch 1, after step 1"]),
+        ([("stop", 1, 0)], ["Stopped: on request in stage2, epoch 1, after step 1"]),
         ([("stop", 3, 4)], ["done"]),
         ([("cut", 1, 3)], ["Cut: "]),
         ([("cut", 3, 2)], ["Cut: "]),
         (
             [("stop", 2, 1), ("cut", 2, 3), ("stop", 2, 3), ("cut", 3, 4)],
-            ["Stopped: asked to in stage2, epoch 2, after step 2", "Cut: ",
-             "Stopped: asked to in stage2, after epoch 2", "Cut: "],
+            ["Stopped: on request in stage2, epoch 2, after step 2", "Cut: ",
+             "Stopped: on request in stage2, after epoch 2", "Cut: "],
         ),
     ],
 )
@@ -373,7 +373,7 @@ def test_a_stop_waits_until_the_accumulated_gradients_are_used(
     (stopped,) = one_rank(
         train, folder=tmp_path / "run", accumulation=2, disturbance=disturbance
     )
-    assert stopped["ending"] == "Stopped: asked to in stage1, epoch 1, after step 2"
+    assert stopped["ending"] == "Stopped: on request in stage1, epoch 1, after step 2"
     (resumed,) = one_rank(train, folder=tmp_path / "run", accumulation=2)
     assert resumed["weights"] == whole["weights"]
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
@@ -396,8 +396,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over_in_silence(
     shutil.rmtree(Run(tmp_path).checkpoints)
     (result,) = one_rank(train, folder=tmp_path)
     assert result["ending"] == (
-        f"UserError: {Run(tmp_path).checkpoints}: no checkpoint is there, but metrics.jsonl tells "
-        f"of 3 epochs; put it back, or delete the folder {tmp_path} to start afresh"
+        f"UserError: {Run(tmp_path).checkpoints}: there is no checkpoint, but metrics.jsonl "
+        f"has 3 epochs; restore one, or delete the folder {tmp_path} to start over"
     )
     assert log_of(tmp_path) == before
 
