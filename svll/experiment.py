@@ -1,7 +1,7 @@
-"""One run of SVLL-ReID: data, stage 1, stage 2, features, evaluation. Where it all meets.
+"""One run of SVLL-ReID in the order of events: data, stage 1, stage 2, features, evaluation.
 
-Each step leaves a file in the run folder (prompts, weights, features, result), so a run that was
-stopped goes on at the step it was in, and inside a stage from its last checkpoint.
+Each step leaves a file in the run folder (prompts, weights, features, result), so a stopped run
+resumes at the step that it was in, and inside a stage at its last checkpoint.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def run(run: Run, report: Report | None = None) -> dict[str, Any]:
-    """Carry out the run that `run.config_file` describes and return its result on every rank.
+    """Execute the run that `run.config_file` describes, and return its result on every rank.
 
-    Raises UserError for what the user can mend, `harness.runs.stopping.Stopped` when asked to stop.
+    Raises UserError for the user's mistakes, `harness.runs.stopping.Stopped` after a stop request.
     """
     started = time.time()
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
@@ -57,13 +57,12 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
 
 
 def set_up(config: Config) -> None:
-    """Join the ranks and make this process compute the same every time."""
-    if job_id() is not None:  # what it needs was fetched when it was submitted
+    """Join the other ranks and make this process compute deterministically."""
+    if job_id() is not None:  # the launcher has fetched what a job needs
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         log.warning(
-            "this machine has no bf16 arithmetic and imitates it, many times slower than "
-            "engine.precision=fp32"
+            "this machine emulates bf16, many times slower than fp32; set engine.precision=fp32"
         )
     ranks.be_repeatable()

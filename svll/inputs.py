@@ -23,25 +23,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a run starts from."""
+    """Everything that a run starts from."""
 
     run: Run
     config: Config
     datasets: Datasets
     staged: Mapping[str, str]
-    """Where images are read that have been copied to this node, by path."""
+    """Images that were copied to this node: their paths there, by their own paths."""
     splits: Splits
     clip: Clip
     """The starting model; stage 2 trains its image encoder."""
 
     @property
     def cache(self) -> Path:
-        """The folder of what all runs below the runs folder share."""
+        """The folder of files that all runs of a runs folder share."""
         return cache_of(self.run)
 
     @property
     def threads(self) -> int:
-        """Threads that decode, and as many that make views."""
+        """Threads that decode; as many more make views."""
         return self.config.data.threads or len(usable_cores())
 
     def reader(self) -> Reader:
@@ -53,14 +53,14 @@ class Inputs:
         )
 
     def frozen(self) -> FrozenFeatures:
-        """Return the features of the training sets' images by the encoder as it is now."""
+        """Return the training images' features by the present encoder."""
         return FrozenFeatures(
             self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
         )
 
 
 def cache_of(run: Run) -> Path:
-    """Return the folder of what all runs below the runs folder share."""
+    """Return the folder of files that all runs of a runs folder share."""
     return run.folder.parent.parent / "cache"
 
 
@@ -96,7 +96,7 @@ def load_inputs(run: Run, config: Config) -> Inputs:
 
 
 def _datasets(data: Data, drawn: Path) -> Datasets:
-    """Return the datasets; where one has to be drawn, rank 0 does so before the others look."""
+    """Return the datasets; rank 0 comes first, as it may have to draw one."""
     found: Datasets | None = None
     with ranks.leader_first() as acts:
         if acts:
@@ -105,7 +105,7 @@ def _datasets(data: Data, drawn: Path) -> Datasets:
 
 
 def check_inputs(inputs: Inputs) -> None:
-    """Refuse what `preflight` does, for this number of ranks, and images that do not decode."""
+    """Raise UserError as `preflight` does, for this number of ranks, and for unreadable images."""
     config, splits = inputs.config, inputs.splits
     check_batch(config.stage2, splits.identities, ranks.world_size())
     tell_side_information(splits, config.model)

@@ -152,11 +152,11 @@ def lr_factor(config: Stage1, epoch: int) -> float:
 
 
 def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
-    """Carry out stage 1, unless its result is there; returns text features [N, D]."""
+    """Run stage 1 unless its result exists; returns the text features [N, D]."""
     run, config, objective = inputs.run, inputs.config, make_objective(inputs)
 
     def record(line: dict[str, Any]) -> None:
-        """Log and report a line of stage 1 that another run has trained."""
+        """Log and report a line of a stage 1 that another run trained."""
         loop.record_line(run, recording, line)
         if line["kind"] == "epoch" and recording.report is not None:
             recording.report(line)
@@ -174,7 +174,7 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
 
 
 def make_objective(inputs: Inputs) -> PromptObjective:
-    """Return what stage 1 trains, as it is at first."""
+    """Return the untrained module of stage 1."""
     config, clip = inputs.config, inputs.clip
     torch.manual_seed(torch_seed(config.seed, 1))
     prompts = PromptLearner(
@@ -186,7 +186,7 @@ def make_objective(inputs: Inputs) -> PromptObjective:
 
 
 def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
-    """Return what the loop has to know of stage 1; images are encoded unless that is done."""
+    """Return stage 1 for the loop; encodes the training images unless their features exist."""
     config, seed, splits = inputs.config.stage1, inputs.config.seed, inputs.splits
     frozen = inputs.frozen()
     known = frozen.of(splits.train.paths)
@@ -206,7 +206,7 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
             yield PromptBatch(features[index], labels[index], key)
 
     def validate(epoch: int) -> dict[str, Any]:
-        """Return {"prompts": how good they are} when this epoch is to be validated."""
+        """Return {"prompts": their quality} after epochs that are validated."""
         every, last = inputs.config.evaluation.every, epoch == config.epochs
         if not (last or (every and epoch % every == 0)):
             return {}
@@ -237,7 +237,7 @@ def text_features(objective: PromptObjective) -> Tensor:
 
 
 def _key(inputs: Inputs) -> str:
-    """Return the name by which other runs know this run's stage 1, if theirs is the same."""
+    """Return the key of this stage 1, the same for all runs with an identical stage 1."""
     return prompts_key(
         inputs.config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
         decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),

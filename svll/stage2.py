@@ -183,9 +183,9 @@ def lr_factor(config: Stage2, epoch: int) -> float:
 def tune_encoder(
     inputs: Inputs, text: Tensor | None, recording: loop.Recording
 ) -> ReIDModel:
-    """Carry out stage 2, unless its result is there; returns the trained model.
+    """Run stage 2 unless its result exists; returns the trained model.
 
-    `text` [N, D] are the text features, None when no prompts were learned.
+    text: the text features [N, D], None when no prompts were learned.
     """
     run, config, splits = inputs.run, inputs.config, inputs.splits
     model = starting_model(inputs)
@@ -204,14 +204,14 @@ def tune_encoder(
 
 
 def trained_model(inputs: Inputs, model: ReIDModel | None = None) -> ReIDModel:
-    """Return the model that stage 2 has trained; its weights go into `model` where one is given."""
+    """Return the model that stage 2 trained, its weights loaded into `model` if one is given."""
     model = model or starting_model(inputs)
     load_model(inputs.run, model)
     return model.to(ranks.device()).eval()
 
 
 def starting_model(inputs: Inputs) -> ReIDModel:
-    """Return the model that stage 2 begins with; sets the seed of what it adds."""
+    """Return the model that stage 2 starts from; seeds the random values of what is added."""
     config, labels = inputs.config, inputs.splits.side_labels
     torch.manual_seed(torch_seed(config.seed, 2))
     side = learned_side_information(
@@ -222,7 +222,7 @@ def starting_model(inputs: Inputs) -> ReIDModel:
 
 
 def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
-    """Return what stage 2 trains, as it is at first."""
+    """Return the untrained module of stage 2."""
     head = image_head(inputs.config, inputs.clip.image.width)
     return ImageObjective(
         model, text, head, inputs.config.stage2, identities=inputs.splits.identities
@@ -230,7 +230,7 @@ def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> Ima
 
 
 def open_loader(inputs: Inputs) -> ImageLoader:
-    """Return what reads the training images; to be closed."""
+    """Return the loader of the training images; close it after use."""
     data, config = inputs.config.data, inputs.config.stage2
     views = {"main": View(config.flip, config.pad, config.erase, config.erase_area)}
     if config.vss_weight:
@@ -245,14 +245,14 @@ def open_loader(inputs: Inputs) -> ImageLoader:
 
 
 def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loop.Stage:
-    """Return what the loop has to know of stage 2."""
+    """Return stage 2 for the loop."""
     config, seed, splits = inputs.config.stage2, inputs.config.seed, inputs.splits
     names = ["main", *VSS_VIEWS] if config.vss_weight else ["main"]
     labels = torch.from_numpy(splits.labels)
     camera, view = map(torch.from_numpy, splits.places(splits.train))
     device = ranks.device()
 
-    @lru_cache(maxsize=1)  # asked for its length, then for its batches
+    @lru_cache(maxsize=1)  # called for the number of batches, then for the batches
     def order(epoch: int) -> list[NDArray[np.int64]]:
         return identity_batches(
             splits.labels, batch=config.batch, instances=config.instances, seed=seed, epoch=epoch
@@ -280,7 +280,7 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
 
 
 def _validate(inputs: Inputs, model: ReIDModel, epoch: int) -> dict[str, Any]:
-    """Return {"validation": metrics} when this epoch is to be validated."""
+    """Return {"validation": metrics} after epochs that are validated."""
     every, last = inputs.config.evaluation.every, epoch == inputs.config.stage2.epochs
     part = inputs.splits.validation
     if not len(part.query) or not (last or (every and epoch % every == 0)):

@@ -1,4 +1,4 @@
-"""The models of a run measured: features of a query and gallery, ranked by their protocol."""
+"""Validation and test of a run's models: features of a part, ranked by its protocol."""
 
 import logging
 from dataclasses import asdict
@@ -45,7 +45,7 @@ def rank(
 def final_metrics(inputs: Inputs, model: ReIDModel) -> dict[str, Any]:
     """Write the test features and return the result: test, validation and starting metrics.
 
-    Of several test sets the first one's numbers are the headline; all stand under `tests`.
+    With several test sets, the first one's numbers are at the top, and all are under `tests`.
     """
     sets = inputs.splits.tests
     tests = {part.name: _test(inputs, model, part) for part in sets}
@@ -65,7 +65,7 @@ def final_metrics(inputs: Inputs, model: ReIDModel) -> dict[str, Any]:
 
 
 def _test(inputs: Inputs, model: ReIDModel, part: Part) -> dict[str, Any]:
-    """Write one test set's features and return the metrics of what was written."""
+    """Write one test set's features, and return the metrics of the written features."""
     write_features(inputs, model, part)
     with open_features(features_path(inputs, part), ("query", "gallery")) as file:
         query, gallery = (file.groups[name].features for name in ("query", "gallery"))
@@ -86,7 +86,7 @@ def features_path(inputs: Inputs, part: Part) -> Path:
 
 
 def write_features(inputs: Inputs, model: ReIDModel, part: Part) -> None:
-    """Write one test set's features, unless they are there."""
+    """Write one test set's features unless they exist."""
     path, key = features_path(inputs, part), ""
     reader, dtype = inputs.reader(), inputs.config.evaluation.feature_dtype
     with ranks.leader_first() as acts:
@@ -108,7 +108,7 @@ def write_features(inputs: Inputs, model: ReIDModel, part: Part) -> None:
 
 
 def forget_features(inputs: Inputs) -> None:
-    """Remove features of weights that are about to be trained anew."""
+    """Remove the features of earlier weights."""
     with ranks.leader_first() as acts:
         if acts:
             for part in inputs.splits.tests:
@@ -118,7 +118,7 @@ def forget_features(inputs: Inputs) -> None:
 def initial_metrics(inputs: Inputs) -> dict[str, Any]:
     """Return the test metrics of the encoder that the run started from, by test set.
 
-    Shared like a cache by all runs that start from the same.
+    Cached, for all runs that start from the same encoder.
     """
     config, reader = inputs.config, inputs.reader()
     key = cache.feature_key(

@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     assert (path.name, at.step) == ("toy-0001-000003", 3)
     (told,) = caplog.messages
     assert told.startswith(f"{tmp_path}/toy-0001-000004: cannot be read: ")
-    assert told.endswith("; going on from toy-0001-000003")
+    assert told.endswith("; resuming from toy-0001-000003")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -290,7 +290,7 @@ def test_a_loss_far_above_the_first_epochs_ends_the_training_on_all_ranks(
         assert result["ending"].startswith(
             "UserError: stage1, epoch 2, step 3: diverged: the loss is "
         )
-        assert f"over 10 times the {first:.4g} of the first epoch, most of it fit (" in (
+        assert f"over 10 times the {first:.4g} of the first epoch; the largest part is fit (" in (
             result["ending"]
         )
     (result, _) = two_ranks(train, **{**options, "divergence": 1e9}, disturbance=huge)
