@@ -95,7 +95,7 @@ def run(run: Run, report=None) -> None:
         if rank == 0:
             score = quality * epoch / work.epochs
             line = {
-                "kind": "epoch", "stage": "stage2", "epoch": epoch, "step": epoch,
+                "kind": "epoch", "stage": "work", "epoch": epoch, "step": epoch,
                 "loss": 1.0 / epoch, "losses": {"toy": 1.0 / epoch}, "lr": 0.1,
                 "validation": {"mAP": score},
             }
@@ -108,6 +108,7 @@ def run(run: Run, report=None) -> None:
             raise Stopped("told to stop")
     if rank == 0:
         write_json(run.result_file, {
+            # the names of the real experiment: its sweeps are also tested with this one
             "mAP": quality / 2, "mINP": quality / 4,
             "cmc": {"1": quality, "5": quality, "10": quality},
             "validation": {"mAP": quality, "cmc": {"1": quality}},
@@ -117,12 +118,12 @@ def run(run: Run, report=None) -> None:
 
 def write_checkpoint(run: Run, epoch: int) -> None:
     """Leave what a real run would, for others to go on from; of no use to this one."""
-    for old in run.checkpoints.glob("stage2-*"):
+    for old in run.checkpoints.glob("work-*"):
         shutil.rmtree(old)
-    folder = run.checkpoints / f"stage2-{epoch + 1:04d}-000000"
+    folder = run.checkpoints / f"work-{epoch + 1:04d}-000000"
     write_json(folder / "state.json", {
         "signature": run.signature,
-        "progress": {"stage": "stage2", "epoch": epoch + 1, "step": 0, "metric_lines": epoch},
+        "progress": {"stage": "work", "epoch": epoch + 1, "step": 0, "metric_lines": epoch},
     })
 
 
