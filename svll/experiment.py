@@ -12,10 +12,11 @@ from typing import Any
 from harness.base.files import write_json
 from harness.base.locks import job_id
 from harness.config.build import build, read_recipe, to_mapping
+from harness.runs.execute import Report
 from harness.runs.run import Run
 from harness.runs.takeovers import changed_settings
 from harness.training import ranks
-from harness.training.loop import Recording, Report
+from harness.training.loop import Recording
 from harness.training.writers import open_writers
 from svll import stage1, stage2
 from svll.config import Config

@@ -16,15 +16,15 @@ from torch.profiler import record_function
 
 from harness.base.errors import UserError
 from harness.base.mappings import lookup
+from harness.runs.execute import Report
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.training import checkpoints, progress, ranks
 from harness.training.checkpoints import Progress
 from harness.training.engine import EngineSettings, start_engine
-from harness.training.writers import Writer, scalars_of
+from harness.training.writers import CurveWriter, scalars_of
 
 log = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
 MEASURED = ("images_per_s", "memory_gb")
 """Entries of an epoch's line that depend on the machine and change when a run is interrupted."""
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
@@ -68,7 +68,7 @@ class Recording:
     """Training ends when a step's loss exceeds the first epoch's mean by this factor."""
     report: Report | None = None
     """Called on rank 0 with the line of each epoch."""
-    writers: tuple[Writer, ...] = ()
+    writers: tuple[CurveWriter, ...] = ()
     """Writers of curves, on rank 0."""
     score_key: str = ""
     """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""

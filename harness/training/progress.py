@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # needed in a terminal only
 
 Advance = Callable[[str], None]
 """Called after each step with a short text."""
-Report = Callable[[int, int], None]
+Count = Callable[[int, int], None]
 """Called now and then with the number done and the total."""
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def bar(title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 @contextmanager
-def counter(title: str) -> Iterator[Report]:
+def counter(title: str) -> Iterator[Count]:
     """Show how many of a total are done: a bar in a terminal, elsewhere a log line per 10%."""
     if _is_shown():
         with _columns() as progress:

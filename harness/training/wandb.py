@@ -37,7 +37,7 @@ class WandbWriter:
     """
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
-        # also prevents a login prompt, at which all ranks would wait
+        # also keeps it from asking for a login, at which all ranks would wait
         os.environ.setdefault("WANDB_SILENT", "true")
         self._axes: dict[str, str] = {}
         self._run: Any = None

@@ -11,7 +11,7 @@ from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
 
 
-class Writer(Protocol):
+class CurveWriter(Protocol):
     """A destination of curves."""
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
@@ -55,14 +55,14 @@ def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float
 @contextmanager
 def open_writers(
     run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
-) -> Iterator[tuple[Writer, ...]]:
+) -> Iterator[tuple[CurveWriter, ...]]:
     """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
     wandb: the W&B project, empty for none; config: the run's configuration for W&B. Raises
     UserError on every rank when W&B is requested but not installed.
     """
     check_installed(wandb)
-    writers: list[Writer] = []
+    writers: list[CurveWriter] = []
     with ranks.leader_first() as acts:
         if acts and tensorboard:
             writers.append(TensorBoardWriter(run.tensorboard))

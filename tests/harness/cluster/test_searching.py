@@ -153,7 +153,7 @@ def test_trials_of_two_ranks_end_together_and_one_that_fails_says_why_and_ends_n
     over(toy, sweep)
     views = survey(sweep)
     assert [view.state for view in views] == ["failed", "failed", "complete", "ended early"]
-    assert views[0].note == "RuntimeError: the toy broke, as it was told to"
+    assert views[0].note == "RuntimeError: the toy broke, as it was told to; wind it up"
     assert views[1].note == "rank 0: killed by SIGKILL (out of memory?)"
     assert all(Path(view.status["log"]).exists() for view in views[:2])
     for view in views[2:]:
