@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.svll.data.test_sampling import listed_anew
+from tests.svll.data.test_sampler import listed_anew
 from torch import nn
 
 from harness.training import ranks
