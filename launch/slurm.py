@@ -49,7 +49,13 @@ STATUS_ROWS = 100
 """Of more trials, those that run or are in trouble are shown; the counts are of all."""
 TROUBLES = 20
 """Of more trials that ended badly, the first are told."""
-TEST_COLUMNS = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
+
+
+@dataclasses.dataclass
+class Keys(SweepFile):
+    """The keys of a sweep file."""  # as --help-config shows them
+
+    metric: str = Config.experiment.metric
 
 
 class Cluster(StrEnum):
@@ -139,7 +145,7 @@ def main(
 def _help_config(words: list[str]) -> int:
     kinds = {f"scheduler.{name}.": kind for name, kind in SCHEDULERS.items()}
     kinds |= {f"algorithm.{name}.": kind for name, kind in ALGORITHMS.items()}
-    print_config_help({"": SweepFile, **kinds}, words)
+    print_config_help({"": Keys, **kinds}, words)
     typer.echo("\nevery other key is one of the trials: python launch/train.py --help-config")
     return 0
 
@@ -276,7 +282,7 @@ def _follow(sweep: Sweep, console: Console) -> int:
     except KeyboardInterrupt:
         _say(console, "no longer followed; the trials go on (--status shows, --cancel ends them)")
         raise
-    console.print(table.final_table(sweep, states, TEST_COLUMNS))
+    console.print(table.final_table(sweep, states, Config.experiment.columns))
     _tell_troubles(states, console)
     from svll.reports.report import report_sweep  # matplotlib: a second
 

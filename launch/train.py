@@ -101,22 +101,22 @@ def _check(config: Config, world: int) -> None:
         with quietly():  # the run says the same
             preflight(config)
         return
-    from harness.training import engine
+    from harness.training import ranks
 
-    engine.init_ranks(config.engine.timeout)
+    ranks.init_ranks(config.engine.timeout)
     try:
-        with engine.leader_first() as acts, quietly():
+        with ranks.leader_first() as acts, quietly():
             if acts:
                 preflight(config, world)
     except RuntimeError as error:
-        if engine.rank() == 0:
+        if ranks.rank() == 0:
             raise
         raise UserError(str(error)) from None
 
 
 def _profile(run: Run, config: Config) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it takes a machine without GPU for an error
-    from harness.training.engine import rank
+    from harness.training.ranks import rank
     from svll.runs.profiling import profile_run
 
     found = profile_run(run, config)

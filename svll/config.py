@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from harness.base.paths import expanded, unknown_in
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
+from harness.runs.experiment import Experiment
+from svll.description import EXPERIMENT
 from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -431,6 +433,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
 
+    experiment: ClassVar[Experiment] = EXPERIMENT
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
     """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 

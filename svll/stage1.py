@@ -5,17 +5,29 @@ identities in it, N identities, L tokens, D joint space.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.training import engine as ranks
+from harness.base.rng import torch_seed
+from harness.images.loader import decoder_name
+from harness.runs.environment import CODE, arithmetic
+from harness.training import loop, ranks
+from svll import prompt_quality, testing
 from svll.config import Stage1
+from svll.data.sampler import shuffled_batches
+from svll.inputs import Inputs
 from svll.losses import agreement_loss, supcon_loss
 from svll.models.prompts import PromptLearner
+from svll.models.reid import agreement_head
 from svll.models.text_encoder import TextEncoder
+from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
+from svll.reuse.stage1 import keep, prompts_key, take
+from svll.run_files import prompts_file
 
 
 @dataclass(frozen=True)
@@ -134,3 +146,99 @@ def lr_factor(config: Stage1, epoch: int) -> float:
         return (config.warmup_lr + epoch * rise) / config.lr
     half = 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
     return (config.lr_min + (config.lr - config.lr_min) * half) / config.lr
+
+
+# --- the stage of a run ---
+
+
+def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
+    """Run stage 1 unless its result exists; returns the text features [N, D]."""
+    run, config, objective = inputs.run, inputs.config, make_objective(inputs)
+
+    def record(line: dict[str, Any]) -> None:
+        """Log and report a line of a stage 1 that another run trained."""
+        loop.record_line(run, recording, line)
+        if line["kind"] == "epoch" and recording.report is not None:
+            recording.report(line)
+
+    if not prompts_file(run).exists():
+        shared = inputs.cache / "prompts" / _key(inputs)
+        take(run, shared, record)
+        loop.train(build(inputs, objective), run, config.engine, recording)
+        keep(run, shared, epochs=config.stage1.epochs)
+        with ranks.leader_first() as acts:
+            if acts:
+                save_prompts(run, objective.prompts, config)
+    load_prompts(run, objective.prompts)
+    return text_features(objective.to(ranks.device()))
+
+
+def make_objective(inputs: Inputs) -> PromptObjective:
+    """Return the untrained module of stage 1."""
+    config, clip = inputs.config, inputs.clip
+    torch.manual_seed(torch_seed(config.seed, 1))
+    prompts = PromptLearner(
+        clip.text.token_embedding, clip.tokenizer, identities=inputs.splits.identities,
+        tokens=config.model.prompt_tokens, noun=config.model.noun,
+    )
+    head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)
+    return PromptObjective(prompts, clip.text, head, config.stage1)
+
+
+def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
+    """Return stage 1 for the loop; encodes the training images unless their features exist."""
+    config, seed, splits = inputs.config.stage1, inputs.config.seed, inputs.splits
+    frozen = inputs.frozen()
+    known = frozen.of(splits.train.paths)
+    assert known is not None, "training images are of the training sets"
+    features = known.to(ranks.device())
+    held_out = [
+        frozen.of(records.paths) for records in (splits.validation.query, splits.validation.gallery)
+    ]
+    labels = torch.from_numpy(splits.labels).to(ranks.device())
+    count = len(labels)
+
+    def batches(epoch: int, first: int) -> Iterator[PromptBatch]:
+        order = shuffled_batches(count, batch=config.batch, seed=seed, epoch=epoch)
+        for step, rows in enumerate(order[first:], start=first):
+            index = torch.from_numpy(rows).to(labels.device)
+            key = torch_seed(seed, epoch, step) >> 2
+            yield PromptBatch(features[index], labels[index], key)
+
+    def validate(epoch: int) -> dict[str, Any]:
+        """Return {"prompts": their quality} after epochs that are validated."""
+        every, last = inputs.config.evaluation.every, epoch == config.epochs
+        if not (last or (every and epoch % every == 0)):
+            return {}
+        text = text_features(objective)
+        quality = {"margin": prompt_quality.margin(features, labels, text)}
+        pair = [rows.to(text.device) for rows in held_out if rows is not None and len(rows)]
+        if len(pair) == 2:
+            query, gallery = (prompt_quality.described(rows, text) for rows in pair)
+            quality["mAP"] = testing.rank(splits.validation, query, gallery).mAP
+        return {"prompts": quality}
+
+    return loop.Stage(
+        name="stage1", objective=objective, weights=loss_weights(config),
+        optimizer=optimizer(objective, config), lr_factor=lambda epoch: lr_factor(config, epoch),
+        epochs=config.epochs, batch=config.batch, steps=lambda epoch: -(-count // config.batch),
+        batches=batches, validate=validate,
+    )
+
+
+def text_features(objective: PromptObjective) -> Tensor:
+    """Return the features [N, D] of all identities' prompts."""
+    found = []
+    with torch.no_grad():
+        for part in torch.arange(len(objective.prompts.tokens)).split(256):
+            prompts = objective.prompts(part.to(ranks.device()))
+            found.append(objective.encode([prompts]).float())
+    return torch.cat(found)
+
+
+def _key(inputs: Inputs) -> str:
+    """Return the key of this stage 1, the same for all runs with an identical stage 1."""
+    return prompts_key(
+        inputs.config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
+        decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
+    )

@@ -5,17 +5,33 @@ rank, N identities, W tower width, D joint space.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.training import engine as ranks
+from harness.base.rng import torch_seed
+from harness.images.loader import ImageLoader
+from harness.images.views import View
+from harness.training import loop, ranks
+from svll import testing
 from svll.config import Stage2
+from svll.data.sampler import identity_batches
+from svll.evaluation.feature_files.written import RANKS
+from svll.inputs import Inputs
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.image_features import ImageFeatures
-from svll.models.reid import BNNeck, ReIDModel
+from svll.models.reid import BNNeck, ReIDModel, image_head, learned_side_information
+from svll.models.weights.run_weights import load_model, save_models
+
+VSS_VIEWS = ("vss_a", "vss_b")
+"""The two views that vision self-supervision compares."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +175,115 @@ def lr_factor(config: Stage2, epoch: int) -> float:
     if epoch < config.warmup_epochs:
         warmup += (config.warmup_factor - 1) * (1 - epoch / config.warmup_epochs)
     return warmup * config.gamma ** bisect_right(config.milestones, epoch)
+
+
+# --- the stage of a run ---
+
+
+def tune_encoder(
+    inputs: Inputs, text: Tensor | None, recording: loop.Recording
+) -> ReIDModel:
+    """Run stage 2 unless its result exists; returns the trained model.
+
+    text: the text features [N, D], None when no prompts were learned.
+    """
+    run, config, splits = inputs.run, inputs.config, inputs.splits
+    model = starting_model(inputs)
+    if not run.weights_file.exists():
+        objective = make_objective(inputs, model, text)
+        testing.forget_features(inputs)
+        with closing(open_loader(inputs)) as loader:
+            loop.train(build(inputs, objective, loader), run, config.engine, recording)
+        with ranks.leader_first() as acts:
+            if acts:
+                save_models(
+                    run, model, config, text=text, side_labels=splits.side_labels,
+                    identities=splits.identities,
+                )
+    return trained_model(inputs, model)
+
+
+def trained_model(inputs: Inputs, model: ReIDModel | None = None) -> ReIDModel:
+    """Return the model that stage 2 trained, its weights loaded into `model` if one is given."""
+    model = model or starting_model(inputs)
+    load_model(inputs.run, model)
+    return model.to(ranks.device()).eval()
+
+
+def starting_model(inputs: Inputs) -> ReIDModel:
+    """Return the model that stage 2 starts from; seeds the random values of what is added."""
+    config, labels = inputs.config, inputs.splits.side_labels
+    torch.manual_seed(torch_seed(config.seed, 2))
+    side = learned_side_information(
+        config.model, inputs.clip.image.width, cameras=labels.camera_count,
+        views=labels.view_count,
+    )
+    return ReIDModel(inputs.clip.image.requires_grad_(True), side)
+
+
+def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
+    """Return the untrained module of stage 2."""
+    head = image_head(inputs.config, inputs.clip.image.width)
+    return ImageObjective(
+        model, text, head, inputs.config.stage2, identities=inputs.splits.identities
+    )
+
+
+def open_loader(inputs: Inputs) -> ImageLoader:
+    """Return the loader of the training images; close it after use."""
+    data, config = inputs.config.data, inputs.config.stage2
+    views = {"main": View(config.flip, config.pad, config.erase, config.erase_area)}
+    if config.vss_weight:
+        other = View(config.flip, config.pad, config.erase, config.vss_erase_area)
+        views |= dict.fromkeys(VSS_VIEWS, other)
+    return ImageLoader(
+        inputs.reader().places(inputs.splits.train.paths), height=data.height, width=data.width,
+        views=views, resize="bicubic", batch_size=config.batch // ranks.world_size(),
+        seed=inputs.config.seed, threads=inputs.threads, device=str(ranks.device()),
+        mean=data.mean, std=data.std,
+    )
+
+
+def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loop.Stage:
+    """Return stage 2 for the loop."""
+    config, seed, splits = inputs.config.stage2, inputs.config.seed, inputs.splits
+    names = ["main", *VSS_VIEWS] if config.vss_weight else ["main"]
+    labels = torch.from_numpy(splits.labels)
+    camera, view = map(torch.from_numpy, splits.places(splits.train))
+    device = ranks.device()
+
+    @lru_cache(maxsize=1)  # called for the number of batches, then for the batches
+    def order(epoch: int) -> list[NDArray[np.int64]]:
+        return identity_batches(
+            splits.labels, batch=config.batch, instances=config.instances, seed=seed, epoch=epoch
+        )
+
+    def batches(epoch: int, first: int) -> Iterator[ImageBatch]:
+        share = ranks.shard(config.batch)
+        rows = [batch[share] for batch in order(epoch)]
+        starts = np.arange(len(rows)) * config.batch + share.start
+        positions = [start + np.arange(share.stop - share.start) for start in starts]
+        read = loader.epoch(rows[first:], positions[first:], epoch=epoch)
+        for step, images in enumerate(read, start=first):
+            index = images["rows"].cpu()
+            yield ImageBatch(
+                [images[name] for name in names], labels[index].to(device),
+                camera[index].to(device), view[index].to(device), torch_seed(seed, epoch, step),
+            )
+
+    return loop.Stage(
+        name="stage2", objective=objective, weights=loss_weights(config),
+        optimizer=optimizer(objective, config), lr_factor=lambda epoch: lr_factor(config, epoch),
+        epochs=config.epochs, batch=config.batch, steps=lambda epoch: len(order(epoch)),
+        batches=batches, validate=lambda epoch: _validate(inputs, objective.model, epoch),
+    )
+
+
+def _validate(inputs: Inputs, model: ReIDModel, epoch: int) -> dict[str, Any]:
+    """Return {"validation": metrics} after epochs that are validated."""
+    every, last = inputs.config.evaluation.every, epoch == inputs.config.stage2.epochs
+    part = inputs.splits.validation
+    if not len(part.query) or not (last or (every and epoch % every == 0)):
+        return {}
+    model.eval()
+    return {"validation": testing.rank(part, *testing.encode(inputs, model, part)).as_json(RANKS)}

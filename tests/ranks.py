@@ -9,7 +9,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from harness.training.engine import init_ranks
+from harness.training.ranks import init_ranks
 
 
 @cache

@@ -14,10 +14,10 @@ FLOORS = {
         "reporting",
     ),
     "svll": (
-        "protocols", "records", "config", "losses", "prompt_augmentation", "prompt_quality",
+        "protocols", "records", "feature_file", "run_files", "description", "config", "losses", "prompt_augmentation", "prompt_quality",
         "evaluation.engine", "evaluation", "data.readers", "world", "data", "models",
-        "models.weights", "features", "reuse", "evaluation.feature_files", "stage1", "stage2",
-        "experiment", "runs", "reports.figures", "reports", "search",
+        "models.weights", "features", "reuse", "evaluation.feature_files", "inputs", "scoring",
+        "stage1", "stage2", "experiment", "runs", "reports.figures", "reports", "search",
     ),
 }
 """Packages from the ground up, and the files at svll's root: each imports only those before it."""

@@ -14,7 +14,7 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flatten(value: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a nested mapping by dotted key, such as `validation.mAP`."""
+    """Return the numbers of a nested mapping by dotted key, such as `validation.accuracy`."""
     return {
         key: item for key, item in leaves(value).items()
         if isinstance(item, int | float) and not isinstance(item, bool)

@@ -1,17 +1,17 @@
 """Why a trial ended badly, in one line, and what to do about it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.runs.execute import LOST_RANK
+from harness.runs.failures import LOST_RANK
 
 TAIL_BYTES = 8192
 """How much of the end of a job's log is read."""
 
 NEXT_STEPS = {
     r"OutOfMemoryError|CUDA out of memory": (
-        "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16"
+        "the GPU's memory is too small: lower the batch, or use engine.precision=bf16"
     ),
     r"OUT_OF_MEMORY|oom.?kill|MemoryError|Cannot allocate memory|DefaultCPUAllocator": (
         "ask for more memory (resources.memory), or lower the batch"
@@ -42,9 +42,12 @@ NEXT_STEPS = {
 """What to do, by what a status, SLURM's accounting or a log says; the first that fits."""
 
 
-def with_next_step(told: str) -> str:
-    """Return what went wrong and, where that is known, what to do about it."""
-    for pattern, step in NEXT_STEPS.items():
+def with_next_step(told: str, advice: Mapping[str, str] | None = None) -> str:
+    """Return what went wrong and, where that is known, what to do about it.
+
+    advice: the experiment's own next steps, looked at before NEXT_STEPS.
+    """
+    for pattern, step in [*(advice or {}).items(), *NEXT_STEPS.items()]:
         if re.search(pattern, told):
             return told if "(run.runs" in told else f"{told}; {step}"  # it has said so itself
     return told

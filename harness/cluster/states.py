@@ -72,7 +72,11 @@ def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
         one.trial.signature: newest[one.trial.signature] for one in states
         if one.state == "died" and one.trial.signature in newest
     })
-    return [replace(one, note=deaths.get(one.trial.signature) or one.note) for one in states]
+    return [
+        replace(one, note=causes.with_next_step(death, sweep.experiment.advice))
+        if (death := deaths.get(one.trial.signature)) else one
+        for one in states
+    ]
 
 
 def _ask(
@@ -93,11 +97,11 @@ def _by_folder(sweep: Sweep, trial: Trial) -> TrialState:
         return TrialState(trial, "complete", status)
     if any(lock_holder(lock) for lock in (trial.run.lock_file, trial.run.folder / CLAIM)):
         return TrialState(trial, "running", status)
-    reason = status.get("reason", "")
+    reason, advice = status.get("reason", ""), sweep.experiment.advice
     match status["state"]:
         case "failed":
             return TrialState(
-                trial, "failed", status, causes.with_next_step(status.get("error", ""))
+                trial, "failed", status, causes.with_next_step(status.get("error", ""), advice)
             )
         case "new":
             return TrialState(trial, "missing", status)

@@ -114,7 +114,7 @@ def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: i
     """Return the help on all keys of some schemas.
 
     schemas: each by the prefix of its keys. words: only keys that contain one of these, such as
-    `stage1` or `lr`. width: characters of a line. Raises UserError for a word that no key contains.
+    `train` or `lr`. width: characters of a line. Raises UserError for a word that no key contains.
     """
     found = [part for prefix, schema in schemas.items() for part in sections(schema, prefix)]
     names = [key.name for part in found for key in part.keys]

@@ -1,1 +1,1 @@
-"""A run: its folder, how it is carried out, stopped and taken over."""
+"""A run: its folder, its execution, signals, failures and takeovers."""

@@ -1,4 +1,4 @@
-"""What a run was computed with: the machine, the packages, the code; for whoever compares runs."""
+"""What a run was computed with: machine, packages and code, so that runs can be compared."""
 
 import hashlib
 import platform
@@ -16,15 +16,15 @@ PACKAGES = (
     "torch", "torchvision", "deepspeed", "open_clip_torch", "nvidia-dali-cuda130", "numpy", "numba",
     "h5py", "ray", "submitit", "optuna",
 )
-"""Whose versions are told."""
+"""Packages whose versions are recorded."""
 CODE = Path(__file__).parents[2]
-"""Where this project's packages are that are run."""
+"""The folder of this project's packages, as imported."""
 GPUS = Path("/proc/driver/nvidia/gpus")
 GIT_LIMIT_S = 10.0
 
 
 def environment(code: Path) -> dict[str, Any]:
-    """Return what this process computes with; `code` is the folder its packages come from."""
+    """Return what this process computes with; `code` is the folder of its packages."""
     return {
         "python": platform.python_version(), "system": platform.platform(),
         "host": platform.node(), "processor": _processor(),
@@ -34,15 +34,15 @@ def environment(code: Path) -> dict[str, Any]:
 
 
 def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
-    """Return what the last digits of a result depend on besides its configuration.
+    """Return what the last digits of a result depend on, besides its configuration.
 
-    That is the code of some packages in a folder, torch, and what it computes on.
+    These are the code of some packages in a folder, torch's version, the processor and the GPUs.
     """
     return [_digest(code, packages), metadata.version("torch"), _processor(), *_gpus()]
 
 
 def _digest(code: Path, packages: Sequence[str]) -> str:
-    """Return a hash of the packages' Python files; beside them may lie gigabytes of others."""
+    """Return a hash of the packages' Python files only: other files there may be large."""
     whole = hashlib.sha256()
     for file in sorted(file for package in packages for file in (code / package).rglob("*.py")):
         whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
@@ -51,11 +51,11 @@ def _digest(code: Path, packages: Sequence[str]) -> str:
 
 
 def git_state(code: Path) -> dict[str, Any] | None:
-    """Return the commit of a working tree and whether its files differ from it.
+    """Return the commit of a working tree and whether tracked files differ from it.
 
-    New files that git does not know are not looked at. None where `code` is no working tree of its
-    own, as packages that were installed into somebody's folder. Of code that was frozen for a
-    sweep: as it was told then, see `note_git_state`.
+    Untracked files are ignored. None where `code` is not the top of a working tree, as with
+    installed packages. For code that was frozen for a sweep: the state when it was frozen (see
+    `note_git_state`).
     """
     with suppress(FileNotFoundError, ValueError):
         return dict(read_json(_note(code)))
@@ -66,7 +66,7 @@ def git_state(code: Path) -> dict[str, Any] | None:
 
 
 def note_git_state(frozen: Path, tree: Path) -> None:
-    """Note beside frozen code what the working tree was that it was copied from."""
+    """Write the state of the working tree from which code was frozen beside the frozen code."""
     if (state := git_state(tree)) is not None:
         write_json(_note(frozen), state)
 
@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """Return the node's GPUs as the driver knows them; torch would take seconds to be asked."""
+    """Return the names of the node's GPUs from the driver's files; asking torch takes seconds."""
     found = []
     for file in sorted(GPUS.glob("*/information")):
         with suppress(OSError):

@@ -1,9 +1,9 @@
-"""A run's folder: where its files are, what state it is in, and who may write to it.
+"""A run's folder: its files, its state, and the lock that keeps other writers out.
 
     runs/<name>/<signature>/  config.yaml status.json metrics.jsonl checkpoints/ features.h5
                               result.json log.txt tensorboard/
 
-What is true of a run stands here and nowhere else; a scheduler is only ever asked how a job died.
+The folder alone holds the state of a run; a scheduler is only asked how a job died.
 """
 
 import json
@@ -63,18 +63,13 @@ class Run:
         return self.folder / "features.h5"
 
     @property
-    def prompts_file(self) -> Path:
-        """What stage 1 learned."""
-        return self.folder / "prompts.safetensors"
-
-    @property
     def weights_file(self) -> Path:
         """The trained model."""
         return self.folder / "model.safetensors"
 
     @property
     def best_file(self) -> Path:
-        """The model of the best validated epoch, where that was not the last."""
+        """The model of the best validated epoch, if that was not the last."""
         return self.folder / "best.safetensors"
 
     @property
@@ -96,8 +91,8 @@ class Run:
     def create(self, config_yaml: str) -> None:
         """Make the folder and write the resolved configuration.
 
-        One that is there already differs only in where and how the run is to go on. Raises
-        Hindered when nothing can be written there.
+        It may replace one that differs in where and how the run continues, never in its result.
+        Raises Hindered when the folder cannot be written.
         """
         with writing(self.folder):
             if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
@@ -108,8 +103,8 @@ class Run:
     def status(self) -> dict[str, Any]:
         """Return the last written status, `{"state": "new"}` when there is none.
 
-        Raises UserError when the file cannot be read as JSON: an unreadable status is never taken
-        for "no status", which would run or submit the same thing twice.
+        Raises UserError when the file cannot be read as JSON: taking it for "no status" would run
+        or submit the same run twice.
         """
         try:
             return dict(read_json(self.status_file))
@@ -118,11 +113,11 @@ class Run:
         except NotADirectoryError:
             file = next(place for place in self.status_file.parents if place.is_file())
             raise UserError(
-                f"{file}: is a file; name a folder for the runs (run.runs=FOLDER)"
+                f"{file}: is a file; set run.runs to a folder (run.runs=FOLDER)"
             ) from None
         except (ValueError, TypeError, OSError) as error:
             raise UserError(
-                f"{self.status_file}: cannot be read ({error}); mend or delete this file"
+                f"{self.status_file}: cannot be read ({error}); fix or delete this file"
             ) from None
 
     def set_status(self, state: State, **facts: Any) -> None:
@@ -139,15 +134,15 @@ class Run:
             raise UserError(f"{self.result_file}: cannot be read: {error}") from None
 
     def is_complete(self) -> bool:
-        """A run is complete when its result is on disk; an exit status is no proof."""
+        """Return whether the result is on disk; an exit status proves nothing."""
         return self.result_file.exists()
 
     # --- metric log ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric log; a last line cut short by a kill is left out.
+        """Return the metric log, without a last line that a kill cut short.
 
-        Raises UserError for one that was damaged otherwise.
+        Raises UserError when another line is damaged.
         """
         try:
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
@@ -156,10 +151,10 @@ class Run:
         try:
             return [json.loads(line) for line in lines[:-1] if line]
         except ValueError as error:
-            raise UserError(f"{self.metrics_file}: a line is no JSON: {error}") from None
+            raise UserError(f"{self.metrics_file}: a line is not JSON: {error}") from None
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one line to the metric log, whole or not at all; raises LockLost."""
+        """Append one line to the metric log; raises LockLost."""
         check_held(self.metrics_file)
         line = json.dumps(entry, allow_nan=False) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +162,7 @@ class Run:
             log.write(line)
 
     def keep_metrics(self, count: int) -> None:
-        """Cut the metric log back to its first `count` lines: what a checkpoint knew of.
+        """Truncate the metric log to its first `count` lines: those before a checkpoint.
 
         Raises UserError when the log is shorter than that.
         """
@@ -175,7 +170,7 @@ class Run:
         if len(entries) < count:
             raise UserError(
                 f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
-                f"{count}; the file was changed by hand. Delete the run folder to start afresh."
+                f"{count}: it was changed. Restore it, or delete the run folder to start over."
             )
         write_text(
             self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in entries[:count])
@@ -185,13 +180,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process out of this folder while the body runs.
+        """Keep all other processes out of this folder while the body runs.
 
-        Made by exclusive creation and a heartbeat, as flock is local to the node on many shared
-        file systems. A holder that died is noticed: at once on this machine, after STALE_S
-        elsewhere. One that was only suspended for so long raises LockLost at its next write, and a
-        training loop is asked to stop. Raises Busy naming the living holder, Hindered when nothing
-        can be written.
+        The lock is a file with a heartbeat, as flock is local to the node on many shared file
+        systems. The lock of a dead holder is taken: at once on this machine, after STALE_S
+        elsewhere. A holder that was suspended for so long raises LockLost at its next write, and a
+        training loop is asked to stop. Raises Busy naming the living holder, Hindered when the
+        folder cannot be written.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +195,7 @@ class Run:
 
 
 def state_of(run: Run) -> str:
-    """Return how a run stands, in a word; one whose files are damaged is `unreadable`."""
+    """Return the state of a run in one word; `unreadable` when its files are damaged."""
     try:
         status = run.status()
     except UserError:
@@ -212,9 +207,9 @@ def state_of(run: Run) -> str:
 
 
 CLAIM = "claim.lock"
-"""The file in a run folder by which a worker keeps other workers out."""
+"""The lock file in a run folder with which a worker keeps other workers out."""
 
 
 def epoch_lines(run: Run) -> list[dict[str, Any]]:
-    """Return what the run has logged at the ends of epochs, in order."""
+    """Return the lines that the run logged at the ends of epochs, in order."""
     return [line for line in run.metrics() if line.get("kind") == "epoch"]

@@ -1,7 +1,7 @@
-"""Being told to stop: signals set a flag; training looks at it between steps and saves first.
+"""Stopping on signals: they set a flag; training checks it between steps, and saves first.
 
-USR2 is what submitit and SLURM send before a preemption or time limit, TERM what comes without that
-notice, INT is Ctrl-C. Nothing is saved inside a handler: a collective save there would dead-lock.
+submitit and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is
+Ctrl-C. Handlers save nothing: a collective save in a handler would deadlock.
 """
 
 import os
@@ -12,31 +12,31 @@ from contextlib import contextmanager
 from types import FrameType
 
 _requested = False
-"""Not a threading.Event: its lock would hang the handler of a signal that comes during another."""
+"""Not a threading.Event: with its lock, a signal during another's handler would deadlock."""
 
 
 class Stopped(Exception):
-    """Raised by the training loop after it saved, because it was told to stop."""
+    """The training loop stopped on request, after it saved; the message says where."""
 
 
 def request_stop(signum: int | None = None, frame: FrameType | None = None) -> None:
-    """Ask the training loop of this process to save and stop. Usable as a signal handler."""
+    """Ask the training loop of this process to save and stop; usable as a signal handler."""
     global _requested
     _requested = True
 
 
 def stop_requested() -> bool:
-    """Whether this process (this rank alone) was told to stop."""
+    """Return whether this process, that is this rank alone, was asked to stop."""
     return _requested
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Let USR2, TERM and INT ask for a stop while the body runs; a second INT ends at once.
+    """Have USR2, TERM and INT request a stop while the body runs; a second INT interrupts at once.
 
-    A request that came before the body is for the body; afterwards it is forgotten. Outside the
-    main thread signals cannot be caught, and no handler is changed. Child processes forked
-    meanwhile get the default handlers, so that they can be ended.
+    A request from before the body holds for the body; after the body it is cleared. Outside the
+    main thread signals cannot be caught, and no handler is changed. Child processes that are forked
+    meanwhile get the default handlers, so that signals can end them.
     """
     global _requested
     try:

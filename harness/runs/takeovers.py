@@ -1,14 +1,14 @@
-"""A run that goes on from another one's state: how population based training replaces bad ones.
+"""Runs that continue from another run's state: how population based training replaces bad runs.
 
     <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
-                             to there, prompts, score, settings
+                             to that epoch, score, settings, files of the experiment
     <run>/incoming/          another run's state
-    <run>/takeover.json      that, and with which settings, the run is to go on from `incoming`
-    <run>/changes.json       the settings that it has gone on with, and from when
+    <run>/takeover.json      a planned takeover: from which run and epoch, with which settings
+    <run>/changes.json       the takeovers of the run so far
 
-A takeover is planned by whoever compares, and carried out where the run is, once its process has
-ended; killed in between, it is carried out again. Afterwards the run's log is that of the weights
-it has.
+The scheduler that compares runs plans a takeover. It is carried out where the run is, once the
+run's process has ended, and again if it was killed halfway. Afterwards the run's log is that of the
+weights that it has.
 """
 
 import json
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +27,37 @@ from harness.runs.run import Run
 
 log = logging.getLogger(__name__)
 
-TAKEN = "stage1.json"
-"""In the folder of a run that takes another's first stage: from whom, and how many epochs it has.
-"""
 PATIENCE_S = 120.0
-"""How long an epoch's checkpoint may take to be written."""
+"""How long to wait for the checkpoint of an epoch."""
 POLL_S = 0.1
+OWN_FILES = ("checkpoint", "metrics.jsonl", "about.json")
+"""The parts of an exported state; all other files there are the experiment's."""
 
 
 def export(
-    run: Run, *, stage: str, epoch: int, score: float, patience_s: float = PATIENCE_S
+    run: Run, *, stage: str, epoch: int, score: float, carried_files: Sequence[str] = (),
+    patience_s: float = PATIENCE_S,
 ) -> None:
-    """Keep the state at the end of an epoch, for others.
+    """Export the state at the end of an epoch, for other runs.
 
-    Its checkpoint may still be being written; when it does not appear, that is told and nothing is
-    kept.
+    carried_files: names of further files in the run's folder that go with the checkpoint. The
+    checkpoint may still be being written; if it does not appear, nothing is exported, with a
+    warning.
     """
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
     deadline = time.monotonic() + patience_s
     while not (source / "state.json").exists():
         if time.monotonic() > deadline:
-            log.warning("%s: is not there: nobody can go on from it", source)
+            log.warning("%s: not found; other runs cannot continue from it", source)
             return
         time.sleep(POLL_S)
     private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
     write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if run.prompts_file.exists():
-        shutil.copyfile(run.prompts_file, private / run.prompts_file.name)
+    for name in carried_files:
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, private / name)
     settings = {setting.key: setting.value for setting in changed_settings(run)}
     write_json(private / "about.json", {"score": score, "settings": settings})
     final = _exports(run) / str(epoch)
@@ -64,13 +66,13 @@ def export(
 
 
 def exported_score(run: Run, epoch: int) -> float | None:
-    """Return how well a run did at the end of an epoch, None when its state was not kept."""
+    """Return a run's score at the end of an epoch, None when its state was not exported."""
     about = _about(run, epoch)
     return None if about is None else float(about["score"])
 
 
 def exported_settings(run: Run, epoch: int) -> list[Setting]:
-    """Return the settings that a run had then instead of those in its config.yaml."""
+    """Return the settings that replaced those of the run's config.yaml at that epoch."""
     about = _about(run, epoch) or {"settings": {}}
     where = str(_exports(run) / str(epoch))
     return [Setting(key, value, where) for key, value in about["settings"].items()]
@@ -84,12 +86,12 @@ def _about(run: Run, epoch: int) -> dict[str, Any] | None:
 
 
 def forget_exports(run: Run) -> None:
-    """Remove what was kept for others."""
+    """Remove the exported states of a run."""
     shutil.rmtree(_exports(run), ignore_errors=True)
 
 
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
-    """Have `run` go on from what `of` kept after an epoch, with these settings."""
+    """Plan that `run` continues from the state that `of` exported after an epoch."""
     link_folder(_exports(of) / str(epoch), run.folder / "incoming")
     write_json(run.folder / "takeover.json", {
         "of": of.signature, "epoch": epoch, "settings": dict(settings),
@@ -97,20 +99,20 @@ def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
 
 
 def is_planned(run: Run) -> bool:
-    """Whether a run is to go on from another's state."""
+    """Return whether a run is to continue from another run's state."""
     return (run.folder / "takeover.json").exists()
 
 
 def carry_out(run: Run) -> None:
-    """Do what was planned, unless the run has become complete meanwhile; nobody may hold it."""
+    """Carry out the planned takeover, unless the run is complete; no process may hold the run."""
     planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
     if not run.is_complete():
         what = read_json(planned)
         adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
-        prompts = incoming / run.prompts_file.name
-        if prompts.exists():
-            os.replace(prompts, run.prompts_file)
+        for file in incoming.iterdir():
+            if file.name not in OWN_FILES:
+                os.replace(file, run.folder / file.name)
         run.weights_file.unlink(missing_ok=True)
         before = [one for one in changes(run) if one["epoch"] < what["epoch"]]
         write_json(_changes_file(run), {"changes": [*before, what]})
@@ -119,13 +121,13 @@ def carry_out(run: Run) -> None:
 
 
 def adopt_checkpoint(source: Path, run: Run) -> None:
-    """Make another run's checkpoint a run's own, and its only one; nobody may hold the run."""
+    """Make another run's checkpoint the only one of `run`; no process may hold the run."""
     state = read_json(source / "state.json")
     progress = state["progress"]
     name = f"{progress['stage']}-{progress['epoch']:04d}-{progress['step']:06d}"
     private = run.checkpoints / f".{name}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private)
-    (private / "state.json").unlink()  # a link: the other run's own file must stay as it is
+    (private / "state.json").unlink()  # a link: the other run's file must not change
     write_json(private / "state.json", {**state, "signature": run.signature})
     for old in list(run.checkpoints.iterdir()):
         if old != private:
@@ -134,16 +136,8 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
     write_json(run.checkpoints / "latest.json", {"name": name})
 
 
-def taken_epochs(run: Run) -> int:
-    """Return how many epochs of a run's log another run has trained, whose first stage it took."""
-    try:
-        return int(read_json(run.folder / TAKEN)["epochs"])
-    except FileNotFoundError:
-        return 0
-
-
 def changes(run: Run) -> list[dict[str, Any]]:
-    """Return what a run went on with, in order: `of` which run, after which `epoch`, `settings`."""
+    """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`."""
     try:
         return list(read_json(_changes_file(run))["changes"])
     except FileNotFoundError:
@@ -151,7 +145,7 @@ def changes(run: Run) -> list[dict[str, Any]]:
 
 
 def changed_settings(run: Run) -> list[Setting]:
-    """Return the settings that a run has now instead of those in its config.yaml."""
+    """Return the settings that replace those of the run's config.yaml now."""
     last = changes(run)[-1:]
     where = str(_changes_file(run))
     return [Setting(key, value, where) for one in last for key, value in one["settings"].items()]

@@ -1,4 +1,4 @@
-"""Conditions between keys, as users write them: `stage1.lss_weight > 0 and model.noun == "person"`.
+"""Conditions between keys, as users write them: `train.weight > 0 and model.kind == "large"`.
 
 Python's parser reads them; they are evaluated here, over a small part of the language in which
 nothing can be called and nothing be reached but the keys that are named.
@@ -47,7 +47,7 @@ def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None
     except (SyntaxError, TypeError, ValueError) as error:
         told = error.msg if isinstance(error, SyntaxError) else str(error)
         faults.append(f"{where}: {text!r} is no condition ({told}); write it as "
-                      "stage1.lss_weight + stage2.vss_weight <= 1")
+                      "first.weight + second.weight <= 1")
         return None
     if not names:
         faults.append(f"{where}: {text!r} looks at no key")

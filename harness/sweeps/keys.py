@@ -118,7 +118,7 @@ class SweepFile:
     """Every point runs once per seed; null: only with the recipe's seed."""
     samples: int = 1
     """Number of random draws, or of points that an algorithm proposes."""
-    metric: str = "validation.mAP"
+    metric: str = ""
     """Metric that ranks the trials."""
     mode: Literal["max", "min"] = "max"
     """Whether higher or lower metrics are better."""
@@ -137,7 +137,7 @@ class SweepFile:
     """Further objectives of an algorithm, such as `images_per_s: max`; it then searches for
     Pareto-optimal points."""
     constraints: list[str] = field(default_factory=list)
-    """Conditions on every point, such as "stage1.lss_weight + stage2.vss_weight <= 1"."""
+    """Conditions on every point, such as "first.weight + second.weight <= 1"."""
     resources: Resources = field(default_factory=Resources)
     ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)

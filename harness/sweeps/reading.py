@@ -23,6 +23,7 @@ from harness.config.recipes import named_recipe, recipe_stem
 from harness.config.sources import Setting, parse_overrides, settings_of
 from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
+from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run
 from harness.sweeps import rules
 from harness.sweeps.dimensions import Dimension, hint, read_dimension
@@ -90,6 +91,11 @@ class Sweep:
     def base(self) -> Base[Any]:
         """The settings of the first recipe."""
         return next(iter(self.bases.values()))
+
+    @property
+    def experiment(self) -> Experiment:
+        """What the experiment tells of itself."""
+        return experiment_of(self.base.schema)
 
     @property
     def selected_on(self) -> str:
@@ -248,7 +254,7 @@ def _assemble(asked: _Asked, words: list[Setting], faults: list[str]) -> Sweep:
     """Check everything, collecting faults, and raise them together."""
     parts = asked.parts
     take_words(words, asked.own, parts, asked.schema, faults)
-    head = _head(asked.own, faults)
+    head = _head(asked.own, asked.schema, faults)
     if asked.metrics is not None and head.metric not in asked.metrics:
         faults.append(f"{asked.place('metric')}: metric: no metric {head.metric!r}"
                       f"{hint(head.metric, asked.metrics)}")
@@ -361,10 +367,11 @@ def with_proposed(sweep: Sweep) -> Sweep:
     return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
 
 
-def _head(own: list[Setting], faults: list[str]) -> SweepFile:
+def _head(own: list[Setting], schema: type, faults: list[str]) -> SweepFile:
     """Return the sweep's own keys; those with faults keep their defaults, so that the rest of the
     file can still be checked."""
-    good, defaults = [], Base(SweepFile, [])
+    good = [Setting("metric", experiment_of(schema).metric, "default")]
+    defaults = Base(SweepFile, [])
     for setting in own:
         with _collecting(faults):
             defaults.build([setting])

@@ -1,14 +1,14 @@
-"""Checkpoints in a format of our own: what is trained, and no more.
+"""Checkpoints in a separate format, with trained state only.
 
     checkpoints/<stage>-<epoch>-<step>/  weights.safetensors moments.safetensors rng.safetensors
                                          state.json
     checkpoints/latest.json              {"name": ...}, replaced by rename
-    checkpoints/best.json                likewise, with the score of the best one
+    checkpoints/best.json                {"name": ..., "score": ...} of the best one
 
-Weights and moments are whole tensors by parameter name, so a file written by two ranks under ZeRO 2
-goes on under one rank without ZeRO. DeepSpeed's own loader, which unpickles and falls back to
-training from scratch when it finds nothing, is never called. A damaged checkpoint is known by the
-checksums in state.json, and the one before it is taken.
+Weights and moments are whole tensors by parameter name, so one rank without ZeRO can resume what
+two ranks under ZeRO 2 wrote. DeepSpeed's loader is never called: it unpickles, and it trains from
+scratch when it finds nothing. Checksums in state.json reveal a damaged checkpoint; the one before
+it is used instead.
 """
 
 import json
@@ -22,48 +22,45 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import check_held
-from harness.training import engine as ranks
-from harness.training import generators
+from harness.training import engine_state, generators, ranks
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
-"""How many checkpoints of a run stay besides the best: the newest, and the one before it in case
-that is damaged."""
+"""Checkpoints that are kept besides the best: the newest, and the one before it in case the newest
+is damaged."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
 
 
 @dataclass
 class Progress:
-    """Where in a run a checkpoint was written."""
+    """The place in a run at which a checkpoint was written."""
 
     stage: str
     epoch: int
-    """The epoch being trained, 1 the first; one past the last when the stage is done."""
+    """The epoch being trained, from 1; one past the last when the stage is done."""
     step: int
-    """Batches of that epoch already used."""
+    """Batches of that epoch that were used."""
     metric_lines: int
-    """Length of the metric log then; what came later is trained again, and logged again."""
+    """Lines of the metric log at that point; later lines are removed on resume and logged again."""
     sums: dict[str, float] = field(default_factory=dict)
     """The unfinished epoch's running sums."""
     steps_total: int = 0
-    """Batches used since the stage began."""
+    """Batches that were used since the stage began."""
     first: dict[str, float] = field(default_factory=dict)
     """The means of the stage's first epoch, once it is over."""
 
 
 class Writer:
-    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training goes on.
+    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues.
 
-    As a context it ends with the last one written. Every rank must make every call.
+    A context manager: on exit the last checkpoint is written. Every rank must make every call.
     """
 
     def __init__(self, folder: Path, *, signature: str, keep: int = KEPT) -> None:
@@ -72,12 +69,12 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
-        """Take a copy of a DeepSpeed engine's trained state, and begin to write it.
+        """Copy a DeepSpeed engine's trained state, and begin to write it.
 
-        The one of the highest `score` stays; what rank 0 gives counts. Raises Hindered when the
-        checkpoint before could not be written, as on a full disk.
+        The checkpoint with the highest `score` is never pruned; only rank 0's score is used. Raises
+        Hindered when the previous checkpoint could not be written, as on a full disk.
         """
-        weights, moments, steps = _collect(engine)
+        weights, moments, steps = engine_state.collect(engine)
         tensors = {"weights": weights, "moments": moments, "rng": _generators()}
         scaler = engine.torch_autocast_z0_gradscaler
         state = {
@@ -94,7 +91,7 @@ class Writer:
             )
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on disk; raises Hindered when it cannot be."""
+        """Wait until the last checkpoint is on disk; raises Hindered when it cannot be written."""
         pending, self._pending = self._pending, None
         with ranks.leader_first() as acts:
             if acts and pending is not None:
@@ -105,33 +102,14 @@ class Writer:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         try:
-            if failure is None:  # else ranks may be anywhere, and cannot agree
+            if failure is None:  # after a failure, ranks may be in different places
                 self.finish()
         finally:
             self._thread.shutdown()
 
 
-def _collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Gather whole weights (with buffers), moments and step counts, on the CPU."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    steps: dict[str, float] = {}
-    _link_moments(engine)
-    for name, parameter in trained(engine.module):
-        weights[name] = _full_weight(engine, parameter)
-        for moment in MOMENTS:
-            value = _full_moment(engine, parameter, moment)
-            if value is not None:
-                moments[f"{name}.{moment}"] = value
-        steps[name] = _step_of(engine, parameter)
-    for name, buffer in engine.module.named_buffers():
-        if name in _persistent(engine.module):
-            weights[name] = buffer.detach().cpu().clone()
-    return weights, moments, steps
-
-
 def _generators() -> dict[str, Tensor]:
-    """Return the states of every rank's global generators, by rank."""
+    """Return the states of the global random generators, by rank."""
     rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
     return {str(rank): row.clone() for rank, row in enumerate(rows)}
 
@@ -153,14 +131,14 @@ def _write(
         for file in private.iterdir():
             _fsync(file)
         check_held(final)
-        if final.exists():  # the same point reached again after a resume
+        if final.exists():  # the same place, reached again after a resume
             final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
         private.rename(final)
         write_json(folder / "latest.json", {"name": name})
         before = best(folder)
         if score is not None and (before is None or score > before[1]):
             write_json(folder / "best.json", {"name": name, "score": score})
-    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
+    except (OSError, SafetensorError) as error:  # safetensors raises the second on a full disk
         raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -182,7 +160,7 @@ def _fsync(path: Path) -> None:
 
 
 def _prune(folder: Path, newest: str, keep: int) -> None:
-    """Remove all but the `keep` last written and the best checkpoint, and killed writers' files."""
+    """Remove all but the `keep` newest and the best checkpoint, and files of killed writers."""
     top = best(folder)
     named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
@@ -193,10 +171,10 @@ def _prune(folder: Path, newest: str, keep: int) -> None:
 
 
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
-    """Return the newest checkpoint and where it was written, None when none was ever written.
+    """Return the newest checkpoint and its place in the run, None when none was ever written.
 
-    One that is damaged is told, and the one before it taken. Raises UserError when all are, or when
-    another run wrote it: a resume never starts over in silence.
+    Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
+    another run wrote one: a resume never starts over silently.
     """
     faults = []
     for path in _newest_first(folder):
@@ -206,31 +184,31 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
             faults.append(f"{path}: cannot be read: {error!r}")
             continue
         for fault in faults:
-            log.warning("%s; going on from %s", fault, path.name)
+            log.warning("%s; resuming from %s", fault, path.name)
         return path, progress
     if faults:
         listed = "\n".join(faults)
-        raise UserError(f"{listed}\ndelete the folder {folder} to start afresh")
+        raise UserError(f"{listed}\ndelete the folder {folder} to start over")
     return None
 
 
 def go_on_from(path: Path) -> None:
-    """Remove the checkpoints that were written after the one that a resume goes on from.
+    """Remove the checkpoints that were written after `path`, from which a resume starts.
 
-    They are damaged, or it would have been one of them; kept, they would count as newer than what
-    is written next.
+    They are damaged, or the resume would start from one of them; if kept, they would count as newer
+    than the checkpoints that are written next.
     """
     written = path.stat().st_mtime_ns
     for other in path.parent.glob("[!.]*"):
         if other.is_dir() and other != path and other.stat().st_mtime_ns > written:
-            log.warning("%s is removed: its steps are done again", other)
+            log.warning("%s is removed: its steps are trained again", other)
             shutil.rmtree(other, ignore_errors=True)
 
 
 def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str, Tensor]] | None:
     """Return the checkpoint with the highest score, that score and its weights.
 
-    None when no checkpoint has a score, or when the one that has is damaged, which is told.
+    None when no checkpoint has a score, or when the best one is damaged, which is logged.
     """
     found = best(folder)
     if found is None:
@@ -239,24 +217,24 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
         checked(found[0], signature)
         return *found, load_weights(found[0])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        log.warning("%s: the best checkpoint is left out, it cannot be read: %s", found[0], error)
+        log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", found[0], error)
         return None
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """Return the checkpoint with the highest score, and that; None when none has one."""
+    """Return the checkpoint with the highest score, and the score; None when none has a score."""
     try:
-        said = read_json(folder / "best.json")
-        found = folder / str(said["name"]), float(said["score"])
+        pointer = read_json(folder / "best.json")
+        found = folder / str(pointer["name"]), float(pointer["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if found[0].is_dir() else None
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder: first what the pointer names, then by their age.
+    """Return the checkpoints in a folder: the one that the pointer names, then the newest first.
 
-    Each was renamed when it was whole, so the pointer is needed only to prefer one.
+    Each was renamed when it was complete, so the pointer only decides which comes first.
     """
     named = [p for p in folder.glob("[!.]*") if p.is_dir()]
     try:
@@ -267,17 +245,18 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def checked(path: Path, signature: str) -> Progress:
-    """Return where a checkpoint was written, once its files are what was written.
+    """Return a checkpoint's place in the run, after verifying its files.
 
-    Raises UserError for another run's, OSError, ValueError, KeyError, TypeError for a damaged one.
+    Raises UserError when another run wrote it; OSError, ValueError, KeyError or TypeError when it
+    is damaged.
     """
     state = read_json(path / "state.json")
     progress = Progress(**state["progress"])
     if state["signature"] != signature:
-        raise UserError(f"{path}: was written by run {state['signature']}, not by {signature}")
+        raise UserError(f"{path}: written by run {state['signature']}, not by {signature}")
     for name, checksum in state.get("checksums", {}).items():
         if _checksum(path / name) != checksum:
-            raise ValueError(f"{name} is not as it was written")
+            raise ValueError(f"{name} does not match its checksum")
     return progress
 
 
@@ -297,145 +276,32 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def restore(path: Path, engine: Any) -> None:
-    """Put a checkpoint's weights, moments, step counts and scaler into a fresh engine.
+    """Load a checkpoint's weights, moments, step counts and scaler into a fresh engine.
 
-    The global random generators go on as well, of as many ranks as there were. Raises UserError
-    when names or shapes are not those of the engine's module.
+    Global random generators are restored too, for as many ranks as wrote the checkpoint. Raises
+    UserError when names or shapes differ from those of the engine's module.
     """
     weights, moments = load_weights(path), _read(path / "moments.safetensors")
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    parameters = dict(trained(engine.module))
-    buffers = {n: b for n, b in engine.module.named_buffers() if n in _persistent(engine.module)}
-    expected = {n: tuple(t.shape) for n, t in [*parameters.items(), *buffers.items()]}
+    parameters = dict(engine_state.trained(engine.module))
+    here = parameters | engine_state.buffers(engine.module)
+    expected = {n: tuple(t.shape) for n, t in here.items()}
     found = {n: tuple(t.shape) for n, t in weights.items()}
     if expected != found:
         different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
         raise UserError(
-            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} there "
-            f"and {expected.get(different[0])} here ({len(different)} tensors differ)"
+            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} in the "
+            f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
     moved = [n for n in parameters if state["optimizer_steps"].get(n)]
-    missing = [m for n in moved for m in (f"{n}.{kind}" for kind in MOMENTS) if m not in moments]
+    wanted = [f"{name}.{kind}" for name in moved for kind in engine_state.MOMENTS]
+    missing = [name for name in wanted if name not in moments]
     if missing:
         raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
-    with torch.no_grad():
-        for name, buffer in buffers.items():
-            buffer.copy_(weights[name])
-    _restore_optimizer(engine, parameters, weights, moments, state["optimizer_steps"])
-    if (path / "rng.safetensors").exists():  # earlier versions drew nothing and kept none
-        drawn = _read(path / "rng.safetensors").get(str(ranks.rank()))
-        if drawn is not None:
-            generators.set_states(drawn)
+    engine_state.restore(engine, weights, moments, state["optimizer_steps"])
+    if (path / "rng.safetensors").exists():  # earlier versions wrote none
+        states = _read(path / "rng.safetensors").get(str(ranks.rank()))
+        if states is not None:
+            generators.set_states(states)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
         engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
-
-
-def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the trained parameters of a module by name."""
-    return [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-
-
-def _persistent(module: nn.Module) -> set[str]:
-    """Names of the buffers of trained parts that belong to the state: running statistics."""
-    prefixes = {n.rpartition(".")[0] for n, _ in trained(module)}
-    parameters = {n for n, _ in module.named_parameters()}
-    return {
-        n for n in module.state_dict() if n not in parameters and n.rpartition(".")[0] in prefixes
-    }
-
-
-# --- one parameter's state, with and without ZeRO ---
-
-
-def _inner(engine: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer, under ZeRO the one over this rank's flat partitions."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
-
-def _is_split(engine: Any) -> bool:
-    return _inner(engine) is not engine.optimizer
-
-
-def _link_moments(engine: Any) -> None:
-    """Tell ZeRO where each parameter's moments are.
-
-    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
-    moments yet: theirs could never be read.
-    """
-    if not _is_split(engine):
-        return
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-    groups = zip(
-        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
-    )
-    for parameters, partition in groups:
-        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
-
-
-def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
-    return parameter.detach().cpu().clone()
-
-
-def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
-    if not _step_of(engine, parameter):
-        return None
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
-    return _inner(engine).state[parameter][moment].detach().cpu().clone()
-
-
-def _step_of(engine: Any, parameter: nn.Parameter) -> float:
-    """Return how often the optimizer moved a parameter; all move together under ZeRO."""
-    states = _inner(engine).state
-    if _is_split(engine):
-        steps = [s["step"] for s in states.values() if "step" in s]
-        return float(steps[0]) if steps else 0.0
-    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
-
-
-def _restore_optimizer(
-    engine: Any, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor],
-    moments: dict[str, Tensor], steps: dict[str, float],
-) -> None:
-    if moments:
-        _make_state(engine)
-    if _is_split(engine):
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in parameters.items():
-            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
-            parameter.data.copy_(weights[name])
-            for moment in MOMENTS if moments else ():
-                value = moments[f"{name}.{moment}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
-        for state in _inner(engine).state.values() if moments else ():
-            state["step"].fill_(max(steps.values()))
-        return
-    for name, parameter in parameters.items():
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-        state = _inner(engine).state[parameter] if moments else {}
-        for key, value in state.items():
-            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
-
-
-def _make_state(engine: Any) -> None:
-    """Let the optimizer make its moments, by one step of no length; everything is then set."""
-    optimizer = _inner(engine)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    _link_moments(engine)

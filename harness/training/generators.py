@@ -1,7 +1,7 @@
 """The states of the global random generators: Python's, numpy's, torch's and the GPU's.
 
-What this project trains draws from none of them, see `harness.base.rng`; an experiment that does,
-with dropout say, goes on from a checkpoint with the very numbers it would have drawn.
+Data is drawn without them (`harness.base.rng`). An experiment that uses them, for dropout say,
+resumes from a checkpoint with the numbers that it would have drawn.
 """
 
 import math
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 PYTHON, NUMPY = struct.Struct("<625Id"), struct.Struct("<624IIId")
-"""625 words and the second half of a normal pair; 624 words, place, whether there is one, it."""
+"""Python: 625 words, cached normal; numpy: 624 words, position, whether one is cached, that one."""
 
 
 def states() -> Tensor:
-    """Return this process' generators as bytes, uint8 [n]; n is the same on every rank."""
+    """Return the generator states of this process, uint8 [n]; n is the same on every rank."""
     _, words, normal = random.getstate()
     python = PYTHON.pack(*words, math.nan if normal is None else normal)
     kept: Any = np.random.get_state(legacy=False)  # noqa: NPY002
@@ -31,9 +31,9 @@ def states() -> Tensor:
 
 
 def set_states(found: Tensor) -> None:
-    """Put this process' generators into the states that `states` returned.
+    """Restore the generator states that `states` returned.
 
-    Those of a machine without a GPU leave the GPU's generator as it is.
+    States from a machine without a GPU leave the GPU's generator unchanged.
     """
     data = bytes(found[: PYTHON.size + NUMPY.size].tolist())
     *integers, normal = PYTHON.unpack_from(data)

@@ -1,6 +1,6 @@
 """The one training loop: batch, losses by name, backward, step, record, save, stop.
 
-It knows neither what is trained nor why; a `Stage` says that. Both stages of SVLL-ReID run here.
+The loop does not know what it trains: a `Stage` tells it. All stages of an experiment run here.
 """
 
 import logging
@@ -8,76 +8,72 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from harness.base.errors import UserError
+from harness.base.mappings import lookup
+from harness.runs.execute import Report
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
-from harness.training import checkpoints, progress
-from harness.training import engine as ranks
+from harness.training import checkpoints, progress, ranks
 from harness.training.checkpoints import Progress
-from harness.training.writers import Writer, scalars_of
+from harness.training.engine import EngineSettings, start_engine
+from harness.training.writers import CurveWriter, scalars_of
 
 log = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
 MEASURED = ("images_per_s", "memory_gb")
-"""What of an epoch's line is of the machine, and not the same of a run that was interrupted."""
+"""Entries of an epoch's line that depend on the machine and change when a run is interrupted."""
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
-"""What a step is made of, as a profiler names it."""
+"""The parts of a step, by their names in a profile."""
 SAVE, STOP = 1, 2
-"""What a rank may ask the others for between two steps; the larger one is done."""
-
-
-class EngineSettings(Protocol):
-    """What `engine.start_engine` needs to know, as the config says it."""
-
-    precision: Any
-    zero: Any
-    accumulation: int
-    clipping: float
+"""What a rank may ask all ranks to do between two steps; the largest request counts."""
 
 
 @dataclass
 class Stage:
-    """One stage of training: everything the loop has to be told."""
+    """One stage of training: everything that the loop needs."""
 
     name: str
     objective: nn.Module
     """Called with a batch, returns losses by name, each a scalar over the global batch."""
     weights: Mapping[str, float]
-    """What each loss counts in the sum that is trained."""
+    """The weight of each loss in the total that is minimised."""
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
-    """Epoch (1 the first) to the multiple of each group's own learning rate."""
+    """Maps the epoch (from 1) to a factor on each group's learning rate."""
     epochs: int
     batch: int
     """Samples per step, over all ranks."""
     steps: Callable[[int], int]
-    """Epoch to its number of batches."""
+    """Maps the epoch to its number of batches."""
     batches: Callable[[int, int], Iterator[Any]]
-    """(epoch, first step) to the batches of the epoch from there on."""
+    """Maps (epoch, first step) to the batches of the epoch from that step on."""
     validate: Callable[[int], dict[str, Any]]
-    """Called after each epoch on every rank; returns metrics to be logged, or nothing."""
+    """Called after each epoch on every rank; returns metrics to log, possibly none."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is kept of a stage while it is trained."""
+    """What is logged, saved and checked while a stage is trained."""
 
     log_every: int
     """Steps between two lines of the metric log."""
     save_every_s: float = math.inf
-    """Seconds between checkpoints within an epoch; there is one after each epoch anyway."""
+    """Seconds between checkpoints within an epoch; each epoch also ends with one."""
     divergence: float = math.inf
-    """How many times the first epoch's mean a step's loss may be; more ends the training."""
+    """Training ends when a step's loss exceeds the first epoch's mean by this factor."""
     report: Report | None = None
-    """Gets rank 0's line of each epoch."""
-    writers: tuple[Writer, ...] = ()
-    """What draws curves meanwhile, on rank 0."""
+    """Called on rank 0 with the line of each epoch."""
+    writers: tuple[CurveWriter, ...] = ()
+    """Writers of curves, on rank 0."""
+    score_key: str = ""
+    """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
+    shown: tuple[str, ...] = ()
+    """Metrics, by dotted key, in each epoch's log line and among the curves."""
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
@@ -89,7 +85,7 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
-    engine = start_engine(stage, settings)
+    engine = engine_for(stage, settings)
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
         with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
@@ -104,16 +100,16 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
         engine.destroy()
 
 
-def start_engine(stage: Stage, settings: EngineSettings) -> Any:
+def engine_for(stage: Stage, settings: EngineSettings) -> Any:
     """Return a stage's DeepSpeed engine."""
-    return ranks.start_engine(
+    return start_engine(
         stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
         zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
     )
 
 
 def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
-    """Return where to go on: the last checkpoint's place when it is of this stage."""
+    """Return where training resumes: at the last checkpoint, if it is one of this stage."""
     found = None
     with ranks.leader_first() as acts:
         if acts:
@@ -133,20 +129,20 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
         if acts:
             checkpoints.go_on_from(path)
             run.keep_metrics(at.metric_lines)
-    log.info("%s goes on from epoch %d, step %d", stage.name, at.epoch, at.step)
+    log.info("%s resumes at epoch %d, step %d", stage.name, at.epoch, at.step)
     return at
 
 
 def _refuse_to_start_over(run: Run) -> None:
     """Raise UserError when a run without checkpoints must have had some.
 
-    The line of an epoch is written before its checkpoint, and that while the next is trained.
+    An epoch's line is written before its checkpoint, which is written during the next epoch.
     """
     epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
     if len(epochs) > 2:
         raise UserError(
-            f"{run.checkpoints}: no checkpoint is there, but {run.metrics_file.name} tells of "
-            f"{len(epochs)} epochs; put it back, or delete the folder {run.folder} to start afresh"
+            f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
+            f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"
         )
 
 
@@ -154,7 +150,7 @@ def _train_epoch(
     stage: Stage, run: Run, engine: Any, settings: EngineSettings, recording: Recording,
     writer: checkpoints.Writer, at: Progress, pace: progress.Pace,
 ) -> None:
-    """Train one epoch from `at.step` on; moves `at` to the start of the next."""
+    """Train one epoch from step `at.step`, and move `at` to the start of the next epoch."""
     lr = _set_lr(engine, stage.lr_factor(at.epoch))
     count = stage.steps(at.epoch)
     first, started = at.step, time.perf_counter()
@@ -177,7 +173,7 @@ def _train_epoch(
             _record_step(stage, run, recording, at, losses, lr, count)
             step_s = (time.perf_counter() - started) / (at.step - first)
             left = pace.left(_steps_left(stage, at, count))
-            advance(_told(losses, stage.batch / step_s, left))
+            advance(_bar_text(losses, stage.batch / step_s, left))
             if last or not boundary:
                 continue
             due = time.perf_counter() - saved >= recording.save_every_s
@@ -187,41 +183,35 @@ def _train_epoch(
                 saved = time.perf_counter()
             if asked == STOP:
                 writer.finish()
-                raise Stopped(f"asked to in {stage.name}, epoch {at.epoch}, after step {at.step}")
-    assert at.step == count, f"{stage.name}: {at.step} batches came, {count} were announced"
+                raise Stopped(f"on request in {stage.name}, epoch {at.epoch}, after step {at.step}")
+    assert at.step == count, f"{stage.name}: got {at.step} batches, expected {count}"
     seconds = time.perf_counter() - started
     step_s = seconds / max(1, count - first)
     line = _finish_epoch(stage, run, recording, at, lr, step_s, pace)
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
-    writer.save(engine, at, _score(line))
+    writer.save(engine, at, lookup(line, recording.score_key))
     if line is not None and recording.report is not None:
         recording.report(line)
     if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
         writer.finish()
-        raise Stopped(f"asked to in {stage.name}, after epoch {at.epoch - 1}")
-
-
-def _score(line: dict[str, Any] | None) -> float | None:
-    """Return what tells the best epoch: the mAP of the validation, where there was one."""
-    found = (line or {}).get("validation", {}).get("mAP")
-    return None if found is None else float(found)
+        raise Stopped(f"on request in {stage.name}, after epoch {at.epoch - 1}")
 
 
 def train_step(
     stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
     divergence: float = math.inf,
 ) -> dict[str, float]:
-    """Forward, backward and, at a boundary, the optimizer's step; returns the losses.
+    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses.
 
-    `window` is how many batches that optimizer step averages over. Raises UserError for a loss that
-    is not finite or has diverged.
+    window: the number of batches that the optimizer step averages over. Raises UserError for a loss
+    that is not finite or has diverged.
     """
     engine.set_gradient_accumulation_boundary(boundary)
     with record_function(FORWARD):
         losses: dict[str, Tensor] = engine(batch)
         total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
-        # all numbers in one copy: on a GPU each would wait for the device
+        # one copy for all numbers: on a GPU, each copy waits for the device
         values = dict(
             zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
         )
@@ -236,9 +226,9 @@ def train_step(
 
 
 def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: float) -> None:
-    """Raise UserError for losses that are not finite, or have left the first epoch's far behind.
+    """Raise UserError when a loss is not finite, or when their total has diverged.
 
-    They are of the global batch, so all ranks stop here together.
+    Losses are those of the global batch, so all ranks raise together.
     """
     place = f"{stage.name}, epoch {at.epoch}, step {at.step + 1}"
     parts = [name for name in values if name != "loss"]
@@ -253,8 +243,8 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
         most = max(parts, key=lambda name: stage.weights[name] * values[name])
         raise UserError(
             f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} times the "
-            f"{before:.4g} of the first epoch, most of it {most} ({values[most]:.4g}); "
-            "lower the learning rate, or allow more (run.divergence)"
+            f"{before:.4g} of the first epoch; the largest part is {most} ({values[most]:.4g}); "
+            "lower the learning rate, or raise run.divergence"
         )
 
 
@@ -297,31 +287,32 @@ def _finish_epoch(
     }
     at.metric_lines += 1
     record_line(run, recording, line)
-    told = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-    scores = "".join(f" {k}.mAP {v['mAP']:.4f}" for k, v in metrics.items() if "mAP" in v)
+    parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+    found = {key: lookup(metrics, key) for key in recording.shown}
+    scores = "".join(f" {key} {value:.4f}" for key, value in found.items() if value is not None)
     left = pace.left(_steps_left(stage, at, at.step))
     log.info(
         "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, loss, told, lr, line["images_per_s"], scores,
+        stage.name, at.epoch, stage.epochs, loss, parts, lr, line["images_per_s"], scores,
         f", {left}" if left else "",
     )
     return line
 
 
 def _steps_left(stage: Stage, at: Progress, count: int) -> int:
-    """Return the steps that the stage still has, all of its epochs taken to be of `count` steps."""
+    """Return the steps left in the stage, assuming that every epoch has `count` steps."""
     return count - at.step + (stage.epochs - at.epoch) * count
 
 
-def _told(losses: dict[str, float], images_per_s: float, left: str) -> str:
-    """Return what stands beside the bar, the most wanted first: a narrow terminal cuts it off."""
+def _bar_text(losses: dict[str, float], images_per_s: float, left: str) -> str:
+    """Return the text beside the bar, the most important first: a narrow terminal cuts its end."""
     parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
     stage = f", stage {left}" if left else ""
     return f"loss {losses['loss']:.4f}{stage}, {images_per_s:.0f} images/s, {parts}"
 
 
 def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
-    """Append a line of a step or an epoch to the metric log and to the curves; rank 0 alone."""
+    """Append a line of a step or an epoch to the metric log and to the curves; on rank 0 only."""
     run.log_metrics(line)
     for writer in recording.writers:
-        writer.write(scalars_of(line), line["stage"], line["step"])
+        writer.write(scalars_of(line, recording.shown), line["stage"], line["step"])

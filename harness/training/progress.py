@@ -1,4 +1,4 @@
-"""Progress bars on long work: in a terminal, on rank 0; elsewhere the log's lines have to do."""
+"""Progress of long work: bars in a terminal, on rank 0; log lines elsewhere."""
 
 import logging
 import os
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # drawing is needed in a terminal only
+if TYPE_CHECKING:  # needed in a terminal only
     from rich.progress import Progress
 
 Advance = Callable[[str], None]
-"""Call after each step with a short text."""
-Report = Callable[[int, int], None]
-"""Call now and then with the numbers of things done and of all."""
+"""Called after each step with a short text."""
+Count = Callable[[int, int], None]
+"""Called now and then with the number done and the total."""
 
 log = logging.getLogger(__name__)
 BAR_WIDTH = 10
-"""Columns of a bar: of 80, what stands beside it must have its share."""
+"""Columns of a bar; the rest of the terminal's width is for the text beside it."""
 
 
 class Pace:
-    """How fast steps go, with all that comes between them: validation, checkpoints."""
+    """Mean time per step, including validation and checkpoints in between."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -30,22 +30,21 @@ class Pace:
         self._steps = 0
 
     def step(self) -> None:
-        """Count a step that is done. The first only starts the clock: it warms everything up."""
+        """Count a finished step. The first, slower one only starts the clock."""
         if self._started is None:
             self._started = self._clock()
         else:
             self._steps += 1
 
     def left(self, steps: int) -> str:
-        """Say how long so many steps will take, as `12 min left`; nothing as long as none is known.
-        """
+        """Return the time for so many steps, such as `12 min left`; "" until it is known."""
         if self._started is None or not self._steps or not steps:
             return ""
         return f"{in_words((self._clock() - self._started) / self._steps * steps)} left"
 
 
 def in_words(seconds: float) -> str:
-    """Return a time as people say it, to two figures or so: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    """Return a duration in about two figures: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -59,7 +58,7 @@ def in_words(seconds: float) -> str:
 
 @contextmanager
 def bar(title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show a bar of `total` steps, `done` of them behind, while the body runs."""
+    """Show a bar of `total` steps, `done` of them finished, while the body runs."""
     if not _is_shown():
         yield lambda text: None
         return
@@ -69,8 +68,8 @@ def bar(title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 @contextmanager
-def counter(title: str) -> Iterator[Report]:
-    """Show how many of a total are done: a bar in a terminal, elsewhere a log line per tenth."""
+def counter(title: str) -> Iterator[Count]:
+    """Show how many of a total are done: a bar in a terminal, elsewhere a log line per 10%."""
     if _is_shown():
         with _columns() as progress:
             task = progress.add_task(title, total=None, text="")
@@ -105,7 +104,7 @@ def _columns() -> "Progress":
     columns = (
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn(),
-        # takes what is left of the line, and is cut off where that is not enough
+        # takes the rest of the line, and is cut off where that is too short
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)

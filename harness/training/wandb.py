@@ -1,7 +1,6 @@
-"""A run's curves on Weights & Biases, for those who ask for it; never a reason to end a training.
+"""A run's curves on Weights & Biases, where requested; its failures never end a run.
 
-Where it is (online, offline, disabled), whose account and which server is said in W&B's own way,
-by its environment variables and `wandb login`.
+W&B's environment variables and `wandb login` set mode (online, offline, disabled), account, server.
 """
 
 import logging
@@ -18,7 +17,7 @@ from harness.runs.run import Run
 
 log = logging.getLogger(__name__)
 FINISH_S = 15.0
-"""How long the end of a run waits for what is not sent yet: a job may be about to be killed."""
+"""How long the end of a run waits for unsent data: the job may be killed soon."""
 
 
 def check_installed(project: str) -> None:
@@ -26,15 +25,15 @@ def check_installed(project: str) -> None:
     if project and find_spec("wandb") is None:
         raise UserError(
             f"run.wandb={project}: Weights & Biases is not installed here; pip install wandb, or "
-            "leave run.wandb empty (TensorBoard's curves are written anyway)"
+            "leave run.wandb empty (TensorBoard curves do not need it)"
         )
 
 
 class WandbWriter:
-    """Sends lines to a W&B run that goes on when the run of that folder does.
+    """Sends curves to a W&B run, which is resumed whenever the run of that folder is.
 
-    Steps that a run repeats after a kill are sent again. Where W&B cannot be reached or nobody is
-    logged in, everything stays in the run folder's wandb/, as with WANDB_MODE=offline.
+    Steps that a run repeats after a kill are sent again. Without a connection or a login, all data
+    stays in the run folder's wandb/, as with WANDB_MODE=offline.
     """
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
@@ -44,10 +43,10 @@ class WandbWriter:
         self._run: Any = None
         try:
             self._run = _start(run, project, config)
-        except Exception as error:  # whatever it is: no view is worth a training
+        except Exception as error:  # any error: curves are never worth a run
             log.warning(
-                "W&B: %s; what it should show is kept, and `wandb sync %s/wandb/offline-*` sends "
-                "it (WANDB_MODE=offline does so without trying)",
+                "W&B: %s; curves are kept offline, and `wandb sync %s/wandb/offline-*` sends them "
+                "(WANDB_MODE=offline skips the attempt)",
                 " ".join(str(error).split()), run.folder,
             )
         if self._run is None:
@@ -57,22 +56,22 @@ class WandbWriter:
                 self._give_up(error)
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
-        """Send numbers by name, of a step counted within the stage."""
+        """Send numbers by name at a step, which is counted within the stage."""
         if self._run is None:
             return
         axis = f"{stage}/step"
         try:
-            # W&B's own steps only rise, but those of each stage begin at 0
+            # W&B's steps must rise, but each stage counts from 0
             for part in {name.partition("/")[0] for name in scalars}:
                 if self._axes.get(part) != axis:
                     self._run.define_metric(f"{part}/*", step_metric=axis)
                     self._axes[part] = axis
             self._run.log({**scalars, axis: step})
-        except Exception as error:  # such as a signal to the whole job, which ends W&B's process
+        except Exception as error:  # such as a signal to the whole job, W&B's process included
             self._give_up(error)
 
     def close(self, *, failed: bool) -> None:
-        """End the W&B run; one that `failed`, or was stopped, is marked and may go on later."""
+        """End the W&B run; one that `failed` or was stopped is marked, and may be resumed later."""
         if self._run is None:
             return
         try:
@@ -82,7 +81,7 @@ class WandbWriter:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        log.warning("W&B: %r; nothing more is sent there by this attempt", error)
+        log.warning("W&B: %r; this attempt sends nothing more", error)
 
 
 def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) -> Any:
@@ -92,13 +91,13 @@ def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) ->
         project=project, config=dict(config), dir=run.folder, resume="allow",
         id=_id(run), name=run.name, group=run.folder.parent.name,
         reinit="create_new",
-        # our own log file has what is printed, and bars need the terminal as it is
+        # the run has its own log file, and bars need the terminal unchanged
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )
 
 
 def _id(run: Run) -> str:
-    """Return the name by which W&B knows the run: the same in each attempt, and nobody else's."""
+    """Return the W&B id of the run: unique, and the same in each attempt."""
     file = run.folder / "wandb_id.txt"
     if not file.exists():
         name = re.sub(r"[^\w.-]", "-", run.name)
@@ -107,8 +106,8 @@ def _id(run: Run) -> str:
 
 
 def _start_offline(run: Run, project: str, config: Mapping[str, Any]) -> Any:
-    """Begin anew after a failure."""
+    """Start again, offline, after a failure."""
     import wandb
 
-    wandb.teardown()  # its own process still counts the run that it could not begin
+    wandb.teardown()  # its process still counts the run that it could not start
     return _start(run, project, config, mode="offline")

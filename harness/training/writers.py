@@ -1,23 +1,24 @@
-"""Live views of a run: where lines of its metric log go besides the file, from rank 0 alone."""
+"""Curves of a run: writers on rank 0 that get each line of the metric log besides the file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.base.mappings import lookup
 from harness.runs.run import Run
-from harness.training import engine as ranks
+from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
 
 
-class Writer(Protocol):
-    """Something that draws curves."""
+class CurveWriter(Protocol):
+    """A destination of curves."""
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
-        """Draw numbers by name, of a step counted within the stage."""
+        """Add numbers by name at a step, which is counted within the stage."""
 
     def close(self, *, failed: bool) -> None:
-        """Write what is not written yet; `failed`: the run did not come to its end."""
+        """Write what is pending; `failed`: the run did not finish."""
 
 
 class TensorBoardWriter:
@@ -36,32 +37,32 @@ class TensorBoardWriter:
         self._writer.close()
 
 
-def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the metric log by the names that curves have.
+def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
+    """Return the numbers in a line of the metric log by the names of their curves.
 
-    A stage's own are `<stage>/loss`, `/lr` and `/losses/<name>`; a part that is ranked has its
-    `<part>/mAP`.
+    These are `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>`, and the metrics in `shown` (by
+    dotted key) that the line has.
     """
     stage = line["stage"]
     found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
     found |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    for part, value in line.items():
-        if isinstance(value, dict) and "mAP" in value:
-            found[f"{part}/mAP"] = value["mAP"]
+    for key in shown:
+        if (value := lookup(line, key)) is not None:
+            found[key.replace(".", "/")] = value
     return found
 
 
 @contextmanager
 def open_writers(
     run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
-) -> Iterator[tuple[Writer, ...]]:
-    """Give the writers that are asked for, on rank 0, while the body runs; none on other ranks.
+) -> Iterator[tuple[CurveWriter, ...]]:
+    """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
-    wandb: the W&B project, empty for none; config: what W&B shows of the run. Raises UserError on
-    every rank when W&B is asked for and not installed.
+    wandb: the W&B project, empty for none; config: the run's configuration for W&B. Raises
+    UserError on every rank when W&B is requested but not installed.
     """
     check_installed(wandb)
-    writers: list[Writer] = []
+    writers: list[CurveWriter] = []
     with ranks.leader_first() as acts:
         if acts and tensorboard:
             writers.append(TensorBoardWriter(run.tensorboard))

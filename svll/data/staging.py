@@ -31,7 +31,7 @@ def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
 
     Every rank must call it. Raises UserError on all of them when one node cannot take the copy.
     """
-    from harness.training import engine as ranks  # torch: importing this module stays cheap
+    from harness.training import ranks  # torch: importing this module stays cheap
 
     if place is None:
         return {}

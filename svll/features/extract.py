@@ -17,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.features.file import FeatureGroup
-from harness.features.parts import merge_parts, missing_rows, write_part
 from harness.images.loader import ImageLoader
 from harness.images.views import View
-from harness.training import engine as ranks
-from harness.training import progress
+from harness.training import progress, ranks
+from svll.feature_file import FeatureGroup
+from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
 from svll.records import Records
 

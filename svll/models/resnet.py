@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.models.image_features import ImageFeatures, resize_positions
 
 REDUCTION = 16
@@ -75,7 +75,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all ranks; with one rank plain BatchNorm2d.
 
     torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale stated in
-    harness/training/engine.py.
+    harness/training/ranks.py.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ from harness.reporting.runs_page import (
     runs_table,
 )
 from harness.runs.run import Run
-from harness.runs.takeovers import TAKEN, taken_epochs
 from harness.sweeps.outcomes import Outcome, Sweeping, read_outcomes
+from svll.run_files import TAKEN, taken_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
-from harness.features.file import FeatureGroup, read_features, write_features
-from harness.training import engine as ranks
+from harness.training import ranks
+from svll.feature_file import FeatureGroup, read_features, write_features
 from svll.records import Dataset
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.config import Config
 from svll.features.extract import Reader, encode_all
 from svll.features.keys import feature_key

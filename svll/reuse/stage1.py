@@ -24,10 +24,10 @@ from harness.base.files import link_folder, read_json, write_json, write_text
 from harness.config.values import signature
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
-from harness.runs.takeovers import TAKEN, adopt_checkpoint
-from harness.training import checkpoints
-from harness.training import engine as ranks
+from harness.runs.takeovers import adopt_checkpoint
+from harness.training import checkpoints, ranks
 from svll.config import Config, Stage2
+from svll.run_files import TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def take(run: Run, folder: Path, record: Record) -> None:
         if acts:
             stopped = not _take(run, folder, record)
     if ranks.any_rank(stopped):
-        raise Stopped("asked to in stage1, while taking over that of another run")
+        raise Stopped("on request in stage1, while taking over that of another run")
 
 
 def _take(run: Run, folder: Path, record: Record) -> bool:

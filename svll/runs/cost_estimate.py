@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Config
 from svll.features.extract import autocast

@@ -55,18 +55,21 @@ def make_features(run: Run, config: Config) -> None:
     Raises Busy while the run goes on, UserError as the run does.
     """
     # DALI, DeepSpeed: not for features that are there
-    from harness.training import engine as ranks
-    from svll.experiment import Trial, set_up
+    from harness.training import ranks
+    from svll.experiment import set_up
+    from svll.inputs import load_inputs
+    from svll.scoring import write_features
+    from svll.stage2 import trained_model
 
     set_up(config)
     with ExitStack() as stack:
         with ranks.leader_first() as acts:
             if acts:
                 stack.enter_context(run.lock())
-        trial = Trial(run, config)
-        model = trial.tune_encoder(None)
-        for part in trial.splits.tests:
-            trial.write_features(model, part)
+        inputs = load_inputs(run, config)
+        model = trained_model(inputs)
+        for part in inputs.splits.tests:
+            write_features(inputs, model, part)
 
 
 def weights_features(

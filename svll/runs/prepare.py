@@ -8,7 +8,9 @@ from harness.config.recipes import read_recipe
 from harness.config.values import to_mapping
 from harness.runs.run import Run
 from svll.config import Config
-from svll.experiment import Trial, set_up
+from svll.experiment import set_up
+from svll.inputs import load_inputs
+from svll.scoring import initial_metrics
 
 
 def prepare(runs: Sequence[Run]) -> None:
@@ -22,10 +24,10 @@ def prepare(runs: Sequence[Run]) -> None:
         first.setdefault(_what_is_shared(config), (run, config))
     for run, config in first.values():
         set_up(config)
-        trial = Trial(run, config)
+        inputs = load_inputs(run, config)
         if config.stage1.epochs:
-            trial.frozen().of([])
-        trial.initial()
+            inputs.frozen().of([])
+        initial_metrics(inputs)
 
 
 def _what_is_shared(config: Config) -> str:

@@ -18,11 +18,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.base.files import atomic_write
 from harness.runs.run import Run
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 from harness.training.checkpoints import Progress
+from svll import stage1, stage2
 from svll.config import Config
-from svll.experiment import Trial, set_up
+from svll.experiment import set_up
+from svll.inputs import check_inputs, load_inputs
 
 WAIT = "waiting for data"
 PHASES = (WAIT, loop.FORWARD, loop.BACKWARD, loop.OPTIMIZER)
@@ -90,21 +91,21 @@ def profile_run(run: Run, config: Config) -> list[Profile]:
     Each after steps that do not count. Raises UserError as a run does.
     """
     set_up(config)
-    trial = Trial(run, config)
-    trial.check()
+    inputs = load_inputs(run, config)
+    check_inputs(inputs)
     found, text = [], None
     if config.stage1.epochs:
-        prompts = trial.prompt_objective()
-        found.append(_profile(trial.prompt_stage(prompts), run, config, MOST_STEPS))
-        text = trial.text_features(prompts)
-    with closing(trial.train_loader()) as loader:
-        images = trial.image_stage(trial.image_objective(text=text), loader)
-        found.append(_profile(images, run, config, 1))
+        prompts = stage1.make_objective(inputs)
+        found.append(_profile(stage1.build(inputs, prompts), run, config, MOST_STEPS))
+        text = stage1.text_features(prompts)
+    with closing(stage2.open_loader(inputs)) as loader:
+        images = stage2.make_objective(inputs, stage2.starting_model(inputs), text)
+        found.append(_profile(stage2.build(inputs, images, loader), run, config, 1))
     return found
 
 
 def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
-    engine = loop.start_engine(stage, config.engine)
+    engine = loop.engine_for(stage, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
     stage.objective.train()
 

@@ -22,7 +22,7 @@ from harness.base.files import atomic_write
 from harness.base.paths import shown
 from harness.images.pixels import Fault
 from harness.runs.run import Run
-from harness.training import engine
+from harness.training import ranks
 from harness.training.progress import counter
 from svll.data.image_folder import find_images
 from svll.evaluation.engine.comparison import Comparison
@@ -168,7 +168,7 @@ def search(
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
-    extractor = Extractor(load_model(weights, str(engine.device())))
+    extractor = Extractor(load_model(weights, str(ranks.device())))
     asking = encode(extractor, paths, "encoding queries")
     _check_width(threshold, asking.features.shape[1])
     known = asking if others == paths else encode(extractor, others, "encoding gallery")

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.base.files import read_json
 from harness.cluster.launch import launch
-from harness.cluster.states import Queue, survey
+from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 from tests.benchmarks.own_slurm import own_slurm
 from tests.benchmarks.timing import Row, measured, median_s, seconds
@@ -83,7 +83,7 @@ def _submitting(cluster: Any, sweep: Sweep) -> Row:
 def _looking(sweep: Sweep) -> Row:
     files = [trial.run.status_file for trial in sweep.trials]
     # as --status does it, less the time to start Python and to draw the table
-    ours = median_s(lambda: survey(sweep, Queue(sweep)))
+    ours = median_s(lambda: survey(sweep))
     floor = median_s(lambda: [read_json(file) for file in files])
     return Row(
         f"the states of {TRIALS} trials", "s", ours, None, floor,

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from harness.images.loader import ImageLoader
 from harness.images.views import View
-from harness.training import engine as ranks
+from harness.training import ranks
 from tests.benchmarks.timing import Row, apart, in_turns, measured, median_s, row
 
 COUNT, BATCH, HEIGHT, WIDTH = 1536, 64, 256, 128

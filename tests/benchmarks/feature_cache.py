@@ -13,8 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from harness.features.file import FeatureGroup, read_features, write_features
 from harness.features.rows import THREADS
+from svll.feature_file import FeatureGroup, read_features, write_features
 from tests.benchmarks.timing import Row, measured, seconds
 
 PIECE = 4 * 2**20

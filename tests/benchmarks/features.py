@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness.training import engine as ranks
+from harness.training import ranks
+from harness.training.engine import Precision
 from svll.features.extract import Reader, autocast, encode_shard
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
@@ -61,7 +62,7 @@ def _extraction(name: str, height: int, width: int, stride: int, count: int) -> 
     model = ReIDModel(load_clip(name, None, height=height, width=width, stride=stride).image, None)
     model = model.to(ranks.device()).eval()
     device = str(ranks.device())
-    precision: ranks.Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     with tempfile.TemporaryDirectory(prefix="features-") as folder:
         paths = write_images(Path(folder), 128, 64, count)
         zeros = np.zeros(count, dtype=np.int64)

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cluster.launch import launch
-from harness.cluster.states import ALIVE, Queue, survey
+from harness.cluster.places import Places, all_places
+from harness.cluster.states import ALIVE, survey
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, recipe_sweep
 from svll.config import RECIPES, Config
@@ -46,8 +47,8 @@ def _carry_out(folder: Path, cluster: Any, moments: tuple[tuple[str, int], ...])
         _until(lambda stage=stage, epoch=epoch: _is_in(run, stage, epoch))  # type: ignore[misc]
         print(f"a more urgent job comes in {stage}, epoch {epoch}", file=sys.stderr)
         cluster.run("srun", "-p", "urgent", "-N2", "--exclusive", "true", timeout=120)
-    queue = Queue(sweep, max_age_s=2.0)
-    _until(lambda: not _is_on_its_way(sweep, queue))
+    places = all_places(max_age_s=2.0)
+    _until(lambda: not _is_on_its_way(sweep, places))
     assert run.is_complete(), run.status()
     return run
 
@@ -58,8 +59,8 @@ def _is_in(run: Run, stage: str, epoch: int) -> bool:
     return bool(lines) and lines[-1] == (stage, epoch) and run.metrics()[-1]["kind"] == "step"
 
 
-def _is_on_its_way(sweep: Sweep, queue: Queue) -> bool:
-    return any(view.state in ALIVE for view in survey(sweep, queue))
+def _is_on_its_way(sweep: Sweep, places: Places) -> bool:
+    return any(view.state in ALIVE for view in survey(sweep, places))
 
 
 def _until(check: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.training import engine as ranks
+from harness.training import ranks
+from harness.training.engine import Precision
 from tests.benchmarks.timing import Row, in_turns, row
 
 SIZE, COUNT = (8192, 20) if torch.cuda.is_available() else (1536, 9)
@@ -17,7 +18,7 @@ KNOWN_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 def products_row(
     name: str, unit: str, ours: Callable[[], Any], baseline: Callable[[], Any], *,
-    precision: ranks.Precision, images: int, per: float = 1.0, repeats: int = 3,
+    precision: Precision, images: int, per: float = 1.0, repeats: int = 3,
     told: Sequence[str] = (),
 ) -> Row:
     """Time two ways and the bare product in turns; a call handles `images`, and `per` units."""

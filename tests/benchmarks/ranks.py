@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from harness.base.network import free_port
-from harness.training import engine
+from harness.training import ranks
+from harness.training.engine import Precision
 from svll import stage2
 from tests.benchmarks.stage2 import made, started
 from tests.benchmarks.timing import Row, row, seconds, times
@@ -39,9 +40,9 @@ def measure() -> Iterator[Row]:
     if _fit(COUNT):
         yield _side_by_side()
     for zero in (0, 1, 2) if _fit(SPLIT) else ():
-        with _ranks(SPLIT, 1, zero) as ranks:
-            taken = [ranks.step() for _ in range(REPEATS)]
-            memory_mb = ranks.end()["memory_mb"]
+        with _ranks(SPLIT, 1, zero) as group:
+            taken = [group.step() for _ in range(REPEATS)]
+            memory_mb = group.end()["memory_mb"]
         yield row(
             f"{SPLIT} ranks, one image each, ZeRO {zero}", "s/step", times(taken, memory_mb),
             note="memory: all that each rank holds at its peak",
@@ -123,9 +124,9 @@ def _ranks(count: int, images: int, zero: int = 0) -> Iterator[_Ranks]:
                     "OMP_NUM_THREADS": "1", "CORE": str(cores[rank % len(cores)]),
                 },
             ))
-        ranks = _Ranks(processes)
-        ranks.told()  # they are ready: one step that does not count was made
-        yield ranks
+        group = _Ranks(processes)
+        group.told()  # they are ready: one step that does not count was made
+        yield group
     finally:
         for process in processes:
             process.kill()
@@ -140,24 +141,24 @@ def _rank(images: int, zero: int) -> None:
     After the last print the memory that was held at most, and the seconds of sending gradients.
     """
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
-    engine.init_ranks()
-    objective, every = made(images * engine.world_size())
-    own = slice(images * engine.rank(), images * (engine.rank() + 1))
+    ranks.init_ranks()
+    objective, every = made(images * ranks.world_size())
+    own = slice(images * ranks.rank(), images * (ranks.rank() + 1))
     batch = stage2.ImageBatch(
         [view[own] for view in every.views], every.identities[own], every.camera[own],
         every.view[own],
     )
-    precision: engine.Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     step = started(objective, len(every.identities), precision, zero)
     step(batch)
-    engine.forget_peak()
+    ranks.forget_peak()
     _tell({"ready": True})
     for _ in sys.stdin:
-        engine.barrier()
+        ranks.barrier()
         _tell({"step": seconds(lambda: step(batch))})
-    memory_mb = 1000 * engine.peak_memory_gb()
+    memory_mb = 1000 * ranks.peak_memory_gb()
     count = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    sent = _sent(torch.zeros(count, device=engine.device())) if engine.world_size() > 1 else []
+    sent = _sent(torch.zeros(count, device=ranks.device())) if ranks.world_size() > 1 else []
     _tell({"sent": sent, "memory_mb": memory_mb})
 
 
@@ -165,7 +166,7 @@ def _sent(numbers: torch.Tensor) -> list[float]:
     torch.distributed.all_reduce(numbers)
     taken = []
     for _ in range(REPEATS):
-        engine.barrier()
+        ranks.barrier()
         taken.append(seconds(lambda: torch.distributed.all_reduce(numbers)))
     return taken
 

@@ -13,88 +13,87 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 from launch import train
-from svll import experiment, stage1, stage2
+from svll import stage1, stage2, testing
 from svll.data.splits import Part
+from svll.inputs import Inputs
 from svll.models.reid import ReIDModel
 from tests.benchmarks import released
 from tests.benchmarks.data import THREADS, Views
 from tests.benchmarks.features import Images
 
 
-class ReleasedTrial(experiment.Trial):
-    """The steps of a run in the released code's way."""
+def use_the_released_way() -> None:
+    """Put the released code's steps in the place of ours."""
+    ours1, ours2 = stage1.build, stage2.build
 
-    def frozen(self) -> Any:
-        return _Frozen(self)
-
-    def prompt_stage(self, objective: stage1.PromptObjective) -> loop.Stage:
+    def build1(inputs: Inputs, objective: stage1.PromptObjective) -> loop.Stage:
         # what our stage 1 tells of its prompts it does not measure
         return replace(
-            super().prompt_stage(objective), objective=_Prompts(objective), validate=lambda _: {}
+            ours1(inputs, objective), objective=_Prompts(objective), validate=lambda _: {}
         )
 
-    def train_loader(self) -> Any:
-        return _Loader(self)
-
-    def image_stage(self, objective: stage2.ImageObjective, loader: Any) -> loop.Stage:
-        config = self.config.stage2
+    def build2(inputs: Inputs, objective: stage2.ImageObjective, loader: Any) -> loop.Stage:
+        config = inputs.config.stage2
         return replace(
-            super().image_stage(objective, loader), objective=_Images(objective),
+            ours2(inputs, objective, loader), objective=_Images(objective),
             optimizer=released.optimizer(objective, config.lr, config.weight_decay),
         )
 
-    @torch.no_grad()
-    def _encode(self, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
-        """Return the features of query and gallery; an image of both is encoded twice."""
-        found = []
-        for records in (part.query, part.gallery):
-            camera, view = (
-                torch.from_numpy(each).to(ranks.device())
-                for each in self.splits.places(records, part.dataset)
-            )
-            side = None if model.side is None else model.side(camera, view)
-            _, f12, fp = self.encoded(records.paths, side)
-            found.append(torch.cat([f12, fp], dim=1))
-        return found[0], found[1]
-
-    @torch.no_grad()
-    def encoded(self, paths: Sequence[str], side: Tensor | None) -> tuple[Tensor, ...]:
-        """Return f11, f12 and fp of images; side: see `released.encode_image`."""
-        data, batch = self.config.data, self.config.evaluation.batch
-        images = DataLoader(
-            Images(paths, data.height, data.width), batch_size=batch, num_workers=THREADS
-        )
-        found = [
-            released.encode_image(
-                self.clip.image.visual, each.to(ranks.device()),
-                None if side is None else side[i * batch : (i + 1) * batch],
-            )
-            for i, each in enumerate(images)
-        ]
-        return tuple(torch.cat(features) for features in zip(*found, strict=True))
-
-    def initial(self) -> dict[str, Any]:
-        return {part.name: {} for part in self.splits.tests}
-
-    def _test(self, model: ReIDModel, part: Part) -> dict[str, Any]:
-        return self._rank(part, *self._encode(model, part)).as_json() | {
+    def tested(inputs: Inputs, model: ReIDModel, part: Part) -> dict[str, Any]:
+        return testing.rank(part, *encode(inputs, model, part)).as_json() | {
             "dataset": part.name, "protocol": part.protocol
         }
+
+    stage1.build, stage2.build, stage2.open_loader = build1, build2, _Loader  # type: ignore[assignment]
+    Inputs.frozen = lambda inputs: _Frozen(inputs)  # type: ignore[assignment,method-assign,return-value]
+    testing.encode, testing._test = encode, tested
+    testing.initial_metrics = lambda inputs: {part.name: {} for part in inputs.splits.tests}
+
+
+@torch.no_grad()
+def encode(inputs: Inputs, model: ReIDModel, part: Part) -> tuple[Tensor, Tensor]:
+    """Return the features of query and gallery; an image of both is encoded twice."""
+    found = []
+    for records in (part.query, part.gallery):
+        camera, view = (
+            torch.from_numpy(each).to(ranks.device())
+            for each in inputs.splits.places(records, part.dataset)
+        )
+        side = None if model.side is None else model.side(camera, view)
+        _, f12, fp = encoded(inputs, records.paths, side)
+        found.append(torch.cat([f12, fp], dim=1))
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def encoded(inputs: Inputs, paths: Sequence[str], side: Tensor | None) -> tuple[Tensor, ...]:
+    """Return f11, f12 and fp of images; side: see `released.encode_image`."""
+    data, batch = inputs.config.data, inputs.config.evaluation.batch
+    images = DataLoader(
+        Images(paths, data.height, data.width), batch_size=batch, num_workers=THREADS
+    )
+    found = [
+        released.encode_image(
+            inputs.clip.image.visual, each.to(ranks.device()),
+            None if side is None else side[i * batch : (i + 1) * batch],
+        )
+        for i, each in enumerate(images)
+    ]
+    return tuple(torch.cat(features) for features in zip(*found, strict=True))
 
 
 class _Frozen:
     """Features of the training images by the encoder as it is, made anew by each run."""
 
-    def __init__(self, trial: ReleasedTrial) -> None:
-        self.trial = trial
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
 
     def of(self, paths: Sequence[str]) -> Tensor | None:
-        if paths != self.trial.splits.train.paths:
+        if paths != self.inputs.splits.train.paths:
             return None
-        return self.trial.encoded(paths, None)[2]
+        return encoded(self.inputs, paths, None)[2]
 
 
 class _Prompts(nn.Module):
@@ -121,20 +120,20 @@ class _Images(nn.Module):
 class _Loader:
     """Batches of views from a DataLoader."""
 
-    def __init__(self, trial: ReleasedTrial) -> None:
-        data, config = trial.config.data, trial.config.stage2
+    def __init__(self, inputs: Inputs) -> None:
+        data, config = inputs.config.data, inputs.config.stage2
         found = config.flip, config.erase, config.erase_area, config.vss_erase_area
         assert found == (0.5, 0.5, (0.02, 1 / 3), (0.33, 1 / 3)), "Views does nothing else"
         assert data.mean == data.std == (0.5, 0.5, 0.5), "likewise"
         self.views = Views(
-            trial.splits.train.paths, data.height, data.width, pad=config.pad,
+            inputs.splits.train.paths, data.height, data.width, pad=config.pad,
             others=bool(config.vss_weight),
         )
 
     def epoch(self, rows: Sequence[Any], _: Any, *, epoch: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(self.views, batch_sampler=rows, num_workers=THREADS)
         for index, views in zip(rows, loader, strict=True):
-            named = zip(("main", *experiment.VSS_VIEWS), views, strict=False)
+            named = zip(("main", *stage2.VSS_VIEWS), views, strict=False)
             batch = {"rows": torch.from_numpy(index), **dict(named)}
             yield {name: each.to(ranks.device()) for name, each in batch.items()}
 
@@ -143,5 +142,5 @@ class _Loader:
 
 
 if __name__ == "__main__":
-    experiment.Trial = ReleasedTrial  # type: ignore[misc]
+    use_the_released_way()
     train.main()

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.svll.data.test_sampling import listed_anew
 from torch import nn
 
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Stage1, Stage2
 from svll.data.sampler import identity_batches
@@ -24,6 +23,7 @@ from svll.models.image_features import ImageFeatures
 from svll.models.prompts import PromptLearner
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
 from tests.benchmarks.timing import Row, apart, in_turns, row, seconds, times
+from tests.svll.data.test_sampler import listed_anew
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES = (751, 13_164, 131_640)

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.training import engine as ranks
+from harness.training import ranks
+from harness.training.engine import Precision, start_engine
 from svll import stage1
 from svll.config import Stage1
 from svll.features.extract import autocast
@@ -39,9 +40,9 @@ def _step(batch: int) -> Row:
     ranks.init_ranks()
     objective, features, labels = _made(batch)
     device = str(ranks.device())
-    precision: ranks.Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     optimizer = stage1.optimizer(objective, objective.config)
-    engine = ranks.start_engine(
+    engine = start_engine(
         objective, optimizer, batch=batch, precision=precision, zero=0, accumulation=1,
         clipping=0.0,
     )

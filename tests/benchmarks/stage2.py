@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.training import engine as ranks
+from harness.training import ranks
+from harness.training.engine import Precision, start_engine
 from svll import stage2
 from svll.config import Stage2
 from svll.features.extract import autocast
@@ -43,7 +44,7 @@ def measure() -> Iterator[Row]:
     yield apart(_recomputed)
 
 
-def _step(precision: ranks.Precision) -> Row:
+def _step(precision: Precision) -> Row:
     ranks.init_ranks()
     objective, batch = made(IMAGES)
     config = objective.config
@@ -70,10 +71,10 @@ def _step(precision: ranks.Precision) -> Row:
 
 
 def started(
-    objective: stage2.ImageObjective, images: int, precision: ranks.Precision, zero: int = 0
+    objective: stage2.ImageObjective, images: int, precision: Precision, zero: int = 0
 ) -> Callable[[stage2.ImageBatch], None]:
     """Return our step of `images` over all ranks, as training makes it."""
-    engine = ranks.start_engine(
+    engine = start_engine(
         objective, stage2.optimizer(objective, objective.config), batch=images,
         precision=precision, zero=zero, accumulation=1, clipping=0.0,
     )
@@ -96,7 +97,7 @@ def _fed() -> Row:
     """Steps whose views are made from files meanwhile: how long they wait for them."""
     ranks.init_ranks()
     objective, batch = made(FEWER)
-    precision: ranks.Precision = "bf16" if ranks.has_fast_bf16() else "fp32"
+    precision: Precision = "bf16" if ranks.has_fast_bf16() else "fp32"
     step = started(objective, FEWER, precision)
     step(batch)
     rows = [np.arange(i, i + FEWER) for i in range(0, FED_STEPS * FEWER, FEWER)]

@@ -14,7 +14,8 @@ from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
-from svll.experiment import Trial, set_up
+from svll.experiment import set_up
+from svll.inputs import Inputs, load_inputs
 from svll.world.world import World, write_world
 from tests.benchmarks.timing import Row, apart, row, seconds, times
 
@@ -47,7 +48,7 @@ def _start() -> Row:
     )
 
 
-def _trial(runs: Path, world: Path, weight: float) -> Trial:
+def _trial(runs: Path, world: Path, weight: float) -> Inputs:
     settings = parse_overrides([
         f"data.root={world}", f"stage1.lss_weight={weight}", f"run.runs={runs}",
     ])
@@ -55,10 +56,10 @@ def _trial(runs: Path, world: Path, weight: float) -> Trial:
     run = Run(runs / "bench" / str(weight))
     run.create(to_yaml(config))
     set_up(config)
-    return Trial(run, config)
+    return load_inputs(run, config)
 
 
-def _wait(trial: Trial, encoded: list[int]) -> float:
+def _wait(trial: Inputs, encoded: list[int]) -> float:
     """Return the seconds until a trial has its features; the images that it encoded are counted."""
     counts = [0]
     hook = trial.clip.image.register_forward_hook(

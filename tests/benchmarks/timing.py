@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.training import engine as ranks
+from harness.training import ranks
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.features.file import write_features
+from svll.feature_file import write_features
 from tests.launch.made_features import group
 
 

@@ -11,11 +11,11 @@ import yaml
 from harness.base.files import write_json
 from harness.config.build import build
 from harness.config.values import to_mapping, to_yaml
-from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from harness.sweeps.paired import compare
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
+from svll.feature_file import FeatureGroup, write_features
 from svll.reports.ranked_page import STYLE
 from tests.commands import Command, called
 

@@ -9,7 +9,7 @@ import launch.train
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
-from harness.training import engine
+from harness.training import ranks
 from svll.config import RECIPES, Config
 from tests.commands import called, started
 
@@ -97,14 +97,14 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
     config = build(Config, read_recipe(RECIPES / "synthetic_tiny.yaml", Config))
     read: list[int] = []
     monkeypatch.setattr(launch.train, "preflight", lambda config, world: read.append(world))
-    monkeypatch.setattr(engine, "init_ranks", lambda timeout: None)
-    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "init_ranks", lambda timeout: None)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     told: list[str | None] = [None]
     monkeypatch.setattr(
-        engine.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, told[0])
+        ranks.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, told[0])
     )
     for rank in (0, 1):
-        monkeypatch.setattr(engine, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         launch.train._check(config, 2)
         assert read == [2]
     told[0] = "UserError: stage2.batch=64 asks for too many"

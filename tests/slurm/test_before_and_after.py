@@ -38,6 +38,7 @@ def test_trials_wait_for_what_they_share_and_the_report_waits_for_them(
     assert shared == [trial.signature for trial in sweep.trials]
     lines = report.read_text().splitlines()
     assert "3 of 6 complete, ranked by validation.mAP (max)" in lines[0]
+    assert any("test mAP" in line for line in lines), "a column of the experiment's own"
     ranked = [trial.signature for trial in sweep.trials if trial.point["work.fail"] == "no"]
     places = [next(n for n, line in enumerate(lines) if name in line) for name in ranked]
     assert sorted(places, reverse=True) == [places[0], places[2], places[1]]

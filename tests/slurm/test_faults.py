@@ -117,7 +117,7 @@ DISTURBANCES = {
     "time limit of 2 minutes": Disturbance(ranks=1, time="2m", pace_s=7.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
-    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="asked to in stage2"),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="on request in stage2"),
     "disk full": Disturbance(
         ranks=1, before=small_disk, mend=larger_disk, told="No space left on device"
     ),
@@ -277,7 +277,7 @@ def test_nothing_is_trained_twice_without_a_fault(outcomes: dict[str, Outcome]) 
 
 def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
     log = outcomes["last checkpoint damaged"].run.log_file.read_text()
-    assert "weights.safetensors is not as it was written" in log
+    assert "weights.safetensors does not match its checksum" in log
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import svll.experiment
 import svll.features.extract
+import svll.stage2
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
-from harness.features.file import read_features
 from harness.images.loader import ImageLoader
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
@@ -28,6 +27,7 @@ from harness.training.checkpoints import latest
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.experiment import run as experiment
+from svll.feature_file import read_features
 from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
 
@@ -241,7 +241,7 @@ def test_a_run_on_staged_images_reads_only_those_and_has_the_same_numbers_to_the
             read.update(paths)
             super().__init__(paths, **options)
 
-    for module in (svll.experiment, svll.features.extract):
+    for module in (svll.stage2, svll.features.extract):
         monkeypatch.setattr(module, "ImageLoader", Watched)
     experiment(run)
     assert numbers(run) == numbers(finished)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from svll import prompt_augmentation as augment
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.text_encoder import TextEncoder
-from svll.prompt_augmentation import Kind, augment_prompts
+from svll.prompt_augmentation import Kind, augment_prompts, swap
 
 CONTEXT, LENGTH, WIDTH = 77, 12, 6
 PADDING = torch.full((WIDTH,), -1.0)
@@ -125,7 +124,7 @@ def test_swap_then_cut_encodes_as_swap_of_all_positions(clip: Clip) -> None:
         prompts = learner(torch.arange(4))
         end = prompts.shape[1] - 1
         full = torch.cat([prompts, padding.expand(4, CONTEXT - end - 1, -1)], dim=1)
-        swapped = augment.swap(full, 0.5, seeded(3), padding, CONTEXT)
+        swapped = swap(full, 0.5, seeded(3), padding, CONTEXT)
         expected = encode_all_positions(clip.text, swapped, end)
         cut = augment_prompts(
             prompts, kind="swap", scale=0.5, generator=seeded(3), padding=padding,

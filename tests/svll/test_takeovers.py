@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from harness.runs import takeovers
 from harness.runs.run import Run
 from harness.training import checkpoints, loop
+from svll.config import Config
 from svll.experiment import run as experiment
 from tests.svll.test_experiment import make_run
 
 __all__ = ["make_run"]
 
+CARRIED = Config.experiment.carried_files
 MORE = ("stage2.epochs=3", "run.keep_checkpoints=true")
 
 
@@ -34,7 +36,7 @@ def source(place: Path) -> Run:
 
     def keep(line: dict[str, Any]) -> None:
         if (line["stage"], line["epoch"]) == ("stage2", 1):
-            takeovers.export(run, stage="stage2", epoch=1, score=0.5)
+            takeovers.export(run, stage="stage2", epoch=1, score=0.5, carried_files=CARRIED)
 
     experiment(run, keep)
     return run

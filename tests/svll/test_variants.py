@@ -15,14 +15,15 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
-from harness.features.file import read_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
+from svll.feature_file import read_features
 from svll.models import load_model
 from svll.reuse.fingerprints import pin
+from svll.run_files import prompts_file
 from svll.world.world import World, write_world
 from tests.commands import called
 
@@ -79,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_baseline_trains_the_encoder_alone(runs: Path) -> None:
     run = carry_out(runs, "stage1.epochs=0", "stage2.i2t_weight=0", "stage2.vss_weight=0")
     assert losses(run) == {"id", "triplet"}
-    assert not run.prompts_file.exists()
+    assert not prompts_file(run).exists()
     model = load_model(run.folder)
     assert model.identities == 6
     with pytest.raises(UserError, match="trained without texts"):

@@ -82,7 +82,7 @@ def arm(strike: Strike, plan: Path) -> None:
 
         library.save_file = half_of(library.save_file, now, kill)
     elif strike.moment == "features":
-        from harness.features import parts as feature_parts
+        from svll.features import parts as feature_parts
 
         whole = feature_parts.put_features
 

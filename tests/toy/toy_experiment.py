@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 
 from harness.base.files import read_json, write_json
 from harness.config.fields import changeable, runtime
+from harness.runs.experiment import Experiment
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import changed_settings
@@ -53,6 +54,11 @@ class Config:
     work: Work = field(default_factory=Work)
     run: Place = field(default_factory=Place)
 
+    experiment: ClassVar[Experiment] = Experiment(
+        metric="validation.mAP", columns={"test mAP": "mAP"}, carried_files=("notes.txt",),
+        advice={"the toy broke": "wind it up"},
+    )
+
 
 def report(folder: Path) -> None:
     write_json(folder / "reported.json", sorted(run.name for run in folder.iterdir()))
@@ -78,6 +84,8 @@ def run(run: Run, report=None) -> None:
     quality = {s.key: s.value for s in changed_settings(run)}.get("work.quality", work.quality)
     if rank == 0:
         run.keep_metrics(first)  # killed between the line and the state: the epoch is done again
+        if not (notes := run.folder / "notes.txt").exists():
+            notes.write_text(run.signature)
     note_surroundings(run, rank)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     until(lambda: all((run.folder / f"seen-{other}.json").exists() for other in range(world)))
@@ -87,7 +95,7 @@ def run(run: Run, report=None) -> None:
         if rank == 0:
             score = quality * epoch / work.epochs
             line = {
-                "kind": "epoch", "stage": "stage2", "epoch": epoch, "step": epoch,
+                "kind": "epoch", "stage": "work", "epoch": epoch, "step": epoch,
                 "loss": 1.0 / epoch, "losses": {"toy": 1.0 / epoch}, "lr": 0.1,
                 "validation": {"mAP": score},
             }
@@ -100,6 +108,7 @@ def run(run: Run, report=None) -> None:
             raise Stopped("told to stop")
     if rank == 0:
         write_json(run.result_file, {
+            # the names of the real experiment: its sweeps are also tested with this one
             "mAP": quality / 2, "mINP": quality / 4,
             "cmc": {"1": quality, "5": quality, "10": quality},
             "validation": {"mAP": quality, "cmc": {"1": quality}},
@@ -109,12 +118,12 @@ def run(run: Run, report=None) -> None:
 
 def write_checkpoint(run: Run, epoch: int) -> None:
     """Leave what a real run would, for others to go on from; of no use to this one."""
-    for old in run.checkpoints.glob("stage2-*"):
+    for old in run.checkpoints.glob("work-*"):
         shutil.rmtree(old)
-    folder = run.checkpoints / f"stage2-{epoch + 1:04d}-000000"
+    folder = run.checkpoints / f"work-{epoch + 1:04d}-000000"
     write_json(folder / "state.json", {
         "signature": run.signature,
-        "progress": {"stage": "stage2", "epoch": epoch + 1, "step": 0, "metric_lines": epoch},
+        "progress": {"stage": "work", "epoch": epoch + 1, "step": 0, "metric_lines": epoch},
     })
 
 

@@ -176,7 +176,7 @@ def _all_reduce() -> Finding:
     import torch
     import torch.distributed as dist
 
-    from harness.training import engine as ranks
+    from harness.training import ranks
 
     ranks.init_ranks(TIMEOUT_MIN)
     world = ranks.world_size()
@@ -196,7 +196,7 @@ def _all_reduce() -> Finding:
 
 def _files(folder: Path, rank: int, world: int) -> Finding:
     """Exclusive creation, hard links, replacing and locks, as all ranks see them."""
-    from harness.training import engine as ranks
+    from harness.training import ranks
 
     own = folder / f"own-{rank}"
     write_text(own, "1")

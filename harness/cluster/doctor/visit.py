@@ -190,7 +190,7 @@ def _ended(one: Visit) -> None:
     if len([a for a in one.answers if a.done]) < one.ranks:
         time.sleep(2 * POLL_S)
     if len([a for a in one.answers if a.done]) < one.ranks:
-        told = deaths({one.job: one.folder}).get(one.job, "")
+        told = causes.with_next_step(deaths({one.job: one.folder}).get(one.job, ""))
         one.trouble = told or f"the job ended without an answer; see {one.folder}"
 
 

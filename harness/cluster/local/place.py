@@ -85,7 +85,7 @@ class ThisMachine:
             folder = Path(record.folder)
             words = causes.last_words(folder.glob(f"{signature}.*.log"))
             words = words or causes.last_words(folder.glob("worker-*.log"), about=signature)
-            found[signature] = causes.with_next_step("".join(words))
+            found[signature] = "".join(words)
         return found
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:

@@ -65,8 +65,8 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
     shared = {
         "cwd": os.getcwd(), "logs": record.folder, "resources": dataclasses.asdict(sweep.resources),
         "trials_per_gpu": sweep.ray.trials_per_gpu, "retell": retell,
-        "exports": (sweep.metric, sweep.scheduler.every)
-        if isinstance(sweep.scheduler, Pbt) else ("", 0),
+        "exports": (sweep.metric, sweep.scheduler.every, sweep.experiment.carried_files)
+        if isinstance(sweep.scheduler, Pbt) else ("", 0, ()),
     }
     side_by_side: int | None = rendezvous.get("side_by_side", record.options["side_by_side"])
     if retell:  # brackets are of trials that wait together

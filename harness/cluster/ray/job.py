@@ -130,7 +130,7 @@ def _driver_environment(rendezvous: Rendezvous, address: str | None) -> dict[str
     return {
         **own,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage 1 has no validation metric
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # early epochs may have no metric
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
     }

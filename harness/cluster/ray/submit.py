@@ -23,8 +23,8 @@ def check(sweep: Sweep) -> None:
     if sweep.scheduler is not None and not sweep.metric.startswith("validation."):
         faults.append(
             f"scheduler: {sweep.scheduler.kind} compares trials while they train, but "
-            f"{sweep.metric} is computed after the last epoch; use validation.mAP, or scheduler: "
-            "none"
+            f"{sweep.metric} is computed after the last epoch; use {sweep.experiment.metric}, or "
+            "scheduler: none"
         )
     if isinstance(sweep.scheduler, HyperBand) and sweep.algorithm is not None:
         faults.append(

@@ -62,14 +62,14 @@ class WatchedRun:
     others: called when the run starts, has its ranks on further nodes started and returns what ends
     them. retell: whether all that earlier attempts logged is told again; else what the search has
     not judged.
-    exports: of population based training, the metric and after how many epochs that have it a
-    checkpoint is kept for others; 0: never.
+    exports: of population based training, the metric, after how many epochs that have it a
+    checkpoint is kept for others (0: never), and the files of the experiment that go with it.
     """
 
     def __init__(
         self, run: Run, *, log_file: Path, group: RankGroup, retell: bool = False,
         others: Callable[[RankGroup], Callable[[], Any]] = lambda group: lambda: None,
-        exports: tuple[str, int] = ("", 0),
+        exports: tuple[str, int, tuple[str, ...]] = ("", 0, ()),
     ) -> None:
         self.run, self.exports = run, exports
         self.log_file = log_file
@@ -116,12 +116,12 @@ class WatchedRun:
 
     def _export(self, line: dict[str, Any], patience_s: float = takeovers.PATIENCE_S) -> None:
         """Keep the state after an epoch that is compared, where it can still be had."""
-        metric, every = self.exports
+        metric, every, carried_files = self.exports
         numbers = flatten(line)
         if every and metric in numbers and line["epoch"] % every == 0:
             takeovers.export(
                 self.run, stage=line["stage"], epoch=line["epoch"], score=numbers[metric],
-                patience_s=patience_s,
+                carried_files=carried_files, patience_s=patience_s,
             )
 
     def _take_over(self) -> None:

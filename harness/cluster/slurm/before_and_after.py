@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 REPORT = "report.txt"
 KEPT = ("partition", "account", "qos", "setup", "python", "env")
 """What the job that reports takes over of `slurm`: it needs no GPU and no certain node."""
-SHOWN = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
-"""Further numbers of a result that the report has, by title."""
 
 
 def is_prepared(sweep: Sweep, trials: int) -> bool:
@@ -66,7 +64,7 @@ def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record
     )
     folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
     file = folder / f"{uuid.uuid4().hex[:10]}.json"
-    write_json(file, summary(sweep, trials))
+    write_json(file, {**summary(sweep, trials), "columns": dict(sweep.experiment.columns)})
     return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
 
 
@@ -145,10 +143,10 @@ def _table(folder: Path, asked: Mapping[str, Any]) -> Table:
     keys = list(dict.fromkeys(key for trial in asked["trials"] for key in trial["point"]))
     table = Table(title=f"{asked['name']}: {len(rows)} of {len(asked['trials'])} complete, "
                         f"ranked by {asked['metric']} ({asked['mode']})")
-    for name in ("rank", *keys, "seed", asked["metric"], *SHOWN, "run"):
+    for name in ("rank", *keys, "seed", asked["metric"], *asked["columns"], "run"):
         table.add_column(name)
     for place, (value, trial, result) in enumerate(known, start=1):
-        shown = [lookup(result, key) for key in SHOWN.values()]
+        shown = [lookup(result, key) for key in asked["columns"].values()]
         table.add_row(
             str(place), *(str(trial["point"].get(key, "")) for key in keys), str(trial["seed"]),
             *("" if number is None else f"{number:.4f}" for number in (value, *shown)),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.cluster.causes import last_words, with_next_step
+from harness.cluster.causes import last_words
 from harness.cluster.place import NoAnswer
 from harness.cluster.slurm import commands
 
@@ -20,7 +20,7 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
         told = [states[job]] if job in states else []
         told += last_words(folder.glob(f"{job}_*_log.err"))
         if told:
-            found[job] = with_next_step(": ".join(told))
+            found[job] = ": ".join(told)
     return found
 
 

@@ -24,9 +24,9 @@ class Share:
     @staticmethod
     def of_this_rank() -> "Share":
         """The share of a process in `torch.distributed`, or of one that is alone."""
-        from harness.training import engine  # torch: not for a process that is alone with its files
+        from harness.training import ranks  # torch: not for a process that is alone with its files
 
-        return Share(engine.rank(), engine.world_size())
+        return Share(ranks.rank(), ranks.world_size())
 
     def span(self, total: int) -> tuple[int, int]:
         """From where to where, of `total` things in order, this process looks."""
@@ -68,9 +68,9 @@ def _sent(values: NDArray[Any]) -> Any:
     import torch
     import torch.distributed as dist
 
-    from harness.training import engine
+    from harness.training import ranks
 
-    device = "cpu" if dist.get_backend() == "gloo" else engine.device()
+    device = "cpu" if dist.get_backend() == "gloo" else ranks.device()
     return torch.from_numpy(np.array(values, order="C")).to(device)
 
 
@@ -85,13 +85,13 @@ def join_ranks(*, encoding: bool) -> Iterator[Share]:
         return
     import torch.distributed as dist
 
-    from harness.training import engine
+    from harness.training import ranks
 
     if encoding:
-        engine.init_ranks()
+        ranks.init_ranks()
     else:
         dist.init_process_group("gloo")
-        engine.set_gpu()
+        ranks.set_gpu()
     try:
         yield Share.of_this_rank()
     finally:

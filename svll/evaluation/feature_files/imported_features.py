@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.file import FeatureGroup
+from svll.feature_file import FeatureGroup
 
 GROUPS = {
     "query": ("query", "q", "probe"),

@@ -16,6 +16,7 @@ from svll.models.fit import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 from svll.models.weights.format import save_model, save_tensors
+from svll.run_files import prompts_file
 
 log = logging.getLogger(__name__)
 _ANEW = "; put it back as it was, or delete the run folder to start afresh"
@@ -23,19 +24,19 @@ _ANEW = "; put it back as it was, or delete the run folder to start afresh"
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
     """Write the learned tokens [N, M, W]."""
-    save_tensors(run.prompts_file, {"tokens": prompts.tokens}, {"config": to_yaml(config)})
+    save_tensors(prompts_file(run), {"tokens": prompts.tokens}, {"config": to_yaml(config)})
 
 
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
     """Put the written tokens into `prompts`; raises UserError when they do not fit."""
-    state = _read(run.prompts_file)
+    state = _read(prompts_file(run))
     found, wanted = len(state.get("tokens", prompts.tokens)), len(prompts.tokens)
     if found != wanted:
         raise UserError(
-            f"{run.prompts_file}: prompts of {found} identities, the training part has "
+            f"{prompts_file(run)}: prompts of {found} identities, the training part has "
             f"{wanted}{_ANEW}"
         )
-    fit(prompts, state, str(run.prompts_file), hint=_ANEW)
+    fit(prompts, state, str(prompts_file(run)), hint=_ANEW)
 
 
 def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:

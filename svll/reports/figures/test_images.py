@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.file import FeatureFile, FeatureGroup, open_features
 from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
+from svll.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.features.files import features_file
 from svll.records import usual_first_camera
 

@@ -13,13 +13,13 @@ import torch
 from harness.base.errors import UserError
 from harness.cluster import causes
 from harness.cluster.slurm.deaths import deaths
-from harness.runs.execute import one_line
+from harness.runs.failures import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
     "numpy has no memory": (lambda: np.empty(2**50), "resources.memory"),
     "torch has no memory": (lambda: torch.empty(2**50), "resources.memory"),
     "the GPU has no memory": (
-        lambda: raise_(torch.OutOfMemoryError("CUDA out of memory.")), "lower stage2.batch"
+        lambda: raise_(torch.OutOfMemoryError("CUDA out of memory.")), "lower the batch"
     ),
     "a module is missing": (lambda: importlib.import_module("no_such_module"), "slurm.python"),
     "the disk is full": (
@@ -51,6 +51,14 @@ def test_an_error_is_followed_by_the_next_step(case: str) -> None:
 
 def test_an_unknown_error_stays_as_it_is() -> None:
     assert causes.with_next_step("ValueError: 3") == "ValueError: 3"
+
+
+def test_the_experiments_own_advice_comes_before_ours() -> None:
+    advice = {"CUDA out of memory": "lower work.batch", "3 apples": "eat one"}
+    told = causes.with_next_step("OutOfMemoryError: CUDA out of memory.", advice)
+    assert told == "OutOfMemoryError: CUDA out of memory.; lower work.batch"
+    assert causes.with_next_step("ValueError: 3 apples", advice).endswith("; eat one")
+    assert causes.with_next_step("PREEMPTED", advice) == causes.with_next_step("PREEMPTED")
 
 
 def test_without_accounting_the_ends_of_the_logs_tell(

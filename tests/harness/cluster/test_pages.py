@@ -66,7 +66,7 @@ def test_a_run_of_an_older_version_names_nothing_that_writes_a_page(
     last.write_text(whole.replace("report:", "reported:"))
     pages.write_if_over(sweep.folder)
     last.write_text(whole)
-    assert f"{last}: no run.report to be read" in caplog.text
+    assert f"{last}: run.report cannot be read" in caplog.text
 
 
 @pytest.fixture(scope="module")

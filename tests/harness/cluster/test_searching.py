@@ -136,6 +136,8 @@ def test_a_population_goes_on_from_its_best_and_tells_how(
             source = runs[last["of"]]
             if not changed[last["of"]]:
                 assert epoch_lines(run)[: last["epoch"]] == epoch_lines(source)[: last["epoch"]]
+                # and so are the files that the experiment names
+                assert (run.folder / "notes.txt").read_text() == source.signature
     assert launch(sweep, "local") == []
 
 
@@ -152,7 +154,7 @@ def test_trials_of_two_ranks_end_together_and_one_that_fails_says_why_and_ends_n
     over(toy, sweep)
     views = survey(sweep)
     assert [view.state for view in views] == ["failed", "failed", "complete", "ended early"]
-    assert views[0].note == "RuntimeError: the toy broke, as it was told to"
+    assert views[0].note == "RuntimeError: the toy broke, as it was told to; wind it up"
     assert views[1].note == "rank 0: killed by SIGKILL (out of memory?)"
     assert all(Path(view.status["log"]).exists() for view in views[:2])
     for view in views[2:]:

@@ -4,6 +4,7 @@ import os
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.features import rows as feature_rows
-from harness.features.file import FeatureGroup, open_features, read_features, write_features
-from harness.features.rows import checksum
+from harness.features.hdf5 import new_file, open_file, stored_bytes
+from harness.features.rows import SUMS, StoredRows, checksum, put_features
 
 OURS = {"chunks": (600, 400), "fletcher32": True}
 """How 3,000 rows of 1,600 bytes are laid out: in even shares of at most 1 MiB."""
@@ -29,18 +30,28 @@ def features(rows=3000, width=400, dtype=np.float32):
     return np.random.default_rng(0).standard_normal((rows, width)).astype(dtype)
 
 
-def cache(path, values, kind="ours"):
-    labels = np.zeros(len(values), int)
-    write_features(path, {"query": FeatureGroup(values, labels, labels)}, dataset="d", model="m")
+def stored(path, values, kind="ours"):
+    with new_file(path, stored_bytes(len(values), values.shape[1] * values.dtype.itemsize)) as file:
+        put_features(file, values)
     if kind == "ours":
         return path
     with h5py.File(path, "r+") as file:
-        query = file["query"]
-        del query["features"]
-        query.create_dataset("features", data=values, **LAYOUTS[kind])
+        del file["features"]
+        file.create_dataset("features", data=values, **LAYOUTS[kind])
         if kind != "repacked":
-            del query["features_sums"]
+            del file[SUMS]
     return path
+
+
+@contextmanager
+def opened(path):
+    with open_file(path) as file:
+        yield StoredRows(path, file["features"], file.get(SUMS))
+
+
+def read(path):
+    with opened(path) as rows:
+        return rows[:]
 
 
 def flip(path, place):
@@ -56,8 +67,7 @@ def flip(path, place):
 def test_slices_masks_and_row_numbers_are_those_of_the_array(tmp_path, kind, dtype):
     values = features(dtype=dtype)
     rng = np.random.default_rng(1)
-    with open_features(cache(tmp_path / "f.h5", values, kind)) as file:
-        rows = file.groups["query"].features
+    with opened(stored(tmp_path / "f.h5", values, kind)) as rows:
         assert rows.dtype == LAYOUTS.get(kind, {}).get("dtype", dtype)
         assert (rows.shape, len(rows), rows.ndim) == (values.shape, 3000, 2)
         for first, last in [(0, 3000), (0, 0), (5, 6), (260, 1700), (2999, 3000), (2900, 9999)]:
@@ -74,42 +84,39 @@ def test_slices_masks_and_row_numbers_are_those_of_the_array(tmp_path, kind, dty
 def test_odd_shapes_come_back(tmp_path, shape):
     for dtype in (np.float32, np.float16):
         values = features(*shape, dtype)
-        path = cache(tmp_path / "f.h5", values)
-        np.testing.assert_array_equal(read_features(path).groups["query"].features, values)
+        path = stored(tmp_path / "f.h5", values)
+        np.testing.assert_array_equal(read(path), values)
 
 
 def test_what_is_written_may_itself_lie_on_disk(tmp_path):
     values = features()
-    with open_features(cache(tmp_path / "a.h5", values)) as file:
-        write_features(tmp_path / "b.h5", file.groups, dataset="d", model="m")
-    np.testing.assert_array_equal(
-        read_features(tmp_path / "b.h5").groups["query"].features, values
-    )
+    with opened(stored(tmp_path / "a.h5", values)) as rows:
+        stored(tmp_path / "b.h5", rows)
+    np.testing.assert_array_equal(read(tmp_path / "b.h5"), values)
 
 
 @pytest.mark.parametrize("kind", ["ours", "version 1", "repacked"])
 def test_one_bit_that_flipped_is_told_with_its_rows_however_it_is_read(tmp_path, kind):
     values = features()
-    path = cache(tmp_path / "f.h5", values, kind)
+    path = stored(tmp_path / "f.h5", values, kind)
     content = path.read_bytes()
     size = LAYOUTS.get(kind, OURS)["chunks"][0]
     for row in (0, size - 1, size, 1234, 2999):
         path.write_bytes(content)
         first = row // size * size
         with h5py.File(path) as file:
-            chunk = file["query/features"].id.get_chunk_info_by_coord((first, 0)).byte_offset
+            chunk = file["features"].id.get_chunk_info_by_coord((first, 0)).byte_offset
         flip(path, chunk + 1600 * (row - first) + 801)
         told = (
-            rf"f.h5: rows {first} to {first + size - 1} of query/features are damaged: .*; "
+            rf"f.h5: rows {first} to {first + size - 1} of features are damaged: .*; "
             "write the file again"
         )
         with pytest.raises(UserError, match=told):
-            read_features(path)
-        with open_features(path) as file:
-            rows = file.groups["query"].features
+            read(path)
+        with opened(path) as rows:
             for wanted in (slice(row, row + 1), slice(0, 3000), [row]):
                 # what HDF5 alone verifies is told with those rows of the chunk that were asked for
-                pattern = told if kind == "ours" else r"f.h5: rows \d+ to \d+ of query/features are"
+                pattern = told if kind == "ours" else r"f.h5: rows \d+ to \d+ of features are"
                 with pytest.raises(UserError, match=pattern):
                     rows[wanted]
             other = 0 if row >= size else size
@@ -117,12 +124,12 @@ def test_one_bit_that_flipped_is_told_with_its_rows_however_it_is_read(tmp_path,
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_is_told(tmp_path):
-    path = cache(tmp_path / "f.h5", features())
+    path = stored(tmp_path / "f.h5", features())
     place = path.read_bytes().index(features()[2000].tobytes())
-    with open_features(path) as file:
+    with opened(path) as rows:
         os.truncate(path, place)
-        with pytest.raises(UserError, match=r"f.h5: rows 1800 to 2399 of query/features are dam"):
-            file.groups["query"].features[:]
+        with pytest.raises(UserError, match=r"f.h5: rows 1800 to 2399 of features are dam"):
+            rows[:]
 
 
 def test_every_bit_counts_in_the_checksum_and_so_does_the_order_of_lines():
@@ -153,43 +160,33 @@ def test_the_checksum_is_the_documented_one():
 @pytest.mark.parametrize("how", ["in place", "float64", "fewer sums", "wrong sums"])
 def test_features_that_others_changed_are_read_whatever_the_old_sums_say(tmp_path, how):
     values = features()
-    path = cache(tmp_path / "f.h5", values)
+    path = stored(tmp_path / "f.h5", values)
     with h5py.File(path, "r+") as file:
-        query = file["query"]
         if how == "in place":
             values[7] += 1
-            query["features"][7] = values[7]
+            file["features"][7] = values[7]
         elif how == "float64":
-            del query["features"]
-            query["features"] = values.astype(np.float64)
+            del file["features"]
+            file["features"] = values.astype(np.float64)
         elif how == "fewer sums":
-            sums = query["features_sums"][1:]
-            del query["features_sums"]
-            query["features_sums"] = sums
+            sums = file["features_sums"][1:]
+            del file["features_sums"]
+            file["features_sums"] = sums
         else:
-            query["features_sums"][2] += np.uint32(1)
-    np.testing.assert_array_equal(read_features(path).groups["query"].features, values)
+            file["features_sums"][2] += np.uint32(1)
+    np.testing.assert_array_equal(read(path), values)
 
 
-def test_an_error_of_the_body_passes_as_it_is(tmp_path):
-    with (
-        pytest.raises(OSError, match="mine"),
-        open_features(cache(tmp_path / "f.h5", features(5, 3))),
-    ):
-        raise OSError("mine")
-
-
-def test_rows_of_a_closed_cache_are_not_read_from_whatever_file_has_its_place(tmp_path):
-    with open_features(cache(tmp_path / "f.h5", features(5, 3))) as file:
-        rows = file.groups["query"].features
+def test_rows_of_a_closed_file_are_not_read_from_whatever_file_has_its_place(tmp_path):
+    with opened(stored(tmp_path / "f.h5", features(5, 3))) as rows:
+        pass
     with pytest.raises(AssertionError, match="read after it was closed"):
         rows[:]
 
 
 def test_several_threads_read_at_once(tmp_path):
     values = features()
-    with open_features(cache(tmp_path / "f.h5", values)) as file, ThreadPoolExecutor(4) as pool:
-        rows = file.groups["query"].features
+    with opened(stored(tmp_path / "f.h5", values)) as rows, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda a: rows[a : a + 500], range(0, 3000, 100)))
     for start, part in zip(range(0, 3000, 100), found, strict=True):
         np.testing.assert_array_equal(part, values[start : start + 500])
@@ -212,8 +209,7 @@ def read_bytes(monkeypatch):
 
 def test_no_more_is_read_than_the_blocks_that_hold_the_rows(tmp_path, read_bytes):
     values = features()
-    with open_features(cache(tmp_path / "f.h5", values)) as file:
-        rows = file.groups["query"].features
+    with opened(stored(tmp_path / "f.h5", values)) as rows:
         assert read_bytes == []
         rows[10:20]
         assert read_bytes == [600 * 1600]
@@ -225,8 +221,7 @@ def test_no_more_is_read_than_the_blocks_that_hold_the_rows(tmp_path, read_bytes
 @pytest.mark.parametrize("size", [1, 64, 600, 999, 2048])
 def test_rows_that_are_read_in_turn_are_read_once_wherever_chunks_end(tmp_path, read_bytes, size):
     values = features()
-    with open_features(cache(tmp_path / "f.h5", values)) as file:
-        rows = file.groups["query"].features
+    with opened(stored(tmp_path / "f.h5", values)) as rows:
         for first in range(0, 3000, size):
             np.testing.assert_array_equal(rows[first : first + size], values[first : first + size])
     assert sum(read_bytes) == values.nbytes
@@ -234,7 +229,7 @@ def test_rows_that_are_read_in_turn_are_read_once_wherever_chunks_end(tmp_path, 
 
 def test_a_file_system_may_give_less_than_was_asked_for(tmp_path, monkeypatch):
     values = features()
-    path = cache(tmp_path / "f.h5", values)
+    path = stored(tmp_path / "f.h5", values)
     plain = feature_rows.os.preadv
     monkeypatch.setattr(
         feature_rows.os, "preadv", lambda handle, buffers, place: plain(
@@ -242,4 +237,4 @@ def test_a_file_system_may_give_less_than_was_asked_for(tmp_path, monkeypatch):
         ),
     )
     monkeypatch.setattr(feature_rows.StoredRows, "_read_by_hdf5", None)
-    np.testing.assert_array_equal(read_features(path).groups["query"].features, values)
+    np.testing.assert_array_equal(read(path), values)

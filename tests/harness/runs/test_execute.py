@@ -13,8 +13,8 @@ import pytest
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
 from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
-from harness.runs import execute as trial
-from harness.runs.execute import execute
+from harness.runs.execute import execute, load_function
+from harness.runs.failures import ERROR_LINES
 from harness.runs.run import Run
 
 EXPERIMENTS = '''
@@ -42,13 +42,10 @@ def locked(run, report):
 def stop(run, report):
     os.kill(os.getpid(), signal.SIGUSR2)
     assert stop_requested()
-    raise Stopped("asked to in epoch 2")
+    raise Stopped("on request in epoch 2")
 
 def mistake(run, report):
     raise UserError("data.root: no such folder\\nset data.root=DIR")
-
-def lose(run, report):
-    raise RuntimeError("[gloo] Connection closed by peer")
 
 def fault(run, report):
     def deeper(depth):
@@ -108,7 +105,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def calls_of(run: Run) -> list[Path]:
-    return trial.load_function(run, "experiment").__globals__["calls"]
+    return load_function(run, "experiment").__globals__["calls"]
 
 
 def test_a_complete_run_has_a_result_a_status_and_a_log(make: Any) -> None:
@@ -202,7 +199,7 @@ def test_a_stopped_run_is_not_failed_and_goes_on_as_a_further_attempt(make: Any)
     assert execute(run) == "stopped"
     status = run.status()
     assert (status["state"], status["attempts"]) == ("stopped", 2)
-    assert status["reason"] == "asked to in epoch 2"
+    assert status["reason"] == "on request in epoch 2"
     assert signal.getsignal(signal.SIGUSR2) is handler
 
 
@@ -223,7 +220,7 @@ def test_a_fault_is_told_with_the_end_of_its_traceback(make: Any) -> None:
     assert status["error"] == "ZeroDivisionError: division by zero"
     assert status["lines"][-1] == "ZeroDivisionError: division by zero"
     assert any("in deeper" in line for line in status["lines"])
-    assert len(status["lines"]) <= trial.ERROR_LINES
+    assert len(status["lines"]) <= ERROR_LINES
     assert "Traceback (most recent call last)" in run.log_file.read_text()
     assert lock_holder(run.lock_file) is None
 
@@ -247,9 +244,9 @@ def test_two_interrupts_end_a_run_as_failed(make: Any) -> None:
         ("run:\n  experiment: no.such.thing\n", "run.experiment=no.such.thing cannot be imported"),
         ("run:\n  experiment: harness.runs.execute.gone\n", "harness.runs.execute.gone cannot"),
         ("run:\n  experiment: word\n", "run.experiment=word cannot be imported"),
-        ("run: {}\n", "no run.experiment to be read: KeyError('experiment')"),
+        ("run: {}\n", "run.experiment cannot be read: KeyError('experiment')"),
         ("run: [\n", "line 2: expected the node content"),
-        ("", "no run.experiment to be read: KeyError('run')"),
+        ("", "run.experiment cannot be read: KeyError('run')"),
     ],
 )
 def test_a_run_without_a_usable_experiment_fails_with_its_file(
@@ -293,29 +290,6 @@ def test_the_job_is_named_as_slurm_names_it(
     assert run.status()["job"] == expected
 
 
-@pytest.mark.parametrize("same_attempt", [True, False])
-def test_a_rank_that_failed_by_its_own_fault_says_so_to_the_first(
-    make: Any, monkeypatch: pytest.MonkeyPatch, same_attempt: bool
-) -> None:
-    """Rank 0 would otherwise only know that it was lost, which another try might mend."""
-    run = make("mistake")
-    monkeypatch.setattr(trial, "OTHERS_WORD_S", 0.0)
-    monkeypatch.setenv("MASTER_PORT", "4321")
-    monkeypatch.setenv("RANK", "1")
-    assert execute(run) == "failed"
-    monkeypatch.setenv("RANK", "0")
-    if not same_attempt:
-        monkeypatch.setenv("MASTER_PORT", "4322")
-    run.config_file.write_text(run.config_file.read_text().replace("mistake", "lose"))
-    assert execute(run) == "failed"
-    status = run.status()
-    own = "rank 1: data.root: no such folder"
-    lost = "RuntimeError: [gloo] Connection closed by peer"
-    assert status["error"] == (own if same_attempt else lost)
-    assert (own in run.log_file.read_text()) is same_attempt
-    assert status["hindered"] is not same_attempt
-
-
 def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:
     run = make("complete")
     execute(run)
@@ -326,7 +300,7 @@ def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:
 def test_an_unreadable_status_stops_the_run(make: Any) -> None:
     run = make("complete")
     run.status_file.write_text("{")
-    with pytest.raises(UserError, match="mend or delete this file"):
+    with pytest.raises(UserError, match="fix or delete this file"):
         execute(run)
     assert calls_of(run) == []
 

@@ -29,7 +29,7 @@ def test_making_a_run_touches_nothing(run: Run) -> None:
 def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
     names = [n for n, v in vars(Run).items() if isinstance(v, property)]
     paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
-    assert len(paths) == 13
+    assert len(paths) == 12
     assert len({*paths, run.folder}) == len(paths) + 1
     assert all(path.parent == run.folder for path in paths)
 
@@ -38,7 +38,7 @@ def test_a_damaged_line_of_the_metric_log_is_an_error_with_the_file(run: Run) ->
     run.log_metrics({"epoch": 1})
     with run.metrics_file.open("a") as log:
         log.write('{"epoch": \n{"epoch": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is no JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not JSON"):
         run.metrics()
 
 
@@ -64,7 +64,7 @@ def test_the_last_status_is_what_counts(run: Run) -> None:
 def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> None:
     run.folder.mkdir(parents=True)
     run.status_file.write_text(text)
-    with pytest.raises(UserError, match=r"cannot be read .*; mend or delete this file") as caught:
+    with pytest.raises(UserError, match=r"cannot be read .*; fix or delete this file") as caught:
         run.status()
     assert str(run.status_file) in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
     with pytest.raises(UserError) as caught:
         below_a_file.status()
     assert str(caught.value) == (
-        f"{tmp_path / 'notes.txt'}: is a file; name a folder for the runs (run.runs=FOLDER)"
+        f"{tmp_path / 'notes.txt'}: is a file; set run.runs to a folder (run.runs=FOLDER)"
     )
     for nowhere in (below_a_file, Run(Path("/proc/nope/synthetic/0123456789ab"))):
         with pytest.raises(Hindered, match=r"cannot be written: .*name another place \(run\.runs"):

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from harness.base.errors import UserError
 from harness.config.fields import runtime
 from harness.config.values import signature
+from harness.runs.experiment import Experiment
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
 from harness.sweeps.reading import (
@@ -48,6 +50,8 @@ class Config:
     seed: int = 7
     train: Train = field(default_factory=Train)
     run: Place = field(default_factory=Place)
+
+    experiment: ClassVar[Experiment] = Experiment(metric="validation.mAP")
 
 
 METRICS = ["validation.mAP", "mAP"]

@@ -150,7 +150,7 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
         "tried.yaml, line 5: train.epochs: when looks at train.epochs, which must be searched "
         "above it",
         "tried.yaml, line 6: train.name: when: 'open(1)' is no condition (open(1) cannot be used "
-        "here); write it as stage1.lss_weight + stage2.vss_weight <= 1",
+        "here); write it as first.weight + second.weight <= 1",
         "tried.yaml, line 7: constraints: no key train.lrr; did you mean train.lr?",
         "tried.yaml, line 7: constraints: '3 < 4' looks at no key",
         "tried.yaml, line 7: constraints: no key recipe; one of train.lr, train.epochs, "

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from harness.base.locks import LockLost, held_lock
-from harness.training import checkpoints
-from harness.training import engine as ranks
+from harness.training import checkpoints, ranks
 from harness.training.checkpoints import Progress
 
 

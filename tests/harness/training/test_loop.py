@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
-from harness.training import engine as ranks
-from harness.training import loop
+from harness.training import loop, ranks
 
 ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
+KEY = "validation.accuracy"
 COUNTS = (5, 4, 5)
 """Steps of each epoch."""
 SPOILT = {"nan": math.nan, "inf": 1e30, "huge": 100.0}
@@ -109,7 +109,7 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
         name=name, objective=module, weights=WEIGHTS, optimizer=made,
         lr_factor=lambda epoch: 1 / epoch, epochs=len(COUNTS), batch=ROWS,
         steps=lambda epoch: COUNTS[epoch - 1], batches=batches,
-        validate=lambda epoch: {"validation": {"mAP": epoch / 10}} if epoch > 1 else {},
+        validate=lambda epoch: {"validation": {"accuracy": epoch / 10}} if epoch > 1 else {},
     )
 
 
@@ -121,7 +121,9 @@ def train(
     """Train; returns how it ended, the weights, and what was reported."""
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
-    recording = loop.Recording(log_every, save_every_s, divergence, reported.append)
+    recording = loop.Recording(
+        log_every, save_every_s, divergence, reported.append, score_key=KEY, shown=(KEY, "no.key")
+    )
     ending, weights = "done", []
     with stop_on_signals():
         try:
@@ -254,7 +256,7 @@ def test_losses_are_recorded_by_name_as_steps_and_as_means_of_epochs(
         }
         assert last["step"] == sum(COUNTS[:epoch])
         assert {line["lr"] for line in [*steps, last]} == {RATE / epoch}
-        assert last.get("validation") == ({"mAP": epoch / 10} if epoch > 1 else None)
+        assert last.get("validation") == ({"accuracy": epoch / 10} if epoch > 1 else None)
     assert [line["step"] for line in result["reported"]] == [5, 9, 14]
     assert all(line["images_per_s"] > 0 for line in result["reported"])
 
@@ -288,7 +290,7 @@ def test_a_loss_far_above_the_first_epochs_ends_the_training_on_all_ranks(
         assert result["ending"].startswith(
             "UserError: stage1, epoch 2, step 3: diverged: the loss is "
         )
-        assert f"over 10 times the {first:.4g} of the first epoch, most of it fit (" in (
+        assert f"over 10 times the {first:.4g} of the first epoch; the largest part is fit (" in (
             result["ending"]
         )
     (result, _) = two_ranks(train, **{**options, "divergence": 1e9}, disturbance=huge)
@@ -310,14 +312,14 @@ def undisturbed(one_rank: Any, two_ranks: Any, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("disturbances", "endings"),
     [
-        ([("stop", 1, 0)], ["Stopped: asked to in stage2, epoch 1, after step 1"]),
+        ([("stop", 1, 0)], ["Stopped: on request in stage2, epoch 1, after step 1"]),
         ([("stop", 3, 4)], ["done"]),
         ([("cut", 1, 3)], ["Cut: "]),
         ([("cut", 3, 2)], ["Cut: "]),
         (
             [("stop", 2, 1), ("cut", 2, 3), ("stop", 2, 3), ("cut", 3, 4)],
-            ["Stopped: asked to in stage2, epoch 2, after step 2", "Cut: ",
-             "Stopped: asked to in stage2, after epoch 2", "Cut: "],
+            ["Stopped: on request in stage2, epoch 2, after step 2", "Cut: ",
+             "Stopped: on request in stage2, after epoch 2", "Cut: "],
         ),
     ],
 )
@@ -371,7 +373,7 @@ def test_a_stop_waits_until_the_accumulated_gradients_are_used(
     (stopped,) = one_rank(
         train, folder=tmp_path / "run", accumulation=2, disturbance=disturbance
     )
-    assert stopped["ending"] == "Stopped: asked to in stage1, epoch 1, after step 2"
+    assert stopped["ending"] == "Stopped: on request in stage1, epoch 1, after step 2"
     (resumed,) = one_rank(train, folder=tmp_path / "run", accumulation=2)
     assert resumed["weights"] == whole["weights"]
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
@@ -394,8 +396,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over_in_silence(
     shutil.rmtree(Run(tmp_path).checkpoints)
     (result,) = one_rank(train, folder=tmp_path)
     assert result["ending"] == (
-        f"UserError: {Run(tmp_path).checkpoints}: no checkpoint is there, but metrics.jsonl tells "
-        f"of 3 epochs; put it back, or delete the folder {tmp_path} to start afresh"
+        f"UserError: {Run(tmp_path).checkpoints}: there is no checkpoint, but metrics.jsonl "
+        f"has 3 epochs; restore one, or delete the folder {tmp_path} to start over"
     )
     assert log_of(tmp_path) == before
 
@@ -460,4 +462,4 @@ def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
     for number, line in enumerate(lines, 1):
         assert line.startswith(f"stage1 epoch {number}/3 loss ")
         assert bool(re.search(r", \d+ s left$", line)) == (number < len(COUNTS))
-    assert " validation.mAP 0.2000, " in lines[1]
+    assert " validation.accuracy 0.2000, " in lines[1]

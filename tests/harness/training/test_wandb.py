@@ -90,7 +90,7 @@ def test_where_w_and_b_cannot_be_reached_everything_is_kept_and_the_log_says_how
     folder.mkdir(parents=True)
     told = run_script(folder, log_line(1) + "writer.close(failed=False)", **environment)
     assert re.search(rf"^W&B: .*{reason}", told, re.MULTILINE)
-    assert f"`wandb sync {folder}/wandb/offline-*` sends it" in told
+    assert f"`wandb sync {folder}/wandb/offline-*` sends them" in told
     assert "Traceback" not in told
     (attempt,) = records(folder)
     assert rows(attempt) == [{**SCALARS, "stage1/step": 1}]
@@ -109,7 +109,7 @@ time.sleep(0.5)
 """
     lines = f"{log_line(1)}{kill}{log_line(2)}{log_line(3)}writer.close(failed=False)"
     told = run_script(folder, lines, WANDB_MODE="offline")
-    assert told.count("nothing more is sent there by this attempt") == 1
+    assert told.count("this attempt sends nothing more") == 1
 
 
 def test_a_run_that_asks_for_w_and_b_where_it_is_not_installed_says_what_to_do(
@@ -120,6 +120,6 @@ def test_a_run_that_asks_for_w_and_b_where_it_is_not_installed_says_what_to_do(
         check_installed("persons")
     assert str(caught.value) == (
         "run.wandb=persons: Weights & Biases is not installed here; pip install wandb, or leave "
-        "run.wandb empty (TensorBoard's curves are written anyway)"
+        "run.wandb empty (TensorBoard curves do not need it)"
     )
     check_installed("")

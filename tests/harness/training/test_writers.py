@@ -12,15 +12,15 @@ from harness.training import writers
 from harness.training.writers import open_writers, scalars_of
 
 
-def test_curves_are_the_losses_the_learning_rate_and_what_was_ranked() -> None:
+def test_curves_are_the_losses_the_learning_rate_and_the_metrics_to_be_shown() -> None:
     line = {
-        "kind": "epoch", "stage": "stage2", "epoch": 3, "step": 12, "loss": 2.5,
-        "losses": {"id": 1.0, "triplet": 1.5}, "lr": 0.1, "images_per_s": 9.0, "memory_gb": 1.0,
-        "validation": {"mAP": 0.5, "cmc": {"1": 0.75}}, "other": {"margin": 1.0},
+        "kind": "epoch", "stage": "second", "epoch": 3, "step": 12, "loss": 2.5,
+        "losses": {"fit": 1.0, "size": 1.5}, "lr": 0.1, "images_per_s": 9.0, "memory_gb": 1.0,
+        "validation": {"accuracy": 0.5, "recall": {"1": 0.75}}, "other": {"margin": 1.0},
     }
-    assert scalars_of(line) == {
-        "stage2/loss": 2.5, "stage2/lr": 0.1, "stage2/losses/id": 1.0,
-        "stage2/losses/triplet": 1.5, "validation/mAP": 0.5,
+    assert scalars_of(line, ("validation.accuracy", "other.absent")) == {
+        "second/loss": 2.5, "second/lr": 0.1, "second/losses/fit": 1.0,
+        "second/losses/size": 1.5, "validation/accuracy": 0.5,
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.base.rng import generator
-from harness.training import engine
+from harness.training import ranks
 from svll.data.sampler import identity_batches, shuffled_batches
 
 COUNTS = {3: 9, 7: 4, 8: 1, 20: 3, 21: 16, 22: 5, 40: 8, 41: 4, 42: 11, 50: 6}
@@ -178,11 +178,11 @@ def test_the_first_place_of_a_random_order_is_any_row_equally_often() -> None:
 def test_ranks_take_the_slices_of_one_batch_in_order(
     world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "world_size", lambda: world)
+    monkeypatch.setattr(ranks, "world_size", lambda: world)
     for rows in epoch_of():
         parts = []
         for rank in range(world):
-            monkeypatch.setattr(engine, "rank", lambda rank=rank: rank)
-            parts.append(rows[engine.shard(len(rows))])
+            monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+            parts.append(rows[ranks.shard(len(rows))])
         assert {len(part) for part in parts} == {12 // world}
         assert np.concatenate(parts).tolist() == rows.tolist()

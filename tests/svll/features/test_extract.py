@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.features.file import read_features
+from svll.feature_file import read_features
 from svll.features import extract as module
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.records import Records

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from harness.training import engine as ranks
+from harness.training import ranks
 from svll.models.clip import load_clip
 from svll.models.image_features import resize_positions
 from svll.models.resnet import ResNetEncoder, SyncedBatchNorm2d, synchronised

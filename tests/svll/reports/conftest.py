@@ -13,11 +13,11 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
-from harness.features.file import FeatureGroup, write_features
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.splits import split
+from svll.feature_file import FeatureGroup, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.weights.format import save_model

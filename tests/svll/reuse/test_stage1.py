@@ -15,12 +15,12 @@ from harness.config.recipes import read_recipe
 from harness.runs import stopping
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
-from harness.runs.takeovers import TAKEN, taken_epochs
 from harness.training import loop
 from svll.config import Config
 from svll.experiment import run as experiment
 from svll.reuse import stage1 as shared_prompts
 from svll.reuse.stage1 import prompts_key
+from svll.run_files import TAKEN, prompts_file, taken_epochs
 from tests.svll.test_experiment import make_run
 
 OTHER_STAGE2 = ("stage2.vss_weight=0", "stage2.lr=1e-4", "run.keep_checkpoints=true")
@@ -40,8 +40,8 @@ def assert_ends_alike(run: Run, other: Run) -> None:
     mine, theirs = load_file(run.weights_file), load_file(other.weights_file)
     assert mine.keys() == theirs.keys()
     assert all(mine[name].equal(value) for name, value in theirs.items())
-    prompts = load_file(run.prompts_file)["tokens"]
-    assert prompts.equal(load_file(other.prompts_file)["tokens"])
+    prompts = load_file(prompts_file(run))["tokens"]
+    assert prompts.equal(load_file(prompts_file(other))["tokens"])
     assert run.result()["mAP"] == other.result()["mAP"]
 
 

@@ -22,7 +22,7 @@ SLOW = {"work": {"epochs": 8, "epoch_s": 0.3}}
 @pytest.mark.parametrize(
     ("how", "error"),
     [
-        ("raise", "RuntimeError: the toy broke, as it was told to"),
+        ("raise", "RuntimeError: the toy broke, as it was told to; wind it up"),
         ("kill", "killed by SIGKILL (out of memory?)"),
         ("exit", "ended with exit status 7"),
     ],

@@ -10,9 +10,9 @@ import pytest
 from sklearn.metrics import silhouette_score
 
 from harness.base.errors import UserError
-from harness.features.file import read_features, write_features
 from harness.reporting.drawing import as_svg
 from svll.evaluation.engine.feature_rows import JUNK
+from svll.feature_file import read_features, write_features
 from svll.reports.figures import tsne as embedding
 from svll.reports.figures.tsne import image_figure, layout, most_seen, text_figure
 from tests.harness.reporting.test_drawing import without_ids

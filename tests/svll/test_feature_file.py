@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.features import hdf5
-from harness.features.file import FeatureGroup, read_features, write_features
+from svll.feature_file import FeatureGroup, open_features, read_features, write_features
 
 
 def group(rows=7, width=5, dtype=np.float32, seed=0):
@@ -213,8 +213,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         write_features(tmp_path / "file" / "f.h5", {"query": group()}, dataset="d", model="m")
 
 
+def test_an_error_of_the_body_passes_as_it_is(tmp_path):
+    write_features(tmp_path / "f.h5", {"query": group()}, dataset="d", model="m")
+    with pytest.raises(OSError, match="mine"), open_features(tmp_path / "f.h5"):
+        raise OSError("mine")
+
+
 def test_importing_the_cache_imports_no_heavy_package():
-    code = "import sys, harness.features.file; print(*(m for m in sys.modules if '.' not in m))"
+    code = "import sys, svll.feature_file; print(*(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "deepspeed", "nvidia", "open_clip"} & set(done.stdout.split())
 

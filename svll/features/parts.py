@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.file import FeatureGroup, Integers, Labelled, StrPath, write_features
 from harness.features.hdf5 import check_attributes, new_file, open_file, put_column, stored_bytes
 from harness.features.rows import SUMS, StoredRows, put_features
+from svll.feature_file import FeatureGroup, Integers, Labelled, StrPath, write_features
 
 FORMAT, VERSION = "svll-features-part", 1
 ANEW = "remove it and give the command again: its images alone are encoded again"
@@ -48,12 +48,12 @@ def missing_rows(folder: StrPath, total: int) -> Integers:
 
 
 def merge_parts(
-    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *, dataset: str, model: str,
-    protocol: str = "", key: str = "", first_camera: int | None = None,
-    rows: Mapping[str, Integers] | None = None,
+    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *,
+    rows: Mapping[str, Integers] | None = None, **about: Any,
 ) -> None:
     """Make a cache of the parts in `folder`, then remove them; call on one rank, after all wrote.
 
+    about: what the cache says of itself, see `write_features`.
     `rows` [n] says which image each row of a group is, so that one may be in several groups;
     without it images are counted through all groups in their order. Images that several parts have
     (a loader's padding, a second attempt) count once. No more than a block of features, and one of
@@ -77,10 +77,7 @@ def merge_parts(
             )
             for name, group in groups.items()
         }
-        write_features(
-            path, merged, dataset=dataset, model=model, protocol=protocol, key=key,
-            first_camera=first_camera,
-        )
+        write_features(path, merged, **about)
     for part in _parts(folder):
         part.unlink()
 

@@ -11,7 +11,7 @@
 
 Anyone may write such a file: of a group only features, identity and camera are required. A file is
 never changed once it has its name, and readers take no lock. How ranks share the work of making one
-is `harness.features.parts`.
+is `svll.features.parts`.
 """
 
 import os

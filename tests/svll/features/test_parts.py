@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from harness.features import parts as feature_parts
-from harness.features.file import FeatureGroup, read_features, write_features
-from harness.features.parts import merge_parts, missing_rows, write_part
+from svll.feature_file import FeatureGroup, read_features, write_features
+from svll.features import parts as feature_parts
+from svll.features.parts import merge_parts, missing_rows, write_part
 
 ROOT = Path(__file__).parents[3]
 
@@ -177,7 +177,8 @@ def test_a_merge_that_is_killed_leaves_the_parts_and_the_old_cache(tmp_path):
     write_part(tmp_path / "parts", 0, np.arange(20), features)
     code = (
         "import os, sys; import numpy as np\n"
-        "from harness.features import file as f, parts as p\n"
+        "from svll import feature_file as f\n"
+        "from svll.features import parts as p\n"
         "f.put_column = lambda *_: os.kill(os.getpid(), 9)\n"
         "ids = np.zeros(20, int); g = f.FeatureGroup(None, ids, ids)\n"
         "p.merge_parts(sys.argv[1], sys.argv[2], {'query': g}, dataset='d', model='m')"

@@ -1,0 +1,255 @@
+"""The ranks of a run: how they start, which device each uses, and the collectives we need.
+
+Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
+backward sums over the ranks and DeepSpeed averages, so gradients equal those of one rank (the scale
+is 1: a gathered row's gradient is summed W times, then divided by W).
+"""
+
+import atexit
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.base.machine import machine_gpus, visible_gpus
+from harness.base.network import free_port
+
+log = logging.getLogger(__name__)
+
+
+def init_ranks(timeout_minutes: float = 30.0) -> None:
+    """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
+
+    A collective fails when it waits for a rank longer than the timeout. Rank and world size come
+    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them this process is the
+    only rank; its port is a free one, and child processes do not inherit it.
+    """
+    if dist.is_initialized():
+        return
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ.update(own)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    set_gpu()
+    deepspeed = import_deepspeed()
+    deepspeed.init_distributed(
+        auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
+    )
+    for name in own:
+        del os.environ[name]
+    if rank() == 0 and (message := idle_gpus()):
+        log.warning("%s", message)
+    if not torch.cuda.is_available() and world_size() > 1:
+        atexit.register(_let_go)
+
+
+def set_gpu() -> None:
+    """Select this rank's GPU: one per rank, where the machine has enough."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def idle_gpus() -> str:
+    """Return which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if ranks >= count:
+            return ""
+        return (
+            f"this run leaves {count - ranks} of {count} GPUs idle, as each rank uses one: start "
+            f"{count} ranks (torchrun --nproc-per-node={count}, in a sweep resources.gpus={count})"
+        )
+    there = len(machine_gpus())
+    if not there:
+        return ""
+    why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
+    if visible_gpus():
+        why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
+    idle = "1 GPU is" if there == 1 else f"{there} GPUs are"
+    return f"Training on the CPU; {idle} idle: {why}"
+
+
+def _let_go() -> None:
+    """Give gloo's threads time to drop the tensors of the last collective before Python exits.
+
+    A thread that does so while Python exits aborts the process: with four ranks on two cores that
+    exited right after a collective, one or two ranks of most runs aborted. Destroying the process
+    group first does not help.
+    """
+    time.sleep(0.1)  # releases the GIL, for which they wait
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed, with little logging and without compiling its shared-memory op (36 s)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    ops = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if isinstance(ops, dict):
+        ops["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def be_repeatable() -> None:
+    """Make computation on a CPU deterministic.
+
+    On a GPU that would cost speed; there, runs agree up to rounding.
+    """
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # filling uninitialised memory as well would cost up to a tenth of the training time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def has_fast_bf16() -> bool:
+    """Return whether this rank's device computes in bf16; CPUs without it are 80 times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with suppress(OSError):
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
+    return True  # unknown: no warning
+
+
+def device() -> torch.device:
+    """Return the device of this rank: its GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else (
+        torch.device("cpu")
+    )
+
+
+def rank() -> int:
+    """Return the rank of this process, 0 when it is the only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def forget_peak() -> None:
+    """Reset the peak that `peak_memory_gb` returns."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):  # not Linux: the peak stays that of the whole process
+        control = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        os.write(control, b"5")
+        os.close(control)
+
+
+def peak_memory_gb() -> float:
+    """Return this rank's peak memory: of its GPU, else of its process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def barrier() -> None:
+    """Wait until every rank calls this."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on any rank; every rank must call this."""
+    return bool(largest(int(flag)))
+
+
+def largest(value: int) -> int:
+    """Return the largest value of all ranks; every rank must call this."""
+    if world_size() == 1:
+        return value
+    vote = torch.tensor([value], device=device())
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return int(vote.item())
+
+
+@contextmanager
+def leader_first() -> Iterator[bool]:
+    """Yield True on rank 0 and False elsewhere; the other ranks wait for rank 0's body to end.
+
+    A failure of rank 0 is raised on every rank, so that no rank waits forever.
+    """
+    failure: list[Any] = [None]
+    caught: BaseException | None = None
+    try:
+        yield rank() == 0
+    except BaseException as error:
+        caught = error
+        failure = [f"{type(error).__name__}: {error}"]
+    if world_size() > 1:
+        dist.broadcast_object_list(failure, src=0)
+    if caught is not None:
+        raise caught
+    if failure[0] is not None:
+        raise RuntimeError(f"rank 0 failed: {failure[0]}")
+
+
+def from_leader(value: Any) -> Any:
+    """Return rank 0's value on every rank; it is pickled between the processes of one run."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate all ranks' rows; gradients are summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # a copy: autograd may share this tensor
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = rank() * ctx.count
+        return total[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all W ranks [W n, ...], n from each, in rank order and with gradient."""
+    return rows if world_size() == 1 else _GatherRows.apply(rows)
+
+
+def shard(count: int) -> slice:
+    """Return this rank's contiguous share of `count` items; shares differ by at most one."""
+    size, rest = divmod(count, world_size())
+    start = rank() * size + min(rank(), rest)
+    return slice(start, start + size + (rank() < rest))
+
+
+def padded_shard(count: int) -> Tensor:
+    """Return this rank's share of the indices 0..count-1; all shares are equally long.
+
+    The final index pads the last shares; cut gathered rows back to `count`.
+    """
+    size = -(-count // world_size())
+    first = rank() * size
+    return torch.arange(first, first + size).clamp(max=count - 1)

@@ -1,0 +1,122 @@
+"""What the steps of a run share: datasets and their parts, the starting encoder, image reading."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base.machine import usable_cores
+from harness.runs.run import Run
+from harness.training import ranks
+from svll.config import Config, Data
+from svll.data.datasets import Datasets, load_datasets
+from svll.data.run_checks import (
+    check_batch,
+    check_decoding,
+    check_matches,
+    tell_side_information,
+)
+from svll.data.splits import Splits, split
+from svll.data.staging import staged
+from svll.features.extract import Reader
+from svll.models.clip import Clip, load_clip
+from svll.reuse.fingerprints import check_pinned, check_weights
+from svll.reuse.frozen_features import FrozenFeatures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a run starts from."""
+
+    run: Run
+    config: Config
+    datasets: Datasets
+    staged: Mapping[str, str]
+    """Images that were copied to this node: their paths there, by their own paths."""
+    splits: Splits
+    clip: Clip
+    """The starting model; stage 2 trains its image encoder."""
+
+    @property
+    def cache(self) -> Path:
+        """The folder of files that all runs of a runs folder share."""
+        return cache_of(self.run)
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode; as many more make views."""
+        return self.config.data.threads or len(usable_cores())
+
+    def reader(self) -> Reader:
+        """Return how images are read for features."""
+        data = self.config.data
+        return Reader(
+            data.height, data.width, self.config.evaluation.batch, self.threads,
+            str(ranks.device()), self.config.engine.precision, data.mean, data.std, self.staged,
+        )
+
+    def frozen(self) -> FrozenFeatures:
+        """Return the training images' features by the present encoder."""
+        return FrozenFeatures(
+            self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
+        )
+
+
+def cache_of(run: Run) -> Path:
+    """Return the folder of files that all runs of a runs folder share."""
+    return run.folder.parent.parent / "cache"
+
+
+def starting_clip(config: Config) -> Clip:
+    """Return the model that a run starts from, at the run's input size and stride."""
+    return load_clip(
+        config.model.name, config.model.weights, height=config.data.height,
+        width=config.data.width, stride=config.model.stride, seed=config.seed,
+    )
+
+
+def load_inputs(run: Run, config: Config) -> Inputs:
+    """Load what a run starts from; on every rank.
+
+    Raises UserError for datasets and weights that are missing or are not those of the run.
+    """
+    datasets = _datasets(config.data, cache_of(run) / "data")
+    check_pinned(config, datasets)
+    check_weights(config.model)
+    staged_roots = staged(datasets.every, config.data.stage)
+    splits = split(
+        datasets, validation=config.data.validation, seed=config.seed,
+        protocol=config.evaluation.protocol,
+    )
+    clip = starting_clip(config)
+    clip.image.recompute = clip.text.recompute = config.engine.recompute
+    log.info(
+        "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
+        "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
+        ranks.world_size(), config.stage1.batch, config.stage2.batch,
+    )
+    return Inputs(run, config, datasets, staged_roots, splits, clip)
+
+
+def _datasets(data: Data, drawn: Path) -> Datasets:
+    """Return the datasets; rank 0 comes first, as it may have to draw one."""
+    found: Datasets | None = None
+    with ranks.leader_first() as acts:
+        if acts:
+            found = load_datasets(data, drawn)
+    return found or load_datasets(data, drawn)
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Raise UserError as `preflight` does, for this number of ranks, and for unreadable images."""
+    config, splits = inputs.config, inputs.splits
+    check_batch(config.stage2, splits.identities, ranks.world_size())
+    tell_side_information(splits, config.model)
+    check_matches(splits)
+    if not config.data.check:
+        return
+    with ranks.leader_first() as acts:
+        if acts:
+            check_decoding(inputs.datasets, inputs.staged, threads=inputs.threads)

@@ -1,0 +1,237 @@
+"""Any number of ranks shares work, votes and ends as one rank does."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from harness.base import network
+from harness.cluster.causes import with_next_step
+from harness.training import ranks
+
+# --- what runs on the ranks ---
+
+
+def gradients_of_gathered_sums() -> list[list[float]]:
+    """Two gathers whose outputs are added: autograd hands both the very same gradient."""
+    a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    total = (ranks.gather_rows(a) + ranks.gather_rows(b)) * torch.arange(12.0).view(4, 3)
+    total.sum().backward()
+    return [a.grad.flatten().tolist(), b.grad.flatten().tolist()]  # type: ignore[union-attr]
+
+
+def gathered_labels() -> list[int]:
+    return ranks.gather_rows(torch.tensor([10, 11]) + 2 * ranks.rank()).tolist()
+
+
+def shards(counts: list[int]) -> list[dict[str, list[int]]]:
+    return [
+        {"own": list(range(n))[ranks.shard(n)], "padded": ranks.padded_shard(n).tolist()}
+        for n in counts
+    ]
+
+
+def votes() -> list[bool]:
+    own = [ranks.rank() == 0, ranks.rank() == ranks.world_size() - 1, False]
+    return [ranks.any_rank(flag) for flag in own]
+
+
+def led(file: str) -> dict[str, Any]:
+    """Write a file on rank 0 only, read it on all; then fail on rank 0 only."""
+    with ranks.leader_first() as acts:
+        if acts:
+            with open(file, "a") as output:
+                output.write("once")
+    with open(file) as written:
+        text = written.read()
+    ranks.barrier()
+    try:
+        with ranks.leader_first() as acts:
+            if acts:
+                raise ValueError("no disk")
+        failure = "nothing was raised"
+    except (ValueError, RuntimeError) as error:
+        failure = f"{type(error).__name__}: {error}"
+    return {"text": text, "failure": failure, "still in step": gathered_labels()}
+
+
+# --- tests ---
+
+
+def test_a_gradient_that_two_gathers_share_is_summed_once_for_each(two_ranks: Any) -> None:
+    # summed over 2 ranks; DeepSpeed divides by 2 later
+    expected = [[2.0 * n for n in range(6)], [2.0 * n for n in range(6, 12)]]
+    for gradients, own in zip(two_ranks(gradients_of_gathered_sums), expected, strict=True):
+        assert gradients == [own, own]
+
+
+def test_whole_numbers_are_gathered_in_rank_order(two_ranks: Any) -> None:
+    assert two_ranks(gathered_labels) == [[10, 11, 12, 13]] * 2
+
+
+def test_shards_cover_everything_once(one_rank: Any, two_ranks: Any) -> None:
+    counts = [0, 1, 2, 3, 7, 8]
+    for results in (one_rank(shards, counts=counts), two_ranks(shards, counts=counts)):
+        for count, *parts in zip(counts, *results, strict=True):
+            assert [row for part in parts for row in part["own"]] == list(range(count))
+            assert max(len(p["own"]) for p in parts) - min(len(p["own"]) for p in parts) <= 1
+
+
+def test_shards_stay_in_order_with_more_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for world in (3, 5):
+        monkeypatch.setattr(ranks, "world_size", lambda world=world: world)
+        for count in range(1, 12):
+            shares, padded = [], []
+            for rank in range(world):
+                monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+                shares.append(ranks.shard(count))
+                padded.append(ranks.padded_shard(count).tolist())
+            assert [shares[0].start, shares[-1].stop] == [0, count]
+            assert all(a.stop == b.start for a, b in pairwise(shares))
+            assert len({len(share) for share in padded}) == 1
+            assert [i for share in padded for i in share][:count] == list(range(count))
+
+
+def test_padded_shards_are_equally_long_and_cut_back_to_everything(two_ranks: Any) -> None:
+    counts = [1, 2, 3, 7, 8]
+    for count, *parts in zip(counts, *two_ranks(shards, counts=counts), strict=True):
+        first, second = (part["padded"] for part in parts)
+        assert len(first) == len(second)
+        assert [*first, *second][:count] == list(range(count))
+        assert set([*first, *second][count:]) <= {count - 1}
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() -> None:
+    program = (
+        "import os, time\n"
+        "from harness.training import ranks\n"
+        "ranks.import_deepspeed()\n"  # once for both: it takes seconds
+        "first, rank = os.getpid(), 0 if os.fork() else 1\n"
+        "os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))\n"
+        "ranks.init_ranks(timeout_minutes=0.05)\n"
+        "ranks.barrier()\n"
+        "while rank == 1 and os.getppid() == first: time.sleep(0.05)\n"
+        "if rank == 0: ranks.any_rank(False)\n"
+    )
+    env = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port()),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "see the logs of all ranks" in with_next_step(done.stderr.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_ranks_can_end_right_after_a_collective() -> None:
+    program = (
+        "import torch\n"
+        "from harness.training import ranks\n"
+        "ranks.init_ranks()\n"
+        "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
+    )
+    env = os.environ | {
+        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port()),
+    }
+    processes = [
+        subprocess.Popen(  # not forked: then they end in time by themselves
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(4)
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * 4, told
+
+
+def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
+    program = (
+        "import os, subprocess, sys\n"
+        "from harness.training import ranks\n"
+        "ranks.init_ranks()\n"
+        "ranks.barrier()\n"
+        "told = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
+        "subprocess.run([sys.executable, '-c', told], check=True)\n"
+    )
+
+    def about_ranks(env: Mapping[str, str]) -> dict[str, str]:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {name: env[name] for name in names if name in env}
+
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    given |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=given
+    )
+    assert done.returncode == 0, done.stderr
+    # with what it gets the process itself was alone
+    assert about_ranks(json.loads(done.stdout)) == about_ranks(given)
+
+
+def test_a_flag_on_any_rank_is_seen_on_all(one_rank: Any, two_ranks: Any) -> None:
+    assert two_ranks(votes) == [[True, True, False]] * 2
+    assert one_rank(votes) == [[True, True, False]]
+
+
+def test_the_leader_acts_alone_and_its_failure_is_raised_on_every_rank(
+    two_ranks: Any, tmp_path: Any
+) -> None:
+    leader, other = two_ranks(led, file=tmp_path / "file")
+    assert leader["text"] == other["text"] == "once"
+    assert leader["failure"] == "ValueError: no disk"
+    assert other["failure"] == "RuntimeError: rank 0 failed: ValueError: no disk"
+    assert leader["still in step"] == other["still in step"] == [10, 11, 12, 13]
+
+
+def test_gathering_without_other_ranks_costs_nothing() -> None:
+    rows = torch.ones(2, 2)
+    assert ranks.gather_rows(rows) is rows
+
+
+def test_the_peak_of_memory_is_counted_from_when_it_was_forgotten() -> None:
+    numbers, gigabyte = 50_000_000, 0.2
+    before = ranks.peak_memory_gb()
+    held = torch.ones(numbers, device=ranks.device())
+    with_it = ranks.peak_memory_gb()
+    assert with_it >= before
+    del held
+    assert ranks.peak_memory_gb() == pytest.approx(with_it, rel=0.01)
+    ranks.forget_peak()
+    without = ranks.peak_memory_gb()
+    assert without < with_it - 0.9 * gigabyte
+    held = torch.ones(numbers, device=ranks.device())
+    assert ranks.peak_memory_gb() == pytest.approx(without + gigabyte, rel=0.1)
+    del held
+
+
+def test_a_run_says_which_gpus_it_leaves_idle_and_why(
+    gpus: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpus(0)
+    assert ranks.idle_gpus() == ""
+    gpus(2)
+    assert "on the CPU; 2 GPUs are idle: torch cannot use them" in ranks.idle_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "on the CPU; 2 GPUs are idle: CUDA_VISIBLE_DEVICES hides them" in ranks.idle_gpus()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "leaves 3 of 4 GPUs idle" in ranks.idle_gpus()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's
+    assert ranks.idle_gpus() == ""
+
+
+def test_a_free_port_can_be_bound() -> None:
+    assert 1024 <= network.free_port() < 65536
