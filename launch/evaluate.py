@@ -27,7 +27,7 @@ from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.reporting.terminal import wide
 from launch.cli import command, refuse_without
-from svll.protocols import Protocol
+from svll.base.protocols import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal

@@ -19,7 +19,7 @@ import typer
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from launch.cli import command, refuse_without
-from svll.protocols import Protocol
+from svll.base.protocols import Protocol
 
 
 @command(__doc__)

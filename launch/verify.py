@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from launch.cli import command, refuse_without
-from svll.protocols import Protocol
+from svll.base.protocols import Protocol
 
 
 @command(__doc__)

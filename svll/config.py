@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 from harness.base.paths import expanded, unknown_in
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.runs.experiment import Experiment
+from svll.base.protocols import Protocol
 from svll.description import EXPERIMENT
-from svll.protocols import Protocol
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"

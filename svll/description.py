@@ -1,7 +1,7 @@
 """What the harness is told about this experiment: which numbers, files and advice are ours."""
 
 from harness.runs.experiment import Experiment
-from svll.run_files import PROMPTS
+from svll.base.run_files import PROMPTS
 
 EXPERIMENT = Experiment(
     metric="validation.mAP",

@@ -16,7 +16,8 @@ from harness.base.rng import torch_seed
 from harness.images.loader import decoder_name
 from harness.runs.environment import CODE, arithmetic
 from harness.training import loop, ranks
-from svll import prompt_quality, testing
+from svll import prompt_quality, scoring
+from svll.base.run_files import prompts_file
 from svll.config import Stage1
 from svll.data.sampler import shuffled_batches
 from svll.inputs import Inputs
@@ -27,7 +28,6 @@ from svll.models.text_encoder import TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
 from svll.reuse.stage1 import keep, prompts_key, take
-from svll.run_files import prompts_file
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
         pair = [rows.to(text.device) for rows in held_out if rows is not None and len(rows)]
         if len(pair) == 2:
             query, gallery = (prompt_quality.described(rows, text) for rows in pair)
-            quality["mAP"] = testing.rank(splits.validation, query, gallery).mAP
+            quality["mAP"] = scoring.rank(splits.validation, query, gallery).mAP
         return {"prompts": quality}
 
     return loop.Stage(

@@ -20,7 +20,7 @@ from harness.base.rng import torch_seed
 from harness.images.loader import ImageLoader
 from harness.images.views import View
 from harness.training import loop, ranks
-from svll import testing
+from svll import scoring
 from svll.config import Stage2
 from svll.data.sampler import identity_batches
 from svll.evaluation.feature_files.written import RANKS
@@ -191,7 +191,7 @@ def tune_encoder(
     model = starting_model(inputs)
     if not run.weights_file.exists():
         objective = make_objective(inputs, model, text)
-        testing.forget_features(inputs)
+        scoring.forget_features(inputs)
         with closing(open_loader(inputs)) as loader:
             loop.train(build(inputs, objective, loader), run, config.engine, recording)
         with ranks.leader_first() as acts:
@@ -286,4 +286,4 @@ def _validate(inputs: Inputs, model: ReIDModel, epoch: int) -> dict[str, Any]:
     if not len(part.query) or not (last or (every and epoch % every == 0)):
         return {}
     model.eval()
-    return {"validation": testing.rank(part, *testing.encode(inputs, model, part)).as_json(RANKS)}
+    return {"validation": scoring.rank(part, *scoring.encode(inputs, model, part)).as_json(RANKS)}

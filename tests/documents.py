@@ -13,7 +13,7 @@ import yaml
 from scipy.io import savemat
 
 from harness.base.files import write_json
-from svll.feature_file import read_features, write_features
+from svll.base.feature_file import read_features, write_features
 from tests.commands import ROOT, called
 from tests.svll.data import trees
 

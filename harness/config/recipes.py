@@ -5,7 +5,7 @@ folder `parts` change a recipe before them. A value that depends on two recipes 
 them in its section `with`, below the other's name:
 
     with:
-      rn50: {stage2: {label_smoothing: 0.0}}
+      small: {train: {label_smoothing: 0.0}}
 
 These settings come directly after the second of the two, so a third recipe still wins.
 """

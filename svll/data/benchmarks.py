@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded
+from svll.base.records import Dataset
 from svll.data.readers import (
     csv_list as image_list,
 )
@@ -20,7 +21,6 @@ from svll.data.readers import (
     veri776,
 )
 from svll.data.readers.common import Benchmark
-from svll.records import Dataset
 
 Load = Callable[..., Dataset]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from harness.base.machine import usable_cores
 from harness.images.pixels import Fault
+from svll.base.records import Dataset, Records
 from svll.data import benchmarks
 from svll.data.readers.common import Benchmark, Counts, cameras, counts
-from svll.records import Dataset, Records
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]

@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.base.errors import UserError
+from svll.base.records import Dataset
 from svll.config import VIEWS_LISTED, Data, WorldConfig
 from svll.data import benchmarks
 from svll.data.readers.drawn_world import load_world
-from svll.records import Dataset
 from svll.world import world as synthetic
 
 

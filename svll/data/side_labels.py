@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from svll.records import Dataset, Records
+from svll.base.records import Dataset, Records
 
 Int64 = NDArray[np.int64]
 UNSEEN = -1

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.base.rng import generator
+from svll.base.records import Dataset, Records
 from svll.data.datasets import Datasets
 from svll.data.side_labels import SideLabels
-from svll.records import Dataset, Records
 
 Int64 = NDArray[np.int64]
 

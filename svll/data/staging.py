@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.base.errors import Hindered, UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.paths import expanded, unknown_in
-from svll.records import Dataset
+from svll.base.records import Dataset
 
 log = logging.getLogger(__name__)
 THREADS = 16

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from svll.base.feature_file import FeatureGroup
 from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers, Rows
-from svll.feature_file import FeatureGroup
 
 BLOCK = 4096
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureGroup
 from svll.evaluation.engine.feature_rows import Integers, Rows
-from svll.feature_file import FeatureGroup
 
 SIDES = ("query", "gallery")
 

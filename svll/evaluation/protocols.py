@@ -1,6 +1,6 @@
 """Ranking by a dataset's protocol: who is a query, what is in the gallery, which images count.
 
-What each protocol leaves out is in `svll.protocols`. Under random_gallery (VehicleID), one image of
+What each protocol leaves out is in `svll.base.protocols`. Under random_gallery (VehicleID), one image of
 each identity, drawn at random, is the gallery and all others are queries; metrics are means over
 ten seeded draws.
 """
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from harness.base.calling import named
 from harness.base.errors import UserError
 from harness.base.rng import generator
+from svll.base.protocols import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion
@@ -28,7 +29,6 @@ from svll.evaluation.ranking import (
     evaluate_settings,
 )
 from svll.evaluation.reranking import KReciprocal
-from svll.protocols import check_protocol
 
 DRAWS = 10
 

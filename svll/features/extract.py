@@ -20,10 +20,10 @@ from torch import Tensor
 from harness.images.loader import ImageLoader
 from harness.images.views import View
 from harness.training import progress, ranks
-from svll.feature_file import FeatureGroup
+from svll.base.feature_file import FeatureGroup
+from svll.base.records import Records
 from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
-from svll.records import Records
 
 log = logging.getLogger(__name__)
 PART_S = 30.0

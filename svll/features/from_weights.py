@@ -9,17 +9,17 @@ from torch import Tensor
 from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.training import ranks
+from svll.base.feature_file import FeatureGroup, read_features
+from svll.base.records import Dataset, Int64, Records
 from svll.config import Config
 from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
-from svll.feature_file import FeatureGroup, read_features
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.features.keys import feature_key, file_hash
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.load import load_model
-from svll.records import Dataset, Int64, Records
 
 log = logging.getLogger(__name__)
 

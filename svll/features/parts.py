@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.features.hdf5 import check_attributes, new_file, open_file, put_column, stored_bytes
 from harness.features.rows import SUMS, StoredRows, put_features
-from svll.feature_file import FeatureGroup, Integers, Labelled, StrPath, write_features
+from svll.base.feature_file import FeatureGroup, Integers, Labelled, StrPath, write_features
 
 FORMAT, VERSION = "svll-features-part", 1
 ANEW = "remove it and give the command again: its images alone are encoded again"

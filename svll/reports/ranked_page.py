@@ -11,6 +11,7 @@ from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.reporting.drawing import as_svg, save
 from harness.reporting.page import Html, element, figure, join, link, note, page, section, table
+from svll.base.protocols import PROTOCOLS
 from svll.evaluation.camera_pairs import CameraPair
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.engine.feature_rows import JUNK
@@ -29,7 +30,6 @@ from svll.evaluation.feature_files.written import RANKS, settings_words
 from svll.evaluation.protocols import DRAWS
 from svll.evaluation.ranking import Options
 from svll.evaluation.verification import Verification
-from svll.protocols import PROTOCOLS
 from svll.reports import thumbnails
 from svll.reports.figures.verification_curves import draw_roc, draw_similarities, in_words
 from svll.reports.thumbnails import Thumbnails

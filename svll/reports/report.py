@@ -35,7 +35,7 @@ from harness.reporting.runs_page import (
 )
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Outcome, Sweeping, read_outcomes
-from svll.run_files import TAKEN, taken_epochs
+from svll.base.run_files import TAKEN, taken_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

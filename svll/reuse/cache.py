@@ -17,8 +17,8 @@ from torch import Tensor
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
 from harness.training import ranks
-from svll.feature_file import FeatureGroup, read_features, write_features
-from svll.records import Dataset
+from svll.base.feature_file import FeatureGroup, read_features, write_features
+from svll.base.records import Dataset
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5

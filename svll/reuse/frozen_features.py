@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from harness.training import ranks
+from svll.base.records import Dataset
 from svll.config import Config
 from svll.features.extract import Reader, encode_all
 from svll.features.keys import feature_key
 from svll.models.clip import Clip
-from svll.records import Dataset
 from svll.reuse import cache
 
 

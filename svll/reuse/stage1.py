@@ -26,8 +26,8 @@ from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import adopt_checkpoint
 from harness.training import checkpoints, ranks
+from svll.base.run_files import TAKEN
 from svll.config import Config, Stage2
-from svll.run_files import TAKEN
 
 log = logging.getLogger(__name__)
 

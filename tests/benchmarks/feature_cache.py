@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from harness.features.rows import THREADS
-from svll.feature_file import FeatureGroup, read_features, write_features
+from svll.base.feature_file import FeatureGroup, read_features, write_features
 from tests.benchmarks.timing import Row, measured, seconds
 
 PIECE = 4 * 2**20

@@ -19,10 +19,10 @@ from torchvision import transforms
 
 from harness.training import ranks
 from harness.training.engine import Precision
+from svll.base.records import Records
 from svll.features.extract import Reader, autocast, encode_shard
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from svll.records import Records
 from tests.benchmarks import released
 from tests.benchmarks.data import write_images
 from tests.benchmarks.products import products_row

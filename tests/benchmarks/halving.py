@@ -23,8 +23,8 @@ from harness.cluster.states import ALIVE, survey
 from harness.runs.run import epoch_lines
 from harness.sweeps.reading import Sweep, read_sweep
 from launch.slurm import METRICS
+from svll.base.run_files import taken_epochs
 from svll.config import RECIPES, Config
-from svll.run_files import taken_epochs
 
 SWEEP = Path("sweeps/stage2_weights.yaml")
 SEEDS = (1, 2, 3)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from svll.base.records import Dataset, Records
 from svll.data.readers.drawn_world import load_world
-from svll.records import Dataset, Records
 from svll.world.world import named_world, write_world
 
 Pixels = NDArray[np.uint8]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svll.feature_file import write_features
+from svll.base.feature_file import write_features
 from tests.launch.made_features import group
 
 

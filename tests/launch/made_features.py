@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation import evaluate_ranking
-from svll.feature_file import FeatureGroup, write_features
 
 
 def group(rows, seed, identities=5):

@@ -14,10 +14,10 @@ import pytest
 from scipy.io import savemat
 
 from harness.base.machine import has_gpu
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.pair import Pair
-from svll.feature_file import FeatureGroup, write_features
 from svll.features.from_weights import Encoded
 from tests.commands import ROOT, called, started
 from tests.launch.made_features import dumped, group, ranking, write_shards

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from svll.feature_file import read_features, write_features
+from svll.base.feature_file import read_features, write_features
 from svll.features.from_weights import Encoded
 from tests.commands import called
 from tests.launch.made_features import dumped, write_shards

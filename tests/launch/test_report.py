@@ -13,9 +13,9 @@ from harness.config.build import build
 from harness.config.values import to_mapping, to_yaml
 from harness.runs.run import Run
 from harness.sweeps.paired import compare
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
-from svll.feature_file import FeatureGroup, write_features
 from svll.reports.ranked_page import STYLE
 from tests.commands import Command, called
 

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from svll.base.feature_file import write_features
 from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
-from svll.feature_file import write_features
 from tests.commands import ROOT, called
 from tests.launch.made_features import group, write_shards
 

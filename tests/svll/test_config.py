@@ -14,9 +14,9 @@ from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_mapping, to_yaml
+from svll.base.protocols import PROTOCOLS
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
-from svll.protocols import PROTOCOLS
 
 
 def config_of(*overrides: str) -> Config:

@@ -24,10 +24,10 @@ from harness.runs.run import Run
 from harness.runs.stopping import Stopped
 from harness.training import loop
 from harness.training.checkpoints import latest
+from svll.base.feature_file import read_features
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.experiment import run as experiment
-from svll.feature_file import read_features
 from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
 

@@ -16,14 +16,14 @@ from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.runs.run import Run
+from svll.base.feature_file import read_features
+from svll.base.run_files import prompts_file
 from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
-from svll.feature_file import read_features
 from svll.models import load_model
 from svll.reuse.fingerprints import pin
-from svll.run_files import prompts_file
 from svll.world.world import World, write_world
 from tests.commands import called
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.base.errors import UserError
 from harness.images.pixels import IMAGE_ENDINGS
-from svll.records import Dataset, Records, Row
+from svll.base.records import Dataset, Records, Row
 
 JUNK = -1
 """The identity of detections that show nobody; they are no part of any benchmark."""

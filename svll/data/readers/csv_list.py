@@ -19,8 +19,8 @@ from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.paths import is_utf8, normal, shown
 from harness.images.pixels import IMAGE_ENDINGS
+from svll.base.records import PARTS, Dataset, Records, Row
 from svll.data.readers.common import JUNK, is_image, raise_faults, say_junk
-from svll.records import PARTS, Dataset, Records, Row
 
 REQUIRED = ("path", "identity")
 OPTIONAL = ("camera", "view", "split")

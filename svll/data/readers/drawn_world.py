@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from harness.base.errors import UserError
+from svll.base.records import Dataset
 from svll.data.readers.market1501 import read_layout
-from svll.records import Dataset
 
 VIEWS = "views.txt"
 

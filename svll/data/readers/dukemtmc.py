@@ -5,9 +5,9 @@ The gallery holds 408 identities more than are asked for: distractors with ident
 
 from pathlib import Path
 
+from svll.base.records import Dataset
 from svll.data.readers.common import Benchmark, Counts, Published
 from svll.data.readers.market1501 import load_layout
-from svll.records import Dataset
 
 EXAMPLE = "0002_c1_f0046182.jpg"
 

@@ -6,6 +6,7 @@ The identity and camera of an image stand in its name: 0002_c1s1_000451_03.jpg.
 from collections.abc import Mapping
 from pathlib import Path
 
+from svll.base.records import Dataset
 from svll.data.readers.common import (
     Benchmark,
     Counts,
@@ -14,7 +15,6 @@ from svll.data.readers.common import (
     read_named,
     warn_of_counts,
 )
-from svll.records import Dataset
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 EXAMPLE = "0002_c1s1_000451_00.jpg"

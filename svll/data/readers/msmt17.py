@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness.base.errors import UserError
+from svll.base.records import Dataset, Records, Row
 from svll.data.readers.common import (
     Benchmark,
     Counts,
@@ -26,7 +27,6 @@ from svll.data.readers.common import (
     say_skipped,
     warn_of_counts,
 )
-from svll.records import Dataset, Records, Row
 
 VERSIONS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 """The folders of training and test images, by version."""

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from svll.base.records import Dataset
 from svll.data.readers.common import Benchmark, Counts, Published
 from svll.data.readers.dukemtmc import EXAMPLE
 from svll.data.readers.market1501 import load_layout
-from svll.records import Dataset
 
 _NAMES = ("Occluded_Duke", "Occluded-DukeMTMC-reID", "occluded_duke")
 

@@ -7,6 +7,7 @@ evaluation one image per vehicle, chosen at random, is the gallery and the other
 import logging
 from pathlib import Path
 
+from svll.base.records import Dataset, Records, Row
 from svll.data.readers.common import (
     Benchmark,
     Counts,
@@ -18,7 +19,6 @@ from svll.data.readers.common import (
     say_skipped,
     warn_of_counts,
 )
-from svll.records import Dataset, Records, Row
 
 SIZES = (800, 1600, 2400)
 IMAGES = "image"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.images.pixels import IMAGE_ENDINGS
+from svll.base.records import Dataset, Records
 from svll.data.readers.common import (
     Benchmark,
     Counts,
@@ -23,7 +24,6 @@ from svll.data.readers.common import (
     read_lines,
 )
 from svll.data.readers.market1501 import load_layout
-from svll.records import Dataset, Records
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 VIEW_LISTS = ("keypoint_train.txt", "keypoint_test.txt")

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from svll.feature_file import FeatureGroup
+from svll.base.feature_file import FeatureGroup
 
 GROUPS = {
     "query": ("query", "q", "probe"),

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureGroup, open_features, write_features
+from svll.base.protocols import protocol_in_force
+from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import pooled
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair
-from svll.feature_file import FeatureGroup, open_features, write_features
 from svll.features.files import feature_files
-from svll.protocols import protocol_in_force
-from svll.records import usual_first_camera
 
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")

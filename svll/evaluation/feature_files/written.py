@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
+from svll.base.protocols import PROTOCOLS
 from svll.evaluation.feature_files.scores import Score
 from svll.evaluation.feature_files.sources import Source
-from svll.protocols import PROTOCOLS
 
 RANKS = (1, 5, 10)
 SETTINGS = (

@@ -18,6 +18,7 @@ from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.sources import as_given_now, settings_of
 from harness.config.yaml_files import parse
+from svll.base.records import usual_first_camera
 from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
@@ -30,7 +31,6 @@ from svll.models.weights.clip_reid import clip_reid_model
 from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import Wanted
 from svll.models.weights.transreid import transreid_model
-from svll.records import usual_first_camera
 
 WEIGHTS_NAME = "model.safetensors"
 

@@ -11,12 +11,12 @@ from harness.base.errors import UserError
 from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.training import checkpoints
+from svll.base.run_files import prompts_file
 from svll.config import Config
 from svll.models.fit import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 from svll.models.weights.format import save_model, save_tensors
-from svll.run_files import prompts_file
 
 log = logging.getLogger(__name__)
 _ANEW = "; put it back as it was, or delete the run folder to start afresh"

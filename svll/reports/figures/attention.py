@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
+from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.models.blocks import blocks_of
 from svll.models.extractor import prepare
 from svll.models.reid import ReIDModel

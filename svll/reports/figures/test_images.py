@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
+from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
-from svll.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.features.files import features_file
-from svll.records import usual_first_camera
 
 Int64 = NDArray[np.int64]
 

@@ -72,5 +72,5 @@ def test_without_accounting_the_ends_of_the_logs_tell(
     (tmp_path / "8_0_log.err").write_text("all is well\n")
     found = deaths({"7_0": tmp_path, "8": tmp_path, "9": tmp_path})
     assert found.keys() == {"7_0"}
-    assert found["7_0"].startswith("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.; ")
-    assert "resources.memory" in found["7_0"]
+    assert found["7_0"] == "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0."
+    assert "resources.memory" in causes.with_next_step(found["7_0"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from svll.base.records import Records
 from svll.data.benchmarks import describe, load_benchmark, names
-from svll.records import Records
 from tests.svll.data import trees
 
 

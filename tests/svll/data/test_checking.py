@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from svll.base.records import Dataset, Records, Row
 from svll.data import benchmarks, checking
 from svll.data.checking import Part, notes
-from svll.records import Dataset, Records, Row
 from tests.svll.data import trees
 
 NUMBERS = count()

@@ -8,11 +8,11 @@ import pytest
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.sources import Setting
+from svll.base.records import Dataset, Records, Row
 from svll.config import Config
 from svll.data.datasets import Datasets
 from svll.data.run_checks import check_matches, tell_side_information
 from svll.data.splits import split
-from svll.records import Dataset, Records, Row
 
 Images = list[tuple[int, int]]
 """Identity and camera of each."""

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from svll.base.records import Dataset, Records, Row
 from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, known_sie
-from svll.records import Dataset, Records, Row
 
 LABELS = SideLabels({"a": [1, 2, 6], "b": [2, 20240101]}, {"a": [0, 3], "b": [0]})
 

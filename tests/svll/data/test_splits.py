@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
+from svll.base.protocols import PROTOCOLS
+from svll.base.records import Dataset, Records, Row
 from svll.data.datasets import Datasets
 from svll.data.side_labels import UNSEEN
 from svll.data.splits import Splits, split
 from svll.evaluation import evaluate_ranking
-from svll.protocols import PROTOCOLS
-from svll.records import Dataset, Records, Row
 
 IDENTITIES = [3, 8, 15, 16, 23, 42, 108, 111, 200, 201, 202, 305]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import Hindered, UserError
+from svll.base.records import Dataset, Records, Row
 from svll.data.readers import csv_list as image_list
 from svll.data.readers.drawn_world import load_world
 from svll.data.staging import stage, staged_folder, staged_paths
-from svll.records import Dataset, Records, Row
 from svll.world.world import World, write_world
 
 WORLD = World(train_identities=4, test_identities=4, shots=2)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from svll.base.feature_file import FeatureGroup
 from svll.evaluation.multi_query import pooled
-from svll.feature_file import FeatureGroup
 
 
 def made(seed, count):

@@ -5,9 +5,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.rng import generator
+from svll.base.protocols import PROTOCOLS
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.protocols import DRAWS, evaluate_draws
-from svll.protocols import PROTOCOLS
 
 
 def made(count: int = 60, identities: int = 12, width: int = 8) -> tuple[np.ndarray, np.ndarray]:

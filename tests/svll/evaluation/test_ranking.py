@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureGroup, open_features, write_features
 from svll.evaluation import evaluate_ranking
 from svll.evaluation.engine import (
     comparison as streaming,
@@ -19,7 +20,6 @@ from svll.evaluation.engine import matches as matches_module
 from svll.evaluation.engine import (
     products as machine,
 )
-from svll.feature_file import FeatureGroup, open_features, write_features
 
 MANY = settings(max_examples=1000, deadline=None, database=None, derandomize=True)
 

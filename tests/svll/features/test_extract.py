@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from svll.feature_file import read_features
+from svll.base.feature_file import read_features
+from svll.base.records import Records
 from svll.features import extract as module
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
-from svll.records import Records
 
 COUNT, BATCH, WIDTH = 37, 8, 6  # a prime number of images
 

@@ -13,6 +13,7 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import Setting, parse_overrides
 from harness.runs.run import Run
+from svll.base.records import Dataset, Records
 from svll.config import RECIPES, Config
 from svll.data.side_labels import UNNAMED, SideLabels
 from svll.features.from_weights import encode_tests, labels_for
@@ -20,7 +21,6 @@ from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.format import save_model
-from svll.records import Dataset, Records
 
 SIDE = SideLabels({"folder": [1, 2], "list": [1, 2]}, {"folder": [0], "list": [0]})
 

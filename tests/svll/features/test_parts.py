@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from svll.feature_file import FeatureGroup, read_features, write_features
+from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.features import parts as feature_parts
 from svll.features.parts import merge_parts, missing_rows, write_part
 

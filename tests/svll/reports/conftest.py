@@ -14,14 +14,14 @@ from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.runs.run import Run
+from svll.base.feature_file import FeatureGroup, write_features
+from svll.base.records import Records
 from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.splits import split
-from svll.feature_file import FeatureGroup, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.weights.format import save_model
-from svll.records import Records
 
 MakeRun = Callable[..., Path]
 

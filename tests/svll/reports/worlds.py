@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation.feature_files.sources import Source
-from svll.feature_file import FeatureGroup, write_features
 
 NASTY = ('<script>alert("x").jpg', "it's & so.jpg", "Größe 猫.jpg", "b\udcffte.jpg")
 """Names of the first images; the last one is no UTF-8."""

@@ -16,8 +16,8 @@ import torch
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from svll.feature_file import read_features
-from svll.records import Dataset, Records, Row
+from svll.base.feature_file import read_features
+from svll.base.records import Dataset, Records, Row
 from svll.reuse import cache
 from svll.reuse.cache import make_once, shared_features, shared_json
 

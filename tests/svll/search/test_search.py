@@ -18,11 +18,11 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.runs.run import Run
+from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.evaluation.pair import Pair
 from svll.evaluation.verification import verify
-from svll.feature_file import FeatureGroup, read_features, write_features
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.weights.format import save_model

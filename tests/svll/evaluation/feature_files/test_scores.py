@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from svll.base.feature_file import FeatureGroup
 from svll.evaluation import KReciprocal, QueryExpansion, own_images
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.feature_files.scores import Extra, Score, score
@@ -19,7 +20,6 @@ from svll.evaluation.feature_files.written import (
 )
 from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.ranking import Options
-from svll.feature_file import FeatureGroup
 from tests.svll.reports.worlds import world
 
 

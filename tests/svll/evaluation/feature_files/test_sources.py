@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation.feature_files.sources import open_source
-from svll.feature_file import FeatureGroup, write_features
 
 
 def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.reporting.drawing import as_svg
+from svll.base.feature_file import read_features, write_features
 from svll.data.side_labels import SideLabels
-from svll.feature_file import read_features, write_features
 from svll.models import load_model
 from svll.models.clip import Clip, load_clip
 from svll.models.extractor import prepare

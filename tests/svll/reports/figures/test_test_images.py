@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
+from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.feature_file import FeatureGroup, write_features
 from svll.reports.figures.test_images import check_same, open_tested
 
 

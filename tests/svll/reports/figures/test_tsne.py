@@ -11,8 +11,8 @@ from sklearn.metrics import silhouette_score
 
 from harness.base.errors import UserError
 from harness.reporting.drawing import as_svg
+from svll.base.feature_file import read_features, write_features
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.feature_file import read_features, write_features
 from svll.reports.figures import tsne as embedding
 from svll.reports.figures.tsne import image_figure, layout, most_seen, text_figure
 from tests.harness.reporting.test_drawing import without_ids

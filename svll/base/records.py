@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from svll.protocols import protocol_in_force
+from svll.base.protocols import protocol_in_force
 
 Int64 = NDArray[np.int64]
 PARTS = ("train", "validation", "query", "gallery")
@@ -103,7 +103,7 @@ class Dataset:
 
     name: str
     protocol: str
-    """See `svll.protocols`. Under `random_gallery`, query and gallery are the same images, of which
+    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images, of which
     one per identity is drawn for the gallery at evaluation."""
     train: Records
     query: Records

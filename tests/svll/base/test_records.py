@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svll.records import Dataset, Records, Row, usual_first_camera
+from svll.base.records import Dataset, Records, Row, usual_first_camera
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.features import hdf5
-from svll.feature_file import FeatureGroup, open_features, read_features, write_features
+from svll.base.feature_file import FeatureGroup, open_features, read_features, write_features
 
 
 def group(rows=7, width=5, dtype=np.float32, seed=0):
@@ -220,7 +220,7 @@ def test_an_error_of_the_body_passes_as_it_is(tmp_path):
 
 
 def test_importing_the_cache_imports_no_heavy_package():
-    code = "import sys, svll.feature_file; print(*(m for m in sys.modules if '.' not in m))"
+    code = "import sys, svll.base.feature_file; print(*(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "deepspeed", "nvidia", "open_clip"} & set(done.stdout.split())
 

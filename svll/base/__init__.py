@@ -1,0 +1,1 @@
+"""What all of svll speaks of: images with labels, protocols, files of features and of runs."""
