@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.svll.data.test_sampler import listed_anew
 from torch import nn
 
 from harness.training import ranks
@@ -24,6 +23,7 @@ from svll.models.image_features import ImageFeatures
 from svll.models.prompts import PromptLearner
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
 from tests.benchmarks.timing import Row, apart, in_turns, row, seconds, times
+from tests.svll.data.test_sampler import listed_anew
 
 MODEL = "ViT-B-16-quickgelu"
 IDENTITIES = (751, 13_164, 131_640)
