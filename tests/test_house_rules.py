@@ -37,7 +37,7 @@ LIGHT = [
         "errors", "files", "machine", "paths", "rng", "units",
     )),
     "harness/training/progress.py", "harness/training/wandb.py",
-    "svll/__init__.py", "svll/config.py", "svll/base/records.py", "svll/data/**/*.py", "launch/*.py",
+    "svll/__init__.py", "svll/config.py", "svll/base/*.py", "svll/data/**/*.py", "launch/*.py",
 ]
 """Files that commands import which must start at once."""
 INSIDE_RAY = {f"harness/cluster/ray/{name}.py" for name in ("driver", "schedulers")}

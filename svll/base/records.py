@@ -103,8 +103,8 @@ class Dataset:
 
     name: str
     protocol: str
-    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images, of which
-    one per identity is drawn for the gallery at evaluation."""
+    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images, of
+    which one per identity is drawn for the gallery at evaluation."""
     train: Records
     query: Records
     gallery: Records

@@ -1,8 +1,8 @@
 """Ranking by a dataset's protocol: who is a query, what is in the gallery, which images count.
 
-What each protocol leaves out is in `svll.base.protocols`. Under random_gallery (VehicleID), one image of
-each identity, drawn at random, is the gallery and all others are queries; metrics are means over
-ten seeded draws.
+What each protocol leaves out is in `svll.base.protocols`. Under random_gallery (VehicleID), one
+image of each identity, drawn at random, is the gallery and all others are queries; metrics are
+means over ten seeded draws.
 """
 
 from collections.abc import Hashable, Sequence

@@ -12,12 +12,13 @@ import torch
 from harness.base.locks import LockLost, held_lock
 from harness.training import checkpoints, ranks
 from harness.training.checkpoints import Progress
+from harness.training.engine import start_engine
 
 
 def save_twice(run: str, synced: int) -> str:
     """Save, and again while the run is taken over at that fsync; returns what is said then."""
     module = torch.nn.Linear(5, 3)
-    engine = ranks.start_engine(
+    trained = start_engine(
         module, torch.optim.Adam(module.parameters(), fused=True), batch=8, precision="fp32",
         zero=0, accumulation=1, clipping=0.0,
     )
@@ -36,15 +37,15 @@ def save_twice(run: str, synced: int) -> str:
             if ranks.rank() == 0:
                 stack.enter_context(held_lock(lock))
             with checkpoints.Writer(folder, signature="a run") as writer:
-                writer.save(engine, Progress("toy", 1, 1, 0))
+                writer.save(trained, Progress("toy", 1, 1, 0))
             os.fsync = take_over
             with checkpoints.Writer(folder, signature="a run") as writer:
-                writer.save(engine, Progress("toy", 1, 2, 0))
+                writer.save(trained, Progress("toy", 1, 2, 0))
     except (LockLost, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         os.fsync = fsync
-        engine.destroy()
+        trained.destroy()
     return "saved"
 
 
