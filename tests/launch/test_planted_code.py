@@ -112,7 +112,7 @@ def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path:
         (run.folder / name).write_text(f"open({str(canary)!r}, 'w').close()")
     done = train(run, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "goes on from epoch" in run.log_file.read_text()
+    assert "resumes at epoch" in run.log_file.read_text()
     shown = command("evaluate.py", str(run.folder), cwd=run.folder)
     assert shown.returncode == 0, shown.stderr
     words = ("--recipe", "synthetic_tiny", f"run.runs={tmp_path / 'runs'}", "--status")

@@ -15,8 +15,9 @@ from harness.sweeps.reading import Resources
 
 
 @pytest.fixture(autouse=True)
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def eight_free_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(slots, "usable_cores", lambda: list(range(8)))
+    monkeypatch.setenv("SVLL_CLAIMS", str(tmp_path))  # not those of workers that are just ending
 
 
 def test_slots_follow_cores_gpus_and_the_users_number(gpus: Callable[[int], list[str]]) -> None:
