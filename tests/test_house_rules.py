@@ -52,6 +52,10 @@ OWN_WRITERS = {
 MAX_LINES = 500
 MAX_FILES = 12
 """In one package, besides `__init__.py`: as many as can be looked over."""
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
+WIDE = {"evaluate_ranking"}
+"""Functions with more parameters: others call them, so their signatures stay."""
 ROOTLESS = ("synthetic",)
 """Datasets that need no folder of the user's."""
 
@@ -221,6 +225,22 @@ def test_no_file_is_over_500_lines() -> None:
         for path in files(*patterns) if (count := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert not long
+
+
+def test_functions_fill_a_screen_at_most_and_take_few_parameters() -> None:
+    wrong = []
+    for name, tree in trees(*everything(*PACKAGES)):
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            is_command = name.startswith("launch/")  # its parameters are options, each with a help
+            first = node.body[0] if is_command else node
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(one.arg not in ("self", "cls") for one in given)
+            is_kernel = any(ast.unparse(one) == "kernel" for one in node.decorator_list)
+            if node.end_lineno - first.lineno >= MAX_FUNCTION_LINES:  # type: ignore[operator]
+                wrong.append(f"{name}: {node.name} is too long")
+            if count > MAX_PARAMETERS and not (is_command or is_kernel or node.name in WIDE):
+                wrong.append(f"{name}: {node.name} has {count} parameters")
+    assert not wrong
 
 
 def test_no_package_has_more_files_than_can_be_looked_over() -> None:
