@@ -1,14 +1,20 @@
-"""Persons of the synthetic world: who they are, and what can be said of them.
-
-How they are drawn stands in `person_painter`.
-"""
+"""Persons of the synthetic world: their looks and captions; `person_painter` draws them."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from svll.world.drawing import PALETTE, PATTERNS, Colour, Fabric, choose, jittered
+from svll.world.drawing import (
+    EVEN_COLOURS,
+    PALETTE,
+    PATTERNS,
+    Colour,
+    Fabric,
+    any_colour,
+    choose,
+    jittered,
+)
 
 SKINS: tuple[Colour, ...] = ((238, 200, 172), (214, 164, 126), (166, 116, 80), (106, 70, 48))
 HAIRS: dict[str, Colour] = {
@@ -18,10 +24,9 @@ HAIRS: dict[str, Colour] = {
     "red": (150, 66, 34),
     "grey": (168, 168, 170),
 }
-# Garment colours are few and unevenly worn, so that colour alone never tells who somebody is.
+# Garment colours are few and unevenly worn, so that colour alone never identifies a person.
 UPPER_COLOURS = dict(zip(PALETTE, (5, 4, 3, 2, 4, 1.5, 1, 1), strict=True))
 LOWER_COLOURS = dict(zip(PALETTE, (6, 1, 3, 0.7, 5, 0.7, 0.4, 2), strict=True))
-EVEN_COLOURS = dict.fromkeys(PALETTE, 1.0)
 UPPERS = {"shirt": 3.0, "sweater": 2.5, "jacket": 2.5, "hoodie": 1.5, "coat": 1.5, "vest": 1.0}
 LOWERS = {"trousers": 5.0, "shorts": 2.0, "skirt": 2.0}
 BAGS = {"": 3.0, "backpack": 3.0, "satchel": 2.0, "handbag": 2.0}
@@ -49,7 +54,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Emblem:
-    """A mark sewn on the garment, `r` and `z` being its place."""
+    """A mark sewn on a garment at `r` and `z`."""
 
     kind: str
     colour: Colour
@@ -74,7 +79,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Person:
-    """All that stays the same from picture to picture."""
+    """Everything that stays the same from picture to picture."""
 
     body: Body
     skin: Colour
@@ -103,7 +108,7 @@ class Person:
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """Return a person nobody has seen before."""
+    """Return a random person."""
     hair = choose(rng, dict.fromkeys(HAIRS, 1.0))
     shoes, bag_name, hat_name = (choose(rng, EVEN_COLOURS) for _ in range(3))
     upper = _garment(rng, UPPERS, UPPER_COLOURS, plain=0.4)
@@ -117,7 +122,7 @@ def draw_person(rng: np.random.Generator) -> Person:
         glasses=bool(rng.random() < 0.25),
         upper=upper,
         lower=_garment(rng, LOWERS, LOWER_COLOURS, plain=0.7),
-        inner=jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng),
+        inner=any_colour(rng),
         front=_emblem(rng),
         back=_emblem(rng),
         side_stripe=bool(rng.random() < 0.25),
@@ -137,24 +142,24 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 def _body(rng: np.random.Generator) -> Body:
     build = rng.normal(0.0, 1.0)
+
+    def within(low: float, high: float, value: float) -> float:
+        return min(max(value, low), high)
+
     return Body(
-        stature=float(np.clip(rng.normal(0.91, 0.04), 0.82, 1.0)),
-        shoulder=float(np.clip(0.142 + 0.014 * build + rng.normal(0, 0.006), 0.11, 0.18)),
-        hip=float(np.clip(0.106 + 0.014 * build + rng.normal(0, 0.008), 0.08, 0.15)),
-        depth=float(np.clip(0.092 + 0.014 * build, 0.07, 0.13)),
+        stature=within(0.82, 1.0, rng.normal(0.91, 0.04)),
+        shoulder=within(0.11, 0.18, 0.142 + 0.014 * build + rng.normal(0, 0.006)),
+        hip=within(0.08, 0.15, 0.106 + 0.014 * build + rng.normal(0, 0.008)),
+        depth=within(0.07, 0.13, 0.092 + 0.014 * build),
         crotch=rng.uniform(0.44, 0.52),
         head=rng.uniform(0.062, 0.074),
-        arm=float(np.clip(0.056 + 0.006 * build, 0.045, 0.072)),
-        leg=float(np.clip(0.092 + 0.010 * build, 0.072, 0.115)),
+        arm=within(0.045, 0.072, 0.056 + 0.006 * build),
+        leg=within(0.072, 0.115, 0.092 + 0.010 * build),
     )
 
 
 def _garment(
-    rng: np.random.Generator,
-    kinds: dict[str, float],
-    colours: dict[str, float],
-    *,
-    plain: float,
+    rng: np.random.Generator, kinds: dict[str, float], colours: dict[str, float], *, plain: float
 ) -> Garment:
     kind, name = choose(rng, kinds), choose(rng, colours)
     second = choose(rng, {other: 1.0 for other in PALETTE if other != name})
@@ -173,7 +178,7 @@ def _garment(
 def _emblem(rng: np.random.Generator) -> Emblem:
     return Emblem(
         kind=choose(rng, EMBLEMS),
-        colour=jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng),
+        colour=any_colour(rng),
         r=float(rng.choice((-0.05, 0.0, 0.05))),
         z=rng.uniform(0.62, 0.76),
         size=rng.uniform(0.022, 0.05),

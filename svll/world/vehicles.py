@@ -1,7 +1,6 @@
-"""Vehicles of the synthetic world: which there are, and what can be said of them.
+"""Vehicles of the synthetic world: their looks and captions; `vehicle_painter` draws them.
 
-How they are drawn stands in `vehicle_painter`. Vehicle coordinates, in metres: x forward, y to the
-vehicle's left, z up from the ground.
+Vehicle coordinates, in metres: x forward, y to the vehicle's left, z up from the ground.
 """
 
 import math
@@ -9,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svll.world.drawing import PALETTE, Colour, choose, jittered
+from svll.world.drawing import EVEN_COLOURS, PALETTE, Colour, any_colour, choose, jittered
 
 VIEWS = ("front", "rear", "left", "left front", "left rear", "right", "right front", "right rear")
 """Sides by number, in the order of VeRi-776's keypoint lists."""
 
 COLOURS = dict(zip(PALETTE, (5, 6, 5, 2, 3, 1, 1.5, 0.7), strict=True))
-EVEN_COLOURS = dict.fromkeys(PALETTE, 1.0)
 EMBLEMS = {"disc": 1.0, "square": 1.0, "triangle": 1.0, "bar": 1.0}
 
 Outline = tuple[tuple[float, float], ...]
@@ -33,7 +31,19 @@ class Model:
     """Numbers of the profile's edges that are windscreens."""
     windows: tuple[Outline, ...]
     wheels: tuple[float, float]
+    """Where the axles are (x)."""
     wheel: float
+    """Radius."""
+
+    @property
+    def front(self) -> float:
+        """The front's x."""
+        return self.profile[0][0]
+
+    @property
+    def rear(self) -> float:
+        """The rear's x."""
+        return self.profile[-1][0]
 
 
 MODELS: dict[str, Model] = {
@@ -115,7 +125,7 @@ class Sticker:
 
 @dataclass(frozen=True)
 class Vehicle:
-    """All that stays the same from picture to picture."""
+    """Everything that stays the same from picture to picture."""
 
     kind: str
     colour_name: str
@@ -150,7 +160,7 @@ class Vehicle:
 
 
 def draw_vehicle(rng: np.random.Generator) -> Vehicle:
-    """Return a vehicle nobody has seen before."""
+    """Return a random vehicle."""
     kind = choose(rng, {name: model.share for name, model in MODELS.items()})
     name, stripe = choose(rng, COLOURS), choose(rng, EVEN_COLOURS)
     colour = jittered(PALETTE[name], rng)
@@ -158,15 +168,15 @@ def draw_vehicle(rng: np.random.Generator) -> Vehicle:
         kind=kind,
         colour_name=name,
         colour=colour,
-        roof=jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng) if rng.random() < 0.15 else colour,
-        box=jittered(PALETTE[choose(rng, COLOURS)], rng),
+        roof=any_colour(rng) if rng.random() < 0.15 else colour,
+        box=any_colour(rng, COLOURS),
         stretch=rng.uniform(0.93, 1.07),
         stripe_name=stripe if rng.random() < 0.3 and stripe != name else "",
         stripe=jittered(PALETTE[stripe], rng),
         stripe_z=rng.uniform(0.25, 0.8),
         stripe_width=rng.uniform(0.1, 0.3),
         rack=bool(rng.random() < 0.25),
-        rack_load=_maybe(rng, 0.5),
+        rack_load=_load(rng),
         sign=bool(rng.random() < 0.12),
         sunroof=bool(rng.random() < 0.25),
         stickers=tuple(_sticker(rng) for _ in range(rng.integers(0, 4))),
@@ -181,17 +191,16 @@ def draw_vehicle(rng: np.random.Generator) -> Vehicle:
     )
 
 
-def _maybe(rng: np.random.Generator, chance: float) -> Colour | None:
-    colour = jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng)
-    return colour if rng.random() < chance else None
+def _load(rng: np.random.Generator) -> Colour | None:
+    colour = any_colour(rng)
+    return colour if rng.random() < 0.5 else None
 
 
 def _sticker(rng: np.random.Generator) -> Sticker:
-    place = ("left", "right", "rear", "front")[rng.choice(4, p=(0.3, 0.3, 0.25, 0.15))]
     return Sticker(
-        place=place,
+        place=("left", "right", "rear", "front")[rng.choice(4, p=(0.3, 0.3, 0.25, 0.15))],
         kind=choose(rng, EMBLEMS),
-        colour=jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng),
+        colour=any_colour(rng),
         along=rng.uniform(-0.6, 0.6),
         z=rng.uniform(0.3, 0.8),
         size=rng.uniform(0.12, 0.28),
@@ -203,7 +212,7 @@ def _dent(rng: np.random.Generator) -> tuple[str, float, float]:
 
 
 def view_from(yaw: float) -> int:
-    """Return the number in `VIEWS` of what is seen of a vehicle turned by `yaw` (0: its front)."""
+    """Return the number in `VIEWS` of the visible side of a vehicle turned by `yaw` (0: front)."""
     ahead, aside = math.cos(yaw), math.sin(yaw)
     edge = math.sin(math.pi / 8)
     end = "" if abs(ahead) < edge else "front" if ahead > 0 else "rear"
@@ -233,9 +242,9 @@ def _marks(vehicle: Vehicle, view: str) -> list[str]:
         marks.append("a loaded roof rack" if vehicle.rack_load else "a roof rack")
     if vehicle.sign:
         marks.append("a roof sign")
-    seen = [sticker for sticker in vehicle.stickers if sticker.place in view.split()]
-    if seen:
-        marks.append("a sticker" if len(seen) == 1 else "stickers")
+    visible = [sticker for sticker in vehicle.stickers if sticker.place in view.split()]
+    if visible:
+        marks.append("a sticker" if len(visible) == 1 else "stickers")
     return marks
 
 
