@@ -251,7 +251,7 @@ def test_a_failed_writer_leaves_nothing_and_says_why(
 
 def test_folders_with_something_else_in_them_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "query").mkdir()
-    with pytest.raises(UserError, match="is not empty and no synthetic world"):
+    with pytest.raises(UserError, match="is not empty and holds no synthetic world"):
         write_world(SMALLEST, tmp_path)
     root = write_world(SMALLEST, tmp_path / "world")
     with pytest.raises(UserError, match="holds another synthetic world"):
