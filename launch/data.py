@@ -17,7 +17,7 @@ from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
 from svll.base.protocols import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
-    from svll.data.checking import Check, Part
+    from svll.data.checking import CheckResult, PartCounts
 
 SHOWN = 100
 """Broken images that are named; the others are counted."""
@@ -74,7 +74,7 @@ def check(
     return 0 if found.is_sound else 1
 
 
-def _table(parts: "tuple[Part, ...]") -> str:
+def _table(parts: "tuple[PartCounts, ...]") -> str:
     """Return the parts' numbers as lines, with the published ones behind them."""
     lines = [f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published"]
     for part in parts:
@@ -87,14 +87,14 @@ def _table(parts: "tuple[Part, ...]") -> str:
     return "\n".join(lines)
 
 
-def _verdict(found: "Check") -> str:
+def _verdict(result: "CheckResult") -> str:
     """Return the broken images by name, or that there is none."""
-    if found.is_sound:
-        return f"all {found.images} images decode"
-    lines = [f"{len(found.faults)} of {found.images} images are missing or broken:"]
-    lines += [f"  {path}: {reason}" for path, reason in found.faults[:SHOWN]]
-    if len(found.faults) > SHOWN:
-        lines.append(f"  and {len(found.faults) - SHOWN} more")
+    if result.is_sound:
+        return f"all {result.images} images decode"
+    lines = [f"{len(result.faults)} of {result.images} images are missing or broken:"]
+    lines += [f"  {path}: {reason}" for path, reason in result.faults[:SHOWN]]
+    if len(result.faults) > SHOWN:
+        lines.append(f"  and {len(result.faults) - SHOWN} more")
     return "\n".join(lines)
 
 

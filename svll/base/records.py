@@ -158,7 +158,7 @@ class Dataset:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """File sizes in bytes by path; MISSING for files that do not exist."""
-        return {path: _size(path) for path in self.files()}
+        return {path: file_size(path) for path in self.files()}
 
     def content_hash(self, progress: Callable[[int, int], None] | None = None) -> str:
         """Return 64 hex digits over the names and bytes of all images; labels do not count.
@@ -168,7 +168,7 @@ class Dataset:
         digest = hashlib.sha256()
         names = self.names()
         for done, (path, name) in enumerate(names.items(), start=1):
-            digest.update(os.fsencode(f"{name}\t{_size(path)}\n"))
+            digest.update(os.fsencode(f"{name}\t{file_size(path)}\n"))
             if os.path.isfile(path):
                 with open(path, "rb") as file:
                     while chunk := file.read(1 << 20):
@@ -191,7 +191,8 @@ def _below(folder: str, path: str) -> str:
     return os.path.relpath(path, folder)
 
 
-def _size(path: str) -> int:
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Return a file's bytes, MISSING when it does not exist."""
     try:
         return os.path.getsize(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The order of training images: one global order per epoch, whatever the number of ranks.
+"""The order of training images: one global order per epoch, for any number of ranks.
 
 A batch is an array of rows into the training records; rank r of W takes the r-th of W equal slices.
 """
@@ -16,10 +16,10 @@ def identity_batches(
 ) -> list[Rows]:
     """Return an epoch of P x K batches: `batch / instances` identities, `instances` images of each.
 
-    identities [n]. Each identity's images are shuffled and cut into groups of `instances` (an
-    identity with fewer images draws with repetition; a rest is left out of this epoch); groups are
-    drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID samples).
-    The time is proportional to n, but for the logarithm of the number of identities.
+    identities [n]. Each identity's images are shuffled and cut into groups of `instances`
+    (identities with fewer images draw with replacement; a remainder is left out of this epoch);
+    groups are drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID
+    samples). Time: O(n log N) for N identities.
     """
     rng = generator(seed, epoch, 1)
     labels, counts = np.unique(identities, return_counts=True)
@@ -48,7 +48,7 @@ def identity_batches(
 class _Left:
     """The places 0 .. n - 1 that are not removed yet, in order: a Fenwick tree (Fenwick 1994).
 
-    Finding and removing take log2(n) steps; to list what is left for each batch would take n.
+    Finding and removing take log2(n) steps; listing the rest for each batch would take n.
     """
 
     def __init__(self, n: int) -> None:
@@ -56,7 +56,7 @@ class _Left:
         self._sums = [last & -last for last in range(n + 1)]  # each of the places up to `last`
 
     def at(self, rank: int) -> int:
-        """Return the place before which `rank` places are left, and which is left itself."""
+        """Return the remaining place that has `rank` remaining places before it."""
         place, step = 0, 1 << len(self._sums).bit_length()
         while step := step >> 1:
             if place + step < len(self._sums) and self._sums[place + step] <= rank:
@@ -65,7 +65,7 @@ class _Left:
         return place
 
     def remove(self, place: int) -> None:
-        """Remove a place that is left."""
+        """Remove a remaining place."""
         self.count -= 1
         last = place + 1
         while last < len(self._sums):

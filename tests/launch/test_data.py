@@ -114,7 +114,7 @@ def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: 
     assert out.endswith("all 24 images decode\n")
     status, _, err = run(*split)
     assert status == 1
-    assert "is there already" in err
+    assert "exists already" in err
     status, _, err = run("split", "--root", tmp_path / "own", "--out", "/proc/nope/x.csv")
     assert status == 1
     assert err.startswith("error: /proc/nope/x.csv: cannot be written: ")

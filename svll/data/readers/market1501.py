@@ -1,6 +1,6 @@
-"""Market-1501, and its folder layout, which others have taken over.
+"""Market-1501, and its folder layout, which other datasets share.
 
-The identity and camera of an image stand in its name: 0002_c1s1_000451_03.jpg.
+An image's name gives its identity and camera: 0002_c1s1_000451_03.jpg.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from svll.data.readers.common import (
 )
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-EXAMPLE = "0002_c1s1_000451_00.jpg"
 
 BENCHMARK = Benchmark(
     name="market1501",
@@ -38,44 +37,23 @@ OWN = Benchmark(
 )
 
 
-def load(root: str | Path) -> Dataset:
-    """Read Market-1501 from `root`, or from the folder below it that the download unpacks to.
-
-    Junk images (identity -1) are left out; distractors (0000) stay in the gallery. Other numbers
-    than the published ones are a warning: some people have subsets. Raises UserError when there is
-    no such dataset, or images are named otherwise.
-    """
-    return load_layout(root, BENCHMARK)
-
-
-def load_folder(root: str | Path) -> Dataset:
-    """Read anybody's dataset in Market-1501's layout, whatever its numbers."""
-    return load_layout(root, OWN)
-
-
-def load_layout(
-    root: str | Path,
-    benchmark: Benchmark,
-    *,
-    parts: Mapping[str, str] = FOLDERS,
+def load(
+    root: str | Path, benchmark: Benchmark = BENCHMARK, *, parts: Mapping[str, str] = FOLDERS,
     views: Mapping[str, int] | None = None,
-    example: str = EXAMPLE,
 ) -> Dataset:
-    """Read a benchmark whose `parts`, one folder each, hold images named by identity and camera.
+    """Read a benchmark from `root`, or from a usual folder below it.
 
-    `views` gives the side seen, by "folder/name".
+    Its `parts`, one folder each, hold images whose names begin with identity and camera; `views`
+    gives the visible side by "folder/name". Junk images (identity -1) are left out; distractors
+    (0000) stay in the gallery. Numbers that differ from the published ones are a warning. Raises
+    UserError when there is no such dataset, or an image has another kind of name.
     """
     folder = find(root, benchmark, list(parts.values()))
     folders = {part: folder / below for part, below in parts.items()}
-    read, first_camera = read_named(folders, views=views, example=example)
+    read, first_camera = read_named(folders, views or {}, example=benchmark.example)
     dataset = Dataset(
         benchmark.name, "cross_camera", read["train"], read["query"], read["gallery"],
         first_camera=first_camera,
     )
     warn_of_counts(dataset, benchmark, folder)
     return dataset
-
-
-def read_layout(root: str | Path, *, name: str, views: Mapping[str, int] | None = None) -> Dataset:
-    """Read any dataset in Market-1501's layout under a name of its own; see `load_layout`."""
-    return load_layout(root, Benchmark(name, OWN.title, OWN.folders, OWN.source), views=views)

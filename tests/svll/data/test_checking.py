@@ -7,7 +7,7 @@ import numpy as np
 
 from svll.base.records import Dataset, Records, Row
 from svll.data import benchmarks, checking
-from svll.data.checking import Part, notes
+from svll.data.checking import PartCounts, notes
 from tests.svll.data import trees
 
 NUMBERS = count()
@@ -87,15 +87,15 @@ def test_identities_of_a_single_image_are_counted() -> None:
 def test_parts_are_counted_beside_what_is_published(tmp_path: Path) -> None:
     tree = trees.veri776(tmp_path)
     dataset = benchmarks.load_benchmark("veri776", tree.root)
-    found = checking.count(dataset, benchmarks.describe("veri776"))
+    found = checking.part_counts(dataset, benchmarks.describe("veri776"))
     assert found == [
-        Part("train", 2, 4, 4, (576, 37_778)),
-        Part("query", 2, 2, 2, (200, 1_678)),
-        Part("gallery", 2, 3, 3, (200, 11_579)),
+        PartCounts("train", 2, 4, 4, (576, 37_778)),
+        PartCounts("query", 2, 2, 2, (200, 1_678)),
+        PartCounts("gallery", 2, 3, 3, (200, 11_579)),
     ]
     trees.vehicleid(tmp_path)
     dataset = benchmarks.load_benchmark("vehicleid", tmp_path)
-    assert checking.count(dataset, benchmarks.describe("vehicleid")) == [
-        Part("train", 2, 4, 1, (13_164, 113_346)), Part("test", 2, 5, 1, (800, None)),
+    assert checking.part_counts(dataset, benchmarks.describe("vehicleid")) == [
+        PartCounts("train", 2, 4, 1, (13_164, 113_346)), PartCounts("test", 2, 5, 1, (800, None)),
     ]  # fmt: skip
-    assert [part.published for part in checking.count(dataset, None)] == [None, None]
+    assert [part.published for part in checking.part_counts(dataset, None)] == [None, None]

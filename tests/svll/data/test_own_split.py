@@ -1,4 +1,4 @@
-"""A split of one's own images: no identity on two sides, and every query can be found again."""
+"""A split of one's own images: no identity on two sides, and every query can be matched."""
 
 import logging
 import random
@@ -88,7 +88,7 @@ def test_identities_that_cannot_be_found_again_go_to_training(
     with caplog.at_level(logging.INFO):
         parts = by_part(split([*alone, *people(6, 2)], Options(test=0.75, validation=0)))
     assert {"a", "zz"} == parts["train"]
-    assert "2 identities that cannot be found again go to training" in caplog.text
+    assert "2 identities that cannot be matched go to training" in caplog.text
     one_camera = [Entry("/d/x.jpg", "a", "c1"), Entry("/d/y.jpg", "a", "c1")]
     for seed in range(5):
         found = split([*one_camera, *people(6, 4, 2)], Options(validation=0, seed=seed))
@@ -209,7 +209,7 @@ def test_folders_that_are_one_number_are_an_error(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_split(tmp_path, tmp_path / "out.csv", NO_VALIDATION)
     assert (tmp_path / "out.csv").read_text() == "mine"
 
@@ -225,14 +225,14 @@ def test_any_number_of_identities_from_four_on_is_split_by_default(
     with caplog.at_level(logging.INFO):
         found = by_part(split(people(identities, 3), Options()))
     assert tuple(len(found[part]) for part in ("train", "validation", "query")) == parts
-    assert ("none is held back for validation" in caplog.text) == (parts[1] == 0)
+    assert ("none is held out for validation" in caplog.text) == (parts[1] == 0)
 
 
 def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
     alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(8)]
     found = by_part(split([*people(3, 3), *alone], Options()))
     assert (len(found["query"]), len(found["train"])) == (3, 8)
-    with pytest.raises(UserError, match="1 of 9 identities can be found again: two images are"):
+    with pytest.raises(UserError, match="1 of 9 identities can be matched: two images are"):
         split([*people(1, 3), *alone], Options())
 
 
@@ -241,20 +241,20 @@ def test_why_none_is_held_back_is_said(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.INFO):
         split([*people(8, 3), *alone], Options())
         split(people(12, 3), Options())
-    told = [message for message in caplog.messages if "none is held back" in message]
+    told = [message for message in caplog.messages if "none is held out" in message]
     assert told == [
-        "0 identities beside those tested can be found again, and validation needs 2: none is held "
-        "back for validation",
-        "6 identities are left for training, so none is held back for validation",
+        "0 identities beside those tested can be matched, and validation needs 2: none is held "
+        "out for validation",
+        "6 identities are left for training, so none is held out for validation",
     ]
 
 
 def test_too_few_identities_are_an_error_with_the_numbers() -> None:
     with pytest.raises(UserError, match=r"of 3 identities 1 .*, so at least 4 identities are need"):
         split(people(3, 3), Options())
-    with pytest.raises(UserError, match=r"of 12 identities 5 .*, 1 held back .*; leave out --test"):
+    with pytest.raises(UserError, match=r"of 12 identities 5 .*, 1 held out .*; leave out --test"):
         split(people(12, 3), Options(validation=0.1))
-    with pytest.raises(UserError, match=r"5 tested, and only 4 can be found again \(two images\)"):
+    with pytest.raises(UserError, match=r"5 tested, and only 4 can be matched \(two images\)"):
         split([*people(4, 3), *[Entry(f"/d/{i}.jpg", f"x{i}") for i in range(4)]],
               Options(test=0.6, validation=0))  # fmt: skip
 

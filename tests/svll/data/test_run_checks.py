@@ -11,7 +11,7 @@ from harness.config.sources import Setting
 from svll.base.records import Dataset, Records, Row
 from svll.config import Config
 from svll.data.datasets import Datasets
-from svll.data.run_checks import check_matches, tell_side_information
+from svll.data.run_checks import check_matches, log_side_information
 from svll.data.splits import split
 
 Images = list[tuple[int, int]]
@@ -82,7 +82,7 @@ def test_training_images_without_a_known_camera_are_counted(
     splits = split(Datasets((known, unknown), (known,)), validation=0.0, seed=1)
     model = build(Config, [Setting("model.sie", "camera", "test")]).model
     with caplog.at_level(logging.WARNING):
-        tell_side_information(splits, model)
+        log_side_information(splits, model)
     assert [record.getMessage() for record in caplog.records] == [
         "list: 3 training images have no known camera: their side information is none "
         "(model.sie_unseen=none)"

@@ -41,7 +41,7 @@ def of(*datasets: Dataset) -> Datasets:
 
 
 def parts(found: Splits) -> tuple[set[int], set[int]]:
-    """Identities that are trained on, and those held back."""
+    """Identities that are trained on, and those held out."""
     return set(found.train.identities.tolist()), set(found.validation.gallery.identities.tolist())
 
 
@@ -155,7 +155,7 @@ def test_a_part_of_fewer_than_two_identities_is_refused(share: float, held: int,
         split(of(dataset()), validation=share, seed=1)
     message = str(caught.value)
     assert message.startswith(f"data.validation={share}: of 12 training identities")
-    assert f"{held} would be held back and {left} trained on" in message
+    assert f"{held} would be held out and {left} trained on" in message
     words = re.search(r"; add data\.validation=0 or data\.validation=(0\.\d+)$", message)
     assert words is not None
     assert len(parts(split(of(dataset()), validation=float(words[1]), seed=1))[1]) == 2
@@ -297,7 +297,7 @@ def test_a_validation_part_of_the_datasets_own_is_used_whatever_share_is_asked_f
             assert found.validation.gallery.paths == own.paths
     assert [record.getMessage() for record in caplog.records] == [
         f"list has a validation part of 4 images, which is used: data.validation={share} holds no "
-        "identities back" for share in (0.5, 0.01)
+        "identities out" for share in (0.5, 0.01)
     ]
 
 
