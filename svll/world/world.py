@@ -29,18 +29,8 @@ from harness.base.files import read_json, write_json, write_text
 from harness.base.machine import usable_cores
 from svll.data.readers.drawn_world import VIEWS
 from svll.data.readers.market1501 import FOLDERS as PARTS
-from svll.world import persons, vehicles
-from svll.world.drawing import (
-    SUPERSAMPLE,
-    Canvas,
-    Figure,
-    Stream,
-    camera_of,
-    generator,
-    occlude,
-    photograph,
-    scene,
-)
+from svll.world import drawing, persons, vehicles
+from svll.world.drawing import SUPERSAMPLE, Canvas, Figure, Stream, camera_of, generator
 from svll.world.person_painter import PersonFigure
 from svll.world.vehicle_painter import VehicleFigure
 
@@ -174,12 +164,12 @@ def render(
     """Return one picture, uint8 [H, W, 3], of `size` (H, W) or else the world's."""
     height, width = size or (world.height, world.width)
     rng = generator(world.seed, Stream.SCENE, camera, shot, identity)
-    image = scene(world.seed, camera, _canvas_size(world), rng)
+    image = drawing.scene(world.seed, camera, _canvas_size(world), rng)
     _figure(world, identity, camera, shot).paint(image)
     if is_occluded(world, identity, camera, shot):
         _occlude(world, image, identity, camera, shot)
     rng = generator(world.seed, Stream.EXPOSURE, identity, camera, shot)
-    return photograph(image, camera_of(world.seed, camera), (width, height), rng)
+    return drawing.photograph(image, camera_of(world.seed, camera), (width, height), rng)
 
 
 def is_occluded(world: World, identity: int, camera: int, shot: int) -> bool:
@@ -209,12 +199,12 @@ def vocabulary() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _person(seed: int, identity: int) -> persons.Person:
-    return persons.draw_person(generator(seed, Stream.IDENTITY, identity))
+    return persons.Person(generator(seed, Stream.IDENTITY, identity))
 
 
 @lru_cache(maxsize=4096)
 def _vehicle(seed: int, identity: int) -> vehicles.Vehicle:
-    return vehicles.draw_vehicle(generator(seed, Stream.IDENTITY, identity))
+    return vehicles.Vehicle(generator(seed, Stream.IDENTITY, identity))
 
 
 def _canvas_size(world: World) -> tuple[int, int]:
@@ -233,7 +223,7 @@ def _occlude(world: World, image: Image.Image, identity: int, camera: int, shot:
     """Draw an object, or in a quarter of the cases another figure, in front of the figure."""
     rng = generator(world.seed, Stream.OCCLUDER, identity, camera, shot, 1)
     if rng.random() >= 0.25:
-        occlude(Canvas(image), rng)
+        drawing.occlude(Canvas(image), rng)
         return
     aside = rng.uniform(0.35, 0.55) * (1 if rng.random() < 0.5 else -1)
     passer_by = _PASSERS_BY + int(rng.integers(0, 10_000))
