@@ -11,16 +11,12 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from svll.world.drawing import Camera, Canvas, Point, shaded
+from svll.world.drawing import Camera, Canvas, Colour, Point, shaded
 from svll.world.persons import Emblem, Garment, Person, describe
 
 
 def _mixed(a: Point, share_a: float, b: Point, share_b: float) -> Point:
     return a[0] * share_a + b[0] * share_b, a[1] * share_a + b[1] * share_b
-
-
-def _rectangle(x: float, y: float, rx: float, ry: float) -> list[Point]:
-    return [(x - rx, y - ry), (x + rx, y - ry), (x + rx, y + ry), (x - rx, y + ry)]
 
 
 class PersonFigure:
@@ -51,7 +47,7 @@ class PersonFigure:
         self.waist = math.hypot(body.hip * self.cos, body.depth * 0.9 * self.sin)
 
     def describe(self, rng: np.random.Generator) -> str:
-        """Return a sentence about what can be seen; its wording varies with the random numbers."""
+        """Return a caption; its wording varies with the random numbers."""
         return describe(rng, self.person, self.yaw)
 
     def paint(self, image: Image.Image) -> None:
@@ -87,6 +83,9 @@ class PersonFigure:
     def _px(self, length: float) -> float:
         return length * self.tall
 
+    def _line(self, width: float, colour: Colour, *points: tuple[float, float, float]) -> None:
+        self.canvas.limb([self._at(*point) for point in points], self._px(width), colour)
+
     def _clothe(self, garment: Garment, outline: Sequence[Point]) -> None:
         """Fill the area between an outline (x, z) and its mirror image with a garment's fabric."""
         left = [self._flat(-x, z) for x, z in outline]
@@ -121,7 +120,10 @@ class PersonFigure:
         if lower.kind == "trousers":
             self._sleeve(lower, [hip, knee, foot], self._px(body.leg), far)
             if self.person.side_stripe and self._depth(side, 0) > -0.6:
-                self._side_stripe(side, stride)
+                r = side * (body.hip * 0.5 + body.leg * 0.42)
+                middle = (r, stride * 0.6 + 0.015, body.crotch * 0.52)
+                line = ((r, 0, body.crotch + 0.02), middle, (r, stride, 0.06))
+                self._line(0.016, lower.fabric.second, *line)
         elif lower.kind == "shorts":
             self._sleeve(lower, [hip, knee], self._px(body.leg * 1.12), far)
         shoe = shaded(self.person.shoes, far)
@@ -129,19 +131,9 @@ class PersonFigure:
             self.canvas.limb([_mixed(foot, 0.6, knee, 0.4), foot], self._px(body.leg * 0.95), shoe)
         self.canvas.limb([foot, toe], self._px(body.leg * 0.78), shoe)
 
-    def _side_stripe(self, side: int, stride: float) -> None:
-        r = side * (self.body.hip * 0.5 + self.body.leg * 0.42)
-        line = [
-            self._at(r, 0, self.body.crotch + 0.02),
-            self._at(r, stride * 0.6 + 0.015, self.body.crotch * 0.52),
-            self._at(r, stride, 0.06),
-        ]
-        self.canvas.limb(line, self._px(0.016), self.person.lower.fabric.second)
-
     def _skirt(self) -> None:
-        crotch = self.body.crotch
-        outline = ((self.waist, crotch + 0.08), (self.waist + 0.045, crotch * 0.55))
-        self._clothe(self.person.lower, outline)
+        top, hem = self.body.crotch + 0.08, self.body.crotch * 0.55
+        self._clothe(self.person.lower, ((self.waist, top), (self.waist + 0.045, hem)))
 
     def _torso(self) -> None:
         body, person, waist = self.body, self.person, self.waist
@@ -173,15 +165,12 @@ class PersonFigure:
             self._emblem(person.back, -depth * 0.95, 1.6)
         if person.bag == "backpack" and facing:
             for r in (-0.065, 0.065):
-                strap = [self._at(r, depth * 0.8, 0.83), self._at(r * 1.15, depth * 0.8, 0.64)]
-                self.canvas.limb(strap, self._px(0.022), person.bag_colour)
+                strap = ((r, depth * 0.8, 0.83), (r * 1.15, depth * 0.8, 0.64))
+                self._line(0.022, person.bag_colour, *strap)
         if person.bag == "satchel":
-            over = 1.0 if facing else -1.0
-            strap = [
-                self._at(-person.bag_side * 0.07, over * depth * 0.8, 0.835),
-                self._at(person.bag_side * self.body.hip, over * depth * 0.6, 0.56),
-            ]
-            self.canvas.limb(strap, self._px(0.016), shaded(person.bag_colour, 0.8))
+            f, side = depth if facing else -depth, person.bag_side
+            strap = ((-side * 0.07, f * 0.8, 0.835), (side * self.body.hip, f * 0.6, 0.56))
+            self._line(0.016, shaded(person.bag_colour, 0.8), *strap)
 
     def _emblem(self, emblem: Emblem, f: float, grow: float) -> None:
         size = emblem.size * grow
@@ -189,16 +178,16 @@ class PersonFigure:
         rx, ry = self._px(size * abs(self.cos)), self._px(size)
         if emblem.kind == "disc":
             self.canvas.disc((x, y), rx, ry, emblem.colour)
-        elif emblem.kind == "square":
-            self.canvas.polygon(_rectangle(x, y, rx, ry), emblem.colour)
         elif emblem.kind == "triangle":
             self.canvas.polygon([(x, y - ry), (x + rx, y + ry), (x - rx, y + ry)], emblem.colour)
         elif emblem.kind == "cross":
             thick = self._px(size * 0.5)
             self.canvas.limb([(x - rx, y), (x + rx, y)], thick, emblem.colour)
             self.canvas.limb([(x, y - ry), (x, y + ry)], thick, emblem.colour)
-        elif emblem.kind == "bar":
-            self.canvas.polygon(_rectangle(x, y, 1.8 * rx, ry / 3), emblem.colour)
+        elif emblem.kind:
+            wide, tall = (1.8 * rx, ry / 3) if emblem.kind == "bar" else (rx, ry)
+            corners = ((-wide, -tall), (wide, -tall), (wide, tall), (-wide, tall))
+            self.canvas.polygon([(x + dx, y + dy) for dx, dy in corners], emblem.colour)
 
     def _arm(self, side: int) -> None:
         body, upper = self.body, self.person.upper
@@ -236,12 +225,11 @@ class PersonFigure:
         x, y = face[0] + fx * 0.35 * self.sin, face[1]
         if person.beard:
             self.canvas.disc((x, y + ry * 0.55), fx * 0.75, ry * 0.3, person.hair_colour)
+        iris, glass = (0.13, 0.09, (30, 24, 24)), (0.38, 0.2, (20, 20, 24))
+        wide, high, dark = glass if person.glasses else iris
         for side in (-1, 1):
             eye = (x + side * fx * 0.42 * max(self.cos, 0.15), y - ry * 0.1)
-            if person.glasses:
-                self.canvas.disc(eye, fx * 0.38, ry * 0.2, (20, 20, 24))
-            else:
-                self.canvas.disc(eye, fx * 0.13, ry * 0.09, (30, 24, 24))
+            self.canvas.disc(eye, fx * wide, ry * high, dark)
 
     def _hat(self, centre: Point, rx: float, ry: float) -> None:
         colour, kind = self.person.hat_colour, self.person.hat
@@ -250,11 +238,10 @@ class PersonFigure:
         self.canvas.pen.pieslice(top, 180, 360, fill=colour)
         brim = y - ry * 0.25
         if kind == "cap":
-            tip = self.sin * rx * 1.9 + self.cos * 0.01
-            ends = [(x - rx * 0.7 * max(self.cos, 0), brim), (x + tip, brim + ry * 0.1)]
+            tip, end = self.sin * rx * 1.9 + self.cos * 0.01, rx * 0.7 * max(self.cos, 0)
             if self.cos > -0.4:
-                ends.append((x + rx * 0.7 * max(self.cos, 0), brim))
-                self.canvas.limb(ends, ry * 0.24, shaded(colour, 0.7))
+                peak = [(x - end, brim), (x + tip, brim + ry * 0.1), (x + end, brim)]
+                self.canvas.limb(peak, ry * 0.24, shaded(colour, 0.7))
         elif kind == "hat":
             self.canvas.disc((x, brim), rx * 1.9, ry * 0.24, shaded(colour, 0.85))
         else:
@@ -263,10 +250,8 @@ class PersonFigure:
             self.canvas.disc((x, y - ry * 1.28), rx * 0.3, ry * 0.24, shaded(colour, 1.2))
 
     def _long_hair(self) -> None:
-        size = self.body.head
-        top, end = self._at(0, -0.005, 0.93), self._at(0, -0.03, 0.79)
-        wide = self._px(size * (1.7 if abs(self.cos) > 0.5 else 1.2))
-        self.canvas.limb([top, end], wide, shaded(self.person.hair_colour, 0.9))
+        wide = self.body.head * (1.7 if abs(self.cos) > 0.5 else 1.2)
+        self._line(wide, shaded(self.person.hair_colour, 0.9), (0, -0.005, 0.93), (0, -0.03, 0.79))
 
     def _bag(self) -> tuple[float, Callable[[], None]]:
         """Return the bag's depth and the stroke that draws it."""

@@ -50,7 +50,7 @@ class VehicleFigure:
         self.y = height * (0.5 + rng.normal(0.0, 0.03)) + tall * self.up * self.unit / 2
 
     def describe(self, rng: np.random.Generator) -> str:
-        """Return a sentence about what can be seen; its wording varies with the random numbers."""
+        """Return a caption; its wording varies with the random numbers."""
         return describe(rng, self.vehicle, self.yaw)
 
     def paint(self, image: Image.Image) -> None:
