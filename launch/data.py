@@ -18,7 +18,7 @@ from svll.base.protocols import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
     from svll.base.records import Dataset
-    from svll.data.checking import CheckResult, PartCounts
+    from svll.data.checking import PartCounts
 
 SHOWN = 100
 """How many broken images are named; the others are counted."""
@@ -54,18 +54,28 @@ def check(
     from svll.data import checking
 
     result = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
-    published = result.published_cameras
+    dataset, benchmark, faults = result.dataset, result.benchmark, result.faults
+    published = benchmark.published if benchmark else None
     typer.echo("\n".join([
-        f"{result.dataset}: {result.protocol} ({PROTOCOLS[result.protocol]})",
+        f"{dataset.title}: {dataset.protocol} ({PROTOCOLS[dataset.protocol]})",
         f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published",
-        *map(_row, result.parts),
-        f"cameras      {result.cameras}" + (f", published {published}" if published else ""),
-        f"fingerprint  {result.fingerprint}",
+        *map(_row, checking.part_counts(dataset, benchmark)),
+        f"cameras      {checking.cameras(dataset.parts().values())}"
+        + (f", published {published.cameras}" if published else ""),
+        f"fingerprint  {dataset.fingerprint}",
         *([f"content      {result.content_hash}"] if result.content_hash else []),
-        *(f"note: {note}" for note in result.notes),
-        _verdict(result),
+        *(f"note: {note}" for note in checking.notes(dataset)),
     ]))
-    return 0 if result.is_sound else 1
+    count = len(dataset.files())
+    if not faults:
+        typer.echo(f"all {count} images decode")
+        return 0
+    typer.echo(f"{len(faults)} of {count} images are missing or broken:")
+    for path, reason in faults[:SHOWN]:
+        typer.echo(f"  {path}: {reason}")
+    if left := len(faults[SHOWN:]):
+        typer.echo(f"  and {left} more")
+    return 1
 
 
 def _row(part: "PartCounts") -> str:
@@ -75,17 +85,6 @@ def _row(part: "PartCounts") -> str:
         return line
     identities, images = part.published
     return f"{line}   {identities} identities" + (f", {images} images" if images else "")
-
-
-def _verdict(result: "CheckResult") -> str:
-    """Return the names of the broken images, or that there is none."""
-    if result.is_sound:
-        return f"all {result.images} images decode"
-    lines = [f"{len(result.faults)} of {result.images} images are missing or broken:"]
-    lines += [f"  {path}: {reason}" for path, reason in result.faults[:SHOWN]]
-    if left := len(result.faults[SHOWN:]):
-        lines.append(f"  and {left} more")
-    return "\n".join(lines)
 
 
 @subcommand(app)

@@ -1,7 +1,7 @@
 """Checks of a dataset: counts, labels, files that do not decode."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,56 +34,33 @@ class PartCounts:
 class CheckResult:
     """What a check of a dataset found."""
 
-    dataset: str
-    protocol: str
-    parts: tuple[PartCounts, ...]
-    cameras: int
-    """Of all parts together."""
-    published_cameras: int | None
-    fingerprint: str
+    dataset: Dataset
+    benchmark: Benchmark | None
     content_hash: str | None
-    notes: tuple[str, ...]
-    """Sentences about labels with surprising effects on training or ranking."""
-    images: int
-    """Number of files that were decoded."""
-    faults: tuple[Fault, ...]
+    faults: list[Fault]
     """Files that are missing or do not decode, sorted by path."""
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether every image exists and decodes; counts may differ from the published ones."""
-        return not self.faults
 
 
 def check(
-    name: str, root: str | Path, *, content: bool = False, threads: int = 0, bar: Bar | None = None
+    name: str, root: str | Path, *, content: bool = False, threads: int = 0, bar: Bar
 ) -> CheckResult:
     """Read a dataset by name and decode all its images, with the decoder that training uses.
 
     `content`: also hash the images' bytes; `threads` 0: one per usable core. Raises UserError when
     the dataset is not found or its lists or names cannot be read.
     """
-    bar = bar or (lambda title: nullcontext(lambda done, total: None))
     dataset = benchmarks.load_benchmark(name, root)
-    known = benchmarks.describe(name)
     content_hash = None
     if content:
         with bar("hashing") as progress:
             content_hash = dataset.content_hash(progress)
-    files = dataset.files()
     with bar("decoding") as progress:
-        faults = decode(files, threads=threads, progress=progress)
-    return CheckResult(
-        dataset=dataset.title, protocol=dataset.protocol,
-        parts=tuple(part_counts(dataset, known)), cameras=cameras(dataset.parts().values()),
-        published_cameras=known.published.cameras if known and known.published else None,
-        fingerprint=dataset.fingerprint, content_hash=content_hash, notes=tuple(notes(dataset)),
-        images=len(files), faults=tuple(faults),
-    )
+        faults = decode(dataset.files(), threads=threads, progress=progress)
+    return CheckResult(dataset, benchmarks.describe(name), content_hash, faults)
 
 
 def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> list[Fault]:
-    """Return (path, reason) of the files that cannot be decoded."""
+    """Return (path, reason) of the files that do not decode, sorted by path."""
     from harness.images.decoding import check_images  # torch and DALI take seconds to import
 
     return check_images(files, threads=threads or len(usable_cores()), progress=progress)
@@ -91,13 +68,15 @@ def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> 
 
 def part_counts(dataset: Dataset, benchmark: Benchmark | None) -> list[PartCounts]:
     """Return the parts' counts; query and gallery count once where they are the same images."""
-    names = {name: name for name in dataset.parts()}
-    if dataset.query is dataset.gallery:
-        names = {"train": "train", "query": "test"}
-    published = benchmark.published if benchmark else None
-    parts = {name: getattr(dataset, name) for name in names}
+    parts, published = dataset.parts(), benchmark.published if benchmark else None
+    is_one_set = dataset.query is dataset.gallery
+    if is_one_set:
+        del parts["gallery"]
     return [
-        PartCounts(names[name], *counts(part), cameras([part]), getattr(published, name, None))
+        PartCounts(
+            "test" if is_one_set and name == "query" else name,
+            *counts(part), cameras([part]), getattr(published, name, None),
+        )
         for name, part in parts.items()
     ]
 

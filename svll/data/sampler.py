@@ -23,7 +23,7 @@ def identity_batches(
     """
     rng = generator(seed, epoch, 1)
     labels, counts = np.unique(identities, return_counts=True)
-    # one sort, not a search per identity: there may be tens of thousands
+    # one sort instead of a search per identity: there may be tens of thousands
     of_label = np.split(np.argsort(identities, kind="stable"), np.cumsum(counts)[:-1])
     per_batch = batch // instances
     groups: list[list[Rows]] = []
@@ -38,7 +38,7 @@ def identity_batches(
     while len(left) >= per_batch:
         chosen = rng.choice(len(left), size=per_batch, replace=False).tolist()
         batches.append(np.concatenate([groups[left[place]].pop() for place in chosen]))
-        # deleting from a list of 131,640 is faster than a tree; listing anew would take minutes
+        # listing the identities anew for each batch would take minutes
         for place in sorted(chosen, reverse=True):
             if not groups[left[place]]:
                 del left[place]
