@@ -95,12 +95,9 @@ class Fabric:
     colour: Colour
     second: Colour
     pattern: str
-    period: float
-    """Length of one repeat, in units of the figure's height."""
-    duty: float
-    """Share of the repeat that has the second colour."""
-    weave: int
-    """0 smooth, 1 ribs across, 2 ribs along, 3 speckled."""
+    period: float  # length of one repeat, in units of the figure's height
+    duty: float  # share of the repeat that has the second colour
+    weave: int  # 0 smooth, 1 ribs across, 2 ribs along, 3 speckled
 
 
 # where the second colour is, by repeats to the right (u) and down (v), and its share (duty)
@@ -186,43 +183,27 @@ class Canvas:
             self.image.paste((0, 0, 0), box, ImageChops.darker(mask, weave))
 
 
-@dataclass(frozen=True)
 class Camera:
-    """How one camera changes every picture."""
+    """How one camera changes every picture; neighbours differ in exposure, sharpness, heading."""
 
-    colour: NDArray[np.float32]
-    """Colour matrix [3, 3]: cast and saturation."""
-    exposure: float
-    gamma: float
-    noise: float
-    """Standard deviation of the noise, in grey levels."""
-    detail: float
-    """Share of the resolution that its lens keeps."""
-    blur: int
-    """Longest motion blur, in pixels."""
-    zoom: float
-    heading: float
-    """Direction in which most figures face, in radians; 0 is towards the camera."""
+    def __init__(self, seed: int, camera: int) -> None:
+        rng, kind = generator(seed, Stream.CAMERA, camera), camera % 6
+        grey = np.full((3, 3), 1 / 3, dtype=np.float32)
+        saturation = rng.uniform(0.7, 1.1)
+        mixed = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
+        gains = np.exp(rng.normal(0.0, 0.05, 3))
+        self.colour = (mixed * (gains / gains.mean())).astype(np.float32)  # [3, 3]
+        self.exposure = (0.85, 1.06, 0.95, 1.15, 0.9, 1.0)[kind] * rng.uniform(0.95, 1.05)
+        self.gamma = rng.uniform(0.88, 1.15)
+        self.noise = rng.uniform(2.0, 9.0)  # standard deviation in grey levels
+        self.detail = (1.0, 0.6, 0.85, 0.7, 1.0, 0.55)[kind]  # share of the resolution kept
+        self.blur = int(rng.integers(1, 4))  # longest motion blur, in pixels
+        self.zoom = rng.uniform(0.88, 1.04)
+        # where most figures face, in radians; 0 is towards the camera
+        self.heading = (0.0, 3.0, 1.2, 0.5, -1.2, 2.4)[kind] + rng.normal(0.0, 0.15)
 
 
-@lru_cache(maxsize=64)
-def camera_of(seed: int, camera: int) -> Camera:
-    """Return a camera of the world; neighbours differ in exposure, sharpness and heading."""
-    rng = generator(seed, Stream.CAMERA, camera)
-    grey = np.full((3, 3), 1 / 3, dtype=np.float32)
-    saturation = rng.uniform(0.7, 1.1)
-    mixed = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
-    gains = np.exp(rng.normal(0.0, 0.05, 3))
-    return Camera(
-        colour=(mixed * (gains / gains.mean())).astype(np.float32),
-        exposure=(0.85, 1.06, 0.95, 1.15, 0.9, 1.0)[camera % 6] * rng.uniform(0.95, 1.05),
-        gamma=rng.uniform(0.88, 1.15),
-        noise=rng.uniform(2.0, 9.0),
-        detail=(1.0, 0.6, 0.85, 0.7, 1.0, 0.55)[camera % 6],
-        blur=int(rng.integers(1, 4)),
-        zoom=rng.uniform(0.88, 1.04),
-        heading=(0.0, 3.0, 1.2, 0.5, -1.2, 2.4)[camera % 6] + rng.normal(0.0, 0.15),
-    )
+camera_of = lru_cache(maxsize=64)(Camera)
 
 
 def scene(seed: int, camera: int, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -324,11 +305,8 @@ def photograph(
 ) -> NDArray[np.uint8]:
     """Return the drawn picture as a camera takes it, uint8 [H, W, 3], `size` being (W, H)."""
     width, height = size
-    if camera.detail < 1:
-        kept = (max(1, round(width * camera.detail)), max(1, round(height * camera.detail)))
-        image = image.resize(kept, Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
-    else:
-        image = image.resize(size, Image.Resampling.BOX)
+    kept = (max(1, round(width * camera.detail)), max(1, round(height * camera.detail)))
+    image = image.resize(kept, Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
     sharp = np.asarray(image, dtype=np.float32) / np.float32(255)
     pixels = _motion_blurred(sharp, int(rng.integers(1, camera.blur + 1)))
     pixels = np.maximum(pixels @ camera.colour, 0.0)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
 _NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,9})(?!\d)", re.ASCII)
 
 log = logging.getLogger(__name__)
+_Item = TypeVar("_Item", bound=Any)
 
 
 class Counts(NamedTuple):
@@ -224,14 +225,6 @@ def parse_name(name: str) -> tuple[int, int] | None:
     """Return the identity and camera at the start of a name like 0002_c1s1_000451_00.jpg."""
     match = _NAME.match(name)
     return (int(match[1]), int(match[2])) if match else None
-
-
-class _Identified(Protocol):
-    @property
-    def identity(self) -> int | str: ...
-
-
-_Item = TypeVar("_Item", bound=_Identified)
 
 
 def without_junk(where: object, items: Iterable[_Item]) -> list[_Item]:

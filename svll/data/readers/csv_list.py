@@ -22,9 +22,6 @@ from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import PARTS, Dataset, Records, Row
 from svll.data.readers.common import JUNK, is_image, raise_faults, without_junk
 
-REQUIRED = ("path", "identity")
-OPTIONAL = ("camera", "view", "split")
-COLUMNS = REQUIRED + OPTIONAL
 LABELS = ("identity", "camera", "view")
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
@@ -44,6 +41,10 @@ class Entry:
     camera: str | None = None
     view: str | None = None
     split: str | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Entry))
+REQUIRED, OPTIONAL = COLUMNS[:2], COLUMNS[2:]
 
 
 def load(file: str | Path) -> Dataset:
@@ -74,7 +75,7 @@ def read(file: Path) -> list[Entry]:
     """Return a list's images in its order; raises UserError with all faults and their lines."""
     rows = _rows(file)
     if not rows:
-        raise UserError(f"{file} is empty; its first line must be {','.join(COLUMNS[:2])},...")
+        raise UserError(f"{file} is empty; its first line must be {','.join(REQUIRED)},...")
     (_, header), *lines = rows
     _check_header(file, header)
     folder = os.path.abspath(file.parent)
@@ -232,6 +233,3 @@ def _check_parts(file: Path, parts: dict[str, Records]) -> None:
         both = np.intersect1d(parts["train"].identities, parts[name].identities)
         if len(both):
             log.warning("%s: %d identities are in both train and %s", file, len(both), name)
-
-
-assert tuple(field.name for field in fields(Entry)) == COLUMNS
