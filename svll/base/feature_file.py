@@ -97,8 +97,8 @@ def write_features(
     first_camera: the dataset's own number for camera 0. Features that are not in memory are read
     block by block. Raises UserError, with the bytes needed and free, when the disk lacks room.
     """
-    for name, group in groups.items():
-        _assert_fits(name, group)
+    for group in groups.values():
+        assert group.features.dtype in (np.float32, np.float16), group.features.dtype
     with new_file(Path(path), sum(map(_size, groups.values()))) as file:
         for name, group in groups.items():
             part = file.create_group(name)
@@ -202,13 +202,7 @@ def _faults(file: h5py.File, name: str) -> Iterable[str]:
 def _size(group: FeatureGroup) -> int:
     """Estimate a group's bytes: features, three integers per row, paths in a heap."""
     count, width = group.features.shape
+    for labels in (group.identities, group.cameras, group.views, group.paths):
+        assert labels is None or len(labels) == count, group.features.shape
     paths = sum(len(os.fsencode(path)) + 64 for path in group.paths or ())
     return stored_bytes(count, width * group.features.dtype.itemsize) + 26 * count + paths
-
-
-def _assert_fits(name: str, group: FeatureGroup) -> None:
-    shape, dtype = group.features.shape, group.features.dtype
-    assert len(shape) == 2, (name, shape)
-    assert dtype in (np.float32, np.float16), (name, dtype)
-    for labels in (group.identities, group.cameras, group.views, group.paths):
-        assert labels is None or len(labels) == shape[0], (name, shape)

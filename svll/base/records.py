@@ -20,10 +20,7 @@ MISSING = -1
 
 
 def usual_first_camera(dataset: str) -> int | None:
-    """Return a dataset's own number for camera 0 of the records; None if unknown, as of folders.
-
-    Benchmarks number their cameras from 1, VehicleID and lists from 0.
-    """
+    """Return a dataset's own number for camera 0 of the records; None if unknown (folders)."""
     if dataset == "list" or dataset.startswith("vehicleid"):
         return 0
     named = ("synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776")
@@ -80,11 +77,9 @@ class Records:
     def take(self, rows: Sequence[int] | NDArray[Any]) -> "Records":
         """Return the images at `rows` (positions, or a mask [n]), in that order."""
         positions = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
+        paths = tuple(self.paths[position] for position in positions)
         return Records(
-            paths=tuple(self.paths[position] for position in positions),
-            identities=self.identities[positions],
-            cameras=self.cameras[positions],
-            views=self.views[positions],
+            paths, self.identities[positions], self.cameras[positions], self.views[positions]
         )
 
 
@@ -122,12 +117,9 @@ class Dataset:
         return protocol_in_force(asked, self.protocol, self.title, is_one_set=is_one_set)
 
     def side_columns(self, records: Records) -> tuple[str, Int64, Int64 | None]:
-        """Return the arguments of `SideLabels.places` for some of the dataset's images.
-
-        They are its name, the cameras [n] by the dataset's own numbers, and the views [n] or None.
-        """
-        cameras = records.cameras + self.first_camera
-        return self.name, cameras, records.views if self.has_views else None
+        """Return name, cameras [n] and views [n] or None of images, for `SideLabels.places`."""
+        views = records.views if self.has_views else None
+        return self.name, records.cameras + self.first_camera, views
 
     def parts(self) -> dict[str, Records]:
         """Return the parts that have images, by name."""
@@ -165,8 +157,7 @@ class Dataset:
 
         A missing file counts by its name. `progress(done, total)` is called after each file.
         """
-        digest = hashlib.sha256()
-        names = self.names()
+        digest, names = hashlib.sha256(), self.names()
         for done, (path, name) in enumerate(names.items(), start=1):
             digest.update(os.fsencode(f"{name}\t{file_size(path)}\n"))
             if os.path.isfile(path):

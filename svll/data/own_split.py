@@ -202,7 +202,12 @@ def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool)
         raise UserError(f"{len(fit)} of {len(identities)} identities can be matched: {two} "
                         "are needed, of 2 identities")
     if test < 2 or train < 2 or (options.validation and validation < 2):
-        raise UserError(f"{wanted}; each part needs at least 2{_advice(len(identities), options)}")
+        advice = "; leave out --test and --validation, or change them"
+        if options.test is None and options.validation is None:
+            advice = ""
+        if len(identities) < 4:
+            advice = ", so at least 4 identities are needed"
+        raise UserError(f"{wanted}; each part needs at least 2{advice}")
     if len(fit) < test + validation:
         raise UserError(
             f"{wanted}, and only {len(fit)} can be matched (two images"
@@ -226,21 +231,14 @@ def _counts(identities: int, fit: int, options: Options) -> tuple[int, int]:
     if options.validation is not None:
         return test, round(options.validation * left)
     validation = min(max(2, round(0.1 * left)), fit - test)
-    if fit - test < 2:
-        log.info("%d identities beside those tested can be matched, and validation needs 2: "
-                 "none is held out for validation", max(0, fit - test))
-        return test, 0
-    if left - validation < LEAST_TRAINED:
-        log.info("%d identities are left for training, so none is held out for validation", left)
-        return test, 0
-    return test, validation
-
-
-def _advice(identities: int, options: Options) -> str:
-    if identities < 4:
-        return ", so at least 4 identities are needed"
-    is_default = options.test is None and options.validation is None
-    return "" if is_default else "; leave out --test and --validation, or change them"
+    if validation < 2:
+        reason = f"besides the tested ones {max(0, fit - test)} can be matched, 2 are needed"
+    elif left - validation < LEAST_TRAINED:
+        reason = f"{left} are left for training"
+    else:
+        return test, validation
+    log.info("no identities are held out for validation: %s", reason)
+    return test, 0
 
 
 def _per_camera(images: Sequence[Entry]) -> list[Entry]:

@@ -58,8 +58,7 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
     room or cannot be written.
     """
     for dataset in datasets:
-        folder = staged_folder(dataset, place)
-        targets = _targets(dataset, folder)
+        targets, folder = _targets(dataset, place), staged_folder(dataset, place)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -74,14 +73,11 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
 
 def staged_paths(datasets: Iterable[Dataset], place: str) -> dict[str, str]:
     """Return the path of each image's copy, by its original path."""
-    return {
-        path: str(target) for dataset in datasets
-        for path, target in _targets(dataset, staged_folder(dataset, place)).items()
-    }
+    copies = (copy for dataset in datasets for copy in _targets(dataset, place).items())
+    return {path: str(target) for path, target in copies}
 
 
-def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """Return the path of each image's copy below `folder`, by its original path."""
+def _targets(dataset: Dataset, place: str) -> dict[str, Path]:
     names = dataset.names()
     outside = [name for name in names.values() if ".." in name.split("/") or name.startswith("/")]
     if outside or len(set(names.values())) < len(names):
@@ -89,6 +85,7 @@ def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
             f"data.stage: {dataset.name} has images that cannot be copied below one folder "
             f"({', '.join(outside[:1]) or 'two have one name'}); set data.stage=null"
         )
+    folder = staged_folder(dataset, place)
     return {path: folder / name for path, name in names.items()}
 
 
@@ -147,13 +144,11 @@ def _copy(dataset: Dataset, missing: Mapping[str, Path], folder: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(_copy_one, missing.items()):
-            pass
+        list(threads.map(_copy_one, missing, missing.values()))
     log.info("copied in %.1f s", time.perf_counter() - started)
 
 
-def _copy_one(pair: tuple[str, Path]) -> None:
-    source, target = pair
-    private = target.with_name(f".{target.name}.part")  # whoever copies holds the lock
+def _copy_one(source: str, target: Path) -> None:
+    private = target.with_name(f".{target.name}.part")  # the lock makes this name safe
     shutil.copyfile(source, private)
     os.replace(private, target)

@@ -65,9 +65,8 @@ class World:
     query_occlusion: float | None = None
     """Share of the occluded queries; None: as `occlusion`."""
     height: int = 0
-    """Of an image file, in pixels, plus or minus a tenth; 0: 96 for persons, 80 for vehicles."""
     width: int = 0
-    """As `height`; 0: 48 for persons, 80 for vehicles."""
+    """Pixels of an image file, plus or minus a tenth; 0: 96 x 48 for persons, 80 x 80 vehicles."""
     first_identity: int = 0
     """Identities begin after this one: worlds with disjoint ranges share no identity."""
 
@@ -267,10 +266,7 @@ def _signature(world: World) -> dict[str, Any]:
 
 
 def _is_whole(root: Path, world: World) -> bool:
-    """Tell whether `root` holds the world with all its images.
-
-    Raises UserError if it holds anything else.
-    """
+    """Tell whether `root` holds all images of the world; UserError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / MARKER

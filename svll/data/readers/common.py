@@ -153,10 +153,7 @@ def log_skipped(where: object, skipped: Iterable[str]) -> None:
 
 
 def _skipped_text(names: Iterable[str]) -> str:
-    """Return a sentence on files by their endings and on folders; empty where there are none.
-
-    Files that an operating system made do not count.
-    """
+    """Return a sentence on files, by their endings, and folders; empty where there are none."""
     names = [name for name in names if not is_left_by_a_system(name.rstrip("/"))]
     folders = [name for name in names if name.endswith("/")]
     endings = Counter(

@@ -225,7 +225,7 @@ def test_any_number_of_identities_from_four_on_is_split_by_default(
     with caplog.at_level(logging.INFO):
         found = by_part(split(people(identities, 3), Options()))
     assert tuple(len(found[part]) for part in ("train", "validation", "query")) == parts
-    assert ("none is held out for validation" in caplog.text) == (parts[1] == 0)
+    assert ("no identities are held out for validation" in caplog.text) == (parts[1] == 0)
 
 
 def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
@@ -236,16 +236,15 @@ def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
         split([*people(1, 3), *alone], Options())
 
 
-def test_why_none_is_held_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_why_no_identities_are_held_out(caplog: pytest.LogCaptureFixture) -> None:
     alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(20)]
     with caplog.at_level(logging.INFO):
         split([*people(8, 3), *alone], Options())
         split(people(12, 3), Options())
-    told = [message for message in caplog.messages if "none is held out" in message]
-    assert told == [
-        "0 identities beside those tested can be matched, and validation needs 2: none is held "
-        "out for validation",
-        "6 identities are left for training, so none is held out for validation",
+    assert [message for message in caplog.messages if "held out" in message] == [
+        "no identities are held out for validation: besides the tested ones 0 can be matched, "
+        "2 are needed",
+        "no identities are held out for validation: 6 are left for training",
     ]
 
 
