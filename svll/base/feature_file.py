@@ -27,15 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.hdf5 import (
-    check_attributes,
-    new_file,
-    open_file,
-    put_column,
-    put_paths,
-    stored_bytes,
-    told,
-)
+from harness.features import hdf5
 from harness.features.rows import SUMS, StoredRows, put_features
 
 FORMAT, VERSION = "svll-features", 1
@@ -99,16 +91,16 @@ def write_features(
     """
     for group in groups.values():
         assert group.features.dtype in (np.float32, np.float16), group.features.dtype
-    with new_file(Path(path), sum(map(_size, groups.values()))) as file:
+    with hdf5.new_file(Path(path), sum(map(_size, groups.values()))) as file:
         for name, group in groups.items():
             part = file.create_group(name)
             put_features(part, group.features)
             columns = {"identity": group.identities, "camera": group.cameras, "view": group.views}
             for label, values in columns.items():
                 if values is not None:
-                    put_column(part, label, np.asarray(values, np.int64))
+                    hdf5.put_column(part, label, np.asarray(values, np.int64))
             if group.paths is not None:
-                put_paths(part, group.paths)
+                hdf5.put_paths(part, group.paths)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         file.attrs.update(
             format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created,
@@ -139,8 +131,8 @@ def open_features(
     """
     path = Path(path)
     with ExitStack() as stack:
-        with told(path):
-            file = stack.enter_context(open_file(path))
+        with hdf5.told(path):
+            file = stack.enter_context(hdf5.open_file(path))
             content = _get_file(path, file, groups, optional)
         yield content
 
@@ -148,7 +140,7 @@ def open_features(
 def _get_file(
     path: Path, file: h5py.File, groups: Sequence[str] | None, optional: Sequence[str]
 ) -> FeatureFile:
-    check_attributes(path, file, FORMAT, VERSION)
+    hdf5.check_attributes(path, file, FORMAT, VERSION)
     names = list(file) if groups is None else list(groups)
     names += [name for name in optional if name in file and name not in names]
     faults = [fault for name in names for fault in _faults(file, name)]
@@ -205,4 +197,4 @@ def _size(group: FeatureGroup) -> int:
     for labels in (group.identities, group.cameras, group.views, group.paths):
         assert labels is None or len(labels) == count, group.features.shape
     paths = sum(len(os.fsencode(path)) + 64 for path in group.paths or ())
-    return stored_bytes(count, width * group.features.dtype.itemsize) + 26 * count + paths
+    return hdf5.stored_bytes(count, width * group.features.dtype.itemsize) + 26 * count + paths

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from svll.base.records import Dataset, Records
+from svll.base.records import Dataset, Int64, Records
 
-Int64 = NDArray[np.int64]
 UNSEEN = -1
 """The place of a camera or view that training did not have."""
 UNNAMED = ""

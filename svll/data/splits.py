@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.base.rng import generator
-from svll.base.records import Dataset, Records
+from svll.base.records import Dataset, Int64, Records
 from svll.data.datasets import Datasets
 from svll.data.side_labels import SideLabels
-
-Int64 = NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 

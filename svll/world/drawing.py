@@ -33,19 +33,10 @@ PALETTE: dict[str, Colour] = {
 }
 EVEN_COLOURS = dict.fromkeys(PALETTE, 1.0)
 
-
-class Stream(IntEnum):
-    """What a sequence of random numbers decides; part of its key, so that streams never meet."""
-
-    IDENTITY = 1
-    CAMERA = 2
-    SCENE = 3
-    SHOT = 4
-    OCCLUDER = 5
-    EXPOSURE = 6
-    PRESENCE = 7
-    WORDS = 8
-    SIZE = 9
+Stream = IntEnum(
+    "Stream", "IDENTITY CAMERA SCENE SHOT OCCLUDER EXPOSURE PRESENCE WORDS SIZE"
+)
+"""What a sequence of random numbers decides; part of its key, so that streams never meet."""
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

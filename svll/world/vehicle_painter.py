@@ -102,8 +102,7 @@ class VehicleFigure:
 
     def _shadow(self) -> None:
         front, rear, half = self.model.front * 1.03, self.model.rear * 1.03, self.half * 1.1
-        corners = ((front, half, 0.0), (front, -half, 0.0), (rear, -half, 0.0), (rear, half, 0.0))
-        self._fill(corners, (34, 34, 36))
+        self._fill([(x, y, 0.0) for x, y in _box(front, rear, half, -half)], (34, 34, 36))
 
     def _panel(self, number: int, start: Point, end: Point) -> None:
         vehicle = self.vehicle
@@ -125,16 +124,16 @@ class VehicleFigure:
         vehicle, model = self.vehicle, self.model
         self._on_flank(model.profile, shaded(vehicle.colour, 0.84))
         if vehicle.kind == "truck":
-            self._on_flank(_box(-3.5, 2.1, 0.8, 2.65), shaded(vehicle.box, 0.84))
+            self._on_flank(_box(2.1, -3.5, 0.8, 2.65), shaded(vehicle.box, 0.84))
         if vehicle.stripe_name:
             low, high = self._belt()
             z = low + (high - low) * vehicle.stripe_z
-            band = _box(model.rear, model.front, z, min(z + vehicle.stripe_width, high))
+            band = _box(model.front, model.rear, z, min(z + vehicle.stripe_width, high))
             self._on_flank(band, vehicle.stripe)
         for window in model.windows:
             self._on_flank(window, vehicle.glass)
         low = model.profile[0][1]
-        sill = _box(model.rear, model.front, low, low + 0.14)
+        sill = _box(model.front, model.rear, low, low + 0.14)
         self._on_flank(sill, shaded(vehicle.bumper, 0.8))
         for sticker in vehicle.stickers:
             if FLANKS.get(sticker.place) == self.nearer:
@@ -183,7 +182,7 @@ class VehicleFigure:
         def draw(outline: Outline, colour: Colour) -> None:
             self._fill([(x, y, z) for y, z in outline], colour)
 
-        draw(_box(-half, half, low, low + 0.3 * tall), shaded(vehicle.bumper, 0.75))
+        draw(_box(half, -half, low, low + 0.3 * tall), shaded(vehicle.bumper, 0.75))
         lamp = (244, 240, 214) if ahead else (186, 30, 30)
         wide, z = vehicle.lights, low + 0.7 * tall
         for side in (-1, 1):
@@ -208,8 +207,8 @@ class VehicleFigure:
         front, rear = max(level), min(level)
         middle, half = (front + rear) / 2, self.half * 0.75
         if vehicle.sunroof:
-            pane = ((0.45, 0.6), (-0.2, 0.6), (-0.2, -0.6), (0.45, -0.6))
-            self._fill([(middle + x, half * y, top) for x, y in pane], vehicle.glass)
+            pane = _box(half * 0.6, -half * 0.6, middle + 0.45, middle - 0.2)
+            self._fill([(x, y, top) for y, x in pane], vehicle.glass)
         if vehicle.rack:
             if vehicle.rack_load is not None:
                 self._case(middle, 0.4 * (front - rear), half * 0.8, top, 0.32, vehicle.rack_load)
@@ -225,14 +224,15 @@ class VehicleFigure:
         """Draw a case of half-length `long` and half-width `half` that stands on `low`."""
         high, ahead, behind = low + tall, x + long, x - long
         end, flank = ahead if self.cos > 0 else behind, self.nearer * half
-        self._fill([(end, y, z) for y, z in _box(-half, half, low, high)], shaded(colour, 0.9))
-        side = [(x, flank, z) for x, z in _box(behind, ahead, low, high)]
-        self._fill(side, shaded(colour, 0.75))
-        self._fill([(x, y, high) for x, y in _box(behind, ahead, -half, half)], colour)
+        face, side = _box(low, high, -half, half), _box(low, high, ahead, behind)
+        self._fill([(end, y, z) for z, y in face], shaded(colour, 0.9))
+        self._fill([(x, flank, z) for z, x in side], shaded(colour, 0.75))
+        self._fill([(x, y, high) for y, x in _box(half, -half, ahead, behind)], colour)
 
 
-def _box(left: float, right: float, low: float, high: float) -> Outline:
-    return (right, low), (right, high), (left, high), (left, low)
+def _box(u: float, other_u: float, v: float, other_v: float) -> Outline:
+    """Return a rectangle; PIL's pixels depend on the order of its corners."""
+    return (u, v), (u, other_v), (other_u, other_v), (other_u, v)
 
 
 def _mark(kind: str, u: float, v: float, size: float) -> Outline:

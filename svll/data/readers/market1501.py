@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from svll.base.records import Dataset
-from svll.data.readers.common import (
-    Benchmark,
-    Counts,
-    Published,
-    find,
-    read_named,
-    warn_of_counts,
-)
+from svll.data.readers import common
+from svll.data.readers.common import Benchmark, Counts, Published
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
@@ -48,12 +42,12 @@ def load(
     (0000) stay in the gallery. Numbers that differ from the published ones are a warning. Raises
     UserError when there is no such dataset, or an image has another kind of name.
     """
-    folder = find(root, benchmark, list(parts.values()))
+    folder = common.find(root, benchmark, list(parts.values()))
     folders = {part: folder / below for part, below in parts.items()}
-    read, first_camera = read_named(folders, views or {}, example=benchmark.example)
+    read, first_camera = common.read_named(folders, views or {}, example=benchmark.example)
     dataset = Dataset(
         benchmark.name, "cross_camera", read["train"], read["query"], read["gallery"],
         first_camera=first_camera,
     )
-    warn_of_counts(dataset, benchmark, folder)
+    common.warn_of_counts(dataset, benchmark, folder)
     return dataset
