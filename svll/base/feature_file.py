@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,25 +29,13 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.features import hdf5
 from harness.features.rows import SUMS, StoredRows, put_features
+from svll.base.records import Records
 
 FORMAT, VERSION = "svll-features", 1
 ATTRIBUTES = ("dataset", "model", "created", "protocol", "key")
 
 Integers = NDArray[np.int64]
 StrPath = str | os.PathLike[str]
-
-
-class Labelled(Protocol):
-    """The labels of n images; a dataset's records fit."""
-
-    @property
-    def identities(self) -> Integers: ...
-    @property
-    def cameras(self) -> Integers: ...
-    @property
-    def views(self) -> Integers | None: ...
-    @property
-    def paths(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +48,10 @@ class FeatureGroup:
     cameras: Integers
     views: Integers | None = None
     paths: Sequence[str] | None = None
+
+
+Labelled = Records | FeatureGroup
+"""Images with labels."""
 
 
 @dataclass(frozen=True, eq=False)

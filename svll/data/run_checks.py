@@ -73,13 +73,11 @@ def log_side_information(splits: Splits, model: Model) -> None:
         log.info("cameras of the training images are unknown: model.sie=%s is %s here",
                  model.sie, kind)
     given = "none" if model.sie_unseen == "none" else "the mean of the others"
+    effect = f"their side information is {given} (model.sie_unseen={model.sie_unseen})"
     for _, records, own in splits.by_dataset(splits.train):
         count = int((splits.places(records, own)[0] == UNSEEN).sum())
         if count and "camera" in kind:
-            log.warning(
-                "%s: %d training images have no known camera: their side information is %s "
-                "(model.sie_unseen=%s)", own.title, count, given, model.sie_unseen,
-            )
+            log.warning("%s: %d training images have no known camera: %s", own.title, count, effect)
     for part in (splits.validation, *splits.tests):
         for records in (part.query, part.gallery):
             camera, view = splits.places(records, part.dataset)
@@ -92,5 +90,4 @@ def log_side_information(splits: Splits, model: Model) -> None:
                 fault = "have no known camera" if has_none else (
                     f"are of {what}s {np.unique(labels).tolist()}, which training does not have"
                 )
-                log.warning("%s: %d images %s: their side information is %s (model.sie_unseen=%s)",
-                            part.name, len(labels), fault, given, model.sie_unseen)
+                log.warning("%s: %d images %s: %s", part.name, len(labels), fault, effect)

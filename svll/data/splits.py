@@ -122,9 +122,7 @@ def _held_out(share: float, identities: int) -> int:
     count = round(share * identities)
     if (count >= 2 or share == 0) and identities - count >= 2:
         return count
-    advice = ""
-    if identities >= 2:
-        advice = "; add data.validation=0"
+    advice = "; add data.validation=0" if identities >= 2 else ""
     if identities >= 4:
         least = next(n for n in range(1, 100) if round(n / 100 * identities) >= 2)
         advice += f" or data.validation={least / 100:g}"

@@ -52,19 +52,23 @@ class PersonFigure:
 
     def paint(self, image: Image.Image) -> None:
         """Draw all parts in the order of their depth."""
-        self.canvas = Canvas(image)
+        self.canvas, person, body = Canvas(image), self.person, self.body
         parts: list[tuple[float, Callable[[], None]]] = [(0.0, self._torso), (0.3, self._head)]
         for side in (-1, 1):
             stride = self.stride * side
-            leg = self._depth(side * self.body.hip / 2, stride) - 0.3
-            arm = self._depth(side * self.body.shoulder, -stride * self.swing)
+            leg = self._depth(side * body.hip / 2, stride) - 0.3
+            arm = self._depth(side * body.shoulder, -stride * self.swing)
             parts.append((leg, partial(self._leg, side)))
             parts.append((arm + 0.02 * abs(self.cos), partial(self._arm, side)))
-        if self.person.lower.kind == "skirt":
-            parts.append((-0.05, self._skirt))
-        if self.person.hair_length == "long":
-            parts.append((self._depth(0, -0.2), self._long_hair))
-        if self.person.bag:
+        if person.lower.kind == "skirt":
+            hem = (self.waist + 0.045, body.crotch * 0.55)
+            skirt = partial(self._clothe, person.lower, ((self.waist, body.crotch + 0.08), hem))
+            parts.append((-0.05, skirt))
+        if person.hair_length == "long":
+            wide = body.head * (1.7 if abs(self.cos) > 0.5 else 1.2)
+            points, colour = ((0, -0.005, 0.93), (0, -0.03, 0.79)), shaded(person.hair_colour, 0.9)
+            parts.append((self._depth(0, -0.2), partial(self._line, wide, colour, *points)))
+        if person.bag:
             parts.append(self._bag())
         for _, stroke in sorted(parts, key=lambda part: part[0]):
             stroke()
@@ -130,10 +134,6 @@ class PersonFigure:
         if self.person.boots:
             self.canvas.limb([_mixed(foot, 0.6, knee, 0.4), foot], self._px(body.leg * 0.95), shoe)
         self.canvas.limb([foot, toe], self._px(body.leg * 0.78), shoe)
-
-    def _skirt(self) -> None:
-        top, hem = self.body.crotch + 0.08, self.body.crotch * 0.55
-        self._clothe(self.person.lower, ((self.waist, top), (self.waist + 0.045, hem)))
 
     def _torso(self) -> None:
         body, person, waist = self.body, self.person, self.waist
@@ -248,10 +248,6 @@ class PersonFigure:
             band = (x - rx * 1.12, brim - ry * 0.16, x + rx * 1.12, brim + ry * 0.14)
             self.canvas.pen.rectangle(band, fill=shaded(colour, 0.75))
             self.canvas.disc((x, y - ry * 1.28), rx * 0.3, ry * 0.24, shaded(colour, 1.2))
-
-    def _long_hair(self) -> None:
-        wide = self.body.head * (1.7 if abs(self.cos) > 0.5 else 1.2)
-        self._line(wide, shaded(self.person.hair_colour, 0.9), (0, -0.005, 0.93), (0, -0.03, 0.79))
 
     def _bag(self) -> tuple[float, Callable[[], None]]:
         """Return the bag's depth and the stroke that draws it."""

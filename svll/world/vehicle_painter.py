@@ -56,7 +56,9 @@ class VehicleFigure:
     def paint(self, image: Image.Image) -> None:
         """Draw the shadow, the wheels behind, the hull and what is fixed to it."""
         self.canvas = Canvas(image)
-        self._shadow()
+        front, rear, half = self.model.front * 1.03, self.model.rear * 1.03, self.half * 1.1
+        shadow = [(x, y, 0.0) for x, y in _box(front, rear, half, -half)]
+        self._fill(shadow, (34, 34, 36))
         self._wheels(-self.nearer)
         faces: list[tuple[float, Callable[[], None]]] = []
         profile = self._stretched(self.model.profile)
@@ -99,10 +101,6 @@ class VehicleFigure:
         ax, bx = ax + (bx - ax) * inset, bx + (ax - bx) * inset
         az, bz = az + (bz - az) * inset, bz + (az - bz) * inset
         self._fill(((ax, half, az), (ax, -half, az), (bx, -half, bz), (bx, half, bz)), colour)
-
-    def _shadow(self) -> None:
-        front, rear, half = self.model.front * 1.03, self.model.rear * 1.03, self.half * 1.1
-        self._fill([(x, y, 0.0) for x, y in _box(front, rear, half, -half)], (34, 34, 36))
 
     def _panel(self, number: int, start: Point, end: Point) -> None:
         vehicle = self.vehicle
@@ -188,18 +186,16 @@ class VehicleFigure:
         for side in (-1, 1):
             y = side * (half - wide - 0.04)
             draw(_box(y - wide, y + wide, z - wide * 0.5, z + wide * 0.5), lamp)
-        self._plate(draw, low + 0.42 * tall)
+        z = low + 0.42 * tall
+        draw(_box(-0.32, 0.32, z - 0.1, z + 0.1), vehicle.plate)
+        for number, is_dark in enumerate(vehicle.plate_bars):
+            if is_dark:
+                left = -0.28 + number * 0.095
+                draw(_box(left, left + 0.06, z - 0.065, z + 0.065), (24, 24, 30))
         for sticker in vehicle.stickers:
             if sticker.place == ("front" if ahead else "rear"):
                 at = (sticker.along * half * 0.7, low + tall * (0.45 + 0.5 * sticker.z))
                 draw(_mark(sticker.kind, *at, sticker.size * 0.7), sticker.colour)
-
-    def _plate(self, draw: Callable[[Outline, Colour], None], z: float) -> None:
-        draw(_box(-0.32, 0.32, z - 0.1, z + 0.1), self.vehicle.plate)
-        for number, is_dark in enumerate(self.vehicle.plate_bars):
-            if is_dark:
-                left = -0.28 + number * 0.095
-                draw(_box(left, left + 0.06, z - 0.065, z + 0.065), (24, 24, 30))
 
     def _on_the_roof(self, profile: Outline) -> None:
         vehicle, top = self.vehicle, max(z for _, z in profile)

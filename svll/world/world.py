@@ -46,7 +46,6 @@ Kind = Literal["person", "vehicle"]
 
 # First identities of figures that are no training or test identities.
 _DISTRACTORS, _JUNK, _PASSERS_BY = 1_000_000_000, 1_100_000_000, 1_200_000_000
-_SIZES = {"person": (96, 48), "vehicle": (80, 80)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class World:
     """Identities begin after this one: worlds with disjoint ranges share no identity."""
 
     def __post_init__(self) -> None:
-        height, width = _SIZES[self.kind]
+        height, width = (96, 48) if self.kind == "person" else (80, 80)
         object.__setattr__(self, "height", self.height or height)
         object.__setattr__(self, "width", self.width or width)
 
@@ -103,7 +102,7 @@ SIZES: dict[str, World] = {
 
 
 def named_world(size: str | int, kind: Kind = "person", seed: int = 1) -> World:
-    """Return a world by the name of its size, or by its number of training and test identities.
+    """Return a world by its size: a name, or the number of training and of test identities.
 
     Raises UserError for an unknown size.
     """
@@ -111,10 +110,8 @@ def named_world(size: str | int, kind: Kind = "person", seed: int = 1) -> World:
     if size in SIZES:
         return replace(SIZES[size], kind=kind, seed=seed, height=0, width=0)
     if not size.isdecimal() or int(size) < 2:
-        raise UserError(
-            f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number of "
-            "identities, at least 2"
-        )
+        raise UserError(f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number "
+                        "of identities, at least 2")
     return World(int(size), int(size), kind=kind, seed=seed)
 
 
@@ -144,9 +141,8 @@ def shots_of(world: World) -> Iterator[Shot]:
 
 
 def _shot(folder: str, label: int, identity: int, camera: int, shot: int) -> Shot:
-    name = f"{label:04d}" if label >= 0 else str(label)
-    frame = 25 * shot + 1 + identity % 25
-    name = f"{name}_c{camera + 1}s1_{frame:06d}_00.jpg"
+    number = f"{label:04d}" if label >= 0 else str(label)
+    name = f"{number}_c{camera + 1}s1_{25 * shot + 1 + identity % 25:06d}_00.jpg"
     return Shot(folder, name, identity, camera, shot, junk=label < 0)
 
 
@@ -174,10 +170,9 @@ def render(
 def is_occluded(world: World, identity: int, camera: int, shot: int) -> bool:
     """Tell whether an object or a passer-by hides part of the figure."""
     rng = generator(world.seed, Stream.OCCLUDER, identity, camera, shot)
-    share = world.occlusion
-    if world.query_occlusion is not None and shot == 0 and identity in world.test_ids:
-        share = world.query_occlusion
-    return bool(rng.random() < share)
+    is_query = shot == 0 and identity in world.test_ids
+    share = world.query_occlusion if is_query else None
+    return rng.random() < (world.occlusion if share is None else share)
 
 
 def caption(world: World, identity: int, camera: int, shot: int) -> str:

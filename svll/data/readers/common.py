@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -44,7 +44,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """The numbers that a benchmark's papers give."""
+    """The numbers in a benchmark's papers."""
 
     train: Counts
     query: Counts
@@ -177,38 +177,6 @@ def no_images(folder: Path, skipped: Iterable[str]) -> UserError:
 def examples(names: Sequence[str]) -> str:
     """Return the first few names as a text."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def read_named(
-    folders: Mapping[str, Path], views: Mapping[str, int], *, example: str
-) -> tuple[dict[str, Records], int]:
-    """Read parts, one folder each, whose images' names begin with identity and camera.
-
-    `views` gives the visible side by "folder/name"; `example` is a well-formed name. Returns the
-    parts and the names' number for camera 0 of the records: 1, or 0 where a name has it. Raises
-    UserError when a part has no images, or a name cannot be parsed.
-    """
-    skipped: list[str] = []
-    parts = {}
-    for part, folder in folders.items():
-        rows, strange = parse_names(folder, skipped)
-        if strange:
-            raise UserError(
-                f"{folder}: {len(strange)} images are not named like {example}: {examples(strange)}"
-            )
-        rows = without_junk(folder, rows)
-        if not rows:
-            raise no_images(folder, skipped)
-        parts[part] = [
-            row._replace(view=views.get(f"{folder.name}/{os.path.basename(row.path)}", 0))
-            for row in rows
-        ]
-    log_skipped(os.path.commonpath(folders.values()), skipped)
-    first = min(1, min(row.camera for rows in parts.values() for row in rows))
-    return {
-        part: Records.from_rows(rows).moved(identities=0, cameras=-first)
-        for part, rows in parts.items()
-    }, first
 
 
 def parse_names(folder: Path, skipped: list[str]) -> tuple[list[Row], list[str]]:

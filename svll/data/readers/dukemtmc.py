@@ -12,9 +12,7 @@ BENCHMARK = Benchmark(
     folders=("DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid", "DukeMTMC"),
     source="There is nothing to download: its authors withdrew it in 2019 to protect the privacy "
     "of the people shown. Every other dataset and command works without it.",
-    published=Published(
-        Counts(702, 16_522), query=Counts(702, 2_228), gallery=Counts(1_110, 17_661), cameras=8
-    ),
+    published=Published(Counts(702, 16_522), Counts(702, 2_228), Counts(1_110, 17_661), 8),
     example="0002_c1_f0046182.jpg",
 )
 OCCLUDED = Benchmark(
@@ -25,8 +23,6 @@ OCCLUDED = Benchmark(
     ),
     source="It is made from DukeMTMC-reID, which its authors have withdrawn, by the lists in "
     "github.com/lightas/Occluded-DukeMTMC-Dataset. Every other dataset and command works without.",
-    published=Published(
-        Counts(702, 15_618), query=Counts(519, 2_210), gallery=Counts(1_110, 17_661), cameras=8
-    ),
+    published=Published(Counts(702, 15_618), Counts(519, 2_210), Counts(1_110, 17_661), 8),
     example=BENCHMARK.example,
 )

@@ -28,9 +28,7 @@ BENCHMARK = Benchmark(
     title="MSMT17",
     folders=("MSMT17", "MSMT17_V1", "MSMT17_V2", "msmt17"),
     source="To get it: on request from its authors, www.pkuvmc.com.",
-    published=Published(
-        Counts(1_041, 32_621), Counts(3_060, 11_659), gallery=Counts(3_060, 82_161), cameras=15
-    ),
+    published=Published(Counts(1_041, 32_621), Counts(3_060, 11_659), Counts(3_060, 82_161), 15),
 )
 
 _LIST_NAMES = tuple(name for names in LISTS.values() for name in names)
@@ -47,9 +45,7 @@ def load(root: str | Path) -> Dataset:
     """
     folder, version = find_version(Path(root))
     folders = [folder / name for name in VERSIONS[version]]
-    lists = {
-        part: common.read_lists(*(folder / name for name in names)) for part, names in LISTS.items()
-    }
+    lists = {part: common.read_lists(*map(folder.joinpath, names)) for part, names in LISTS.items()}
     below = {"train": folders[0], "query": folders[1], "gallery": folders[1]}
     common.raise_faults([
         f"{line.where}: no camera is in the name of {line.name} (0000/0000_000_01_...jpg)"
@@ -75,10 +71,8 @@ def find_version(root: Path) -> tuple[Path, str]:
         raise common.not_found(root, BENCHMARK, list(needs.values()))
     nearest = [place for place in places if place[0] == root] or places
     if len({version for _, version in nearest}) > 1:
-        lines = "\n".join(
-            f"  {version.upper()} ({', '.join(VERSIONS[version])}) in {folder}"
-            for folder, version in nearest
-        )
+        lines = "\n".join(f"  {version.upper()} ({', '.join(VERSIONS[version])}) in {folder}"
+                          for folder, version in nearest)
         raise UserError(
             f"{root} holds both versions of MSMT17, whose results are not comparable:\n{lines}\n"
             "Give the folder of the one that is meant; one folder may hold one version only."

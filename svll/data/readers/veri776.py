@@ -26,9 +26,7 @@ BENCHMARK = Benchmark(
     title="VeRi-776",
     folders=("VeRi", "VeRi-776", "VeRi_776", "veri776"),
     source="To get it: on request from its authors, vehiclereid.github.io/VeRi.",
-    published=Published(
-        train=Counts(576, 37_778), query=Counts(200, 1_678), gallery=Counts(200, 11_579), cameras=20
-    ),
+    published=Published(Counts(576, 37_778), Counts(200, 1_678), Counts(200, 11_579), 20),
     note="some copies of VeRi-776 have 37746 train images",
     example="0001_c001_00016450_0.jpg",
 )
