@@ -26,16 +26,16 @@ def check_protocol(name: str) -> None:
         raise UserError(f"no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
 
 
-def protocol_in_force(asked: str | None, own: str, where: str, *, is_one_set: bool) -> str:
+def protocol_in_force(requested: str | None, own: str, where: str, *, is_one_set: bool) -> str:
     """Return the requested protocol, or else the test set's own.
 
     is_one_set: whether query and gallery are the same images. Raises UserError when they are not
     and random_gallery, which would rank the gallery alone, is requested.
     """
-    if asked == "random_gallery" != own and not is_one_set:
+    if requested == "random_gallery" != own and not is_one_set:
         raise UserError(
             f"{where}: the protocol random_gallery draws queries and gallery from one set of "
             f"images; here they are two sets, tested by {own}: choose one of "
             "cross_camera, other_cameras, all_gallery"
         )
-    return asked or own
+    return requested or own

@@ -111,10 +111,10 @@ class Dataset:
         """Whether the views are known; unknown ones are all 0."""
         return any(part.views.any() for part in self.parts().values())
 
-    def ranked_by(self, asked: str | None) -> str:
+    def ranked_by(self, requested: str | None) -> str:
         """Return the requested protocol, or the dataset's own; see `protocol_in_force`."""
         is_one_set = self.query.paths == self.gallery.paths
-        return protocol_in_force(asked, self.protocol, self.title, is_one_set=is_one_set)
+        return protocol_in_force(requested, self.protocol, self.title, is_one_set=is_one_set)
 
     def side_columns(self, records: Records) -> tuple[str, Int64, Int64 | None]:
         """Return name, cameras [n] and views [n] or None of images, for `SideLabels.places`."""

@@ -54,7 +54,7 @@ class VehicleFigure:
         return describe(rng, self.vehicle, self.yaw)
 
     def paint(self, image: Image.Image) -> None:
-        """Draw the shadow, the wheels behind, the hull and what is fixed to it."""
+        """Draw the shadow, the wheels behind, the hull and its attachments."""
         self.canvas = Canvas(image)
         front, rear, half = self.model.front * 1.03, self.model.rear * 1.03, self.half * 1.1
         shadow = [(x, y, 0.0) for x, y in _box(front, rear, half, -half)]

@@ -182,8 +182,8 @@ def examples(names: Sequence[str]) -> str:
 def parse_names(folder: Path, skipped: list[str]) -> tuple[list[Row], list[str]]:
     """Return the images of a folder that `parse_name` can parse, and the names of the others."""
     labels = {name: parse_name(name) for name in image_names(folder, skipped)}
-    rows = [Row(f"{folder}{os.sep}{name}", *found) for name, found in labels.items() if found]
-    return rows, [name for name, found in labels.items() if not found]
+    rows = [Row(f"{folder}{os.sep}{name}", *label) for name, label in labels.items() if label]
+    return rows, [name for name, label in labels.items() if not label]
 
 
 def parse_name(name: str) -> tuple[int, int] | None:

@@ -97,7 +97,7 @@ def read_views(lists: list[Path]) -> dict[str, int]:
 
 def _with_views(records: Records, views: dict[str, int], other: int | None) -> Records:
     """Return the images with their views; unlisted ones get `other`, or are left out if None."""
-    found = np.array([views.get(Path(path).name, -1) for path in records.paths], dtype=np.int64)
+    sides = np.array([views.get(Path(path).name, -1) for path in records.paths], dtype=np.int64)
     if other is None:
-        return replace(records.take(found >= 0), views=found[found >= 0])
-    return replace(records, views=np.where(found < 0, other, found))
+        return replace(records.take(sides >= 0), views=sides[sides >= 0])
+    return replace(records, views=np.where(sides < 0, other, sides))

@@ -1,4 +1,4 @@
-"""What is told of a dataset's labels before anybody trains on it."""
+"""A dataset's labels are checked before training, and what is unusual becomes a sentence."""
 
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ def noted(query: Records, gallery: Records, *, train: Records = TRAIN,
     return notes(Dataset("made", protocol, train, query, gallery))
 
 
-def test_nothing_is_said_where_all_is_as_expected() -> None:
+def test_no_note_where_all_is_as_expected() -> None:
     assert noted(records((7, 0), (8, 1)), records((7, 1), (8, 0), (0, 3))) == []
 
 
@@ -62,7 +62,7 @@ def test_the_numbers_agree_with_a_comparison_of_every_pair() -> None:
     assert f"; {left} of 60 queries are left out" in note
 
 
-def test_one_camera_only_is_said_with_the_option_that_helps() -> None:
+def test_a_single_camera_is_noted_with_the_option_that_helps() -> None:
     one = records((7, 0))
     train = records((1, 0), (1, 0))
     first, second = noted(one, one, train=train)

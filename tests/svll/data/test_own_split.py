@@ -1,4 +1,4 @@
-"""A split of one's own images: no identity on two sides, and every query can be matched."""
+"""A split of a user's images: no identity on two sides, and every query can be matched."""
 
 import logging
 import random
@@ -81,7 +81,7 @@ def test_without_cameras_so_many_ask_and_one_at_least_is_found(
     assert all(e.camera is None for e in found)
 
 
-def test_identities_that_cannot_be_found_again_go_to_training(
+def test_identities_that_cannot_be_matched_go_to_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     alone = [Entry("/d/x.jpg", "a"), Entry("/d/y.jpg", "zz")]
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_split_and_another_another(tmp_path: Path) 
     assert tested[0] != tested[1]
 
 
-def test_a_list_without_split_is_split_whatever_its_order(tmp_path: Path) -> None:
+def test_a_list_is_split_alike_in_any_order(tmp_path: Path) -> None:
     lines = [f"{i}/{n}.jpg,{i},{n},{n % 2}" for i in range(8) for n in range(3)]
     texts = []
     for name, order in (("a", lines), ("b", lines[::-1])):
@@ -150,8 +150,8 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         ("1.jpg", "anna", None), ("2.JPG", "anna", None), ("1.png", "bert", None),
         ("2_c1.jpg", "bert", None),
     ]  # fmt: skip
-    told = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
-    assert told == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
+    messages = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
+    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
     assert "1 folders have no images (nobody)" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_any_number_of_identities_from_four_on_is_split_by_default(
     assert ("no identities are held out for validation" in caplog.text) == (parts[1] == 0)
 
 
-def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
+def test_by_default_no_more_are_tested_than_can_be_matched() -> None:
     alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(8)]
     found = by_part(split([*people(3, 3), *alone], Options()))
     assert (len(found["query"]), len(found["train"])) == (3, 8)

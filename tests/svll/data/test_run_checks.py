@@ -34,7 +34,7 @@ def check(
     check_matches(splits)
 
 
-def test_queries_that_all_have_a_match_are_not_worth_a_word(
+def test_queries_that_all_have_a_match_log_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     check([(1, 0), (2, 1)], [(1, 1), (2, 0), (9, 0)])
@@ -89,7 +89,7 @@ def test_training_images_without_a_known_camera_are_counted(
     ]
 
 
-def test_held_back_identities_are_looked_at_too() -> None:
+def test_held_out_identities_are_checked_too() -> None:
     shown = [(i, i % 2) for i in range(8) for _ in range(3)]  # each by one camera
     data = Dataset(
         "made", "cross_camera", records("t", shown), records("q", [(1, 0)]),

@@ -93,9 +93,9 @@ def test_processes_that_want_the_same_copy_share_one(
     world: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     racers = [start(world, tmp_path, 0.02) for _ in range(3)]
-    told = [racer.communicate(timeout=60)[0] for racer in racers]
-    assert all(text.endswith("staged\n") for text in told)
-    assert sum("copying" in text for text in told) == 1
+    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    assert all(text.endswith("staged\n") for text in outputs)
+    assert sum("copying" in text for text in outputs) == 1
     assert_whole(dataset, tmp_path)
 
 
@@ -184,10 +184,10 @@ def test_copies_of_a_list_are_below_their_folder_wherever_its_paths_lead(tmp_pat
 def test_images_that_no_folder_can_hold_and_links_in_place_of_the_folder_are_refused(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    for paths, told in ((("/d/e/a.jpg", "/d/e/../b.jpg"), r"\.\./b\.jpg"),
+    for paths, reason in ((("/d/e/a.jpg", "/d/e/../b.jpg"), r"\.\./b\.jpg"),
                         (("/b.jpg", "/d/../b.jpg"), "two have one name")):
         images = Records.from_rows(Row(path, 0, 0) for path in paths)
-        with pytest.raises(UserError, match=rf"cannot be copied below one folder \({told}\)"):
+        with pytest.raises(UserError, match=rf"cannot be copied below one folder \({reason}\)"):
             stage([Dataset("list", "all_gallery", images, images, images)], str(tmp_path))
     staged_folder(dataset, str(tmp_path)).symlink_to(tmp_path)
     with pytest.raises(UserError, match="belongs to another user"):

@@ -70,7 +70,7 @@ def test_a_larger_world_contains_the_smaller_one(tmp_path: Path) -> None:
     assert all(large[name] == small[name] for name in images)
 
 
-def test_worlds_whose_ranges_do_not_meet_share_nobody() -> None:
+def test_worlds_of_disjoint_ranges_share_no_identity() -> None:
     further = replace(SMALLEST, first_identity=100)
     ids = [{*world.train_ids, *world.test_ids} for world in (SMALLEST, further)]
     assert ids[0].isdisjoint(ids[1])
