@@ -78,9 +78,8 @@ class Records:
         """Return the images at `rows` (positions, or a mask [n]), in that order."""
         positions = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
         paths = tuple(self.paths[position] for position in positions)
-        return Records(
-            paths, self.identities[positions], self.cameras[positions], self.views[positions]
-        )
+        columns = (self.identities, self.cameras, self.views)
+        return Records(paths, *(column[positions] for column in columns))
 
 
 @dataclass(frozen=True, eq=False)

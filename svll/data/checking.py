@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 """Makes a progress bar from a title."""
 
 
-@dataclass(frozen=True)
-class PartCounts:
+class PartCounts(NamedTuple):
     """The counts of one part, and the published ones."""
 
     name: str
@@ -30,8 +29,7 @@ class PartCounts:
     published: Counts | None = None
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What a check of a dataset found."""
 
     dataset: Dataset
@@ -41,9 +39,7 @@ class CheckResult:
     """Files that are missing or do not decode, sorted by path."""
 
 
-def check(
-    name: str, root: str | Path, *, content: bool = False, threads: int = 0, bar: Bar
-) -> CheckResult:
+def check(name: str, root: str | Path, *, content: bool, threads: int, bar: Bar) -> CheckResult:
     """Read a dataset by name and decode all its images, with the decoder that training uses.
 
     `content`: also hash the images' bytes; `threads` 0: one per usable core. Raises UserError when

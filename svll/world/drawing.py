@@ -33,9 +33,7 @@ PALETTE: dict[str, Colour] = {
 }
 EVEN_COLOURS = dict.fromkeys(PALETTE, 1.0)
 
-Stream = IntEnum(
-    "Stream", "IDENTITY CAMERA SCENE SHOT OCCLUDER EXPOSURE PRESENCE WORDS SIZE"
-)
+Stream = IntEnum("Stream", "IDENTITY CAMERA SCENE SHOT OCCLUDER EXPOSURE PRESENCE WORDS SIZE")
 """What a sequence of random numbers decides; part of its key, so that streams never meet."""
 
 
