@@ -11,7 +11,7 @@ from harness.base.errors import UserError
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.data.image_folder import find_images
 from svll.data.own_split import Options, collect, split, write_split
-from svll.data.readers import csv_list as image_list
+from svll.data.readers import csv_list
 from svll.data.readers.csv_list import Entry
 from tests.svll.data.trees import clutter, picture
 
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_split_and_another_another(tmp_path: Path) 
         write_split(place, out, Options(validation=0, seed=seed))
         texts.append(out.read_text())
     assert texts[0] == texts[1] != texts[2]
-    tested = [by_part(image_list.read(tmp_path / f"{seed}.csv"))["query"] for seed in (1, 2)]
+    tested = [by_part(csv_list.read(tmp_path / f"{seed}.csv"))["query"] for seed in (1, 2)]
     assert tested[0] != tested[1]
 
 
@@ -126,7 +126,7 @@ def test_a_list_is_split_alike_in_any_order(tmp_path: Path) -> None:
         write_split(path, tmp_path / f"{name} split.csv", NO_VALIDATION)
         texts.append((tmp_path / f"{name} split.csv").read_text())
     assert texts[0] == texts[1]
-    dataset = image_list.load(tmp_path / "a split.csv")
+    dataset = csv_list.load(tmp_path / "a split.csv")
     assert dataset.protocol == "cross_camera"
     assert sum(map(len, dataset.parts().values())) == 24
     assert set(dataset.gallery.views.tolist()) == {0, 1}
@@ -163,10 +163,10 @@ def test_every_accepted_ending_is_read(tmp_path: Path) -> None:
     assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
     lines = [f"{name},{name[:4]}\n" for name in names]
     (tmp_path / "list.csv").write_text("path,identity\n" + "".join(lines))
-    assert len(image_list.read(tmp_path / "list.csv")) == len(names)
+    assert len(csv_list.read(tmp_path / "list.csv")) == len(names)
     (tmp_path / "list.csv").write_text("path,identity\n0001_c9s1_1.gif,1\n")
     with pytest.raises(UserError, match=r"0001_c9s1_1\.gif is no image \(\.jpg, .*\.tiff\)"):
-        image_list.read(tmp_path / "list.csv")
+        csv_list.read(tmp_path / "list.csv")
 
 
 def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:

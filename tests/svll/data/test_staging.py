@@ -13,7 +13,7 @@ import pytest
 
 from harness.base.errors import Hindered, UserError
 from svll.base.records import Dataset, Records, Row
-from svll.data.readers import csv_list as image_list
+from svll.data.readers import csv_list
 from svll.data.readers.drawn_world import load_world
 from svll.data.staging import stage, staged_folder, staged_paths
 from svll.world.world import World, write_world
@@ -172,7 +172,7 @@ def test_copies_of_a_list_are_below_their_folder_wherever_its_paths_lead(tmp_pat
     rows = [f"{line},{number},{part}" for number, (line, part) in
             enumerate(zip(lines, parts, strict=True))]
     (folder / "list.csv").write_text("\n".join(["path,identity,split", *rows]))
-    listed = image_list.load(folder / "list.csv")
+    listed = csv_list.load(folder / "list.csv")
     stage([listed], str(tmp_path / "node"))
     assert_whole(listed, tmp_path / "node")
     copies = staged_paths([listed], str(tmp_path / "node"))

@@ -154,7 +154,7 @@ def test_a_colour_histogram_neither_solves_the_world_nor_fails(tmp_path: Path) -
     assert max(scores.values()) > 0.15
 
 
-def test_things_stand_in_the_way_at_the_rate_asked_for() -> None:
+def test_figures_are_occluded_at_the_requested_rate() -> None:
     world = replace(SMALLEST, occlusion=0.3)
     shots = [(identity, camera, 0) for identity in range(1, 401) for camera in range(6)]
     share = np.mean([is_occluded(world, *shot) for shot in shots])
