@@ -17,42 +17,35 @@ from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
 from svll.base.protocols import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
-    from svll.data.checking import Check, Part
+    from svll.base.records import Dataset
+    from svll.data.checking import PartCounts
 
 SHOWN = 100
-"""Broken images that are named; the others are counted."""
+"""How many broken images are named; the others are counted."""
 
 app = new_app()
 
 
 @app.callback(help=as_typed(__doc__ or ""), epilog=EXIT_STATUS)
 def _together() -> None:
-    """Hold the commands together."""
+    """Group the commands."""
 
 
 def main() -> None:
-    """Run the command that is typed."""
+    """Run the command line."""
     run(app)
 
 
 @subcommand(app)
 def check(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="market1501, msmt17, dukemtmc, occluded_duke, veri776, vehicleid_800, _1600 or "
-            "_2400; folder (your own images in Market-1501's layout); list (a CSV file)."
-        ),
-    ],
-    root: Annotated[
-        Path, typer.Option(help="The dataset's folder or its parent, or a list's CSV file.")
-    ],
-    content: Annotated[
-        bool, typer.Option("--content", help="Also hash the bytes of all images.")
-    ] = False,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Number of decoding threads; 0 uses all cores.")
-    ] = 0,
+    name: Annotated[str, typer.Argument(
+        help="market1501, msmt17, dukemtmc, occluded_duke, veri776, vehicleid_800, _1600 or _2400; "
+        "folder (your own images in Market-1501's layout); list (a CSV file).")],
+    root: Annotated[Path, typer.Option(help="Folder of the dataset, its parent, or a CSV list.")],
+    content: Annotated[bool, typer.Option(
+        "--content", help="Also hash the bytes of all images.")] = False,
+    threads: Annotated[int, typer.Option(
+        min=0, help="Number of decoding threads; 0 uses all cores.")] = 0,
 ) -> int:
     """Count a dataset's images, and decode each with the decoder that training uses.
 
@@ -60,67 +53,53 @@ def check(
     """
     from svll.data import checking
 
-    found = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
-    typer.echo(f"{found.dataset}: {found.protocol} ({PROTOCOLS[found.protocol]})")
-    typer.echo(_table(found.parts))
-    published = found.published_cameras
-    typer.echo(f"cameras      {found.cameras}" + (f", published {published}" if published else ""))
-    typer.echo(f"fingerprint  {found.fingerprint}")
-    if found.content_hash:
-        typer.echo(f"content      {found.content_hash}")
-    for note in found.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(_verdict(found))
-    return 0 if found.is_sound else 1
+    result = checking.check(name, root, content=content, threads=threads, bar=progress.counter)
+    dataset, benchmark, faults = result.dataset, result.benchmark, result.faults
+    published = benchmark.published if benchmark else None
+    typer.echo("\n".join([
+        f"{dataset.title}: {dataset.protocol} ({PROTOCOLS[dataset.protocol]})",
+        f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published",
+        *map(_row, checking.part_counts(dataset, benchmark)),
+        f"cameras      {checking.cameras(dataset.parts().values())}"
+        + (f", published {published.cameras}" if published else ""),
+        f"fingerprint  {dataset.fingerprint}",
+        *([f"content      {result.content_hash}"] if result.content_hash else []),
+        *(f"note: {note}" for note in checking.notes(dataset)),
+    ]))
+    count = len(dataset.files())
+    if not faults:
+        typer.echo(f"all {count} images decode")
+        return 0
+    typer.echo(f"{len(faults)} of {count} images are missing or broken:")
+    for path, reason in faults[:SHOWN]:
+        typer.echo(f"  {path}: {reason}")
+    if left := len(faults[SHOWN:]):
+        typer.echo(f"  and {left} more")
+    return 1
 
 
-def _table(parts: "tuple[Part, ...]") -> str:
-    """Return the parts' numbers as lines, with the published ones behind them."""
-    lines = [f"{'part':10} {'identities':>10} {'images':>8} {'cameras':>7}   published"]
-    for part in parts:
-        line = f"{part.name:10} {part.identities:10} {part.images:8} {part.cameras:7}"
-        if part.published:
-            identities, images = part.published
-            line += f"   {identities} identities"
-            line += f", {images} images" if images is not None else ""
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _verdict(found: "Check") -> str:
-    """Return the broken images by name, or that there is none."""
-    if found.is_sound:
-        return f"all {found.images} images decode"
-    lines = [f"{len(found.faults)} of {found.images} images are missing or broken:"]
-    lines += [f"  {path}: {reason}" for path, reason in found.faults[:SHOWN]]
-    if len(found.faults) > SHOWN:
-        lines.append(f"  and {len(found.faults) - SHOWN} more")
-    return "\n".join(lines)
+def _row(part: "PartCounts") -> str:
+    """Return a part's counts as a line, with the published ones at its end."""
+    line = f"{part.name:10} {part.identities:10} {part.images:8} {part.cameras:7}"
+    if part.published is None:
+        return line
+    identities, images = part.published
+    return f"{line}   {identities} identities" + (f", {images} images" if images else "")
 
 
 @subcommand(app)
 def split(
-    root: Annotated[
-        Path,
-        typer.Option(
-            help="A folder with one folder per identity, a folder of images named like "
-            "0002_c1s1_000451_00.jpg, or a CSV list without split."
-        ),
-    ],
+    root: Annotated[Path, typer.Option(
+        help="A folder with one folder per identity, a folder of images named like "
+        "0002_c1s1_000451_00.jpg, or a CSV list without split.")],
     out: Annotated[Path, typer.Option(help="The CSV list to write; it must not exist yet.")],
-    test: Annotated[
-        float | None,
-        typer.Option(help="Share of the identities for query and gallery (0 to 1). [default: 0.5]"),
-    ] = None,
-    validation: Annotated[
-        float | None,
-        typer.Option(help="Share of the other identities for validation (0 to 1). [default: 0.1, "
-                     "at least 2 identities; none where there are few]"),
-    ] = None,
-    queries: Annotated[
-        int | None,
-        typer.Option(help="Queries per test identity, if cameras are unknown. [default: 1]"),
-    ] = None,
+    test: Annotated[float | None, typer.Option(
+        help="Share of the identities for query and gallery (0 to 1). [default: 0.5]")] = None,
+    validation: Annotated[float | None, typer.Option(
+        help="Share of the other identities for validation (0 to 1). [default: 0.1, at least 2 "
+        "identities; none where there are few]")] = None,
+    queries: Annotated[int | None, typer.Option(
+        help="Queries per test identity, if cameras are unknown. [default: 1]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 1,
 ) -> None:
     """Split your own images by identity into train, validation, query and gallery.
@@ -128,23 +107,26 @@ def split(
         python launch/data.py split --root DIR --out FILE.csv
     """
     from svll.data import own_split
-    from svll.data.readers import csv_list as image_list
+    from svll.data.readers import csv_list
 
     options = own_split.Options(test=test, validation=validation, queries=queries, seed=seed)
     own_split.write_split(root, out, options)
-    dataset = image_list.load(out)
+    dataset = csv_list.load(out)
+    _print_parts(dataset, 10)
+    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
+
+
+def _print_parts(dataset: "Dataset", width: int) -> None:
     for name, part in dataset.parts().items():
         identities = len(set(part.identities.tolist()))
-        typer.echo(f"{name:10} {len(part):6} images of {identities} identities")
-    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
+        typer.echo(f"{name:{width}} {len(part):6} images of {identities} identities")
 
 
 @subcommand(app)
 def synthetic(
     root: Annotated[Path, typer.Option(help="The folder to write, in Market-1501's layout.")],
-    size: Annotated[
-        str, typer.Option(help="tiny, small, or the number of training and of test identities.")
-    ] = "small",
+    size: Annotated[str, typer.Option(
+        help="tiny, small, or the number of training and of test identities.")] = "small",
     kind: Annotated[Literal["person", "vehicle"], typer.Option(help="What to draw.")] = "person",
     seed: Annotated[int, typer.Option(help="Seed of the drawn world.")] = 1,
 ) -> None:
@@ -155,12 +137,8 @@ def synthetic(
     from svll.data.readers.drawn_world import load_world
     from svll.world.world import named_world, write_world
 
-    world = named_world(int(size) if size.isdigit() else size, kind, seed=seed)
-    dataset = load_world(write_world(world, root))
-    for name in ("train", "query", "gallery"):
-        part = getattr(dataset, name)
-        identities = len(set(part.identities.tolist()))
-        typer.echo(f"{name:8} {len(part):6} images of {identities} identities")
+    dataset = load_world(write_world(named_world(size, kind, seed), root))
+    _print_parts(dataset, 8)
     typer.echo(f"{root}: fingerprint {dataset.fingerprint}")
 
 

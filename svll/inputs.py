@@ -14,7 +14,7 @@ from svll.data.run_checks import (
     check_batch,
     check_decoding,
     check_matches,
-    tell_side_information,
+    log_side_information,
 )
 from svll.data.splits import Splits, split
 from svll.data.staging import staged
@@ -113,7 +113,7 @@ def check_inputs(inputs: Inputs) -> None:
     """Raise UserError as `preflight` does, for this number of ranks, and for unreadable images."""
     config, splits = inputs.config, inputs.splits
     check_batch(config.stage2, splits.identities, ranks.world_size())
-    tell_side_information(splits, config.model)
+    log_side_information(splits, config.model)
     check_matches(splits)
     if not config.data.check:
         return

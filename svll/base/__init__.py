@@ -1,1 +1,1 @@
-"""What all of svll speaks of: images with labels, protocols, files of features and of runs."""
+"""Shared ground of svll: records of images, protocols, feature files, files of runs."""

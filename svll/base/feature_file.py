@@ -9,9 +9,9 @@
         view [n], path [n] int64, UTF-8; optional
         features_sums      checksums for fast readers, see `harness.features.rows`; optional
 
-Anyone may write such a file: of a group only features, identity and camera are required. A file is
-never changed once it has its name, and readers take no lock. How ranks share the work of making one
-is `svll.features.parts`.
+Anyone may write such a file: of a group only features, identity and camera are required. A
+finished file is never changed, and readers take no lock. `svll.features.parts` shares the writing
+among ranks.
 """
 
 import os
@@ -20,23 +20,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from harness.features.hdf5 import (
-    check_attributes,
-    new_file,
-    open_file,
-    put_column,
-    put_paths,
-    stored_bytes,
-    told,
-)
+from harness.features import hdf5
 from harness.features.rows import SUMS, StoredRows, put_features
+from svll.base.records import Records
 
 FORMAT, VERSION = "svll-features", 1
 ATTRIBUTES = ("dataset", "model", "created", "protocol", "key")
@@ -45,46 +38,37 @@ Integers = NDArray[np.int64]
 StrPath = str | os.PathLike[str]
 
 
-class Labelled(Protocol):
-    """What is known of n images besides their features; a dataset's records fit."""
-
-    @property
-    def identities(self) -> Integers: ...
-    @property
-    def cameras(self) -> Integers: ...
-    @property
-    def views(self) -> Integers | None: ...
-    @property
-    def paths(self) -> Sequence[str] | None: ...
-
-
 @dataclass(frozen=True, eq=False)
 class FeatureGroup:
     """The features [n, d] of n images and their labels [n]."""
 
     features: Any
-    """float32 or float16: an array, or rows that are read when they are sliced (`StoredRows`)."""
+    """float32 or float16: an array, or `StoredRows`, which are read when they are sliced."""
     identities: Integers
     cameras: Integers
     views: Integers | None = None
     paths: Sequence[str] | None = None
 
 
+Labelled = Records | FeatureGroup
+"""Images with labels."""
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureFile:
-    """What a cache holds."""
+    """The content of a cache; protocol and key are empty where the writer gave none."""
 
     path: Path
     dataset: str
     model: str
-    """The signature of the model that made the features."""
+    """Signature of the model that made the features."""
     created: str
     protocol: str
-    """The rule by which the dataset is tested; empty where the writer did not say."""
+    """The dataset's protocol, see `svll.base.protocols`."""
     key: str
-    """A hash of all that the features depend on; empty where the writer did not say."""
+    """A hash of everything that the features depend on."""
     first_camera: int | None
-    """The number that the dataset itself gives to camera 0; None where the writer did not say."""
+    """The dataset's own number for camera 0; None where the writer gave none."""
     groups: dict[str, FeatureGroup]
 
 
@@ -92,24 +76,23 @@ def write_features(
     path: StrPath, groups: Mapping[str, FeatureGroup], *, dataset: str, model: str,
     protocol: str = "", key: str = "", first_camera: int | None = None,
 ) -> None:
-    """Write a cache, replacing the one at `path` only when it is whole.
+    """Write a cache; one that is at `path` already is replaced when the new one is complete.
 
-    first_camera: the number that the dataset itself gives to camera 0. Features that are not in
-    memory are read block by block. Raises UserError, with the bytes needed and free, when the disk
-    cannot take it.
+    first_camera: the dataset's own number for camera 0. Features that are not in memory are read
+    block by block. Raises UserError, with the bytes needed and free, when the disk lacks room.
     """
-    for name, group in groups.items():
-        _assert_fits(name, group)
-    with new_file(Path(path), sum(map(_size, groups.values()))) as file:
+    for group in groups.values():
+        assert group.features.dtype in (np.float32, np.float16), group.features.dtype
+    with hdf5.new_file(Path(path), sum(map(_size, groups.values()))) as file:
         for name, group in groups.items():
             part = file.create_group(name)
             put_features(part, group.features)
-            put_column(part, "identity", np.asarray(group.identities, np.int64))
-            put_column(part, "camera", np.asarray(group.cameras, np.int64))
-            if group.views is not None:
-                put_column(part, "view", np.asarray(group.views, np.int64))
+            columns = {"identity": group.identities, "camera": group.cameras, "view": group.views}
+            for label, values in columns.items():
+                if values is not None:
+                    hdf5.put_column(part, label, np.asarray(values, np.int64))
             if group.paths is not None:
-                put_paths(part, group.paths)
+                hdf5.put_paths(part, group.paths)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         file.attrs.update(
             format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created,
@@ -120,66 +103,64 @@ def write_features(
 
 
 def read_features(path: StrPath, groups: Sequence[str] | None = None) -> FeatureFile:
-    """Read all groups of a cache, or those named, which must then be there; see `open_features`."""
+    """Read all groups of a cache, or the named ones; see `open_features`."""
     with open_features(path, groups) as file:
-        read = {
+        return replace(file, groups={
             name: replace(group, features=group.features[:]) for name, group in file.groups.items()
-        }
-        return replace(file, groups=read)
+        })
 
 
 @contextmanager
 def open_features(
     path: StrPath, groups: Sequence[str] | None = None, *, optional: Sequence[str] = ()
 ) -> Iterator[FeatureFile]:
-    """A cache whose features are still in the file, to be sliced by rows; labels are read.
+    """Open a cache: labels are read, features stay in the file and are sliced by rows.
 
-    All groups, or those named, which must be there, and the `optional` ones that are.
-    Raises UserError that names the file and every fault: missing, not HDF5, cut short, of another
-    format or version, incomplete, or with datasets that are absent or do not fit together; also
-    while features are read, where they are damaged. What else the body raises passes as it is.
+    groups: the required ones; None: all. `optional` groups are read where they exist. Raises
+    UserError that names the file and every fault: missing, not HDF5, cut short, of another format
+    or version, incomplete, datasets that are absent or do not fit together; and, while features are
+    read, damaged rows.
     """
     path = Path(path)
     with ExitStack() as stack:
-        with told(path):
-            file = stack.enter_context(open_file(path))
-            found = _get_file(path, file, groups, optional)
-        yield found
+        with hdf5.told(path):
+            file = stack.enter_context(hdf5.open_file(path))
+            content = _get_file(path, file, groups, optional)
+        yield content
 
 
 def _get_file(
     path: Path, file: h5py.File, groups: Sequence[str] | None, optional: Sequence[str]
 ) -> FeatureFile:
-    check_attributes(path, file, FORMAT, VERSION)
+    hdf5.check_attributes(path, file, FORMAT, VERSION)
     names = list(file) if groups is None else list(groups)
     names += [name for name in optional if name in file and name not in names]
     faults = [fault for name in names for fault in _faults(file, name)]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{path}: not a usable feature cache:\n{listed}")
-    described = {k: str(file.attrs.get(k, "")) for k in ATTRIBUTES}
     first = file.attrs.get("first_camera")
     return FeatureFile(
         path=path, groups={name: _get_group(path, file[name]) for name in names},
-        first_camera=None if first is None else int(first), **described,
+        first_camera=None if first is None else int(first),
+        **{name: str(file.attrs.get(name, "")) for name in ATTRIBUTES},
     )
 
 
 def _get_group(path: Path, group: h5py.Group) -> FeatureGroup:
-    views = group["view"][:] if "view" in group else None
-    # File names need not be valid UTF-8; surrogates carry their bytes through.
-    paths = group["path"].asstr("utf-8", "surrogateescape")[:] if "path" in group else None
     return FeatureGroup(
         features=StoredRows(path, group["features"], group.get(SUMS)),
         identities=group["identity"][:].astype(np.int64),
         cameras=group["camera"][:].astype(np.int64),
-        views=None if views is None else views.astype(np.int64),
-        paths=None if paths is None else tuple(paths),
+        views=group["view"][:].astype(np.int64) if "view" in group else None,
+        # File names need not be valid UTF-8; surrogates carry their bytes through.
+        paths=tuple(group["path"].asstr("utf-8", "surrogateescape")[:])
+        if "path" in group else None,
     )
 
 
 def _faults(file: h5py.File, name: str) -> Iterable[str]:
-    """What keeps group `name` from being used."""
+    """Yield why group `name` cannot be used."""
     group = file.get(name)
     if not isinstance(group, h5py.Group):
         yield f"there is no group {name} (groups: {', '.join(file) or 'none'})"
@@ -203,15 +184,9 @@ def _faults(file: h5py.File, name: str) -> Iterable[str]:
 
 
 def _size(group: FeatureGroup) -> int:
-    """About how many bytes a group takes: features, three integers a row, its path in a heap."""
+    """Estimate a group's bytes: features, three integers per row, paths in a heap."""
     count, width = group.features.shape
-    paths = sum(len(os.fsencode(path)) + 64 for path in group.paths or ())
-    return stored_bytes(count, width * group.features.dtype.itemsize) + 26 * count + paths
-
-
-def _assert_fits(name: str, group: FeatureGroup) -> None:
-    shape, dtype = group.features.shape, group.features.dtype
-    assert len(shape) == 2, (name, shape)
-    assert dtype in (np.float32, np.float16), (name, dtype)
     for labels in (group.identities, group.cameras, group.views, group.paths):
-        assert labels is None or len(labels) == shape[0], (name, shape)
+        assert labels is None or len(labels) == count, group.features.shape
+    paths = sum(len(os.fsencode(path)) + 64 for path in group.paths or ())
+    return hdf5.stored_bytes(count, width * group.features.dtype.itemsize) + 26 * count + paths

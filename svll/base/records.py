@@ -1,4 +1,4 @@
-"""Images of a benchmark as columns: where each one is, whom it shows, which camera took it."""
+"""A dataset's images as columns: paths, identities, cameras, views."""
 
 import hashlib
 import os
@@ -16,15 +16,11 @@ Int64 = NDArray[np.int64]
 PARTS = ("train", "validation", "query", "gallery")
 """The parts of a dataset, in the order in which they are listed and hashed."""
 MISSING = -1
-"""Stands for the size of a listed file that is not there."""
-_CHUNK = 1 << 20
+"""The size of a listed file that does not exist."""
 
 
 def usual_first_camera(dataset: str) -> int | None:
-    """Return how a dataset numbers camera 0 of the records, where a file does not say; or None.
-
-    Benchmarks number their cameras from 1, lists as they are written; of a folder it is not known.
-    """
+    """Return a dataset's own number for camera 0 of the records; None if unknown (folders)."""
     if dataset == "list" or dataset.startswith("vehicleid"):
         return 0
     named = ("synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776")
@@ -32,7 +28,7 @@ def usual_first_camera(dataset: str) -> int | None:
 
 
 class Row(NamedTuple):
-    """One image; a reader of a benchmark lists these and hands them to `Records.from_rows`."""
+    """One image, for `Records.from_rows`."""
 
     path: str
     identity: int
@@ -56,13 +52,8 @@ class Records:
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> "Records":
         """Return the rows as columns, in the order given."""
-        rows = list(rows)
-        return cls(
-            paths=tuple(row.path for row in rows),
-            identities=np.array([row.identity for row in rows], dtype=np.int64),
-            cameras=np.array([row.camera for row in rows], dtype=np.int64),
-            views=np.array([row.view for row in rows], dtype=np.int64),
-        )
+        paths, *columns = tuple(zip(*rows, strict=True)) or ((), (), (), ())
+        return cls(paths, *(np.array(column, dtype=np.int64) for column in columns))
 
     @classmethod
     def empty(cls) -> "Records":
@@ -72,12 +63,9 @@ class Records:
     @classmethod
     def concatenate(cls, parts: Sequence["Records"]) -> "Records":
         """Return the images of all parts, in order."""
-        return cls(
-            paths=tuple(path for part in parts for path in part.paths),
-            identities=np.concatenate([part.identities for part in parts]),
-            cameras=np.concatenate([part.cameras for part in parts]),
-            views=np.concatenate([part.views for part in parts]),
-        )
+        columns = [(part.identities, part.cameras, part.views) for part in parts]
+        paths = tuple(path for part in parts for path in part.paths)
+        return cls(paths, *map(np.concatenate, zip(*columns, strict=True)))
 
     def moved(self, *, identities: int, cameras: int) -> "Records":
         """Return the same images with higher numbers for identities and cameras."""
@@ -89,55 +77,48 @@ class Records:
     def take(self, rows: Sequence[int] | NDArray[Any]) -> "Records":
         """Return the images at `rows` (positions, or a mask [n]), in that order."""
         positions = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
-        return Records(
-            paths=tuple(self.paths[position] for position in positions),
-            identities=self.identities[positions],
-            cameras=self.cameras[positions],
-            views=self.views[positions],
-        )
+        paths = tuple(self.paths[position] for position in positions)
+        columns = (self.identities, self.cameras, self.views)
+        return Records(paths, *(column[positions] for column in columns))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The parts of a benchmark, and the rule by which it is evaluated."""
+    """The parts of a dataset, and the protocol of its evaluation."""
 
     name: str
     protocol: str
-    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images, of
-    which one per identity is drawn for the gallery at evaluation."""
+    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images;
+    evaluation draws one image per identity for the gallery."""
     train: Records
     query: Records
     gallery: Records
     validation: Records = field(default_factory=Records.empty)
-    """What a user's list sets apart for selection; benchmarks have no such part."""
+    """The held-out part of a user's list; benchmarks have none."""
     version: str = ""
-    """Which edition of the dataset this is, where there are several: `v1` or `v2` of MSMT17."""
+    """The edition of a dataset that has several: `v1` or `v2` of MSMT17."""
     first_camera: int = 0
-    """The number that the dataset itself gives to camera 0 of the records: Market-1501's is 1."""
+    """The dataset's own number for camera 0 of the records; 1 in Market-1501."""
 
     @property
     def title(self) -> str:
-        """The dataset's name for people, with its version where it has one."""
+        """The dataset's name, with its version where it has one."""
         return f"{self.name} ({self.version})" if self.version else self.name
 
     @property
     def has_views(self) -> bool:
-        """Whether the views are known; where they are not, all are 0."""
+        """Whether the views are known; unknown ones are all 0."""
         return any(part.views.any() for part in self.parts().values())
 
-    def ranked_by(self, asked: str | None) -> str:
-        """Return the protocol asked for, or the dataset's own; see `protocol_in_force`."""
+    def ranked_by(self, requested: str | None) -> str:
+        """Return the requested protocol, or the dataset's own; see `protocol_in_force`."""
         is_one_set = self.query.paths == self.gallery.paths
-        return protocol_in_force(asked, self.protocol, self.title, is_one_set=is_one_set)
+        return protocol_in_force(requested, self.protocol, self.title, is_one_set=is_one_set)
 
     def side_columns(self, records: Records) -> tuple[str, Int64, Int64 | None]:
-        """Return what `SideLabels.places` takes for some of the dataset's images.
-
-        That is its name, their cameras [n] as the dataset numbers them, and their views [n], None
-        where the dataset has none.
-        """
-        cameras = records.cameras + self.first_camera
-        return self.name, cameras, records.views if self.has_views else None
+        """Return name, cameras [n] and views [n] or None of images, for `SideLabels.places`."""
+        views = records.views if self.has_views else None
+        return self.name, records.cameras + self.first_camera, views
 
     def parts(self) -> dict[str, Records]:
         """Return the parts that have images, by name."""
@@ -151,10 +132,10 @@ class Dataset:
     def fingerprint(self) -> str:
         """16 hex digits that change when a file is added, removed, renamed, resized or relabelled.
 
-        Names are taken relative to the folder that holds all images, so a moved or copied dataset
-        keeps its fingerprint; contents are not read, for a benchmark has gigabytes of them. Parts,
-        labels and order count, since files of features are kept under this name, row by row. A
-        missing file counts with size -1: to report it is the decode check's work.
+        Names are relative to the folder that holds all images, so a moved or copied dataset keeps
+        its fingerprint; contents are not read, since a benchmark has gigabytes of them. Parts,
+        labels and order count, since feature files are cached under this fingerprint, row by row.
+        A missing file counts with size -1; the decoding check reports it.
         """
         names, sizes = self.names(), self.sizes
         digest = hashlib.sha256()
@@ -167,20 +148,21 @@ class Dataset:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """The bytes of each image's file by its path, MISSING where there is none."""
-        return {path: _size(path) for path in self.files()}
+        """File sizes in bytes by path; MISSING for files that do not exist."""
+        return {path: file_size(path) for path in self.files()}
 
     def content_hash(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """Return 64 hex digits over the names and bytes of all images, whatever their labels.
+        """Return 64 hex digits over the names and bytes of all images; labels do not count.
 
         A missing file counts by its name. `progress(done, total)` is called after each file.
         """
-        digest = hashlib.sha256()
-        names = self.names()
+        digest, names = hashlib.sha256(), self.names()
         for done, (path, name) in enumerate(names.items(), start=1):
-            digest.update(os.fsencode(f"{name}\t{_size(path)}\n"))
+            digest.update(os.fsencode(f"{name}\t{file_size(path)}\n"))
             if os.path.isfile(path):
-                _feed(digest, path)
+                with open(path, "rb") as file:
+                    while chunk := file.read(1 << 20):
+                        digest.update(chunk)
             if progress is not None:
                 progress(done, len(names))
         return digest.hexdigest()
@@ -193,20 +175,15 @@ class Dataset:
 
 
 def _below(folder: str, path: str) -> str:
-    # relpath would look up the working folder for each of 100,000 files
+    # relpath would look up the working directory for each of 100,000 files
     if path.startswith(folder + os.sep):
         return path[len(folder) + 1 :]
     return os.path.relpath(path, folder)
 
 
-def _size(path: str) -> int:
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Return a file's bytes, MISSING when it does not exist."""
     try:
         return os.path.getsize(path)
     except FileNotFoundError:
         return MISSING
-
-
-def _feed(digest: Any, path: str) -> None:
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)

@@ -1,4 +1,4 @@
-"""Files in a run's folder that only this experiment has: those of stage 1."""
+"""Files that stage 1 leaves in a run's folder."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from harness.runs.run import Run
 PROMPTS = "prompts.safetensors"
 """The tokens that stage 1 learned."""
 TAKEN = "stage1.json"
-"""In a run that took stage 1 from another run: which run, and how many epochs that trained."""
+"""In a run that reused another run's stage 1: that run, and the epochs that it trained."""
 
 
 def prompts_file(run: Run) -> Path:
@@ -17,7 +17,7 @@ def prompts_file(run: Run) -> Path:
 
 
 def taken_epochs(run: Run) -> int:
-    """Return how many epochs in a run's log were trained by the run whose stage 1 it took."""
+    """Return how many epochs in a run's log were trained by the run whose stage 1 it reused."""
     try:
         return int(read_json(run.folder / TAKEN)["epochs"])
     except FileNotFoundError:

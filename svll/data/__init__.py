@@ -1,1 +1,1 @@
-"""Records of images, readers of benchmark folders, and a drawn world to stand in for one."""
+"""Datasets: readers of benchmarks and lists, splits, checks, staging, sampling."""

@@ -1,4 +1,4 @@
-"""Every dataset that can be named: how it is read, and what is known of it."""
+"""The table of datasets: name, reader, and published facts."""
 
 import difflib
 from collections.abc import Callable
@@ -9,34 +9,29 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.paths import expanded
 from svll.base.records import Dataset
-from svll.data.readers import (
-    csv_list as image_list,
-)
-from svll.data.readers import (
-    dukemtmc,
-    market1501,
-    msmt17,
-    occluded_duke,
-    vehicleid,
-    veri776,
-)
+from svll.data.readers import csv_list, dukemtmc, market1501, msmt17, vehicleid, veri776
 from svll.data.readers.common import Benchmark
 
 Load = Callable[..., Dataset]
 
+
+def _in_layout(benchmark: Benchmark) -> tuple[Load, Benchmark]:
+    return partial(market1501.load, benchmark=benchmark), benchmark
+
+
 _TABLE: dict[str, tuple[Load, Benchmark | None]] = {
-    "market1501": (market1501.load, market1501.BENCHMARK),
+    "market1501": _in_layout(market1501.BENCHMARK),
     "msmt17": (msmt17.load, msmt17.BENCHMARK),
-    "dukemtmc": (dukemtmc.load, dukemtmc.BENCHMARK),
-    "occluded_duke": (occluded_duke.load, occluded_duke.BENCHMARK),
+    "dukemtmc": _in_layout(dukemtmc.BENCHMARK),
+    "occluded_duke": _in_layout(dukemtmc.OCCLUDED),
     "veri776": (veri776.load, veri776.BENCHMARK),
     **{
         known.name: (partial(vehicleid.load, size=size), known)
         for size, known in vehicleid.BENCHMARKS.items()
     },
-    "vehicleid": (vehicleid.load, vehicleid.BENCHMARKS[vehicleid.SIZES[0]]),
-    "folder": (market1501.load_folder, market1501.OWN),
-    "list": (image_list.load, None),
+    "vehicleid": (vehicleid.load, vehicleid.BENCHMARKS[800]),
+    "folder": _in_layout(market1501.OWN),
+    "list": (csv_list.load, None),
 }
 
 
@@ -51,12 +46,11 @@ def load_benchmark(name: str, root: str | Path, **options: Any) -> Dataset:
     options: arguments of the dataset's reader. Raises UserError for an unknown name, with the
     nearest ones, and as the reader does.
     """
-    load, _ = _entry(name)
-    return load(expanded(str(root)), **options)
+    return _entry(name)[0](expanded(str(root)), **options)
 
 
 def describe(name: str) -> Benchmark | None:
-    """Return what is known of a dataset: its usual folders, published numbers; None for `list`."""
+    """Return a dataset's usual folders and published numbers; None for `list`."""
     return _entry(name)[1]
 
 

@@ -1,9 +1,9 @@
-"""Whether a dataset is whole and fit to train on: counts, labels, files that do not decode."""
+"""Checks of a dataset: counts, labels, files that do not decode."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,11 @@ from svll.data.readers.common import Benchmark, Counts, cameras, counts
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
-"""Makes a display of progress from a title."""
+"""Makes a progress bar from a title."""
 
-@dataclass(frozen=True)
-class Part:
-    """How much one part holds, beside what is published."""
+
+class PartCounts(NamedTuple):
+    """The counts of one part, and the published ones."""
 
     name: str
     identities: int
@@ -29,98 +29,69 @@ class Part:
     published: Counts | None = None
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was found."""
+class CheckResult(NamedTuple):
+    """What a check of a dataset found."""
 
-    dataset: str
-    protocol: str
-    parts: tuple[Part, ...]
-    cameras: int
-    """Of all parts together."""
-    published_cameras: int | None
-    fingerprint: str
+    dataset: Dataset
+    benchmark: Benchmark | None
     content_hash: str | None
-    notes: tuple[str, ...]
-    """Sentences about labels that make training or ranking differ from what one may expect."""
-    images: int
-    """Number of files that were decoded."""
-    faults: tuple[Fault, ...]
-    """Files that are missing or do not decode, in the order of their names."""
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether every image is there and decodes; other numbers than published are no fault."""
-        return not self.faults
+    faults: list[Fault]
+    """Files that are missing or do not decode, sorted by path."""
 
 
-def check(
-    name: str, root: str | Path, *, content: bool = False, threads: int = 0, bar: Bar | None = None
-) -> Check:
+def check(name: str, root: str | Path, *, content: bool, threads: int, bar: Bar) -> CheckResult:
     """Read a dataset by name and decode all its images, with the decoder that training uses.
 
-    `content`: hash the images' bytes, too; `threads` 0: as many as there are cores to use. Raises
-    UserError when the dataset is not found or its lists or names cannot be read.
+    `content`: also hash the images' bytes; `threads` 0: one per usable core. Raises UserError when
+    the dataset is not found or its lists or names cannot be read.
     """
-    bar = bar or _silent
     dataset = benchmarks.load_benchmark(name, root)
-    known = benchmarks.describe(name)
     content_hash = None
     if content:
         with bar("hashing") as progress:
             content_hash = dataset.content_hash(progress)
-    files = dataset.files()
     with bar("decoding") as progress:
-        faults = decode(files, threads=threads, progress=progress)
-    return Check(
-        dataset=dataset.title, protocol=dataset.protocol,
-        parts=tuple(count(dataset, known)), cameras=cameras(dataset.parts().values()),
-        published_cameras=known.published.cameras if known and known.published else None,
-        fingerprint=dataset.fingerprint, content_hash=content_hash, notes=tuple(notes(dataset)),
-        images=len(files), faults=tuple(faults),
-    )  # fmt: skip
+        faults = decode(dataset.files(), threads=threads, progress=progress)
+    return CheckResult(dataset, benchmarks.describe(name), content_hash, faults)
 
 
 def decode(files: Sequence[str], *, threads: int, progress: Progress | None) -> list[Fault]:
-    """Return (path, reason) of the files that cannot be decoded."""
-    # torch and DALI: seconds that a typo need not wait
-    from harness.images.decoding import check_images
+    """Return (path, reason) of the files that do not decode, sorted by path."""
+    from harness.images.decoding import check_images  # torch and DALI take seconds to import
 
-    threads = threads or len(usable_cores())
-    return check_images(files, threads=threads, progress=progress)
+    return check_images(files, threads=threads or len(usable_cores()), progress=progress)
 
 
-def count(dataset: Dataset, benchmark: Benchmark | None) -> list[Part]:
-    """Return the parts' numbers; query and gallery once where they are the same images."""
-    parts = dataset.parts()
-    if dataset.query is dataset.gallery:
-        parts = {"train": dataset.train, "test": dataset.query}
-    published = benchmark.published if benchmark else None
+def part_counts(dataset: Dataset, benchmark: Benchmark | None) -> list[PartCounts]:
+    """Return the parts' counts; query and gallery count once where they are the same images."""
+    parts, published = dataset.parts(), benchmark.published if benchmark else None
+    is_one_set = dataset.query is dataset.gallery
+    if is_one_set:
+        del parts["gallery"]
     return [
-        Part(
-            name, *counts(part), cameras([part]),
-            getattr(published, "query" if name == "test" else name, None),
+        PartCounts(
+            "test" if is_one_set and name == "query" else name,
+            *counts(part), cameras([part]), getattr(published, name, None),
         )
         for name, part in parts.items()
-    ]  # fmt: skip
+    ]
 
 
 # --- labels ---
 
 
 def notes(dataset: Dataset) -> list[str]:
-    """Return sentences about labels that a user should know of before training or ranking."""
-    found = [_one_camera(dataset), single_images(dataset.train)]
+    """Return sentences about labels that a user should know before training or ranking."""
+    sentences = [_one_camera(dataset), single_images(dataset.train)]
     if dataset.protocol == "random_gallery":
-        found.append(_single_test_images(dataset.query))
+        sentences.append(_singles(dataset.query, "test", ", so no query asks for them"))
     else:
-        found.append(unmatched(dataset.query, dataset.gallery, dataset.protocol))
-    return [note for note in found if note]
+        sentences.append(unmatched(dataset.query, dataset.gallery, dataset.protocol))
+    return [sentence for sentence in sentences if sentence]
 
 
 def _one_camera(dataset: Dataset) -> str:
-    parts = list(dataset.parts().values())
-    if dataset.protocol != "cross_camera" or cameras(parts) > 1:
+    if dataset.protocol != "cross_camera" or cameras(dataset.parts().values()) > 1:
         return ""
     return (
         "all images are of one camera, so no query has a match under another one; to rank them "
@@ -129,37 +100,26 @@ def _one_camera(dataset: Dataset) -> str:
 
 
 def single_images(train: Records) -> str:
-    """Say how many training identities have one image, if any."""
-    single, known = _singles(train)
-    if not single:
-        return ""
-    return (
-        f"{single} of {known} training identities have a single image; the triplet loss compares "
-        "it with itself only"
-    )
+    """Return a sentence on training identities with a single image; empty when there are none."""
+    return _singles(train, "training", "; the triplet loss compares it with itself only")
 
 
-def _single_test_images(test: Records) -> str:
-    single, known = _singles(test)
-    if not single:
-        return ""
-    return f"{single} of {known} test identities have a single image, so no query asks for them"
-
-
-def _singles(records: Records) -> tuple[int, int]:
-    """Return how many identities have one image, and how many there are."""
+def _singles(records: Records, kind: str, effect: str) -> str:
     _, images = np.unique(records.identities, return_counts=True)
-    return int((images == 1).sum()), len(images)
+    single = int((images == 1).sum())
+    if not single:
+        return ""
+    return f"{single} of {len(images)} {kind} identities have a single image{effect}"
 
 
 def unmatched(query: Records, gallery: Records, protocol: str) -> str:
-    """Say which queries nothing in the gallery can match, and why; empty when all have a match."""
-    ids = np.unique(query.identities)
-    absent = np.setdiff1d(ids, gallery.identities)
+    """Return a sentence on queries without a match, and why; empty when all have a match."""
     left_out = ~has_match(query, gallery, protocol)
-    near = len(np.setdiff1d(query.identities[left_out], absent))
     if not left_out.any():
         return ""
+    ids = np.unique(query.identities)
+    absent = np.setdiff1d(ids, gallery.identities)
+    near = len(np.setdiff1d(query.identities[left_out], absent))
     message = f"{len(absent)} of {len(ids)} query identities are absent from the gallery"
     by_camera = protocol != "all_gallery"
     if near:
@@ -172,20 +132,16 @@ def unmatched(query: Records, gallery: Records, protocol: str) -> str:
 
 
 def has_match(query: Records, gallery: Records, protocol: str) -> NDArray[np.bool_]:
-    """Return for each query [Q] whether its identity is in what it ranks of the gallery.
+    """Return for each query [Q] whether its identity is in the part of the gallery that it ranks.
 
-    That is what other cameras took, or under all_gallery, what other files hold.
+    That part has the images of other cameras, or under all_gallery, the other files.
     """
-    columns: tuple[Sequence[object], ...] = query.cameras.tolist(), gallery.cameras.tolist()
-    if protocol == "all_gallery":
-        columns = query.paths, gallery.paths
-    seen: dict[int, set[object]] = {}
-    for identity, one in zip(gallery.identities.tolist(), columns[1], strict=True):
-        seen.setdefault(identity, set()).add(one)
-    pairs = zip(query.identities.tolist(), columns[0], strict=True)
-    found = [bool(seen.get(identity, set()) - {one}) for identity, one in pairs]
-    return np.array(found, dtype=bool)
+    def pairs(records: Records) -> Iterator[tuple[int, object]]:
+        sources = records.paths if protocol == "all_gallery" else records.cameras.tolist()
+        return zip(records.identities.tolist(), sources, strict=True)
 
-
-def _silent(title: str) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda done, total: None)
+    sources: dict[int, set[object]] = {}
+    for identity, source in pairs(gallery):
+        sources.setdefault(identity, set()).add(source)
+    matched = [bool(sources.get(identity, set()) - {source}) for identity, source in pairs(query)]
+    return np.array(matched, dtype=bool)

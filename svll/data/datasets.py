@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from svll.world import world as synthetic
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a run trains on, as if it were one, and what it tests on, each for itself."""
+    """The training sets of a run, which are joined, and the test sets, which are not."""
 
     train: tuple[Dataset, ...]
     test: tuple[Dataset, ...]
@@ -30,27 +30,27 @@ class Datasets:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over the names and fingerprints of all."""
+        """16 hex digits over the names and fingerprints of all datasets."""
         return joined_fingerprint({dataset.name: dataset.fingerprint for dataset in self.every})
 
 
 def trained_on(data: Data) -> list[str]:
-    """Return the datasets that are trained on."""
+    """Return the names of the training sets."""
     return data.train or [data.name]
 
 
 def tested_on(data: Data) -> list[str]:
-    """Return the datasets that are tested on."""
+    """Return the names of the test sets."""
     return data.test or [data.name]
 
 
 def root_of(data: Data, name: str) -> str | None:
-    """Return the folder in which a dataset is looked for."""
+    """Return a dataset's configured folder."""
     return data.roots.get(name, data.root)
 
 
 def has_validation(data: Data) -> bool:
-    """Whether identities are held back for selection, or the list that is trained on has a part."""
+    """Tell whether a run has a validation part: held-out identities, or the training list's own."""
     if data.validation or "list" not in trained_on(data):
         return data.validation > 0
     return _list_has_validation(existing_root(data, "list"))
@@ -65,34 +65,27 @@ def load_datasets(data: Data, cache: Path) -> Datasets:
     """Return the records of the datasets that the configuration names.
 
     Without a root the synthetic world is drawn under `cache`, once for all runs. Raises UserError
-    for a folder that is missing or lacks a part, and for sets that share images which are trained
-    on.
+    for a folder that is missing or lacks a part, and for training images that another set has too.
     """
-    names = dict.fromkeys(trained_on(data) + tested_on(data))
-    found = {name: load_dataset(data, name, cache) for name in names}
-    datasets = Datasets(
-        tuple(found[name] for name in trained_on(data)),
-        tuple(found[name] for name in tested_on(data)),
-    )
+    train, test = trained_on(data), tested_on(data)
+    loaded = {name: load_dataset(data, name, cache) for name in dict.fromkeys(train + test)}
+    datasets = Datasets(tuple(loaded[name] for name in train), tuple(loaded[name] for name in test))
     _refuse_shared_files(datasets)
     return datasets
 
 
 def _refuse_shared_files(datasets: Datasets) -> None:
-    """Refuse images that two sets train on, and images of one that another is tested on.
+    """Refuse training images that another set trains on or is tested on.
 
-    The first would be two identities of one person, the second tested with what was learned.
+    The former would give a person two identities, the latter would test on training images.
     """
     for place, dataset in enumerate(datasets.train):
-        others = [other for other in datasets.test if other is not dataset]
-        named = {other.name: [other.query, other.gallery] for other in others}
+        others = {d.name: [d.query, d.gallery] for d in datasets.test if d is not dataset}
         for other in datasets.train[place + 1 :]:
-            named.setdefault(other.name, []).append(other.train)
-        if not named:
-            continue
-        own = _files(dataset.train.paths)
-        for name, parts in named.items():
-            shared = [path for part in parts for file, path in _files(part.paths).items()
+            others.setdefault(other.name, []).append(other.train)
+        own = _by_file(dataset.train.paths) if others else {}
+        for name, parts in others.items():
+            shared = [path for part in parts for file, path in _by_file(part.paths).items()
                       if file in own]
             if shared:
                 raise UserError(
@@ -102,26 +95,26 @@ def _refuse_shared_files(datasets: Datasets) -> None:
                 )
 
 
-def _files(paths: Iterable[str]) -> dict[str, str]:
-    """Return paths by the real path of the file, by whatever folder or link they name it.
+def _by_file(paths: Iterable[str]) -> dict[str, str]:
+    """Return paths by the real path of their file, behind links and other spellings.
 
-    Folders are listed, and links alone looked at: a stat of each image takes minutes on a slow file
+    Folders are listed to resolve links only: a stat of each image takes minutes on a slow file
     system.
     """
     names: dict[str, list[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
         names.setdefault(folder, []).append(name)
-    found = {}
+    files = {}
     for folder, here in names.items():
         links: set[str] = set()
-        with suppress(OSError):  # a listed image that is missing: the decoding check names it
+        with suppress(OSError):  # the decoding check reports a listed image that is missing
             links = {entry.name for entry in os.scandir(folder) if entry.is_symlink()}
         real = os.path.realpath(folder)
         for name in here:
             path = os.path.join(folder, name)
-            found[os.path.realpath(path) if name in links else os.path.join(real, name)] = path
-    return found
+            files[os.path.realpath(path) if name in links else os.path.join(real, name)] = path
+    return files
 
 
 def load_dataset(data: Data, name: str, cache: Path) -> Dataset:
@@ -129,13 +122,13 @@ def load_dataset(data: Data, name: str, cache: Path) -> Dataset:
     root = existing_root(data, name)
     if root is None:
         root = str(synthetic.ensure_world(world_of(data.world), cache))
-    return load_world(root) if name == "synthetic" else (
-        benchmarks.load_benchmark(name, root, **_options(data, name))
-    )
+    if name == "synthetic":
+        return load_world(root)
+    return benchmarks.load_benchmark(name, root, **_options(data, name))
 
 
 def _options(data: Data, name: str) -> dict[str, bool]:
-    """Return the arguments of a dataset's reader that change its records."""
+    """Return the reader's arguments that change the dataset's records."""
     is_dropped = name == VIEWS_LISTED and data.unlisted_views == "drop"
     return {"drop_unlisted": True} if is_dropped else {}
 
@@ -146,7 +139,7 @@ def reading_of(data: Data, name: str) -> tuple[str, str | None]:
 
 
 def existing_root(data: Data, name: str) -> str | None:
-    """Return a dataset's folder, None for a world that is to be drawn; UserError for no folder."""
+    """Return a dataset's folder, None for a world to draw; UserError when the folder is missing."""
     root = root_of(data, name)
     if root is None and name != "synthetic":
         raise UserError(needed_root(name))
@@ -154,25 +147,16 @@ def existing_root(data: Data, name: str) -> str | None:
 
 
 def needed_root(name: str) -> str:
-    """Say that the place of a dataset was not given."""
-    what = {
-        "folder": "the folder of your images is needed: data.root=DIR",
-        "list": "the list's file is needed: data.root=FILE.csv",
-    }
-    return f"data.root: {what.get(name, f'the folder of {name} is needed: data.root=DIR')}"
+    """Return the message for a dataset whose root is not configured."""
+    if name == "list":
+        return "data.root: the list's file is needed: data.root=FILE.csv"
+    what = "your images" if name == "folder" else name
+    return f"data.root: the folder of {what} is needed: data.root=DIR"
 
 
 def world_of(config: WorldConfig) -> synthetic.World:
     """Return the world that the configuration describes."""
-    return synthetic.World(
-        train_identities=config.train_identities,
-        test_identities=config.test_identities,
-        kind=config.kind,
-        shots=config.shots,
-        seed=config.seed,
-        occlusion=config.occlusion,
-        query_occlusion=config.query_occlusion,
-    )
+    return synthetic.World(**asdict(config))
 
 
 def joined_fingerprint(fingerprints: dict[str, str]) -> str:

@@ -1,18 +1,18 @@
-"""Images that lie anywhere below a folder, with no labels."""
+"""Images without labels, anywhere below a folder."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.base.errors import UserError
-from svll.data.readers.common import is_image, no_images, say_skipped
+from svll.data.readers.common import is_image, log_skipped, no_images
 
 
 def find_images(place: Path) -> list[Path]:
-    """Return the images below a folder, sorted, or the one file that `place` is.
+    """Return the images below a folder, sorted, or `place` itself if it is a file.
 
-    Endings count in any case; what begins with a dot is left out, as systems put such files there.
-    Other files are counted in the log. Raises UserError when there are no images.
+    Names that begin with a dot are left out, since operating systems make such files. Other files
+    are counted in the log. Raises UserError when there are no images.
     """
     if place.is_file():
         return [place]
@@ -20,11 +20,12 @@ def find_images(place: Path) -> list[Path]:
         raise UserError(f"{place}: no such folder or image")
     files = sorted(path for folder in _folders(place) for path in folder.iterdir()
                    if path.is_file())
+    images = [path for path in files if is_image(path.name)]
     skipped = [path.name for path in files if not is_image(path.name)]
-    if len(skipped) == len(files):
+    if not images:
         raise no_images(place, skipped)
-    say_skipped(place, skipped)
-    return [path for path in files if is_image(path.name)]
+    log_skipped(place, skipped)
+    return images
 
 
 def _folders(place: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """A seeded split of a user's own images into train, validation, query and gallery.
 
-No identity is in two of train, validation and test. The result is a list (`image_list`), and a
-function of seed and images alone: files are sorted by name before anything is drawn.
+No identity is in two of train, validation and test. The result is a list (`csv_list`) that depends
+on the seed and the images only: files are sorted by name before anything is drawn.
 """
 
 import logging
@@ -14,44 +14,31 @@ from pathlib import Path
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.rng import generator
-from svll.data.readers import csv_list as image_list
-from svll.data.readers.common import (
-    JUNK,
-    examples,
-    image_names,
-    is_image,
-    is_left_by_a_system,
-    no_images,
-    parse_name,
-    raise_faults,
-    say_junk,
-    say_skipped,
-)
+from svll.data.readers import common, csv_list
+from svll.data.readers.common import EXAMPLE, examples, is_left_by_a_system, raise_faults
 from svll.data.readers.csv_list import Entry
-from svll.data.readers.market1501 import EXAMPLE
 
 _PARTS, _QUERIES = 31, 32
-"""Keys of the generators: which part an identity goes to, which images ask for it."""
+"""Keys of the generators: an identity's part, a test identity's queries."""
 
 LEAST_TRAINED = 6
-"""Identities that a default validation part leaves for training."""
+"""Minimum of training identities for a default validation part."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are split."""
+    """The sizes of the parts, and the seed."""
 
     test: float | None = None
-    """Share of the identities that query and gallery are made of; None: half, or as many as can be
-    found again."""
+    """Share of the identities for query and gallery; None: half, or as many as can be matched."""
     validation: float | None = None
-    """Share of the other identities that is held back for selection; None: a tenth, 2 at least,
-    and none where training would be left with fewer than 6."""
+    """Share of the other identities to hold out for selection; None: a tenth, at least 2, but none
+    where fewer than 6 would be left for training."""
     queries: int | None = None
-    """Images per test identity that ask for it, where cameras are unknown; None: 1. Where they are
-    known, there is one query per identity and camera."""
+    """Queries per test identity where cameras are unknown; None: 1. Where they are known, there is
+    one query per identity and camera."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -67,21 +54,20 @@ class Options:
 
 
 def write_split(root: str | Path, out: str | Path, options: Options) -> list[Entry]:
-    """Split the images below `root` and write the list `out`; returns what it holds.
+    """Split the images below `root` and write the list `out`; returns its entries.
 
-    Raises UserError when `out` is there already or cannot be written, and as `collect` and `split`
-    do.
+    Raises UserError when `out` exists or cannot be written, and as `collect` and `split` do.
     """
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out} is there already; name another file or delete it")
-    check_writable(out)  # before a large folder is walked through
+        raise UserError(f"{out} exists already; name another file or delete it")
+    check_writable(out)  # before a large folder is walked
     entries = split(collect(root), options)
-    image_list.write(out, entries)
+    csv_list.write(out, entries)
     return entries
 
 
-# --- what there is ---
+# --- the images ---
 
 
 def collect(root: str | Path) -> list[Entry]:
@@ -94,33 +80,30 @@ def collect(root: str | Path) -> list[Entry]:
     """
     root = Path(root)
     if root.is_file():
-        entries = image_list.read(root)
+        entries = csv_list.read(root)
         if entries[0].split is not None:
             raise UserError(f"{root} has a column split already; it is read as it is")
     elif root.is_dir():
         entries = _of_folder(root)
     else:
         raise UserError(f"{root}: no such folder or CSV file")
-    kept = [entry for entry in entries if entry.identity != str(JUNK)]
-    say_junk(str(root), len(entries) - len(kept))
+    kept = common.without_junk(root, entries)
     if not kept:
-        raise no_images(root, [])
-    raise_faults([f"{root}: {fault}" for fault in image_list.ambiguities(kept)])
+        raise common.no_images(root, [])
+    raise_faults([f"{root}: {fault}" for fault in csv_list.ambiguities(kept)])
     return sorted(kept, key=lambda entry: entry.path)
 
 
 def _of_folder(root: Path) -> list[Entry]:
-    below = sorted(
-        entry.name for entry in os.scandir(root)
-        if entry.is_dir() and not is_left_by_a_system(entry.name)
-    )  # fmt: skip
-    loose = [entry.name for entry in os.scandir(root) if entry.is_file() and is_image(entry.name)]
-    if below and loose:
+    names = sorted(name for name in os.listdir(root) if not is_left_by_a_system(name))
+    folders = [name for name in names if (root / name).is_dir()]
+    images = [name for name in names if (root / name).is_file() and common.is_image(name)]
+    if folders and images:
         raise UserError(
-            f"{root} holds {len(below)} folders ({examples(below)}) and {len(loose)} images beside "
-            f"them ({examples(sorted(loose))}); either have a folder per identity or none at all"
+            f"{root} holds {len(folders)} folders ({examples(folders)}) and {len(images)} images "
+            f"beside them ({examples(images)}); either have a folder per identity or none at all"
         )
-    return _of_folders(root, below) if below else _of_names(root)
+    return _of_folders(root, folders) if folders else _of_names(root)
 
 
 def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
@@ -129,23 +112,22 @@ def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
         Entry(path, identity)
         for identity in identities for path in _images(root / identity, skipped)
     ]
-    say_skipped(root, skipped)
-    images = Counter(entry.identity for entry in entries)
-    if empty := [identity for identity in identities if not images[identity]]:
+    common.log_skipped(root, skipped)
+    if empty := sorted(set(identities) - {entry.identity for entry in entries}):
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
-    labels = [parse_name(os.path.basename(entry.path)) for entry in entries]
-    known = [str(label[1]) for label in labels if label is not None]
-    strange = [e.path for e, label in zip(entries, labels, strict=True) if label is None]
+    labels = [common.parse_name(os.path.basename(entry.path)) for entry in entries]
+    cameras = [str(label[1]) for label in labels if label]
+    strange = [e.path for e, label in zip(entries, labels, strict=True) if not label]
     if not strange:
-        return [replace(entry, camera=camera) for entry, camera in zip(entries, known, strict=True)]
-    if len(known) > len(strange):
+        return [replace(e, camera=camera) for e, camera in zip(entries, cameras, strict=True)]
+    if len(cameras) > len(strange):
         raise UserError(
-            f"{root}: {len(known)} images are named like {EXAMPLE}, which gives their camera, "
+            f"{root}: {len(cameras)} images are named like {EXAMPLE}, which gives their camera, "
             f"{len(strange)} are not: {examples(strange)}; rename or remove these, or write a CSV "
             "list (path,identity) if cameras are not meant"
         )
-    if known:
-        log.info("%s: %d of %d names give a camera, which is not used", root, len(known),
+    if cameras:
+        log.info("%s: %d of %d names give a camera, which is not used", root, len(cameras),
                  len(entries))
     return entries
 
@@ -154,32 +136,29 @@ def _images(folder: Path, skipped: list[str]) -> Iterator[str]:
     """Yield the images below a folder, at any depth; other files are added to `skipped`."""
     for place, below, _ in os.walk(folder):
         below[:] = [name for name in below if not is_left_by_a_system(name)]
-        names = image_names(Path(place), skipped, ignoring=below)
+        names = common.image_names(Path(place), skipped, ignoring=below)
         yield from (os.path.join(place, name) for name in names)
 
 
 def _of_names(root: Path) -> list[Entry]:
     skipped: list[str] = []
-    named = [(name, parse_name(name)) for name in image_names(root, skipped)]
-    say_skipped(root, skipped)
-    if strange := [name for name, labels in named if labels is None]:
+    rows, strange = common.parse_names(root, skipped)
+    common.log_skipped(root, skipped)
+    if strange:
         raise UserError(
             f"{root}: {len(strange)} images are neither in a folder per identity nor named like "
             f"{EXAMPLE} (identity and camera first): {examples(strange)}"
         )
-    return [
-        Entry(str(root / name), str(labels[0]), str(labels[1]))
-        for name, labels in named if labels is not None
-    ]  # fmt: skip
+    return [Entry(row.path, str(row.identity), str(row.camera)) for row in rows]
 
 
-# --- who goes where ---
+# --- the parts ---
 
 
 def split(entries: Sequence[Entry], options: Options) -> list[Entry]:
-    """Give each image its part; `entries` in a fixed order.
+    """Assign each image to a part; the order of `entries` matters.
 
-    Identities that cannot be found again (a single image, or a single camera among several) go to
+    Identities that cannot be matched (a single image, or a single camera among several) go to
     training. Raises UserError when a part would be left with fewer than 2 identities, or `queries`
     is given although cameras are known.
     """
@@ -193,96 +172,85 @@ def split(entries: Sequence[Entry], options: Options) -> list[Entry]:
     for entry in entries:
         images.setdefault(entry.identity, []).append(entry)
     parts = _assign(images, options, has_cameras)
-    draw = generator(options.seed, _QUERIES)
-    asking: set[str] = set()
+    rng = generator(options.seed, _QUERIES)
+    queries: set[str] = set()
     for identity in sorted(images):
-        if parts[identity] == "test":
-            order = [images[identity][row] for row in draw.permutation(len(images[identity]))]
+        if parts[identity] == "gallery":
+            order = [images[identity][row] for row in rng.permutation(len(images[identity]))]
             chosen = _per_camera(order) if has_cameras else order[: options.queries or 1]
-            # one at least is left to be found
-            asking.update(entry.path for entry in chosen[: len(order) - 1])
+            # at least one is left for the gallery
+            queries.update(entry.path for entry in chosen[: len(order) - 1])
     return [
-        replace(entry, split=_part(parts[entry.identity], entry.path in asking))
+        replace(entry, split="query" if entry.path in queries else parts[entry.identity])
         for entry in entries
     ]
 
 
-def _part(part: str, asks: bool) -> str:
-    if part != "test":
-        return part
-    return "query" if asks else "gallery"
-
-
 def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool) -> dict[str, str]:
-    """Return the part of each identity: train, validation or test."""
+    """Return the part of each identity: train, validation or (queries included) gallery."""
     identities = sorted(images)
-    fit = [identity for identity in identities if _can_be_found(images[identity], has_cameras)]
+    fit = [
+        identity for identity in identities
+        if len({entry.camera if has_cameras else entry.path for entry in images[identity]}) > 1
+    ]
     test, validation = _counts(len(identities), len(fit), options)
     train = len(identities) - test - validation
-    asked = (f"of {len(identities)} identities {train} would be trained on, {validation} held back "
-             f"and {test} tested")
+    wanted = (f"of {len(identities)} identities {train} would be trained on, {validation} held out "
+              f"and {test} tested")
     if len(identities) >= 4 and len(fit) < 2:
         two = "two images of different cameras" if has_cameras else "two images"
-        raise UserError(f"{len(fit)} of {len(identities)} identities can be found again: {two} "
+        raise UserError(f"{len(fit)} of {len(identities)} identities can be matched: {two} "
                         "are needed, of 2 identities")
     if test < 2 or train < 2 or (options.validation and validation < 2):
-        raise UserError(f"{asked}; each part needs at least 2{_advice(len(identities), options)}")
+        advice = "; leave out --test and --validation, or change them"
+        if options.test is None and options.validation is None:
+            advice = ""
+        if len(identities) < 4:
+            advice = ", so at least 4 identities are needed"
+        raise UserError(f"{wanted}; each part needs at least 2{advice}")
     if len(fit) < test + validation:
         raise UserError(
-            f"{asked}, and only {len(fit)} can be found again (two images"
+            f"{wanted}, and only {len(fit)} can be matched (two images"
             f"{', of different cameras' if has_cameras else ''}); ask for fewer with --test and "
             "--validation"
         )
     if left := len(identities) - len(fit):
-        log.info("%d identities that cannot be found again go to training", left)
+        log.info("%d identities that cannot be matched go to training", left)
     order = [fit[row] for row in generator(options.seed, _PARTS).permutation(len(fit))]
-    parts = dict.fromkeys(identities, "train")
-    parts |= dict.fromkeys(order[:test], "test")
-    return parts | dict.fromkeys(order[test : test + validation], "validation")
+    return dict.fromkeys(identities, "train") | dict.fromkeys(order[:test], "gallery") | (
+        dict.fromkeys(order[test : test + validation], "validation")
+    )
 
 
 def _counts(identities: int, fit: int, options: Options) -> tuple[int, int]:
-    """Return how many identities are tested and held back; what was not asked for is logged."""
-    test = round((0.5 if options.test is None else options.test) * identities)
-    if options.test is None:
-        test = min(test, fit)
+    """Return how many identities are tested and held out; logs why a default is none."""
+    test = min(round(0.5 * identities), fit)
+    if options.test is not None:
+        test = round(options.test * identities)
     left = identities - test
     if options.validation is not None:
         return test, round(options.validation * left)
     validation = min(max(2, round(0.1 * left)), fit - test)
-    if fit - test < 2:
-        log.info("%d identities beside those tested can be found again, and validation needs 2: "
-                 "none is held back for validation", max(0, fit - test))
-        return test, 0
-    if left - validation < LEAST_TRAINED:
-        log.info("%d identities are left for training, so none is held back for validation", left)
-        return test, 0
-    return test, validation
-
-
-def _advice(identities: int, options: Options) -> str:
-    if identities < 4:
-        return ", so at least 4 identities are needed"
-    asked = (options.test, options.validation)
-    return "" if asked == (None, None) else "; leave out --test and --validation, or change them"
-
-
-def _can_be_found(images: Sequence[Entry], has_cameras: bool) -> bool:
-    return len({entry.camera for entry in images} if has_cameras else images) > 1
+    if validation < 2:
+        reason = f"besides the tested ones {max(0, fit - test)} can be matched, 2 are needed"
+    elif left - validation < LEAST_TRAINED:
+        reason = f"{left} are left for training"
+    else:
+        return test, validation
+    log.info("no identities are held out for validation: %s", reason)
+    return test, 0
 
 
 def _per_camera(images: Sequence[Entry]) -> list[Entry]:
     """Return the first image of each camera, as long as every query keeps a match elsewhere.
 
-    Where a camera gives its only image away, the others may have nothing left to be found.
+    If a camera's only image becomes a query, the other cameras may lose their last match.
     """
     left = Counter(entry.camera for entry in images)
     chosen: dict[str | None, Entry] = {}
     for entry in images:
-        if entry.camera in chosen:
-            continue
         after = left - Counter([entry.camera])
-        asking = {*chosen, entry.camera}
-        if all(any(other != camera for other in after) for camera in asking):
+        cameras = {*chosen, entry.camera}
+        if entry.camera not in chosen and all(after.keys() - {camera} for camera in cameras):
             left, chosen[entry.camera] = after, entry
     return list(chosen.values())

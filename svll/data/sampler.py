@@ -1,4 +1,4 @@
-"""The order of training images: one global order per epoch, whatever the number of ranks.
+"""The order of training images: one global order per epoch, for any number of ranks.
 
 A batch is an array of rows into the training records; rank r of W takes the r-th of W equal slices.
 """
@@ -16,14 +16,14 @@ def identity_batches(
 ) -> list[Rows]:
     """Return an epoch of P x K batches: `batch / instances` identities, `instances` images of each.
 
-    identities [n]. Each identity's images are shuffled and cut into groups of `instances` (an
-    identity with fewer images draws with repetition; a rest is left out of this epoch); groups are
-    drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID samples).
-    The time is proportional to n, but for the logarithm of the number of identities.
+    identities [n]. Each identity's images are shuffled and cut into groups of `instances`
+    (identities with fewer images draw with replacement; a remainder is left out of this epoch);
+    groups are drawn until fewer than P identities have any left (Hermans et al. 2017; as CLIP-ReID
+    samples).
     """
     rng = generator(seed, epoch, 1)
     labels, counts = np.unique(identities, return_counts=True)
-    # one sort, not a search per identity: there may be tens of thousands
+    # one sort instead of a search per identity: there may be tens of thousands
     of_label = np.split(np.argsort(identities, kind="stable"), np.cumsum(counts)[:-1])
     per_batch = batch // instances
     groups: list[list[Rows]] = []
@@ -34,43 +34,15 @@ def identity_batches(
         whole = len(rows) // instances * instances
         groups.append(list(rows[:whole].reshape(-1, instances)))
     batches: list[Rows] = []
-    left = _Left(len(labels))
-    while left.count >= per_batch:
-        ranks = rng.choice(left.count, size=per_batch, replace=False)
-        chosen = [left.at(rank) for rank in ranks.tolist()]
-        batches.append(np.concatenate([groups[place].pop() for place in chosen]))
-        for place in chosen:
-            if not groups[place]:
-                left.remove(place)
+    left = list(range(len(labels)))
+    while len(left) >= per_batch:
+        chosen = rng.choice(len(left), size=per_batch, replace=False).tolist()
+        batches.append(np.concatenate([groups[left[place]].pop() for place in chosen]))
+        # listing the identities anew for each batch would take minutes
+        for place in sorted(chosen, reverse=True):
+            if not groups[left[place]]:
+                del left[place]
     return batches
-
-
-class _Left:
-    """The places 0 .. n - 1 that are not removed yet, in order: a Fenwick tree (Fenwick 1994).
-
-    Finding and removing take log2(n) steps; to list what is left for each batch would take n.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.count = n
-        self._sums = [last & -last for last in range(n + 1)]  # each of the places up to `last`
-
-    def at(self, rank: int) -> int:
-        """Return the place before which `rank` places are left, and which is left itself."""
-        place, step = 0, 1 << len(self._sums).bit_length()
-        while step := step >> 1:
-            if place + step < len(self._sums) and self._sums[place + step] <= rank:
-                place += step
-                rank -= self._sums[place]
-        return place
-
-    def remove(self, place: int) -> None:
-        """Remove a place that is left."""
-        self.count -= 1
-        last = place + 1
-        while last < len(self._sums):
-            self._sums[last] -= 1
-            last += last & -last
 
 
 def shuffled_batches(count: int, *, batch: int, seed: int, epoch: int) -> list[Rows]:

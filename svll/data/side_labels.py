@@ -1,35 +1,35 @@
-"""The cameras and views that a model was trained with, and the vector that each of them has.
+"""The cameras and views that a model was trained with, and the place of each one's vector.
 
 Side information is a learned vector per camera, view or both. A label belongs to its dataset:
-camera 3 of one is not camera 3 of another. Everything that needs a vector (training, tests,
-attention maps, users' images, export) asks `SideLabels.places`.
+camera 3 of one is not camera 3 of another. All users of the vectors (training, tests, attention
+maps, `encode`, export) call `SideLabels.places`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from svll.base.records import Dataset, Records
+from svll.base.records import Dataset, Int64, Records
 
-Int64 = NDArray[np.int64]
 UNSEEN = -1
-"""The place of a camera or view that training never saw."""
+"""The place of a camera or view that training did not have."""
 UNNAMED = ""
-"""Stands for the dataset of published weights, which do not name it."""
+"""The dataset of published weights, which do not name it."""
 
 
 def owner(dataset: str) -> str:
-    """Return whose cameras and views a test set has: VehicleID's three lists are of one dataset."""
+    """Return the dataset whose labels a test set has: VehicleID's three lists share theirs."""
     return "vehicleid" if dataset.startswith("vehicleid_") else dataset
 
 
 def known_sie(wanted: str, *, cameras: int, views: int) -> str:
-    """Return the kind of side information that so many known cameras and views allow.
+    """Return the kind of side information for these numbers of known cameras and views.
 
-    That is `model.sie` as it is where any camera is known; where none is, what it says of views.
+    wanted: `model.sie`. Without known cameras only its views remain.
     """
     if cameras or wanted == "none":
         return wanted
@@ -38,9 +38,9 @@ def known_sie(wanted: str, *, cameras: int, views: int) -> str:
 
 @dataclass(frozen=True)
 class SideLabels:
-    """Cameras and views of training by their `owner`, sorted, as the dataset numbers them.
+    """Cameras and views of training by their `owner`, sorted, by the dataset's own numbers.
 
-    Vectors stand in this order, dataset after dataset. A dataset without view labels has the single
+    Vectors have this order, dataset after dataset. A dataset without view labels has the single
     view 0.
     """
 
@@ -49,10 +49,9 @@ class SideLabels:
 
     @classmethod
     def of(cls, trained: Sequence[tuple[Dataset, Records]]) -> "SideLabels":
-        """Collect the labels of datasets, each with those of its images that are trained on.
+        """Collect the labels of datasets, each given with its training images.
 
-        A list without cameras has none: its images are not of one camera. VehicleID's single one
-        is its authors'.
+        A list without a camera column has no cameras; VehicleID has a single one.
         """
         return cls(
             {
@@ -83,20 +82,19 @@ class SideLabels:
     ) -> tuple[Int64, Int64]:
         """Return the place of each image's camera [n] and view [n] among the vectors.
 
-        cameras [n], views [n]: as the dataset numbers them; views None: unknown. UNSEEN stands for
-        labels that training did not see, and for all of a dataset that it did not see. Where
-        training had a single view, an unknown view is that one.
+        cameras [n], views [n]: the dataset's own numbers; views None: unknown. UNSEEN is the place
+        of labels and datasets that training did not have. Where training had a single view, an
+        unknown view is that one.
         """
         dataset = owner(dataset)
         camera = _places(self.cameras, dataset, np.asarray(cameras, dtype=np.int64))
-        if views is None and len(self.views.get(dataset, ())) == 1:
-            views = np.full(len(camera), self.views[dataset][0])
         if views is None:
-            return camera, np.full(len(camera), UNSEEN)
+            known = self.views.get(dataset, ())
+            views = np.full(len(camera), known[0] if len(known) == 1 else UNSEEN)
         return camera, _places(self.views, dataset, np.asarray(views, dtype=np.int64))
 
     def of_dataset(self, name: str, first_camera: int = 1) -> "SideLabels":
-        """Return these labels with UNNAMED replaced by a dataset's name, and its first camera."""
+        """Return these labels with UNNAMED replaced by a dataset's name and camera numbers."""
         if UNNAMED not in self.cameras:
             return self
         cameras = [camera - 1 + first_camera for camera in self.cameras[UNNAMED]]
@@ -112,22 +110,18 @@ class SideLabels:
     @classmethod
     def from_json(cls, text: str) -> "SideLabels":
         """Read what `to_json` wrote; raises ValueError or KeyError for anything else."""
-        found = json.loads(text)
-        cameras, views = (
-            {str(name): [int(label) for label in labels] for name, labels in found[kind].items()}
+        content = json.loads(text)
+        return cls(*(
+            {str(name): [int(label) for label in labels] for name, labels in content[kind].items()}
             for kind in ("cameras", "views")
-        )
-        return cls(cameras, views)
+        ))
 
 
 def _places(known: Mapping[str, Sequence[int]], dataset: str, wanted: Int64) -> Int64:
     """Return the place of each label [n] of a dataset in the labels of all datasets."""
-    found = np.full(len(wanted), UNSEEN, dtype=np.int64)
-    first = 0
-    for name, labels in known.items():
-        if name == dataset and len(labels):
-            sorted_labels = np.asarray(labels, dtype=np.int64)
-            place = np.searchsorted(sorted_labels, wanted).clip(max=len(labels) - 1)
-            found = np.where(sorted_labels[place] == wanted, first + place, UNSEEN)
-        first += len(labels)
-    return found.astype(np.int64)
+    labels = np.asarray(known.get(dataset, ()), dtype=np.int64)
+    if not len(labels):
+        return np.full(len(wanted), UNSEEN, dtype=np.int64)
+    first = sum(len(known[name]) for name in takewhile(lambda name: name != dataset, known))
+    place = np.searchsorted(labels, wanted).clip(max=len(labels) - 1)
+    return np.where(labels[place] == wanted, first + place, UNSEEN).astype(np.int64)

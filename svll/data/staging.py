@@ -1,10 +1,10 @@
-"""A dataset's images copied once to a node's own disk, for all ranks and trials there.
+"""Copies a dataset's images once to a node's local disk, for all ranks and trials there.
 
     <data.stage>/svll-<user>-<fingerprint>/<names below the dataset's folder>
 
-A shared file system answers each of 100,000 small files slowly, in every epoch again. Every file
-is copied under a private name and renamed, and is taken again when its size is not the original's,
-so a copy that was killed, or that a cleaner has thinned out, is completed by the next run.
+A shared file system is slow for 100,000 small files, in every epoch. Every file is copied under a
+private name and renamed, and copied again when its size differs from the original's, so the next
+run completes a copy after a kill or a cleaning of the disk.
 """
 
 import logging
@@ -18,20 +18,20 @@ from pathlib import Path
 from harness.base.errors import Hindered, UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.paths import expanded, unknown_in
-from svll.base.records import Dataset
+from svll.base.records import MISSING, Dataset, file_size
 
 log = logging.getLogger(__name__)
 THREADS = 16
-"""Files copied at a time: the time goes into waiting for the file server."""
+"""Files copied at a time: most of the time is waiting for the file server."""
 POLL_S = 0.5
 
 
 def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
-    """Copy the images to each node, if a place there is named; returns where each is, by path.
+    """Copy the images to each node unless `place` is None; returns the copies by original path.
 
-    Every rank must call it. Raises UserError on all of them when one node cannot take the copy.
+    Every rank must call it. Raises UserError on all ranks when one node cannot store the copy.
     """
-    from harness.training import ranks  # torch: importing this module stays cheap
+    from harness.training import ranks  # imports torch
 
     if place is None:
         return {}
@@ -39,32 +39,31 @@ def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         try:
             stage(datasets, place)
-        except Exception as error:  # the other ranks wait to hear of it
+        except Exception as error:  # the other ranks wait for the outcome
             failure = error
-    # all ranks must take part in both questions
+    # collective calls: every rank must make both
     failed = ranks.any_rank(failure is not None)
     hindered = ranks.any_rank(isinstance(failure, Hindered | OSError))
     if failed:
-        told = f"data.stage={place}: failed on another node, see its log"
-        raise failure or (Hindered(told) if hindered else UserError(told))
+        kind = Hindered if hindered else UserError
+        raise failure or kind(f"data.stage={place}: failed on another node, see its log")
     return staged_paths(datasets, place)
 
 
 def stage(datasets: Iterable[Dataset], place: str) -> None:
-    """Copy what is not there yet; call in one process of each node.
+    """Copy the files that are missing; call in one process of each node.
 
-    place: a folder, may name environment variables. Another process that is copying the same is
-    waited for. Raises UserError for a variable that is not set, Hindered when the disk lacks room
-    or cannot be written.
+    place: a folder, which may contain environment variables. Waits for other processes that copy
+    the same dataset. Raises UserError for a variable that is not set, Hindered when the disk lacks
+    room or cannot be written.
     """
     for dataset in datasets:
-        folder = staged_folder(dataset, place)
-        copied = _targets(dataset, folder)
+        targets, folder = _targets(dataset, place), staged_folder(dataset, place)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 raise UserError(f"data.stage: {folder} belongs to another user; name another one")
-            _complete(dataset, copied, folder)
+            _complete(dataset, targets, folder)
         except OSError as error:
             raise Hindered(
                 f"data.stage: {error.filename or folder}: {error.strerror}; "
@@ -73,16 +72,12 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
 
 
 def staged_paths(datasets: Iterable[Dataset], place: str) -> dict[str, str]:
-    """Return where `stage` puts each image, by its path in the dataset."""
-    return {
-        path: str(target)
-        for dataset in datasets
-        for path, target in _targets(dataset, staged_folder(dataset, place)).items()
-    }
+    """Return the path of each image's copy, by its original path."""
+    copies = (copy for dataset in datasets for copy in _targets(dataset, place).items())
+    return {path: str(target) for path, target in copies}
 
 
-def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """Return where each image is copied to, by its path: one place each, below the folder."""
+def _targets(dataset: Dataset, place: str) -> dict[str, Path]:
     names = dataset.names()
     outside = [name for name in names.values() if ".." in name.split("/") or name.startswith("/")]
     if outside or len(set(names.values())) < len(names):
@@ -90,6 +85,7 @@ def _targets(dataset: Dataset, folder: Path) -> dict[str, Path]:
             f"data.stage: {dataset.name} has images that cannot be copied below one folder "
             f"({', '.join(outside[:1]) or 'two have one name'}); set data.stage=null"
         )
+    folder = staged_folder(dataset, place)
     return {path: folder / name for path, name in names.items()}
 
 
@@ -109,37 +105,29 @@ def place_of(place: str) -> Path:
     return Path(folder).absolute()
 
 
-def _complete(dataset: Dataset, copied: Mapping[str, Path], folder: Path) -> None:
-    lock = folder.with_name(f"{folder.name}.lock")
-    told = False
-    while missing := _missing(dataset, copied):
+def _complete(dataset: Dataset, targets: Mapping[str, Path], folder: Path) -> None:
+    is_logged = False
+    while _missing(dataset, targets):
         try:
-            with held_lock(lock):
-                if missing := _missing(dataset, copied):  # and not completed just now
+            with held_lock(folder.with_name(f"{folder.name}.lock")):
+                if missing := _missing(dataset, targets):  # another process may have finished
                     _copy(dataset, missing, folder)
-                if left := _missing(dataset, copied):
+                if left := _missing(dataset, targets):
                     raise UserError(f"data.stage: {next(iter(left))} changes while it is copied")
         except Busy as holder:
-            if not told:
+            if not is_logged:
                 log.info("waiting for the copy of %s (%s)", dataset.name, holder)
-            told = True
+            is_logged = True
             time.sleep(POLL_S)
 
 
-def _missing(dataset: Dataset, copied: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files that are not there as they should be, but for those the dataset lacks."""
+def _missing(dataset: Dataset, targets: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the files to copy: absent ones and those of another size."""
     sizes = dataset.sizes
     return {
-        path: target for path, target in copied.items()
-        if sizes[path] >= 0 and _size(target) != sizes[path]
+        path: target for path, target in targets.items()
+        if sizes[path] != MISSING and file_size(target) != sizes[path]
     }
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
 
 
 def _copy(dataset: Dataset, missing: Mapping[str, Path], folder: Path) -> None:
@@ -156,13 +144,11 @@ def _copy(dataset: Dataset, missing: Mapping[str, Path], folder: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(_copy_one, missing.items()):
-            pass
+        list(threads.map(_copy_one, missing, missing.values()))
     log.info("copied in %.1f s", time.perf_counter() - started)
 
 
-def _copy_one(pair: tuple[str, Path]) -> None:
-    source, target = pair
-    private = target.with_name(f".{target.name}.part")  # whoever copies holds the lock
+def _copy_one(source: str, target: Path) -> None:
+    private = target.with_name(f".{target.name}.part")  # the lock makes this name safe
     shutil.copyfile(source, private)
     os.replace(private, target)

@@ -1,15 +1,15 @@
-"""What persons and vehicles of the synthetic world share: random streams, colours, patterns,
-scenes, things that stand in the way, and cameras.
+"""What drawn persons and vehicles share: random streams, colours, patterns, scenes, occluders and
+cameras.
 
 Letters: H, W height and width of a picture in pixels. Pictures are drawn `SUPERSAMPLE` times
 larger and reduced, because PIL's polygons have hard edges.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,39 +31,34 @@ PALETTE: dict[str, Colour] = {
     "yellow": (214, 180, 58),
     "brown": (112, 74, 46),
 }
-PATTERNS = ("plain", "striped", "pinstriped", "checked", "dotted", "diagonal", "zigzag", "banded")
+EVEN_COLOURS = dict.fromkeys(PALETTE, 1.0)
 
-
-class Stream(IntEnum):
-    """What a sequence of random numbers decides; part of its key, so that streams never meet."""
-
-    IDENTITY = 1
-    CAMERA = 2
-    SCENE = 3
-    SHOT = 4
-    OCCLUDER = 5
-    EXPOSURE = 6
-    PRESENCE = 7
-    WORDS = 8
-    SIZE = 9
+Stream = IntEnum("Stream", "IDENTITY CAMERA SCENE SHOT OCCLUDER EXPOSURE PRESENCE WORDS SIZE")
+"""What a sequence of random numbers decides; part of its key, so that streams never meet."""
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """Return the random numbers that belong to a seed, a stream and a key, and to nothing else."""
+    """Return random numbers that depend on the seed, the stream and the key only."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, *key))))
 
 
-def choose(rng: np.random.Generator, options: dict[str, float]) -> str:
-    """Draw one of the options, each as often as its weight says."""
-    names = list(options)
-    edges = np.cumsum(list(options.values()))
-    return names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+def choose(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    """Draw one of the options in proportion to its weight."""
+    edges = np.cumsum(list(weights.values()))
+    return list(weights)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
 
 
-def jittered(colour: Colour, rng: np.random.Generator, amount: float = 9.0) -> Colour:
+def jittered(
+    colour: tuple[float, float, float], rng: np.random.Generator, amount: float = 9.0
+) -> Colour:
     """Return a colour near `colour`: two red shirts are rarely the same red."""
-    moved = np.clip(np.array(colour) + rng.normal(0.0, amount, 3), 0, 255)
-    return int(moved[0]), int(moved[1]), int(moved[2])
+    red, green, blue = np.clip(np.array(colour) + rng.normal(0.0, amount, 3), 0, 255).tolist()
+    return int(red), int(green), int(blue)
+
+
+def any_colour(rng: np.random.Generator, weights: dict[str, float] = EVEN_COLOURS) -> Colour:
+    """Draw a colour of the palette, slightly varied."""
+    return jittered(PALETTE[choose(rng, weights)], rng)
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
@@ -72,16 +67,14 @@ def shaded(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(Protocol):
     """A person or vehicle in one picture."""
 
     view: int
-    """Which side is seen; always 0 for persons."""
-    paint: Callable[[Image.Image], None]
-    """Draws the figure into a picture."""
-    describe: Callable[[np.random.Generator], str]
-    """Returns a sentence about what can be seen; wording varies with the random numbers."""
+    """The visible side; always 0 for persons."""
+
+    def paint(self, image: Image.Image) -> None: ...
+    def describe(self, rng: np.random.Generator) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -91,169 +84,119 @@ class Fabric:
     colour: Colour
     second: Colour
     pattern: str
-    period: float
-    """Length of one repeat, in units of the figure's height."""
-    duty: float
-    """Share of the repeat that has the second colour."""
-    weave: int
-    """0 smooth, 1 ribs across, 2 ribs along, 3 speckled."""
+    period: float  # length of one repeat, in units of the figure's height
+    duty: float  # share of the repeat that has the second colour
+    weave: int  # 0 smooth, 1 ribs across, 2 ribs along, 3 speckled
 
 
-@lru_cache(maxsize=8)
-def _axes(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    rows = np.arange(height, dtype=np.float32)[:, None]
-    columns = np.arange(width, dtype=np.float32)[None, :]
-    return rows, columns
+# where the second colour is, by repeats to the right (u) and down (v), and its share (duty)
+_MASKS: dict[str, Callable[[Any, Any, float], Any]] = {
+    "striped": lambda u, v, duty: v % 1 < duty,
+    "pinstriped": lambda u, v, duty: u % 1 < duty,
+    "checked": lambda u, v, duty: (u % 1 < 0.5) ^ (v % 1 < 0.5),
+    "dotted": lambda u, v, duty: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.3 * duty,
+    "diagonal": lambda u, v, duty: (u + v) % 1 < duty,
+    "zigzag": lambda u, v, duty: (v + np.abs(u % 1 - 0.5)) % 1 < duty,
+    "banded": lambda u, v, duty: (v > 0.8) & (v < 0.8 + 2.5 * duty),  # one broad stripe
+}
+PATTERNS = ("plain", *_MASKS)
 
 
-def pattern_mask(fabric: Fabric, size: tuple[int, int], origin: Point, unit: float) -> Image.Image:
-    """Return where a fabric shows its second colour, an L image of `size` (width, height).
-
-    The pattern hangs from `origin` (x, y), and `unit` pixels are 1, so it moves and grows with
-    the figure that wears it.
-    """
-    rows, columns = _axes(size[1], size[0])
+@lru_cache(maxsize=4)
+def _pattern(fabric: Fabric, size: tuple[int, int], origin: Point, unit: float) -> Image.Image:
+    """Return where a fabric shows its second colour, an L image; cached for a garment's parts."""
+    rows, columns = (axis.astype(np.float32) for axis in np.ogrid[: size[1], : size[0]])
     period = max(fabric.period * unit, 3.0)
-    v = (rows - origin[1]) / period
-    u = (columns - origin[0]) / period
-    duty = fabric.duty
-    if fabric.pattern == "striped":
-        mask = (v % 1 < duty) & (u == u)
-    elif fabric.pattern == "pinstriped":
-        mask = (u % 1 < duty) & (v == v)
-    elif fabric.pattern == "checked":
-        mask = (u % 1 < 0.5) ^ (v % 1 < 0.5)
-    elif fabric.pattern == "dotted":
-        mask = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.3 * duty
-    elif fabric.pattern == "diagonal":
-        mask = (u + v) % 1 < duty
-    elif fabric.pattern == "zigzag":
-        mask = (v + np.abs(u % 1 - 0.5)) % 1 < duty
-    else:  # banded: one broad stripe
-        mask = (v > 0.8) & (v < 0.8 + 2.5 * duty) & (u == u)
-    return Image.fromarray(mask.astype(np.uint8) * 255)
+    u, v = (columns - origin[0]) / period, (rows - origin[1]) / period
+    return _l_image(255 * _MASKS[fabric.pattern](u, v, fabric.duty), size)
+
+
+def _l_image(values: NDArray[Any], size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.broadcast_to(values.astype(np.uint8), size[::-1]))
 
 
 @lru_cache(maxsize=16)
 def _weave(kind: int, size: tuple[int, int]) -> Image.Image:
     """Return how strongly the weave darkens each pixel, an L image."""
-    rows, columns = _axes(size[1], size[0])
-    if kind == 1:
-        shade = 60 * (rows % 5 < 2) * np.ones_like(columns)
-    elif kind == 2:
-        shade = 60 * (columns % 5 < 2) * np.ones_like(rows)
-    else:
-        shade = generator(0, Stream.SCENE, kind).random((size[1], size[0])) * 110
-    return Image.fromarray(shade.astype(np.uint8))
+    if kind == 3:
+        return _l_image(generator(0, Stream.SCENE, kind).random(size[::-1]) * 110, size)
+    axis = np.ogrid[: size[1], : size[0]][kind - 1]
+    return _l_image(60 * (axis % 5 < 2), size)
 
 
 class Canvas:
-    """A picture being drawn, with the few strokes that figures are made of."""
+    """A picture or mask being drawn, with the few strokes that figures are made of.
+
+    A `fill` is a colour, or a grey level in a mask.
+    """
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
         self.pen = ImageDraw.Draw(image)
 
-    def polygon(self, points: list[Point], colour: Colour) -> None:
+    def polygon(self, points: Sequence[Point], fill: Colour | int) -> None:
         """Fill the polygon."""
-        self.pen.polygon(points, fill=colour)
+        self.pen.polygon(points, fill=fill)
 
-    def disc(self, centre: Point, rx: float, ry: float, colour: Colour) -> None:
+    def disc(self, centre: Point, rx: float, ry: float, fill: Colour | int) -> None:
         """Fill the ellipse with half-axes `rx`, `ry`."""
-        _disc(self.pen, centre, rx, ry, colour)
+        x, y = centre
+        self.pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
 
-    def limb(self, points: list[Point], width: float, colour: Colour) -> None:
+    def limb(self, points: Sequence[Point], width: float, fill: Colour | int) -> None:
         """Draw a thick line through the points, with round ends and joints."""
-        _limb(self.pen, points, width, colour)
+        self.pen.line(points, fill=fill, width=max(1, round(width)))
+        for point in points:
+            self.disc(point, width / 2, width / 2, fill)
 
     def fabric(
-        self, fabric: Fabric, shape: "Shape", pattern: Image.Image | None, shade: float = 1.0
+        self, fabric: Fabric, mask: Image.Image, origin: Point, unit: float, shade: float
     ) -> None:
-        """Fill a shape with a material; `pattern` is its `pattern_mask`, None when plain."""
-        box = shape.mask.getbbox()
+        """Fill a mask with a material.
+
+        The pattern starts at `origin` (x, y) with units of `unit` pixels, so it moves and grows
+        with the figure that wears it.
+        """
+        box = mask.getbbox()
         if box is None:
             return
         # Only the box: pasting whole pictures took a third of the time.
-        mask = shape.mask.crop(box)
+        mask = mask.crop(box)
         self.image.paste(shaded(fabric.colour, shade), box, mask)
-        if pattern is not None:
-            seen = ImageChops.darker(mask, pattern.crop(box))
-            self.image.paste(shaded(fabric.second, shade), box, seen)
+        if fabric.pattern != "plain":
+            pattern = _pattern(fabric, self.image.size, origin, unit)
+            visible = ImageChops.darker(mask, pattern.crop(box))
+            self.image.paste(shaded(fabric.second, shade), box, visible)
         if fabric.weave:
             weave = _weave(fabric.weave, self.image.size).crop(box)
             self.image.paste((0, 0, 0), box, ImageChops.darker(mask, weave))
 
 
-class Shape:
-    """An outline put together from strokes, to be filled with a material."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.mask = Image.new("L", size)
-        self.pen = ImageDraw.Draw(self.mask)
-
-    def polygon(self, points: list[Point]) -> "Shape":
-        """Add a polygon."""
-        self.pen.polygon(points, fill=255)
-        return self
-
-    def limb(self, points: list[Point], width: float) -> "Shape":
-        """Add a thick line with round ends and joints."""
-        _limb(self.pen, points, width, 255)
-        return self
-
-
-def _disc(pen: ImageDraw.ImageDraw, centre: Point, rx: float, ry: float, fill: Any) -> None:
-    x, y = centre
-    pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
-
-
-def _limb(pen: ImageDraw.ImageDraw, points: list[Point], width: float, fill: Any) -> None:
-    pen.line(points, fill=fill, width=max(1, round(width)))
-    for point in points:
-        _disc(pen, point, width / 2, width / 2, fill)
-
-
-@dataclass(frozen=True)
 class Camera:
-    """What one camera does to everything it sees."""
+    """How one camera changes every picture; neighbours differ in exposure, sharpness, heading."""
 
-    colour: NDArray[np.float32]
-    """Colour matrix [3, 3]: cast and saturation."""
-    exposure: float
-    gamma: float
-    noise: float
-    """Standard deviation of the noise, in grey levels."""
-    detail: float
-    """Share of the resolution that its lens keeps."""
-    blur: int
-    """Longest motion blur, in pixels."""
-    zoom: float
-    heading: float
-    """Direction in which most figures face, in radians; 0 is towards the camera."""
+    def __init__(self, seed: int, camera: int) -> None:
+        rng, kind = generator(seed, Stream.CAMERA, camera), camera % 6
+        grey = np.full((3, 3), 1 / 3, dtype=np.float32)
+        saturation = rng.uniform(0.7, 1.1)
+        mixed = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
+        gains = np.exp(rng.normal(0.0, 0.05, 3))
+        self.colour = (mixed * (gains / gains.mean())).astype(np.float32)  # [3, 3]
+        self.exposure = (0.85, 1.06, 0.95, 1.15, 0.9, 1.0)[kind] * rng.uniform(0.95, 1.05)
+        self.gamma = rng.uniform(0.88, 1.15)
+        self.noise = rng.uniform(2.0, 9.0)  # standard deviation in grey levels
+        self.detail = (1.0, 0.6, 0.85, 0.7, 1.0, 0.55)[kind]  # share of the resolution kept
+        self.blur = int(rng.integers(1, 4))  # longest motion blur, in pixels
+        self.zoom = rng.uniform(0.88, 1.04)
+        # where most figures face, in radians; 0 is towards the camera
+        self.heading = (0.0, 3.0, 1.2, 0.5, -1.2, 2.4)[kind] + rng.normal(0.0, 0.15)
 
 
-@lru_cache(maxsize=64)
-def camera_of(seed: int, camera: int) -> Camera:
-    """Return a camera of the world; neighbours differ in exposure, sharpness and heading."""
-    rng = generator(seed, Stream.CAMERA, camera)
-    grey = np.full((3, 3), 1 / 3, dtype=np.float32)
-    saturation = rng.uniform(0.7, 1.1)
-    mixed = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
-    gains = np.exp(rng.normal(0.0, 0.05, 3))
-    return Camera(
-        colour=(mixed * (gains / gains.mean())).astype(np.float32),
-        exposure=(0.85, 1.06, 0.95, 1.15, 0.9, 1.0)[camera % 6] * rng.uniform(0.95, 1.05),
-        gamma=rng.uniform(0.88, 1.15),
-        noise=rng.uniform(2.0, 9.0),
-        detail=(1.0, 0.6, 0.85, 0.7, 1.0, 0.55)[camera % 6],
-        blur=int(rng.integers(1, 4)),
-        zoom=rng.uniform(0.88, 1.04),
-        heading=(0.0, 3.0, 1.2, 0.5, -1.2, 2.4)[camera % 6] + rng.normal(0.0, 0.15),
-    )
+camera_of = lru_cache(maxsize=64)(Camera)
 
 
 def scene(seed: int, camera: int, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Return what stands behind a figure: a piece, cut at random, of what the camera overlooks."""
+    """Return a figure's background: a random crop of the camera's surroundings."""
     whole = _panorama(seed, camera, size)
     left = int(rng.integers(0, whole.width - size[0]))
     top = int(rng.integers(0, whole.height - size[1]))
@@ -262,17 +205,17 @@ def scene(seed: int, camera: int, size: tuple[int, int], rng: np.random.Generato
 
 @lru_cache(maxsize=24)
 def _panorama(seed: int, camera: int, size: tuple[int, int]) -> Image.Image:
-    """Return a camera's surroundings: walls with openings, a textured floor, things about."""
+    """Return a camera's surroundings: walls with openings, a textured floor, objects."""
     rng = generator(seed, Stream.SCENE, camera)
     width, height = size[0] * SCENE_WIDTHS, size[1] * 5 // 4
     image = Image.new("RGB", (width, height))
     canvas, horizon = Canvas(image), int(height * rng.uniform(0.45, 0.75))
-    # Walls change along the way: else the background alone would tell the camera.
+    # Walls change along the way; otherwise the background alone would reveal the camera.
     for left in range(0, width, size[0]):
-        _wall(canvas, rng, (left, left + size[0]), horizon)
-        _floor(canvas, rng, (left, left + size[0]), (horizon, height))
+        _wall(canvas, rng, left, left + size[0], horizon)
+        _floor(canvas, rng, left, left + size[0], horizon)
     for _ in range(SCENE_WIDTHS):
-        _thing(canvas, rng, horizon, height)
+        _object(canvas, rng, horizon)
     grain = rng.normal(0.0, rng.uniform(3.0, 8.0), (height // 2, width // 2, 1)).repeat(2, 0)
     noisy = np.asarray(image, dtype=np.float32)[: grain.shape[0], : grain.shape[1] * 2]
     return Image.fromarray(np.clip(noisy + grain.repeat(2, 1), 0, 255).astype(np.uint8))
@@ -280,19 +223,17 @@ def _panorama(seed: int, camera: int, size: tuple[int, int]) -> Image.Image:
 
 def _muted(rng: np.random.Generator) -> Colour:
     base = rng.uniform(70, 190)
-    red, green, blue = np.clip(base + rng.normal(0.0, 9.0, 3), 0, 255).astype(int).tolist()
-    return red, green, blue
+    return jittered((base, base, base), rng)
 
 
-def _wall(canvas: Canvas, rng: np.random.Generator, span: tuple[int, int], horizon: int) -> None:
-    """Draw bricks, slats or a fence with doors and windows, from x = span[0] to span[1]."""
-    left, right = span
+def _wall(canvas: Canvas, rng: np.random.Generator, left: int, right: int, horizon: int) -> None:
+    """Draw bricks, slats or a fence with doors and windows."""
     canvas.pen.rectangle((left, 0, right, horizon), fill=_muted(rng))
     step, line, kind = int(rng.integers(9, 30)), _muted(rng), int(rng.integers(0, 3))
     for y in range(0, horizon, step if kind == 0 else step * 3):
         canvas.pen.line((left, y, right, y), fill=line, width=2)
-    for x in range(left, right, step * 2):
-        if kind != 2:
+    if kind != 2:
+        for x in range(left, right, step * 2):
             canvas.pen.line((x, 0, x, horizon), fill=line, width=2)
     for _ in range(2):
         x, y = int(rng.integers(left, right)), int(rng.integers(0, horizon))
@@ -301,11 +242,9 @@ def _wall(canvas: Canvas, rng: np.random.Generator, span: tuple[int, int], horiz
         canvas.pen.rectangle(box, fill=_muted(rng), outline=line)
 
 
-def _floor(
-    canvas: Canvas, rng: np.random.Generator, span: tuple[int, int], rows: tuple[int, int]
-) -> None:
-    """Draw a paved floor between the rows."""
-    (left, right), (horizon, height) = span, rows
+def _floor(canvas: Canvas, rng: np.random.Generator, left: int, right: int, horizon: int) -> None:
+    """Draw a paved floor below the horizon."""
+    height = canvas.image.height
     canvas.pen.rectangle((left, horizon, right, height), fill=_muted(rng))
     step, line = int(rng.integers(12, 50)), _muted(rng)
     if rng.random() < 0.6:
@@ -316,11 +255,12 @@ def _floor(
         canvas.pen.line((left, y, right, y), fill=line, width=1 + row // 2)
 
 
-def _thing(canvas: Canvas, rng: np.random.Generator, horizon: int, height: int) -> None:
-    """Draw a sign, a case or a plant that stands about."""
-    x, foot = int(rng.integers(0, canvas.image.width)), int(rng.integers(horizon, height))
+def _object(canvas: Canvas, rng: np.random.Generator, horizon: int) -> None:
+    """Draw a sign, a case or a plant."""
+    width, height = canvas.image.size
+    x, foot = int(rng.integers(0, width)), int(rng.integers(horizon, height))
     tall, wide = int(rng.integers(20, max(21, horizon // 2))), int(rng.integers(4, 30))
-    colour = shaded(jittered(PALETTE[choose(rng, dict.fromkeys(PALETTE, 1.0))], rng, 20.0), 0.85)
+    colour = shaded(jittered(PALETTE[choose(rng, EVEN_COLOURS)], rng, 20.0), 0.85)
     if rng.random() < 0.5:
         canvas.pen.rectangle((x, foot - tall, x + wide, foot), fill=colour)
         return
@@ -329,11 +269,10 @@ def _thing(canvas: Canvas, rng: np.random.Generator, horizon: int, height: int) 
         canvas.disc(at, wide / 4, wide / 4, jittered((70, 96, 62), rng, 14.0))
 
 
-def stand_in_the_way(canvas: Canvas, rng: np.random.Generator) -> None:
+def occlude(canvas: Canvas, rng: np.random.Generator) -> None:
     """Draw a box, a pole or a bush over the figure, hiding about a quarter of it."""
     width, height = canvas.image.size
-    kind = rng.integers(0, 3)
-    colour = _muted(rng)
+    kind, colour = rng.integers(0, 3), _muted(rng)
     if kind == 0:
         top, left = height * rng.uniform(0.5, 0.75), width * rng.uniform(-0.3, 0.4)
         box = (left, top, left + width * rng.uniform(0.6, 1.1), height)
@@ -355,13 +294,10 @@ def photograph(
 ) -> NDArray[np.uint8]:
     """Return the drawn picture as a camera takes it, uint8 [H, W, 3], `size` being (W, H)."""
     width, height = size
-    if camera.detail < 1:
-        kept = (max(1, round(width * camera.detail)), max(1, round(height * camera.detail)))
-        image = image.resize(kept, Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
-    else:
-        image = image.resize(size, Image.Resampling.BOX)
+    kept = (max(1, round(width * camera.detail)), max(1, round(height * camera.detail)))
+    image = image.resize(kept, Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
     sharp = np.asarray(image, dtype=np.float32) / np.float32(255)
-    pixels = _smeared(sharp, int(rng.integers(1, camera.blur + 1)))
+    pixels = _motion_blurred(sharp, int(rng.integers(1, camera.blur + 1)))
     pixels = np.maximum(pixels @ camera.colour, 0.0)
     light = camera.exposure * rng.uniform(0.85, 1.18)
     slope = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None] * rng.normal(0, 0.1)
@@ -371,7 +307,7 @@ def photograph(
     return (np.clip(pixels + noise, 0, 1) * 255).astype(np.uint8)
 
 
-def _smeared(pixels: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+def _motion_blurred(pixels: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     """Return the mean of `length` copies, each moved one pixel further to the side."""
     if length == 1:
         return pixels

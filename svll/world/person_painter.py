@@ -1,202 +1,151 @@
-"""How persons of the synthetic world are drawn.
+"""Draws persons of the synthetic world.
 
 Body coordinates, in units of the body's height: r to the person's left, f forward, z up from the
 ground. A person who faces the camera has yaw 0; yaw turns r and f into the picture's x and depth.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from svll.world.drawing import Canvas, Fabric, Figure, Point, Shape, pattern_mask, shaded
+from svll.world.drawing import Camera, Canvas, Colour, Point, shaded
 from svll.world.persons import Emblem, Garment, Person, describe
 
 
-@dataclass(frozen=True)
-class Pose:
-    """How a person stands in one picture; x, y and height in pixels."""
-
-    x: float
-    ground: float
-    height: float
-    yaw: float
-    stride: float
-    swing: float
-    lean: float
+def _mixed(a: Point, share_a: float, b: Point, share_b: float) -> Point:
+    return a[0] * share_a + b[0] * share_b, a[1] * share_a + b[1] * share_b
 
 
-def place(
-    rng: np.random.Generator,
-    person: Person,
-    size: tuple[int, int],
-    heading: float,
-    zoom: float,
-    aside: float = 0.0,
-) -> Figure:
-    """Return a person as seen once, in a picture of `size`; most walk along `heading`.
+class PersonFigure:
+    """A person as seen once, in a picture of `size`; most walk along the camera's heading.
 
     `aside` moves the person out of the middle, in picture widths.
     """
-    pose = _pose(rng, person, size, heading, zoom)
-    pose = replace(pose, x=pose.x + aside * size[0])
-    return Figure(
-        view=0,
-        paint=lambda image: _Painter(image, person, pose).paint(),
-        describe=lambda words: describe(words, person, pose.yaw),
-    )
 
+    view = 0
 
-def _pose(
-    rng: np.random.Generator, person: Person, size: tuple[int, int], heading: float, zoom: float
-) -> Pose:
-    width, height = size
-    turned = math.pi if rng.random() < 0.3 else 0.0
-    tall = height * person.body.stature * zoom * rng.uniform(0.94, 1.06)
-    return Pose(
-        x=width * (0.5 + rng.normal(0.0, 0.05)),
-        ground=min(height * 0.5 + tall * 0.51, height * 0.99) + height * rng.normal(0.0, 0.018),
-        height=tall,
-        yaw=heading + turned + rng.normal(0.0, 0.3),
-        stride=rng.uniform(-0.15, 0.15),
-        swing=rng.uniform(0.3, 1.1),
-        lean=rng.normal(0.0, 0.01),
-    )
+    def __init__(
+        self, rng: np.random.Generator, person: Person, size: tuple[int, int], camera: Camera,
+        aside: float,
+    ) -> None:
+        (width, height), body = size, person.body
+        self.person, self.body = person, body
+        turned = math.pi if rng.random() < 0.3 else 0.0
+        # the body's height, its middle and the ground, in pixels
+        self.tall = height * body.stature * camera.zoom * rng.uniform(0.94, 1.06)
+        self.x = width * (0.5 + rng.normal(0.0, 0.05)) + aside * width
+        ground = min(height * 0.5 + self.tall * 0.51, height * 0.99)
+        self.ground = ground + height * rng.normal(0.0, 0.018)
+        self.yaw = camera.heading + turned + rng.normal(0.0, 0.3)
+        self.cos, self.sin = math.cos(self.yaw), math.sin(self.yaw)
+        self.stride, self.swing = rng.uniform(-0.15, 0.15), rng.uniform(0.3, 1.1)
+        self.lean = rng.normal(0.0, 0.01)
+        self.half = math.hypot(body.shoulder * self.cos, body.depth * self.sin)
+        self.waist = math.hypot(body.hip * self.cos, body.depth * 0.9 * self.sin)
 
+    def describe(self, rng: np.random.Generator) -> str:
+        """Return a caption; its wording varies with the random numbers."""
+        return describe(rng, self.person, self.yaw)
 
-class _Painter:
-    """One person in one pose: knows where each part comes to lie."""
-
-    def __init__(self, image: Image.Image, person: Person, pose: Pose) -> None:
-        self.canvas = Canvas(image)
-        self.person, self.body, self.pose = person, person.body, pose
-        self.cos, self.sin = math.cos(pose.yaw), math.sin(pose.yaw)
-        self.patterns = {
-            garment.kind: self._pattern(garment.fabric, z)
-            for garment, z in ((person.upper, 0.82), (person.lower, person.body.crotch + 0.06))
-        }
-        self.half = math.hypot(self.body.shoulder * self.cos, self.body.depth * self.sin)
-        self.waist = math.hypot(self.body.hip * self.cos, self.body.depth * 0.9 * self.sin)
-
-    def paint(self) -> None:
+    def paint(self, image: Image.Image) -> None:
         """Draw all parts in the order of their depth."""
+        self.canvas, person, body = Canvas(image), self.person, self.body
         parts: list[tuple[float, Callable[[], None]]] = [(0.0, self._torso), (0.3, self._head)]
         for side in (-1, 1):
-            stride = self.pose.stride * side
-            leg = self._depth(side * self.body.hip / 2, stride) - 0.3
-            arm = self._depth(side * self.body.shoulder, -stride * self.pose.swing)
+            stride = self.stride * side
+            leg = self._depth(side * body.hip / 2, stride) - 0.3
+            arm = self._depth(side * body.shoulder, -stride * self.swing)
             parts.append((leg, partial(self._leg, side)))
             parts.append((arm + 0.02 * abs(self.cos), partial(self._arm, side)))
-        if self.person.lower.kind == "skirt":
-            parts.append((-0.05, self._skirt))
-        if self.person.hair_length == "long":
-            parts.append((self._depth(0, -0.2), self._long_hair))
-        if self.person.bag:
+        if person.lower.kind == "skirt":
+            hem = (self.waist + 0.045, body.crotch * 0.55)
+            skirt = partial(self._clothe, person.lower, ((self.waist, body.crotch + 0.08), hem))
+            parts.append((-0.05, skirt))
+        if person.hair_length == "long":
+            wide = body.head * (1.7 if abs(self.cos) > 0.5 else 1.2)
+            points, colour = ((0, -0.005, 0.93), (0, -0.03, 0.79)), shaded(person.hair_colour, 0.9)
+            parts.append((self._depth(0, -0.2), partial(self._line, wide, colour, *points)))
+        if person.bag:
             parts.append(self._bag())
         for _, stroke in sorted(parts, key=lambda part: part[0]):
             stroke()
 
     def _at(self, r: float, f: float, z: float) -> Point:
-        x = self.pose.x + (r * self.cos + f * self.sin + self.pose.lean * z) * self.pose.height
-        return x, self.pose.ground - z * self.pose.height
+        x = self.x + (r * self.cos + f * self.sin + self.lean * z) * self.tall
+        return x, self.ground - z * self.tall
 
     def _flat(self, x: float, z: float) -> Point:
         """Return the point `x` to the picture's right of the body's axis."""
-        return self.pose.x + (x + self.pose.lean * z) * self.pose.height, (
-            self.pose.ground - z * self.pose.height
-        )
+        return self.x + (x + self.lean * z) * self.tall, self.ground - z * self.tall
 
     def _depth(self, r: float, f: float) -> float:
         return f * self.cos - r * self.sin
 
     def _px(self, length: float) -> float:
-        return length * self.pose.height
+        return length * self.tall
 
-    def _pattern(self, fabric: Fabric, z: float) -> Image.Image | None:
-        if fabric.pattern == "plain":
-            return None
-        origin = (self.pose.x, self.pose.ground - z * self.pose.height)
-        return pattern_mask(fabric, self.canvas.image.size, origin, self.pose.height)
+    def _line(self, width: float, colour: Colour, *points: tuple[float, float, float]) -> None:
+        self.canvas.limb([self._at(*point) for point in points], self._px(width), colour)
 
-    def _fill(self, garment: Garment, shape: Shape, shade: float = 1.0) -> None:
-        self.canvas.fabric(garment.fabric, shape, self.patterns[garment.kind], shade)
+    def _clothe(self, garment: Garment, outline: Sequence[Point]) -> None:
+        """Fill the area between an outline (x, z) and its mirror image with a garment's fabric."""
+        left = [self._flat(-x, z) for x, z in outline]
+        points = [left[0], *(self._flat(*point) for point in outline), *left[:0:-1]]
+        mask = Canvas(Image.new("L", self.canvas.image.size))
+        mask.polygon(points, 255)
+        self._fill(garment, mask.image, 1.0)
 
-    def _shape(self) -> Shape:
-        return Shape(self.canvas.image.size)
+    def _sleeve(self, garment: Garment, points: list[Point], width: float, shade: float) -> None:
+        """Fill a limb with a garment's fabric."""
+        mask = Canvas(Image.new("L", self.canvas.image.size))
+        mask.limb(points, width, 255)
+        self._fill(garment, mask.image, shade)
+
+    def _fill(self, garment: Garment, mask: Image.Image, shade: float) -> None:
+        """Fill a mask with a garment's fabric; its pattern starts at the shoulders or hips."""
+        z = 0.82 if garment is self.person.upper else self.body.crotch + 0.06
+        origin = (self.x, self.ground - z * self.tall)
+        self.canvas.fabric(garment.fabric, mask, origin, self.tall, shade)
 
     def _leg(self, side: int) -> None:
         body, lower = self.body, self.person.lower
-        stride = self.pose.stride * side
-        r, hip = side * body.hip * 0.5, self._at(side * body.hip * 0.5, 0, body.crotch)
+        stride = self.stride * side
+        r = side * body.hip * 0.5
+        hip = self._at(r, 0, body.crotch)
         knee = self._at(r, stride * 0.6 + 0.015, body.crotch * 0.52)
         foot = self._at(r, stride, 0.035 + abs(stride) * 0.1 * (stride < 0))
         toe = self._at(r, stride + 0.06, 0.02 + abs(stride) * 0.1 * (stride < 0))
         far = 0.82 if self._depth(r, stride) < -0.02 else 1.0
-        self.canvas.limb(
-            [hip, knee, foot], self._px(body.leg * 0.72), shaded(self.person.skin, far)
-        )
+        skin = shaded(self.person.skin, far)
+        self.canvas.limb([hip, knee, foot], self._px(body.leg * 0.72), skin)
         if lower.kind == "trousers":
-            cloth = self._shape().limb([hip, knee, foot], self._px(body.leg))
-            self._fill(lower, cloth, far)
+            self._sleeve(lower, [hip, knee, foot], self._px(body.leg), far)
             if self.person.side_stripe and self._depth(side, 0) > -0.6:
-                self._side_stripe(side, stride)
+                r = side * (body.hip * 0.5 + body.leg * 0.42)
+                middle = (r, stride * 0.6 + 0.015, body.crotch * 0.52)
+                line = ((r, 0, body.crotch + 0.02), middle, (r, stride, 0.06))
+                self._line(0.016, lower.fabric.second, *line)
         elif lower.kind == "shorts":
-            cloth = self._shape().limb([hip, knee], self._px(body.leg * 1.12))
-            self._fill(lower, cloth, far)
+            self._sleeve(lower, [hip, knee], self._px(body.leg * 1.12), far)
         shoe = shaded(self.person.shoes, far)
         if self.person.boots:
-            shin = (foot[0] * 0.6 + knee[0] * 0.4, foot[1] * 0.6 + knee[1] * 0.4)
-            self.canvas.limb([shin, foot], self._px(body.leg * 0.95), shoe)
+            self.canvas.limb([_mixed(foot, 0.6, knee, 0.4), foot], self._px(body.leg * 0.95), shoe)
         self.canvas.limb([foot, toe], self._px(body.leg * 0.78), shoe)
 
-    def _side_stripe(self, side: int, stride: float) -> None:
-        r = side * (self.body.hip * 0.5 + self.body.leg * 0.42)
-        line = [
-            self._at(r, 0, self.body.crotch + 0.02),
-            self._at(r, stride * 0.6 + 0.015, self.body.crotch * 0.52),
-            self._at(r, stride, 0.06),
-        ]
-        self.canvas.limb(line, self._px(0.016), self.person.lower.fabric.second)
-
-    def _skirt(self) -> None:
-        body, wide = self.body, self.waist + 0.045
-        hem = body.crotch * 0.55
-        outline = [
-            self._flat(-self.waist, body.crotch + 0.08),
-            self._flat(self.waist, body.crotch + 0.08),
-            self._flat(wide, hem),
-            self._flat(-wide, hem),
-        ]
-        self._fill(self.person.lower, self._shape().polygon(outline))
-
     def _torso(self) -> None:
-        body, person = self.body, self.person
-        bottom = body.crotch - 0.16 if person.upper.kind == "coat" else body.crotch + 0.035
+        body, person, waist = self.body, self.person, self.waist
+        is_coat = person.upper.kind == "coat"
+        bottom = body.crotch - 0.16 if is_coat else body.crotch + 0.035
         if person.lower.kind != "skirt":
-            seat = [self._flat(s * self.waist, z) for s, z in ((-1, 0.58), (1, 0.58))]
-            seat += [self._flat(s * self.waist * 0.98, body.crotch - 0.02) for s in (1, -1)]
-            self._fill(person.lower, self._shape().polygon(seat))
+            self._clothe(person.lower, ((waist, 0.58), (waist * 0.98, body.crotch - 0.02)))
         neck = self._px(body.head * 1.05)
         self.canvas.limb([self._flat(0, 0.80), self._at(0, 0.012, 0.88)], neck, person.skin)
-        hem = self.waist * (1.25 if person.upper.kind == "coat" else 1.04)
-        cloth = self._shape().polygon(
-            [
-                self._flat(-0.035, 0.845),
-                self._flat(0.035, 0.845),
-                self._flat(self.half * 0.9, 0.825),
-                self._flat(self.half, 0.79),
-                self._flat(self.waist * 1.02, 0.60),
-                self._flat(hem, bottom),
-                self._flat(-hem, bottom),
-                self._flat(-self.waist * 1.02, 0.60),
-                self._flat(-self.half, 0.79),
-                self._flat(-self.half * 0.9, 0.825),
-            ]
-        )
-        self._fill(person.upper, cloth)
+        hem = waist * (1.25 if is_coat else 1.04)
+        shoulder = ((0.035, 0.845), (self.half * 0.9, 0.825), (self.half, 0.79))
+        self._clothe(person.upper, (*shoulder, (waist * 1.02, 0.60), (hem, bottom)))
         self._torso_details(bottom)
 
     def _torso_details(self, bottom: float) -> None:
@@ -216,39 +165,33 @@ class _Painter:
             self._emblem(person.back, -depth * 0.95, 1.6)
         if person.bag == "backpack" and facing:
             for r in (-0.065, 0.065):
-                strap = [self._at(r, depth * 0.8, 0.83), self._at(r * 1.15, depth * 0.8, 0.64)]
-                self.canvas.limb(strap, self._px(0.022), person.bag_colour)
+                strap = ((r, depth * 0.8, 0.83), (r * 1.15, depth * 0.8, 0.64))
+                self._line(0.022, person.bag_colour, *strap)
         if person.bag == "satchel":
-            over = 1.0 if facing else -1.0
-            strap = [
-                self._at(-person.bag_side * 0.07, over * depth * 0.8, 0.835),
-                self._at(person.bag_side * self.body.hip, over * depth * 0.6, 0.56),
-            ]
-            self.canvas.limb(strap, self._px(0.016), shaded(person.bag_colour, 0.8))
+            f, side = depth if facing else -depth, person.bag_side
+            strap = ((-side * 0.07, f * 0.8, 0.835), (side * self.body.hip, f * 0.6, 0.56))
+            self._line(0.016, shaded(person.bag_colour, 0.8), *strap)
 
     def _emblem(self, emblem: Emblem, f: float, grow: float) -> None:
         size = emblem.size * grow
         x, y = self._at(emblem.r, f, emblem.z)
         rx, ry = self._px(size * abs(self.cos)), self._px(size)
-        box = [(x - rx, y - ry), (x + rx, y - ry), (x + rx, y + ry), (x - rx, y + ry)]
         if emblem.kind == "disc":
             self.canvas.disc((x, y), rx, ry, emblem.colour)
-        elif emblem.kind == "square":
-            self.canvas.polygon(box, emblem.colour)
         elif emblem.kind == "triangle":
-            self.canvas.polygon([(x, y - ry), box[2], box[3]], emblem.colour)
+            self.canvas.polygon([(x, y - ry), (x + rx, y + ry), (x - rx, y + ry)], emblem.colour)
         elif emblem.kind == "cross":
             thick = self._px(size * 0.5)
             self.canvas.limb([(x - rx, y), (x + rx, y)], thick, emblem.colour)
             self.canvas.limb([(x, y - ry), (x, y + ry)], thick, emblem.colour)
-        elif emblem.kind == "bar":
-            wide = [(x - 1.8 * rx, y - ry / 3), (x + 1.8 * rx, y - ry / 3)]
-            wide += [(x + 1.8 * rx, y + ry / 3), (x - 1.8 * rx, y + ry / 3)]
-            self.canvas.polygon(wide, emblem.colour)
+        elif emblem.kind:
+            wide, tall = (1.8 * rx, ry / 3) if emblem.kind == "bar" else (rx, ry)
+            corners = ((-wide, -tall), (wide, -tall), (wide, tall), (-wide, tall))
+            self.canvas.polygon([(x + dx, y + dy) for dx, dy in corners], emblem.colour)
 
     def _arm(self, side: int) -> None:
         body, upper = self.body, self.person.upper
-        swing = -self.pose.stride * side * self.pose.swing
+        swing = -self.stride * side * self.swing
         r = side * (body.shoulder - body.arm * 0.3)
         shoulder = self._at(r, 0, 0.795)
         elbow = self._at(r + side * 0.018, swing * 0.5 - 0.01, 0.64)
@@ -257,11 +200,11 @@ class _Painter:
         skin, width = shaded(self.person.skin, min(1.0, far + 0.1)), self._px(body.arm)
         self.canvas.limb([shoulder, elbow, hand], width * 0.8, skin)
         if upper.kind == "shirt":
-            cuff = (shoulder[0] * 0.25 + elbow[0] * 0.75, shoulder[1] * 0.25 + elbow[1] * 0.75)
-            self._fill(upper, self._shape().limb([shoulder, cuff], width * 1.08), far)
+            cuff = _mixed(shoulder, 0.25, elbow, 0.75)
+            self._sleeve(upper, [shoulder, cuff], width * 1.08, far)
         elif upper.kind != "vest":
-            wrist = (elbow[0] * 0.15 + hand[0] * 0.85, elbow[1] * 0.15 + hand[1] * 0.85)
-            self._fill(upper, self._shape().limb([shoulder, elbow, wrist], width), far)
+            wrist = _mixed(elbow, 0.15, hand, 0.85)
+            self._sleeve(upper, [shoulder, elbow, wrist], width, far)
 
     def _head(self) -> None:
         person, size = self.person, self.body.head
@@ -282,12 +225,11 @@ class _Painter:
         x, y = face[0] + fx * 0.35 * self.sin, face[1]
         if person.beard:
             self.canvas.disc((x, y + ry * 0.55), fx * 0.75, ry * 0.3, person.hair_colour)
+        iris, glass = (0.13, 0.09, (30, 24, 24)), (0.38, 0.2, (20, 20, 24))
+        wide, high, dark = glass if person.glasses else iris
         for side in (-1, 1):
             eye = (x + side * fx * 0.42 * max(self.cos, 0.15), y - ry * 0.1)
-            if person.glasses:
-                self.canvas.disc(eye, fx * 0.38, ry * 0.2, (20, 20, 24))
-            else:
-                self.canvas.disc(eye, fx * 0.13, ry * 0.09, (30, 24, 24))
+            self.canvas.disc(eye, fx * wide, ry * high, dark)
 
     def _hat(self, centre: Point, rx: float, ry: float) -> None:
         colour, kind = self.person.hat_colour, self.person.hat
@@ -296,23 +238,16 @@ class _Painter:
         self.canvas.pen.pieslice(top, 180, 360, fill=colour)
         brim = y - ry * 0.25
         if kind == "cap":
-            tip = self.sin * rx * 1.9 + self.cos * 0.01
-            ends = [(x - rx * 0.7 * max(self.cos, 0), brim), (x + tip, brim + ry * 0.1)]
+            tip, end = self.sin * rx * 1.9 + self.cos * 0.01, rx * 0.7 * max(self.cos, 0)
             if self.cos > -0.4:
-                ends.append((x + rx * 0.7 * max(self.cos, 0), brim))
-                self.canvas.limb(ends, ry * 0.24, shaded(colour, 0.7))
+                peak = [(x - end, brim), (x + tip, brim + ry * 0.1), (x + end, brim)]
+                self.canvas.limb(peak, ry * 0.24, shaded(colour, 0.7))
         elif kind == "hat":
             self.canvas.disc((x, brim), rx * 1.9, ry * 0.24, shaded(colour, 0.85))
         else:
             band = (x - rx * 1.12, brim - ry * 0.16, x + rx * 1.12, brim + ry * 0.14)
             self.canvas.pen.rectangle(band, fill=shaded(colour, 0.75))
             self.canvas.disc((x, y - ry * 1.28), rx * 0.3, ry * 0.24, shaded(colour, 1.2))
-
-    def _long_hair(self) -> None:
-        size = self.body.head
-        top, end = self._at(0, -0.005, 0.93), self._at(0, -0.03, 0.79)
-        wide = self._px(size * (1.7 if abs(self.cos) > 0.5 else 1.2))
-        self.canvas.limb([top, end], wide, shaded(self.person.hair_colour, 0.9))
 
     def _bag(self) -> tuple[float, Callable[[], None]]:
         """Return the bag's depth and the stroke that draws it."""
@@ -322,42 +257,32 @@ class _Painter:
         r = side * (body.hip + 0.045)
         if self.person.bag == "satchel":
             return self._depth(r, 0) + 0.03, lambda: self._pouch(r, 0.0, 0.50, 0.06, 0.05)
-        hand = -self.pose.stride * side * self.pose.swing
+        hand = -self.stride * side * self.swing
         r = side * (body.shoulder + 0.01)
         return self._depth(r, hand) + 0.04, lambda: self._pouch(r, hand + 0.02, 0.40, 0.055, 0.065)
 
     def _backpack(self) -> None:
-        body, person = self.body, self.person
+        body, person, px = self.body, self.person, self._px
         f, grow = -body.depth - 0.035, person.bag_size
         half = math.hypot(0.085 * grow * self.cos, 0.05 * self.sin)
         x, top = self._at(0, f, 0.815)
-        bottom = self.pose.ground - (0.815 - 0.24 * grow) * self.pose.height
-        box = (x - self._px(half), top, x + self._px(half), bottom)
-        self.canvas.pen.rounded_rectangle(box, self._px(0.025), fill=person.bag_colour)
+        bottom = self.ground - (0.815 - 0.24 * grow) * self.tall
+        box = (x - px(half), top, x + px(half), bottom)
+        self.canvas.pen.rounded_rectangle(box, px(0.025), fill=person.bag_colour)
         if self.cos < 0:
-            pocket = (
-                x - self._px(half * 0.7),
-                (top + bottom) / 2,
-                x + self._px(half * 0.7),
-                bottom - self._px(0.015),
-            )
-            self.canvas.pen.rounded_rectangle(
-                pocket, self._px(0.015), fill=shaded(person.bag_colour, 0.7)
-            )
+            wide, upper, lower = px(half * 0.7), (top + bottom) / 2, bottom - px(0.015)
+            pocket, dark = (x - wide, upper, x + wide, lower), shaded(person.bag_colour, 0.7)
+            self.canvas.pen.rounded_rectangle(pocket, px(0.015), fill=dark)
 
     def _pouch(self, r: float, f: float, z: float, half: float, tall: float) -> None:
-        person, grow = self.person, self.person.bag_size
+        colour, grow = self.person.bag_colour, self.person.bag_size
         x, y = self._at(r, f, z)
         wide = self._px(math.hypot(half * self.sin, 0.03 * self.cos)) * grow
-        high = self._px(tall) * grow
-        if person.bag == "handbag":
-            self.canvas.pen.arc(
-                (x - wide * 0.7, y - high * 1.9, x + wide * 0.7, y), 180, 360,
-                fill=shaded(person.bag_colour, 0.6), width=2,
-            )  # fmt: skip
+        high, corner = self._px(tall) * grow, self._px(0.012)
+        if self.person.bag == "handbag":
+            handle = (x - wide * 0.7, y - high * 1.9, x + wide * 0.7, y)
+            self.canvas.pen.arc(handle, 180, 360, fill=shaded(colour, 0.6), width=2)
         box = (x - wide, y - high, x + wide, y + high)
-        self.canvas.pen.rounded_rectangle(box, self._px(0.012), fill=person.bag_colour)
         flap = (x - wide, y - high, x + wide, y - high * 0.3)
-        self.canvas.pen.rounded_rectangle(
-            flap, self._px(0.012), fill=shaded(person.bag_colour, 0.75)
-        )
+        self.canvas.pen.rounded_rectangle(box, corner, fill=colour)
+        self.canvas.pen.rounded_rectangle(flap, corner, fill=shaded(colour, 0.75))

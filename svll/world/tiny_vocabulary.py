@@ -14,15 +14,13 @@ Pair = tuple[str, str]
 def learn_merges(words: Iterable[str]) -> list[Pair]:
     """Return byte pair merges, in order, under which every word becomes a single token.
 
-    Sennrich et al. 2016: merge the commonest neighbouring pair, again and again; ties go to the
-    first in alphabetical order, so that the result does not depend on the order of `words`.
+    Sennrich et al. 2016: repeatedly merge the most frequent pair of neighbours. Ties go to the
+    first pair in alphabetical order, so the order of `words` does not matter.
     """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
     merges: list[Pair] = []
     while True:
-        counts = Counter(
-            pair for word in spelled for pair in pairwise(word)
-        )
+        counts = Counter(pair for word in spelled for pair in pairwise(word))
         if not counts:
             return merges
         best = min(counts, key=lambda pair: (-counts[pair], pair))

@@ -17,7 +17,7 @@ def run() -> Command:
 
 
 @pytest.mark.parametrize("name", trees.NAMES)
-def test_a_complete_benchmark_is_sound_whatever_its_numbers(run, tmp_path: Path, name) -> None:
+def test_a_complete_benchmark_of_any_size_is_sound(run, tmp_path: Path, name) -> None:
     tree = trees.build(name, tmp_path)
     status, out, err = run("check", name, "--root", tmp_path)
     dataset = load_benchmark(name, tmp_path)
@@ -96,7 +96,7 @@ def test_a_dataset_that_is_not_there_is_status_1_with_a_message(run, tmp_path: P
     assert "did you mean market1501" in err
 
 
-def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: Path) -> None:
+def test_own_images_are_split_checked_and_never_overwritten(run, tmp_path: Path) -> None:
     for who in "abcdefgh":
         for number in range(3):
             trees.picture(tmp_path / "own" / who / f"{who}{number}.jpg")
@@ -114,7 +114,7 @@ def test_ones_own_images_are_split_checked_and_never_overwritten(run, tmp_path: 
     assert out.endswith("all 24 images decode\n")
     status, _, err = run(*split)
     assert status == 1
-    assert "is there already" in err
+    assert "exists already" in err
     status, _, err = run("split", "--root", tmp_path / "own", "--out", "/proc/nope/x.csv")
     assert status == 1
     assert err.startswith("error: /proc/nope/x.csv: cannot be written: ")

@@ -1,1 +1,1 @@
-"""One file for each benchmark: its files become records."""
+"""Readers: a benchmark's files become records."""

@@ -1,6 +1,6 @@
-"""What the readers of benchmarks share: describing one, finding it, and reading names and lists.
+"""Shared by the readers of benchmarks: their description, finding them, reading names and lists.
 
-No image is left out in silence: whatever a reader does not take is counted in the log, or an error.
+Every image that a reader leaves out is counted in the log, or is an error.
 """
 
 import logging
@@ -8,10 +8,10 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,20 +20,23 @@ from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import Dataset, Records, Row
 
 JUNK = -1
-"""The identity of detections that show nobody; they are no part of any benchmark."""
+"""The identity of detections that show nobody; benchmarks leave them out."""
+EXAMPLE = "0002_c1s1_000451_00.jpg"
+"""A well-formed image name in Market-1501's layout."""
 SHOWN = 5
 """How many names an error or a log line gives as examples."""
 LISTED = 20
-"""How many faults of a list are shown."""
+"""How many faults of a list an error shows."""
 
 _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
 _NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,9})(?!\d)", re.ASCII)
 
 log = logging.getLogger(__name__)
+_Item = TypeVar("_Item", bound=Any)
 
 
 class Counts(NamedTuple):
-    """How much a part of a dataset holds; None where no number is published."""
+    """The size of a part of a dataset; None where no number is published."""
 
     identities: int
     images: int | None
@@ -41,7 +44,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """The numbers that a benchmark's papers give."""
+    """The numbers in a benchmark's papers."""
 
     train: Counts
     query: Counts
@@ -51,21 +54,23 @@ class Published:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is called, where it lies and what it should hold."""
+    """A benchmark's name, location and size."""
 
     name: str
     title: str
     folders: tuple[str, ...]
-    """What its folder is usually called."""
+    """Usual names of its folder."""
     source: str
     """A sentence: where to get it."""
     published: Published | None = None
     note: str = ""
-    """Said where numbers differ."""
+    """Logged where numbers differ from the published ones."""
+    example: str = EXAMPLE
+    """A well-formed image name, where names contain the labels."""
 
 
 class Listed(NamedTuple):
-    """A line of a list: an image, its identity, and where that is written."""
+    """A line of a list: an image, its identity, and the line's place."""
 
     name: str
     identity: int
@@ -98,16 +103,14 @@ def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
 def not_found(root: Path, benchmark: Benchmark, layouts: Sequence[Sequence[str]]) -> UserError:
     """Return the error that says where a benchmark was looked for and where to get it.
 
-    `layouts` are the sets of names of which one should have been there.
+    `layouts` are sets of names, one of which is required.
     """
     lines = [f"  {folder}{_lacks(folder, layouts)}" for folder in candidates(root, benchmark)]
     wanted = "; or ".join(", ".join(needs) for needs in layouts)
-    return UserError(
-        f"no {benchmark.title} was found. Looked in:\n"
-        + "\n".join(lines)
-        + f"\nGive the folder that holds {wanted} (data.root=DIR, or --root DIR).\n"
-        + benchmark.source
-    )
+    return UserError("\n".join([
+        f"no {benchmark.title} was found. Looked in:", *lines,
+        f"Give the folder that holds {wanted} (data.root=DIR, or --root DIR).", benchmark.source,
+    ]))
 
 
 def _lacks(folder: Path, layouts: Sequence[Sequence[str]]) -> str:
@@ -121,20 +124,20 @@ def _lacks(folder: Path, layouts: Sequence[Sequence[str]]) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file's name is one of an image, whatever its case."""
+    """Tell whether a file name is an image's; case does not matter."""
     return name.lower().endswith(IMAGE_ENDINGS) and not is_left_by_a_system(name)
 
 
 def is_left_by_a_system(name: str) -> bool:
-    """Tell whether a desktop put a file there by itself; a Mac's begin with a dot."""
+    """Tell whether an operating system made the file; those of macOS begin with a dot."""
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def image_names(folder: Path, skipped: list[str], *, ignoring: Collection[str] = ()) -> list[str]:
-    """Return the names of the images right in a folder, sorted.
+    """Return the names of the images directly in a folder, sorted.
 
-    The names of other files are added to `skipped`, for `say_skipped`, and so are those of folders,
-    with a slash at the end, unless they are in `ignoring`.
+    Adds the names of other files, and of folders with a slash at the end, to `skipped` for
+    `log_skipped`; names in `ignoring` are left out.
     """
     names = sorted(set(os.listdir(folder)) - set(ignoring))
     skipped += [
@@ -143,17 +146,14 @@ def image_names(folder: Path, skipped: list[str], *, ignoring: Collection[str] =
     return [name for name in names if is_image(name)]
 
 
-def say_skipped(where: object, skipped: Iterable[str]) -> None:
-    """Log, once for all folders of a dataset, which files and folders were not taken."""
-    if text := skipped_text(skipped):
+def log_skipped(where: object, skipped: Iterable[str]) -> None:
+    """Log, once for all folders of a dataset, which files and folders were skipped."""
+    if text := _skipped_text(skipped):
         log.warning("%s: %s", where, text)
 
 
-def skipped_text(names: Iterable[str]) -> str:
-    """Return a sentence on files by their endings and on folders; empty where there are none.
-
-    Files that a desktop put there are not worth a word.
-    """
+def _skipped_text(names: Iterable[str]) -> str:
+    """Return a sentence on files, by their endings, and folders; empty where there are none."""
     names = [name for name in names if not is_left_by_a_system(name.rstrip("/"))]
     folders = [name for name in names if name.endswith("/")]
     endings = Counter(
@@ -169,9 +169,9 @@ def skipped_text(names: Iterable[str]) -> str:
 
 
 def no_images(folder: Path, skipped: Iterable[str]) -> UserError:
-    """Return the error for a folder without images, which says what is there."""
-    found = f". {text}" if (text := skipped_text(skipped)) else ""
-    return UserError(f"{folder}: no images there ({', '.join(IMAGE_ENDINGS)}){found}")
+    """Return the error for a folder without images, which says what is there instead."""
+    others = f". {text}" if (text := _skipped_text(skipped)) else ""
+    return UserError(f"{folder}: no images there ({', '.join(IMAGE_ENDINGS)}){others}")
 
 
 def examples(names: Sequence[str]) -> str:
@@ -179,84 +179,50 @@ def examples(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def read_named(
-    folders: Mapping[str, Path], *, views: Mapping[str, int] | None = None, example: str
-) -> tuple[dict[str, Records], int]:
-    """Read parts, one folder each, whose images' names begin with identity and camera.
-
-    `views` gives the side seen, by "folder/name"; `example` is a well-formed name. Returns the
-    parts and the number that names give to camera 0 of the records: 1, or 0 where a name has it.
-    Raises UserError when a part has no images, or a name cannot be read.
-    """
-    views = views or {}
-    skipped: list[str] = []
-    read = {part: _read_names(folder, example, skipped) for part, folder in folders.items()}
-    say_skipped(os.path.commonpath(folders.values()), skipped)
-    first = min((camera for rows in read.values() for *_, camera in rows), default=1)
-    shift = min(first, 1)
-    parts = {
-        part: Records.from_rows(
-            Row(f"{folders[part]}{os.sep}{name}", identity, camera - shift,
-                views.get(f"{folders[part].name}/{name}", 0))
-            for name, identity, camera in rows
-        )
-        for part, rows in read.items()
-    }  # fmt: skip
-    return parts, shift
-
-
-def _read_names(
-    folder: Path, example: str, skipped: list[str]
-) -> list[tuple[str, int, int]]:
-    """Return (name, identity, camera) of the images in a folder, sorted by name, without junk."""
-    named = [(name, parse_name(name)) for name in image_names(folder, skipped)]
-    strange = [name for name, labels in named if labels is None]
-    if strange:
-        raise UserError(
-            f"{folder}: {len(strange)} images are not named like {example}: {examples(strange)}"
-        )
-    rows = [(name, *labels) for name, labels in named if labels is not None]
-    kept = [row for row in rows if row[1] != JUNK]
-    say_junk(str(folder), len(rows) - len(kept))
-    if not kept:
-        raise no_images(folder, skipped)
-    return kept
+def parse_names(folder: Path, skipped: list[str]) -> tuple[list[Row], list[str]]:
+    """Return the images of a folder that `parse_name` can parse, and the names of the others."""
+    labels = {name: parse_name(name) for name in image_names(folder, skipped)}
+    rows = [Row(f"{folder}{os.sep}{name}", *label) for name, label in labels.items() if label]
+    return rows, [name for name, label in labels.items() if not label]
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Return the identity and camera that a name like 0002_c1s1_000451_00.jpg begins with."""
+    """Return the identity and camera at the start of a name like 0002_c1s1_000451_00.jpg."""
     match = _NAME.match(name)
     return (int(match[1]), int(match[2])) if match else None
 
 
-def say_junk(where: str, count: int) -> None:
-    """Log how many images were dropped because they show nobody."""
-    if count:
-        log.info("%s: dropped %d junk images (identity %d)", where, count, JUNK)
+def without_junk(where: object, items: Iterable[_Item]) -> list[_Item]:
+    """Return the items whose identity is not JUNK; logs how many were dropped."""
+    items = list(items)
+    kept = [item for item in items if str(item.identity) != str(JUNK)]
+    if dropped := len(items) - len(kept):
+        log.info("%s: dropped %d junk images (identity %d)", where, dropped, JUNK)
+    return kept
 
 
 # --- lists ---
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return (number, text) of the lines of a list that are not blank, whatever ends them."""
+    """Return (number, text) of a list's lines that are not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
-    # not splitlines(), which also splits at characters that may stand in a name
+    # not splitlines(), which also splits at characters that may occur in a name
     lines = enumerate(text.split("\n"), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_lists(*paths: Path) -> list[Listed]:
-    """Return the lines "name identity" of one or several lists that make up a part, without junk.
+    """Return the lines "name identity" of the lists that make up a part, without junk.
 
-    Raises UserError naming all malformed lines, and those that name an image for a second time.
+    Raises UserError naming all malformed lines, and those that repeat an image.
     """
-    found: dict[str, Listed] = {}
+    lines: dict[str, Listed] = {}
     faults: list[str] = []
     for path in paths:
         for number, line in read_lines(path):
@@ -267,23 +233,22 @@ def read_lists(*paths: Path) -> list[Listed]:
                 faults.append(f'{where}: expected "name identity", found {line[:80]!r}')
             elif name.startswith(("/", "../")):
                 faults.append(f"{where}: {fields[0]} lies outside of the dataset's folder")
-            elif name in found:
-                faults.append(f"{where}: {name} is named by {found[name].where} already")
+            elif name in lines:
+                faults.append(f"{where}: {name} is named by {lines[name].where} already")
             else:
-                found[name] = Listed(name, int(fields[1]), where)
+                lines[name] = Listed(name, int(fields[1]), where)
     raise_faults(faults)
-    kept = [line for line in found.values() if line.identity != JUNK]
-    say_junk(", ".join(map(str, paths)), len(found) - len(kept))
+    lists = ", ".join(map(str, paths))
+    kept = without_junk(lists, lines.values())
     if not kept:
-        raise UserError(f"{', '.join(map(str, paths))}: no image is listed")
+        raise UserError(f"{lists}: no image is listed")
     return kept
 
 
-def raise_faults(faults: Sequence[str], *, what: str = "lines") -> None:
+def raise_faults(faults: Sequence[str]) -> None:
     """Raise UserError with all faults, or the first ones of very many, if there are any."""
-    if len(faults) > LISTED:
-        left = len(faults) - LISTED
-        faults = [*faults[:LISTED], f"and {left} more {what} at fault"]
+    if left := len(faults[LISTED:]):
+        faults = [*faults[:LISTED], f"and {left} more lines at fault"]
     if faults:
         raise UserError("\n".join(faults))
 
@@ -297,29 +262,26 @@ def counts(records: Records) -> tuple[int, int]:
 
 
 def cameras(parts: Iterable[Records]) -> int:
-    """Return the number of cameras that took any of the images."""
+    """Return the number of cameras of all parts together."""
     return len(np.unique(np.concatenate([part.cameras for part in parts])))
 
 
 def warn_of_counts(dataset: Dataset, benchmark: Benchmark, root: str | Path) -> None:
     """Log a warning for each number that differs from the published one: people have subsets."""
-    for line in count_differences(dataset, benchmark):
-        log.warning("%s: %s", root, line)
-
-
-def count_differences(dataset: Dataset, benchmark: Benchmark) -> list[str]:
-    """Return a sentence, with both numbers, for each that differs from the published one."""
     if (published := benchmark.published) is None:
-        return []
+        return
     parts = dataset.parts()
     if dataset.query is dataset.gallery:
-        parts = {"train": dataset.train, "query": dataset.query}
+        del parts["gallery"]
     lines = []
     for name, part in parts.items():
         expected: Counts = getattr(published, name)
-        for what, found, right in zip(expected._fields, counts(part), expected, strict=True):
-            if right is not None and found != right:
-                lines.append(f"{found} {name} {what}; {benchmark.title} has {right}")
-    if (found := cameras(parts.values())) != published.cameras:
-        lines.append(f"{found} cameras; {benchmark.title} has {published.cameras}")
-    return [*lines, benchmark.note] if lines and benchmark.note else lines
+        for what, number, right in zip(expected._fields, counts(part), expected, strict=True):
+            if right is not None and number != right:
+                lines.append(f"{number} {name} {what}; {benchmark.title} has {right}")
+    if (number := cameras(parts.values())) != published.cameras:
+        lines.append(f"{number} cameras; {benchmark.title} has {published.cameras}")
+    if lines and benchmark.note:
+        lines.append(benchmark.note)
+    for line in lines:
+        log.warning("%s: %s", root, line)

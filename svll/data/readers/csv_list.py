@@ -1,7 +1,7 @@
 """A user's own images as a CSV file: path,identity[,camera][,view][,split].
 
-Identities, cameras and views may be any text; sorted distinct texts become numbers from 0, unless
-all are numbers already. Paths are relative to the file's folder.
+Identities, cameras and views may be any text. Where they are not all numbers, they are numbered
+from 0 in sorted order. Paths are relative to the file's folder.
 """
 
 import csv
@@ -20,29 +20,31 @@ from harness.base.files import write_text
 from harness.base.paths import is_utf8, normal, shown
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import PARTS, Dataset, Records, Row
-from svll.data.readers.common import JUNK, is_image, raise_faults, say_junk
+from svll.data.readers.common import JUNK, is_image, raise_faults, without_junk
 
-REQUIRED = ("path", "identity")
-OPTIONAL = ("camera", "view", "split")
-COLUMNS = REQUIRED + OPTIONAL
+LABELS = ("identity", "camera", "view")
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _WHOLE = re.compile(r"(-?\d{1,18})(?:\.0+)?", re.ASCII)
-"""A whole number, also as tables write it that know only numbers with a point."""
+"""An integer, also as written by tools that store all numbers as floats: 7.0."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a list, as it is written there; None in columns that the list does not have."""
+    """One image of a list, as text; None in columns that the list does not have."""
 
     path: str
-    """As it is opened: the list's folder stands before a relative one."""
+    """Absolute."""
     identity: str
     camera: str | None = None
     view: str | None = None
     split: str | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Entry))
+REQUIRED, OPTIONAL = COLUMNS[:2], COLUMNS[2:]
 
 
 def load(file: str | Path) -> Dataset:
@@ -58,8 +60,7 @@ def load(file: str | Path) -> Dataset:
             f"{file} has no column split ({', '.join(PARTS)}). To draw one: "
             f"python launch/data.py split --root {file} --out NEW.csv"
         )
-    kept = [entry for entry in entries if entry.identity != str(JUNK)]
-    say_junk(str(file), len(entries) - len(kept))
+    kept = without_junk(file, entries)
     parts = _parts(kept)
     _check_parts(file, parts)
     has_cameras = all(entry.camera is not None for entry in kept)
@@ -74,29 +75,27 @@ def read(file: Path) -> list[Entry]:
     """Return a list's images in its order; raises UserError with all faults and their lines."""
     rows = _rows(file)
     if not rows:
-        raise UserError(f"{file} is empty; its first line must be {','.join(COLUMNS[:2])},...")
+        raise UserError(f"{file} is empty; its first line must be {','.join(REQUIRED)},...")
     (_, header), *lines = rows
-    header = [name.strip() for name in header]
     _check_header(file, header)
     folder = os.path.abspath(file.parent)
     entries, faults = [], []
-    seen: dict[str, int] = {}
+    first: dict[str, int] = {}
     for number, cells in lines:
-        cells = [cell.strip() for cell in cells]
-        wrong = list(_faults(header, cells))
-        if not wrong:
+        line_faults = list(_faults(header, cells))
+        if not line_faults:
             values = dict(zip(header, cells, strict=True))
             written = values["path"]
-            values["path"] = path = _place(folder, written)
+            values["path"] = path = _absolute(folder, written)
             if _is_junk("identity", values["identity"]):
                 values["identity"] = str(JUNK)
-            if (before := seen.setdefault(path, number)) != number:
-                wrong.append(f"{written} is on line {before} already")
+            if (before := first.setdefault(path, number)) != number:
+                line_faults.append(f"{written} is on line {before} already")
             if not is_utf8(written) and not os.path.exists(path):
-                wrong.append(f"{shown(written)} is not UTF-8, and no file has that name; save "
-                             "the list as UTF-8")
+                line_faults.append(f"{shown(written)} is not UTF-8, and no file has that name; "
+                                   "save the list as UTF-8")
             entries.append(Entry(**values))
-        faults += [f"{file}, line {number}: {fault}" for fault in wrong]
+        faults += [f"{file}, line {number}: {fault}" for fault in line_faults]
     entries = _without_points(entries)
     raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
     if not entries:
@@ -105,8 +104,8 @@ def read(file: Path) -> list[Entry]:
 
 
 def _without_points(entries: list[Entry]) -> list[Entry]:
-    """Return entries whose columns of whole numbers have them without a point: 7 for 7.0."""
-    for column in ("identity", "camera", "view"):
+    """Return entries with integers for floats, 7 for 7.0, in columns of integers only."""
+    for column in LABELS:
         texts = {getattr(entry, column) for entry in entries}
         plain = {text: match[1] for text in texts if text and (match := _WHOLE.fullmatch(text))}
         if len(plain) == len(texts) and plain.keys() != set(plain.values()):
@@ -114,8 +113,8 @@ def _without_points(entries: list[Entry]) -> list[Entry]:
     return entries
 
 
-def _place(folder: str, written: str) -> str:
-    """Return the file that a path in a list means; Windows writes its folders with backslashes."""
+def _absolute(folder: str, written: str) -> str:
+    """Return the absolute path of a path in a list, which may have backslashes from Windows."""
     path = normal(os.path.join(folder, written))
     if "\\" in written and not os.path.exists(path):
         path = normal(os.path.join(folder, written.replace("\\", "/")))
@@ -123,7 +122,7 @@ def _place(folder: str, written: str) -> str:
 
 
 def write(file: Path, entries: Sequence[Entry]) -> None:
-    """Write a list that `read` gives back; images below its folder are named from there.
+    """Write a list for `read`; paths below its folder become relative.
 
     Names that are not UTF-8 keep their bytes.
     """
@@ -133,26 +132,22 @@ def write(file: Path, entries: Sequence[Entry]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(used)
     for entry in entries:
-        path = os.path.abspath(entry.path)
-        if path.startswith(folder + os.sep):
-            path = path[len(folder) + 1 :]
-        named = {"path": path.replace(os.sep, "/")}
-        writer.writerow([named.get(column, getattr(entry, column)) for column in used])
+        path = os.path.abspath(entry.path).removeprefix(folder + os.sep).replace(os.sep, "/")
+        writer.writerow([path, *(getattr(entry, column) for column in used[1:])])
     write_text(file, text.getvalue(), errors="surrogateescape")
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
-    """Return (line number, cells) of the lines that are not blank."""
+    """Return (line number, stripped cells) of the lines that are not blank."""
     if file.is_dir():
         lists = ", ".join(sorted(path.name for path in file.glob("*.csv"))) or "none is in it"
         raise UserError(f"{file} is a folder; name a CSV file ({lists})")
     try:
-        # names of files need not be UTF-8; a table whose first line is not UTF-8 is no list
+        # file names need not be UTF-8; a table whose first line is not UTF-8 is no list
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.reader(text, strict=True)
-            rows = [
-                (reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)
-            ]
+            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        rows = [(number, cells) for number, cells in rows if any(cells)]
         for _, header in rows[:1]:
             "".join(header).encode()
         return rows
@@ -167,9 +162,7 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
 def _check_header(file: Path, header: list[str]) -> None:
     faults = [f"no column {name}" for name in REQUIRED if name not in header]
     faults += [f"unknown column {name!r}" for name in header if name not in COLUMNS]
-    faults += [
-        f"column {name} appears twice" for name in COLUMNS if header.count(name) > 1
-    ]
+    faults += [f"column {name} appears twice" for name in COLUMNS if header.count(name) > 1]
     if faults:
         raise UserError(
             f"{file}, line 1: {'; '.join(faults)}; expected {','.join(REQUIRED)} and any of "
@@ -178,7 +171,7 @@ def _check_header(file: Path, header: list[str]) -> None:
 
 
 def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
-    """Yield what is wrong with a line by itself."""
+    """Yield the faults of a single line."""
     if len(cells) != len(header):
         yield f"expected {len(header)} cells, found {len(cells)}"
         return
@@ -193,33 +186,24 @@ def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
             yield f"{name} is {cell}; numbers may not be negative"
 
 
-def _is_junk(name: str, cell: str) -> bool:
-    return name == "identity" and (match := _WHOLE.fullmatch(cell)) is not None and (
-        int(match[1]) == JUNK
-    )
+def _is_junk(column: str, cell: str) -> bool:
+    match = _WHOLE.fullmatch(cell)
+    return column == "identity" and match is not None and int(match[1]) == JUNK
 
 
 def _parts(entries: Sequence[Entry]) -> dict[str, Records]:
     """Return the parts, each sorted by path: the order of lines must not change a result."""
-    identities = numbers(entry.identity for entry in entries)
-    cameras = numbers(entry.camera for entry in entries if entry.camera is not None)
-    views = numbers(entry.view for entry in entries if entry.view is not None)
-    rows: dict[str, list[Row]] = {part: [] for part in PARTS}
+    labels = {column: numbers(getattr(entry, column) for entry in entries) for column in LABELS}
+    rows: dict[str | None, list[Row]] = {part: [] for part in PARTS}
     for entry in entries:
-        assert entry.split is not None
-        rows[entry.split].append(
-            Row(
-                entry.path, identities[entry.identity],
-                0 if entry.camera is None else cameras[entry.camera],
-                0 if entry.view is None else views[entry.view],
-            )
-        )  # fmt: skip
-    return {part: Records.from_rows(sorted(found)) for part, found in rows.items()}
+        own = (known.get(getattr(entry, column), 0) for column, known in labels.items())
+        rows[entry.split].append(Row(entry.path, *own))
+    return {part: Records.from_rows(sorted(rows[part])) for part in PARTS}
 
 
-def numbers(texts: Iterable[str]) -> dict[str, int]:
+def numbers(texts: Iterable[str | None]) -> dict[str, int]:
     """Return a number for each text: its own where all are numbers, else its place when sorted."""
-    distinct = sorted(set(texts))
+    distinct = sorted({text for text in texts if text is not None})
     if all(_NUMBER.fullmatch(text) for text in distinct):
         return {text: int(text) for text in distinct}
     return {text: place for place, text in enumerate(distinct)}
@@ -227,32 +211,25 @@ def numbers(texts: Iterable[str]) -> dict[str, int]:
 
 def ambiguities(entries: Sequence[Entry]) -> list[str]:
     """Return a sentence for each column in which two texts, such as 7 and 007, are one number."""
-    found = []
-    for column in ("identity", "camera", "view"):
-        texts = {text for entry in entries if (text := getattr(entry, column)) is not None}
-        texts -= {str(JUNK)}
+    faults = []
+    for column in LABELS:
+        texts = {getattr(entry, column) for entry in entries} - {None, str(JUNK)}
         first: dict[int, str] = {}
-        if all(_NUMBER.fullmatch(text) for text in texts):
-            for text in sorted(texts):
-                if (before := first.setdefault(int(text), text)) != text:
-                    found.append(
-                        f"column {column} has both {before} and {text}, which are one number; "
-                        "write them alike, or any of them with a letter if they differ"
-                    )
-    return found
+        for text in sorted(texts) if all(map(_NUMBER.fullmatch, texts)) else ():
+            if (before := first.setdefault(int(text), text)) != text:
+                faults.append(
+                    f"column {column} has both {before} and {text}, which are one number; "
+                    "write them alike, or any of them with a letter if they differ"
+                )
+    return faults
 
 
 def _check_parts(file: Path, parts: dict[str, Records]) -> None:
-    """Refuse half a test set; warn of identities that are trained on and tested with."""
-    if not len(parts["query"]) == len(parts["gallery"]) == 0:
-        for name in ("query", "gallery"):
-            if not len(parts[name]):
-                raise UserError(f"{file}: no image has split {name}; queries need a gallery")
-    train = np.unique(parts["train"].identities)
+    """Refuse half a test set; warn of identities in both training and test."""
+    for name, other in (("query", "gallery"), ("gallery", "query")):
+        if len(parts[other]) and not len(parts[name]):
+            raise UserError(f"{file}: no image has split {name}; queries need a gallery")
     for name in PARTS[1:]:
-        both = np.intersect1d(train, parts[name].identities)
+        both = np.intersect1d(parts["train"].identities, parts[name].identities)
         if len(both):
             log.warning("%s: %d identities are in both train and %s", file, len(both), name)
-
-
-assert tuple(field.name for field in fields(Entry)) == COLUMNS

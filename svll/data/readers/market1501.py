@@ -1,23 +1,18 @@
-"""Market-1501, and its folder layout, which others have taken over.
+"""Market-1501, and its folder layout, which other datasets share.
 
-The identity and camera of an image stand in its name: 0002_c1s1_000451_03.jpg.
+An image's name gives its identity and camera: 0002_c1s1_000451_03.jpg.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from svll.base.records import Dataset
-from svll.data.readers.common import (
-    Benchmark,
-    Counts,
-    Published,
-    find,
-    read_named,
-    warn_of_counts,
-)
+from harness.base.errors import UserError
+from svll.base.records import Dataset, Records, Row
+from svll.data.readers import common
+from svll.data.readers.common import Benchmark, Counts, Published
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-EXAMPLE = "0002_c1s1_000451_00.jpg"
 
 BENCHMARK = Benchmark(
     name="market1501",
@@ -25,9 +20,7 @@ BENCHMARK = Benchmark(
     folders=("Market-1501-v15.09.15", "Market-1501", "market1501"),
     source="To get it: the link on its authors' project page, "
     "zheng-lab.cecs.anu.edu.au/Project/project_reid.html (Market-1501-v15.09.15.zip).",
-    published=Published(
-        train=Counts(751, 12_936), query=Counts(750, 3_368), gallery=Counts(751, 15_913), cameras=6
-    ),
+    published=Published(Counts(751, 12_936), Counts(750, 3_368), Counts(751, 15_913), 6),
 )
 OWN = Benchmark(
     name="folder",
@@ -38,44 +31,42 @@ OWN = Benchmark(
 )
 
 
-def load(root: str | Path) -> Dataset:
-    """Read Market-1501 from `root`, or from the folder below it that the download unpacks to.
-
-    Junk images (identity -1) are left out; distractors (0000) stay in the gallery. Other numbers
-    than the published ones are a warning: some people have subsets. Raises UserError when there is
-    no such dataset, or images are named otherwise.
-    """
-    return load_layout(root, BENCHMARK)
-
-
-def load_folder(root: str | Path) -> Dataset:
-    """Read anybody's dataset in Market-1501's layout, whatever its numbers."""
-    return load_layout(root, OWN)
-
-
-def load_layout(
-    root: str | Path,
-    benchmark: Benchmark,
-    *,
-    parts: Mapping[str, str] = FOLDERS,
+def load(
+    root: str | Path, benchmark: Benchmark = BENCHMARK, *, parts: Mapping[str, str] = FOLDERS,
     views: Mapping[str, int] | None = None,
-    example: str = EXAMPLE,
 ) -> Dataset:
-    """Read a benchmark whose `parts`, one folder each, hold images named by identity and camera.
+    """Read a benchmark from `root`, or from a usual folder below it.
 
-    `views` gives the side seen, by "folder/name".
+    Its `parts`, one folder each, hold images whose names begin with identity and camera; `views`
+    gives the visible side by "folder/name". Junk images (identity -1) are left out; distractors
+    (0000) stay in the gallery. Numbers that differ from the published ones are a warning. Raises
+    UserError when there is no such dataset, or an image has another kind of name.
     """
-    folder = find(root, benchmark, list(parts.values()))
-    folders = {part: folder / below for part, below in parts.items()}
-    read, first_camera = read_named(folders, views=views, example=example)
-    dataset = Dataset(
-        benchmark.name, "cross_camera", read["train"], read["query"], read["gallery"],
-        first_camera=first_camera,
+    skipped: list[str] = []
+    folder = common.find(root, benchmark, list(parts.values()))
+    rows = {
+        part: _rows(folder / below, benchmark.example, views or {}, skipped)
+        for part, below in parts.items()
+    }
+    common.log_skipped(folder, skipped)
+    # names count cameras from 1, or from 0 where any name has a camera 0
+    first = min(1, min(row.camera for part in rows.values() for row in part))
+    train, query, gallery = (
+        Records.from_rows(rows[part]).moved(identities=0, cameras=-first) for part in FOLDERS
     )
-    warn_of_counts(dataset, benchmark, folder)
+    dataset = Dataset(benchmark.name, "cross_camera", train, query, gallery, first_camera=first)
+    common.warn_of_counts(dataset, benchmark, folder)
     return dataset
 
 
-def read_layout(root: str | Path, *, name: str, views: Mapping[str, int] | None = None) -> Dataset:
-    """Read any dataset in Market-1501's layout under a name of its own; see `load_layout`."""
-    return load_layout(root, Benchmark(name, OWN.title, OWN.folders, OWN.source), views=views)
+def _rows(folder: Path, example: str, views: Mapping[str, int], skipped: list[str]) -> list[Row]:
+    """Return the images of a part, without junk, with cameras as in their names."""
+    rows, strange = common.parse_names(folder, skipped)
+    if strange:
+        raise UserError(f"{folder}: {len(strange)} images are not named like {example}: "
+                        f"{common.examples(strange)}")
+    rows = common.without_junk(folder, rows)
+    if not rows:
+        raise common.no_images(folder, skipped)
+    names = (f"{folder.name}/{os.path.basename(row.path)}" for row in rows)
+    return [row._replace(view=views.get(name, 0)) for row, name in zip(rows, names, strict=True)]

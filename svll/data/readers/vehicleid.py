@@ -1,38 +1,24 @@
 """PKU VehicleID: lists of "name identity"; test sets of 800, 1600 and 2400 vehicles.
 
-Cameras are not told, so all are 0. Query and gallery are the same images: for each of ten draws at
-evaluation one image per vehicle, chosen at random, is the gallery and the others are the queries.
+Cameras are unknown, so all are 0. Query and gallery are the same images: evaluation repeats ten
+times a random draw of one image per vehicle as the gallery; the others are the queries.
 """
 
 import logging
 from pathlib import Path
 
 from svll.base.records import Dataset, Records, Row
-from svll.data.readers.common import (
-    Benchmark,
-    Counts,
-    Listed,
-    Published,
-    find,
-    image_names,
-    read_lists,
-    say_skipped,
-    warn_of_counts,
-)
+from svll.data.readers import common
+from svll.data.readers.common import Benchmark, Counts, Listed, Published
 
-SIZES = (800, 1600, 2400)
 IMAGES = "image"
 TRAIN_LIST = "train_test_split/train_list.txt"
 
 log = logging.getLogger(__name__)
 
 
-def benchmark(size: int) -> Benchmark:
-    """Return what is known of the benchmark with one size of test set.
-
-    Sources differ in the number of test images, so none is given.
-    """
-    test = Counts(size, None)
+def _benchmark(size: int) -> Benchmark:
+    test = Counts(size, None)  # sources differ in the number of test images
     return Benchmark(
         name=f"vehicleid_{size}",
         title=f"VehicleID ({size})",
@@ -42,44 +28,38 @@ def benchmark(size: int) -> Benchmark:
     )
 
 
-BENCHMARKS = {size: benchmark(size) for size in SIZES}
+BENCHMARKS = {size: _benchmark(size) for size in (800, 1600, 2400)}
+"""By the number of test vehicles."""
 
 
-def load(root: str | Path, size: int = SIZES[0]) -> Dataset:
+def load(root: str | Path, size: int = 800) -> Dataset:
     """Read VehicleID from `root` or a usual folder below, with `size` test vehicles.
 
-    A listed image that is missing is none of this function's concern: checking names it. Raises
-    UserError when the folder or a list is missing, or lists are malformed.
+    A listed image may be missing; the decoding check reports it. Raises UserError when the folder
+    or a list is missing, or lists are malformed.
     """
-    known = BENCHMARKS[size]
-    test_list = f"train_test_split/test_list_{size}.txt"
-    folder = find(root, known, [IMAGES, TRAIN_LIST, test_list])
-    names = _by_stem(folder / IMAGES)
+    benchmark, test_list = BENCHMARKS[size], f"train_test_split/test_list_{size}.txt"
+    folder = common.find(root, benchmark, [IMAGES, TRAIN_LIST, test_list])
+    skipped: list[str] = []
+    names = common.image_names(folder / IMAGES, skipped)
+    common.log_skipped(folder / IMAGES, skipped)
+    by_stem = {name.rpartition(".")[0]: name for name in names}  # lists lack the ending
     train, test = (
-        _records(read_lists(folder / name), folder / IMAGES, names)
+        _records(common.read_lists(folder / name), folder / IMAGES, by_stem)
         for name in (TRAIN_LIST, test_list)
     )
-    dataset = Dataset(known.name, "random_gallery", train=train, query=test, gallery=test)
-    left = set(names.values()) - {Path(path).name for path in dataset.files()}
-    if left:  # most of the images belong to larger test sets
-        log.info(
-            "%s: %d images are neither in %s nor in %s", folder, len(left), TRAIN_LIST, test_list
-        )
-    warn_of_counts(dataset, known, folder)
+    dataset = Dataset(benchmark.name, "random_gallery", train=train, query=test, gallery=test)
+    if unlisted := set(names) - {Path(path).name for path in dataset.files()}:
+        # most of the images belong to larger test sets
+        log.info("%s: %d images are neither in %s nor in %s", folder, len(unlisted), TRAIN_LIST,
+                 test_list)
+    common.warn_of_counts(dataset, benchmark, folder)
     return dataset
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Return the images' names by what precedes the ending; lists say no more than that."""
-    skipped: list[str] = []
-    names = image_names(folder, skipped)
-    say_skipped(folder, skipped)
-    return {name.rpartition(".")[0]: name for name in names}
-
-
-def _records(lines: list[Listed], folder: Path, names: dict[str, str]) -> Records:
+def _records(lines: list[Listed], folder: Path, by_stem: dict[str, str]) -> Records:
     rows = []
     for line in lines:
         stem = line.name.removesuffix(".jpg")
-        rows.append(Row(str(folder / names.get(stem, f"{stem}.jpg")), line.identity, 0))
+        rows.append(Row(str(folder / by_stem.get(stem, f"{stem}.jpg")), line.identity, 0))
     return Records.from_rows(sorted(rows))

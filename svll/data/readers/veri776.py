@@ -1,7 +1,7 @@
 """VeRi-776: vehicles under twenty cameras, 0001_c001_00016450_0.jpg, with optional viewpoints.
 
-Viewpoints (0 to 7) come from lists that others made of its images: the image first on a line, the
-viewpoint last, the places of key points between.
+Viewpoints (0 to 7) come from third-party lists: each line has the image first, then key points, and
+the viewpoint last.
 """
 
 import logging
@@ -14,31 +14,21 @@ import numpy as np
 
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import Dataset, Records
-from svll.data.readers.common import (
-    Benchmark,
-    Counts,
-    Published,
-    examples,
-    find,
-    raise_faults,
-    read_lines,
-)
-from svll.data.readers.market1501 import load_layout
+from svll.data.readers import common, market1501
+from svll.data.readers.common import Benchmark, Counts, Published
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 VIEW_LISTS = ("keypoint_train.txt", "keypoint_test.txt")
 VIEWS = 8
-EXAMPLE = "0001_c001_00016450_0.jpg"
 
 BENCHMARK = Benchmark(
     name="veri776",
     title="VeRi-776",
     folders=("VeRi", "VeRi-776", "VeRi_776", "veri776"),
     source="To get it: on request from its authors, vehiclereid.github.io/VeRi.",
-    published=Published(
-        train=Counts(576, 37_778), query=Counts(200, 1_678), gallery=Counts(200, 11_579), cameras=20
-    ),
+    published=Published(Counts(576, 37_778), Counts(200, 1_678), Counts(200, 11_579), 20),
     note="some copies of VeRi-776 have 37746 train images",
+    example="0001_c001_00016450_0.jpg",
 )
 
 _ENDINGS = "|".join(map(re.escape, IMAGE_ENDINGS))
@@ -54,19 +44,24 @@ def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
     all views are 0. drop_unlisted: leave such images out instead. Raises UserError as Market-1501,
     for malformed lists, and where dropping leaves a part without images.
     """
-    folder = find(root, BENCHMARK, list(FOLDERS.values()))
-    dataset = load_layout(folder, BENCHMARK, parts=FOLDERS, example=EXAMPLE)
+    folder = common.find(root, BENCHMARK, list(FOLDERS.values()))
+    dataset = market1501.load(folder, BENCHMARK, parts=FOLDERS)
     lists = [folder / name for name in VIEW_LISTS if (folder / name).is_file()]
     if not lists and not drop_unlisted:
         log.info("%s: no %s, so every view is 0", folder, " or ".join(VIEW_LISTS))
         return dataset
     views = read_views(lists)
     other = None if drop_unlisted else max(views.values(), default=-1) + 1
-    _tell_unlisted(folder, dataset, views, other)
+    names = (Path(path).name for part in dataset.parts().values() for path in part.paths)
+    if unlisted := [name for name in names if name not in views]:
+        log.warning(
+            "%s: %d images are in no viewpoint list; they are %s (%s)", folder, len(unlisted),
+            "dropped" if other is None else f"kept, as view {other}", common.examples(unlisted),
+        )
     parts: dict[str, Any] = {
         name: _with_views(part, views, other) for name, part in dataset.parts().items()
     }
-    raise_faults([
+    common.raise_faults([
         f"data.unlisted_views=drop: no image of {folder / FOLDERS[name]} is in a viewpoint list; "
         f"put {' and '.join(VIEW_LISTS)} into {folder}, or set data.unlisted_views=keep"
         for name, part in parts.items() if not len(part)
@@ -74,56 +69,35 @@ def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
     return replace(dataset, **parts)
 
 
-def _tell_unlisted(
-    folder: Path, dataset: Dataset, views: dict[str, int], other: int | None
-) -> None:
-    """Log how many images no list names, and what becomes of them: the view `other`, or nothing."""
-    unlisted = [
-        name for part in dataset.parts().values()
-        for name in map(_name, part.paths) if name not in views
-    ]
-    if unlisted:
-        log.warning(
-            "%s: %d images are in no viewpoint list; they are %s (%s)", folder, len(unlisted),
-            "dropped" if other is None else f"kept, as view {other}", examples(unlisted),
-        )
-
-
 def read_views(lists: list[Path]) -> dict[str, int]:
     """Return the viewpoint of each image that the lists name, by the image's name.
 
-    A viewpoint said twice is no fault, as names of query images may stand for the gallery's too.
-    Raises UserError naming all malformed lines, and those that contradict an earlier one.
+    An image may be listed twice, as query images may be gallery images too. Raises UserError naming
+    all malformed lines, and those that contradict an earlier one.
     """
     views: dict[str, int] = {}
     places: dict[str, str] = {}
     faults: list[str] = []
     for path in lists:
-        for number, line in read_lines(path):
+        for number, line in common.read_lines(path):
             where, match = f"{path}, line {number}", _IMAGE.search(line)
             if match is None or match[2] not in map(str, range(VIEWS)):
                 faults.append(
                     f"{where}: expected an image's path first and a view of 0 to {VIEWS - 1} last, "
                     f"found {line[:80]!r}"
                 )
-            elif views.setdefault(match[1], int(match[2])) != int(match[2]):
-                faults.append(
-                    f"{where}: {match[1]} has view {match[2]}, and {views[match[1]]} in "
-                    f"{places[match[1]]}"
-                )
-            else:
-                places.setdefault(match[1], where)
-    raise_faults(faults)
+                continue
+            name, view = match[1], int(match[2])
+            before = places.setdefault(name, where)
+            if views.setdefault(name, view) != view:
+                faults.append(f"{where}: {name} has view {view}, and {views[name]} in {before}")
+    common.raise_faults(faults)
     return views
 
 
-def _name(path: str) -> str:
-    return Path(path).name
-
-
 def _with_views(records: Records, views: dict[str, int], other: int | None) -> Records:
-    """Return the images with their views; those without one get `other`, None: are left out."""
+    """Return the images with their views; unlisted ones get `other`, or are left out if None."""
+    sides = np.array([views.get(Path(path).name, -1) for path in records.paths], dtype=np.int64)
     if other is None:
-        records = records.take([_name(path) in views for path in records.paths])
-    found = [views.get(_name(path), other) for path in records.paths]
-    return replace(records, views=np.array(found, dtype=np.int64))
+        return replace(records.take(sides >= 0), views=sides[sides >= 0])
+    return replace(records, views=np.where(sides < 0, other, sides))

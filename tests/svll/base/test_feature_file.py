@@ -1,4 +1,4 @@
-"""Feature caches: what is written is what is read, and what is wrong is said."""
+"""Feature caches are read as they were written, and every fault is reported."""
 
 import errno
 import os
@@ -153,7 +153,7 @@ def test_missing_cut_damaged_and_other_files_are_refused_by_name(tmp_path):
         read_features(flipped)
 
 
-def test_a_cache_can_be_read_while_somebody_holds_it_open_for_writing(tmp_path):
+def test_a_cache_can_be_read_while_another_process_holds_it_open_for_writing(tmp_path):
     path = foreign(tmp_path / "f.h5")
     hold = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(flush=True); input()"
     writer = subprocess.Popen(
@@ -166,7 +166,7 @@ def test_a_cache_can_be_read_while_somebody_holds_it_open_for_writing(tmp_path):
         writer.communicate(b"\n")
 
 
-def test_a_disk_that_is_full_is_said_with_bytes_before_writing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_bytes_before_writing(tmp_path, monkeypatch):
     usage = hdf5.shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(

@@ -105,7 +105,7 @@ def test_a_missing_file_is_left_to_the_decode_check(folder: Path) -> None:
     assert without.content_hash() != dataset(folder).content_hash()
 
 
-def test_content_hash_is_of_names_sizes_and_bytes_whatever_the_labels(folder: Path) -> None:
+def test_content_hash_depends_on_names_sizes_and_bytes_not_on_labels(folder: Path) -> None:
     whole = dataset(folder)
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.jpg")):

@@ -1,4 +1,4 @@
-"""What is told of a dataset's labels before anybody trains on it."""
+"""A dataset's labels are checked before training, and what is unusual becomes a sentence."""
 
 from itertools import count
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from svll.base.records import Dataset, Records, Row
 from svll.data import benchmarks, checking
-from svll.data.checking import Part, notes
+from svll.data.checking import PartCounts, notes
 from tests.svll.data import trees
 
 NUMBERS = count()
@@ -26,7 +26,7 @@ def noted(query: Records, gallery: Records, *, train: Records = TRAIN,
     return notes(Dataset("made", protocol, train, query, gallery))
 
 
-def test_nothing_is_said_where_all_is_as_expected() -> None:
+def test_no_note_where_all_is_as_expected() -> None:
     assert noted(records((7, 0), (8, 1)), records((7, 1), (8, 0), (0, 3))) == []
 
 
@@ -62,7 +62,7 @@ def test_the_numbers_agree_with_a_comparison_of_every_pair() -> None:
     assert f"; {left} of 60 queries are left out" in note
 
 
-def test_one_camera_only_is_said_with_the_option_that_helps() -> None:
+def test_a_single_camera_is_noted_with_the_option_that_helps() -> None:
     one = records((7, 0))
     train = records((1, 0), (1, 0))
     first, second = noted(one, one, train=train)
@@ -87,15 +87,15 @@ def test_identities_of_a_single_image_are_counted() -> None:
 def test_parts_are_counted_beside_what_is_published(tmp_path: Path) -> None:
     tree = trees.veri776(tmp_path)
     dataset = benchmarks.load_benchmark("veri776", tree.root)
-    found = checking.count(dataset, benchmarks.describe("veri776"))
+    found = checking.part_counts(dataset, benchmarks.describe("veri776"))
     assert found == [
-        Part("train", 2, 4, 4, (576, 37_778)),
-        Part("query", 2, 2, 2, (200, 1_678)),
-        Part("gallery", 2, 3, 3, (200, 11_579)),
+        PartCounts("train", 2, 4, 4, (576, 37_778)),
+        PartCounts("query", 2, 2, 2, (200, 1_678)),
+        PartCounts("gallery", 2, 3, 3, (200, 11_579)),
     ]
     trees.vehicleid(tmp_path)
     dataset = benchmarks.load_benchmark("vehicleid", tmp_path)
-    assert checking.count(dataset, benchmarks.describe("vehicleid")) == [
-        Part("train", 2, 4, 1, (13_164, 113_346)), Part("test", 2, 5, 1, (800, None)),
+    assert checking.part_counts(dataset, benchmarks.describe("vehicleid")) == [
+        PartCounts("train", 2, 4, 1, (13_164, 113_346)), PartCounts("test", 2, 5, 1, (800, None)),
     ]  # fmt: skip
-    assert [part.published for part in checking.count(dataset, None)] == [None, None]
+    assert [part.published for part in checking.part_counts(dataset, None)] == [None, None]

@@ -8,7 +8,7 @@ from harness.base.errors import UserError
 from svll.data.image_folder import find_images
 
 
-def test_images_below_a_folder_are_found_in_order_whatever_case_their_endings_have(
+def test_images_below_a_folder_are_found_in_order_with_endings_in_any_case(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ["b.JPG", "a.webp", "deep/er/c.Png", "deep/d e.bmp", "<b>.jpeg", "c.tif", "d.TIFF"]
@@ -18,8 +18,8 @@ def test_images_below_a_folder_are_found_in_order_whatever_case_their_endings_ha
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
-    [told] = caplog.messages
-    assert told == f"{tmp_path}: Skipped 4 files (unsupported: .gif 2, .txt 1, no ending 1)"
+    [message] = caplog.messages
+    assert message == f"{tmp_path}: Skipped 4 files (unsupported: .gif 2, .txt 1, no ending 1)"
 
 
 def test_a_single_file_is_itself(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A split of one's own images: no identity on two sides, and every query can be found again."""
+"""A split of a user's images: no identity on two sides, and every query can be matched."""
 
 import logging
 import random
@@ -11,7 +11,7 @@ from harness.base.errors import UserError
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.data.image_folder import find_images
 from svll.data.own_split import Options, collect, split, write_split
-from svll.data.readers import csv_list as image_list
+from svll.data.readers import csv_list
 from svll.data.readers.csv_list import Entry
 from tests.svll.data.trees import clutter, picture
 
@@ -81,14 +81,14 @@ def test_without_cameras_so_many_ask_and_one_at_least_is_found(
     assert all(e.camera is None for e in found)
 
 
-def test_identities_that_cannot_be_found_again_go_to_training(
+def test_identities_that_cannot_be_matched_go_to_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     alone = [Entry("/d/x.jpg", "a"), Entry("/d/y.jpg", "zz")]
     with caplog.at_level(logging.INFO):
         parts = by_part(split([*alone, *people(6, 2)], Options(test=0.75, validation=0)))
     assert {"a", "zz"} == parts["train"]
-    assert "2 identities that cannot be found again go to training" in caplog.text
+    assert "2 identities that cannot be matched go to training" in caplog.text
     one_camera = [Entry("/d/x.jpg", "a", "c1"), Entry("/d/y.jpg", "a", "c1")]
     for seed in range(5):
         found = split([*one_camera, *people(6, 4, 2)], Options(validation=0, seed=seed))
@@ -113,11 +113,11 @@ def test_the_same_seed_gives_the_same_split_and_another_another(tmp_path: Path) 
         write_split(place, out, Options(validation=0, seed=seed))
         texts.append(out.read_text())
     assert texts[0] == texts[1] != texts[2]
-    tested = [by_part(image_list.read(tmp_path / f"{seed}.csv"))["query"] for seed in (1, 2)]
+    tested = [by_part(csv_list.read(tmp_path / f"{seed}.csv"))["query"] for seed in (1, 2)]
     assert tested[0] != tested[1]
 
 
-def test_a_list_without_split_is_split_whatever_its_order(tmp_path: Path) -> None:
+def test_a_list_is_split_alike_in_any_order(tmp_path: Path) -> None:
     lines = [f"{i}/{n}.jpg,{i},{n},{n % 2}" for i in range(8) for n in range(3)]
     texts = []
     for name, order in (("a", lines), ("b", lines[::-1])):
@@ -126,7 +126,7 @@ def test_a_list_without_split_is_split_whatever_its_order(tmp_path: Path) -> Non
         write_split(path, tmp_path / f"{name} split.csv", NO_VALIDATION)
         texts.append((tmp_path / f"{name} split.csv").read_text())
     assert texts[0] == texts[1]
-    dataset = image_list.load(tmp_path / "a split.csv")
+    dataset = csv_list.load(tmp_path / "a split.csv")
     assert dataset.protocol == "cross_camera"
     assert sum(map(len, dataset.parts().values())) == 24
     assert set(dataset.gallery.views.tolist()) == {0, 1}
@@ -150,8 +150,8 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         ("1.jpg", "anna", None), ("2.JPG", "anna", None), ("1.png", "bert", None),
         ("2_c1.jpg", "bert", None),
     ]  # fmt: skip
-    told = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
-    assert told == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
+    messages = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
+    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
     assert "1 folders have no images (nobody)" in caplog.text
 
 
@@ -163,10 +163,10 @@ def test_every_accepted_ending_is_read(tmp_path: Path) -> None:
     assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
     lines = [f"{name},{name[:4]}\n" for name in names]
     (tmp_path / "list.csv").write_text("path,identity\n" + "".join(lines))
-    assert len(image_list.read(tmp_path / "list.csv")) == len(names)
+    assert len(csv_list.read(tmp_path / "list.csv")) == len(names)
     (tmp_path / "list.csv").write_text("path,identity\n0001_c9s1_1.gif,1\n")
     with pytest.raises(UserError, match=r"0001_c9s1_1\.gif is no image \(\.jpg, .*\.tiff\)"):
-        image_list.read(tmp_path / "list.csv")
+        csv_list.read(tmp_path / "list.csv")
 
 
 def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_folders_that_are_one_number_are_an_error(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_split(tmp_path, tmp_path / "out.csv", NO_VALIDATION)
     assert (tmp_path / "out.csv").read_text() == "mine"
 
@@ -225,36 +225,35 @@ def test_any_number_of_identities_from_four_on_is_split_by_default(
     with caplog.at_level(logging.INFO):
         found = by_part(split(people(identities, 3), Options()))
     assert tuple(len(found[part]) for part in ("train", "validation", "query")) == parts
-    assert ("none is held back for validation" in caplog.text) == (parts[1] == 0)
+    assert ("no identities are held out for validation" in caplog.text) == (parts[1] == 0)
 
 
-def test_by_default_no_more_are_tested_than_can_be_found_again() -> None:
+def test_by_default_no_more_are_tested_than_can_be_matched() -> None:
     alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(8)]
     found = by_part(split([*people(3, 3), *alone], Options()))
     assert (len(found["query"]), len(found["train"])) == (3, 8)
-    with pytest.raises(UserError, match="1 of 9 identities can be found again: two images are"):
+    with pytest.raises(UserError, match="1 of 9 identities can be matched: two images are"):
         split([*people(1, 3), *alone], Options())
 
 
-def test_why_none_is_held_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_why_no_identities_are_held_out(caplog: pytest.LogCaptureFixture) -> None:
     alone = [Entry(f"/d/{i}.jpg", f"x{i}") for i in range(20)]
     with caplog.at_level(logging.INFO):
         split([*people(8, 3), *alone], Options())
         split(people(12, 3), Options())
-    told = [message for message in caplog.messages if "none is held back" in message]
-    assert told == [
-        "0 identities beside those tested can be found again, and validation needs 2: none is held "
-        "back for validation",
-        "6 identities are left for training, so none is held back for validation",
+    assert [message for message in caplog.messages if "held out" in message] == [
+        "no identities are held out for validation: besides the tested ones 0 can be matched, "
+        "2 are needed",
+        "no identities are held out for validation: 6 are left for training",
     ]
 
 
 def test_too_few_identities_are_an_error_with_the_numbers() -> None:
     with pytest.raises(UserError, match=r"of 3 identities 1 .*, so at least 4 identities are need"):
         split(people(3, 3), Options())
-    with pytest.raises(UserError, match=r"of 12 identities 5 .*, 1 held back .*; leave out --test"):
+    with pytest.raises(UserError, match=r"of 12 identities 5 .*, 1 held out .*; leave out --test"):
         split(people(12, 3), Options(validation=0.1))
-    with pytest.raises(UserError, match=r"5 tested, and only 4 can be found again \(two images\)"):
+    with pytest.raises(UserError, match=r"5 tested, and only 4 can be matched \(two images\)"):
         split([*people(4, 3), *[Entry(f"/d/{i}.jpg", f"x{i}") for i in range(4)]],
               Options(test=0.6, validation=0))  # fmt: skip
 

@@ -11,7 +11,7 @@ from harness.config.sources import Setting
 from svll.base.records import Dataset, Records, Row
 from svll.config import Config
 from svll.data.datasets import Datasets
-from svll.data.run_checks import check_matches, tell_side_information
+from svll.data.run_checks import check_matches, log_side_information
 from svll.data.splits import split
 
 Images = list[tuple[int, int]]
@@ -34,7 +34,7 @@ def check(
     check_matches(splits)
 
 
-def test_queries_that_all_have_a_match_are_not_worth_a_word(
+def test_queries_that_all_have_a_match_log_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     check([(1, 0), (2, 1)], [(1, 1), (2, 0), (9, 0)])
@@ -82,14 +82,14 @@ def test_training_images_without_a_known_camera_are_counted(
     splits = split(Datasets((known, unknown), (known,)), validation=0.0, seed=1)
     model = build(Config, [Setting("model.sie", "camera", "test")]).model
     with caplog.at_level(logging.WARNING):
-        tell_side_information(splits, model)
+        log_side_information(splits, model)
     assert [record.getMessage() for record in caplog.records] == [
         "list: 3 training images have no known camera: their side information is none "
         "(model.sie_unseen=none)"
     ]
 
 
-def test_held_back_identities_are_looked_at_too() -> None:
+def test_held_out_identities_are_checked_too() -> None:
     shown = [(i, i % 2) for i in range(8) for _ in range(3)]  # each by one camera
     data = Dataset(
         "made", "cross_camera", records("t", shown), records("q", [(1, 0)]),

@@ -41,12 +41,12 @@ def of(*datasets: Dataset) -> Datasets:
 
 
 def parts(found: Splits) -> tuple[set[int], set[int]]:
-    """Identities that are trained on, and those held back."""
+    """Identities that are trained on, and those held out."""
     return set(found.train.identities.tolist()), set(found.validation.gallery.identities.tolist())
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.25, 3), (0.5, 6), (0.2, 2), (0.8, 10)])
-def test_a_share_of_the_identities_is_held_back_with_all_their_images(
+def test_a_share_of_the_identities_is_held_out_with_all_their_images(
     share: float, held: int
 ) -> None:
     data = dataset()
@@ -58,7 +58,7 @@ def test_a_share_of_the_identities_is_held_back_with_all_their_images(
     assert sorted([*found.train.paths, *found.validation.gallery.paths]) == sorted(data.train.paths)
 
 
-def test_the_seed_decides_who_is_held_back() -> None:
+def test_the_seed_decides_which_identities_are_held_out() -> None:
     def held(seed: int) -> tuple[int, ...]:
         return tuple(sorted(parts(split(of(dataset()), validation=0.25, seed=seed))[1]))
 
@@ -77,7 +77,7 @@ def test_the_draw_depends_on_the_identities_and_not_on_the_order_of_files() -> N
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_queries_are_one_image_of_each_held_back_identity_and_camera(seed: int) -> None:
+def test_queries_are_one_image_of_each_held_out_identity_and_camera(seed: int) -> None:
     found = split(of(dataset()), validation=0.5, seed=seed)
     query, gallery = found.validation.query, found.validation.gallery
     pairs = list(zip(query.identities.tolist(), query.cameras.tolist(), strict=True))
@@ -127,7 +127,7 @@ def test_labels_count_the_identities_in_sorted_order() -> None:
     assert found.identities == len(known) == 9
 
 
-def test_nothing_is_held_back_unless_asked() -> None:
+def test_a_share_of_0_holds_nothing_out() -> None:
     data = dataset()
     found = split(of(data), validation=0.0, seed=1)
     assert found.train.paths == data.train.paths
@@ -155,7 +155,7 @@ def test_a_part_of_fewer_than_two_identities_is_refused(share: float, held: int,
         split(of(dataset()), validation=share, seed=1)
     message = str(caught.value)
     assert message.startswith(f"data.validation={share}: of 12 training identities")
-    assert f"{held} would be held back and {left} trained on" in message
+    assert f"{held} would be held out and {left} trained on" in message
     words = re.search(r"; add data\.validation=0 or data\.validation=(0\.\d+)$", message)
     assert words is not None
     assert len(parts(split(of(dataset()), validation=float(words[1]), seed=1))[1]) == 2
@@ -274,7 +274,7 @@ def test_a_protocol_that_is_asked_for_is_that_of_validation_and_test(protocol: s
     assert result.cmc[0] < 1.0
 
 
-def test_a_random_gallery_is_drawn_from_all_held_back_images() -> None:
+def test_a_random_gallery_is_drawn_from_all_held_out_images() -> None:
     data = dataset()
     other = Dataset(data.name, "random_gallery", data.train, data.query, data.gallery)
     part = split(of(other), validation=0.5, seed=1).validation
@@ -282,7 +282,7 @@ def test_a_random_gallery_is_drawn_from_all_held_back_images() -> None:
     assert part.protocol == "random_gallery"
 
 
-def test_a_validation_part_of_the_datasets_own_is_used_whatever_share_is_asked_for(
+def test_a_datasets_own_validation_part_is_used_for_any_requested_share(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = dataset()
@@ -297,7 +297,7 @@ def test_a_validation_part_of_the_datasets_own_is_used_whatever_share_is_asked_f
             assert found.validation.gallery.paths == own.paths
     assert [record.getMessage() for record in caplog.records] == [
         f"list has a validation part of 4 images, which is used: data.validation={share} holds no "
-        "identities back" for share in (0.5, 0.01)
+        "identities out" for share in (0.5, 0.01)
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.base.errors import Hindered, UserError
 from svll.base.records import Dataset, Records, Row
-from svll.data.readers import csv_list as image_list
+from svll.data.readers import csv_list
 from svll.data.readers.drawn_world import load_world
 from svll.data.staging import stage, staged_folder, staged_paths
 from svll.world.world import World, write_world
@@ -93,9 +93,9 @@ def test_processes_that_want_the_same_copy_share_one(
     world: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     racers = [start(world, tmp_path, 0.02) for _ in range(3)]
-    told = [racer.communicate(timeout=60)[0] for racer in racers]
-    assert all(text.endswith("staged\n") for text in told)
-    assert sum("copying" in text for text in told) == 1
+    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    assert all(text.endswith("staged\n") for text in outputs)
+    assert sum("copying" in text for text in outputs) == 1
     assert_whole(dataset, tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_copies_of_a_list_are_below_their_folder_wherever_its_paths_lead(tmp_pat
     rows = [f"{line},{number},{part}" for number, (line, part) in
             enumerate(zip(lines, parts, strict=True))]
     (folder / "list.csv").write_text("\n".join(["path,identity,split", *rows]))
-    listed = image_list.load(folder / "list.csv")
+    listed = csv_list.load(folder / "list.csv")
     stage([listed], str(tmp_path / "node"))
     assert_whole(listed, tmp_path / "node")
     copies = staged_paths([listed], str(tmp_path / "node"))
@@ -184,10 +184,10 @@ def test_copies_of_a_list_are_below_their_folder_wherever_its_paths_lead(tmp_pat
 def test_images_that_no_folder_can_hold_and_links_in_place_of_the_folder_are_refused(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    for paths, told in ((("/d/e/a.jpg", "/d/e/../b.jpg"), r"\.\./b\.jpg"),
+    for paths, reason in ((("/d/e/a.jpg", "/d/e/../b.jpg"), r"\.\./b\.jpg"),
                         (("/b.jpg", "/d/../b.jpg"), "two have one name")):
         images = Records.from_rows(Row(path, 0, 0) for path in paths)
-        with pytest.raises(UserError, match=rf"cannot be copied below one folder \({told}\)"):
+        with pytest.raises(UserError, match=rf"cannot be copied below one folder \({reason}\)"):
             stage([Dataset("list", "all_gallery", images, images, images)], str(tmp_path))
     staged_folder(dataset, str(tmp_path)).symlink_to(tmp_path)
     with pytest.raises(UserError, match="belongs to another user"):

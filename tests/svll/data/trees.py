@@ -38,7 +38,7 @@ def build(name: str, root: Path) -> Tree:
 
 
 def picture(path: Path, kind: str = "JPEG") -> None:
-    """Write an image of its own, 8 by 16 pixels."""
+    """Write an image with unique content, 8 by 16 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 256, (16, 8, 3))
     buffer = io.BytesIO()
@@ -81,7 +81,7 @@ def veri776(root: Path, *, view_lists: bool = True) -> Tree:
         "train": ["0001_c001_00016450_0.jpg", "0001_c016_00016460_0.jpg",
                   "0003_c020_00000001_0.jpg", "0003_c002_00000002_0.JPG"],
         "query": ["0002_c002_00030600_0.jpg", "0005_c003_00000007_0.jpg"],
-        # query images stand in the gallery, too
+        # query images are in the gallery, too
         "gallery": ["0002_c002_00030600_0.jpg", "0002_c004_00030605_0.jpg",
                     "0005_c011_00000008_0.jpg"],
     })  # fmt: skip

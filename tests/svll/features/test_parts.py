@@ -179,7 +179,7 @@ def test_a_merge_that_is_killed_leaves_the_parts_and_the_old_cache(tmp_path):
         "import os, sys; import numpy as np\n"
         "from svll.base import feature_file as f\n"
         "from svll.features import parts as p\n"
-        "f.put_column = lambda *_: os.kill(os.getpid(), 9)\n"
+        "f.hdf5.put_column = lambda *_: os.kill(os.getpid(), 9)\n"
         "ids = np.zeros(20, int); g = f.FeatureGroup(None, ids, ids)\n"
         "p.merge_parts(sys.argv[1], sys.argv[2], {'query': g}, dataset='d', model='m')"
     )

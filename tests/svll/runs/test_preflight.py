@@ -51,7 +51,7 @@ def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:
     there = config_of("synthetic_tiny", "data.name=folder", f"data.root={root}")
     found = preflight(there)
     assert found.source == "as found"
-    # a quarter of the 8 identities is held back
+    # a quarter of the 8 identities is held out
     assert found.identities == 6
     assert found.images < len(dataset.train)
     parts = split(load_datasets(there.data, tmp_path), validation=0.25, seed=there.seed)
@@ -95,7 +95,7 @@ def test_all_that_a_small_list_needs_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         preflight(config_of("synthetic_tiny", *words))
     assert str(caught.value).splitlines() == [
-        "data.validation=0.25: of 3 training identities 1 would be held back and 2 trained on; "
+        "data.validation=0.25: of 3 training identities 1 would be held out and 2 trained on; "
         "each part needs at least 2; add data.validation=0",
         "then: stage2.batch=16 asks for 4 identities at a time, the training part has 3; add "
         "stage2.batch=12",

@@ -1,5 +1,6 @@
 """The synthetic world is the same for the same seed, a real problem, and safe to write."""
 
+import json
 import os
 import re
 import runpy
@@ -15,7 +16,7 @@ from PIL import Image
 from harness.base.errors import UserError
 from svll.data.readers.drawn_world import load_world
 from svll.world import world as synthetic
-from svll.world.persons import draw_person
+from svll.world.persons import Person
 from svll.world.vehicles import VIEWS
 from svll.world.world import (
     SIZES,
@@ -69,7 +70,7 @@ def test_a_larger_world_contains_the_smaller_one(tmp_path: Path) -> None:
     assert all(large[name] == small[name] for name in images)
 
 
-def test_worlds_whose_ranges_do_not_meet_share_nobody() -> None:
+def test_worlds_of_disjoint_ranges_share_no_identity() -> None:
     further = replace(SMALLEST, first_identity=100)
     ids = [{*world.train_ids, *world.test_ids} for world in (SMALLEST, further)]
     assert ids[0].isdisjoint(ids[1])
@@ -138,7 +139,8 @@ def test_garment_colours_are_shared_by_several_identities() -> None:
 
 
 def test_no_two_persons_are_alike() -> None:
-    looks = {draw_person(np.random.default_rng(number)) for number in range(300)}
+    people = (Person(np.random.default_rng(number)) for number in range(300))
+    looks = {json.dumps(person, default=vars) for person in people}
     assert len(looks) == 300
 
 
@@ -152,7 +154,7 @@ def test_a_colour_histogram_neither_solves_the_world_nor_fails(tmp_path: Path) -
     assert max(scores.values()) > 0.15
 
 
-def test_things_stand_in_the_way_at_the_rate_asked_for() -> None:
+def test_figures_are_occluded_at_the_requested_rate() -> None:
     world = replace(SMALLEST, occlusion=0.3)
     shots = [(identity, camera, 0) for identity in range(1, 401) for camera in range(6)]
     share = np.mean([is_occluded(world, *shot) for shot in shots])
@@ -251,7 +253,7 @@ def test_a_failed_writer_leaves_nothing_and_says_why(
 
 def test_folders_with_something_else_in_them_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "query").mkdir()
-    with pytest.raises(UserError, match="is not empty and no synthetic world"):
+    with pytest.raises(UserError, match="is not empty and holds no synthetic world"):
         write_world(SMALLEST, tmp_path)
     root = write_world(SMALLEST, tmp_path / "world")
     with pytest.raises(UserError, match="holds another synthetic world"):

@@ -1,4 +1,4 @@
-"""A CSV list of one's own images: labels of any text, and all faults at once."""
+"""A CSV list of a user's images: labels may be any text, and all faults are reported at once."""
 
 import logging
 import os
@@ -126,16 +126,16 @@ def test_of_very_many_faults_twenty_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         ("path;identity", "line 1: no column path; no column identity; unknown column 'path;"),
         ("path,identity,spilt", "line 1: unknown column 'spilt'; expected path,identity and"),
         ("path,path,identity", "line 1: column path appears twice"),
     ],
 )
-def test_a_header_of_other_columns_is_an_error(tmp_path: Path, header: str, said: str) -> None:
+def test_a_header_of_other_columns_is_an_error(tmp_path: Path, header: str, message: str) -> None:
     (fault,) = faults(listed(tmp_path, f"{header}\n1.jpg,1,train\n"))
-    assert said in fault
+    assert message in fault
 
 
 def test_two_texts_that_are_one_number_are_an_error(tmp_path: Path) -> None:

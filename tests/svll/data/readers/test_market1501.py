@@ -1,12 +1,13 @@
 """Any folder in Market-1501's layout is read as its protocol wants it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.base.errors import UserError
-from svll.data.readers.market1501 import load, load_folder, read_layout
+from svll.data.readers.market1501 import OWN, load
 
 TRAIN = ("0007_c3s3_077419_03.jpg", "0002_c1s1_000451_03.jpg", "0002_c2s1_000301_01.jpg")
 QUERY = ("0001_c1s1_001051_00.jpg", "12345_c6s2_000001_00.jpg")
@@ -54,9 +55,9 @@ def test_endings_in_any_case_are_images(folder: Path) -> None:
 
 
 def test_cameras_that_are_counted_from_0_in_names_stay_so(folder: Path) -> None:
-    assert load_folder(folder).query.cameras.tolist() == [0, 5]
+    assert load(folder, OWN).query.cameras.tolist() == [0, 5]
     (folder / "bounding_box_train" / "0009_c0_1.jpg").write_bytes(b"")
-    dataset = load_folder(folder)
+    dataset = load(folder, OWN)
     assert dataset.query.cameras.tolist() == [1, 6]
     assert dataset.train.cameras.min() == 0
 
@@ -76,7 +77,7 @@ def test_other_numbers_than_the_published_ones_are_a_warning(
 
 
 def test_views_are_looked_up_by_folder_and_name(folder: Path) -> None:
-    dataset = read_layout(folder, name="cars", views={f"query/{QUERY[1]}": 6})
+    dataset = load(folder, replace(OWN, name="cars"), views={f"query/{QUERY[1]}": 6})
     assert dataset.name == "cars"
     assert dataset.query.views.tolist() == [0, 6]
 

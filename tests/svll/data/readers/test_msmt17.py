@@ -1,4 +1,4 @@
-"""MSMT17's lists are read as they are, and its two versions are told apart."""
+"""MSMT17's lists are read unchanged, and its two versions are distinguished."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""VehicleID's lists say nothing but name and identity; its gallery is drawn at evaluation."""
+"""VehicleID's lists have names and identities only; evaluation draws its gallery."""
 
 from pathlib import Path
 
