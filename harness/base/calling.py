@@ -1,4 +1,4 @@
-"""What public functions share: an error for an unknown argument names the nearest known one."""
+"""A TypeError that names the nearest known argument, for functions of the public interface."""
 
 import difflib
 import inspect

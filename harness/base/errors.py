@@ -1,12 +1,12 @@
-"""The exceptions for what the user can put right."""
+"""The exceptions for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can put right: the message says what is wrong, where, and what to do.
+    """An error that the user can fix: the message has what is wrong, where, and what to do.
 
-    Caught in `launch/` only, where it becomes a line on stderr and a non-zero exit status.
+    Caught in `launch/` only, where it becomes a message on stderr and a non-zero exit status.
     """
 
 
 class Hindered(UserError):
-    """Something around the run stopped it, such as a full disk; without that it would go on."""
+    """An outside cause stopped the run, such as a full disk; without it the run can resume."""

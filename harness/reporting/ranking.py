@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.base.units import counted
-from harness.sweeps.outcomes import Ranked, Sweeping, unbeaten
+from harness.sweeps.outcomes import Ranked, SweepResults, unbeaten
 
 LONG = 8
 """Numbers that were drawn have more characters than anybody wants to read."""
 
 
-def ranking_title(sweeping: Sweeping) -> str:
+def ranking_title(sweeping: SweepResults) -> str:
     """Return what the points were ranked by, and on which part of the data."""
     return (
         f"{sweeping.name}: selected on {sweeping.selected_on} ({sweeping.metric}, {sweeping.mode})"
@@ -20,7 +20,7 @@ def ranking_title(sweeping: Sweeping) -> str:
 
 
 def ranking_rows(
-    sweeping: Sweeping, ranked: Sequence[Ranked], further: Mapping[str, str]
+    sweeping: SweepResults, ranked: Sequence[Ranked], further: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of a table of points, the best first.
 
@@ -37,7 +37,7 @@ def ranking_rows(
 
 
 def _row(
-    sweeping: Sweeping, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
+    sweeping: SweepResults, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
 ) -> list[str]:
     half = one.half_width
     row = [str(place), *(told(one.point.get(key)) for key in sweeping.keys)]
@@ -58,7 +58,7 @@ def told(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
 
 
-def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
+def remarks(sweeping: SweepResults, ranked: Sequence[Ranked]) -> list[str]:
     """Say how many trials this is of, what mattered, and where the ranking is not sure."""
     states = [one.state for one in sweeping.outcomes]
     lines = [f"{counted(len(states), 'trial')}: " + ", ".join(

@@ -236,14 +236,14 @@ def test_a_process_that_lost_its_lock_writes_nothing_more_in_its_folder(
         assert contents(run.folder) == before
         write_json(tmp_path / "elsewhere.json", {})
     told = (
-        "the folder lock.json was removed, or its new holder has ended; give the command again"
+        "lock.json was removed, or its new holder has ended; give the command again"
         if ended else
         "the folder is now in use by process 5 on elsewhere (job 47); wait until it has ended, or "
         "end it (scancel 47) and give the command again"
     )
     assert str(caught.value) == (
-        f"{run.folder}: this process ({os.getpid()} on {host}) was suspended or cut off for so "
-        f"long that it lost the folder, and writes nothing more there; {told}"
+        f"{run.folder}: this process ({os.getpid()} on {host}) was suspended or cut off for too "
+            f"long, lost the lock and writes nothing more; {told}"
     )
     run.set_status("stopped")  # who holds nothing has lost nothing
 
