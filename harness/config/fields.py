@@ -1,12 +1,12 @@
-"""A schema is a tree of dataclasses: its marked fields, its dotted keys and their types.
+"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types.
 
-A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks of
-fields say what is part of it.
+A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks
+exclude fields from it.
 """
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -15,9 +15,7 @@ from harness.config.yaml_files import Texts
 
 def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
     """Mark a field that cannot change a result, such as a folder: never part of the signature."""
-    if factory is not dataclasses.MISSING:
-        return field(default_factory=factory, metadata={"runtime": True})
-    return field(default=default, metadata={"runtime": True})
+    return field(default=default, default_factory=factory, metadata={"runtime": True})
 
 
 def changeable(default: Any) -> Any:
@@ -27,13 +25,10 @@ def changeable(default: Any) -> Any:
 
 def changeable_keys(schema: type, prefix: str = "") -> set[str]:
     """Return the dotted keys of a schema's `changeable` fields."""
-    found = set()
-    for item in dataclasses.fields(schema):
-        section = subsections(schema).get(item.name)
-        if section is not None:
-            found |= changeable_keys(section, f"{prefix}{item.name}.")
-        elif item.metadata.get("changeable"):
-            found.add(f"{prefix}{item.name}")
+    found = {f"{prefix}{item.name}" for item in dataclasses.fields(schema)
+             if item.metadata.get("changeable")}
+    for name, section in subsections(schema).items():
+        found |= changeable_keys(section, f"{prefix}{name}.")
     return found
 
 
@@ -48,18 +43,13 @@ def unless_empty(default: Any) -> Any:
 def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
     """Mark a field that is part of the signature only of trees for which `counts` is true.
 
-    Its default can then change without renaming the runs whose result it does not change.
+    A new default then renames only the runs whose result it changes.
     """
     return field(default=default, metadata={"where_it_counts": counts})
 
 
-def keys(schema: type) -> Iterator[str]:
-    """Yield the dotted keys of a schema, in order."""
-    yield from field_types(schema)
-
-
 def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of each dotted key of a schema."""
+    """Return the type of each dotted key of a schema, in order."""
     hints = typing.get_type_hints(schema)
     found: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
@@ -83,9 +73,9 @@ class Removed(NamedTuple):
 
 
 def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
-    """Return the removed keys of a schema: those in the class variables `removed` of its tree.
+    """Return the removed keys of a schema, from the class variables `removed` of its tree.
 
-    Such a key is still accepted with one value, and stays part of the signature with it, so earlier
+    Such a key is still accepted with one value, and remains part of the signature, so that earlier
     runs keep their names.
     """
     own: Mapping[str, Removed] = getattr(schema, "removed", {})
@@ -96,17 +86,14 @@ def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
 
 
 def subsections(schema: type) -> dict[str, type]:
-    """Return the fields of a dataclass that are dataclasses themselves, with their types."""
+    """Return the types of the fields of a dataclass that are dataclasses themselves."""
     hints = typing.get_type_hints(schema)
-    return {
-        item.name: hints[item.name]
-        for item in dataclasses.fields(schema)
-        if dataclasses.is_dataclass(hints[item.name])
-    }
+    names = [item.name for item in dataclasses.fields(schema)]
+    return {name: hints[name] for name in names if dataclasses.is_dataclass(hints[name])}
 
 
 def text_fields(schema: type) -> Texts:
-    """Return a function that tells whether a dotted key of a schema holds strings only."""
+    """Return a function that returns whether a dotted key of a schema holds strings only."""
     kinds = field_types(schema)
 
     def holds_text(kind: Any) -> bool:

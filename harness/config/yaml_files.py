@@ -2,7 +2,7 @@
 
 Plain values are those of YAML 1.2: 1e-4 is a number; yes, on, 12:30 and 2024-01-01 are strings.
 An integer with a leading zero is a string too: YAML 1.1 reads 010 as 8, and an account may be
-0123. Keys are strings. The value of a string key stays as it was written, whatever it looks like.
+0123. Keys are strings, and so is each value of a string key, whatever it looks like.
 """
 
 import copy
@@ -31,11 +31,11 @@ SCALARS = {
     ),
     "merge": (r"<<", ["<"]),
 }
-"""The core schema of YAML 1.2, and 1.1's `<<`: by kind, how its values look and begin."""
+"""The core schema of YAML 1.2, and 1.1's `<<`: pattern and first characters of each kind."""
 
 
 class NotYaml(ValueError):
-    """A text cannot be read; `faults` are (line, what is wrong)."""
+    """A text is not YAML; `faults` are (line, message)."""
 
     def __init__(self, *faults: tuple[int, str]) -> None:
         super().__init__("; ".join(message for _, message in faults))
@@ -43,14 +43,14 @@ class NotYaml(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that copies what an alias stands for: a string key reads it differently."""
+    """A loader that copies an alias's node, as a string key reads it differently."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        is_whole = node is not None and node.end_mark is not None  # not inside itself
+        is_whole = node is not None and node.end_mark is not None  # False for an alias in itself
         return copy.deepcopy(node) if is_alias and is_whole else node
 
 
@@ -102,7 +102,6 @@ def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[s
     """
     lines: dict[str, int] = {}
     faults: list[tuple[int, str]] = []
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -121,9 +120,6 @@ def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[s
         raise NotYaml((1, "is nested too deeply")) from None
     except (yaml.YAMLError, ValueError, LookupError) as error:  # `!!int x`
         raise NotYaml((1, f"a value does not fit its tag: {error}")) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
     if faults:
         raise NotYaml(*faults)
     return value, lines
@@ -139,7 +135,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 def _look_through(
     node: Any, key: str, texts: Texts, lines: dict[str, int], faults: list[tuple[int, str]]
 ) -> None:
-    """Record each key's line, report duplicate keys, keep values of string keys as strings."""
+    """Record each key's line, report duplicate keys and tag the values of string keys as such."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in PLAIN and texts(key):
             node.tag = f"{TAG}str"

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.fields import changeable, keys, runtime, unless_empty, where_it_counts
+from harness.config.fields import changeable, field_types, runtime, unless_empty, where_it_counts
 from harness.config.help import config_help, field_texts, sections
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile
 from svll.config import Config
@@ -114,7 +114,7 @@ def test_every_key_and_every_section_says_what_it_is_for(schema: type) -> None:
     found = list(sections(schema))
     assert [key.name for part in found for key in part.keys if not key.text] == []
     assert not [part.prefix for part in found if part.text.startswith("(") or not part.text]
-    assert sorted(key.name for part in found for key in part.keys) == sorted(keys(schema))
+    assert sorted(key.name for part in found for key in part.keys) == sorted(field_types(schema))
 
 
 def test_marks_are_those_of_the_fields() -> None:
