@@ -3,12 +3,12 @@
     runs/<name>/<signature>/  config.yaml status.json metrics.jsonl checkpoints/ features.h5
                               result.json log.txt tensorboard/
 
-The folder alone holds the state of a run; a scheduler is only asked how a job died.
+Only the folder holds the state of a run; a scheduler only knows why a job ended.
 """
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,37 @@ from harness.runs.stopping import request_stop
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
 
 
+class _File:
+    """The path of a file in the run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", owner: type | None = None) -> Path:
+        return run.folder / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """The files of one run. Making the object touches nothing on disk."""
 
     folder: Path
+
+    config_file = _File("config.yaml")
+    status_file = _File("status.json")
+    metrics_file = _File("metrics.jsonl")
+    environment_file = _File("environment.json")
+    """Machine, packages and code of the last attempt."""
+    checkpoints = _File("checkpoints")
+    features_file = _File("features.h5")
+    weights_file = _File("model.safetensors")
+    """The trained model."""
+    best_file = _File("best.safetensors")
+    """The model of the best validated epoch, if that was not the last."""
+    result_file = _File("result.json")
+    log_file = _File("log.txt")
+    tensorboard = _File("tensorboard")
+    lock_file = _File("lock.json")
 
     @property
     def name(self) -> str:
@@ -37,61 +63,10 @@ class Run:
     def signature(self) -> str:
         return self.folder.name
 
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def status_file(self) -> Path:
-        return self.folder / "status.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def environment_file(self) -> Path:
-        """What the last attempt computed with."""
-        return self.folder / "environment.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def features_file(self) -> Path:
-        return self.folder / "features.h5"
-
-    @property
-    def weights_file(self) -> Path:
-        """The trained model."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def best_file(self) -> Path:
-        """The model of the best validated epoch, if that was not the last."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def result_file(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "log.txt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.folder / "tensorboard"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.folder / "lock.json"
-
     def create(self, config_yaml: str) -> None:
         """Make the folder and write the resolved configuration.
 
-        It may replace one that differs in where and how the run continues, never in its result.
+        A configuration with the same signature is replaced, so that a run can continue elsewhere.
         Raises Hindered when the folder cannot be written.
         """
         with writing(self.folder):
@@ -103,8 +78,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """Return the last written status, `{"state": "new"}` when there is none.
 
-        Raises UserError when the file cannot be read as JSON: taking it for "no status" would run
-        or submit the same run twice.
+        Raises UserError when the file is not JSON: as "no status" it would submit the run twice.
         """
         try:
             return dict(read_json(self.status_file))
@@ -112,16 +86,14 @@ class Run:
             return {"state": "new"}
         except NotADirectoryError:
             file = next(place for place in self.status_file.parents if place.is_file())
-            raise UserError(
-                f"{file}: is a file; set run.runs to a folder (run.runs=FOLDER)"
-            ) from None
+            raise UserError(f"{file}: is a file; name a folder (run.runs=FOLDER)") from None
         except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"{self.status_file}: cannot be read ({error}); fix or delete this file"
             ) from None
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Replace the status; `facts` are kept beside the state."""
+        """Replace the status by the state, the time and `facts`."""
         write_json(self.status_file, {"state": state, "time": time.time(), **facts})
 
     def result(self) -> dict[str, Any] | None:
@@ -134,7 +106,7 @@ class Run:
             raise UserError(f"{self.result_file}: cannot be read: {error}") from None
 
     def is_complete(self) -> bool:
-        """Return whether the result is on disk; an exit status proves nothing."""
+        """Return whether the result is on disk, whatever exit status a process had."""
         return self.result_file.exists()
 
     # --- metric log ---
@@ -142,7 +114,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metric log, without a last line that a kill cut short.
 
-        Raises UserError when another line is damaged.
+        Raises UserError for any other damaged line.
         """
         try:
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
@@ -154,7 +126,7 @@ class Run:
             raise UserError(f"{self.metrics_file}: a line is not JSON: {error}") from None
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one line to the metric log; raises LockLost."""
+        """Append one line to the metric log. Raises LockLost, and ValueError for NaN."""
         check_held(self.metrics_file)
         line = json.dumps(entry, allow_nan=False) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +136,7 @@ class Run:
     def keep_metrics(self, count: int) -> None:
         """Truncate the metric log to its first `count` lines: those before a checkpoint.
 
-        Raises UserError when the log is shorter than that.
+        Raises UserError when the log is shorter.
         """
         entries = self.metrics()
         if len(entries) < count:
@@ -172,9 +144,7 @@ class Run:
                 f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
                 f"{count}: it was changed. Restore it, or delete the run folder to start over."
             )
-        write_text(
-            self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in entries[:count])
-        )
+        write_metrics(self.metrics_file, entries[:count])
 
     # --- lock ---
 
@@ -183,9 +153,9 @@ class Run:
         """Keep all other processes out of this folder while the body runs.
 
         The lock is a file with a heartbeat, as flock is local to the node on many shared file
-        systems. The lock of a dead holder is taken: at once on this machine, after STALE_S
-        elsewhere. A holder that was suspended for so long raises LockLost at its next write, and a
-        training loop is asked to stop. Raises Busy naming the living holder, Hindered when the
+        systems. A dead holder's lock is taken over: at once on this machine, after STALE_S
+        elsewhere. A holder that was suspended for longer raises LockLost at its next write, and its
+        training loop stops. Raises Busy, which names the living holder, and Hindered when the
         folder cannot be written.
         """
         with writing(self.folder):
@@ -195,7 +165,7 @@ class Run:
 
 
 def state_of(run: Run) -> str:
-    """Return the state of a run in one word; `unreadable` when its files are damaged."""
+    """Return the state of a run; `unreadable` when its files are damaged."""
     try:
         status = run.status()
     except UserError:
@@ -208,6 +178,11 @@ def state_of(run: Run) -> str:
 
 CLAIM = "claim.lock"
 """The lock file in a run folder with which a worker keeps other workers out."""
+
+
+def write_metrics(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Replace a metric log."""
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def epoch_lines(run: Run) -> list[dict[str, Any]]:

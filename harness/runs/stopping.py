@@ -1,4 +1,4 @@
-"""Stopping on signals: they set a flag; training checks it between steps, and saves first.
+"""Stopping on signals: they set a flag; training checks it between steps, saves and stops.
 
 submitit and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is
 Ctrl-C. Handlers save nothing: a collective save in a handler would deadlock.
@@ -32,11 +32,11 @@ def stop_requested() -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Have USR2, TERM and INT request a stop while the body runs; a second INT interrupts at once.
+    """Let USR2, TERM and INT request a stop while the body runs; a second INT interrupts at once.
 
-    A request from before the body holds for the body; after the body it is cleared. Outside the
-    main thread signals cannot be caught, and no handler is changed. Child processes that are forked
-    meanwhile get the default handlers, so that signals can end them.
+    An earlier request is valid for the body; all are cleared after it. Outside the main thread, no
+    handler is changed, as signals cannot be caught there. Forked child processes get the default
+    handlers, so that signals can end them.
     """
     global _requested
     try:
@@ -57,11 +57,8 @@ def _handlers() -> Iterator[None]:
             raise KeyboardInterrupt
         request_stop()
 
-    handlers = {
-        signal.SIGUSR2: request_stop,
-        signal.SIGTERM: request_stop,
-        signal.SIGINT: on_interrupt,
-    }
+    handlers = {signal.SIGUSR2: request_stop, signal.SIGTERM: request_stop,
+                signal.SIGINT: on_interrupt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     owner, inside = os.getpid(), True
 

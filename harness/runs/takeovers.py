@@ -1,4 +1,4 @@
-"""Runs that continue from another run's state: how population based training replaces bad runs.
+"""Takeovers: runs that continue from another run's state, in population based training.
 
     <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
                              to that epoch, score, settings, files of the experiment
@@ -6,24 +6,24 @@
     <run>/takeover.json      a planned takeover: from which run and epoch, with which settings
     <run>/changes.json       the takeovers of the run so far
 
-The scheduler that compares runs plans a takeover. It is carried out where the run is, once the
-run's process has ended, and again if it was killed halfway. Afterwards the run's log is that of the
-weights that it has.
+The scheduler plans a takeover. It is carried out on the node of the run once the run's process has
+ended, and again after a kill halfway. The run then has the other run's weights and metric log.
 """
 
-import json
+
 import logging
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harness.base.files import link_folder, read_json, write_json, write_text
 from harness.config.sources import Setting
-from harness.runs.run import Run
+from harness.runs.run import Run, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ PATIENCE_S = 120.0
 """How long to wait for the checkpoint of an epoch."""
 POLL_S = 0.1
 OWN_FILES = ("checkpoint", "metrics.jsonl", "about.json")
-"""The parts of an exported state; all other files there are the experiment's."""
+"""The harness's parts of an exported state; all other files there are the experiment's."""
 
 
 def export(
@@ -40,9 +40,8 @@ def export(
 ) -> None:
     """Export the state at the end of an epoch, for other runs.
 
-    carried_files: names of further files in the run's folder that go with the checkpoint. The
-    checkpoint may still be being written; if it does not appear, nothing is exported, with a
-    warning.
+    carried_files: names of further files in the run's folder that are exported too. Waits for the
+    checkpoint; if it does not appear, only a warning is logged.
     """
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
     deadline = time.monotonic() + patience_s
@@ -54,7 +53,7 @@ def export(
     private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
-    write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_metrics(private / "metrics.jsonl", lines)
     for name in carried_files:
         if (run.folder / name).exists():
             shutil.copyfile(run.folder / name, private / name)
@@ -67,22 +66,21 @@ def export(
 
 def exported_score(run: Run, epoch: int) -> float | None:
     """Return a run's score at the end of an epoch, None when its state was not exported."""
-    about = _about(run, epoch)
-    return None if about is None else float(about["score"])
+    score = _about(run, epoch).get("score")
+    return None if score is None else float(score)
 
 
 def exported_settings(run: Run, epoch: int) -> list[Setting]:
     """Return the settings that replaced those of the run's config.yaml at that epoch."""
-    about = _about(run, epoch) or {"settings": {}}
     where = str(_exports(run) / str(epoch))
-    return [Setting(key, value, where) for key, value in about["settings"].items()]
+    return [Setting(key, value, where)
+            for key, value in _about(run, epoch).get("settings", {}).items()]
 
 
-def _about(run: Run, epoch: int) -> dict[str, Any] | None:
-    try:
+def _about(run: Run, epoch: int) -> dict[str, Any]:
+    with suppress(FileNotFoundError):
         return dict(read_json(_exports(run) / str(epoch) / "about.json"))
-    except FileNotFoundError:
-        return None
+    return {}
 
 
 def forget_exports(run: Run) -> None:
@@ -93,13 +91,12 @@ def forget_exports(run: Run) -> None:
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
     """Plan that `run` continues from the state that `of` exported after an epoch."""
     link_folder(_exports(of) / str(epoch), run.folder / "incoming")
-    write_json(run.folder / "takeover.json", {
-        "of": of.signature, "epoch": epoch, "settings": dict(settings),
-    })
+    takeover = {"of": of.signature, "epoch": epoch, "settings": dict(settings)}
+    write_json(run.folder / "takeover.json", takeover)
 
 
 def is_planned(run: Run) -> bool:
-    """Return whether a run is to continue from another run's state."""
+    """Return whether a takeover is planned."""
     return (run.folder / "takeover.json").exists()
 
 
@@ -107,15 +104,15 @@ def carry_out(run: Run) -> None:
     """Carry out the planned takeover, unless the run is complete; no process may hold the run."""
     planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
     if not run.is_complete():
-        what = read_json(planned)
+        takeover = read_json(planned)
         adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
         for file in incoming.iterdir():
             if file.name not in OWN_FILES:
                 os.replace(file, run.folder / file.name)
         run.weights_file.unlink(missing_ok=True)
-        before = [one for one in changes(run) if one["epoch"] < what["epoch"]]
-        write_json(_changes_file(run), {"changes": [*before, what]})
+        before = [one for one in changes(run) if one["epoch"] < takeover["epoch"]]
+        write_json(_changes_file(run), {"changes": [*before, takeover]})
     planned.unlink()
     shutil.rmtree(incoming, ignore_errors=True)
 
@@ -138,10 +135,9 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
 
 def changes(run: Run) -> list[dict[str, Any]]:
     """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`."""
-    try:
+    with suppress(FileNotFoundError):
         return list(read_json(_changes_file(run))["changes"])
-    except FileNotFoundError:
-        return []
+    return []
 
 
 def changed_settings(run: Run) -> list[Setting]:

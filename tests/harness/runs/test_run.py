@@ -27,7 +27,7 @@ def test_making_a_run_touches_nothing(run: Run) -> None:
 
 
 def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
-    names = [n for n, v in vars(Run).items() if isinstance(v, property)]
+    names = [name for name, value in vars(Run).items() if hasattr(value, "__get__")]
     paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
     assert len(paths) == 12
     assert len({*paths, run.folder}) == len(paths) + 1
@@ -77,7 +77,7 @@ def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
     with pytest.raises(UserError) as caught:
         below_a_file.status()
     assert str(caught.value) == (
-        f"{tmp_path / 'notes.txt'}: is a file; set run.runs to a folder (run.runs=FOLDER)"
+        f"{tmp_path / 'notes.txt'}: is a file; name a folder (run.runs=FOLDER)"
     )
     for nowhere in (below_a_file, Run(Path("/proc/nope/synthetic/0123456789ab"))):
         with pytest.raises(Hindered, match=r"cannot be written: .*name another place \(run\.runs"):
