@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,21 +11,21 @@ from typing import Any
 from harness.base.files import atomic_write, write_text
 from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.takeovers import changed_settings
-from harness.sweeps.outcomes import Sweeping, _of_one_type
+from harness.sweeps.outcomes import SweepResults
 
 BEST = "best.yaml"
 
 
 def write_best(
-    sweeping: Sweeping, *, without: Mapping[str, Any],
+    results: SweepResults, *, without: Mapping[str, Any],
     absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path | None:
-    """Write the best point as a recipe; returns the file, None when no trial is complete.
+    """Write the best point as a recipe; return the file, None when no trial is complete.
 
-    without: keys (dotted) and what they are to be in it, as what only a search needs. absent: what
-    keys mean that an earlier version's run does not have.
+    without: values by dotted key that replace the run's (None: leave the key out), for keys that
+    only a search needs. absent: values of keys that an earlier version's run lacks.
     """
-    ranked = sweeping.ranked()
+    ranked = results.ranked()
     if not ranked:
         return None
     best = ranked[0]
@@ -42,44 +42,52 @@ def write_best(
             node.setdefault(last, value)
         else:
             node[last] = value
-    shown = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
+    width = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
     point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
     runs = ", ".join(one.run.signature for one in best.outcomes)
-    warning = f"# Settings changed on the way ({run.folder / 'changes.json'}); here are the last.\n"
-    warning = warning if changed else ""
+    warning = f"# Settings changed during training ({run.folder / 'changes.json'}): the last.\n"
+    path = results.folder / BEST
     head = (
-        f"# The best of {len(ranked)} points of the sweep {sweeping.name}, selected on "
-        f"{sweeping.selected_on}:\n# {sweeping.metric} {best.mean:.4f}{shown}, "
-        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning}"
-        f"#   python launch/train.py --recipe {sweeping.folder / BEST}\n"
+        f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
+        f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
+        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
+        f"#   python launch/train.py --recipe {path}\n"
     )
-    path = sweeping.folder / BEST
     write_text(path, head + to_text(settings))
     return path
 
 
-def write_tables(sweeping: Sweeping) -> list[Path]:
-    """Write every trial to trials.csv and, with types, to trials.parquet; returns the files."""
-    names = list(dict.fromkeys(name for one in sweeping.outcomes for name in one.numbers))
+def write_tables(results: SweepResults) -> list[Path]:
+    """Write every trial (point, seed, state, all numbers of its result) to trials.csv and, with
+    types, to trials.parquet; return the files."""
+    names = list(dict.fromkeys(name for one in results.outcomes for name in one.numbers))
     rows = [
         {
-            **{key: one.point.get(key) for key in sweeping.keys}, "seed": one.seed,
+            **{key: one.point.get(key) for key in results.keys}, "seed": one.seed,
             "run": one.run.signature, "state": one.state,
             **{name: one.numbers.get(name) for name in names},
         }
-        for one in sweeping.outcomes
+        for one in results.outcomes
     ]
-    columns = [*sweeping.keys, "seed", "run", "state", *names]
+    columns = [*results.keys, "seed", "run", "state", *names]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
-    table, typed = sweeping.folder / "trials.csv", sweeping.folder / "trials.parquet"
+    table, typed = results.folder / "trials.csv", results.folder / "trials.parquet"
     write_text(table, text.getvalue())
-    import pyarrow  # half a second
+    import pyarrow  # takes half a second to import
     import pyarrow.parquet
 
     plain = {column: _of_one_type([row[column] for row in rows]) for column in columns}
     with atomic_write(typed) as private:
         pyarrow.parquet.write_table(pyarrow.table(plain), private)
     return [table, typed]
+
+
+def _of_one_type(values: Sequence[Any]) -> Sequence[Any]:
+    """Return values that fit into a column: numbers, one other type, or else their texts."""
+    kinds = {float if type(v) is int else type(v) for v in values if v is not None}
+    if len(kinds) <= 1 and not kinds & {list, dict}:
+        return values
+    return [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]

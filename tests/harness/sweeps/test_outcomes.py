@@ -18,7 +18,7 @@ from harness.base.files import write_json
 from harness.runs.run import Run
 from harness.sweeps import outcomes, tables
 
-Made = Callable[..., outcomes.Sweeping]
+Made = Callable[..., outcomes.SweepResults]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
 
 
 def test_a_folder_that_is_no_sweeps_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a sweep's folder: there is no sweep\.json in it"):
+    with pytest.raises(UserError, match=r"not a sweep folder: it has no sweep\.json"):
         outcomes.read_outcomes(tmp_path)
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
@@ -174,5 +174,5 @@ def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> 
     assert outcomes.importance(sweeping) == {}
     path = tables.write_best(sweeping, without={"run": None})
     assert path is not None
-    assert "Settings changed on the way" in path.read_text()
+    assert "Settings changed during training" in path.read_text()
     assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5

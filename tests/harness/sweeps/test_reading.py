@@ -331,7 +331,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
         "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
         "tried.yaml, line 12: slurm.setup: expected a list of strings",
-        "tried.yaml, line 12: slurm.env: '1a' is no variable's name",
+        "tried.yaml, line 12: slurm.env: '1a' is not a variable name",
         "tried.yaml, line 13: scheduler.asha: no key grac; did you mean grace?",
         "tried.yaml, line 14: no key colour",
     }
@@ -340,7 +340,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ("{gird: [1]}", "train.lr: no way to search 'gird'; did you mean grid?"),
+        ("{gird: [1]}", "train.lr: unknown search type 'gird'; did you mean grid?"),
         ("[1, 2]", "train.lr: expected one of grid, choice, uniform, loguniform, randint, such "
                    "as {grid: [0.0, 0.8]}"),
         ("{grid: 3}", "train.lr: grid: expected a list, found 3"),
@@ -360,13 +360,13 @@ def test_a_dimension_that_makes_no_sense_is_named(read, search: str, message: st
 
 def test_a_run_named_twice_is_a_mistake(read) -> None:
     [line] = told(read, "recipe: base\nsearch: {train.lr: {grid: [0.1, 0.10]}}\n")
-    assert line == ("tried.yaml, line 2: train.lr: two trials are one and the same run: "
+    assert line == ("tried.yaml, line 2: train.lr: two trials are the same run: "
                     "lr=0.1 seed=7 and lr=0.1 seed=7")
 
 
 def test_searching_what_cannot_change_a_result_is_a_mistake(read) -> None:
     [line] = told(read, "recipe: base\nsearch: {run.threads: {grid: [1, 2]}}\n")
-    assert line == ("tried.yaml, line 2: run.threads: two trials are one and the same run: "
+    assert line == ("tried.yaml, line 2: run.threads: two trials are the same run: "
                     "threads=1 seed=7 and threads=2 seed=7")
 
 
@@ -379,8 +379,8 @@ def test_seed_and_run_name_are_the_sweeps_own(read) -> None:
     lines = told(
         read, "recipe: base\noverrides: {run.name: x}\nsearch: {seed: {grid: [1, 2]}}\n"
     )
-    assert "tried.yaml, line 2: run.name is the sweep's own to set; write name=..." in lines
-    assert "tried.yaml, line 3: seed is the sweep's own to set; write seeds=[...]" in lines
+    assert "tried.yaml, line 2: the sweep sets run.name; write name=..." in lines
+    assert "tried.yaml, line 3: the sweep sets seed; write seeds=[...]" in lines
 
 
 def test_an_override_of_a_searched_key_is_a_mistake(read) -> None:
@@ -406,8 +406,8 @@ def test_a_misspelt_key_of_the_sweep_is_known_by_its_nearest(
 def test_a_scheduler_that_nothing_asks_is_told(read, caplog: pytest.LogCaptureFixture) -> None:
     file = "recipe: base\nscheduler: {asha: {}}\n"
     assert read(file).scheduler == Asha()
-    assert ("tried.yaml, line 2: scheduler: asha has no effect without backend: ray; all trials "
-            "run to their ends") in caplog.text
+    assert ("tried.yaml, line 2: scheduler: asha has no effect without backend: ray; no trial is "
+            "stopped early") in caplog.text
     caplog.clear()
     read(file, "backend=ray")
     assert caplog.text == ""
@@ -472,7 +472,7 @@ def test_recipes_are_combined_under_one_name(read, recipes: Path, tmp_path: Path
     assert trial.run == former.run
     assert trial.run.folder.parent == Path("here/base_long")
     [line] = told(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
-    assert "two trials are one and the same run" in line
+    assert "two trials are the same run" in line
 
 
 def test_a_dataset_is_not_looked_at_for_a_recipe_that_there_is_not(recipes: Path) -> None:

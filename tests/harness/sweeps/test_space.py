@@ -145,14 +145,14 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
         "constraints: [train.lrr < 1, 3 < 4, recipe == 'base', seed > 1]",
     ]))) == {
         "tried.yaml, line 3: train.lr: when: no key train.widht; did you mean train.width?",
-        "tried.yaml, line 4: train.width: when looks at train.epochs, which must be searched "
+        "tried.yaml, line 4: train.width: when uses train.epochs, which must be searched "
         "above it",
-        "tried.yaml, line 5: train.epochs: when looks at train.epochs, which must be searched "
+        "tried.yaml, line 5: train.epochs: when uses train.epochs, which must be searched "
         "above it",
-        "tried.yaml, line 6: train.name: when: 'open(1)' is no condition (open(1) cannot be used "
-        "here); write it as first.weight + second.weight <= 1",
+        "tried.yaml, line 6: train.name: when: 'open(1)' is not a condition (open(1) cannot be "
+        "used here); write it as first.weight + second.weight <= 1",
         "tried.yaml, line 7: constraints: no key train.lrr; did you mean train.lr?",
-        "tried.yaml, line 7: constraints: '3 < 4' looks at no key",
+        "tried.yaml, line 7: constraints: '3 < 4' names no key",
         "tried.yaml, line 7: constraints: no key recipe; one of train.lr, train.epochs, "
         "train.width, train.name, run.runs, run.name, run.threads",
         "tried.yaml, line 7: constraints: no key seed; one of train.lr, train.epochs, "
@@ -171,7 +171,7 @@ def test_objectives_are_max_or_min_and_only_for_an_algorithm(read: Any) -> None:
     text = "recipe: base\nsearch: {train.lr: {uniform: [0.1, 0.2]}}\nobjectives: {speed: fast}\n"
     assert told(read, text) == [
         "tried.yaml, line 3: objectives.speed: expected max or min, found 'fast'",
-        "tried.yaml, line 3: objectives: only an algorithm weighs them; set algorithm: tpe",
+        "tried.yaml, line 3: objectives: need an algorithm; set algorithm: tpe",
     ]
     sweep = read(text.replace("fast", "max"), "algorithm=tpe", "backend=ray")
     assert sweep.objectives == {"speed": "max"}
