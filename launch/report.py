@@ -23,8 +23,14 @@ from harness.base.files import check_writable
 from harness.base.units import counted
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from harness.reporting.terminal import wide
-from harness.sweeps.outcomes import Ranked, SweepResults, read_outcomes
-from harness.sweeps.tables import BEST, write_best, write_tables
+from harness.sweeps.outcomes import (
+    BEST,
+    Ranked,
+    SweepResults,
+    read_outcomes,
+    write_best,
+    write_tables,
+)
 from launch.cli import command, refuse_without
 from svll.config import Config
 from svll.reports.report import TEST, best_runs, write_report

@@ -6,7 +6,7 @@ exclude fields from it.
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -23,13 +23,9 @@ def changeable(default: Any) -> Any:
     return field(default=default, metadata={"changeable": True})
 
 
-def changeable_keys(schema: type, prefix: str = "") -> set[str]:
+def changeable_keys(schema: type) -> set[str]:
     """Return the dotted keys of a schema's `changeable` fields."""
-    found = {f"{prefix}{item.name}" for item in dataclasses.fields(schema)
-             if item.metadata.get("changeable")}
-    for name, section in subsections(schema).items():
-        found |= changeable_keys(section, f"{prefix}{name}.")
-    return found
+    return {key for key, item, _ in _fields(schema) if item.metadata.get("changeable")}
 
 
 def unless_empty(default: Any) -> Any:
@@ -48,17 +44,20 @@ def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
     return field(default=default, metadata={"where_it_counts": counts})
 
 
-def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
+def field_types(schema: type) -> dict[str, Any]:
     """Return the type of each dotted key of a schema, in order."""
+    return {key: kind for key, _, kind in _fields(schema)}
+
+
+def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
+    """Yield the dotted key, the field and its type of all keys."""
     hints = typing.get_type_hints(schema)
-    found: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
-        kind = hints[item.name]
+        key, kind = f"{prefix}{item.name}", hints[item.name]
         if dataclasses.is_dataclass(kind):
-            found.update(field_types(typing.cast(type, kind), f"{prefix}{item.name}."))
+            yield from _fields(typing.cast(type, kind), f"{key}.")
         else:
-            found[f"{prefix}{item.name}"] = kind
-    return found
+            yield key, item, kind
 
 
 class Removed(NamedTuple):

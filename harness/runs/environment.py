@@ -89,8 +89,7 @@ def _processor() -> str:
 
 def _gpus() -> list[str]:
     """Return the names of the node's GPUs from the driver's files; asking torch takes seconds."""
-    return [name for file in sorted(GPUS.glob("*/information"))
-            for name in _values(file, "Model")]
+    return [name for file in sorted(GPUS.glob("*/information")) for name in _values(file, "Model")]
 
 
 def _values(file: Path, name: str) -> list[str]:

@@ -85,9 +85,7 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
     return end_with("complete", seconds=time.time() - started)
 
 
-def load_function(
-    run: Run, key: Literal["experiment", "prepare", "report"]
-) -> Callable[..., Any]:
+def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> Callable[..., Any]:
     """Return the function that the run's configuration names as `run.<key>`.
 
     Raises UserError when there is no such key, or when the function cannot be imported.

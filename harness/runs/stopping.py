@@ -39,32 +39,20 @@ def stop_on_signals() -> Iterator[None]:
     handlers, so that signals can end them.
     """
     global _requested
-    try:
-        with _handlers():
-            yield
-    finally:
-        _requested = False
 
-
-@contextmanager
-def _handlers() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if _requested:
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if _requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         request_stop()
 
-    handlers = {signal.SIGUSR2: request_stop, signal.SIGTERM: request_stop,
-                signal.SIGINT: on_interrupt}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    is_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, on_signal) for number in signals}
     owner, inside = os.getpid(), True
 
     def default_in_child() -> None:
         if inside and os.getppid() == owner:
-            for number in handlers:
+            for number in signals:
                 signal.signal(number, signal.SIG_DFL)
 
     os.register_at_fork(after_in_child=default_in_child)
@@ -74,3 +62,4 @@ def _handlers() -> Iterator[None]:
         inside = False
         for number, handler in before.items():
             signal.signal(number, handler)
+        _requested = False

@@ -3,6 +3,8 @@
 Read from the run folders and from sweep.json there, whichever backend ran the trials.
 """
 
+import csv
+import io
 import json
 import math
 import random
@@ -11,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import read_json
+from harness.base.files import atomic_write, read_json, write_text
 from harness.base.mappings import numeric_leaves
+from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.run import Run, epoch_lines, state_of
-from harness.runs.takeovers import changes
+from harness.runs.takeovers import changed_settings, changes
 from harness.sweeps.space import Point
 
 MOST_POINTS = 200
@@ -25,6 +29,7 @@ MOST_POINTS = 200
 LEAST_POINTS = 4
 """Fewer complete points give no importance."""
 CONFIDENCE = 0.95
+BEST = "best.yaml"
 POSITION = ("epoch", "step")
 """Numbers of an epoch's line that are no metrics."""
 
@@ -140,19 +145,15 @@ class SweepResults:
 def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
     """Return whether each point is Pareto-optimal in the metric and the objectives: no other is at
     least as good in all of them and better in one."""
+    import numpy as np  # not needed by --help and --status
+
     modes = [results.mode, *results.objectives.values()]
-    signs = [1.0 if mode == "max" else -1.0 for mode in modes]
-    scores = []
-    for one in ranked:
-        means = [one.mean, *(one.mean_of(key) for key in results.objectives)]
-        scores.append([sign * mean for sign, mean in zip(signs, means, strict=True)])
-    return [
-        not any(map(math.isnan, mine)) and not any(
-            all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
-            for other in scores
-        )
-        for mine in scores
-    ]
+    signs = np.array([1.0 if mode == "max" else -1.0 for mode in modes])
+    means = [[one.mean, *map(one.mean_of, results.objectives)] for one in ranked]
+    scores = np.reshape(means, (-1, len(modes))) * signs
+    is_better = (scores[:, None] >= scores).all(axis=2) & (scores[:, None] > scores).any(axis=2)
+    found: list[bool] = (~is_better.any(axis=0) & ~np.isnan(scores).any(axis=1)).tolist()
+    return found
 
 
 def read_outcomes(folder: Path) -> SweepResults:
@@ -242,3 +243,83 @@ def _of_forest(ranked: Sequence[Ranked], keys: Sequence[str]) -> dict[str, float
         ))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+# --- files ---
+
+
+def write_best(
+    results: SweepResults, *, without: Mapping[str, Any],
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> Path | None:
+    """Write the best point as a recipe; return the file, None when no trial is complete.
+
+    without: values by dotted key that replace the run's (None: leave the key out), for keys that
+    only a search needs. absent: values of keys that an earlier version's run lacks.
+    """
+    ranked = results.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    run = best.outcomes[0].run
+    settings, _ = read_yaml(run.config_file)
+    changed = {setting.key: setting.value for setting in changed_settings(run)}
+    for key, value in {**absent, **changed, **without}.items():
+        node, (*above, last) = settings, key.split(".")
+        for part in above:
+            node = node.get(part, {})
+        if value is None:
+            node.pop(last, None)
+        elif key in absent and key not in changed:
+            node.setdefault(last, value)
+        else:
+            node[last] = value
+    width = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
+    point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
+    runs = ", ".join(one.run.signature for one in best.outcomes)
+    warning = f"# Settings changed during training ({run.folder / 'changes.json'}): the last.\n"
+    path = results.folder / BEST
+    head = (
+        f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
+        f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
+        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
+        f"#   python launch/train.py --recipe {path}\n"
+    )
+    write_text(path, head + to_text(settings))
+    return path
+
+
+def write_tables(results: SweepResults) -> list[Path]:
+    """Write every trial (point, seed, state, all numbers of its result) to trials.csv and, with
+    types, to trials.parquet; return the files."""
+    names = list(dict.fromkeys(name for one in results.outcomes for name in one.numbers))
+    rows = [
+        {
+            **{key: one.point.get(key) for key in results.keys}, "seed": one.seed,
+            "run": one.run.signature, "state": one.state,
+            **{name: one.numbers.get(name) for name in names},
+        }
+        for one in results.outcomes
+    ]
+    columns = [*results.keys, "seed", "run", "state", *names]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    table, typed = results.folder / "trials.csv", results.folder / "trials.parquet"
+    write_text(table, text.getvalue())
+    import pyarrow  # takes half a second to import
+    import pyarrow.parquet
+
+    plain = {column: _of_one_type([row[column] for row in rows]) for column in columns}
+    with atomic_write(typed) as private:
+        pyarrow.parquet.write_table(pyarrow.table(plain), private)
+    return [table, typed]
+
+
+def _of_one_type(values: Sequence[Any]) -> Sequence[Any]:
+    """Return values that fit into a column: numbers, one other type, or else their texts."""
+    kinds = {float if type(v) is int else type(v) for v in values if v is not None}
+    if len(kinds) <= 1 and not kinds & {list, dict}:
+        return values
+    return [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]

@@ -26,6 +26,7 @@ from harness.config.yaml_files import read_yaml
 from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run
 from harness.sweeps import keys, rules
+from harness.sweeps.conditions import read_condition
 from harness.sweeps.dimensions import Dimension, hint, read_dimension
 from harness.sweeps.keys import FREE, Pbt, SweepFile
 from harness.sweeps.space import RECIPE, Point, Space, read_points
@@ -254,12 +255,12 @@ def _space(draft: _Draft, head: SweepFile, faults: list[str]) -> tuple[Space, bo
     dimensions = [d for setting in draft.parts["search"]
                   for d in read_dimension(setting, faults, kinds.get(setting.key, Any))]
     rules.check_keys(draft.parts, dimensions, faults)
-    searched = [d for d in dimensions if d.key == RECIPE]
-    place = draft.place(RECIPE)
-    faults.extend(rules.recipe_faults(head, place, searched))
-    if not head.recipe and place == draft.file and not searched:
+    place, where = draft.place(RECIPE), f"{draft.place('constraints')}: constraints"
+    faults.extend(rules.recipe_faults(head, place, dimensions))
+    if not head.recipe and place == draft.file and all(d.key != RECIPE for d in dimensions):
         faults.append(f"{draft.file}: recipe: is needed, such as recipe: synthetic")
-    constraints = rules.read_constraints(head, draft.place("constraints"), faults)
+    conditions = [read_condition(text, where, faults) for text in head.constraints]
+    constraints = [condition for condition in conditions if condition is not None]
     sound = rules.check_conditions(dimensions, constraints, draft.schema, faults)
     return Space(tuple(dimensions), tuple(constraints), {}), sound
 

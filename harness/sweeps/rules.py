@@ -5,15 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from harness.config.fields import field_types
 from harness.config.sources import Setting
-from harness.sweeps.conditions import Condition, read_condition
+from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension, hint
 from harness.sweeps.keys import Algorithm, Pbt, Scheduler, SweepFile
 from harness.sweeps.space import RECIPE
 
 log = logging.getLogger(__name__)
-
-OWN_RUN_KEYS = {"run.name": "name=...", "seed": "seeds=[...]"}
-"""Keys of the experiment that the sweep sets itself, and what to write instead."""
 
 
 def check_scheduler(scheduler: Scheduler, where: str, faults: list[str]) -> None:
@@ -38,19 +35,15 @@ def read_objectives(
     return {setting.key: str(setting.value) for setting in settings}
 
 
-def recipe_faults(head: SweepFile, where: str, searched: list[Dimension]) -> Iterator[str]:
+def recipe_faults(
+    head: SweepFile, where: str, dimensions: Sequence[Dimension]
+) -> Iterator[str]:
     """Recipes are searched as a grid of names, or one is given at `where`."""
-    for dimension in searched:
+    for dimension in [d for d in dimensions if d.key == RECIPE]:
         if not all(isinstance(value, str) for value in dimension.values) or dimension.is_random:
             yield f"{dimension.where}: recipe: expected {{grid: [names of recipes]}}"
         if head.recipe:
             yield f"{where}: recipe: is searched already ({dimension.where}); leave one out"
-
-
-def read_constraints(head: SweepFile, where: str, faults: list[str]) -> list[Condition]:
-    """Return the conditions that every point must meet."""
-    found = [read_condition(text, f"{where}: constraints", faults) for text in head.constraints]
-    return [condition for condition in found if condition is not None]
 
 
 def check_conditions(
@@ -72,9 +65,7 @@ def check_conditions(
     return len(faults) == before
 
 
-def algorithm_faults(
-    where: str, head: SweepFile, dimensions: Sequence[Dimension]
-) -> Iterator[str]:
+def algorithm_faults(where: str, head: SweepFile, dimensions: Sequence[Dimension]) -> Iterator[str]:
     """An algorithm, set at `where`, needs Ray and random dimensions."""
     if head.backend != "ray":
         yield f"{where}: algorithm: proposes points from results so far: set backend: ray"
@@ -93,7 +84,7 @@ def check_keys(
     searched = {d.key: d.where for d in dimensions}
     faults += [f"{one.where}: {one.key} is searched already ({searched[one.key]})"
                for one in parts["overrides"] if one.key in searched]
-    for setting in [*parts["overrides"], *parts["search"]]:
-        if setting.key == "run.name" or (setting.key == "seed" and setting in parts["search"]):
-            faults.append(f"{setting.where}: the sweep sets {setting.key}; write "
-                          f"{OWN_RUN_KEYS[setting.key]}")
+    faults += [f"{one.where}: the sweep sets run.name; write name=..."
+               for one in [*parts["overrides"], *parts["search"]] if one.key == "run.name"]
+    faults += [f"{one.where}: the sweep sets seed; write seeds=[...]"
+               for one in parts["search"] if one.key == "seed"]

@@ -16,7 +16,7 @@ import yaml
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.runs.run import Run
-from harness.sweeps import outcomes, tables
+from harness.sweeps import outcomes
 
 Made = Callable[..., outcomes.SweepResults]
 
@@ -106,7 +106,7 @@ def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows
 
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
     sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
-    path = tables.write_best(
+    path = outcomes.write_best(
         sweeping, without={"data.validation": 0.0, "data.root": None, "run": None},
         absent={"point.a": 5, "point.b": "as before"},
     )
@@ -121,7 +121,7 @@ def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
 
 def test_without_a_complete_trial_there_is_no_best(make: Made) -> None:
     sweeping = make(({"a": 1}, {1: None}))
-    assert tables.write_best(sweeping, without={}) is None
+    assert outcomes.write_best(sweeping, without={}) is None
     assert sweeping.ranked() == []
 
 
@@ -130,7 +130,7 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
         ({"a": [0.1, 0.2], "c": "1e-4", "d": 0}, {1: 0.5}),
         ({"a": [0.3, 0.2], "b": "x, y", "c": 0.001, "d": 0.8}, {1: None, 2: 0.4}),
     )
-    table, typed = tables.write_tables(sweeping)
+    table, typed = outcomes.write_tables(sweeping)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
@@ -172,7 +172,7 @@ def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> 
     })
     assert sweeping.has_changed
     assert outcomes.importance(sweeping) == {}
-    path = tables.write_best(sweeping, without={"run": None})
+    path = outcomes.write_best(sweeping, without={"run": None})
     assert path is not None
     assert "Settings changed during training" in path.read_text()
     assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5
