@@ -29,9 +29,7 @@ def command(
     help_text: str | None, moved: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., int]], Callable[[], None]]:
     """Declare a function with typer parameters, which returns an exit status, as a whole command.
-
-    moved: what to type instead of options that another command has now.
-    """
+    moved: what to type instead of options that another command has now."""
 
     def declare(function: Callable[..., int]) -> Callable[[], None]:
         def main() -> None:

@@ -83,10 +83,8 @@ class _Cache(NullCache):
 
 
 def cache_folder() -> Path:
-    """Return the cache's folder: in $NUMBA_CACHE_DIR or the user's cache folder.
-
-    Raises RuntimeError if the user has no home.
-    """
+    """Return the cache's folder: in $NUMBA_CACHE_DIR or the user's cache folder. Raises
+    RuntimeError if the user has no home."""
     if place := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(place) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "svll" / "kernels"
@@ -123,9 +121,7 @@ def _drop_unused(folder: Path) -> None:
 
 def contents(compiled: Any, seen: set[Any]) -> Iterator[Any]:
     """Yield everything that goes into a compiled function: code as loaded, constants, callees.
-
-    Raises TypeError for a value that its `repr` does not identify, and for closures.
-    """
+    Raises TypeError for a value that its `repr` does not identify, and for closures."""
     if compiled in seen:
         return
     seen.add(compiled)

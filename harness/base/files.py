@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check, before long work, that a file can be written at `path`; leave nothing behind.
-
-    Raises UserError if `path` is a folder or cannot be written.
-    """
+    """Check, before long work, that a file can be written at `path`; leave nothing behind. Raises
+    UserError if `path` is a folder or cannot be written."""
     final = Path(path)
     made: list[Path] = []
     try:
@@ -80,10 +78,8 @@ def own_folder(path: Path) -> None:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether only this user may enter a folder, so that code from it may be executed.
-
-    False for a link and a missing folder. Raises other OSErrors.
-    """
+    """Return whether only this user may enter a folder, so that code from it may be executed. False
+    for a link and a missing folder. Raises other OSErrors."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
@@ -94,11 +90,9 @@ def is_private(folder: Path) -> bool:
 def write_text(
     path: str | os.PathLike[str], text: str, *, errors: str = "backslashreplace"
 ) -> None:
-    """Replace the file at `path` with `text` in UTF-8, atomically.
-
-    errors: for file names that are not UTF-8: `backslashreplace` keeps the file UTF-8,
-    `surrogateescape` writes the bytes unchanged.
-    """
+    """Replace the file at `path` with `text` in UTF-8, atomically. errors: for file names that are
+    not UTF-8: `backslashreplace` keeps the file UTF-8, `surrogateescape` writes the bytes
+    unchanged."""
     with atomic_write(path) as private:
         private.write_text(text, encoding="utf-8", errors=errors)
 
@@ -111,6 +105,20 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the JSON value in `path`. Raises FileNotFoundError, ValueError."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
+    """Replace the file at `path` with a line of JSON for each value, atomically."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
+    """Return the value of each line, without a last line that a kill cut short; [] if there is no
+    file. Raises ValueError for another damaged line."""
+    with suppress(FileNotFoundError):
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+    return []
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -38,11 +38,9 @@ os.register_at_fork(after_in_child=_held.clear)  # the parent may release a lock
 
 @contextmanager
 def held_lock(path: Path, on_loss: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold the lock file at `path`, and so its folder, while the body runs; see `Run.lock`.
-
-    Call `check_held` before writing there. `on_loss` is called, in another thread, when a heartbeat
-    finds that another process has the lock. Raises Busy, or Hindered if it cannot be written.
-    """
+    """Hold the lock file at `path`, and so its folder, while the body runs; see `Run.lock`. Call
+    `check_held` before writing there. `on_loss` is called, in another thread, when a heartbeat
+    finds that another process has the lock. Raises Busy, or Hindered if it cannot be written."""
     key, token = path.resolve(), _acquire(path)
     _held[key] = token
     ended = threading.Event()
@@ -61,9 +59,7 @@ def held_lock(path: Path, on_loss: Callable[[], object] | None = None) -> Iterat
 
 def check_held(path: Path) -> None:
     """Raise LockLost when this process has lost a lock that guards `path`; call before a write.
-
-    Reads the lock file, as a process does not notice that it was suspended.
-    """
+    Reads the lock file, as a process does not notice that it was suspended."""
     if not _held:
         return
     place = path.resolve()

@@ -26,10 +26,8 @@ def free_port() -> int:
 
 
 def usable_cores() -> list[int]:
-    """Return the numbers of the cores that this process may use.
-
-    The quota of a control group (of a container) limits their count only.
-    """
+    """Return the numbers of the cores that this process may use. The quota of a control group (of a
+    container) limits their count only."""
     cores = sorted(os.sched_getaffinity(0))
     for text in cgroup_texts("cpu", "cpu.max", "cpu.cfs_quota_us"):
         quota, _, period = text.partition(" ")
@@ -63,11 +61,9 @@ def has_gpu() -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES.
-
-    That variable limits them, with numbers as nvidia-smi has them. The names are UUIDs if
-    nvidia-smi is installed, and so the same in every process.
-    """
+    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES. That variable
+    limits them, with numbers as nvidia-smi has them. The names are UUIDs if nvidia-smi is
+    installed, and so the same in every process."""
     installed = machine_gpus()
     limited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limited is None:

@@ -29,10 +29,8 @@ def gigabytes(text: str) -> float:
 
 
 def slurm_seconds(text: str) -> float:
-    """Return the seconds of a time that SLURM prints: [days-][[hours:]minutes:]seconds.
-
-    Infinity for words such as UNLIMITED; 0 for INVALID, which squeue prints for a job past its end.
-    """
+    """Return the seconds of a time that SLURM prints: [days-][[hours:]minutes:]seconds. Infinity
+    for words such as UNLIMITED; 0 for INVALID, which squeue prints for a job past its end."""
     if text == "INVALID":
         return 0.0
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):

@@ -38,9 +38,7 @@ class Base(Generic[T]):
 
     def build(self, more: Iterable[Setting] = ()) -> T:
         """Return the tree of the shared settings and then `more`; raises as the function `build`.
-
-        Trees share the sections in which `more` sets nothing.
-        """
+        Trees share the sections in which `more` sets nothing."""
         more = tuple(more)
         if more and self._refers:  # `more` may change a key that a shared value refers to
             return build(self.schema, (*self.settings, *more))

@@ -29,18 +29,14 @@ def changeable_keys(schema: type) -> set[str]:
 
 
 def unless_empty(default: Any) -> Any:
-    """Mark a field that is part of the signature only if it differs from its default.
-
-    A schema can gain such a field without renaming earlier runs.
-    """
+    """Mark a field that is part of the signature only if it differs from its default. A schema can
+    gain such a field without renaming earlier runs."""
     return field(default=default, metadata={"unless_empty": True})
 
 
 def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
-    """Mark a field that is part of the signature only of trees for which `counts` is true.
-
-    A new default then renames only the runs whose result it changes.
-    """
+    """Mark a field that is part of the signature only of trees for which `counts` is true. A new
+    default then renames only the runs whose result it changes."""
     return field(default=default, metadata={"where_it_counts": counts})
 
 
@@ -72,11 +68,9 @@ class Removed(NamedTuple):
 
 
 def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
-    """Return the removed keys of a schema, from the class variables `removed` of its tree.
-
-    Such a key is still accepted with one value, and remains part of the signature, so that earlier
-    runs keep their names.
-    """
+    """Return the removed keys of a schema, from the class variables `removed` of its tree. Such a
+    key is still accepted with one value, and remains part of the signature, so that earlier runs
+    keep their names."""
     own: Mapping[str, Removed] = getattr(schema, "removed", {})
     found = {f"{prefix}{key}": gone for key, gone in own.items()}
     for name, section in subsections(schema).items():

@@ -5,7 +5,6 @@ The purpose of a key is the docstring after its field, which only the source fil
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import sys
 import textwrap
@@ -16,7 +15,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, hint
 from harness.config.casts import type_words
 from harness.config.fields import subsections
 from harness.config.yaml_files import to_text
@@ -95,19 +94,16 @@ def _written(item: "dataclasses.Field[Any]") -> str:
 
 
 def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: int = 80) -> str:
-    """Return the help on the keys of some schemas.
-
-    schemas: each by the prefix of its keys. words: only keys that contain one of these, such as
-    `train` or `lr`. width: characters of a line. Raises UserError for a word that no key contains.
-    """
+    """Return the help on the keys of some schemas. schemas: each by the prefix of its keys. words:
+    only keys that contain one of these, such as `train` or `lr`. width: characters of a line.
+    Raises UserError for a word that no key contains."""
     all_sections = [one for prefix, schema in schemas.items() for one in sections(schema, prefix)]
     names = [key.name for section in all_sections for key in section.keys]
     for word in words:
         if not any(word in name for name in names):
             parts = sorted({part for name in names for part in name.split(".")})
-            near = difflib.get_close_matches(word, parts, n=1)
-            advice = f"did you mean {near[0]}?" if near else "leave it out to print all keys"
-            raise UserError(f"--help-config: no key contains {word!r}; {advice}")
+            raise UserError(f"--help-config: no key contains {word!r}"
+                            f"{hint(word, parts, '; leave it out to print all keys')}")
     lines: list[str] = []
     marks: set[str] = set()
     for prefix, text, keys in all_sections:

@@ -69,10 +69,8 @@ def nowhere(key: str) -> bool:
 
 
 def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return a YAML mapping and the line of each dotted key.
-
-    Raises UserError if the file is missing, is not YAML, is not a mapping or has a key twice.
-    """
+    """Return a YAML mapping and the line of each dotted key. Raises UserError if the file is
+    missing, is not YAML, is not a mapping or has a key twice."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -96,10 +94,8 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
 
 
 def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[str, int]]:
-    """Return the value of a YAML text and the line of each dotted key.
-
-    key: the key that gets the value. Raises NotYaml, also if a mapping has a key twice.
-    """
+    """Return the value of a YAML text and the line of each dotted key. key: the key that gets the
+    value. Raises NotYaml, also if a mapping has a key twice."""
     lines: dict[str, int] = {}
     faults: list[tuple[int, str]] = []
     try:

@@ -86,10 +86,8 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
 
 
 def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> Callable[..., Any]:
-    """Return the function that the run's configuration names as `run.<key>`.
-
-    Raises UserError when there is no such key, or when the function cannot be imported.
-    """
+    """Return the function that the run's configuration names as `run.<key>`. Raises UserError when
+    there is no such key, or when the function cannot be imported."""
     try:
         name = read_yaml(run.config_file)[0]["run"][key]
         present_name = name

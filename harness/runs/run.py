@@ -8,14 +8,14 @@ Only the folder holds the state of a run; a scheduler only knows why a job ended
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import read_json, write_json, write_text
+from harness.base.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from harness.base.locks import check_held, held_lock, writing
 from harness.runs.stopping import request_stop
 
@@ -64,11 +64,9 @@ class Run:
         return self.folder.name
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved configuration.
-
-        A configuration with the same signature is replaced, so that a run can continue elsewhere.
-        Raises Hindered when the folder cannot be written.
-        """
+        """Make the folder and write the resolved configuration. A configuration with the same
+        signature is replaced, so that a run can continue elsewhere. Raises Hindered when the folder
+        cannot be written."""
         with writing(self.folder):
             if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
                 write_text(self.config_file, config_yaml)
@@ -76,10 +74,8 @@ class Run:
     # --- state ---
 
     def status(self) -> dict[str, Any]:
-        """Return the last written status, `{"state": "new"}` when there is none.
-
-        Raises UserError when the file is not JSON: as "no status" it would submit the run twice.
-        """
+        """Return the last written status, `{"state": "new"}` when there is none. Raises UserError
+        when the file is not JSON: as "no status" it would submit the run twice."""
         try:
             return dict(read_json(self.status_file))
         except FileNotFoundError:
@@ -112,16 +108,10 @@ class Run:
     # --- metric log ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric log, without a last line that a kill cut short.
-
-        Raises UserError for any other damaged line.
-        """
+        """Return the metric log, without a last line that a kill cut short. Raises UserError for
+        any other damaged line."""
         try:
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines[:-1] if line]
+            return read_json_lines(self.metrics_file)
         except ValueError as error:
             raise UserError(f"{self.metrics_file}: a line is not JSON: {error}") from None
 
@@ -134,17 +124,15 @@ class Run:
             log.write(line)
 
     def keep_metrics(self, count: int) -> None:
-        """Truncate the metric log to its first `count` lines: those before a checkpoint.
-
-        Raises UserError when the log is shorter.
-        """
+        """Truncate the metric log to its first `count` lines: those before a checkpoint. Raises
+        UserError when the log is shorter."""
         entries = self.metrics()
         if len(entries) < count:
             raise UserError(
                 f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
                 f"{count}: it was changed. Restore it, or delete the run folder to start over."
             )
-        write_metrics(self.metrics_file, entries[:count])
+        write_json_lines(self.metrics_file, entries[:count])
 
     # --- lock ---
 
@@ -178,11 +166,6 @@ def state_of(run: Run) -> str:
 
 CLAIM = "claim.lock"
 """The lock file in a run folder with which a worker keeps other workers out."""
-
-
-def write_metrics(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Replace a metric log."""
-    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def epoch_lines(run: Run) -> list[dict[str, Any]]:

@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import link_folder, read_json, write_json, write_text
+from harness.base.files import link_folder, read_json, write_json, write_json_lines, write_text
 from harness.config.sources import Setting
-from harness.runs.run import Run, write_metrics
+from harness.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,9 @@ def export(
     run: Run, *, stage: str, epoch: int, score: float, carried_files: Sequence[str] = (),
     patience_s: float = PATIENCE_S,
 ) -> None:
-    """Export the state at the end of an epoch, for other runs.
-
-    carried_files: names of further files in the run's folder that are exported too. Waits for the
-    checkpoint; if it does not appear, only a warning is logged.
-    """
+    """Export the state at the end of an epoch, for other runs. carried_files: names of further
+    files in the run's folder that are exported too. Waits for the checkpoint; if it does not
+    appear, only a warning is logged."""
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
     deadline = time.monotonic() + patience_s
     while not (source / "state.json").exists():
@@ -53,7 +51,7 @@ def export(
     private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
-    write_metrics(private / "metrics.jsonl", lines)
+    write_json_lines(private / "metrics.jsonl", lines)
     for name in carried_files:
         if (run.folder / name).exists():
             shutil.copyfile(run.folder / name, private / name)

@@ -1,12 +1,11 @@
 """One searched key of a sweep: the values that are tried, in order or drawn at random."""
 
-import difflib
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from harness.base.errors import hint
 from harness.config.casts import at_type, misfit
 from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
@@ -16,10 +15,8 @@ Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched key.
-
-    values: what to try (grid, choice), or (low, high); randint excludes `high`.
-    """
+    """One searched key. values: what to try (grid, choice), or (low, high); randint excludes
+    `high`."""
 
     key: str
     kind: Kind
@@ -33,10 +30,8 @@ class Dimension:
         return self.kind != "grid"
 
     def draw(self, n: int, attempt: int = 0) -> Any:
-        """Return draw number `n`, a function of the key, `n` and `attempt` alone.
-
-        attempt: number of earlier draws in this place that a constraint forbade.
-        """
+        """Return draw number `n`, a function of the key, `n` and `attempt` alone. attempt: number
+        of earlier draws in this place that a constraint forbade."""
         text = f"{self.key} {n}" + (f" {attempt}" if attempt else "")
         share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56  # [0, 1)
         if self.kind in ("grid", "choice"):
@@ -100,12 +95,6 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
     if kind != "randint":  # its values are integers whatever the key's type
         values = [typed(value) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
-
-
-def hint(word: Any, known: Sequence[str]) -> str:
-    """Return the end of a message on an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; one of {', '.join(known)}"
 
 
 def _is_range(kind: Kind, values: list[Any]) -> bool:

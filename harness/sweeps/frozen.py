@@ -38,10 +38,8 @@ def freeze(sweep: Sweep) -> dict[str, Any]:
 
 
 def thaw(frozen: dict[str, Any]) -> Sweep:
-    """Return the sweep with the trials of the points that were proposed so far.
-
-    Other trials are not computed again: a search gets their folders.
-    """
+    """Return the sweep with the trials of the points that were proposed so far. Other trials are
+    not computed again: a search gets their folders."""
     schema = _named(frozen["schema"])
     bases: dict[str, Base[Any]] = {
         name: Base(schema, [Setting(**item) for item in settings])

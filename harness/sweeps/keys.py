@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, collecting, hint
 from harness.base.units import gigabytes, minutes
 from harness.config.build import build
 from harness.config.casts import TRUTHS
 from harness.config.fields import field_types, text_fields
 from harness.config.sources import Setting
 from harness.config.yaml_files import ENDINGS, Texts
-from harness.sweeps.dimensions import hint
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file whose mappings have keys of other schemas, or any keys."""
@@ -260,9 +259,7 @@ ALGORITHMS: dict[str, type] = {kind.kind: kind for kind in (Tpe, Gp)}
 
 def find_sweep(name: str, folder: Path) -> Path:
     """Return a sweep file given by its path or, where there is none, by its name in `folder`.
-
-    Raises UserError, with the nearest names, when there is neither.
-    """
+    Raises UserError, with the nearest names, when there is neither."""
     path, shipped = Path(name), folder / f"{name}.yaml"
     if path.exists() and not path.is_dir():
         return path
@@ -279,10 +276,8 @@ def find_sweep(name: str, folder: Path) -> Path:
 
 def sweep_texts(schema: type) -> Texts:
     """Return a function that returns whether a dotted key of a sweep file holds strings only.
-
     schema: the experiment's configuration. Options of sbatch and variables are strings: an account
-    may be 0123, a variable FALSE.
-    """
+    may be 0123, a variable FALSE."""
     of_trials, own = text_fields(schema), text_fields(SweepFile)
 
     def texts(key: str) -> bool:
@@ -298,10 +293,8 @@ def sort_settings(
     settings: Iterable[Setting], own: list[Setting], parts: dict[str, list[Setting]],
     schema: type, faults: list[str],
 ) -> None:
-    """Sort command-line settings into the sweep's own keys and `parts`; later ones win.
-
-    schema: the experiment's configuration; all keys that are not the sweep's belong to it.
-    """
+    """Sort command-line settings into the sweep's own keys and `parts`; later ones win. schema: the
+    experiment's configuration; all keys that are not the sweep's belong to it."""
     own_keys = [item.name for item in dataclasses.fields(SweepFile)]
     theirs = {key.partition(".")[0] for key in field_types(schema)}
     for setting in settings:
@@ -339,9 +332,7 @@ def choose(
     kinds: dict[str, type], settings: Iterable[Setting], section: str, faults: list[str]
 ) -> Any:
     """Return the scheduler or algorithm that `{asha: {grace: 2}}` or `asha` names, None for none.
-
-    Options may also be set one by one (`asha.grace`).
-    """
+    Options may also be set one by one (`asha.grace`)."""
     chosen: dict[str, list[Setting]] = {}
     for setting in settings:
         kind, _, option = setting.key.partition(".")
@@ -359,10 +350,8 @@ def choose(
             faults.append(f"{where}: expected one of {', '.join(kinds)}, found {', '.join(chosen)}")
             return None
     for kind, options_of in chosen.items():
-        try:
+        with collecting(faults):
             return build(kinds[kind], options_of)
-        except UserError as error:
-            faults.extend(str(error).splitlines())
     return None
 
 

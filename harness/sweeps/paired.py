@@ -34,10 +34,8 @@ class Verdict:
 
 
 def compare(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Verdict:
-    """Test whether the mean of `a` differs from that of `b`; both [n], in the same order.
-
-    Pairs with a NaN are left out. Raises UserError when none is left, or shapes differ.
-    """
+    """Test whether the mean of `a` differs from that of `b`; both [n], in the same order. Pairs
+    with a NaN are left out. Raises UserError when none is left, or shapes differ."""
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if left.shape != right.shape or left.ndim != 1:
         raise UserError(f"cannot be compared in pairs: shapes {left.shape} and {right.shape}")

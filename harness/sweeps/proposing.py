@@ -36,11 +36,8 @@ def propose(
     space: Space, algorithm: Algorithm, tried: Sequence[TriedPoint], *, modes: Sequence[str],
     seed: int,
 ) -> Point | None:
-    """Return the next point, None when the space is exhausted.
-
-    modes: `max` or `min` for each of the values. Running points count as bad ones, so that
-    parallel trials differ.
-    """
+    """Return the next point, None when the space is exhausted. modes: `max` or `min` for each of
+    the values. Running points count as bad ones, so that parallel trials differ."""
     import optuna  # takes a third of a second to import
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,10 +100,8 @@ def _choose(proposal: Any, dimension: Dimension) -> Any:
 
 
 def _as_trial(one: TriedPoint, dimensions: Mapping[str, Dimension], *, several: bool) -> Any:
-    """Return a point as a trial of Optuna.
-
-    several: whether there are several values; Optuna prunes trials of a single one only.
-    """
+    """Return a point as a trial of Optuna. several: whether there are several values; Optuna prunes
+    trials of a single one only."""
     from optuna.trial import TrialState, create_trial
 
     states = {

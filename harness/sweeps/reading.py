@@ -10,13 +10,12 @@ configuration, so the same point has the same folder whichever backend runs it.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, collecting, hint
 from harness.config.build import Base, build
 from harness.config.fields import field_types
 from harness.config.recipes import named_recipe, recipe_stem
@@ -27,7 +26,7 @@ from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run
 from harness.sweeps import keys, rules
 from harness.sweeps.conditions import read_condition
-from harness.sweeps.dimensions import Dimension, hint, read_dimension
+from harness.sweeps.dimensions import Dimension, read_dimension
 from harness.sweeps.keys import FREE, Pbt, SweepFile
 from harness.sweeps.space import RECIPE, Point, Space, read_points
 
@@ -103,10 +102,11 @@ class Trial:
     @property
     def title(self) -> str:
         """The point in short: the last part of each key with its value, and the seed."""
-        values = {key: f"{value:g}" if isinstance(value, float) else value
-                  for key, value in self.point.items()}
-        return " ".join([*(f"{key.split('.')[-1]}={value}" for key, value in values.items()),
-                         f"seed={self.seed}"])
+        words = []
+        for key, value in [*self.point.items(), ("seed", self.seed)]:
+            text = f"{value:g}" if isinstance(value, float) else value
+            words.append(f"{key.split('.')[-1]}={text}")
+        return " ".join(words)
 
 
 # --- reading ---
@@ -228,7 +228,7 @@ def _checked(draft: _Draft, faults: list[str]) -> Sweep:
     bases, are_all = _bases(draft, name, head.recipe, space.dimensions, faults)
     fixed: dict[str, Any] = {}
     for recipe, base in bases.items():
-        with _collecting(faults):
+        with collecting(faults):
             fixed[recipe] = base.build()
     shared = next(iter(fixed.values()), None)  # None: a fault; the other keys are still checked
     seeds = head.seeds or [shared.seed if shared else 0]
@@ -268,16 +268,14 @@ def _space(draft: _Draft, head: SweepFile, faults: list[str]) -> tuple[Space, bo
 def _bases(
     draft: _Draft, name: str, recipe: str, dimensions: Sequence[Dimension], faults: list[str]
 ) -> tuple[dict[str, Base[Any]], bool]:
-    """Return the settings that trials share by recipe, and whether all recipes were found.
-
-    If none was found, the defaults are used, so that other keys can still be checked.
-    """
+    """Return the settings that trials share by recipe, and whether all recipes were found. If none
+    was found, the defaults are used, so that other keys can still be checked."""
     settings = [*draft.parts["overrides"], Setting("run.name", name, draft.place("name"))]
     wanted = {recipe: draft.place(RECIPE)} if recipe else {}
     wanted |= {str(value): d.where for d in dimensions if d.key == RECIPE for value in d.values}
     bases: dict[str, Base[Any]] = {}
     for one, where in wanted.items():
-        with _collecting(faults):
+        with collecting(faults):
             own = named_recipe(one, draft.schema, draft.recipes, near=draft.near, where=where)
             bases[one] = Base(draft.schema, [*own, *settings])
     return bases or {"": Base(draft.schema, settings)}, len(bases) == len(wanted)
@@ -285,33 +283,24 @@ def _bases(
 
 def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> Sweep:
     """Return the sweep with its trials, or with those that its algorithm proposed and may propose.
-
     usable: whether its points can be listed. where: the place of the constraints. Raises UserError
-    with all faults.
-    """
+    with all faults."""
     searches = sweep.algorithm is not None
     points = list(sweep.space.points(1 if searches else sweep.samples)) if usable else []
-    corners = sweep.space.corners() if searches and usable else ()
-    trials = _expand(sweep, [*points, *corners], faults)
     if not points and not faults:
         faults.append(f"{where}: constraints: no point of the search meets them")
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+    corners = sweep.space.corners() if searches and usable else ()
+    trials = _expand(sweep, [*points, *corners], faults)
     if searches:
         return dataclasses.replace(with_proposed(sweep), probes=trials)
     return dataclasses.replace(sweep, trials=trials)
 
 
 def with_proposed(sweep: Sweep) -> Sweep:
-    """Return the sweep with the trials of the points that its algorithm has proposed so far.
-
-    Raises UserError when one of them has faults, as the sweep file may have been edited since.
-    """
+    """Return the sweep with the trials of the points that its algorithm has proposed so far. Raises
+    UserError when one of them has faults, as the sweep file may have been edited since."""
     points = [point for point in read_points(sweep.folder) if sweep.space.holds(point)]
-    faults: list[str] = []
-    trials = _expand(sweep, points, faults)
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+    trials = _expand(sweep, points, [])
     every = sweep.space.every()
     most = sweep.samples if every is None else min(sweep.samples, len(every))
     return dataclasses.replace(sweep, trials=trials, to_propose=max(0, most - len(points)))
@@ -323,27 +312,18 @@ def _head(draft: _Draft, faults: list[str]) -> SweepFile:
     good = [Setting("metric", experiment_of(draft.schema).metric, "default")]
     defaults = Base(SweepFile, [])
     for setting in draft.own:
-        with _collecting(faults):
+        with collecting(faults):
             defaults.build([setting])
             good.append(setting)
     return build(SweepFile, good)
 
 
-@contextmanager
-def _collecting(faults: list[str]) -> Iterator[None]:
-    """Add the lines of a UserError to `faults` and continue after the body."""
-    try:
-        yield
-    except UserError as error:
-        faults.extend(str(error).splitlines())
-
-
 def _expand(sweep: Sweep, points: Iterable[Point], faults: list[str]) -> tuple[Trial, ...]:
-    """Return the trials of all points; their faults are added to `faults`."""
+    """Return the trials of all points. Raises UserError with their faults and `faults`."""
     trials: dict[str, Trial] = {}
     for point in points:
         for seed in sweep.seeds:
-            with _collecting(faults):
+            with collecting(faults):
                 trial = make_trial(sweep, len(trials), point, seed)
                 first = trials.setdefault(trial.signature, trial)
                 if first is trial:
@@ -353,6 +333,8 @@ def _expand(sweep: Sweep, points: Iterable[Point], faults: list[str]) -> tuple[T
                 else:
                     faults.append(f"{_place_of_twins(sweep, first, trial)}: two trials are the "
                                   f"same run: {first.title} and {trial.title}")
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
     return tuple(trials.values())
 
 

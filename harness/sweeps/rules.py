@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Iterator, Sequence
 
+from harness.base.errors import hint
 from harness.config.fields import field_types
 from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition
-from harness.sweeps.dimensions import Dimension, hint
+from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Algorithm, Pbt, Scheduler, SweepFile
 from harness.sweeps.space import RECIPE
 

@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import write_text
+from harness.base.files import read_json_lines, write_json_lines
 from harness.config.values import value_at
 from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension
@@ -140,15 +140,11 @@ def points_file(folder: Path) -> Path:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Return the proposed points in order, without a last line that a kill cut short."""
-    try:
-        lines = points_file(folder).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line)["point"] for line in lines[:-1] if line]
+    """Return the proposed points in order."""
+    return [line["point"] for line in read_json_lines(points_file(folder))]
 
 
 def add_point(folder: Path, point: Point) -> None:
     """Add a point; the whole file is replaced, so that a kill leaves no half line."""
     points = [*read_points(folder), point]
-    write_text(points_file(folder), "".join(json.dumps({"point": p}) + "\n" for p in points))
+    write_json_lines(points_file(folder), [{"point": one} for one in points])
