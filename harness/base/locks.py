@@ -90,10 +90,8 @@ def job_id() -> str | None:
 
 def _acquire(path: Path) -> str:
     token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    mine = {
-        "host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
-        "job": job_id(), "token": token,
-    }
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
+            "job": job_id(), "token": token}
     private = path.with_name(f".{path.name}.{token}")
     try:
         with writing(path.parent):

@@ -20,17 +20,13 @@ from harness.config.casts import type_words
 from harness.config.fields import subsections
 from harness.config.yaml_files import to_text
 
-MARKS = {
-    "runtime": "outside the signature",
-    "unless_empty": "in the signature where set",
-    "where_it_counts": "in the signature where it changes the result",
-    "changeable": "changeable",
-}
+MARKS = {"runtime": "outside the signature",
+         "unless_empty": "in the signature where set",
+         "where_it_counts": "in the signature where it changes the result",
+         "changeable": "changeable"}
 """Texts for the marks of fields (`harness.config.fields`)."""
-LEGEND = {
-    MARKS["runtime"]: "does not affect the run's ID",
-    MARKS["changeable"]: "population based training may change it during a run",
-}
+LEGEND = {MARKS["runtime"]: "does not affect the run's ID",
+          MARKS["changeable"]: "population based training may change it during a run"}
 BELOW = " " * 6
 """The indentation of a key's description."""
 
@@ -73,12 +69,10 @@ def _classes(module: ModuleType) -> dict[str, ast.ClassDef]:
 def sections(schema: type, prefix: str = "") -> Iterator[Section]:
     """Yield a schema's sections, each before those in it; `prefix`: the start of its keys."""
     hints, texts, below = typing.get_type_hints(schema), field_texts(schema), subsections(schema)
-    own = [
-        Key(f"{prefix}{item.name}", type_words(hints[item.name]), _written(item),
-            texts.get(item.name, ""),
-            tuple(words for mark, words in MARKS.items() if item.metadata.get(mark)))
-        for item in dataclasses.fields(schema) if item.name not in below
-    ]
+    own = [Key(f"{prefix}{item.name}", type_words(hints[item.name]), _written(item),
+               texts.get(item.name, ""),
+               tuple(words for mark, words in MARKS.items() if item.metadata.get(mark)))
+           for item in dataclasses.fields(schema) if item.name not in below]
     yield Section(prefix.rstrip("."), " ".join((schema.__doc__ or "").split()), tuple(own))
     for name, kind in below.items():
         yield from sections(kind, f"{prefix}{name}.")

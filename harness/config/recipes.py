@@ -106,11 +106,9 @@ def _read(
         raise UserError(f"{where}: expected settings by the name of a recipe, found {beside!r}")
     for other in beside:
         _file(other, folders, f"{path}, line {lines[f'with.{other}']}: with")
-    yield _Recipe(
-        name, as_given_now(settings_of(value, lines, path, schema), schema),
-        {other: settings_of(settings, lines, path, schema, f"with.{other}.")
-         for other, settings in beside.items()},
-    )
+    yield _Recipe(name, as_given_now(settings_of(value, lines, path, schema), schema),
+                  {other: settings_of(settings, lines, path, schema, f"with.{other}.")
+                   for other, settings in beside.items()})
 
 
 def _files(

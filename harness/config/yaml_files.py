@@ -21,16 +21,12 @@ Texts = Callable[[str], bool]
 """Whether the value of a dotted key is a string, whatever it looks like."""
 TAG = "tag:yaml.org,2002:"
 PLAIN = {f"{TAG}{kind}" for kind in ("bool", "int", "float")}
-SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789"),
-    ),
-    "merge": (r"<<", ["<"]),
-}
+SCALARS = {"null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+           "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+           "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+           "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+                     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+           "merge": (r"<<", ["<"])}
 """The core schema of YAML 1.2, and 1.1's `<<`: pattern and first characters of each kind."""
 
 

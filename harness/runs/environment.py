@@ -27,12 +27,10 @@ def environment(code: Path) -> dict[str, Any]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {
-        "python": platform.python_version(), "system": platform.platform(),
-        "host": platform.node(), "processor": _processor(),
-        "cores": len(usable_cores()), "gpus": _gpus(), "packages": versions,
-        "code": str(code), "git": git_state(code),
-    }
+    return {"python": platform.python_version(), "system": platform.platform(),
+            "host": platform.node(), "processor": _processor(),
+            "cores": len(usable_cores()), "gpus": _gpus(), "packages": versions,
+            "code": str(code), "git": git_state(code)}
 
 
 def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:

@@ -13,15 +13,11 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import job_id
 from harness.runs.run import Run
 
-LOST_RANK = (
-    r"Connection closed by peer|Connection reset by peer|remote process exited|"
-    r"[Tt]imed out waiting|collective (operation )?timeout"
-)
+LOST_RANK = (r"Connection closed by peer|Connection reset by peer|remote process exited|"
+             r"[Tt]imed out waiting|collective (operation )?timeout")
 """Messages of gloo and NCCL when another rank has ended or hangs."""
-FILE_SYSTEM = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
-)
+FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+               errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
 """Errors of a file system that is full, read-only, forbidden or disconnected."""
 OTHERS_WAIT_S = 3.0
 """How long rank 0 waits for the message of a lost rank."""
@@ -38,10 +34,8 @@ def describe(error: BaseException, run: Run, *, leader: bool) -> tuple[dict[str,
     is_plain = isinstance(error, UserError) or is_file_system
     text = str(error) if is_plain else traceback.format_exc()
     message = one_line(error)
-    failure = {
-        "error": message, "lines": text.splitlines()[-ERROR_LINES:],
-        "hindered": isinstance(error, Hindered) or is_file_system or is_lost_rank,
-    }
+    failure = {"error": message, "lines": text.splitlines()[-ERROR_LINES:],
+               "hindered": isinstance(error, Hindered) or is_file_system or is_lost_rank}
     if not leader:
         _leave_message(run, failure)
     elif is_lost_rank:

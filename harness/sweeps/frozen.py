@@ -23,33 +23,27 @@ PLAIN = ("name", "file", "samples", "metric", "mode", "backend", "slurm", "objec
 
 def freeze(sweep: Sweep) -> dict[str, Any]:
     """Return the sweep, without its trials, as values that JSON can hold."""
-    return {
-        **{key: getattr(sweep, key) for key in PLAIN}, "objectives": dict(sweep.objectives),
-        "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
-        "recipes": {name: [*map(asdict, base.settings)] for name, base in sweep.bases.items()},
-        "dimensions": [asdict(dimension) for dimension in sweep.space.dimensions],
-        "constraints": [asdict(condition) for condition in sweep.space.constraints],
-        "seeds": [asdict(seed) for seed in sweep.seeds],
-        **{key: {chosen.kind: asdict(chosen)} if chosen else None
-           for key, chosen in (("scheduler", sweep.scheduler), ("algorithm", sweep.algorithm))},
-        "resources": asdict(sweep.resources), "ray": asdict(sweep.ray),
-        "folder": str(sweep.folder.resolve()), "code": str(sweep.code or ""),
-    }
+    return {**{key: getattr(sweep, key) for key in PLAIN}, "objectives": dict(sweep.objectives),
+            "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
+            "recipes": {name: [*map(asdict, base.settings)] for name, base in sweep.bases.items()},
+            "dimensions": [asdict(dimension) for dimension in sweep.space.dimensions],
+            "constraints": [asdict(condition) for condition in sweep.space.constraints],
+            "seeds": [asdict(seed) for seed in sweep.seeds],
+            **{key: {chosen.kind: asdict(chosen)} if chosen else None
+               for key, chosen in (("scheduler", sweep.scheduler), ("algorithm", sweep.algorithm))},
+            "resources": asdict(sweep.resources), "ray": asdict(sweep.ray),
+            "folder": str(sweep.folder.resolve()), "code": str(sweep.code or "")}
 
 
 def thaw(frozen: dict[str, Any]) -> Sweep:
     """Return the sweep with the trials of the points that were proposed so far. Other trials are
     not computed again: a search gets their folders."""
     schema = _named(frozen["schema"])
-    bases: dict[str, Base[Any]] = {
-        name: Base(schema, [Setting(**item) for item in settings])
-        for name, settings in frozen["recipes"].items()
-    }
-    space = Space(
-        tuple(_dimension(item) for item in frozen["dimensions"]),
-        tuple(_condition(item) for item in frozen["constraints"]),
-        {name: base.build() for name, base in bases.items()},
-    )
+    bases: dict[str, Base[Any]] = {name: Base(schema, [Setting(**item) for item in settings])
+                                   for name, settings in frozen["recipes"].items()}
+    space = Space(tuple(_dimension(item) for item in frozen["dimensions"]),
+                  tuple(_condition(item) for item in frozen["constraints"]),
+                  {name: base.build() for name, base in bases.items()})
     sweep = Sweep(
         **{key: frozen[key] for key in PLAIN},
         bases=bases, space=space, seeds=tuple(Setting(**item) for item in frozen["seeds"]),

@@ -119,10 +119,8 @@ class SweepResults:
         groups: dict[str, list[Outcome]] = {}
         for one in self.outcomes:
             groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
-        points = [
-            Ranked(group[0].point, complete, len(group)) for group in groups.values()
-            if (complete := [one for one in group if one.value is not None])
-        ]
+        points = [Ranked(group[0].point, complete, len(group)) for group in groups.values()
+                  if (complete := [one for one in group if one.value is not None])]
         sign = -1.0 if self.mode == "max" else 1.0
         return sorted(points, key=lambda point: (not point.is_whole, sign * point.mean))
 
@@ -291,15 +289,10 @@ def write_tables(results: SweepResults) -> list[Path]:
     """Write every trial (point, seed, state, all numbers of its result) to trials.csv and, with
     types, to trials.parquet; return the files."""
     names = list(dict.fromkeys(name for one in results.outcomes for name in one.numbers))
-    rows = [
-        {
-            **{key: one.point.get(key) for key in results.keys}, "seed": one.seed,
-            "run": one.run.signature, "state": one.state,
-            **{name: one.numbers.get(name) for name in names},
-        }
-        for one in results.outcomes
-    ]
     columns = [*results.keys, "seed", "run", "state", *names]
+    rows = [{key: one.point.get(key) for key in results.keys}
+            | {"seed": one.seed, "run": one.run.signature, "state": one.state}
+            | {name: one.numbers.get(name) for name in names} for one in results.outcomes]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

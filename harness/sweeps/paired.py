@@ -43,10 +43,8 @@ def compare(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Verdict:
     differences = differences[~np.isnan(differences)]
     if not len(differences):
         raise UserError("nothing to compare: no pair has two values")
-    return Verdict(
-        len(differences), float(differences.mean()), int((differences > 0).sum()),
-        int((differences < 0).sum()), _p(differences, seed),
-    )
+    return Verdict(len(differences), float(differences.mean()), int((differences > 0).sum()),
+                   int((differences < 0).sum()), _p(differences, seed))
 
 
 def _p(differences: NDArray[np.float64], seed: int) -> float:

@@ -50,10 +50,8 @@ def propose(
     known = [one.point for one in tried]
     for attempt in range(TRIES):
         own = _seed(seed, len(tried), attempt)
-        study.sampler = (
-            _sampler(algorithm, own) if attempt < OWN_TRIES
-            else optuna.samplers.RandomSampler(seed=own)
-        )
+        study.sampler = (_sampler(algorithm, own) if attempt < OWN_TRIES
+                         else optuna.samplers.RandomSampler(seed=own))
         proposal = study.ask()
         point = space.pick(partial(_choose, proposal))
         if point not in known and space.allows(point):
@@ -104,11 +102,9 @@ def _as_trial(one: TriedPoint, dimensions: Mapping[str, Dimension], *, several: 
     trials of a single one only."""
     from optuna.trial import TrialState, create_trial
 
-    states = {
-        "running": TrialState.RUNNING, "complete": TrialState.COMPLETE,
-        "ended early": TrialState.FAIL if several else TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-    }
+    states = {"running": TrialState.RUNNING, "complete": TrialState.COMPLETE,
+              "ended early": TrialState.FAIL if several else TrialState.PRUNED,
+              "failed": TrialState.FAIL}
     params = {
         key: dimensions[key].values.index(value) if dimensions[key].kind == "choice" else value
         for key, value in one.point.items()

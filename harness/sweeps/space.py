@@ -96,10 +96,8 @@ class Space:
 
     def corners(self) -> Iterator[Point]:
         """Yield points that together have every choice and both ends of every range."""
-        ends = [
-            d.values if d.kind in ("grid", "choice")
-            else (d.values[0], d.values[1] - (d.kind == "randint")) for d in self.dimensions
-        ]
+        ends = [d.values if d.kind in ("grid", "choice")
+                else (d.values[0], d.values[1] - (d.kind == "randint")) for d in self.dimensions]
         for n in range(max(map(len, ends), default=0)):
             yield self._of([values[n % len(values)] for values in ends])
 
