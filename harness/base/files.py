@@ -33,7 +33,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield private
         # mkstemp made it 0600, and a library may have put another file in its place
-        private.chmod(0o666 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        private.chmod(0o666 & ~umask)
         with private.open("rb") as written:
             os.fsync(written.fileno())
         check_held(final)
@@ -142,12 +144,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def log_tail(path: Path) -> str:

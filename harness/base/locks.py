@@ -95,6 +95,7 @@ def _acquire(path: Path) -> str:
     private = path.with_name(f".{path.name}.{token}")
     try:
         with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
             private.write_text(json.dumps(mine), encoding="utf-8")
         for _ in range(3):
             try:

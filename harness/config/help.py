@@ -104,13 +104,11 @@ def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: i
         keys = tuple(key for key in keys if not words or any(word in key.name for word in words))
         if keys:
             lines += [*textwrap.wrap(f"{prefix}: {text}" if prefix else text, width), ""]
-            lines += [*(line for key in keys for line in _lines(key, width)), ""]
-            marks |= {mark for key in keys for mark in key.marks}
+            for key in keys:
+                facts = "; ".join([f"{key.kind}, default {key.default}", *key.marks])
+                for text in (f"  {key.name}: {facts}", f"{BELOW}{key.text}".rstrip()):
+                    lines += textwrap.wrap(text, width, subsequent_indent=BELOW)
+                marks |= set(key.marks)
+            lines.append("")
     lines += [f"{mark}: {meaning}" for mark, meaning in LEGEND.items() if mark in marks]
     return "\n".join(lines).rstrip()
-
-
-def _lines(key: Key, width: int) -> list[str]:
-    facts = "; ".join([f"{key.kind}, default {key.default}", *key.marks])
-    first = textwrap.wrap(f"  {key.name}: {facts}", width, subsequent_indent=BELOW)
-    return [*first, *textwrap.wrap(f"{BELOW}{key.text}".rstrip(), width, subsequent_indent=BELOW)]

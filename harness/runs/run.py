@@ -8,8 +8,7 @@ Only the folder holds the state of a run; a scheduler only knows why a job ended
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +52,9 @@ class Run:
     log_file = _File("log.txt")
     tensorboard = _File("tensorboard")
     lock_file = _File("lock.json")
+    exports, incoming = _File("exports"), _File("incoming")
+    takeover_file, changes_file = _File("takeover.json"), _File("changes.json")
+    """See `harness.runs.takeovers`."""
 
     @property
     def name(self) -> str:
@@ -136,8 +138,7 @@ class Run:
 
     # --- lock ---
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep all other processes out of this folder while the body runs.
 
         The lock is a file with a heartbeat, as flock is local to the node on many shared file
@@ -146,10 +147,7 @@ class Run:
         training loop stops. Raises Busy, which names the living holder, and Hindered when the
         folder cannot be written.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        with held_lock(self.lock_file, on_loss=request_stop):
-            yield
+        return held_lock(self.lock_file, on_loss=request_stop)
 
 
 def state_of(run: Run) -> str:

@@ -48,7 +48,7 @@ def export(
             log.warning("%s: not found; other runs cannot continue from it", source)
             return
         time.sleep(POLL_S)
-    private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
+    private = run.exports / f".{epoch}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
     write_json_lines(private / "metrics.jsonl", lines)
@@ -57,7 +57,7 @@ def export(
             shutil.copyfile(run.folder / name, private / name)
     settings = {setting.key: setting.value for setting in changed_settings(run)}
     write_json(private / "about.json", {"score": score, "settings": settings})
-    final = _exports(run) / str(epoch)
+    final = run.exports / str(epoch)
     shutil.rmtree(final, ignore_errors=True)  # the same epoch again, after a resume or a takeover
     private.rename(final)
 
@@ -70,39 +70,39 @@ def exported_score(run: Run, epoch: int) -> float | None:
 
 def exported_settings(run: Run, epoch: int) -> list[Setting]:
     """Return the settings that replaced those of the run's config.yaml at that epoch."""
-    where = str(_exports(run) / str(epoch))
+    where = str(run.exports / str(epoch))
     return [Setting(key, value, where)
             for key, value in _about(run, epoch).get("settings", {}).items()]
 
 
 def _about(run: Run, epoch: int) -> dict[str, Any]:
     with suppress(FileNotFoundError):
-        return dict(read_json(_exports(run) / str(epoch) / "about.json"))
+        return dict(read_json(run.exports / str(epoch) / "about.json"))
     return {}
 
 
 def forget_exports(run: Run) -> None:
     """Remove the exported states of a run."""
-    shutil.rmtree(_exports(run), ignore_errors=True)
+    shutil.rmtree(run.exports, ignore_errors=True)
 
 
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
     """Plan that `run` continues from the state that `of` exported after an epoch."""
-    link_folder(_exports(of) / str(epoch), run.folder / "incoming")
+    link_folder(of.exports / str(epoch), run.incoming)
     takeover = {"of": of.signature, "epoch": epoch, "settings": dict(settings)}
-    write_json(run.folder / "takeover.json", takeover)
+    write_json(run.takeover_file, takeover)
 
 
 def is_planned(run: Run) -> bool:
     """Return whether a takeover is planned."""
-    return (run.folder / "takeover.json").exists()
+    return run.takeover_file.exists()
 
 
 def carry_out(run: Run) -> None:
     """Carry out the planned takeover, unless the run is complete; no process may hold the run."""
-    planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
+    incoming = run.incoming
     if not run.is_complete():
-        takeover = read_json(planned)
+        takeover = read_json(run.takeover_file)
         adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
         for file in incoming.iterdir():
@@ -110,8 +110,8 @@ def carry_out(run: Run) -> None:
                 os.replace(file, run.folder / file.name)
         run.weights_file.unlink(missing_ok=True)
         before = [one for one in changes(run) if one["epoch"] < takeover["epoch"]]
-        write_json(_changes_file(run), {"changes": [*before, takeover]})
-    planned.unlink()
+        write_json(run.changes_file, {"changes": [*before, takeover]})
+    run.takeover_file.unlink()
     shutil.rmtree(incoming, ignore_errors=True)
 
 
@@ -134,20 +134,12 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
 def changes(run: Run) -> list[dict[str, Any]]:
     """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`."""
     with suppress(FileNotFoundError):
-        return list(read_json(_changes_file(run))["changes"])
+        return list(read_json(run.changes_file)["changes"])
     return []
 
 
 def changed_settings(run: Run) -> list[Setting]:
     """Return the settings that replace those of the run's config.yaml now."""
     last = changes(run)[-1:]
-    where = str(_changes_file(run))
+    where = str(run.changes_file)
     return [Setting(key, value, where) for one in last for key, value in one["settings"].items()]
-
-
-def _changes_file(run: Run) -> Path:
-    return run.folder / "changes.json"
-
-
-def _exports(run: Run) -> Path:
-    return run.folder / "exports"

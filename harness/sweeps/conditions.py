@@ -34,7 +34,7 @@ class Condition:
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Return whether it is true of the values; False if it cannot be computed (null > 1)."""
         try:
-            return bool(_value(_parsed(self.text), value_of))
+            return bool(_value(ast.parse(self.text, mode="eval").body, value_of))
         except (TypeError, ZeroDivisionError):
             return False
 
@@ -42,7 +42,7 @@ class Condition:
 def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None:
     """Return a condition; None, with a fault, for an invalid one."""
     try:
-        names = tuple(dict.fromkeys(_names(_parsed(text))))
+        names = tuple(dict.fromkeys(_names(ast.parse(text, mode="eval").body)))
     except (SyntaxError, TypeError, ValueError) as error:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         faults.append(f"{where}: {text!r} is not a condition ({message}); write it as "
@@ -52,10 +52,6 @@ def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None
         faults.append(f"{where}: {text!r} names no key")
         return None
     return Condition(text, where, names)
-
-
-def _parsed(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
 
 
 def _names(node: ast.expr) -> Iterator[str]:

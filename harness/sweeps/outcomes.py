@@ -273,7 +273,7 @@ def write_best(
     width = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
     point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
     runs = ", ".join(one.run.signature for one in best.outcomes)
-    warning = f"# Settings changed during training ({run.folder / 'changes.json'}): the last.\n"
+    warning = f"# Settings changed during training ({run.changes_file}): the last.\n"
     path = results.folder / BEST
     head = (
         f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "

@@ -29,7 +29,7 @@ def test_making_a_run_touches_nothing(run: Run) -> None:
 def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
     names = [name for name, value in vars(Run).items() if hasattr(value, "__get__")]
     paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
-    assert len(paths) == 12
+    assert len(paths) == 16
     assert len({*paths, run.folder}) == len(paths) + 1
     assert all(path.parent == run.folder for path in paths)
 
