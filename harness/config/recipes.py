@@ -74,10 +74,8 @@ def _combined(recipes: Iterable[_Recipe]) -> list[Setting]:
     before: list[_Recipe] = []
     for recipe in recipes:
         settings += recipe.settings
-        for other in before:
-            settings += recipe.beside.get(other.name, ())
-        for other in before:
-            settings += other.beside.get(recipe.name, ())
+        settings += [one for other in before for one in recipe.beside.get(other.name, ())]
+        settings += [one for other in before for one in other.beside.get(recipe.name, ())]
         before.append(recipe)
     return settings
 

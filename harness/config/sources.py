@@ -1,12 +1,11 @@
 """Settings from recipe files and command lines, each with the place where it was written."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, hint
 from harness.base.paths import is_utf8
 from harness.config.fields import removed_keys, subsections
 from harness.config.yaml_files import NotYaml, Texts, nowhere, parse
@@ -88,7 +87,6 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return the end of a message about an unknown key: the nearest known one, if any is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     # the most common mistake is the right last part under another section
-    near += [key for key in known if key.split(".")[-1] == name.split(".")[-1]]
-    return f"; did you mean {near[0]}?" if near else ""
+    same_end = [key for key in known if key.split(".")[-1] == name.split(".")[-1]]
+    return hint(name, known, f"; did you mean {same_end[0]}?" if same_end else "")

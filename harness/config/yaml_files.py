@@ -6,7 +6,6 @@ An integer with a leading zero is a string too: YAML 1.1 reads 010 as 8, and an 
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, hint
 
 ENDINGS = (".yaml", ".yml")
 Texts = Callable[[str], bool]
@@ -70,7 +69,8 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_beside(path)}") from None
+        others = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
+        raise UserError(f"{path}: no such file{hint(path.name, others, '')}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -151,10 +151,3 @@ def _look_through(
 def to_text(value: Any, **layout: Any) -> str:
     """Return plain values as YAML that reads back as the same values, in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
-
-
-def _beside(path: Path) -> str:
-    """Return the end of a message about a missing file: the nearest name beside it."""
-    there = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
-    near = difflib.get_close_matches(path.name, there, n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""

@@ -49,7 +49,7 @@ def git_state(code: Path) -> dict[str, Any] | None:
     is not the top of a working tree, as with installed packages. For code that was frozen for a
     sweep: the state when it was frozen (see `note_git_state`)."""
     with suppress(FileNotFoundError, ValueError):
-        return dict(read_json(_note(code)))
+        return dict(read_json(code.with_name(f"{code.name}.git.json")))
     top, commit = _git(code, "rev-parse", "--show-toplevel"), _git(code, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != code.resolve():
         return None
@@ -59,11 +59,7 @@ def git_state(code: Path) -> dict[str, Any] | None:
 def note_git_state(frozen: Path, tree: Path) -> None:
     """Write the git state of the original working tree beside frozen code."""
     if (state := git_state(tree)) is not None:
-        write_json(_note(frozen), state)
-
-
-def _note(frozen: Path) -> Path:
-    return frozen.with_name(f"{frozen.name}.git.json")
+        write_json(frozen.with_name(f"{frozen.name}.git.json"), state)
 
 
 def _git(folder: Path, *words: str) -> str | None:

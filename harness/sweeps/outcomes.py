@@ -131,8 +131,27 @@ class SweepResults:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """The result of `importance`, computed once."""
-        return importance(self)
+        """The importance of each key: its share in the metric's variance; empty when unknown.
+
+        For a full grid, by analysis of variance, with `interactions` for the rest. Otherwise by
+        Optuna's functional ANOVA over a random forest (Hutter et al. 2014); these shares sum to 1.
+        Of more than 200 points, 200 are drawn by a fixed seed. Keys that some points lack are left
+        out.
+        """
+        ranked = self.sound()
+        if self.has_changed:
+            return {}
+        keys = [key for key in self.keys if all(key in one.point for one in ranked)]
+        kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
+        kinds = {key: values for key, values in kinds.items() if len(values) > 1}
+        means = [one.mean for one in ranked]
+        if len(ranked) < LEAST_POINTS or not kinds or max(means) == min(means):
+            return {}
+        if math.prod(map(len, kinds.values())) == len(ranked):
+            return _of_grid(ranked, kinds)
+        if len(ranked) > MOST_POINTS:
+            ranked = random.Random(0).sample(ranked, MOST_POINTS)
+        return _of_forest(ranked, list(kinds))
 
     @property
     def has_changed(self) -> bool:
@@ -181,29 +200,6 @@ def numbers_of(run: Run) -> dict[str, float]:
     """Return the numbers of a run's last epoch, replaced by those of its result."""
     lines = epoch_lines(run)
     return numeric_leaves(lines[-1] if lines else {}) | numeric_leaves(run.result() or {})
-
-
-def importance(results: SweepResults) -> dict[str, float]:
-    """Return the share of each key in the metric's variance over the points; empty when unknown.
-
-    For a full grid, by analysis of variance, with `interactions` for the rest. Otherwise by
-    Optuna's functional ANOVA over a random forest (Hutter et al. 2014); these shares sum to 1. Of
-    more than 200 points, 200 are drawn by a fixed seed. Keys that some points lack are left out.
-    """
-    ranked = results.sound()
-    if results.has_changed:
-        return {}
-    keys = [key for key in results.keys if all(key in one.point for one in ranked)]
-    kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
-    kinds = {key: values for key, values in kinds.items() if len(values) > 1}
-    means = [one.mean for one in ranked]
-    if len(ranked) < LEAST_POINTS or not kinds or max(means) == min(means):
-        return {}
-    if math.prod(map(len, kinds.values())) == len(ranked):
-        return _of_grid(ranked, kinds)
-    if len(ranked) > MOST_POINTS:
-        ranked = random.Random(0).sample(ranked, MOST_POINTS)
-    return _of_forest(ranked, list(kinds))
 
 
 def _of_grid(ranked: Sequence[Ranked], kinds: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -75,7 +75,7 @@ def test_points_are_ranked_by_the_mean_over_their_complete_seeds(make: Made) -> 
 def test_a_full_grids_importance_is_its_analysis_of_variance(make: Made) -> None:
     rows = [({"a": a, "b": b, "c": 7}, {1: 3.0 * a + 1.0 * b + 0.5 * a * b})
             for a, b in product((-1, 1), (-1, 1))]
-    found = outcomes.importance(make(*rows))
+    found = make(*rows).shares
     total = 9 + 1 + 0.25
     assert found == pytest.approx({"a": 9 / total, "b": 1 / total, "interactions": 0.25 / total})
     assert list(found) == ["a", "b", "interactions"]
@@ -86,7 +86,7 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
         ({"a": n * 7 % 20, "b": n * 3 % 20, "c": "xyz"[n % 3]}, {1: float(n * 7 % 20)})
         for n in range(20)
     ]
-    found = outcomes.importance(make(*rows))
+    found = make(*rows).shares
     assert next(iter(found)) == "a"
     assert found["a"] > 0.7
     assert sum(found.values()) == pytest.approx(1.0)
@@ -101,7 +101,7 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
     ],
 )
 def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows: Any) -> None:
-    assert outcomes.importance(make(*rows)) == {}
+    assert make(*rows).shares == {}
 
 
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
@@ -166,12 +166,12 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
 
 def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> None:
     sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
-    assert outcomes.importance(sweeping) == {"a": 1.0}
+    assert sweeping.shares == {"a": 1.0}
     write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
         "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
     })
     assert sweeping.has_changed
-    assert outcomes.importance(sweeping) == {}
+    assert outcomes.read_outcomes(sweeping.folder).shares == {}
     path = outcomes.write_best(sweeping, without={"run": None})
     assert path is not None
     assert "Settings changed during training" in path.read_text()
