@@ -71,7 +71,7 @@ def test_a_failure_of_the_first_write_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_where_nothing_can_be_written_is_told_beforehand_and_nothing_is_left(
+def test_a_path_that_cannot_be_written_is_reported_beforehand_without_traces(
     tmp_path: Path,
 ) -> None:
     write_text(tmp_path / "there.txt", "old")
@@ -121,7 +121,7 @@ def test_a_library_may_put_another_file_in_the_private_ones_place(tmp_path: Path
     assert (tmp_path / "file.txt").read_text() == "by a library"
 
 
-def test_others_may_read_as_the_umask_says(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(UMASK)
     try:
         write_text(tmp_path / "file.txt", "")

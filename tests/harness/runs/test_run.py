@@ -69,7 +69,7 @@ def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> No
     assert str(run.status_file) in str(caught.value)
 
 
-def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
+def test_a_place_where_no_run_can_be_is_reported_without_advice_about_its_files(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "notes.txt").touch()
@@ -84,7 +84,7 @@ def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
             nowhere.create("root: /here\n")
 
 
-def test_a_run_is_complete_when_its_result_is_there_whatever_the_status_says(run: Run) -> None:
+def test_a_run_is_complete_when_its_result_is_there_whatever_its_status(run: Run) -> None:
     run.set_status("complete")
     assert not run.is_complete()
     run.result_file.write_text('{"mAP": 0.5}')

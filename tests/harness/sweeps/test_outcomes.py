@@ -100,7 +100,7 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
         [({"a": 1}, {1: 0.5})],
     ],
 )
-def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows: Any) -> None:
+def test_keys_have_no_importance_when_it_cannot_be_computed(make: Made, rows: Any) -> None:
     assert make(*rows).shares == {}
 
 
@@ -145,7 +145,7 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
     assert math.isclose(columns["cmc.1"][0], 0.5)
 
 
-def test_a_folder_that_is_no_sweeps_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_sweeps_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a sweep folder: it has no sweep\.json"):
         outcomes.read_outcomes(tmp_path)
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
@@ -164,7 +164,7 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]
 
 
-def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> None:
+def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> None:
     sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
     assert sweeping.shares == {"a": 1.0}
     write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
