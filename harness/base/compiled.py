@@ -71,7 +71,10 @@ class _Cache(NullCache):
             if is_private(file.parent):
                 with atomic_write(file) as private:
                     private.write_bytes(hashlib.sha256(content).digest() + content)
-                _drop_unused(file.parent)
+                for other in file.parent.iterdir():
+                    with suppress(FileNotFoundError):
+                        if time.time() - other.stat().st_mtime > UNUSED_DAYS * DAY_S:
+                            other.unlink()
 
     def _file(self, sig: Any, codegen: Any) -> Path:
         function = self._compiled.py_func
@@ -104,16 +107,9 @@ def _intact(file: Path) -> bytes | None:
         content = file.read_bytes()
         if content[:HASH_BYTES] == hashlib.sha256(content[HASH_BYTES:]).digest():
             if time.time() - file.stat().st_mtime > DAY_S:
-                os.utime(file)  # for _drop_unused
+                os.utime(file)  # it is in use
             return content[HASH_BYTES:]
     return None
-
-
-def _drop_unused(folder: Path) -> None:
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > UNUSED_DAYS * DAY_S:
-                file.unlink()
 
 
 # --- the key of a cache file ---

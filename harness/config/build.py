@@ -1,7 +1,5 @@
-"""Builds one checked dataclass tree from settings and reports all faults at once.
-
-Each `Setting` holds where it was written, so each fault names its file and line.
-"""
+"""Builds one checked dataclass tree from settings and reports all faults at once. Each `Setting`
+holds where it was written, so each fault names its file and line."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,8 +1,6 @@
-"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types.
-
-A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks
-exclude fields from it.
-"""
+"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types. A run is
+named by its signature, a hash of its configuration (`harness.config.values`). Marks exclude fields
+from it."""
 
 import dataclasses
 import typing

@@ -1,7 +1,5 @@
 """The help on configuration keys: type, default, purpose, and whether a key can change a result.
-
-The purpose of a key is the docstring after its field, which only the source file has.
-"""
+The purpose of a key is the docstring after its field, which only the source file has."""
 
 import ast
 import dataclasses

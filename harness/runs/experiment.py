@@ -1,7 +1,5 @@
-"""Facts about an experiment that the harness needs besides its configuration.
-
-The class of its configuration has them as the class variable `experiment`; all are optional.
-"""
+"""Facts about an experiment that the harness needs besides its configuration. The class of its
+configuration has them as the class variable `experiment`; all are optional."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
-"""A sweep as JSON, for a process on another machine that must make further trials of it.
-
-The JSON holds what the launcher read and checked, as the sweep file may be edited meanwhile.
-"""
+"""A sweep as JSON, for a process on another machine that must make further trials of it. The JSON
+holds what the launcher read and checked, as the sweep file may be edited meanwhile."""
 
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """The results of a sweep: its points ranked, with confidence intervals and each key's importance.
-
-Read from the run folders and from sweep.json there, whichever backend ran the trials.
-"""
+Read from the run folders and from sweep.json there, whichever backend ran the trials."""
 
 import csv
 import io
