@@ -41,7 +41,7 @@ def _row(
 ) -> list[str]:
     half = one.half_width
     row = [str(place), *(told(one.point.get(key)) for key in sweeping.keys)]
-    row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}"]
+    row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.trial_count}"]
     row += [f"{one.mean:.4f}", "" if half is None else f"{half:.4f}"]
     row += [f"{one.mean_of(key):.4g}" for key in sweeping.objectives]
     row += ["yes" if is_unbeaten else ""] if sweeping.objectives else []
@@ -78,7 +78,7 @@ def remarks(sweeping: SweepResults, ranked: Sequence[Ranked]) -> list[str]:
         lines.append(f"share in the variance of {sweeping.metric}: {listed}")
     else:
         lines.append("too few complete points to say which key mattered")
-    if all(one.asked == 1 for one in ranked):
+    if all(one.trial_count == 1 for one in ranked):
         lines.append("one seed each: how much chance there is in this ranking is not known "
                      "(seeds=[1,2,3])")
     return lines

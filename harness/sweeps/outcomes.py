@@ -53,8 +53,8 @@ class Ranked:
     point: Point
     outcomes: Sequence[Outcome]
     """Of its complete trials."""
-    asked: int = 1
-    """How many trials it has; those of bad seeds may have been stopped early."""
+    trial_count: int = 1
+    """All trials of the point, also those that are not complete or were stopped early."""
 
     @property
     def values(self) -> list[float]:
@@ -63,7 +63,7 @@ class Ranked:
     @property
     def is_whole(self) -> bool:
         """Return whether all its trials are complete."""
-        return len(self.outcomes) == self.asked
+        return len(self.outcomes) == self.trial_count
 
     @property
     def mean(self) -> float:
