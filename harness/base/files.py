@@ -63,9 +63,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryFile(dir=final.parent):
             pass
     except OSError as error:
-        raise UserError(
-            f"{final}: cannot be written: {error.strerror or error}; name another place"
-        ) from None
+        raise UserError(f"{final}: cannot be written: {error.strerror or error}; name another "
+                        "place") from None
     finally:
         for place in made:
             with suppress(OSError):  # it was not made, or has files by now

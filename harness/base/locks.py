@@ -129,10 +129,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Hindered(
-            f"{folder}: cannot be written: {error.strerror}; make room, let this machine write "
-            "there, or name another place (run.runs=FOLDER)"
-        ) from None
+        raise Hindered(f"{folder}: cannot be written: {error.strerror}; make room, let this "
+                       "machine write there, or name another place (run.runs=FOLDER)") from None
 
 
 def _remove_stale(path: Path, holder: dict[str, Any]) -> None:

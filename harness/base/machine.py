@@ -92,9 +92,8 @@ def machine_gpus() -> list[str]:
 def _listed(command: str) -> tuple[str, ...]:
     output = failure = ""
     try:
-        done = subprocess.run(
-            [command, "-L"], capture_output=True, text=True, timeout=ANSWER_LIMIT_S
-        )
+        done = subprocess.run([command, "-L"], capture_output=True, text=True,
+                              timeout=ANSWER_LIMIT_S)
         output = done.stdout
         if done.returncode != 0:
             failure = (done.stderr.strip() or output.strip()).rpartition("\n")[2] or "no message"

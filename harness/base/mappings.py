@@ -23,7 +23,5 @@ def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:
     """Return the value of a dotted key in nested mappings, None when there is none."""
     node: Any = entry
     for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return None
-        node = node[part]
+        node = node.get(part) if isinstance(node, Mapping) else None
     return node

@@ -14,10 +14,8 @@ def minutes(text: str) -> int:
     if not re.fullmatch(r"(\d+(\.\d+)?\s*[dhms]\s*)+", text.strip()):
         return 0
     unit = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
-    return math.ceil(sum(
-        float(number) * unit[letter]
-        for number, letter in re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)
-    ))
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)
+    return math.ceil(sum(float(number) * unit[letter] for number, letter in parts))
 
 
 def gigabytes(text: str) -> float:

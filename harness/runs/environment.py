@@ -64,10 +64,8 @@ def note_git_state(frozen: Path, tree: Path) -> None:
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *words], capture_output=True,
-            text=True, timeout=GIT_LIMIT_S,
-        )
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired):  # not installed, or a file system that hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -98,9 +98,8 @@ def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> 
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{run.config_file}: run.{key}={name} cannot be imported: {error}"
-        ) from None
+        raise UserError(f"{run.config_file}: run.{key}={name} cannot be imported: "
+                        f"{error}") from None
 
 
 class _LogFile(logging.FileHandler):

@@ -36,9 +36,7 @@ def read_objectives(
     return {setting.key: str(setting.value) for setting in settings}
 
 
-def recipe_faults(
-    head: SweepFile, where: str, dimensions: Sequence[Dimension]
-) -> Iterator[str]:
+def recipe_faults(head: SweepFile, where: str, dimensions: Sequence[Dimension]) -> Iterator[str]:
     """Recipes are searched as a grid of names, or one is given at `where`."""
     for dimension in [d for d in dimensions if d.key == RECIPE]:
         if not all(isinstance(value, str) for value in dimension.values) or dimension.is_random:
