@@ -10,7 +10,6 @@ The scheduler plans a takeover. It is carried out on the node of the run once th
 ended, and again after a kill halfway. The run then has the other run's weights and metric log.
 """
 
-
 import logging
 import os
 import shutil
