@@ -1,8 +1,4 @@
-"""What all commands share: how they are declared, how they log, and how they end.
-
-Exit status: 0 done, 1 a mistake told in one message or a run or check that failed, 2 wrong usage,
-130 interrupted.
-"""
+"""Declaration, logging and exit status of all commands."""
 
 import io
 import logging
@@ -21,23 +17,19 @@ from harness.base.paths import expanded
 from harness.config.help import config_help
 from harness.runs.run import Run
 
-EXIT_STATUS = (
-    "Exit status: 0 done; 1 a mistake, told in one message, or a run or check that failed or was "
-    "stopped; 2 wrong usage; 130 interrupted."
-)
+EXIT_STATUS = ("Exit status: 0 done; 1 an error, or a run or check that failed or was stopped; "
+               "2 wrong usage; 130 interrupted.")
 OVERRIDE = re.compile(r"[\w.]+ *=")
-"""The start of a word key=value, whose paths the configuration expands."""
+"""The start of an argument key=value, whose paths the configuration expands."""
 WIDEST = 100
-"""Columns of help on configuration keys, where the terminal has more."""
+"""Most columns of the help on configuration keys."""
 
 
 def command(
     help_text: str | None, moved: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., int]], Callable[[], None]]:
-    """Declare a function with typer parameters that returns an exit status as a whole command.
-
-    moved: for options that another command has now, what to type instead.
-    """
+    """Declare a function with typer parameters, which returns an exit status, as a whole command.
+    moved: what to type instead of options that another command has now."""
 
     def declare(function: Callable[..., int]) -> Callable[[], None]:
         def main() -> None:
@@ -51,7 +43,7 @@ def command(
 
 
 def subcommand(app: typer.Typer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a function, whose docstring is the help, as one of the commands of an app."""
+    """Declare a function, whose docstring is its help, as a command of an app."""
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         lines = (function.__doc__ or "").splitlines()
@@ -62,7 +54,7 @@ def subcommand(app: typer.Typer) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command whose paths may have `~` and `$VARIABLE` in them, as those of keys may."""
+    """Expand `~` and `$VARIABLE` in a command's paths."""
 
     @wraps(function)
     def command(**values: Any) -> Any:
@@ -80,12 +72,8 @@ def _path(value: Any) -> Any:
 
 
 def new_app() -> typer.Typer:
-    """Return a typer app for `run`; plain help text, as examples must keep their lines.
-
-    Shells complete the options of an installed command (`svll-slurm`), not those of a script after
-    the word `python`.
-    """
-    installed = not sys.argv[0].endswith(".py")
+    """Return a typer app for `run`, with plain help text, so that examples keep their lines."""
+    installed = not sys.argv[0].endswith(".py")  # shells complete no options of `python FILE`
     return typer.Typer(
         rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=installed
     )
@@ -98,46 +86,30 @@ def as_typed(text: str) -> str:
 
 
 def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
-    """Run an app and end the process: mistakes become one message, never a traceback.
-
-    moved: see `command`.
-    """
-    _forget_own_folder()
-    _take_any_name()
+    """Run an app and exit: a UserError becomes one message, never a traceback; `moved`: see
+    `command`."""
+    # Python puts a script's folder first on the module path, where `data.py` hides packages `data`
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     set_up_logging()
     try:
-        # typer itself answers an interrupt with 130, without a word
-        status: Any = app(standalone_mode=False)
+        status: Any = app(standalone_mode=False)  # 130 after an interrupt
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except typer.TyperException as error:  # wrong usage
-        option = str(getattr(error, "option_name", None))
-        told = error.format_message()
+        option, message = str(getattr(error, "option_name", None)), error.format_message()
         if moved and option in moved:
-            told = f"{option} is not an option of this command; use {moved[option]}"
-        print(f"error: {told} (see {sys.argv[0]} --help)", file=sys.stderr)
+            message = f"{option} is not an option of this command; use {moved[option]}"
+        print(f"error: {message} (see {sys.argv[0]} --help)", file=sys.stderr)
         status = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     if status == 130:
         print("interrupted", file=sys.stderr)
     sys.exit(status or 0)
-
-
-def _forget_own_folder() -> None:
-    """Stop our scripts from standing in for packages of the same name (`evaluate`, `data`).
-
-    Python puts a script's folder first on the path where modules are looked for.
-    """
-    own = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
-
-
-def _take_any_name() -> None:
-    """Print what the terminal cannot encode as backslash escapes."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:
@@ -167,24 +139,21 @@ def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -
 
 def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None:
     """Print the help on configuration keys (see `config_help`), as wide as the terminal."""
-    width = min(WIDEST, shutil.get_terminal_size().columns)
-    typer.echo(config_help(schemas, words, width))
+    typer.echo(config_help(schemas, words, min(WIDEST, shutil.get_terminal_size().columns)))
 
 
 def print_result(finished: Run) -> None:
-    """Print a complete run's numbers, those of several test sets by name, and its folder."""
+    """Print a complete run's metrics on each test set, and its folder."""
     result = finished.result() or {}
     tests: Mapping[str, Any] = result.get("tests") or {"test": result}
-    begun = ["before training"] if any(test.get("initial") for test in tests.values()) else []
-    width = max(map(len, ["validation", *begun, *tests]))
+    has_initial = any(test.get("initial") for test in tests.values())
+    width = max(map(len, ["before training" if has_initial else "validation", *tests]))
     for name, numbers in tests.items():
         for label, found in {name: numbers, "before training": numbers.get("initial")}.items():
             if found:
                 rank1 = found["cmc"]["1"]
                 protocol = f"  {found['protocol']}" if "protocol" in found else ""
-                typer.echo(
-                    f"{label:{width}} mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}"
-                )
+                typer.echo(f"{label:{width}} mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}")
     if validation := result.get("validation"):
         typer.echo(f"{'validation':{width}} mAP {validation['mAP']:.4f}")
     typer.echo(f"{'files':{width}} {finished.folder}")

@@ -23,8 +23,14 @@ from harness.base.files import check_writable
 from harness.base.units import counted
 from harness.reporting.ranking import ranking_rows, ranking_title, remarks
 from harness.reporting.terminal import wide
-from harness.sweeps.outcomes import Ranked, Sweeping, read_outcomes
-from harness.sweeps.tables import BEST, write_best, write_tables
+from harness.sweeps.outcomes import (
+    BEST,
+    Ranked,
+    SweepResults,
+    read_outcomes,
+    write_best,
+    write_tables,
+)
 from launch.cli import command, refuse_without
 from svll.config import Config
 from svll.reports.report import TEST, best_runs, write_report
@@ -119,7 +125,7 @@ def _ranked(
     return section
 
 
-def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:
+def _sweep(sweeping: SweepResults, console: Console) -> list[Path]:
     """Print a sweep's ranking; returns the files that were written of it."""
     ranked = sweeping.ranked()
     if ranked:
@@ -130,7 +136,7 @@ def _sweep(sweeping: Sweeping, console: Console) -> list[Path]:
     return [*([best] if best else []), *write_tables(sweeping)]
 
 
-def _table(sweeping: Sweeping, ranked: list[Ranked]) -> Table:
+def _table(sweeping: SweepResults, ranked: list[Ranked]) -> Table:
     table = Table(title=ranking_title(sweeping))
     columns, rows = ranking_rows(sweeping, ranked, TEST)
     for name in columns:

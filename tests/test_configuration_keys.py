@@ -5,7 +5,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 
-from harness.config.fields import keys
+from harness.config.fields import field_types
 from svll.config import Config
 from tests.test_house_rules import PACKAGES, everything, trees
 
@@ -129,7 +129,7 @@ def unread(schema: type, modules: Iterator[ast.Module]) -> set[str]:
         reads.visit(tree)
     sections = reads.sections
     missing = set()
-    for key in keys(schema):
+    for key in field_types(schema):
         owner = schema.__name__
         *path, last = key.split(".")
         for part in path:

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, paths, units, random numbers, compiled loops."""
+"""The base of all other packages: errors, files, paths, units, random numbers, compiled loops."""

@@ -1,10 +1,11 @@
-"""What public functions share: an error for an unknown argument names the nearest known one."""
+"""A TypeError that names the nearest known argument, for functions of the public interface."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
+
+from harness.base.errors import hint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,9 +19,8 @@ def named(function: Callable[P, R]) -> Callable[P, R]:
     def call(*given: P.args, **more: P.kwargs) -> R:
         for name in more:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-                raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
+                end = hint(name, known, f"; it takes {', '.join(known)}")
+                raise TypeError(f"{function.__name__}() has no argument {name!r}{end}")
         return function(*given, **more)
 
     return call

@@ -1,9 +1,9 @@
-"""Functions that Numba compiles: the loops that no array operation expresses well.
+"""Numba kernels: loops that no array operation expresses well, with their cache.
 
-All copies of the project that a user runs share what was compiled. Numba's own cache goes by a
-file's path and date: every frozen copy had to be compiled again, a changed constant or callee went
-unnoticed, and two processes that wrote at once, on different processors, could mix up its entries.
-Here each compiled function has a file, named by a hash of everything that went into it.
+All copies of the project share compiled functions, each in a file named by a hash of everything
+that went into it. Numba's own cache uses a file's path and date: it recompiles every frozen copy,
+misses a changed constant or callee, and two processes that write at the same time on different
+processors can mix up its entries.
 """
 
 import hashlib
@@ -32,32 +32,28 @@ log = logging.getLogger(__name__)
 
 SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT",
             "USING_SVML", "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS")
-"""What of numba.config changes the code that is made."""
+"""Settings of numba.config that change the compiled code."""
 VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag)
 HASH_BYTES = 32
 DAY_S = 86_400.0
 UNUSED_DAYS = 60
-"""Files that nobody has read for so long are deleted."""
+"""Files that were not read for so long are deleted."""
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` at its first call, unless it was compiled before.
-
-    It runs without Python's lock, so that threads can each do a part.
-    """
+    """Compile `function` at its first call, unless the cache has it. It releases the GIL."""
     compiled = njit(nogil=True)(function)
     compiled._cache = _Cache(compiled)
     return compiled
 
 
 class _Cache(NullCache):
-    """What Numba asks for code that was compiled before. Its faults never end a run."""
+    """Numba's interface to our cache. Its errors never end a run."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function, or None."""
         target_context.refresh()
         with _harmless(self._compiled):
             file = self._file(sig, target_context.codegen())
@@ -66,9 +62,8 @@ class _Cache(NullCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function, unless addresses of this process are compiled in."""
         with _harmless(self._compiled):
-            if data.library.has_dynamic_globals:
+            if data.library.has_dynamic_globals:  # addresses of this process are compiled in
                 return
             content = dumps(data._reduce())
             file = self._file(sig, data.codegen)
@@ -76,7 +71,10 @@ class _Cache(NullCache):
             if is_private(file.parent):
                 with atomic_write(file) as private:
                     private.write_bytes(hashlib.sha256(content).digest() + content)
-                _drop_unused(file.parent)
+                for other in file.parent.iterdir():
+                    with suppress(FileNotFoundError):
+                        if time.time() - other.stat().st_mtime > UNUSED_DAYS * DAY_S:
+                            other.unlink()
 
     def _file(self, sig: Any, codegen: Any) -> Path:
         function = self._compiled.py_func
@@ -88,10 +86,8 @@ class _Cache(NullCache):
 
 
 def cache_folder() -> Path:
-    """Return where compiled functions are kept: in $NUMBA_CACHE_DIR or the user's cache folder.
-
-    Raises RuntimeError where the user has no home.
-    """
+    """Return the cache's folder: in $NUMBA_CACHE_DIR or the user's cache folder. Raises
+    RuntimeError if the user has no home."""
     if place := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(place) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "svll" / "kernels"
@@ -101,12 +97,12 @@ def cache_folder() -> Path:
 def _harmless(compiled: Any) -> Iterator[None]:
     try:
         yield
-    except Exception:  # a disk, a pickle, LLVM: the process compiles for itself
-        log.debug("%s: the compiled function is not kept", compiled.__name__, exc_info=True)
+    except Exception:  # of the disk, pickle or LLVM: the process compiles the function itself
+        log.debug("%s: the compiled function is not cached", compiled.__name__, exc_info=True)
 
 
 def _intact(file: Path) -> bytes | None:
-    """Return what was kept in a file; None when there is no file, or a damaged one."""
+    """Return the content of a cache file; None when it is missing or damaged."""
     with suppress(FileNotFoundError):
         content = file.read_bytes()
         if content[:HASH_BYTES] == hashlib.sha256(content[HASH_BYTES:]).digest():
@@ -116,21 +112,12 @@ def _intact(file: Path) -> bytes | None:
     return None
 
 
-def _drop_unused(folder: Path) -> None:
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > UNUSED_DAYS * DAY_S:
-                file.unlink()
-
-
-# --- what is compiled in ---
+# --- the key of a cache file ---
 
 
 def contents(compiled: Any, seen: set[Any]) -> Iterator[Any]:
-    """Yield all that a compiled function is made of: its code as loaded, constants, callees.
-
-    Raises TypeError for a value that its `repr` does not identify, and for closures.
-    """
+    """Yield everything that goes into a compiled function: code as loaded, constants, callees.
+    Raises TypeError for a value that its `repr` does not identify, and for closures."""
     if compiled in seen:
         return
     seen.add(compiled)
@@ -148,7 +135,7 @@ def contents(compiled: Any, seen: set[Any]) -> Iterator[Any]:
 
 
 def _globals(names: list[str], space: dict[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the globals among the names, and what the names may be in the modules among those."""
+    """Yield the globals among the names, and attributes of these names in modules among them."""
     for name in names:
         value = space.get(name)
         if isinstance(value, ModuleType):
@@ -160,7 +147,7 @@ def _globals(names: list[str], space: dict[str, Any], seen: set[str]) -> Iterato
 
 
 def _constant(value: Any) -> Any:
-    """Return something whose `repr` differs for any other value or type."""
+    """Return an object whose `repr` differs for any other value or type."""
     if isinstance(value, tuple):
         return tuple(_constant(item) for item in value)
     if isinstance(value, np.ndarray):
@@ -173,7 +160,7 @@ def _constant(value: Any) -> Any:
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:
-    """Return what a function does, without where its file lies."""
+    """Return the parts of a function's code that do not depend on the place of its file."""
     constants = [_code(one) if isinstance(one, CodeType) else one for one in code.co_consts]
     return (code.co_code, constants, code.co_names, code.co_varnames, code.co_argcount,
             code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)

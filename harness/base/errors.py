@@ -1,12 +1,32 @@
-"""The exceptions for what the user can put right."""
+"""The exceptions for errors that the user can fix, and helpers for their messages."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can put right: the message says what is wrong, where, and what to do.
-
-    Caught in `launch/` only, where it becomes a line on stderr and a non-zero exit status.
-    """
+    """An error that the user can fix: the message has what is wrong, where, and what to do. Caught
+    in `launch/` only, where it becomes a message on stderr and a non-zero exit status."""
 
 
 class Hindered(UserError):
-    """Something around the run stopped it, such as a full disk; without that it would go on."""
+    """An outside cause stopped the run, such as a full disk; without it the run can resume."""
+
+
+def hint(word: object, known: Sequence[str], otherwise: str | None = None) -> str:
+    """Return the end of a message on an unknown word: the nearest known one, or `otherwise` (None:
+    a list of all)."""
+    near = difflib.get_close_matches(str(word), known, n=1)
+    if near or otherwise is None:
+        return f"; did you mean {near[0]}?" if near else f"; one of {', '.join(known)}"
+    return otherwise
+
+
+@contextmanager
+def collecting(faults: list[str]) -> Iterator[None]:
+    """Add the lines of a UserError to `faults` and continue after the body."""
+    try:
+        yield
+    except UserError as error:
+        faults.extend(str(error).splitlines())

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a kill at any moment, sees the old file or the new one."""
+"""Atomic writing: a reader, or a kill at any moment, sees the old file or the new one."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.locks import check_held
 
+LOG_LINES = 20
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a private name beside `path` to write to; on success it is fsynced and renamed.
+    """Yield a private file beside `path` to write to; on success, fsync it and rename it to `path`.
 
-    The private name is unique, so that a file left by a kill never blocks a later writer. When the
-    body raises, the private file is removed and `path` is untouched. Raises LockLost in a folder
-    whose lock another process has taken over from this one.
+    Its name is unique, so a file left by a kill never blocks a later writer. When the body raises,
+    the private file is removed and `path` is untouched. Raises LockLost in a folder whose lock this
+    process has lost.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -31,22 +33,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield private
         # mkstemp made it 0600, and a library may have put another file in its place
-        private.chmod(0o666 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        private.chmod(0o666 & ~umask)
         with private.open("rb") as written:
             os.fsync(written.fileno())
         check_held(final)
         os.replace(private, final)
-        _sync_folder(final.parent)
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # makes the rename durable
+        finally:
+            os.close(folder)
     except BaseException:
         private.unlink(missing_ok=True)
         raise
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out, before long work, whether a file can be written at `path`; leaves nothing behind.
-
-    Raises UserError for a folder, and where nothing can be written.
-    """
+    """Check, before long work, that a file can be written at `path`; leave nothing behind. Raises
+    UserError if `path` is a folder or cannot be written."""
     final = Path(path)
     made: list[Path] = []
     try:
@@ -57,27 +63,24 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryFile(dir=final.parent):
             pass
     except OSError as error:
-        raise UserError(
-            f"{final}: cannot be written: {error.strerror or error}; name another place"
-        ) from None
+        raise UserError(f"{final}: cannot be written: {error.strerror or error}; name another "
+                        "place") from None
     finally:
         for place in made:
-            with suppress(OSError):  # it was not made, or somebody has put something there
+            with suppress(OSError):  # it was not made, or has files by now
                 place.rmdir()
 
 
 def own_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter, or an existing one so. Raises OSError."""
+    """Make a folder that only its owner may enter; restrict an existing one. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.stat().st_uid == os.getuid():
         path.chmod(0o700)
 
 
 def is_private(folder: Path) -> bool:
-    """Tell whether a folder is its user's and closed to others, so that what it holds may be run.
-
-    A link is not. Raises OSError but for a folder that is not there.
-    """
+    """Return whether only this user may enter a folder, so that code from it may be executed. False
+    for a link and a missing folder. Raises other OSErrors."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
@@ -88,11 +91,9 @@ def is_private(folder: Path) -> bool:
 def write_text(
     path: str | os.PathLike[str], text: str, *, errors: str = "backslashreplace"
 ) -> None:
-    """Replace the file at `path` with `text` in UTF-8, atomically.
-
-    errors: how bytes of file names that are not UTF-8 are written: `backslashreplace` keeps the
-    file UTF-8, `surrogateescape` writes the bytes as they are.
-    """
+    """Replace the file at `path` with `text` in UTF-8, atomically. errors: for file names that are
+    not UTF-8: `backslashreplace` keeps the file UTF-8, `surrogateescape` writes the bytes
+    unchanged."""
     with atomic_write(path) as private:
         private.write_text(text, encoding="utf-8", errors=errors)
 
@@ -103,15 +104,27 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the JSON value in `path`; raises FileNotFoundError or ValueError as json does."""
+    """Return the JSON value in `path`. Raises FileNotFoundError, ValueError."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Make a folder of the same files, whole or not at all, without copying them where possible.
+def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
+    """Replace the file at `path` with a line of JSON for each value, atomically."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
-    A folder that is there is replaced.
-    """
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
+    """Return the value of each line, without a last line that a kill cut short; [] if there is no
+    file. Raises ValueError for another damaged line."""
+    with suppress(FileNotFoundError):
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+    return []
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Replace the folder `target` by hard links (else copies) of the files in `source`, whole or
+    not at all."""
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     private.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -132,16 +145,11 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the folder's entry is data of its own."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def log_tail(path: Path) -> str:
+    """Return the last lines of a log file, empty when there is none."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+    except FileNotFoundError:
+        return ""

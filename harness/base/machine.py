@@ -1,10 +1,11 @@
-"""What this process may use of its machine: cores and GPUs, found without importing torch."""
+"""The cores, GPUs and ports that this process may use, found without importing torch."""
 
 import functools
 import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +15,19 @@ log = logging.getLogger(__name__)
 DEVICES = Path("/dev")
 ANSWER_LIMIT_S = 30.0
 PERIOD_US = 100_000
-"""Of version 1 of control groups: in how much time their quota may be used."""
+"""Default period of a quota in control groups version 1."""
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def usable_cores() -> list[int]:
-    """Return the numbers of the cores that this process may use.
-
-    A control group's quota (a container's) limits how many they are, not which.
-    """
+    """Return the numbers of the cores that this process may use. The quota of a control group (of a
+    container) limits their count only."""
     cores = sorted(os.sched_getaffinity(0))
     for text in cgroup_texts("cpu", "cpu.max", "cpu.cfs_quota_us"):
         quota, _, period = text.partition(" ")
@@ -31,16 +37,15 @@ def usable_cores() -> list[int]:
 
 
 def cgroup_texts(controller: str, name: str, name_in_version_1: str) -> list[str]:
-    """Return what a file says in this process' control group and in those around it."""
+    """Return the contents of a file in this process's control group and in its parents."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        root, file = (
-            (f"/sys/fs/cgroup/{controller}", name_in_version_1) if controllers
-            else ("/sys/fs/cgroup", name)
-        )
+        root, file = "/sys/fs/cgroup", name
+        if controllers:  # version 1
+            root, file = f"{root}/{controller}", name_in_version_1
         group = Path(root + path)
         for place in (group, *group.parents):
             with suppress(OSError):
@@ -49,36 +54,34 @@ def cgroup_texts(controller: str, name: str, name_in_version_1: str) -> list[str
 
 
 def has_gpu() -> bool:
-    """Return whether this process may use a GPU; quick, and does not ask the driver."""
+    """Return whether this process may use a GPU; fast, as it does not ask the driver."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
-    return bool(_device_files()) or (DEVICES / "dxg").exists()  # dxg: Windows' Linux
+    return bool(_device_files()) or (DEVICES / "dxg").exists()  # dxg: WSL
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES.
-
-    That variable limits them; numbers in it count as nvidia-smi counts. The names are UUIDs where
-    nvidia-smi is installed, so that every process calls a GPU by the same name.
-    """
-    there = machine_gpus()
+    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES. That variable
+    limits them, with numbers as nvidia-smi has them. The names are UUIDs if nvidia-smi is
+    installed, and so the same in every process."""
+    installed = machine_gpus()
     limited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limited is None:
-        return there
+        return installed
     found: list[str] = []
     for word in map(str.strip, limited.split(",")):
         if word.isdigit():
-            named = there[int(word) : int(word) + 1]
+            named = installed[int(word) : int(word) + 1]
         else:
-            named = [name for name in there if word and name.startswith(word)]
-        if not named:  # CUDA ignores what follows a name that it does not know
+            named = [name for name in installed if word and name.startswith(word)]
+        if not named:  # CUDA ignores everything after an unknown name
             break
         found += named[:1]
     return list(dict.fromkeys(found))
 
 
 def machine_gpus() -> list[str]:
-    """Return all GPUs of this machine, or container; of one that is split (MIG), its parts."""
+    """Return all GPUs of this machine or container; for a split one (MIG), its parts."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return [str(number) for number in range(len(_device_files()))]
@@ -87,29 +90,26 @@ def machine_gpus() -> list[str]:
 
 @functools.cache  # it may take seconds
 def _listed(command: str) -> tuple[str, ...]:
+    output = failure = ""
     try:
-        done = subprocess.run(
-            [command, "-L"], capture_output=True, text=True, timeout=ANSWER_LIMIT_S
-        )
+        done = subprocess.run([command, "-L"], capture_output=True, text=True,
+                              timeout=ANSWER_LIMIT_S)
+        output = done.stdout
+        if done.returncode != 0:
+            failure = (done.stderr.strip() or output.strip()).rpartition("\n")[2] or "no message"
     except (OSError, subprocess.TimeoutExpired) as error:
-        _tell_failure(str(error))
-        return ()
-    if done.returncode != 0:
-        _tell_failure((done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2])
+        failure = str(error)
+    if failure and _device_files():
+        log.warning("nvidia-smi fails, so this machine's GPUs are not used: %s", failure)
     found: list[str] = []
-    for line in done.stdout.splitlines():
+    for line in output.splitlines():
         uuid = re.search(r"\(UUID: ([\w.\-/]+)\)", line)
         if uuid is None:
             continue
         if line[:1].isspace() and found and found[-1].startswith("GPU-"):
-            found.pop()  # a split GPU is used by its parts only
+            found.pop()  # only the parts of a split GPU can be used
         found.append(uuid[1])
     return tuple(found)
-
-
-def _tell_failure(last_line: str) -> None:
-    if _device_files():
-        log.warning("nvidia-smi fails, so this machine's GPUs are not used: %s", last_line)
 
 
 def _device_files() -> list[Path]:

@@ -1,4 +1,4 @@
-"""Nested mappings: as flat keys, and a value by its dotted key."""
+"""Nested mappings by dotted key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,24 +8,20 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested mapping by dotted key, such as `data.height`."""
     found: dict[str, Any] = {}
     for key, item in value.items():
-        inner = isinstance(item, Mapping)
-        found |= leaves(item, f"{prefix}{key}.") if inner else {f"{prefix}{key}": item}
+        below = isinstance(item, Mapping)
+        found |= leaves(item, f"{prefix}{key}.") if below else {f"{prefix}{key}": item}
     return found
 
 
-def flatten(value: Mapping[str, Any]) -> dict[str, float]:
+def numeric_leaves(value: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a nested mapping by dotted key, such as `validation.accuracy`."""
-    return {
-        key: item for key, item in leaves(value).items()
-        if isinstance(item, int | float) and not isinstance(item, bool)
-    }
+    return {key: item for key, item in leaves(value).items()
+            if isinstance(item, int | float) and not isinstance(item, bool)}
 
 
 def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:
-    """Return the value of a dotted key in nested mappings, None when it is not there."""
+    """Return the value of a dotted key in nested mappings, None when there is none."""
     node: Any = entry
     for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return None
-        node = node[part]
+        node = node.get(part) if isinstance(node, Mapping) else None
     return node

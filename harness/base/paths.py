@@ -1,4 +1,4 @@
-"""Paths as people write them: `~`, environment variables, `..`, names that are not UTF-8."""
+"""Paths with `~`, environment variables, `..` and names that are not UTF-8."""
 
 import os
 import re
@@ -6,10 +6,8 @@ from functools import lru_cache
 
 
 def expanded(path: str) -> str:
-    """Return a path with `~` and `$VARIABLE` replaced as a shell does.
-
-    A name that exists as it is written, and a variable that is not set, are kept.
-    """
+    """Return a path with `~` and `$VARIABLE` replaced as a shell does, except in a name that exists
+    as written and for a variable that is not set."""
     if ("~" not in path and "$" not in path) or os.path.lexists(path):
         return path
     return os.path.expanduser(os.path.expandvars(path))
@@ -24,10 +22,7 @@ def unknown_in(path: str) -> str:
 
 
 def normal(path: str) -> str:
-    """Return an absolute path without `.` and `..`; a link before `..` is followed, as by `open`.
-
-    So two spellings of one file are one text.
-    """
+    """Return an absolute path without `.` and `..`; follow a link before `..`, as `open` does."""
     if ".." not in path.split(os.sep):
         return os.path.abspath(path)
     folder, name = os.path.split(path)
@@ -40,10 +35,10 @@ def _real(folder: str) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path to be read by people: what is not UTF-8 in it as question marks."""
+    """Return a path for display, with replacement characters for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def is_utf8(text: str) -> bool:
-    """Tell whether a name is UTF-8; bytes of one that is not stand in it as lone surrogates."""
+    """Return whether a name is UTF-8, that is, has no lone surrogates for other bytes."""
     return not any("\udc80" <= letter <= "\udcff" for letter in text)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.base.files import log_tail
 from harness.base.locks import lock_holder
-from harness.base.text import log_tail
 from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.runs.run import Run
 from harness.runs.stopping import stop_requested

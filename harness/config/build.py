@@ -1,8 +1,5 @@
-"""Settings become one checked dataclass tree; all faults are reported at once.
-
-Every value comes as a `Setting`, which holds where it was written, so each fault names its file and
-line.
-"""
+"""Builds one checked dataclass tree from settings and reports all faults at once. Each `Setting`
+holds where it was written, so each fault names its file and line."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +17,15 @@ T = TypeVar("T")
 def build(schema: type[T], settings: Iterable[Setting]) -> T:
     """Apply settings in order (later ones win) to the defaults of `schema` and check the tree.
 
-    A mapping is merged into what its key holds. `${key}` in a value stands for the final value of
+    A mapping is merged into the value of its key. `${key}` in a value stands for the final value of
     another key. Any dataclass of the tree may have a method `faults()` that yields (key below it,
-    message) for values that cannot go together. Raises UserError with every fault of every setting.
+    message) for conflicting values. Raises UserError with every fault of every setting.
     """
     return Base(schema, settings).build()
 
 
 class Base(Generic[T]):
-    """Settings that many trees have in common: applied once, however many trees are built."""
+    """Settings shared by many trees, which are applied only once."""
 
     def __init__(self, schema: type[T], settings: Iterable[Setting]) -> None:
         self.schema, self.settings = schema, tuple(settings)
@@ -38,18 +35,16 @@ class Base(Generic[T]):
         self._refers = any(_references(setting.value) for setting in self.settings)
 
     def build(self, more: Iterable[Setting] = ()) -> T:
-        """Return what `build` makes of the common settings and `more`, in this order.
-
-        Sections in which `more` sets nothing are the same objects in all trees.
-        """
+        """Return the tree of the shared settings and then `more`; raises as the function `build`.
+        Trees share the sections in which `more` sets nothing."""
         more = tuple(more)
-        if more and self._refers:  # to a key that may change now
+        if more and self._refers:  # `more` may change a key that a shared value refers to
             return build(self.schema, (*self.settings, *more))
         config, faults = self._applied(self._config, more)
         faults = self._faults + faults
         sources = {setting.key: setting.where for setting in (*self.settings, *more)}
         for key, message in _tree_faults(config, ""):
-            # where the user wrote this key or, if it is a default, another that the message names
+            # the place of this key or, if it has its default, of another key in the message
             named = [sources[k] for k in sources if "." in k and f"{k}=" in message]
             faults.append(f"{sources.get(key, (named or ['default'])[0])}: {key}: {message}")
         if faults:
@@ -57,7 +52,7 @@ class Base(Generic[T]):
         return config
 
     def _applied(self, config: T, settings: Iterable[Setting]) -> tuple[T, list[str]]:
-        """Return a tree with further settings, and what is wrong with them."""
+        """Return a tree with further settings, and their faults."""
         faults: list[str] = []
         waiting: dict[str, Setting] = {}
         for setting in settings:
@@ -66,7 +61,7 @@ class Base(Generic[T]):
                 waiting[setting.key] = setting
             else:
                 config = self._set(config, setting, faults)
-        while waiting:  # until no key that a value refers to is left
+        while waiting:
             ready = [one for one in waiting.values() if not waiting.keys() & _references(one.value)]
             if not ready:
                 faults += [f"{one.where}: {one.key}: {one.value!r} refers to itself in a circle"
@@ -78,7 +73,7 @@ class Base(Generic[T]):
         return config, faults
 
     def _set_reference(self, config: T, setting: Setting, faults: list[str]) -> T:
-        """Return a tree with a value that refers to other keys, whose own values are final."""
+        """Return a tree with a value that refers to other keys, whose values are final."""
         key, written = setting.key, setting.value
         unknown = sorted(_references(written) - self._kinds.keys())
         if unknown:
@@ -86,13 +81,13 @@ class Base(Generic[T]):
                        f"{suggest(other, list(self._kinds))}" for other in unknown]
             return config
         value = _resolved(written, config, self._is_text(key))
-        wrong: list[str] = []
-        config = self._set(config, dataclasses.replace(setting, value=value), wrong)
-        faults += [f"{fault} (from {written!r})" for fault in wrong]
+        own: list[str] = []
+        config = self._set(config, dataclasses.replace(setting, value=value), own)
+        faults += [f"{fault} (from {written!r})" for fault in own]
         return config
 
     def _set(self, config: T, setting: Setting, faults: list[str]) -> T:
-        """Return a tree with one value; what is wrong with it is added to `faults`."""
+        """Return a tree with one value, or with the key's default and a fault."""
         key, value = setting.key, setting.value
         if key not in self._kinds:
             fault = _unknown(setting, self._kinds, self.schema)
@@ -109,7 +104,7 @@ class Base(Generic[T]):
 
 
 def _unknown(setting: Setting, kinds: Mapping[str, Any], schema: type) -> str | None:
-    """Return what is wrong with a key that the schema lacks; None where it may still be given."""
+    """Return the message about a key that the schema lacks; None if it is still accepted."""
     key = setting.key
     if (gone := removed_keys(schema).get(key)) is not None:
         return None if setting.value is gone.only else f"{key}: was removed; {gone.advice}"
@@ -127,12 +122,11 @@ def _replaced(node: Any, key: str, value: Any) -> Any:
 
 
 def _references(value: Any) -> set[str]:
-    """Return the keys that a value refers to."""
     return set(REFERENCE.findall(str(value)))
 
 
 def _resolved(value: Any, config: Any, as_text: bool) -> Any:
-    """Return a value with each reference replaced by what its key holds."""
+    """Return a value with each reference replaced by its key's value."""
     if isinstance(value, Mapping):
         return {name: _resolved(item, config, as_text) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -148,9 +142,7 @@ def _resolved(value: Any, config: Any, as_text: bool) -> Any:
 
 def _tree_faults(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
     if hasattr(node, "faults"):
-        for key, message in node.faults():
-            yield f"{prefix}{key}", message
-    for item in dataclasses.fields(node):
-        child = getattr(node, item.name)
+        yield from ((f"{prefix}{key}", message) for key, message in node.faults())
+    for name, child in vars(node).items():
         if dataclasses.is_dataclass(child):
-            yield from _tree_faults(child, f"{prefix}{item.name}.")
+            yield from _tree_faults(child, f"{prefix}{name}.")

@@ -9,20 +9,17 @@ from contextlib import suppress
 from typing import Any
 
 REFERENCE = re.compile(r"\$\{([a-z][^}]*)\}")
-"""`${key}` stands for another key's value; in capitals it is a variable of the environment."""
+"""`${key}` stands for another key's value; in capitals it is an environment variable."""
 MISSING = "???"
-"""Hydra's mark of a value that must be given; never a string of ours."""
+"""Hydra's mark of a required value; no string field accepts it."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""Words accepted for a boolean field."""
 NAMES = {int: "an integer", float: "a number", str: "a string"}
 
 
 def at_type(value: Any, kind: Any) -> Any:
-    """Convert a value to a field's type: 1 to 1.0 for a number, yes to True, a list to a tuple.
-
-    A string that refers to another key is returned as it is. Raises ValueError for a misfit: 1.0
-    and true are no integers, "1" is no number.
-    """
+    """Convert a value to a field's type: 1 to 1.0 for a number, yes to True, a list to a tuple. A
+    string that refers to another key is not converted. Raises ValueError for a misfit: 1.0 and true
+    are not integers, "1" is not a number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or (isinstance(value, str) and REFERENCE.search(value)):
         return value
@@ -31,7 +28,7 @@ def at_type(value: Any, kind: Any) -> Any:
             return None
         for member in args:
             with suppress(ValueError):
-                if member is not str or value not in ("None", "none"):  # null is meant
+                if member is not str or value not in ("None", "none"):  # meant as null
                     return at_type(value, member)
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         kinds = args * len(value) if origin is list else args

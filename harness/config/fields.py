@@ -1,8 +1,6 @@
-"""A schema is a tree of dataclasses: its marked fields, its dotted keys and their types.
-
-A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks of
-fields say what is part of it.
-"""
+"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types. A run is
+named by its signature, a hash of its configuration (`harness.config.values`). Marks exclude fields
+from it."""
 
 import dataclasses
 import typing
@@ -15,9 +13,7 @@ from harness.config.yaml_files import Texts
 
 def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
     """Mark a field that cannot change a result, such as a folder: never part of the signature."""
-    if factory is not dataclasses.MISSING:
-        return field(default_factory=factory, metadata={"runtime": True})
-    return field(default=default, metadata={"runtime": True})
+    return field(default=default, default_factory=factory, metadata={"runtime": True})
 
 
 def changeable(default: Any) -> Any:
@@ -25,50 +21,37 @@ def changeable(default: Any) -> Any:
     return field(default=default, metadata={"changeable": True})
 
 
-def changeable_keys(schema: type, prefix: str = "") -> set[str]:
+def changeable_keys(schema: type) -> set[str]:
     """Return the dotted keys of a schema's `changeable` fields."""
-    found = set()
-    for item in dataclasses.fields(schema):
-        section = subsections(schema).get(item.name)
-        if section is not None:
-            found |= changeable_keys(section, f"{prefix}{item.name}.")
-        elif item.metadata.get("changeable"):
-            found.add(f"{prefix}{item.name}")
-    return found
+    return {key for key, item, _ in _fields(schema) if item.metadata.get("changeable")}
 
 
 def unless_empty(default: Any) -> Any:
-    """Mark a field that is part of the signature only if it differs from its default.
-
-    A schema can gain such a field without renaming earlier runs.
-    """
+    """Mark a field that is part of the signature only if it differs from its default. A schema can
+    gain such a field without renaming earlier runs."""
     return field(default=default, metadata={"unless_empty": True})
 
 
 def where_it_counts(default: Any, counts: Callable[[Any], bool]) -> Any:
-    """Mark a field that is part of the signature only of trees for which `counts` is true.
-
-    Its default can then change without renaming the runs whose result it does not change.
-    """
+    """Mark a field that is part of the signature only of trees for which `counts` is true. A new
+    default then renames only the runs whose result it changes."""
     return field(default=default, metadata={"where_it_counts": counts})
 
 
-def keys(schema: type) -> Iterator[str]:
-    """Yield the dotted keys of a schema, in order."""
-    yield from field_types(schema)
+def field_types(schema: type) -> dict[str, Any]:
+    """Return the type of each dotted key of a schema, in order."""
+    return {key: kind for key, _, kind in _fields(schema)}
 
 
-def field_types(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of each dotted key of a schema."""
+def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
+    """Yield the dotted key, the field and its type of all keys."""
     hints = typing.get_type_hints(schema)
-    found: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
-        kind = hints[item.name]
+        key, kind = f"{prefix}{item.name}", hints[item.name]
         if dataclasses.is_dataclass(kind):
-            found.update(field_types(typing.cast(type, kind), f"{prefix}{item.name}."))
+            yield from _fields(typing.cast(type, kind), f"{key}.")
         else:
-            found[f"{prefix}{item.name}"] = kind
-    return found
+            yield key, item, kind
 
 
 class Removed(NamedTuple):
@@ -83,11 +66,9 @@ class Removed(NamedTuple):
 
 
 def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
-    """Return the removed keys of a schema: those in the class variables `removed` of its tree.
-
-    Such a key is still accepted with one value, and stays part of the signature with it, so earlier
-    runs keep their names.
-    """
+    """Return the removed keys of a schema, from the class variables `removed` of its tree. Such a
+    key is still accepted with one value, and remains part of the signature, so that earlier runs
+    keep their names."""
     own: Mapping[str, Removed] = getattr(schema, "removed", {})
     found = {f"{prefix}{key}": gone for key, gone in own.items()}
     for name, section in subsections(schema).items():
@@ -96,17 +77,14 @@ def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
 
 
 def subsections(schema: type) -> dict[str, type]:
-    """Return the fields of a dataclass that are dataclasses themselves, with their types."""
+    """Return the types of the fields of a dataclass that are dataclasses themselves."""
     hints = typing.get_type_hints(schema)
-    return {
-        item.name: hints[item.name]
-        for item in dataclasses.fields(schema)
-        if dataclasses.is_dataclass(hints[item.name])
-    }
+    names = [item.name for item in dataclasses.fields(schema)]
+    return {name: hints[name] for name in names if dataclasses.is_dataclass(hints[name])}
 
 
 def text_fields(schema: type) -> Texts:
-    """Return a function that tells whether a dotted key of a schema holds strings only."""
+    """Return a function that returns whether a dotted key of a schema holds strings only."""
     kinds = field_types(schema)
 
     def holds_text(kind: Any) -> bool:

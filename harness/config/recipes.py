@@ -1,8 +1,8 @@
-"""Recipes by name: files of settings that combine, as in `market1501+clipreid+rn50`.
+"""Recipes: files of settings that combine by name, as in `market1501+clipreid+rn50`.
 
 Later recipes win. A recipe's key `extends` names recipes that come before it. Recipes in the
-folder `parts` change a recipe before them. A value that depends on two recipes is set by one of
-them in its section `with`, below the other's name:
+folder `parts` only change the recipes before them. A value that depends on two recipes is set by
+one of them in its section `with`, below the other's name:
 
     with:
       small: {train: {label_smoothing: 0.0}}
@@ -22,15 +22,14 @@ from harness.config.sources import Setting, as_given_now, settings_of, suggest
 from harness.config.yaml_files import ENDINGS, read_yaml
 
 PARTS = "parts"
-"""The folder of recipes that only change another one."""
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """One of the files that are combined."""
+    """One of the files that are combined, named as the user wrote it: sections `with` apply to
+    names, not to paths."""
 
     name: str
-    """As it was written: a section `with` applies to names, not to paths."""
     settings: list[Setting]
     beside: Mapping[str, list[Setting]]
     """Its section `with`, by name."""
@@ -52,12 +51,10 @@ def named_recipe(
         raise UserError(f"{start}{first} only changes a recipe: write RECIPE+{first}\n"
                         f"{_known([folder])}")
     files = [file for _, file in found]
-    twice = [word for place, (word, file) in enumerate(found) if file in files[:place]]
-    if twice:
-        raise UserError(f"{start}{name}: {twice[0]} is given twice")
-    return list(_combined(
-        recipe for word, file in found for recipe in _read(word, file, schema, folder, ())
-    ))
+    for place, (word, file) in enumerate(found):
+        if file in files[:place]:
+            raise UserError(f"{start}{name}: {word} is given twice")
+    return _combined(one for word, file in found for one in _read(word, file, schema, folder, ()))
 
 
 def recipe_stem(name: str) -> str:
@@ -66,23 +63,21 @@ def recipe_stem(name: str) -> str:
 
 
 def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
-    """Return the settings of one file, after those of the recipes that it `extends`.
-
-    recipes: a further folder, besides the file's own, of recipes that it may extend. Raises
-    UserError for what `read_yaml` refuses, a missing base or a circle of bases.
-    """
-    return list(_combined(_read(str(path), path, schema, recipes, ())))
+    """Return the settings of one file, after those of the recipes that it `extends`. recipes: a
+    further folder, besides the file's own, of recipes that it may extend. Raises UserError where
+    `read_yaml` does, and for a missing base or a circle of bases."""
+    return _combined(_read(str(path), path, schema, recipes, ()))
 
 
-def _combined(recipes: Iterable[_Recipe]) -> Iterator[Setting]:
+def _combined(recipes: Iterable[_Recipe]) -> list[Setting]:
+    settings: list[Setting] = []
     before: list[_Recipe] = []
     for recipe in recipes:
-        yield from recipe.settings
-        for other in before:
-            yield from recipe.beside.get(other.name, ())
-        for other in before:
-            yield from other.beside.get(recipe.name, ())
+        settings += recipe.settings
+        settings += [one for other in before for one in recipe.beside.get(other.name, ())]
+        settings += [one for other in before for one in other.beside.get(recipe.name, ())]
         before.append(recipe)
+    return settings
 
 
 def _read(
@@ -109,11 +104,9 @@ def _read(
         raise UserError(f"{where}: expected settings by the name of a recipe, found {beside!r}")
     for other in beside:
         _file(other, folders, f"{path}, line {lines[f'with.{other}']}: with")
-    yield _Recipe(
-        name, as_given_now(settings_of(value, lines, path, schema), schema),
-        {other: settings_of(settings, lines, path, schema, f"with.{other}.")
-         for other, settings in beside.items()},
-    )
+    yield _Recipe(name, as_given_now(settings_of(value, lines, path, schema), schema),
+                  {other: settings_of(settings, lines, path, schema, f"with.{other}.")
+                   for other, settings in beside.items()})
 
 
 def _files(
@@ -131,7 +124,7 @@ def _files(
 
 
 def _split(name: str, folders: Sequence[Path]) -> list[str]:
-    """Split a name at `+`, unless a file is called so."""
+    """Split a name at `+`, unless it is the name of a file."""
     is_file = name.endswith(ENDINGS) and any((one / expanded(name)).is_file() for one in folders)
     return [name] if is_file else [word.strip() for word in name.split("+")]
 
@@ -146,20 +139,16 @@ def _parted(name: str, folders: Sequence[Path]) -> list[str]:
     return [*_parted(head + ending, folders), tail]
 
 
-def _file(
-    name: str, folders: Sequence[Path], where: str, not_first: Path | None = None
-) -> Path:
-    """Return the first file of that name; `not_first` only where there is no other."""
+def _file(name: str, folders: Sequence[Path], where: str, not_first: Path | None = None) -> Path:
+    """Return the first file of that name; `not_first` only if there is no other."""
     found = _found(name, folders)
     found.sort(key=lambda path: not_first is not None and path.samefile(not_first))
     if found:
         return found[0]
     start = f"{where}: " if where else ""
     looked = ", ".join(str(one.absolute()) for one in folders)
-    known = [path.stem for folder in folders for path in folder.glob("*.yaml")]
-    known += [path.stem for folder in folders for path in folder.glob(f"{PARTS}/*.yaml")]
     raise UserError(f"{start}no recipe {name!r}{f' in {looked}' if name.endswith(ENDINGS) else ''}"
-                    f"{suggest(name, known)}\n{_known(folders)}")
+                    f"{suggest(name, _stems(folders) + _stems(folders, PARTS))}\n{_known(folders)}")
 
 
 def _found(name: str, folders: Sequence[Path]) -> list[Path]:
@@ -173,7 +162,10 @@ def _found(name: str, folders: Sequence[Path]) -> list[Path]:
 
 def _known(folders: Sequence[Path]) -> str:
     """Return two lines that list all recipes, and all parts if there are any."""
-    recipes = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    parts = sorted({path.stem for folder in folders for path in folder.glob(f"{PARTS}/*.yaml")})
+    parts = _stems(folders, PARTS)
     line = f"\nparts, such as RECIPE+{parts[0]}: {', '.join(parts)}" if parts else ""
-    return f"recipes: {', '.join(recipes)}{line}"
+    return f"recipes: {', '.join(_stems(folders))}{line}"
+
+
+def _stems(folders: Sequence[Path], below: str = "") -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / below).glob("*.yaml")})

@@ -1,12 +1,11 @@
 """Settings from recipe files and command lines, each with the place where it was written."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, hint
 from harness.base.paths import is_utf8
 from harness.config.fields import removed_keys, subsections
 from harness.config.yaml_files import NotYaml, Texts, nowhere, parse
@@ -21,59 +20,52 @@ class Setting:
     where: str
 
 
-def flatten(value: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_items(
+    value: Mapping[str, Any], schema: type, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of a nested mapping, descending into the sections of `schema`."""
     sections = subsections(schema)
     for key, item in value.items():
-        dotted = f"{prefix}{key}"
-        section = sections.get(str(key).split(".")[-1]) if "." not in str(key) else None
-        if section is not None and isinstance(item, Mapping):
-            yield from flatten(item, section, f"{dotted}.")
+        if key in sections and isinstance(item, Mapping):
+            yield from dotted_items(item, sections[key], f"{prefix}{key}.")
         else:
-            yield dotted, item
+            yield f"{prefix}{key}", item
 
 
 def settings_of(
     value: Mapping[str, Any], lines: Mapping[str, int], path: Path, schema: type, prefix: str = ""
 ) -> list[Setting]:
-    """Return a mapping's values as settings of `schema`; `prefix`: its keys above in the file."""
-    return [
-        Setting(key, item, f"{path}, line {lines.get(prefix + key, 1)}")
-        for key, item in flatten(value, schema)
-    ]
+    """Return a mapping's values as settings of `schema`; `prefix`: the keys above the mapping."""
+    return [Setting(key, item, f"{path}, line {lines.get(prefix + key, 1)}")
+            for key, item in dotted_items(value, schema)]
 
 
 def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
     """Translate the configuration of a finished run that an earlier version may have written.
 
-    Settings are a whole configuration if they have keys in every section; others are returned as
-    they are. The schema's class variable `absent` has the values that missing keys stand for,
-    `removed` the settings that replace a removed key.
+    Settings that lack a whole section are no complete configuration and are returned unchanged. The
+    schema's class variable `absent` has the values of missing keys, `removed` the settings that
+    replace a removed key.
     """
     given = {setting.key for setting in settings}
     if not all(any(key.startswith(f"{name}.") for key in given) for name in subsections(schema)):
         return settings
-    gone = removed_keys(schema)
-    kept = [
-        Setting(key, value, setting.where)
-        for setting in settings
-        for key, value in (
-            gone[setting.key].replaced_by.items()
-            if setting.key in gone and setting.value is not gone[setting.key].only
-            else [(setting.key, setting.value)]
-        )
-    ]
+    removed, where = removed_keys(schema), settings[0].where if settings else ""
     absent: Mapping[str, Any] = getattr(schema, "absent", {})
-    where = settings[0].where if settings else ""
-    return [*(Setting(k, v, where) for k, v in absent.items() if k not in given), *kept]
+    translated = [Setting(key, value, where) for key, value in absent.items() if key not in given]
+    for setting in settings:
+        gone = removed.get(setting.key)
+        if gone is None or setting.value is gone.only:
+            translated.append(setting)
+        else:
+            translated += [Setting(k, v, setting.where) for k, v in gone.replaced_by.items()]
+    return translated
 
 
 def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:
-    """Turn `key=value` words of a command line into settings; values are read as YAML.
-
-    texts: tells which keys hold strings. Raises UserError with every word that lacks `=` or whose
-    value is not YAML.
-    """
+    """Parse `key=value` arguments of a command line; values are read as YAML. texts: returns
+    whether a key holds strings. Raises UserError with every argument that lacks `=` or whose value
+    is not YAML."""
     settings: list[Setting] = []
     faults: list[str] = []
     for number, word in enumerate(overrides, start=1):
@@ -83,7 +75,7 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         try:
-            # a name that is not UTF-8 cannot be YAML: a string
+            # a name that is not UTF-8 cannot be YAML, so it is a string
             value = parse(text, texts, key)[0] if is_utf8(text) else text
             settings.append(Setting(key, value, where))
         except NotYaml as error:
@@ -95,7 +87,6 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return the end of a message about an unknown key: the nearest known one, if any is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:  # the right last word under another section is the commonest slip
-        near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
-    return f"; did you mean {near[0]}?" if near else ""
+    # the most common mistake is the right last part under another section
+    same_end = [key for key in known if key.split(".")[-1] == name.split(".")[-1]]
+    return hint(name, known, f"; did you mean {same_end[0]}?" if same_end else "")

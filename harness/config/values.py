@@ -3,28 +3,25 @@
 import dataclasses
 import hashlib
 import json
+import operator
 from typing import Any
 
-from harness.config.fields import keys
+from harness.config.fields import field_types
 from harness.config.yaml_files import to_text
 
 
 def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> dict[str, Any]:
-    """Return a configuration tree as nested mappings.
-
-    with_runtime: False leaves out all that is not part of the signature. whole: the tree that
-    `config` is a section of; None: `config` itself.
-    """
+    """Return a configuration tree as nested mappings. with_runtime: False leaves out everything
+    outside the signature. whole: the tree that contains the section `config`; None: `config`
+    itself."""
     result: dict[str, Any] = {}
     whole = config if whole is None else whole
     for item in dataclasses.fields(config):
-        if not with_runtime and item.metadata.get("runtime"):
-            continue
-        value = getattr(config, item.name)
-        if not with_runtime and item.metadata.get("unless_empty") and value == item.default:
-            continue
-        counts = item.metadata.get("where_it_counts")
-        if not with_runtime and counts is not None and not counts(whole):
+        value, marks = getattr(config, item.name), item.metadata
+        if not with_runtime and (
+            marks.get("runtime") or (marks.get("unless_empty") and value == item.default)
+            or ("where_it_counts" in marks and not marks["where_it_counts"](whole))
+        ):
             continue
         if dataclasses.is_dataclass(value):
             value = to_mapping(value, with_runtime=with_runtime, whole=whole)
@@ -49,17 +46,10 @@ def to_yaml(config: Any) -> str:
 
 def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys on which two trees of one schema differ, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in keys(type(base)):
-        a, b = value_at(base, key), value_at(other, key)
-        if a != b:
-            found[key] = (a, b)
-    return found
+    pairs = {key: (value_at(base, key), value_at(other, key)) for key in field_types(type(base))}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
 def value_at(config: Any, key: str) -> Any:
-    """Return the value of a dotted key of a tree; raises AttributeError when there is none."""
-    node = config
-    for part in key.split("."):
-        node = getattr(node, part)
-    return node
+    """Return the value of a dotted key of a tree. Raises AttributeError for an unknown key."""
+    return operator.attrgetter(key)(config)

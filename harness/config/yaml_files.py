@@ -2,11 +2,10 @@
 
 Plain values are those of YAML 1.2: 1e-4 is a number; yes, on, 12:30 and 2024-01-01 are strings.
 An integer with a leading zero is a string too: YAML 1.1 reads 010 as 8, and an account may be
-0123. Keys are strings. The value of a string key stays as it was written, whatever it looks like.
+0123. Keys are strings, and so is each value of a string key, whatever it looks like.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,28 +13,24 @@ from typing import Any
 
 import yaml
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, hint
 
 ENDINGS = (".yaml", ".yml")
 Texts = Callable[[str], bool]
 """Whether the value of a dotted key is a string, whatever it looks like."""
 TAG = "tag:yaml.org,2002:"
 PLAIN = {f"{TAG}{kind}" for kind in ("bool", "int", "float")}
-SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789"),
-    ),
-    "merge": (r"<<", ["<"]),
-}
-"""The core schema of YAML 1.2, and 1.1's `<<`: by kind, how its values look and begin."""
+SCALARS = {"null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+           "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+           "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+           "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+                     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+           "merge": (r"<<", ["<"])}
+"""The core schema of YAML 1.2, and 1.1's `<<`: pattern and first characters of each kind."""
 
 
 class NotYaml(ValueError):
-    """A text cannot be read; `faults` are (line, what is wrong)."""
+    """A text is not YAML; `faults` are (line, message)."""
 
     def __init__(self, *faults: tuple[int, str]) -> None:
         super().__init__("; ".join(message for _, message in faults))
@@ -43,14 +38,14 @@ class NotYaml(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that copies what an alias stands for: a string key reads it differently."""
+    """A loader that copies an alias's node, as a string key reads it differently."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        is_whole = node is not None and node.end_mark is not None  # not inside itself
+        is_whole = node is not None and node.end_mark is not None  # False for an alias in itself
         return copy.deepcopy(node) if is_alias and is_whole else node
 
 
@@ -69,14 +64,13 @@ def nowhere(key: str) -> bool:
 
 
 def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return a YAML mapping and the line of each dotted key.
-
-    Raises UserError if the file is missing, is not YAML, is not a mapping or has a key twice.
-    """
+    """Return a YAML mapping and the line of each dotted key. Raises UserError if the file is
+    missing, is not YAML, is not a mapping or has a key twice."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_beside(path)}") from None
+        others = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
+        raise UserError(f"{path}: no such file{hint(path.name, others, '')}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -96,13 +90,10 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
 
 
 def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[str, int]]:
-    """Return the value of a YAML text and the line of each dotted key.
-
-    key: the key that gets the value. Raises NotYaml, also if a mapping has a key twice.
-    """
+    """Return the value of a YAML text and the line of each dotted key. key: the key that gets the
+    value. Raises NotYaml, also if a mapping has a key twice."""
     lines: dict[str, int] = {}
     faults: list[tuple[int, str]] = []
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -121,9 +112,6 @@ def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[s
         raise NotYaml((1, "is nested too deeply")) from None
     except (yaml.YAMLError, ValueError, LookupError) as error:  # `!!int x`
         raise NotYaml((1, f"a value does not fit its tag: {error}")) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
     if faults:
         raise NotYaml(*faults)
     return value, lines
@@ -139,7 +127,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 def _look_through(
     node: Any, key: str, texts: Texts, lines: dict[str, int], faults: list[tuple[int, str]]
 ) -> None:
-    """Record each key's line, report duplicate keys, keep values of string keys as strings."""
+    """Record each key's line, report duplicate keys and tag the values of string keys as such."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in PLAIN and texts(key):
             node.tag = f"{TAG}str"
@@ -163,10 +151,3 @@ def _look_through(
 def to_text(value: Any, **layout: Any) -> str:
     """Return plain values as YAML that reads back as the same values, in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
-
-
-def _beside(path: Path) -> str:
-    """Return the end of a message about a missing file: the nearest name beside it."""
-    there = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
-    near = difflib.get_close_matches(path.name, there, n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""

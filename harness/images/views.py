@@ -78,4 +78,4 @@ def draw_changes(
     boxes = erasing.draw_boxes(
         numbers[:, 3:], height=height, width=width, probability=view.erase, area=view.erase_area
     )
-    return Changes(numbers[:, 0] < view.flip, left, top, boxes, rng.keys(*key, _NOISE))
+    return Changes(numbers[:, 0] < view.flip, left, top, boxes, rng.hash_words(*key, _NOISE))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.base.mappings import flatten
+from harness.base.mappings import numeric_leaves
 from harness.reporting.drawing import LINES, look, new_figure
 from harness.runs.run import Run, epoch_lines
 
@@ -31,7 +31,7 @@ class Shown:
 
 def epochs_of(run: Run, stage: str) -> list[dict[str, float]]:
     """Return the numbers of a stage's epochs, by dotted key."""
-    return [flatten(line) for line in epoch_lines(run) if line.get("stage") == stage]
+    return [numeric_leaves(line) for line in epoch_lines(run) if line.get("stage") == stage]
 
 
 def stages_of(shown: Sequence[Shown]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.reporting.drawing import LINES, look, new_figure
-from harness.sweeps.outcomes import Ranked, Sweeping
+from harness.sweeps.outcomes import Ranked, SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
     return figure
 
 
-def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
+def parallel_coordinates(sweeping: SweepResults) -> "Figure | None":
     """Draw every complete point as a line over the searched keys, coloured by its metric.
 
     None of fewer than two points or without a searched key.
@@ -61,7 +61,7 @@ def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
     return figure
 
 
-def contour(sweeping: Sweeping, keys: Sequence[str]) -> "Figure | None":
+def contour(sweeping: SweepResults, keys: Sequence[str]) -> "Figure | None":
     """Draw the metric over two numeric keys: the points, and between them what lies on triangles.
 
     None when fewer than four points have both, or when they lie on a line.
@@ -99,7 +99,7 @@ def _map(
     return figure
 
 
-def map_keys(sweeping: Sweeping, shares: Mapping[str, float]) -> list[str]:
+def map_keys(sweeping: SweepResults, shares: Mapping[str, float]) -> list[str]:
     """Return the two numeric keys to draw a map over, those that mattered most first."""
     ranked = sweeping.ranked()
     numeric = [
@@ -150,7 +150,7 @@ def _label(axes: Any, scales: Mapping[str, _Scale]) -> None:
     axes.set_xlim(-0.15, len(scales) - 0.5)
 
 
-def _worst_first(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[Ranked]:
+def _worst_first(sweeping: SweepResults, ranked: Sequence[Ranked]) -> list[Ranked]:
     """Return points so that the best is drawn over the others."""
     return sorted(ranked, key=lambda one: one.mean, reverse=sweeping.mode == "min")
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.base.units import counted
-from harness.sweeps.outcomes import Ranked, Sweeping, unbeaten
+from harness.sweeps.outcomes import Ranked, SweepResults, unbeaten
 
 LONG = 8
 """Numbers that were drawn have more characters than anybody wants to read."""
 
 
-def ranking_title(sweeping: Sweeping) -> str:
+def ranking_title(sweeping: SweepResults) -> str:
     """Return what the points were ranked by, and on which part of the data."""
     return (
         f"{sweeping.name}: selected on {sweeping.selected_on} ({sweeping.metric}, {sweeping.mode})"
@@ -20,7 +20,7 @@ def ranking_title(sweeping: Sweeping) -> str:
 
 
 def ranking_rows(
-    sweeping: Sweeping, ranked: Sequence[Ranked], further: Mapping[str, str]
+    sweeping: SweepResults, ranked: Sequence[Ranked], further: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of a table of points, the best first.
 
@@ -37,11 +37,11 @@ def ranking_rows(
 
 
 def _row(
-    sweeping: Sweeping, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
+    sweeping: SweepResults, place: int, one: Ranked, is_unbeaten: bool, further: Mapping[str, str]
 ) -> list[str]:
     half = one.half_width
     row = [str(place), *(told(one.point.get(key)) for key in sweeping.keys)]
-    row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}"]
+    row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.trial_count}"]
     row += [f"{one.mean:.4f}", "" if half is None else f"{half:.4f}"]
     row += [f"{one.mean_of(key):.4g}" for key in sweeping.objectives]
     row += ["yes" if is_unbeaten else ""] if sweeping.objectives else []
@@ -58,7 +58,7 @@ def told(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
 
 
-def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
+def remarks(sweeping: SweepResults, ranked: Sequence[Ranked]) -> list[str]:
     """Say how many trials this is of, what mattered, and where the ranking is not sure."""
     states = [one.state for one in sweeping.outcomes]
     lines = [f"{counted(len(states), 'trial')}: " + ", ".join(
@@ -78,7 +78,7 @@ def remarks(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[str]:
         lines.append(f"share in the variance of {sweeping.metric}: {listed}")
     else:
         lines.append("too few complete points to say which key mattered")
-    if all(one.asked == 1 for one in ranked):
+    if all(one.trial_count == 1 for one in ranked):
         lines.append("one seed each: how much chance there is in this ranking is not known "
                      "(seeds=[1,2,3])")
     return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
-from harness.base.mappings import flatten, leaves
+from harness.base.mappings import leaves, numeric_leaves
 from harness.config.yaml_files import read_yaml
 from harness.reporting import page
 from harness.reporting.curves import Shown
@@ -28,7 +28,7 @@ def _status(run: Run) -> dict[str, Any]:
 
 def _result(run: Run) -> dict[str, float]:
     with suppress(UserError, ValueError):
-        return flatten(run.result() or {})
+        return numeric_leaves(run.result() or {})
     return {}
 
 

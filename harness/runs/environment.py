@@ -1,4 +1,4 @@
-"""What a run was computed with: machine, packages and code, so that runs can be compared."""
+"""The machine, packages and code of a run, so that runs can be compared."""
 
 import hashlib
 import platform
@@ -12,53 +12,44 @@ from typing import Any
 from harness.base.files import read_json, write_json
 from harness.base.machine import usable_cores
 
-PACKAGES = (
-    "torch", "torchvision", "deepspeed", "open_clip_torch", "nvidia-dali-cuda130", "numpy", "numba",
-    "h5py", "ray", "submitit", "optuna",
-)
+PACKAGES = ("torch", "torchvision", "deepspeed", "open_clip_torch", "nvidia-dali-cuda130", "numpy",
+            "numba", "h5py", "ray", "submitit", "optuna")
 """Packages whose versions are recorded."""
 CODE = Path(__file__).parents[2]
-"""The folder of this project's packages, as imported."""
+"""The folder of this project's imported packages."""
 GPUS = Path("/proc/driver/nvidia/gpus")
 GIT_LIMIT_S = 10.0
 
 
 def environment(code: Path) -> dict[str, Any]:
-    """Return what this process computes with; `code` is the folder of its packages."""
-    return {
-        "python": platform.python_version(), "system": platform.platform(),
-        "host": platform.node(), "processor": _processor(),
-        "cores": len(usable_cores()), "gpus": _gpus(), "packages": _versions(),
-        "code": str(code), "git": git_state(code),
-    }
+    """Return the machine, packages and code of this process; `code`: the folder of its packages."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"python": platform.python_version(), "system": platform.platform(),
+            "host": platform.node(), "processor": _processor(),
+            "cores": len(usable_cores()), "gpus": _gpus(), "packages": versions,
+            "code": str(code), "git": git_state(code)}
 
 
 def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
-    """Return what the last digits of a result depend on, besides its configuration.
-
-    These are the code of some packages in a folder, torch's version, the processor and the GPUs.
-    """
-    return [_digest(code, packages), metadata.version("torch"), _processor(), *_gpus()]
-
-
-def _digest(code: Path, packages: Sequence[str]) -> str:
-    """Return a hash of the packages' Python files only: other files there may be large."""
+    """Return what the last digits of a result depend on, besides its configuration. That is a hash
+    of the packages' Python files in the folder `code`, torch's version, the processor and the
+    GPUs."""
     whole = hashlib.sha256()
     for file in sorted(file for package in packages for file in (code / package).rglob("*.py")):
         whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
         whole.update(content)
-    return whole.hexdigest()
+    return [whole.hexdigest(), metadata.version("torch"), _processor(), *_gpus()]
 
 
 def git_state(code: Path) -> dict[str, Any] | None:
-    """Return the commit of a working tree and whether tracked files differ from it.
-
-    Untracked files are ignored. None where `code` is not the top of a working tree, as with
-    installed packages. For code that was frozen for a sweep: the state when it was frozen (see
-    `note_git_state`).
-    """
+    """Return the commit of a working tree and whether tracked files differ from it. None if `code`
+    is not the top of a working tree, as with installed packages. For code that was frozen for a
+    sweep: the state when it was frozen (see `note_git_state`)."""
     with suppress(FileNotFoundError, ValueError):
-        return dict(read_json(_note(code)))
+        return dict(read_json(code.with_name(f"{code.name}.git.json")))
     top, commit = _git(code, "rev-parse", "--show-toplevel"), _git(code, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != code.resolve():
         return None
@@ -66,49 +57,32 @@ def git_state(code: Path) -> dict[str, Any] | None:
 
 
 def note_git_state(frozen: Path, tree: Path) -> None:
-    """Write the state of the working tree from which code was frozen beside the frozen code."""
+    """Write the git state of the original working tree beside frozen code."""
     if (state := git_state(tree)) is not None:
-        write_json(_note(frozen), state)
-
-
-def _note(frozen: Path) -> Path:
-    return frozen.with_name(f"{frozen.name}.git.json")
+        write_json(frozen.with_name(f"{frozen.name}.git.json"), state)
 
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *words], capture_output=True,
-            text=True, timeout=GIT_LIMIT_S,
-        )
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired):  # not installed, or a file system that hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    return next(iter(_values(Path("/proc/cpuinfo"), "model name")), platform.processor())
 
 
 def _gpus() -> list[str]:
     """Return the names of the node's GPUs from the driver's files; asking torch takes seconds."""
-    found = []
-    for file in sorted(GPUS.glob("*/information")):
-        with suppress(OSError):
-            lines = file.read_text(encoding="utf-8").splitlines()
-            found += [
-                line.partition(":")[2].strip() for line in lines if line.startswith("Model:")
-            ]
-    return found
+    return [name for file in sorted(GPUS.glob("*/information")) for name in _values(file, "Model")]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+def _values(file: Path, name: str) -> list[str]:
+    """Return the values of the lines `name: value`; none of a file that cannot be read."""
+    with suppress(OSError):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
+    return []

@@ -1,16 +1,14 @@
-"""Execution of one run, from its folder to its result, however it was started.
-
-`launch/train.py`, submitit jobs and Ray trials all call `execute`, so status, log, lock and
-failures are the same everywhere.
-"""
+"""Execution of one run, from its folder to its result, however it was started. `launch/train.py`,
+submitit jobs and Ray trials all call `execute`, so status, log, lock and failures are the same
+everywhere."""
 
 import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +34,9 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
     The experiment is the function that `run.experiment` in the run's config.yaml names. It is
     called on every rank as `experiment(run, report)`; `report`, if given, gets rank 0's metrics
     after each epoch. A complete run returns at once; a stopped or failed one resumes from its last
-    checkpoint. The status of a failed run says whether an outside cause `hindered` it.
-    Raises Busy when another process holds the run or takes it over from this one (LockLost), which
-    then leaves the folder as it is; UserError when the folder cannot be written.
+    checkpoint. A failed run's status has `hindered: true` if the cause lies outside the run.
+    Raises Busy when another process holds the run, LockLost when one took it over from this
+    process (both leave the folder unchanged); UserError when the folder cannot be written.
     """
     if run.is_complete():
         return "complete"
@@ -49,22 +47,21 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
 
 
 def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
-    def end_with(state: Outcome, **facts: Any) -> Outcome:
+    started, before = time.time(), run.status()
+    facts = {
+        **{key: before[key] for key in COUNTS if key in before},
+        "attempts": before.get("attempts", 0) + 1, "started": started, "host": os.uname().nodename,
+        "pid": os.getpid(), "job": job_id(), "code": str(CODE),
+    }
+
+    def end_with(state: Outcome, **more: Any) -> Outcome:
         if leader:
             try:
-                run.set_status(state, **facts)
-            except OSError as error:  # perhaps of the same full disk that ended the run
+                run.set_status(state, **more, **facts)
+            except OSError as error:  # maybe the full disk that ended the run
                 log.error("%s: cannot be written: %s", run.status_file, error.strerror)
         return state
 
-    started = time.time()
-    before = run.status()
-    facts = {
-        **{key: before[key] for key in COUNTS if key in before},
-        "attempts": before.get("attempts", 0) + 1, "started": started,
-        "host": os.uname().nodename, "pid": os.getpid(), "job": job_id(),
-        "code": str(CODE),
-    }
     try:
         if leader:
             run.set_status("running", **facts)
@@ -72,50 +69,41 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         with stop_on_signals():
             load_function(run, "experiment")(run, report)
     except Stopped as reason:
-        # the status first: a folder that was lost to another process gets no line of the log either
-        outcome = end_with("stopped", reason=str(reason), **facts)
+        # the status first: it raises LockLost before a line is logged into another process's folder
+        outcome = end_with("stopped", reason=str(reason))
         log.warning("stopped %s", reason)
         return outcome
-    except LockLost:  # status and log are another process's now
+    except LockLost:  # status and log belong to another process now
         raise
     except (Exception, KeyboardInterrupt) as error:
         failure, text = describe(error, run, leader=leader)
-        outcome = end_with("failed", log=str(run.log_file), **failure, **facts)
+        outcome = end_with("failed", log=str(run.log_file), **failure)
         log.error("failed: %s", text)
         return outcome
-    return end_with("complete", seconds=time.time() - started, **facts)
+    return end_with("complete", seconds=time.time() - started)
 
 
-def load_function(
-    run: Run, key: Literal["experiment", "prepare", "report"]
-) -> Callable[..., Any]:
-    """Return the function that the run's configuration names as `run.<key>`.
-
-    Raises UserError when there is no such key, or when the function cannot be imported.
-    """
+def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> Callable[..., Any]:
+    """Return the function that the run's configuration names as `run.<key>`. Raises UserError when
+    there is no such key, or when the function cannot be imported."""
     try:
         name = read_yaml(run.config_file)[0]["run"][key]
-        module, _, function = _now_called(name).rpartition(".")
+        present_name = name
+        with suppress(ImportError, ValueError):  # older configurations may have another name
+            package = importlib.import_module(name.partition(".")[0])
+            present_name = getattr(package, "MOVED", {}).get(name, name)
+        module, _, function = present_name.rpartition(".")
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: run.{key} cannot be read: {error!r}") from None
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{run.config_file}: run.{key}={name} cannot be imported: {error}"
-        ) from None
-
-
-def _now_called(name: str) -> str:
-    """Return the present name of a function, which older configurations may call by another."""
-    with suppress(ImportError, ValueError):
-        package = importlib.import_module(name.partition(".")[0])
-        return getattr(package, "MOVED", {}).get(name, name)
-    return name
+        raise UserError(f"{run.config_file}: run.{key}={name} cannot be imported: "
+                        f"{error}") from None
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that loses lines on a full disk, without tracebacks on stderr."""
+    """A log file that drops lines on a full disk, without tracebacks on stderr."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line; stderr has it."""
@@ -125,26 +113,21 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-class _log_to:
-    """Writes the log lines of this process to a file too, while the body runs."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        self.handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        )
-
-    def __enter__(self) -> None:
-        root = logging.getLogger()
-        root.addHandler(self.handler)
-        if not logging.getLogger("harness").isEnabledFor(logging.INFO):
-            for name in ("harness", "svll", "launch"):
-                logging.getLogger(name).setLevel(logging.INFO)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self.handler)
-        self.handler.close()
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Log to a file too, while the body runs."""
+    try:
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    if not log.isEnabledFor(logging.INFO):
+        for name in ("harness", "svll", "launch"):
+            logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Why a run failed: what its status keeps, and whether the cause lies outside the run."""
+"""Why a run failed: the error in its status, and whether the cause lies outside the run."""
 
 import errno
 import os
@@ -13,69 +13,53 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import job_id
 from harness.runs.run import Run
 
-LOST_RANK = (
-    r"Connection closed by peer|Connection reset by peer|remote process exited|"
-    r"[Tt]imed out waiting|collective (operation )?timeout"
-)
-"""Messages of gloo and NCCL when another rank died or hangs."""
-FILE_SYSTEM = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
-)
+LOST_RANK = (r"Connection closed by peer|Connection reset by peer|remote process exited|"
+             r"[Tt]imed out waiting|collective (operation )?timeout")
+"""Messages of gloo and NCCL when another rank has ended or hangs."""
+FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+               errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO)
 """Errors of a file system that is full, read-only, forbidden or disconnected."""
 OTHERS_WAIT_S = 3.0
-"""How long rank 0 waits for the message of a rank that it lost."""
+"""How long rank 0 waits for the message of a lost rank."""
 ERROR_LINES = 20
-"""The last lines of a failure's traceback that the status keeps."""
+"""Number of lines at the end of a traceback that the status keeps."""
 
 
 def describe(error: BaseException, run: Run, *, leader: bool) -> tuple[dict[str, Any], str]:
-    """Return what a failed run's status keeps of the exception being handled, and its log text.
-
-    The text is the message of a user's mistake or a full disk, and the traceback of anything else.
-    When rank 0 (`leader`) merely lost another rank, it waits shortly for that rank's message.
-    """
-    text = traceback.format_exc()
-    if isinstance(error, UserError) or _is_of_the_file_system(error):
-        text = str(error)
-    failure = {
-        "error": one_line(error), "lines": text.splitlines()[-ERROR_LINES:],
-        "hindered": _is_hindered(error),
-    }
+    """Return the entries of a failed run's status for the current exception, and its log text. The
+    text is the message of a user's mistake or a full disk, and the traceback of anything else. If
+    rank 0 (`leader`) only lost another rank, it waits briefly for that rank's message."""
+    is_file_system = _is_file_system(error)
+    is_lost_rank = isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
+    is_plain = isinstance(error, UserError) or is_file_system
+    text = str(error) if is_plain else traceback.format_exc()
+    message = one_line(error)
+    failure = {"error": message, "lines": text.splitlines()[-ERROR_LINES:],
+               "hindered": isinstance(error, Hindered) or is_file_system or is_lost_rank}
     if not leader:
         _leave_message(run, failure)
-    elif _is_lost_rank(error):
+    elif is_lost_rank:
         failure |= _message_of_others(run)
-    if failure["error"] != one_line(error):  # that of another rank
-        text = f"{text.rstrip()}\n{failure['error']}"
+        if failure["error"] != message:
+            text = f"{text.rstrip()}\n{failure['error']}"
     return failure, text
 
 
-def _is_of_the_file_system(error: BaseException) -> bool:
-    """Return whether the file system prevented a file from being written or read."""
+def _is_file_system(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FILE_SYSTEM
 
 
-def _is_hindered(error: BaseException) -> bool:
-    """Return whether the run could continue once an outside cause is gone."""
-    return isinstance(error, Hindered) or _is_of_the_file_system(error) or _is_lost_rank(error)
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
-
-
-# --- why another rank was lost: rank 0 writes the status, so others leave it a message ---
+# --- rank 0 writes the status, so other ranks leave it a message ---
 
 
 def _attempt() -> str:
-    """Return a text that the ranks of one attempt, and no others, have in common."""
+    """Return a text that only the ranks of one attempt share."""
     names = ("SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     return "-".join([job_id() or "", *(os.environ.get(name, "") for name in names)])
 
 
 def _leave_message(run: Run, failure: dict[str, Any]) -> None:
-    """Write why this rank failed, unless it merely lost another or was told that rank 0 failed."""
+    """Write why this rank failed, unless it only lost another rank or knows that rank 0 failed."""
     if not re.search(rf"{LOST_RANK}|rank 0 failed", failure["error"]):
         with suppress(OSError):
             rank = int(os.environ["RANK"])
@@ -83,7 +67,7 @@ def _leave_message(run: Run, failure: dict[str, Any]) -> None:
 
 
 def _message_of_others(run: Run) -> dict[str, Any]:
-    """Return why another rank of this attempt failed; empty when none left a message."""
+    """Return why another rank of this attempt failed; empty if none left a message."""
     deadline = time.monotonic() + OTHERS_WAIT_S
     while True:
         for path in sorted(run.folder.glob("failure-*.json")):
@@ -99,7 +83,7 @@ def _message_of_others(run: Run) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """Return an exception as one line: the message, after the class unless a user's mistake."""
-    if isinstance(error, OSError) and _is_of_the_file_system(error):
+    if isinstance(error, OSError) and _is_file_system(error):
         return f"{error.filename or 'writing'}: {error.strerror}"
     text = str(error).strip().splitlines()
     first = text[0] if text else ""

@@ -3,23 +3,32 @@
     runs/<name>/<signature>/  config.yaml status.json metrics.jsonl checkpoints/ features.h5
                               result.json log.txt tensorboard/
 
-The folder alone holds the state of a run; a scheduler is only asked how a job died.
+Only the folder holds the state of a run; a scheduler only knows why a job ended.
 """
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import read_json, write_json, write_text
+from harness.base.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from harness.base.locks import check_held, held_lock, writing
 from harness.runs.stopping import request_stop
 
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
+
+
+class _File:
+    """The path of a file in the run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", owner: type | None = None) -> Path:
+        return run.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,25 @@ class Run:
     """The files of one run. Making the object touches nothing on disk."""
 
     folder: Path
+
+    config_file = _File("config.yaml")
+    status_file = _File("status.json")
+    metrics_file = _File("metrics.jsonl")
+    environment_file = _File("environment.json")
+    """Machine, packages and code of the last attempt."""
+    checkpoints = _File("checkpoints")
+    features_file = _File("features.h5")
+    weights_file = _File("model.safetensors")
+    """The trained model."""
+    best_file = _File("best.safetensors")
+    """The model of the best validated epoch, if that was not the last."""
+    result_file = _File("result.json")
+    log_file = _File("log.txt")
+    tensorboard = _File("tensorboard")
+    lock_file = _File("lock.json")
+    exports, incoming = _File("exports"), _File("incoming")
+    takeover_file, changes_file = _File("takeover.json"), _File("changes.json")
+    """See `harness.runs.takeovers`."""
 
     @property
     def name(self) -> str:
@@ -37,63 +65,10 @@ class Run:
     def signature(self) -> str:
         return self.folder.name
 
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def status_file(self) -> Path:
-        return self.folder / "status.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def environment_file(self) -> Path:
-        """What the last attempt computed with."""
-        return self.folder / "environment.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def features_file(self) -> Path:
-        return self.folder / "features.h5"
-
-    @property
-    def weights_file(self) -> Path:
-        """The trained model."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def best_file(self) -> Path:
-        """The model of the best validated epoch, if that was not the last."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def result_file(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "log.txt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.folder / "tensorboard"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.folder / "lock.json"
-
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved configuration.
-
-        It may replace one that differs in where and how the run continues, never in its result.
-        Raises Hindered when the folder cannot be written.
-        """
+        """Make the folder and write the resolved configuration. A configuration with the same
+        signature is replaced, so that a run can continue elsewhere. Raises Hindered when the folder
+        cannot be written."""
         with writing(self.folder):
             if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
                 write_text(self.config_file, config_yaml)
@@ -101,27 +76,22 @@ class Run:
     # --- state ---
 
     def status(self) -> dict[str, Any]:
-        """Return the last written status, `{"state": "new"}` when there is none.
-
-        Raises UserError when the file cannot be read as JSON: taking it for "no status" would run
-        or submit the same run twice.
-        """
+        """Return the last written status, `{"state": "new"}` when there is none. Raises UserError
+        when the file is not JSON: as "no status" it would submit the run twice."""
         try:
             return dict(read_json(self.status_file))
         except FileNotFoundError:
             return {"state": "new"}
         except NotADirectoryError:
             file = next(place for place in self.status_file.parents if place.is_file())
-            raise UserError(
-                f"{file}: is a file; set run.runs to a folder (run.runs=FOLDER)"
-            ) from None
+            raise UserError(f"{file}: is a file; name a folder (run.runs=FOLDER)") from None
         except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"{self.status_file}: cannot be read ({error}); fix or delete this file"
             ) from None
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Replace the status; `facts` are kept beside the state."""
+        """Replace the status by the state, the time and `facts`."""
         write_json(self.status_file, {"state": state, "time": time.time(), **facts})
 
     def result(self) -> dict[str, Any] | None:
@@ -134,27 +104,21 @@ class Run:
             raise UserError(f"{self.result_file}: cannot be read: {error}") from None
 
     def is_complete(self) -> bool:
-        """Return whether the result is on disk; an exit status proves nothing."""
+        """Return whether the result is on disk, whatever exit status a process had."""
         return self.result_file.exists()
 
     # --- metric log ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric log, without a last line that a kill cut short.
-
-        Raises UserError when another line is damaged.
-        """
+        """Return the metric log, without a last line that a kill cut short. Raises UserError for
+        any other damaged line."""
         try:
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines[:-1] if line]
+            return read_json_lines(self.metrics_file)
         except ValueError as error:
             raise UserError(f"{self.metrics_file}: a line is not JSON: {error}") from None
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one line to the metric log; raises LockLost."""
+        """Append one line to the metric log. Raises LockLost, and ValueError for NaN."""
         check_held(self.metrics_file)
         line = json.dumps(entry, allow_nan=False) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -162,40 +126,32 @@ class Run:
             log.write(line)
 
     def keep_metrics(self, count: int) -> None:
-        """Truncate the metric log to its first `count` lines: those before a checkpoint.
-
-        Raises UserError when the log is shorter than that.
-        """
+        """Truncate the metric log to its first `count` lines: those before a checkpoint. Raises
+        UserError when the log is shorter."""
         entries = self.metrics()
         if len(entries) < count:
             raise UserError(
                 f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
                 f"{count}: it was changed. Restore it, or delete the run folder to start over."
             )
-        write_text(
-            self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in entries[:count])
-        )
+        write_json_lines(self.metrics_file, entries[:count])
 
     # --- lock ---
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep all other processes out of this folder while the body runs.
 
         The lock is a file with a heartbeat, as flock is local to the node on many shared file
-        systems. The lock of a dead holder is taken: at once on this machine, after STALE_S
-        elsewhere. A holder that was suspended for so long raises LockLost at its next write, and a
-        training loop is asked to stop. Raises Busy naming the living holder, Hindered when the
+        systems. A dead holder's lock is taken over: at once on this machine, after STALE_S
+        elsewhere. A holder that was suspended for longer raises LockLost at its next write, and its
+        training loop stops. Raises Busy, which names the living holder, and Hindered when the
         folder cannot be written.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        with held_lock(self.lock_file, on_loss=request_stop):
-            yield
+        return held_lock(self.lock_file, on_loss=request_stop)
 
 
 def state_of(run: Run) -> str:
-    """Return the state of a run in one word; `unreadable` when its files are damaged."""
+    """Return the state of a run; `unreadable` when its files are damaged."""
     try:
         status = run.status()
     except UserError:

@@ -1,8 +1,6 @@
-"""Stopping on signals: they set a flag; training checks it between steps, and saves first.
-
-submitit and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is
-Ctrl-C. Handlers save nothing: a collective save in a handler would deadlock.
-"""
+"""Stopping on signals: they set a flag; training checks it between steps, saves and stops. submitit
+and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is Ctrl-C.
+Handlers save nothing: a collective save in a handler would deadlock."""
 
 import os
 import signal
@@ -32,42 +30,27 @@ def stop_requested() -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Have USR2, TERM and INT request a stop while the body runs; a second INT interrupts at once.
+    """Let USR2, TERM and INT request a stop while the body runs; a second INT interrupts at once.
 
-    A request from before the body holds for the body; after the body it is cleared. Outside the
-    main thread signals cannot be caught, and no handler is changed. Child processes that are forked
-    meanwhile get the default handlers, so that signals can end them.
+    An earlier request is valid for the body; all are cleared after it. Outside the main thread, no
+    handler is changed, as signals cannot be caught there. Forked child processes get the default
+    handlers, so that signals can end them.
     """
     global _requested
-    try:
-        with _handlers():
-            yield
-    finally:
-        _requested = False
 
-
-@contextmanager
-def _handlers() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if _requested:
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if _requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         request_stop()
 
-    handlers = {
-        signal.SIGUSR2: request_stop,
-        signal.SIGTERM: request_stop,
-        signal.SIGINT: on_interrupt,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    is_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, on_signal) for number in signals}
     owner, inside = os.getpid(), True
 
     def default_in_child() -> None:
         if inside and os.getppid() == owner:
-            for number in handlers:
+            for number in signals:
                 signal.signal(number, signal.SIG_DFL)
 
     os.register_at_fork(after_in_child=default_in_child)
@@ -77,3 +60,4 @@ def _handlers() -> Iterator[None]:
         inside = False
         for number, handler in before.items():
             signal.signal(number, handler)
+        _requested = False

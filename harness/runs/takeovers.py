@@ -1,4 +1,4 @@
-"""Runs that continue from another run's state: how population based training replaces bad runs.
+"""Takeovers: runs that continue from another run's state, in population based training.
 
     <run>/exports/<epoch>/   the state after an epoch at which runs are compared: checkpoint, log up
                              to that epoch, score, settings, files of the experiment
@@ -6,22 +6,21 @@
     <run>/takeover.json      a planned takeover: from which run and epoch, with which settings
     <run>/changes.json       the takeovers of the run so far
 
-The scheduler that compares runs plans a takeover. It is carried out where the run is, once the
-run's process has ended, and again if it was killed halfway. Afterwards the run's log is that of the
-weights that it has.
+The scheduler plans a takeover. It is carried out on the node of the run once the run's process has
+ended, and again after a kill halfway. The run then has the other run's weights and metric log.
 """
 
-import json
 import logging
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import link_folder, read_json, write_json, write_text
+from harness.base.files import link_folder, read_json, write_json, write_json_lines, write_text
 from harness.config.sources import Setting
 from harness.runs.run import Run
 
@@ -31,19 +30,16 @@ PATIENCE_S = 120.0
 """How long to wait for the checkpoint of an epoch."""
 POLL_S = 0.1
 OWN_FILES = ("checkpoint", "metrics.jsonl", "about.json")
-"""The parts of an exported state; all other files there are the experiment's."""
+"""The harness's parts of an exported state; all other files there are the experiment's."""
 
 
 def export(
     run: Run, *, stage: str, epoch: int, score: float, carried_files: Sequence[str] = (),
     patience_s: float = PATIENCE_S,
 ) -> None:
-    """Export the state at the end of an epoch, for other runs.
-
-    carried_files: names of further files in the run's folder that go with the checkpoint. The
-    checkpoint may still be being written; if it does not appear, nothing is exported, with a
-    warning.
-    """
+    """Export the state at the end of an epoch, for other runs. carried_files: names of further
+    files in the run's folder that are exported too. Waits for the checkpoint; if it does not
+    appear, only a warning is logged."""
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
     deadline = time.monotonic() + patience_s
     while not (source / "state.json").exists():
@@ -51,72 +47,70 @@ def export(
             log.warning("%s: not found; other runs cannot continue from it", source)
             return
         time.sleep(POLL_S)
-    private = _exports(run) / f".{epoch}.{uuid.uuid4().hex}.tmp"
+    private = run.exports / f".{epoch}.{uuid.uuid4().hex}.tmp"
     link_folder(source, private / "checkpoint")
     lines = run.metrics()[: read_json(source / "state.json")["progress"]["metric_lines"]]
-    write_text(private / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(private / "metrics.jsonl", lines)
     for name in carried_files:
         if (run.folder / name).exists():
             shutil.copyfile(run.folder / name, private / name)
     settings = {setting.key: setting.value for setting in changed_settings(run)}
     write_json(private / "about.json", {"score": score, "settings": settings})
-    final = _exports(run) / str(epoch)
+    final = run.exports / str(epoch)
     shutil.rmtree(final, ignore_errors=True)  # the same epoch again, after a resume or a takeover
     private.rename(final)
 
 
 def exported_score(run: Run, epoch: int) -> float | None:
     """Return a run's score at the end of an epoch, None when its state was not exported."""
-    about = _about(run, epoch)
-    return None if about is None else float(about["score"])
+    score = _about(run, epoch).get("score")
+    return None if score is None else float(score)
 
 
 def exported_settings(run: Run, epoch: int) -> list[Setting]:
     """Return the settings that replaced those of the run's config.yaml at that epoch."""
-    about = _about(run, epoch) or {"settings": {}}
-    where = str(_exports(run) / str(epoch))
-    return [Setting(key, value, where) for key, value in about["settings"].items()]
+    where = str(run.exports / str(epoch))
+    return [Setting(key, value, where)
+            for key, value in _about(run, epoch).get("settings", {}).items()]
 
 
-def _about(run: Run, epoch: int) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(_exports(run) / str(epoch) / "about.json"))
-    except FileNotFoundError:
-        return None
+def _about(run: Run, epoch: int) -> dict[str, Any]:
+    with suppress(FileNotFoundError):
+        return dict(read_json(run.exports / str(epoch) / "about.json"))
+    return {}
 
 
 def forget_exports(run: Run) -> None:
     """Remove the exported states of a run."""
-    shutil.rmtree(_exports(run), ignore_errors=True)
+    shutil.rmtree(run.exports, ignore_errors=True)
 
 
 def plan(run: Run, *, of: Run, epoch: int, settings: Mapping[str, Any]) -> None:
     """Plan that `run` continues from the state that `of` exported after an epoch."""
-    link_folder(_exports(of) / str(epoch), run.folder / "incoming")
-    write_json(run.folder / "takeover.json", {
-        "of": of.signature, "epoch": epoch, "settings": dict(settings),
-    })
+    link_folder(of.exports / str(epoch), run.incoming)
+    takeover = {"of": of.signature, "epoch": epoch, "settings": dict(settings)}
+    write_json(run.takeover_file, takeover)
 
 
 def is_planned(run: Run) -> bool:
-    """Return whether a run is to continue from another run's state."""
-    return (run.folder / "takeover.json").exists()
+    """Return whether a takeover is planned."""
+    return run.takeover_file.exists()
 
 
 def carry_out(run: Run) -> None:
     """Carry out the planned takeover, unless the run is complete; no process may hold the run."""
-    planned, incoming = run.folder / "takeover.json", run.folder / "incoming"
+    incoming = run.incoming
     if not run.is_complete():
-        what = read_json(planned)
+        takeover = read_json(run.takeover_file)
         adopt_checkpoint(incoming / "checkpoint", run)
         write_text(run.metrics_file, (incoming / "metrics.jsonl").read_text(encoding="utf-8"))
         for file in incoming.iterdir():
             if file.name not in OWN_FILES:
                 os.replace(file, run.folder / file.name)
         run.weights_file.unlink(missing_ok=True)
-        before = [one for one in changes(run) if one["epoch"] < what["epoch"]]
-        write_json(_changes_file(run), {"changes": [*before, what]})
-    planned.unlink()
+        before = [one for one in changes(run) if one["epoch"] < takeover["epoch"]]
+        write_json(run.changes_file, {"changes": [*before, takeover]})
+    run.takeover_file.unlink()
     shutil.rmtree(incoming, ignore_errors=True)
 
 
@@ -138,22 +132,13 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
 
 def changes(run: Run) -> list[dict[str, Any]]:
     """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`."""
-    try:
-        return list(read_json(_changes_file(run))["changes"])
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError):
+        return list(read_json(run.changes_file)["changes"])
+    return []
 
 
 def changed_settings(run: Run) -> list[Setting]:
     """Return the settings that replace those of the run's config.yaml now."""
     last = changes(run)[-1:]
-    where = str(_changes_file(run))
+    where = str(run.changes_file)
     return [Setting(key, value, where) for one in last for key, value in one["settings"].items()]
-
-
-def _changes_file(run: Run) -> Path:
-    return run.folder / "changes.json"
-
-
-def _exports(run: Run) -> Path:
-    return run.folder / "exports"

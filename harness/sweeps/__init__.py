@@ -1,1 +1,1 @@
-"""Sweeps: which trials there are, which are proposed, what came out."""
+"""Sweeps: their files, trials, proposed points and results."""

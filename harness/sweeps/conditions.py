@@ -1,8 +1,6 @@
 """Conditions between keys, as users write them: `train.weight > 0 and model.kind == "large"`.
-
-Python's parser reads them; they are evaluated here, over a small part of the language in which
-nothing can be called and nothing be reached but the keys that are named.
-"""
+Python's parser reads them; a small part of the language is evaluated here, without calls and with
+no names but keys."""
 
 import ast
 import operator
@@ -24,39 +22,34 @@ WORDS = {"null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition that was read and has no fault."""
+    """A valid condition."""
 
     text: str
     where: str
     names: tuple[str, ...]
-    """The keys that it looks at."""
+    """The keys that it names."""
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
-        """Whether it is true of the values; one that cannot be computed (null > 1) is not."""
+        """Return whether it is true of the values; False if it cannot be computed (null > 1)."""
         try:
-            return bool(_value(_parsed(self.text), value_of))
+            return bool(_value(ast.parse(self.text, mode="eval").body, value_of))
         except (TypeError, ZeroDivisionError):
             return False
 
 
 def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None:
-    """Return a condition, or None and a fault for what is none."""
+    """Return a condition; None, with a fault, for an invalid one."""
     try:
-        node = _parsed(text)
-        names = tuple(dict.fromkeys(_names(node)))
+        names = tuple(dict.fromkeys(_names(ast.parse(text, mode="eval").body)))
     except (SyntaxError, TypeError, ValueError) as error:
-        told = error.msg if isinstance(error, SyntaxError) else str(error)
-        faults.append(f"{where}: {text!r} is no condition ({told}); write it as "
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        faults.append(f"{where}: {text!r} is not a condition ({message}); write it as "
                       "first.weight + second.weight <= 1")
         return None
     if not names:
-        faults.append(f"{where}: {text!r} looks at no key")
+        faults.append(f"{where}: {text!r} names no key")
         return None
     return Condition(text, where, names)
-
-
-def _parsed(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
 
 
 def _names(node: ast.expr) -> Iterator[str]:
@@ -67,10 +60,9 @@ def _names(node: ast.expr) -> Iterator[str]:
             yield key
         return
     allowed = (ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Constant, ast.List, ast.Tuple)
-    operators = [getattr(node, "op", None), *getattr(node, "ops", ())]
-    known = (*ARITHMETIC, *COMPARISONS, ast.And, ast.Or, ast.Not, ast.USub)
-    if not isinstance(node, allowed) or not all(isinstance(o, (type(None), *known))
-                                                for o in operators):
+    operators = {type(one) for one in (getattr(node, "op", None), *getattr(node, "ops", ()))}
+    known = {*ARITHMETIC, *COMPARISONS, ast.And, ast.Or, ast.Not, ast.USub, type(None)}
+    if not isinstance(node, allowed) or operators - known:
         raise ValueError(f"{ast.unparse(node)} cannot be used here")
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
@@ -109,4 +101,4 @@ def _value(node: ast.expr, value_of: Callable[[str], Any]) -> Any:
             values_of = [_value(item, value_of) for item in (node.left, *node.comparators)]
             pairs = zip(node.ops, values_of, values_of[1:], strict=False)
             return all(COMPARISONS[type(op)](a, b) for op, a, b in pairs)
-    raise AssertionError(ast.dump(node))  # `read_condition` lets nothing else through
+    raise AssertionError(ast.dump(node))  # `_names` refuses all others

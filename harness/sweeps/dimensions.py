@@ -1,12 +1,11 @@
-"""One searched key of a sweep: what is tried for it, in order or by chance."""
+"""One searched key of a sweep: the values that are tried, in order or drawn at random."""
 
-import difflib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from harness.base.errors import hint
 from harness.config.casts import at_type, misfit
 from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
@@ -16,10 +15,8 @@ Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched key.
-
-    values: what to try (grid, choice), or (low, high), of which randint leaves `high` out.
-    """
+    """One searched key. values: what to try (grid, choice), or (low, high); randint excludes
+    `high`."""
 
     key: str
     kind: Kind
@@ -33,24 +30,21 @@ class Dimension:
         return self.kind != "grid"
 
     def draw(self, n: int, attempt: int = 0) -> Any:
-        """Return draw number `n`, always the same: a function of the key and of `n` alone.
-
-        attempt: which of the draws in its place, where a constraint forbids the first.
-        """
-        share = _share(f"{self.key} {n}" + (f" {attempt}" if attempt else ""))
+        """Return draw number `n`, a function of the key, `n` and `attempt` alone. attempt: number
+        of earlier draws in this place that a constraint forbade."""
+        text = f"{self.key} {n}" + (f" {attempt}" if attempt else "")
+        share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56  # [0, 1)
         if self.kind in ("grid", "choice"):
             return self.values[int(share * len(self.values))]
         low, high = self.values
         if self.kind == "randint":
             return low + int(share * (high - low))
         if self.kind == "uniform":
-            value = low + share * (high - low)
-        else:
-            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-        return short(value)
+            return short(low + share * (high - low))
+        return short(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
 
     def holds(self, value: Any) -> bool:
-        """Whether the value is one of those that are searched."""
+        """Return whether the value is one of those that are searched."""
         if self.kind in ("grid", "choice"):
             return value in self.values
         low, high = self.values
@@ -60,58 +54,47 @@ class Dimension:
 
 
 def short(value: float) -> float:
-    """Return a number in six digits: libraries differ in the last one of exp and log, and a run's
-    name must not."""
+    """Round to six digits: libraries differ in the last one of exp and log, and a run's name must
+    not."""
     return float(f"{value:.6g}")
 
 
 def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> list[Dimension]:
-    """Return the dimension that a `search` entry describes, or none and a fault.
-
-    type_: of the key, which the values get.
-    """
+    """Return the dimension that a `search` entry describes, with values of the key's type, or an
+    empty list and a fault."""
     kinds: tuple[Kind, ...] = get_args(Kind)
 
     def fault(message: str) -> list[Dimension]:
         faults.append(f"{setting.where}: {setting.key}: {message}")
         return []
 
-    found = dict(setting.value) if isinstance(setting.value, dict) else {}
+    def typed(value: Any) -> Any:
+        try:
+            found = at_type(value, type_)
+            return list(found) if isinstance(found, tuple) else found  # as in a point's JSON
+        except ValueError:
+            return fault(misfit(value, type_)) or value
+
+    entry = dict(setting.value) if isinstance(setting.value, dict) else {}
     when = None
-    if "when" in found:
-        when = read_condition(found.pop("when"), f"{setting.where}: {setting.key}: when", faults)
-    if len(found) != 1:
+    if "when" in entry:
+        when = read_condition(entry.pop("when"), f"{setting.where}: {setting.key}: when", faults)
+    if len(entry) != 1:
         return fault(f"expected one of {', '.join(kinds)}, such as {{grid: [0.0, 0.8]}}")
-    (kind, values), = found.items()
+    (kind, values), = entry.items()
     if kind not in kinds:
-        return fault(f"no way to search {kind!r}{hint(kind, kinds)}")
+        return fault(f"unknown search type {kind!r}{hint(kind, kinds)}")
     if not isinstance(values, list):
         return fault(f"{kind}: expected a list, found {values!r}")
-    if kind in ("grid", "choice"):
-        if not values:
-            return fault(f"{kind}: is empty")
-    elif not _is_range(kind, values):
+    if kind in ("grid", "choice") and not values:
+        return fault(f"{kind}: is empty")
+    if kind not in ("grid", "choice") and not _is_range(kind, values):
         numbers = "integers" if kind == "randint" else "numbers"
         above = " above 0" if kind == "loguniform" else ""
         return fault(f"{kind}: expected two rising {numbers}{above}, found {values}")
-    if kind != "randint":  # always integers
-        values = [_at_type(value, type_, fault) for value in values]
+    if kind != "randint":  # its values are integers whatever the key's type
+        values = [typed(value) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
-
-
-def _at_type(value: Any, type_: Any, fault: Callable[[str], Any]) -> Any:
-    try:
-        found = at_type(value, type_)
-        return list(found) if isinstance(found, tuple) else found  # as points are kept, in JSON
-    except ValueError:
-        fault(misfit(value, type_))
-        return value
-
-
-def hint(word: Any, known: Sequence[str]) -> str:
-    """Return the end of a message on an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; one of {', '.join(known)}"
 
 
 def _is_range(kind: Kind, values: list[Any]) -> bool:
@@ -120,8 +103,3 @@ def _is_range(kind: Kind, values: list[Any]) -> bool:
         return False
     low, high = values
     return bool(math.isfinite(high - low) and low < high and (kind != "loguniform" or low > 0))
-
-
-def _share(text: str) -> float:
-    """Return a number in [0, 1) that looks random and depends on `text` alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

@@ -1,12 +1,9 @@
-"""A sweep as JSON, for a process on another machine that must make further trials of it.
+"""A sweep as JSON, for a process on another machine that must make further trials of it. The JSON
+holds what the launcher read and checked, as the sweep file may be edited meanwhile."""
 
-It gets what the launcher had found without fault, not the sweep file, which may be edited
-meanwhile.
-"""
-
-import dataclasses
 import functools
 import importlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +15,35 @@ from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, Allocation, Resources
 from harness.sweeps.reading import Sweep, with_proposed
 from harness.sweeps.space import Space
 
+PLAIN = ("name", "file", "samples", "metric", "mode", "backend", "slurm", "objectives")
+"""Fields that JSON holds as they are."""
+
 
 def freeze(sweep: Sweep) -> dict[str, Any]:
     """Return the sweep, without its trials, as values that JSON can hold."""
-    plain = {
-        key: getattr(sweep, key)
-        for key in ("name", "file", "samples", "metric", "mode", "backend", "slurm")
-    }
-    plain["objectives"] = dict(sweep.objectives)
-    return {
-        **plain,
-        "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
-        "recipes": {
-            name: [dataclasses.asdict(setting) for setting in base.settings]
-            for name, base in sweep.bases.items()
-        },
-        "dimensions": [dataclasses.asdict(dimension) for dimension in sweep.space.dimensions],
-        "constraints": [dataclasses.asdict(item) for item in sweep.space.constraints],
-        "seeds": [dataclasses.asdict(seed) for seed in sweep.seeds],
-        "scheduler": _chosen(sweep.scheduler), "algorithm": _chosen(sweep.algorithm),
-        "resources": dataclasses.asdict(sweep.resources), "ray": dataclasses.asdict(sweep.ray),
-        "folder": str(sweep.folder.resolve()), "code": str(sweep.code or ""),
-    }
+    return {**{key: getattr(sweep, key) for key in PLAIN}, "objectives": dict(sweep.objectives),
+            "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
+            "recipes": {name: [*map(asdict, base.settings)] for name, base in sweep.bases.items()},
+            "dimensions": [asdict(dimension) for dimension in sweep.space.dimensions],
+            "constraints": [asdict(condition) for condition in sweep.space.constraints],
+            "seeds": [asdict(seed) for seed in sweep.seeds],
+            **{key: {chosen.kind: asdict(chosen)} if chosen else None
+               for key, chosen in (("scheduler", sweep.scheduler), ("algorithm", sweep.algorithm))},
+            "resources": asdict(sweep.resources), "ray": asdict(sweep.ray),
+            "folder": str(sweep.folder.resolve()), "code": str(sweep.code or "")}
 
 
 def thaw(frozen: dict[str, Any]) -> Sweep:
-    """Return the sweep with the trials of the points that were proposed so far.
-
-    Other trials are not computed again: a search is handed their folders.
-    """
+    """Return the sweep with the trials of the points that were proposed so far. Other trials are
+    not computed again: a search gets their folders."""
     schema = _named(frozen["schema"])
-    bases: dict[str, Base[Any]] = {
-        name: Base(schema, [Setting(**item) for item in settings])
-        for name, settings in frozen["recipes"].items()
-    }
-    space = Space(
-        tuple(_dimension(item) for item in frozen["dimensions"]),
-        tuple(_condition(item) for item in frozen["constraints"]),
-        {name: base.build() for name, base in bases.items()},
-    )
+    bases: dict[str, Base[Any]] = {name: Base(schema, [Setting(**item) for item in settings])
+                                   for name, settings in frozen["recipes"].items()}
+    space = Space(tuple(_dimension(item) for item in frozen["dimensions"]),
+                  tuple(_condition(item) for item in frozen["constraints"]),
+                  {name: base.build() for name, base in bases.items()})
     sweep = Sweep(
-        **{key: frozen[key] for key in
-           ("name", "file", "samples", "metric", "mode", "backend", "slurm", "objectives")},
+        **{key: frozen[key] for key in PLAIN},
         bases=bases, space=space, seeds=tuple(Setting(**item) for item in frozen["seeds"]),
         scheduler=_of(SCHEDULERS, frozen["scheduler"]),
         algorithm=_of(ALGORITHMS, frozen["algorithm"]),
@@ -71,8 +55,8 @@ def thaw(frozen: dict[str, Any]) -> Sweep:
 
 
 def _dotted(value: Any) -> str:
-    """Return the name by which a class or function is found again."""
-    while isinstance(value, functools.partial):  # what one command remembers
+    """Return the dotted name of a class or function, by which `_named` finds it."""
+    while isinstance(value, functools.partial):  # arguments of this command only
         value = value.func
     return f"{value.__module__}.{value.__qualname__}"
 
@@ -80,10 +64,6 @@ def _dotted(value: Any) -> str:
 def _named(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _chosen(value: Any) -> dict[str, Any] | None:
-    return None if value is None else {value.kind: dataclasses.asdict(value)}
 
 
 def _of(kinds: dict[str, type], frozen: dict[str, Any] | None) -> Any:

@@ -2,29 +2,24 @@
 
 import dataclasses
 import difflib
-import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, collecting, hint
 from harness.base.units import gigabytes, minutes
 from harness.config.build import build
 from harness.config.casts import TRUTHS
 from harness.config.fields import field_types, text_fields
 from harness.config.sources import Setting
 from harness.config.yaml_files import ENDINGS, Texts
-from harness.sweeps.dimensions import hint
-
-log = logging.getLogger(__name__)
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
-"""Keys of a sweep file whose mappings have keys of other schemas, or the user's own."""
+"""Keys of a sweep file whose mappings have keys of other schemas, or any keys."""
 SLURM_LISTS = ("setup", "teardown", "srun_args")
 SLURM_FLAGS = {"true": True, "false": False}
-"""Values of options that are flags."""
 SLURM_WORDS = ("account", "comment", "constraint", "job_name", "kill_on_invalid_dep", "partition",
                "qos", "reservation", "wckey")
 """Options whose value may be a word such as `on`; for others it means true or false."""
@@ -32,10 +27,24 @@ SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options with which submitit computes; it copies all others into the script."""
 
 
+class Options:
+    """Base of sections whose integers have lower bounds, which `least` holds by key."""
+
+    kind: ClassVar[str]
+    least: ClassVar[Mapping[str, int]] = {}
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        for key, least in self.least.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                yield key, f"must be at least {least}, found {value}"
+
+
 @dataclass
-class Resources:
+class Resources(Options):
     """Resources of one trial."""
 
+    least: ClassVar = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
     nodes: int = 1
     """Nodes per trial."""
     gpus: int | None = None
@@ -52,14 +61,10 @@ class Resources:
     """Memory per node, such as 32GB; null: the partition's default."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        least_of = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "max_time_outs": 0}
-        for key, least in least_of.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                yield key, f"must be at least {least}, found {value}"
+        yield from super().faults()
         if self.gpus and (self.tasks or 1) > self.gpus:
-            yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; give as "
-                            "many, or gpus: 0")
+            yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; set "
+                            f"gpus: {self.tasks}, or gpus: 0")
         if not minutes(self.time):
             yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
         if self.memory is not None and not gigabytes(self.memory):
@@ -80,9 +85,10 @@ class Resources:
 
 
 @dataclass
-class Allocation:
+class Allocation(Options):
     """Backend ray only: the job in which all trials run."""
 
+    least: ClassVar = {"nodes": 1, "trials_per_node": 1, "trials_per_gpu": 1}
     nodes: int = 1
     """Nodes of the job."""
     trials_per_node: int = 1
@@ -94,16 +100,12 @@ class Allocation:
     address: str | None = None
     """HOST:PORT of a running Ray cluster, whose nodes must see the same files; null: start one."""
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        for key in ("nodes", "trials_per_node", "trials_per_gpu"):
-            if getattr(self, key) < 1:
-                yield key, f"must be at least 1, found {getattr(self, key)}"
-
 
 @dataclass
-class SweepFile:
+class SweepFile(Options):
     """The keys of a sweep file."""
 
+    least: ClassVar = {"samples": 1}
     name: str = ""
     """Name of the folder of its runs; empty: the file's name."""
     recipe: str = ""
@@ -145,24 +147,24 @@ class SweepFile:
     python: the interpreter, srun_args: [...], env: {NAME: value}."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
         if self.name and not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
             yield "name", f"{self.name!r} must be a plain folder name (letters, digits, . _ -)"
-        if self.samples < 1:
-            yield "samples", f"must be at least 1, found {self.samples}"
         if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
             yield "seeds", f"{self.seeds} has a seed twice"
         if self.seeds == []:
             yield "seeds", "is empty; leave it out to use the recipe's seed"
 
 
-# --- schedulers: which trials are ended early, or changed ---
+# --- schedulers: which trials are stopped early, or changed ---
 
 
 @dataclass
-class Asha:
+class Asha(Options):
     """Asynchronous successive halving (Li et al. 2018): one in `reduction` trials passes a rung."""
 
-    kind: ClassVar[str] = "asha"
+    kind = "asha"
+    least: ClassVar = {"grace": 1, "reduction": 2}
     grace: int = 1
     """Epochs that every trial runs at least."""
     reduction: int = 3
@@ -170,43 +172,37 @@ class Asha:
     early: str | None = None
     """Metric that judges epochs before the sweep's metric exists."""
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, grace=1, reduction=2)
-
 
 @dataclass
-class HyperBand:
+class HyperBand(Options):
     """HyperBand (Li et al. 2017): brackets of trials that are paused and halved together."""
 
-    kind: ClassVar[str] = "hyperband"
+    kind = "hyperband"
+    least: ClassVar = {"epochs": 1, "reduction": 2}
     epochs: int = 27
     """Epochs of the longest trials."""
     reduction: int = 3
     """One in so many trials continues at each halving."""
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, epochs=1, reduction=2)
-
 
 @dataclass
-class Median:
+class Median(Options):
     """Median stopping (Golovin et al. 2017): ends trials below the others' median so far."""
 
-    kind: ClassVar[str] = "median"
+    kind = "median"
+    least: ClassVar = {"grace": 1, "trials": 1}
     grace: int = 2
     """Epochs that every trial runs at least."""
     trials: int = 3
     """Trials that must have reached an epoch before another is judged by it."""
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, grace=1, trials=1)
-
 
 @dataclass
-class Pbt:
+class Pbt(Options):
     """Population based training (Jaderberg et al. 2017): bad trials continue from good ones."""
 
-    kind: ClassVar[str] = "pbt"
+    kind = "pbt"
+    least: ClassVar = {"every": 1}
     every: int = 2
     """Epochs between comparisons."""
     share: float = 0.25
@@ -217,7 +213,7 @@ class Pbt:
     """Probability that a setting is redrawn instead."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, every=1)
+        yield from super().faults()
         if not 0 < self.share <= 0.5:
             yield "share", f"must be greater than 0 and at most 0.5, found {self.share}"
         if self.factor <= 1:
@@ -230,53 +226,40 @@ Scheduler = Asha | HyperBand | Median | Pbt
 SCHEDULERS: dict[str, type] = {kind.kind: kind for kind in (Asha, HyperBand, Median, Pbt)}
 
 
-def tell_without_ray(scheduler: Scheduler, where: str, faults: list[str]) -> None:
-    """Report a scheduler without `backend: ray`, which alone uses it."""
-    if isinstance(scheduler, Pbt):
-        faults.append(f"{where}: scheduler: pbt needs backend: ray")
-    else:
-        log.warning("%s: scheduler: %s has no effect without backend: ray; all trials run to "
-                    "their ends", where, scheduler.kind)
-
-
 # --- algorithms: which points are tried next ---
 
 
 @dataclass
-class Proposer:
+class Proposer(Options):
     """Options of all algorithms."""
 
+    least: ClassVar = {"startup": 1}
     startup: int = 10
     """Random points before the first proposal."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from _at_least(self, startup=1)
 
 
 class Tpe(Proposer):
     """Tree-structured Parzen estimators (Bergstra et al. 2011), by Optuna."""
 
-    kind: ClassVar[str] = "tpe"
+    kind = "tpe"
 
 
 class Gp(Proposer):
     """Bayesian optimisation with a Gaussian process, by Optuna."""
 
-    kind: ClassVar[str] = "gp"
+    kind = "gp"
 
 
 Algorithm = Tpe | Gp
 ALGORITHMS: dict[str, type] = {kind.kind: kind for kind in (Tpe, Gp)}
 
 
-# --- files by name, words of a command line, and sections that are checked one by one ---
+# --- files by name, command-line settings, sections that are checked one by one ---
 
 
 def find_sweep(name: str, folder: Path) -> Path:
-    """Return a sweep file given by path or, where there is none, by the name of one in `folder`.
-
-    Raises UserError, with the nearest names, when there is neither.
-    """
+    """Return a sweep file given by its path or, where there is none, by its name in `folder`.
+    Raises UserError, with the nearest names, when there is neither."""
     path, shipped = Path(name), folder / f"{name}.yaml"
     if path.exists() and not path.is_dir():
         return path
@@ -292,11 +275,9 @@ def find_sweep(name: str, folder: Path) -> Path:
 
 
 def sweep_texts(schema: type) -> Texts:
-    """Return a function that tells whether a dotted key of a sweep file holds strings only.
-
-    schema: the experiment's configuration. Options of sbatch and variables stay as the user wrote
-    them: an account may be 0123, a variable FALSE.
-    """
+    """Return a function that returns whether a dotted key of a sweep file holds strings only.
+    schema: the experiment's configuration. Options of sbatch and variables are strings: an account
+    may be 0123, a variable FALSE."""
     of_trials, own = text_fields(schema), text_fields(SweepFile)
 
     def texts(key: str) -> bool:
@@ -308,47 +289,50 @@ def sweep_texts(schema: type) -> Texts:
     return texts
 
 
-def take_words(
-    words: list[Setting], own: list[Setting], parts: dict[str, list[Setting]], schema: type,
-    faults: list[str],
+def sort_settings(
+    settings: Iterable[Setting], own: list[Setting], parts: dict[str, list[Setting]],
+    schema: type, faults: list[str],
 ) -> None:
-    """Sort command-line settings into the sweep's own keys and `parts`; later ones win.
-
-    schema: the experiment's configuration; all keys that are not the sweep's belong to it.
-    """
+    """Sort command-line settings into the sweep's own keys and `parts`; later ones win. schema: the
+    experiment's configuration; all keys that are not the sweep's belong to it."""
     own_keys = [item.name for item in dataclasses.fields(SweepFile)]
     theirs = {key.partition(".")[0] for key in field_types(schema)}
-    for word in words:
-        first, _, rest = word.key.partition(".")
-        if first not in own_keys:
+    for setting in settings:
+        first, _, rest = setting.key.partition(".")
+        if first in FREE and rest:
+            parts[first] = [one for one in parts[first] if one.key != rest]
+            parts[first].append(dataclasses.replace(setting, key=rest))
+        elif first in FREE:
+            parts[first] = entries(setting, faults)
+        elif first in own_keys:
+            own.append(setting)
+        else:
             near = difflib.get_close_matches(first, [*sorted(theirs), *own_keys], n=1)
             if first not in theirs and near and near[0] in own_keys:
                 meant = f"{near[0]}.{rest}" if rest else near[0]
-                faults.append(f"{word.where}: no key {word.key}; did you mean {meant}?")
+                faults.append(f"{setting.where}: no key {setting.key}; did you mean {meant}?")
             else:
-                parts["overrides"].append(word)
-        elif first not in FREE:
-            own.append(word)
-        elif rest:
-            parts[first] = [s for s in parts[first] if s.key != rest]
-            parts[first].append(Setting(rest, word.value, word.where))
-        elif word.value in (None, "none", {}):
-            parts[first] = []
-        elif isinstance(word.value, str) and first in ("scheduler", "algorithm"):
-            parts[first] = [Setting(word.value, None, word.where)]
-        elif isinstance(word.value, dict):
-            parts[first] = [Setting(str(k), v, word.where) for k, v in word.value.items()]
-        else:
-            faults.append(f"{word.where}: {first}: expected a mapping, found {word.value!r}")
+                parts["overrides"].append(setting)
+
+
+def entries(mapping: Setting, faults: list[str]) -> list[Setting]:
+    """Return the entries of a mapping in `FREE`, with the place of the mapping."""
+    key, value, where = mapping.key, mapping.value, mapping.where
+    if value in (None, "none", {}):
+        return []
+    if isinstance(value, str) and key in ("scheduler", "algorithm"):
+        return [Setting(value, None, where)]
+    if isinstance(value, dict):
+        return [Setting(str(name), item, where) for name, item in value.items()]
+    faults.append(f"{where}: {key}: expected a mapping, found {value!r}")
+    return []
 
 
 def choose(
     kinds: dict[str, type], settings: Iterable[Setting], section: str, faults: list[str]
 ) -> Any:
     """Return the scheduler or algorithm that `{asha: {grace: 2}}` or `asha` names, None for none.
-
-    Options may also be set one by one (`asha.grace`). Messages go to `faults`.
-    """
+    Options may also be set one by one (`asha.grace`)."""
     chosen: dict[str, list[Setting]] = {}
     for setting in settings:
         kind, _, option = setting.key.partition(".")
@@ -366,31 +350,26 @@ def choose(
             faults.append(f"{where}: expected one of {', '.join(kinds)}, found {', '.join(chosen)}")
             return None
     for kind, options_of in chosen.items():
-        try:
+        with collecting(faults):
             return build(kinds[kind], options_of)
-        except UserError as error:
-            faults.extend(str(error).splitlines())
     return None
 
 
 def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
     """Return the checked section `slurm`; sbatch itself checks the names of its options."""
+    options: dict[str, Any] = {}
     for setting in settings:
-        key = setting.key.replace("-", "_")
-        if re.fullmatch(r"[a-z][a-z0-9_]*", key):
-            faults.extend(
-                f"{setting.where}: slurm.{key}: {fault}"
-                for fault in _slurm_faults(key, setting.value)
-            )
-        else:
-            faults.append(f"{setting.where}: slurm: {setting.key!r} is not an option's name")
-    return {
-        s.key.replace("-", "_"): _meant(s.key.replace("-", "_"), s.value) for s in settings
-        if s.value is not None
-    }
+        key, where = setting.key.replace("-", "_"), f"{setting.where}: slurm"
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            faults.append(f"{where}: {setting.key!r} is not an option's name")
+            continue
+        faults.extend(f"{where}.{key}: {fault}" for fault in _slurm_faults(key, setting.value))
+        if setting.value is not None:
+            options[key] = _slurm_value(key, setting.value)
+    return options
 
 
-def _meant(key: str, value: Any) -> Any:
+def _slurm_value(key: str, value: Any) -> Any:
     """Return the value of an option: a flag, an integer for submitit, or a string."""
     if key == "env" and isinstance(value, dict):
         return {name: "" if text is None else text for name, text in value.items()}
@@ -409,7 +388,7 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
             yield "expected NAME: value pairs"
         for name in value if isinstance(value, dict) else ():
             if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
-                yield f"{name!r} is no variable's name"
+                yield f"{name!r} is not a variable name"
             elif isinstance(value[name], list | dict):
                 yield f"{name}: expected one value, found {value[name]!r}"
     elif value is None:
@@ -425,9 +404,3 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         yield "must be one line"
     elif key not in SLURM_WORDS and str(value).lower() in TRUTHS.keys() - SLURM_FLAGS.keys():
         yield f"write true or false, found {value!r}"
-
-
-def _at_least(node: object, **least: int) -> Iterator[tuple[str, str]]:
-    for key, value in least.items():
-        if getattr(node, key) < value:
-            yield key, f"must be at least {value}, found {getattr(node, key)}"

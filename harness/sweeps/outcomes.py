@@ -1,47 +1,47 @@
-"""What came out of a sweep: its points ranked, how sure that is, and what mattered.
+"""The results of a sweep: its points ranked, with confidence intervals and each key's importance.
+Read from the run folders and from sweep.json there, whichever backend ran the trials."""
 
-    runs/<name>/best.yaml       the best point as a recipe
-    runs/<name>/trials.csv      every trial: point, seed, state, all numbers of its result
-    runs/<name>/trials.parquet  likewise, with types
-
-Read from the run folders and from sweep.json there, whichever backend ran the trials.
-"""
-
+import csv
+import io
 import json
 import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import read_json
-from harness.base.mappings import flatten
+from harness.base.files import atomic_write, read_json, write_text
+from harness.base.mappings import numeric_leaves
+from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.run import Run, epoch_lines, state_of
-from harness.runs.takeovers import changes
+from harness.runs.takeovers import changed_settings, changes
 from harness.sweeps.space import Point
 
 MOST_POINTS = 200
+"""More would take a random forest minutes."""
 LEAST_POINTS = 4
-"""Fewer complete points say nothing about what mattered."""
+"""Fewer complete points give no importance."""
 CONFIDENCE = 0.95
-PLACES = ("epoch", "step")
-"""Numbers of an epoch's line that say where it stands."""
+BEST = "best.yaml"
+POSITION = ("epoch", "step")
+"""Numbers of an epoch's line that are no metrics."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial as it ended, or is now."""
+    """The present state and numbers of one trial."""
 
     point: Point
     seed: int
     run: Run
     state: str
     value: float | None
-    """Its metric; None as long as it is not complete."""
+    """Its metric; None while it is not complete."""
     numbers: Mapping[str, float]
     """Of its result, by dotted key."""
 
@@ -53,8 +53,8 @@ class Ranked:
     point: Point
     outcomes: Sequence[Outcome]
     """Of its complete trials."""
-    asked: int = 1
-    """How many trials it has: those of bad seeds may have been ended early."""
+    trial_count: int = 1
+    """All trials of the point, also those that are not complete or were stopped early."""
 
     @property
     def values(self) -> list[float]:
@@ -62,8 +62,8 @@ class Ranked:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its trials are complete."""
-        return len(self.outcomes) == self.asked
+        """Return whether all its trials are complete."""
+        return len(self.outcomes) == self.trial_count
 
     @property
     def mean(self) -> float:
@@ -83,16 +83,15 @@ class Ranked:
         """Half of the 95 % confidence interval of the mean (Student's t), None of one seed."""
         if self.spread is None:
             return None
-        from scipy.stats import t  # a second to import
+        from scipy.stats import t  # takes a second to import
 
         count = len(self.values)
-        factor = t.ppf(0.5 + CONFIDENCE / 2, count - 1)
-        return float(factor * self.spread / math.sqrt(count))
+        return float(t.ppf(0.5 + CONFIDENCE / 2, count - 1) * self.spread / math.sqrt(count))
 
 
 @dataclass(frozen=True)
-class Sweeping:
-    """A sweep folder, read."""
+class SweepResults:
+    """The trials of a sweep folder."""
 
     name: str
     folder: Path
@@ -100,11 +99,11 @@ class Sweeping:
     mode: Literal["max", "min"]
     outcomes: Sequence[Outcome]
     objectives: Mapping[str, str] = field(default_factory=dict)
-    """What was weighed against the metric: `max` or `min` by key."""
+    """Further objectives: `max` or `min` by key."""
 
     @property
     def selected_on(self) -> str:
-        """The part of the data that the metric is of."""
+        """The part of the data on which the metric is computed."""
         return "validation" if self.metric.startswith("validation.") else "test"
 
     @property
@@ -113,18 +112,15 @@ class Sweeping:
         return list(dict.fromkeys(key for one in self.outcomes for key in one.point))
 
     def ranked(self) -> list[Ranked]:
-        """Return the points that have a complete trial: whole ones, the best mean first, then those
-        of which seeds are missing."""
+        """Return the points that have a complete trial, the best mean first; points with missing
+        seeds come last."""
         groups: dict[str, list[Outcome]] = {}
         for one in self.outcomes:
             groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
-        found = []
-        for group in groups.values():
-            complete = [one for one in group if one.value is not None]
-            if complete:
-                found.append(Ranked(group[0].point, complete, len(group)))
+        points = [Ranked(group[0].point, complete, len(group)) for group in groups.values()
+                  if (complete := [one for one in group if one.value is not None])]
         sign = -1.0 if self.mode == "max" else 1.0
-        return sorted(found, key=lambda point: (not point.is_whole, sign * point.mean))
+        return sorted(points, key=lambda point: (not point.is_whole, sign * point.mean))
 
     def sound(self) -> list[Ranked]:
         """Return the whole points, or all where there are none."""
@@ -133,86 +129,75 @@ class Sweeping:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """What mattered, see `importance`; of many points it takes its time."""
-        return importance(self)
+        """The importance of each key: its share in the metric's variance; empty when unknown.
+
+        For a full grid, by analysis of variance, with `interactions` for the rest. Otherwise by
+        Optuna's functional ANOVA over a random forest (Hutter et al. 2014); these shares sum to 1.
+        Of more than 200 points, 200 are drawn by a fixed seed. Keys that some points lack are left
+        out.
+        """
+        ranked = self.sound()
+        if self.has_changed:
+            return {}
+        keys = [key for key in self.keys if all(key in one.point for one in ranked)]
+        kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
+        kinds = {key: values for key, values in kinds.items() if len(values) > 1}
+        means = [one.mean for one in ranked]
+        if len(ranked) < LEAST_POINTS or not kinds or max(means) == min(means):
+            return {}
+        if math.prod(map(len, kinds.values())) == len(ranked):
+            return _of_grid(ranked, kinds)
+        if len(ranked) > MOST_POINTS:
+            ranked = random.Random(0).sample(ranked, MOST_POINTS)
+        return _of_forest(ranked, list(kinds))
 
     @property
     def has_changed(self) -> bool:
-        """Whether settings of any run changed while it was trained, so that points say little."""
+        """Whether a run's settings changed during training, so that its point means little."""
         return any(changes(one.run) for one in self.outcomes)
 
 
-def unbeaten(sweeping: Sweeping, ranked: Sequence[Ranked]) -> list[bool]:
-    """Return of each point whether no other is at least as good in everything, and better in one.
+def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
+    """Return whether each point is Pareto-optimal in the metric and the objectives: no other is at
+    least as good in all of them and better in one."""
+    import numpy as np  # not needed by --help and --status
 
-    What counts is the metric and the objectives (the Pareto front).
-    """
-    signs = [1.0 if sweeping.mode == "max" else -1.0]
-    signs += [1.0 if mode == "max" else -1.0 for mode in sweeping.objectives.values()]
-    scores = []
-    for one in ranked:
-        means = [one.mean, *(one.mean_of(key) for key in sweeping.objectives)]
-        scores.append([sign * mean for sign, mean in zip(signs, means, strict=True)])
-    return [
-        not any(map(math.isnan, mine)) and not any(
-            all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
-            for other in scores
-        )
-        for mine in scores
-    ]
+    modes = [results.mode, *results.objectives.values()]
+    signs = np.array([1.0 if mode == "max" else -1.0 for mode in modes])
+    means = [[one.mean, *map(one.mean_of, results.objectives)] for one in ranked]
+    scores = np.reshape(means, (-1, len(modes))) * signs
+    is_better = (scores[:, None] >= scores).all(axis=2) & (scores[:, None] > scores).any(axis=2)
+    found: list[bool] = (~is_better.any(axis=0) & ~np.isnan(scores).any(axis=1)).tolist()
+    return found
 
 
-def read_outcomes(folder: Path) -> Sweeping:
-    """Read a sweep folder. Raises UserError for a folder that is none."""
+def read_outcomes(folder: Path) -> SweepResults:
+    """Read a sweep folder. Raises UserError for any other folder."""
     try:
-        said = read_json(folder / "sweep.json")
-        metric, mode = str(said["metric"]), said["mode"]
-        objectives = said.get("objectives", {})
+        record = read_json(folder / "sweep.json")
+        metric, objectives = str(record["metric"]), record.get("objectives", {})
+        results = SweepResults(record["name"], folder, metric, record["mode"], [], objectives)
         trials = [(t["point"], int(t["seed"]), Run(folder / t["signature"]))
-                  for t in said["trials"]]
+                  for t in record["trials"]]
     except FileNotFoundError:
-        raise UserError(f"{folder}: not a sweep's folder: there is no sweep.json in it") from None
+        raise UserError(f"{folder}: not a sweep folder: it has no sweep.json") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
     outcomes = []
     for point, seed, run in trials:
         try:
-            numbers = numbers_of(run) if objectives else flatten(run.result() or {})
+            numbers = numbers_of(run) if objectives else numeric_leaves(run.result() or {})
         except (UserError, ValueError):
             numbers = {}
-        numbers = {k: v for k, v in numbers.items() if k not in PLACES}
+        numbers = {k: v for k, v in numbers.items() if k not in POSITION}
         outcomes.append(Outcome(point, seed, run, state_of(run), numbers.get(metric), numbers))
-    return Sweeping(said["name"], folder, metric, mode, outcomes, objectives)
+    return replace(results, outcomes=outcomes)
 
 
 def numbers_of(run: Run) -> dict[str, float]:
-    """Return the numbers of a complete run's result, and of its last epoch those that are not."""
+    """Return the numbers of a run's last epoch, replaced by those of its result."""
     lines = epoch_lines(run)
-    return flatten(lines[-1] if lines else {}) | flatten(run.result() or {})
-
-
-def importance(sweeping: Sweeping) -> dict[str, float]:
-    """Return the share of each key in the metric's variance over the points; empty when unknown.
-
-    Of a full grid by its analysis of variance, what keys do together under `interactions`; of other
-    points by functional ANOVA over a random forest (Hutter et al. 2014), by Optuna, the shares
-    summing to 1; of more than 200, which would take minutes, 200 drawn by a fixed seed. Keys that
-    are not part of every point are left out.
-    """
-    ranked = sweeping.sound()
-    if sweeping.has_changed:
-        return {}
-    keys = [key for key in sweeping.keys if all(key in one.point for one in ranked)]
-    kinds = {key: sorted({json.dumps(one.point[key]) for one in ranked}) for key in keys}
-    kinds = {key: values for key, values in kinds.items() if len(values) > 1}
-    means = [one.mean for one in ranked]
-    if len(ranked) < LEAST_POINTS or not kinds or max(means) == min(means):
-        return {}
-    if math.prod(map(len, kinds.values())) == len(ranked):
-        return _of_grid(ranked, kinds)
-    if len(ranked) > MOST_POINTS:
-        ranked = random.Random(0).sample(ranked, MOST_POINTS)
-    return _of_forest(ranked, list(kinds))
+    return numeric_leaves(lines[-1] if lines else {}) | numeric_leaves(run.result() or {})
 
 
 def _of_grid(ranked: Sequence[Ranked], kinds: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -231,16 +216,20 @@ def _of_grid(ranked: Sequence[Ranked], kinds: Mapping[str, Sequence[str]]) -> di
 
 
 def _of_forest(ranked: Sequence[Ranked], keys: Sequence[str]) -> dict[str, float]:
-    import optuna  # a third of a second
+    import optuna  # takes a third of a second to import
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    kinds = {key: _distribution([one.point[key] for one in ranked]) for key in keys}
-    named = [key for key, kind in kinds.items() if hasattr(kind, "choices")]
-    for one in ranked:
-        params = {
-            key: json.dumps(one.point[key]) if key in named else one.point[key] for key in keys
-        }
+    columns = {key: [one.point[key] for one in ranked] for key in keys}
+    kinds: dict[str, Any] = {}
+    for key, values in columns.items():
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            kinds[key] = optuna.distributions.FloatDistribution(min(values), max(values))
+        else:
+            columns[key] = texts = [json.dumps(value) for value in values]
+            kinds[key] = optuna.distributions.CategoricalDistribution(sorted(set(texts)))
+    for place, one in enumerate(ranked):
+        params = {key: values[place] for key, values in columns.items()}
         study.add_trial(optuna.trial.create_trial(
             params=params, distributions=kinds, value=one.mean
         ))
@@ -248,15 +237,69 @@ def _of_forest(ranked: Sequence[Ranked], keys: Sequence[str]) -> dict[str, float
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
-def _distribution(values: Sequence[Any]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return FloatDistribution(min(values), max(values))
-    return CategoricalDistribution(sorted({json.dumps(value) for value in values}))
-
-
 # --- files ---
+
+
+def write_best(
+    results: SweepResults, *, without: Mapping[str, Any],
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> Path | None:
+    """Write the best point as a recipe; return the file, None when no trial is complete. without:
+    values by dotted key that replace the run's (None: leave the key out), for keys that only a
+    search needs. absent: values of keys that an earlier version's run lacks."""
+    ranked = results.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    run = best.outcomes[0].run
+    settings, _ = read_yaml(run.config_file)
+    changed = {setting.key: setting.value for setting in changed_settings(run)}
+    for key, value in {**absent, **changed, **without}.items():
+        node, (*above, last) = settings, key.split(".")
+        for part in above:
+            node = node.get(part, {})
+        if value is None:
+            node.pop(last, None)
+        elif key in absent and key not in changed:
+            node.setdefault(last, value)
+        else:
+            node[last] = value
+    width = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
+    point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
+    runs = ", ".join(one.run.signature for one in best.outcomes)
+    warning = f"# Settings changed during training ({run.changes_file}): the last.\n"
+    path = results.folder / BEST
+    head = (
+        f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
+        f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
+        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
+        f"#   python launch/train.py --recipe {path}\n"
+    )
+    write_text(path, head + to_text(settings))
+    return path
+
+
+def write_tables(results: SweepResults) -> list[Path]:
+    """Write every trial (point, seed, state, all numbers of its result) to trials.csv and, with
+    types, to trials.parquet; return the files."""
+    names = list(dict.fromkeys(name for one in results.outcomes for name in one.numbers))
+    columns = [*results.keys, "seed", "run", "state", *names]
+    rows = [{key: one.point.get(key) for key in results.keys}
+            | {"seed": one.seed, "run": one.run.signature, "state": one.state}
+            | {name: one.numbers.get(name) for name in names} for one in results.outcomes]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    table, typed = results.folder / "trials.csv", results.folder / "trials.parquet"
+    write_text(table, text.getvalue())
+    import pyarrow  # takes half a second to import
+    import pyarrow.parquet
+
+    plain = {column: _of_one_type([row[column] for row in rows]) for column in columns}
+    with atomic_write(typed) as private:
+        pyarrow.parquet.write_table(pyarrow.table(plain), private)
+    return [table, typed]
 
 
 def _of_one_type(values: Sequence[Any]) -> Sequence[Any]:

@@ -1,8 +1,8 @@
-"""Population based training (Jaderberg et al. 2017): bad runs go on from good ones, changed a bit.
+"""Population based training (Jaderberg et al. 2017): bad runs continue from good ones with slightly
+changed settings.
 
-Runs are compared at every k-th epoch, each with those that have come there before it. Nothing is
-waited for, so runs may also be trained one after the other. What is drawn is a function of the run
-and the epoch alone.
+Runs are compared at every k-th epoch, each with those that reached it earlier. No run waits, so
+runs may also be trained one after the other. Draws are a function of the run and the epoch alone.
 """
 
 import hashlib
@@ -15,17 +15,13 @@ import numpy as np
 from harness.base.rng import generator
 from harness.sweeps.dimensions import Dimension, short
 
-Settings = Mapping[str, Any]
-
 
 def source_for(
     name: str, scores: Mapping[str, float], *, share: float, mode: str, epoch: int
 ) -> str | None:
-    """Return the run from which `name` should go on, None when it should go on by itself.
-
-    scores: of all that have come to this epoch, by name; at least two. One of the worst `share`
-    goes on from one of the best.
-    """
+    """Return the run from which `name` should continue, None for its own state. scores: of all runs
+    that reached this epoch, by name. Runs in the worst `share` continue from random ones in the
+    best."""
     order = sorted(scores, key=lambda one: (scores[one], one), reverse=mode == "max")
     count = math.ceil(len(order) * share)
     if len(order) < 2 or 2 * count > len(order) or name not in order[-count:]:
@@ -34,13 +30,11 @@ def source_for(
 
 
 def explore(
-    dimensions: Sequence[Dimension], settings: Settings, changeable: set[str], *, name: str,
-    epoch: int, factor: float, resample: float,
+    dimensions: Sequence[Dimension], settings: Mapping[str, Any], changeable: set[str], *,
+    name: str, epoch: int, factor: float, resample: float,
 ) -> dict[str, Any]:
-    """Return settings near others: each changeable one by a factor up or down, or drawn anew.
-
-    resample: the probability of the latter. Others stay, as those that shape the model must.
-    """
+    """Return settings with each changeable one multiplied or divided by `factor`, or redrawn with
+    the probability `resample`; others, such as those that shape the model, stay."""
     random = _random(name, epoch, 1)
     found = dict(settings)
     for dimension in dimensions:
@@ -48,10 +42,9 @@ def explore(
         if dimension.key not in changeable or dimension.key not in settings:
             continue
         before = settings[dimension.key]
-        after = dimension.draw(place) if anew < resample else (
-            _moved(dimension, before, factor, up=up)
-        )
-        # a weight of 0 leaves out what it weighs, and with it what would have been trained
+        moved = _moved(dimension, before, factor, up=up)
+        after = dimension.draw(place) if anew < resample else moved
+        # a loss of weight 0 is left out, and so are the parameters that it trains
         found[dimension.key] = before if (after == 0) != (before == 0) else after
     return found
 

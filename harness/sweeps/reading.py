@@ -10,13 +10,12 @@ configuration, so the same point has the same folder whichever backend runs it.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, collecting, hint
 from harness.config.build import Base, build
 from harness.config.fields import field_types
 from harness.config.recipes import named_recipe, recipe_stem
@@ -25,36 +24,22 @@ from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
 from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run
-from harness.sweeps import rules
-from harness.sweeps.dimensions import Dimension, hint, read_dimension
-from harness.sweeps.keys import (
-    ALGORITHMS,
-    FREE,
-    SCHEDULERS,
-    Algorithm,
-    Allocation,
-    Pbt,
-    Resources,
-    Scheduler,
-    SweepFile,
-    choose,
-    read_slurm,
-    sweep_texts,
-    take_words,
-    tell_without_ray,
-)
-from harness.sweeps.space import RECIPE, Space, read_points
+from harness.sweeps import keys, rules
+from harness.sweeps.conditions import read_condition
+from harness.sweeps.dimensions import Dimension, read_dimension
+from harness.sweeps.keys import FREE, Pbt, SweepFile
+from harness.sweeps.space import RECIPE, Point, Space, read_points
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that was read and found without fault."""
+    """A sweep whose file was read and has no fault."""
 
     name: str
     file: str
-    """The sweep file or the recipe it comes from, as the user would find it again."""
+    """The sweep file or the recipe, as the user gave it."""
     bases: Mapping[str, Base[Any]]
     """Settings that all trials share, by recipe; more than one where recipes are searched."""
     space: Space
@@ -63,27 +48,27 @@ class Sweep:
     metric: str
     mode: Literal["max", "min"]
     backend: Literal["array", "ray"]
-    scheduler: Scheduler | None
-    algorithm: Algorithm | None
-    resources: Resources
-    ray: Allocation
+    scheduler: keys.Scheduler | None
+    algorithm: keys.Algorithm | None
+    resources: keys.Resources
+    ray: keys.Allocation
     slurm: dict[str, Any]
     folder: Path
     """runs/<name>."""
     complete: Callable[[Any], Any]
-    """What a checked configuration still goes through before it is signed."""
+    """Called with each checked configuration; returns the one that is signed and run."""
     objectives: Mapping[str, str] = field(default_factory=dict)
-    """What an algorithm weighs against the metric: `max` or `min` by key."""
+    """Further objectives of an algorithm: `max` or `min` by key."""
     trials: tuple["Trial", ...] = ()
-    """Those that are known: an algorithm proposes its points one after the other."""
+    """The known trials: an algorithm proposes its points one after the other."""
     to_propose: int = 0
     """How many points an algorithm still has to propose."""
     probes: tuple["Trial", ...] = ()
-    """Trials that an algorithm may propose: they were checked, and are not run."""
+    """Trials that an algorithm may propose: checked, never run."""
     prepare: bool = False
     report: bool = False
     first: int | None = None
-    """How many of the trials are dealt with now; None: all."""
+    """Only this many trials are launched or shown now; None: all."""
     code: Path | None = None
     """The frozen code of its jobs; None: they run what is installed."""
 
@@ -94,7 +79,6 @@ class Sweep:
 
     @property
     def experiment(self) -> Experiment:
-        """What the experiment tells of itself."""
         return experiment_of(self.base.schema)
 
     @property
@@ -109,8 +93,7 @@ class Trial:
     """One run of a sweep."""
 
     index: int
-    point: dict[str, Any]
-    """The searched keys' values."""
+    point: Point
     seed: int
     config: Any
     signature: str
@@ -118,9 +101,12 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """The point in few words: the last part of each key is enough for a reader."""
-        words = [f"{key.split('.')[-1]}={_plain(value)}" for key, value in self.point.items()]
-        return " ".join([*words, f"seed={self.seed}"])
+        """The point in short: the last part of each key with its value, and the seed."""
+        words = []
+        for key, value in [*self.point.items(), ("seed", self.seed)]:
+            text = f"{value:g}" if isinstance(value, float) else value
+            words.append(f"{key.split('.')[-1]}={text}")
+        return " ".join(words)
 
 
 # --- reading ---
@@ -132,24 +118,21 @@ def as_it_is(config: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Draft:
     """A sweep file, or a recipe in its place, before it is checked."""
 
     name: str
-    """What the sweep is called unless `own` says so."""
+    """The sweep's name where `own` sets none."""
     file: str
     own: list[Setting]
     parts: dict[str, list[Setting]]
     """The entries of the mappings in `FREE`."""
     near: tuple[Path, ...]
-    """From where a recipe's path may be meant."""
+    """Folders from which the path of a recipe may start."""
     schema: type
     recipes: Path
     metrics: Sequence[str] | None
     complete: Callable[[Any], Any]
-
-    def sets(self, key: str) -> bool:
-        return any(setting.key == key for setting in self.own)
 
     def place(self, key: str) -> str:
         """Return where one of the sweep's own keys was set: the file, if nowhere."""
@@ -157,271 +140,211 @@ class _Asked:
 
 
 def read_sweep(
-    path: Path,
-    *,
-    schema: type,
-    recipes: Path,
-    overrides: Iterable[str] = (),
-    metrics: Sequence[str] | None = None,
-    complete: Callable[[Any], Any] = as_it_is,
+    source: Path | str, *, schema: type, recipes: Path, overrides: Iterable[str] = (),
+    metrics: Sequence[str] | None = None, complete: Callable[[Any], Any] = as_it_is,
 ) -> Sweep:
-    """Read and check a sweep file, with `key=value` words of a command line on top.
+    """Read and check a sweep file (a path) or a recipe (a string), which is a sweep of one trial.
 
     schema: the experiment's configuration; it must have the keys seed, run.runs and run.name.
-    metrics: what trials may be ranked by; None: anything. complete: called with every trial's
-    configuration, returns the one that is signed and run. A word whose first part is a key of
-    `SweepFile` changes the sweep (`resources.cpus=4`), any other the configuration of every trial.
+    overrides: `key=value` settings of the command line. If their first part is a key of
+    `SweepFile`, they change the sweep (`resources.cpus=4`), otherwise the configuration of every
+    trial. metrics: what trials may be ranked by; None: anything. complete: called with every
+    trial's configuration, returns the one that is signed and run.
     Raises UserError with every fault of every trial at once.
     """
-    texts = sweep_texts(schema)
-    value, lines = read_yaml(path, texts)
-    free = {key: value.pop(key, None) for key in FREE}
+    texts = keys.sweep_texts(schema)
     faults: list[str] = []
-    own = settings_of(value, lines, path, SweepFile)
-    parts = {
-        key: _part(key, item, (path, lines),
-                   schema if key in ("overrides", "search") else object, faults)
-        for key, item in free.items()
-    }
-    asked = _Asked(
-        path.stem, str(path), own, parts, (path.parent, Path()), schema, recipes, metrics, complete
-    )
-    return _assemble(asked, parse_overrides(overrides, texts), faults)
+    if isinstance(source, str):
+        name, own = recipe_stem(source), [Setting(RECIPE, source, "command line")]
+        parts: dict[str, list[Setting]] = {key: [] for key in FREE}
+    else:
+        value, lines = read_yaml(source, texts)
+        parts = {key: _part(key, value.pop(key, None), (source, lines), schema, faults)
+                 for key in FREE}
+        name, own = source.stem, settings_of(value, lines, source, SweepFile)
+    near = (Path(),) if isinstance(source, str) else (source.parent, Path())
+    keys.sort_settings(parse_overrides(overrides, texts), own, parts, schema, faults)
+    draft = _Draft(name, str(source), own, parts, near, schema, recipes, metrics, complete)
+    return _checked(draft, faults)
 
 
-def recipe_sweep(
-    recipe: str,
-    *,
-    schema: type,
-    recipes: Path,
-    overrides: Iterable[str] = (),
-    metrics: Sequence[str] | None = None,
-    complete: Callable[[Any], Any] = as_it_is,
-) -> Sweep:
-    """Return the sweep of one trial that a recipe is; see `read_sweep`."""
-    asked = _Asked(
-        recipe_stem(recipe), recipe, [Setting("recipe", recipe, "command line")],
-        {key: [] for key in FREE}, (Path(),), schema, recipes, metrics, complete,
-    )
-    return _assemble(asked, parse_overrides(overrides, sweep_texts(schema)), [])
+def recipe_sweep(recipe: str, **options: Any) -> Sweep:
+    """Return the sweep of one trial that a recipe is; the options are those of `read_sweep`."""
+    return read_sweep(recipe, **options)
 
 
 def expand(sweep: Sweep) -> list[Trial]:
-    """Return the trials in order, those that are dealt with now.
-
-    The order is that of grid points, draws within a point, seeds within a draw.
-    """
+    """Return the first `sweep.first` trials: by grid point, draws in it, seeds of each draw."""
     return list(sweep.trials[: sweep.first])
 
 
-def make_trial(sweep: Sweep, index: int, point: Mapping[str, Any], seed: Setting) -> Trial:
+def make_trial(sweep: Sweep, index: int, point: Point, seed: Setting) -> Trial:
     """Return the trial of a point. Raises UserError when its configuration has faults."""
     places = {dimension.key: dimension.where for dimension in sweep.space.dimensions}
-    searched = [
-        Setting(key, value, places.get(key, "search")) for key, value in point.items()
-        if key != RECIPE
-    ]
+    searched = [Setting(key, value, places.get(key, "search"))
+                for key, value in point.items() if key != RECIPE]
     base = sweep.bases[point[RECIPE]] if RECIPE in point else sweep.base
     config = sweep.complete(base.build([*searched, seed]))
     name = signature(config)
     if isinstance(sweep.scheduler, Pbt):
-        name = f"pbt-{name}"  # its settings change on the way: it is no run of this configuration
+        name = f"pbt-{name}"  # its settings change during the run
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
 
 def _part(
     key: str, value: Any, file: tuple[Path, Mapping[str, int]], schema: type, faults: list[str]
 ) -> list[Setting]:
-    """Return the entries of one of the free mappings, flat; `file`: its path and keys' lines."""
+    """Return the entries of a mapping in `FREE`; `file`: its path and keys' lines."""
     path, lines = file
-    where = f"{path}, line {lines.get(key, 1)}"
-    if value is None or value == "none":
-        return []
-    if isinstance(value, str) and key in ("scheduler", "algorithm"):
-        return [Setting(value, None, where)]
-    if not isinstance(value, dict):
-        faults.append(f"{where}: {key}: expected a mapping, found {value!r}")
-        return []
-    if dataclasses.is_dataclass(schema):
+    if isinstance(value, dict) and key in ("overrides", "search"):
         return settings_of(value, lines, path, schema, f"{key}.")
-    return [
-        Setting(str(name), item, f"{path}, line {lines.get(f'{key}.{name}', 1)}")
-        for name, item in value.items()
-    ]
+    line = lines.get(key, 1)
+    found = keys.entries(Setting(key, value, f"{path}, line {line}"), faults)
+    return [Setting(one.key, one.value, f"{path}, line {lines.get(f'{key}.{one.key}', line)}")
+            for one in found]
 
 
-def _assemble(asked: _Asked, words: list[Setting], faults: list[str]) -> Sweep:
-    """Check everything, collecting faults, and raise them together."""
-    parts = asked.parts
-    take_words(words, asked.own, parts, asked.schema, faults)
-    head = _head(asked.own, asked.schema, faults)
-    if asked.metrics is not None and head.metric not in asked.metrics:
-        faults.append(f"{asked.place('metric')}: metric: no metric {head.metric!r}"
-                      f"{hint(head.metric, asked.metrics)}")
-    space, sound = _space(asked, head, faults)
+def _checked(draft: _Draft, faults: list[str]) -> Sweep:
+    """Return a checked sweep. Raises UserError with all faults, and those in `faults`."""
+    parts = draft.parts
+    head = _head(draft, faults)
+    if draft.metrics is not None and head.metric not in draft.metrics:
+        faults.append(f"{draft.place('metric')}: metric: no metric {head.metric!r}"
+                      f"{hint(head.metric, draft.metrics)}")
+    space, sound = _space(draft, head, faults)
     samples = head.samples if space.is_random else 1
     if samples != head.samples:
-        faults.append(f"{asked.place('samples')}: samples: {head.samples} draws, but no searched "
+        faults.append(f"{draft.place('samples')}: samples: {head.samples} draws, but no searched "
                       "key is random (choice, uniform, loguniform, randint)")
-    scheduler = choose(SCHEDULERS, parts["scheduler"], "scheduler", faults)
-    algorithm = choose(ALGORITHMS, parts["algorithm"], "algorithm", faults)
+    scheduler = keys.choose(keys.SCHEDULERS, parts["scheduler"], "scheduler", faults)
+    algorithm = keys.choose(keys.ALGORITHMS, parts["algorithm"], "algorithm", faults)
     if scheduler is not None and head.backend != "ray":
-        tell_without_ray(scheduler, parts["scheduler"][0].where, faults)
-    for place in [s.where for s in parts["algorithm"][:1] if algorithm is not None]:
+        rules.check_scheduler(scheduler, parts["scheduler"][0].where, faults)
+    if algorithm is not None:
+        place = parts["algorithm"][0].where
         faults.extend(rules.algorithm_faults(place, head, space.dimensions))
-    slurm = read_slurm(parts["slurm"], faults)
-    name = head.name or asked.name
-    bases, are_all = _bases(asked, head, space.dimensions, faults)
-    folder, seed = Path(name), 0  # for faults only: other keys are still looked at
+    slurm = keys.read_slurm(parts["slurm"], faults)
+    name = head.name or draft.name
+    bases, are_all = _bases(draft, name, head.recipe, space.dimensions, faults)
     fixed: dict[str, Any] = {}
     for recipe, base in bases.items():
-        with _collecting(faults):
+        with collecting(faults):
             fixed[recipe] = base.build()
-    for shared in list(fixed.values())[:1]:
-        folder, seed = Path(shared.run.runs) / name, shared.seed
+    shared = next(iter(fixed.values()), None)  # None: a fault; the other keys are still checked
+    seeds = head.seeds or [shared.seed if shared else 0]
     sweep = Sweep(
-        name=name, file=asked.file, bases=bases, samples=samples,
-        seeds=tuple(Setting("seed", s, asked.place("seeds")) for s in head.seeds or [seed]),
-        space=dataclasses.replace(space, fixed=fixed),
-        metric=head.metric, mode=head.mode, backend=head.backend,
-        scheduler=scheduler, algorithm=algorithm,
-        objectives=rules.read_objectives(parts["objectives"], algorithm, faults),
-        resources=head.resources, ray=head.ray, slurm=slurm, folder=folder,
-        complete=asked.complete if are_all else as_it_is, prepare=head.prepare, report=head.report,
+        **{key: getattr(head, key) for key in
+           ("metric", "mode", "backend", "resources", "ray", "prepare", "report")},
+        name=name, file=draft.file, bases=bases, samples=samples,
+        seeds=tuple(Setting("seed", seed, draft.place("seeds")) for seed in seeds),
+        space=dataclasses.replace(space, fixed=fixed), scheduler=scheduler, algorithm=algorithm,
+        objectives=rules.read_objectives(parts["objectives"], algorithm, faults), slurm=slurm,
+        folder=Path(shared.run.runs if shared else "") / name,
+        complete=draft.complete if are_all else as_it_is,
     )
-    can_choose = are_all or all(d.key != RECIPE for d in space.dimensions)
-    usable = sound and len(fixed) == len(bases)  # conditions look at the other keys' values
+    usable = sound and len(fixed) == len(bases)  # conditions use the other keys' values
     if algorithm is None:
         usable = usable or not space.is_conditional
-    return _with_trials(sweep, usable and can_choose, asked.place("constraints"), faults)
+    usable = usable and (are_all or all(d.key != RECIPE for d in space.dimensions))
+    return _with_trials(sweep, usable, draft.place("constraints"), faults)
 
 
-def _space(asked: _Asked, head: SweepFile, faults: list[str]) -> tuple[Space, bool]:
-    """Return what is searched, and whether all conditions can be looked at."""
-    kinds = field_types(asked.schema)
-    dimensions = [d for setting in asked.parts["search"]
+def _space(draft: _Draft, head: SweepFile, faults: list[str]) -> tuple[Space, bool]:
+    """Return what is searched, and whether all conditions can be evaluated."""
+    kinds = field_types(draft.schema)
+    dimensions = [d for setting in draft.parts["search"]
                   for d in read_dimension(setting, faults, kinds.get(setting.key, Any))]
-    rules.check_keys(asked.parts, dimensions, faults)
-    searched = [d for d in dimensions if d.key == RECIPE]
-    faults.extend(rules.recipe_faults(head, asked.place(RECIPE), searched))
-    if not head.recipe and not asked.sets(RECIPE) and not searched:
-        faults.append(f"{asked.file}: recipe: is needed, such as recipe: synthetic")
-    constraints = rules.read_constraints(head, asked.place("constraints"), faults)
-    sound = rules.check_conditions(dimensions, constraints, asked.schema, faults)
+    rules.check_keys(draft.parts, dimensions, faults)
+    place, where = draft.place(RECIPE), f"{draft.place('constraints')}: constraints"
+    faults.extend(rules.recipe_faults(head, place, dimensions))
+    if not head.recipe and place == draft.file and all(d.key != RECIPE for d in dimensions):
+        faults.append(f"{draft.file}: recipe: is needed, such as recipe: synthetic")
+    conditions = [read_condition(text, where, faults) for text in head.constraints]
+    constraints = [condition for condition in conditions if condition is not None]
+    sound = rules.check_conditions(dimensions, constraints, draft.schema, faults)
     return Space(tuple(dimensions), tuple(constraints), {}), sound
 
 
 def _bases(
-    asked: _Asked, head: SweepFile, dimensions: Sequence[Dimension], faults: list[str]
+    draft: _Draft, name: str, recipe: str, dimensions: Sequence[Dimension], faults: list[str]
 ) -> tuple[dict[str, Base[Any]], bool]:
-    """Return the settings that trials share by recipe, and whether all recipes were found.
-
-    Without any the defaults are there, so that other keys can still be looked at.
-    """
-    own_name = Setting("run.name", head.name or asked.name, asked.place("name"))
-    settings = [*asked.parts["overrides"], own_name]
-    wanted = {head.recipe: asked.place(RECIPE)} if head.recipe else {}
+    """Return the settings that trials share by recipe, and whether all recipes were found. If none
+    was found, the defaults are used, so that other keys can still be checked."""
+    settings = [*draft.parts["overrides"], Setting("run.name", name, draft.place("name"))]
+    wanted = {recipe: draft.place(RECIPE)} if recipe else {}
     wanted |= {str(value): d.where for d in dimensions if d.key == RECIPE for value in d.values}
     bases: dict[str, Base[Any]] = {}
-    for recipe, where in wanted.items():
-        with _collecting(faults):
-            found = named_recipe(
-                recipe, asked.schema, asked.recipes, near=asked.near, where=where
-            )
-            bases[recipe] = Base(asked.schema, [*found, *settings])
-    return bases or {"": Base(asked.schema, settings)}, len(bases) == len(wanted)
+    for one, where in wanted.items():
+        with collecting(faults):
+            own = named_recipe(one, draft.schema, draft.recipes, near=draft.near, where=where)
+            bases[one] = Base(draft.schema, [*own, *settings])
+    return bases or {"": Base(draft.schema, settings)}, len(bases) == len(wanted)
 
 
 def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> Sweep:
-    """Return the sweep with its trials, or with those that its algorithm has proposed and may.
-
+    """Return the sweep with its trials, or with those that its algorithm proposed and may propose.
     usable: whether its points can be listed. where: the place of the constraints. Raises UserError
-    with all faults.
-    """
+    with all faults."""
     searches = sweep.algorithm is not None
     points = list(sweep.space.points(1 if searches else sweep.samples)) if usable else []
-    corners = sweep.space.corners() if searches and usable else ()
-    trials = tuple(_expand(sweep, [*points, *corners], faults))
     if not points and not faults:
         faults.append(f"{where}: constraints: no point of the search meets them")
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+    corners = sweep.space.corners() if searches and usable else ()
+    trials = _expand(sweep, [*points, *corners], faults)
     if searches:
         return dataclasses.replace(with_proposed(sweep), probes=trials)
     return dataclasses.replace(sweep, trials=trials)
 
 
 def with_proposed(sweep: Sweep) -> Sweep:
-    """Return the sweep with the trials of the points that its algorithm has proposed so far.
-
-    Raises UserError when one of them has faults, as the sweep file may have been edited since.
-    """
+    """Return the sweep with the trials of the points that its algorithm has proposed so far. Raises
+    UserError when one of them has faults, as the sweep file may have been edited since."""
     points = [point for point in read_points(sweep.folder) if sweep.space.holds(point)]
-    faults: list[str] = []
-    trials = _expand(sweep, points, faults)
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+    trials = _expand(sweep, points, [])
     every = sweep.space.every()
     most = sweep.samples if every is None else min(sweep.samples, len(every))
-    left = max(0, most - len(points))
-    return dataclasses.replace(sweep, trials=tuple(trials), to_propose=left)
+    return dataclasses.replace(sweep, trials=trials, to_propose=max(0, most - len(points)))
 
 
-def _head(own: list[Setting], schema: type, faults: list[str]) -> SweepFile:
+def _head(draft: _Draft, faults: list[str]) -> SweepFile:
     """Return the sweep's own keys; those with faults keep their defaults, so that the rest of the
     file can still be checked."""
-    good = [Setting("metric", experiment_of(schema).metric, "default")]
+    good = [Setting("metric", experiment_of(draft.schema).metric, "default")]
     defaults = Base(SweepFile, [])
-    for setting in own:
-        with _collecting(faults):
+    for setting in draft.own:
+        with collecting(faults):
             defaults.build([setting])
             good.append(setting)
     return build(SweepFile, good)
 
 
-@contextmanager
-def _collecting(faults: list[str]) -> Iterator[None]:
-    """Add what a UserError says to `faults` and go on after the body."""
-    try:
-        yield
-    except UserError as error:
-        faults.extend(str(error).splitlines())
-
-
-# --- expanding ---
-
-
-def _expand(
-    sweep: Sweep, points: Iterable[Mapping[str, Any]], faults: list[str]
-) -> list[Trial]:
-    """Build every trial; what is wrong with any of them is added to `faults`."""
+def _expand(sweep: Sweep, points: Iterable[Point], faults: list[str]) -> tuple[Trial, ...]:
+    """Return the trials of all points. Raises UserError with their faults and `faults`."""
     trials: dict[str, Trial] = {}
     for point in points:
         for seed in sweep.seeds:
-            with _collecting(faults):
+            with collecting(faults):
                 trial = make_trial(sweep, len(trials), point, seed)
-                twin = trials.setdefault(trial.signature, trial)
-                if twin is not trial:
-                    _tell_duplicate(sweep, twin, trial, faults)
-    return list(trials.values())
+                first = trials.setdefault(trial.signature, trial)
+                if first is trial:
+                    continue
+                if sweep.space.is_random:  # by chance; the corners of a search may coincide too
+                    log.info("drawn twice, run once: %s", first.title)
+                else:
+                    faults.append(f"{_place_of_twins(sweep, first, trial)}: two trials are the "
+                                  f"same run: {first.title} and {trial.title}")
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    return tuple(trials.values())
 
 
-def _tell_duplicate(sweep: Sweep, first: Trial, second: Trial, faults: list[str]) -> None:
-    """A grid that names one run twice is a mistake; draws may fall on the same point by chance."""
-    if sweep.space.is_random:  # and the corners of a search may coincide
-        log.info("drawn twice, run once: %s", first.title)
-        return
-    dimensions = sweep.space.dimensions
-    where = dimensions[0].where if dimensions else sweep.file
-    for dimension in dimensions:
-        if dimension.key not in first.point or dimension.key not in second.point:
-            continue
-        if first.point[dimension.key] != second.point[dimension.key] or len(
-            {json.dumps(v) for v in dimension.values}
-        ) < len(dimension.values):
-            where = f"{dimension.where}: {dimension.key}"
-    faults.append(f"{where}: two trials are one and the same run: {first.title} and {second.title}")
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _place_of_twins(sweep: Sweep, first: Trial, second: Trial) -> str:
+    """Return the place of the last grid that repeats a value or does not change the run."""
+    where = sweep.space.dimensions[0].where if sweep.space.dimensions else sweep.file
+    for one in sweep.space.dimensions:
+        if one.key in first.point and one.key in second.point and (
+            first.point[one.key] != second.point[one.key]
+            or len({json.dumps(value) for value in one.values}) < len(one.values)
+        ):
+            where = f"{one.where}: {one.key}"
+    return where

@@ -1,26 +1,25 @@
-"""The points of a search: every combination of the grid, so many draws of the rest.
+"""The points of a search.
 
-    points = grid x samples of the random dimensions
+    points = grid x samples of the random dimensions - those that a constraint forbids
 
-less those that a constraint forbids. A dimension with a condition (`when`) is part of a point only
-where that holds; elsewhere its key keeps the recipe's value. What is drawn is a function of the key
-and the number of the draw alone, so that a sweep file that asks for more draws keeps its earlier
-ones.
+A dimension with a condition (`when`) is part of a point only where that holds; elsewhere its key
+keeps the recipe's value. A draw is a function of its key and number alone, so a sweep file with
+more samples keeps its earlier draws.
 
-Points that an algorithm proposed cannot be computed again from the sweep file: they are kept, in
+Points that an algorithm proposed cannot be computed again from the sweep file, so they are kept, in
 order, in runs/<name>/points.jsonl.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import write_text
+from harness.base.files import read_json_lines, write_json_lines
 from harness.config.values import value_at
 from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension
@@ -29,9 +28,9 @@ Point = dict[str, Any]
 RECIPE = "recipe"
 """The key of `search` under which recipes are compared."""
 MANY = 10_000
-"""Spaces of more points are not looked through."""
+"""Larger spaces are not enumerated."""
 TRIES = 1000
-"""How often a draw that a constraint forbids is drawn anew."""
+"""How often a draw is repeated that a constraint forbids."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Space:
     dimensions: tuple[Dimension, ...] = ()
     constraints: tuple[Condition, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """By recipe, the configuration that gives the values of all other keys; the first one's where
-    no recipe is searched."""
+    """The configurations, by recipe, with the values of all other keys; one if no recipe is
+    searched."""
 
     @property
     def is_random(self) -> bool:
@@ -50,7 +49,6 @@ class Space:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether any condition is to be looked at."""
         return bool(self.constraints) or any(dimension.when for dimension in self.dimensions)
 
     def value_at(self, point: Point, key: str) -> Any:
@@ -61,7 +59,7 @@ class Space:
         return value_at(self.fixed[point.get(RECIPE, first)], key)
 
     def pick(self, choose: Callable[[Dimension], Any]) -> Point:
-        """Return a point, choosing in the file's order for the dimensions that are part of it."""
+        """Return a point: the chosen values, in the file's order, of the dimensions in it."""
         point: Point = {}
         for dimension in self.dimensions:
             when = dimension.when
@@ -70,11 +68,11 @@ class Space:
         return point
 
     def allows(self, point: Point) -> bool:
-        """Whether no constraint forbids the point."""
+        """Return whether no constraint forbids the point."""
         return all(c.holds(lambda key: self.value_at(point, key)) for c in self.constraints)
 
     def holds(self, point: Point) -> bool:
-        """Whether the point lies in the space, as one of an earlier form of the file may not."""
+        """Return whether the point is in the space; one from before an edit of the file may not."""
         try:
             same = self.pick(lambda dimension: point[dimension.key])
         except KeyError:
@@ -83,53 +81,49 @@ class Space:
         return same == point and inside and self.allows(point)
 
     def every(self) -> list[Point] | None:
-        """Return all points of a space of choices and whole numbers; None of one that has more than
-        can be looked through."""
-        values = []
-        for dimension in self.dimensions:
-            if dimension.kind in ("uniform", "loguniform"):
-                return None
-            low_high = dimension.values if dimension.kind == "randint" else None
-            values.append(range(*low_high) if low_high else dimension.values)
-        if math.prod(len(some) for some in values) > MANY:
+        """Return all points of a space of choices and integers; None if it has too many."""
+        if any(dimension.kind in ("uniform", "loguniform") for dimension in self.dimensions):
+            return None
+        values = [range(*d.values) if d.kind == "randint" else d.values for d in self.dimensions]
+        if math.prod(map(len, values)) > MANY:
             return None
         found: dict[str, Point] = {}
-        for taken in product(*values):
-            chosen = dict(zip((d.key for d in self.dimensions), taken, strict=True))
-            point = self.pick(lambda dimension, chosen=chosen: chosen[dimension.key])  # type: ignore[misc]
+        for combination in product(*values):
+            point = self._of(combination)
             if self.allows(point):
                 found.setdefault(json.dumps(point, sort_keys=True), point)
         return list(found.values())
 
     def corners(self) -> Iterator[Point]:
         """Yield points that together have every choice and both ends of every range."""
-        ends = [
-            d.values if d.kind in ("grid", "choice")
-            else (d.values[0], d.values[1] - (d.kind == "randint")) for d in self.dimensions
-        ]
+        ends = [d.values if d.kind in ("grid", "choice")
+                else (d.values[0], d.values[1] - (d.kind == "randint")) for d in self.dimensions]
         for n in range(max(map(len, ends), default=0)):
-            chosen = {d.key: some[n % len(some)]
-                      for d, some in zip(self.dimensions, ends, strict=True)}
-            yield self.pick(lambda dimension, chosen=chosen: chosen[dimension.key])  # type: ignore[misc]
+            yield self._of([values[n % len(values)] for values in ends])
+
+    def _of(self, values: Sequence[Any]) -> Point:
+        """Return the point of a value for each dimension."""
+        chosen = dict(zip((d.key for d in self.dimensions), values, strict=True))
+        return self.pick(lambda dimension: chosen[dimension.key])
 
     def points(self, samples: int) -> Iterator[Point]:
-        """Yield the points in order: that of the grid, draws within a combination of it."""
+        """Yield the points: draws within combinations of the grid, in the file's order."""
         grid = [d for d in self.dimensions if not d.is_random]
         seen = set()
         for values in product(*(d.values for d in grid)):
-            taken = dict(zip((d.key for d in grid), values, strict=True))
+            combination = dict(zip((d.key for d in grid), values, strict=True))
             for n in range(samples):
-                point = self._drawn(taken, n)
-                # without conditions a grid that names a run twice is a mistake, to be told
-                twin = json.dumps(point, sort_keys=True) if self.is_conditional else None
-                if point is not None and twin not in seen:
-                    seen |= {twin} if twin else set()
+                point = self._drawn(combination, n)
+                text = json.dumps(point, sort_keys=True)
+                # without conditions, a grid that names a run twice is a mistake to report
+                if point is not None and not (self.is_conditional and text in seen):
+                    seen.add(text)
                     yield point
 
-    def _drawn(self, taken: Point, n: int) -> Point | None:
-        """Return draw number `n` for a combination of the grid, None when nothing is allowed."""
+    def _drawn(self, combination: Point, n: int) -> Point | None:
+        """Return draw `n` within a combination of the grid, None if constraints forbid all."""
         def choose(attempt: int, dimension: Dimension) -> Any:
-            return dimension.draw(n, attempt) if dimension.is_random else taken[dimension.key]
+            return dimension.draw(n, attempt) if dimension.is_random else combination[dimension.key]
 
         for attempt in range(TRIES if self.is_random and self.constraints else 1):
             point = self.pick(partial(choose, attempt))
@@ -139,20 +133,16 @@ class Space:
 
 
 def points_file(folder: Path) -> Path:
-    """Where a search keeps the points that it proposed; `folder` is runs/<name>."""
+    """Return the file with the points that a search proposed; `folder` is runs/<name>."""
     return folder / "points.jsonl"
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Return the proposed points in order; a last line cut short by a kill is left out."""
-    try:
-        lines = points_file(folder).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line)["point"] for line in lines[:-1] if line]
+    """Return the proposed points in order."""
+    return [line["point"] for line in read_json_lines(points_file(folder))]
 
 
 def add_point(folder: Path, point: Point) -> None:
-    """Keep a further point; all are written anew, so that a kill leaves no half line."""
+    """Add a point; the whole file is replaced, so that a kill leaves no half line."""
     points = [*read_points(folder), point]
-    write_text(points_file(folder), "".join(json.dumps({"point": p}) + "\n" for p in points))
+    write_json_lines(points_file(folder), [{"point": one} for one in points])

@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.base.machine import machine_gpus, visible_gpus
-from harness.base.network import free_port
+from harness.base.machine import free_port, machine_gpus, visible_gpus
 
 log = logging.getLogger(__name__)
 

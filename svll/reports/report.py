@@ -34,7 +34,7 @@ from harness.reporting.runs_page import (
     runs_table,
 )
 from harness.runs.run import Run
-from harness.sweeps.outcomes import Outcome, Sweeping, read_outcomes
+from harness.sweeps.outcomes import Outcome, SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Subject:
 
     name: str
     folder: Path
-    sweeping: Sweeping | None
+    sweeping: SweepResults | None
     shown: Sequence[Shown]
     """Its runs, of a sweep those of the best points first."""
 
@@ -208,7 +208,7 @@ def _results(subject: Subject, drawn: Drawn) -> list[Html]:
     return [page.section(title, page.table(columns, rows), said, maps)]
 
 
-def _landscape(sweeping: Sweeping, name: str, drawn: Drawn) -> Html:
+def _landscape(sweeping: SweepResults, name: str, drawn: Drawn) -> Html:
     shares, metric = sweeping.shares, sweeping.metric
     keys = map_keys(sweeping, shares)
     return page.join(

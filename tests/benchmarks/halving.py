@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from harness.base.mappings import flatten
+from harness.base.mappings import numeric_leaves
 from harness.cluster.launch import launch
 from harness.cluster.local import background
 from harness.cluster.states import ALIVE, survey
@@ -93,7 +93,7 @@ def _carry_out(sweep: Sweep) -> Cost:
     runs = [trial.run for trial in sweep.trials]
     bad = [view for view in survey(sweep) if view.state not in ("complete", "ended early")]
     assert not bad, f"{bad[0].state}: {bad[0].note}"
-    results = [flatten(result) for run in runs if (result := run.result()) is not None]
+    results = [numeric_leaves(result) for run in runs if (result := run.result()) is not None]
     lines = [line for run in runs for line in epoch_lines(run)]
     return Cost(
         complete=len(results), epochs=len(lines) - sum(map(taken_epochs, runs)),

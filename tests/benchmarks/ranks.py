@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from harness.base.network import free_port
+from harness.base.machine import free_port
 from harness.training import ranks
 from harness.training.engine import Precision
 from svll import stage2

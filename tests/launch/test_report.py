@@ -150,7 +150,7 @@ def test_what_cannot_be_reported_is_told(
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
     assert status == 1
-    assert "not a sweep's folder" in told
+    assert "not a sweep folder" in told
     for result in sweep.glob("*/result.json"):
         result.unlink()
     status, _, told = call(sweep, "--compare", 1, 2)

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from harness.base.errors import UserError
 from harness.base.locks import writing
-from harness.base.machine import visible_gpus
-from harness.base.network import free_port
+from harness.base.machine import free_port, visible_gpus
 from harness.cluster import causes, snapshots
 from harness.cluster.doctor.questions import (
     CLOCK_S,
@@ -29,7 +28,8 @@ from harness.cluster.doctor.questions import (
 from harness.cluster.rank_group import RankGroup
 from harness.cluster.slurm import commands, script, site
 from harness.cluster.slurm.deaths import deaths
-from harness.sweeps.reading import Resources, Sweep
+from harness.sweeps.keys import Resources
+from harness.sweeps.reading import Sweep
 
 PENDING_S = 120.0
 """How long a job may wait in the queue."""

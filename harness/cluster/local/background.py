@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.files import log_tail
 from harness.base.locks import lock_holder
-from harness.base.text import log_tail
 from harness.cluster.rank_group import GRACE_S, POLL_S
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.snapshots import search_path

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.base.locks import Busy, held_lock
-from harness.base.network import free_port
+from harness.base.machine import free_port
 from harness.cluster import pages
 from harness.cluster.local.background import worker_lock
 from harness.cluster.local.claims import Claim

@@ -27,10 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import read_json, write_json
+from harness.base.files import log_tail, read_json, write_json
 from harness.base.locks import held_lock, lock_holder
 from harness.base.machine import cgroup_texts
-from harness.base.text import log_tail
 from harness.cluster.rank import end_with_parent
 from harness.runs.stopping import stop_requested
 

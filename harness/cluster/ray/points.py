@@ -12,13 +12,13 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from harness.base.mappings import flatten
+from harness.base.mappings import numeric_leaves
 from harness.cluster.ray.verdicts import was_ended_early
 from harness.cluster.summary import write_summary
 from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.outcomes import numbers_of
-from harness.sweeps.proposing import Tried, propose
+from harness.sweeps.proposing import TriedPoint, propose
 from harness.sweeps.reading import Sweep, Trial, make_trial
 from harness.sweeps.space import Point, add_point
 
@@ -67,7 +67,7 @@ class Points:
                 break
             except UserError as error:  # keys that do not go together
                 log.warning("point %s is left out: %s", point, error)
-                tried.append(Tried(point, "failed"))
+                tried.append(TriedPoint(point, "failed"))
         else:
             raise UserError(f"{FAULTY} points in a row have faults; see above")
         for trial in trials:
@@ -83,7 +83,7 @@ class Points:
         return [trial for trial in trials if not trial.run.is_complete()]
 
 
-def tried_points(sweep: Sweep) -> list[Tried]:
+def tried_points(sweep: Sweep) -> list[TriedPoint]:
     """Return what has become of the points that an algorithm has proposed, in order."""
     groups: list[tuple[Point, list[Run]]] = []
     for trial in sweep.trials:
@@ -94,25 +94,25 @@ def tried_points(sweep: Sweep) -> list[Tried]:
     return [_tried(point, runs, keys) for point, runs in groups]
 
 
-def _tried(point: Point, runs: Sequence[Run], keys: Sequence[str]) -> Tried:
+def _tried(point: Point, runs: Sequence[Run], keys: Sequence[str]) -> TriedPoint:
     if all(run.is_complete() for run in runs):
         told = [numbers_of(run) for run in runs]
         known = [[one[key] for one in told if key in one] for key in keys]
         if all(known):
-            return Tried(point, "complete", [statistics.fmean(values) for values in known])
-        return Tried(point, "failed")
+            return TriedPoint(point, "complete", [statistics.fmean(values) for values in known])
+        return TriedPoint(point, "failed")
     if any(run.status()["state"] == "failed" for run in runs):
-        return Tried(point, "failed")
+        return TriedPoint(point, "failed")
     if any(was_ended_early(run) for run in runs):
-        return Tried(point, "ended early", reached=_reached(runs, keys[0]))
-    return Tried(point, "running")
+        return TriedPoint(point, "ended early", reached=_reached(runs, keys[0]))
+    return TriedPoint(point, "running")
 
 
 def _reached(runs: Sequence[Run], metric: str) -> dict[int, float]:
     """Return the mean after each epoch that all runs have come to."""
     told = []
     for run in runs:
-        lines = [flatten(line) for line in epoch_lines(run)]
+        lines = [numeric_leaves(line) for line in epoch_lines(run)]
         told.append({int(line["epoch"]): line[metric] for line in lines if metric in line})
     common = set(told[0]).intersection(*told[1:])
     return {epoch: statistics.fmean(one[epoch] for one in told) for epoch in sorted(common)}

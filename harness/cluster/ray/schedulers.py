@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from harness.base.mappings import flatten
+from harness.base.mappings import numeric_leaves
 from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
 from harness.config.build import build
 from harness.config.fields import changeable_keys
@@ -102,12 +102,12 @@ class EarlyStopping(FIFOScheduler):
         """
         for run in finished:
             for line in epoch_lines(run):
-                self._show(run.signature, flatten(line))
+                self._show(run.signature, numeric_leaves(line))
         for run in due:
             seen = judged(run)
             for line in epoch_lines(run):
                 if (line.get("stage"), line["epoch"]) in seen:
-                    self._show(run.signature, flatten(line))
+                    self._show(run.signature, numeric_leaves(line))
         for rule in self.rules.values():
             if isinstance(rule, MedianRule):
                 rule.forget_decisions()

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.base import network
-from harness.base.mappings import flatten
+from harness.base import machine
+from harness.base.mappings import numeric_leaves
 from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, TrialFailed
 from harness.cluster.rank_group import Process, RankGroup, end_within, settle
 from harness.cluster.ray.verdicts import early_end_file, judged, mark_ended_early
@@ -117,7 +117,7 @@ class WatchedRun:
     def _export(self, line: dict[str, Any], patience_s: float = takeovers.PATIENCE_S) -> None:
         """Keep the state after an epoch that is compared, where it can still be had."""
         metric, every, carried_files = self.exports
-        numbers = flatten(line)
+        numbers = numeric_leaves(line)
         if every and metric in numbers and line["epoch"] % every == 0:
             takeovers.export(
                 self.run, stage=line["stage"], epoch=line["epoch"], score=numbers[metric],
@@ -155,7 +155,7 @@ class WatchedRun:
 
     def _tell(self, line: dict[str, Any]) -> dict[str, Any]:
         self.told.add(_epoch_of(line))
-        return {**flatten(line), "stage": line.get("stage")}
+        return {**numeric_leaves(line), "stage": line.get("stage")}
 
     def _go_on(self) -> None:
         try:
@@ -166,7 +166,7 @@ class WatchedRun:
     def _start(self) -> None:
         group = self.group
         if group.world > 1:
-            group = replace(group, port=network.free_port())
+            group = replace(group, port=machine.free_port())
         reports, their_report = os.pipe()
         their_answer, answers = os.pipe()
         self.process = _start(group, 0, self.run, self.log_file, their_report, their_answer)
@@ -193,7 +193,7 @@ class WatchedRun:
 
     def _end_result(self) -> dict[str, Any]:
         self.over = True
-        return {**flatten(self.run.result() or {}), "done": True}
+        return {**numeric_leaves(self.run.result() or {}), "done": True}
 
 
 def _epoch_of(line: Mapping[str, Any]) -> tuple[Any, Any]:

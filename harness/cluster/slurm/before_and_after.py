@@ -27,7 +27,8 @@ from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
 from harness.cluster.summary import summary
 from harness.runs.execute import load_function
 from harness.runs.run import Run
-from harness.sweeps.reading import Resources, Sweep, Trial
+from harness.sweeps.keys import Resources
+from harness.sweeps.reading import Sweep, Trial
 
 log = logging.getLogger(__name__)
 

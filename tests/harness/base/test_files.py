@@ -17,7 +17,9 @@ from harness.base.files import (
     check_writable,
     link_folder,
     read_json,
+    read_json_lines,
     write_json,
+    write_json_lines,
     write_text,
 )
 
@@ -38,6 +40,18 @@ def test_bytes_that_are_not_utf_8_are_escaped_or_kept(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"caf\\udce9"
     assert (tmp_path / "b").read_bytes() == b"caf\xe9"
     assert read_json(tmp_path / "c") == name
+
+
+def test_lines_of_json_are_read_back_without_one_that_was_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "points.jsonl"
+    assert read_json_lines(file) == []
+    write_json_lines(file, [{"a": 1}, [2.5]])
+    assert file.read_text() == '{"a": 1}\n[2.5]\n'
+    file.write_text(file.read_text() + '{"a": ')
+    assert read_json_lines(file) == [{"a": 1}, [2.5]]
+    file.write_text("no\n" + file.read_text())
+    with pytest.raises(ValueError, match="line 1"):
+        read_json_lines(file)
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -71,7 +85,7 @@ def test_a_failure_of_the_first_write_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_where_nothing_can_be_written_is_told_beforehand_and_nothing_is_left(
+def test_a_path_that_cannot_be_written_is_reported_beforehand_without_traces(
     tmp_path: Path,
 ) -> None:
     write_text(tmp_path / "there.txt", "old")
@@ -121,7 +135,7 @@ def test_a_library_may_put_another_file_in_the_private_ones_place(tmp_path: Path
     assert (tmp_path / "file.txt").read_text() == "by a library"
 
 
-def test_others_may_read_as_the_umask_says(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(UMASK)
     try:
         write_text(tmp_path / "file.txt", "")

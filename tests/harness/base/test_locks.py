@@ -63,7 +63,7 @@ def hold(run: Run) -> Iterator[Any]:
         process.communicate()
 
 
-def test_a_second_process_is_kept_out_and_told_who_holds_the_run(run: Run, hold: Any) -> None:
+def test_a_second_process_is_refused_with_the_holder_of_the_run(run: Run, hold: Any) -> None:
     process = hold()
     with pytest.raises(Busy) as caught, run.lock():
         pytest.fail("two processes hold one run")
@@ -78,7 +78,7 @@ def test_a_second_process_is_kept_out_and_told_who_holds_the_run(run: Run, hold:
     assert os.listdir(run.folder) == ["lock.json"]
 
 
-def test_the_holders_job_is_told_too(
+def test_the_holders_job_is_reported_too(
     run: Run, hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
@@ -151,7 +151,7 @@ def test_a_holder_on_another_machine_is_dead_when_its_lock_has_not_been_touched(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"host": "HERE"}'])
-def test_a_lock_that_says_nothing_does_not_block_for_ever(run: Run, text: str) -> None:
+def test_a_damaged_lock_does_not_block_for_ever(run: Run, text: str) -> None:
     run.folder.mkdir(parents=True)
     run.lock_file.write_text(text.replace("HERE", socket.gethostname()))
     with run.lock():
@@ -173,7 +173,7 @@ def test_a_holder_keeps_touching_its_lock(run: Run, monkeypatch: pytest.MonkeyPa
         until(lambda: run.lock_file.stat().st_mtime > 1)
 
 
-def test_a_holder_goes_on_touching_its_lock_after_a_file_system_that_failed_once(
+def test_a_holder_still_touches_its_lock_after_a_file_system_that_failed_once(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
@@ -235,15 +235,15 @@ def test_a_process_that_lost_its_lock_writes_nothing_more_in_its_folder(
                 write()
         assert contents(run.folder) == before
         write_json(tmp_path / "elsewhere.json", {})
-    told = (
-        "the folder lock.json was removed, or its new holder has ended; give the command again"
+    now = (
+        "lock.json was removed, or its new holder has ended; give the command again"
         if ended else
         "the folder is now in use by process 5 on elsewhere (job 47); wait until it has ended, or "
         "end it (scancel 47) and give the command again"
     )
     assert str(caught.value) == (
-        f"{run.folder}: this process ({os.getpid()} on {host}) was suspended or cut off for so "
-        f"long that it lost the folder, and writes nothing more there; {told}"
+        f"{run.folder}: this process ({os.getpid()} on {host}) was suspended or cut off for too "
+            f"long, lost the lock and writes nothing more; {now}"
     )
     run.set_status("stopped")  # who holds nothing has lost nothing
 

@@ -14,11 +14,11 @@ def test_cuda_visible_devices_limits_gpus_as_cuda_reads_it(
 ) -> None:
     names = gpus(4)
     assert machine.visible_gpus() == machine.machine_gpus() == names
-    for told, expected in (
+    for visible, expected in (
         ("2,0", [names[2], names[0]]), (" 1 ", [names[1]]), ("", []), ("-1", []),
         ("1,9,2", [names[1]]), ("GPU-c,0", [names[2], names[0]]), ("3,3", [names[3]]),
     ):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.visible_gpus() == expected
         assert machine.machine_gpus() == names
 
@@ -62,8 +62,8 @@ def test_an_nvidia_smi_that_fails_is_reported_where_there_are_gpus(
         machine._listed.cache_clear()
         (tmp_path / "nvidia0").touch()
         assert machine.visible_gpus() == machine.visible_gpus() == []
-    told = "nvidia-smi fails, so this machine's GPUs are not used: "
-    assert caplog.messages[0] == f"{told}Is it running?"
+    warning = "nvidia-smi fails, so this machine's GPUs are not used: "
+    assert caplog.messages[0] == f"{warning}Is it running?"
     assert "timed out after 0.3 seconds" in caplog.messages[1]
     assert len(caplog.messages) == 3
 

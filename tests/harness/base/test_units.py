@@ -16,17 +16,17 @@ def test_times_and_sizes_are_read_with_their_units() -> None:
     assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
 
 
-def test_one_thing_is_said_as_one() -> None:
+def test_counts_have_singular_and_plural() -> None:
     assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
     assert [counted(n, "query", "queries") for n in (1, 2)] == ["1 query", "2 queries"]
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("text", "seconds"),
     [
         ("1-02:03:04", 93784), ("2:03:04", 7384), ("12:34", 754), ("0:09", 9), ("5", 5),
         ("INVALID", 0), ("UNLIMITED", math.inf), ("infinite", math.inf), ("", math.inf),
     ],
 )
-def test_times_as_slurm_prints_them(told: str, seconds: float) -> None:
-    assert slurm_seconds(told) == seconds
+def test_times_as_slurm_prints_them(text: str, seconds: float) -> None:
+    assert slurm_seconds(text) == seconds

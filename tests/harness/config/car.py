@@ -43,7 +43,7 @@ class Car:
             yield "doors", f"{self.doors} is odd, with engine.level={self.engine.level}"
 
 
-def told(function: Any, *arguments: Any, **options: Any) -> list[str]:
+def faults_of(function: Any, *arguments: Any, **options: Any) -> list[str]:
     """The lines of the UserError that a call raises."""
     with pytest.raises(UserError) as caught:
         function(*arguments, **options)

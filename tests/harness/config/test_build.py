@@ -1,4 +1,4 @@
-"""Recipes and overrides become one checked tree; each fault is told with its place and remedy."""
+"""Recipes and overrides become one checked tree; each fault is reported with its place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from harness.config.recipes import read_recipe
 from harness.config.sources import Setting, parse_overrides
 from harness.config.values import to_mapping, value_at
 from svll.config import Config as WholeConfig
-from tests.harness.config.car import Car, Engine, made, told
+from tests.harness.config.car import Car, Engine, faults_of, made
 
 # --- values ---
 
 
-def test_defaults_hold_where_nothing_is_said() -> None:
+def test_keys_that_are_not_set_have_their_defaults() -> None:
     assert build(Car, []) == Car()
 
 
@@ -98,16 +98,17 @@ def test_a_value_is_read_as_its_type(word: str, value: Any) -> None:
         ("engine.span=[1, 2, 3]", "a list of 2 numbers, found [1, 2, 3]"),
     ],
 )
-def test_a_wrong_type_is_told_with_the_right_one(word: str, expected: str) -> None:
+def test_a_wrong_type_is_reported_with_the_right_one(word: str, expected: str) -> None:
     key = word.partition("=")[0]
-    assert told(made, word) == [f"command line, override 1: {key}: expected {expected}"]
+    assert faults_of(made, word) == [f"command line, override 1: {key}: expected {expected}"]
 
 
 # --- keys ---
 
 
-def test_an_unknown_key_is_told_with_the_nearest() -> None:
-    assert told(made, "engine.pwoer=1", "fuel=wood", "zzz=1", "engine=3", "engine={power: 2}") == [
+def test_an_unknown_key_is_reported_with_the_nearest() -> None:
+    words = ["engine.pwoer=1", "fuel=wood", "zzz=1", "engine=3", "engine={power: 2}"]
+    assert faults_of(made, *words) == [
         "command line, override 1: no key engine.pwoer; did you mean engine.power?",
         "command line, override 2: no key fuel; did you mean engine.fuel?",
         "command line, override 3: no key zzz",
@@ -121,7 +122,7 @@ def test_all_faults_of_all_files_and_overrides_come_at_once(write: Any) -> None:
     path = write("mine.yaml", "extends: base\ndoors: four\n\nnmae: x\n")
     settings = [*read_recipe(path, Car), *parse_overrides(["engine.gears=[1,2,3,4]", "seats=z"])]
     base = path.with_name("base.yaml")
-    assert told(build, Car, settings) == [
+    assert faults_of(build, Car, settings) == [
         f"{base}, line 3: no key engine.fule; did you mean engine.fuel?",
         f"{path}, line 2: doors: expected an integer, found 'four'",
         f"{path}, line 4: no key nmae; did you mean name?",
@@ -131,8 +132,8 @@ def test_all_faults_of_all_files_and_overrides_come_at_once(write: Any) -> None:
     ]
 
 
-def test_values_that_do_not_go_together_are_told_at_the_one_that_was_written() -> None:
-    assert told(made, "engine.level=1", "doors=3") == [
+def test_values_that_do_not_go_together_are_reported_at_the_one_that_was_written() -> None:
+    assert faults_of(made, "engine.level=1", "doors=3") == [
         "command line, override 2: doors: 3 is odd, with engine.level=1"
     ]
 
@@ -140,10 +141,10 @@ def test_values_that_do_not_go_together_are_told_at_the_one_that_was_written() -
     class Odd(Car):
         doors: int = 3
 
-    assert told(build, Odd, parse_overrides(["name=x", "engine.level=1"])) == [
+    assert faults_of(build, Odd, parse_overrides(["name=x", "engine.level=1"])) == [
         "command line, override 2: doors: 3 is odd, with engine.level=1"
     ]
-    assert told(build, Odd, []) == ["default: doors: 3 is odd, with engine.level=0"]
+    assert faults_of(build, Odd, []) == ["default: doors: 3 is odd, with engine.level=0"]
 
 
 # --- trees that share settings ---
@@ -180,9 +181,9 @@ def test_a_reference_stands_for_the_final_value_of_another_key() -> None:
     assert Base(Car, []).build(parse_overrides(["doors=${engine.level}"])).doors == 0
 
 
-def test_references_that_cannot_be_followed_are_told() -> None:
+def test_references_that_cannot_be_followed_are_reported() -> None:
     words = ["name=${nmae}", "seats=${colour}", "colour=red", "engine.power=${engine.power}"]
-    assert told(made, *words) == [
+    assert faults_of(made, *words) == [
         "command line, override 1: name: no key nmae, found '${nmae}'; did you mean name?",
         "command line, override 2: seats: expected an integer or null, found 'red' "
         "(from '${colour}')",

@@ -15,7 +15,7 @@ from harness.config.casts import at_type, type_words
         (list[Literal["a", "b"]], "a list of values, each one of a, b"), (bool, "true or false"),
     ],
 )
-def test_types_are_said_in_words(kind: Any, words: str) -> None:
+def test_types_are_described_in_words(kind: Any, words: str) -> None:
     assert type_words(kind) == words
 
 

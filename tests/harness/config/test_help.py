@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.fields import changeable, keys, runtime, unless_empty, where_it_counts
+from harness.config.fields import changeable, field_types, runtime, unless_empty, where_it_counts
 from harness.config.help import config_help, field_texts, sections
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile
 from svll.config import Config
@@ -57,7 +57,7 @@ def test_texts_are_those_that_follow_the_fields_also_of_base_classes() -> None:
     assert field_texts(LargerOven) == {**own, "fan": "Whether both run."}
 
 
-def test_each_key_is_told_with_type_default_and_marks_section_by_section() -> None:
+def test_each_key_is_reported_with_type_default_and_marks_section_by_section() -> None:
     assert config_help({"": Kitchen}, width=70) == """\
 All of it.
 
@@ -94,7 +94,7 @@ oven: What bakes, and how long.
       What burns."""
 
 
-def test_a_word_that_no_key_holds_is_told_with_the_nearest() -> None:
+def test_a_word_that_no_key_holds_is_reported_with_the_nearest() -> None:
     for word, told in (("shelfes", "did you mean shelves?"), ("xyz", "leave it out to print")):
         with pytest.raises(UserError, match=f"no key contains '{word}'; .*{told[:-1]}"):
             config_help({"": Kitchen}, ["oven", word])
@@ -110,23 +110,23 @@ def test_lines_are_no_longer_than_asked_for() -> None:
     "schema", [Config, SweepFile, *SCHEDULERS.values(), *ALGORITHMS.values()],
     ids=lambda schema: schema.__name__,
 )
-def test_every_key_and_every_section_says_what_it_is_for(schema: type) -> None:
+def test_every_key_and_every_section_has_a_description(schema: type) -> None:
     found = list(sections(schema))
     assert [key.name for part in found for key in part.keys if not key.text] == []
     assert not [part.prefix for part in found if part.text.startswith("(") or not part.text]
-    assert sorted(key.name for part in found for key in part.keys) == sorted(keys(schema))
+    assert sorted(key.name for part in found for key in part.keys) == sorted(field_types(schema))
 
 
 def test_marks_are_those_of_the_fields() -> None:
-    told = {key.name: key.marks for part in sections(Config) for key in part.keys}
-    assert told["data.root"] == told["run.runs"] == ("outside the signature",)
-    assert told["model.fingerprint"] == ("in the signature where set",)
-    assert told["stage2.lr"] == ("changeable",)
-    assert told["stage1.lr"] == ()
+    marks = {key.name: key.marks for part in sections(Config) for key in part.keys}
+    assert marks["data.root"] == marks["run.runs"] == ("outside the signature",)
+    assert marks["model.fingerprint"] == ("in the signature where set",)
+    assert marks["stage2.lr"] == ("changeable",)
+    assert marks["stage1.lr"] == ()
 
 
 def test_defaults_are_written_as_a_recipe_would_write_them() -> None:
-    told = {key.name: key.default for part in sections(Config) for key in part.keys}
-    assert told["stage2.milestones"] == "[30, 50]"
-    assert told["model.stride"] == "12"
-    assert told["data.root"] == "null"
+    defaults = {key.name: key.default for part in sections(Config) for key in part.keys}
+    assert defaults["stage2.milestones"] == "[30, 50]"
+    assert defaults["model.stride"] == "12"
+    assert defaults["data.root"] == "null"

@@ -1,4 +1,4 @@
-"""Recipes extend each other and combine by name; what cannot be found is told with the nearest."""
+"""Recipes extend each other and combine by name; unknown ones are reported with the nearest."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from harness.config.build import build
 from harness.config.recipes import named_recipe, read_recipe, recipe_stem
 from harness.config.sources import Setting
-from tests.harness.config.car import Car, Engine, told
+from tests.harness.config.car import Car, Engine, faults_of
 
 
 def test_a_recipe_starts_from_the_one_that_it_extends(write: Any) -> None:
@@ -51,26 +51,26 @@ def test_a_recipe_anywhere_may_extend_shipped_ones_by_name_or_path(
     assert doors("extends: own\n", "own.yaml") == 6  # but not the file itself
     path = write("mine.yaml", "extends: [parts/base.yaml]\n")
     assert build(Car, read_recipe(path, Car, shipped)).name == "base"
-    assert told(read_recipe, write("mine.yaml", "extends: demoo\n"), Car, shipped) == [
+    assert faults_of(read_recipe, write("mine.yaml", "extends: demoo\n"), Car, shipped) == [
         f"{path}, line 1: no recipe 'demoo'; did you mean demo?", "recipes: demo, mine, own",
         "parts, such as RECIPE+base: base",
     ]
-    assert told(read_recipe, write("mine.yaml", "extends: x/a.yaml\n"), Car, shipped)[0] == (
+    assert faults_of(read_recipe, write("mine.yaml", "extends: x/a.yaml\n"), Car, shipped)[0] == (
         f"{path}, line 1: no recipe 'x/a.yaml' in {tmp_path}, {shipped}"
     )
 
 
-def test_recipes_that_extend_each_other_in_a_circle_are_told(write: Any) -> None:
+def test_recipes_that_extend_each_other_in_a_circle_are_reported(write: Any) -> None:
     write("a.yaml", "extends: b\n")
     path = write("b.yaml", "extends: a\n")
-    assert told(read_recipe, path, Car) == [
+    assert faults_of(read_recipe, path, Car) == [
         f"{path}: recipes extend each other in a circle: b -> a -> b"
     ]
     path = write("a.yaml", f"extends: ../{path.parent.name}/a.yaml\n")
-    assert told(read_recipe, path, Car) == [
+    assert faults_of(read_recipe, path, Car) == [
         f"{path}: recipes extend each other in a circle: a -> a"
     ]
-    assert told(read_recipe, write("a.yaml", "doors: 2\nextends: 5\n"), Car) == [
+    assert faults_of(read_recipe, write("a.yaml", "doors: 2\nextends: 5\n"), Car) == [
         f"{path}, line 2: extends: expected a recipe's name or a list of them, found 5"
     ]
 
@@ -85,13 +85,13 @@ def test_later_bases_win_over_earlier_ones_and_the_recipe_over_all(write: Any) -
     assert (other.doors, other.engine.power) == (2, 8.0)
 
 
-def test_an_unknown_recipe_is_told_with_the_nearest_and_all(write: Any, tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_reported_with_the_nearest_and_all(write: Any, tmp_path: Path) -> None:
     write("market.yaml", "")
     path = write("tiny.yaml", "doors: 2\nextends: markt\n")
-    assert told(named_recipe, "markte", Car, tmp_path) == [
+    assert faults_of(named_recipe, "markte", Car, tmp_path) == [
         "no recipe 'markte'; did you mean market?", "recipes: market, tiny"
     ]
-    assert told(read_recipe, path, Car)[0] == (
+    assert faults_of(read_recipe, path, Car)[0] == (
         f"{path}, line 2: no recipe 'markt'; did you mean market?"
     )
 
@@ -186,7 +186,7 @@ def test_names_joined_by_underscores_mean_the_parts_unless_a_file_is_called_so(
     assert combined("city+big_wood", shipped).garage == "wood"
 
 
-def test_names_that_cannot_be_combined_are_told(shipped: Path) -> None:
+def test_names_that_cannot_be_combined_are_reported(shipped: Path) -> None:
     lists = ["recipes: city, sports_car", "parts, such as RECIPE+big: big, big_wood, wood"]
     for name, message in {
         "city+bgi": "no recipe 'bgi'; did you mean big?",
@@ -196,29 +196,29 @@ def test_names_that_cannot_be_combined_are_told(shipped: Path) -> None:
         "big": "big only changes a recipe: write RECIPE+big",
         "big+city": "big only changes a recipe: write RECIPE+big",
     }.items():
-        assert told(named_recipe, name, Car, shipped) == [message, *lists]
+        assert faults_of(named_recipe, name, Car, shipped) == [message, *lists]
     for name, word in {
         "city+big+big": "big", "city_big+big": "big", "city+city": "city",
         f"city+big+{shipped}/parts/big.yaml": f"{shipped}/parts/big.yaml",
     }.items():
-        assert told(named_recipe, name, Car, shipped, where="a.yaml, line 2") == [
+        assert faults_of(named_recipe, name, Car, shipped, where="a.yaml, line 2") == [
             f"a.yaml, line 2: {name}: {word} is given twice"
         ]
 
 
-def test_faults_of_a_section_with_are_told_at_their_lines(shipped: Path, write: Any) -> None:
+def test_faults_of_a_section_with_are_reported_at_their_lines(shipped: Path, write: Any) -> None:
     path = write("mine.yaml", "with:\n  big:\n    engine: {pwoer: 1}\n    doors: two\n")
-    assert told(build, Car, named_recipe(f"{path}+big", Car, shipped)) == [
+    assert faults_of(build, Car, named_recipe(f"{path}+big", Car, shipped)) == [
         f"{path}, line 3: no key engine.pwoer; did you mean engine.power?",
         f"{path}, line 4: doors: expected an integer, found 'two'",
     ]
     write("mine.yaml", "doors: 2\nwith:\n  bgi: {doors: 4}\n")
-    assert told(named_recipe, str(path), Car, shipped)[0] == (
+    assert faults_of(named_recipe, str(path), Car, shipped)[0] == (
         f"{path}, line 3: with: no recipe 'bgi'; did you mean big?"
     )
     for wrong in ("big", "{big: 4}"):
         write("mine.yaml", f"with: {wrong}\n")
-        (message,) = told(named_recipe, str(path), Car, shipped)
+        (message,) = faults_of(named_recipe, str(path), Car, shipped)
         assert message.startswith(
             f"{path}, line 1: with: expected settings by the name of a recipe, found "
         )

@@ -6,12 +6,12 @@ from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
-from tests.harness.config.car import Car, told
+from tests.harness.config.car import Car, faults_of
 
 
-def test_words_of_a_command_line_that_are_no_settings_are_all_told() -> None:
+def test_words_of_a_command_line_that_are_no_settings_are_all_reported() -> None:
     words = ["doors", "doors=2", "=3", "name=[a", "engine.span={a: 1, a: 2}"]
-    assert told(parse_overrides, words) == [
+    assert faults_of(parse_overrides, words) == [
         "command line, override 1: 'doors' is not of the form key=value",
         "command line, override 3: '=3' is not of the form key=value",
         "command line, override 4: name: '[a' is not a YAML value: expected ',' or ']', but got "

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from harness.config.build import build
-from harness.config.fields import keys
+from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
 from harness.config.values import differences, signature, to_mapping, to_yaml
 from tests.harness.config.car import Car, Engine, made
@@ -22,7 +22,7 @@ def test_the_signature_depends_on_all_that_can_change_a_result_and_on_nothing_el
         "engine.gears=[2,1]", "engine.span=[0.1,0.2]", "engine.level=1",
     ]
     changing = {word.partition("=")[0] for word in others}
-    assert changing | {"garage", "colour", "notes"} == set(keys(Car))
+    assert changing | {"garage", "colour", "notes"} == set(field_types(Car))
     assert len({base, *(signature(made(word)) for word in others)}) == len(others) + 1
     assert signature(made("garage=there", "notes=[a]")) == base
 

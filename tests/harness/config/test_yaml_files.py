@@ -9,7 +9,7 @@ from harness.base.errors import UserError
 from harness.config.yaml_files import parse, read_yaml, to_text
 
 
-def told(path: Path) -> list[str]:
+def faults_of(path: Path) -> list[str]:
     with pytest.raises(UserError) as caught:
         read_yaml(path)
     return str(caught.value).splitlines()
@@ -28,7 +28,7 @@ def told(path: Path) -> list[str]:
         ("{on: 1, 2: x, ~: y}", {"on": 1, "2": "x", "~": "y"}),
     ],
 )
-def test_a_plain_value_is_what_yaml_1_2_says(text: str, value: Any) -> None:
+def test_plain_values_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     found = parse(text)[0]
     assert found == value
     assert type(found) is type(value)
@@ -84,12 +84,12 @@ def test_what_an_alias_stands_for_is_text_only_under_a_key_of_text() -> None:
          ", line 4: a[1].b appears twice (first on line 3)"),
     ],
 )
-def test_a_file_that_is_no_mapping_of_settings_is_told_with_the_line(
+def test_a_file_that_is_no_mapping_of_settings_is_reported_with_the_line(
     tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(text.encode())
-    assert told(path) == [f"{path}{message}"]
+    assert faults_of(path) == [f"{path}{message}"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
@@ -98,20 +98,20 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
     assert read_yaml(path) == ({"a": 1e-4, "b": "two\nlines\n"}, {"a": 1, "b": 2})
 
 
-def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path) -> None:
-    assert told(tmp_path / "no.yaml") == [f"{tmp_path}/no.yaml: no such file"]
+def test_a_file_that_is_missing_or_no_text_is_reported(tmp_path: Path) -> None:
+    assert faults_of(tmp_path / "no.yaml") == [f"{tmp_path}/no.yaml: no such file"]
     (tmp_path / "loss_weights.yaml").touch()
-    assert told(tmp_path / "los_weights.yaml") == [
-        f"{tmp_path}/los_weights.yaml: no such file; did you mean {tmp_path}/loss_weights.yaml?"
+    assert faults_of(tmp_path / "los_weights.yaml") == [
+        f"{tmp_path}/los_weights.yaml: no such file; did you mean loss_weights.yaml?"
     ]
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: \xfc\n")
-    assert told(tmp_path / "latin.yaml") == [
+    assert faults_of(tmp_path / "latin.yaml") == [
         f"{tmp_path}/latin.yaml, line 2: byte 0xfc is not UTF-8; save the file as UTF-8"
     ]
-    assert told(tmp_path) == [f"{tmp_path}: cannot be read: Is a directory"]
+    assert faults_of(tmp_path) == [f"{tmp_path}: cannot be read: Is a directory"]
 
 
-def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_settings(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("# only a comment\n")
     assert read_yaml(path) == ({}, {})

@@ -32,7 +32,7 @@ def noisy(count: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarra
     top, left = (generator.integers(0, size, count) for size in (height, width))
     tall, wide = generator.integers(1, height - top + 1), generator.integers(1, width - left + 1)
     images = np.zeros((count, 3, height, width), dtype=np.float32)
-    keys = rng.keys(seed, np.arange(count, dtype=np.int64))
+    keys = rng.hash_words(seed, np.arange(count, dtype=np.int64))
     return images, np.stack([top, left, tall, wide], axis=1), keys
 
 

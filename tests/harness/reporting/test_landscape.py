@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from harness.reporting.drawing import as_svg
 from harness.reporting.landscape import contour
 from harness.runs.run import Run
-from harness.sweeps.outcomes import Outcome, Sweeping
+from harness.sweeps.outcomes import Outcome, SweepResults
 
 
 def test_the_dots_of_a_map_are_whole_on_its_edge(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_the_dots_of_a_map_are_whole_on_its_edge(tmp_path: Path) -> None:
         Outcome(point, 1, Run(tmp_path / str(n)), "complete", n / 4, {})
         for n, point in enumerate(points)
     ]
-    figure = contour(Sweeping("weights", tmp_path, "mAP", "max", outcomes), ["a", "b"])
+    figure = contour(SweepResults("weights", tmp_path, "mAP", "max", outcomes), ["a", "b"])
     assert figure is not None
     root = ElementTree.fromstring(as_svg(figure))
     [dots] = [node for node in root.iter() if node.get("id", "").startswith("PathCollection")]

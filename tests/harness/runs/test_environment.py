@@ -1,4 +1,4 @@
-"""What a run was computed with is told as it is."""
+"""The record of machine, packages and code of a run."""
 
 import subprocess
 import sys
@@ -34,15 +34,15 @@ def test_versions_are_those_of_the_packages_that_are_imported(tree: Path) -> Non
     import numpy
     import torch
 
-    told = environment(tree)
-    assert told["packages"]["numpy"] == numpy.__version__
-    assert told["packages"]["torch"] == metadata.version("torch")
-    assert torch.__version__.startswith(told["packages"]["torch"])
-    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert told["cores"] >= 1
+    recorded = environment(tree)
+    assert recorded["packages"]["numpy"] == numpy.__version__
+    assert recorded["packages"]["torch"] == metadata.version("torch")
+    assert torch.__version__.startswith(recorded["packages"]["torch"])
+    assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert recorded["cores"] >= 1
 
 
-def test_the_commit_is_told_and_whether_files_differ_from_it(tree: Path) -> None:
+def test_the_commit_is_reported_and_whether_files_differ_from_it(tree: Path) -> None:
     commit = git(tree, "rev-parse", "HEAD")
     assert git_state(tree) == {"commit": commit, "changed": False}
     (tree / "a.py").write_text("a = 2\n")

@@ -179,20 +179,20 @@ def test_a_process_that_was_suspended_until_another_took_its_run_ends_and_adds_n
             before = {path: path.read_bytes() for path in run.folder.iterdir()}
             os.utime(run.lock_file, (1, 1))
             first.send_signal(signal.SIGCONT)
-            _, told = first.communicate("go on\n", timeout=60)
+            _, output = first.communicate("go on\n", timeout=60)
             assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
             assert run.lock_file.stat().st_mtime == 1
     finally:
         first.kill()
         first.wait()
-    assert first.returncode == IN_USE_STATUS, told
-    assert f"{run.folder}: this process ({first.pid} on elsewhere) was suspended" in told
-    assert f"is now in use by process {os.getpid()} on {os.uname().nodename}" in told
-    assert "Traceback" not in told
+    assert first.returncode == IN_USE_STATUS, output
+    assert f"{run.folder}: this process ({first.pid} on elsewhere) was suspended" in output
+    assert f"is now in use by process {os.getpid()} on {os.uname().nodename}" in output
+    assert "Traceback" not in output
     assert run.status()["state"] == "running"
 
 
-def test_a_stopped_run_is_not_failed_and_goes_on_as_a_further_attempt(make: Any) -> None:
+def test_a_stopped_run_is_not_failed_and_resumes_as_a_further_attempt(make: Any) -> None:
     run = make("stop")
     handler = signal.getsignal(signal.SIGUSR2)
     assert execute(run) == "stopped"
@@ -203,7 +203,7 @@ def test_a_stopped_run_is_not_failed_and_goes_on_as_a_further_attempt(make: Any)
     assert signal.getsignal(signal.SIGUSR2) is handler
 
 
-def test_a_users_mistake_is_told_without_a_traceback(make: Any) -> None:
+def test_a_users_mistake_is_reported_without_a_traceback(make: Any) -> None:
     run = make("mistake")
     assert execute(run) == "failed"
     status = run.status()
@@ -213,7 +213,7 @@ def test_a_users_mistake_is_told_without_a_traceback(make: Any) -> None:
     assert "Traceback" not in run.log_file.read_text()
 
 
-def test_a_fault_is_told_with_the_end_of_its_traceback(make: Any) -> None:
+def test_a_fault_is_reported_with_the_end_of_its_traceback(make: Any) -> None:
     run = make("fault")
     assert execute(run) == "failed"
     status = run.status()
@@ -326,22 +326,22 @@ def on_a_mount(run: Run, options: str, tmp_path: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_full_disk_is_told_in_one_line_each(make: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_each(make: Any, tmp_path: Path) -> None:
     run = make("write_on")
     config = run.config_file.read_text()
     small = f"-t tmpfs -o size=64k tmpfs {run.folder} && echo '{config}' > {run.config_file}"
-    code, told = on_a_mount(run, small, tmp_path)
+    code, output = on_a_mount(run, small, tmp_path)
     assert code == EXIT_STATUS["failed"]
-    assert "No space left on device" in told
-    assert "Traceback" not in told
+    assert "No space left on device" in output
+    assert "Traceback" not in output
 
 
-def test_a_read_only_folder_is_told_before_anything_is_done(make: Any, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported_before_anything_is_done(make: Any, tmp_path: Path) -> None:
     run = make("write_on")
     read_only = f"--bind {run.folder} {run.folder} && mount -o remount,bind,ro {run.folder}"
-    code, told = on_a_mount(run, read_only, tmp_path)
+    code, output = on_a_mount(run, read_only, tmp_path)
     assert code == HINDERED_STATUS
-    assert f"{run.folder}: cannot be written: Read-only file system; make room, let" in told
-    assert "Traceback" not in told
-    assert "begun" not in told
+    assert f"{run.folder}: cannot be written: Read-only file system; make room, let" in output
+    assert "Traceback" not in output
+    assert "begun" not in output
     assert sorted(p.name for p in run.folder.iterdir()) == ["config.yaml"]

@@ -51,7 +51,7 @@ def test_only_what_lies_outside_is_a_hindrance_and_only_faults_have_a_traceback(
 
 
 @pytest.mark.parametrize("same_attempt", [True, False])
-def test_a_rank_that_failed_by_its_own_fault_says_so_to_the_first(
+def test_a_failed_rank_leaves_its_error_to_rank_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_attempt: bool
 ) -> None:
     """Rank 0 would otherwise only know that it was lost, which another try might mend."""

@@ -27,9 +27,9 @@ def test_making_a_run_touches_nothing(run: Run) -> None:
 
 
 def test_all_files_are_inside_the_folder_under_different_names(run: Run) -> None:
-    names = [n for n, v in vars(Run).items() if isinstance(v, property)]
+    names = [name for name, value in vars(Run).items() if hasattr(value, "__get__")]
     paths = [p for name in names if isinstance(p := getattr(run, name), Path)]
-    assert len(paths) == 12
+    assert len(paths) == 16
     assert len({*paths, run.folder}) == len(paths) + 1
     assert all(path.parent == run.folder for path in paths)
 
@@ -69,7 +69,7 @@ def test_an_unreadable_status_is_never_taken_for_none(run: Run, text: str) -> No
     assert str(run.status_file) in str(caught.value)
 
 
-def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
+def test_a_place_where_no_run_can_be_is_reported_without_advice_about_its_files(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "notes.txt").touch()
@@ -77,14 +77,14 @@ def test_a_place_where_no_run_can_be_is_told_without_advice_about_its_files(
     with pytest.raises(UserError) as caught:
         below_a_file.status()
     assert str(caught.value) == (
-        f"{tmp_path / 'notes.txt'}: is a file; set run.runs to a folder (run.runs=FOLDER)"
+        f"{tmp_path / 'notes.txt'}: is a file; name a folder (run.runs=FOLDER)"
     )
     for nowhere in (below_a_file, Run(Path("/proc/nope/synthetic/0123456789ab"))):
         with pytest.raises(Hindered, match=r"cannot be written: .*name another place \(run\.runs"):
             nowhere.create("root: /here\n")
 
 
-def test_a_run_is_complete_when_its_result_is_there_whatever_the_status_says(run: Run) -> None:
+def test_a_run_is_complete_when_its_result_is_there_whatever_its_status(run: Run) -> None:
     run.set_status("complete")
     assert not run.is_complete()
     run.result_file.write_text('{"mAP": 0.5}')

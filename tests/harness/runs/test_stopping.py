@@ -23,7 +23,7 @@ def tell(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", CAUGHT)
-def test_a_signal_asks_for_a_stop_and_the_body_goes_on(number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop_and_the_body_continues(number: signal.Signals) -> None:
     before = handlers()
     went_on = False
     with stop_on_signals():

@@ -75,5 +75,5 @@ def test_an_algorithm_needs_a_search_to_propose_to(tmp_path: Path, words: list[s
 
     file = tmp_path / "found.yaml"
     file.write_text(FILE)
-    with pytest.raises(UserError, match=r"set backend: ray|an algorithm chooses: write choice"):
+    with pytest.raises(UserError, match=r"set backend: ray|all points of a grid: write choice"):
         read_sweep(file, schema=Config, recipes=RECIPES, overrides=words)

@@ -16,9 +16,9 @@ import yaml
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.runs.run import Run
-from harness.sweeps import outcomes, tables
+from harness.sweeps import outcomes
 
-Made = Callable[..., outcomes.Sweeping]
+Made = Callable[..., outcomes.SweepResults]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_points_are_ranked_by_the_mean_over_their_complete_seeds(make: Made) -> 
 def test_a_full_grids_importance_is_its_analysis_of_variance(make: Made) -> None:
     rows = [({"a": a, "b": b, "c": 7}, {1: 3.0 * a + 1.0 * b + 0.5 * a * b})
             for a, b in product((-1, 1), (-1, 1))]
-    found = outcomes.importance(make(*rows))
+    found = make(*rows).shares
     total = 9 + 1 + 0.25
     assert found == pytest.approx({"a": 9 / total, "b": 1 / total, "interactions": 0.25 / total})
     assert list(found) == ["a", "b", "interactions"]
@@ -86,7 +86,7 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
         ({"a": n * 7 % 20, "b": n * 3 % 20, "c": "xyz"[n % 3]}, {1: float(n * 7 % 20)})
         for n in range(20)
     ]
-    found = outcomes.importance(make(*rows))
+    found = make(*rows).shares
     assert next(iter(found)) == "a"
     assert found["a"] > 0.7
     assert sum(found.values()) == pytest.approx(1.0)
@@ -100,13 +100,13 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
         [({"a": 1}, {1: 0.5})],
     ],
 )
-def test_nothing_is_said_of_what_mattered_when_nothing_is_known(make: Made, rows: Any) -> None:
-    assert outcomes.importance(make(*rows)) == {}
+def test_keys_have_no_importance_when_it_cannot_be_computed(make: Made, rows: Any) -> None:
+    assert make(*rows).shares == {}
 
 
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
     sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
-    path = tables.write_best(
+    path = outcomes.write_best(
         sweeping, without={"data.validation": 0.0, "data.root": None, "run": None},
         absent={"point.a": 5, "point.b": "as before"},
     )
@@ -121,7 +121,7 @@ def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
 
 def test_without_a_complete_trial_there_is_no_best(make: Made) -> None:
     sweeping = make(({"a": 1}, {1: None}))
-    assert tables.write_best(sweeping, without={}) is None
+    assert outcomes.write_best(sweeping, without={}) is None
     assert sweeping.ranked() == []
 
 
@@ -130,7 +130,7 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
         ({"a": [0.1, 0.2], "c": "1e-4", "d": 0}, {1: 0.5}),
         ({"a": [0.3, 0.2], "b": "x, y", "c": 0.001, "d": 0.8}, {1: None, 2: 0.4}),
     )
-    table, typed = tables.write_tables(sweeping)
+    table, typed = outcomes.write_tables(sweeping)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
@@ -145,8 +145,8 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
     assert math.isclose(columns["cmc.1"][0], 0.5)
 
 
-def test_a_folder_that_is_no_sweeps_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a sweep's folder: there is no sweep\.json in it"):
+def test_a_folder_that_is_no_sweeps_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a sweep folder: it has no sweep\.json"):
         outcomes.read_outcomes(tmp_path)
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
@@ -164,15 +164,15 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]
 
 
-def test_settings_that_changed_on_the_way_are_told_with_the_best(make: Made) -> None:
+def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> None:
     sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
-    assert outcomes.importance(sweeping) == {"a": 1.0}
+    assert sweeping.shares == {"a": 1.0}
     write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
         "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
     })
     assert sweeping.has_changed
-    assert outcomes.importance(sweeping) == {}
-    path = tables.write_best(sweeping, without={"run": None})
+    assert outcomes.read_outcomes(sweeping.folder).shares == {}
+    path = outcomes.write_best(sweeping, without={"run": None})
     assert path is not None
-    assert "Settings changed on the way" in path.read_text()
+    assert "Settings changed during training" in path.read_text()
     assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5

@@ -69,7 +69,7 @@ def test_a_and_b_may_change_places_and_nan_is_left_out() -> None:
     assert (one.mean, one.p) == (-other.mean, other.p)
 
 
-def test_what_cannot_be_compared_is_told() -> None:
+def test_what_cannot_be_compared_is_reported() -> None:
     with pytest.raises(UserError, match="shapes"):
         compare([1.0, 2.0], [1.0])
     with pytest.raises(UserError, match="no pair has two values"):

@@ -28,7 +28,7 @@ def test_the_worst_go_on_from_one_of_the_best() -> None:
     st.dictionaries(st.sampled_from("abcdefghij"), st.floats(0, 1), min_size=1),
     st.floats(0.01, 0.5), st.integers(1, 9),
 )
-def test_nobody_goes_on_from_a_worse_run_nor_from_itself(
+def test_no_run_continues_from_a_worse_run_or_itself(
     scores: dict[str, float], share: float, epoch: int
 ) -> None:
     for name in scores:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.sweeps.keys import Algorithm, Gp, Tpe
-from harness.sweeps.proposing import Tried, propose
+from harness.sweeps.proposing import TriedPoint, propose
 from harness.sweeps.space import Point, Space
 from tests.harness.sweeps.test_space import dimension, space
 
@@ -24,16 +24,16 @@ def height(point: Point) -> float:
     return -far - 0.3 * (point["train.name"] != [1, 2])
 
 
-def search(algorithm: Algorithm, count: int, seed: int, **options: Any) -> list[Tried]:
-    tried: list[Tried] = []
+def search(algorithm: Algorithm, count: int, seed: int, **options: Any) -> list[TriedPoint]:
+    tried: list[TriedPoint] = []
     for _ in range(count):
         point = propose(BOWL, algorithm, tried, seed=seed, **{"modes": ["max"], **options})
         assert point is not None
-        tried.append(Tried(point, "complete", [height(point)]))
+        tried.append(TriedPoint(point, "complete", [height(point)]))
     return tried
 
 
-def best(tried: Sequence[Tried]) -> float:
+def best(tried: Sequence[TriedPoint]) -> float:
     return max(one.values[0] for one in tried if one.values)
 
 
@@ -56,7 +56,7 @@ def test_the_same_search_proposes_the_same_points_and_another_seed_others() -> N
 
 
 def test_smaller_may_be_better() -> None:
-    tried = [Tried({"train.lr": 10**-n, "train.width": 9, "train.name": None}, "complete", [n])
+    tried = [TriedPoint({"train.lr": 10**-n, "train.width": 9, "train.name": None}, "complete", [n])
              for n in range(1, 4)] * 4
     lrs = [
         [propose(BOWL, Tpe(startup=1), tried, modes=[mode], seed=s)["train.lr"] for s in range(30)]
@@ -71,9 +71,9 @@ def test_proposals_meet_conditions_constraints_and_each_other() -> None:
         dimension("train.width", "randint", (1, 4), when="train.name == 'wide'"),
         constraints=("train.width != 2",),
     )
-    tried: list[Tried] = []
+    tried: list[TriedPoint] = []
     while (point := propose(own, Tpe(startup=2), tried, modes=["max"], seed=1)) is not None:
-        tried.append(Tried(point, "complete", [1.0]))
+        tried.append(TriedPoint(point, "complete", [1.0]))
     found = sorted((p.point["train.name"], p.point.get("train.width", 0)) for p in tried)
     # there are no more than these, and then nothing is proposed
     assert found == [("plain", 0), ("wide", 1), ("wide", 3)]
@@ -82,9 +82,9 @@ def test_proposals_meet_conditions_constraints_and_each_other() -> None:
 def test_what_runs_failed_or_was_ended_early_is_taken_into_account() -> None:
     point = {"train.lr": 0.01, "train.width": 20, "train.name": None}
     others = [
-        Tried(point, "running"), Tried({**point, "train.width": 3}, "failed"),
-        Tried({**point, "train.width": 4}, "ended early", reached={1: 0.1, 2: 0.2}),
-        Tried({**point, "train.width": 5}, "ended early"),
+        TriedPoint(point, "running"), TriedPoint({**point, "train.width": 3}, "failed"),
+        TriedPoint({**point, "train.width": 4}, "ended early", reached={1: 0.1, 2: 0.2}),
+        TriedPoint({**point, "train.width": 5}, "ended early"),
     ]
     for algorithm in (Tpe(startup=1), Gp(startup=1)):
         found = propose(BOWL, algorithm, others, modes=["max"], seed=1)
@@ -106,12 +106,12 @@ def test_what_is_weighed_against_the_metric_is_sought_as_well() -> None:
     def values(point: Point) -> list[float]:  # nothing beats what lies between 0.2 and 0.6
         return [-abs(point["train.lr"] - 0.2), abs(point["train.lr"] - 0.6)]
 
-    tried: list[Tried] = []
+    tried: list[TriedPoint] = []
     for _ in range(60):
         point = propose(own, Tpe(startup=10), tried, modes=["max", "min"], seed=2)
         assert point is not None
-        tried.append(Tried(point, "complete", values(point)))
-    tried.append(Tried({"train.lr": 0.9}, "ended early", reached={1: 0.5}))
+        tried.append(TriedPoint(point, "complete", values(point)))
+    tried.append(TriedPoint({"train.lr": 0.9}, "ended early", reached={1: 0.5}))
     assert propose(own, Tpe(startup=10), tried, modes=["max", "min"], seed=2) is not None
     inside = [0.2 <= one.point["train.lr"] <= 0.6 for one in tried[10:60]]
     assert sum(inside) > 29  # of 50; by chance 20

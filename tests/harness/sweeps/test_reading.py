@@ -75,7 +75,7 @@ def read(tmp_path: Path, recipes: Path):
     return read_text
 
 
-def told(read, text: str, *words: str) -> list[str]:
+def faults_of(read, text: str, *words: str) -> list[str]:
     """Return what is said about a faulty file, without its folder."""
     with pytest.raises(UserError) as caught:
         read(text, *words)
@@ -225,7 +225,7 @@ def test_searched_values_are_of_their_keys_type(read) -> None:
     text = "search={train.lr: {loguniform: [1e-6, 1e-3]}, train.width: {choice: [2, 3]}}"
     words = read("recipe: base\nsamples: 3\n", text)
     assert all(1e-6 <= t.point["train.lr"] <= 1e-3 for t in words.trials)
-    assert told(read, "recipe: base\nsearch: {train.lr: {grid: [1e-4, '2', 1_000]}}\n") == [
+    assert faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [1e-4, '2', 1_000]}}\n") == [
         "tried.yaml, line 2: train.lr: expected a number, found '2'",
         "tried.yaml, line 2: train.lr: expected a number, found '1_000'",
     ]
@@ -298,8 +298,8 @@ def test_a_draw_that_falls_on_an_earlier_one_is_one_trial(read) -> None:
 # --- mistakes ---
 
 
-def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
-    assert set(told(read, "\n".join([
+def test_every_mistake_is_reported_at_once_with_its_line(read) -> None:
+    assert set(faults_of(read, "\n".join([
         "name: two words",                          # 1
         "recipe: bass",
         "overrides: {train.epochs: many}",
@@ -331,7 +331,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
         "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
         "tried.yaml, line 12: slurm.setup: expected a list of strings",
-        "tried.yaml, line 12: slurm.env: '1a' is no variable's name",
+        "tried.yaml, line 12: slurm.env: '1a' is not a variable name",
         "tried.yaml, line 13: scheduler.asha: no key grac; did you mean grace?",
         "tried.yaml, line 14: no key colour",
     }
@@ -340,7 +340,7 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ("{gird: [1]}", "train.lr: no way to search 'gird'; did you mean grid?"),
+        ("{gird: [1]}", "train.lr: unknown search type 'gird'; did you mean grid?"),
         ("[1, 2]", "train.lr: expected one of grid, choice, uniform, loguniform, randint, such "
                    "as {grid: [0.0, 0.8]}"),
         ("{grid: 3}", "train.lr: grid: expected a list, found 3"),
@@ -352,39 +352,39 @@ def test_every_mistake_is_told_at_once_with_its_line(read) -> None:
         ("{uniform: [0, .nan]}", "train.lr: uniform: expected two rising numbers, found [0, nan]"),
     ],
 )
-def test_a_dimension_that_makes_no_sense_is_named(read, search: str, message: str) -> None:
-    assert f"tried.yaml, line 2: {message}" in told(
+def test_an_invalid_dimension_is_reported(read, search: str, message: str) -> None:
+    assert f"tried.yaml, line 2: {message}" in faults_of(
         read, f"recipe: base\nsearch: {{train.lr: {search}}}\n"
     )
 
 
 def test_a_run_named_twice_is_a_mistake(read) -> None:
-    [line] = told(read, "recipe: base\nsearch: {train.lr: {grid: [0.1, 0.10]}}\n")
-    assert line == ("tried.yaml, line 2: train.lr: two trials are one and the same run: "
+    [line] = faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [0.1, 0.10]}}\n")
+    assert line == ("tried.yaml, line 2: train.lr: two trials are the same run: "
                     "lr=0.1 seed=7 and lr=0.1 seed=7")
 
 
 def test_searching_what_cannot_change_a_result_is_a_mistake(read) -> None:
-    [line] = told(read, "recipe: base\nsearch: {run.threads: {grid: [1, 2]}}\n")
-    assert line == ("tried.yaml, line 2: run.threads: two trials are one and the same run: "
+    [line] = faults_of(read, "recipe: base\nsearch: {run.threads: {grid: [1, 2]}}\n")
+    assert line == ("tried.yaml, line 2: run.threads: two trials are the same run: "
                     "threads=1 seed=7 and threads=2 seed=7")
 
 
 def test_samples_without_a_random_dimension_are_a_mistake(read) -> None:
-    [line] = told(read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\nsamples: 3\n")
+    [line] = faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\nsamples: 3\n")
     assert line.startswith("tried.yaml, line 3: samples: 3 draws, but no searched key is random")
 
 
 def test_seed_and_run_name_are_the_sweeps_own(read) -> None:
-    lines = told(
+    lines = faults_of(
         read, "recipe: base\noverrides: {run.name: x}\nsearch: {seed: {grid: [1, 2]}}\n"
     )
-    assert "tried.yaml, line 2: run.name is the sweep's own to set; write name=..." in lines
-    assert "tried.yaml, line 3: seed is the sweep's own to set; write seeds=[...]" in lines
+    assert "tried.yaml, line 2: the sweep sets run.name; write name=..." in lines
+    assert "tried.yaml, line 3: the sweep sets seed; write seeds=[...]" in lines
 
 
 def test_an_override_of_a_searched_key_is_a_mistake(read) -> None:
-    [line] = told(read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\n", "train.lr=3")
+    [line] = faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\n", "train.lr=3")
     assert line == (
         "command line, override 1: train.lr is searched already (tried.yaml, line 2)"
     )
@@ -398,27 +398,27 @@ def test_an_override_of_a_searched_key_is_a_mistake(read) -> None:
 def test_a_misspelt_key_of_the_sweep_is_known_by_its_nearest(
     read, word: str, meant: str | None
 ) -> None:
-    [line] = told(read, "recipe: base\n", word)
+    [line] = faults_of(read, "recipe: base\n", word)
     suggested = f"no key {word.partition('=')[0]}; did you mean {meant}?"
     assert (line == f"command line, override 1: {suggested}") == (meant is not None)
 
 
-def test_a_scheduler_that_nothing_asks_is_told(read, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scheduler_without_ray_is_reported(read, caplog: pytest.LogCaptureFixture) -> None:
     file = "recipe: base\nscheduler: {asha: {}}\n"
     assert read(file).scheduler == Asha()
-    assert ("tried.yaml, line 2: scheduler: asha has no effect without backend: ray; all trials "
-            "run to their ends") in caplog.text
+    assert ("tried.yaml, line 2: scheduler: asha has no effect without backend: ray; no trial is "
+            "stopped early") in caplog.text
     caplog.clear()
     read(file, "backend=ray")
     assert caplog.text == ""
-    [line] = told(read, "recipe: base\nscheduler: {pbt: {}}\n")
+    [line] = faults_of(read, "recipe: base\nscheduler: {pbt: {}}\n")
     assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"
 
 
 def test_a_scheduler_nobody_has_is_named(read) -> None:
-    [line] = told(read, "recipe: base\nscheduler: {ahsa: {}}\n")
+    [line] = faults_of(read, "recipe: base\nscheduler: {ahsa: {}}\n")
     assert line == "tried.yaml, line 2: scheduler: no scheduler 'ahsa'; did you mean asha?"
-    [line] = told(read, "recipe: base\nscheduler: {asha: {}, median: {}}\n")
+    [line] = faults_of(read, "recipe: base\nscheduler: {asha: {}, median: {}}\n")
     assert line == ("tried.yaml, line 2: scheduler: expected one of asha, hyperband, median, pbt, "
                     "found asha, median")
     assert read("recipe: base\nscheduler: none\n").scheduler is None
@@ -428,8 +428,8 @@ def test_a_scheduler_nobody_has_is_named(read) -> None:
                 "scheduler.asha.reduction=5").scheduler == Asha(grace=2, reduction=5)
 
 
-def test_a_sweep_without_a_recipe_says_so(read) -> None:
-    [line] = told(read, "name: x\n")
+def test_a_sweep_without_a_recipe_is_reported(read) -> None:
+    [line] = faults_of(read, "name: x\n")
     assert line == "tried.yaml: recipe: is needed, such as recipe: synthetic"
 
 
@@ -448,14 +448,14 @@ def test_recipes_may_be_searched_as_well(read, recipes: Path) -> None:
     assert sweep.trials[0].title == "recipe=base seed=1"
 
 
-def test_searched_recipes_that_make_no_sense_are_told(read) -> None:
-    assert told(read, "recipe: base\nsearch: {recipe: {grid: [base, bass]}}\n") == [
+def test_searched_recipes_that_are_invalid_are_reported(read) -> None:
+    assert faults_of(read, "recipe: base\nsearch: {recipe: {grid: [base, bass]}}\n") == [
         "tried.yaml, line 1: recipe: is searched already (tried.yaml, line 2); leave one out",
         "tried.yaml, line 2: no recipe 'bass'; did you mean base?", "recipes: base",
     ]
-    [line] = told(read, "search: {recipe: {choice: [base]}}\n")
+    [line] = faults_of(read, "search: {recipe: {choice: [base]}}\n")
     assert line == "tried.yaml, line 1: recipe: expected {grid: [names of recipes]}"
-    lines = told(
+    lines = faults_of(
         read, "backend: ray\nalgorithm: tpe\nsearch: {recipe: {choice: [base, bass]}}\n"
     )
     assert "tried.yaml, line 3: no recipe 'bass'; did you mean base?" in lines
@@ -471,8 +471,8 @@ def test_recipes_are_combined_under_one_name(read, recipes: Path, tmp_path: Path
     [trial], [former] = (recipe_sweep(n, **options).trials for n in ("base+long", "base_long"))
     assert trial.run == former.run
     assert trial.run.folder.parent == Path("here/base_long")
-    [line] = told(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
-    assert "two trials are one and the same run" in line
+    [line] = faults_of(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
+    assert "two trials are the same run" in line
 
 
 def test_a_dataset_is_not_looked_at_for_a_recipe_that_there_is_not(recipes: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.sweeps.conditions import Condition, read_condition
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.space import Point, Space, add_point, points_file, read_points
-from tests.harness.sweeps.test_reading import Config, read, recipes, told
+from tests.harness.sweeps.test_reading import Config, faults_of, read, recipes
 
 __all__ = ["read", "recipes"]  # fixtures
 
@@ -134,8 +134,8 @@ def test_a_sweep_file_has_conditions_and_constraints(read: Any) -> None:
     assert sweep.trials[0].title == "width=8 seed=7"
 
 
-def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
-    assert set(told(read, "\n".join([
+def test_conditions_that_are_invalid_are_reported_together(read: Any) -> None:
+    assert set(faults_of(read, "\n".join([
         "recipe: base",
         "search:",
         "  train.lr: {grid: [0.1], when: train.widht > 8}",
@@ -145,14 +145,14 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
         "constraints: [train.lrr < 1, 3 < 4, recipe == 'base', seed > 1]",
     ]))) == {
         "tried.yaml, line 3: train.lr: when: no key train.widht; did you mean train.width?",
-        "tried.yaml, line 4: train.width: when looks at train.epochs, which must be searched "
+        "tried.yaml, line 4: train.width: when uses train.epochs, which must be searched "
         "above it",
-        "tried.yaml, line 5: train.epochs: when looks at train.epochs, which must be searched "
+        "tried.yaml, line 5: train.epochs: when uses train.epochs, which must be searched "
         "above it",
-        "tried.yaml, line 6: train.name: when: 'open(1)' is no condition (open(1) cannot be used "
-        "here); write it as first.weight + second.weight <= 1",
+        "tried.yaml, line 6: train.name: when: 'open(1)' is not a condition (open(1) cannot be "
+        "used here); write it as first.weight + second.weight <= 1",
         "tried.yaml, line 7: constraints: no key train.lrr; did you mean train.lr?",
-        "tried.yaml, line 7: constraints: '3 < 4' looks at no key",
+        "tried.yaml, line 7: constraints: '3 < 4' names no key",
         "tried.yaml, line 7: constraints: no key recipe; one of train.lr, train.epochs, "
         "train.width, train.name, run.runs, run.name, run.threads",
         "tried.yaml, line 7: constraints: no key seed; one of train.lr, train.epochs, "
@@ -161,7 +161,7 @@ def test_conditions_that_make_no_sense_are_told_together(read: Any) -> None:
 
 
 def test_constraints_that_leave_nothing_are_a_mistake(read: Any) -> None:
-    [line] = told(
+    [line] = faults_of(
         read, "recipe: base\nsearch: {train.lr: {grid: [0.1]}}\nconstraints: [train.lr > 1]\n"
     )
     assert line == "tried.yaml, line 3: constraints: no point of the search meets them"
@@ -169,9 +169,9 @@ def test_constraints_that_leave_nothing_are_a_mistake(read: Any) -> None:
 
 def test_objectives_are_max_or_min_and_only_for_an_algorithm(read: Any) -> None:
     text = "recipe: base\nsearch: {train.lr: {uniform: [0.1, 0.2]}}\nobjectives: {speed: fast}\n"
-    assert told(read, text) == [
+    assert faults_of(read, text) == [
         "tried.yaml, line 3: objectives.speed: expected max or min, found 'fast'",
-        "tried.yaml, line 3: objectives: only an algorithm weighs them; set algorithm: tpe",
+        "tried.yaml, line 3: objectives: need an algorithm; set algorithm: tpe",
     ]
     sweep = read(text.replace("fast", "max"), "algorithm=tpe", "backend=ray")
     assert sweep.objectives == {"speed": "max"}
@@ -218,7 +218,7 @@ def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
         "  train.lrr: {uniform: [0, 1]}\n  train.name: {uniform: [0, 1]}\n"
         "  train.epochs: {randint: [0, 3]}\n"
     )
-    assert {line.split(", found")[0] for line in told(read, text)} == {
+    assert {line.split(", found")[0] for line in faults_of(read, text)} == {
         "tried.yaml, line 6: no key train.lrr; did you mean train.lr?",
         "tried.yaml, line 7: train.name: expected a string",
         "tried.yaml, line 8: train.epochs: must be at least 1",
@@ -231,5 +231,5 @@ def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
 
 
 def test_population_based_training_needs_a_search(read: Any) -> None:
-    [line] = told(read, "recipe: base\nscheduler: pbt\n")
+    [line] = faults_of(read, "recipe: base\nscheduler: pbt\n")
     assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.base import network
+from harness.base import machine
 from harness.cluster.causes import with_next_step
 from harness.training import ranks
 
@@ -121,7 +121,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
         "if rank == 0: ranks.any_rank(False)\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port()),
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
     }
     done = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
@@ -139,7 +139,7 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port()),
+        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
     }
     processes = [
         subprocess.Popen(  # not forked: then they end in time by themselves
@@ -234,4 +234,4 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
 
 
 def test_a_free_port_can_be_bound() -> None:
-    assert 1024 <= network.free_port() < 65536
+    assert 1024 <= machine.free_port() < 65536

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from harness.base import network
+from harness.base import machine
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
 from harness.cluster.local import background
@@ -73,7 +73,7 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
 
 
 def test_a_ray_of_another_version_is_refused_with_both() -> None:
-    port = network.free_port()
+    port = machine.free_port()
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -14,7 +14,7 @@ import pytest
 
 from harness.base.files import read_json
 from harness.base.locks import lock_holder
-from harness.base.mappings import flatten
+from harness.base.mappings import numeric_leaves
 from harness.cluster.rank import TrialFailed
 from harness.cluster.rank_group import RankGroup
 from harness.cluster.ray import watched_run
@@ -47,7 +47,7 @@ def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
 
 def test_nested_metrics_become_numbers_by_dotted_key() -> None:
     line = {"kind": "epoch", "epoch": 3, "ok": True, "validation": {"mAP": 0.5, "cmc": {"1": 0.7}}}
-    assert flatten(line) == {"epoch": 3, "validation.mAP": 0.5, "validation.cmc.1": 0.7}
+    assert numeric_leaves(line) == {"epoch": 3, "validation.mAP": 0.5, "validation.cmc.1": 0.7}
 
 
 def test_a_paused_run_that_is_ended_while_it_still_saves_is_marked_by_its_own_process(
