@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.base.rng import torch_seed
 from harness.images.loader import ImageLoader
-from harness.images.views import View
+from harness.images.views import Transform, View
 from harness.training import loop, ranks
 from svll import scoring
 from svll.config import Stage2
@@ -237,10 +237,10 @@ def open_loader(inputs: Inputs) -> ImageLoader:
         other = View(config.flip, config.pad, config.erase, config.vss_erase_area)
         views |= dict.fromkeys(VSS_VIEWS, other)
     return ImageLoader(
-        inputs.reader().places(inputs.splits.train.paths), height=data.height, width=data.width,
-        views=views, resize="bicubic", batch_size=config.batch // ranks.world_size(),
-        seed=inputs.config.seed, threads=inputs.threads, device=str(ranks.device()),
-        mean=data.mean, std=data.std,
+        inputs.reader().places(inputs.splits.train.paths),
+        Transform(data.height, data.width, "bicubic", data.mean, data.std, views),
+        batch_size=config.batch // ranks.world_size(), seed=inputs.config.seed,
+        threads=inputs.threads, device=str(ranks.device()),
     )
 
 

@@ -1,8 +1,8 @@
-"""Views on the CPU: decoded by DALI, resized by torch, everything after it in one pass.
+"""Views on the CPU: DALI decodes, torch resizes, one pass does the rest.
 
-With DALI's own resize, crop and normalisation this took two and a half times as long, most of it
-in the cubic resize. torch's gives what PIL gives, to the level where it enlarges. B images of a
-batch, V views, C = 3 colours, H rows and W columns of a view.
+DALI's own resize, crop and normalisation took two and a half times as long, mostly for the cubic
+resize. torch's equals PIL's, exactly so where it enlarges. B images of a batch, V views, C = 3
+channels, H rows and W columns of a view.
 """
 
 import weakref
@@ -24,12 +24,12 @@ _CHANNELS = 3
 
 
 class CpuViews:
-    """One batch of views at a time, made in the background.
+    """Makes one batch of views at a time in the background.
 
     `threads` threads resize and write, after as many of DALI's have decoded the batch.
     """
 
-    def __init__(self, transform: Transform, *, batch_size: int, threads: int) -> None:
+    def __init__(self, transform: Transform, batch_size: int, threads: int) -> None:
         self._transform = transform
         self._threads = threads
         self._decoder = decode_pipeline(
@@ -40,7 +40,8 @@ class CpuViews:
         self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)
         self._colours = np.array([transform.mean, transform.std], dtype=np.float32)
         self._table = erasing.normal_table()
-        self._pending: tuple[list[Future[None]], NDArray[np.float32]] | None = None
+        self.pending: tuple[list[Future[None]], NDArray[np.float32]] | None = None
+        """The batch that was begun and not taken."""
 
     def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
         """Start a batch of the images at `paths`; `changes` has one entry per view."""
@@ -59,20 +60,21 @@ class CpuViews:
             self._pool.submit(self._fill, views, decoded, crops, changes, first)
             for first in range(self._threads)
         ]
-        self._pending = parts, views
+        self.pending = parts, views
 
     def take(self) -> list[Tensor]:
-        """Wait for the batch that was begun: [B, C, H, W] per view, the caller's own.
+        """Wait for the batch that was begun: [B, C, H, W] per view, owned by the caller.
 
-        Raises RuntimeError when one of its files cannot be decoded; of no use from then on.
+        Raises RuntimeError when one of its files cannot be decoded; unusable from then on.
         """
-        assert self._pending is not None
-        (parts, views), self._pending = self._pending, None
+        assert self.pending is not None
+        (parts, views), self.pending = self.pending, None
         wait(parts)
         for part in parts:
             part.result()
         self._decoder.release_outputs()
-        # of the whole: numpy's slices would not keep it, and its memory would be used again
+        # a list of the whole: slices by numpy would not keep the array alive, and its memory
+        # would be reused
         return list(torch.from_numpy(views))
 
     def close(self) -> None:
@@ -95,10 +97,9 @@ class CpuViews:
 
 
 class _Memory:
-    """Memory for batches, used again when nobody holds what was in it.
+    """Memory for batches, reused when nobody holds what was in it.
 
-    Fresh memory for each batch would cost a fifth to two fifths more time: the system clears its
-    pages.
+    Fresh memory for each batch would cost 20 to 40 % more time: the system clears its pages.
     """
 
     def __init__(self, size: int) -> None:
@@ -106,7 +107,7 @@ class _Memory:
         self._free: list[NDArray[np.float32]] = []
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return an array with anything in it; its memory is free again when it is collected."""
+        """Return an uninitialised array; its memory is free again when it is collected."""
         block = self._free.pop() if self._free else np.empty(self._size, dtype=np.float32)
         array = block[: np.prod(shape)].reshape(shape)
         weakref.finalize(array, self._free.append, block).atexit = False

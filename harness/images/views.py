@@ -1,11 +1,11 @@
-"""Views of an image: what they are made of, and what is drawn at random for each.
+"""Views of an image: their settings and what is drawn at random for each.
 
-Where to crop, whether to mirror and what to erase are drawn here (`harness.base.rng`) and not by
-DALI, whose own random operators depend on batch size and history. B images of a batch.
+Crops, mirroring and erased boxes are drawn here (`harness.base.rng`), not by DALI, whose random
+operators depend on batch size and history. B images of a batch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,23 +18,22 @@ Rows = NDArray[np.int64]
 Resize = Literal["bicubic", "bilinear"]
 Colour = tuple[float, float, float]
 """A number for each of red, green and blue."""
-
 _NOISE = 1
-"""Sets the keys of the noise apart from those of the other draws."""
+"""Separates the keys of the noise from those of the other draws."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What happens to an image after the resize. As it stands here, nothing: the test transform."""
+    """What happens to an image after the resize; the defaults change nothing (for tests)."""
 
     flip: float = 0.0
     """Probability of mirroring left and right."""
     pad: int = 0
-    """Black pixels added on each side before a crop back to size at a random place."""
+    """Black pixels added on each side before a random crop back to size."""
     erase: float = 0.0
     """Probability that a box of the normalised view becomes normal noise."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
-    """Least and largest share of the view that the box covers."""
+    """Smallest and largest share of the view that the box covers."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.flip <= 1, self
@@ -45,22 +44,21 @@ class View:
 
 @dataclass(frozen=True)
 class Transform:
-    """How the views of an image come about: one resize, then what each view asks for.
+    """From a decoded image to views: one resize, then each view's changes, then normalisation."""
 
-    From pixels (0 .. 1) `mean` is subtracted, and `std` divides what is left.
-    """
-
-    views: Mapping[str, View]
     height: int
     width: int
     resize: Resize
-    mean: Colour
-    std: Colour
+    mean: Colour = (0.5, 0.5, 0.5)
+    """Per-channel mean of pixels (0 to 1), and standard deviation."""
+    std: Colour = (0.5, 0.5, 0.5)
+    views: Mapping[str, View] = field(default_factory=lambda: {"image": View()})
+    """The views by name; by default the unchanged image."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What was drawn for one view of a batch, in the order in which it is applied."""
+    """What was drawn for one view of a batch, in the order of application."""
 
     mirror: NDArray[np.bool_]  # [B]
     left: Rows  # [B], 0 .. 2 * pad, of the crop in the mirrored and padded image
@@ -69,9 +67,7 @@ class Changes:
     noise: rng.Words  # [B]
 
 
-def draw_changes(
-    view: View, height: int, width: int, key: tuple[int, int, Rows, int]
-) -> Changes:
+def draw_changes(view: View, height: int, width: int, key: tuple[int, int, Rows, int]) -> Changes:
     """Draw one view of a batch; `key` is seed, epoch, positions [B], the view's index."""
     numbers = rng.uniform(*key, 3 + erasing.DRAWS)
     left, top = rng.below(numbers[:, 1:3], 2 * view.pad + 1).T

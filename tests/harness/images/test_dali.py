@@ -22,7 +22,7 @@ TESTING = {"test": View(), "erased": View(erase=1.0), "twin": View()}
 @pytest.mark.parametrize("views", [TRAINING, TESTING])
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
 def test_both_ways_give_the_same_views_within_a_few_grey_levels(photos, views, resize):
-    transform = Transform(views, HEIGHT, WIDTH, resize, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    transform = Transform(HEIGHT, WIDTH, resize, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), views)
     positions = np.arange(64, dtype=np.int64)
     changes = [
         draw_changes(view, HEIGHT, WIDTH, (11, 1, positions, index))
