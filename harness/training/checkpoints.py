@@ -11,7 +11,6 @@ scratch when it finds nothing. Checksums in state.json reveal a damaged checkpoi
 it is used instead.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -36,6 +35,8 @@ KEPT = 2
 is damaged."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a missing or damaged JSON file raises."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Progress:
     """The means of the stage's first epoch, once it is over."""
 
 
-class Writer:
+class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues.
 
     A context manager: on exit the last checkpoint is written. Every rank must make every call.
@@ -75,7 +76,11 @@ class Writer:
         Hindered when the previous checkpoint could not be written, as on a full disk.
         """
         weights, moments, steps = engine_state.collect(engine)
-        tensors = {"weights": weights, "moments": moments, "rng": _generators()}
+        rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
+        tensors = {
+            "weights": weights, "moments": moments,
+            "rng": {str(rank): row.clone() for rank, row in enumerate(rows)},
+        }
         scaler = engine.torch_autocast_z0_gradscaler
         state = {
             "format": "svll-checkpoint", "version": 1, "signature": self._signature,
@@ -83,19 +88,15 @@ class Writer:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ranks": ranks.world_size(),
         }
-        name = f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
         self.finish()
         if ranks.rank() == 0:
-            self._pending = self._thread.submit(
-                _write, self._folder, name, tensors, state, score, self._keep
-            )
+            path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
+            self._pending = self._thread.submit(_write, path, tensors, state, score, self._keep)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk; raises Hindered when it cannot be written."""
         pending, self._pending = self._pending, None
-        with ranks.leader_first() as acts:
-            if acts and pending is not None:
-                pending.result()
+        ranks.on_leader(lambda: pending.result() if pending else None)
 
     def __enter__(self) -> Self:
         return self
@@ -108,32 +109,28 @@ class Writer:
             self._thread.shutdown()
 
 
-def _generators() -> dict[str, Tensor]:
-    """Return the states of the global random generators, by rank."""
-    rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
-    return {str(rank): row.clone() for rank, row in enumerate(rows)}
-
-
 def _write(
-    folder: Path, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
+    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
     score: float | None, keep: int,
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    folder, name = path.parent, path.name
+    private = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
         private.mkdir(parents=True)
         for kind, named in tensors.items():
             save_file(named, private / f"{kind}.safetensors")
         state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
         write_json(private / "state.json", state)
-        for file in private.iterdir():
-            _fsync(file)
-        check_held(final)
-        if final.exists():  # the same place, reached again after a resume
-            final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
-        private.rename(final)
+        for part in private.iterdir():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        check_held(path)
+        if path.exists():  # the same place, reached again after a resume
+            path.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
+        private.rename(path)
         write_json(folder / "latest.json", {"name": name})
         before = best(folder)
         if score is not None and (before is None or score > before[1]):
@@ -147,26 +144,18 @@ def _write(
 
 def _checksum(path: Path) -> int:
     """Return the CRC-32 of a file."""
-    found = 0
+    crc = 0
     with path.open("rb") as file:
         while piece := file.read(PIECE):
-            found = zlib.crc32(piece, found)
-    return found
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def _prune(folder: Path, newest: str, keep: int) -> None:
     """Remove all but the `keep` newest and the best checkpoint, and files of killed writers."""
     top = best(folder)
-    named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
-    left = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(".")]
-    old = [p for p in named[:-keep] if top is None or p != top[0]]
-    for path in [*old, *left]:
+    old = [path for path in _newest_first(folder, newest)[keep:] if top is None or path != top[0]]
+    for path in [*old, *(p for p in folder.glob(".*") if p.is_dir())]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -176,11 +165,15 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
     another run wrote one: a resume never starts over silently.
     """
+    try:
+        pointed = str(read_json(folder / "latest.json")["name"])
+    except DAMAGED:
+        pointed = ""
     faults = []
-    for path in _newest_first(folder):
+    for path in _newest_first(folder, pointed):
         try:
-            progress = checked(path, signature)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            progress = read_progress(path, signature)
+        except DAMAGED as error:
             faults.append(f"{path}: cannot be read: {error!r}")
             continue
         for fault in faults:
@@ -192,15 +185,14 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     return None
 
 
-def go_on_from(path: Path) -> None:
+def remove_newer(path: Path) -> None:
     """Remove the checkpoints that were written after `path`, from which a resume starts.
 
     They are damaged, or the resume would start from one of them; if kept, they would count as newer
     than the checkpoints that are written next.
     """
-    written = path.stat().st_mtime_ns
-    for other in path.parent.glob("[!.]*"):
-        if other.is_dir() and other != path and other.stat().st_mtime_ns > written:
+    for other in _newest_first(path.parent, path.name)[1:]:
+        if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
             log.warning("%s is removed: its steps are trained again", other)
             shutil.rmtree(other, ignore_errors=True)
 
@@ -210,14 +202,14 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
 
     None when no checkpoint has a score, or when the best one is damaged, which is logged.
     """
-    found = best(folder)
-    if found is None:
+    scored = best(folder)
+    if scored is None:
         return None
     try:
-        checked(found[0], signature)
-        return *found, load_weights(found[0])
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", found[0], error)
+        read_progress(scored[0], signature)
+        return *scored, load_weights(scored[0])
+    except (*DAMAGED, UserError) as error:
+        log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", scored[0], error)
         return None
 
 
@@ -225,26 +217,22 @@ def best(folder: Path) -> tuple[Path, float] | None:
     """Return the checkpoint with the highest score, and the score; None when none has a score."""
     try:
         pointer = read_json(folder / "best.json")
-        found = folder / str(pointer["name"]), float(pointer["score"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path, score = folder / str(pointer["name"]), float(pointer["score"])
+    except DAMAGED:
         return None
-    return found if found[0].is_dir() else None
+    return (path, score) if path.is_dir() else None
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder: the one that the pointer names, then the newest first.
+def _newest_first(folder: Path, first: str) -> list[Path]:
+    """Return the checkpoints in a folder, newest first, but the one named `first` before all.
 
-    Each was renamed when it was complete, so the pointer only decides which comes first.
+    Each was renamed when it was complete, so a pointer only decides which comes first.
     """
-    named = [p for p in folder.glob("[!.]*") if p.is_dir()]
-    try:
-        preferred = str(read_json(folder / "latest.json")["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        preferred = ""
-    return sorted(named, key=lambda p: (p.name == preferred, p.stat().st_mtime_ns), reverse=True)
+    complete = [p for p in folder.glob("[!.]*") if p.is_dir()]
+    return sorted(complete, key=lambda p: (p.name == first, p.stat().st_mtime_ns), reverse=True)
 
 
-def checked(path: Path, signature: str) -> Progress:
+def read_progress(path: Path, signature: str) -> Progress:
     """Return a checkpoint's place in the run, after verifying its files.
 
     Raises UserError when another run wrote it; OSError, ValueError, KeyError or TypeError when it
@@ -282,7 +270,7 @@ def restore(path: Path, engine: Any) -> None:
     UserError when names or shapes differ from those of the engine's module.
     """
     weights, moments = load_weights(path), _read(path / "moments.safetensors")
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = read_json(path / "state.json")
     parameters = dict(engine_state.trained(engine.module))
     here = parameters | engine_state.buffers(engine.module)
     expected = {n: tuple(t.shape) for n, t in here.items()}
@@ -293,12 +281,12 @@ def restore(path: Path, engine: Any) -> None:
             f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} in the "
             f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
-    moved = [n for n in parameters if state["optimizer_steps"].get(n)]
-    wanted = [f"{name}.{kind}" for name in moved for kind in engine_state.MOMENTS]
-    missing = [name for name in wanted if name not in moments]
+    steps = state["optimizer_steps"]
+    needed = [f"{n}.{kind}" for n in parameters if steps.get(n) for kind in engine_state.MOMENTS]
+    missing = [name for name in needed if name not in moments]
     if missing:
         raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
-    engine_state.restore(engine, weights, moments, state["optimizer_steps"])
+    engine_state.restore(engine, weights, moments, steps)
     if (path / "rng.safetensors").exists():  # earlier versions wrote none
         states = _read(path / "rng.safetensors").get(str(ranks.rank()))
         if states is not None:

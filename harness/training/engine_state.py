@@ -1,4 +1,4 @@
-"""What a DeepSpeed engine has trained, taken out and put back: weights, moments, step counts.
+"""The trained state of a DeepSpeed engine, read and restored: weights, moments, step counts.
 
 Tensors are whole and named by parameter, whether or not ZeRO splits them over the ranks.
 """
@@ -18,12 +18,10 @@ def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str
     steps: dict[str, float] = {}
     _link_moments(engine)
     for name, parameter in trained(engine.module):
-        weights[name] = _full_weight(engine, parameter)
-        for moment in MOMENTS:
-            value = _full_moment(engine, parameter, moment)
-            if value is not None:
-                moments[f"{name}.{moment}"] = value
+        weights[name] = _whole(engine, parameter)
         steps[name] = _step_of(engine, parameter)
+        for moment in MOMENTS if steps[name] else ():
+            moments[f"{name}.{moment}"] = _whole(engine, parameter, moment)
     for name, buffer in buffers(engine.module).items():
         weights[name] = buffer.detach().cpu().clone()
     return weights, moments, steps
@@ -32,8 +30,7 @@ def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str
 def restore(
     engine: Any, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: dict[str, float]
 ) -> None:
-    """Put what `collect` returned into a fresh engine; names and shapes must fit."""
-    parameters = dict(trained(engine.module))
+    """Load what `collect` returned into a fresh engine; names and shapes must fit."""
     with torch.no_grad():
         for name, buffer in buffers(engine.module).items():
             buffer.copy_(weights[name])
@@ -42,7 +39,7 @@ def restore(
     if _is_split(engine):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        for name, parameter in parameters.items():
+        for name, parameter in trained(engine.module):
             safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
             parameter.data.copy_(weights[name])
             for moment in MOMENTS if moments else ():
@@ -51,7 +48,7 @@ def restore(
         for state in _inner(engine).state.values() if moments else ():
             state["step"].fill_(max(steps.values()))
         return
-    for name, parameter in parameters.items():
+    for name, parameter in trained(engine.module):
         with torch.no_grad():
             parameter.copy_(weights[name])
         state = _inner(engine).state[parameter] if moments else {}
@@ -83,10 +80,10 @@ def _is_split(engine: Any) -> bool:
 
 
 def _link_moments(engine: Any) -> None:
-    """Have ZeRO find each parameter's moments.
+    """Link each parameter to its moments under ZeRO.
 
-    DeepSpeed 0.19.8 links them once, after the first group's first step, when the other groups have
-    no moments yet; those could never be read.
+    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
+    moments yet; those could never be read.
     """
     if not _is_split(engine):
         return
@@ -99,22 +96,17 @@ def _link_moments(engine: Any) -> None:
         lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
 
 
-def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
+def _whole(engine: Any, parameter: nn.Parameter, moment: str = "") -> Tensor:
+    """Return a parameter, or one of its moments."""
     if _is_split(engine):
-        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
-    return parameter.detach().cpu().clone()
-
-
-def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
-    if not _step_of(engine, parameter):
-        return None
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
-    return _inner(engine).state[parameter][moment].detach().cpu().clone()
+        tensor = safe_get_full_fp32_param(parameter) if not moment else (
+            safe_get_full_optimizer_state(parameter, moment)
+        )
+    else:
+        tensor = _inner(engine).state[parameter][moment] if moment else parameter
+    return tensor.detach().cpu().clone()
 
 
 def _step_of(engine: Any, parameter: nn.Parameter) -> float:
@@ -127,7 +119,7 @@ def _step_of(engine: Any, parameter: nn.Parameter) -> float:
 
 
 def _make_state(engine: Any) -> None:
-    """Have the optimizer create its moments, by a step at learning rate 0; they are set later."""
+    """Make the optimizer create its moments, by a step at learning rate 0; they are set later."""
     optimizer = _inner(engine)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

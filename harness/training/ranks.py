@@ -10,11 +10,11 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from harness.base.machine import machine_gpus, visible_gpus
 from harness.base.network import free_port
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def init_ranks(timeout_minutes: float = 30.0) -> None:
@@ -43,8 +44,7 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     set_gpu()
-    deepspeed = import_deepspeed()
-    deepspeed.init_distributed(
+    import_deepspeed().init_distributed(
         auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
     )
     for name in own:
@@ -52,7 +52,7 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
     if not torch.cuda.is_available() and world_size() > 1:
-        atexit.register(_let_go)
+        atexit.register(_wait_for_gloo)
 
 
 def set_gpu() -> None:
@@ -73,22 +73,19 @@ def idle_gpus() -> str:
             f"this run leaves {count - ranks} of {count} GPUs idle, as each rank uses one: start "
             f"{count} ranks (torchrun --nproc-per-node={count}, in a sweep resources.gpus={count})"
         )
-    there = len(machine_gpus())
-    if not there:
+    if not (count := len(machine_gpus())):
         return ""
     why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
     if visible_gpus():
         why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
-    idle = "1 GPU is" if there == 1 else f"{there} GPUs are"
-    return f"Training on the CPU; {idle} idle: {why}"
+    return f"Training on the CPU; {count} GPU{' is' if count == 1 else 's are'} idle: {why}"
 
 
-def _let_go() -> None:
+def _wait_for_gloo() -> None:
     """Give gloo's threads time to drop the tensors of the last collective before Python exits.
 
-    A thread that does so while Python exits aborts the process: with four ranks on two cores that
-    exited right after a collective, one or two ranks of most runs aborted. Destroying the process
-    group first does not help.
+    A thread that does so while Python exits aborts the process (four ranks on two cores: one or two
+    of most runs). Destroying the process group first does not help.
     """
     time.sleep(0.1)  # releases the GIL, for which they wait
 
@@ -99,7 +96,7 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import resets it
     ops = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(ops, dict):
         ops["deepspeed_shm_comm"] = False
@@ -107,12 +104,9 @@ def import_deepspeed() -> Any:
 
 
 def be_repeatable() -> None:
-    """Make computation on a CPU deterministic.
-
-    On a GPU that would cost speed; there, runs agree up to rounding.
-    """
+    """Make computation on a CPU deterministic; GPUs stay fast, and agree up to rounding."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    # filling uninitialised memory as well would cost up to a tenth of the training time
+    # filling uninitialised memory would cost up to a tenth of the training time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -128,9 +122,8 @@ def has_fast_bf16() -> bool:
 
 def device() -> torch.device:
     """Return the device of this rank: its GPU where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else (
-        torch.device("cpu")
-    )
+    on_gpu = torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def rank() -> int:
@@ -149,9 +142,7 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):  # not Linux: the peak stays that of the whole process
-        control = os.open("/proc/self/clear_refs", os.O_WRONLY)
-        os.write(control, b"5")
-        os.close(control)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_gb() -> float:
@@ -191,19 +182,25 @@ def leader_first() -> Iterator[bool]:
 
     A failure of rank 0 is raised on every rank, so that no rank waits forever.
     """
-    failure: list[Any] = [None]
     caught: BaseException | None = None
     try:
         yield rank() == 0
     except BaseException as error:
         caught = error
-        failure = [f"{type(error).__name__}: {error}"]
-    if world_size() > 1:
-        dist.broadcast_object_list(failure, src=0)
+    failure = from_leader(caught and f"{type(caught).__name__}: {caught}")
     if caught is not None:
         raise caught
-    if failure[0] is not None:
-        raise RuntimeError(f"rank 0 failed: {failure[0]}")
+    if failure is not None:
+        raise RuntimeError(f"rank 0 failed: {failure}")
+
+
+def on_leader(function: Callable[[], T]) -> T:
+    """Call a function on rank 0, as `leader_first` does; return its result on every rank."""
+    result = None
+    with leader_first() as acts:
+        if acts:
+            result = function()
+    return from_leader(result)
 
 
 def from_leader(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Curves of a run: writers on rank 0 that get each line of the metric log besides the file."""
+"""Curves of a run: writers on rank 0 get each line of the metric log, besides the file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,12 +44,10 @@ def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float
     dotted key) that the line has.
     """
     stage = line["stage"]
-    found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
-    found |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    for key in shown:
-        if (value := lookup(line, key)) is not None:
-            found[key.replace(".", "/")] = value
-    return found
+    scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
+    scalars |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
+    metrics = {key.replace(".", "/"): lookup(line, key) for key in shown}
+    return scalars | {name: value for name, value in metrics.items() if value is not None}
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def save_often(folder: str) -> list[list[str]]:
     """Save at five points, with what a killed writer left; returns the folder after each."""
     engine = start(0)
     listings = []
-    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+    with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
         for step in range(5):
             os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
             writer.save(engine, Progress("toy", 1, step, 0))
@@ -45,7 +45,7 @@ def save_scores(folder: str, scores: list[float | None]) -> list[list[str]]:
     """Save with each score in turn; returns which checkpoints are there after each."""
     engine = start(0)
     listings = []
-    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+    with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
         for step, score in enumerate(scores):
             writer.save(engine, Progress("toy", 1, step, 0), score)
             writer.finish()
@@ -66,7 +66,7 @@ def draw_on(folder: str, resume: bool) -> list[float]:
         assert found is not None
         checkpoints.restore(found[0], engine)
     else:
-        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
             writer.save(engine, Progress("toy", 1, 1, 0))
     engine.destroy()
     drawn = [random.gauss(0, 1), random.random()]
@@ -82,7 +82,7 @@ def save_on_a_full_disk(folder: str) -> str:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
             writer.save(engine, Progress("toy", 9, 9, 0))
     except UserError as error:
         return str(error)
@@ -299,7 +299,7 @@ def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
     found = checkpoints.latest(tmp_path, signature="a run")
     assert found is not None
     assert found[0] == before
-    checkpoints.go_on_from(before)
+    checkpoints.remove_newer(before)
     assert [p for p in tmp_path.glob("[!.]*") if p.is_dir()] == [before]
     assert f"{damaged} is removed: its steps are trained again" in caplog.text
 

@@ -24,6 +24,7 @@ from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from harness.training import loop, ranks
+from tests.harness.training.test_engine import Settings
 
 ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
@@ -35,14 +36,6 @@ SPOILT = {"nan": math.nan, "inf": 1e30, "huge": 100.0}
 
 
 # --- what runs on the ranks ---
-
-
-@dataclass
-class Settings:
-    accumulation: int = 1
-    zero: int = 0
-    precision: str = "fp32"
-    clipping: float = 0.0
 
 
 class Line(nn.Module):
