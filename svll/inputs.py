@@ -1,4 +1,4 @@
-"""What the steps of a run share: datasets and their parts, the starting encoder, image reading."""
+"""The inputs that a run's steps share: datasets, their parts, the starting model, image reading."""
 
 import logging
 from collections.abc import Mapping
@@ -9,13 +9,8 @@ from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.training import ranks
 from svll.config import Config, Data
+from svll.data import run_checks
 from svll.data.datasets import Datasets, load_datasets
-from svll.data.run_checks import (
-    check_batch,
-    check_decoding,
-    check_matches,
-    tell_side_information,
-)
 from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
@@ -34,7 +29,7 @@ class Inputs:
     config: Config
     datasets: Datasets
     staged: Mapping[str, str]
-    """Images that were copied to this node: their paths there, by their own paths."""
+    """Paths of images that were copied to this node, by their original paths."""
     splits: Splits
     clip: Clip
     """The starting model; stage 2 trains its image encoder."""
@@ -46,7 +41,7 @@ class Inputs:
 
     @property
     def threads(self) -> int:
-        """Threads that decode; as many more make views."""
+        """The number of threads that decode; as many more make views."""
         return self.config.data.threads or len(usable_cores())
 
     def reader(self) -> Reader:
@@ -58,7 +53,7 @@ class Inputs:
         )
 
     def frozen(self) -> FrozenFeatures:
-        """Return the training images' features by the present encoder."""
+        """Return the training images' features by the starting encoder."""
         return FrozenFeatures(
             self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
         )
@@ -102,21 +97,18 @@ def load_inputs(run: Run, config: Config) -> Inputs:
 
 def _datasets(data: Data, drawn: Path) -> Datasets:
     """Return the datasets; rank 0 comes first, as it may have to draw one."""
-    found: Datasets | None = None
     with ranks.leader_first() as acts:
-        if acts:
-            found = load_datasets(data, drawn)
+        found = load_datasets(data, drawn) if acts else None
     return found or load_datasets(data, drawn)
 
 
 def check_inputs(inputs: Inputs) -> None:
     """Raise UserError as `preflight` does, for this number of ranks, and for unreadable images."""
     config, splits = inputs.config, inputs.splits
-    check_batch(config.stage2, splits.identities, ranks.world_size())
-    tell_side_information(splits, config.model)
-    check_matches(splits)
-    if not config.data.check:
-        return
-    with ranks.leader_first() as acts:
-        if acts:
-            check_decoding(inputs.datasets, inputs.staged, threads=inputs.threads)
+    run_checks.check_batch(config.stage2, splits.identities, ranks.world_size())
+    run_checks.tell_side_information(splits, config.model)
+    run_checks.check_matches(splits)
+    if config.data.check:
+        ranks.on_leader(lambda: run_checks.check_decoding(
+            inputs.datasets, inputs.staged, threads=inputs.threads
+        ))

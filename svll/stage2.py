@@ -47,7 +47,7 @@ class ImageBatch:
     view: Tensor
     """[b] view label."""
     seed: int = 0
-    """Of what is drawn at this step, the same on every rank."""
+    """Seed of this step's draws, the same on every rank."""
 
 
 class ImageObjective(nn.Module):
@@ -59,16 +59,14 @@ class ImageObjective(nn.Module):
         self, model: ReIDModel, text: Tensor | None, head: nn.Module | None, config: Stage2, *,
         identities: int,
     ) -> None:
-        """`text` [N, D] may be None without the image-to-text loss, `head` without the vision one.
-        """
+        """`text` [N, D] may be None without the i2t loss, `head` without the vss loss."""
         super().__init__()
-        encoder = model.encoder
         self.model = model
-        self.neck12 = BNNeck(encoder.width, identities)
-        self.neckp = BNNeck(encoder.out, identities)
+        self.neck12 = BNNeck(model.encoder.width, identities)
+        self.neckp = BNNeck(model.encoder.out, identities)
         self.head = head if config.vss_weight else None
         self.config = config
-        # made by stage 1, whose prompts are kept: not part of what is saved here
+        # computed from the saved prompts of stage 1, so not saved again
         self.register_buffer("text", text, persistent=False)
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -78,7 +76,8 @@ class ImageObjective(nn.Module):
     def losses(
         self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Return the losses of this rank's features: the main views', the others' f12 [b, W]."""
+        """Return the losses; main: the main view's features, others: the other views' f12 [b, W].
+        """
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
         labels = ranks.gather_rows(identities)
         config, losses = self.config, {}
@@ -90,17 +89,14 @@ class ImageObjective(nn.Module):
             places = torch.searchsorted(classes, labels)
         if config.id_weight:
             logits = self.neck12(f12, classes), self.neckp(fp, classes)
-            losses["id"] = torch.stack(
-                [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
-            ).sum()
+            parts = [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
+            losses["id"] = torch.stack(parts).sum()
         if config.triplet_weight:
-            losses["triplet"] = torch.stack(
-                [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
-            ).sum()
+            parts = [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
+            losses["triplet"] = torch.stack(parts).sum()
         if config.i2t_weight:
-            losses["i2t"] = smooth_cross_entropy(
-                product(fp, text), places, config.label_smoothing
-            )
+            similar = product(fp, text)
+            losses["i2t"] = smooth_cross_entropy(similar, places, config.label_smoothing)
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
             losses["vss"] = agreement_loss(
@@ -111,8 +107,8 @@ class ImageObjective(nn.Module):
     def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
         """Return the main view's features and the others' f12 [b, W].
 
-        Side information goes to the main view only. Where LayerNorm works per sample the views
-        share one call; batch normalisation must see each view for itself.
+        Only the main view gets side information. All views share one call where LayerNorm works per
+        sample; batch normalisation must see each view separately.
         """
         encoder, side = self.model.encoder, None
         if self.model.side is not None:
@@ -132,8 +128,7 @@ class ImageObjective(nn.Module):
 def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Tensor:
     """Return `count` identities [C], sorted: those of labels [B] and others, drawn by `seed`.
 
-    Partial FC (An et al. 2020, section 3.3). More than `count` where the labels' own are more, all
-    where there are fewer.
+    Partial FC (An et al. 2020, section 3.3). Never fewer than those of the labels, and at most all.
     """
     present = labels.unique()
     keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed)).to(labels.device)
@@ -143,7 +138,7 @@ def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Te
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:
-    """Return what each loss of stage 2 counts."""
+    """Return the weight of each loss of stage 2."""
     return {
         "id": config.id_weight, "triplet": config.triplet_weight, "i2t": config.i2t_weight,
         "vss": config.vss_weight,
@@ -152,18 +147,15 @@ def loss_weights(config: Stage2) -> dict[str, float]:
 
 def optimizer(objective: ImageObjective, config: Stage2) -> torch.optim.Optimizer:
     """Adam with L2 decay over everything trained; biases at a multiple of the learning rate."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            groups[name.rpartition(".")[2].endswith("bias")].append(parameter)
-    return torch.optim.Adam(
-        [
-            {"params": groups[False], "lr": config.lr},
-            {"params": groups[True], "lr": config.lr * config.bias_lr_factor},
-        ],
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if not n.endswith("bias")], "lr": config.lr},
+        {
+            "params": [p for n, p in trained if n.endswith("bias")],
+            "lr": config.lr * config.bias_lr_factor,
+        },
+    ]
+    return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def lr_factor(config: Stage2, epoch: int) -> float:
@@ -180,9 +172,7 @@ def lr_factor(config: Stage2, epoch: int) -> float:
 # --- the stage of a run ---
 
 
-def tune_encoder(
-    inputs: Inputs, text: Tensor | None, recording: loop.Recording
-) -> ReIDModel:
+def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording) -> ReIDModel:
     """Run stage 2 unless its result exists; returns the trained model.
 
     text: the text features [N, D], None when no prompts were learned.
@@ -191,15 +181,13 @@ def tune_encoder(
     model = starting_model(inputs)
     if not run.weights_file.exists():
         objective = make_objective(inputs, model, text)
-        scoring.forget_features(inputs)
+        scoring.remove_features(inputs)
         with closing(open_loader(inputs)) as loader:
             loop.train(build(inputs, objective, loader), run, config.engine, recording)
-        with ranks.leader_first() as acts:
-            if acts:
-                save_models(
-                    run, model, config, text=text, side_labels=splits.side_labels,
-                    identities=splits.identities,
-                )
+        ranks.on_leader(lambda: save_models(
+            run, model, config, text=text, side_labels=splits.side_labels,
+            identities=splits.identities,
+        ))
     return trained_model(inputs, model)
 
 
@@ -211,22 +199,21 @@ def trained_model(inputs: Inputs, model: ReIDModel | None = None) -> ReIDModel:
 
 
 def starting_model(inputs: Inputs) -> ReIDModel:
-    """Return the model that stage 2 starts from; seeds the random values of what is added."""
+    """Return the model that stage 2 starts from; seeds the initialisation of its new parts."""
     config, labels = inputs.config, inputs.splits.side_labels
     torch.manual_seed(torch_seed(config.seed, 2))
+    width = inputs.clip.image.width
     side = learned_side_information(
-        config.model, inputs.clip.image.width, cameras=labels.camera_count,
-        views=labels.view_count,
+        config.model, width, cameras=labels.camera_count, views=labels.view_count
     )
     return ReIDModel(inputs.clip.image.requires_grad_(True), side)
 
 
 def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
     """Return the untrained module of stage 2."""
-    head = image_head(inputs.config, inputs.clip.image.width)
-    return ImageObjective(
-        model, text, head, inputs.config.stage2, identities=inputs.splits.identities
-    )
+    config, identities = inputs.config, inputs.splits.identities
+    head = image_head(config, inputs.clip.image.width)
+    return ImageObjective(model, text, head, config.stage2, identities=identities)
 
 
 def open_loader(inputs: Inputs) -> ImageLoader:

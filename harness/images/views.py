@@ -35,12 +35,6 @@ class View:
     erase_area: tuple[float, float] = (0.02, 1 / 3)
     """Smallest and largest share of the view that the box covers."""
 
-    def __post_init__(self) -> None:
-        assert 0 <= self.flip <= 1, self
-        assert 0 <= self.erase <= 1, self
-        assert self.pad >= 0, self
-        assert 0 < self.erase_area[0] <= self.erase_area[1] < 1, self
-
 
 @dataclass(frozen=True)
 class Transform:

@@ -31,8 +31,7 @@ from harness.training import engine_state, generators, ranks
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints that are kept besides the best: the newest, and the one before it in case the newest
-is damaged."""
+"""Checkpoints kept besides the best: the newest, and the one before in case that is damaged."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
@@ -64,8 +63,8 @@ class CheckpointWriter:
     A context manager: on exit the last checkpoint is written. Every rank must make every call.
     """
 
-    def __init__(self, folder: Path, *, signature: str, keep: int = KEPT) -> None:
-        self._folder, self._signature, self._keep = folder, signature, keep
+    def __init__(self, folder: Path, *, signature: str) -> None:
+        self._folder, self._signature = folder, signature
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -91,7 +90,7 @@ class CheckpointWriter:
         self.finish()
         if ranks.rank() == 0:
             path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
-            self._pending = self._thread.submit(_write, path, tensors, state, score, self._keep)
+            self._pending = self._thread.submit(_write, path, tensors, state, score)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk; raises Hindered when it cannot be written."""
@@ -110,8 +109,7 @@ class CheckpointWriter:
 
 
 def _write(
-    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
-    score: float | None, keep: int,
+    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], score: float | None
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -139,7 +137,7 @@ def _write(
         raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
-    _prune(folder, name, keep)
+    _prune(folder, name)
 
 
 def _checksum(path: Path) -> int:
@@ -151,10 +149,10 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def _prune(folder: Path, newest: str, keep: int) -> None:
-    """Remove all but the `keep` newest and the best checkpoint, and files of killed writers."""
+def _prune(folder: Path, newest: str) -> None:
+    """Remove all but the KEPT newest and the best checkpoint, and files of killed writers."""
     top = best(folder)
-    old = [path for path in _newest_first(folder, newest)[keep:] if top is None or path != top[0]]
+    old = [path for path in _newest_first(folder, newest)[KEPT:] if top is None or path != top[0]]
     for path in [*old, *(p for p in folder.glob(".*") if p.is_dir())]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -188,8 +186,8 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
 def remove_newer(path: Path) -> None:
     """Remove the checkpoints that were written after `path`, from which a resume starts.
 
-    They are damaged, or the resume would start from one of them; if kept, they would count as newer
-    than the checkpoints that are written next.
+    They are damaged, or the resume would start from one of them; they would count as newer than the
+    checkpoints that are written next.
     """
     for other in _newest_first(path.parent, path.name)[1:]:
         if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
@@ -224,10 +222,7 @@ def best(folder: Path) -> tuple[Path, float] | None:
 
 
 def _newest_first(folder: Path, first: str) -> list[Path]:
-    """Return the checkpoints in a folder, newest first, but the one named `first` before all.
-
-    Each was renamed when it was complete, so a pointer only decides which comes first.
-    """
+    """Return the checkpoints in a folder: the one named `first`, then the newest first."""
     complete = [p for p in folder.glob("[!.]*") if p.is_dir()]
     return sorted(complete, key=lambda p: (p.name == first, p.stat().st_mtime_ns), reverse=True)
 

@@ -17,8 +17,8 @@ BUCKET = 50_000_000
 class EngineSettings(Protocol):
     """The experiment's settings of the engine."""
 
-    precision: Any
-    zero: Any
+    precision: Precision
+    zero: Literal[0, 1, 2]
     accumulation: int
     clipping: float
 

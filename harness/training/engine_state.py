@@ -13,18 +13,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     """Return whole weights (with buffers), moments and step counts, on the CPU; on every rank."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    steps: dict[str, float] = {}
     _link_moments(engine)
-    for name, parameter in trained(engine.module):
-        weights[name] = _whole(engine, parameter)
-        steps[name] = _step_of(engine, parameter)
-        for moment in MOMENTS if steps[name] else ():
-            moments[f"{name}.{moment}"] = _whole(engine, parameter, moment)
-    for name, buffer in buffers(engine.module).items():
-        weights[name] = buffer.detach().cpu().clone()
-    return weights, moments, steps
+    parameters = trained(engine.module)
+    steps = {name: _step_of(engine, parameter) for name, parameter in parameters}
+    weights = {name: _whole(engine, parameter) for name, parameter in parameters}
+    moments = {
+        f"{name}.{moment}": _whole(engine, parameter, moment)
+        for name, parameter in parameters if steps[name] for moment in MOMENTS
+    }
+    running = {n: b.detach().cpu().clone() for n, b in buffers(engine.module).items()}
+    return weights | running, moments, steps
 
 
 def restore(
@@ -87,25 +85,23 @@ def _link_moments(engine: Any) -> None:
     """
     if not _is_split(engine):
         return
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state as link
 
-    groups = zip(
-        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
-    )
+    zero, state = engine.optimizer, _inner(engine).state
+    groups = zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
     for parameters, partition in groups:
-        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
+        link(parameters, partition, state)
 
 
 def _whole(engine: Any, parameter: nn.Parameter, moment: str = "") -> Tensor:
     """Return a parameter, or one of its moments."""
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        tensor = safe_get_full_fp32_param(parameter) if not moment else (
-            safe_get_full_optimizer_state(parameter, moment)
-        )
-    else:
+    if not _is_split(engine):
         tensor = _inner(engine).state[parameter][moment] if moment else parameter
+    else:
+        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.utils import safe_get_full_optimizer_state as get
+
+        tensor = get(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
     return tensor.detach().cpu().clone()
 
 
@@ -119,15 +115,11 @@ def _step_of(engine: Any, parameter: nn.Parameter) -> float:
 
 
 def _make_state(engine: Any) -> None:
-    """Make the optimizer create its moments, by a step at learning rate 0; they are set later."""
+    """Make the optimizer create its moments, by a step; its result is overwritten by `restore`."""
     optimizer = _inner(engine)
-    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
     _link_moments(engine)

@@ -7,6 +7,7 @@ draws the same numbers after a resume as without one.
 import math
 import random
 import struct
+import typing
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,8 @@ def states() -> Tensor:
     """Return the generator states of this process, uint8 [n]; n is the same on every rank."""
     _, words, normal = random.getstate()
     python = PYTHON.pack(*words, math.nan if normal is None else normal)
-    kept: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-    inner = kept["state"]
-    numpy = NUMPY.pack(*inner["key"].tolist(), inner["pos"], kept["has_gauss"], kept["gauss"])
+    _, key, *rest = typing.cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
+    numpy = NUMPY.pack(*key.tolist(), *rest)
     parts = [torch.frombuffer(bytearray(python + numpy), dtype=torch.uint8), torch.get_rng_state()]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_rng_state())

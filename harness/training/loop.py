@@ -26,7 +26,7 @@ from harness.training.writers import CurveWriter, scalars_of
 
 log = logging.getLogger(__name__)
 MEASURED = ("images_per_s", "memory_gb")
-"""Entries of an epoch's line that depend on the machine and change when a run is interrupted."""
+"""Entries of an epoch's line that depend on the machine and on interruptions."""
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 """The parts of a step, by their names in a profile."""
 SAVE, STOP = 1, 2
@@ -117,12 +117,9 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some.
-
-    An epoch's line is written before its checkpoint, which is written during the next epoch.
-    """
+    """Raise UserError when a run without checkpoints must have had some."""
     epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
-    if len(epochs) > 2:
+    if len(epochs) > 2:  # a checkpoint is written while the next epoch is trained
         raise UserError(
             f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
             f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"
@@ -154,11 +151,15 @@ def _train_epoch(
             )
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             pace.step()
-            if at.steps_total % recording.log_every == 0 and not last:
-                _record(run, recording, at, _line("step", stage, at, losses, lr))
-            step_s = (time.perf_counter() - started) / (at.step - first)
-            left = pace.left(_steps_left(stage, at, count))
-            advance(_bar_text(losses, stage.batch / step_s, left))
+            if ranks.rank() == 0 and at.steps_total % recording.log_every == 0 and not last:
+                at.metric_lines += 1
+                record_line(run, recording, _line("step", stage, at, losses, lr))
+            speed = stage.batch * (at.step - first) / (time.perf_counter() - started)
+            left = pace.left((stage.epochs - at.epoch + 1) * count - at.step)
+            parts = [f"{name} {value:.3g}" for name, value in losses.items() if name != "loss"]
+            left = left and f", stage {left}"
+            # the most important first: a narrow terminal cuts the end off
+            advance(f"loss {losses['loss']:.4f}{left}, {speed:.0f} images/s, {' '.join(parts)}")
             if last or not boundary:
                 continue
             due = time.perf_counter() - saved >= recording.save_every_s
@@ -170,8 +171,8 @@ def _train_epoch(
                 writer.finish()
                 raise Stopped(f"on request in {stage.name}, epoch {at.epoch}, after step {at.step}")
     assert at.step == count, f"{stage.name}: got {at.step} batches, expected {count}"
-    step_s = (time.perf_counter() - started) / max(1, count - first)
-    line = _finish_epoch(stage, run, recording, at, lr, step_s, pace)
+    speed = stage.batch * max(1, count - first) / (time.perf_counter() - started)
+    line = _finish_epoch(stage, run, recording, at, lr, speed, pace)
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
     writer.save(engine, at, lookup(line, recording.score_key))
@@ -210,10 +211,7 @@ def train_step(
 
 
 def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: float) -> None:
-    """Raise UserError when a loss is not finite, or when their total has diverged.
-
-    Losses are those of the global batch, so all ranks raise together.
-    """
+    """Raise UserError, on all ranks, when a loss is not finite or their total has diverged."""
     place = f"{stage.name}, epoch {at.epoch}, step {at.step + 1}"
     parts = [name for name in values if name != "loss"]
     wrong = [name for name in parts if not math.isfinite(values[name])]
@@ -243,47 +241,30 @@ def _line(
     }
 
 
-def _record(run: Run, recording: Recording, at: Progress, line: dict[str, Any]) -> None:
-    if ranks.rank() == 0:
-        at.metric_lines += 1
-        record_line(run, recording, line)
-
-
 def _finish_epoch(
-    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, step_s: float,
+    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, images_per_s: float,
     pace: progress.Pace,
 ) -> dict[str, Any]:
     """Validate and log the epoch's means; returns the line."""
     metrics = stage.validate(at.epoch)
     means = {name: value / at.step for name, value in at.sums.items()}
     line = _line("epoch", stage, at, means, lr) | {
-        "images_per_s": stage.batch / step_s, "memory_gb": ranks.peak_memory_gb(), **metrics
+        "images_per_s": images_per_s, "memory_gb": ranks.peak_memory_gb(), **metrics
     }
     if ranks.rank() != 0:
         return line
-    _record(run, recording, at, line)
+    at.metric_lines += 1
+    record_line(run, recording, line)
     parts = " ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
     shown = {key: lookup(metrics, key) for key in recording.shown}
     scores = "".join(f" {key} {value:.4f}" for key, value in shown.items() if value is not None)
-    left = pace.left(_steps_left(stage, at, at.step))
+    left = pace.left((stage.epochs - at.epoch) * at.step)  # if all epochs are as long
     log.info(
         "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, line["images_per_s"], scores,
+        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, scores,
         left and f", {left}",
     )
     return line
-
-
-def _steps_left(stage: Stage, at: Progress, count: int) -> int:
-    """Return the steps left in the stage, assuming that every epoch has `count` steps."""
-    return count - at.step + (stage.epochs - at.epoch) * count
-
-
-def _bar_text(losses: dict[str, float], images_per_s: float, left: str) -> str:
-    """Return the text beside the bar, the most important first: a narrow terminal cuts its end."""
-    parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
-    left = left and f", stage {left}"
-    return f"loss {losses['loss']:.4f}{left}, {images_per_s:.0f} images/s, {parts}"
 
 
 def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""The ranks of a run: how they start, which device each uses, and the collectives we need.
+"""The ranks of a run: their start, their devices and their collectives.
 
 Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
-backward sums over the ranks and DeepSpeed averages, so gradients equal those of one rank (the scale
-is 1: a gathered row's gradient is summed W times, then divided by W).
+backward sums over the W ranks and DeepSpeed divides by W, so gradients equal those of one rank.
 """
 
 import atexit
@@ -30,16 +29,16 @@ T = TypeVar("T")
 def init_ranks(timeout_minutes: float = 30.0) -> None:
     """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
 
-    A collective fails when it waits for a rank longer than the timeout. Rank and world size come
-    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them this process is the
-    only rank; its port is a free one, and child processes do not inherit it.
+    A collective fails when it waits for a rank longer than the timeout. RANK, WORLD_SIZE,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT name the ranks. Without them this process is the only
+    rank, with a free port that child processes do not inherit.
     """
     if dist.is_initialized():
         return
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    own = {name: value for name, value in own.items() if name not in os.environ}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {name: value for name, value in address.items() if name not in os.environ}
     os.environ.update(own)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -56,21 +55,19 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
 
 
 def set_gpu() -> None:
-    """Select this rank's GPU: one per rank, where the machine has enough."""
+    """Select this rank's GPU: a separate one if the machine has enough."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def idle_gpus() -> str:
-    """Return which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
+    """Return how many GPUs of this machine its ranks leave idle, and why; "" if none."""
     if torch.cuda.is_available():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
         count = torch.cuda.device_count()
-        if ranks >= count:
-            return ""
-        return (
-            f"this run leaves {count - ranks} of {count} GPUs idle, as each rank uses one: start "
+        return "" if local >= count else (
+            f"this run leaves {count - local} of {count} GPUs idle, as each rank uses one: start "
             f"{count} ranks (torchrun --nproc-per-node={count}, in a sweep resources.gpus={count})"
         )
     if not (count := len(machine_gpus())):
@@ -121,9 +118,9 @@ def has_fast_bf16() -> bool:
 
 
 def device() -> torch.device:
-    """Return the device of this rank: its GPU where there is one, else the CPU."""
+    """Return the device of this rank: its GPU if there is one, else the CPU."""
     on_gpu = torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return torch.device(f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu")
 
 
 def rank() -> int:
@@ -178,9 +175,9 @@ def largest(value: int) -> int:
 
 @contextmanager
 def leader_first() -> Iterator[bool]:
-    """Yield True on rank 0 and False elsewhere; the other ranks wait for rank 0's body to end.
+    """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends.
 
-    A failure of rank 0 is raised on every rank, so that no rank waits forever.
+    A failure of rank 0 is raised on every rank, so that none waits forever.
     """
     caught: BaseException | None = None
     try:
@@ -236,17 +233,16 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def shard(count: int) -> slice:
-    """Return this rank's contiguous share of `count` items; shares differ by at most one."""
+    """Return this rank's contiguous share of `count` items; sizes differ by at most one."""
     size, rest = divmod(count, world_size())
     start = rank() * size + min(rank(), rest)
     return slice(start, start + size + (rank() < rest))
 
 
 def padded_shard(count: int) -> Tensor:
-    """Return this rank's share of the indices 0..count-1; all shares are equally long.
+    """Return this rank's share of the indices 0..count-1, equally long on every rank.
 
     The final index pads the last shares; cut gathered rows back to `count`.
     """
     size = -(-count // world_size())
-    first = rank() * size
-    return torch.arange(first, first + size).clamp(max=count - 1)
+    return (rank() * size + torch.arange(size)).clamp(max=count - 1)

@@ -3,22 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness.base.mappings import lookup
 from harness.runs.run import Run
 from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
-
-
-class CurveWriter(Protocol):
-    """A destination of curves."""
-
-    def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
-        """Add numbers by name at a step, which is counted within the stage."""
-
-    def close(self, *, failed: bool) -> None:
-        """Write what is pending; `failed`: the run did not finish."""
 
 
 class TensorBoardWriter:
@@ -35,6 +25,9 @@ class TensorBoardWriter:
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
+
+
+CurveWriter = TensorBoardWriter | WandbWriter
 
 
 def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:

@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.features.hdf5 import (
+    as_user_error,
     check_attributes,
     new_file,
     open_file,
     put_column,
     put_paths,
     stored_bytes,
-    told,
 )
 from harness.features.rows import SUMS, StoredRows, put_features
 
@@ -141,7 +141,7 @@ def open_features(
     """
     path = Path(path)
     with ExitStack() as stack:
-        with told(path):
+        with as_user_error(path):
             file = stack.enter_context(open_file(path))
             found = _get_file(path, file, groups, optional)
         yield found

@@ -72,7 +72,7 @@ def test_every_key_of_both_stages_has_a_default_that_is_checked_here() -> None:
 # --- faults ---
 
 FAULTY = {
-    "seed=-1": "must not be negative",
+    "seed=-1": "not negative, found -1",
     "data.validation=1.0": "less than 1, found 1.0",
     "data.validation=-0.1": "at least 0",
     "data.height=7": "at least 8 pixels",
