@@ -29,12 +29,12 @@ class CpuViews:
     `threads` threads resize and write, after as many of DALI's have decoded the batch.
     """
 
-    def __init__(self, transform: Transform, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, transform: Transform, batch_size: int, threads: int, device: torch.device
+    ) -> None:
         self._transform = transform
         self._threads = threads
-        self._decoder = decode_pipeline(
-            batch_size=batch_size, threads=threads, device=torch.device("cpu")
-        )
+        self._decoder = decode_pipeline(batch_size, threads, device)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
         pixels = transform.height * transform.width
         self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)

@@ -87,17 +87,10 @@ class ImageLoader:
 
     def _schedule(self, rows: Rows, positions: Rows, epoch: int) -> None:
         """Draw a batch's changes and start making it in the background."""
-        transform, sizes = self._transform, (self._batch_size, self._threads)
-        if self._maker is None and self._device.type == "cuda":
-            self._maker = DaliViews(transform, *sizes, self._device)
-        elif self._maker is None:
-            self._maker = CpuViews(transform, *sizes)
-        changes = [
-            draw_changes(
-                view, transform.height, transform.width, (self._seed, epoch, positions, index)
-            )
-            for index, view in enumerate(transform.views.values())
-        ]
+        if self._maker is None:
+            kind = DaliViews if self._device.type == "cuda" else CpuViews
+            self._maker = kind(self._transform, self._batch_size, self._threads, self._device)
+        changes = draw_changes(self._transform, self._seed, epoch, positions)
         try:
             self._maker.begin([self._paths[row] for row in rows], changes)
         except BaseException:
@@ -113,7 +106,7 @@ class ImageLoader:
             self._end_maker()  # unusable after a failure
             if not isinstance(error, RuntimeError):
                 raise
-            decoder = Decoder(batch_size=len(rows), threads=self._threads, device=self._device)
+            decoder = Decoder(len(rows), self._threads, self._device)
             faults = decoder.faults(list(dict.fromkeys(self._paths[row] for row in rows)))
             if not faults:
                 raise

@@ -61,11 +61,18 @@ class Changes:
     noise: rng.Words  # [B]
 
 
-def draw_changes(view: View, height: int, width: int, key: tuple[int, int, Rows, int]) -> Changes:
-    """Draw one view of a batch; `key` is seed, epoch, positions [B], the view's index."""
-    numbers = rng.uniform(*key, 3 + erasing.DRAWS)
-    left, top = rng.below(numbers[:, 1:3], 2 * view.pad + 1).T
-    boxes = erasing.draw_boxes(
-        numbers[:, 3:], height=height, width=width, probability=view.erase, area=view.erase_area
-    )
-    return Changes(numbers[:, 0] < view.flip, left, top, boxes, rng.keys(*key, _NOISE))
+def draw_changes(transform: Transform, seed: int, epoch: int, positions: Rows) -> list[Changes]:
+    """Draw the changes of each view of a batch; positions [B]: its images' places in the epoch."""
+    drawn = []
+    for index, view in enumerate(transform.views.values()):
+        key = seed, epoch, positions, index
+        numbers = rng.uniform(*key, 3 + erasing.DRAWS)
+        left, top = rng.below(numbers[:, 1:3], 2 * view.pad + 1).T
+        boxes = erasing.draw_boxes(
+            numbers[:, 3:], height=transform.height, width=transform.width,
+            probability=view.erase, area=view.erase_area,
+        )
+        drawn.append(
+            Changes(numbers[:, 0] < view.flip, left, top, boxes, rng.keys(*key, _NOISE))
+        )
+    return drawn

@@ -24,14 +24,8 @@ TESTING = {"test": View(), "erased": View(erase=1.0), "twin": View()}
 def test_both_ways_give_the_same_views_within_a_few_grey_levels(photos, views, resize):
     transform = Transform(HEIGHT, WIDTH, resize, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), views)
     positions = np.arange(64, dtype=np.int64)
-    changes = [
-        draw_changes(view, HEIGHT, WIDTH, (11, 1, positions, index))
-        for index, view in enumerate(views.values())
-    ]
-    makers = [
-        CpuViews(transform, batch_size=64, threads=2),
-        DaliViews(transform, batch_size=64, threads=2, device=torch.device("cpu")),
-    ]
+    changes = draw_changes(transform, 11, 1, positions)
+    makers = [kind(transform, 64, 2, torch.device("cpu")) for kind in (CpuViews, DaliViews)]
     with ExitStack() as stack:
         for maker in makers:
             stack.enter_context(closing(maker))
