@@ -15,7 +15,7 @@ from harness.base.paths import expanded, unknown_in
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.runs.experiment import Experiment
 from svll.base.protocols import Protocol
-from svll.description import EXPERIMENT
+from svll.base.run_files import PROMPTS
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -415,7 +415,15 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
 
-    experiment: ClassVar[Experiment] = EXPERIMENT
+    experiment: ClassVar[Experiment] = Experiment(
+        metric="validation.mAP",
+        columns={"test mAP": "mAP", "test Rank-1": "cmc.1"},
+        carried_files=(PROMPTS,),
+        advice={
+            r"OutOfMemoryError|CUDA out of memory":
+                "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16",
+        },
+    )
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
     """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 

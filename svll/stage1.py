@@ -34,12 +34,9 @@ from svll.reuse.stage1 import keep, prompts_key, take
 class PromptBatch:
     """A step's global batch, the same on every rank."""
 
-    features: Tensor
-    """[B, D] frozen image features."""
-    identities: Tensor
-    """[B] labels 0..N-1."""
-    seed: int
-    """Seed of this step's augmentations."""
+    features: Tensor  # [B, D] of the frozen image encoder
+    identities: Tensor  # [B] labels 0..N-1
+    seed: int  # of this step's augmentations
 
 
 class PromptObjective(nn.Module):
@@ -91,18 +88,15 @@ class PromptObjective(nn.Module):
         in all prompts, and in copies of which only the learnable tokens are augmented.
         """
         kind, first = self.config.augment, self.prompts.learnable.start
-        is_all = self.config.augment_tokens == "all"
-        if len(sets) > 1 and is_all and kind in ("swap", "swap_prompt"):
+        copies, is_all = sets[1:], self.config.augment_tokens == "all"
+        if copies and is_all and kind in ("swap", "swap_prompt"):
             return self.text(torch.cat(sets))
-        beginnings, which = [sets[0][:1, :first]], [torch.zeros_like(sets[0][:, 0, 0]).long()]
-        for number, copy in enumerate(sets[1:]):
-            if is_all:
-                beginnings.append(copy[:, :first])
-                which.append(torch.arange(len(copy), device=copy.device) + 1 + number * len(copy))
-            else:
-                which.append(which[0])
         rest = torch.cat([each[:, first:] for each in sets])
-        return self.text(rest, (torch.cat(beginnings), torch.cat(which)))
+        beginnings, which = [sets[0][:1, :first]], rest.new_zeros(len(rest), dtype=torch.long)
+        if is_all:
+            beginnings += [copy[:, :first] for copy in copies]
+            which[len(sets[0]) :] = torch.arange(1, len(rest) - len(sets[0]) + 1)
+        return self.text(rest, (torch.cat(beginnings), which))
 
     def _augmented(self, identities: Tensor, share: Tensor, seed: int, copy: int) -> Tensor:
         """Return this rank's share of an augmented copy.

@@ -40,14 +40,10 @@ class ImageBatch:
 
     views: list[Tensor]
     """The main view and, with vision self-supervision, two more; each [b, 3, H, W]."""
-    identities: Tensor
-    """[b] labels 0..N-1."""
-    camera: Tensor
-    """[b] index into the training cameras."""
-    view: Tensor
-    """[b] view label."""
-    seed: int = 0
-    """Seed of this step's draws, the same on every rank."""
+    identities: Tensor  # [b] labels 0..N-1
+    camera: Tensor  # [b] index into the training cameras
+    view: Tensor  # [b] view label
+    seed: int = 0  # of this step's draws, the same on every rank
 
 
 class ImageObjective(nn.Module):
@@ -76,12 +72,11 @@ class ImageObjective(nn.Module):
     def losses(
         self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Return the losses; main: the main view's features, others: the other views' f12 [b, W].
-        """
+        """Return the losses of the main view's features and the other views' f12 [b, W]."""
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
         labels = ranks.gather_rows(identities)
-        config, losses = self.config, {}
-        classes, text, places = None, self.text, labels
+        config, text, losses = self.config, self.text, {}
+        classes, places = None, labels
         if config.sampled_classes:
             every = self.neck12.classifier.out_features
             classes = sample_classes(labels, every, config.sampled_classes, seed)
@@ -95,8 +90,7 @@ class ImageObjective(nn.Module):
             parts = [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
             losses["triplet"] = torch.stack(parts).sum()
         if config.i2t_weight:
-            similar = product(fp, text)
-            losses["i2t"] = smooth_cross_entropy(similar, places, config.label_smoothing)
+            losses["i2t"] = smooth_cross_entropy(product(fp, text), places, config.label_smoothing)
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
             losses["vss"] = agreement_loss(
@@ -111,12 +105,11 @@ class ImageObjective(nn.Module):
         sample; batch normalisation must see each view separately.
         """
         encoder, side = self.model.encoder, None
-        if self.model.side is not None:
-            side = self.model.side(batch.camera, batch.view)
         if not encoder.per_sample:
             return encoder(batch.views[0]), [encoder(view).f12 for view in batch.views[1:]]
         count = len(batch.identities)
-        if side is not None:
+        if self.model.side is not None:
+            side = self.model.side(batch.camera, batch.view)
             rest = side.new_zeros((len(batch.views) - 1) * count, side.shape[1])
             side = torch.cat([side, rest])
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
@@ -133,8 +126,7 @@ def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Te
     present = labels.unique()
     keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed)).to(labels.device)
     keys[present] = 2.0
-    chosen = keys.topk(min(identities, max(count, len(present)))).indices
-    return chosen.sort().values
+    return keys.topk(min(identities, max(count, len(present)))).indices.sort().values
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:

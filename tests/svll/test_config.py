@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from harness.base.errors import UserError
+from harness.cluster.causes import with_next_step
 from harness.config.build import build
 from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_mapping, to_yaml
+from harness.runs.failures import one_line
+from launch.slurm import METRICS
 from svll.base.protocols import PROTOCOLS
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
@@ -231,6 +235,22 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
 )
 def test_values_at_the_edge_of_what_works_are_taken(override: str) -> None:
     config_of(override)
+
+
+# --- what the harness uses ---
+
+
+def test_sweeps_are_ranked_by_a_metric_that_results_have() -> None:
+    assert Config.experiment.metric == "validation.mAP"
+    assert {Config.experiment.metric, *Config.experiment.columns.values()} <= set(METRICS)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "out of memory"])
+def test_a_gpu_without_memory_names_the_key_of_the_batch(message: str) -> None:
+    line = one_line(torch.OutOfMemoryError(message))
+    assert with_next_step(line, Config.experiment.advice) == (
+        f"{line}; the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16"
+    )
 
 
 # --- signature and recipes ---
