@@ -58,11 +58,10 @@ def load(
     Args:
         path: a weights file, the folder of a finished run, or a published `.pth`.
         device: where the model computes, such as `cuda`.
-        batch: how many images are encoded at a time.
-        height, width, stride: input size and patch stride of a published file that does not tell
-            them.
+        batch: images encoded at a time.
+        height, width, stride: input size and patch stride, if a published file lacks them.
 
-    Loads no DeepSpeed or Ray. Raises UserError for what is no such file.
+    Loads no DeepSpeed or Ray. Raises UserError for other files.
     """
     from svll.models.extractor import Extractor
     from svll.models.weights.load import load_model

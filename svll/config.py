@@ -449,10 +449,7 @@ def _is_changed_by_released_head(config: Config) -> bool:
 
 
 def _patch_size(name: str) -> int | None:
-    """Return the patch size of a model by its name (ViT-B-16: 16), None if there is none.
-
-    open_clip takes seconds to import; this check must not.
-    """
+    """Return the patch size in a model's name (ViT-B-16: 16); importing open_clip takes seconds."""
     if name == "svll-tiny":
         return 8
     size = re.match(r"ViT-[^-]+-(\d+)(-|$)", name)

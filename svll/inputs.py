@@ -73,10 +73,7 @@ def starting_clip(config: Config) -> Clip:
 
 
 def load_inputs(run: Run, config: Config) -> Inputs:
-    """Load what a run starts from; on every rank.
-
-    Raises UserError for datasets and weights that are missing or are not those of the run.
-    """
+    """Load a run's inputs on every rank; raises UserError if missing or not those of the run."""
     datasets = _datasets(config.data, cache_of(run) / "data")
     check_pinned(config, datasets)
     check_weights(config.model)

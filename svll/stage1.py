@@ -70,10 +70,7 @@ class PromptObjective(nn.Module):
         return losses
 
     def _encode(self, identities: Tensor, seed: int) -> list[Tensor]:
-        """Return text features [n, D] of the prompts and, for lss, of two augmented copies.
-
-        One call encodes them all; each rank encodes its share of the identities.
-        """
+        """Return text features [n, D] of the prompts and, for lss, of two augmented copies."""
         share = ranks.padded_shard(len(identities)).to(identities.device)
         sets = [self.prompts(identities[share])]
         if self.config.lss_weight:

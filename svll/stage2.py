@@ -165,10 +165,7 @@ def lr_factor(config: Stage2, epoch: int) -> float:
 
 
 def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording) -> ReIDModel:
-    """Run stage 2 unless its result exists; returns the trained model.
-
-    text: the text features [N, D], None when no prompts were learned.
-    """
+    """Run stage 2 unless its result exists; text [N, D]: None when no prompts were learned."""
     run, config, splits = inputs.run, inputs.config, inputs.splits
     model = starting_model(inputs)
     if not run.weights_file.exists():

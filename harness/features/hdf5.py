@@ -23,9 +23,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_file(path: Path, size: int) -> Iterator[h5py.File]:
     """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete.
 
-    Space is reserved first, because HDF5 2.0 crashes when the disk is full (segmentation fault when
-    the file is closed). If the estimate was too large, unused bytes stay at the file's end. Raises
-    Hindered when the file cannot be written.
+    Space is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
+    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be written.
     """
     size += size // 64 + 2**16  # chunk index, headers
     try:
@@ -51,7 +50,7 @@ def new_file(path: Path, size: int) -> Iterator[h5py.File]:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open a file for reading, without lock; raises UserError if missing, OSError if damaged."""
+    """Open a file for reading, unlocked; raises UserError if missing, OSError if damaged."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return h5py.File(path, "r", locking=False)

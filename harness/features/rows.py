@@ -68,15 +68,14 @@ def put_features(group: h5py.Group, features: Any) -> None:
 class StoredRows:
     """Features [n, d] that are read when they are sliced or indexed, while their file is open.
 
-    Every read is verified by the file's checksums: damage raises UserError with the file and the
-    rows. May be used from several threads.
+    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows.
     """
 
     def __init__(
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,
         anew: str = "write the file again",
     ) -> None:
-        """Take features [n, d] and their checksums; `anew` is what to do about damaged rows."""
+        """dataset: features [n, d]; sums: their checksums; anew: advice about damaged rows."""
         self._path, self._dataset, self._anew = path, dataset, anew
         self.shape: tuple[int, int] = dataset.shape
         self.dtype: np.dtype[Any] = dataset.dtype

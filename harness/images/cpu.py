@@ -18,16 +18,13 @@ from torch import Tensor
 from harness.base.compiled import kernel
 from harness.images import erasing
 from harness.images.decoding import decode_pipeline, file_names, resized
-from harness.images.views import Changes, Transform
+from harness.images.views import Changes, Take, Transform
 
 _CHANNELS = 3
 
 
 class CpuViews:
-    """Makes one batch of views at a time in the background.
-
-    `threads` threads resize and write, after as many of DALI's have decoded the batch.
-    """
+    """Makes one batch of views at a time in the background, on `threads` threads after DALI's."""
 
     def __init__(
         self, transform: Transform, batch_size: int, threads: int, device: torch.device
@@ -40,10 +37,8 @@ class CpuViews:
         self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)
         self._colours = np.array([transform.mean, transform.std], dtype=np.float32)
         self._table = erasing.normal_table()
-        self.pending: tuple[list[Future[None]], NDArray[np.float32]] | None = None
-        """The batch that was begun and not taken."""
 
-    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
+    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> Take:
         """Start a batch of the images at `paths`; `changes` has one entry per view."""
         self._decoder.feed_input("files", file_names(paths))
         self._decoder.schedule_run()
@@ -60,22 +55,16 @@ class CpuViews:
             self._pool.submit(self._fill, views, decoded, crops, changes, first)
             for first in range(self._threads)
         ]
-        self.pending = parts, views
 
-    def take(self) -> list[Tensor]:
-        """Wait for the batch that was begun: [B, C, H, W] per view, owned by the caller.
+        def take() -> list[Tensor]:
+            wait(parts)
+            for part in parts:
+                part.result()
+            self._decoder.release_outputs()
+            # of the whole: numpy's slices would not keep it alive, and its memory would be reused
+            return list(torch.from_numpy(views))
 
-        Raises RuntimeError when one of its files cannot be decoded; unusable from then on.
-        """
-        assert self.pending is not None
-        (parts, views), self.pending = self.pending, None
-        wait(parts)
-        for part in parts:
-            part.result()
-        self._decoder.release_outputs()
-        # a list of the whole: slices by numpy would not keep the array alive, and its memory
-        # would be reused
-        return list(torch.from_numpy(views))
+        return take
 
     def close(self) -> None:
         """Wait for the threads, then free them and the decoder."""
@@ -97,10 +86,7 @@ class CpuViews:
 
 
 class _Memory:
-    """Memory for batches, reused when nobody holds what was in it.
-
-    Fresh memory for each batch would cost 20 to 40 % more time: the system clears its pages.
-    """
+    """Memory for batches, reused when nobody holds them; clearing fresh pages costs 20 to 40 %."""
 
     def __init__(self, size: int) -> None:
         self._size = size

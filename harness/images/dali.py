@@ -5,6 +5,7 @@ rows and W columns of a view.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from harness.images import erasing
 from harness.images.decoding import add_decoder, build_pipeline, file_names
-from harness.images.views import Changes, Transform, View
+from harness.images.views import Changes, Take, Transform, View
 
 
 class DaliViews:
@@ -27,25 +28,17 @@ class DaliViews:
         self._pipeline = build_pipeline(
             lambda: _add_views(transform, device), batch_size, threads, device
         )
-        self.pending: Sequence[Changes] | None = None
-        """The batch that was begun and not taken."""
         self._used: tuple[list[Tensor], torch.cuda.Event] | None = None
 
-    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
+    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> Take:
         """Start a batch of the images at `paths`; `changes` has one entry per view."""
         self._pipeline.feed_input("files", file_names(paths))
         for (name, view), change in zip(self._views.items(), changes, strict=True):
             _feed_changes(self._pipeline, name, view, change)
         self._pipeline.schedule_run()
-        self.pending = changes
+        return partial(self._take, changes)
 
-    def take(self) -> list[Tensor]:
-        """Wait for the batch that was begun: [B, 3, H, W] per view, owned by the caller.
-
-        Raises RuntimeError when one of its files cannot be decoded; unusable from then on.
-        """
-        assert self.pending is not None
-        changes, self.pending = self.pending, None
+    def _take(self, changes: Sequence[Changes]) -> list[Tensor]:
         on_gpu = self._device.type == "cuda"
         stream = torch.cuda.current_stream(self._device) if on_gpu else None
         outputs = self._pipeline.share_outputs(cuda_stream=stream)

@@ -1,7 +1,4 @@
-"""DALI's decoders, the files that they cannot read, and the resize on a CPU.
-
-`harness.images.pixels` says which pixels a file becomes.
-"""
+"""DALI's decoders, the files that they cannot read, and the resize on a CPU."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +23,7 @@ def check_images(
 ) -> list[Fault]:
     """Decode every file as training on the CPU does; return those that fail, in order.
 
-    `progress(done, total)` is called now and then. 10,000 files of 64 x 128 pixels take one or two
-    seconds on two cores.
+    `progress(done, total)` is called now and then. 10,000 small files take a second or two.
     """
     decoder = Decoder(CHECK_BATCH, threads, torch.device("cpu"))
     faults: list[Fault] = []
@@ -49,9 +45,8 @@ class Decoder:
     def faults(self, paths: Sequence[str]) -> list[Fault]:
         """Return (path, reason) of each of `paths` that cannot be decoded.
 
-        PIL reads the headers first, since a damaged one can crash DALI. DALI then fails for a batch
-        as a whole and does not say which file it was, so in a batch that fails PIL decodes each
-        file, and DALI decodes again what PIL can read, one by one if need be.
+        PIL reads the headers first, since a damaged one can crash DALI. DALI does not say which
+        file of a batch failed, so PIL then decodes each, and DALI again what PIL can read.
         """
         reasons = {path: why_unreadable(path, whole=False) for path in paths}
 

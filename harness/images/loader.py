@@ -1,7 +1,6 @@
 """Batches of views of image files; the next batch is made while one is used.
 
-All views of an image share one decode and one resize. B images of a batch, H rows and W columns of
-a view.
+All views of an image share one decode and resize. B images of a batch; H rows, W columns of a view.
 """
 
 import os
@@ -17,7 +16,7 @@ from harness.images.cpu import CpuViews
 from harness.images.dali import DaliViews
 from harness.images.decoding import Decoder
 from harness.images.pixels import Fault, Unreadable, why_unreadable
-from harness.images.views import Rows, Transform, draw_changes
+from harness.images.views import Rows, Take, Transform, draw_changes
 
 _HEADERS = 1024
 """Files whose headers are read before they are decoded: a damaged one can crash DALI."""
@@ -49,6 +48,7 @@ class ImageLoader:
         self._threads = threads
         self._device = torch.device(device)
         self._maker: CpuViews | DaliViews | None = None
+        self._take: Take | None = None  # of the batch that was begun
         self._epochs_begun = 0
 
     def epoch(
@@ -56,10 +56,10 @@ class ImageLoader:
     ) -> Iterator[dict[str, Tensor]]:
         """Return an iterator over batches; the first one is being decoded when this returns.
 
-        `rows` has one array [B] of indices into `paths` per batch; `positions` their places in the
+        `rows`: an array [B] of indices into `paths` per batch; `positions`: their places in the
         epoch's order over all ranks, each used once. A batch holds "rows" [B] and every view
-        [B, 3, H, W], float32, normalised, on the loader's device, and belongs to the caller. While
-        iterating, raises Unreadable with the files that cannot be decoded.
+        [B, 3, H, W], float32, normalised, on the loader's device, owned by the caller. Iterating
+        raises Unreadable with the files that cannot be decoded.
         """
         assert [len(batch) for batch in rows] == [len(batch) for batch in positions]
         assert all(0 < len(batch) <= self._batch_size for batch in rows), "empty or too large"
@@ -92,16 +92,17 @@ class ImageLoader:
             self._maker = kind(self._transform, self._batch_size, self._threads, self._device)
         changes = draw_changes(self._transform, self._seed, epoch, positions)
         try:
-            self._maker.begin([self._paths[row] for row in rows], changes)
+            self._take = self._maker.begin([self._paths[row] for row in rows], changes)
         except BaseException:
             self._end_maker()
             raise
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""
-        assert self._maker is not None
+        assert self._take is not None
+        take, self._take = self._take, None
         try:
-            return dict(zip(self._transform.views, self._maker.take(), strict=True))
+            return dict(zip(self._transform.views, take(), strict=True))
         except BaseException as error:
             self._end_maker()  # unusable after a failure
             if not isinstance(error, RuntimeError):
@@ -115,15 +116,16 @@ class ImageLoader:
     def _end_maker(self) -> None:
         if self._maker is not None:
             self._maker.close()
-        self._maker = None
+        self._maker = self._take = None
 
     def _drain(self) -> None:
         """Discard a batch that was scheduled and never received, even one that failed."""
-        if self._maker is not None and self._maker.pending is not None:
-            try:
-                self._maker.take()
-            except RuntimeError:
-                self._end_maker()
+        take, self._take = self._take, None
+        try:
+            if take is not None:
+                take()
+        except RuntimeError:
+            self._end_maker()
 
 
 def read_images(

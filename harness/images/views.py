@@ -4,12 +4,13 @@ Crops, mirroring and erased boxes are drawn here (`harness.base.rng`), not by DA
 operators depend on batch size and history. B images of a batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from harness.base import rng
 from harness.images import erasing
@@ -48,6 +49,11 @@ class Transform:
     std: Colour = (0.5, 0.5, 0.5)
     views: Mapping[str, View] = field(default_factory=lambda: {"image": View()})
     """The views by name; by default the unchanged image."""
+
+
+Take = Callable[[], list[Tensor]]
+"""Waits for a batch that was begun: [B, 3, H, W] per view, owned by the caller. Raises RuntimeError
+when one of its files cannot be decoded; its maker is unusable from then on."""
 
 
 @dataclass(frozen=True)

@@ -186,8 +186,7 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
 def remove_newer(path: Path) -> None:
     """Remove the checkpoints that were written after `path`, from which a resume starts.
 
-    They are damaged, or the resume would start from one of them; they would count as newer than the
-    checkpoints that are written next.
+    They are damaged, and would count as newer than the checkpoints that are written next.
     """
     for other in _newest_first(path.parent, path.name)[1:]:
         if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
@@ -230,8 +229,7 @@ def _newest_first(folder: Path, first: str) -> list[Path]:
 def read_progress(path: Path, signature: str) -> Progress:
     """Return a checkpoint's place in the run, after verifying its files.
 
-    Raises UserError when another run wrote it; OSError, ValueError, KeyError or TypeError when it
-    is damaged.
+    Raises UserError when another run wrote it, one of DAMAGED when it is damaged.
     """
     state = read_json(path / "state.json")
     progress = Progress(**state["progress"])

@@ -80,8 +80,7 @@ def _is_split(engine: Any) -> bool:
 def _link_moments(engine: Any) -> None:
     """Link each parameter to its moments under ZeRO.
 
-    DeepSpeed 0.19.8 does so once, after the first group's first step, when the other groups have no
-    moments yet; those could never be read.
+    DeepSpeed 0.19.8 does so only after the first group's first step, before the others have any.
     """
     if not _is_split(engine):
         return

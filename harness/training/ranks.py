@@ -81,8 +81,8 @@ def idle_gpus() -> str:
 def _wait_for_gloo() -> None:
     """Give gloo's threads time to drop the tensors of the last collective before Python exits.
 
-    A thread that does so while Python exits aborts the process (four ranks on two cores: one or two
-    of most runs). Destroying the process group first does not help.
+    Dropping them later aborts the process (of four ranks on two cores, one or two in most runs),
+    even with the process group destroyed.
     """
     time.sleep(0.1)  # releases the GIL, for which they wait
 

@@ -33,8 +33,7 @@ CurveWriter = TensorBoardWriter | WandbWriter
 def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
     """Return the numbers in a line of the metric log by the names of their curves.
 
-    These are `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>`, and the metrics in `shown` (by
-    dotted key) that the line has.
+    `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>` and the line's metrics in `shown`.
     """
     stage = line["stage"]
     scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
@@ -49,8 +48,8 @@ def open_writers(
 ) -> Iterator[tuple[CurveWriter, ...]]:
     """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
-    wandb: the W&B project, empty for none; config: the run's configuration for W&B. Raises
-    UserError on every rank when W&B is requested but not installed.
+    wandb: the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank
+    when W&B is requested but not installed.
     """
     check_installed(wandb)
     writers: list[CurveWriter] = []

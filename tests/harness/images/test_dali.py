@@ -29,8 +29,8 @@ def test_both_ways_give_the_same_views_within_a_few_grey_levels(photos, views, r
     with ExitStack() as stack:
         for maker in makers:
             stack.enter_context(closing(maker))
-            maker.begin(photos, changes)
-        made = [maker.take() for maker in makers]
+        begun = [maker.begin(photos, changes) for maker in makers]
+        made = [take() for take in begun]
     scale = 255 * torch.tensor(transform.std)[:, None, None]
     for one, other in zip(*made, strict=True):
         difference = (one - other).abs() * scale
