@@ -58,7 +58,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
 
 
 def set_up(config: Config) -> None:
-    """Join the other ranks and make this process compute deterministically."""
+    """Join the other ranks and make computation deterministic."""
     if job_id() is not None:  # the launcher has fetched what a job needs
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.training import ranks
-from svll.config import Config, Data
+from svll.config import Config
 from svll.data import run_checks
 from svll.data.datasets import Datasets, load_datasets
 from svll.data.splits import Splits, split
@@ -74,7 +74,9 @@ def starting_clip(config: Config) -> Clip:
 
 def load_inputs(run: Run, config: Config) -> Inputs:
     """Load a run's inputs on every rank; raises UserError if missing or not those of the run."""
-    datasets = _datasets(config.data, cache_of(run) / "data")
+    with ranks.leader_first() as acts:  # rank 0 may have to draw a dataset
+        early = load_datasets(config.data, cache_of(run) / "data") if acts else None
+    datasets = early or load_datasets(config.data, cache_of(run) / "data")
     check_pinned(config, datasets)
     check_weights(config.model)
     staged_roots = staged(datasets.every, config.data.stage)
@@ -90,13 +92,6 @@ def load_inputs(run: Run, config: Config) -> Inputs:
         ranks.world_size(), config.stage1.batch, config.stage2.batch,
     )
     return Inputs(run, config, datasets, staged_roots, splits, clip)
-
-
-def _datasets(data: Data, drawn: Path) -> Datasets:
-    """Return the datasets; rank 0 comes first, as it may have to draw one."""
-    with ranks.leader_first() as acts:
-        found = load_datasets(data, drawn) if acts else None
-    return found or load_datasets(data, drawn)
 
 
 def check_inputs(inputs: Inputs) -> None:

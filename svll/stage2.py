@@ -247,19 +247,17 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
                 camera[index].to(device), view[index].to(device), torch_seed(seed, epoch, step),
             )
 
+    def validate(epoch: int) -> dict[str, Any]:
+        """Return {"validation": metrics} after epochs that are validated."""
+        every, part = inputs.config.evaluation.every, splits.validation
+        if not len(part.query) or not (epoch == config.epochs or (every and epoch % every == 0)):
+            return {}
+        features = scoring.encode(inputs, objective.model.eval(), part)
+        return {"validation": scoring.rank(part, *features).as_json(RANKS)}
+
     return loop.Stage(
         name="stage2", objective=objective, weights=loss_weights(config),
         optimizer=optimizer(objective, config), lr_factor=lambda epoch: lr_factor(config, epoch),
         epochs=config.epochs, batch=config.batch, steps=lambda epoch: len(order(epoch)),
-        batches=batches, validate=lambda epoch: _validate(inputs, objective.model, epoch),
+        batches=batches, validate=validate,
     )
-
-
-def _validate(inputs: Inputs, model: ReIDModel, epoch: int) -> dict[str, Any]:
-    """Return {"validation": metrics} after epochs that are validated."""
-    every, last = inputs.config.evaluation.every, epoch == inputs.config.stage2.epochs
-    part = inputs.splits.validation
-    if not len(part.query) or not (last or (every and epoch % every == 0)):
-        return {}
-    model.eval()
-    return {"validation": scoring.rank(part, *scoring.encode(inputs, model, part)).as_json(RANKS)}

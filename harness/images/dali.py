@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.images import erasing
 from harness.images.decoding import add_decoder, build_pipeline, file_names
-from harness.images.views import Changes, Take, Transform, View
+from harness.images.views import Changes, Take, Transform
 
 
 class DaliViews:
@@ -34,7 +34,12 @@ class DaliViews:
         """Start a batch of the images at `paths`; `changes` has one entry per view."""
         self._pipeline.feed_input("files", file_names(paths))
         for (name, view), change in zip(self._views.items(), changes, strict=True):
-            _feed_changes(self._pipeline, name, view, change)
+            self._pipeline.feed_input(f"{name}.mirror", change.mirror.astype(np.int32))
+            if view.pad:
+                border = 2 * view.pad  # of both sides; DALI crops before it mirrors
+                left = np.where(change.mirror, border - change.left, change.left)
+                for side, place in (("left", left), ("top", change.top)):
+                    self._pipeline.feed_input(f"{name}.{side}", (place / border).astype(np.float32))
         self._pipeline.schedule_run()
         return partial(self._take, changes)
 
@@ -63,16 +68,6 @@ class DaliViews:
         self._pipeline = None
 
 
-def _feed_changes(pipeline: Any, name: str, view: View, change: Changes) -> None:
-    """Feed a view's mirroring and crop to the inputs that `_add_view` made."""
-    pipeline.feed_input(f"{name}.mirror", change.mirror.astype(np.int32))
-    if view.pad:
-        # DALI crops before it mirrors.
-        left = np.where(change.mirror, 2 * view.pad - change.left, change.left)
-        for side, place in (("left", left), ("top", change.top)):
-            pipeline.feed_input(f"{name}.{side}", (place / (2 * view.pad)).astype(np.float32))
-
-
 def _add_views(transform: Transform, device: torch.device) -> list[Any]:
     """Add: files -> decode -> resize -> padded canvas -> crop, mirror and normalise per view."""
     from nvidia.dali import fn, types
@@ -89,23 +84,13 @@ def _add_views(transform: Transform, device: torch.device) -> list[Any]:
             image, start=(-pad, -pad), shape=(height + 2 * pad, width + 2 * pad), axes=(0, 1),
             out_of_bounds_policy="pad", fill_values=0,
         )
-    return [
-        _add_view(canvases[view.pad], name, view, transform)
-        for name, view in transform.views.items()
-    ]
-
-
-def _add_view(canvas: Any, name: str, view: View, transform: Transform) -> Any:
-    from nvidia.dali import fn, types
-
-    place = {}
-    if view.pad:
-        place["crop_pos_x"] = fn.external_source(name=f"{name}.left")
-        place["crop_pos_y"] = fn.external_source(name=f"{name}.top")
-    return fn.crop_mirror_normalize(
-        canvas, crop=(transform.height, transform.width),
-        mirror=fn.external_source(name=f"{name}.mirror"),
-        mean=[255 * value for value in transform.mean],
-        std=[255 * value for value in transform.std],
-        dtype=types.FLOAT, output_layout="CHW", **place,
-    )
+    mean, std = ([255 * value for value in values] for values in (transform.mean, transform.std))
+    outputs = []
+    for name, view in transform.views.items():
+        sides = {"crop_pos_x": "left", "crop_pos_y": "top"} if view.pad else {}
+        place = {key: fn.external_source(name=f"{name}.{side}") for key, side in sides.items()}
+        outputs.append(fn.crop_mirror_normalize(
+            canvases[view.pad], mirror=fn.external_source(name=f"{name}.mirror"), mean=mean,
+            std=std, crop=(height, width), dtype=types.FLOAT, output_layout="CHW", **place,
+        ))
+    return outputs

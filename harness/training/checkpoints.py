@@ -137,7 +137,10 @@ def _write(
         raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
-    _prune(folder, name)
+    top = best(folder)
+    old = [other for other in _newest_first(folder, name)[KEPT:] if top is None or other != top[0]]
+    for left in [*old, *(p for p in folder.glob(".*") if p.is_dir())]:  # of killed writers too
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _checksum(path: Path) -> int:
@@ -147,14 +150,6 @@ def _checksum(path: Path) -> int:
         while piece := file.read(PIECE):
             crc = zlib.crc32(piece, crc)
     return crc
-
-
-def _prune(folder: Path, newest: str) -> None:
-    """Remove all but the KEPT newest and the best checkpoint, and files of killed writers."""
-    top = best(folder)
-    old = [path for path in _newest_first(folder, newest)[KEPT:] if top is None or path != top[0]]
-    for path in [*old, *(p for p in folder.glob(".*") if p.is_dir())]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:

@@ -107,10 +107,8 @@ def _whole(engine: Any, parameter: nn.Parameter, moment: str = "") -> Tensor:
 def _step_of(engine: Any, parameter: nn.Parameter) -> float:
     """Return the optimizer steps of a parameter; under ZeRO all parameters have the same count."""
     states = _inner(engine).state
-    if _is_split(engine):
-        steps = [s["step"] for s in states.values() if "step" in s]
-        return float(steps[0]) if steps else 0.0
-    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
+    own = states.values() if _is_split(engine) else [states.get(parameter, {})]
+    return max((float(state["step"]) for state in own if "step" in state), default=0.0)
 
 
 def _make_state(engine: Any) -> None:

@@ -51,7 +51,10 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
     if not torch.cuda.is_available() and world_size() > 1:
-        atexit.register(_wait_for_gloo)
+        # Gives gloo's threads, which wait for the GIL, time to drop the tensors of the last
+        # collective. Dropping them later aborts the process (one or two of four ranks on two
+        # cores), even with the process group destroyed.
+        atexit.register(time.sleep, 0.1)
 
 
 def set_gpu() -> None:
@@ -76,15 +79,6 @@ def idle_gpus() -> str:
     if visible_gpus():
         why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
     return f"Training on the CPU; {count} GPU{' is' if count == 1 else 's are'} idle: {why}"
-
-
-def _wait_for_gloo() -> None:
-    """Give gloo's threads time to drop the tensors of the last collective before Python exits.
-
-    Dropping them later aborts the process (of four ranks on two cores, one or two in most runs),
-    even with the process group destroyed.
-    """
-    time.sleep(0.1)  # releases the GIL, for which they wait
 
 
 def import_deepspeed() -> Any:
@@ -184,7 +178,7 @@ def leader_first() -> Iterator[bool]:
         yield rank() == 0
     except BaseException as error:
         caught = error
-    failure = from_leader(caught and f"{type(caught).__name__}: {caught}")
+    failure = from_leader(None if caught is None else f"{type(caught).__name__}: {caught}")
     if caught is not None:
         raise caught
     if failure is not None:

@@ -87,18 +87,14 @@ class WandbWriter:
 def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) -> Any:
     import wandb  # most of a second
 
+    id_file = run.folder / "wandb_id.txt"  # unique, and the same in each attempt
+    if not id_file.exists():
+        name = re.sub(r"[^\w.-]", "-", run.name)
+        write_text(id_file, f"{name}-{uuid.uuid4().hex[:8]}\n")
     return wandb.init(
         project=project, config=dict(config), dir=run.folder, resume="allow",
-        id=_id(run), name=run.name, group=run.folder.parent.name, reinit="create_new",
+        id=id_file.read_text(encoding="utf-8").strip(), name=run.name,
+        group=run.folder.parent.name, reinit="create_new",
         # the run has its own log file, and bars need the terminal unchanged
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )
-
-
-def _id(run: Run) -> str:
-    """Return the W&B id of the run: unique, and the same in each attempt."""
-    file = run.folder / "wandb_id.txt"
-    if not file.exists():
-        name = re.sub(r"[^\w.-]", "-", run.name)
-        write_text(file, f"{name}-{uuid.uuid4().hex[:8]}\n")
-    return file.read_text(encoding="utf-8").strip()
