@@ -32,7 +32,7 @@ Faults = Iterator[tuple[str, str]]
 
 @dataclass
 class WorldConfig:
-    """The drawn benchmark, which `data.name=synthetic` uses."""
+    """The synthetic benchmark (`data.name=synthetic`)."""
 
     kind: Literal["person", "vehicle"] = "person"
     """Objects in the images."""

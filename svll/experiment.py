@@ -45,7 +45,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
         check_inputs(inputs)
         recording = Recording(
             place.log_every, 60 * place.save_every, place.divergence, report, writers,
-            score_key=Config.experiment.metric, shown=("prompts.mAP", "validation.mAP"),
+            score_key=Config.experiment.metric, metrics=("prompts.mAP", "validation.mAP"),
         )
         text = stage1.learn_prompts(inputs, recording) if config.stage1.epochs else None
         model = stage2.tune_encoder(inputs, text, recording)

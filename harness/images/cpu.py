@@ -38,19 +38,15 @@ class CpuViews:
         self._colours = np.array([transform.mean, transform.std], dtype=np.float32)
         self._table = erasing.normal_table()
 
-    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> Take:
-        """Start a batch of the images at `paths`; `changes` has one entry per view."""
+    def begin(self, paths: Sequence[str], changes: Changes) -> Take:
+        """Start a batch of the images at `paths`."""
         self._decoder.feed_input("files", file_names(paths))
         self._decoder.schedule_run()
         decoded = self._pool.submit(self._decoder.share_outputs)
         size = self._transform.height, self._transform.width
-        views = self._memory.take((len(changes), len(paths), _CHANNELS, *size))
+        views = self._memory.take((len(changes.mirror), len(paths), _CHANNELS, *size))
         pads = np.array([view.pad for view in self._transform.views.values()])[:, None]
-        crops = (
-            np.stack([change.mirror for change in changes]),
-            np.stack([change.left for change in changes]) - pads,
-            np.stack([change.top for change in changes]) - pads,
-        )
+        crops = changes.mirror, changes.left - pads, changes.top - pads
         parts = [
             self._pool.submit(self._fill, views, decoded, crops, changes, first)
             for first in range(self._threads)
@@ -73,7 +69,7 @@ class CpuViews:
 
     def _fill(
         self, views: NDArray[np.float32], decoded: Future[Any], crops: tuple[NDArray[Any], ...],
-        changes: Sequence[Changes], first: int,
+        changes: Changes, first: int,
     ) -> None:
         """Write every view of the images `first`, `first + threads`, ..."""
         [images] = decoded.result()
@@ -81,8 +77,8 @@ class CpuViews:
         for i in range(first, views.shape[1], self._threads):
             image = resized(np.asarray(images[i]), *size, self._transform.resize)
             _write(views, i, image, *crops, *self._colours)
-            for view, change in zip(views, changes, strict=True):
-                erasing.erase_box(view[i], change.boxes[i], change.noise[i], self._table)
+            for view, boxes, noise in zip(views, changes.boxes, changes.noise, strict=True):
+                erasing.erase_box(view[i], boxes[i], noise[i], self._table)
 
 
 class _Memory:

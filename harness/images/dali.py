@@ -30,30 +30,32 @@ class DaliViews:
         )
         self._used: tuple[list[Tensor], torch.cuda.Event] | None = None
 
-    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> Take:
-        """Start a batch of the images at `paths`; `changes` has one entry per view."""
+    def begin(self, paths: Sequence[str], changes: Changes) -> Take:
+        """Start a batch of the images at `paths`."""
         self._pipeline.feed_input("files", file_names(paths))
-        for (name, view), change in zip(self._views.items(), changes, strict=True):
-            self._pipeline.feed_input(f"{name}.mirror", change.mirror.astype(np.int32))
+        for v, (name, view) in enumerate(self._views.items()):
+            mirror, left, top = changes.mirror[v], changes.left[v], changes.top[v]
+            self._pipeline.feed_input(f"{name}.mirror", mirror.astype(np.int32))
             if view.pad:
                 border = 2 * view.pad  # of both sides; DALI crops before it mirrors
-                left = np.where(change.mirror, border - change.left, change.left)
-                for side, place in (("left", left), ("top", change.top)):
+                left = np.where(mirror, border - left, left)
+                for side, place in (("left", left), ("top", top)):
                     self._pipeline.feed_input(f"{name}.{side}", (place / border).astype(np.float32))
         self._pipeline.schedule_run()
         return partial(self._take, changes)
 
-    def _take(self, changes: Sequence[Changes]) -> list[Tensor]:
+    def _take(self, changes: Changes) -> list[Tensor]:
         on_gpu = self._device.type == "cuda"
         stream = torch.cuda.current_stream(self._device) if on_gpu else None
         outputs = self._pipeline.share_outputs(cuda_stream=stream)
         self._pipeline.release_outputs()
         # DALI does not reuse memory that a tensor still holds, released or not.
         images = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+        each = zip(self._views.values(), images, changes.boxes, changes.noise, strict=True)
         views = [
-            erasing.erase(image, change.boxes, change.noise) if view.erase
+            erasing.erase(image, boxes, noise) if view.erase
             else image.clone()  # out of DALI's memory: from there torch's own order protects it
-            for view, image, change in zip(self._views.values(), images, changes, strict=True)
+            for view, image, boxes, noise in each
         ]
         if stream is not None:
             # The GPU may not have read DALI's memory yet, so that is held until the next batch;

@@ -58,17 +58,17 @@ when one of its files cannot be decoded; its maker is unusable from then on."""
 
 @dataclass(frozen=True)
 class Changes:
-    """What was drawn for one view of a batch, in the order of application."""
+    """What was drawn for the V views of a batch, in the order of application."""
 
-    mirror: NDArray[np.bool_]  # [B]
-    left: Rows  # [B], 0 .. 2 * pad, of the crop in the mirrored and padded image
-    top: Rows  # [B]
-    boxes: Rows  # [B, 4], see harness.images.erasing
-    noise: rng.Words  # [B]
+    mirror: NDArray[np.bool_]  # [V, B]
+    left: Rows  # [V, B], 0 .. 2 * pad, of the crop in the mirrored and padded image
+    top: Rows  # [V, B]
+    boxes: Rows  # [V, B, 4], see harness.images.erasing
+    noise: rng.Words  # [V, B]
 
 
-def draw_changes(transform: Transform, seed: int, epoch: int, positions: Rows) -> list[Changes]:
-    """Draw the changes of each view of a batch; positions [B]: its images' places in the epoch."""
+def draw_changes(transform: Transform, seed: int, epoch: int, positions: Rows) -> Changes:
+    """Draw the changes of a batch; positions [B]: its images' places in the epoch's order."""
     drawn = []
     for index, view in enumerate(transform.views.values()):
         key = seed, epoch, positions, index
@@ -78,7 +78,5 @@ def draw_changes(transform: Transform, seed: int, epoch: int, positions: Rows) -
             numbers[:, 3:], height=transform.height, width=transform.width,
             probability=view.erase, area=view.erase_area,
         )
-        drawn.append(
-            Changes(numbers[:, 0] < view.flip, left, top, boxes, rng.keys(*key, _NOISE))
-        )
-    return drawn
+        drawn.append((numbers[:, 0] < view.flip, left, top, boxes, rng.keys(*key, _NOISE)))
+    return Changes(*map(np.stack, zip(*drawn, strict=True)))

@@ -262,11 +262,11 @@ def restore(path: Path, engine: Any) -> None:
     parameters = dict(engine_state.trained(engine.module))
     here = parameters | engine_state.buffers(engine.module)
     expected = {n: tuple(t.shape) for n, t in here.items()}
-    found = {n: tuple(t.shape) for n, t in weights.items()}
-    if expected != found:
-        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+    saved = {n: tuple(t.shape) for n, t in weights.items()}
+    if expected != saved:
+        different = sorted(n for n in expected | saved if expected.get(n) != saved.get(n))
         raise UserError(
-            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} in the "
+            f"{path}: does not fit this run: {different[0]} is {saved.get(different[0])} in the "
             f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
     steps = state["optimizer_steps"]

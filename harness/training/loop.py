@@ -72,7 +72,7 @@ class Recording:
     """Writers of curves, on rank 0."""
     score_key: str = ""
     """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
-    shown: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     """Metrics, by dotted key, in each epoch's log line and among the curves."""
 
 
@@ -256,12 +256,12 @@ def _finish_epoch(
     at.metric_lines += 1
     record_line(run, recording, line)
     parts = " ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
-    shown = {key: lookup(metrics, key) for key in recording.shown}
-    scores = "".join(f" {key} {value:.4f}" for key, value in shown.items() if value is not None)
+    scores = {key: lookup(metrics, key) for key in recording.metrics}
+    text = "".join(f" {key} {value:.4f}" for key, value in scores.items() if value is not None)
     left = pace.left((stage.epochs - at.epoch) * at.step)  # if all epochs are as long
     log.info(
         "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, scores,
+        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
         left and f", {left}",
     )
     return line
@@ -271,4 +271,4 @@ def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
     """Append a line of a step or an epoch to the metric log and to the curves; on rank 0 only."""
     run.log_metrics(line)
     for writer in recording.writers:
-        writer.write(scalars_of(line, recording.shown), line["stage"], line["step"])
+        writer.write(scalars_of(line, recording.metrics), line["stage"], line["step"])

@@ -30,16 +30,16 @@ class TensorBoardWriter:
 CurveWriter = TensorBoardWriter | WandbWriter
 
 
-def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
+def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
     """Return the numbers in a line of the metric log by the names of their curves.
 
-    `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>` and the line's metrics in `shown`.
+    `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`.
     """
     stage = line["stage"]
     scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
     scalars |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    metrics = {key.replace(".", "/"): lookup(line, key) for key in shown}
-    return scalars | {name: value for name, value in metrics.items() if value is not None}
+    scores = {key.replace(".", "/"): lookup(line, key) for key in metrics}
+    return scalars | {name: value for name, value in scores.items() if value is not None}
 
 
 @contextmanager

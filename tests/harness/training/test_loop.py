@@ -115,7 +115,7 @@ def train(
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
     recording = loop.Recording(
-        log_every, save_every_s, divergence, reported.append, score_key=KEY, shown=(KEY, "no.key")
+        log_every, save_every_s, divergence, reported.append, score_key=KEY, metrics=(KEY, "no.key")
     )
     ending, weights = "done", []
     with stop_on_signals():
