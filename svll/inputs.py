@@ -33,11 +33,8 @@ class Inputs:
     splits: Splits
     clip: Clip
     """The starting model; stage 2 trains its image encoder."""
-
-    @property
-    def cache(self) -> Path:
-        """The folder of files that all runs of a runs folder share."""
-        return cache_of(self.run)
+    cache: Path
+    """The folder of files that all runs of a runs folder share."""
 
     @property
     def threads(self) -> int:
@@ -59,11 +56,6 @@ class Inputs:
         )
 
 
-def cache_of(run: Run) -> Path:
-    """Return the folder of files that all runs of a runs folder share."""
-    return run.folder.parent.parent / "cache"
-
-
 def starting_clip(config: Config) -> Clip:
     """Return the model that a run starts from, at the run's input size and stride."""
     return load_clip(
@@ -74,9 +66,10 @@ def starting_clip(config: Config) -> Clip:
 
 def load_inputs(run: Run, config: Config) -> Inputs:
     """Load a run's inputs on every rank; raises UserError if missing or not those of the run."""
+    cache = run.folder.parent.parent / "cache"
     with ranks.leader_first() as acts:  # rank 0 may have to draw a dataset
-        early = load_datasets(config.data, cache_of(run) / "data") if acts else None
-    datasets = early or load_datasets(config.data, cache_of(run) / "data")
+        early = load_datasets(config.data, cache / "data") if acts else None
+    datasets = early or load_datasets(config.data, cache / "data")
     check_pinned(config, datasets)
     check_weights(config.model)
     staged_roots = staged(datasets.every, config.data.stage)
@@ -91,7 +84,7 @@ def load_inputs(run: Run, config: Config) -> Inputs:
         "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
         ranks.world_size(), config.stage1.batch, config.stage2.batch,
     )
-    return Inputs(run, config, datasets, staged_roots, splits, clip)
+    return Inputs(run, config, datasets, staged_roots, splits, clip, cache)
 
 
 def check_inputs(inputs: Inputs) -> None:

@@ -114,14 +114,14 @@ def erase_box(image, box, key, table):  # type: ignore[no-untyped-def]
 
 def _mix(words: Tensor) -> Tensor:
     """Compute `harness.base.rng.mix` on int64, since torch cannot multiply uint64."""
-    words = (words ^ _shift(words, SHIFTS[0])) * _signed(MULTIPLIERS[0])
-    words = (words ^ _shift(words, SHIFTS[1])) * _signed(MULTIPLIERS[1])
-    return words ^ _shift(words, SHIFTS[2])
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        words = _xor_shift(words, shift) * _signed(multiplier)
+    return _xor_shift(words, SHIFTS[-1])
 
 
-def _shift(words: Tensor, by: int) -> Tensor:
-    """Shift right filling with zeros; torch's own shift repeats the sign."""
-    return (words >> by) & ((1 << (64 - by)) - 1)
+def _xor_shift(words: Tensor, by: int) -> Tensor:
+    """Return words ^ (words >> by), filled with zeros; torch's own shift repeats the sign."""
+    return words ^ ((words >> by) & ((1 << (64 - by)) - 1))
 
 
 def _signed(word: int) -> int:

@@ -199,7 +199,7 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
         return None
     try:
         read_progress(scored[0], signature)
-        return *scored, load_weights(scored[0])
+        return *scored, read_tensors(scored[0] / "weights.safetensors")
     except (*DAMAGED, UserError) as error:
         log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", scored[0], error)
         return None
@@ -236,12 +236,8 @@ def read_progress(path: Path, signature: str) -> Progress:
     return progress
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's weights and buffers by name; raises UserError when damaged."""
-    return _read(path / "weights.safetensors")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name; raises UserError when damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -257,7 +253,8 @@ def restore(path: Path, engine: Any) -> None:
     Global random generators are restored too, for as many ranks as wrote the checkpoint. Raises
     UserError when names or shapes differ from those of the engine's module.
     """
-    weights, moments = load_weights(path), _read(path / "moments.safetensors")
+    weights = read_tensors(path / "weights.safetensors")
+    moments = read_tensors(path / "moments.safetensors")
     state = read_json(path / "state.json")
     parameters = dict(engine_state.trained(engine.module))
     here = parameters | engine_state.buffers(engine.module)
@@ -276,7 +273,7 @@ def restore(path: Path, engine: Any) -> None:
         raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
     engine_state.restore(engine, weights, moments, steps)
     if (path / "rng.safetensors").exists():  # earlier versions wrote none
-        states = _read(path / "rng.safetensors").get(str(ranks.rank()))
+        states = read_tensors(path / "rng.safetensors").get(str(ranks.rank()))
         if states is not None:
             generators.set_states(states)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:

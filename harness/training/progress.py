@@ -24,15 +24,14 @@ BAR_WIDTH = 10
 class Pace:
     """Mean time per step, including validation and checkpoints in between."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._started: float | None = None
         self._steps = 0
 
     def step(self) -> None:
         """Count a finished step. The first, slower one only starts the clock."""
         if self._started is None:
-            self._started = self._clock()
+            self._started = time.perf_counter()
         else:
             self._steps += 1
 
@@ -40,7 +39,8 @@ class Pace:
         """Return the time that the steps will take, such as `12 min left`; "" until known."""
         if self._started is None or not self._steps or not steps:
             return ""
-        return f"{in_words((self._clock() - self._started) / self._steps * steps)} left"
+        step_s = (time.perf_counter() - self._started) / self._steps
+        return f"{in_words(steps * step_s)} left"
 
 
 def in_words(seconds: float) -> str:

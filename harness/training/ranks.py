@@ -133,7 +133,9 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):  # not Linux: the peak stays that of the whole process
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        control = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        os.write(control, b"5")
+        os.close(control)
 
 
 def peak_memory_gb() -> float:
