@@ -330,12 +330,12 @@ def test_re_ranking_has_the_same_defaults_everywhere_and_needs_to_be_asked_for()
     again = config_of("evaluation.rerank=true", "evaluation.k1=20", "evaluation.weight=0.3")
     assert signature(again) == signature(config_of("evaluation.rerank=true"))
     assert signature(config_of("evaluation.rerank=true", "evaluation.k2=5")) != signature(again)
-    for key, told in {
+    for key, message in {
         "k1=5": r"rerank: evaluation\.k1, k2 and weight have no effect without it",
         "weight=2": "weight: must lie between 0 and 1, found 2",
         "k2=0": "k2: must be at least 1, found 0",
     }.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             config_of(f"evaluation.{key}")
 
 

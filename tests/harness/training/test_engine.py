@@ -137,8 +137,8 @@ def test_precision_is_that_of_the_forward_pass_and_weights_stay_fp32(
 
 @pytest.mark.parametrize("zero", [1, 2])
 def test_fp16_with_zero_is_refused_because_it_would_train_nothing(one_rank: Any, zero: int) -> None:
-    (told,) = one_rank(fp16_with_zero, zero=zero)
-    assert told == (
+    (message,) = one_rank(fp16_with_zero, zero=zero)
+    assert message == (
         f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the scale "
         "is never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
     )

@@ -414,7 +414,7 @@ def test_a_first_attempt_cut_off_before_any_checkpoint_leaves_no_lines_behind(
 
 
 def plain_text(shown: str) -> list[str]:
-    """What a terminal was told, without its controls, by drawn line."""
+    """Return the text on a terminal, without control sequences, by drawn line."""
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
 
 
@@ -448,8 +448,8 @@ def test_a_narrow_terminal_shows_the_loss_and_what_is_left_and_cuts_off_the_rest
 def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
     one_rank: Any, tmp_path: Path
 ) -> None:
-    (told,) = one_rank(train_and_listen, folder=tmp_path)
-    *lines, last = told
+    (logged,) = one_rank(train_and_listen, folder=tmp_path)
+    *lines, last = logged
     assert re.fullmatch(r"stage1: peak memory \d\.\d\d GB a rank", last)
     assert len(lines) == len(COUNTS)
     for number, line in enumerate(lines, 1):

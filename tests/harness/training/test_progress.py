@@ -1,4 +1,4 @@
-"""Long work is told of: by a bar in a terminal, by a line per tenth elsewhere."""
+"""Progress of long work shows as a bar in a terminal, as a line per tenth elsewhere."""
 
 import logging
 import sys

@@ -149,11 +149,11 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         for rank in range(4)
     ]
     try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * 4, told
+    assert [process.returncode for process in processes] == [0] * 4, outputs
 
 
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
@@ -162,8 +162,8 @@ def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
         "from harness.training import ranks\n"
         "ranks.init_ranks()\n"
         "ranks.barrier()\n"
-        "told = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
-        "subprocess.run([sys.executable, '-c', told], check=True)\n"
+        "script = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
+        "subprocess.run([sys.executable, '-c', script], check=True)\n"
     )
 
     def about_ranks(env: Mapping[str, str]) -> dict[str, str]:
