@@ -28,13 +28,10 @@ class Inputs:
     run: Run
     config: Config
     datasets: Datasets
-    staged: Mapping[str, str]
-    """Paths of images that were copied to this node, by their original paths."""
+    staged: Mapping[str, str]  # paths of images copied to this node, by their original paths
     splits: Splits
-    clip: Clip
-    """The starting model; stage 2 trains its image encoder."""
-    cache: Path
-    """The folder of files that all runs of a runs folder share."""
+    clip: Clip  # the starting model; stage 2 trains its image encoder
+    cache: Path  # the folder of files that all runs of a runs folder share
 
     @property
     def threads(self) -> int:

@@ -27,14 +27,10 @@ _NOISE = 1
 class View:
     """What happens to an image after the resize; the defaults change nothing (for tests)."""
 
-    flip: float = 0.0
-    """Probability of mirroring left and right."""
-    pad: int = 0
-    """Black pixels added on each side before a random crop back to size."""
-    erase: float = 0.0
-    """Probability that a box of the normalised view becomes normal noise."""
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    """Smallest and largest share of the view that the box covers."""
+    flip: float = 0.0  # probability of mirroring left and right
+    pad: int = 0  # black pixels added on each side before a random crop back to size
+    erase: float = 0.0  # probability that a box of the normalised view becomes normal noise
+    erase_area: tuple[float, float] = (0.02, 1 / 3)  # smallest and largest share of the box
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,8 @@ class Transform:
     height: int
     width: int
     resize: Resize
-    mean: Colour = (0.5, 0.5, 0.5)
-    """Per-channel mean of pixels (0 to 1), and standard deviation."""
-    std: Colour = (0.5, 0.5, 0.5)
+    mean: Colour = (0.5, 0.5, 0.5)  # per-channel mean of pixels (0 to 1)
+    std: Colour = (0.5, 0.5, 0.5)  # and standard deviation
     views: Mapping[str, View] = field(default_factory=lambda: {"image": View()})
     """The views by name; by default the unchanged image."""
 

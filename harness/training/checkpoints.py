@@ -43,18 +43,13 @@ class Progress:
     """The place in a run at which a checkpoint was written."""
 
     stage: str
-    epoch: int
-    """The epoch being trained, from 1; one past the last when the stage is done."""
-    step: int
-    """Batches of that epoch that were used."""
+    epoch: int  # being trained, from 1; one past the last when the stage is done
+    step: int  # batches of that epoch that were used
     metric_lines: int
     """Lines of the metric log at that point; later lines are removed on resume and logged again."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """The unfinished epoch's running sums."""
-    steps_total: int = 0
-    """Batches that were used since the stage began."""
-    first: dict[str, float] = field(default_factory=dict)
-    """The means of the stage's first epoch, once it is over."""
+    sums: dict[str, float] = field(default_factory=dict)  # of the unfinished epoch
+    steps_total: int = 0  # batches that were used since the stage began
+    first: dict[str, float] = field(default_factory=dict)  # means of the first epoch, when over
 
 
 class CheckpointWriter:

@@ -40,16 +40,12 @@ class Stage:
     name: str
     objective: nn.Module
     """Called with a batch, returns losses by name, each a scalar over the global batch."""
-    weights: Mapping[str, float]
-    """The weight of each loss in the total that is minimised."""
+    weights: Mapping[str, float]  # of each loss in the total that is minimised
     optimizer: torch.optim.Optimizer
-    lr_factor: Callable[[int], float]
-    """Maps the epoch (from 1) to a factor on each group's learning rate."""
+    lr_factor: Callable[[int], float]  # from the epoch (1 the first), for all learning rates
     epochs: int
-    batch: int
-    """Samples per step, over all ranks."""
-    steps: Callable[[int], int]
-    """Maps the epoch to its number of batches."""
+    batch: int  # samples per step, over all ranks
+    steps: Callable[[int], int]  # from the epoch to its number of batches
     batches: Callable[[int, int], Iterator[Any]]
     """Maps (epoch, first step) to the batches of the epoch from that step on."""
     validate: Callable[[int], dict[str, Any]]
@@ -60,16 +56,13 @@ class Stage:
 class Recording:
     """What is logged, saved and checked while a stage is trained."""
 
-    log_every: int
-    """Steps between two lines of the metric log."""
+    log_every: int  # steps between two lines of the metric log
     save_every_s: float = math.inf
     """Seconds between checkpoints within an epoch; each epoch also ends with one."""
     divergence: float = math.inf
     """Training ends when a step's loss exceeds the first epoch's mean by this factor."""
-    report: Report | None = None
-    """Called on rank 0 with the line of each epoch."""
-    writers: tuple[CurveWriter, ...] = ()
-    """Writers of curves, on rank 0."""
+    report: Report | None = None  # called on rank 0 with the line of each epoch
+    writers: tuple[CurveWriter, ...] = ()  # of curves, on rank 0
     score_key: str = ""
     """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
     metrics: tuple[str, ...] = ()

@@ -58,7 +58,8 @@ def led(file: str) -> dict[str, Any]:
         failure = "nothing was raised"
     except (ValueError, RuntimeError) as error:
         failure = f"{type(error).__name__}: {error}"
-    return {"text": text, "failure": failure, "still in step": gathered_labels()}
+    result = ranks.on_leader(lambda: f"computed on rank {ranks.rank()}")
+    return {"text": text, "failure": failure, "result": result, "in step": gathered_labels()}
 
 
 # --- tests ---
@@ -192,7 +193,8 @@ def test_the_leader_acts_alone_and_its_failure_is_raised_on_every_rank(
     assert leader["text"] == other["text"] == "once"
     assert leader["failure"] == "ValueError: no disk"
     assert other["failure"] == "RuntimeError: rank 0 failed: ValueError: no disk"
-    assert leader["still in step"] == other["still in step"] == [10, 11, 12, 13]
+    assert leader["result"] == other["result"] == "computed on rank 0"
+    assert leader["in step"] == other["in step"] == [10, 11, 12, 13]
 
 
 def test_gathering_without_other_ranks_costs_nothing() -> None:
