@@ -29,29 +29,26 @@ def restore(
     engine: Any, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: dict[str, float]
 ) -> None:
     """Load what `collect` returned into a fresh engine; names and shapes must fit."""
-    with torch.no_grad():
-        for name, buffer in buffers(engine.module).items():
-            buffer.copy_(weights[name])
     if moments:
         _make_state(engine)
-    if _is_split(engine):
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in trained(engine.module):
-            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
-            parameter.data.copy_(weights[name])
-            for moment in MOMENTS if moments else ():
-                value = moments[f"{name}.{moment}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
-        for state in _inner(engine).state.values() if moments else ():
-            state["step"].fill_(max(steps.values()))
+    parameters = trained(engine.module)
+    with torch.no_grad():
+        for name, tensor in [*buffers(engine.module).items(), *parameters]:
+            tensor.copy_(weights[name])
+    if not _is_split(engine):
+        for name, parameter in parameters if moments else ():
+            for key, value in _inner(engine).state[parameter].items():
+                value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
         return
-    for name, parameter in trained(engine.module):
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-        state = _inner(engine).state[parameter] if moments else {}
-        for key, value in state.items():
-            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for name, parameter in parameters:
+        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        for moment in MOMENTS if moments else ():
+            value = moments[f"{name}.{moment}"].to(parameter.device)
+            safe_set_full_optimizer_state(parameter, value, moment)
+    for state in _inner(engine).state.values() if moments else ():
+        state["step"].fill_(max(steps.values()))
 
 
 def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
