@@ -29,18 +29,15 @@ MOVED = {
     "svll.reporting.report_sweep": "svll.reports.report.report_sweep",
 }
 """Functions that configurations of earlier runs name, and where they are now."""
-_LATER = {
-    "evaluate": "evaluate_ranking", "rerank": "rerank", "KReciprocal": "KReciprocal",
-    "QueryExpansion": "QueryExpansion",
-}
-"""Names of `svll.evaluation` that are imported when they are first asked for."""
 
 
 def __getattr__(name: str) -> Any:
+    """Import what is used only when it is first used."""
     if name == "losses":
         return importlib.import_module("svll.losses")
-    if name in _LATER:
-        return getattr(importlib.import_module("svll.evaluation"), _LATER[name])
+    if name in __all__:
+        own_name = "evaluate_ranking" if name == "evaluate" else name
+        return getattr(importlib.import_module("svll.evaluation"), own_name)
     raise AttributeError(f"module 'svll' has no attribute {name!r}")
 
 
@@ -58,11 +55,10 @@ def load(
     Args:
         path: a weights file, the folder of a finished run, or a published `.pth`.
         device: where the model computes, such as `cuda`.
-        batch: how many images are encoded at a time.
-        height, width, stride: input size and patch stride of a published file that does not tell
-            them.
+        batch: images encoded at a time.
+        height, width, stride: input size and patch stride, if a published file lacks them.
 
-    Loads no DeepSpeed or Ray. Raises UserError for what is no such file.
+    Loads no DeepSpeed or Ray. Raises UserError for other files.
     """
     from svll.models.extractor import Extractor
     from svll.models.weights.load import load_model

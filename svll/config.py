@@ -1,10 +1,11 @@
-"""The typed tree of one run. Every default of the method stands here and nowhere else.
+"""The configuration of one run, the only place of the method's defaults.
 
 Defaults are SVLL-ReID's for persons (paper, implementation details; released code where the paper
 is silent). Fields made by `runtime` cannot change a result and are not part of a run's signature.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.base.paths import expanded, unknown_in
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.runs.experiment import Experiment
 from svll.base.protocols import Protocol
-from svll.description import EXPERIMENT
+from svll.base.run_files import PROMPTS
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -31,7 +32,7 @@ Faults = Iterator[tuple[str, str]]
 
 @dataclass
 class WorldConfig:
-    """The drawn benchmark, which `data.name=synthetic` uses."""
+    """The synthetic benchmark (`data.name=synthetic`)."""
 
     kind: Literal["person", "vehicle"] = "person"
     """Objects in the images."""
@@ -49,16 +50,9 @@ class WorldConfig:
     """Seed of the drawn images; another seed gives another benchmark."""
 
     def faults(self) -> Faults:
-        for key in ("train_identities", "test_identities"):
-            if getattr(self, key) < 2:
-                yield key, "at least 2 identities are needed to tell any apart"
-        if self.shots < 1:
-            yield "shots", "must be at least 1"
-        for key, share in {
-            "occlusion": self.occlusion, "query_occlusion": self.query_occlusion or 0.0,
-        }.items():
-            if not 0 <= share <= 1:
-                yield key, f"must lie between 0 and 1, found {share}"
+        yield from _at_least(self, 2, "train_identities", "test_identities", unit=" identities")
+        yield from _at_least(self, 1, "shots")
+        yield from _between(self, 0, 1, "occlusion", "query_occlusion")
 
 
 @dataclass
@@ -126,9 +120,7 @@ class Data:
                 f"only {VIEWS_LISTED} has viewpoint lists, not {', '.join(dict.fromkeys(used))}; "
                 "set data.unlisted_views=keep"
             )
-        for key in ("height", "width"):
-            if getattr(self, key) < 8:
-                yield key, "must be at least 8 pixels"
+        yield from _at_least(self, 8, "height", "width", unit=" pixels")
         if min(self.std) <= 0:
             yield "std", f"must be greater than 0, found {list(self.std)}"
 
@@ -181,13 +173,9 @@ class Model:
             yield "stride", f"{self.name} has no patches; set model.stride=null"
         if self.is_resnet and self.sie != "none":
             yield "sie", f"{self.name} has no class token to add it to; set model.sie=none"
-        if self.stride is not None and self.stride < 1:
-            yield "stride", "must be at least 1 pixel"
-        if not 1 <= self.prompt_tokens <= 16:
-            yield "prompt_tokens", f"must lie between 1 and 16, found {self.prompt_tokens}"
-        for key in ("head_hidden", "head_out", "predictor_hidden"):
-            if getattr(self, key) < 1:
-                yield key, "must be at least 1"
+        yield from _at_least(self, 1, "stride", unit=" pixel")
+        yield from _between(self, 1, 16, "prompt_tokens")
+        yield from _at_least(self, 1, "head_hidden", "head_out", "predictor_hidden")
 
 
 @dataclass
@@ -224,12 +212,11 @@ class Stage1:
     """Train the text projection head; the released code does not."""
 
     def faults(self) -> Faults:
-        yield from _at_least_one(self, "batch")
+        yield from _at_least(self, 1, "batch")
         yield from _not_negative(self, "epochs", "lr_min", "warmup_epochs", "warmup_lr")
         yield from _not_negative(self, "weight_decay", "lss_weight")
         yield from _positive(self, "lr", "lss_temperature")
-        if not 0 <= self.augment_scale <= 1:
-            yield "augment_scale", f"must lie between 0 and 1, found {self.augment_scale}"
+        yield from _between(self, 0, 1, "augment_scale")
 
 
 @dataclass
@@ -287,7 +274,7 @@ class Stage2:
     """Smallest and largest share of each self-supervised view that is erased."""
 
     def faults(self) -> Faults:
-        yield from _at_least_one(self, "epochs", "batch", "instances")
+        yield from _at_least(self, 1, "epochs", "batch", "instances")
         if self.instances >= 1 and self.batch % self.instances:
             yield "batch", f"{self.batch} is not a multiple of stage2.instances={self.instances}"
         elif self.batch < 2 * self.instances:
@@ -298,9 +285,7 @@ class Stage2:
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
         yield from _positive(self, "vss_temperature")
-        for key in ("flip", "erase", "label_smoothing"):
-            if not 0 <= getattr(self, key) <= 1:
-                yield key, f"must lie between 0 and 1, found {getattr(self, key)}"
+        yield from _between(self, 0, 1, "flip", "erase", "label_smoothing")
         for key in ("erase_area", "vss_erase_area"):
             low, high = getattr(self, key)
             if not 0 < low <= high < 1:
@@ -328,13 +313,12 @@ class EngineConfig:
 
     def faults(self) -> Faults:
         if self.precision == "fp16" and self.zero:
-            # DeepSpeed 0.19.8 skips the step on overflow before its scaler hears of it
-            yield (
-                "precision",
+            # DeepSpeed 0.19.8 skips the step on overflow before it updates its scaler
+            yield "precision", (
                 f"fp16 does not go with engine.zero={self.zero}: after an overflow the scale is "
-                "never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0",
+                "never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
             )
-        yield from _at_least_one(self, "accumulation")
+        yield from _at_least(self, 1, "accumulation")
         yield from _not_negative(self, "clipping")
         yield from _positive(self, "timeout")
 
@@ -370,13 +354,11 @@ class Evaluation:
     }
 
     def faults(self) -> Faults:
-        yield from _at_least_one(self, "batch", "k1", "k2")
+        yield from _at_least(self, 1, "batch", "k1", "k2")
         yield from _not_negative(self, "every")
-        if not 0 <= self.weight <= 1:
-            yield "weight", f"must lie between 0 and 1, found {self.weight}"
-        if not self.rerank and (self.k1, self.k2, self.weight) != (
-            Evaluation.k1, Evaluation.k2, Evaluation.weight
-        ):
+        yield from _between(self, 0, 1, "weight")
+        defaults = Evaluation.k1, Evaluation.k2, Evaluation.weight
+        if not self.rerank and (self.k1, self.k2, self.weight) != defaults:
             yield "rerank", "evaluation.k1, k2 and weight have no effect without it; set it to true"
 
 
@@ -413,7 +395,7 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _unset("runs", self.runs)
-        yield from _at_least_one(self, "log_every")
+        yield from _at_least(self, 1, "log_every")
         yield from _positive(self, "save_every", "divergence")
         if set(self.wandb) & set("/\\#?%:") or len(self.wandb) > 128:
             yield "wandb", "must be a project's name: up to 128 characters, none of / \\ # ? % :"
@@ -433,46 +415,45 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Place = field(default_factory=Place)
 
-    experiment: ClassVar[Experiment] = EXPERIMENT
+    experiment: ClassVar[Experiment] = Experiment(
+        metric="validation.mAP",
+        columns={"test mAP": "mAP", "test Rank-1": "cmc.1"},
+        carried_files=(PROMPTS,),
+        advice={
+            r"OutOfMemoryError|CUDA out of memory":
+                "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16",
+        },
+    )
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
     """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 
     def faults(self) -> Faults:
-        if self.seed < 0:
-            yield "seed", "must not be negative"
-        if self.stage1.epochs == 0 and self.stage2.i2t_weight:
-            yield (
-                "stage1.epochs",
-                f"without prompts there is no text for stage2.i2t_weight={self.stage2.i2t_weight}; "
-                "set stage2.i2t_weight=0",
+        model, weight, patch = self.model, self.stage2.i2t_weight, _patch_size(self.model.name)
+        yield from _not_negative(self, "seed")
+        if self.stage1.epochs == 0 and weight:
+            yield "stage1.epochs", (
+                f"without prompts there is no text for stage2.i2t_weight={weight}; set "
+                "stage2.i2t_weight=0"
             )
-        if self.model.name == "svll-tiny" and (self.model.stride or 0) > 8:
-            yield "model.stride", f"{self.model.stride} is larger than the patch of svll-tiny (8)"
-        patch = _patch_size(self.model.name)
-        if self.engine.recompute and self.model.is_resnet:
-            yield "engine.recompute", f"{self.model.name} has no blocks; set it to false"
-        if patch and self.model.stride and self.model.stride > patch:
-            yield (
-                "model.stride",
-                f"{self.model.stride} is larger than the patch of {self.model.name} ({patch})",
-            )
+        if self.engine.recompute and model.is_resnet:
+            yield "engine.recompute", f"{model.name} has no blocks; set it to false"
+        if patch and (model.stride or 0) > patch:
+            fault = f"{model.stride} is larger than the patch of {model.name} ({patch})"
+            yield "model.stride", fault
 
 
 def _is_changed_by_released_head(config: Config) -> bool:
-    """Tell whether the head is initialised otherwise than in earlier runs, which used torch's."""
+    """Return whether the image head starts otherwise than in earlier runs, which used torch's."""
     has_head = config.stage2.vss_weight > 0 and config.stage2.vss_loss == "ntxent"
     return has_head and config.model.image_head_init != "torch"
 
 
 def _patch_size(name: str) -> int | None:
-    """Return the patch size in an open_clip name (ViT-B-16: 16), None if there is none.
-
-    open_clip takes seconds to import; this check must not.
-    """
-    parts = name.split("-")
-    if name.startswith("ViT-") and len(parts) >= 3 and parts[2].isdigit():
-        return int(parts[2])
-    return None
+    """Return the patch size in a model's name (ViT-B-16: 16); importing open_clip takes seconds."""
+    if name == "svll-tiny":
+        return 8
+    size = re.match(r"ViT-[^-]+-(\d+)(-|$)", name)
+    return int(size[1]) if size else None
 
 
 def _unset(key: str, path: str | None) -> Faults:
@@ -481,15 +462,21 @@ def _unset(key: str, path: str | None) -> Faults:
         yield key, f"{path}: {unknown} is not known on this machine"
 
 
-def _at_least_one(node: object, *keys: str) -> Faults:
+def _at_least(node: object, least: int, *keys: str, unit: str = "") -> Faults:
     for key in keys:
-        if getattr(node, key) < 1:
-            yield key, f"must be at least 1, found {getattr(node, key)}"
+        if (value := getattr(node, key)) is not None and value < least:
+            yield key, f"must be at least {least}{unit}, found {value}"
+
+
+def _between(node: object, low: float, high: float, *keys: str) -> Faults:
+    for key in keys:
+        if (value := getattr(node, key)) is not None and not low <= value <= high:
+            yield key, f"must lie between {low} and {high}, found {value}"
 
 
 def _not_negative(node: object, *keys: str) -> Faults:
     for key in keys:
-        if not 0 <= getattr(node, key) < math.inf:  # so written, NaN is refused too
+        if not 0 <= getattr(node, key) < math.inf:  # written so that NaN is refused too
             yield key, f"must be finite and not negative, found {getattr(node, key)}"
 
 

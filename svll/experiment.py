@@ -1,7 +1,7 @@
 """One run of SVLL-ReID in the order of events: data, stage 1, stage 2, features, evaluation.
 
 Each step leaves a file in the run folder (prompts, weights, features, result), so a stopped run
-resumes at the step that it was in, and inside a stage at its last checkpoint.
+resumes at the interrupted step, and within a stage at its last checkpoint.
 """
 
 import logging
@@ -45,22 +45,20 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
         check_inputs(inputs)
         recording = Recording(
             place.log_every, 60 * place.save_every, place.divergence, report, writers,
-            score_key=Config.experiment.metric, shown=("prompts.mAP", "validation.mAP"),
+            score_key=Config.experiment.metric, metrics=("prompts.mAP", "validation.mAP"),
         )
         text = stage1.learn_prompts(inputs, recording) if config.stage1.epochs else None
         model = stage2.tune_encoder(inputs, text, recording)
         result = final_metrics(inputs, model)
     result["seconds"] = time.time() - started
-    with ranks.leader_first() as acts:
-        if acts:
-            write_json(run.result_file, result)
-            if not place.keep_checkpoints:
-                remove_checkpoints(run)
+    ranks.on_leader(lambda: write_json(run.result_file, result))
+    if ranks.rank() == 0 and not place.keep_checkpoints:
+        remove_checkpoints(run)
     return result
 
 
 def set_up(config: Config) -> None:
-    """Join the other ranks and make this process compute deterministically."""
+    """Join the other ranks and make computation deterministic."""
     if job_id() is not None:  # the launcher has fetched what a job needs
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)

@@ -1,4 +1,4 @@
-"""What the steps of a run share: datasets and their parts, the starting encoder, image reading."""
+"""The inputs that a run's steps share: datasets, their parts, the starting model, image reading."""
 
 import logging
 from collections.abc import Mapping
@@ -8,14 +8,9 @@ from pathlib import Path
 from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.training import ranks
-from svll.config import Config, Data
+from svll.config import Config
+from svll.data import run_checks
 from svll.data.datasets import Datasets, load_datasets
-from svll.data.run_checks import (
-    check_batch,
-    check_decoding,
-    check_matches,
-    log_side_information,
-)
 from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
@@ -33,20 +28,14 @@ class Inputs:
     run: Run
     config: Config
     datasets: Datasets
-    staged: Mapping[str, str]
-    """Images that were copied to this node: their paths there, by their own paths."""
+    staged: Mapping[str, str]  # paths of images copied to this node, by their original paths
     splits: Splits
-    clip: Clip
-    """The starting model; stage 2 trains its image encoder."""
-
-    @property
-    def cache(self) -> Path:
-        """The folder of files that all runs of a runs folder share."""
-        return cache_of(self.run)
+    clip: Clip  # the starting model; stage 2 trains its image encoder
+    cache: Path  # the folder of files that all runs of a runs folder share
 
     @property
     def threads(self) -> int:
-        """Threads that decode; as many more make views."""
+        """The number of threads that decode; as many more make views."""
         return self.config.data.threads or len(usable_cores())
 
     def reader(self) -> Reader:
@@ -58,15 +47,10 @@ class Inputs:
         )
 
     def frozen(self) -> FrozenFeatures:
-        """Return the training images' features by the present encoder."""
+        """Return the training images' features by the starting encoder."""
         return FrozenFeatures(
             self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
         )
-
-
-def cache_of(run: Run) -> Path:
-    """Return the folder of files that all runs of a runs folder share."""
-    return run.folder.parent.parent / "cache"
 
 
 def starting_clip(config: Config) -> Clip:
@@ -78,11 +62,11 @@ def starting_clip(config: Config) -> Clip:
 
 
 def load_inputs(run: Run, config: Config) -> Inputs:
-    """Load what a run starts from; on every rank.
-
-    Raises UserError for datasets and weights that are missing or are not those of the run.
-    """
-    datasets = _datasets(config.data, cache_of(run) / "data")
+    """Load a run's inputs on every rank; raises UserError if missing or not those of the run."""
+    cache = run.folder.parent.parent / "cache"
+    with ranks.leader_first() as acts:  # rank 0 may have to draw a dataset
+        early = load_datasets(config.data, cache / "data") if acts else None
+    datasets = early or load_datasets(config.data, cache / "data")
     check_pinned(config, datasets)
     check_weights(config.model)
     staged_roots = staged(datasets.every, config.data.stage)
@@ -97,26 +81,16 @@ def load_inputs(run: Run, config: Config) -> Inputs:
         "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
         ranks.world_size(), config.stage1.batch, config.stage2.batch,
     )
-    return Inputs(run, config, datasets, staged_roots, splits, clip)
-
-
-def _datasets(data: Data, drawn: Path) -> Datasets:
-    """Return the datasets; rank 0 comes first, as it may have to draw one."""
-    found: Datasets | None = None
-    with ranks.leader_first() as acts:
-        if acts:
-            found = load_datasets(data, drawn)
-    return found or load_datasets(data, drawn)
+    return Inputs(run, config, datasets, staged_roots, splits, clip, cache)
 
 
 def check_inputs(inputs: Inputs) -> None:
     """Raise UserError as `preflight` does, for this number of ranks, and for unreadable images."""
     config, splits = inputs.config, inputs.splits
-    check_batch(config.stage2, splits.identities, ranks.world_size())
-    log_side_information(splits, config.model)
-    check_matches(splits)
-    if not config.data.check:
-        return
-    with ranks.leader_first() as acts:
-        if acts:
-            check_decoding(inputs.datasets, inputs.staged, threads=inputs.threads)
+    run_checks.check_batch(config.stage2, splits.identities, ranks.world_size())
+    run_checks.log_side_information(splits, config.model)
+    run_checks.check_matches(splits)
+    if config.data.check:
+        ranks.on_leader(lambda: run_checks.check_decoding(
+            inputs.datasets, inputs.staged, threads=inputs.threads
+        ))

@@ -51,10 +51,7 @@ def ntxent_loss(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
 def agreement_loss(
     head: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, *, kind: Agreement, temperature: float
 ) -> Tensor:
-    """Return the self-supervised loss of two views [B, D] through their head: NT-Xent or SimSiam.
-
-    The head is a projection for NT-Xent and a predictor for SimSiam, which has no temperature.
-    """
+    """Return NT-Xent or SimSiam of two views [B, D]; head: a projection or a predictor."""
     if kind == "ntxent":
         return ntxent_loss(head(a), head(b), temperature)
     return simsiam_loss(head(a), head(b), a, b)
@@ -63,7 +60,7 @@ def agreement_loss(
 def simsiam_loss(
     predicted_a: Tensor, predicted_b: Tensor, target_a: Tensor, target_b: Tensor
 ) -> Tensor:
-    """Make each view's prediction agree with the other view, which stands still (SimSiam, eq. 2).
+    """Make each view's prediction agree with the other, detached view (SimSiam, eq. 2).
 
     All [B, D], normalised here; no gradient reaches the targets. Returns the mean of both
     directions of the negative cosine, between -1 and 1. Raises ValueError when shapes differ.

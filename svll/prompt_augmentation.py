@@ -1,7 +1,7 @@
 """Augmented copies of prompt embeddings for language self-supervision (SVLL-ReID, section 3.2).
 
-Letters: B prompts, L tokens, W width. The random numbers are keyed by the caller's generator, so a
-batch is augmented alike on any number of ranks.
+Letters: B prompts, L tokens, W width. Random numbers come from the caller's generator, so a batch
+is augmented alike on any number of ranks.
 """
 
 from typing import Literal
@@ -13,29 +13,22 @@ Kind = Literal["mask", "swap", "swap_prompt", "mix"]
 
 
 def augment_prompts(
-    prompts: Tensor,
-    *,
-    kind: Kind,
-    scale: float,
-    generator: Generator,
-    padding: Tensor,
-    context_length: int,
-    keep: slice | None = None,
+    prompts: Tensor, *, kind: Kind, scale: float, generator: Generator, padding: Tensor,
+    context_length: int, keep: slice | None = None,
 ) -> Tensor:
     """Return an augmented copy of embedded prompts [B, L, W].
 
-    `scale` is s of the paper; `padding` [W] the embedding of the padding token, which stands after
-    the prompt up to `context_length`; `keep`, if given, the tokens to which the augmentation is
-    limited, the rest staying as they are (only the learnable ones, say).
+    `scale` is s of the paper; `padding` [W] the embedding of the padding token, which follows the
+    prompt up to `context_length`; `keep`, if given, the only tokens to augment, such as the
+    learnable ones.
     """
     if kind == "mask":
         changed = mask(prompts, scale, generator)
-    elif kind == "swap":
-        changed = swap(prompts, scale, generator, padding, context_length)
-    elif kind == "swap_prompt":
-        changed = swap(prompts, scale, generator, padding, prompts.shape[1])
-    else:
+    elif kind == "mix":
         changed = mix(prompts, scale, generator)
+    else:
+        length = context_length if kind == "swap" else prompts.shape[1]
+        changed = swap(prompts, scale, generator, padding, length)
     if keep is None:
         return changed
     limited = prompts.clone()
@@ -54,8 +47,8 @@ def swap(
 ) -> Tensor:
     """Permute a random share `scale` of the `context_length` token positions of each prompt.
 
-    Padding positions take part; only the first L positions are returned, as the causal encoder
-    reads no further than the original end-of-text position.
+    Padding positions take part. Only the first L positions are returned: the causal encoder reads
+    no further than the original end-of-text position.
     """
     count, length, _ = prompts.shape
     moved = int(scale * context_length)
@@ -63,9 +56,8 @@ def swap(
     target = chosen.gather(1, torch.rand(count, moved, generator=generator).argsort(dim=1))
     source = torch.arange(context_length).repeat(count, 1).scatter(1, target, chosen)
     source = source[:, :length].to(prompts.device)
-    taken = prompts.gather(
-        1, source.clamp(max=length - 1)[..., None].expand(-1, -1, prompts.shape[2])
-    )
+    index = source.clamp(max=length - 1)[..., None].expand(-1, -1, prompts.shape[2])
+    taken = prompts.gather(1, index)
     return torch.where((source < length)[..., None], taken, padding.to(prompts.dtype))
 
 

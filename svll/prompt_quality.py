@@ -1,7 +1,7 @@
-"""How good prompts are, told in stage 1, so that a search need not wait for stage 2.
+"""The quality of prompts, measured in stage 1, so that a search need not wait for stage 2.
 
-Nothing is encoded for it but the prompts: image features are those of the frozen encoder, which
-stage 1 has anyway. Letters: n images, N training identities, D joint space.
+Only prompts are encoded for it: stage 1 has the frozen encoder's image features anyway. Letters:
+n images, N training identities, D joint space.
 """
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor
 PIECE = 4096
 """Images that are compared with all prompts at a time."""
 TEMPERATURE = 0.01
-"""CLIP's own, near which its logits were trained."""
+"""About the temperature of CLIP's trained logits."""
 
 
 def margin(features: Tensor, labels: Tensor, text: Tensor) -> float:
-    """Return by how much images [n, D] are nearer to their own prompt than to the nearest other.
+    """Return how much nearer images [n, D] are to their own prompt than to the nearest other.
 
-    The mean difference of cosines, over text features [N, D]; positive where identities are
-    separated. labels: [n], 0..N-1.
+    Mean difference of cosines with text features [N, D], positive where identities are separated.
+    labels: [n], 0..N-1.
     """
     prompts, total = _unit(text).T, 0.0
-    # by pieces: all images by all identities of a large benchmark are gigabytes
+    # in pieces: all images by all identities of a large benchmark are gigabytes
     for rows, own in zip(features.split(PIECE), labels[:, None].split(PIECE), strict=True):
         cosines = _unit(rows) @ prompts
         right = cosines.gather(1, own)[:, 0]
@@ -32,9 +32,8 @@ def margin(features: Tensor, labels: Tensor, text: Tensor) -> float:
 def described(features: Tensor, text: Tensor) -> Tensor:
     """Return images [n, D] as mixtures of the training identities [n, N], by their prompts.
 
-    Prompts that say what tells persons apart rank strangers by it: images of identities that were
-    never trained on can be compared by what the prompts make of them. The root makes cosines of
-    these vectors the overlap of the mixtures.
+    Prompts that describe what distinguishes persons rank images of unseen identities too. The root
+    makes the cosine of two such vectors the overlap of the mixtures.
     """
     return ((_unit(features) @ _unit(text).T) / TEMPERATURE).softmax(dim=1).sqrt()
 

@@ -34,12 +34,9 @@ from svll.reuse.stage1 import keep, prompts_key, take
 class PromptBatch:
     """A step's global batch, the same on every rank."""
 
-    features: Tensor
-    """[B, D] frozen image features."""
-    identities: Tensor
-    """[B] labels 0..N-1."""
-    seed: int
-    """Of the augmentations of this step."""
+    features: Tensor  # [B, D] of the frozen image encoder
+    identities: Tensor  # [B] labels 0..N-1
+    seed: int  # of this step's augmentations
 
 
 class PromptObjective(nn.Module):
@@ -68,15 +65,12 @@ class PromptObjective(nn.Module):
                 self.head, *copies, kind=self.config.lss_loss,
                 temperature=self.config.lss_temperature,
             )
-        elif self.config.lss_weight:  # a single identity has nothing to be told from
+        elif self.config.lss_weight:  # a single identity has no negatives
             losses["lss"] = text.sum() * 0.0
         return losses
 
     def _encode(self, identities: Tensor, seed: int) -> list[Tensor]:
-        """Return text features [n, D] of the prompts and, for lss, of two augmented copies.
-
-        The sets go through the encoder together, each rank taking its share of the identities.
-        """
+        """Return text features [n, D] of the prompts and, for lss, of two augmented copies."""
         share = ranks.padded_shard(len(identities)).to(identities.device)
         sets = [self.prompts(identities[share])]
         if self.config.lss_weight:
@@ -87,35 +81,29 @@ class PromptObjective(nn.Module):
     def encode(self, sets: list[Tensor]) -> Tensor:
         """Encode prompts [n, L, W] and any copies of them in one call; returns [sets * n, D].
 
-        Tokens before the learnable ones need no gradient unless swapped with them. All prompts
-        begin with the same, and so do copies of which only the learnable tokens are augmented.
+        Tokens before the learnable ones need no gradient unless swapped with them. They are equal
+        in all prompts, and in copies of which only the learnable tokens are augmented.
         """
         kind, first = self.config.augment, self.prompts.learnable.start
-        is_all = self.config.augment_tokens == "all"
-        if len(sets) > 1 and is_all and kind in ("swap", "swap_prompt"):
+        copies, is_all = sets[1:], self.config.augment_tokens == "all"
+        if copies and is_all and kind in ("swap", "swap_prompt"):
             return self.text(torch.cat(sets))
-        beginnings, which = [sets[0][:1, :first]], [torch.zeros_like(sets[0][:, 0, 0]).long()]
-        for number, copy in enumerate(sets[1:]):
-            if is_all:
-                beginnings.append(copy[:, :first])
-                which.append(torch.arange(len(copy), device=copy.device) + 1 + number * len(copy))
-            else:
-                which.append(which[0])
         rest = torch.cat([each[:, first:] for each in sets])
-        return self.text(rest, (torch.cat(beginnings), torch.cat(which)))
+        beginnings, which = [sets[0][:1, :first]], rest.new_zeros(len(rest), dtype=torch.long)
+        if is_all:
+            beginnings += [copy[:, :first] for copy in copies]
+            which[len(sets[0]) :] = torch.arange(1, len(rest) - len(sets[0]) + 1)
+        return self.text(rest, (torch.cat(beginnings), which))
 
     def _augmented(self, identities: Tensor, share: Tensor, seed: int, copy: int) -> Tensor:
-        """Return this rank's share of an augmented copy; the draws are those of the whole batch.
+        """Return this rank's share of an augmented copy.
 
-        All n prompts are augmented and the share is taken from that, so that the draws (and the
-        partners of mix) do not depend on the number of ranks; that costs no encoding.
+        All n prompts are augmented, which costs no encoding, so that the draws (and the partners of
+        mix) do not depend on the number of ranks.
         """
-        generator = torch.Generator().manual_seed(2 * seed + copy)
         augmented = augment_prompts(
-            self.prompts(identities),
-            kind=self.config.augment,
-            scale=self.config.augment_scale,
-            generator=generator,
+            self.prompts(identities), kind=self.config.augment, scale=self.config.augment_scale,
+            generator=torch.Generator().manual_seed(2 * seed + copy),
             padding=self.prompts.padding,  # type: ignore[arg-type]
             context_length=self.text.context_length,
             keep=self.prompts.learnable if self.config.augment_tokens == "learnable" else None,
@@ -124,16 +112,14 @@ class PromptObjective(nn.Module):
 
 
 def loss_weights(config: Stage1) -> dict[str, float]:
-    """Return what each loss of stage 1 counts."""
+    """Return the weight of each loss of stage 1."""
     return {"i2t": 1.0, "t2i": 1.0, "lss": config.lss_weight}
 
 
 def optimizer(objective: PromptObjective, config: Stage1) -> torch.optim.Optimizer:
     """Adam with L2 decay over the prompts; identities outside a batch move by their moments too."""
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    return torch.optim.Adam(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def lr_factor(config: Stage1, epoch: int) -> float:
@@ -162,13 +148,15 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
             recording.report(line)
 
     if not prompts_file(run).exists():
-        shared = inputs.cache / "prompts" / _key(inputs)
+        key = prompts_key(
+            config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
+            decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
+        )
+        shared = inputs.cache / "prompts" / key
         take(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
         keep(run, shared, epochs=config.stage1.epochs)
-        with ranks.leader_first() as acts:
-            if acts:
-                save_prompts(run, objective.prompts, config)
+        ranks.on_leader(lambda: save_prompts(run, objective.prompts, config))
     load_prompts(run, objective.prompts)
     return text_features(objective.to(ranks.device()))
 
@@ -189,12 +177,11 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
     """Return stage 1 for the loop; encodes the training images unless their features exist."""
     config, seed, splits = inputs.config.stage1, inputs.config.seed, inputs.splits
     frozen = inputs.frozen()
-    known = frozen.of(splits.train.paths)
-    assert known is not None, "training images are of the training sets"
-    features = known.to(ranks.device())
-    held_out = [
-        frozen.of(records.paths) for records in (splits.validation.query, splits.validation.gallery)
-    ]
+    trained = frozen.of(splits.train.paths)
+    assert trained is not None, "training images are of the training sets"
+    features = trained.to(ranks.device())
+    part = splits.validation
+    held_out = [frozen.of(records.paths) for records in (part.query, part.gallery)]
     labels = torch.from_numpy(splits.labels).to(ranks.device())
     count = len(labels)
 
@@ -215,7 +202,7 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
         pair = [rows.to(text.device) for rows in held_out if rows is not None and len(rows)]
         if len(pair) == 2:
             query, gallery = (prompt_quality.described(rows, text) for rows in pair)
-            quality["mAP"] = scoring.rank(splits.validation, query, gallery).mAP
+            quality["mAP"] = scoring.rank(part, query, gallery).mAP
         return {"prompts": quality}
 
     return loop.Stage(
@@ -228,17 +215,6 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
 
 def text_features(objective: PromptObjective) -> Tensor:
     """Return the features [N, D] of all identities' prompts."""
-    found = []
+    parts = torch.arange(len(objective.prompts.tokens), device=ranks.device()).split(256)
     with torch.no_grad():
-        for part in torch.arange(len(objective.prompts.tokens)).split(256):
-            prompts = objective.prompts(part.to(ranks.device()))
-            found.append(objective.encode([prompts]).float())
-    return torch.cat(found)
-
-
-def _key(inputs: Inputs) -> str:
-    """Return the key of this stage 1, the same for all runs with an identical stage 1."""
-    return prompts_key(
-        inputs.config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
-        decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
-    )
+        return torch.cat([objective.encode([objective.prompts(p)]).float() for p in parts])

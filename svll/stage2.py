@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.base.rng import torch_seed
 from harness.images.loader import ImageLoader
-from harness.images.views import View
+from harness.images.views import Transform, View
 from harness.training import loop, ranks
 from svll import scoring
 from svll.config import Stage2
@@ -40,14 +40,10 @@ class ImageBatch:
 
     views: list[Tensor]
     """The main view and, with vision self-supervision, two more; each [b, 3, H, W]."""
-    identities: Tensor
-    """[b] labels 0..N-1."""
-    camera: Tensor
-    """[b] index into the training cameras."""
-    view: Tensor
-    """[b] view label."""
-    seed: int = 0
-    """Of what is drawn at this step, the same on every rank."""
+    identities: Tensor  # [b] labels 0..N-1
+    camera: Tensor  # [b] index into the training cameras
+    view: Tensor  # [b] view label
+    seed: int = 0  # of this step's draws, the same on every rank
 
 
 class ImageObjective(nn.Module):
@@ -59,16 +55,14 @@ class ImageObjective(nn.Module):
         self, model: ReIDModel, text: Tensor | None, head: nn.Module | None, config: Stage2, *,
         identities: int,
     ) -> None:
-        """`text` [N, D] may be None without the image-to-text loss, `head` without the vision one.
-        """
+        """`text` [N, D] may be None without the i2t loss, `head` without the vss loss."""
         super().__init__()
-        encoder = model.encoder
         self.model = model
-        self.neck12 = BNNeck(encoder.width, identities)
-        self.neckp = BNNeck(encoder.out, identities)
+        self.neck12 = BNNeck(model.encoder.width, identities)
+        self.neckp = BNNeck(model.encoder.out, identities)
         self.head = head if config.vss_weight else None
         self.config = config
-        # made by stage 1, whose prompts are kept: not part of what is saved here
+        # computed from the saved prompts of stage 1, so not saved again
         self.register_buffer("text", text, persistent=False)
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -78,11 +72,11 @@ class ImageObjective(nn.Module):
     def losses(
         self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Return the losses of this rank's features: the main views', the others' f12 [b, W]."""
+        """Return the losses of the main view's features and the other views' f12 [b, W]."""
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
         labels = ranks.gather_rows(identities)
-        config, losses = self.config, {}
-        classes, text, places = None, self.text, labels
+        config, text, losses = self.config, self.text, {}
+        classes, places = None, labels
         if config.sampled_classes:
             every = self.neck12.classifier.out_features
             classes = sample_classes(labels, every, config.sampled_classes, seed)
@@ -90,17 +84,13 @@ class ImageObjective(nn.Module):
             places = torch.searchsorted(classes, labels)
         if config.id_weight:
             logits = self.neck12(f12, classes), self.neckp(fp, classes)
-            losses["id"] = torch.stack(
-                [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
-            ).sum()
+            parts = [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
+            losses["id"] = torch.stack(parts).sum()
         if config.triplet_weight:
-            losses["triplet"] = torch.stack(
-                [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
-            ).sum()
+            parts = [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
+            losses["triplet"] = torch.stack(parts).sum()
         if config.i2t_weight:
-            losses["i2t"] = smooth_cross_entropy(
-                product(fp, text), places, config.label_smoothing
-            )
+            losses["i2t"] = smooth_cross_entropy(product(fp, text), places, config.label_smoothing)
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
             losses["vss"] = agreement_loss(
@@ -111,16 +101,15 @@ class ImageObjective(nn.Module):
     def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
         """Return the main view's features and the others' f12 [b, W].
 
-        Side information goes to the main view only. Where LayerNorm works per sample the views
-        share one call; batch normalisation must see each view for itself.
+        Only the main view gets side information. All views share one call where LayerNorm works per
+        sample; batch normalisation must see each view separately.
         """
         encoder, side = self.model.encoder, None
-        if self.model.side is not None:
-            side = self.model.side(batch.camera, batch.view)
         if not encoder.per_sample:
             return encoder(batch.views[0]), [encoder(view).f12 for view in batch.views[1:]]
         count = len(batch.identities)
-        if side is not None:
+        if self.model.side is not None:
+            side = self.model.side(batch.camera, batch.view)
             rest = side.new_zeros((len(batch.views) - 1) * count, side.shape[1])
             side = torch.cat([side, rest])
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
@@ -132,18 +121,16 @@ class ImageObjective(nn.Module):
 def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Tensor:
     """Return `count` identities [C], sorted: those of labels [B] and others, drawn by `seed`.
 
-    Partial FC (An et al. 2020, section 3.3). More than `count` where the labels' own are more, all
-    where there are fewer.
+    Partial FC (An et al. 2020, section 3.3). Never fewer than those of the labels, and at most all.
     """
     present = labels.unique()
     keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed)).to(labels.device)
     keys[present] = 2.0
-    chosen = keys.topk(min(identities, max(count, len(present)))).indices
-    return chosen.sort().values
+    return keys.topk(min(identities, max(count, len(present)))).indices.sort().values
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:
-    """Return what each loss of stage 2 counts."""
+    """Return the weight of each loss of stage 2."""
     return {
         "id": config.id_weight, "triplet": config.triplet_weight, "i2t": config.i2t_weight,
         "vss": config.vss_weight,
@@ -152,18 +139,15 @@ def loss_weights(config: Stage2) -> dict[str, float]:
 
 def optimizer(objective: ImageObjective, config: Stage2) -> torch.optim.Optimizer:
     """Adam with L2 decay over everything trained; biases at a multiple of the learning rate."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            groups[name.rpartition(".")[2].endswith("bias")].append(parameter)
-    return torch.optim.Adam(
-        [
-            {"params": groups[False], "lr": config.lr},
-            {"params": groups[True], "lr": config.lr * config.bias_lr_factor},
-        ],
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if not n.endswith("bias")], "lr": config.lr},
+        {
+            "params": [p for n, p in trained if n.endswith("bias")],
+            "lr": config.lr * config.bias_lr_factor,
+        },
+    ]
+    return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def lr_factor(config: Stage2, epoch: int) -> float:
@@ -180,26 +164,19 @@ def lr_factor(config: Stage2, epoch: int) -> float:
 # --- the stage of a run ---
 
 
-def tune_encoder(
-    inputs: Inputs, text: Tensor | None, recording: loop.Recording
-) -> ReIDModel:
-    """Run stage 2 unless its result exists; returns the trained model.
-
-    text: the text features [N, D], None when no prompts were learned.
-    """
+def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording) -> ReIDModel:
+    """Run stage 2 unless its result exists; text [N, D]: None when no prompts were learned."""
     run, config, splits = inputs.run, inputs.config, inputs.splits
     model = starting_model(inputs)
     if not run.weights_file.exists():
         objective = make_objective(inputs, model, text)
-        scoring.forget_features(inputs)
+        scoring.remove_features(inputs)
         with closing(open_loader(inputs)) as loader:
             loop.train(build(inputs, objective, loader), run, config.engine, recording)
-        with ranks.leader_first() as acts:
-            if acts:
-                save_models(
-                    run, model, config, text=text, side_labels=splits.side_labels,
-                    identities=splits.identities,
-                )
+        ranks.on_leader(lambda: save_models(
+            run, model, config, text=text, side_labels=splits.side_labels,
+            identities=splits.identities,
+        ))
     return trained_model(inputs, model)
 
 
@@ -211,22 +188,21 @@ def trained_model(inputs: Inputs, model: ReIDModel | None = None) -> ReIDModel:
 
 
 def starting_model(inputs: Inputs) -> ReIDModel:
-    """Return the model that stage 2 starts from; seeds the random values of what is added."""
+    """Return the model that stage 2 starts from; seeds the initialisation of its new parts."""
     config, labels = inputs.config, inputs.splits.side_labels
     torch.manual_seed(torch_seed(config.seed, 2))
+    width = inputs.clip.image.width
     side = learned_side_information(
-        config.model, inputs.clip.image.width, cameras=labels.camera_count,
-        views=labels.view_count,
+        config.model, width, cameras=labels.camera_count, views=labels.view_count
     )
     return ReIDModel(inputs.clip.image.requires_grad_(True), side)
 
 
 def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
     """Return the untrained module of stage 2."""
-    head = image_head(inputs.config, inputs.clip.image.width)
-    return ImageObjective(
-        model, text, head, inputs.config.stage2, identities=inputs.splits.identities
-    )
+    config, identities = inputs.config, inputs.splits.identities
+    head = image_head(config, inputs.clip.image.width)
+    return ImageObjective(model, text, head, config.stage2, identities=identities)
 
 
 def open_loader(inputs: Inputs) -> ImageLoader:
@@ -237,10 +213,10 @@ def open_loader(inputs: Inputs) -> ImageLoader:
         other = View(config.flip, config.pad, config.erase, config.vss_erase_area)
         views |= dict.fromkeys(VSS_VIEWS, other)
     return ImageLoader(
-        inputs.reader().places(inputs.splits.train.paths), height=data.height, width=data.width,
-        views=views, resize="bicubic", batch_size=config.batch // ranks.world_size(),
-        seed=inputs.config.seed, threads=inputs.threads, device=str(ranks.device()),
-        mean=data.mean, std=data.std,
+        inputs.reader().places(inputs.splits.train.paths),
+        Transform(data.height, data.width, "bicubic", data.mean, data.std, views),
+        batch_size=config.batch // ranks.world_size(), seed=inputs.config.seed,
+        threads=inputs.threads, device=str(ranks.device()),
     )
 
 
@@ -271,19 +247,17 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
                 camera[index].to(device), view[index].to(device), torch_seed(seed, epoch, step),
             )
 
+    def validate(epoch: int) -> dict[str, Any]:
+        """Return {"validation": metrics} after epochs that are validated."""
+        every, part = inputs.config.evaluation.every, splits.validation
+        if not len(part.query) or not (epoch == config.epochs or (every and epoch % every == 0)):
+            return {}
+        features = scoring.encode(inputs, objective.model.eval(), part)
+        return {"validation": scoring.rank(part, *features).as_json(RANKS)}
+
     return loop.Stage(
         name="stage2", objective=objective, weights=loss_weights(config),
         optimizer=optimizer(objective, config), lr_factor=lambda epoch: lr_factor(config, epoch),
         epochs=config.epochs, batch=config.batch, steps=lambda epoch: len(order(epoch)),
-        batches=batches, validate=lambda epoch: _validate(inputs, objective.model, epoch),
+        batches=batches, validate=validate,
     )
-
-
-def _validate(inputs: Inputs, model: ReIDModel, epoch: int) -> dict[str, Any]:
-    """Return {"validation": metrics} after epochs that are validated."""
-    every, last = inputs.config.evaluation.every, epoch == inputs.config.stage2.epochs
-    part = inputs.splits.validation
-    if not len(part.query) or not (last or (every and epoch % every == 0)):
-        return {}
-    model.eval()
-    return {"validation": scoring.rank(part, *scoring.encode(inputs, model, part)).as_json(RANKS)}

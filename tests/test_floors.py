@@ -14,7 +14,7 @@ FLOORS = {
         "reporting",
     ),
     "svll": (
-        "base", "description", "config", "losses", "prompt_augmentation", "prompt_quality",
+        "base", "config", "losses", "prompt_augmentation", "prompt_quality",
         "evaluation.engine", "evaluation", "data.readers", "world", "data", "models",
         "models.weights", "features", "reuse", "evaluation.feature_files", "inputs", "scoring",
         "stage1", "stage2", "experiment", "runs", "reports.figures", "reports", "search",

@@ -1,4 +1,4 @@
-"""HDF5 files that are whole or not there at all, and whose faults are told by the file's name."""
+"""HDF5 files that are complete or absent, and errors that name the file."""
 
 import errno
 import os
@@ -21,11 +21,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[h5py.File]:
-    """A new HDF5 file of about `size` bytes, under a private name until it is whole.
+    """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete.
 
-    Space is reserved first, because HDF5 that meets a full disk while writing takes the process
-    down (seen with HDF5 2.0: segmentation fault when the file is closed). Where the estimate was
-    too large, unused bytes stay at the file's end.
+    Space is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
+    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be written.
     """
     size += size // 64 + 2**16  # chunk index, headers
     try:
@@ -51,38 +50,38 @@ def new_file(path: Path, size: int) -> Iterator[h5py.File]:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open a file for reading, without lock; its faults come as OSError, see `told`."""
+    """Open a file for reading, unlocked; raises UserError if missing, OSError if damaged."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Make what goes wrong while `path` is read in the body a UserError that names it."""
+def as_user_error(path: Path) -> Iterator[None]:
+    """Turn errors of reading `path` in the body into a UserError that names it."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path}: cannot be read as HDF5: not such a file, cut short or damaged; write it "
-            f"again ({reason})"
+            f"{path}: cannot be read as HDF5: another format, cut short or damaged; write it again "
+            f"({reason})"
         ) from error
 
 
 def check_attributes(path: Path, file: h5py.File, expected: str, version: int) -> None:
     """Raise UserError unless the file is of this format and version, and complete."""
-    found, its = file.attrs.get("format"), file.attrs.get("version")
-    if isinstance(found, bytes):  # text as C and MATLAB write it
-        found = found.decode()
-    if found != expected:
+    name, written = file.attrs.get("format"), file.attrs.get("version")
+    if isinstance(name, bytes):  # text as C and MATLAB write it
+        name = name.decode()
+    if name != expected:
         raise UserError(
-            f"{path}: the attribute format is {found!r}, expected {expected!r}: not a file of this "
+            f"{path}: the attribute format is {name!r}, expected {expected!r}: not a file of this "
             "project, or converted without its attributes"
         )
-    if its != version:
+    if written != version:
         raise UserError(
-            f"{path}: format version {its}, this program reads {version}; extract the features "
+            f"{path}: format version {written}, this program reads {version}; extract the features "
             "again with this program, or use the one that wrote it"
         )
     if not file.attrs.get("complete", False):
@@ -91,11 +90,8 @@ def check_attributes(path: Path, file: h5py.File, expected: str, version: int) -
 
 def put_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     """Add a dataset [n] in chunks, each with a checksum that every HDF5 reader verifies."""
-    if not values.size:
-        group.create_dataset(name, data=values)
-        return
-    chunks = (chunk_rows(len(values), values.itemsize),)
-    group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+    chunks = (chunk_rows(len(values), values.itemsize),) if values.size else None
+    group.create_dataset(name, data=values, chunks=chunks, fletcher32=bool(values.size))
 
 
 def put_paths(group: h5py.Group, paths: Sequence[str]) -> None:
@@ -106,13 +102,13 @@ def put_paths(group: h5py.Group, paths: Sequence[str]) -> None:
 
 
 def chunk_rows(count: int, row_bytes: int) -> int:
-    """Rows per chunk: even shares of at most CHUNK_BYTES, since the last chunk takes as much."""
+    """Return rows per chunk: even shares of at most CHUNK_BYTES, as the last chunk is as large."""
     most = max(1, CHUNK_BYTES // row_bytes)
     return -(-count // -(-count // most))
 
 
 def stored_bytes(count: int, row_bytes: int) -> int:
-    """Bytes of all chunks of `count` rows, the last one whole, with their checksums."""
+    """Return the bytes of all chunks of `count` rows, with their checksums."""
     if not count * row_bytes:
         return 0
     rows = chunk_rows(count, row_bytes)

@@ -3,19 +3,19 @@
     features [n, d]         in chunks of rows, each with HDF5's own checksum (fletcher32)
     features_sums [chunks]  uint32, a faster checksum of each chunk's rows; optional
 
-HDF5 checks chunks one at a time, at less than half the speed at which the page cache gives them
-(82,161 x 1,280 float32 on two cores: 0.36 s, a bare read 0.16 s). So a chunk's bytes are read where
-they lie in the file, by several threads, and checked by `checksum` (0.16 s, all in all). What is
-not as `features_sums` says, and files without it, of older versions or other toolboxes, are read by
-HDF5, which verifies its own checksums where there are any and has the last word.
+HDF5 checks chunks one at a time, at less than half the page cache's speed (82,161 x 1,280 float32
+on two cores: 0.36 s, a bare read 0.16 s). So several threads read the chunks' bytes from the file
+and `checksum` checks them (0.16 s in all). HDF5 reads chunks that do not match `features_sums`, and
+files without it (older versions, other toolboxes), and verifies its own checksums if there are any.
 """
 
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,26 +29,15 @@ SUMS = "features_sums"
 LINE = 4096
 """Bytes in a line of `checksum`."""
 THREADS = 8
-"""More readers than this do not make a file system faster."""
-
-
-class Sliceable(Protocol):
-    """Features [n, d] that may lie elsewhere than in memory: an array, StoredRows and others."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, rows: slice, /) -> Any: ...
+"""Most readers; more do not make a file system faster."""
 
 
 def checksum(block: Any) -> int:
     """Return the checksum of a block's bytes: CRC-32 of the sums along both axes.
 
-    The bytes are laid out as lines of 512 little-endian 64-bit words, which are added up, modulo
-    2^64, down the columns and along the lines; what is left of the last line comes as it is. A
-    change within one line, or exchanged lines, always reach the CRC. Five times as fast as a CRC of
-    all bytes.
+    The bytes are lines of 512 little-endian 64-bit words, which are added up, modulo 2^64, down the
+    columns and along the lines; an incomplete last line is not summed. A change within one line, or
+    exchanged lines, always reach the CRC. Five times as fast as a CRC of all bytes.
     """
     flat = memoryview(block).cast("B")
     lines = len(flat) // LINE
@@ -58,16 +47,15 @@ def checksum(block: Any) -> int:
     return zlib.crc32(flat[lines * LINE :], crc)
 
 
-def put_features(group: h5py.Group, features: Sliceable) -> None:
-    """Add `features` [n, d], never holding more than one block of it."""
+def put_features(group: h5py.Group, features: Any) -> None:
+    """Add `features` [n, d] block by block: an array or stored rows."""
     count, width = features.shape
     if not count * width:
         group.create_dataset("features", shape=(count, width), dtype=features.dtype)
         return
     rows = chunk_rows(count, width * features.dtype.itemsize)
     dataset = group.create_dataset(
-        "features", shape=(count, width), dtype=features.dtype, chunks=(rows, width),
-        fletcher32=True,
+        "features", (count, width), features.dtype, chunks=(rows, width), fletcher32=True
     )
     sums = []
     for first in range(0, count, rows):
@@ -80,15 +68,14 @@ def put_features(group: h5py.Group, features: Sliceable) -> None:
 class StoredRows:
     """Features [n, d] that are read when they are sliced or indexed, while their file is open.
 
-    Every read is checked as far as the file has checksums: one that is not as it was written raises
-    UserError with the file and the rows. May be used from several threads.
+    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows.
     """
 
     def __init__(
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,
         anew: str = "write the file again",
     ) -> None:
-        """Take features [n, d] and their checksums; `anew` is what to do about damaged rows."""
+        """dataset: features [n, d]; sums: their checksums; anew: advice about damaged rows."""
         self._path, self._dataset, self._anew = path, dataset, anew
         self.shape: tuple[int, int] = dataset.shape
         self.dtype: np.dtype[Any] = dataset.dtype
@@ -98,8 +85,8 @@ class StoredRows:
         self._rows = (dataset.chunks or (chunk_rows(len(self) or 1, row_bytes or 1),))[0]
         """Rows of a block: a chunk, where there are any."""
         self._handle = dataset.file.id.get_vfd_handle()
-        self._cut: tuple[int, NDArray[Any] | None] = -1, None
-        """The block, by its number, that the last read went only partly through."""
+        self._last: tuple[int, NDArray[Any] | None] = -1, None
+        """Number and rows of the block in which a read ended: the next often begins in it."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -109,22 +96,19 @@ class StoredRows:
         if isinstance(rows, slice) and rows.step in (None, 1):
             first, last, _ = rows.indices(len(self))
             return self._read(first, max(first, last))
-        return self._take(np.arange(len(self))[rows])
+        rows = np.arange(len(self))[rows]
+        out = np.empty((*rows.shape, self.shape[1]), self.dtype)
+        blocks = rows // self._rows
+        for block in np.unique(blocks):  # each once, and one at a time
+            here = blocks == block
+            first = int(rows[here].min())
+            out[here] = self._read(first, int(rows[here].max()) + 1)[rows[here] - first]
+        return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Read all rows."""
         assert copy is not False, "rows on disk are read into new memory"
         return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read rows in any order; of each block once, and never more than one block at a time."""
-        out = np.empty((*rows.shape, self.shape[1]), self.dtype)
-        blocks = rows // self._rows
-        for block in np.unique(blocks):
-            here = blocks == block
-            first = int(rows[here].min())
-            out[here] = self._read(first, int(rows[here].max()) + 1)[rows[here] - first]
-        return out
 
     def _read(self, first: int, last: int) -> NDArray[Any]:
         assert self._dataset, f"{self._path}: read after it was closed"
@@ -141,53 +125,45 @@ class StoredRows:
         return out
 
     def _fill(self, out: NDArray[Any], first: int, block: int) -> None:
-        """Put the rows of a block that are wanted into `out`, whose first row is `first`.
-
-        The block in which the read ends is kept: the next read often begins in it.
-        """
+        """Put a block's rows into `out`, which holds the rows from `first` on."""
         start = block * self._rows
-        end = min(start + self._rows, len(self))
-        last = first + len(out)
+        end, last = min(start + self._rows, len(self)), first + len(out)
         if first <= start and end <= last:
-            self._get(block, start, out[start - first : end - first])
+            self._read_block(block, out[start - first : end - first])
             return
-        number, whole = self._cut
+        number, whole = self._last
         if number != block or whole is None:
             whole = np.empty((end - start, self.shape[1]), self.dtype)
-            self._get(block, start, whole)
+            self._read_block(block, whole)
         if last < end:
-            self._cut = block, whole
+            self._last = block, whole
         low, high = max(start, first), min(end, last)
         out[low - first : high - first] = whole[low - start : high - start]
 
-    def _get(self, block: int, start: int, whole: NDArray[Any]) -> None:
-        """Read a block of rows, from `start` on, into `whole`."""
+    def _read_block(self, block: int, whole: NDArray[Any]) -> None:
+        """Read all rows of a block: its bytes in the file, or by HDF5 if these do not match."""
         assert self._sums is not None
-        if not self._get_bytes(start, whole) or checksum(whole) != self._sums[block]:
-            self._read_by_hdf5(start, whole)
-
-    def _get_bytes(self, start: int, whole: NDArray[Any]) -> bool:
-        """Read a chunk's bytes as they lie in the file; False where they are not all there."""
-        target = memoryview(whole.data).cast("B")
-        try:
+        start, target = block * self._rows, memoryview(whole.data).cast("B")
+        with suppress(OSError, RuntimeError):
             place = self._dataset.id.get_chunk_info_by_coord((start, 0)).byte_offset
-            while len(target):  # a file system may give less than was asked for
-                count = 0 if place is None else os.preadv(self._handle, [target], place)
-                if not count:
-                    return False
-                target, place = target[count:], place + count
-        except (OSError, RuntimeError):
-            return False
-        return True
+            while len(target) and place is not None:  # a file system may give less than requested
+                count = os.preadv(self._handle, [target], place)
+                target, place = target[count:], place + count if count else None
+        if len(target) or checksum(whole) != self._sums[block]:
+            self._read_by_hdf5(start, whole)
 
     def _read_by_hdf5(self, first: int, out: NDArray[Any]) -> None:
         try:
             self._dataset.read_direct(out, np.s_[first : first + len(out)])
         except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
-            raise self._damaged(*self._bad_rows(first, first + len(out))) from error
+            low, high = self._bad_rows(first, first + len(out))
+            raise UserError(
+                f"{self._path}: rows {low} to {high - 1} of {self._dataset.name[1:]} are damaged: "
+                f"they differ from what was written (checksum); {self._anew}"
+            ) from error
 
     def _bad_rows(self, first: int, last: int) -> tuple[int, int]:
-        """The first block of rows, among those from `first` to `last`, that cannot be read."""
+        """Return the first block of rows, from `first` to `last`, that cannot be read."""
         for start in range(first // self._rows * self._rows, last, self._rows):
             low, high = max(start, first), min(start + self._rows, last)
             try:
@@ -196,15 +172,9 @@ class StoredRows:
                 return low, high
         return first, last
 
-    def _damaged(self, first: int, last: int) -> UserError:
-        return UserError(
-            f"{self._path}: rows {first} to {last - 1} of {self._dataset.name[1:]} are damaged: "
-            f"they are not what was written (checksum); {self._anew}"
-        )
-
 
 def _usable(sums: Any, dataset: h5py.Dataset) -> NDArray[np.uint32] | None:
-    """The checksums, where they and the features are laid out as `put_features` does it."""
+    """Return the checksums if they and the features are laid out as by `put_features`."""
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(place)[0] for place in range(settings.get_nfilters())]
     if filters != [h5py.h5z.FILTER_FLETCHER32] or not isinstance(sums, h5py.Dataset):
@@ -216,7 +186,7 @@ def _usable(sums: Any, dataset: h5py.Dataset) -> NDArray[np.uint32] | None:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """The readers of all files; they stay, as starting them takes as long as a block of rows."""
+    """Return the reading threads of all files; starting them takes as long as a block of rows."""
     return ThreadPoolExecutor(min(THREADS, len(usable_cores())))
 
 

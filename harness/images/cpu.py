@@ -1,8 +1,8 @@
-"""Views on the CPU: decoded by DALI, resized by torch, everything after it in one pass.
+"""Views on the CPU: DALI decodes, torch resizes, one pass does the rest.
 
-With DALI's own resize, crop and normalisation this took two and a half times as long, most of it
-in the cubic resize. torch's gives what PIL gives, to the level where it enlarges. B images of a
-batch, V views, C = 3 colours, H rows and W columns of a view.
+DALI's own resize, crop and normalisation took two and a half times as long, mostly for the cubic
+resize. torch's equals PIL's, exactly so where it enlarges. B images of a batch, V views, C = 3
+channels, H rows and W columns of a view.
 """
 
 import weakref
@@ -18,62 +18,49 @@ from torch import Tensor
 from harness.base.compiled import kernel
 from harness.images import erasing
 from harness.images.decoding import decode_pipeline, file_names, resized
-from harness.images.views import Changes, Transform
+from harness.images.views import Changes, Take, Transform
 
 _CHANNELS = 3
 
 
 class CpuViews:
-    """One batch of views at a time, made in the background.
+    """Makes one batch of views at a time in the background, on `threads` threads after DALI's."""
 
-    `threads` threads resize and write, after as many of DALI's have decoded the batch.
-    """
-
-    def __init__(self, transform: Transform, *, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, transform: Transform, batch_size: int, threads: int, device: torch.device
+    ) -> None:
         self._transform = transform
         self._threads = threads
-        self._decoder = decode_pipeline(
-            batch_size=batch_size, threads=threads, device=torch.device("cpu")
-        )
+        self._decoder = decode_pipeline(batch_size, threads, device)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
         pixels = transform.height * transform.width
         self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)
         self._colours = np.array([transform.mean, transform.std], dtype=np.float32)
         self._table = erasing.normal_table()
-        self._pending: tuple[list[Future[None]], NDArray[np.float32]] | None = None
 
-    def begin(self, paths: Sequence[str], changes: Sequence[Changes]) -> None:
-        """Start a batch of the images at `paths`; `changes` has one entry per view."""
+    def begin(self, paths: Sequence[str], changes: Changes) -> Take:
+        """Start a batch of the images at `paths`."""
         self._decoder.feed_input("files", file_names(paths))
         self._decoder.schedule_run()
         decoded = self._pool.submit(self._decoder.share_outputs)
         size = self._transform.height, self._transform.width
-        views = self._memory.take((len(changes), len(paths), _CHANNELS, *size))
+        views = self._memory.take((len(changes.mirror), len(paths), _CHANNELS, *size))
         pads = np.array([view.pad for view in self._transform.views.values()])[:, None]
-        crops = (
-            np.stack([change.mirror for change in changes]),
-            np.stack([change.left for change in changes]) - pads,
-            np.stack([change.top for change in changes]) - pads,
-        )
+        crops = changes.mirror, changes.left - pads, changes.top - pads
         parts = [
             self._pool.submit(self._fill, views, decoded, crops, changes, first)
             for first in range(self._threads)
         ]
-        self._pending = parts, views
 
-    def take(self) -> list[Tensor]:
-        """Wait for the batch that was begun: [B, C, H, W] per view, the caller's own.
+        def take() -> list[Tensor]:
+            wait(parts)
+            for part in parts:
+                part.result()
+            self._decoder.release_outputs()
+            # of the whole: numpy's slices would not keep it alive, and its memory would be reused
+            return list(torch.from_numpy(views))
 
-        Raises RuntimeError when one of its files cannot be decoded; of no use from then on.
-        """
-        assert self._pending is not None
-        (parts, views), self._pending = self._pending, None
-        wait(parts)
-        for part in parts:
-            part.result()
-        self._decoder.release_outputs()
-        # of the whole: numpy's slices would not keep it, and its memory would be used again
-        return list(torch.from_numpy(views))
+        return take
 
     def close(self) -> None:
         """Wait for the threads, then free them and the decoder."""
@@ -82,7 +69,7 @@ class CpuViews:
 
     def _fill(
         self, views: NDArray[np.float32], decoded: Future[Any], crops: tuple[NDArray[Any], ...],
-        changes: Sequence[Changes], first: int,
+        changes: Changes, first: int,
     ) -> None:
         """Write every view of the images `first`, `first + threads`, ..."""
         [images] = decoded.result()
@@ -90,23 +77,19 @@ class CpuViews:
         for i in range(first, views.shape[1], self._threads):
             image = resized(np.asarray(images[i]), *size, self._transform.resize)
             _write(views, i, image, *crops, *self._colours)
-            for view, change in zip(views, changes, strict=True):
-                erasing.erase_box(view[i], change.boxes[i], change.noise[i], self._table)
+            for view, boxes, noise in zip(views, changes.boxes, changes.noise, strict=True):
+                erasing.erase_box(view[i], boxes[i], noise[i], self._table)
 
 
 class _Memory:
-    """Memory for batches, used again when nobody holds what was in it.
-
-    Fresh memory for each batch would cost a fifth to two fifths more time: the system clears its
-    pages.
-    """
+    """Memory for batches, reused when nobody holds them; clearing fresh pages costs 20 to 40 %."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._free: list[NDArray[np.float32]] = []
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return an array with anything in it; its memory is free again when it is collected."""
+        """Return an uninitialised array; its memory is free again when it is collected."""
         block = self._free.pop() if self._free else np.empty(self._size, dtype=np.float32)
         array = block[: np.prod(shape)].reshape(shape)
         weakref.finalize(array, self._free.append, block).atexit = False

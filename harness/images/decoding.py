@@ -1,10 +1,8 @@
-"""DALI's decoders, which image files they cannot read, and the resize on a CPU.
-
-`harness.images.pixels` says which pixels a file becomes.
-"""
+"""DALI's decoders, the files that they cannot read, and the resize on a CPU."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +21,11 @@ CHECK_BATCH = 64
 def check_images(
     paths: Sequence[str], *, threads: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Fault]:
-    """Decode every file; return (path, reason) of those that cannot be, in the order of `paths`.
+    """Decode every file as training on the CPU does; return those that fail, in order.
 
-    The decoder is the one that training uses on the CPU. `progress(done, total)` is called now and
-    then. 10,000 files of 64 x 128 pixels take one or two seconds on two cores.
+    `progress(done, total)` is called now and then. 10,000 small files take a second or two.
     """
-    decoder = Decoder(batch_size=CHECK_BATCH, threads=threads, device=torch.device("cpu"))
+    decoder = Decoder(CHECK_BATCH, threads, torch.device("cpu"))
     faults: list[Fault] = []
     for start in range(0, len(paths), CHECK_BATCH):
         part = paths[start : start + CHECK_BATCH]
@@ -41,36 +38,34 @@ def check_images(
 class Decoder:
     """Decodes batches of files, only to see whether they can be decoded."""
 
-    def __init__(self, *, batch_size: int, threads: int, device: torch.device) -> None:
-        self._batch_size = batch_size
-        self._threads = threads
-        self._device = device
+    def __init__(self, batch_size: int, threads: int, device: torch.device) -> None:
+        self._new_pipeline = partial(decode_pipeline, batch_size, threads, device)
         self._pipeline: Any = None
 
     def faults(self, paths: Sequence[str]) -> list[Fault]:
         """Return (path, reason) of each of `paths` that cannot be decoded.
 
-        PIL reads the headers first, since a damaged one can crash DALI. DALI then fails for a batch
-        as a whole and does not say which file it was, so in a batch that fails PIL decodes each
-        file, and what PIL can read is decoded again, one by one if need be.
+        PIL reads the headers first, since a damaged one can crash DALI. DALI does not say which
+        file of a batch failed, so PIL then decodes each, and DALI again what PIL can read.
         """
         reasons = {path: why_unreadable(path, whole=False) for path in paths}
-        if not self._decodes(_sound(reasons)):
-            reasons |= {path: why_unreadable(path, whole=True) for path in _sound(reasons)}
-            if not self._decodes(_sound(reasons)):
-                reasons |= {
-                    path: _kind_unread(path)
-                    for path in _sound(reasons) if not self._decodes([path])
-                }
+
+        def sound() -> list[str]:
+            return [path for path, reason in reasons.items() if reason is None]
+
+        if not self._decodes(sound()):
+            reasons |= {path: why_unreadable(path, whole=True) for path in sound()}
+            if not self._decodes(sound()):
+                for path in sound():
+                    if not self._decodes([path]):
+                        with Image.open(path) as image:
+                            reasons[path] = unsupported(image)
         return [(path, reason) for path in paths if (reason := reasons[path]) is not None]
 
     def _decodes(self, paths: Sequence[str]) -> bool:
         if not paths:
             return True
-        if self._pipeline is None:
-            self._pipeline = decode_pipeline(
-                batch_size=self._batch_size, threads=self._threads, device=self._device
-            )
+        self._pipeline = self._pipeline or self._new_pipeline()
         try:
             self._pipeline.feed_input("files", file_names(paths))
             self._pipeline.schedule_run()
@@ -82,54 +77,47 @@ class Decoder:
         return True
 
 
-def _sound(reasons: Mapping[str, str | None]) -> list[str]:
-    return [path for path, reason in reasons.items() if reason is None]
+def decode_pipeline(batch_size: int, threads: int, device: torch.device) -> Any:
+    """Build a DALI pipeline: files -> decoded images."""
+    return build_pipeline(lambda: [add_decoder(device)], batch_size, threads, device)
 
 
-def _kind_unread(path: str) -> str:
-    with Image.open(path) as image:
-        return unsupported(image)
+def build_pipeline(
+    add_nodes: Callable[[], Sequence[Any]], batch_size: int, threads: int, device: torch.device
+) -> Any:
+    """Build a DALI pipeline whose outputs are the nodes that `add_nodes` returns."""
+    from nvidia.dali import Pipeline
 
-
-def decode_pipeline(*, batch_size: int, threads: int, device: torch.device) -> Any:
-    with empty_pipeline(batch_size=batch_size, threads=threads, device=device) as pipeline:
-        pipeline.set_outputs(add_decoder(device))
+    pipeline = Pipeline(
+        batch_size=batch_size, num_threads=threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        # One batch is ahead because it is scheduled before the last one is handed out. A longer
+        # queue would need several batches before the first run.
+        prefetch_queue_depth=1,
+    )
+    with pipeline:
+        pipeline.set_outputs(*add_nodes())
     pipeline.build()
     return pipeline
 
 
-def empty_pipeline(*, batch_size: int, threads: int, device: torch.device) -> Any:
-    from nvidia.dali import Pipeline
-
-    return Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=(device.index or 0) if device.type == "cuda" else None,
-        # One batch is ahead because it is scheduled before the last one is handed out. A longer
-        # queue would want several batches fed before the first run.
-        prefetch_queue_depth=1,
-    )
-
-
 def add_decoder(device: torch.device) -> Any:
-    """Add the nodes that read and decode the files named by the input "files": [h, w, 3], upright.
-    """
+    """Add nodes that read and decode the files of the input "files": [h, w, 3], upright."""
     from nvidia.dali import fn, types
 
     content = fn.io.file.read(fn.external_source(name="files"))
     # DALI 2.4.0 crashes the process when the decoder meets a header that it cannot parse while it
-    # decodes other images of the batch. Peeking raises an error instead; adding nothing, taken from
-    # what was peeked, makes the decoder wait for it.
+    # decodes other images of the batch. Peeking raises an error instead; adding zero times the
+    # peeked shape makes the decoder wait for it.
     shape = fn.peek_image_shape(content, adjust_orientation=False)
     content = content + fn.cast(shape[0] * 0, dtype=types.UINT8)
     if device.type != "cuda":
         return fn.decoders.image(content, device="cpu", adjust_orientation=True)
     return fn.decoders.image(
         content, device="mixed", adjust_orientation=True,
-        # The share of a batch that goes to the hardware decoder would depend on the batch.
-        hw_decoder_load=0.0,
-        # As the CPU's decoder does; and threads are not nailed to cores that other ranks use.
-        jpeg_fancy_upsampling=True, affine=False,
+        hw_decoder_load=0.0,  # the hardware decoder's share would depend on the batch
+        jpeg_fancy_upsampling=True,  # as on the CPU
+        affine=False,  # threads are not pinned to cores that other ranks use
     )
 
 
@@ -139,9 +127,9 @@ def file_names(paths: Iterable[str]) -> list[NDArray[np.uint8]]:
 
 
 def resized(image: NDArray[np.uint8], height: int, width: int, kind: "Resize") -> NDArray[np.uint8]:
-    """Return an image [h, w, 3] as [height, width, 3], as views on a CPU are resized."""
-    found = torch.nn.functional.interpolate(
+    """Return an image [h, w, 3] as [height, width, 3], resized as views on a CPU are."""
+    large = torch.nn.functional.interpolate(
         torch.from_numpy(image).permute(2, 0, 1)[None], (height, width), mode=kind,
         antialias=True,  # without it a shrunk image is up to 34 grey levels off
     )
-    return found[0].permute(1, 2, 0).numpy()
+    return large[0].permute(1, 2, 0).numpy()

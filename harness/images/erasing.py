@@ -1,8 +1,8 @@
 """Random erasing: a box of normal noise in some images (Zhong et al., arXiv 1708.04896).
 
-Boxes are drawn as timm does (`RandomErasing`, mode "pixel"); the noise of a pixel is a function of
-its image's key and its place alone, so that the kernel for the CPU and the one for torch agree to
-the bit, in any batch. B images, C channels, H rows, W columns; a box is (top, left, height, width).
+Boxes are drawn as in timm (`RandomErasing`, mode "pixel"). The noise of a pixel depends only on its
+image's key and its place, so the CPU's kernel and torch agree to the bit, in any batch. B images, C
+channels, H rows, W columns; a box is (top, left, height, width).
 """
 
 import functools
@@ -21,26 +21,21 @@ ASPECT = (0.3, 1 / 0.3)
 """Height over width of a box, drawn uniformly in its logarithm."""
 DRAWS = 1 + 4 * TRIES
 """Uniform numbers per image: whether to erase; then area, aspect, top and left of each try."""
-
 _LANES = 4
 _LANE_BITS = 16
-# numba takes a Python number of more than 63 bits as it likes; these are words.
+# 64-bit words: Numba's type for a Python number of more than 63 bits varies.
 _GOLDEN, _FIRST, _SECOND = (np.uint64(number) for number in (GOLDEN, *MULTIPLIERS))
 _S0, _S1, _S2 = (np.uint64(shift) for shift in SHIFTS)
 _ONE, _MASK = np.uint64(1), np.uint64((1 << _LANE_BITS) - 1)
 
 
 def draw_boxes(
-    numbers: NDArray[np.float64],
-    *,
-    height: int,
-    width: int,
-    probability: float,
+    numbers: NDArray[np.float64], *, height: int, width: int, probability: float,
     area: tuple[float, float],
 ) -> NDArray[np.int64]:
     """Return a box [B, 4] for each image, all zeros where nothing is erased.
 
-    `numbers` [B, DRAWS] are uniform in [0, 1); `area` is the least and the largest share of the
+    `numbers` [B, DRAWS] are uniform in [0, 1); `area` is the smallest and the largest share of the
     image. A box as high or as wide as the image is drawn again, `TRIES` times in all.
     """
     erased = numbers[:, 0] < probability
@@ -61,27 +56,23 @@ def draw_boxes(
 def erase(images: Tensor, boxes: NDArray[np.int64], keys: Words) -> Tensor:
     """Return `images` [B, C, H, W] with noise in the boxes [B, 4]; `keys` [B] choose the noise.
 
-    For GPUs: it computes the noise of every pixel, since that has the same shape for every batch.
+    For GPUs: it computes the noise of every pixel, so that shapes are the same for every batch.
     """
     _, channels, height, width = images.shape
     device = images.device
-    top, left, tall, wide = _sent(torch.from_numpy(boxes), device).T[:, :, None, None, None]
+    # non_blocking: the copies need not wait for the device's earlier work
+    sent = torch.from_numpy(boxes).to(device, non_blocking=True)
+    top, left, tall, wide = sent.T[:, :, None, None, None]
     rows = torch.arange(height, device=device)[:, None]
     columns = torch.arange(width, device=device)
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
     blocks = -(-width // _LANES)
     planes = torch.arange(channels, device=device)[:, None, None]
     counters = (planes * height + rows) * blocks + columns // _LANES  # [C, H, W]
-    first = _sent(torch.from_numpy(keys.view(np.int64)), device)[:, None, None, None]
-    words = _mix(first + (counters + 1) * _signed(GOLDEN))
+    first = torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True)
+    words = _mix(first[:, None, None, None] + (counters + 1) * _signed(GOLDEN))
     levels = (words >> (columns % _LANES * _LANE_BITS)) & int(_MASK)
-    noise = _table_on(device)[levels]
-    return torch.where(inside, noise, images)
-
-
-def _sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """Send a few numbers to a device without waiting for what it has to do before."""
-    return numbers.to(device, non_blocking=True)
+    return torch.where(inside, _table_on(device)[levels], images)
 
 
 @functools.cache
@@ -93,8 +84,7 @@ def _table_on(device: torch.device) -> Tensor:
 def normal_table() -> NDArray[np.float32]:
     """Return the standard normal distribution's quantiles at the middles of 2^16 equal parts.
 
-    Looking a random 16-bit number up here is seven times as fast as Box and Muller's logarithm,
-    root and cosine (1.4 against 9.9 ns a value). Values end at +-4.3.
+    Values end at +-4.3. A look-up takes 1.4 ns, a Box-Muller transform 9.9 ns.
     """
     parts = 1 << _LANE_BITS
     middles = (torch.arange(parts, dtype=torch.float64) + 0.5) / parts
@@ -103,10 +93,7 @@ def normal_table() -> NDArray[np.float32]:
 
 @kernel
 def erase_box(image, box, key, table):  # type: ignore[no-untyped-def]
-    """Do to one image [C, H, W], in place, what `erase` does; `table` is `normal_table()`.
-
-    For CPUs: 1.4 ns for each value in the box [4].
-    """
+    """Erase the box [4] of one image [C, H, W] in place, on a CPU; `table`: `normal_table()`."""
     channels, height, width = image.shape
     blocks = (width + _LANES - 1) // _LANES
     top, left, tall, wide = box
@@ -126,15 +113,15 @@ def erase_box(image, box, key, table):  # type: ignore[no-untyped-def]
 
 
 def _mix(words: Tensor) -> Tensor:
-    """Do on int64 what `harness.base.rng.mix` does on uint64, which torch cannot multiply."""
-    words = (words ^ _shift(words, SHIFTS[0])) * _signed(MULTIPLIERS[0])
-    words = (words ^ _shift(words, SHIFTS[1])) * _signed(MULTIPLIERS[1])
-    return words ^ _shift(words, SHIFTS[2])
+    """Compute `harness.base.rng.mix` on int64, since torch cannot multiply uint64."""
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        words = _xor_shift(words, shift) * _signed(multiplier)
+    return _xor_shift(words, SHIFTS[-1])
 
 
-def _shift(words: Tensor, by: int) -> Tensor:
-    """Shift right filling with zeros; torch's own shift repeats the sign."""
-    return (words >> by) & ((1 << (64 - by)) - 1)
+def _xor_shift(words: Tensor, by: int) -> Tensor:
+    """Return words ^ (words >> by), filled with zeros; torch's own shift repeats the sign."""
+    return words ^ ((words >> by) & ((1 << (64 - by)) - 1))
 
 
 def _signed(word: int) -> int:

@@ -1,11 +1,11 @@
-"""Batches of views of image files: DALI decodes, and the next batch is made in the background.
+"""Batches of views of image files; the next batch is made while one is used.
 
-Every view of an image comes from one decode and one resize. B images of a batch, H rows, W columns
-of a view.
+All views of an image share one decode and resize. B images of a batch; H rows, W columns of a view.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -16,51 +16,39 @@ from harness.images.cpu import CpuViews
 from harness.images.dali import DaliViews
 from harness.images.decoding import Decoder
 from harness.images.pixels import Fault, Unreadable, why_unreadable
-from harness.images.views import Colour, Resize, Rows, Transform, View, draw_changes
+from harness.images.views import Rows, Take, Transform, draw_changes
 
 _HEADERS = 1024
 """Files whose headers are read before they are decoded: a damaged one can crash DALI."""
 _BATCH_BYTES = 32_000_000
-"""Of files that `read_images` decodes at a time: ten photos or so, a third of a GB in memory."""
+"""Bytes of files that `read_images` decodes at a time: ten photos or so, 0.3 GB in memory."""
 
 
 class ImageLoader:
-    """Batches of views of image files, the next one being decoded while the last one is used.
+    """Batches of views of image files.
 
-    What a view of an image looks like depends on `seed`, the epoch, the image's position and the
-    view's place among `views`; on nothing else, so that batches may be cut in any way among ranks
-    and steps. One epoch runs at a time: asking for a new one ends the one before.
+    A view of an image depends only on `seed`, the epoch, the image's position and the view's place
+    in `transform.views`, so batches may be cut in any way among ranks and steps. One epoch runs at
+    a time: a new one ends the one before.
     """
 
     def __init__(
-        self,
-        paths: Sequence[str],
-        *,
-        height: int,
-        width: int,
-        views: Mapping[str, View],
-        resize: Resize,
-        batch_size: int,
-        seed: int,
-        threads: int,
-        device: str,
-        mean: Colour = (0.5, 0.5, 0.5),
-        std: Colour = (0.5, 0.5, 0.5),
+        self, paths: Sequence[str], transform: Transform, *, batch_size: int, seed: int,
+        threads: int, device: str,
     ) -> None:
-        """Prepare to read `paths`; `batch_size` is the largest batch on this rank, so many
-        `threads` decode and as many make views, `device` is torch's name for where batches go
-        ("cpu" or "cuda:0"). From pixels (0..1) `mean` is subtracted and `std` divides what is left.
+        """`batch_size`: the largest batch on this rank; `threads`: threads that decode, and as many
+        that make views; `device`: torch's name for where batches go ("cpu" or "cuda:0").
         """
-        assert views, "no view asked for"
-        assert "rows" not in views, "a batch holds its row numbers under this name"
+        assert transform.views, "no view requested"
+        assert "rows" not in transform.views, "a batch holds its row numbers under this name"
         self._paths = paths
-        self._transform = Transform(dict(views), height, width, resize, mean, std)
+        self._transform = transform
         self._batch_size = batch_size
         self._seed = seed
         self._threads = threads
         self._device = torch.device(device)
         self._maker: CpuViews | DaliViews | None = None
-        self._is_making = False
+        self._take: Take | None = None  # of the batch that was begun
         self._epochs_begun = 0
 
     def epoch(
@@ -68,10 +56,10 @@ class ImageLoader:
     ) -> Iterator[dict[str, Tensor]]:
         """Return an iterator over batches; the first one is being decoded when this returns.
 
-        `rows` has one array [B] of indices into `paths` per batch; `positions` their places in the
+        `rows`: an array [B] of indices into `paths` per batch; `positions`: their places in the
         epoch's order over all ranks, each used once. A batch holds "rows" [B] and every view
-        [B, 3, H, W], float32, normalised, on the loader's device, and belongs to the
-        caller. While iterating, raises Unreadable with the files that cannot be decoded.
+        [B, 3, H, W], float32, normalised, on the loader's device, owned by the caller. Iterating
+        raises Unreadable with the files that cannot be decoded.
         """
         assert [len(batch) for batch in rows] == [len(batch) for batch in positions]
         assert all(0 < len(batch) <= self._batch_size for batch in rows), "empty or too large"
@@ -82,7 +70,7 @@ class ImageLoader:
         return self._batches(rows, positions, epoch, self._epochs_begun)
 
     def close(self) -> None:
-        """Wait for the decoder, then free its threads and buffers. An epoch begun is ended."""
+        """End the running epoch and free the decoder's threads and buffers."""
         self._drain()
         self._epochs_begun += 1
         self._end_maker()
@@ -100,81 +88,62 @@ class ImageLoader:
     def _schedule(self, rows: Rows, positions: Rows, epoch: int) -> None:
         """Draw a batch's changes and start making it in the background."""
         if self._maker is None:
-            self._maker = self._new_maker()
-        transform = self._transform
-        changes = [
-            draw_changes(
-                view, transform.height, transform.width, (self._seed, epoch, positions, index)
-            )
-            for index, view in enumerate(transform.views.values())
-        ]
-        self._is_making = True
+            kind = DaliViews if self._device.type == "cuda" else CpuViews
+            self._maker = kind(self._transform, self._batch_size, self._threads, self._device)
+        changes = draw_changes(self._transform, self._seed, epoch, positions)
         try:
-            self._maker.begin([self._paths[row] for row in rows], changes)
+            self._take = self._maker.begin([self._paths[row] for row in rows], changes)
         except BaseException:
             self._end_maker()
             raise
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""
-        assert self._maker is not None
-        self._is_making = False
+        assert self._take is not None
+        take, self._take = self._take, None
         try:
-            return dict(zip(self._transform.views, self._maker.take(), strict=True))
+            return dict(zip(self._transform.views, take(), strict=True))
         except BaseException as error:
-            self._end_maker()  # of no use from now on
-            faults = self._faults(rows) if isinstance(error, RuntimeError) else []
+            self._end_maker()  # unusable after a failure
+            if not isinstance(error, RuntimeError):
+                raise
+            decoder = Decoder(len(rows), self._threads, self._device)
+            faults = decoder.faults(list(dict.fromkeys(self._paths[row] for row in rows)))
             if not faults:
                 raise
             raise Unreadable(faults) from error
 
-    def _new_maker(self) -> CpuViews | DaliViews:
-        size, threads = self._batch_size, self._threads
-        if self._device.type == "cuda":
-            return DaliViews(
-                self._transform, batch_size=size, threads=threads, device=self._device
-            )
-        return CpuViews(self._transform, batch_size=size, threads=threads)
-
     def _end_maker(self) -> None:
         if self._maker is not None:
             self._maker.close()
-        self._maker, self._is_making = None, False
-
-    def _faults(self, rows: Rows) -> list[Fault]:
-        paths = dict.fromkeys(self._paths[row] for row in rows)
-        decoder = Decoder(batch_size=len(rows), threads=self._threads, device=self._device)
-        return decoder.faults(list(paths))
+        self._maker = self._take = None
 
     def _drain(self) -> None:
-        """Throw away a batch that was scheduled and never received, a failed one included."""
-        if self._maker is None or not self._is_making:
-            return
-        self._is_making = False
+        """Discard a batch that was scheduled and never received, even one that failed."""
+        take, self._take = self._take, None
         try:
-            self._maker.take()
+            if take is not None:
+                take()
         except RuntimeError:
             self._end_maker()
 
 
 def read_images(
-    paths: Sequence[str], broken: list[Fault] | None = None, *, height: int, width: int,
-    resize: Resize, batch_size: int, device: str, mean: Colour, std: Colour,
+    paths: Sequence[str], transform: Transform, broken: list[Fault] | None = None, *,
+    batch_size: int, device: str,
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """Yield the unchanged views of image files by batches: rows [b] of `paths`, [b, 3, H, W].
+    """Yield the view "image" of image files in batches: rows [b] of `paths`, [b, 3, H, W].
 
     Files need not have been checked. Those that cannot be decoded are added to `broken` and left
     out; without it, the first ones found raise Unreadable. All cores decode.
     """
     loader = ImageLoader(
-        paths, height=height, width=width, views={"image": View()}, resize=resize,
-        batch_size=batch_size, seed=0, threads=len(usable_cores()), device=device,
-        mean=mean, std=std,
+        paths, transform, batch_size=batch_size, seed=0, threads=len(usable_cores()), device=device
     )
-    try:
+    with closing(loader):
         for start in range(0, len(paths), _HEADERS):
             rows = np.arange(start, min(start + _HEADERS, len(paths)), dtype=np.int64)
-            rows = _left(rows, paths, _header_faults(paths[start : start + _HEADERS]), broken)
+            rows = _without(rows, paths, _header_faults(paths[start : start + _HEADERS]), broken)
             while len(rows):
                 batches = _batches(paths, rows, batch_size)
                 try:
@@ -182,9 +151,7 @@ def read_images(
                         yield batch["rows"].cpu().numpy(), batch["image"]
                         rows = rows[len(batch["rows"]) :]
                 except Unreadable as error:
-                    rows = _left(rows, paths, error.faults, broken)
-    finally:
-        loader.close()
+                    rows = _without(rows, paths, error.faults, broken)
 
 
 def _header_faults(paths: Sequence[str]) -> list[Fault]:
@@ -193,29 +160,24 @@ def _header_faults(paths: Sequence[str]) -> list[Fault]:
 
 
 def _batches(paths: Sequence[str], rows: Rows, size: int) -> list[Rows]:
-    """Cut rows into batches of `size`, or less where files are large."""
+    """Cut rows into batches of `size`, or fewer where files are large."""
     starts, length = [0], 0
     for place, row in enumerate(rows):
-        bytes_of = _size(paths[row])
-        length += bytes_of
+        try:
+            file_bytes = os.path.getsize(paths[row])
+        except OSError:  # gone: the decoder reports it
+            file_bytes = 0
+        length += file_bytes
         if place - starts[-1] == size or (length > _BATCH_BYTES and place > starts[-1]):
             starts.append(place)
-            length = bytes_of
+            length = file_bytes
     return np.split(rows, starts[1:])
 
 
-def _size(path: str) -> int:
-    """Return a file's bytes; 0 when it is gone, which the decoder then reports."""
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
-
-
-def _left(
+def _without(
     rows: Rows, paths: Sequence[str], faults: Sequence[Fault], broken: list[Fault] | None
 ) -> Rows:
-    """Return the rows that are none of `faults`, which are added to `broken`."""
+    """Return the rows that are not among `faults`, which are added to `broken`."""
     if faults and broken is None:
         raise Unreadable(faults)
     if broken is not None:
@@ -225,9 +187,9 @@ def _left(
 
 
 def decoder_name(device: str) -> str:
-    """Return what turns files into pixels on `device`, with its version, for cache keys.
+    """Return the decoder and resizer of `device` with their versions, for cache keys.
 
-    Decoders and resizers of CPU and GPU differ by some grey levels, and so do versions.
+    Pixels differ by some grey levels between CPU and GPU, and between versions.
     """
     from nvidia import dali  # half a second
 

@@ -1,19 +1,20 @@
-"""Image files and PIL images: which are accepted, and which pixels they become.
+"""Accepted image files and PIL images, and the pixels they become.
 
-There is one rule for training, tests, `encode`, search, attention maps and pages. An image becomes
+One rule holds for training, tests, `encode`, search, attention maps and pages. An image becomes
 8-bit RGB, upright:
 
-- It is turned and mirrored as its EXIF orientation says. Without that tag it stays as it is stored.
+- It is turned and mirrored by its EXIF orientation; without that tag it stays as stored.
 - Alpha and transparent palette entries are dropped; what is stored under them is seen.
 - 16 bits a colour become 8: round(value / 257). Colour profiles are ignored.
 - Of several pages or frames the first is used (TIFF, WebP).
 
-DALI reads files by this rule (`harness.images.decoding`); `upright` does so for an opened PIL
-image. Both give equal pixels, except that PIL opens colour images of 16 bits one level off.
+DALI reads files by this rule (`harness.images.decoding`), `upright` opened PIL images. Pixels are
+equal, except that PIL opens colour images of 16 bits one level off.
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,10 +25,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Accepted file extensions, in lower case."""
 NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL's decoders raise for broken content."""
-
 _SHOWN = 20
-"""How many files an error names."""
-
+"""Files that an error names."""
 Fault = tuple[str, str]
 """A file's path, and why it cannot be decoded."""
 
@@ -54,24 +53,19 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if not _is_supported(image):
         raise UserError(f"an image of mode {image.mode} is not supported; convert it to RGB")
-    plain = _turned(image.copy())
+    plain = image.copy()
+    # Without XMP, where PIL would look for an orientation too.
+    plain.info = {key: plain.info[key] for key in ("exif",) if key in plain.info}
+    with suppress(Exception):  # whatever PIL raises for a damaged EXIF: DALI ignores that
+        plain = ImageOps.exif_transpose(plain)
     if plain.mode.startswith("I;16"):
         levels = (np.asarray(plain).astype(np.uint32) + 128) // 257
         plain = Image.fromarray(levels.astype(np.uint8))
     return plain.convert("RGB")
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    # Without XMP, where PIL would look for an orientation too.
-    image.info = {key: image.info[key] for key in ("exif",) if key in image.info}
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever PIL raises for a damaged EXIF: DALI ignores that
-        return image
-
-
 def why_unreadable(path: str, *, whole: bool) -> str | None:
-    """Say what is wrong with a file; None when PIL reads its header, or `whole`, every pixel."""
+    """Return what is wrong with a file; None when PIL reads the header or, if `whole`, all."""
     try:
         if os.path.getsize(path) == 0:
             return "empty"
@@ -93,10 +87,9 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
 
 def unsupported(image: Image.Image) -> str:
     """Return the reason for an opened file of a kind that the decoder does not read."""
-    kind = f"{image.format}, mode {image.mode}"
-    return f"of a kind that is not supported ({kind}); store it as JPEG or PNG"
+    return f"not supported ({image.format}, mode {image.mode}); store it as JPEG or PNG"
 
 
 def _is_supported(image: Image.Image) -> bool:
-    """Tell whether DALI decodes this kind; it returns white for others without an error."""
+    """Return whether DALI decodes this kind; for others it returns white without an error."""
     return image.mode not in ("F", "I") and (image.format, image.mode) != ("TIFF", "LA")

@@ -11,7 +11,6 @@ scratch when it finds nothing. Checksums in state.json reveal a damaged checkpoi
 it is used instead.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -32,10 +31,11 @@ from harness.training import engine_state, generators, ranks
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints that are kept besides the best: the newest, and the one before it in case the newest
-is damaged."""
+"""Checkpoints kept besides the best: the newest, and the one before in case that is damaged."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a missing or damaged JSON file raises."""
 
 
 @dataclass
@@ -43,28 +43,23 @@ class Progress:
     """The place in a run at which a checkpoint was written."""
 
     stage: str
-    epoch: int
-    """The epoch being trained, from 1; one past the last when the stage is done."""
-    step: int
-    """Batches of that epoch that were used."""
+    epoch: int  # being trained, from 1; one past the last when the stage is done
+    step: int  # batches of that epoch that were used
     metric_lines: int
     """Lines of the metric log at that point; later lines are removed on resume and logged again."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """The unfinished epoch's running sums."""
-    steps_total: int = 0
-    """Batches that were used since the stage began."""
-    first: dict[str, float] = field(default_factory=dict)
-    """The means of the stage's first epoch, once it is over."""
+    sums: dict[str, float] = field(default_factory=dict)  # of the unfinished epoch
+    steps_total: int = 0  # batches that were used since the stage began
+    first: dict[str, float] = field(default_factory=dict)  # means of the first epoch, when over
 
 
-class Writer:
+class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues.
 
     A context manager: on exit the last checkpoint is written. Every rank must make every call.
     """
 
-    def __init__(self, folder: Path, *, signature: str, keep: int = KEPT) -> None:
-        self._folder, self._signature, self._keep = folder, signature, keep
+    def __init__(self, folder: Path, *, signature: str) -> None:
+        self._folder, self._signature = folder, signature
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -75,7 +70,11 @@ class Writer:
         Hindered when the previous checkpoint could not be written, as on a full disk.
         """
         weights, moments, steps = engine_state.collect(engine)
-        tensors = {"weights": weights, "moments": moments, "rng": _generators()}
+        rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
+        tensors = {
+            "weights": weights, "moments": moments,
+            "rng": {str(rank): row.clone() for rank, row in enumerate(rows)},
+        }
         scaler = engine.torch_autocast_z0_gradscaler
         state = {
             "format": "svll-checkpoint", "version": 1, "signature": self._signature,
@@ -83,19 +82,15 @@ class Writer:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ranks": ranks.world_size(),
         }
-        name = f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
         self.finish()
         if ranks.rank() == 0:
-            self._pending = self._thread.submit(
-                _write, self._folder, name, tensors, state, score, self._keep
-            )
+            path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
+            self._pending = self._thread.submit(_write, path, tensors, state, score)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk; raises Hindered when it cannot be written."""
         pending, self._pending = self._pending, None
-        with ranks.leader_first() as acts:
-            if acts and pending is not None:
-                pending.result()
+        ranks.on_leader(lambda: pending.result() if pending else None)
 
     def __enter__(self) -> Self:
         return self
@@ -108,32 +103,27 @@ class Writer:
             self._thread.shutdown()
 
 
-def _generators() -> dict[str, Tensor]:
-    """Return the states of the global random generators, by rank."""
-    rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
-    return {str(rank): row.clone() for rank, row in enumerate(rows)}
-
-
 def _write(
-    folder: Path, name: str, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
-    score: float | None, keep: int,
+    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], score: float | None
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final, private = folder / name, folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    folder, name = path.parent, path.name
+    private = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
         private.mkdir(parents=True)
         for kind, named in tensors.items():
             save_file(named, private / f"{kind}.safetensors")
         state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
         write_json(private / "state.json", state)
-        for file in private.iterdir():
-            _fsync(file)
-        check_held(final)
-        if final.exists():  # the same place, reached again after a resume
-            final.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
-        private.rename(final)
+        for part in private.iterdir():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        check_held(path)
+        if path.exists():  # the same place, reached again after a resume
+            path.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
+        private.rename(path)
         write_json(folder / "latest.json", {"name": name})
         before = best(folder)
         if score is not None and (before is None or score > before[1]):
@@ -142,32 +132,19 @@ def _write(
         raise Hindered(f"{folder}: the checkpoint cannot be written: {error}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
-    _prune(folder, name, keep)
+    top = best(folder)
+    old = [other for other in _newest_first(folder, name)[KEPT:] if top is None or other != top[0]]
+    for left in [*old, *(p for p in folder.glob(".*") if p.is_dir())]:  # of killed writers too
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _checksum(path: Path) -> int:
     """Return the CRC-32 of a file."""
-    found = 0
+    crc = 0
     with path.open("rb") as file:
         while piece := file.read(PIECE):
-            found = zlib.crc32(piece, found)
-    return found
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _prune(folder: Path, newest: str, keep: int) -> None:
-    """Remove all but the `keep` newest and the best checkpoint, and files of killed writers."""
-    top = best(folder)
-    named = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    named.sort(key=lambda p: (p.name == newest, p.stat().st_mtime))
-    left = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(".")]
-    old = [p for p in named[:-keep] if top is None or p != top[0]]
-    for path in [*old, *left]:
-        shutil.rmtree(path, ignore_errors=True)
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
@@ -176,11 +153,15 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
     another run wrote one: a resume never starts over silently.
     """
+    try:
+        pointed = str(read_json(folder / "latest.json")["name"])
+    except DAMAGED:
+        pointed = ""
     faults = []
-    for path in _newest_first(folder):
+    for path in _newest_first(folder, pointed):
         try:
-            progress = checked(path, signature)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            progress = read_progress(path, signature)
+        except DAMAGED as error:
             faults.append(f"{path}: cannot be read: {error!r}")
             continue
         for fault in faults:
@@ -192,15 +173,13 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     return None
 
 
-def go_on_from(path: Path) -> None:
+def remove_newer(path: Path) -> None:
     """Remove the checkpoints that were written after `path`, from which a resume starts.
 
-    They are damaged, or the resume would start from one of them; if kept, they would count as newer
-    than the checkpoints that are written next.
+    They are damaged, and would count as newer than the checkpoints that are written next.
     """
-    written = path.stat().st_mtime_ns
-    for other in path.parent.glob("[!.]*"):
-        if other.is_dir() and other != path and other.stat().st_mtime_ns > written:
+    for other in _newest_first(path.parent, path.name)[1:]:
+        if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
             log.warning("%s is removed: its steps are trained again", other)
             shutil.rmtree(other, ignore_errors=True)
 
@@ -210,14 +189,14 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
 
     None when no checkpoint has a score, or when the best one is damaged, which is logged.
     """
-    found = best(folder)
-    if found is None:
+    scored = best(folder)
+    if scored is None:
         return None
     try:
-        checked(found[0], signature)
-        return *found, load_weights(found[0])
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", found[0], error)
+        read_progress(scored[0], signature)
+        return *scored, read_tensors(scored[0] / "weights.safetensors")
+    except (*DAMAGED, UserError) as error:
+        log.warning("%s: the best checkpoint is ignored, it cannot be read: %s", scored[0], error)
         return None
 
 
@@ -225,30 +204,22 @@ def best(folder: Path) -> tuple[Path, float] | None:
     """Return the checkpoint with the highest score, and the score; None when none has a score."""
     try:
         pointer = read_json(folder / "best.json")
-        found = folder / str(pointer["name"]), float(pointer["score"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path, score = folder / str(pointer["name"]), float(pointer["score"])
+    except DAMAGED:
         return None
-    return found if found[0].is_dir() else None
+    return (path, score) if path.is_dir() else None
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder: the one that the pointer names, then the newest first.
-
-    Each was renamed when it was complete, so the pointer only decides which comes first.
-    """
-    named = [p for p in folder.glob("[!.]*") if p.is_dir()]
-    try:
-        preferred = str(read_json(folder / "latest.json")["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        preferred = ""
-    return sorted(named, key=lambda p: (p.name == preferred, p.stat().st_mtime_ns), reverse=True)
+def _newest_first(folder: Path, first: str) -> list[Path]:
+    """Return the checkpoints in a folder: the one named `first`, then the newest first."""
+    complete = [p for p in folder.glob("[!.]*") if p.is_dir()]
+    return sorted(complete, key=lambda p: (p.name == first, p.stat().st_mtime_ns), reverse=True)
 
 
-def checked(path: Path, signature: str) -> Progress:
+def read_progress(path: Path, signature: str) -> Progress:
     """Return a checkpoint's place in the run, after verifying its files.
 
-    Raises UserError when another run wrote it; OSError, ValueError, KeyError or TypeError when it
-    is damaged.
+    Raises UserError when another run wrote it, one of DAMAGED when it is damaged.
     """
     state = read_json(path / "state.json")
     progress = Progress(**state["progress"])
@@ -260,12 +231,8 @@ def checked(path: Path, signature: str) -> Progress:
     return progress
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's weights and buffers by name; raises UserError when damaged."""
-    return _read(path / "weights.safetensors")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name; raises UserError when damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -281,26 +248,27 @@ def restore(path: Path, engine: Any) -> None:
     Global random generators are restored too, for as many ranks as wrote the checkpoint. Raises
     UserError when names or shapes differ from those of the engine's module.
     """
-    weights, moments = load_weights(path), _read(path / "moments.safetensors")
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    weights = read_tensors(path / "weights.safetensors")
+    moments = read_tensors(path / "moments.safetensors")
+    state = read_json(path / "state.json")
     parameters = dict(engine_state.trained(engine.module))
     here = parameters | engine_state.buffers(engine.module)
     expected = {n: tuple(t.shape) for n, t in here.items()}
-    found = {n: tuple(t.shape) for n, t in weights.items()}
-    if expected != found:
-        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+    saved = {n: tuple(t.shape) for n, t in weights.items()}
+    if expected != saved:
+        different = sorted(n for n in expected | saved if expected.get(n) != saved.get(n))
         raise UserError(
-            f"{path}: does not fit this run: {different[0]} is {found.get(different[0])} in the "
+            f"{path}: does not fit this run: {different[0]} is {saved.get(different[0])} in the "
             f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
         )
-    moved = [n for n in parameters if state["optimizer_steps"].get(n)]
-    wanted = [f"{name}.{kind}" for name in moved for kind in engine_state.MOMENTS]
-    missing = [name for name in wanted if name not in moments]
+    steps = state["optimizer_steps"]
+    needed = [f"{n}.{kind}" for n in parameters if steps.get(n) for kind in engine_state.MOMENTS]
+    missing = [name for name in needed if name not in moments]
     if missing:
         raise UserError(f"{path / 'moments.safetensors'}: has no {missing[0]}")
-    engine_state.restore(engine, weights, moments, state["optimizer_steps"])
+    engine_state.restore(engine, weights, moments, steps)
     if (path / "rng.safetensors").exists():  # earlier versions wrote none
-        states = _read(path / "rng.safetensors").get(str(ranks.rank()))
+        states = read_tensors(path / "rng.safetensors").get(str(ranks.rank()))
         if states is not None:
             generators.set_states(states)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:

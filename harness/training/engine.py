@@ -17,52 +17,41 @@ BUCKET = 50_000_000
 class EngineSettings(Protocol):
     """The experiment's settings of the engine."""
 
-    precision: Any
-    zero: Any
+    precision: Precision
+    zero: Literal[0, 1, 2]
     accumulation: int
     clipping: float
 
 
 def start_engine(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    batch: int,
-    precision: Precision,
-    zero: int,
-    accumulation: int,
-    clipping: float,
+    module: nn.Module, optimizer: torch.optim.Optimizer, batch: int, settings: EngineSettings
 ) -> Any:
     """Return a DeepSpeed engine around a module; `batch` counts a step's samples on all ranks.
 
     Trained weights stay fp32; bf16 and fp16 are autocast in the forward pass (fp16 with a gradient
-    scaler). DeepSpeed's scheduler, data loader and checkpoints are not used.
-    Raises UserError for fp16 with ZeRO.
+    scaler). DeepSpeed's checkpoints are not used. Raises UserError for fp16 with ZeRO.
     """
-    if precision == "fp16" and zero:
+    if settings.precision == "fp16" and settings.zero:
         # on overflow DeepSpeed 0.19.8 skips the step before it updates its scaler
         raise UserError(
-            f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the "
-            "scale is never lowered and nothing is trained; use engine.precision=bf16 or "
+            f"engine.precision=fp16 does not go with engine.zero={settings.zero}: after an overflow"
+            " the scale is never lowered and nothing is trained; use engine.precision=bf16 or "
             "engine.zero=0"
         )
     trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     bucket = min(-(-trained // 1024) * 1024, BUCKET)  # NCCL wants an even number
     config = {
         "train_micro_batch_size_per_gpu": max(1, batch // ranks.world_size()),
-        "gradient_accumulation_steps": accumulation,
-        # DeepSpeed clips at 1.0 unless told otherwise
-        "gradient_clipping": clipping,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.clipping,  # DeepSpeed's default is 1.0
         "zero_optimization": {
-            "stage": zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+            "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
         },
-        # ZeRO asks for this when the optimizer is torch's
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": True,  # torch's
         "torch_autocast": {
-            "enabled": precision != "fp32",
-            "dtype": "bfloat16" if precision != "fp16" else "float16",
-            # none: gradients are averaged in fp32
-            "lower_precision_safe_modules": [],
+            "enabled": settings.precision != "fp32",
+            "dtype": "float16" if settings.precision == "fp16" else "bfloat16",
+            "lower_precision_safe_modules": [],  # none: gradients are averaged in fp32
         },
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,

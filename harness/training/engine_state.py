@@ -1,4 +1,4 @@
-"""What a DeepSpeed engine has trained, taken out and put back: weights, moments, step counts.
+"""The trained state of a DeepSpeed engine, read and restored: weights, moments, step counts.
 
 Tensors are whole and named by parameter, whether or not ZeRO splits them over the ranks.
 """
@@ -13,50 +13,42 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     """Return whole weights (with buffers), moments and step counts, on the CPU; on every rank."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    steps: dict[str, float] = {}
     _link_moments(engine)
-    for name, parameter in trained(engine.module):
-        weights[name] = _full_weight(engine, parameter)
-        for moment in MOMENTS:
-            value = _full_moment(engine, parameter, moment)
-            if value is not None:
-                moments[f"{name}.{moment}"] = value
-        steps[name] = _step_of(engine, parameter)
-    for name, buffer in buffers(engine.module).items():
-        weights[name] = buffer.detach().cpu().clone()
-    return weights, moments, steps
+    parameters = trained(engine.module)
+    steps = {name: _step_of(engine, parameter) for name, parameter in parameters}
+    weights = {name: _whole(engine, parameter) for name, parameter in parameters}
+    moments = {
+        f"{name}.{moment}": _whole(engine, parameter, moment)
+        for name, parameter in parameters if steps[name] for moment in MOMENTS
+    }
+    running = {n: b.detach().cpu().clone() for n, b in buffers(engine.module).items()}
+    return weights | running, moments, steps
 
 
 def restore(
     engine: Any, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: dict[str, float]
 ) -> None:
-    """Put what `collect` returned into a fresh engine; names and shapes must fit."""
-    parameters = dict(trained(engine.module))
-    with torch.no_grad():
-        for name, buffer in buffers(engine.module).items():
-            buffer.copy_(weights[name])
+    """Load what `collect` returned into a fresh engine; names and shapes must fit."""
     if moments:
         _make_state(engine)
-    if _is_split(engine):
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in parameters.items():
-            safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
-            parameter.data.copy_(weights[name])
-            for moment in MOMENTS if moments else ():
-                value = moments[f"{name}.{moment}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
-        for state in _inner(engine).state.values() if moments else ():
-            state["step"].fill_(max(steps.values()))
+    parameters = trained(engine.module)
+    with torch.no_grad():
+        for name, tensor in [*buffers(engine.module).items(), *parameters]:
+            tensor.copy_(weights[name])
+    if not _is_split(engine):
+        for name, parameter in parameters if moments else ():
+            for key, value in _inner(engine).state[parameter].items():
+                value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
         return
-    for name, parameter in parameters.items():
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-        state = _inner(engine).state[parameter] if moments else {}
-        for key, value in state.items():
-            value.fill_(steps[name]) if key == "step" else value.copy_(moments[f"{name}.{key}"])
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for name, parameter in parameters:
+        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        for moment in MOMENTS if moments else ():
+            value = moments[f"{name}.{moment}"].to(parameter.device)
+            safe_set_full_optimizer_state(parameter, value, moment)
+    for state in _inner(engine).state.values() if moments else ():
+        state["step"].fill_(max(steps.values()))
 
 
 def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -83,59 +75,45 @@ def _is_split(engine: Any) -> bool:
 
 
 def _link_moments(engine: Any) -> None:
-    """Have ZeRO find each parameter's moments.
+    """Link each parameter to its moments under ZeRO.
 
-    DeepSpeed 0.19.8 links them once, after the first group's first step, when the other groups have
-    no moments yet; those could never be read.
+    DeepSpeed 0.19.8 does so only after the first group's first step, before the others have any.
     """
     if not _is_split(engine):
         return
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state as link
 
-    groups = zip(
-        engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
-    )
+    zero, state = engine.optimizer, _inner(engine).state
+    groups = zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
     for parameters, partition in groups:
-        lazy_init_hp_params_optimizer_state(parameters, partition, _inner(engine).state)
+        link(parameters, partition, state)
 
 
-def _full_weight(engine: Any, parameter: nn.Parameter) -> Tensor:
-    if _is_split(engine):
+def _whole(engine: Any, parameter: nn.Parameter, moment: str = "") -> Tensor:
+    """Return a parameter, or one of its moments."""
+    if not _is_split(engine):
+        tensor = _inner(engine).state[parameter][moment] if moment else parameter
+    else:
         from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.utils import safe_get_full_optimizer_state as get
 
-        return safe_get_full_fp32_param(parameter).detach().cpu().clone()
-    return parameter.detach().cpu().clone()
-
-
-def _full_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor | None:
-    if not _step_of(engine, parameter):
-        return None
-    if _is_split(engine):
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
-    return _inner(engine).state[parameter][moment].detach().cpu().clone()
+        tensor = get(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
+    return tensor.detach().cpu().clone()
 
 
 def _step_of(engine: Any, parameter: nn.Parameter) -> float:
     """Return the optimizer steps of a parameter; under ZeRO all parameters have the same count."""
     states = _inner(engine).state
-    if _is_split(engine):
-        steps = [s["step"] for s in states.values() if "step" in s]
-        return float(steps[0]) if steps else 0.0
-    return float(states[parameter]["step"]) if "step" in states.get(parameter, {}) else 0.0
+    own = states.values() if _is_split(engine) else [states.get(parameter, {})]
+    return max((float(state["step"]) for state in own if "step" in state), default=0.0)
 
 
 def _make_state(engine: Any) -> None:
-    """Have the optimizer create its moments, by a step at learning rate 0; they are set later."""
+    """Make the optimizer create its moments, by a step; its result is overwritten by `restore`."""
     optimizer = _inner(engine)
-    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
     _link_moments(engine)

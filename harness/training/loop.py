@@ -1,6 +1,6 @@
 """The one training loop: batch, losses by name, backward, step, record, save, stop.
 
-The loop does not know what it trains: a `Stage` tells it. All stages of an experiment run here.
+A `Stage` says what is trained. All stages of an experiment run here.
 """
 
 import logging
@@ -20,17 +20,17 @@ from harness.runs.execute import Report
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.training import checkpoints, progress, ranks
-from harness.training.checkpoints import Progress
+from harness.training.checkpoints import CheckpointWriter, Progress
 from harness.training.engine import EngineSettings, start_engine
 from harness.training.writers import CurveWriter, scalars_of
 
 log = logging.getLogger(__name__)
 MEASURED = ("images_per_s", "memory_gb")
-"""Entries of an epoch's line that depend on the machine and change when a run is interrupted."""
+"""Entries of an epoch's line that depend on the machine and on interruptions."""
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 """The parts of a step, by their names in a profile."""
 SAVE, STOP = 1, 2
-"""What a rank may ask all ranks to do between two steps; the largest request counts."""
+"""Requests of a rank to all ranks between two steps; the largest counts."""
 
 
 @dataclass
@@ -40,16 +40,12 @@ class Stage:
     name: str
     objective: nn.Module
     """Called with a batch, returns losses by name, each a scalar over the global batch."""
-    weights: Mapping[str, float]
-    """The weight of each loss in the total that is minimised."""
+    weights: Mapping[str, float]  # of each loss in the total that is minimised
     optimizer: torch.optim.Optimizer
-    lr_factor: Callable[[int], float]
-    """Maps the epoch (from 1) to a factor on each group's learning rate."""
+    lr_factor: Callable[[int], float]  # from the epoch (1 the first), for all learning rates
     epochs: int
-    batch: int
-    """Samples per step, over all ranks."""
-    steps: Callable[[int], int]
-    """Maps the epoch to its number of batches."""
+    batch: int  # samples per step, over all ranks
+    steps: Callable[[int], int]  # from the epoch to its number of batches
     batches: Callable[[int, int], Iterator[Any]]
     """Maps (epoch, first step) to the batches of the epoch from that step on."""
     validate: Callable[[int], dict[str, Any]]
@@ -60,19 +56,16 @@ class Stage:
 class Recording:
     """What is logged, saved and checked while a stage is trained."""
 
-    log_every: int
-    """Steps between two lines of the metric log."""
+    log_every: int  # steps between two lines of the metric log
     save_every_s: float = math.inf
     """Seconds between checkpoints within an epoch; each epoch also ends with one."""
     divergence: float = math.inf
     """Training ends when a step's loss exceeds the first epoch's mean by this factor."""
-    report: Report | None = None
-    """Called on rank 0 with the line of each epoch."""
-    writers: tuple[CurveWriter, ...] = ()
-    """Writers of curves, on rank 0."""
+    report: Report | None = None  # called on rank 0 with the line of each epoch
+    writers: tuple[CurveWriter, ...] = ()  # of curves, on rank 0
     score_key: str = ""
     """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
-    shown: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     """Metrics, by dotted key, in each epoch's log line and among the curves."""
 
 
@@ -85,11 +78,11 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
-    engine = engine_for(stage, settings)
+    engine = start_engine(stage.objective, stage.optimizer, stage.batch, settings)
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
-        with checkpoints.Writer(run.checkpoints, signature=run.signature) as writer:
-            before = at.epoch
+        before = at.epoch
+        with CheckpointWriter(run.checkpoints, signature=run.signature) as writer:
             while at.epoch <= stage.epochs:
                 _train_epoch(stage, run, engine, settings, recording, writer, at, pace)
         if at.epoch > before:
@@ -100,46 +93,26 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
         engine.destroy()
 
 
-def engine_for(stage: Stage, settings: EngineSettings) -> Any:
-    """Return a stage's DeepSpeed engine."""
-    return start_engine(
-        stage.objective, stage.optimizer, batch=stage.batch, precision=settings.precision,
-        zero=settings.zero, accumulation=settings.accumulation, clipping=settings.clipping,
-    )
-
-
 def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
     """Return where training resumes: at the last checkpoint, if it is one of this stage."""
-    found = None
-    with ranks.leader_first() as acts:
-        if acts:
-            found = checkpoints.latest(run.checkpoints, signature=run.signature)
-    found = ranks.from_leader(found)
-    if found is None or found[1].stage != stage.name:
-        lines = 0 if found is None else found[1].metric_lines
-        with ranks.leader_first() as acts:
-            if acts:
-                if found is None:
-                    _refuse_to_start_over(run)
-                run.keep_metrics(lines)
-        return Progress(stage.name, 1, 0, lines)
-    path, at = found
-    checkpoints.restore(path, engine)
-    with ranks.leader_first() as acts:
-        if acts:
-            checkpoints.go_on_from(path)
-            run.keep_metrics(at.metric_lines)
-    log.info("%s resumes at epoch %d, step %d", stage.name, at.epoch, at.step)
+    last = ranks.on_leader(lambda: checkpoints.latest(run.checkpoints, signature=run.signature))
+    if last is None:
+        ranks.on_leader(lambda: _refuse_to_start_over(run))
+    if last is not None and last[1].stage == stage.name:
+        path, at = last
+        checkpoints.restore(path, engine)
+        ranks.on_leader(lambda: checkpoints.remove_newer(path))
+        log.info("%s resumes at epoch %d, step %d", stage.name, at.epoch, at.step)
+    else:
+        at = Progress(stage.name, 1, 0, 0 if last is None else last[1].metric_lines)
+    ranks.on_leader(lambda: run.keep_metrics(at.metric_lines))
     return at
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some.
-
-    An epoch's line is written before its checkpoint, which is written during the next epoch.
-    """
+    """Raise UserError when a run without checkpoints must have had some."""
     epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
-    if len(epochs) > 2:
+    if len(epochs) > 2:  # a checkpoint is written while the next epoch is trained
         raise UserError(
             f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
             f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"
@@ -148,11 +121,13 @@ def _refuse_to_start_over(run: Run) -> None:
 
 def _train_epoch(
     stage: Stage, run: Run, engine: Any, settings: EngineSettings, recording: Recording,
-    writer: checkpoints.Writer, at: Progress, pace: progress.Pace,
+    writer: CheckpointWriter, at: Progress, pace: progress.Pace,
 ) -> None:
     """Train one epoch from step `at.step`, and move `at` to the start of the next epoch."""
-    lr = _set_lr(engine, stage.lr_factor(at.epoch))
-    count = stage.steps(at.epoch)
+    factor, count, every = stage.lr_factor(at.epoch), stage.steps(at.epoch), settings.accumulation
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    lr = float(engine.optimizer.param_groups[0]["lr"])
     first, started = at.step, time.perf_counter()
     saved = started
     stage.objective.train()
@@ -160,38 +135,41 @@ def _train_epoch(
     with progress.bar(title, total=count, done=first) as advance:
         for batch in stage.batches(at.epoch, first):
             last = at.step + 1 == count
-            boundary = last or (at.step + 1) % settings.accumulation == 0
+            boundary = last or (at.step + 1) % every == 0
             # an epoch's last optimizer step may have fewer batches to average over
-            start = at.step - at.step % settings.accumulation
-            window = min(settings.accumulation, count - start)
+            window = min(every, count - at.step + at.step % every)
             losses = train_step(
                 stage, engine, batch, at, boundary=boundary, window=window,
                 divergence=recording.divergence,
             )
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             pace.step()
-            _record_step(stage, run, recording, at, losses, lr, count)
-            step_s = (time.perf_counter() - started) / (at.step - first)
-            left = pace.left(_steps_left(stage, at, count))
-            advance(_bar_text(losses, stage.batch / step_s, left))
+            if ranks.rank() == 0 and at.steps_total % recording.log_every == 0 and not last:
+                at.metric_lines += 1
+                record_line(run, recording, _line("step", stage, at, losses, lr))
+            speed = stage.batch * (at.step - first) / (time.perf_counter() - started)
+            left = pace.left((stage.epochs - at.epoch + 1) * count - at.step)
+            parts = [f"{name} {value:.3g}" for name, value in losses.items() if name != "loss"]
+            left = left and f", stage {left}"
+            # the most important first: a narrow terminal cuts the end off
+            advance(f"loss {losses['loss']:.4f}{left}, {speed:.0f} images/s, {' '.join(parts)}")
             if last or not boundary:
                 continue
             due = time.perf_counter() - saved >= recording.save_every_s
-            asked = ranks.largest(STOP if stop_requested() else SAVE if due else 0)
-            if asked:
+            request = ranks.largest(STOP if stop_requested() else SAVE if due else 0)
+            if request:
                 writer.save(engine, at)
                 saved = time.perf_counter()
-            if asked == STOP:
+            if request == STOP:
                 writer.finish()
                 raise Stopped(f"on request in {stage.name}, epoch {at.epoch}, after step {at.step}")
     assert at.step == count, f"{stage.name}: got {at.step} batches, expected {count}"
-    seconds = time.perf_counter() - started
-    step_s = seconds / max(1, count - first)
-    line = _finish_epoch(stage, run, recording, at, lr, step_s, pace)
+    speed = stage.batch * max(1, count - first) / (time.perf_counter() - started)
+    line = _finish_epoch(stage, run, recording, at, lr, speed, pace)
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
     writer.save(engine, at, lookup(line, recording.score_key))
-    if line is not None and recording.report is not None:
+    if ranks.rank() == 0 and recording.report is not None:
         recording.report(line)
     if at.epoch <= stage.epochs and ranks.any_rank(stop_requested()):
         writer.finish()
@@ -226,10 +204,7 @@ def train_step(
 
 
 def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: float) -> None:
-    """Raise UserError when a loss is not finite, or when their total has diverged.
-
-    Losses are those of the global batch, so all ranks raise together.
-    """
+    """Raise UserError, on all ranks, when a loss is not finite or their total has diverged."""
     place = f"{stage.name}, epoch {at.epoch}, step {at.step + 1}"
     parts = [name for name in values if name != "loss"]
     wrong = [name for name in parts if not math.isfinite(values[name])]
@@ -248,71 +223,45 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
         )
 
 
-def _set_lr(engine: Any, factor: float) -> float:
-    """Set every group's learning rate; returns the first group's."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    return float(engine.optimizer.param_groups[0]["lr"])
-
-
-def _record_step(
-    stage: Stage, run: Run, recording: Recording, at: Progress, losses: dict[str, float],
-    lr: float, count: int,
-) -> None:
-    if ranks.rank() != 0:
-        return
-    if at.steps_total % recording.log_every == 0 and at.step < count:
-        parts = {name: value for name, value in losses.items() if name != "loss"}
-        at.metric_lines += 1
-        record_line(run, recording, {
-            "kind": "step", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
-            "loss": losses["loss"], "losses": parts, "lr": lr,
-        })
+def _line(
+    kind: str, stage: Stage, at: Progress, losses: Mapping[str, float], lr: float
+) -> dict[str, Any]:
+    """Return a line of the metric log; losses: their total too, under the name "loss"."""
+    parts = {name: value for name, value in losses.items() if name != "loss"}
+    return {
+        "kind": kind, "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
+        "loss": losses["loss"], "losses": parts, "lr": lr,
+    }
 
 
 def _finish_epoch(
-    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, step_s: float,
+    stage: Stage, run: Run, recording: Recording, at: Progress, lr: float, images_per_s: float,
     pace: progress.Pace,
-) -> dict[str, Any] | None:
-    """Validate and log the epoch's means; returns the line on rank 0."""
+) -> dict[str, Any]:
+    """Validate and log the epoch's means; returns the line."""
     metrics = stage.validate(at.epoch)
-    if ranks.rank() != 0:
-        return None
     means = {name: value / at.step for name, value in at.sums.items()}
-    loss = means.pop("loss")
-    line = {
-        "kind": "epoch", "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
-        "loss": loss, "losses": means, "lr": lr, "images_per_s": stage.batch / step_s,
-        "memory_gb": ranks.peak_memory_gb(), **metrics,
+    line = _line("epoch", stage, at, means, lr) | {
+        "images_per_s": images_per_s, "memory_gb": ranks.peak_memory_gb(), **metrics
     }
+    if ranks.rank() != 0:
+        return line
     at.metric_lines += 1
     record_line(run, recording, line)
-    parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-    found = {key: lookup(metrics, key) for key in recording.shown}
-    scores = "".join(f" {key} {value:.4f}" for key, value in found.items() if value is not None)
-    left = pace.left(_steps_left(stage, at, at.step))
+    parts = " ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
+    scores = {key: lookup(metrics, key) for key in recording.metrics}
+    text = "".join(f" {key} {value:.4f}" for key, value in scores.items() if value is not None)
+    left = pace.left((stage.epochs - at.epoch) * at.step)  # if all epochs are as long
     log.info(
         "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, loss, parts, lr, line["images_per_s"], scores,
-        f", {left}" if left else "",
+        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
+        left and f", {left}",
     )
     return line
-
-
-def _steps_left(stage: Stage, at: Progress, count: int) -> int:
-    """Return the steps left in the stage, assuming that every epoch has `count` steps."""
-    return count - at.step + (stage.epochs - at.epoch) * count
-
-
-def _bar_text(losses: dict[str, float], images_per_s: float, left: str) -> str:
-    """Return the text beside the bar, the most important first: a narrow terminal cuts its end."""
-    parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
-    stage = f", stage {left}" if left else ""
-    return f"loss {losses['loss']:.4f}{stage}, {images_per_s:.0f} images/s, {parts}"
 
 
 def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
     """Append a line of a step or an epoch to the metric log and to the curves; on rank 0 only."""
     run.log_metrics(line)
     for writer in recording.writers:
-        writer.write(scalars_of(line, recording.shown), line["stage"], line["step"])
+        writer.write(scalars_of(line, recording.metrics), line["stage"], line["step"])

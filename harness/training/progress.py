@@ -24,23 +24,23 @@ BAR_WIDTH = 10
 class Pace:
     """Mean time per step, including validation and checkpoints in between."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._started: float | None = None
         self._steps = 0
 
     def step(self) -> None:
         """Count a finished step. The first, slower one only starts the clock."""
         if self._started is None:
-            self._started = self._clock()
+            self._started = time.perf_counter()
         else:
             self._steps += 1
 
     def left(self, steps: int) -> str:
-        """Return the time for so many steps, such as `12 min left`; "" until it is known."""
+        """Return the time that the steps will take, such as `12 min left`; "" until known."""
         if self._started is None or not self._steps or not steps:
             return ""
-        return f"{in_words((self._clock() - self._started) / self._steps * steps)} left"
+        step_s = (time.perf_counter() - self._started) / self._steps
+        return f"{in_words(steps * step_s)} left"
 
 
 def in_words(seconds: float) -> str:
@@ -59,7 +59,7 @@ def in_words(seconds: float) -> str:
 @contextmanager
 def bar(title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
     """Show a bar of `total` steps, `done` of them finished, while the body runs."""
-    if not _is_shown():
+    if not _on_terminal():
         yield lambda text: None
         return
     with _columns() as progress:
@@ -70,7 +70,7 @@ def bar(title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
 @contextmanager
 def counter(title: str) -> Iterator[Count]:
     """Show how many of a total are done: a bar in a terminal, elsewhere a log line per 10%."""
-    if _is_shown():
+    if _on_terminal():
         with _columns() as progress:
             task = progress.add_task(title, total=None, text="")
             yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -86,25 +86,20 @@ def counter(title: str) -> Iterator[Count]:
     yield report
 
 
-def _is_shown() -> bool:
+def _on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 def _columns() -> "Progress":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import console, progress
     from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        progress.BarColumn(BAR_WIDTH), progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
         # takes the rest of the line, and is cut off where that is too short
-        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
+        progress.TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    terminal = console.Console(stderr=True)
+    return progress.Progress(*columns, console=terminal, transient=True, expand=True)

@@ -1,8 +1,7 @@
-"""The ranks of a run: how they start, which device each uses, and the collectives we need.
+"""The ranks of a run: their start, their devices and their collectives.
 
 Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
-backward sums over the ranks and DeepSpeed averages, so gradients equal those of one rank (the scale
-is 1: a gathered row's gradient is summed W times, then divided by W).
+backward sums over the W ranks and DeepSpeed divides by W, so gradients equal those of one rank.
 """
 
 import atexit
@@ -10,11 +9,11 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,27 +22,27 @@ from torch import Tensor
 from harness.base.machine import free_port, machine_gpus, visible_gpus
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def init_ranks(timeout_minutes: float = 30.0) -> None:
     """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
 
-    A collective fails when it waits for a rank longer than the timeout. Rank and world size come
-    from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them this process is the
-    only rank; its port is a free one, and child processes do not inherit it.
+    A collective fails when it waits for a rank longer than the timeout. RANK, WORLD_SIZE,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT name the ranks. Without them this process is the only
+    rank, with a free port that child processes do not inherit.
     """
     if dist.is_initialized():
         return
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    own = {name: value for name, value in own.items() if name not in os.environ}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {name: value for name, value in address.items() if name not in os.environ}
     os.environ.update(own)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     set_gpu()
-    deepspeed = import_deepspeed()
-    deepspeed.init_distributed(
+    import_deepspeed().init_distributed(
         auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
     )
     for name in own:
@@ -51,45 +50,34 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
     if not torch.cuda.is_available() and world_size() > 1:
-        atexit.register(_let_go)
+        # Gives gloo's threads, which wait for the GIL, time to drop the tensors of the last
+        # collective. Dropping them later aborts the process (one or two of four ranks on two
+        # cores), even with the process group destroyed.
+        atexit.register(time.sleep, 0.1)
 
 
 def set_gpu() -> None:
-    """Select this rank's GPU: one per rank, where the machine has enough."""
+    """Select this rank's GPU: a separate one if the machine has enough."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def idle_gpus() -> str:
-    """Return which GPUs of this machine its ranks leave idle, and why; "" when there are none."""
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
+    """Return how many GPUs of this machine its ranks leave idle, and why; "" if none."""
     if torch.cuda.is_available():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", max(1, world_size() // nodes)))
         count = torch.cuda.device_count()
-        if ranks >= count:
-            return ""
-        return (
-            f"this run leaves {count - ranks} of {count} GPUs idle, as each rank uses one: start "
+        return "" if local >= count else (
+            f"this run leaves {count - local} of {count} GPUs idle, as each rank uses one: start "
             f"{count} ranks (torchrun --nproc-per-node={count}, in a sweep resources.gpus={count})"
         )
-    there = len(machine_gpus())
-    if not there:
+    if not (count := len(machine_gpus())):
         return ""
     why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
     if visible_gpus():
         why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
-    idle = "1 GPU is" if there == 1 else f"{there} GPUs are"
-    return f"Training on the CPU; {idle} idle: {why}"
-
-
-def _let_go() -> None:
-    """Give gloo's threads time to drop the tensors of the last collective before Python exits.
-
-    A thread that does so while Python exits aborts the process: with four ranks on two cores that
-    exited right after a collective, one or two ranks of most runs aborted. Destroying the process
-    group first does not help.
-    """
-    time.sleep(0.1)  # releases the GIL, for which they wait
+    return f"Training on the CPU; {count} GPU{' is' if count == 1 else 's are'} idle: {why}"
 
 
 def import_deepspeed() -> Any:
@@ -98,7 +86,7 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import resets it
     ops = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(ops, dict):
         ops["deepspeed_shm_comm"] = False
@@ -106,12 +94,9 @@ def import_deepspeed() -> Any:
 
 
 def be_repeatable() -> None:
-    """Make computation on a CPU deterministic.
-
-    On a GPU that would cost speed; there, runs agree up to rounding.
-    """
+    """Make computation on a CPU deterministic; GPUs stay fast, and agree up to rounding."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    # filling uninitialised memory as well would cost up to a tenth of the training time
+    # filling uninitialised memory would cost up to a tenth of the training time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -126,10 +111,9 @@ def has_fast_bf16() -> bool:
 
 
 def device() -> torch.device:
-    """Return the device of this rank: its GPU where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else (
-        torch.device("cpu")
-    )
+    """Return the device of this rank: its GPU if there is one, else the CPU."""
+    on_gpu = torch.cuda.is_available()
+    return torch.device(f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu")
 
 
 def rank() -> int:
@@ -186,23 +170,29 @@ def largest(value: int) -> int:
 
 @contextmanager
 def leader_first() -> Iterator[bool]:
-    """Yield True on rank 0 and False elsewhere; the other ranks wait for rank 0's body to end.
+    """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends.
 
-    A failure of rank 0 is raised on every rank, so that no rank waits forever.
+    A failure of rank 0 is raised on every rank, so that none waits forever.
     """
-    failure: list[Any] = [None]
     caught: BaseException | None = None
     try:
         yield rank() == 0
     except BaseException as error:
         caught = error
-        failure = [f"{type(error).__name__}: {error}"]
-    if world_size() > 1:
-        dist.broadcast_object_list(failure, src=0)
+    failure = from_leader(None if caught is None else f"{type(caught).__name__}: {caught}")
     if caught is not None:
         raise caught
-    if failure[0] is not None:
-        raise RuntimeError(f"rank 0 failed: {failure[0]}")
+    if failure is not None:
+        raise RuntimeError(f"rank 0 failed: {failure}")
+
+
+def on_leader(function: Callable[[], T]) -> T:
+    """Call a function on rank 0, as `leader_first` does; return its result on every rank."""
+    result = None
+    with leader_first() as acts:
+        if acts:
+            result = function()
+    return from_leader(result)
 
 
 def from_leader(value: Any) -> Any:
@@ -238,17 +228,16 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def shard(count: int) -> slice:
-    """Return this rank's contiguous share of `count` items; shares differ by at most one."""
+    """Return this rank's contiguous share of `count` items; sizes differ by at most one."""
     size, rest = divmod(count, world_size())
     start = rank() * size + min(rank(), rest)
     return slice(start, start + size + (rank() < rest))
 
 
 def padded_shard(count: int) -> Tensor:
-    """Return this rank's share of the indices 0..count-1; all shares are equally long.
+    """Return this rank's share of the indices 0..count-1, equally long on every rank.
 
     The final index pads the last shares; cut gathered rows back to `count`.
     """
     size = -(-count // world_size())
-    first = rank() * size
-    return torch.arange(first, first + size).clamp(max=count - 1)
+    return (rank() * size + torch.arange(size)).clamp(max=count - 1)

@@ -1,4 +1,4 @@
-"""A run's curves on Weights & Biases, where requested; its failures never end a run.
+"""A run's curves on Weights & Biases, if requested; its failures never end a run.
 
 W&B's environment variables and `wandb login` set mode (online, offline, disabled), account, server.
 """
@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,7 +38,7 @@ class WandbWriter:
     """
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
-        # also keeps it from asking for a login, at which all ranks would wait
+        # also stops it from asking for a login, while all ranks would wait
         os.environ.setdefault("WANDB_SILENT", "true")
         self._axes: dict[str, str] = {}
         self._run: Any = None
@@ -49,65 +50,51 @@ class WandbWriter:
                 "(WANDB_MODE=offline skips the attempt)",
                 " ".join(str(error).split()), run.folder,
             )
-        if self._run is None:
-            try:
-                self._run = _start_offline(run, project, config)
-            except Exception as error:
-                self._give_up(error)
+            with self._giving_up_on_failure():
+                import wandb
+
+                wandb.teardown()  # its process still counts the run that it could not start
+                self._run = _start(run, project, config, mode="offline")
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
         """Send numbers by name at a step, which is counted within the stage."""
+        axis = f"{stage}/step"
         if self._run is None:
             return
-        axis = f"{stage}/step"
-        try:
+        with self._giving_up_on_failure():
             # W&B's steps must rise, but each stage counts from 0
             for part in {name.partition("/")[0] for name in scalars}:
                 if self._axes.get(part) != axis:
                     self._run.define_metric(f"{part}/*", step_metric=axis)
                     self._axes[part] = axis
             self._run.log({**scalars, axis: step})
-        except Exception as error:  # such as a signal to the whole job, W&B's process included
-            self._give_up(error)
 
     def close(self, *, failed: bool) -> None:
         """End the W&B run; one that `failed` or was stopped is marked, and may be resumed later."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=int(failed))
-        except Exception as error:
-            self._give_up(error)
+        with self._giving_up_on_failure():
+            if self._run is not None:
+                self._run.finish(exit_code=int(failed))
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        log.warning("W&B: %r; this attempt sends nothing more", error)
+    @contextmanager
+    def _giving_up_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # such as a signal to the whole job, W&B's process included
+            self._run = None
+            log.warning("W&B: %r; this attempt sends nothing more", error)
 
 
 def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) -> Any:
     import wandb  # most of a second
 
+    id_file = run.folder / "wandb_id.txt"  # unique, and the same in each attempt
+    if not id_file.exists():
+        name = re.sub(r"[^\w.-]", "-", run.name)
+        write_text(id_file, f"{name}-{uuid.uuid4().hex[:8]}\n")
     return wandb.init(
         project=project, config=dict(config), dir=run.folder, resume="allow",
-        id=_id(run), name=run.name, group=run.folder.parent.name,
-        reinit="create_new",
+        id=id_file.read_text(encoding="utf-8").strip(), name=run.name,
+        group=run.folder.parent.name, reinit="create_new",
         # the run has its own log file, and bars need the terminal unchanged
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )
-
-
-def _id(run: Run) -> str:
-    """Return the W&B id of the run: unique, and the same in each attempt."""
-    file = run.folder / "wandb_id.txt"
-    if not file.exists():
-        name = re.sub(r"[^\w.-]", "-", run.name)
-        write_text(file, f"{name}-{uuid.uuid4().hex[:8]}\n")
-    return file.read_text(encoding="utf-8").strip()
-
-
-def _start_offline(run: Run, project: str, config: Mapping[str, Any]) -> Any:
-    """Start again, offline, after a failure."""
-    import wandb
-
-    wandb.teardown()  # its process still counts the run that it could not start
-    return _start(run, project, config, mode="offline")

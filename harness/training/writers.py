@@ -1,24 +1,14 @@
-"""Curves of a run: writers on rank 0 that get each line of the metric log besides the file."""
+"""Curves of a run: writers on rank 0 get each line of the metric log, besides the file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness.base.mappings import lookup
 from harness.runs.run import Run
 from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
-
-
-class CurveWriter(Protocol):
-    """A destination of curves."""
-
-    def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
-        """Add numbers by name at a step, which is counted within the stage."""
-
-    def close(self, *, failed: bool) -> None:
-        """Write what is pending; `failed`: the run did not finish."""
 
 
 class TensorBoardWriter:
@@ -37,19 +27,19 @@ class TensorBoardWriter:
         self._writer.close()
 
 
-def scalars_of(line: Mapping[str, Any], shown: Sequence[str]) -> dict[str, float]:
+CurveWriter = TensorBoardWriter | WandbWriter
+
+
+def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
     """Return the numbers in a line of the metric log by the names of their curves.
 
-    These are `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>`, and the metrics in `shown` (by
-    dotted key) that the line has.
+    `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`.
     """
     stage = line["stage"]
-    found = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
-    found |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    for key in shown:
-        if (value := lookup(line, key)) is not None:
-            found[key.replace(".", "/")] = value
-    return found
+    scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
+    scalars |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
+    scores = {key.replace(".", "/"): lookup(line, key) for key in metrics}
+    return scalars | {name: value for name, value in scores.items() if value is not None}
 
 
 @contextmanager
@@ -58,8 +48,8 @@ def open_writers(
 ) -> Iterator[tuple[CurveWriter, ...]]:
     """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
-    wandb: the W&B project, empty for none; config: the run's configuration for W&B. Raises
-    UserError on every rank when W&B is requested but not installed.
+    wandb: the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank
+    when W&B is requested but not installed.
     """
     check_installed(wandb)
     writers: list[CurveWriter] = []

@@ -123,7 +123,7 @@ def open_features(
     """
     path = Path(path)
     with ExitStack() as stack:
-        with hdf5.told(path):
+        with hdf5.as_user_error(path):
             file = stack.enter_context(hdf5.open_file(path))
             content = _get_file(path, file, groups, optional)
         yield content

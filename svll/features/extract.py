@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.images.loader import ImageLoader
-from harness.images.views import View
+from harness.images.views import Transform
 from harness.training import progress, ranks
 from svll.base.feature_file import FeatureGroup
 from svll.base.records import Records
@@ -74,9 +74,9 @@ def _encoded(
     if not batches:
         return
     loader = ImageLoader(
-        reader.places(records.paths), height=reader.height, width=reader.width,
-        views={"image": View()}, resize=TEST_RESIZE, batch_size=reader.batch, seed=0,
-        threads=reader.threads, device=reader.device, mean=reader.mean, std=reader.std,
+        reader.places(records.paths),
+        Transform(reader.height, reader.width, TEST_RESIZE, reader.mean, reader.std),
+        batch_size=reader.batch, seed=0, threads=reader.threads, device=reader.device,
     )
     try:
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:

@@ -136,12 +136,11 @@ def _read(
     paths: Sequence[str], model: LoadedModel, size: int, broken: list[Fault] | None = None
 ) -> Iterator[tuple[Rows, Tensor]]:
     from harness.images.loader import read_images  # DALI, Numba: not for arrays
+    from harness.images.views import Transform
 
-    return read_images(
-        paths, broken, height=model.height, width=model.width, resize=TEST_RESIZE,
-        batch_size=size, device=str(next(model.parameters()).device), mean=model.mean,
-        std=model.std,
-    )
+    transform = Transform(model.height, model.width, TEST_RESIZE, model.mean, model.std)
+    device = str(next(model.parameters()).device)
+    return read_images(paths, transform, broken, batch_size=size, device=device)
 
 
 def _normalised(image: Image.Image | NDArray[np.uint8], model: LoadedModel) -> Tensor:

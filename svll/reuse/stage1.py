@@ -127,7 +127,7 @@ def _fetched(folder: Path, own: Path) -> tuple[dict[str, Any], list[dict[str, An
         about = dict(read_json(own / "about.json"))
         text = (own / "metrics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
-        progress = checkpoints.checked(own / "checkpoint", about["of"])
+        progress = checkpoints.read_progress(own / "checkpoint", about["of"])
         if len(lines) != progress.metric_lines:
             raise ValueError(f"{len(lines)} lines are there of {progress.metric_lines}")
         return about, lines

@@ -20,6 +20,7 @@ from harness.base.files import atomic_write
 from harness.runs.run import Run
 from harness.training import loop, ranks
 from harness.training.checkpoints import Progress
+from harness.training.engine import start_engine
 from svll import stage1, stage2
 from svll.config import Config
 from svll.experiment import set_up
@@ -105,7 +106,7 @@ def profile_run(run: Run, config: Config) -> list[Profile]:
 
 
 def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
-    engine = loop.engine_for(stage, config.engine)
+    engine = start_engine(stage.objective, stage.optimizer, stage.batch, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
     stage.objective.train()
 

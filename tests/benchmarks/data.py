@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from harness.images.loader import ImageLoader
-from harness.images.views import View
+from harness.images.views import Transform, View
 from harness.training import ranks
 from tests.benchmarks.timing import Row, apart, in_turns, measured, median_s, row
 
@@ -106,8 +106,9 @@ def three_views(paths: Sequence[str], batch: int) -> ImageLoader:
     view = View(flip=0.5, pad=10, erase=0.5)
     other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
     return ImageLoader(
-        paths, height=HEIGHT, width=WIDTH, views={"main": view, "a": other, "b": other},
-        resize="bicubic", batch_size=batch, seed=1, threads=THREADS, device=str(ranks.device()),
+        paths,
+        Transform(HEIGHT, WIDTH, "bicubic", views={"main": view, "a": other, "b": other}),
+        batch_size=batch, seed=1, threads=THREADS, device=str(ranks.device()),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.training import ranks
 from harness.training.engine import Precision, start_engine
 from svll import stage1
-from svll.config import Stage1
+from svll.config import EngineConfig, Stage1
 from svll.features.extract import autocast
 from svll.models.clip import load_clip
 from svll.models.prompts import PromptLearner
@@ -42,10 +42,7 @@ def _step(batch: int) -> Row:
     device = str(ranks.device())
     precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     optimizer = stage1.optimizer(objective, objective.config)
-    engine = start_engine(
-        objective, optimizer, batch=batch, precision=precision, zero=0, accumulation=1,
-        clipping=0.0,
-    )
+    engine = start_engine(objective, optimizer, batch, EngineConfig(precision))
 
     def ours() -> None:
         losses = engine(stage1.PromptBatch(features, labels, 1))

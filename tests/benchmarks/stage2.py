@@ -18,7 +18,7 @@ import torch
 from harness.training import ranks
 from harness.training.engine import Precision, start_engine
 from svll import stage2
-from svll.config import Stage2
+from svll.config import EngineConfig, Stage2
 from svll.features.extract import autocast
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
@@ -74,10 +74,8 @@ def started(
     objective: stage2.ImageObjective, images: int, precision: Precision, zero: int = 0
 ) -> Callable[[stage2.ImageBatch], None]:
     """Return our step of `images` over all ranks, as training makes it."""
-    engine = start_engine(
-        objective, stage2.optimizer(objective, objective.config), batch=images,
-        precision=precision, zero=zero, accumulation=1, clipping=0.0,
-    )
+    optimizer = stage2.optimizer(objective, objective.config)
+    engine = start_engine(objective, optimizer, images, EngineConfig(precision, zero))
 
     def step(batch: stage2.ImageBatch) -> None:
         loss = _total(objective, engine(batch))

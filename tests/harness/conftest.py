@@ -62,7 +62,7 @@ def broken(photos: list[str], tmp_path: Path) -> dict[str, str]:
     Image.open(photos[0]).convert("P").save(tmp_path / "moving.gif")
     (tmp_path / "folder.jpg").mkdir()
     others = {
-        "moving.gif": "of a kind that is not supported (GIF, mode P); store it as JPEG or PNG",
+        "moving.gif": "not supported (GIF, mode P); store it as JPEG or PNG",
         "folder.jpg": "a folder",
         "nowhere.jpg": "missing",
     }

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from harness.base.errors import UserError
+from harness.cluster.causes import with_next_step
 from harness.config.build import build
 from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_mapping, to_yaml
+from harness.runs.failures import one_line
+from launch.slurm import METRICS
 from svll.base.protocols import PROTOCOLS
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal
@@ -72,7 +76,7 @@ def test_every_key_of_both_stages_has_a_default_that_is_checked_here() -> None:
 # --- faults ---
 
 FAULTY = {
-    "seed=-1": "must not be negative",
+    "seed=-1": "not negative, found -1",
     "data.validation=1.0": "less than 1, found 1.0",
     "data.validation=-0.1": "at least 0",
     "data.height=7": "at least 8 pixels",
@@ -233,6 +237,22 @@ def test_values_at_the_edge_of_what_works_are_taken(override: str) -> None:
     config_of(override)
 
 
+# --- what the harness uses ---
+
+
+def test_sweeps_are_ranked_by_a_metric_that_results_have() -> None:
+    assert Config.experiment.metric == "validation.mAP"
+    assert {Config.experiment.metric, *Config.experiment.columns.values()} <= set(METRICS)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "out of memory"])
+def test_a_gpu_without_memory_names_the_key_of_the_batch(message: str) -> None:
+    line = one_line(torch.OutOfMemoryError(message))
+    assert with_next_step(line, Config.experiment.advice) == (
+        f"{line}; the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16"
+    )
+
+
 # --- signature and recipes ---
 
 
@@ -310,12 +330,12 @@ def test_re_ranking_has_the_same_defaults_everywhere_and_needs_to_be_asked_for()
     again = config_of("evaluation.rerank=true", "evaluation.k1=20", "evaluation.weight=0.3")
     assert signature(again) == signature(config_of("evaluation.rerank=true"))
     assert signature(config_of("evaluation.rerank=true", "evaluation.k2=5")) != signature(again)
-    for key, told in {
+    for key, message in {
         "k1=5": r"rerank: evaluation\.k1, k2 and weight have no effect without it",
         "weight=2": "weight: must lie between 0 and 1, found 2",
         "k2=0": "k2: must be at least 1, found 0",
     }.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             config_of(f"evaluation.{key}")
 
 

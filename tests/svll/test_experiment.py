@@ -237,9 +237,9 @@ def test_a_run_on_staged_images_reads_only_those_and_has_the_same_numbers_to_the
     read: set[str] = set()
 
     class Watched(ImageLoader):
-        def __init__(self, paths: Sequence[str], **options: Any) -> None:
+        def __init__(self, paths: Sequence[str], *arguments: Any, **options: Any) -> None:
             read.update(paths)
-            super().__init__(paths, **options)
+            super().__init__(paths, *arguments, **options)
 
     for module in (svll.stage2, svll.features.extract):
         monkeypatch.setattr(module, "ImageLoader", Watched)

@@ -166,8 +166,8 @@ def test_sets_are_trained_on_together_and_tested_on_apart(
     six = [1, 2, 3, 4, 5, 6]
     assert labels.cameras == {"market1501": six, "folder": six}
     assert labels.places("folder", six)[0].tolist() == [6, 7, 8, 9, 10, 11]
-    told = [line for line in caplog.messages if "side information" in line]
-    assert [line.partition(" images ")[2].partition(":")[0] for line in told] == [
+    lines = [line for line in caplog.messages if "side information" in line]
+    assert [line.partition(" images ")[2].partition(":")[0] for line in lines] == [
         "have no known camera"
     ] * 2  # the list's query and gallery
     for name in ("features.h5", "features.list.h5"):

@@ -107,16 +107,16 @@ def test_one_bit_that_flipped_is_told_with_its_rows_however_it_is_read(tmp_path,
         with h5py.File(path) as file:
             chunk = file["features"].id.get_chunk_info_by_coord((first, 0)).byte_offset
         flip(path, chunk + 1600 * (row - first) + 801)
-        told = (
+        message = (
             rf"f.h5: rows {first} to {first + size - 1} of features are damaged: .*; "
             "write the file again"
         )
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read(path)
         with opened(path) as rows:
             for wanted in (slice(row, row + 1), slice(0, 3000), [row]):
-                # what HDF5 alone verifies is told with those rows of the chunk that were asked for
-                pattern = told if kind == "ours" else r"f.h5: rows \d+ to \d+ of features are"
+                # HDF5's own checksums report only the requested rows of the chunk
+                pattern = message if kind == "ours" else r"f.h5: rows \d+ to \d+ of features are"
                 with pytest.raises(UserError, match=pattern):
                     rows[wanted]
             other = 0 if row >= size else size

@@ -22,21 +22,15 @@ TESTING = {"test": View(), "erased": View(erase=1.0), "twin": View()}
 @pytest.mark.parametrize("views", [TRAINING, TESTING])
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
 def test_both_ways_give_the_same_views_within_a_few_grey_levels(photos, views, resize):
-    transform = Transform(views, HEIGHT, WIDTH, resize, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    transform = Transform(HEIGHT, WIDTH, resize, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), views)
     positions = np.arange(64, dtype=np.int64)
-    changes = [
-        draw_changes(view, HEIGHT, WIDTH, (11, 1, positions, index))
-        for index, view in enumerate(views.values())
-    ]
-    makers = [
-        CpuViews(transform, batch_size=64, threads=2),
-        DaliViews(transform, batch_size=64, threads=2, device=torch.device("cpu")),
-    ]
+    changes = draw_changes(transform, 11, 1, positions)
+    makers = [kind(transform, 64, 2, torch.device("cpu")) for kind in (CpuViews, DaliViews)]
     with ExitStack() as stack:
         for maker in makers:
             stack.enter_context(closing(maker))
-            maker.begin(photos, changes)
-        made = [maker.take() for maker in makers]
+        begun = [maker.begin(photos, changes) for maker in makers]
+        made = [take() for take in begun]
     scale = 255 * torch.tensor(transform.std)[:, None, None]
     for one, other in zip(*made, strict=True):
         difference = (one - other).abs() * scale

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from harness.base.errors import UserError
 from harness.images import cpu as cpu_views
 from harness.images import loader as pipeline
 from harness.images.loader import ImageLoader, decoder_name
-from harness.images.views import View
+from harness.images.views import Transform, View
 
 HEIGHT, WIDTH = 64, 32
 SEED = 11
@@ -32,11 +33,13 @@ def make_loader() -> Iterator[type]:
     made = []
 
     def make(paths: Sequence[str], **changes: object) -> ImageLoader:
-        options: dict = {
-            "height": HEIGHT, "width": WIDTH, "views": VIEWS, "resize": "bicubic",
-            "batch_size": 32, "seed": SEED, "threads": 1, "device": "cpu",
-        }
-        made.append(ImageLoader(paths, **(options | changes)))
+        names = {field.name for field in fields(Transform)} & changes.keys()
+        transform = replace(
+            Transform(HEIGHT, WIDTH, "bicubic", views=VIEWS),
+            **{name: changes.pop(name) for name in names},
+        )
+        options: dict = {"batch_size": 32, "seed": SEED, "threads": 1, "device": "cpu"}
+        made.append(ImageLoader(paths, transform, **(options | changes)))
         return made[-1]
 
     yield make
@@ -288,8 +291,7 @@ def test_files_that_go_missing_between_headers_and_pixels_are_left_out(
     monkeypatch.setattr(pipeline, "_header_faults", faults_of_headers)
     broken: list = []
     made = pipeline.read_images(
-        paths, broken, height=HEIGHT, width=WIDTH, resize="bicubic", batch_size=2, device="cpu",
-        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        paths, Transform(HEIGHT, WIDTH, "bicubic"), broken, batch_size=2, device="cpu"
     )
     assert [row for rows, _ in made for row in rows] == [0, 1, 3, 4]
     assert broken == [(paths[2], "missing")]

@@ -90,7 +90,7 @@ def test_kinds_that_would_come_out_white_or_wrong_are_refused(tmp_path: Path) ->
     kinds = {"floats.tif": "TIFF, mode F", "long.tif": "TIFF, mode I", "alpha.tif": "TIFF, mode LA",
              "named.jpg": "GIF, mode P"}
     assert faults == {
-        str(tmp_path / name): f"of a kind that is not supported ({kind}); store it as JPEG or PNG"
+        str(tmp_path / name): f"not supported ({kind}); store it as JPEG or PNG"
         for name, kind in kinds.items()
     }
     for name in ("floats.tif", "long.tif"):

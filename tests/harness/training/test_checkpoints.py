@@ -31,7 +31,7 @@ def save_often(folder: str) -> list[list[str]]:
     """Save at five points, with what a killed writer left; returns the folder after each."""
     engine = start(0)
     listings = []
-    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+    with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
         for step in range(5):
             os.makedirs(f"{folder}/.toy-killed.tmp", exist_ok=True)
             writer.save(engine, Progress("toy", 1, step, 0))
@@ -45,7 +45,7 @@ def save_scores(folder: str, scores: list[float | None]) -> list[list[str]]:
     """Save with each score in turn; returns which checkpoints are there after each."""
     engine = start(0)
     listings = []
-    with checkpoints.Writer(Path(folder), signature="a run") as writer:
+    with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
         for step, score in enumerate(scores):
             writer.save(engine, Progress("toy", 1, step, 0), score)
             writer.finish()
@@ -66,7 +66,7 @@ def draw_on(folder: str, resume: bool) -> list[float]:
         assert found is not None
         checkpoints.restore(found[0], engine)
     else:
-        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
             writer.save(engine, Progress("toy", 1, 1, 0))
     engine.destroy()
     drawn = [random.gauss(0, 1), random.random()]
@@ -82,7 +82,7 @@ def save_on_a_full_disk(folder: str) -> str:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        with checkpoints.Writer(Path(folder), signature="a run") as writer:
+        with checkpoints.CheckpointWriter(Path(folder), signature="a run") as writer:
             writer.save(engine, Progress("toy", 9, 9, 0))
     except UserError as error:
         return str(error)
@@ -160,9 +160,9 @@ def test_a_checkpoint_of_before_generators_were_kept_goes_on(saved: Path, one_ra
 def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(one_rank: Any, tmp_path: Path) -> None:
     one_rank(train, to=tmp_path, first=0, last=1, zero=0)
     before = content(tmp_path)
-    (told,) = one_rank(save_on_a_full_disk, folder=tmp_path)
-    assert told.startswith(f"{tmp_path}: the checkpoint cannot be written: ")
-    assert "too large" in told
+    (message,) = one_rank(save_on_a_full_disk, folder=tmp_path)
+    assert message.startswith(f"{tmp_path}: the checkpoint cannot be written: ")
+    assert "too large" in message
     assert_same(content(tmp_path), before)
     assert sorted(os.listdir(tmp_path)) == ["latest.json", "toy-0001-000001"]
 
@@ -230,17 +230,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     DAMAGES[damage](tmp_path / "toy-0001-000004")
     path, at = checkpoints.latest(tmp_path, signature="a run") or pytest.fail("none found")
     assert (path.name, at.step) == ("toy-0001-000003", 3)
-    (told,) = caplog.messages
-    assert told.startswith(f"{tmp_path}/toy-0001-000004: cannot be read: ")
-    assert told.endswith("; resuming from toy-0001-000003")
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}/toy-0001-000004: cannot be read: ")
+    assert message.endswith("; resuming from toy-0001-000003")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_when_all_checkpoints_are_damaged_nothing_starts_over(saved: Path, damage: str) -> None:
     DAMAGES[damage](saved / "toy-0001-000002")
-    told = refused(saved)
-    assert told.startswith(f"{saved}/toy-0001-000002: cannot be read: ")
-    assert told.endswith(f"delete the folder {saved} to start over")
+    message = refused(saved)
+    assert message.startswith(f"{saved}/toy-0001-000002: cannot be read: ")
+    assert message.endswith(f"delete the folder {saved} to start over")
 
 
 def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
@@ -263,8 +263,8 @@ def test_a_damaged_file_is_named_and_nothing_is_unpickled(
         (path / name).write_bytes(
             {"cut": content_before[:-40], "empty": b"", "pickle": pickled}[damage]
         )
-    (told,) = one_rank(refusal, path=path)
-    assert told.startswith(f"{path / name}: cannot be read: ")
+    (message,) = one_rank(refusal, path=path)
+    assert message.startswith(f"{path / name}: cannot be read: ")
 
 
 def test_restoring_unpickles_nothing(saved: Path, one_rank: Any) -> None:
@@ -286,8 +286,8 @@ def test_a_checkpoint_without_a_parameters_moments_is_refused(saved: Path, one_r
     moments = load_file(path / "moments.safetensors")
     del moments["last.bias.exp_avg"]
     save_file(moments, path / "moments.safetensors")
-    (told,) = one_rank(refusal, path=path)
-    assert told == f"{path}/moments.safetensors: has no last.bias.exp_avg"
+    (message,) = one_rank(refusal, path=path)
+    assert message == f"{path}/moments.safetensors: has no last.bias.exp_avg"
 
 
 def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
@@ -299,7 +299,7 @@ def test_what_came_after_the_point_of_a_resume_does_not_count_as_newer(
     found = checkpoints.latest(tmp_path, signature="a run")
     assert found is not None
     assert found[0] == before
-    checkpoints.go_on_from(before)
+    checkpoints.remove_newer(before)
     assert [p for p in tmp_path.glob("[!.]*") if p.is_dir()] == [before]
     assert f"{damaged} is removed: its steps are trained again" in caplog.text
 
@@ -312,7 +312,7 @@ def test_a_damaged_best_checkpoint_is_told_and_left_out(
     assert found is not None
     path, score, weights = found
     assert score == 0.9
-    assert weights.keys() == checkpoints.load_weights(path).keys()
+    assert weights.keys() == checkpoints.read_tensors(path / "weights.safetensors").keys()
     flip(path / "weights.safetensors")
     assert checkpoints.best_weights(tmp_path, signature="a run") is None
     assert "the best checkpoint is ignored, it cannot be read" in caplog.text

@@ -13,14 +13,14 @@ from harness.base.locks import LockLost, held_lock
 from harness.training import checkpoints, ranks
 from harness.training.checkpoints import Progress
 from harness.training.engine import start_engine
+from tests.harness.training.test_engine import Settings
 
 
 def save_twice(run: str, synced: int) -> str:
     """Save, and again while the run is taken over at that fsync; returns what is said then."""
     module = torch.nn.Linear(5, 3)
     trained = start_engine(
-        module, torch.optim.Adam(module.parameters(), fused=True), batch=8, precision="fp32",
-        zero=0, accumulation=1, clipping=0.0,
+        module, torch.optim.Adam(module.parameters(), fused=True), 8, Settings()
     )
     folder, lock = Path(run) / "checkpoints", Path(run) / "lock.json"
     fsync, left = os.fsync, synced
@@ -36,10 +36,10 @@ def save_twice(run: str, synced: int) -> str:
         with ExitStack() as stack:
             if ranks.rank() == 0:
                 stack.enter_context(held_lock(lock))
-            with checkpoints.Writer(folder, signature="a run") as writer:
+            with checkpoints.CheckpointWriter(folder, signature="a run") as writer:
                 writer.save(trained, Progress("toy", 1, 1, 0))
             os.fsync = take_over
-            with checkpoints.Writer(folder, signature="a run") as writer:
+            with checkpoints.CheckpointWriter(folder, signature="a run") as writer:
                 writer.save(trained, Progress("toy", 1, 2, 0))
     except (LockLost, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
-"""The engine trains as plain torch does, in the precision that it was told."""
+"""The engine trains as plain torch does, in the requested precision."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ STEPS, ROWS, RATE = 8, 12, 0.05
 
 
 # --- what runs on the ranks ---
+
+
+@dataclass
+class Settings:
+    precision: str = "fp32"
+    zero: int = 0
+    accumulation: int = 1
+    clipping: float = 0.0
 
 
 class Agreement(nn.Module):
@@ -47,8 +56,8 @@ def sgd_through_the_engine(zero: int, clipping: float) -> dict[str, list[float]]
     """Train with SGD, whose steps show a wrong scale of the gradient (Adam's hide it)."""
     module = Agreement()
     engine = start_engine(
-        module, torch.optim.SGD(module.parameters(), lr=RATE), batch=ROWS, precision="fp32",
-        zero=zero, accumulation=1, clipping=clipping,
+        module, torch.optim.SGD(module.parameters(), lr=RATE), ROWS,
+        Settings(zero=zero, clipping=clipping),
     )
     losses = []
     for batch in batches():
@@ -64,8 +73,7 @@ def fp16_with_zero(zero: int) -> str:
     module = nn.Linear(4, 4)
     try:
         start_engine(
-            module, torch.optim.Adam(module.parameters()), batch=1, precision="fp16", zero=zero,
-            accumulation=1, clipping=0.0,
+            module, torch.optim.Adam(module.parameters()), 1, Settings("fp16", zero=zero)
         )
     except UserError as error:
         return str(error)
@@ -76,9 +84,7 @@ def dtypes(precision: str) -> dict[str, str]:
     """What the forward pass computes in, and what is kept."""
     module = nn.Linear(4, 4)
     engine = start_engine(
-        module, torch.optim.Adam(module.parameters(), fused=True), batch=2,
-        precision=precision,  # type: ignore[arg-type]
-        zero=0, accumulation=1, clipping=0.0,
+        module, torch.optim.Adam(module.parameters(), fused=True), 2, Settings(precision)
     )
     output = engine(torch.ones(1, 4))
     engine.backward(output.float().sum())
@@ -131,8 +137,8 @@ def test_precision_is_that_of_the_forward_pass_and_weights_stay_fp32(
 
 @pytest.mark.parametrize("zero", [1, 2])
 def test_fp16_with_zero_is_refused_because_it_would_train_nothing(one_rank: Any, zero: int) -> None:
-    (told,) = one_rank(fp16_with_zero, zero=zero)
-    assert told == (
+    (message,) = one_rank(fp16_with_zero, zero=zero)
+    assert message == (
         f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the scale "
         "is never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
     )

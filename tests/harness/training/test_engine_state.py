@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.training import checkpoints, engine_state, ranks
 from harness.training.checkpoints import Progress
 from harness.training.engine import start_engine
+from tests.harness.training.test_engine import Settings
 
 ROWS, SPLIT, STEPS = 8, 3, 7
 """Rows of a batch, steps before the stop, steps of the whole run."""
@@ -51,10 +52,7 @@ def start(zero: int, *, width: int = 6, precision: str = "fp32", idle: bool = Fa
         ],
         weight_decay=1e-3, fused=True,
     )
-    return start_engine(
-        module, optimizer, batch=ROWS, precision=precision,  # type: ignore[arg-type]
-        zero=zero, accumulation=1, clipping=0.0,
-    )
+    return start_engine(module, optimizer, ROWS, Settings(precision, zero))
 
 
 def train(
@@ -71,7 +69,7 @@ def train(
         engine.backward(engine(rows[ranks.shard(ROWS)]))
         engine.step()
     at = Progress("toy", epoch=1, step=last, metric_lines=4, sums={"loss": 0.1}, steps_total=last)
-    with checkpoints.Writer(Path(to), signature="a run") as writer:
+    with checkpoints.CheckpointWriter(Path(to), signature="a run") as writer:
         writer.save(engine, at)
     weights = torch.cat([p.detach().flatten() for _, p in engine_state.trained(engine.module)])
     engine.destroy()

@@ -24,6 +24,7 @@ from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from harness.training import loop, ranks
+from tests.harness.training.test_engine import Settings
 
 ROWS, RATE = 4, 0.05
 WEIGHTS = {"fit": 1.0, "size": 0.25}
@@ -35,14 +36,6 @@ SPOILT = {"nan": math.nan, "inf": 1e30, "huge": 100.0}
 
 
 # --- what runs on the ranks ---
-
-
-@dataclass
-class Settings:
-    accumulation: int = 1
-    zero: int = 0
-    precision: str = "fp32"
-    clipping: float = 0.0
 
 
 class Line(nn.Module):
@@ -122,7 +115,7 @@ def train(
     run, reported = Run(Path(folder)), []
     done = Path(folder) / "done"
     recording = loop.Recording(
-        log_every, save_every_s, divergence, reported.append, score_key=KEY, shown=(KEY, "no.key")
+        log_every, save_every_s, divergence, reported.append, score_key=KEY, metrics=(KEY, "no.key")
     )
     ending, weights = "done", []
     with stop_on_signals():
@@ -421,7 +414,7 @@ def test_a_first_attempt_cut_off_before_any_checkpoint_leaves_no_lines_behind(
 
 
 def plain_text(shown: str) -> list[str]:
-    """What a terminal was told, without its controls, by drawn line."""
+    """Return the text on a terminal, without control sequences, by drawn line."""
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
 
 
@@ -455,8 +448,8 @@ def test_a_narrow_terminal_shows_the_loss_and_what_is_left_and_cuts_off_the_rest
 def test_the_log_tells_at_each_epoch_but_the_last_how_long_the_stage_will_take(
     one_rank: Any, tmp_path: Path
 ) -> None:
-    (told,) = one_rank(train_and_listen, folder=tmp_path)
-    *lines, last = told
+    (logged,) = one_rank(train_and_listen, folder=tmp_path)
+    *lines, last = logged
     assert re.fullmatch(r"stage1: peak memory \d\.\d\d GB a rank", last)
     assert len(lines) == len(COUNTS)
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Long work is told of: by a bar in a terminal, by a line per tenth elsewhere."""
+"""Progress of long work shows as a bar in a terminal, as a line per tenth elsewhere."""
 
 import logging
 import sys
@@ -37,18 +37,21 @@ def test_work_on_nothing_is_no_fault() -> None:
         report(0, 0)
 
 
-def test_what_is_left_is_told_by_the_mean_of_all_steps_but_the_first() -> None:
+def test_the_time_left_is_estimated_from_the_mean_of_all_steps_but_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 100.0
-    pace = Pace(lambda: now)
-    told = [pace.left(10)]
+    monkeypatch.setattr("harness.training.progress.time.perf_counter", lambda: now)
+    pace = Pace()
+    texts = [pace.left(10)]
     # the first step takes 50 s; then one of 2 s, and one of 4 s with something after it
     for seconds in (50.0, 2.0, 4.0):
         now += seconds
         pace.step()
-        told.append(pace.left(10))
+        texts.append(pace.left(10))
     now += 6.0
-    told.append(pace.left(10))
-    assert told == ["", "", "20 s left", "30 s left", "1 min left"]
+    texts.append(pace.left(10))
+    assert texts == ["", "", "20 s left", "30 s left", "1 min left"]
     assert pace.left(0) == ""
 
 

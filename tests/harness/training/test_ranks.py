@@ -58,7 +58,8 @@ def led(file: str) -> dict[str, Any]:
         failure = "nothing was raised"
     except (ValueError, RuntimeError) as error:
         failure = f"{type(error).__name__}: {error}"
-    return {"text": text, "failure": failure, "still in step": gathered_labels()}
+    result = ranks.on_leader(lambda: f"computed on rank {ranks.rank()}")
+    return {"text": text, "failure": failure, "result": result, "in step": gathered_labels()}
 
 
 # --- tests ---
@@ -149,11 +150,11 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         for rank in range(4)
     ]
     try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * 4, told
+    assert [process.returncode for process in processes] == [0] * 4, outputs
 
 
 def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
@@ -162,8 +163,8 @@ def test_what_a_lone_process_starts_can_be_alone_at_the_same_time() -> None:
         "from harness.training import ranks\n"
         "ranks.init_ranks()\n"
         "ranks.barrier()\n"
-        "told = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
-        "subprocess.run([sys.executable, '-c', told], check=True)\n"
+        "script = 'import json, os; print(json.dumps(dict(os.environ)))'\n"
+        "subprocess.run([sys.executable, '-c', script], check=True)\n"
     )
 
     def about_ranks(env: Mapping[str, str]) -> dict[str, str]:
@@ -192,7 +193,8 @@ def test_the_leader_acts_alone_and_its_failure_is_raised_on_every_rank(
     assert leader["text"] == other["text"] == "once"
     assert leader["failure"] == "ValueError: no disk"
     assert other["failure"] == "RuntimeError: rank 0 failed: ValueError: no disk"
-    assert leader["still in step"] == other["still in step"] == [10, 11, 12, 13]
+    assert leader["result"] == other["result"] == "computed on rank 0"
+    assert leader["in step"] == other["in step"] == [10, 11, 12, 13]
 
 
 def test_gathering_without_other_ranks_costs_nothing() -> None:

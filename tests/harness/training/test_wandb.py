@@ -88,10 +88,10 @@ def test_where_w_and_b_cannot_be_reached_everything_is_kept_and_the_log_says_how
 ) -> None:
     folder = tmp_path / "runs" / "0a1b2c3d4e5f"
     folder.mkdir(parents=True)
-    told = run_script(folder, log_line(1) + "writer.close(failed=False)", **environment)
-    assert re.search(rf"^W&B: .*{reason}", told, re.MULTILINE)
-    assert f"`wandb sync {folder}/wandb/offline-*` sends them" in told
-    assert "Traceback" not in told
+    output = run_script(folder, log_line(1) + "writer.close(failed=False)", **environment)
+    assert re.search(rf"^W&B: .*{reason}", output, re.MULTILINE)
+    assert f"`wandb sync {folder}/wandb/offline-*` sends them" in output
+    assert "Traceback" not in output
     (attempt,) = records(folder)
     assert rows(attempt) == [{**SCALARS, "stage1/step": 1}]
 
@@ -108,8 +108,8 @@ os.kill(next(int(l.split()[0]) for l in own.splitlines() if "wandb-core" in l), 
 time.sleep(0.5)
 """
     lines = f"{log_line(1)}{kill}{log_line(2)}{log_line(3)}writer.close(failed=False)"
-    told = run_script(folder, lines, WANDB_MODE="offline")
-    assert told.count("this attempt sends nothing more") == 1
+    output = run_script(folder, lines, WANDB_MODE="offline")
+    assert output.count("this attempt sends nothing more") == 1
 
 
 def test_a_run_that_asks_for_w_and_b_where_it_is_not_installed_says_what_to_do(

@@ -21,7 +21,7 @@ from harness.config.build import build
 from harness.config.sources import Setting
 from harness.images.loader import ImageLoader
 from harness.images.pixels import Fault, upright
-from harness.images.views import View
+from harness.images.views import Transform
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import UNNAMED, SideLabels
@@ -175,8 +175,8 @@ def test_a_file_of_any_kind_has_the_same_pixels_in_training_encode_search_and_pa
     extractor = svll.load(make()[0], batch=7)
     model = extractor.model
     loader = ImageLoader(
-        paths, height=64, width=32, views={"image": View()}, resize=TEST_RESIZE,
-        batch_size=len(paths), seed=0, threads=1, device="cpu", mean=MEAN, std=STD,
+        paths, Transform(64, 32, TEST_RESIZE, MEAN, STD), batch_size=len(paths), seed=0,
+        threads=1, device="cpu",
     )
     rows = [np.arange(len(paths))]
     [trained] = loader.epoch(rows, rows, epoch=0)
