@@ -53,7 +53,7 @@ def main(
     from svll.data.image_folder import find_images
 
     found = find_images(images)[:MAX_IMAGES] if images else []
-    from svll.models.weights.load import load_model
+    from svll.models import load_model
     from svll.models.weights.onnx_export import export_onnx  # torch: not for --help
 
     model = load_model(weights, height=height, width=width, stride=stride)

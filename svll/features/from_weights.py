@@ -18,8 +18,8 @@ from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file, feature_groups
 from svll.features.keys import feature_key, file_hash
+from svll.models import load_model
 from svll.models.trained_model import LoadedModel
-from svll.models.weights.load import load_model
 
 log = logging.getLogger(__name__)
 

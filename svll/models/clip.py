@@ -1,26 +1,22 @@
-"""CLIP's two encoders as ReID uses them, around open_clip's modules and weights.
+"""CLIP's two encoders as ReID uses them, around open_clip's modules and weights."""
 
-Letters: B images or prompts, L tokens, W width of a tower, D joint space.
-"""
-
+import hashlib
 import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from harness.base.errors import UserError
-from svll.models.fit import fit
 from svll.models.openai_archive import is_archive, read_archive
+from svll.models.resnet import ResNetEncoder
+from svll.models.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageEncoder
-
-if TYPE_CHECKING:  # it imports this module
-    from svll.models.resnet import ResNetEncoder
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -31,15 +27,15 @@ _READ_FAULTS = (
     RuntimeError, KeyError, OSError, ValueError, EOFError, StopIteration, AttributeError, TypeError,
     pickle.UnpicklingError, SafetensorError,
 )
-"""How open_clip fails on files that are no weights of the model, seen with each kind."""
+"""What open_clip raises for files that are not weights of the model; each was seen."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A loaded CLIP, taken apart."""
+    """The parts of a loaded CLIP."""
 
-    image: "ImageEncoder | ResNetEncoder"
-    text: "TextEncoder"
+    image: ImageEncoder | ResNetEncoder
+    text: TextEncoder
     tokenizer: Any
     weights_hash: str
     """Hash of the weights as loaded; part of every feature cache's key."""
@@ -52,25 +48,28 @@ def load_clip(
 
     The image encoder is resized to `height` x `width` pixels and the given patch stride.
     Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
-    weights were not trained with, and an architecture that is no plain ViT or ResNet.
+    weights were not trained with, and an architecture other than a plain ViT or ResNet.
     """
-    import open_clip  # takes four seconds: only where a model is really built
-
     source = weights_source(name, weights)
     if source is None:
         log.warning("model.weights is null: CLIP starts from random weights")
     if source and is_archive(Path(source)):
-        return _from_archive(name, Path(source), height=height, width=width, stride=stride)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _create(open_clip, name, source)
-    return _take_apart(model, name, height=height, width=width, stride=stride)
+        model = empty_model(model_config(name))
+        tensors = read_archive(Path(source))
+        StateDict(tensors, f"model.weights: {source} in {name}").load_into(model, assign=True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _create(name, source)
+    digest = weights_hash(model)
+    image = image_encoder(model.visual, height=height, width=width, stride=stride)
+    return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
 
 
 def fetch(name: str, weights: str | None) -> None:
-    """Have the weights of an open_clip tag on disk, where jobs without network find them.
+    """Download the weights of an open_clip tag, for jobs on nodes without network.
 
-    Raises UserError for an unknown model or tag, and when they cannot be downloaded.
+    Raises UserError for an unknown model or tag, and when the download fails.
     """
     import open_clip
 
@@ -83,25 +82,12 @@ def fetch(name: str, weights: str | None) -> None:
         raise _not_loaded(name, source, error) from None
 
 
-def _from_archive(
-    name: str, path: Path, *, height: int, width: int, stride: int | None
-) -> Clip:
-    model = empty_model(model_config(name))
-    fit(model, read_archive(path), f"model.weights: {path} in {name}", assign=True)
-    return _take_apart(model, name, height=height, width=width, stride=stride)
-
-
-def _take_apart(
-    model: Any, name: str, *, height: int, width: int, stride: int | None
-) -> Clip:
-    digest = weights_hash(model)
-    image = image_encoder(model.visual, height=height, width=width, stride=stride)
-    return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
-
-
 def model_config(name: str) -> dict[str, Any]:
-    """Return open_clip's numbers of a model, the shipped one included; UserError if unknown."""
-    import open_clip
+    """Return open_clip's configuration of a model, the shipped one included.
+
+    Raises UserError for an unknown name.
+    """
+    import open_clip  # takes four seconds
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
     if name not in open_clip.list_models():
@@ -121,18 +107,16 @@ def empty_model(config: dict[str, Any]) -> Any:
 
 def image_encoder(
     visual: Any, *, height: int, width: int, stride: int | None
-) -> "ImageEncoder | ResNetEncoder":
+) -> ImageEncoder | ResNetEncoder:
     """Return open_clip's vision tower as ReID uses it, resized to the given input."""
-    from svll.models.resnet import ResNetEncoder  # it imports this module
-
     kind = ResNetEncoder if hasattr(visual, "attnpool") else ImageEncoder
     return kind(visual, height=height, width=width, stride=stride)
 
 
 def _is_plain(config: dict[str, Any]) -> bool:
-    """Whether features are read as here: class token or attention pool, causal text's last token.
+    """Whether features are a class token or attention pool and the last token of causal text.
 
-    Asked before anything is downloaded or built; open_clip has other models of the same names.
+    Checked before anything is downloaded or built: some models of open_clip work otherwise.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     return (
@@ -148,7 +132,7 @@ def _is_plain(config: dict[str, Any]) -> bool:
 
 
 def tokenizer_for(name: str) -> Any:
-    """Return the tokenizer of a model: the tiny model has a small vocabulary of its own."""
+    """Return the tokenizer of a model; the tiny model has its own small vocabulary."""
     import open_clip
 
     if name == TINY:
@@ -157,9 +141,9 @@ def tokenizer_for(name: str) -> Any:
 
 
 def weights_source(name: str, weights: str | None) -> str | None:
-    """Return what open_clip's `pretrained` takes for `model.weights`.
+    """Return open_clip's `pretrained` argument for `model.weights`.
 
-    Raises UserError as `load_clip` does for a name, a tag or an activation.
+    Raises UserError, as `load_clip` does, for a name, a tag or an activation.
     """
     import open_clip
 
@@ -197,13 +181,16 @@ def weights_source(name: str, weights: str | None) -> str | None:
     return weights
 
 
-def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
+def _create(name: str, source: str | None) -> nn.Module:
+    import open_clip
+
     try:
         return open_clip.create_model(name, pretrained=source, device="cpu")
     except _READ_FAULTS as error:
-        reason = _reason(error)
         if source and Path(source).is_file():
-            raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
+            raise UserError(
+                f"model.weights: {source} does not fit {name}: {_reason(error)}"
+            ) from None
         raise _not_loaded(name, source, error) from None
 
 
@@ -215,22 +202,18 @@ def _not_loaded(name: str, source: str | None, error: Exception) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    """Say in a line why weights could not be read."""
-    # torch's own text advises to execute what the file says
+    """Return, as one line, why weights could not be read."""
+    # torch's message recommends running the file's code
     if isinstance(error, pickle.UnpicklingError):
-        return "it is no checkpoint, or holds more than tensors"
+        return "not a checkpoint, or it holds more than tensors"
     lines = [line.strip() for line in str(error).strip().splitlines()]
     return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def weights_hash(model: nn.Module) -> str:
     """Return 16 hex digits over every weight's name and bytes."""
-    import hashlib
-
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-

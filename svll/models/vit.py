@@ -14,9 +14,9 @@ class ImageEncoder(nn.Module):
     """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
 
     per_sample = True
-    """An image's features do not depend on the others of its call (ResNet: batch norm)."""
+    """Features do not depend on the other images of a call (in a ResNet they do: batch norm)."""
     recompute = False
-    """Whether blocks are computed again in the backward pass, for the sake of memory."""
+    """Compute blocks again in the backward pass, to save memory."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ImageEncoder(nn.Module):
         """
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
-        # not len(images), which an export to ONNX would take for a constant
+        # not len(images): an ONNX export would make it a constant
         token = visual.class_embedding.expand(images.shape[0], 1, -1)
         if side is not None:
             token = token + side.unsqueeze(1)
@@ -53,7 +53,7 @@ class ImageEncoder(nn.Module):
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
         *body, last = blocks_of(visual.transformer)
         for block in body:
-            x = run_block(block, x, again=self.recompute)
+            x = run_block(block, x, recompute=self.recompute)
         f11 = x[:, 0]
         f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)

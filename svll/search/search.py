@@ -33,8 +33,8 @@ from svll.evaluation.engine.products import Products
 from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
+from svll.models import load_model
 from svll.models.extractor import Extractor
-from svll.models.weights.load import load_model
 
 NAMED = 20
 """How many broken images the log names; the page names all."""

@@ -262,7 +262,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
         ("image_encoder.proj", (64, 32), "is [64, 32] in the file, [128, 32] here"),
         ("cv_embed", (6, 768), "is [6, 768] in the file, [6, 128] here"),
         ("prompt_learner.cls_ctx", (7, 4, 512), "is [7, 4, 512] in the file, [7, 4, 64] here"),
-        ("image_encoder.conv1.weight", (5,), "is [5] in the file, expected were 4 axes"),
+        ("image_encoder.conv1.weight", (5,), "is [5] in the file, expected 4 axes"),
         ("classifier.weight", (8, 128), "classifier.weight 8, classifier_proj.weight 7"),
     ],
 )

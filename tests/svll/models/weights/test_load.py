@@ -174,7 +174,7 @@ def test_weights_of_an_older_run_load_whatever_it_was_ranked_by(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("about", "told"),
     [
-        ({"version": "2"}, "version 2 of the format, this program reads version 1"),
+        ({"version": "2"}, "format version 2, this program reads version 1"),
         ({"side_labels": "{"}, "its metadata cannot be read"),
         ({"config": "data: [1"}, "its metadata cannot be read"),
         ({"config": "data: {hight: 3}"}, "(its configuration), line 1: no key data.hight"),
@@ -217,7 +217,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, ending: str) -> None:
     state = {"base.patch_embed.proj.weight": torch.zeros(100, 3, 4, 4)}
     (torch.save if ending == "pth" else save_file)(state, path)
     path.write_bytes(path.read_bytes()[:-500])
-    assert "damaged or no weights file" in refusal(path)
+    assert "damaged, or not a weights file" in refusal(path)
 
 
 def test_a_file_that_would_execute_code_is_refused_and_not_run(tmp_path: Path) -> None:
