@@ -1,4 +1,4 @@
-"""What an image encoder gives, and position embeddings at another size."""
+"""The output of an image encoder, and position embeddings at another size."""
 
 from typing import NamedTuple
 

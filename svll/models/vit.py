@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
         step = stride or patch[0]
         if step > patch[0] or height < patch[0] or width < patch[1]:
             raise UserError(
-                f"model.stride={step} and data {height}x{width} do not go with patches of "
+                f"model.stride={step} and data {height}x{width} do not fit patches of "
                 f"{patch[0]}x{patch[1]} pixels"
             )
         self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)

@@ -191,7 +191,7 @@ def encode(extractor: Extractor, paths: Sequence[Path], title: str) -> Encoded:
     features = []
     with counter(title) as report:
         for rows, batch in extractor.read([os.fspath(path) for path in paths], faults):
-            features.append(extractor.encode_prepared(batch))
+            features.append(extractor.encode_batch(batch))
             kept += [paths[row] for row in rows]
             report(len(kept) + len(faults), len(paths))
     broken = [Broken(Path(path), reason) for path, reason in sorted(faults)]

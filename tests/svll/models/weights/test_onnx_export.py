@@ -109,7 +109,7 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(
     other.image.encoder.visual.proj.mul_(1.01)
     path.write_text("old")
     monkeypatch.setattr(onnx_export, "_converted", lambda *_: content)
-    with pytest.raises(UserError, match=r"model\.onnx: not written, .* differ .* of their length"):
+    with pytest.raises(UserError, match=r"model\.onnx: not written: .* differ .* of their length"):
         export_onnx(other, path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
