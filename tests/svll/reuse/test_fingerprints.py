@@ -17,7 +17,7 @@ from harness.config.values import signature, to_mapping
 from svll.config import RECIPES, Config
 from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch
-from svll.reuse.fingerprints import Seen, check_pinned, check_weights, pin
+from svll.reuse.fingerprints import Fingerprints, check_pinned, check_weights, pin
 from svll.world.world import named_world, write_world
 from tests.svll.data import trees
 
@@ -208,7 +208,7 @@ def test_the_same_files_without_the_unlisted_images_are_another_run(tmp_path: Pa
     kept = config_of(tmp_path / "runs", *words)
     dropped = config_of(tmp_path / "runs", *words, "data.unlisted_views=drop")
     assert "unlisted_views" not in to_mapping(kept, with_runtime=False)["data"]
-    seen: Seen = {}  # of one command: a sweep over both
+    seen: Fingerprints = {}  # of one command: a sweep over both
     pinned = [pin(config, seen) for config in (kept, dropped)]
     assert pinned[0].data.fingerprint != pinned[1].data.fingerprint
     assert [pin(config) for config in (kept, dropped)] == pinned
@@ -233,7 +233,7 @@ def test_a_run_does_not_start_from_a_file_that_has_changed_or_gone(
     with pytest.raises(UserError, match="has changed since this run was made"):
         check_weights(model)
     weights.unlink()
-    with pytest.raises(UserError, match="is not there any more"):
+    with pytest.raises(UserError, match="no longer exists"):
         check_weights(model)
     check_weights(replace(model, weights="shipped", fingerprint=""))
 

@@ -13,7 +13,7 @@ from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.sampler import identity_batches
 from svll.data.splits import split
-from svll.runs.preflight import Size, preflight
+from svll.runs.preflight import TrainingSize, preflight
 from tests.svll.data.trees import picture
 
 
@@ -39,7 +39,7 @@ def test_a_world_is_counted_as_it_will_be_drawn(tmp_path: Path) -> None:
     config = config_of("synthetic_tiny", "data.validation=0", f"run.runs={tmp_path}")
     drawn = split(load_datasets(config.data, tmp_path), validation=0.0, seed=1)
     labels = drawn.side_labels
-    assert preflight(config) == Size(
+    assert preflight(config) == TrainingSize(
         len(drawn.train), drawn.identities, labels.camera_count, labels.view_count, "to be drawn"
     )
 
@@ -63,7 +63,7 @@ def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_that_is_not_there_is_as_published() -> None:
-    assert preflight(config_of("market1501", "model.weights=null")) == Size(
+    assert preflight(config_of("market1501", "model.weights=null")) == TrainingSize(
         images=12_936, identities=751, cameras=6, views=1, source="as published"
     )
     with pytest.raises(UserError, match=r"the list's file is needed: data\.root=FILE\.csv"):
