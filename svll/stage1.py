@@ -27,7 +27,7 @@ from svll.models.reid import agreement_head
 from svll.models.text_encoder import TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
-from svll.reuse.stage1 import keep, prompts_key, take
+from svll.reuse.stage1 import adopt_stage1, prompts_key, share_stage1
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
 
     if not prompts_file(run).exists():
         shared = inputs.cache / "prompts" / _key(inputs)
-        take(run, shared, record)
+        adopt_stage1(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
-        keep(run, shared, epochs=config.stage1.epochs)
+        share_stage1(run, shared, epochs=config.stage1.epochs)
         with ranks.leader_first() as acts:
             if acts:
                 save_prompts(run, objective.prompts, config)

@@ -69,6 +69,11 @@ class FeatureGroup:
     views: Integers | None = None
     paths: Sequence[str] | None = None
 
+    @classmethod
+    def of(cls, features: Any, images: Labelled) -> "FeatureGroup":
+        """Return features [n, d] with the labels of their images."""
+        return cls(features, images.identities, images.cameras, images.views, images.paths)
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureFile:

@@ -1,4 +1,4 @@
-"""Names of feature files: hashes over all that can change what is in them."""
+"""Names of feature files: hashes over everything that can change their content."""
 
 import hashlib
 import json
@@ -14,13 +14,10 @@ from svll.models.extractor import TEST_RESIZE
 def feature_key(
     fingerprint: str, weights_hash: str, config: Config, reader: Reader, *more: Any
 ) -> str:
-    """Return the name of frozen features: 16 hex digits over all that can change them.
-
-    `more` is what else a file depends on that is made from them.
-    """
+    """Return 16 hex digits over everything that can change features, and over `more`."""
     parts = [
         fingerprint, weights_hash,
-        config.model.name,  # weights in a file fit with GELU and QuickGELU, and give other features
+        config.model.name,  # the same weights give other features with GELU than with QuickGELU
         config.data.height, config.data.width, config.model.stride,
         TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
     ]

@@ -41,28 +41,28 @@ Fingerprints = dict[tuple[str, str | None], str]
 """By dataset and folder."""
 
 
-def pin(config: Config, known: Fingerprints | None = None) -> Config:
+def pin(config: Config, seen: Fingerprints | None = None) -> Config:
     """Return the configuration with the fingerprints of its datasets and its weights file in it.
 
-    A drawn world needs none: its description is in the configuration. known: fingerprints that one
+    A drawn world needs none: its description is in the configuration. seen: fingerprints that one
     command shares between its trials. Raises UserError for datasets or a weights file that are
     missing, and as `load_datasets` does.
     """
     check_given(config.model)
-    known, cache = {} if known is None else known, Path(config.run.runs) / "cache"
+    seen, cache = {} if seen is None else seen, Path(config.run.runs) / "cache"
     path = weights_file(config.model)
     if path is not None:
         place = "weights", str(path)
-        if place not in known:
-            known[place] = _weights_fingerprint(path, cache)
-        config = replace(config, model=replace(config.model, fingerprint=known[place]))
+        if place not in seen:
+            seen[place] = _weights_fingerprint(path, cache)
+        config = replace(config, model=replace(config.model, fingerprint=seen[place]))
     data, found = config.data, {}
     for name in dict.fromkeys(trained_on(data) + tested_on(data)):
         reading = reading_of(data, name)
-        if reading not in known:
-            known[reading] = _dataset_fingerprint(data, name, cache)
-        if known[reading]:
-            found[name] = known[reading]
+        if reading not in seen:
+            seen[reading] = _dataset_fingerprint(data, name, cache)
+        if seen[reading]:
+            found[name] = seen[reading]
     if not found:
         return config
     return replace(config, data=replace(data, fingerprint=joined_fingerprint(found)))

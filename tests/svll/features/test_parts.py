@@ -177,7 +177,7 @@ def test_a_merge_that_is_killed_leaves_the_parts_and_the_old_cache(tmp_path):
     write_part(tmp_path / "parts", 0, np.arange(20), features)
     code = (
         "import os, sys; import numpy as np\n"
-        "from svll import feature_file as f\n"
+        "from svll.base import feature_file as f\n"
         "from svll.features import parts as p\n"
         "f.put_column = lambda *_: os.kill(os.getpid(), 9)\n"
         "ids = np.zeros(20, int); g = f.FeatureGroup(None, ids, ids)\n"

@@ -29,7 +29,9 @@ def profiles(run: Run) -> list[StageProfile]:
     return profile_run(run, build(Config, read_recipe(run.config_file, Config)))
 
 
-def test_an_epoch_of_stage_1_and_a_step_of_stage_2_are_profiled(profiles: list[StageProfile]) -> None:
+def test_an_epoch_of_stage_1_and_a_step_of_stage_2_are_profiled(
+    profiles: list[StageProfile],
+) -> None:
     first, second = profiles
     assert (first.stage, second.stage) == ("stage1", "stage2")
     assert first.steps > 1
@@ -49,7 +51,9 @@ def test_phases_and_operations_add_up_to_the_time_that_passed(profiles: list[Sta
         assert kinds == sorted(kinds, key=lambda item: -item.seconds)
 
 
-def test_traces_can_be_opened_and_nothing_else_is_left(run: Run, profiles: list[StageProfile]) -> None:
+def test_traces_can_be_opened_and_nothing_else_is_left(
+    run: Run, profiles: list[StageProfile]
+) -> None:
     for one in profiles:
         names = {event.get("name") for event in json.loads(one.trace.read_text())["traceEvents"]}
         assert {"forward", "backward", "optimizer", "aten::mm"} <= names
