@@ -11,12 +11,10 @@ from svll.features.extract import Reader
 from svll.models.extractor import TEST_RESIZE
 
 
-def feature_key(
-    fingerprint: str, weights_hash: str, config: Config, reader: Reader, *more: Any
-) -> str:
-    """Return 16 hex digits over everything that can change features, and over `more`."""
+def feature_key(data: str, weights: str, config: Config, reader: Reader, *more: Any) -> str:
+    """Return 16 hex digits over everything that can change features: hashes of both, and `more`."""
     parts = [
-        fingerprint, weights_hash,
+        data, weights,
         config.model.name,  # the same weights give other features with GELU than with QuickGELU
         config.data.height, config.data.width, config.model.stride,
         TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,

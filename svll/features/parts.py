@@ -99,10 +99,8 @@ class _Index(NamedTuple):
 class _MergedRows:
     """Features of the images `rows` [n], read from their parts when they are sliced."""
 
-    def __init__(
-        self, index: _Index, features: Callable[[int], StoredRows], rows: Integers
-    ) -> None:
-        self._index, self._features, self._rows = index, features, rows
+    def __init__(self, index: _Index, read: Callable[[int], StoredRows], rows: Integers) -> None:
+        self._index, self._read, self._rows = index, read, rows
         self.shape, self.dtype = (len(rows), index.width), index.dtype
 
     def __getitem__(self, wanted: slice) -> NDArray[Any]:
@@ -111,7 +109,7 @@ class _MergedRows:
         out = np.empty((len(rows), self._index.width), self.dtype)
         for part in np.unique(parts).tolist():
             here = parts == part
-            out[here] = self._features(part)[places[here]]
+            out[here] = self._read(part)[places[here]]
         return out
 
 

@@ -157,22 +157,18 @@ def weights_source(name: str, weights: str | None) -> str | None:
         if name != TINY:
             raise UserError(f"model.weights: only {TINY} has shipped weights, not {name}")
         return str(TINY_WEIGHTS)
-    has_quick = open_clip.get_model_config(name).get("quick_gelu", False)
     if Path(weights).is_file():
-        if is_archive(Path(weights)) and not has_quick:
-            raise UserError(
-                f"model.name: {weights} is a TorchScript archive of OpenAI, whose weights were "
-                f"trained with QuickGELU; use model.name={name}-quickgelu"
-            )
-        return weights
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if weights not in tags:
+        if not is_archive(Path(weights)):
+            return weights
+        wants_quick = True
+    elif weights in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
+    else:
         raise UserError(
             f"model.weights: {weights!r} is neither a file nor a tag of {name}"
             f" (tags: {', '.join(tags) or 'none'})"
         )
-    wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
-    if wants_quick != has_quick:
+    if wants_quick != open_clip.get_model_config(name).get("quick_gelu", False):
         right = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
         raise UserError(
             f"model.name: the weights {weights!r} were trained with "
@@ -188,9 +184,8 @@ def _create(name: str, source: str | None) -> nn.Module:
         return open_clip.create_model(name, pretrained=source, device="cpu")
     except _READ_FAULTS as error:
         if source and Path(source).is_file():
-            raise UserError(
-                f"model.weights: {source} does not fit {name}: {_reason(error)}"
-            ) from None
+            reason = _reason(error)
+            raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
         raise _not_loaded(name, source, error) from None
 
 

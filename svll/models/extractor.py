@@ -32,6 +32,7 @@ TEST_RESIZE: Final = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
 _FILE = str | os.PathLike
 Rows: TypeAlias = NDArray[np.int64]
+Batches: TypeAlias = Iterator[tuple[Rows, Tensor]]
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A file, an opened image, or its pixels [h, w, 3], red first."""
 
@@ -64,7 +65,7 @@ class Extractor:
             found.append(self.encode_batch(batch, None if places is None else places[rows]))
         return _in_order(order, found).numpy() if found else np.empty((0, 0), dtype=np.float32)
 
-    def read(self, paths: Sequence[str], broken: list[Fault]) -> Iterator[tuple[Rows, Tensor]]:
+    def read(self, paths: Sequence[str], broken: list[Fault]) -> Batches:
         """Yield rows [b] of `paths` and their images as model input [b, 3, H, W].
 
         Files that cannot be decoded are left out and added to `broken`.
@@ -114,9 +115,7 @@ def _in_order(order: Sequence[Rows], found: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(found))[np.concatenate(order).argsort()]
 
 
-def _batches(
-    images: Sequence[Picture], model: LoadedModel, size: int
-) -> Iterator[tuple[Rows, Tensor]]:
+def _batches(images: Sequence[Picture], model: LoadedModel, size: int) -> Batches:
     """Yield rows [b] of `images` and these as model input [b, 3, H, W], files first."""
     is_file = np.array([isinstance(image, _FILE) for image in images], dtype=bool)
     files, others = np.flatnonzero(is_file), np.flatnonzero(~is_file)
@@ -130,7 +129,7 @@ def _batches(
 
 def _read(
     paths: Sequence[str], model: LoadedModel, size: int, broken: list[Fault] | None = None
-) -> Iterator[tuple[Rows, Tensor]]:
+) -> Batches:
     from harness.images.loader import read_images  # DALI, Numba: not for arrays
 
     return read_images(

@@ -19,15 +19,14 @@ from harness.base.errors import UserError
 
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Entries of OpenAI's archives besides weights."""
+Names = dict[str, set[str]]
 _KINDS = {
     "HalfStorage": torch.float16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_LISTS = (
-    "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag",
-)
+_LISTS = re.compile("build_(int|double|bool|tensor)list|restore_type_tag")
 _CLASS = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.M
 )
@@ -90,7 +89,7 @@ def _root(file: zipfile.ZipFile) -> str:
     return root
 
 
-def _registered(file: zipfile.ZipFile, root: str) -> dict[str, set[str]]:
+def _registered(file: zipfile.ZipFile, root: str) -> Names:
     """Return which attributes of each class are parameters or buffers, parsed from the code."""
     found, start = {}, f"{root}/code/"
     for name in file.namelist():
@@ -101,9 +100,7 @@ def _registered(file: zipfile.ZipFile, root: str) -> dict[str, set[str]]:
     return found
 
 
-def _tensors(
-    module: Any, prefix: str, registered: dict[str, set[str]]
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Any, prefix: str, registered: Names) -> Iterator[tuple[str, Tensor]]:
     """Yield a module's tensors by their dotted names."""
     if not isinstance(module, _Module) or not isinstance(module.state, dict):
         raise _Refused("its root is no module")
@@ -132,7 +129,7 @@ class _Reader(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name in _KINDS:
             return _KINDS[name]
-        if module == "torch.jit._pickle" and name in _LISTS:
+        if module == "torch.jit._pickle" and _LISTS.fullmatch(name):
             return _as_it_is
         raise _Refused(f"it wants to execute {module}.{name}")
 

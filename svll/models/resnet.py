@@ -31,9 +31,7 @@ class ResNetEncoder(nn.Module):
                 f"model.stride={stride}: a ResNet has no patch stride; use model.stride=null"
             )
         if height % REDUCTION or width % REDUCTION:
-            raise UserError(
-                f"data {height}x{width}: a ResNet needs multiples of {REDUCTION} pixels"
-            )
+            raise UserError(f"data {height}x{width}: a ResNet needs multiples of {REDUCTION}")
         self.grid = (height // REDUCTION, width // REDUCTION)
         # the last stage keeps its resolution: its convolutions have stride 1
         visual.layer4[0].avgpool = visual.layer4[0].downsample[0] = nn.Identity()
@@ -106,15 +104,8 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def synchronised(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d below `module` by SyncedBatchNorm2d; returns `module`."""
-    for name, child in module.named_children():
+    """Make every BatchNorm2d below `module` a SyncedBatchNorm2d; returns `module`."""
+    for child in module.modules():
         if type(child) is nn.BatchNorm2d:
-            new = SyncedBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
-            # the same tensors: what is trained, and on which device, stays unchanged
-            new.weight, new.bias = child.weight, child.bias
-            new.running_mean, new.running_var = child.running_mean, child.running_var
-            new.num_batches_tracked = child.num_batches_tracked
-            setattr(module, name, new)
-        else:
-            synchronised(child)
+            child.__class__ = SyncedBatchNorm2d
     return module

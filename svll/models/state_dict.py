@@ -31,8 +31,9 @@ class StateDict:
         found = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
         return StateDict(found, self.where, self.prefix + prefix, self.hint)
 
-    def get(self, name: str, *, axes: int) -> Tensor:
-        """Return a tensor; raises UserError when it is missing or has not `axes` axes."""
+    def get(self, name: str, *, axes: int, width: int | None = None) -> Tensor:
+        """Return a tensor; raises UserError unless it has `axes` axes, the last one `width` long.
+        """
         if name not in self.tensors:
             raise self.fault(f"{self.prefix}{name} is missing")
         tensor = self.tensors[name]
@@ -40,6 +41,9 @@ class StateDict:
             raise self.fault(
                 f"{self.prefix}{name} is {list(tensor.shape)} in the file, expected {axes} axes"
             )
+        if width not in (None, tensor.shape[-1]):
+            found, here = list(tensor.shape), [*tensor.shape[:-1], width]
+            raise self.fault(f"{self.prefix}{name} is {found} in the file, {here} here")
         return tensor
 
     def count(self, prefix: str) -> int:

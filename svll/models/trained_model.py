@@ -92,19 +92,6 @@ class LoadedModel(nn.Module):
         return self.text(identities)
 
 
-class StoredText(nn.Module):
-    """Text features stored with the model."""
-
-    features: Tensor
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("features", features)
-
-    def forward(self, identities: Tensor) -> Tensor:
-        return self.features[identities]
-
-
 class PromptedText(nn.Module):
     """Text features of learned prompts, computed on demand."""
 

@@ -17,16 +17,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
 from svll.config import Config, Data, Model
-from svll.data.datasets import (
-    Datasets,
-    existing_root,
-    joined_fingerprint,
-    load_dataset,
-    reading_of,
-    root_of,
-    tested_on,
-    trained_on,
-)
+from svll.data import datasets
 
 log = logging.getLogger(__name__)
 LISTS = (".txt", ".csv", ".tsv", ".xml", ".json", ".mat")
@@ -57,15 +48,15 @@ def pin(config: Config, seen: Fingerprints | None = None) -> Config:
             seen[place] = _weights_fingerprint(path, cache)
         config = replace(config, model=replace(config.model, fingerprint=seen[place]))
     data, found = config.data, {}
-    for name in dict.fromkeys(trained_on(data) + tested_on(data)):
-        reading = reading_of(data, name)
+    for name in dict.fromkeys(datasets.trained_on(data) + datasets.tested_on(data)):
+        reading = datasets.reading_of(data, name)
         if reading not in seen:
             seen[reading] = _dataset_fingerprint(data, name, cache)
         if seen[reading]:
             found[name] = seen[reading]
     if not found:
         return config
-    return replace(config, data=replace(data, fingerprint=joined_fingerprint(found)))
+    return replace(config, data=replace(data, fingerprint=datasets.joined_fingerprint(found)))
 
 
 def _cached(file: Path, compute: Callable[[], tuple[str, Times]]) -> str:
@@ -96,14 +87,14 @@ def _times(paths: Iterable[str]) -> Times:
 # --- datasets ---
 
 
-def check_pinned(config: Config, datasets: Datasets) -> None:
+def check_pinned(config: Config, loaded: datasets.Datasets) -> None:
     """Raise UserError for files that differ from those that the run was made for."""
     data = config.data
     kept = {
-        dataset.name: dataset.fingerprint for dataset in datasets.every
-        if root_of(data, dataset.name) is not None  # a drawn world is not pinned
+        dataset.name: dataset.fingerprint for dataset in loaded.every
+        if datasets.root_of(data, dataset.name) is not None  # a drawn world is not pinned
     }
-    found = joined_fingerprint(kept)
+    found = datasets.joined_fingerprint(kept)
     if data.fingerprint and found != data.fingerprint:
         for name in kept:  # a change that their times did not show
             _dataset_cache(data, name, Path(config.run.runs) / "cache").unlink(missing_ok=True)
@@ -122,13 +113,13 @@ def _dataset_fingerprint(data: Data, name: str, cache: Path) -> str:
     folders, which change with every file that is added, removed or renamed. `check_pinned` finds
     other changes when the run starts.
     """
-    root = existing_root(data, name)
+    root = datasets.existing_root(data, name)
     if root is None:
         return ""
 
     def compute() -> tuple[str, Times]:
         log.info("looking at the files of %s in %s", name, root)
-        dataset = load_dataset(data, name, cache)
+        dataset = datasets.load_dataset(data, name, cache)
         folders = {os.path.dirname(path) for path in dataset.files()}
         return dataset.fingerprint, _times(folders | _lists(root, folders))
 
@@ -136,7 +127,7 @@ def _dataset_fingerprint(data: Data, name: str, cache: Path) -> str:
 
 
 def _dataset_cache(data: Data, name: str, cache: Path) -> Path:
-    reading, root = reading_of(data, name)
+    reading, root = datasets.reading_of(data, name)
     return _cache_file(cache, f"{CACHE_VERSION}\t{reading}\t{os.path.abspath(str(root))}")
 
 

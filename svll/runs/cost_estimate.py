@@ -175,9 +175,7 @@ def _stage1_cost(
     return StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
 
-def _stage2_cost(
-    config: Config, objective: stage2.ImageObjective, size: TrainingSize
-) -> StageCost:
+def _stage2_cost(config: Config, objective: stage2.ImageObjective, size: TrainingSize) -> StageCost:
     device, stage = ranks.device(), config.stage2
 
     def batch(count: int) -> stage2.ImageBatch:

@@ -15,24 +15,15 @@ from typing import NamedTuple
 from harness.base.errors import UserError
 from harness.config.values import to_mapping
 from svll.config import Config, Data
-from svll.data import staging
+from svll.data import datasets, staging
 from svll.data.benchmarks import describe
-from svll.data.datasets import (
-    Datasets,
-    load_datasets,
-    needed_root,
-    root_of,
-    tested_on,
-    trained_on,
-    world_of,
-)
 from svll.data.run_checks import check_batch, check_matches
 from svll.data.sampler import identity_batches
 from svll.data.splits import Splits, split
 from svll.reuse.fingerprints import check_given
 from svll.world.world import CAMERAS, shots_of
 
-Loaded = dict[str, Datasets]
+Loaded = dict[str, datasets.Datasets]
 """Datasets that a command has loaded, by `data` of the configuration as JSON."""
 
 
@@ -103,7 +94,7 @@ def _split(config: Config, loaded: Loaded) -> Splits:
     data = config.data
     key = json.dumps(to_mapping(data))
     if key not in loaded:
-        loaded[key] = load_datasets(data, Path(config.run.runs) / "cache" / "data")
+        loaded[key] = datasets.load_datasets(data, Path(config.run.runs) / "cache" / "data")
     return split(
         loaded[key], validation=data.validation, seed=config.seed,
         protocol=config.evaluation.protocol,
@@ -113,7 +104,8 @@ def _split(config: Config, loaded: Loaded) -> Splits:
 def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
     """Return the size of the training part, its batches and queries checked."""
     data, stage = config.data, config.stage2
-    if any(root_of(data, name) is None for name in [*trained_on(data), *tested_on(data)]):
+    names = datasets.trained_on(data) + datasets.tested_on(data)
+    if any(datasets.root_of(data, name) is None for name in names):
         size = _expected(config)
         check_batch(stage, size.identities, world)
         return size
@@ -141,7 +133,7 @@ def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
 def _expected(config: Config) -> TrainingSize:
     """Return the size of training sets, some of them missing: as drawn or as published."""
     data = config.data
-    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in trained_on(data)]
+    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in datasets.trained_on(data)]
     kept = 1 - data.validation
     return TrainingSize(
         round(sum(size.images for size in sizes) * kept),
@@ -152,16 +144,16 @@ def _expected(config: Config) -> TrainingSize:
 
 
 def _expected_of(data: Data, name: str, runs: Path) -> TrainingSize:
-    if root_of(data, name) is not None:
+    if datasets.root_of(data, name) is not None:
         alone = replace(data, train=[name], test=[name])
-        found = load_datasets(alone, runs / "cache" / "data").train[0].train
+        found = datasets.load_datasets(alone, runs / "cache" / "data").train[0].train
         return TrainingSize(len(found), len(set(found.identities)), len(set(found.cameras)), 1)
     if name == "synthetic":
-        world = world_of(data.world)
+        world = datasets.world_of(data.world)
         images = sum(shot.identity in world.train_ids for shot in shots_of(world))
         return TrainingSize(images, world.train_identities, CAMERAS, 1, "to be drawn")
     known = describe(name)
     if known is None or known.published is None:
-        raise UserError(needed_root(name))
+        raise UserError(datasets.needed_root(name))
     train, cameras = known.published.train, known.published.cameras
     return TrainingSize(train.images or 0, train.identities, cameras, 1, "as published")

@@ -85,7 +85,7 @@ def _prompted_text(clip: Any, state: StateDict, prompts: StateDict) -> PromptedT
     text.token_embedding = nn.Identity()  # the file has embedded prompts and no vocabulary
     state.load_into(text, assign=True)
     before, tokens, after = (
-        _prompt_part(prompts, name, text.width)
+        prompts.get(name, axes=3, width=text.width)
         for name in ("token_prefix", "cls_ctx", "token_suffix")
     )
     return PromptedText(text, before, tokens, after[:, : _end_of_text(after[0])])
@@ -95,17 +95,6 @@ def _end_of_text(after: Tensor) -> int:
     """Return the length of an embedded suffix [L, W] up to end-of-text; all padding is equal."""
     differs = (after != after[-1]).any(dim=1).nonzero()
     return int(differs.max()) + 1 if len(differs) else len(after)
-
-
-def _prompt_part(state: StateDict, name: str, width: int) -> Tensor:
-    """Return embedded tokens [1 or N, L, W], which must be as wide as the text encoder."""
-    part = state.get(name, axes=3)
-    if part.shape[2] != width:
-        raise state.fault(
-            f"prompt_learner.{name} is {list(part.shape)} in the file, "
-            f"{[*part.shape[:2], width]} here"
-        )
-    return part
 
 
 def _identities(state: StateDict) -> int:

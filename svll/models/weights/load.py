@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded
@@ -26,7 +26,7 @@ from svll.models.clip import empty_model, image_encoder, model_config
 from svll.models.openai_archive import is_archive
 from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.state_dict import StateDict
-from svll.models.trained_model import LoadedModel, StoredText
+from svll.models.trained_model import LoadedModel
 from svll.models.weights.clip_reid import clip_reid_model
 from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import GivenSize
@@ -49,9 +49,7 @@ def model_from_file(
     if file.is_dir():
         file = file / WEIGHTS_NAME
     if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; give a weights file or the folder of a finished run"
-        )
+        raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):
         raise UserError(
             f"{file}: a TorchScript archive, which is CLIP before ReID training; give it as "
@@ -123,7 +121,9 @@ def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> Loaded
     visual = empty_model(model_config(model.name)).visual
     encoder = image_encoder(visual, height=data.height, width=data.width, stride=model.stride)
     state.below("encoder.").load_into(encoder, assign=True)
-    text = StoredText(state.get("text", axes=2)) if config.stage1.epochs else None
+    text = None
+    if config.stage1.epochs:
+        text = nn.Embedding.from_pretrained(state.get("text", axes=2))
     side = learned_side_information(
         model, encoder.width, cameras=labels.camera_count, views=labels.view_count
     )

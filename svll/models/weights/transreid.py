@@ -32,9 +32,7 @@ class Block(nn.Module):
             "qkv": nn.Linear(width, 3 * width, bias=bias), "proj": nn.Linear(width, width),
         })
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.ModuleDict({
-            "fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width),
-        })
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens [B, L, W] after this block."""
