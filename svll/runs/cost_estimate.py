@@ -8,6 +8,7 @@ multiplication.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Config
 from svll.features.extract import autocast
-from svll.models.clip import Clip, load_clip
+from svll.inputs import starting_clip
+from svll.models.clip import Clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, learned_side_information
 from svll.runs.preflight import TrainingSize, quietly
@@ -98,43 +100,70 @@ def estimate(config: Config, size: TrainingSize) -> Estimate:
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         config = replace(config, engine=replace(config.engine, precision="fp32"))
     with quietly():  # random weights need no warning here
-        clip = load_clip(
-            config.model.name, None, height=config.data.height, width=config.data.width,
-            stride=config.model.stride, seed=config.seed,
-        )
+        clip = starting_clip(replace(config, model=replace(config.model, weights=None)))
     clip.image.recompute = clip.text.recompute = config.engine.recompute
-    groups: list[ParameterGroup] = []
-    costs: list[StageCost] = []
-    if config.stage1.epochs:
-        prompts = _prompt_objective(config, clip, size)
-        groups += _groups("stage1", prompts, stage1.optimizer(prompts, config.stage1),
-                          stage1.lr_factor(config.stage1, 1))
-        costs.append(_stage1_cost(config, clip, prompts, size))
-        del prompts
-    images = _image_objective(config, clip, size)
-    groups += _groups("stage2", images, stage2.optimizer(images, config.stage2),
-                      stage2.lr_factor(config.stage2, 1))
-    costs.append(_stage2_cost(config, images, size))
-    return Estimate(tuple(groups), tuple(costs), config.engine.precision)
+    stages = [_stage1, _stage2] if config.stage1.epochs else [_stage2]
+    groups, costs = zip(*[stage(config, clip, size) for stage in stages], strict=True)
+    return Estimate(tuple(chain(*groups)), costs, config.engine.precision)
 
 
-def _prompt_objective(config: Config, clip: Clip, size: TrainingSize) -> stage1.PromptObjective:
+def _stage1(
+    config: Config, clip: Clip, size: TrainingSize
+) -> tuple[list[ParameterGroup], StageCost]:
+    """Prompts of a step grow with the identities in its batch; images are encoded once."""
+    device, stage = ranks.device(), config.stage1
     prompts = PromptLearner(
         clip.text.token_embedding, clip.tokenizer, identities=size.identities,
         tokens=config.model.prompt_tokens, noun=config.model.noun,
     )
-    head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)
-    return stage1.PromptObjective(prompts, clip.text, head, config.stage1).to(ranks.device())
+    head = agreement_head(config.model, clip.text.out, stage.lss_loss)
+    objective = stage1.PromptObjective(prompts, clip.text, head, stage).to(device)
+    optimizer, first = stage1.optimizer(objective, stage), stage1.lr_factor(stage, 1)
+    groups = _groups("stage1", objective, optimizer, first)
+    # the expected number of identities in a random batch
+    n, b = size.identities, min(stage.batch, size.images)
+    expected = n * (1 - (1 - 1 / n) ** b)
+
+    def batch(count: int) -> stage1.PromptBatch:
+        features = torch.randn(count, clip.text.out, device=device)
+        return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
+
+    most = max(1, round(expected))
+    step_s, activations = _probe(
+        config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
+        most=most, target=expected,
+    )
+    steps, before_s = -(-size.images // stage.batch) * stage.epochs, _encoding(config, clip, size)
+    return groups, StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
 
-def _image_objective(config: Config, clip: Clip, size: TrainingSize) -> stage2.ImageObjective:
-    width, identities = clip.image.width, size.identities
+def _stage2(
+    config: Config, clip: Clip, size: TrainingSize
+) -> tuple[list[ParameterGroup], StageCost]:
+    device, stage, width = ranks.device(), config.stage2, clip.image.width
     side = learned_side_information(config.model, width, cameras=size.cameras, views=size.views)
-    model = ReIDModel(clip.image.requires_grad_(True), side)
-    head = agreement_head(config.model, width, config.stage2.vss_loss)
-    text = torch.zeros(identities, clip.image.out)
-    objective = stage2.ImageObjective(model, text, head, config.stage2, identities=identities)
-    return objective.to(ranks.device())
+    objective = stage2.ImageObjective(
+        ReIDModel(clip.image.requires_grad_(True), side),
+        torch.zeros(size.identities, clip.image.out),
+        agreement_head(config.model, width, stage.vss_loss), stage, identities=size.identities,
+    ).to(device)
+    optimizer, first = stage2.optimizer(objective, stage), stage2.lr_factor(stage, 1)
+    groups = _groups("stage2", objective, optimizer, first)
+
+    def batch(count: int) -> stage2.ImageBatch:
+        views = [_images(config, count) for _ in range(3 if stage.vss_weight else 1)]
+        zeros = torch.zeros(count, dtype=torch.int64, device=device)
+        labels = torch.arange(count, device=device) % size.identities
+        return stage2.ImageBatch(views, labels, zeros, zeros)
+
+    step_s, activations = _probe(
+        config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
+        most=stage.batch, target=stage.batch,
+    )
+    step_s = step_s.plus(_measured(optimizer.step))
+    batches = size.images // stage.batch if size.batches is None else size.batches
+    memory_gb = _memory_gb(objective, activations)
+    return groups, StageCost("stage2", batches * stage.epochs, step_s, Range(0.0, 0.0), memory_gb)
 
 
 def _groups(
@@ -152,54 +181,12 @@ def _groups(
     return found
 
 
-def _stage1_cost(
-    config: Config, clip: Clip, objective: stage1.PromptObjective, size: TrainingSize
-) -> StageCost:
-    """Prompts of a step grow with the identities in its batch; images are encoded once."""
-    device, stage = ranks.device(), config.stage1
-    # the expected number of identities in a random batch
-    n, b = size.identities, min(stage.batch, size.images)
-    expected = n * (1 - (1 - 1 / n) ** b)
-
-    def batch(count: int) -> stage1.PromptBatch:
-        features = torch.randn(count, clip.text.out, device=device)
-        return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
-
-    most = max(1, round(expected))
-    step_s, activations = _probe(
-        config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
-        most=most, target=expected,
-    )
-    before_s = _encoding(config, clip, size.images)
-    steps = -(-size.images // stage.batch) * stage.epochs
-    return StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
-
-
-def _stage2_cost(config: Config, objective: stage2.ImageObjective, size: TrainingSize) -> StageCost:
-    device, stage = ranks.device(), config.stage2
-
-    def batch(count: int) -> stage2.ImageBatch:
-        views = [_images(config, count) for _ in range(3 if stage.vss_weight else 1)]
-        zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        labels = torch.arange(count, device=device) % size.identities
-        return stage2.ImageBatch(views, labels, zeros, zeros)
-
-    step_s, activations = _probe(
-        config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
-        most=stage.batch, target=stage.batch,
-    )
-    step_s = step_s.plus(_measured(stage2.optimizer(objective, stage).step))
-    batches = size.images // stage.batch if size.batches is None else size.batches
-    memory_gb = _memory_gb(objective, activations)
-    return StageCost("stage2", batches * stage.epochs, step_s, Range(0.0, 0.0), memory_gb)
-
-
 def _images(config: Config, count: int) -> Tensor:
     shape = (count, 3, config.data.height, config.data.width)
     return torch.randn(shape, device=ranks.device())
 
 
-def _encoding(config: Config, clip: Clip, images: int) -> Range:
+def _encoding(config: Config, clip: Clip, size: TrainingSize) -> Range:
     """Return the seconds in which the frozen encoder encodes all training images."""
 
     def encode(count: int) -> Callable[[], Any]:
@@ -208,7 +195,7 @@ def _encoding(config: Config, clip: Clip, images: int) -> Range:
 
     with torch.no_grad():
         count = _grown(encode, PROBE_IMAGES, config.evaluation.batch)
-        return _measured(encode(count)).times(images / count)
+        return _measured(encode(count)).times(size.images / count)
 
 
 def _probe(

@@ -95,16 +95,16 @@ def draw(
         shots += [(identity, cameras[0], 0)] if one_each else [
             (identity, camera, shot) for camera in cameras for shot in range(2)
         ]
-    chunks = [shots[i : i + 256] for i in range(0, len(shots), 256)]
-    work = partial(_draw_chunk, world, (plan.height, plan.width))
+    work = partial(_draw_one, world, (plan.height, plan.width))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(work, chunks))
-    return Pairs(np.concatenate([p.images for p in parts]), [c for p in parts for c in p.captions])
+        images, captions = zip(*pool.map(work, shots, chunksize=256), strict=True)
+    return Pairs(np.stack(images), list(captions))
 
 
-def _draw_chunk(world: World, size: tuple[int, int], shots: list[tuple[int, int, int]]) -> Pairs:
-    images = np.stack([render(world, *shot, size=size) for shot in shots])
-    return Pairs(images, [caption(world, *shot) for shot in shots])
+def _draw_one(
+    world: World, size: tuple[int, int], shot: tuple[int, int, int]
+) -> tuple[NDArray[np.uint8], str]:
+    return render(world, *shot, size=size), caption(world, *shot)
 
 
 def train_model(model: nn.Module, pairs: Pairs, tokenizer: Any, plan: Pretraining) -> None:

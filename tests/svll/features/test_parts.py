@@ -62,7 +62,7 @@ def test_no_row_is_lost_or_doubled_with_any_number_of_ranks(tmp_path, ranks, tot
     assert os.listdir(tmp_path / "parts") == []
 
 
-def test_a_killed_attempt_goes_on_with_another_number_of_ranks(tmp_path):
+def test_a_killed_attempt_resumes_with_another_number_of_ranks(tmp_path):
     expected = labelled(53)
     features = np.concatenate([g.features for g in expected.values()])
     for rank, rows in enumerate(shares(53, 4)[:3]):  # the last rank wrote nothing
@@ -95,20 +95,20 @@ def test_merging_refuses_lost_rows_and_parts_of_something_else(tmp_path):
     assert not Path(tmp_path / "f.h5").exists()
 
 
-def test_a_damaged_part_is_told_with_what_to_do_and_no_cache_is_made(tmp_path):
+def test_a_damaged_part_is_reported_with_what_to_do_and_no_cache_is_made(tmp_path):
     expected = labelled(20)
     features = np.concatenate([g.features for g in expected.values()])
     write_part(tmp_path, 0, np.arange(20), features)
     (part,) = tmp_path.glob("part-*.h5")
     content = part.read_bytes()
     place = content.index(features[3].tobytes())
-    for damaged, told in (
+    for damaged, fault in (
         (content[:place] + b"\xff" + content[place + 1 :], "rows 0 to 19 of features are damaged"),
         (content[:place], "a damaged part"),
         (content.replace(b"row\0", b"low\0"), "a damaged part"),
     ):
         part.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{part.name}: {told}.*; remove it and give the comm"):
+        with pytest.raises(UserError, match=rf"{part.name}: {fault}.*; remove it and give the comm"):
             merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
         assert os.listdir(tmp_path) == [part.name]
 

@@ -230,21 +230,21 @@ def test_broken_files_are_left_out_and_the_others_keep_their_rows(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(None, "missing"), (b"text", "not an image"), (b"cut", "truncated")],
 )
 def test_an_unreadable_image_is_named(
     make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], tmp_path: Path,
-    content: bytes | None, told: str,
+    content: bytes | None, message: str,
 ) -> None:
     path = tmp_path / "bad.jpg"
     if content is not None:
         path.write_bytes(Path(paths[0]).read_bytes()[:900] if content == b"cut" else content)
-    with pytest.raises(UserError, match=rf"bad\.jpg: {told}"):
+    with pytest.raises(UserError, match=rf"bad\.jpg: {message}"):
         svll.load(make()[0]).encode([paths[0], str(path)])
 
 
-def test_an_array_of_another_kind_is_told(
+def test_an_array_of_another_kind_is_reported(
     make: Callable[..., tuple[Path, ReIDModel]]
 ) -> None:
     extractor = svll.load(make()[0])

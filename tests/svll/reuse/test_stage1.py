@@ -88,7 +88,7 @@ def test_a_run_takes_the_stage_1_of_another_and_ends_as_if_it_had_trained_it(
     assert json.loads((beside.folder / TAKEN).read_text()) == {"of": first.signature, "epochs": 2}
 
 
-def test_stopped_while_it_takes_over_a_run_goes_on_to_the_same_end(
+def test_a_run_stopped_while_taking_over_resumes_to_the_same_end(
     alone: Run, beside: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop_after(line: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_run_that_has_begun_trains_on_by_itself(
     assert_ends_alike(run, alone)
 
 
-def test_a_damaged_one_is_told_and_made_anew(
+def test_a_damaged_stage_1_is_reported_and_made_again(
     alone: Run, beside: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = shared_folder(beside)

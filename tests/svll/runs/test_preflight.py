@@ -90,7 +90,7 @@ def test_the_batch_that_a_refusal_names_is_taken_and_the_largest(
         preflight(config_of("synthetic_tiny", *words, f"stage2.batch={int(batch) + 4}"))
 
 
-def test_all_that_a_small_list_needs_is_said_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_small_list_are_reported_at_once(tmp_path: Path) -> None:
     words = ["data.name=list", f"data.root={own_list(tmp_path, 3)}"]
     with pytest.raises(UserError) as caught:
         preflight(config_of("synthetic_tiny", *words))
@@ -116,7 +116,7 @@ def test_a_batch_is_shared_by_all_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["model.weights=nowhere.pt"], "model.weights: nowhere.pt: no such file"),
         (["model.name=ViT-B-16", "model.weights=shipped"], "only svll-tiny has shipped weights"),
@@ -124,6 +124,6 @@ def test_a_batch_is_shared_by_all_ranks() -> None:
         (["data.stage=$NOWHERE"], r"data.stage=$NOWHERE: $NOWHERE is not set on"),
     ],
 )
-def test_what_cannot_be_found_is_refused(words: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_what_cannot_be_found_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         preflight(config_of("synthetic_tiny", *words))

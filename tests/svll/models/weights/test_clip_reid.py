@@ -256,7 +256,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("image_encoder.ln_post.bias", (64,), "is [64] in the file, [128] here"),
         ("image_encoder.proj", (64, 32), "is [64, 32] in the file, [128, 32] here"),
@@ -266,10 +266,10 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
         ("classifier.weight", (8, 128), "classifier.weight 8, classifier_proj.weight 7"),
     ],
 )
-def test_a_tensor_of_another_size_is_told_with_both(
-    tmp_path: Path, name: str, shape: tuple[int, ...], told: str
+def test_a_tensor_of_another_size_is_reported_with_both(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
-    assert told in refusal(tmp_path, published() | {name: torch.zeros(shape)})
+    assert message in refusal(tmp_path, published() | {name: torch.zeros(shape)})
 
 
 def test_positions_that_fit_no_usual_size_ask_for_one(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_positions_that_fit_no_usual_size_ask_for_one(tmp_path: Path) -> None:
     close(model.encode_image(image)[0], image_feature(state, image[0], 16))
 
 
-def test_images_of_another_size_are_told_with_both(tmp_path: Path) -> None:
+def test_images_of_another_size_are_reported_with_both(tmp_path: Path) -> None:
     model = load_model(saved(tmp_path, published()))
     with pytest.raises(UserError, match=r"\[3, 128, 64\], the model takes \[3, 256, 128\]"):
         model.encode_image(torch.zeros(1, 3, 128, 64))

@@ -1,4 +1,4 @@
-"""Input size and stride are told from the number of positions, or asked for."""
+"""Input size and stride are found by the number of positions, or given."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from svll.models.weights.input_size import USUAL_SIZES, GivenSize, InputSize
         (196, (224, 224, 16)), (171, (256, 128, 13)),
     ],
 )
-def test_published_sizes_are_told_from_their_positions(
+def test_published_sizes_are_found_by_their_positions(
     tokens: int, expected: tuple[int, int, int]
 ) -> None:
     assert GivenSize("file").match(tokens, patch=16) == InputSize(*expected)
@@ -24,7 +24,7 @@ def test_published_sizes_are_told_from_their_positions(
 
 @pytest.mark.parametrize("size", USUAL_SIZES)
 @pytest.mark.parametrize("stride", [16, 12])
-def test_every_usual_size_is_found_where_its_stride_is_said(
+def test_every_usual_size_is_found_if_its_stride_is_given(
     size: tuple[int, int], stride: int
 ) -> None:
     rows = len(range(0, size[0] - 15, stride))
