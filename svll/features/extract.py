@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -132,13 +132,11 @@ def encode_pair(
 
 def each_once(query: Records, gallery: Records) -> tuple[Records, dict[str, NDArray[np.int64]]]:
     """Return all images of a query and gallery without repetition, and the rows of either."""
-    images = gallery
-    known = {path: row for row, path in enumerate(images.paths)}
+    known = set(gallery.paths)
     others = [row for row, path in enumerate(query.paths) if path not in known]
-    if others:
-        images = Records.concatenate([images, query.take(others)])
-        known = {path: row for row, path in enumerate(images.paths)}
-    rows = np.array([known[path] for path in query.paths], dtype=np.int64)
+    images = Records.concatenate([gallery, query.take(others)])
+    row_of = {path: row for row, path in enumerate(images.paths)}
+    rows = np.array([row_of[path] for path in query.paths], dtype=np.int64)
     return images, {"query": rows, "gallery": np.arange(len(gallery))}
 
 
@@ -153,11 +151,7 @@ def _with_side(images: Records, side: Side, encode: EncodeWithSide) -> Encode:
     return encode_rows
 
 
-# ---- through part files ----
-
-
-@dataclass(frozen=True)
-class FeatureTarget:
+class FeatureTarget(NamedTuple):
     """A cache to write, and its root attributes."""
 
     path: Path
@@ -204,9 +198,9 @@ def encode_to_file(
     with ranks.leader_first() as acts:
         if acts:
             merge_parts(
-                target.parts, target.path, {"query": query, "gallery": gallery},
+                target.parts, target.path, {"query": query, "gallery": gallery}, rows,
                 dataset=target.dataset, model=target.model, protocol=target.protocol,
-                key=target.key, first_camera=target.first_camera, rows=rows,
+                key=target.key, first_camera=target.first_camera,
             )
             shutil.rmtree(target.parts.parent, ignore_errors=True)
 

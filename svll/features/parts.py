@@ -47,21 +47,17 @@ def missing_rows(folder: StrPath, total: int) -> Integers:
 
 
 def merge_parts(
-    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled], *,
-    rows: Mapping[str, Integers] | None = None, **about: Any,
+    folder: StrPath, path: StrPath, groups: Mapping[str, Labelled],
+    rows: Mapping[str, Integers], **about: Any,
 ) -> None:
     """Make a cache of the parts in `folder`, then remove them; call on one rank, after all wrote.
 
-    about: arguments of `write_features`.
-    rows [n]: the images of a group, so that an image may be in several groups; None numbers them
-    through all groups in their order. Images that several parts have (a loader's padding, a second
-    attempt) count once. No more than a block of features, and one of each open part, is in memory
-    at a time. Raises UserError when an image is in no part.
+    rows [n]: the images of a group; an image may be in several groups. about: arguments of
+    `write_features`. Images that several parts have (a loader's padding, a second attempt) count
+    once. No more than a block of features, and one of each open part, is in memory at a time.
+    Raises UserError when an image is in no part.
     """
     folder = Path(folder)
-    if rows is None:
-        bounds = np.cumsum([0, *(len(group.identities) for group in groups.values())])
-        rows = {name: np.arange(*bounds[i : i + 2]) for i, name in enumerate(groups)}
     total = 1 + max((int(own.max(initial=-1)) for own in rows.values()), default=-1)
     index = _index(folder, total)
     missing = np.flatnonzero(index.part < 0)

@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,8 +29,7 @@ _READ_FAULTS = (
 """What open_clip raises for files that are not weights of the model; each was seen."""
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """The parts of a loaded CLIP."""
 
     image: ImageEncoder | ResNetEncoder
@@ -83,10 +81,7 @@ def fetch(name: str, weights: str | None) -> None:
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """Return open_clip's configuration of a model, the shipped one included.
-
-    Raises UserError for an unknown name.
-    """
+    """Return open_clip's configuration of a model, also the shipped one; UserError if unknown."""
     import open_clip  # takes four seconds
 
     open_clip.add_model_config(HERE / "svll-tiny.json")

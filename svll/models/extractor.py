@@ -89,9 +89,7 @@ class Extractor:
         """Return the indices of each image's camera and view [count, 2]."""
         if camera is None:
             return None
-        numbers = np.asarray(camera)
-        if numbers.ndim == 0:
-            numbers = np.full(count, numbers)
+        numbers = np.full(count, camera) if np.ndim(camera) == 0 else np.asarray(camera)
         if numbers.shape != (count,):
             raise UserError(f"{len(numbers)} cameras for {count} images; give one or {count}")
         side = self.model.image.side

@@ -67,25 +67,15 @@ class ProjectionHead(nn.Sequential):
                 nn.init.uniform_(layer.bias, generator=generator)
 
 
-class Predictor(nn.Sequential):
-    """SimSiam's bottleneck, which predicts the other view's feature from this one's."""
-
-    def __init__(self, width: int, *, hidden: int) -> None:
-        super().__init__(*_layers(width, hidden, width))
-
-
 def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
     """Return the module between a feature [B, width] and the self-supervised loss `loss`."""
-    if loss == "simsiam":
-        return Predictor(width, hidden=config.predictor_hidden)
+    if loss == "simsiam":  # a bottleneck that predicts the other view's feature
+        return nn.Sequential(*_layers(width, config.predictor_hidden, width))
     return ProjectionHead(width, hidden=config.head_hidden, out=config.head_out)
 
 
 def image_head(config: Config, width: int) -> nn.Module:
-    """Return the initialised agreement head of image features [B, width].
-
-    SimSiam's predictor has torch's defaults, as in the released code.
-    """
+    """Return the agreement head of image features [B, width]; SimSiam's has torch's defaults."""
     head = agreement_head(config.model, width, config.stage2.vss_loss)
     if config.model.image_head_init == "released" and isinstance(head, ProjectionHead):
         head.start_as_released(torch_seed(config.seed, 3))
@@ -104,7 +94,7 @@ class SideInformation(nn.Module):
         unseen: str = "none",
     ) -> None:
         super().__init__()
-        self.kind, self.views, self.weight, self.unseen = kind, views, weight, unseen
+        self.kind, self.weight, self.unseen = kind, weight, unseen
         shapes = {"camera": (cameras, 1), "view": (1, views), "camera_view": (cameras, views)}
         self.shape = shapes[kind]
         self.vectors = nn.Parameter(torch.empty(self.shape[0] * self.shape[1], width))
@@ -153,8 +143,7 @@ class ReIDModel(nn.Module):
     ) -> ImageFeatures:
         """Return the three features of normalised images [B, 3, H, W].
 
-        Without `camera` there is no side information. Without `view` the views are unknown: -1, or
-        the only view of training.
+        No side information without `camera`. Without `view`: -1, or the only view of training.
         """
         if self.side is None or camera is None:
             return self.encoder(images)

@@ -27,9 +27,7 @@ class ResNetEncoder(nn.Module):
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
         if stride not in (None, REDUCTION):
-            raise UserError(
-                f"model.stride={stride}: a ResNet has no patch stride; use model.stride=null"
-            )
+            raise UserError(f"model.stride={stride}: a ResNet has no stride; use model.stride=null")
         if height % REDUCTION or width % REDUCTION:
             raise UserError(f"data {height}x{width}: a ResNet needs multiples of {REDUCTION}")
         self.grid = (height // REDUCTION, width // REDUCTION)
@@ -43,9 +41,6 @@ class ResNetEncoder(nn.Module):
         self.visual: Any = synchronised(visual)
         self.width = int(pool.c_proj.in_features)
         self.out = int(pool.c_proj.out_features)
-        self.f11_width = self.width // 2
-        self.feature_dim = self.width + self.out
-        """Width of the test feature, f12 and fp side by side."""
 
     def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
         """Encode normalised images [B, 3, H, W].

@@ -32,8 +32,7 @@ class StateDict:
         return StateDict(found, self.where, self.prefix + prefix, self.hint)
 
     def get(self, name: str, *, axes: int, width: int | None = None) -> Tensor:
-        """Return a tensor; raises UserError unless it has `axes` axes, the last one `width` long.
-        """
+        """Return a tensor; UserError unless it has `axes` axes, the last of length `width`."""
         if name not in self.tensors:
             raise self.fault(f"{self.prefix}{name} is missing")
         tensor = self.tensors[name]

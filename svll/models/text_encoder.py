@@ -41,9 +41,8 @@ class TextEncoder(nn.Module):
         assert length <= self.context_length
         mask = self.mask[first:length, :length]  # type: ignore[index]
         *body, last = blocks_of(self.transformer)
-        before: list[KeysValues | None] = [None] * (len(body) + 1)
-        if constant is not None:
-            before = [*self._before(*constant)]
+        nothing = [None] * (len(body) + 1)
+        before = nothing if constant is None else self._before(*constant)
         x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
         for block, given in zip(body, before[:-1], strict=True):
             x = run_block(block, x, mask=mask, before=given, recompute=self.recompute)

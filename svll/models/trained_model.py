@@ -49,11 +49,9 @@ class LoadedModel(nn.Module):
         training did not see; without `camera` there is no side information, without `view` views
         are unknown. Raises UserError for images of another size.
         """
-        if images.shape[1:] != (3, self.height, self.width):
-            raise UserError(
-                f"images are {list(images.shape[1:])}, the model takes "
-                f"{[3, self.height, self.width]}"
-            )
+        shape = 3, self.height, self.width
+        if images.shape[1:] != shape:
+            raise UserError(f"images are {list(images.shape[1:])}, the model takes {list(shape)}")
         return self.image.encode_image(images, camera, view)
 
     def places(
@@ -85,10 +83,8 @@ class LoadedModel(nn.Module):
         if self.text is None:
             raise UserError("this model was trained without texts; it has no text features")
         if len(identities) and not 0 <= identities.min() <= identities.max() < self.identities:
-            raise UserError(
-                f"identities go from 0 to {self.identities - 1}, found "
-                f"{int(identities.min())} to {int(identities.max())}"
-            )
+            found = f"{int(identities.min())} to {int(identities.max())}"
+            raise UserError(f"identities go from 0 to {self.identities - 1}, found {found}")
         return self.text(identities)
 
 

@@ -33,10 +33,8 @@ class ImageEncoder(nn.Module):
             resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
         )
         self.visual = visual
-        self.width = self.f11_width = int(visual.class_embedding.shape[0])
+        self.width = int(visual.class_embedding.shape[0])
         self.out = int(visual.proj.shape[1])
-        self.feature_dim = self.width + self.out
-        """Width of the test feature, f12 and fp side by side."""
 
     def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
         """Encode normalised images [B, 3, H, W].

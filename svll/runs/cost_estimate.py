@@ -7,7 +7,7 @@ multiplication.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -65,8 +65,7 @@ class Range(NamedTuple):
         return low if low == high else f"{low} to {high}"
 
 
-@dataclass(frozen=True)
-class StageCost:
+class StageCost(NamedTuple):
     """Cost of a stage on one rank that has this machine's device to itself."""
 
     stage: str

@@ -8,7 +8,6 @@ The run is set up as for training, with its data, model and ranks; the trained w
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +50,7 @@ class Operation(NamedTuple):
     calls: int
 
 
-@dataclass(frozen=True)
-class StageProfile:
+class StageProfile(NamedTuple):
     """The profile of some steps of a stage."""
 
     stage: str

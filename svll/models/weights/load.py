@@ -18,6 +18,7 @@ from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.sources import as_given_now, settings_of
 from harness.config.yaml_files import parse
+from harness.runs.run import Run
 from svll.base.records import usual_first_camera
 from svll.config import Config
 from svll.data.datasets import trained_on
@@ -32,8 +33,6 @@ from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import GivenSize
 from svll.models.weights.transreid import transreid_model
 
-WEIGHTS_NAME = "model.safetensors"
-
 
 def model_from_file(
     path: str | Path, device: str | torch.device = "cpu", *,
@@ -47,7 +46,7 @@ def model_from_file(
     """
     file = Path(expanded(str(path)))
     if file.is_dir():
-        file = file / WEIGHTS_NAME
+        file = Run(file).weights_file
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):
@@ -74,9 +73,6 @@ def _published(state: StateDict, given: GivenSize) -> LoadedModel:
         f"{state.where}: unknown tensor names (holds {seen}); expected are weights of a run, "
         "image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID"
     )
-
-
-# --- files ---
 
 
 def _read(file: Path) -> tuple[Any, dict[str, str]]:
@@ -110,9 +106,6 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
         str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
         for name, value in content.items() if isinstance(value, Tensor)
     }
-
-
-# --- our own ---
 
 
 def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> LoadedModel:

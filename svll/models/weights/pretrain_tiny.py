@@ -72,8 +72,7 @@ def pretrain(plan: Pretraining, *, workers: int) -> dict[str, Any]:
     open_clip.add_model_config(HERE / "svll-tiny.json")
     model = open_clip.create_model(TINY)
     train_model(model, train, tokenizer, plan)
-    set_norms(model, held_out, tokenizer)
-    score = retrieval(model, held_out, tokenizer)
+    score = score_and_scale(model, held_out, tokenizer)
     weights = {name: value.half() for name, value in model.state_dict().items()}
     save_tensors(TINY_WEIGHTS, weights, {"model": TINY, "quick_gelu": "false"})
     card = {
@@ -184,27 +183,20 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_norms(model: Any, pairs: Pairs, tokenizer: Any) -> None:
-    """Scale both projections so that the dot product of two features is the trained logit.
+def score_and_scale(model: Any, pairs: Pairs, tokenizer: Any) -> dict[str, float]:
+    """Return the share of held-out images whose caption is ranked first, and among the top five.
 
-    Training normalises features, which leaves their length arbitrary; ReID's losses use features
+    Then scale both projections so that the dot product of two features is the trained logit:
+    training normalises features, which leaves their length arbitrary; ReID's losses use features
     unnormalised at temperature 1, and would see logits ten times too large.
     """
+    image = model.encode_image(normalise(pairs.images))
+    text = encode_text(model, tokenizer(pairs.captions)[:, :MAX_TOKENS])
     length = (model.logit_scale.exp() ** 0.5).item()
-    image = model.encode_image(normalise(pairs.images)).norm(dim=1).mean()
-    text = encode_text(model, tokenizer(pairs.captions)[:, :MAX_TOKENS]).norm(dim=1).mean()
-    model.visual.proj.mul_(length / image)
-    model.text_projection.mul_(length / text)
-
-
-@torch.no_grad()
-def retrieval(model: Any, pairs: Pairs, tokenizer: Any) -> dict[str, float]:
-    """Return the share of held-out images whose caption is ranked first, and among the top five."""
-    image = F.normalize(model.encode_image(normalise(pairs.images)), dim=1)
-    text = F.normalize(encode_text(model, tokenizer(pairs.captions)[:, :MAX_TOKENS]), dim=1)
-    scores = image @ text.T
-    own = scores.diagonal()[:, None]
-    rank = (scores > own).sum(dim=1)
+    model.visual.proj.mul_(length / image.norm(dim=1).mean())
+    model.text_projection.mul_(length / text.norm(dim=1).mean())
+    scores = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    rank = (scores > scores.diagonal()[:, None]).sum(dim=1)
     return {
         "identities": len(rank),
         "image_to_text_rank1": round((rank < 1).double().mean().item(), 4),
