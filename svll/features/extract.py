@@ -90,10 +90,7 @@ def _encoded(
 
 
 def _in_slices(encode: Encode, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    """Encode a batch, on a CPU in slices whose activations stay in its cache.
-
-    With ViT-B/16 a quarter faster than 32 images at once.
-    """
+    """Encode a batch; on a CPU in slices that fit its cache, with ViT-B/16 a quarter faster."""
     if images.device.type != "cpu":
         return encode(images, rows)
     size = max(1, SLICE_BYTES // images[0].nbytes)
@@ -121,10 +118,7 @@ def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
 def encode_pair(
     query: Records, gallery: Records, reader: Reader, side: Side, encode: EncodeWithSide
 ) -> tuple[Tensor, Tensor]:
-    """Return the test features [Q, D] and [G, D] of a query and gallery, each image encoded once.
-
-    side: gives the cameras and views of all images; encode: the features of a batch.
-    """
+    """Return features [Q, D] and [G, D] of a query and gallery; each image is encoded once."""
     images, rows = each_once(query, gallery)
     features = encode_all(images, reader, _with_side(images, side, encode))
     return features[torch.from_numpy(rows["query"])], features[: len(gallery)]

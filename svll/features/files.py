@@ -16,10 +16,7 @@ def features_file(folder: Path) -> Path:
 
 
 def feature_files(place: Path) -> list[Path]:
-    """Return a feature file itself, or those of a run's test sets, the first one's first.
-
-    Raises UserError for a folder that is not a run's, and where a run's features are missing.
-    """
+    """Return a feature file itself, or those of a run's test sets; UserError if one is missing."""
     if not place.is_dir():
         return [place]
     run = Run(place)

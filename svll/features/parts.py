@@ -134,10 +134,7 @@ def _index(folder: Path, total: int) -> _Index:
 
 
 def _read_part(path: Path) -> tuple[Integers, StoredRows]:
-    """Return the images of a part [m] and their features [m, d], which keep the file open.
-
-    Raises UserError, with what to do, for a damaged part.
-    """
+    """Return the images [m] of a part and their features [m, d], which keep the file open."""
     try:
         file = open_file(path)
         check_attributes(path, file, FORMAT, VERSION)

@@ -54,10 +54,7 @@ def keys_values(block: Any, x: Tensor) -> KeysValues:
 
 
 def run_for_one(block: Any, x: Tensor, at: int, *, before: KeysValues | None = None) -> Tensor:
-    """Return the block's output [B, W] for the token at `at` of x [B, L, W], which sees all others.
-
-    Only keys and values of the other tokens are computed: a sixth of the work.
-    """
+    """Return the output [B, W] of the token at `at` of x [B, L, W] alone: a sixth of the work."""
     normed, layer = block.ln_1(x), block.attn
     width = x.shape[2]
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
@@ -93,10 +90,7 @@ def _rest(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
 
 
 def _mlp(mlp: Any, x: Tensor) -> Tensor:
-    """Return the MLP's output; QuickGELU as silu(1.702 x) / 1.702, which is one kernel.
-
-    The factors are multiplied into the weights, which have a hundredth of the activations' numbers.
-    """
+    """Return the MLP's output; QuickGELU as silu(1.702 x) / 1.702, the factors in the weights."""
     if type(mlp.gelu).__name__ != "QuickGELU":
         return mlp(x)
     hidden = F.silu(F.linear(x, QUICK * mlp.c_fc.weight, QUICK * mlp.c_fc.bias))

@@ -65,10 +65,7 @@ def load_clip(
 
 
 def fetch(name: str, weights: str | None) -> None:
-    """Download the weights of an open_clip tag, for jobs on nodes without network.
-
-    Raises UserError for an unknown model or tag, and when the download fails.
-    """
+    """Download the weights of an open_clip tag, for jobs without network; UserError on failure."""
     import open_clip
 
     source = weights_source(name, weights)
@@ -109,10 +106,7 @@ def image_encoder(
 
 
 def _is_plain(config: dict[str, Any]) -> bool:
-    """Whether features are a class token or attention pool and the last token of causal text.
-
-    Checked before anything is downloaded or built: some models of open_clip work otherwise.
-    """
+    """Whether features are a class token or attention pool, and the last token of causal text."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     return (
         isinstance(vision.get("layers"), int | list)  # a list: ResNet
@@ -136,10 +130,7 @@ def tokenizer_for(name: str) -> Any:
 
 
 def weights_source(name: str, weights: str | None) -> str | None:
-    """Return open_clip's `pretrained` argument for `model.weights`.
-
-    Raises UserError, as `load_clip` does, for a name, a tag or an activation.
-    """
+    """Return open_clip's `pretrained` for `model.weights`; raises UserError as `load_clip` does."""
     import open_clip
 
     if not _is_plain(model_config(name)):

@@ -49,12 +49,11 @@ class Extractor:
     ) -> NDArray[np.float32]:
         """Return L2-normalised features [n, D] of one image or a list of them.
 
-        `camera` is the camera's number in its dataset (Market-1501's c1 is 1), one for all images
-        or one for each; `dataset` names the dataset if the model was trained on several. Both
-        matter only to a model with side information. `model.sie_unseen` of the model decides what a
-        camera outside training gets; a log line names it.
-        An opened image is turned upright by its EXIF orientation, as its file would be; an array is
-        used as it is. Raises UserError, with the path, for a file that cannot be decoded.
+        camera: its number in its dataset (Market-1501's c1 is 1), one for all images or one for
+        each; dataset: its dataset, if the model was trained on several. Both matter only to a model
+        with side information; cameras outside training are logged and get what the model's
+        `model.sie_unseen` says. Opened images are turned upright by their EXIF orientation, arrays
+        are not. Raises UserError, with the path, for a file that cannot be decoded.
         """
         is_one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
         listed: Sequence[Any] = [images] if is_one else images  # type: ignore[assignment]
@@ -66,17 +65,11 @@ class Extractor:
         return _in_order(order, found).numpy() if found else np.empty((0, 0), dtype=np.float32)
 
     def read(self, paths: Sequence[str], broken: list[Fault]) -> Batches:
-        """Yield rows [b] of `paths` and their images as model input [b, 3, H, W].
-
-        Files that cannot be decoded are left out and added to `broken`.
-        """
+        """Yield rows [b] of `paths` and images [b, 3, H, W]; unreadable files go to `broken`."""
         return _read(paths, self.model, self.batch, broken)
 
     def encode_batch(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return L2-normalised features [b, D], on the CPU, of preprocessed images [b, 3, H, W].
-
-        places [b, 2]: camera and view of each image, from `model.places`.
-        """
+        """Return unit features [b, D] on the CPU of model input; places [b, 2]: `model.places`."""
         device = next(self.model.parameters()).device
         side = () if places is None else places.to(device).T
         with torch.no_grad():

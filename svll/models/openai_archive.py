@@ -41,10 +41,7 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a TorchScript archive, half precision as float32.
-
-    Raises UserError, naming the file, when it is damaged or holds anything but modules of tensors.
-    """
+    """Return an archive's parameters and buffers, fp16 as fp32; UserError for other content."""
     try:
         with zipfile.ZipFile(path) as file:
             root = _root(file)

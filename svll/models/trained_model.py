@@ -107,10 +107,18 @@ class PromptedText(nn.Module):
         return self.encoder(torch.cat([before, self.tokens[identities], after], dim=1))
 
 
-def published_labels(side: SideInformation | None) -> SideLabels:
-    """Return the labels of published vectors; the file does not name their dataset."""
-    cameras, views = side.shape if side else (0, 1)
-    return SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
+def published_model(
+    image: Any, text: nn.Module | None, size: tuple[int, int, int], identities: int,
+    mean: Colour = HALF, std: Colour = HALF,
+) -> LoadedModel:
+    """Return a published model, whose file does not name its dataset; size: height, width, stride.
+    """
+    cameras, views = image.side.shape if image.side else (0, 1)
+    labels = SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
+    return LoadedModel(
+        image, text, height=size[0], width=size[1], mean=mean, std=std, side_labels=labels,
+        identities=identities,
+    )
 
 
 def published_side(vectors: Tensor, width: int, where: str, *, weight: float) -> SideInformation:

@@ -25,10 +25,7 @@ POLL_S = 0.5
 
 
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:
-    """Return features [n, D] of the dataset's training images from `path`, made if missing.
-
-    `compute` is called on every rank and must return all rows on every rank.
-    """
+    """Return the training images' features [n, D] from `path`; all ranks `compute` missing ones."""
 
     def write(features: Tensor) -> None:
         group = FeatureGroup.of(features.numpy(), dataset.train)

@@ -108,10 +108,9 @@ def check_pinned(config: Config, loaded: datasets.Datasets) -> None:
 def _dataset_fingerprint(data: Data, name: str, cache: Path) -> str:
     """Return a dataset's fingerprint, "" for a drawn world.
 
-    Looking at every file of a benchmark takes minutes on a slow file system, too long for
-    `--status`. So the fingerprint is cached with the times of the list files and of the image
-    folders, which change with every file that is added, removed or renamed. `check_pinned` finds
-    other changes when the run starts.
+    Reading every file takes minutes on a slow file system, too long for `--status`. So it is cached
+    with the times of list files and image folders, which change with every file that is added,
+    removed or renamed; `check_pinned` finds other changes when the run starts.
     """
     root = datasets.existing_root(data, name)
     if root is None:
@@ -132,10 +131,7 @@ def _dataset_cache(data: Data, name: str, cache: Path) -> Path:
 
 
 def _lists(root: str, image_folders: set[str]) -> set[str]:
-    """Return the files that may hold labels, and the folders where more may appear.
-
-    They are in the dataset's folder or one below it, but not among the images.
-    """
+    """Return the files that may hold labels, and the folders where more may appear."""
     if os.path.isfile(root):
         return {root}
     below = {entry.path for entry in os.scandir(root) if entry.is_dir()}

@@ -29,10 +29,7 @@ class FrozenFeatures:
         self._config, self._folder = config, folder
 
     def of(self, paths: Sequence[str]) -> Tensor | None:
-        """Return the features of images by path; every rank must call it.
-
-        None if some are not in the training sets, as images of a validation part may be.
-        """
+        """Return features by path, None if some are not of the training sets; on every rank."""
         features, rows = self._all
         if any(path not in rows for path in paths):
             return None

@@ -114,10 +114,7 @@ def _adopt(run: Run, folder: Path, record: Record) -> bool:
 
 
 def _copied(folder: Path, own: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Link the stage 1 in `folder` to `own`; returns its about.json and the lines of its log.
-
-    None when there is none, or it cannot be read, or is damaged; a damaged one is removed.
-    """
+    """Link `folder` to `own`; return about.json and log lines, None when missing or damaged."""
     if not folder.exists():
         return None
     try:

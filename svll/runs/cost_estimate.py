@@ -201,10 +201,7 @@ def _probe(
     config: Config, objective: nn.Module, batch: Callable[[int], Any], weights: dict[str, float],
     *, first: int, most: int, target: float,
 ) -> tuple[Range, float]:
-    """Return the seconds of a step on `target` samples, and the bytes that autograd keeps for it.
-
-    batch: makes one of a given number of samples; between `first` and `most` are really run.
-    """
+    """Return the seconds of a step on `target` samples, and the bytes that autograd keeps."""
 
     def step(count: int) -> Callable[[], None]:
         made = batch(count)
@@ -238,12 +235,10 @@ def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
 
 
 def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> int:
-    """Return the number of samples that makes a probe long enough, from `count` to `most`.
-
-    CPU time decides: on a busy machine even a small step may wait for seconds.
-    """
+    """Return the samples, from `count` to `most`, of a probe that takes long enough."""
     work(count)()  # one-time costs, such as choosing kernels
     while count < most:
+        # CPU time: on a busy machine even a small step may wait for seconds
         started, probe = time.process_time(), work(count)
         _timed(probe)
         if time.process_time() - started > LONG_S * torch.get_num_threads():

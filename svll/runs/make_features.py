@@ -49,10 +49,7 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
 
 
 def make_features(run: Run, config: Config) -> None:
-    """Write the missing test features of a trained run; on every rank.
-
-    Raises Busy while the run is in progress, UserError as the run does.
-    """
+    """Write a run's missing test features, on every rank; Busy while the run is in progress."""
     # DALI, DeepSpeed: not for existing features
     from harness.training import ranks
     from svll.experiment import set_up

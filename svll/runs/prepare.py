@@ -14,10 +14,7 @@ from svll.scoring import initial_metrics
 
 
 def prepare(runs: Sequence[Run]) -> None:
-    """Make the frozen features of stage 1 and the starting metrics; on every rank.
-
-    Raises UserError as a run would.
-    """
+    """Make frozen features and starting metrics, on every rank; raises UserError as a run does."""
     first: dict[str, tuple[Run, Config]] = {}
     for run in runs:
         config = build(Config, read_recipe(run.config_file, Config))

@@ -79,10 +79,7 @@ def kind_of(operation: str) -> str:
 
 
 def profile_run(run: Run, config: Config) -> list[StageProfile]:
-    """Profile both stages of a run from its start, after warm-up steps; every rank must call it.
-
-    Raises UserError as a run does.
-    """
+    """Profile both stages of a run from its start, on every rank; UserError as in the run."""
     set_up(config)
     inputs = load_inputs(run, config)
     check_inputs(inputs)

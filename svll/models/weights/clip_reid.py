@@ -13,17 +13,11 @@ from svll.models.clip import empty_model, image_encoder
 from svll.models.reid import ReIDModel
 from svll.models.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
-from svll.models.trained_model import (
-    HALF,
-    LoadedModel,
-    PromptedText,
-    published_labels,
-    published_side,
-)
+from svll.models.trained_model import LoadedModel, PromptedText, published_model, published_side
 from svll.models.weights.input_size import GivenSize, InputSize
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Per-channel mean and std that the ResNets, not the transformers, were trained with."""
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Of the ResNets; the transformers have 0.5."""
 
 
 def clip_reid_model(state: StateDict, given: GivenSize) -> LoadedModel:
@@ -45,12 +39,9 @@ def clip_reid_model(state: StateDict, given: GivenSize) -> LoadedModel:
     if is_vit and "cv_embed" in state:
         vectors = state.get("cv_embed", axes=2)
         side = published_side(vectors, encoder.width, state.where, weight=1.0)
-    mean, std = (HALF, HALF) if is_vit else IMAGENET
-    return LoadedModel(
-        ReIDModel(encoder, side), _prompted_text(clip, text, prompts) if has_text else None,
-        height=size.height, width=size.width, mean=mean, std=std,
-        side_labels=published_labels(side), identities=_identities(state),
-    )
+    prompted = _prompted_text(clip, text, prompts) if has_text else None
+    colours = {} if is_vit else IMAGENET
+    return published_model(ReIDModel(encoder, side), prompted, size, _identities(state), **colours)
 
 
 def _vit(state: StateDict, given: GivenSize) -> tuple[InputSize, dict[str, Any], int]:

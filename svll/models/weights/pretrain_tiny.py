@@ -161,10 +161,7 @@ def normalise(images: NDArray[np.uint8]) -> Tensor:
 
 
 def contrastive_loss(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's loss of paired images [B, 3, H, W] and captions [B, L].
-
-    Images with equal captions are not negatives of each other: the target is spread over them.
-    """
+    """CLIP's loss of images [B, 3, H, W] and captions [B, L]; equal captions share the target."""
     image = F.normalize(model.encode_image(images), dim=1)
     text = F.normalize(encode_text(model, tokens), dim=1)
     logits = model.logit_scale.exp() * image @ text.T

@@ -39,10 +39,7 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
 
 
 def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:
-    """Write a trained model, and before it that of the best epoch if it was not the last.
-
-    about: arguments of `save_model`.
-    """
+    """Write the trained model, and that of the best epoch if another; about: see `save_model`."""
     last = model.state_dict()
     best = checkpoints.best_weights(run.checkpoints, signature=run.signature)
     newest = checkpoints.latest(run.checkpoints, signature=run.signature)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svll.models.reid import SideInformation
 from svll.models.state_dict import StateDict
-from svll.models.trained_model import HALF, LoadedModel, published_labels, published_side
+from svll.models.trained_model import LoadedModel, published_model, published_side
 from svll.models.weights.input_size import GivenSize
 
 SIE_WEIGHT = 3.0
@@ -110,21 +110,15 @@ class TransReID(nn.Module):
 
 
 def _shuffled(x: Tensor, shift: int) -> Tensor:
-    """Rotate the patches of [B, L, W] by `shift`, then take one of each group in turn.
-
-    An odd number of patches gets one more; the published code repeats the last but one.
-    """
+    """Rotate the patches of [B, L, W] by `shift`, then take one of each group in turn."""
     rotated = torch.cat([x[:, shift:], x[:, 1:shift]], dim=1)
-    if rotated.shape[1] % GROUPS:
+    if rotated.shape[1] % GROUPS:  # the published code repeats the last patch but one
         rotated = torch.cat([rotated, rotated[:, -2:-1]], dim=1)
     return rotated.unflatten(1, (GROUPS, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _block(base: StateDict, width: int) -> Block:
-    """Return a block of the file's architecture; all are alike.
-
-    `vit_small`, recognised by its missing biases, has 8 heads but the scale of one.
-    """
+    """Return the file's block; `vit_small`, without biases, has 8 heads but the scale of one."""
     bias = "blocks.0.attn.qkv.bias" in base
     hidden = len(base.get("blocks.0.mlp.fc1.weight", axes=2))
     heads = max(1, width // 64) if bias else 8
@@ -135,8 +129,4 @@ def _block(base: StateDict, width: int) -> Block:
 def transreid_model(state: StateDict, given: GivenSize) -> LoadedModel:
     """Return the model of a state dict; raises UserError when a tensor is missing or unfit."""
     model = TransReID(state, given)
-    return LoadedModel(
-        model, None, height=model.size.height, width=model.size.width, mean=HALF, std=HALF,
-        side_labels=published_labels(model.side),
-        identities=len(state.tensors.get("classifier.weight", ())),
-    )
+    return published_model(model, None, model.size, len(state.tensors.get("classifier.weight", ())))
