@@ -85,8 +85,9 @@ def encode_tests(
         else:
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
+            file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
             key = feature_key(
-                test.fingerprint, _hash(weights), config, reader, reader.batch, with_side, dtype
+                test.fingerprint, file_hash(file), config, reader, reader.batch, with_side, dtype
             )
             target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
             encode_to_file(target, *pair, reader, side, encode)
@@ -97,12 +98,6 @@ def encode_tests(
 
 def _side(labels: SideLabels, test: Dataset, records: Records) -> tuple[Int64, Int64]:
     return labels.places(*test.side_columns(records))
-
-
-def _hash(weights: str | Path) -> str:
-    """Return the hash of a weights file, or of a run's weights file."""
-    path = Path(weights)
-    return file_hash(Run(path).weights_file if path.is_dir() else path)
 
 
 def _precision(config: Config) -> str:

@@ -121,37 +121,26 @@ class _Reader(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):
             return type("Module", (_Module,), {"kind": f"{module}.{name}"})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return lambda data, offset, size, stride, *_: data.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _KINDS:
             return _KINDS[name]
         if module == "torch.jit._pickle" and _LISTS.fullmatch(name):
-            return _as_it_is
+            return lambda value, *_: value
         raise _Refused(f"it wants to execute {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """Return the raw numbers of one storage [count]."""
         tag, kind, key, _, count = pid
         if tag != "storage" or not isinstance(kind, torch.dtype):
             raise _Refused("it refers to something other than a storage")
         if key not in self.storages:
-            self.storages[key] = self._storage(kind, str(key), int(count))
+            entry, size = self.file.getinfo(f"{self.root}/data/{key}"), int(count) * kind.itemsize
+            # never compressed, so that a small file cannot ask for much memory
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
+                raise _Refused(f"its storage {key} is not {count} numbers of {kind}")
+            raw = bytearray(self.file.read(entry))
+            empty = torch.empty(0, dtype=kind)
+            self.storages[key] = torch.frombuffer(raw, dtype=kind) if raw else empty
         return self.storages[key]
-
-    def _storage(self, kind: torch.dtype, key: str, count: int) -> Tensor:
-        """Return the raw numbers of one storage [count]."""
-        entry = self.file.getinfo(f"{self.root}/data/{key}")
-        # never compressed, so that a small file cannot ask for much memory
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != count * kind.itemsize:
-            raise _Refused(f"its storage {key} is not {count} numbers of {kind}")
-        if not count:
-            return torch.empty(0, dtype=kind)
-        return torch.frombuffer(bytearray(self.file.read(entry)), dtype=kind)
-
-
-def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
-
-
-def _as_it_is(value: Any, *_: Any) -> Any:
-    return value

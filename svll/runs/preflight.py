@@ -19,7 +19,7 @@ from svll.data import datasets, staging
 from svll.data.benchmarks import describe
 from svll.data.run_checks import check_batch, check_matches
 from svll.data.sampler import identity_batches
-from svll.data.splits import Splits, split
+from svll.data.splits import split
 from svll.reuse.fingerprints import check_given
 from svll.world.world import CAMERAS, shots_of
 
@@ -90,17 +90,6 @@ def quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _split(config: Config, loaded: Loaded) -> Splits:
-    data = config.data
-    key = json.dumps(to_mapping(data))
-    if key not in loaded:
-        loaded[key] = datasets.load_datasets(data, Path(config.run.runs) / "cache" / "data")
-    return split(
-        loaded[key], validation=data.validation, seed=config.seed,
-        protocol=config.evaluation.protocol,
-    )
-
-
 def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
     """Return the size of the training part, its batches and queries checked."""
     data, stage = config.data, config.stage2
@@ -109,8 +98,14 @@ def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
         size = _expected(config)
         check_batch(stage, size.identities, world)
         return size
+    key = json.dumps(to_mapping(data))
     try:
-        splits = _split(config, loaded)
+        if key not in loaded:
+            loaded[key] = datasets.load_datasets(data, Path(config.run.runs) / "cache" / "data")
+        splits = split(
+            loaded[key], validation=data.validation, seed=config.seed,
+            protocol=config.evaluation.protocol,
+        )
     except UserError as fault:
         if data.validation:  # add the next fault to the message
             try:

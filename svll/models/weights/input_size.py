@@ -53,20 +53,15 @@ class GivenSize:
                 break
         if len(fitting) == 1:
             return fitting[0]
+        asked = ", ".join(f"{h}x{w}" for h, w in self._sizes()) or "the usual sizes"
+        none = f"none of {asked} with {f'stride {self.stride}' if self.stride else 'any stride'}"
         raise UserError(
             f"{self.where}: has positions for {positions} patches of {patch} pixels, which fit "
-            f"{' and '.join(map(str, fitting)) or f'none of {self._asked()}'}; give height, width "
-            "and stride"
+            f"{' and '.join(map(str, fitting)) or none}; give height, width and stride"
         )
 
     def _sizes(self) -> list[tuple[int, int]]:
         if self.height and self.width:
             return [(self.height, self.width)]
-        return [
-            (h, w) for h, w in USUAL_SIZES
-            if self.height in (None, h) and self.width in (None, w)
-        ]
-
-    def _asked(self) -> str:
-        listed = ", ".join(f"{h}x{w}" for h, w in self._sizes()) or "the usual sizes"
-        return f"{listed} with {f'stride {self.stride}' if self.stride else 'any stride'}"
+        given = self.height, self.width
+        return [(h, w) for h, w in USUAL_SIZES if given[0] in (None, h) and given[1] in (None, w)]
