@@ -43,12 +43,10 @@ def encode_tests(
 ) -> list[EncodedTest]:
     """Encode the query and gallery of each test set of a configuration with a file's model.
 
-    Input size, mean, std and side information come from the file, not from the configuration.
-    Cameras and views are matched with those of the same dataset in training; without
-    `side_information`, the model encodes images without them. With `save`, features go to that
-    cache (those of further test sets beside it) by `encode_to_file`, so a killed attempt resumes.
-    Raises UserError as `load_model` and `load_datasets` do, and for a protocol that a test set
-    cannot be ranked by.
+    Input size, mean, std and side information (unless `side_information` is off) are the file's,
+    not the configuration's; cameras and views are matched with those of the same dataset. `save`:
+    the cache, those of further test sets are beside it; a killed attempt resumes. Raises UserError
+    as `load_model` and `load_datasets` do, and for a protocol that a test set cannot be ranked by.
     """
     model = load_model(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None
@@ -107,11 +105,7 @@ def _precision(config: Config) -> str:
 
 
 def labels_for(model: LoadedModel, dataset: Dataset) -> SideLabels:
-    """Return a model's cameras and views, to look up those of a dataset.
-
-    Published weights do not name their dataset: they are taken to be of any benchmark that has as
-    many cameras as they have vectors.
-    """
+    """Return a model's labels for a dataset; unnamed ones fit benchmarks with as many cameras."""
     known = describe(dataset.name) if dataset.name in names() else None
     cameras = known.published.cameras if known and known.published else 0
     if cameras == len(model.side_labels.cameras.get(UNNAMED, ())):

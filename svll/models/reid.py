@@ -28,10 +28,7 @@ class BNNeck(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Return identity logits [B, N] of features [B, W], which must be the global batch.
-
-        classes [C]: the identities to compute logits [B, C] for; None: all.
-        """
+        """Return logits [B, N] of the global batch's features [B, W]; [B, C] with `classes` [C]."""
         normed = self.norm(features.float())
         if classes is None:
             return self.classifier(normed)

@@ -57,10 +57,9 @@ class ResNetEncoder(nn.Module):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all ranks; with one rank plain BatchNorm2d.
+    """Batch normalisation over all ranks' images, also on CPUs (torch's SyncBatchNorm: GPUs only).
 
-    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale stated in
-    harness/training/ranks.py.
+    Gradients follow the scale stated in harness/training/ranks.py.
     """
 
     def forward(self, input: Tensor) -> Tensor:

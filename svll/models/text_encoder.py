@@ -32,7 +32,6 @@ class TextEncoder(nn.Module):
 
         Attention is causal, so tokens after end-of-text cannot change the feature: L is the
         prompt's length, not the context length (7 times less work at 12 tokens of 77).
-
         constant: beginnings of prompts that need no gradient, [P, K, W], and the index of each
         prompt's beginning, [B]. Each beginning is encoded once, without a backward pass.
         """

@@ -76,10 +76,7 @@ class LoadedModel(nn.Module):
         return self.side_labels.places(dataset or "", cameras)
 
     def encode_text(self, identities: Tensor) -> Tensor:
-        """Return the text features [B, D] of training identities [B], not normalised.
-
-        Raises UserError for a model without texts and for identities outside 0..N-1.
-        """
+        """Return text features [B, D] of identities [B]; UserError for unknown ones or no texts."""
         if self.text is None:
             raise UserError("this model was trained without texts; it has no text features")
         if len(identities) and not 0 <= identities.min() <= identities.max() < self.identities:

@@ -37,10 +37,7 @@ class ImageEncoder(nn.Module):
         self.out = int(visual.proj.shape[1])
 
     def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
-        """Encode normalised images [B, 3, H, W].
-
-        `side` [B, W] is added to the class token before positions and ln_pre (SIE).
-        """
+        """Encode normalised images [B, 3, H, W]; `side` [B, W] is added to the class token, SIE."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
         # not len(images): an ONNX export would make it a constant

@@ -84,9 +84,6 @@ def _times(paths: Iterable[str]) -> Times:
     }
 
 
-# --- datasets ---
-
-
 def check_pinned(config: Config, loaded: datasets.Datasets) -> None:
     """Raise UserError for files that differ from those that the run was made for."""
     data = config.data
@@ -141,9 +138,6 @@ def _lists(root: str, image_folders: set[str]) -> set[str]:
         if entry.is_file() and entry.name.lower().endswith(LISTS)
     }
     return files | folders
-
-
-# --- weights ---
 
 
 def check_given(model: Model) -> None:

@@ -17,10 +17,7 @@ from svll.reuse import cache
 
 
 class FrozenFeatures:
-    """Features [n, D] of all images of the training sets, computed on first use.
-
-    Each whole set is encoded once per key, into a file below `folder` that runs share.
-    """
+    """Features [n, D] of all training images, encoded on first use, in files that runs share."""
 
     def __init__(
         self, datasets: Sequence[Dataset], clip: Clip, reader: Reader, config: Config, folder: Path

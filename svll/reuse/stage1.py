@@ -51,10 +51,7 @@ def prompts_key(config: Config, *known: object) -> str:
 
 
 def share_stage1(run: Run, folder: Path, *, epochs: int) -> None:
-    """Copy a run's state after the last epoch of stage 1 to `folder` unless that exists.
-
-    Called on every rank. Logs a warning where it cannot be written.
-    """
+    """Copy the state after stage 1 to `folder` unless that exists; called on every rank."""
     with ranks.leader_first() as acts:
         source = run.checkpoints / f"stage1-{epochs + 1:04d}-000000"
         if not acts or folder.exists() or not source.exists():

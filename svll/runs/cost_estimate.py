@@ -1,8 +1,7 @@
 """Memory and hours of a run on this machine, measured on a part of a batch, without training.
 
-Both stages are built with random weights. The bytes that autograd keeps are counted on two images;
-then growing batches go forward and backward, the last size several times, and the rest is
-multiplication.
+Both stages have random weights. The bytes that autograd keeps are counted on two images; growing
+batches go forward and backward, the last size several times; the rest is multiplication.
 """
 
 import time

@@ -1,8 +1,7 @@
 """Published weights of CLIP-ReID and SVLL-ReID: OpenAI's names inside of `build_transformer`'s.
 
 The architecture is read from the tensors' sizes; heads are 64 wide and the activation is QuickGELU,
-as in all of OpenAI's models. Necks, classifiers and projection heads, which only training needs,
-are left out.
+as in all of OpenAI's models. Layers that only training needs are left out.
 """
 
 from typing import Any
@@ -21,10 +20,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def clip_reid_model(state: StateDict, given: GivenSize) -> LoadedModel:
-    """Return the model of a state dict; raises UserError when a tensor is missing or does not fit.
-
-    Without prompts in the file (the image-only baselines) there are no text features.
-    """
+    """Return the model, with texts if the file has prompts; UserError for unfit tensors."""
     visual, text, prompts = map(state.below, ("image_encoder.", "text_encoder.", "prompt_learner."))
     is_vit = not visual.below("attnpool.").tensors
     size, vision, embed = (_vit if is_vit else _resnet)(visual, given)

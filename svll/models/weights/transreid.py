@@ -4,6 +4,8 @@ Unlike CLIP: GELU, an epsilon of 1e-6, one matrix for query, key and value, and 
 added to all tokens. Letters: B images, L tokens, W width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,33 +45,27 @@ class Block(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
-class Base(nn.Module):
-    """All layers but the jigsaw branch, with the names of the files; takes the tensors "base.*"."""
-
-    def __init__(self, state: StateDict, given: GivenSize) -> None:
-        super().__init__()
-        width, _, patch, _ = state.get("patch_embed.proj.weight", axes=4).shape
-        positions = state.get("pos_embed", axes=3).shape[1]
-        self.size = given.match(positions - 1, patch=patch)
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, self.size.stride)})
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, positions, width))
-        self.blocks = nn.ModuleList(_block(state, width) for _ in range(state.count("blocks.")))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-
 class TransReID(nn.Module):
-    """The test feature of the published models."""
+    """The test feature of the published models, with the names of the files."""
 
     def __init__(self, state: StateDict, given: GivenSize) -> None:
         super().__init__()
-        base = state.below("base.")
-        self.base = Base(base, given)
-        self.size, width = self.base.size, self.base.cls_token.shape[2]
+        tensors = state.below("base.")
+        width, _, patch, _ = tensors.get("patch_embed.proj.weight", axes=4).shape
+        positions = tensors.get("pos_embed", axes=3).shape[1]
+        self.size, depth = given.match(positions - 1, patch=patch), tensors.count("blocks.")
+        self.base: Any = nn.Module()
+        stride = self.size.stride
+        self.base.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, stride)})
+        self.base.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.base.pos_embed = nn.Parameter(torch.empty(1, positions, width))
+        self.base.blocks = nn.ModuleList(_block(tensors, width) for _ in range(depth))
+        self.base.norm = nn.LayerNorm(width, eps=1e-6)
         self.is_jigsaw = bool(state.below("b1.").tensors)
         if self.is_jigsaw:
             self.b1, self.b2 = (
-                nn.Sequential(_block(base, width), nn.LayerNorm(width, eps=1e-6)) for _ in range(2)
+                nn.Sequential(_block(tensors, width), nn.LayerNorm(width, eps=1e-6))
+                for _ in range(2)
             )
         # base.fc is an ImageNet classifier that nothing uses
         used = {
@@ -79,8 +75,8 @@ class TransReID(nn.Module):
         }
         StateDict(used, state.where).load_into(self)
         self.side: SideInformation | None = None
-        if "sie_embed" in base:
-            vectors = base.get("sie_embed", axes=3)[:, 0]
+        if "sie_embed" in tensors:
+            vectors = tensors.get("sie_embed", axes=3)[:, 0]
             self.side = published_side(vectors, width, state.where, weight=SIE_WEIGHT)
 
     def encode_image(
