@@ -165,17 +165,13 @@ def _dry_run(config: Config) -> int:
 
 def _tables(estimate: "Estimate") -> list[Table]:
     groups = Table("stage", "group", "tensors", "parameters", "lr, epoch 1", "lr", "weight decay")
-    for group in estimate.groups:
-        groups.add_row(
-            group.stage, group.name, str(group.tensors), f"{group.parameters:,}",
-            f"{group.lr_first:.3g}", f"{group.lr:.3g}", f"{group.weight_decay:.3g}",
-        )
+    for stage, name, tensors, parameters, *rates in estimate.groups:
+        numbers = (f"{rate:.3g}" for rate in rates)
+        groups.add_row(stage, name, str(tensors), f"{parameters:,}", *numbers)
     costs = Table("stage", "steps", "s per step", "before, s", "hours", "memory, GB")
     for cost in estimate.costs:
-        costs.add_row(
-            cost.stage, f"{cost.steps:,}", str(cost.step_s), str(cost.before_s),
-            str(cost.hours), f"{cost.memory_gb:.2f}",
-        )
+        seconds = str(cost.step_s), str(cost.before_s), str(cost.hours)
+        costs.add_row(cost.stage, f"{cost.steps:,}", *seconds, f"{cost.memory_gb:.2f}")
     return [groups, costs]
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,8 @@ def load_clip(
     Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
     weights were not trained with, and an architecture other than a plain ViT or ResNet.
     """
+    import open_clip  # takes four seconds
+
     source = weights_source(name, weights)
     if source is None:
         log.warning("model.weights is null: CLIP starts from random weights")
@@ -56,9 +60,9 @@ def load_clip(
         tensors = read_archive(Path(source))
         StateDict(tensors, f"model.weights: {source} in {name}").load_into(model, assign=True)
     else:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _named_faults(name, source):
             torch.manual_seed(seed)
-            model = _create(name, source)
+            model = open_clip.create_model(name, pretrained=source, device="cpu")
     digest = weights_hash(model)
     image = image_encoder(model.visual, height=height, width=width, stride=stride)
     return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
@@ -71,15 +75,13 @@ def fetch(name: str, weights: str | None) -> None:
     source = weights_source(name, weights)
     if source is None or Path(source).is_file():
         return
-    try:
+    with _named_faults(name, source):
         open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
-    except _READ_FAULTS as error:
-        raise _not_loaded(name, source, error) from None
 
 
 def model_config(name: str) -> dict[str, Any]:
     """Return open_clip's configuration of a model, also the shipped one; UserError if unknown."""
-    import open_clip  # takes four seconds
+    import open_clip
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
     if name not in open_clip.list_models():
@@ -163,32 +165,23 @@ def weights_source(name: str, weights: str | None) -> str | None:
     return weights
 
 
-def _create(name: str, source: str | None) -> nn.Module:
-    import open_clip
-
+@contextmanager
+def _named_faults(name: str, source: str | None) -> Iterator[None]:
+    """Turn a failure of open_clip in the body into a UserError that names model and weights."""
     try:
-        return open_clip.create_model(name, pretrained=source, device="cpu")
+        yield
     except _READ_FAULTS as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        reason = " ".join(lines[:2])[:300] or type(error).__name__
+        # torch's message recommends running the file's code
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "not a checkpoint, or it holds more than tensors"
         if source and Path(source).is_file():
-            reason = _reason(error)
             raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
-        raise _not_loaded(name, source, error) from None
-
-
-def _not_loaded(name: str, source: str | None, error: Exception) -> UserError:
-    return UserError(
-        f"model.weights: {source!r} of {name} could not be loaded: {_reason(error)}\n"
-        "Without network, download the file elsewhere and give its path."
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Return, as one line, why weights could not be read."""
-    # torch's message recommends running the file's code
-    if isinstance(error, pickle.UnpicklingError):
-        return "not a checkpoint, or it holds more than tensors"
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    return " ".join(lines[:2])[:300] or type(error).__name__
+        raise UserError(
+            f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
+            "Without network, download the file elsewhere and give its path."
+        ) from None
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 LEFT_S = 3600.0
 """Seconds after which a half-made folder is taken for one that a kill left."""
-Record = Callable[[dict[str, Any]], None]
+RecordLine = Callable[[dict[str, Any]], None]
 """Receives the lines of the metric log one by one; may ask for a stop."""
 
 
@@ -73,7 +73,7 @@ def share_stage1(run: Run, folder: Path, *, epochs: int) -> None:
             shutil.rmtree(private, ignore_errors=True)
 
 
-def adopt_stage1(run: Run, folder: Path, record: Record) -> None:
+def adopt_stage1(run: Run, folder: Path, record: RecordLine) -> None:
     """Put a run that has not begun at the end of the stage 1 in `folder`, if that exists.
 
     Called on every rank. Raises Stopped, on all of them, when `record` or a signal asked for a
@@ -87,7 +87,7 @@ def adopt_stage1(run: Run, folder: Path, record: Record) -> None:
         raise Stopped("on request in stage1, while taking over that of another run")
 
 
-def _adopt(run: Run, folder: Path, record: Record) -> bool:
+def _adopt(run: Run, folder: Path, record: RecordLine) -> bool:
     """Return False when a stop was requested before the end."""
     mark = run.folder / TAKEN
     if any(run.checkpoints.glob("[!.]*")) or (run.metrics() and not mark.exists()):

@@ -115,19 +115,14 @@ def _converted(encoder: nn.Module, model: LoadedModel, camera: int | None) -> by
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, metadata(model, camera))
-    return bytes(proto.SerializeToString())
-
-
-def metadata(model: LoadedModel, camera: int | None) -> dict[str, str]:
-    """Return the preprocessing of "images" as properties of the file."""
-    return {
+    onnx.helper.set_model_props(proto, {
         "height": str(model.height), "width": str(model.width),
         "mean": json.dumps(model.mean), "std": json.dumps(model.std),
         "orientation": "upright by EXIF", "resize": "bilinear, antialias",
         "colours": "RGB, divided by 255",
         "camera": "none" if camera is None else str(camera),
-    }
+    })
+    return bytes(proto.SerializeToString())
 
 
 def _batches(images: Tensor) -> list[Tensor]:
