@@ -4,7 +4,7 @@
     python launch/export.py --weights ViT-B-16_60.pth --out model.onnx --images photos
 
 Input "images": normalised float32 [B, 3, H, W], any B; output "features": [B, D], not normalised.
-The file's metadata says how to prepare images. Needs the extra: pip install '.[export]'
+The file's metadata describes the preprocessing. Needs the extra: pip install '.[export]'
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from harness.base.files import check_writable
 from launch.cli import command, refuse_without
 
 MAX_IMAGES = 24
-"""Real images to compare on; more would tell nothing new."""
+"""Limit on images to compare on; more would show nothing new."""
 
 
 @command(__doc__)
@@ -51,10 +51,10 @@ def main(
     refuse_without("--camera", camera is not None, {"--dataset": dataset})
     check_writable(out)  # before the work
     from svll.data.image_folder import find_images
+    from svll.models import load_model
 
     found = find_images(images)[:MAX_IMAGES] if images else []
-    from svll.models.weights.load import load_model
-    from svll.models.weights.onnx_export import export_onnx  # torch: not for --help
+    from svll.models.weights.onnx_export import export_onnx  # torch: after the checks
 
     model = load_model(weights, height=height, width=width, stride=stride)
     done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)

@@ -1,9 +1,9 @@
-"""Train the tiny CLIP that is shipped with this project again.
+"""Train the tiny CLIP that this project ships.
 
     python launch/pretrain.py
 
-It draws persons that no ReID split holds, trains on their captions and writes weights, vocabulary
-and a card with the held-out retrieval score to svll/models. Eleven minutes on 2 cores.
+Draws persons that no ReID split holds, trains on their captions, and writes weights, vocabulary and
+a card with the held-out retrieval score to svll/models. Eleven minutes on 2 cores.
 """
 
 import json
@@ -17,9 +17,7 @@ from launch.cli import command
 
 @command(__doc__)
 def main(
-    seed: Annotated[int, typer.Option(help="Seed of drawn persons, order and weights.")] = (
-        1234
-    ),
+    seed: Annotated[int, typer.Option(help="Seed of drawn persons, order and weights.")] = 1234,
 ) -> int:
     """Pre-train, then print the card."""
     from svll.models.weights.pretrain_tiny import Pretraining, pretrain  # torch: not for --help

@@ -8,7 +8,7 @@
     python launch/train.py --help-config stage1
 
 deepspeed can start ranks, too. On SLURM, launch/slurm.py --recipe NAME submits the run as a job
-that resumes by itself after preemption or its time limit; srun alone only starts ranks.
+that resumes after preemption or its time limit; srun alone only starts ranks.
 """
 
 import os
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.runs.cost_estimate import Estimate
 
 LONGEST = 5
-"""Operations of a profile that are named."""
+"""Operations of a profile that are printed."""
 
 
 @command(__doc__)
@@ -50,14 +50,13 @@ def main(
         typer.Option("--dry-run", help="Print the configuration, memory and hours; no training."),
     ] = False,
     profile: Annotated[
-        bool,
-        typer.Option("--profile", help="Profile both stages; no training."),
+        bool, typer.Option("--profile", help="Profile both stages; no training.")
     ] = False,
     help_config: Annotated[
         bool,
         typer.Option("--help-config", help="Print all keys, or those that contain a given word."),
     ] = False,
-    local_rank: Annotated[  # deepspeed gives it; what counts is LOCAL_RANK
+    local_rank: Annotated[  # deepspeed passes it; only LOCAL_RANK is used
         int | None, typer.Option("--local_rank", hidden=True)
     ] = None,
     overrides: Annotated[
@@ -70,8 +69,8 @@ def main(
         return 0
     if recipe is None:
         raise UserError("give --recipe NAME (or FILE); --help shows examples")
-    words = parse_overrides(overrides or [], text_fields(Config))
-    config = build(Config, [*named_recipe(recipe, Config, RECIPES), *words])
+    given = parse_overrides(overrides or [], text_fields(Config))
+    config = build(Config, [*named_recipe(recipe, Config, RECIPES), *given])
     if dry_run:
         return _dry_run(config)
     from harness.cluster.slurm.job import join_step
@@ -91,14 +90,14 @@ def main(
         if os.environ.get("RANK", "0") == "0":
             print_result(run)
         return 0
-    typer.echo(f"{outcome}; log: {run.log_file}", err=True)  # which stderr has, too
+    typer.echo(f"{outcome}; log: {run.log_file}", err=True)
     return 1
 
 
 def _check(config: Config, world: int) -> None:
-    """Refuse what the run would refuse; the first of several ranks reads the datasets for all."""
+    """Raise UserError for what the run would refuse; only the first rank reads the datasets."""
     if world == 1:
-        with quietly():  # the run says the same
+        with quietly():
             preflight(config)
         return
     from harness.training import ranks
@@ -115,23 +114,21 @@ def _check(config: Config, world: int) -> None:
 
 
 def _profile(run: Run, config: Config) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it takes a machine without GPU for an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a machine without GPU as an error
     from harness.training.ranks import rank
     from svll.runs.profiling import profile_run
 
-    found = profile_run(run, config)
+    profiles = profile_run(run, config)
     if rank() != 0:
         return 0
     console = wide(Console())
-    for one in found:
+    for one in profiles:
         title = f"{one.stage}: {counted(one.steps, 'step')}, {one.seconds:.3g} s"
         table = Table("kind", "s", "share", "calls", title=title)
         kinds = one.kinds()
         total = sum(kind.seconds for kind in kinds)
-        for kind in kinds:
-            table.add_row(
-                kind.name, f"{kind.seconds:.3g}", f"{kind.seconds / total:.0%}", f"{kind.calls:,}"
-            )
+        for name, seconds, calls in kinds:
+            table.add_row(name, f"{seconds:.3g}", f"{seconds / total:.0%}", f"{calls:,}")
         console.print(table)
         typer.echo(", ".join(f"{name} {s:.3g} s" for name, s in one.phases.items()))
         longest = one.operations[:LONGEST]
@@ -149,36 +146,32 @@ def _dry_run(config: Config) -> int:
         f"training part ({size.source}): {size.images} images, {size.identities} identities, "
         f"{size.cameras} cameras, {size.views} views\n"
     )
-    found = estimate(config, size)
+    costs = estimate(config, size)
     console = wide(Console())
-    for table in _tables(found):
+    for table in _tables(costs):
         console.print(table)
     typer.echo(
-        f"For one rank on this machine in {found.precision}, measured on parts of batches, several "
+        f"For one rank on this machine in {costs.precision}, measured on parts of batches, several "
         "times each.\nbefore: encoding what all steps share, once, before the first step. "
         "Decoding, validation\nand test are not counted."
     )
-    if found.precision != config.engine.precision:
+    if costs.precision != config.engine.precision:
         typer.echo(
-            f"This machine has no {config.engine.precision} arithmetic and would imitate it, many "
-            "times slower: train with engine.precision=fp32."
+            f"This machine emulates {config.engine.precision}, many times slower: train with "
+            "engine.precision=fp32."
         )
     return 0
 
 
-def _tables(found: "Estimate") -> list[Table]:
+def _tables(estimate: "Estimate") -> list[Table]:
     groups = Table("stage", "group", "tensors", "parameters", "lr, epoch 1", "lr", "weight decay")
-    for group in found.groups:
-        groups.add_row(
-            group.stage, group.what, str(group.tensors), f"{group.parameters:,}",
-            f"{group.lr_first:.3g}", f"{group.lr:.3g}", f"{group.weight_decay:.3g}",
-        )
+    for stage, name, tensors, parameters, *rates in estimate.groups:
+        numbers = (f"{rate:.3g}" for rate in rates)
+        groups.add_row(stage, name, str(tensors), f"{parameters:,}", *numbers)
     costs = Table("stage", "steps", "s per step", "before, s", "hours", "memory, GB")
-    for cost in found.costs:
-        costs.add_row(
-            cost.stage, f"{cost.steps:,}", str(cost.step_s), str(cost.before_s),
-            str(cost.hours), f"{cost.memory_gb:.2f}",
-        )
+    for cost in estimate.costs:
+        seconds = str(cost.step_s), str(cost.before_s), str(cost.hours)
+        costs.add_row(cost.stage, f"{cost.steps:,}", *seconds, f"{cost.memory_gb:.2f}")
     return [groups, costs]
 
 

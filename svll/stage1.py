@@ -27,7 +27,7 @@ from svll.models.reid import agreement_head
 from svll.models.text_encoder import TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
-from svll.reuse.stage1 import keep, prompts_key, take
+from svll.reuse.stage1 import adopt_stage1, prompts_key, share_stage1
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
             decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
         )
         shared = inputs.cache / "prompts" / key
-        take(run, shared, record)
+        adopt_stage1(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
-        keep(run, shared, epochs=config.stage1.epochs)
+        share_stage1(run, shared, epochs=config.stage1.epochs)
         ranks.on_leader(lambda: save_prompts(run, objective.prompts, config))
     load_prompts(run, objective.prompts)
     return text_features(objective.to(ranks.device()))

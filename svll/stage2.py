@@ -28,7 +28,7 @@ from svll.inputs import Inputs
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.image_features import ImageFeatures
 from svll.models.reid import BNNeck, ReIDModel, image_head, learned_side_information
-from svll.models.weights.run_weights import load_model, save_models
+from svll.models.weights.run_weights import load_run_weights, save_models
 
 VSS_VIEWS = ("vss_a", "vss_b")
 """The two views that vision self-supervision compares."""
@@ -183,7 +183,7 @@ def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording)
 def trained_model(inputs: Inputs, model: ReIDModel | None = None) -> ReIDModel:
     """Return the model that stage 2 trained, its weights loaded into `model` if one is given."""
     model = model or starting_model(inputs)
-    load_model(inputs.run, model)
+    load_run_weights(inputs.run, model)
     return model.to(ranks.device()).eval()
 
 

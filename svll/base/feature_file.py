@@ -49,6 +49,11 @@ class FeatureGroup:
     views: Integers | None = None
     paths: Sequence[str] | None = None
 
+    @classmethod
+    def of(cls, features: Any, images: Records | "FeatureGroup") -> "FeatureGroup":
+        """Return features [n, d] with the labels of their images."""
+        return cls(features, images.identities, images.cameras, images.views, images.paths)
+
 
 Labelled = Records | FeatureGroup
 """Images with labels."""

@@ -1,7 +1,7 @@
-"""From images to features: the frozen encoder's, for stage 1, and the trained model's, for tests.
+"""From images to features: of the frozen encoder, for stage 1, and of trained models, for tests.
 
-Ranks share the work. What is kept is written in part files, merged in the end: nothing is lost or
-doubled when the number of images is no multiple of the number of ranks, and little when one dies.
+Ranks share the work. Features for a file are written as part files and merged in the end: no image
+is lost or repeated for any number of ranks, and a kill loses little.
 """
 
 import logging
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +20,21 @@ from torch import Tensor
 from harness.images.loader import ImageLoader
 from harness.images.views import Transform
 from harness.training import progress, ranks
-from svll.base.feature_file import FeatureGroup
 from svll.base.records import Records
 from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
 
 log = logging.getLogger(__name__)
 PART_S = 30.0
-"""Seconds of encoding that a kill may cost, and a batch."""
+"""Seconds between part files: a kill loses the encoding since the last one."""
 SLICE_BYTES = 3_200_000
-"""Of images that a CPU encodes at a time: 8 of 256 x 128 pixels."""
+"""Images that a CPU encodes at a time: 8 of 256 x 128 pixels."""
 Encode = Callable[[Tensor, NDArray[np.int64]], Tensor]
 """Images [B, 3, H, W] and their rows [B] to features [B, D]."""
 EncodeWithSide = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Images [B, 3, H, W], camera and view places [B] to features [B, D]."""
+"""Images [B, 3, H, W], camera and view indices [B] to features [B, D]."""
 Side = Callable[[Records], tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""Images to their places [n] among the training cameras and views, -1 where there is none."""
+"""Images to their indices [n] among the training cameras and views, -1 for unseen ones."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Reader:
     threads: int
     device: str
     precision: str = "fp32"
-    """Of the forward pass: bf16 and fp16 are autocast."""
+    """Of the forward pass: bf16 and fp16 use autocast."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     staged: Mapping[str, str] = field(default_factory=dict)
-    """Where images are read that have been copied to this node, by path."""
+    """Paths of images that were copied to this node, by their original paths."""
 
     def places(self, paths: Sequence[str]) -> list[str]:
-        """Return where the images at `paths` are read."""
+        """Return the paths to read the images at `paths` from."""
         return [self.staged.get(path, path) for path in paths]
 
 
@@ -91,10 +90,7 @@ def _encoded(
 
 
 def _in_slices(encode: Encode, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    """Encode a batch, on a CPU so few images at a time that what blocks compute stays in its cache.
-
-    With ViT-B/16 a quarter faster than 32 images at once.
-    """
+    """Encode a batch; on a CPU in slices that fit its cache, with ViT-B/16 a quarter faster."""
     if images.device.type != "cpu":
         return encode(images, rows)
     size = max(1, SLICE_BYTES // images[0].nbytes)
@@ -105,49 +101,41 @@ def _in_slices(encode: Encode, images: Tensor, rows: NDArray[np.int64]) -> Tenso
 def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
     """Encode images on all ranks and return all rows [n, D], on the CPU, on every rank."""
     own = encode_shard(records, reader, encode)
-    if ranks.world_size() == 1:
+    world = ranks.world_size()
+    if world == 1:
         return own
     # shares differ by at most one row: pad, gather, cut
-    count = len(records)
-    size = -(-count // ranks.world_size())
+    small, larger = divmod(len(records), world)
+    size = small + (larger > 0)
     width = torch.tensor([own.shape[1]], device=ranks.device())
     torch.distributed.all_reduce(width, op=torch.distributed.ReduceOp.MAX)
     padded = own.new_zeros(size, int(width.item()))
     padded[: len(own), : own.shape[1]] = own
     gathered = ranks.gather_rows(padded.to(ranks.device())).cpu().split(size)
-    kept = [
-        part[: count // ranks.world_size() + (r < count % ranks.world_size())]
-        for r, part in enumerate(gathered)
-    ]
-    return torch.cat(kept)
+    return torch.cat([part[: small + (rank < larger)] for rank, part in enumerate(gathered)])
 
 
 def encode_pair(
     query: Records, gallery: Records, reader: Reader, side: Side, encode: EncodeWithSide
 ) -> tuple[Tensor, Tensor]:
-    """Return the test features [Q, D] and [G, D] of a query and gallery, each image encoded once.
-
-    `side` is asked for the side information's places of all images, `encode` for features.
-    """
+    """Return features [Q, D] and [G, D] of a query and gallery; each image is encoded once."""
     images, rows = each_once(query, gallery)
     features = encode_all(images, reader, _with_side(images, side, encode))
     return features[torch.from_numpy(rows["query"])], features[: len(gallery)]
 
 
 def each_once(query: Records, gallery: Records) -> tuple[Records, dict[str, NDArray[np.int64]]]:
-    """Return all images of a query and gallery, none twice, and where those of either stand."""
-    images = gallery
-    known = {path: row for row, path in enumerate(images.paths)}
+    """Return all images of a query and gallery without repetition, and the rows of either."""
+    known = set(gallery.paths)
     others = [row for row, path in enumerate(query.paths) if path not in known]
-    if others:
-        images = Records.concatenate([images, query.take(others)])
-        known = {path: row for row, path in enumerate(images.paths)}
-    rows = np.array([known[path] for path in query.paths], dtype=np.int64)
+    images = Records.concatenate([gallery, query.take(others)])
+    row_of = {path: row for row, path in enumerate(images.paths)}
+    rows = np.array([row_of[path] for path in query.paths], dtype=np.int64)
     return images, {"query": rows, "gallery": np.arange(len(gallery))}
 
 
 def _with_side(images: Records, side: Side, encode: EncodeWithSide) -> Encode:
-    """Hand each image's camera and view on to `encode`."""
+    """Return `encode` with each image's camera and view as arguments."""
     camera, view = (torch.from_numpy(column) for column in side(images))
 
     def encode_rows(batch: Tensor, rows: NDArray[np.int64]) -> Tensor:
@@ -157,26 +145,22 @@ def _with_side(images: Records, side: Side, encode: EncodeWithSide) -> Encode:
     return encode_rows
 
 
-# ---- through part files ----
-
-
-@dataclass(frozen=True)
-class FeatureTarget:
-    """A cache that is to be made, and what its root says."""
+class FeatureTarget(NamedTuple):
+    """A cache to write, and its root attributes."""
 
     path: Path
     dataset: str
     model: str
     protocol: str
     key: str
-    """Changes with all that can change the features; parts under another key are not used."""
+    """A hash of everything that can change the features; parts under another key are not used."""
     first_camera: int
-    """The number that the dataset itself gives to camera 0."""
+    """The dataset's number of camera 0."""
     dtype: Literal["float32", "float16"] = "float32"
 
     @property
     def parts(self) -> Path:
-        """Where the part files are until all are there."""
+        """The folder of the part files."""
         return self.path.with_name(f"{self.path.stem}.parts") / self.key
 
 
@@ -186,10 +170,10 @@ def encode_to_file(
 ) -> None:
     """Write the test features of a query and gallery, on all ranks; see `encode_pair`.
 
-    Images are cut into batches by their row, whatever the number of ranks, and the ranks take whole
-    batches in turn. Each leaves a part file every PART_S seconds, so an attempt that is killed
-    costs no more than that: the next one, with any number of ranks, encodes the batches that no
-    part has. As batches are the same, so are features, to the last bit.
+    Batches depend on the rows alone, not on the number of ranks, and ranks take whole batches in
+    turn. Each writes a part file every PART_S seconds; after a kill, the next attempt, with any
+    number of ranks, encodes only the batches that no part has. As batches are the same, features
+    are equal to the last bit.
     """
     images, rows = each_once(query, gallery)
     every = np.arange(len(images), dtype=np.int64)
@@ -208,51 +192,34 @@ def encode_to_file(
     with ranks.leader_first() as acts:
         if acts:
             merge_parts(
-                target.parts, target.path, {"query": query, "gallery": gallery},
+                target.parts, target.path, {"query": query, "gallery": gallery}, rows,
                 dataset=target.dataset, model=target.model, protocol=target.protocol,
-                key=target.key, first_camera=target.first_camera, rows=rows,
+                key=target.key, first_camera=target.first_camera,
             )
             shutil.rmtree(target.parts.parent, ignore_errors=True)
 
 
 def _left(target: FeatureTarget, total: int, batch: int) -> list[int]:
-    """The batches of which a row is in no part file, as the first rank sees it."""
+    """Return the batches with a row that is in no part file, as the first rank sees them."""
     left: list[int] = []
     with ranks.leader_first() as acts:
         if acts:
             left = np.unique(missing_rows(target.parts, total) // batch).tolist()
-            done = -(-total // batch) - len(left)
-            if done:
-                log.info("%s: %d of %d batches are there", target.path, done, done + len(left))
+            every = -(-total // batch)
+            if len(left) < every:
+                log.info("%s: %d of %d batches exist", target.path, every - len(left), every)
     return list(ranks.from_leader(left))
 
 
 def _write(target: FeatureTarget, pending: list[tuple[NDArray[np.int64], NDArray[Any]]]) -> None:
-    """Write what was encoded since the last part, and forget it."""
+    """Write the features encoded since the last part, and clear the list."""
     if pending:
         rows, features = (np.concatenate(column) for column in zip(*pending, strict=True))
         write_part(target.parts, ranks.rank(), rows, features)
         pending.clear()
 
 
-def feature_groups(
-    features: tuple[Tensor, Tensor], query: Records, gallery: Records
-) -> dict[str, FeatureGroup]:
-    """Put features [Q, D] and [G, D] and what is known of their images together, for a file."""
-    return {
-        name: FeatureGroup(
-            features=rows.numpy(), identities=records.identities, cameras=records.cameras,
-            views=records.views, paths=records.paths,
-        )
-        for name, rows, records in zip(
-            ("query", "gallery"), features, (query, gallery), strict=True
-        )
-    }
-
-
 def autocast(device: str, precision: str) -> torch.autocast:
     """Return the autocast context of a precision."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.split(":")[0], dtype=kind, enabled=precision != "fp32")
-
-

@@ -1,4 +1,4 @@
-"""Names of feature files: hashes over all that can change what is in them."""
+"""Names of feature files: hashes over everything that can change their content."""
 
 import hashlib
 import json
@@ -11,16 +11,11 @@ from svll.features.extract import Reader
 from svll.models.extractor import TEST_RESIZE
 
 
-def feature_key(
-    fingerprint: str, weights_hash: str, config: Config, reader: Reader, *more: Any
-) -> str:
-    """Return the name of frozen features: 16 hex digits over all that can change them.
-
-    `more` is what else a file depends on that is made from them.
-    """
+def feature_key(data: str, weights: str, config: Config, reader: Reader, *more: Any) -> str:
+    """Return 16 hex digits over everything that can change features: hashes of both, and `more`."""
     parts = [
-        fingerprint, weights_hash,
-        config.model.name,  # weights in a file fit with GELU and QuickGELU, and give other features
+        data, weights,
+        config.model.name,  # the same weights give other features with GELU than with QuickGELU
         config.data.height, config.data.width, config.model.stride,
         TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
     ]

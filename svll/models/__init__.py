@@ -11,7 +11,7 @@ def load_model(
     path: str | Path, device: str = "cpu", *,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> "LoadedModel":
-    """Load trained weights of ours or a published `.pth`; see `svll.models.weights.load`."""
-    from svll.models.weights import load as checkpoints  # torch: importing this package stays cheap
+    """Load our weights or a published `.pth`; see `svll.models.weights.load.model_from_file`."""
+    from svll.models.weights.load import model_from_file  # torch: importing svll.models is cheap
 
-    return checkpoints.load_model(path, device, height=height, width=width, stride=stride)
+    return model_from_file(path, device, height=height, width=width, stride=stride)

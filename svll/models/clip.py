@@ -1,26 +1,23 @@
-"""CLIP's two encoders as ReID uses them, around open_clip's modules and weights.
+"""CLIP's two encoders as ReID uses them, around open_clip's modules and weights."""
 
-Letters: B images or prompts, L tokens, W width of a tower, D joint space.
-"""
-
+import hashlib
 import logging
 import pickle
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from harness.base.errors import UserError
-from svll.models.fit import fit
 from svll.models.openai_archive import is_archive, read_archive
+from svll.models.resnet import ResNetEncoder
+from svll.models.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageEncoder
-
-if TYPE_CHECKING:  # it imports this module
-    from svll.models.resnet import ResNetEncoder
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -31,15 +28,14 @@ _READ_FAULTS = (
     RuntimeError, KeyError, OSError, ValueError, EOFError, StopIteration, AttributeError, TypeError,
     pickle.UnpicklingError, SafetensorError,
 )
-"""How open_clip fails on files that are no weights of the model, seen with each kind."""
+"""What open_clip raises for files that are not weights of the model; each was seen."""
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A loaded CLIP, taken apart."""
+class Clip(NamedTuple):
+    """The parts of a loaded CLIP."""
 
-    image: "ImageEncoder | ResNetEncoder"
-    text: "TextEncoder"
+    image: ImageEncoder | ResNetEncoder
+    text: TextEncoder
     tokenizer: Any
     weights_hash: str
     """Hash of the weights as loaded; part of every feature cache's key."""
@@ -52,55 +48,39 @@ def load_clip(
 
     The image encoder is resized to `height` x `width` pixels and the given patch stride.
     Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
-    weights were not trained with, and an architecture that is no plain ViT or ResNet.
+    weights were not trained with, and an architecture other than a plain ViT or ResNet.
     """
-    import open_clip  # takes four seconds: only where a model is really built
+    import open_clip  # takes four seconds
 
     source = weights_source(name, weights)
     if source is None:
         log.warning("model.weights is null: CLIP starts from random weights")
     if source and is_archive(Path(source)):
-        return _from_archive(name, Path(source), height=height, width=width, stride=stride)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _create(open_clip, name, source)
-    return _take_apart(model, name, height=height, width=width, stride=stride)
-
-
-def fetch(name: str, weights: str | None) -> None:
-    """Have the weights of an open_clip tag on disk, where jobs without network find them.
-
-    Raises UserError for an unknown model or tag, and when they cannot be downloaded.
-    """
-    import open_clip
-
-    source = weights_source(name, weights)
-    if source is None or Path(source).is_file():
-        return
-    try:
-        open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
-    except _READ_FAULTS as error:
-        raise _not_loaded(name, source, error) from None
-
-
-def _from_archive(
-    name: str, path: Path, *, height: int, width: int, stride: int | None
-) -> Clip:
-    model = empty_model(model_config(name))
-    fit(model, read_archive(path), f"model.weights: {path} in {name}", assign=True)
-    return _take_apart(model, name, height=height, width=width, stride=stride)
-
-
-def _take_apart(
-    model: Any, name: str, *, height: int, width: int, stride: int | None
-) -> Clip:
+        model = empty_model(model_config(name))
+        tensors = read_archive(Path(source))
+        StateDict(tensors, f"model.weights: {source} in {name}").load_into(model, assign=True)
+    else:
+        with torch.random.fork_rng(devices=[]), _named_faults(name, source):
+            torch.manual_seed(seed)
+            model = open_clip.create_model(name, pretrained=source, device="cpu")
     digest = weights_hash(model)
     image = image_encoder(model.visual, height=height, width=width, stride=stride)
     return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
 
 
+def fetch(name: str, weights: str | None) -> None:
+    """Download the weights of an open_clip tag, for jobs without network; UserError on failure."""
+    import open_clip
+
+    source = weights_source(name, weights)
+    if source is None or Path(source).is_file():
+        return
+    with _named_faults(name, source):
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
+
+
 def model_config(name: str) -> dict[str, Any]:
-    """Return open_clip's numbers of a model, the shipped one included; UserError if unknown."""
+    """Return open_clip's configuration of a model, also the shipped one; UserError if unknown."""
     import open_clip
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
@@ -121,19 +101,14 @@ def empty_model(config: dict[str, Any]) -> Any:
 
 def image_encoder(
     visual: Any, *, height: int, width: int, stride: int | None
-) -> "ImageEncoder | ResNetEncoder":
+) -> ImageEncoder | ResNetEncoder:
     """Return open_clip's vision tower as ReID uses it, resized to the given input."""
-    from svll.models.resnet import ResNetEncoder  # it imports this module
-
     kind = ResNetEncoder if hasattr(visual, "attnpool") else ImageEncoder
     return kind(visual, height=height, width=width, stride=stride)
 
 
 def _is_plain(config: dict[str, Any]) -> bool:
-    """Whether features are read as here: class token or attention pool, causal text's last token.
-
-    Asked before anything is downloaded or built; open_clip has other models of the same names.
-    """
+    """Whether features are a class token or attention pool, and the last token of causal text."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     return (
         isinstance(vision.get("layers"), int | list)  # a list: ResNet
@@ -148,7 +123,7 @@ def _is_plain(config: dict[str, Any]) -> bool:
 
 
 def tokenizer_for(name: str) -> Any:
-    """Return the tokenizer of a model: the tiny model has a small vocabulary of its own."""
+    """Return the tokenizer of a model; the tiny model has its own small vocabulary."""
     import open_clip
 
     if name == TINY:
@@ -157,10 +132,7 @@ def tokenizer_for(name: str) -> Any:
 
 
 def weights_source(name: str, weights: str | None) -> str | None:
-    """Return what open_clip's `pretrained` takes for `model.weights`.
-
-    Raises UserError as `load_clip` does for a name, a tag or an activation.
-    """
+    """Return open_clip's `pretrained` for `model.weights`; raises UserError as `load_clip` does."""
     import open_clip
 
     if not _is_plain(model_config(name)):
@@ -173,22 +145,18 @@ def weights_source(name: str, weights: str | None) -> str | None:
         if name != TINY:
             raise UserError(f"model.weights: only {TINY} has shipped weights, not {name}")
         return str(TINY_WEIGHTS)
-    has_quick = open_clip.get_model_config(name).get("quick_gelu", False)
     if Path(weights).is_file():
-        if is_archive(Path(weights)) and not has_quick:
-            raise UserError(
-                f"model.name: {weights} is a TorchScript archive of OpenAI, whose weights were "
-                f"trained with QuickGELU; use model.name={name}-quickgelu"
-            )
-        return weights
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if weights not in tags:
+        if not is_archive(Path(weights)):
+            return weights
+        wants_quick = True
+    elif weights in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
+    else:
         raise UserError(
             f"model.weights: {weights!r} is neither a file nor a tag of {name}"
             f" (tags: {', '.join(tags) or 'none'})"
         )
-    wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
-    if wants_quick != has_quick:
+    if wants_quick != open_clip.get_model_config(name).get("quick_gelu", False):
         right = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
         raise UserError(
             f"model.name: the weights {weights!r} were trained with "
@@ -197,40 +165,29 @@ def weights_source(name: str, weights: str | None) -> str | None:
     return weights
 
 
-def _create(open_clip: Any, name: str, source: str | None) -> nn.Module:
+@contextmanager
+def _named_faults(name: str, source: str | None) -> Iterator[None]:
+    """Turn a failure of open_clip in the body into a UserError that names model and weights."""
     try:
-        return open_clip.create_model(name, pretrained=source, device="cpu")
+        yield
     except _READ_FAULTS as error:
-        reason = _reason(error)
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        reason = " ".join(lines[:2])[:300] or type(error).__name__
+        # torch's message recommends running the file's code
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "not a checkpoint, or it holds more than tensors"
         if source and Path(source).is_file():
             raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
-        raise _not_loaded(name, source, error) from None
-
-
-def _not_loaded(name: str, source: str | None, error: Exception) -> UserError:
-    return UserError(
-        f"model.weights: {source!r} of {name} could not be loaded: {_reason(error)}\n"
-        "Without network, download the file elsewhere and give its path."
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Say in a line why weights could not be read."""
-    # torch's own text advises to execute what the file says
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is no checkpoint, or holds more than tensors"
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    return " ".join(lines[:2])[:300] or type(error).__name__
+        raise UserError(
+            f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
+            "Without network, download the file elsewhere and give its path."
+        ) from None
 
 
 def weights_hash(model: nn.Module) -> str:
     """Return 16 hex digits over every weight's name and bytes."""
-    import hashlib
-
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-

@@ -1,13 +1,12 @@
-"""Features of any images: what `svll.load` gives.
+"""Features of any images: the model that `svll.load` returns.
 
     import svll
     model = svll.load("runs/market1501/0a1b2c3d4e5f")
     features = model.encode(["a.jpg", "b.jpg"])      # [2, D], of unit length
 
-Files are read as in tests, by the same loader: decoded and turned upright as
-`harness.images.pixels` says, resized bilinearly with antialias, normalised. On a CPU opened images
-and arrays give the same pixels as files; on a GPU files are decoded and resized there, some grey
-levels off.
+Files are read as in tests, by the same loader: decoded and turned upright (see
+`harness.images.pixels`), resized bilinearly with antialias, normalised. On a CPU opened images and
+arrays give the same pixels as files; a GPU decodes and resizes files itself, some grey levels off.
 """
 
 import logging
@@ -33,67 +32,57 @@ TEST_RESIZE: Final = "bilinear"
 """How images are resized outside of stage 2's training (released code: torchvision's default)."""
 _FILE = str | os.PathLike
 Rows: TypeAlias = NDArray[np.int64]
+Batches: TypeAlias = Iterator[tuple[Rows, Tensor]]
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A file, an opened image, or its pixels [h, w, 3], red first."""
 
 
 class Extractor:
-    """A trained model with the preparation of its images."""
+    """A trained model with its image preprocessing; it encodes `batch` images at a time."""
 
     def __init__(self, model: LoadedModel, *, batch: int = 64) -> None:
-        """Take a model; `batch` images are encoded at a time."""
         self.model, self.batch = model, batch
 
     def encode(
         self, images: Picture | Sequence[Picture], camera: int | Sequence[int] | None = None,
         *, dataset: str | None = None,
     ) -> NDArray[np.float32]:
-        """Return features [n, D] of unit length, of one image or a list of them.
+        """Return L2-normalised features [n, D] of one image or a list of them.
 
-        `camera` is the number of the camera in its dataset (Market-1501's c1 is 1), for all images
-        or for each; `dataset` names the dataset where the model was trained on several. It matters
-        only to a model with side information; a camera that was not trained with gets what the
-        model's `model.sie_unseen` says, and the log names it.
-        An opened image is turned upright by its EXIF orientation, as its file would be; an array is
-        used as it is. Raises UserError, with the path, for a file that cannot be decoded.
+        camera: its number in its dataset (Market-1501's c1 is 1), one for all images or one for
+        each; dataset: its dataset, if the model was trained on several. Both matter only to a model
+        with side information; cameras outside training are logged and get what the model's
+        `model.sie_unseen` says. Opened images are turned upright by their EXIF orientation, arrays
+        are not. Raises UserError, with the path, for a file that cannot be decoded.
         """
         is_one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
         listed: Sequence[Any] = [images] if is_one else images  # type: ignore[assignment]
         places = self._places(camera, dataset, len(listed))
         order, found = [], []
-        for rows, batch in _prepared(listed, self.model, self.batch):
+        for rows, batch in _batches(listed, self.model, self.batch):
             order.append(rows)
-            found.append(self.encode_prepared(batch, None if places is None else places[rows]))
+            found.append(self.encode_batch(batch, None if places is None else places[rows]))
         return _in_order(order, found).numpy() if found else np.empty((0, 0), dtype=np.float32)
 
-    def read(self, paths: Sequence[str], broken: list[Fault]) -> Iterator[tuple[Rows, Tensor]]:
-        """Yield rows [b] of `paths` and these images as the model takes them [b, 3, H, W].
-
-        Files that cannot be decoded are left out and added to `broken`.
-        """
+    def read(self, paths: Sequence[str], broken: list[Fault]) -> Batches:
+        """Yield rows [b] of `paths` and images [b, 3, H, W]; unreadable files go to `broken`."""
         return _read(paths, self.model, self.batch, broken)
 
-    def encode_prepared(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return unit features [b, D], on the CPU, of what `prepare` made of images [b, 3, H, W].
-
-        places [b, 2]: each one's camera and view, as `model.places` gives them.
-        """
+    def encode_batch(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return unit features [b, D] on the CPU of model input; places [b, 2]: `model.places`."""
         device = next(self.model.parameters()).device
+        side = () if places is None else places.to(device).T
         with torch.no_grad():
-            features = self.model.encode_image(
-                batch.to(device), *(() if places is None else places.to(device).T)
-            )
+            features = self.model.encode_image(batch.to(device), *side)
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
     def _places(
         self, camera: int | Sequence[int] | None, dataset: str | None, count: int
     ) -> Tensor | None:
-        """Return the places of each image's camera and view [count, 2]."""
+        """Return the indices of each image's camera and view [count, 2]."""
         if camera is None:
             return None
-        numbers = np.asarray(camera)
-        if numbers.ndim == 0:
-            numbers = np.full(count, numbers)
+        numbers = np.full(count, camera) if np.ndim(camera) == 0 else np.asarray(camera)
         if numbers.shape != (count,):
             raise UserError(f"{len(numbers)} cameras for {count} images; give one or {count}")
         side = self.model.image.side
@@ -107,10 +96,9 @@ class Extractor:
         return torch.from_numpy(places)
 
 
-def prepare(images: Sequence[Picture], model: LoadedModel) -> Tensor:
-    """Return images as the model takes them [n, 3, H, W]; raises UserError as `encode` does."""
-    order, found = zip(*_prepared(images, model, len(images)), strict=True)
-    return _in_order(order, found)
+def preprocess(images: Sequence[Picture], model: LoadedModel) -> Tensor:
+    """Return images as model input [n, 3, H, W]; raises UserError as `encode` does."""
+    return _in_order(*zip(*_batches(images, model, len(images)), strict=True))
 
 
 def _in_order(order: Sequence[Rows], found: Sequence[Tensor]) -> Tensor:
@@ -118,10 +106,8 @@ def _in_order(order: Sequence[Rows], found: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(found))[np.concatenate(order).argsort()]
 
 
-def _prepared(
-    images: Sequence[Picture], model: LoadedModel, size: int
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Yield rows [b] of `images` and these as the model takes them, files first."""
+def _batches(images: Sequence[Picture], model: LoadedModel, size: int) -> Batches:
+    """Yield rows [b] of `images` and these as model input [b, 3, H, W], files first."""
     is_file = np.array([isinstance(image, _FILE) for image in images], dtype=bool)
     files, others = np.flatnonzero(is_file), np.flatnonzero(~is_file)
     paths = [os.fspath(image) for image in images if isinstance(image, _FILE)]
@@ -134,7 +120,7 @@ def _prepared(
 
 def _read(
     paths: Sequence[str], model: LoadedModel, size: int, broken: list[Fault] | None = None
-) -> Iterator[tuple[Rows, Tensor]]:
+) -> Batches:
     from harness.images.loader import read_images  # DALI, Numba: not for arrays
     from harness.images.views import Transform
 
@@ -144,7 +130,7 @@ def _read(
 
 
 def _normalised(image: Image.Image | NDArray[np.uint8], model: LoadedModel) -> Tensor:
-    """Return an opened image or pixels [h, w, 3] as the model takes them [3, H, W]."""
+    """Return an opened image or pixels [h, w, 3] as model input [3, H, W]."""
     pixels = resized(_pixels(image), model.height, model.width, TEST_RESIZE)
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))
     return (torch.from_numpy(pixels).permute(2, 0, 1).float().div(255) - mean) / std
@@ -157,7 +143,5 @@ def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         except NO_IMAGE as error:
             raise UserError(f"an image cannot be read ({error})") from None
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(
-            f"an array is {image.dtype} {list(image.shape)}; expected is uint8 [H, W, 3]"
-        )
+        raise UserError(f"an array is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3]")
     return image

@@ -1,4 +1,4 @@
-"""What an image encoder gives, and position embeddings at another size."""
+"""The output of an image encoder, and position embeddings at another size."""
 
 from typing import NamedTuple
 
@@ -19,10 +19,7 @@ class ImageFeatures(NamedTuple):
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize positional embeddings [1 + h w, W] from grid `old` to `new`, bilinear (CLIP-ReID).
-
-    The class token's row is kept as it is.
-    """
+    """Resize positions [1 + h w, W], except the class token, from grid `old` to `new`, bilinear."""
     if tuple(old) == tuple(new):
         return positions
     token, grid = positions[:1], positions[1:]

@@ -1,13 +1,14 @@
 """OpenAI's weights as the clip package downloads them: TorchScript archives, read without running.
 
-Such a file is a zip of code, a pickle that says how its objects hang together, and raw numbers.
-Only what has to do with tensors is taken from the pickle; nothing in the file is ever called.
+Such a file is a zip of code, a pickle of its object tree, and raw numbers. Only tensors are taken
+from the pickle; nothing in the file is ever called.
 """
 
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,15 @@ from torch import Tensor
 from harness.base.errors import UserError
 
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's archives hold besides weights."""
+"""Entries of OpenAI's archives besides weights."""
+Names = dict[str, set[str]]
 _KINDS = {
     "HalfStorage": torch.float16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_LISTS = (
-    "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag",
-)
+_LISTS = re.compile("build_(int|double|bool|tensor)list|restore_type_tag")
 _CLASS = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.M
 )
@@ -41,13 +41,13 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a TorchScript archive, half precision made float32.
-
-    Raises UserError, naming the file, when it is damaged or holds anything but modules of tensors.
-    """
+    """Return an archive's parameters and buffers, fp16 as fp32; UserError for other content."""
     try:
         with zipfile.ZipFile(path) as file:
-            state = dict(_Archive(file).tensors())
+            root = _root(file)
+            with file.open(f"{root}/data.pkl") as data:
+                module = _Reader(data, file, root).load()
+            state = dict(_tensors(module, "", _registered(file, root)))
     except (_Refused, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not read, because {error}") from None
     # what broken zips, pickles and tensors raise
@@ -63,11 +63,11 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 class _Refused(Exception):
-    """The pickle asks for something that weights have no need of."""
+    """The pickle asks for something that weights do not need."""
 
 
 class _Module:
-    """Stands for any class of the archive; its state is kept and nothing is done with it."""
+    """Replaces every class of the archive: keeps its state and does nothing with it."""
 
     kind = ""
 
@@ -75,91 +75,72 @@ class _Module:
         self.state = state
 
 
-class _Archive:
-    """An opened archive."""
+def _root(file: zipfile.ZipFile) -> str:
+    names = [name for name in file.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise _Refused(f"it has {len(names)} data.pkl")
+    root = names[0].removesuffix("/data.pkl")
+    order = f"{root}/byteorder"
+    if order in file.namelist() and file.read(order) != b"little":
+        raise _Refused("its numbers are big-endian")
+    return root
 
-    def __init__(self, file: zipfile.ZipFile) -> None:
-        self.file = file
-        names = [name for name in file.namelist() if name.endswith("/data.pkl")]
-        if len(names) != 1:
-            raise _Refused(f"it has {len(names)} data.pkl")
-        self.root = names[0].removesuffix("/data.pkl")
-        order = f"{self.root}/byteorder"
-        if order in file.namelist() and file.read(order) != b"little":
-            raise _Refused("its numbers are big-endian")
-        self.registered = self._registered()
 
-    def _registered(self) -> dict[str, set[str]]:
-        """Return which attributes of each class are parameters or buffers, read from the code."""
-        found = {}
-        start = f"{self.root}/code/"
-        for name in self.file.namelist():
-            if name.startswith(start) and name.endswith(".py"):
-                module = name.removeprefix(start).removesuffix(".py").replace("/", ".")
-                text = self.file.read(name).decode()
-                for kind, *lists in _CLASS.findall(text):
-                    found[f"{module}.{kind}"] = set(re.findall(r'"([^"]*)"', " ".join(lists)))
-        return found
+def _registered(file: zipfile.ZipFile, root: str) -> Names:
+    """Return which attributes of each class are parameters or buffers, parsed from the code."""
+    found, start = {}, f"{root}/code/"
+    for name in file.namelist():
+        if name.startswith(start) and name.endswith(".py"):
+            module = name.removeprefix(start).removesuffix(".py").replace("/", ".")
+            for kind, *lists in _CLASS.findall(file.read(name).decode()):
+                found[f"{module}.{kind}"] = set(re.findall(r'"([^"]*)"', " ".join(lists)))
+    return found
 
-    def tensors(self) -> list[tuple[str, Tensor]]:
-        """Return the tensors by their dotted names."""
-        with self.file.open(f"{self.root}/data.pkl") as data:
-            return list(self._below(_Reader(data, self).load(), ""))
 
-    def _below(self, module: Any, prefix: str) -> Any:
-        if not isinstance(module, _Module) or not isinstance(module.state, dict):
-            raise _Refused("its root is no module")
-        known = self.registered.get(module.kind)
-        for name, value in module.state.items():
-            if isinstance(value, _Module):
-                yield from self._below(value, f"{prefix}{name}.")
-            elif isinstance(value, Tensor) and (known is None or name in known):
-                yield f"{prefix}{name}", value
-
-    def storage(self, kind: torch.dtype, key: str, count: int) -> Tensor:
-        """Return the raw numbers of one storage [count]."""
-        entry = self.file.getinfo(f"{self.root}/data/{key}")
-        # never compressed, so that a small file cannot ask for much memory
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != count * kind.itemsize:
-            raise _Refused(f"its storage {key} is not {count} numbers of {kind}")
-        if not count:
-            return torch.empty(0, dtype=kind)
-        return torch.frombuffer(bytearray(self.file.read(entry)), dtype=kind)
+def _tensors(module: Any, prefix: str, registered: Names) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's tensors by their dotted names."""
+    if not isinstance(module, _Module) or not isinstance(module.state, dict):
+        raise _Refused("its root is no module")
+    known = registered.get(module.kind)
+    for name, value in module.state.items():
+        if isinstance(value, _Module):
+            yield from _tensors(value, f"{prefix}{name}.", registered)
+        elif isinstance(value, Tensor) and (known is None or name in known):
+            yield f"{prefix}{name}", value
 
 
 class _Reader(pickle.Unpickler):
     """An unpickler that knows tensors and inert modules, and refuses every other name."""
 
-    def __init__(self, data: Any, archive: _Archive) -> None:
+    def __init__(self, data: Any, file: zipfile.ZipFile, root: str) -> None:
         super().__init__(data)
-        self.archive = archive
+        self.file, self.root = file, root
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "__torch__" or module.startswith("__torch__."):
             return type("Module", (_Module,), {"kind": f"{module}.{name}"})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return lambda data, offset, size, stride, *_: data.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _KINDS:
             return _KINDS[name]
-        if module == "torch.jit._pickle" and name in _LISTS:
-            return _as_it_is
+        if module == "torch.jit._pickle" and _LISTS.fullmatch(name):
+            return lambda value, *_: value
         raise _Refused(f"it wants to execute {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        word, kind, key, _, count = pid
-        if word != "storage" or not isinstance(kind, torch.dtype):
-            raise _Refused("it refers to something that is no storage")
+        """Return the raw numbers of one storage [count]."""
+        tag, kind, key, _, count = pid
+        if tag != "storage" or not isinstance(kind, torch.dtype):
+            raise _Refused("it refers to something other than a storage")
         if key not in self.storages:
-            self.storages[key] = self.archive.storage(kind, str(key), int(count))
+            entry, size = self.file.getinfo(f"{self.root}/data/{key}"), int(count) * kind.itemsize
+            # never compressed, so that a small file cannot ask for much memory
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
+                raise _Refused(f"its storage {key} is not {count} numbers of {kind}")
+            raw = bytearray(self.file.read(entry))
+            empty = torch.empty(0, dtype=kind)
+            self.storages[key] = torch.frombuffer(raw, dtype=kind) if raw else empty
         return self.storages[key]
-
-
-def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
-
-
-def _as_it_is(value: Any, *_: Any) -> Any:
-    return value

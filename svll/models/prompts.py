@@ -28,7 +28,7 @@ class PromptLearner(nn.Module):
         self.tokens = nn.Parameter(torch.empty(identities, tokens, width))
         nn.init.normal_(self.tokens, std=0.02)
         self.learnable = slice(len(before), len(before) + tokens)
-        """Where the learnable tokens stand in a prompt."""
+        """Positions of the learnable tokens in a prompt."""
         self.length = len(before) + tokens + len(after)
 
     def forward(self, identities: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""What ReID adds to CLIP: side information, BNNecks, projection heads, the tested model.
+"""Modules that ReID adds to CLIP: side information, BNNecks, projection heads, the tested model.
 
 Letters: B images, N identities, W tower width, D joint space.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,36 +28,32 @@ class BNNeck(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Return identity logits [B, N] of features [B, W], which must be the global batch.
-
-        classes [C]: the identities that logits [B, C] are wanted of; None: all.
-        """
+        """Return logits [B, N] of the global batch's features [B, W]; [B, C] with `classes` [C]."""
         normed = self.norm(features.float())
         if classes is None:
             return self.classifier(normed)
         return F.linear(normed, self.classifier.weight[classes])
 
 
+def _layers(*widths: int) -> list[nn.Module]:
+    """Return linear layers with batch normalisation and ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return layers[:-2]
+
+
 class ProjectionHead(nn.Sequential):
-    """SimCLR's three-layer head: what NT-Xent compares is its output, not the feature."""
+    """SimCLR's three-layer head; NT-Xent compares its output, not the feature."""
 
     def __init__(self, width: int, *, hidden: int, out: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, out),
-        )
+        super().__init__(*_layers(width, hidden, hidden, out))
 
     def start_as_released(self, seed: int) -> None:
-        """Draw the first values that the released code gives its image head.
+        """Initialise as the released code does its image head, from `seed` alone.
 
         Kaiming normal (fan-in, ReLU) for the weights of all three linear layers, U(0, 1) for weight
-        and bias of both normalisations; biases of linear layers keep torch's defaults. The global
-        generator is neither read nor moved.
+        and bias of both normalisations; biases of linear layers keep torch's defaults.
         """
         generator = torch.Generator().manual_seed(seed)
         for layer in self:
@@ -66,30 +64,15 @@ class ProjectionHead(nn.Sequential):
                 nn.init.uniform_(layer.bias, generator=generator)
 
 
-class Predictor(nn.Sequential):
-    """SimSiam's bottleneck, which predicts the other view's feature from this one's."""
-
-    def __init__(self, width: int, *, hidden: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, width),
-        )
-
-
 def agreement_head(config: Model, width: int, loss: str) -> nn.Module:
-    """Return what stands between a feature [B, width] and a self-supervised loss by that name."""
-    if loss == "simsiam":
-        return Predictor(width, hidden=config.predictor_hidden)
+    """Return the module between a feature [B, width] and the self-supervised loss `loss`."""
+    if loss == "simsiam":  # a bottleneck that predicts the other view's feature
+        return nn.Sequential(*_layers(width, config.predictor_hidden, width))
     return ProjectionHead(width, hidden=config.head_hidden, out=config.head_out)
 
 
 def image_head(config: Config, width: int) -> nn.Module:
-    """Return the agreement head of image features [B, width] with a run's first values.
-
-    SimSiam's predictor has torch's defaults, as in the released code.
-    """
+    """Return the agreement head of image features [B, width]; SimSiam's has torch's defaults."""
     head = agreement_head(config.model, width, config.stage2.vss_loss)
     if config.model.image_head_init == "released" and isinstance(head, ProjectionHead):
         head.start_as_released(torch_seed(config.seed, 3))
@@ -99,8 +82,8 @@ def image_head(config: Config, width: int) -> nn.Module:
 class SideInformation(nn.Module):
     """A learned vector per camera, per view or per both (TransReID, section 3.3).
 
-    A camera or view that training never saw has index -1 and gets what `unseen` says: `none`, a
-    zero vector, or `mean`, the mean of the vectors that agree with it in what is known.
+    A camera or view that training never saw has index -1. With `unseen` = `none` it gets a zero
+    vector, with `mean` the mean of the vectors that share its known label.
     """
 
     def __init__(
@@ -108,10 +91,9 @@ class SideInformation(nn.Module):
         unseen: str = "none",
     ) -> None:
         super().__init__()
-        self.kind, self.views, self.weight, self.unseen = kind, views, weight, unseen
-        self.shape = {
-            "camera": (cameras, 1), "view": (1, views), "camera_view": (cameras, views)
-        }[kind]
+        self.kind, self.weight, self.unseen = kind, weight, unseen
+        shapes = {"camera": (cameras, 1), "view": (1, views), "camera_view": (cameras, views)}
+        self.shape = shapes[kind]
         self.vectors = nn.Parameter(torch.empty(self.shape[0] * self.shape[1], width))
         nn.init.trunc_normal_(self.vectors, std=0.02)
 
@@ -124,7 +106,7 @@ class SideInformation(nn.Module):
         return self.weight * self._table()[camera, view]
 
     def _table(self) -> Tensor:
-        """Return the vectors with what is unseen last on both axes, where index -1 points."""
+        """Return the vectors, those of unseen labels last on both axes, where index -1 points."""
         table = self.vectors.unflatten(0, self.shape)  # [cameras, views, W]
         for axis in (0, 1):
             mean = table.mean(dim=axis, keepdim=True)
@@ -149,20 +131,16 @@ def learned_side_information(
 class ReIDModel(nn.Module):
     """CLIP's image encoder with side information: what stage 2 trains and tests use."""
 
-    def __init__(
-        self, encoder: ImageEncoder | ResNetEncoder, side: SideInformation | None
-    ) -> None:
+    def __init__(self, encoder: ImageEncoder | ResNetEncoder, side: SideInformation | None) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.side = side
+        self.encoder, self.side = encoder, side
 
     def forward(
         self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
     ) -> ImageFeatures:
         """Return the three features of normalised images [B, 3, H, W].
 
-        Without `camera` there is no side information. Without `view` the views are unknown: -1,
-        or the only one that was trained with.
+        No side information without `camera`. Without `view`: -1, or the only view of training.
         """
         if self.side is None or camera is None:
             return self.encoder(images)

@@ -20,24 +20,19 @@ class ResNetEncoder(nn.Module):
     """open_clip's ModifiedResNet at any input size whose sides are multiples of 16 pixels."""
 
     per_sample = False
-    """Batch norm mixes the images of a call, so each view needs a call of its own."""
+    """Batch norm mixes the images of a call, so each view needs a separate call."""
     recompute = False
-    """It would update the running means of batch norm twice."""
+    """Never set: recomputing would update the running means of batch norm twice."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
         if stride not in (None, REDUCTION):
-            raise UserError(
-                f"model.stride={stride}: a ResNet has no patches whose stride could be chosen; "
-                "use model.stride=null"
-            )
+            raise UserError(f"model.stride={stride}: a ResNet has no stride; use model.stride=null")
         if height % REDUCTION or width % REDUCTION:
-            raise UserError(
-                f"data {height}x{width}: a ResNet wants sides that are multiples of "
-                f"{REDUCTION} pixels"
-            )
+            raise UserError(f"data {height}x{width}: a ResNet needs multiples of {REDUCTION}")
         self.grid = (height // REDUCTION, width // REDUCTION)
-        _keep_resolution(visual.layer4[0])
+        # the last stage keeps its resolution: its convolutions have stride 1
+        visual.layer4[0].avgpool = visual.layer4[0].downsample[0] = nn.Identity()
         pool = visual.attnpool
         side = round((len(pool.positional_embedding) - 1) ** 0.5)
         pool.positional_embedding = nn.Parameter(
@@ -46,36 +41,25 @@ class ResNetEncoder(nn.Module):
         self.visual: Any = synchronised(visual)
         self.width = int(pool.c_proj.in_features)
         self.out = int(pool.c_proj.out_features)
-        self.f11_width = self.width // 2
-        self.feature_dim = self.width + self.out
-        """Width of the test feature, f12 and fp side by side."""
 
     def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
         """Encode normalised images [B, 3, H, W].
 
         f11 [B, W / 2] and f12 [B, W] are means over the positions of the last two stages' outputs,
-        fp [B, D] is the attention pool's. There is no token that `side` could be added to.
+        fp [B, D] is the attention pool's. `side` must be None: there is no token to add it to.
         """
         assert side is None, "a ResNet takes no side information"
         visual = self.visual
         third = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
         fourth = visual.layer4(third)  # [B, W, h, w]
-        return ImageFeatures(
-            third.mean(dim=(2, 3)), fourth.mean(dim=(2, 3)), visual.attnpool(fourth)
-        )
-
-
-def _keep_resolution(block: Any) -> None:
-    """Take the average pools out of a stage's first block; the convolutions have stride 1."""
-    block.avgpool = nn.Identity()
-    block.downsample[0] = nn.Identity()
+        f11, f12 = third.mean(dim=(2, 3)), fourth.mean(dim=(2, 3))
+        return ImageFeatures(f11, f12, visual.attnpool(fourth))
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all ranks; with one rank plain BatchNorm2d.
+    """Batch normalisation over all ranks' images, also on CPUs (torch's SyncBatchNorm: GPUs only).
 
-    torch's own SyncBatchNorm refuses CPUs. Gradients follow the scale stated in
-    harness/training/ranks.py.
+    Gradients follow the scale stated in harness/training/ranks.py.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -84,17 +68,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         x = input.float()
         mean, variance, count = _global_statistics(x)
-        self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
+        self._update(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, unbiased: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
+    def _update(self: Any, mean: Tensor, unbiased: Tensor) -> None:
+        """Update the running statistics [C]."""
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(unbiased, self.momentum)
@@ -103,8 +84,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return mean [C], biased variance [C] and number of values per channel over all ranks.
 
-    Each rank's mean and variance are put together, which one gather can do and which loses no
-    digits where the mean is large, as a mean of squares would.
+    Combining each rank's mean and variance needs one gather and, unlike a mean of squares, loses
+    no digits where the mean is large.
     """
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
@@ -117,15 +98,8 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def synchronised(module: nn.Module) -> nn.Module:
-    """Put SyncedBatchNorm2d in the place of every BatchNorm2d below `module`; returns it."""
-    for name, child in module.named_children():
+    """Make every BatchNorm2d below `module` a SyncedBatchNorm2d; returns `module`."""
+    for child in module.modules():
         if type(child) is nn.BatchNorm2d:
-            new = SyncedBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
-            # the very tensors, so that what is trained and on which device stays as it was
-            new.weight, new.bias = child.weight, child.bias
-            new.running_mean, new.running_var = child.running_mean, child.running_var
-            new.num_batches_tracked = child.num_batches_tracked
-            setattr(module, name, new)
-        else:
-            synchronised(child)
+            child.__class__ = SyncedBatchNorm2d
     return module

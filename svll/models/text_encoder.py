@@ -12,7 +12,7 @@ class TextEncoder(nn.Module):
     """CLIP's causal text transformer, fed with embeddings instead of token ids."""
 
     recompute = False
-    """Whether blocks are computed again in the backward pass, for the sake of memory."""
+    """Compute blocks again in the backward pass, to save memory."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -27,43 +27,37 @@ class TextEncoder(nn.Module):
         mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(
-        self, prompts: Tensor, constant: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, prompts: Tensor, constant: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Encode embedded prompts [B, L, W] whose last token is end-of-text; returns [B, D].
 
-        What stands after end-of-text cannot change the feature (the attention is causal), so L is
-        that of the prompt, not the context length: 7 times less work at 12 tokens of 77.
-
-        constant: what prompts begin with, if it needs no gradient, [P, K, W], and which of these
-        each has, [B]. They are encoded once each, and nothing is kept of that for the backward
-        pass.
+        Attention is causal, so tokens after end-of-text cannot change the feature: L is the
+        prompt's length, not the context length (7 times less work at 12 tokens of 77).
+        constant: beginnings of prompts that need no gradient, [P, K, W], and the index of each
+        prompt's beginning, [B]. Each beginning is encoded once, without a backward pass.
         """
         first = 0 if constant is None else constant[0].shape[1]
         length = first + prompts.shape[1]
         assert length <= self.context_length
         mask = self.mask[first:length, :length]  # type: ignore[index]
         *body, last = blocks_of(self.transformer)
-        before: list[KeysValues | None] = [None] * (len(body) + 1)
-        if constant is not None:
-            before = [*self._before(*constant)]
+        nothing = [None] * (len(body) + 1)
+        before = nothing if constant is None else self._before(*constant)
         x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
         for block, given in zip(body, before[:-1], strict=True):
-            x = run_block(block, x, mask=mask, before=given, again=self.recompute)
+            x = run_block(block, x, mask=mask, before=given, recompute=self.recompute)
         x = run_for_one(last, x, -1, before=before[-1])
         return self.ln_final(x) @ self.text_projection
 
     @torch.no_grad()
-    def _before(self, constant: Tensor, which: Tensor) -> list[KeysValues]:
-        """Return what beginnings [P, K, W] give to the prompts [B] after them, by block."""
-        blocks = blocks_of(self.transformer)
+    def _before(self, constant: Tensor, index: Tensor) -> list[KeysValues]:
+        """Return each block's keys and values of beginnings [P, K, W], for prompts [B]."""
         length = constant.shape[1]
         mask = self.mask[:length, :length]  # type: ignore[index]
         x = constant + self.positional_embedding[:length].to(constant.dtype)
-        found = []
-        for number, block in enumerate(blocks):
-            each = keys_values(block, x)
-            found.append(KeysValues(each.keys[which], each.values[which]))
-            if number < len(blocks) - 1:
-                x = run_block(block, x, mask=mask)
-        return found
+        *body, last = blocks_of(self.transformer)
+        blocks = []
+        for block in body:
+            blocks.append(keys_values(block, x))
+            x = run_block(block, x, mask=mask)
+        blocks.append(keys_values(last, x))
+        return [KeysValues(keys[index], values[index]) for keys, values in blocks]

@@ -1,4 +1,4 @@
-"""A trained model as it is used: images and identities in, features out.
+"""A trained model for use: images and identities in, features out.
 
 Letters: B images or identities, N identities, L tokens, W width, D width of a feature.
 """
@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, owner
-from svll.models.fit import fit
 from svll.models.reid import SideInformation
+from svll.models.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 
 Colour = tuple[float, float, float]
+HALF: Colour = (0.5, 0.5, 0.5)
+"""Per-channel mean and std of published transformers."""
 VERI_CAMERAS, VERI_VIEWS = 20, 8
-"""The one benchmark whose published models have a vector per camera and view."""
+"""Of VeRi-776, the only benchmark whose published models have a vector per camera and view."""
 
 
 class LoadedModel(nn.Module):
-    """An image encoder, text features of its identities where there are any, and what it takes."""
+    """An image encoder, its identities' text features if there are any, and its input format."""
 
     def __init__(
         self, image: Any, text: nn.Module | None, *, height: int, width: int,
@@ -31,9 +33,9 @@ class LoadedModel(nn.Module):
         super().__init__()
         self.image, self.text = image, text
         self.height, self.width = height, width
-        """Of the images, in pixels."""
+        """Input size in pixels."""
         self.mean, self.std = mean, std
-        """Of the colours, red first, of values between 0 and 1."""
+        """Per-channel mean and std of values between 0 and 1, red first."""
         self.side_labels = side_labels
         """The cameras and views that have vectors of side information."""
         self.identities = identities
@@ -43,27 +45,24 @@ class LoadedModel(nn.Module):
     ) -> Tensor:
         """Return the test features [B, D] of normalised images [B, 3, H, W], not normalised.
 
-        `camera` [B] and `view` [B] hold places as `side_labels.places` gives them, -1 for a label
-        that training did not see; without `camera` there is no side information, without `view`
-        views are unknown.
-        Raises UserError for images of another size.
+        `camera` [B] and `view` [B] hold indices from `side_labels.places`, -1 for a label that
+        training did not see; without `camera` there is no side information, without `view` views
+        are unknown. Raises UserError for images of another size.
         """
-        if images.shape[1:] != (3, self.height, self.width):
-            raise UserError(
-                f"images are {list(images.shape[1:])}, the model takes "
-                f"{[3, self.height, self.width]}"
-            )
+        shape = 3, self.height, self.width
+        if images.shape[1:] != shape:
+            raise UserError(f"images are {list(images.shape[1:])}, the model takes {list(shape)}")
         return self.image.encode_image(images, camera, view)
 
     def places(
         self, cameras: ArrayLike, dataset: str | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the places of cameras [n], and of unknown views [n], for `encode_image`.
+        """Return indices of cameras [n], and of unknown views [n], for `encode_image`.
 
-        cameras: as the dataset numbers them (Market-1501's c1 is 1). dataset: whose cameras they
-        are; None: those of the single dataset that was trained on. Raises UserError for a dataset
-        that was not trained on, or none where there are several. A model without side information
-        knows no places; one whose file does not name its dataset takes any name.
+        cameras: as the dataset numbers them (Market-1501's c1 is 1). dataset: the cameras' dataset;
+        None: the single dataset of training. All are -1 without side information; a file that does
+        not name its dataset accepts any name. Raises UserError for a dataset that the model was not
+        trained on, and for None if it was trained on several.
         """
         known = self.side_labels.datasets
         if self.image.side is None:
@@ -72,40 +71,22 @@ class LoadedModel(nn.Module):
         if known == (UNNAMED,) or (dataset is None and len(known) == 1):
             dataset = known[0]
         if owner(dataset or "") not in known and known:
-            named = "no dataset is given" if dataset is None else f"not trained on {dataset!r}"
-            raise UserError(f"cameras: {named}; the model knows those of {', '.join(known)}")
+            fault = "no dataset is given" if dataset is None else f"not trained on {dataset!r}"
+            raise UserError(f"cameras: {fault}; the model knows those of {', '.join(known)}")
         return self.side_labels.places(dataset or "", cameras)
 
     def encode_text(self, identities: Tensor) -> Tensor:
-        """Return the text features [B, D] of training identities [B], not normalised.
-
-        Raises UserError for a model without texts and for identities outside of 0..N-1.
-        """
+        """Return text features [B, D] of identities [B]; UserError for unknown ones or no texts."""
         if self.text is None:
             raise UserError("this model was trained without texts; it has no text features")
         if len(identities) and not 0 <= identities.min() <= identities.max() < self.identities:
-            raise UserError(
-                f"identities go from 0 to {self.identities - 1}, found "
-                f"{int(identities.min())} to {int(identities.max())}"
-            )
+            found = f"{int(identities.min())} to {int(identities.max())}"
+            raise UserError(f"identities go from 0 to {self.identities - 1}, found {found}")
         return self.text(identities)
 
 
-class StoredText(nn.Module):
-    """Text features that were computed when the model was saved."""
-
-    features: Tensor
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("features", features)
-
-    def forward(self, identities: Tensor) -> Tensor:
-        return self.features[identities]
-
-
 class PromptedText(nn.Module):
-    """Text features of learned prompts, computed when asked for."""
+    """Text features of learned prompts, computed on demand."""
 
     before: Tensor
     after: Tensor
@@ -123,24 +104,29 @@ class PromptedText(nn.Module):
         return self.encoder(torch.cat([before, self.tokens[identities], after], dim=1))
 
 
-def published_labels(side: SideInformation | None) -> SideLabels:
-    """Return the labels of published vectors: the file does not say of which dataset they are."""
-    cameras, views = side.shape if side else (0, 1)
-    return SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
-
-
-def side_information(
-    vectors: Tensor, width: int, where: str, *, weight: float
-) -> SideInformation:
-    """Return side information of published vectors [n, W].
-
-    Their number does not tell cameras from views; 160 are VeRi-776's, all others one per camera.
+def published_model(
+    image: Any, text: nn.Module | None, size: tuple[int, int, int], identities: int,
+    mean: Colour = HALF, std: Colour = HALF,
+) -> LoadedModel:
+    """Return a published model, whose file does not name its dataset; size: height, width, stride.
     """
-    count = len(vectors)
-    both = count == VERI_CAMERAS * VERI_VIEWS
-    side = SideInformation(
-        "camera_view" if both else "camera", cameras=VERI_CAMERAS if both else count,
-        views=VERI_VIEWS if both else 1, width=width, weight=weight,
+    cameras, views = image.side.shape if image.side else (0, 1)
+    labels = SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
+    return LoadedModel(
+        image, text, height=size[0], width=size[1], mean=mean, std=std, side_labels=labels,
+        identities=identities,
     )
-    fit(side, {"vectors": vectors}, where, prefix="side information: ")
+
+
+def published_side(vectors: Tensor, width: int, where: str, *, weight: float) -> SideInformation:
+    """Return side information of published vectors [n, W] from the file `where`.
+
+    Files do not separate cameras from views: 160 are VeRi-776's, all others one per camera.
+    """
+    both = len(vectors) == VERI_CAMERAS * VERI_VIEWS
+    kind, cameras, views = (
+        ("camera_view", VERI_CAMERAS, VERI_VIEWS) if both else ("camera", len(vectors), 1)
+    )
+    side = SideInformation(kind, cameras=cameras, views=views, width=width, weight=weight)
+    StateDict({"vectors": vectors}, where, "side information: ").load_into(side)
     return side

@@ -14,9 +14,9 @@ class ImageEncoder(nn.Module):
     """CLIP's vision transformer at any input size and patch stride (OLP: stride < patch)."""
 
     per_sample = True
-    """An image's features do not depend on the others of its call (ResNet: batch norm)."""
+    """Features do not depend on the other images of a call (in a ResNet they do: batch norm)."""
     recompute = False
-    """Whether blocks are computed again in the backward pass, for the sake of memory."""
+    """Compute blocks again in the backward pass, to save memory."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
         step = stride or patch[0]
         if step > patch[0] or height < patch[0] or width < patch[1]:
             raise UserError(
-                f"model.stride={step} and data {height}x{width} do not go with patches of "
+                f"model.stride={step} and data {height}x{width} do not fit patches of "
                 f"{patch[0]}x{patch[1]} pixels"
             )
         self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
@@ -33,19 +33,14 @@ class ImageEncoder(nn.Module):
             resize_positions(visual.positional_embedding.detach(), visual.grid_size, self.grid)
         )
         self.visual = visual
-        self.width = self.f11_width = int(visual.class_embedding.shape[0])
+        self.width = int(visual.class_embedding.shape[0])
         self.out = int(visual.proj.shape[1])
-        self.feature_dim = self.width + self.out
-        """Width of the test feature, f12 and fp side by side."""
 
     def forward(self, images: Tensor, side: Tensor | None = None) -> ImageFeatures:
-        """Encode normalised images [B, 3, H, W].
-
-        `side` [B, W] is added to the class token before positions and ln_pre (SIE).
-        """
+        """Encode normalised images [B, 3, H, W]; `side` [B, W] is added to the class token, SIE."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, W]
-        # not len(images), which an export to ONNX would take for a constant
+        # not len(images): an ONNX export would make it a constant
         token = visual.class_embedding.expand(images.shape[0], 1, -1)
         if side is not None:
             token = token + side.unsqueeze(1)
@@ -53,7 +48,7 @@ class ImageEncoder(nn.Module):
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
         *body, last = blocks_of(visual.transformer)
         for block in body:
-            x = run_block(block, x, again=self.recompute)
+            x = run_block(block, x, recompute=self.recompute)
         f11 = x[:, 0]
         f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)

@@ -1,1 +1,1 @@
-"""What runs share instead of computing it again."""
+"""Results that runs share instead of computing them again."""

@@ -1,7 +1,7 @@
-"""What runs share: results that only depend on dataset, weights and how images are read.
+"""Files that runs share: results that depend only on dataset, weights and image reading.
 
-A file is made once, by whoever comes first; the others wait for it. Its name is a hash of all that
-its content depends on.
+The first run makes a file, the others wait for it. Its name is a hash of everything that its
+content depends on.
 """
 
 import logging
@@ -25,41 +25,30 @@ POLL_S = 0.5
 
 
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:
-    """Return features [n, D] of the dataset's training images from `path`, made if missing.
+    """Return the training images' features [n, D] from `path`; all ranks `compute` missing ones."""
 
-    `compute` is called on every rank and must return all rows on every rank.
-    """
+    def write(features: Tensor) -> None:
+        group = FeatureGroup.of(features.numpy(), dataset.train)
+        write_features(path, {"train": group}, dataset=dataset.name, model=path.stem)
 
-    def make() -> None:
-        features = compute()
-        with ranks.leader_first() as acts:
-            if acts:
-                train = dataset.train
-                group = FeatureGroup(
-                    features=features.numpy(), identities=train.identities,
-                    cameras=train.cameras, views=train.views, paths=train.paths,
-                )
-                write_features(path, {"train": group}, dataset=dataset.name, model=path.stem)
-
-    make_once(path, make)
+    make_once(path, lambda: _on_leader(write, compute()))
     return torch.from_numpy(read_features(path).groups["train"].features)
 
 
 def shared_json(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return a mapping from `path`, made if missing; `compute` is called on every rank."""
-
-    def make() -> None:
-        value = compute()
-        with ranks.leader_first() as acts:
-            if acts:
-                write_json(path, value)
-
-    make_once(path, make)
+    make_once(path, lambda: _on_leader(lambda value: write_json(path, value), compute()))
     return dict(read_json(path))
 
 
+def _on_leader(write: Callable[[Any], None], value: Any) -> None:
+    with ranks.leader_first() as acts:
+        if acts:
+            write(value)
+
+
 def make_once(path: Path, make: Callable[[], None]) -> None:
-    """Call `make` on every rank unless `path` exists; other runs that want it wait meanwhile."""
+    """Call `make` on every rank unless `path` exists; other runs that need it wait meanwhile."""
     with ExitStack() as stack:
         needed = False
         with ranks.leader_first() as acts:
@@ -71,18 +60,16 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
 
 
 def _claim(path: Path, stack: ExitStack) -> bool:
-    """Take the lock of a missing file, waiting for a present holder; returns whether to make it."""
-    lock = path.with_name(f"{path.name}.lock")
+    """Take the lock of a missing file, waiting for its holder; returns whether to make the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = False
+    is_waiting = False
     while not path.exists():
         try:
-            stack.enter_context(held_lock(lock))
+            stack.enter_context(held_lock(path.with_name(f"{path.name}.lock")))
+            return not path.exists()
         except Busy as holder:
-            if not told:
+            if not is_waiting:
                 log.info("waiting for %s (%s)", path.name, holder)
-            told = True
+            is_waiting = True
             time.sleep(POLL_S)
-            continue
-        return not path.exists()
     return False

@@ -1,7 +1,7 @@
-"""Features of the training images by the encoder that nothing has changed yet: stage 1's input."""
+"""Features of the training images by the untrained encoder: the input of stage 1."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,10 +17,7 @@ from svll.reuse import cache
 
 
 class FrozenFeatures:
-    """Features [n, D] of all images of the training sets, computed when they are first wanted.
-
-    Once for each whole set per key, in files below `folder` that all runs share which agree on it.
-    """
+    """Features [n, D] of all training images, encoded on first use, in files that runs share."""
 
     def __init__(
         self, datasets: Sequence[Dataset], clip: Clip, reader: Reader, config: Config, folder: Path
@@ -29,18 +26,15 @@ class FrozenFeatures:
         self._config, self._folder = config, folder
 
     def of(self, paths: Sequence[str]) -> Tensor | None:
-        """Return the features of images by path; every rank must ask.
-
-        None when some are not of the training sets, as those of a validation part may be.
-        """
-        features, place = self._every
-        if any(path not in place for path in paths):
+        """Return features by path, None if some are not of the training sets; on every rank."""
+        features, rows = self._all
+        if any(path not in rows for path in paths):
             return None
-        return features[torch.tensor([place[path] for path in paths], dtype=torch.long)]
+        return features[torch.tensor([rows[path] for path in paths], dtype=torch.long)]
 
     @cached_property
     def files(self) -> list[Path]:
-        """Where the features of each set are kept, once they have been made."""
+        """The paths of the sets' files."""
         weights = self._clip.weights_hash
         keys = [
             feature_key(dataset.fingerprint, weights, self._config, self._reader)
@@ -49,18 +43,14 @@ class FrozenFeatures:
         return [self._folder / f"{key}.h5" for key in keys]
 
     @cached_property
-    def _every(self) -> tuple[Tensor, dict[str, int]]:
+    def _all(self) -> tuple[Tensor, dict[str, int]]:
         """The features of all sets, and the row of each image."""
         encoder = self._clip.image.to(ranks.device()).eval()
-        reader, parts = self._reader, []
-        place: dict[str, int] = {}
+        features, rows = [], dict[str, int]()
         for dataset, file in zip(self._datasets, self.files, strict=True):
-            images = dataset.train
-            parts.append(cache.shared_features(
-                file, dataset,
-                lambda images=images: encode_all(  # type: ignore[misc]
-                    images, reader, lambda batch, rows: encoder(batch).fp
-                ),
-            ))
-            place |= {path: row for row, path in enumerate(images.paths, start=len(place))}
-        return torch.cat(parts), place
+            compute = partial(
+                encode_all, dataset.train, self._reader, lambda batch, _: encoder(batch).fp
+            )
+            features.append(cache.shared_features(file, dataset, compute))
+            rows |= {path: row for row, path in enumerate(dataset.train.paths, start=len(rows))}
+        return torch.cat(features), rows

@@ -1,13 +1,13 @@
-"""What a run would cost on this machine: memory, and hours, measured on a part of a batch.
+"""Memory and hours of a run on this machine, measured on a part of a batch, without training.
 
-Nothing is trained. Both stages are built as they would be, with random weights. What autograd keeps
-is counted on two images; then batches that grow go forward and backward, the last size several
-times after one that is not counted, and what is left is multiplication.
+Both stages have random weights. The bytes that autograd keeps are counted on two images; growing
+batches go forward and backward, the last size several times; the rest is multiplication.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,27 +17,27 @@ from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Config
 from svll.features.extract import autocast
-from svll.models.clip import Clip, load_clip
+from svll.inputs import starting_clip
+from svll.models.clip import Clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, learned_side_information
-from svll.runs.preflight import Size, quietly
+from svll.runs.preflight import TrainingSize, quietly
 
 PROBE_IMAGES = 2
-"""Images of the first probe; each is another identity, so that triplets have negatives."""
+"""Images of the first probe, of different identities, so that triplets have negatives."""
 LONG_S, GROWTH = 2.0, 4
 """Probes grow GROWTH-fold until one takes LONG_S seconds of all cores."""
 LARGEST = 4 * 2**30
-"""Bytes of activations that no probe exceeds."""
+"""Limit on a probe's activations, in bytes."""
 REPEATS, TIME_S = 4, 3.0
-"""A probe is repeated so often, or, from the second time on, until so many seconds are over."""
+"""Limits on the repetitions of a probe (at least two) and their seconds."""
 
 
-@dataclass(frozen=True)
-class Group:
+class ParameterGroup(NamedTuple):
     """Parameters that share a learning rate."""
 
     stage: str
-    what: str
+    name: str
     tensors: int
     parameters: int
     lr_first: float
@@ -64,9 +64,8 @@ class Range(NamedTuple):
         return low if low == high else f"{low} to {high}"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one stage, on one rank that has this machine's device to itself."""
+class StageCost(NamedTuple):
+    """Cost of a stage on one rank that has this machine's device to itself."""
 
     stage: str
     steps: int
@@ -82,89 +81,44 @@ class Cost:
         return self.before_s.plus(self.step_s.times(self.steps)).times(1 / 3600)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """All of a run."""
+class Estimate(NamedTuple):
+    """Cost of a run."""
 
-    groups: tuple[Group, ...]
-    costs: tuple[Cost, ...]
+    groups: tuple[ParameterGroup, ...]
+    costs: tuple[StageCost, ...]
     precision: str
-    """In which the probe ran: fp32 where the device would only imitate bf16, for minutes."""
+    """Of the probes: fp32 where the device would emulate bf16, for minutes."""
 
 
-def estimate(config: Config, size: Size) -> Estimate:
+def estimate(config: Config, size: TrainingSize) -> Estimate:
     """Build both stages, run a part of a batch of each and multiply; takes seconds to a minute.
 
     Raises UserError for a model that does not exist or does not fit the input size.
     """
     if config.engine.precision == "bf16" and not ranks.has_fast_bf16():
         config = replace(config, engine=replace(config.engine, precision="fp32"))
-    with quietly():  # that weights are random is no news here
-        clip = load_clip(
-            config.model.name, None, height=config.data.height, width=config.data.width,
-            stride=config.model.stride, seed=config.seed,
-        )
+    with quietly():  # random weights need no warning here
+        clip = starting_clip(replace(config, model=replace(config.model, weights=None)))
     clip.image.recompute = clip.text.recompute = config.engine.recompute
-    groups: list[Group] = []
-    costs: list[Cost] = []
-    if config.stage1.epochs:
-        prompts = _stage1(config, clip, size)
-        groups += _groups("stage1", prompts, stage1.optimizer(prompts, config.stage1),
-                          stage1.lr_factor(config.stage1, 1))
-        costs.append(_stage1_cost(config, clip, prompts, size))
-        del prompts
-    images = _stage2(config, clip, size)
-    groups += _groups("stage2", images, stage2.optimizer(images, config.stage2),
-                      stage2.lr_factor(config.stage2, 1))
-    costs.append(_stage2_cost(config, clip, images, size))
-    return Estimate(tuple(groups), tuple(costs), config.engine.precision)
+    stages = [_stage1, _stage2] if config.stage1.epochs else [_stage2]
+    groups, costs = zip(*[stage(config, clip, size) for stage in stages], strict=True)
+    return Estimate(tuple(chain(*groups)), costs, config.engine.precision)
 
 
-def _stage1(config: Config, clip: Clip, size: Size) -> stage1.PromptObjective:
+def _stage1(
+    config: Config, clip: Clip, size: TrainingSize
+) -> tuple[list[ParameterGroup], StageCost]:
+    """Prompts of a step grow with the identities in its batch; images are encoded once."""
+    device, stage = ranks.device(), config.stage1
     prompts = PromptLearner(
         clip.text.token_embedding, clip.tokenizer, identities=size.identities,
         tokens=config.model.prompt_tokens, noun=config.model.noun,
     )
-    head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)
-    return stage1.PromptObjective(prompts, clip.text, head, config.stage1).to(ranks.device())
-
-
-def _stage2(config: Config, clip: Clip, size: Size) -> stage2.ImageObjective:
-    side = learned_side_information(
-        config.model, clip.image.width, cameras=size.cameras, views=size.views
-    )
-    text = torch.zeros(size.identities, clip.image.out)
-    head = agreement_head(config.model, clip.image.width, config.stage2.vss_loss)
-    model = ReIDModel(clip.image.requires_grad_(True), side)
-    # losses of no weight are left out
-    objective = stage2.ImageObjective(
-        model, text, head, config.stage2, identities=size.identities
-    )
-    return objective.to(ranks.device())
-
-
-def _groups(
-    stage: str, objective: nn.Module, optimizer: torch.optim.Optimizer, first: float
-) -> list[Group]:
-    names = {parameter: name for name, parameter in objective.named_parameters()}
-    found = []
-    for group in optimizer.param_groups:
-        own = [names[parameter] for parameter in group["params"]]
-        biases = all(name.endswith("bias") for name in own)
-        found.append(Group(
-            stage, "prompts" if stage == "stage1" else "biases" if biases else "weights",
-            len(own), sum(p.numel() for p in group["params"]), first * group["lr"], group["lr"],
-            group["weight_decay"],
-        ))
-    return found
-
-
-def _stage1_cost(
-    config: Config, clip: Clip, objective: stage1.PromptObjective, size: Size
-) -> Cost:
-    """Prompts of a step grow with the identities in its batch; images are encoded once."""
-    device, stage = ranks.device(), config.stage1
-    # identities that a random batch is expected to hold
+    head = agreement_head(config.model, clip.text.out, stage.lss_loss)
+    objective = stage1.PromptObjective(prompts, clip.text, head, stage).to(device)
+    optimizer, first = stage1.optimizer(objective, stage), stage1.lr_factor(stage, 1)
+    groups = _groups("stage1", objective, optimizer, first)
+    # the expected number of identities in a random batch
     n, b = size.identities, min(stage.batch, size.images)
     expected = n * (1 - (1 - 1 / n) ** b)
 
@@ -175,35 +129,54 @@ def _stage1_cost(
     most = max(1, round(expected))
     step_s, activations = _probe(
         config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
-        most=most, wanted=expected,
+        most=most, target=expected,
     )
-    before_s = _encoding(config, clip, size.images)
-    steps = -(-size.images // stage.batch) * stage.epochs
-    return Cost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
+    steps, before_s = -(-size.images // stage.batch) * stage.epochs, _encoding(config, clip, size)
+    return groups, StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
 
-def _stage2_cost(
-    config: Config, clip: Clip, objective: stage2.ImageObjective, size: Size
-) -> Cost:
-    device, stage = ranks.device(), config.stage2
+def _stage2(
+    config: Config, clip: Clip, size: TrainingSize
+) -> tuple[list[ParameterGroup], StageCost]:
+    device, stage, width = ranks.device(), config.stage2, clip.image.width
+    side = learned_side_information(config.model, width, cameras=size.cameras, views=size.views)
+    objective = stage2.ImageObjective(
+        ReIDModel(clip.image.requires_grad_(True), side),
+        torch.zeros(size.identities, clip.image.out),
+        agreement_head(config.model, width, stage.vss_loss), stage, identities=size.identities,
+    ).to(device)
+    optimizer, first = stage2.optimizer(objective, stage), stage2.lr_factor(stage, 1)
+    groups = _groups("stage2", objective, optimizer, first)
 
     def batch(count: int) -> stage2.ImageBatch:
         views = [_images(config, count) for _ in range(3 if stage.vss_weight else 1)]
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        return stage2.ImageBatch(
-            views, torch.arange(count, device=device) % size.identities, zeros, zeros
-        )
+        labels = torch.arange(count, device=device) % size.identities
+        return stage2.ImageBatch(views, labels, zeros, zeros)
 
     step_s, activations = _probe(
         config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
-        most=stage.batch, wanted=stage.batch,
+        most=stage.batch, target=stage.batch,
     )
-    update = _measured(stage2.optimizer(objective, stage).step)
+    step_s = step_s.plus(_measured(optimizer.step))
     batches = size.images // stage.batch if size.batches is None else size.batches
-    return Cost(
-        "stage2", batches * stage.epochs, step_s.plus(update), Range(0.0, 0.0),
-        _memory_gb(objective, activations),
-    )
+    memory_gb = _memory_gb(objective, activations)
+    return groups, StageCost("stage2", batches * stage.epochs, step_s, Range(0.0, 0.0), memory_gb)
+
+
+def _groups(
+    stage: str, objective: nn.Module, optimizer: torch.optim.Optimizer, first: float
+) -> list[ParameterGroup]:
+    names = {parameter: name for name, parameter in objective.named_parameters()}
+    found = []
+    for group in optimizer.param_groups:
+        own, lr = group["params"], group["lr"]
+        biases = all(names[parameter].endswith("bias") for parameter in own)
+        found.append(ParameterGroup(
+            stage, "prompts" if stage == "stage1" else "biases" if biases else "weights",
+            len(own), sum(p.numel() for p in own), first * lr, lr, group["weight_decay"],
+        ))
+    return found
 
 
 def _images(config: Config, count: int) -> Tensor:
@@ -211,8 +184,8 @@ def _images(config: Config, count: int) -> Tensor:
     return torch.randn(shape, device=ranks.device())
 
 
-def _encoding(config: Config, clip: Clip, images: int) -> Range:
-    """Return the seconds in which the frozen encoder sees all training images once."""
+def _encoding(config: Config, clip: Clip, size: TrainingSize) -> Range:
+    """Return the seconds in which the frozen encoder encodes all training images."""
 
     def encode(count: int) -> Callable[[], Any]:
         batch = _images(config, count)
@@ -220,17 +193,14 @@ def _encoding(config: Config, clip: Clip, images: int) -> Range:
 
     with torch.no_grad():
         count = _grown(encode, PROBE_IMAGES, config.evaluation.batch)
-        return _measured(encode(count)).times(images / count)
+        return _measured(encode(count)).times(size.images / count)
 
 
 def _probe(
     config: Config, objective: nn.Module, batch: Callable[[int], Any], weights: dict[str, float],
-    *, first: int, most: int, wanted: float,
+    *, first: int, most: int, target: float,
 ) -> tuple[Range, float]:
-    """Return the seconds of a step on `wanted` samples, and the bytes that autograd keeps for it.
-
-    batch: makes one of so many samples, of which between `first` and `most` are really run.
-    """
+    """Return the seconds of a step on `target` samples, and the bytes that autograd keeps."""
 
     def step(count: int) -> Callable[[], None]:
         made = batch(count)
@@ -244,11 +214,11 @@ def _probe(
 
     kept = _kept_by(objective, step(first)) / first
     count = _grown(step, first, min(most, max(first, int(LARGEST // max(1.0, kept)))))
-    return _measured(step(count)).times(wanted / count), kept * wanted
+    return _measured(step(count)).times(target / count), kept * target
 
 
 def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
-    """Return the bytes that autograd keeps while `work` is done, parameters not counted."""
+    """Return the bytes that autograd keeps during `work`, without parameters."""
     held = {p.untyped_storage().data_ptr() for p in (*objective.parameters(), *objective.buffers())}
     kept: dict[int, int] = {}
 
@@ -264,12 +234,10 @@ def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
 
 
 def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> int:
-    """Return how many samples a probe needs to be long, `count` or more; at most `most`.
-
-    Cores' time decides: on a busy machine any step waits for seconds, however small it is.
-    """
-    work(count)()  # what is done once, such as finding kernels, is not of each step
+    """Return the samples, from `count` to `most`, of a probe that takes long enough."""
+    work(count)()  # one-time costs, such as choosing kernels
     while count < most:
+        # CPU time: on a busy machine even a small step may wait for seconds
         started, probe = time.process_time(), work(count)
         _timed(probe)
         if time.process_time() - started > LONG_S * torch.get_num_threads():
@@ -279,11 +247,9 @@ def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> i
 
 
 def _measured(work: Callable[[], Any]) -> Range:
-    """Return the seconds of `work`, done several times after one that is not counted."""
+    """Return the seconds of `work`, repeated after one run that is not counted."""
     started, found = time.perf_counter(), [_timed(work)]
-    while len(found) <= REPEATS and (
-        len(found) < 3 or time.perf_counter() - started < TIME_S
-    ):
+    while len(found) < 3 or (len(found) <= REPEATS and time.perf_counter() - started < TIME_S):
         found.append(_timed(work))
     return Range(min(found[1:]), max(found[1:]))
 
@@ -297,7 +263,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def _memory_gb(objective: nn.Module, activations: float) -> float:
-    """Weights once, trained ones again as gradient and as two moments, and the activations."""
+    """Return GiB of weights, of gradient and two moments of trained ones, and of activations."""
     weights = sum(p.numel() * p.element_size() for p in objective.parameters())
     trained = sum(p.numel() * 4 for p in objective.parameters() if p.requires_grad)
     return (weights + 3 * trained + activations) / 2**30

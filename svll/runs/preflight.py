@@ -1,68 +1,59 @@
-"""What a run checks before it has a folder: everything that needs no image to be decoded.
+"""Checks before a run has a folder: everything that needs no decoded image.
 
 `launch/train.py`, its dry run and `launch/slurm.py` refuse here what the run itself would refuse
-later, and the dry run learns the size of the training part.
+later; the dry run gets the size of the training part.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.base.errors import UserError
 from harness.config.values import to_mapping
 from svll.config import Config, Data
-from svll.data import staging
+from svll.data import datasets, staging
 from svll.data.benchmarks import describe
-from svll.data.datasets import (
-    Datasets,
-    load_datasets,
-    needed_root,
-    root_of,
-    tested_on,
-    trained_on,
-    world_of,
-)
 from svll.data.run_checks import check_batch, check_matches
 from svll.data.sampler import identity_batches
-from svll.data.splits import Splits, split
+from svll.data.splits import split
 from svll.reuse.fingerprints import check_given
 from svll.world.world import CAMERAS, shots_of
 
-Loaded = dict[str, Datasets]
-"""Datasets that one command has read, by the part of the configuration that names them."""
+Loaded = dict[str, datasets.Datasets]
+"""Datasets that a command has loaded, by `data` of the configuration as JSON."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the training part is."""
+class TrainingSize(NamedTuple):
+    """Size of the training part."""
 
     images: int
     identities: int
     cameras: int
     views: int
     source: str = "as found"
-    """Where that is known from: `as found`, `to be drawn` or `as published`."""
+    """Where the numbers come from: `as found`, `to be drawn` or `as published`."""
     batches: int | None = None
-    """Steps of an epoch of stage 2 where the images are known; None: about images / batch."""
+    """Steps of an epoch of stage 2 if the images are known; None: about images / batch."""
 
 
 def preflight(
     config: Config, world: int = 1, *, here: bool = True, loaded: Loaded | None = None
-) -> Size:
+) -> TrainingSize:
     """Raise UserError for what the run on `world` ranks would refuse; return the training's size.
 
-    here: whether this process goes on with the run, so that its model is looked up, and
-    `data.stage` is a folder of this machine. A dataset without a folder is sized as published.
+    here: this process executes the run, so its model is looked up and `data.stage` is a folder of
+    this machine. A dataset without a folder has its published size.
     """
     check_given(config.model)
     if here and config.data.stage is not None:
         staging.place_of(config.data.stage)
     size = _size(config, world, {} if loaded is None else loaded)
-    if here and config.model.name != "svll-tiny":  # which is shipped with its weights
-        from svll.models.clip import weights_source  # open_clip: seconds, which the run takes, too
+    if here and config.model.name != "svll-tiny":  # shipped with its weights
+        from svll.models.clip import weights_source  # open_clip: seconds, which the run needs too
 
         weights_source(config.model.name, config.model.weights)
     return size
@@ -71,17 +62,16 @@ def preflight(
 def preflight_all(configs: Mapping[str, Config], world: int) -> None:
     """Check the configurations of jobs by their titles; raises UserError with every fault once."""
     loaded: Loaded = {}
-    checked: set[str] = set()
-    faults: dict[str, str] = {}
+    checked: dict[str, tuple[str, Config]] = {}
     for title, config in configs.items():
         key = json.dumps([
             to_mapping(config.data), config.model.weights, config.stage2.batch,
             config.stage2.instances, config.evaluation.protocol,
             config.data.validation and config.seed,
         ])
-        if key in checked:
-            continue
-        checked.add(key)
+        checked.setdefault(key, (title, config))
+    faults: dict[str, str] = {}
+    for title, config in checked.values():
         try:
             preflight(config, world, here=False, loaded=loaded)
         except UserError as error:
@@ -92,7 +82,7 @@ def preflight_all(configs: Mapping[str, Config], world: int) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep log lines back that the run itself will write."""
+    """Suppress log lines that the run will repeat."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -100,54 +90,47 @@ def quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _is_there(data: Data) -> bool:
-    return all(root_of(data, name) is not None for name in [*trained_on(data), *tested_on(data)])
-
-
-def _split(config: Config, loaded: Loaded) -> Splits:
-    data = config.data
-    key = json.dumps(to_mapping(data))
-    if key not in loaded:
-        loaded[key] = load_datasets(data, Path(config.run.runs) / "cache" / "data")
-    return split(
-        loaded[key], validation=data.validation, seed=config.seed,
-        protocol=config.evaluation.protocol,
-    )
-
-
-def _size(config: Config, world: int, loaded: Loaded) -> Size:
+def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
     """Return the size of the training part, its batches and queries checked."""
-    if not _is_there(config.data):
+    data, stage = config.data, config.stage2
+    names = datasets.trained_on(data) + datasets.tested_on(data)
+    if any(datasets.root_of(data, name) is None for name in names):
         size = _expected(config)
-        check_batch(config.stage2, size.identities, world)
+        check_batch(stage, size.identities, world)
         return size
+    key = json.dumps(to_mapping(data))
     try:
-        splits, stage = _split(config, loaded), config.stage2
+        if key not in loaded:
+            loaded[key] = datasets.load_datasets(data, Path(config.run.runs) / "cache" / "data")
+        splits = split(
+            loaded[key], validation=data.validation, seed=config.seed,
+            protocol=config.evaluation.protocol,
+        )
     except UserError as fault:
-        if config.data.validation:  # what would be refused next, in the same message
+        if data.validation:  # add the next fault to the message
             try:
-                _size(replace(config, data=replace(config.data, validation=0.0)), world, loaded)
+                _size(replace(config, data=replace(data, validation=0.0)), world, loaded)
             except UserError as further:
-                more = "" if str(further) == str(fault) else f"\nthen: {further}"
-                raise UserError(f"{fault}{more}") from None
+                if str(further) != str(fault):
+                    raise UserError(f"{fault}\nthen: {further}") from None
         raise
     check_batch(stage, splits.identities, world)
     check_matches(splits)
     order = identity_batches(
         splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
     )
-    return Size(
+    return TrainingSize(
         len(splits.train), splits.identities, splits.side_labels.camera_count,
         splits.side_labels.view_count, batches=len(order),
     )
 
 
-def _expected(config: Config) -> Size:
-    """Return the size of training sets of which some are not there, as drawn or as published."""
+def _expected(config: Config) -> TrainingSize:
+    """Return the size of training sets, some of them missing: as drawn or as published."""
     data = config.data
-    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in trained_on(data)]
+    sizes = [_expected_of(data, name, Path(config.run.runs)) for name in datasets.trained_on(data)]
     kept = 1 - data.validation
-    return Size(
+    return TrainingSize(
         round(sum(size.images for size in sizes) * kept),
         round(sum(size.identities for size in sizes) * kept),
         sum(size.cameras for size in sizes), views=1,
@@ -155,19 +138,17 @@ def _expected(config: Config) -> Size:
     )
 
 
-def _expected_of(data: Data, name: str, runs: Path) -> Size:
-    if root_of(data, name) is not None:
+def _expected_of(data: Data, name: str, runs: Path) -> TrainingSize:
+    if datasets.root_of(data, name) is not None:
         alone = replace(data, train=[name], test=[name])
-        found = load_datasets(alone, runs / "cache" / "data").train[0].train
-        return Size(len(found), len(set(found.identities)), len(set(found.cameras)), 1)
+        found = datasets.load_datasets(alone, runs / "cache" / "data").train[0].train
+        return TrainingSize(len(found), len(set(found.identities)), len(set(found.cameras)), 1)
     if name == "synthetic":
-        world = world_of(data.world)
+        world = datasets.world_of(data.world)
         images = sum(shot.identity in world.train_ids for shot in shots_of(world))
-        return Size(images, world.train_identities, CAMERAS, 1, source="to be drawn")
+        return TrainingSize(images, world.train_identities, CAMERAS, 1, "to be drawn")
     known = describe(name)
     if known is None or known.published is None:
-        raise UserError(needed_root(name))
-    train = known.published.train
-    return Size(
-        train.images or 0, train.identities, known.published.cameras, 1, source="as published"
-    )
+        raise UserError(datasets.needed_root(name))
+    train, cameras = known.published.train, known.published.cameras
+    return TrainingSize(train.images or 0, train.identities, cameras, 1, "as published")

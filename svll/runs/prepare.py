@@ -1,4 +1,4 @@
-"""What the runs of a sweep share, made before they start, so that none waits for another."""
+"""Make the files that a sweep's runs share before they start, so that none waits for another."""
 
 import json
 from collections.abc import Sequence
@@ -14,26 +14,19 @@ from svll.scoring import initial_metrics
 
 
 def prepare(runs: Sequence[Run]) -> None:
-    """Make the frozen features of stage 1 and the starting metrics; on every rank.
-
-    Raises UserError as a run would.
-    """
+    """Make frozen features and starting metrics, on every rank; raises UserError as a run does."""
     first: dict[str, tuple[Run, Config]] = {}
     for run in runs:
         config = build(Config, read_recipe(run.config_file, Config))
-        first.setdefault(_what_is_shared(config), (run, config))
+        model = config.model
+        shared = json.dumps([  # equal for runs that may use the same files
+            to_mapping(config.data), model.name, model.weights or config.seed, model.stride,
+            config.stage1.epochs > 0, to_mapping(config.evaluation), config.engine.precision,
+        ])
+        first.setdefault(shared, (run, config))
     for run, config in first.values():
         set_up(config)
         inputs = load_inputs(run, config)
         if config.stage1.epochs:
             inputs.frozen().of([])
         initial_metrics(inputs)
-
-
-def _what_is_shared(config: Config) -> str:
-    """Return a text that is the same for runs that may use the same files."""
-    model = config.model
-    return json.dumps([
-        to_mapping(config.data), model.name, model.weights or config.seed, model.stride,
-        config.stage1.epochs > 0, to_mapping(config.evaluation), config.engine.precision,
-    ])

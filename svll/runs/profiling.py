@@ -1,16 +1,15 @@
-"""Where training takes its time: an epoch of stage 1, a step of stage 2, under torch's profiler.
+"""Where training spends its time: an epoch of stage 1, a step of stage 2, under torch's profiler.
 
     <run>/profile/stage1.json, stage2.json    traces, for chrome://tracing or ui.perfetto.dev
 
-The run is set up as for training, with its data, model and ranks; nothing that is trained is kept.
+The run is set up as for training, with its data, model and ranks; the trained weights are dropped.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -38,59 +37,50 @@ KINDS = {
     "Adam": ("_fused_adam",),
     "communication": ("gloo:", "nccl:", "c10d::", "record_param_comms"),
 }
-"""Operations by the beginning of their names without `aten::`, the first that fits."""
+"""Operations by the start of their names without `aten::`; the first match counts."""
 WARM_UP = 2
 MOST_STEPS = 64
-"""Of an epoch of stage 1: a trace of more cannot be opened."""
+"""Of an epoch of stage 1: viewers cannot open a longer trace."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One operation, or all of a kind."""
+class Operation(NamedTuple):
+    """One operation, or all of a kind; seconds without those of the operations that it calls."""
 
     name: str
     seconds: float
-    """Its own, without the operations that it calls."""
     calls: int
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Of a stage."""
+class StageProfile(NamedTuple):
+    """The profile of some steps of a stage."""
 
     stage: str
     steps: int
     seconds: float
     phases: dict[str, float]
     """Seconds of each of PHASES."""
-    operations: list[Item]
+    operations: list[Operation]
     """The longest first."""
     trace: Path
 
-    def kinds(self) -> list[Item]:
+    def kinds(self) -> list[Operation]:
         """Return the operations by kind, the longest first."""
-        found: dict[str, Item] = {}
+        found: dict[str, Operation] = {}
         for one in self.operations:
             kind = kind_of(one.name)
-            before = found.get(kind, Item(kind, 0.0, 0))
-            found[kind] = Item(kind, before.seconds + one.seconds, before.calls + one.calls)
-        return sorted(found.values(), key=lambda item: -item.seconds)
+            before = found.get(kind, Operation(kind, 0.0, 0))
+            found[kind] = Operation(kind, before.seconds + one.seconds, before.calls + one.calls)
+        return sorted(found.values(), key=lambda kind: -kind.seconds)
 
 
 def kind_of(operation: str) -> str:
     """Return the kind of an operation by its name in the trace."""
     name = operation.removeprefix("aten::")
-    for kind, beginnings in KINDS.items():
-        if name.startswith(beginnings):
-            return kind
-    return "other"
+    return next((kind for kind, starts in KINDS.items() if name.startswith(starts)), "other")
 
 
-def profile_run(run: Run, config: Config) -> list[Profile]:
-    """Profile both stages of a run as it would begin; every rank must call it.
-
-    Each after steps that do not count. Raises UserError as a run does.
-    """
+def profile_run(run: Run, config: Config) -> list[StageProfile]:
+    """Profile both stages of a run from its start, on every rank; UserError as in the run."""
     set_up(config)
     inputs = load_inputs(run, config)
     check_inputs(inputs)
@@ -105,13 +95,13 @@ def profile_run(run: Run, config: Config) -> list[Profile]:
     return found
 
 
-def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
+def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> StageProfile:
     engine = start_engine(stage.objective, stage.optimizer, stage.batch, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
     stage.objective.train()
 
-    def take(batches: Iterator[Any], count: int) -> int:
-        """Train up to `count` steps; returns how many."""
+    def train(batches: Iterator[Any], count: int) -> int:
+        """Train up to `count` steps; returns their number."""
         for step in range(count):
             with record_function(WAIT):
                 batch = next(batches, None)
@@ -120,46 +110,29 @@ def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> Profile:
             loop.train_step(stage, engine, batch, at)
         return count
 
+    has_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])]
     try:
-        take(stage.batches(1, 0), WARM_UP)
+        train(stage.batches(1, 0), WARM_UP)
         batches = stage.batches(2, 0)
-        recorded, (steps, seconds) = _recorded(lambda: take(batches, most))
+        with profile(activities=activities) as recorded:
+            started = time.perf_counter()
+            steps = train(batches, most)
+            if has_gpu:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
     finally:
         engine.destroy()
     with ranks.leader_first() as acts:
         if acts:
             with atomic_write(trace) as private:
                 recorded.export_chrome_trace(str(private))
-    return _summary(stage.name, steps, seconds, recorded, trace)
-
-
-def _recorded(work: Callable[[], int]) -> tuple[profile, tuple[int, float]]:
-    """Do some work under the profiler; returns what it returned, and its seconds."""
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as recorded:
-        started = time.perf_counter()
-        done = work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return recorded, (done, seconds)
-
-
-def _summary(
-    stage: str, steps: int, seconds: float, recorded: profile, trace: Path
-) -> Profile:
     phases, operations = dict.fromkeys(PHASES, 0.0), []
     for event in recorded.key_averages():
         if event.key in phases:
             phases[event.key] += event.cpu_time_total / 1e6
-            continue
-        if event.device_type != DeviceType.CPU:
-            continue  # a kernel: the operation that started it has its time, and a telling name
-        own = event.self_device_time_total if torch.cuda.is_available() else (
-            event.self_cpu_time_total
-        )
-        operations.append(Item(event.key, own / 1e6, event.count))
-    operations.sort(key=lambda item: -item.seconds)
-    return Profile(stage, steps, seconds, phases, operations, trace)
+        elif event.device_type == DeviceType.CPU:  # a kernel's time is also its operation's
+            own = event.self_device_time_total if has_gpu else event.self_cpu_time_total
+            operations.append(Operation(event.key, own / 1e6, event.count))
+    operations.sort(key=lambda operation: -operation.seconds)
+    return StageProfile(stage.name, steps, seconds, phases, operations, trace)

@@ -33,8 +33,8 @@ from svll.evaluation.engine.products import Products
 from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
+from svll.models import load_model
 from svll.models.extractor import Extractor
-from svll.models.weights.load import load_model
 
 NAMED = 20
 """How many broken images the log names; the page names all."""
@@ -191,7 +191,7 @@ def encode(extractor: Extractor, paths: Sequence[Path], title: str) -> Encoded:
     features = []
     with counter(title) as report:
         for rows, batch in extractor.read([os.fspath(path) for path in paths], faults):
-            features.append(extractor.encode_prepared(batch))
+            features.append(extractor.encode_batch(batch))
             kept += [paths[row] for row in rows]
             report(len(kept) + len(faults), len(paths))
     broken = [Broken(Path(path), reason) for path, reason in sorted(faults)]

@@ -18,7 +18,7 @@ from svll.base.feature_file import FeatureGroup, write_features
 from svll.evaluation import KReciprocal, QueryExpansion
 from svll.evaluation.camera_pairs import evaluate_camera_pairs
 from svll.evaluation.pair import Pair
-from svll.features.from_weights import Encoded
+from svll.features.from_weights import EncodedTest
 from tests.commands import ROOT, called, started
 from tests.launch.made_features import dumped, group, ranking, write_shards
 
@@ -199,7 +199,7 @@ def test_a_word_turns_off_the_side_information_of_weights_and_a_recipe_does_not(
 
     def encode_tests(weights, config, save, *, side_information):
         used.append(side_information)
-        return [Encoded("toy", "cross_camera", parts, 0)]
+        return [EncodedTest("toy", "cross_camera", parts, 0)]
 
     monkeypatch.setattr("svll.features.from_weights.encode_tests", encode_tests)
     for words in ([], ["model.sie=none"]):

@@ -66,27 +66,27 @@ def test_a_run_is_exported_and_compared_on_real_images(
     assert printed.endswith("over 6 images\n")
 
 
-def test_a_folder_without_images_is_told(run: Command, finished: Run, tmp_path: Path) -> None:
-    status, _, told = run(
+def test_a_folder_without_images_is_reported(run: Command, finished: Run, tmp_path: Path) -> None:
+    status, _, message = run(
         "--weights", finished.folder, "--out", tmp_path / "a.onnx", "--images", tmp_path
     )
     assert status == 1
-    assert f"{tmp_path}: no images there (.jpg, " in told
+    assert f"{tmp_path}: no images there (.jpg, " in message
 
 
-def test_weights_that_are_none_are_told(run: Command, tmp_path: Path) -> None:
-    status, _, told = run("--weights", tmp_path / "a.pth", "--out", tmp_path / "a.onnx")
+def test_files_that_are_not_weights_are_refused(run: Command, tmp_path: Path) -> None:
+    status, _, message = run("--weights", tmp_path / "a.pth", "--out", tmp_path / "a.onnx")
     assert status == 1
-    assert f"{tmp_path / 'a.pth'}: no such file" in told
+    assert f"{tmp_path / 'a.pth'}: no such file" in message
 
 
-def test_a_missing_package_is_told_with_what_to_install(
+def test_a_missing_package_is_reported_with_what_to_install(
     run: Command, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("svll.models.weights.onnx_export.PACKAGES", ("no_such_onnx",))
-    status, _, told = run("--weights", finished.folder, "--out", tmp_path / "a.onnx")
+    status, _, message = run("--weights", finished.folder, "--out", tmp_path / "a.onnx")
     assert status == 1
-    assert "no_such_onnx: not installed; pip install '.[export]'" in told
+    assert "no_such_onnx: not installed; pip install '.[export]'" in message
 
 
 def test_help_shows_the_examples_without_loading_torch() -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from svll.base.feature_file import read_features, write_features
-from svll.features.from_weights import Encoded
+from svll.features.from_weights import EncodedTest
 from tests.commands import called
 from tests.launch.made_features import dumped, write_shards
 
@@ -67,7 +67,7 @@ def test_weights_are_tested_on_a_recipe_with_its_words_and_every_file_is_told(
         files = [save, save.with_name("kept.more.h5")]
         for file in files:
             write_features(file, parts, dataset=file.stem, model="m")
-        return [Encoded("toy", "cross_camera", parts, 0, file) for file in files]
+        return [EncodedTest("toy", "cross_camera", parts, 0, file) for file in files]
 
     monkeypatch.setattr("svll.features.from_weights.encode_tests", encode_tests)
     words = ["--weights", "w.pth", "--recipe", "synthetic_tiny", "seed=3",

@@ -35,7 +35,7 @@ def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_benchmark_without_its_folder_is_told_what_to_give(tmp_path: Path) -> None:
+def test_a_benchmark_without_its_folder_reports_what_to_give(tmp_path: Path) -> None:
     status, out, err = started("train", "--recipe", "market1501")
     assert (status, out) == (1, "")
     assert err == "error: data.root: the folder of market1501 is needed: data.root=DIR\n"
@@ -49,7 +49,7 @@ def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> 
     assert "Traceback" not in err
 
 
-def test_runs_that_can_be_nowhere_are_told_in_a_line(tmp_path: Path) -> None:
+def test_an_impossible_runs_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     for place in ("/proc/nope", "notes.txt"):
         status, out, err = called("train", "--recipe", "synthetic", f"run.runs={place}")
@@ -80,7 +80,7 @@ def test_a_profile_shows_both_stages_and_trains_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs/*/*/checkpoints"))
 
 
-def test_the_cause_of_a_failure_is_told_once_with_where_the_log_is(tmp_path: Path) -> None:
+def test_the_cause_of_a_failure_is_reported_once_with_where_the_log_is(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_text("no weights")
     status, out, err = called("train", "--recipe", "synthetic_tiny", "model.weights=w.pt")
     assert (status, out) == (1, "")
@@ -99,15 +99,15 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
     monkeypatch.setattr(launch.train, "preflight", lambda config, world: read.append(world))
     monkeypatch.setattr(ranks, "init_ranks", lambda timeout: None)
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    told: list[str | None] = [None]
+    sent: list[str | None] = [None]
     monkeypatch.setattr(
-        ranks.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, told[0])
+        ranks.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, sent[0])
     )
     for rank in (0, 1):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         launch.train._check(config, 2)
         assert read == [2]
-    told[0] = "UserError: stage2.batch=64 asks for too many"
+    sent[0] = "UserError: stage2.batch=64 asks for too many"
     with pytest.raises(UserError, match=r"rank 0 failed: UserError: stage2\.batch=64"):
         launch.train._check(config, 2)
 

@@ -259,7 +259,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 def test_an_exported_model_gives_the_features_of_the_run(walk: Walk) -> None:
     import onnxruntime
 
-    from svll.models.extractor import prepare
+    from svll.models.extractor import preprocess
 
     run, out = walk.trained, walk.top / "model.onnx"
     ended = walk.command("export", "--weights", run.folder, "--out", out,
@@ -267,7 +267,7 @@ def test_an_exported_model_gives_the_features_of_the_run(walk: Walk) -> None:
     assert ended.status == 0, ended.err
     query, _ = plain.read(run.features_file)
     model = svll.load(run.folder).model
-    images = prepare(query.paths, model).numpy()
+    images = preprocess(query.paths, model).numpy()
     [features] = onnxruntime.InferenceSession(out).run(["features"], {"images": images})
     check_near(features / np.linalg.norm(features, axis=1, keepdims=True), query.features)
 

@@ -17,11 +17,10 @@ def save_model(
     path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
     side_labels: SideLabels, identities: int,
 ) -> None:
-    """Write the trained image encoder with its side information, and all that using it needs.
+    """Write a trained ReIDModel's `state` with everything needed to use it.
 
-    That is, in the file itself, besides the `state` of a ReIDModel: `text` [N, D], the text
-    features of N `identities`, unless there were no prompts; the configuration; the cameras and
-    views that have vectors of side information.
+    text [N, D]: text features of N `identities`; None without prompts. Configuration and the
+    cameras and views that have vectors of side information are metadata.
     """
     about = {
         "format": FORMAT, "version": VERSION, "config": to_yaml(config),
@@ -31,7 +30,7 @@ def save_model(
 
 
 def save_tensors(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write tensors with metadata; raises Hindered when the disk does not take them."""
+    """Write tensors with metadata; raises Hindered when the disk refuses them."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -39,5 +38,5 @@ def save_tensors(path: Path, state: dict[str, Tensor], about: dict[str, str]) ->
     try:
         with atomic_write(path) as private:
             save_file(tensors, private, metadata=about)
-    except (OSError, SafetensorError) as error:  # the second is what a full disk gives there
+    except (OSError, SafetensorError) as error:  # a full disk raises the second
         raise Hindered(f"{path}: cannot be written: {error}") from None

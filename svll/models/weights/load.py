@@ -1,4 +1,4 @@
-"""Trained models from a file alone: our own weights, and the published ones of three code bases.
+"""Trained models from a file: our own weights, and the published ones of three code bases.
 
 Sizes, strides, cameras and identities are read from the file. Nothing in a file is executed.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.base.paths import expanded
@@ -18,71 +18,65 @@ from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.sources import as_given_now, settings_of
 from harness.config.yaml_files import parse
+from harness.runs.run import Run
 from svll.base.records import usual_first_camera
 from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
 from svll.models.clip import empty_model, image_encoder, model_config
-from svll.models.fit import below, fit, need
 from svll.models.openai_archive import is_archive
 from svll.models.reid import ReIDModel, learned_side_information
-from svll.models.trained_model import LoadedModel, StoredText
+from svll.models.state_dict import StateDict
+from svll.models.trained_model import LoadedModel
 from svll.models.weights.clip_reid import clip_reid_model
 from svll.models.weights.format import FORMAT, VERSION
-from svll.models.weights.input_size import Wanted
+from svll.models.weights.input_size import GivenSize
 from svll.models.weights.transreid import transreid_model
 
-WEIGHTS_NAME = "model.safetensors"
 
-
-def load_model(
+def model_from_file(
     path: str | Path, device: str | torch.device = "cpu", *,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> LoadedModel:
     """Load a run's weights (file or run folder) or a `.pth` of CLIP-ReID, SVLL-ReID or TransReID.
 
-    `height`, `width` and `stride` are for a published file from whose number of positions they
-    cannot be told. Raises UserError, naming the file, when it cannot be read, wants to execute
-    code, is of no known naming, or lacks a tensor or has one of another size.
+    `height`, `width` and `stride` are for a published file whose number of positions leaves them
+    open. Raises UserError, naming the file, when it cannot be read, would execute code, has unknown
+    tensor names, or lacks a tensor or has one of another size.
     """
     file = Path(expanded(str(path)))
     if file.is_dir():
-        file = file / WEIGHTS_NAME
+        file = Run(file).weights_file
     if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; give a weights file or the folder of a finished run"
-        )
+        raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):
         raise UserError(
-            f"{file}: a TorchScript archive, which is CLIP before ReID; it can be trained from, "
-            "as model.weights"
+            f"{file}: a TorchScript archive, which is CLIP before ReID training; give it as "
+            "model.weights to train from it"
         )
-    wanted = Wanted(str(file), height, width, stride)
-    state, about = _read(file)
-    if about.get("format") == FORMAT:
-        model = _own(state, *_about(state, about, wanted), wanted.where)
+    given = GivenSize(str(file), height, width, stride)
+    content, metadata = _read(file)
+    if metadata.get("format") == FORMAT:
+        model = _own(StateDict(content, given.where), metadata, given)
     else:
-        model = _published(_unwrapped(state), wanted)
+        model = _published(StateDict(_unwrapped(content), given.where), given)
     return model.requires_grad_(False).eval().to(device)
 
 
-def _published(state: dict[str, Tensor], wanted: Wanted) -> LoadedModel:
-    if any(name.startswith("image_encoder.") for name in state):
-        return clip_reid_model(state, wanted)
-    if any(name.startswith("base.patch_embed.") for name in state):
-        return transreid_model(state, wanted)
-    seen = ", ".join(list(state)[:3]) or "no tensors"
+def _published(state: StateDict, given: GivenSize) -> LoadedModel:
+    if state.below("image_encoder.").tensors:
+        return clip_reid_model(state, given)
+    if state.below("base.patch_embed.").tensors:
+        return transreid_model(state, given)
+    seen = ", ".join(list(state.tensors)[:3]) or "no tensors"
     raise UserError(
-        f"{wanted.where}: named like none of the known models (holds {seen}); expected are weights "
-        "of a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID"
+        f"{state.where}: unknown tensor names (holds {seen}); expected are weights of a run, "
+        "image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID"
     )
 
 
-# --- files ---
-
-
 def _read(file: Path) -> tuple[Any, dict[str, str]]:
-    """Return what a file holds, and the metadata of a safetensors file."""
+    """Return a file's content, and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -92,16 +86,17 @@ def _read(file: Path) -> tuple[Any, dict[str, str]]:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return state, opened.metadata() or {}
     except pickle.UnpicklingError:
-        # torch's own text advises to execute it all the same
-        raise UserError(f"{file}: not read: it is no checkpoint, or holds more than tensors, such "
-                        "as code to execute") from None
+        # torch's message recommends running the file's code
+        raise UserError(
+            f"{file}: not read: not a checkpoint, or it holds more than tensors, such as code"
+        ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"{file}: damaged or no weights file ({first[0][:200]})") from None
+        raise UserError(f"{file}: damaged, or not a weights file ({first[0][:200]})") from None
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, also inside of `state_dict` or `model`, in fp32."""
+    """Return a state dict's tensors in fp32; it may be wrapped in `state_dict` or `model`."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -113,68 +108,63 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     }
 
 
-# --- our own ---
-
-
-def _own(
-    state: dict[str, Tensor], config: Config, labels: SideLabels, identities: int, where: str
-) -> LoadedModel:
+def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> LoadedModel:
+    config, labels, identities = _parsed(state, metadata, given)
     data, model = config.data, config.model
     visual = empty_model(model_config(model.name)).visual
     encoder = image_encoder(visual, height=data.height, width=data.width, stride=model.stride)
-    fit(encoder, below(state, "encoder."), where, prefix="encoder.", assign=True)
+    state.below("encoder.").load_into(encoder, assign=True)
     text = None
     if config.stage1.epochs:
-        text = StoredText(need(state, "text", where, axes=2))
+        text = nn.Embedding.from_pretrained(state.get("text", axes=2))
     side = learned_side_information(
         model, encoder.width, cameras=labels.camera_count, views=labels.view_count
     )
     if side is not None:
-        fit(side, below(state, "side."), where, prefix="side.")
+        state.below("side.").load_into(side)
     return LoadedModel(
         ReIDModel(encoder, side), text, height=data.height, width=data.width,
         mean=data.mean, std=data.std, side_labels=labels, identities=identities,
     )
 
 
-def _about(
-    state: dict[str, Tensor], about: dict[str, str], wanted: Wanted
+def _parsed(
+    state: StateDict, metadata: dict[str, str], given: GivenSize
 ) -> tuple[Config, SideLabels, int]:
-    """Return what the metadata says: configuration, cameras and views, number of identities."""
-    if about.get("version") != VERSION:
+    """Return the metadata's configuration, cameras and views, and number of identities."""
+    if metadata.get("version") != VERSION:
         raise UserError(
-            f"{wanted.where}: version {about.get('version')} of the format, this program reads "
+            f"{state.where}: format version {metadata.get('version')}, this program reads "
             f"version {VERSION}"
         )
-    where = Path(f"{wanted.where} (its configuration)")
+    where = Path(f"{state.where} (its configuration)")
     try:
-        settings = settings_of(parse(about["config"], text_fields(Config))[0], {}, where, Config)
+        settings = settings_of(parse(metadata["config"], text_fields(Config))[0], {}, where, Config)
         settings = as_given_now(settings, Config)
-        identities = int(about["identities"])
-        labels = SideLabels.from_json(about["side_labels"]) if "side_labels" in about else None
-        cameras = [] if labels else [int(camera) for camera in json.loads(about["cameras"])]
+        identities = int(metadata["identities"])
+        stored = metadata.get("side_labels")
+        labels = None if stored is None else SideLabels.from_json(stored)
+        cameras = [] if labels else [int(camera) for camera in json.loads(metadata["cameras"])]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{wanted.where}: its metadata cannot be read ({error})") from None
+        raise UserError(f"{state.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
     size = {"height": config.data.height, "width": config.data.width}
     for key, value in {**size, "stride": config.model.stride}.items():
-        asked = getattr(wanted, key)
+        asked = getattr(given, key)
         if asked not in (None, value):
-            raise UserError(f"{wanted.where}: was trained with {key} {value}, not {asked}")
+            raise UserError(f"{state.where}: was trained with {key} {value}, not {asked}")
     return config, labels or _older_labels(state, config, cameras), identities
 
 
-def _older_labels(
-    state: dict[str, Tensor], config: Config, cameras: list[int]
-) -> SideLabels:
-    """Return the labels of a file from before it named datasets: of the first that it trained on.
+def _older_labels(state: StateDict, config: Config, cameras: list[int]) -> SideLabels:
+    """Return the labels of a file that does not name datasets: of the first training set.
 
-    cameras: from 0, those of further datasets counted on; they match none of the first one's.
+    cameras: from 0, those of further datasets follow; they match none of the first one's.
     """
     name = owner(trained_on(config.data)[0])
     first = usual_first_camera(name)
-    if first is None:  # cameras of another name than the dataset's: never taken for its own
+    if first is None:  # another name than the dataset's, so that no label matches
         name, first = f"{name}, cameras from 0", 0
-    rows = len(state.get("side.vectors", ()))
+    rows = len(state.tensors.get("side.vectors", ()))
     views = {"view": rows, "camera_view": rows // max(1, len(cameras))}.get(config.model.sie, 1)
     return SideLabels({name: [camera + first for camera in cameras]}, {name: range(views)})

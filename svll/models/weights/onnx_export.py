@@ -1,4 +1,4 @@
-"""The image encoder as an ONNX file with its preparation of images, checked against torch.
+"""The image encoder as an ONNX file that describes its preprocessing, checked against torch.
 
 Letters: B images, H x W pixels, D width of a feature.
 """
@@ -8,9 +8,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,26 +18,25 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.base.files import atomic_write
 from svll.data.side_labels import UNSEEN
-from svll.models.extractor import prepare
+from svll.models.extractor import preprocess
 from svll.models.trained_model import LoadedModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Largest difference from torch, as a share of the feature's length."""
 BATCHES = (1, 3)
-"""Numbers of images that a file is checked with."""
+"""Batch sizes of the check."""
 _SEED = 1
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
+class Exported(NamedTuple):
+    """A written file and its check."""
 
     path: Path
     difference: float
-    """The largest found, as a share of the feature's length."""
+    """Largest difference from torch, as a share of the feature's length."""
     images: int
-    """How many it was looked for in."""
+    """Number of compared images."""
 
 
 def export_onnx(
@@ -47,20 +45,20 @@ def export_onnx(
 ) -> Exported:
     """Write `model`'s image encoder to `out`: "images" [B, 3, H, W] to "features" [B, D].
 
-    Inputs are normalised float32, features are not normalised; how images are prepared stands in
-    the file's metadata. Side information is left out, or that of one `camera` (its number in
-    `dataset`, which is needed where the model was trained on several) made part of the encoder. The
-    file is compared with torch on random images and on `images`, and does not appear when they
-    differ. Raises UserError for that, for a package that is missing, and for a camera where the
-    model knows none.
+    Inputs are normalised float32, features are not normalised; the file's metadata describes the
+    preprocessing. Side information is left out, or that of one `camera` is built in (its number in
+    `dataset`, needed where the model was trained on several). The export is compared with torch on
+    random images and on `images`, and `out` does not appear when they differ. Raises UserError for
+    that, for a missing package, and for a camera that the model has no vector for.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; pip install '.[export]'")
     encoder = _Encoder(model, camera, dataset)
-    samples = _random(model)
+    random = torch.Generator().manual_seed(_SEED)
+    samples = [torch.randn(b, 3, model.height, model.width, generator=random) for b in BATCHES]
     if images:
-        samples += _batches(prepare(images, model))
+        samples += _batches(preprocess(images, model))
     content = _converted(encoder, model, camera)
     try:
         with atomic_write(out) as private:
@@ -68,9 +66,9 @@ def export_onnx(
             difference = max(_differences(private, encoder, samples))
             if not difference <= TOLERANCE:
                 raise UserError(
-                    f"{out}: not written, for its features differ from torch's by "
-                    f"{difference:.1e} of their length, {TOLERANCE:.0e} is allowed; try another "
-                    "version of onnxscript or onnxruntime"
+                    f"{out}: not written: its features differ from torch's by {difference:.1e} of "
+                    f"their length (limit {TOLERANCE:.0e}); try another version of onnxscript or "
+                    "onnxruntime"
                 )
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
@@ -78,7 +76,7 @@ def export_onnx(
 
 
 class _Encoder(nn.Module):
-    """Images alone in, test features out."""
+    """Images in, test features out; the camera is fixed."""
 
     places: Tensor
 
@@ -104,10 +102,10 @@ class _Encoder(nn.Module):
 
 
 def _converted(encoder: nn.Module, model: LoadedModel, camera: int | None) -> bytes:
-    """Return the encoder as ONNX, with any number of images, and the metadata."""
+    """Return the encoder as ONNX with metadata; the number of images is free."""
     import onnx
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # tells what it did not optimise
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # lists what it did not optimise
     example = torch.zeros(2, 3, model.height, model.width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.onnx warns of its own internals
@@ -117,34 +115,23 @@ def _converted(encoder: nn.Module, model: LoadedModel, camera: int | None) -> by
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, metadata(model, camera))
-    return bytes(proto.SerializeToString())
-
-
-def metadata(model: LoadedModel, camera: int | None) -> dict[str, str]:
-    """Return how images become "images", as the file's properties."""
-    return {
+    onnx.helper.set_model_props(proto, {
         "height": str(model.height), "width": str(model.width),
         "mean": json.dumps(model.mean), "std": json.dumps(model.std),
         "orientation": "upright by EXIF", "resize": "bilinear, antialias",
         "colours": "RGB, divided by 255",
         "camera": "none" if camera is None else str(camera),
-    }
-
-
-def _random(model: LoadedModel) -> list[Tensor]:
-    numbers = torch.Generator().manual_seed(_SEED)
-    return [torch.randn(b, 3, model.height, model.width, generator=numbers) for b in BATCHES]
+    })
+    return bytes(proto.SerializeToString())
 
 
 def _batches(images: Tensor) -> list[Tensor]:
     """Return images in batches of 1 and 3 in turn; the last may be smaller."""
     found: list[Tensor] = []
-    start = 0
-    while start < len(images):
+    while len(images):
         size = BATCHES[len(found) % len(BATCHES)]
-        found.append(images[start : start + size])
-        start += size
+        found.append(images[:size])
+        images = images[size:]
     return found
 
 

@@ -1,11 +1,10 @@
-"""What a finished step of a run leaves: prompts after stage 1, the model after stage 2."""
+"""The results of a run's stages as files: prompts after stage 1, the model after stage 2."""
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from harness.base.errors import UserError
 from harness.config.values import to_yaml
@@ -13,13 +12,13 @@ from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.base.run_files import prompts_file
 from svll.config import Config
-from svll.models.fit import fit
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
+from svll.models.state_dict import StateDict
 from svll.models.weights.format import save_model, save_tensors
 
 log = logging.getLogger(__name__)
-_ANEW = "; put it back as it was, or delete the run folder to start afresh"
+_AGAIN = "; put it back as it was, or delete the run folder to start afresh"
 
 
 def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
@@ -28,22 +27,19 @@ def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
 
 
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
-    """Put the written tokens into `prompts`; raises UserError when they do not fit."""
+    """Load the saved tokens into `prompts`; raises UserError when they do not fit."""
     state = _read(prompts_file(run))
-    found, wanted = len(state.get("tokens", prompts.tokens)), len(prompts.tokens)
-    if found != wanted:
+    found, expected = len(state.tensors.get("tokens", prompts.tokens)), len(prompts.tokens)
+    if found != expected:
         raise UserError(
-            f"{prompts_file(run)}: prompts of {found} identities, the training part has "
-            f"{wanted}{_ANEW}"
+            f"{state.where}: prompts of {found} identities, the training part has "
+            f"{expected}{_AGAIN}"
         )
-    fit(prompts, state, str(prompts_file(run)), hint=_ANEW)
+    state.load_into(prompts)
 
 
 def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> None:
-    """Write a trained model, and before it that of the best epoch if it was not the last.
-
-    about: see `save_model`.
-    """
+    """Write the trained model, and that of the best epoch if another; about: see `save_model`."""
     last = model.state_dict()
     best = checkpoints.best_weights(run.checkpoints, signature=run.signature)
     newest = checkpoints.latest(run.checkpoints, signature=run.signature)
@@ -55,24 +51,24 @@ def save_models(run: Run, model: ReIDModel, config: Config, **about: Any) -> Non
     save_model(run.weights_file, last, config, **about)
 
 
-def load_model(run: Run, model: ReIDModel) -> None:
-    """Put the written weights into `model`; raises UserError when they do not fit."""
+def load_run_weights(run: Run, model: ReIDModel) -> None:
+    """Load the run's saved weights into `model`; raises UserError when they do not fit."""
     state = _read(run.weights_file)
-    state.pop("text", None)
-    fit(model, state, str(run.weights_file), hint=_ANEW)
+    tensors = {name: value for name, value in state.tensors.items() if name != "text"}
+    replace(state, tensors=tensors).load_into(model)
 
 
 def remove_checkpoints(run: Run) -> None:
-    """Delete what only a resume needs."""
+    """Delete files that only a resume needs."""
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> StateDict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return StateDict(load_file(path), str(path), hint=_AGAIN)
     except (OSError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be used ({first}){_ANEW}") from None
+        raise UserError(f"{path}: cannot be used ({first}){_AGAIN}") from None

@@ -4,24 +4,23 @@ Unlike CLIP: GELU, an epsilon of 1e-6, one matrix for query, key and value, and 
 added to all tokens. Letters: B images, L tokens, W width.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svll.models.fit import below, fit, need
 from svll.models.reid import SideInformation
-from svll.models.trained_model import LoadedModel, published_labels, side_information
-from svll.models.weights.input_size import Wanted
+from svll.models.state_dict import StateDict
+from svll.models.trained_model import LoadedModel, published_model, published_side
+from svll.models.weights.input_size import GivenSize
 
 SIE_WEIGHT = 3.0
 """Coefficient of the side information in all published configurations."""
 PARTS, GROUPS = 4, 2
-"""Local features of the jigsaw branch, and groups that its tokens are dealt into."""
+"""Local features of the jigsaw branch, and groups that its tokens are shuffled into."""
 SHIFTS = {True: 8, False: 5}
-"""By how many tokens the branch turns them: square inputs (vehicles), others (persons)."""
-HALF = (0.5, 0.5, 0.5)
+"""Tokens that the branch rotates by: square inputs (vehicles), others (persons)."""
 
 
 class Block(nn.Module):
@@ -35,9 +34,7 @@ class Block(nn.Module):
             "qkv": nn.Linear(width, 3 * width, bias=bias), "proj": nn.Linear(width, width),
         })
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.ModuleDict({
-            "fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width),
-        })
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens [B, L, W] after this block."""
@@ -48,58 +45,48 @@ class Block(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
-class Base(nn.Module):
-    """All but what is done with the last block's input; named as in the files."""
-
-    def __init__(self, state: Mapping[str, Tensor], wanted: Wanted) -> None:
-        super().__init__()
-        first = need(state, "patch_embed.proj.weight", wanted.where, "base.", axes=4)
-        width, _, patch, _ = first.shape
-        positions = need(state, "pos_embed", wanted.where, "base.", axes=3).shape[1]
-        self.size = wanted.size(positions - 1, patch=patch)
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, self.size.stride)})
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, positions, width))
-        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-        self.blocks = nn.ModuleList(_block(state, width, wanted.where) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-
 class TransReID(nn.Module):
-    """The test feature of the published models."""
+    """The test feature of the published models, with the names of the files."""
 
-    def __init__(self, state: Mapping[str, Tensor], wanted: Wanted) -> None:
+    def __init__(self, state: StateDict, given: GivenSize) -> None:
         super().__init__()
-        base = below(state, "base.")
-        self.base = Base(base, wanted)
-        self.size, width = self.base.size, self.base.cls_token.shape[2]
-        self.is_jigsaw = any(name.startswith("b1.") for name in state)
+        tensors = state.below("base.")
+        width, _, patch, _ = tensors.get("patch_embed.proj.weight", axes=4).shape
+        positions = tensors.get("pos_embed", axes=3).shape[1]
+        self.size, depth = given.match(positions - 1, patch=patch), tensors.count("blocks.")
+        self.base: Any = nn.Module()
+        stride = self.size.stride
+        self.base.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, stride)})
+        self.base.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.base.pos_embed = nn.Parameter(torch.empty(1, positions, width))
+        self.base.blocks = nn.ModuleList(_block(tensors, width) for _ in range(depth))
+        self.base.norm = nn.LayerNorm(width, eps=1e-6)
+        self.is_jigsaw = bool(state.below("b1.").tensors)
         if self.is_jigsaw:
             self.b1, self.b2 = (
-                nn.Sequential(_block(base, width, wanted.where), nn.LayerNorm(width, eps=1e-6))
+                nn.Sequential(_block(tensors, width), nn.LayerNorm(width, eps=1e-6))
                 for _ in range(2)
             )
-        # base.fc is a classifier of ImageNet's that nothing uses
-        unused = ("base.sie_embed", "base.fc.")
+        # base.fc is an ImageNet classifier that nothing uses
         used = {
-            name: value for name, value in state.items()
-            if name.startswith(("base.", "b1.", "b2.")) and not name.startswith(unused)
+            name: value for name, value in state.tensors.items()
+            if name.startswith(("base.", "b1.", "b2."))
+            and not name.startswith(("base.sie_embed", "base.fc."))
         }
-        fit(self, used, wanted.where)
+        StateDict(used, state.where).load_into(self)
         self.side: SideInformation | None = None
-        if "sie_embed" in base:
-            vectors = need(base, "sie_embed", wanted.where, "base.", axes=3)[:, 0]
-            self.side = side_information(vectors, width, wanted.where, weight=SIE_WEIGHT)
+        if "sie_embed" in tensors:
+            vectors = tensors.get("sie_embed", axes=3)[:, 0]
+            self.side = published_side(vectors, width, state.where, weight=SIE_WEIGHT)
 
     def encode_image(
         self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
     ) -> Tensor:
         """Return test features [B, W], or [B, 5 W] with the jigsaw branch, before BN."""
         patches = self.base.patch_embed["proj"](images).flatten(2).transpose(1, 2)
-        # not len(images), which an export to ONNX would take for a constant
+        # not len(images): an ONNX export would make it a constant
         token = self.base.cls_token.expand(images.shape[0], -1, -1)
-        x = torch.cat([token, patches], dim=1)
-        x = x + self.base.pos_embed
+        x = torch.cat([token, patches], dim=1) + self.base.pos_embed
         if self.side is not None and camera is not None:
             view = torch.zeros_like(camera) if view is None else view
             x = x + self.side(camera, view)[:, None]
@@ -109,45 +96,33 @@ class TransReID(nn.Module):
         return self._with_parts(x) if self.is_jigsaw else self.base.norm(last(x))[:, 0]
 
     def _with_parts(self, x: Tensor) -> Tensor:
-        """Return the global feature beside four local ones of a quarter [B, 5 W]."""
-        dealt = _dealt(x, SHIFTS[self.size.height == self.size.width])
-        length = (x.shape[1] - 1) // PARTS
+        """Return the global feature and four local ones, divided by 4 [B, 5 W]."""
+        shuffled = _shuffled(x, SHIFTS[self.size.height == self.size.width])
         features = [self.b1(x)[:, 0]]
-        for part in dealt.split(length, dim=1)[:PARTS]:
+        for part in shuffled.split((x.shape[1] - 1) // PARTS, dim=1)[:PARTS]:
             local = self.b2(torch.cat([x[:, :1], part], dim=1))
             features.append(local[:, 0] / PARTS)
         return torch.cat(features, dim=1)
 
 
-def _dealt(x: Tensor, shift: int) -> Tensor:
-    """Turn the patches of [B, L, W] by `shift` and deal them out in turn from each group.
-
-    An odd number of patches gets one more; the published code repeats the last but one.
-    """
-    turned = torch.cat([x[:, shift:], x[:, 1:shift]], dim=1)
-    if turned.shape[1] % GROUPS:
-        turned = torch.cat([turned, turned[:, -2:-1]], dim=1)
-    return turned.unflatten(1, (GROUPS, -1)).transpose(1, 2).flatten(1, 2)
+def _shuffled(x: Tensor, shift: int) -> Tensor:
+    """Rotate the patches of [B, L, W] by `shift`, then take one of each group in turn."""
+    rotated = torch.cat([x[:, shift:], x[:, 1:shift]], dim=1)
+    if rotated.shape[1] % GROUPS:  # the published code repeats the last patch but one
+        rotated = torch.cat([rotated, rotated[:, -2:-1]], dim=1)
+    return rotated.unflatten(1, (GROUPS, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _block(base: Mapping[str, Tensor], width: int, where: str) -> Block:
-    """Return a block of the file's architecture; all are alike.
-
-    `vit_small`, told by its missing biases, has 8 heads and scales as if it had one.
-    """
+def _block(base: StateDict, width: int) -> Block:
+    """Return the file's block; `vit_small`, without biases, has 8 heads but the scale of one."""
     bias = "blocks.0.attn.qkv.bias" in base
-    hidden = len(need(base, "blocks.0.mlp.fc1.weight", where, "base.", axes=2))
+    hidden = len(base.get("blocks.0.mlp.fc1.weight", axes=2))
     heads = max(1, width // 64) if bias else 8
     scale = (width / heads if bias else width) ** -0.5
     return Block(width, heads=heads, hidden=hidden, bias=bias, scale=scale)
 
 
-def transreid_model(state: Mapping[str, Tensor], wanted: Wanted) -> LoadedModel:
+def transreid_model(state: StateDict, given: GivenSize) -> LoadedModel:
     """Return the model of a state dict; raises UserError when a tensor is missing or unfit."""
-    model = TransReID(state, wanted)
-    side, size = model.side, model.size
-    return LoadedModel(
-        model, None, height=size.height, width=size.width, mean=HALF, std=HALF,
-        side_labels=published_labels(side),
-        identities=len(state.get("classifier.weight", ())),
-    )
+    model = TransReID(state, given)
+    return published_model(model, None, model.size, len(state.tensors.get("classifier.weight", ())))

@@ -22,13 +22,13 @@ from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.evaluation.engine.feature_rows import JUNK
+from svll.models import load_model
 from svll.models.blocks import blocks_of
-from svll.models.extractor import prepare
+from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel
 from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
-from svll.models.weights.load import load_model
 from svll.reports.figures.figure_with_numbers import Drawn
 from svll.reports.figures.test_images import Int64, check_same, features_file, first_camera_of
 
@@ -199,7 +199,7 @@ def _see(folder: Path, file: FeatureFile, rows: Int64) -> _Seen:
     """Read some queries' images and let a run's model look at them."""
     model = load_model(folder)
     paths = [_path(folder, file, row) for row in rows]
-    batch = prepare(paths, model)
+    batch = preprocess(paths, model)
     camera, view = _places(file, rows, model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
     pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)

@@ -19,8 +19,8 @@ from svll.config import Config
 from svll.data.datasets import Datasets, load_datasets
 from svll.data.splits import split
 from svll.features.extract import Reader
+from svll.models import load_model
 from svll.models.clip import load_clip
-from svll.models.weights.load import load_model
 from svll.reuse.fingerprints import check_pinned
 from svll.reuse.frozen_features import FrozenFeatures
 

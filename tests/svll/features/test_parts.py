@@ -43,6 +43,13 @@ def shares(total, ranks):
     return [padded[rank::ranks] for rank in range(ranks)]
 
 
+def merge(folder, path, groups):
+    """Merge parts whose images are numbered through all groups."""
+    bounds = np.cumsum([0, *(len(group.identities) for group in groups.values())])
+    rows = {name: np.arange(*bounds[place : place + 2]) for place, name in enumerate(groups)}
+    merge_parts(folder, path, groups, rows, dataset="d", model="m")
+
+
 def labelled(total):
     return {"query": group(total // 3, 6), "gallery": group(total - total // 3, 6, seed=1)}
 
@@ -55,14 +62,14 @@ def test_no_row_is_lost_or_doubled_with_any_number_of_ranks(tmp_path, ranks, tot
     for rank, rows in enumerate(shares(total, ranks)):
         for piece in np.array_split(rows, 2):
             write_part(tmp_path / "parts", rank, piece, features[piece])
-    merge_parts(tmp_path / "parts", tmp_path / "f.h5", expected, dataset="d", model="m")
+    merge(tmp_path / "parts", tmp_path / "f.h5", expected)
     read = read_features(tmp_path / "f.h5")
     for name in expected:
         assert_same(read.groups[name], expected[name])
     assert os.listdir(tmp_path / "parts") == []
 
 
-def test_a_killed_attempt_goes_on_with_another_number_of_ranks(tmp_path):
+def test_a_killed_attempt_resumes_with_another_number_of_ranks(tmp_path):
     expected = labelled(53)
     features = np.concatenate([g.features for g in expected.values()])
     for rank, rows in enumerate(shares(53, 4)[:3]):  # the last rank wrote nothing
@@ -72,7 +79,7 @@ def test_a_killed_attempt_goes_on_with_another_number_of_ranks(tmp_path):
     assert left.tolist() == list(range(3, 53, 4))
     for rank, rows in enumerate(np.array_split(left, 2)):
         write_part(tmp_path, rank, rows, features[rows])
-    merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+    merge(tmp_path, tmp_path / "f.h5", expected)
     for name, part in read_features(tmp_path / "f.h5").groups.items():
         assert_same(part, expected[name])
 
@@ -83,33 +90,33 @@ def test_merging_refuses_lost_rows_and_parts_of_something_else(tmp_path):
     rows = np.arange(18)
     write_part(tmp_path, 0, rows, features[rows])
     with pytest.raises(UserError, match=r"2 of 20 rows are in no part file \(first: 18\)"):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+        merge(tmp_path, tmp_path / "f.h5", expected)
     write_part(tmp_path, 1, np.array([18, 19]), np.ones((2, 4), np.float32))
     with pytest.raises(
         UserError, match=r"part-0000\d.*: features are float32 \[\d\], those of other"
     ):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+        merge(tmp_path, tmp_path / "f.h5", expected)
     write_part(tmp_path, 1, np.array([20]), np.ones((1, 6), np.float32))
     with pytest.raises(UserError, match=r"part-00001.*: holds row 20, the dataset has 20"):
-        merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+        merge(tmp_path, tmp_path / "f.h5", expected)
     assert not Path(tmp_path / "f.h5").exists()
 
 
-def test_a_damaged_part_is_told_with_what_to_do_and_no_cache_is_made(tmp_path):
+def test_a_damaged_part_is_reported_with_what_to_do_and_no_cache_is_made(tmp_path):
     expected = labelled(20)
     features = np.concatenate([g.features for g in expected.values()])
     write_part(tmp_path, 0, np.arange(20), features)
     (part,) = tmp_path.glob("part-*.h5")
     content = part.read_bytes()
     place = content.index(features[3].tobytes())
-    for damaged, told in (
+    for damaged, fault in (
         (content[:place] + b"\xff" + content[place + 1 :], "rows 0 to 19 of features are damaged"),
         (content[:place], "a damaged part"),
         (content.replace(b"row\0", b"low\0"), "a damaged part"),
     ):
         part.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{part.name}: {told}.*; remove it and give the comm"):
-            merge_parts(tmp_path, tmp_path / "f.h5", expected, dataset="d", model="m")
+        with pytest.raises(UserError, match=rf"{part.name}: {fault}.*; remove it and give the"):
+            merge(tmp_path, tmp_path / "f.h5", expected)
         assert os.listdir(tmp_path) == [part.name]
 
 
@@ -121,9 +128,8 @@ def test_parts_beyond_those_that_may_be_open_at_once_are_merged_too(tmp_path, mo
         rows = np.flatnonzero(np.arange(4000) // 10 % 8 == rank)
         write_part(tmp_path / "parts", rank, rows, features[rows])
     before = len(os.listdir("/proc/self/fd"))
-    merge_parts(
-        tmp_path / "parts", tmp_path / "f.h5", {"gallery": FeatureGroup(None, labels, labels)},
-        dataset="d", model="m",
+    merge(
+        tmp_path / "parts", tmp_path / "f.h5", {"gallery": FeatureGroup(None, labels, labels)}
     )
     assert len(os.listdir("/proc/self/fd")) == before
     read = read_features(tmp_path / "f.h5").groups["gallery"].features
@@ -141,8 +147,8 @@ def test_an_image_may_be_in_several_groups_in_any_order(tmp_path):
     for rank, own in enumerate(np.array_split(rng.permutation(30), 4)):
         write_part(tmp_path / "parts", rank, own, features[own])
     merge_parts(
-        tmp_path / "parts", tmp_path / "f.h5", groups, dataset="d", model="m",
-        protocol="all_gallery", key="abc", rows=rows,
+        tmp_path / "parts", tmp_path / "f.h5", groups, rows, dataset="d", model="m",
+        protocol="all_gallery", key="abc",
     )
     read = read_features(tmp_path / "f.h5")
     assert (read.protocol, read.key) == ("all_gallery", "abc")
@@ -159,9 +165,8 @@ def test_merging_holds_no_more_than_blocks_of_features(tmp_path):
         rows = np.flatnonzero(np.arange(30_000) // 100 % 3 == rank)
         write_part(tmp_path / "parts", rank, rows, features[rows])
     tracemalloc.start()
-    merge_parts(
-        tmp_path / "parts", tmp_path / "f.h5", {"gallery": FeatureGroup(features, labels, labels)},
-        dataset="d", model="m",
+    merge(
+        tmp_path / "parts", tmp_path / "f.h5", {"gallery": FeatureGroup(features, labels, labels)}
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -181,7 +186,8 @@ def test_a_merge_that_is_killed_leaves_the_parts_and_the_old_cache(tmp_path):
         "from svll.features import parts as p\n"
         "f.hdf5.put_column = lambda *_: os.kill(os.getpid(), 9)\n"
         "ids = np.zeros(20, int); g = f.FeatureGroup(None, ids, ids)\n"
-        "p.merge_parts(sys.argv[1], sys.argv[2], {'query': g}, dataset='d', model='m')"
+        "rows = {'query': np.arange(20)}\n"
+        "p.merge_parts(*sys.argv[1:], {'query': g}, rows, dataset='d', model='m')"
     )
     path = tmp_path / "f.h5"
     for old in (False, True):
@@ -192,6 +198,6 @@ def test_a_merge_that_is_killed_leaves_the_parts_and_the_old_cache(tmp_path):
         assert path.exists() == old
         assert not old or read_features(path).dataset == "old"
         assert len(list((tmp_path / "parts").iterdir())) == 1
-    merge_parts(tmp_path / "parts", path, expected, dataset="d", model="m")
+    merge(tmp_path / "parts", path, expected)
     for name in expected:
         assert_same(read_features(path).groups[name], expected[name])

@@ -94,13 +94,13 @@ def kept_numbers(run: Any, x: Tensor) -> int:
 
 def test_a_block_computed_again_gives_the_same_and_keeps_its_input_alone(block: Any) -> None:
     x = tokens()
-    expected, found = run_block(block, x), run_block(block, x, again=True)
+    expected, found = run_block(block, x), run_block(block, x, recompute=True)
     assert torch.equal(found, expected)
     for one, other in zip(
         gradients(found, x, block), gradients(expected, x, block), strict=True
     ):
         assert torch.equal(one, other)
-    assert kept_numbers(lambda given: run_block(block, given, again=True), x) <= 4 * x.numel()
+    assert kept_numbers(lambda given: run_block(block, given, recompute=True), x) <= 4 * x.numel()
 
 
 def test_blocks_of_another_kind_are_refused() -> None:

@@ -68,7 +68,7 @@ def saved(folder: Path, name: str, ending: str = "safetensors") -> tuple[Path, A
 def test_the_tiny_model_loads_by_name_with_its_shipped_weights() -> None:
     shipped = load_clip("svll-tiny", "shipped", **SIZE)
     assert shipped.image.grid == (8, 4)
-    assert (shipped.image.width, shipped.image.out, shipped.image.feature_dim) == (128, 128, 256)
+    assert (shipped.image.width, shipped.image.out) == (128, 128)
     assert (shipped.text.width, shipped.text.out, shipped.text.context_length) == (128, 128, 77)
     assert shipped.weights_hash == load_clip("svll-tiny", "shipped", **SIZE).weights_hash
     assert shipped.weights_hash != load_clip("svll-tiny", None, **SIZE).weights_hash
@@ -291,7 +291,7 @@ def test_patches_and_features_of_clip_have_these_shapes(
     positions = encoder.visual.positional_embedding
     assert tuple(positions.shape) == (1 + grid[0] * grid[1], widths[0])
     assert [tuple(feature.shape) for feature in found] == [(2, w) for w in (*widths[:1], *widths)]
-    assert encoder.f11_width == encoder.width == widths[0]
+    assert encoder.width == widths[0]
     assert encoder.per_sample
 
 

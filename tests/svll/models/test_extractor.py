@@ -26,7 +26,7 @@ from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import UNNAMED, SideLabels
 from svll.models.clip import load_clip
-from svll.models.extractor import TEST_RESIZE, Extractor, prepare
+from svll.models.extractor import TEST_RESIZE, Extractor, preprocess
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.weights.format import save_model
 from svll.reports.thumbnails import thumbnail
@@ -181,9 +181,9 @@ def test_a_file_of_any_kind_has_the_same_pixels_in_training_encode_search_and_pa
     rows = [np.arange(len(paths))]
     [trained] = loader.epoch(rows, rows, epoch=0)
     loader.close()
-    assert torch.equal(prepare(paths, model), trained["image"])
+    assert torch.equal(preprocess(paths, model), trained["image"])
     opened: list[Any] = [Image.open(path) for path in paths]
-    assert torch.equal(prepare(opened, model), trained["image"])
+    assert torch.equal(preprocess(opened, model), trained["image"])
     found = encode(extractor, list(files.values()), "")
     assert found.paths == list(files.values())
     np.testing.assert_allclose(found.features, extractor.encode(paths), rtol=0, atol=1e-6)
@@ -205,7 +205,7 @@ def test_large_files_are_decoded_a_few_at_a_time(
     monkeypatch.setattr("harness.images.loader._BATCH_BYTES", os.path.getsize(paths[0]) + 1)
     rows, images = zip(*extractor.read(given, []), strict=True)
     assert [batch.tolist() for batch in rows] == [[0, 1, 2], [3], [4], [5], [6]]
-    assert torch.equal(torch.cat(images), prepare(given, extractor.model))
+    assert torch.equal(torch.cat(images), preprocess(given, extractor.model))
 
 
 def test_broken_files_are_left_out_and_the_others_keep_their_rows(
@@ -224,32 +224,32 @@ def test_broken_files_are_left_out_and_the_others_keep_their_rows(
     rows, images = zip(*extractor.read(given, broken), strict=True)
     kept = np.concatenate(rows).tolist()
     assert kept == [0, 2, 5, 6, 7, 10]
-    assert torch.equal(torch.cat(images), prepare([given[row] for row in kept], extractor.model))
+    assert torch.equal(torch.cat(images), preprocess([given[row] for row in kept], extractor.model))
     reasons = {1: "truncated", 3: "not an image", 4: "truncated", 8: "truncated", 9: "empty"}
     assert sorted(broken) == [(given[row], reason) for row, reason in reasons.items()]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(None, "missing"), (b"text", "not an image"), (b"cut", "truncated")],
 )
 def test_an_unreadable_image_is_named(
     make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], tmp_path: Path,
-    content: bytes | None, told: str,
+    content: bytes | None, message: str,
 ) -> None:
     path = tmp_path / "bad.jpg"
     if content is not None:
         path.write_bytes(Path(paths[0]).read_bytes()[:900] if content == b"cut" else content)
-    with pytest.raises(UserError, match=rf"bad\.jpg: {told}"):
+    with pytest.raises(UserError, match=rf"bad\.jpg: {message}"):
         svll.load(make()[0]).encode([paths[0], str(path)])
 
 
-def test_an_array_of_another_kind_is_told(
+def test_an_array_of_another_kind_is_reported(
     make: Callable[..., tuple[Path, ReIDModel]]
 ) -> None:
     extractor = svll.load(make()[0])
     for array in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)):
-        with pytest.raises(UserError, match=r"expected is uint8 \[H, W, 3\]"):
+        with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
             extractor.encode(array)
 
 

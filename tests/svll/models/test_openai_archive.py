@@ -73,7 +73,7 @@ def test_an_archive_gives_the_state_dict_that_torch_would_give(
         assert found[name].dtype == (torch.float32 if name == "halves" else value.dtype)
 
 
-def test_an_archive_is_told_from_a_plain_checkpoint(tmp_path: Path) -> None:
+def test_an_archive_is_distinguished_from_a_plain_checkpoint(tmp_path: Path) -> None:
     path, _ = archived(tmp_path, Tree(), None)
     assert is_archive(path)
     torch.save(Tree().state_dict(), tmp_path / "plain.pt")
@@ -140,7 +140,7 @@ def rewritten(path: Path, entry: str, data: bytes, how: int = zipfile.ZIP_STORED
 @pytest.mark.parametrize(
     ("data", "how"), [(b"1234", zipfile.ZIP_STORED), (bytes(48), zipfile.ZIP_DEFLATED)]
 )
-def test_numbers_that_are_not_as_many_as_told_or_compressed_are_refused(
+def test_storages_of_another_size_or_compressed_are_refused(
     tmp_path: Path, data: bytes, how: int
 ) -> None:
     path, _ = archived(tmp_path, nn.Linear(3, 4), torch.zeros(1, 3))
@@ -149,7 +149,7 @@ def test_numbers_that_are_not_as_many_as_told_or_compressed_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("entry", "data", "told"),
+    ("entry", "data", "message"),
     [
         ("byteorder", b"big", "big-endian"),
         ("data.pkl", b"", "damaged"),
@@ -157,11 +157,11 @@ def test_numbers_that_are_not_as_many_as_told_or_compressed_are_refused(
         ("data.pkl", b"\x80\x02c__torch__\nModule\n)\x81.", "damaged"),
     ],
 )
-def test_other_damage_is_told_with_the_file(
-    tmp_path: Path, entry: str, data: bytes, told: str
+def test_other_damage_is_reported_with_the_file(
+    tmp_path: Path, entry: str, data: bytes, message: str
 ) -> None:
     path, _ = archived(tmp_path, nn.Linear(3, 4), torch.zeros(1, 3))
-    with pytest.raises(UserError, match=rf"rewritten\.pt: .*{told}"):
+    with pytest.raises(UserError, match=rf"rewritten\.pt: .*{message}"):
         read_archive(rewritten(path, entry, data))
 
 
@@ -225,7 +225,7 @@ def test_an_archive_in_a_gelu_model_is_refused_with_the_right_name(
         load_clip("svll-jit", str(path), height=32, width=32, stride=None)
 
 
-def test_an_archive_of_another_architecture_is_told_with_both_sizes(
+def test_an_archive_of_another_architecture_is_reported_with_both_sizes(
     clip_archive: tuple[Path, Any]
 ) -> None:
     path, _ = clip_archive

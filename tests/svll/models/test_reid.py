@@ -221,7 +221,7 @@ def test_the_test_feature_is_f12_beside_fp_as_it_comes(clip: Clip) -> None:
         side = torch.as_tensor(model.side.vectors[camera]) if model.side else None
         plain = clip.image(images(3), side)
         found = model.encode_image(images(3), camera, view)
-    assert found.shape == (3, clip.image.feature_dim)
+    assert found.shape == (3, clip.image.width + clip.image.out)
     assert torch.equal(found, torch.cat([plain.f12, plain.fp], dim=1))
 
 

@@ -101,8 +101,7 @@ def test_features_are_means_of_the_last_two_stages_and_the_attention_pool(
     )
     encoder = ResNetEncoder(visual, height=size[0], width=size[1], stride=None).eval()
     assert encoder.grid == grid
-    assert (encoder.f11_width, encoder.width, encoder.out) == (128, 256, 24)
-    assert encoder.feature_dim == 280
+    assert (encoder.width, encoder.out) == (256, 24)
     assert not encoder.per_sample
     with torch.no_grad():
         found = encoder(images(2, *size))
@@ -130,7 +129,7 @@ def test_sides_that_are_no_multiples_of_16_are_named() -> None:
 def test_rn50_by_name_has_clip_reids_sizes() -> None:
     clip = load_clip("RN50-quickgelu", None, height=64, width=32, stride=None)
     image = clip.image.eval()
-    assert (image.grid, image.f11_width, image.width, image.out) == ((4, 2), 1024, 2048, 1024)
+    assert (image.grid, image.width, image.out) == ((4, 2), 2048, 1024)
     with torch.no_grad():
         shapes = [tuple(feature.shape) for feature in image(images(1, 64, 32))]
     assert shapes == [(1, 1024), (1, 2048), (1, 1024)]

@@ -75,14 +75,14 @@ OTHER = textwrap.dedent("""
 
 
 class Other:
-    """Another process, which does what it is told. It starts slowly, so one does for all tests."""
+    """Another process that executes commands; one for all tests, as it starts slowly."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -115,14 +115,14 @@ def other(others: list[Other]) -> Other:
 
 @pytest.fixture
 def maker(other: Other, tmp_path: Path) -> Other:
-    """Another process that has begun to make `shared.json` and goes on when told to."""
-    other.tell(f"make {tmp_path / 'shared.json'}")
+    """Another process that is making `shared.json` and continues on command."""
+    other.send(f"make {tmp_path / 'shared.json'}")
     assert other.answer() == "making"
     return other
 
 
 class Waiting:
-    """A second run in a thread of its own, which wants the same file."""
+    """A second run, in another thread, that needs the same file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.calls = path, 0
@@ -154,7 +154,7 @@ def test_of_two_processes_one_makes_the_file_and_the_other_waits_for_it(
     waiting = Waiting(tmp_path / "shared.json")
     time.sleep(0.3)
     assert waiting.thread.is_alive()
-    maker.tell("go on")
+    maker.send("go on")
     assert waiting.end() == "by the other process"
     assert waiting.calls == 0
     assert maker.answer() == "done"
@@ -164,7 +164,7 @@ def test_of_two_processes_one_makes_the_file_and_the_other_waits_for_it(
 def test_of_many_that_start_together_exactly_one_makes_the_file(
     tmp_path: Path, other: Other
 ) -> None:
-    other.tell(f"race {tmp_path}")
+    other.send(f"race {tmp_path}")
     assert other.answer() == "done"
     made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
     assert sorted(made, key=int) == [str(number) for number in range(12)]

@@ -17,7 +17,7 @@ from harness.config.values import signature, to_mapping
 from svll.config import RECIPES, Config
 from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch
-from svll.reuse.fingerprints import Seen, check_pinned, check_weights, pin
+from svll.reuse.fingerprints import Fingerprints, check_pinned, check_weights, pin
 from svll.world.world import named_world, write_world
 from tests.svll.data import trees
 
@@ -68,9 +68,9 @@ def test_a_weights_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["/nowhere", "clip/ViT-B-16", "ViT-B-16.pt"])
-def test_a_weights_file_that_is_not_there_is_told(tmp_path: Path, word: str) -> None:
-    told = rf"^model\.weights: {word}: no such file; give a weights file, or a tag of open_clip"
-    with pytest.raises(UserError, match=told):
+def test_a_weights_file_that_is_not_there_is_reported(tmp_path: Path, word: str) -> None:
+    message = rf"^model\.weights: {word}: no such file; give a weights file, or a tag of open_clip"
+    with pytest.raises(UserError, match=message):
         pin(config_of(tmp_path / "runs", f"model.weights={word}"))
     assert not (tmp_path / "runs").exists()
     assert pin(config_of(tmp_path / "runs", "model.weights=openai")).model.weights == "openai"
@@ -97,7 +97,7 @@ def test_another_label_in_a_list_is_another_run(tmp_path: Path) -> None:
     assert signature(pin(config_of(tmp_path / "runs", *words))) != signature(before)
 
 
-def test_a_change_that_no_time_shows_is_found_at_the_start_and_mended_by_the_same_command(
+def test_a_change_that_no_time_shows_is_found_at_the_start_and_fixed_by_the_same_command(
     tmp_path: Path,
 ) -> None:
     images = tmp_path / "images"
@@ -151,7 +151,7 @@ def test_sets_that_share_training_images_are_refused(
         datasets.load_datasets(config.data, tmp_path)
 
 
-def test_images_are_told_apart_without_a_look_at_each_file(
+def test_images_are_distinguished_without_a_look_at_each_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trees.market1501(tmp_path / "one")
@@ -208,7 +208,7 @@ def test_the_same_files_without_the_unlisted_images_are_another_run(tmp_path: Pa
     kept = config_of(tmp_path / "runs", *words)
     dropped = config_of(tmp_path / "runs", *words, "data.unlisted_views=drop")
     assert "unlisted_views" not in to_mapping(kept, with_runtime=False)["data"]
-    seen: Seen = {}  # of one command: a sweep over both
+    seen: Fingerprints = {}  # of one command: a sweep over both
     pinned = [pin(config, seen) for config in (kept, dropped)]
     assert pinned[0].data.fingerprint != pinned[1].data.fingerprint
     assert [pin(config) for config in (kept, dropped)] == pinned
@@ -233,7 +233,7 @@ def test_a_run_does_not_start_from_a_file_that_has_changed_or_gone(
     with pytest.raises(UserError, match="has changed since this run was made"):
         check_weights(model)
     weights.unlink()
-    with pytest.raises(UserError, match="is not there any more"):
+    with pytest.raises(UserError, match="no longer exists"):
         check_weights(model)
     check_weights(replace(model, weights="shipped", fingerprint=""))
 

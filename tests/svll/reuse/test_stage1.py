@@ -88,7 +88,7 @@ def test_a_run_takes_the_stage_1_of_another_and_ends_as_if_it_had_trained_it(
     assert json.loads((beside.folder / TAKEN).read_text()) == {"of": first.signature, "epochs": 2}
 
 
-def test_stopped_while_it_takes_over_a_run_goes_on_to_the_same_end(
+def test_a_run_stopped_while_taking_over_resumes_to_the_same_end(
     alone: Run, beside: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop_after(line: dict[str, Any]) -> None:
@@ -119,14 +119,14 @@ def test_a_run_that_has_begun_trains_on_by_itself(
     assert_ends_alike(run, alone)
 
 
-def test_a_damaged_one_is_told_and_made_anew(
+def test_a_damaged_stage_1_is_reported_and_made_again(
     alone: Run, beside: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = shared_folder(beside)
     (kept / "checkpoint" / "weights.safetensors").unlink()  # a link: others have that file too
     (kept / "checkpoint" / "weights.safetensors").write_bytes(b"nothing")
     experiment(beside)
-    assert f"{kept}: is damaged, and made anew" in caplog.text
+    assert f"{kept}: is damaged, so stage 1 is trained again" in caplog.text
     assert taken_epochs(beside) == 0
     assert_ends_alike(beside, alone)
     assert json.loads((kept / "about.json").read_text())["of"] == beside.signature
@@ -149,7 +149,7 @@ def test_what_cannot_be_taken_is_left_alone_by_the_run(
         text = "".join(lines[:-1]) if what == "a line too few" else "".join(lines)[:-9]
         (kept / "metrics.jsonl").write_text(text)
     run = Run(tmp_path / "run")
-    shared_prompts.take(run, kept, lambda line: pytest.fail("it was recorded"))
+    shared_prompts.adopt_stage1(run, kept, lambda line: pytest.fail("it was recorded"))
     assert not (run.folder / TAKEN).exists()
     assert not list(run.checkpoints.glob("*"))
     damaged = what in ("a line too few", "a line cut short")
@@ -185,7 +185,7 @@ def test_the_first_of_two_that_trained_it_at_the_same_time_is_kept(
 ) -> None:
     kept = shared_folder(first)
     before = (kept / "about.json").read_text()
-    shared_prompts.keep(first, kept, epochs=2)
+    shared_prompts.share_stage1(first, kept, epochs=2)
     assert (kept / "about.json").read_text() == before
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
@@ -197,5 +197,5 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_no_run_ends(
     blocked.write_text("a file where the folder should be")
     shutil.copytree(shared_folder(first) / "checkpoint", tmp_path / "run" / "checkpoints" /
                     "stage1-0003-000000")
-    shared_prompts.keep(Run(tmp_path / "run"), blocked / "key", epochs=2)
+    shared_prompts.share_stage1(Run(tmp_path / "run"), blocked / "key", epochs=2)
     assert f"{blocked / 'key'}: stage 1 is not kept for other runs" in caplog.text

@@ -8,9 +8,9 @@ from harness.config.sources import parse_overrides
 from svll.config import RECIPES, Config
 from svll.runs import cost_estimate as measuring
 from svll.runs.cost_estimate import Range, estimate
-from svll.runs.preflight import Size
+from svll.runs.preflight import TrainingSize
 
-SMALL = Size(images=320, identities=20, cameras=6, views=1)
+SMALL = TrainingSize(images=320, identities=20, cameras=6, views=1)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_groups_have_the_learning_rates_of_the_schedule() -> None:
         "stage2.epochs=60", "stage2.lr=5e-6", "stage2.warmup_epochs=10",
     )
     prompts, weights, biases = estimate(config, SMALL).groups
-    assert (prompts.stage, prompts.what, prompts.parameters) == ("stage1", "prompts", 20 * 4 * 128)
+    assert (prompts.stage, prompts.name, prompts.parameters) == ("stage1", "prompts", 20 * 4 * 128)
     assert prompts.lr_first == pytest.approx(7.8e-5)
     assert (weights.lr, weights.lr_first) == pytest.approx((5e-6, 9.5e-7))
     assert (biases.lr, biases.lr_first) == pytest.approx((1e-5, 1.9e-6))
@@ -47,7 +47,7 @@ def test_steps_are_those_of_both_stages() -> None:
     for part in ("low", "high"):
         seconds = getattr(one.before_s, part) + 20 * getattr(one.step_s, part)
         assert getattr(one.hours, part) == pytest.approx(seconds / 3600)
-    known = Size(images=320, identities=20, cameras=6, views=1, batches=3)
+    known = TrainingSize(images=320, identities=20, cameras=6, views=1, batches=3)
     assert estimate(config_of("synthetic_tiny"), known).costs[1].steps == 2 * 3
 
 

@@ -13,7 +13,7 @@ from svll.config import RECIPES, Config
 from svll.data.datasets import load_datasets
 from svll.data.sampler import identity_batches
 from svll.data.splits import split
-from svll.runs.preflight import Size, preflight
+from svll.runs.preflight import TrainingSize, preflight
 from tests.svll.data.trees import picture
 
 
@@ -39,7 +39,7 @@ def test_a_world_is_counted_as_it_will_be_drawn(tmp_path: Path) -> None:
     config = config_of("synthetic_tiny", "data.validation=0", f"run.runs={tmp_path}")
     drawn = split(load_datasets(config.data, tmp_path), validation=0.0, seed=1)
     labels = drawn.side_labels
-    assert preflight(config) == Size(
+    assert preflight(config) == TrainingSize(
         len(drawn.train), drawn.identities, labels.camera_count, labels.view_count, "to be drawn"
     )
 
@@ -63,7 +63,7 @@ def test_files_are_counted_where_there_are_any(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_that_is_not_there_is_as_published() -> None:
-    assert preflight(config_of("market1501", "model.weights=null")) == Size(
+    assert preflight(config_of("market1501", "model.weights=null")) == TrainingSize(
         images=12_936, identities=751, cameras=6, views=1, source="as published"
     )
     with pytest.raises(UserError, match=r"the list's file is needed: data\.root=FILE\.csv"):
@@ -90,7 +90,7 @@ def test_the_batch_that_a_refusal_names_is_taken_and_the_largest(
         preflight(config_of("synthetic_tiny", *words, f"stage2.batch={int(batch) + 4}"))
 
 
-def test_all_that_a_small_list_needs_is_said_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_small_list_are_reported_at_once(tmp_path: Path) -> None:
     words = ["data.name=list", f"data.root={own_list(tmp_path, 3)}"]
     with pytest.raises(UserError) as caught:
         preflight(config_of("synthetic_tiny", *words))
@@ -116,7 +116,7 @@ def test_a_batch_is_shared_by_all_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["model.weights=nowhere.pt"], "model.weights: nowhere.pt: no such file"),
         (["model.name=ViT-B-16", "model.weights=shipped"], "only svll-tiny has shipped weights"),
@@ -124,6 +124,6 @@ def test_a_batch_is_shared_by_all_ranks() -> None:
         (["data.stage=$NOWHERE"], r"data.stage=$NOWHERE: $NOWHERE is not set on"),
     ],
 )
-def test_what_cannot_be_found_is_refused(words: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_what_cannot_be_found_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         preflight(config_of("synthetic_tiny", *words))

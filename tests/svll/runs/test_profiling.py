@@ -11,7 +11,7 @@ from harness.config.sources import parse_overrides
 from harness.config.values import signature, to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
-from svll.runs.profiling import PHASES, Profile, kind_of, profile_run
+from svll.runs.profiling import PHASES, StageProfile, kind_of, profile_run
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def profiles(run: Run) -> list[Profile]:
+def profiles(run: Run) -> list[StageProfile]:
     return profile_run(run, build(Config, read_recipe(run.config_file, Config)))
 
 
-def test_an_epoch_of_stage_1_and_a_step_of_stage_2_are_profiled(profiles: list[Profile]) -> None:
+def test_an_epoch_of_stage_1_and_a_step_of_stage_2_are_profiled(
+    profiles: list[StageProfile],
+) -> None:
     first, second = profiles
     assert (first.stage, second.stage) == ("stage1", "stage2")
     assert first.steps > 1
     assert second.steps == 1
 
 
-def test_phases_and_operations_add_up_to_the_time_that_passed(profiles: list[Profile]) -> None:
+def test_phases_and_operations_add_up_to_the_time_that_passed(profiles: list[StageProfile]) -> None:
     for one in profiles:
         assert tuple(one.phases) == PHASES
         assert 0.5 * one.seconds < sum(one.phases.values()) < 1.1 * one.seconds
@@ -49,7 +51,9 @@ def test_phases_and_operations_add_up_to_the_time_that_passed(profiles: list[Pro
         assert kinds == sorted(kinds, key=lambda item: -item.seconds)
 
 
-def test_traces_can_be_opened_and_nothing_else_is_left(run: Run, profiles: list[Profile]) -> None:
+def test_traces_can_be_opened_and_nothing_else_is_left(
+    run: Run, profiles: list[StageProfile]
+) -> None:
     for one in profiles:
         names = {event.get("name") for event in json.loads(one.trace.read_text())["traceEvents"]}
         assert {"forward", "backward", "optimizer", "aten::mm"} <= names

@@ -256,20 +256,20 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("image_encoder.ln_post.bias", (64,), "is [64] in the file, [128] here"),
         ("image_encoder.proj", (64, 32), "is [64, 32] in the file, [128, 32] here"),
         ("cv_embed", (6, 768), "is [6, 768] in the file, [6, 128] here"),
         ("prompt_learner.cls_ctx", (7, 4, 512), "is [7, 4, 512] in the file, [7, 4, 64] here"),
-        ("image_encoder.conv1.weight", (5,), "is [5] in the file, expected were 4 axes"),
+        ("image_encoder.conv1.weight", (5,), "is [5] in the file, expected 4 axes"),
         ("classifier.weight", (8, 128), "classifier.weight 8, classifier_proj.weight 7"),
     ],
 )
-def test_a_tensor_of_another_size_is_told_with_both(
-    tmp_path: Path, name: str, shape: tuple[int, ...], told: str
+def test_a_tensor_of_another_size_is_reported_with_both(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
-    assert told in refusal(tmp_path, published() | {name: torch.zeros(shape)})
+    assert message in refusal(tmp_path, published() | {name: torch.zeros(shape)})
 
 
 def test_positions_that_fit_no_usual_size_ask_for_one(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_positions_that_fit_no_usual_size_ask_for_one(tmp_path: Path) -> None:
     close(model.encode_image(image)[0], image_feature(state, image[0], 16))
 
 
-def test_images_of_another_size_are_told_with_both(tmp_path: Path) -> None:
+def test_images_of_another_size_are_reported_with_both(tmp_path: Path) -> None:
     model = load_model(saved(tmp_path, published()))
     with pytest.raises(UserError, match=r"\[3, 128, 64\], the model takes \[3, 256, 128\]"):
         model.encode_image(torch.zeros(1, 3, 128, 64))

@@ -1,4 +1,4 @@
-"""A weights file is enough to use a model, and what is no weights file is told as such."""
+"""A weights file is enough to use a model; other files are refused with the reason."""
 
 import subprocess
 import sys
@@ -128,11 +128,11 @@ def test_a_tensor_that_is_missing_from_our_file_is_named(tmp_path: Path, name: s
     assert f"{name} is missing" in refusal(run.weights_file)
 
 
-def test_a_tensor_of_another_size_in_our_file_is_told_with_both(tmp_path: Path) -> None:
+def test_a_tensor_of_another_size_in_our_file_is_reported_with_both(tmp_path: Path) -> None:
     run, _, _ = finished(tmp_path)
     rewritten(run, lambda state: state | {"encoder.visual.proj": torch.zeros(128, 64)})
-    told = "encoder.visual.proj is [128, 64] in the file, [128, 128] here"
-    assert told in refusal(run.weights_file)
+    message = "encoder.visual.proj is [128, 64] in the file, [128, 128] here"
+    assert message in refusal(run.weights_file)
 
 
 @pytest.mark.parametrize("sie", ["camera", "view", "camera_view"])
@@ -172,23 +172,23 @@ def test_weights_of_an_older_run_load_whatever_it_was_ranked_by(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("about", "told"),
+    ("about", "message"),
     [
-        ({"version": "2"}, "version 2 of the format, this program reads version 1"),
+        ({"version": "2"}, "format version 2, this program reads version 1"),
         ({"side_labels": "{"}, "its metadata cannot be read"),
         ({"config": "data: [1"}, "its metadata cannot be read"),
         ({"config": "data: {hight: 3}"}, "(its configuration), line 1: no key data.hight"),
         ({"config": "model: {name: ViT-X}"}, "knows no model 'ViT-X'"),
     ],
 )
-def test_metadata_of_another_kind_is_told(
-    tmp_path: Path, about: dict[str, str], told: str
+def test_metadata_of_another_kind_is_reported(
+    tmp_path: Path, about: dict[str, str], message: str
 ) -> None:
     run, _, _ = finished(tmp_path)
     rewritten(run, dict, **about)
     with pytest.raises(UserError) as caught:
         load_model(run.weights_file)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_another_size_than_it_was_trained_with_is_refused(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, ending: str) -> None:
     state = {"base.patch_embed.proj.weight": torch.zeros(100, 3, 4, 4)}
     (torch.save if ending == "pth" else save_file)(state, path)
     path.write_bytes(path.read_bytes()[:-500])
-    assert "damaged or no weights file" in refusal(path)
+    assert "damaged, or not a weights file" in refusal(path)
 
 
 def test_a_file_that_would_execute_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -227,28 +227,29 @@ def test_a_file_that_would_execute_code_is_refused_and_not_run(tmp_path: Path) -
 
     path = tmp_path / "a.pth"
     torch.save({"image_encoder.proj": Harmful()}, path)
-    told = refusal(path)
-    assert "holds more than tensors" in told
-    assert "weights_only" not in told
+    message = refusal(path)
+    assert "holds more than tensors" in message
+    assert "weights_only" not in message
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_archive_of_clip_is_told_where_it_belongs(tmp_path: Path) -> None:
+def test_an_archive_of_clip_is_refused_with_its_use(tmp_path: Path) -> None:
     path = tmp_path / "ViT-B-16.pt"
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     assert "a TorchScript archive" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(2)}, {}, [1], torch.zeros(2)])
-def test_names_of_no_known_model_are_told_with_what_is_expected(
+def test_unknown_tensor_names_are_refused_with_the_known_ones(
     tmp_path: Path, content: Any
 ) -> None:
     path = tmp_path / "a.pth"
     torch.save(content, path)
-    told = refusal(path)
-    assert ("holds conv1.weight" if isinstance(content, dict) and content else "no tensors") in told
-    assert "image_encoder.* of CLIP-ReID" in told
+    message = refusal(path)
+    is_model = isinstance(content, dict) and content
+    assert ("holds conv1.weight" if is_model else "no tensors") in message
+    assert "image_encoder.* of CLIP-ReID" in message
 
 
 def test_importing_the_package_of_models_costs_nothing() -> None:

@@ -34,7 +34,7 @@ RESNET = {
 
 
 def loaded(name: str = "svll-tiny", *, sie: bool = True) -> LoadedModel:
-    """A random model with a last block, and one before, of which features are told apart."""
+    """A random model with a last block, and one before, of which features are distinguished."""
     stride = 8 if name == "svll-tiny" else None
     clip = load_clip(name, None, height=64, width=32, stride=stride)
     if name == "svll-tiny":
@@ -59,7 +59,7 @@ def answer(path: Path, images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Exported, Path]:
-    """A model, what was said of its export, and the picture that it was also compared on."""
+    """A model, its export, and an image that it was compared on."""
     if not HAS_ONNX:
         pytest.skip("the extra `export` is not installed")
     folder = tmp_path_factory.mktemp("onnx")
@@ -90,11 +90,11 @@ def test_the_metadata_is_enough_to_prepare_an_image(
     import onnx
 
     model, done, picture = exported
-    told = {item.key: item.value for item in onnx.load(done.path).metadata_props}
-    size = (int(told["width"]), int(told["height"]))
-    assert told["resize"] == "bilinear, antialias"
+    stored = {item.key: item.value for item in onnx.load(done.path).metadata_props}
+    size = (int(stored["width"]), int(stored["height"]))
+    assert stored["resize"] == "bilinear, antialias"
     resized = np.asarray(Image.open(picture).resize(size, Image.Resampling.BILINEAR)) / 255
-    ready = (resized - json.loads(told["mean"])) / json.loads(told["std"])
+    ready = (resized - json.loads(stored["mean"])) / json.loads(stored["std"])
     images = torch.from_numpy(ready.transpose(2, 0, 1)[None]).float()
     found = torch.nn.functional.normalize(answer(done.path, images), dim=1).numpy()
     # PIL and torch round differently where an image shrinks
@@ -109,7 +109,7 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(
     other.image.encoder.visual.proj.mul_(1.01)
     path.write_text("old")
     monkeypatch.setattr(onnx_export, "_converted", lambda *_: content)
-    with pytest.raises(UserError, match=r"model\.onnx: not written, .* differ .* of their length"):
+    with pytest.raises(UserError, match=r"model\.onnx: not written: .* differ .* of their length"):
         export_onnx(other, path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
@@ -137,19 +137,19 @@ def test_a_missing_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "PACKAGES", ("json", "no_such_onnx"))
-    told = r"^no_such_onnx: not installed; pip install '\.\[export\]'"
-    with pytest.raises(UserError, match=told):
+    message = r"^no_such_onnx: not installed; pip install '\.\[export\]'"
+    with pytest.raises(UserError, match=message):
         export_onnx(loaded(), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
-    ("sie", "told"),
+    ("sie", "message"),
     [(True, "camera 0: the model was trained with the cameras 1, 4 of a; 1 of b"),
      (False, "camera 0: the model has no side information")],
 )
-def test_a_camera_that_the_model_does_not_know_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sie: bool, told: str
+def test_a_camera_that_the_model_does_not_know_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sie: bool, message: str
 ) -> None:
     monkeypatch.setattr(onnx_export, "PACKAGES", ())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         export_onnx(loaded(sie=sie), tmp_path / "model.onnx", camera=0, dataset="a")

@@ -54,21 +54,21 @@ def test_prompts_come_back_as_they_were(clip: Clip, tmp_path: Path) -> None:
     assert torch.equal(saved.tokens, other.tokens)
 
 
-def test_prompts_of_other_identities_are_told_with_both_counts(
+def test_prompts_of_other_identities_are_reported_with_both_counts(
     clip: Clip, tmp_path: Path
 ) -> None:
     run = Run(tmp_path)
     storage.save_prompts(run, prompts(clip, 6), Config())
-    told = r"prompts\.safetensors: prompts of 6 identities, the training part has 8; put it back"
-    with pytest.raises(UserError, match=told):
+    message = r"prompts\.safetensors: prompts of 6 identities, the training part has 8; put it back"
+    with pytest.raises(UserError, match=message):
         storage.load_prompts(run, prompts(clip, 8))
 
 
-def test_prompts_of_another_length_are_told_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
+def test_prompts_of_another_length_are_reported_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
     run = Run(tmp_path)
     storage.save_prompts(run, prompts(clip, 6), Config())
-    told = r"tokens is \[6, 4, 128\] in the file, \[6, 2, 128\] here; put it back"
-    with pytest.raises(UserError, match=told):
+    message = r"tokens is \[6, 4, 128\] in the file, \[6, 2, 128\] here; put it back"
+    with pytest.raises(UserError, match=message):
         storage.load_prompts(run, prompts(clip, 6, tokens=2))
 
 
@@ -76,17 +76,17 @@ def test_a_model_comes_back_as_it_was(clip: Clip, tmp_path: Path) -> None:
     run, saved = saved_model(clip, tmp_path)
     other = model(load_clip("svll-tiny", None, height=64, width=32, stride=8, seed=1), 3)
     before = {id(parameter) for parameter in other.parameters()}
-    storage.load_model(run, other)
+    storage.load_run_weights(run, other)
     assert {id(parameter) for parameter in other.parameters()} == before
     expected = saved.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
-def test_a_model_of_other_cameras_is_told_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
+def test_a_model_of_other_cameras_is_reported_with_both_sizes(clip: Clip, tmp_path: Path) -> None:
     run, _ = saved_model(clip, tmp_path)
-    told = r"side.vectors is \[3, 128\] in the file, \[4, 128\] here; put it back as it was"
-    with pytest.raises(UserError, match=told):
-        storage.load_model(run, model(clip, 4))
+    message = r"side.vectors is \[3, 128\] in the file, \[4, 128\] here; put it back as it was"
+    with pytest.raises(UserError, match=message):
+        storage.load_run_weights(run, model(clip, 4))
 
 
 def test_a_model_file_says_what_it_is(clip: Clip, tmp_path: Path) -> None:
@@ -104,4 +104,4 @@ def test_a_damaged_file_is_named(clip: Clip, tmp_path: Path, content: bytes) -> 
     run, saved = saved_model(clip, tmp_path)
     run.weights_file.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be used .*put it back"):
-        storage.load_model(run, saved)
+        storage.load_run_weights(run, saved)

@@ -189,15 +189,15 @@ def test_a_missing_tensor_is_named_as_in_the_file(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("base.norm.weight", (64,), r"base.norm.weight is \[64\] in the file, \[128\] here"),
         ("base.sie_embed", (6, 1, 64), r"is \[6, 64\] in the file, \[6, 128\] here"),
         ("base.pos_embed", (1, 1, 129, 128), r"is \[1, 1, 129, 128\] in the file"),
     ],
 )
-def test_a_tensor_of_another_size_is_told_with_both(
-    tmp_path: Path, name: str, shape: tuple[int, ...], told: str
+def test_a_tensor_of_another_size_is_reported_with_both(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_model(saved(tmp_path, published() | {name: torch.zeros(shape)}))

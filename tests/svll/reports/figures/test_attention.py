@@ -21,7 +21,7 @@ from svll.base.feature_file import read_features, write_features
 from svll.data.side_labels import SideLabels
 from svll.models import load_model
 from svll.models.clip import Clip, load_clip
-from svll.models.extractor import prepare
+from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel, SideInformation
 from svll.reports.figures import attention as module
 from svll.reports.figures.attention import (
@@ -260,7 +260,7 @@ def test_the_numbers_are_mean_entropies_of_the_shown_images(run: Path) -> None:
             (query.identities == identity) & (query.cameras == camera - 1)
         ).tolist()
         assert query.paths is not None
-        image = prepare([query.paths[row]], model)
+        image = preprocess([query.paths[row]], model)
         place = torch.from_numpy(model.side_labels.places("synthetic", [camera])[0])
         maps = attention_maps(model.image, image, place, torch.zeros_like(place))
         found.append([float(entropy(maps[name])) for name in (LAST, ROLLOUT)])
