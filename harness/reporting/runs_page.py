@@ -1,7 +1,7 @@
-"""Runs side by side in a page: how they stand, where they differ, what they were computed with."""
+"""Tables of a page on runs: their state and results, their differing settings, damaged files."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,84 +11,78 @@ from harness.base.files import read_json
 from harness.base.mappings import flatten, leaves
 from harness.config.yaml_files import read_yaml
 from harness.reporting import page
-from harness.reporting.curves import Shown
+from harness.reporting.curves import LabelledRun
 from harness.reporting.page import Html
-from harness.runs.run import Run, state_of
+from harness.runs.run import Run, epoch_lines, state_of
 
 FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
 """What a run's row links to."""
 UNKNOWN = "?"
 
 
-def _status(run: Run) -> dict[str, Any]:
+def result_of(run: Run) -> dict[str, Any]:
+    """Return a run's result; {} when there is none, or none that can be read."""
+    with suppress(UserError, ValueError):
+        return run.result() or {}
+    return {}
+
+
+def _status_of(run: Run) -> dict[str, Any]:
     with suppress(UserError):
         return run.status()
     return {}
 
 
-def _result(run: Run) -> dict[str, float]:
-    with suppress(UserError, ValueError):
-        return flatten(run.result() or {})
-    return {}
-
-
-def _epochs(run: Run) -> int:
-    """Count the epochs that a run has logged, without reading all that its lines say."""
-    with suppress(OSError):
-        return run.metrics_file.read_bytes().count(b'"kind": "epoch"')
+def _epochs_of(run: Run) -> int:
+    with suppress(UserError):
+        return len(epoch_lines(run))
     return 0
 
 
-def runs_table(shown: Sequence[Shown], numbers: Mapping[str, str], folder: Path) -> Html:
-    """Return one row for each run: state, where and how often it ran, numbers, files.
+def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
+    """Return a row for each run: state, host, attempts, numbers, links to files.
 
-    numbers: of the result, by title, as dotted keys. folder: where the page will be.
+    columns: title and dotted key in the result of each number. folder: where the page will be.
     """
-    columns = [
-        "run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *numbers, "files"
-    ]
     rows = []
-    for one in shown:
-        status, result = _status(one.run), _result(one.run)
-        seconds = result.get("seconds")
+    for label, run in runs:
+        status, result = _status_of(run), flatten(result_of(run))
+        numbers = [result.get(key) for key in ("seconds", *columns.values())]
         rows.append([
-            one.label, state_of(one.run), status.get("host"), status.get("attempts"),
-            _epochs(one.run),
-            None if seconds is None else round(seconds / 60, 1),
-            *(_fraction(result.get(key)) for key in numbers.values()), _links(one.run, folder),
+            label, state_of(run), status.get("host"), status.get("attempts"), _epochs_of(run),
+            numbers[0] and round(numbers[0] / 60, 1),
+            *(None if value is None else f"{value:.4f}" for value in numbers[1:]),
+            _links(run, folder),
         ])
-    return page.table(columns, rows)
-
-
-def _fraction(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}"
+    return page.table(
+        ["run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *columns, "files"],
+        rows,
+    )
 
 
 def _links(run: Run, folder: Path) -> Html:
-    found = [run.folder / name for name in FILES if (run.folder / name).exists()]
-    return page.join(*(
-        part for file in found
-        for part in (page.link(os.path.relpath(file, folder), file.name), " ")
-    ))
+    files = [run.folder / name for name in FILES if (run.folder / name).exists()]
+    links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
+    return page.join(*(part for link in links for part in (link, " ")))
 
 
-def lacking(shown: Sequence[Shown]) -> list[str]:
-    """Say of each run that is not complete how it stands, and of each what cannot be read."""
-    told = []
-    for one in shown:
-        status, state = _status(one.run), state_of(one.run)
-        why = status.get("error") or status.get("reason") or ""
+def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
+    """Return the state and error of each run that is not complete, and each damaged file."""
+    lines = []
+    for label, run in runs:
+        status, state = _status_of(run), state_of(run)
+        why = status.get("error") or status.get("reason")
         if state != "complete":
-            told.append(f"{one.label}: {state}{f': {why}' if why else ''}")
-        told += [f"{one.label}: {fault}" for fault in _faults(one.run)]
-    return told
+            lines.append(f"{label}: {state}{f': {why}' if why else ''}")
+        lines += [f"{label}: {fault}" for fault in _faults(run)]
+    return lines
 
 
 def _faults(run: Run) -> Iterator[str]:
-    """Say which files of a run are there and cannot be read, or must be there and are not."""
     if not config_of(run):
         yield f"{run.config_file.name} is missing or cannot be read"
-    for read in (run.status, run.result):
+    readers: tuple[Callable[[], object], ...] = run.status, run.result
+    for read in readers:
         try:
             read()
         except (UserError, ValueError) as error:
@@ -97,50 +91,37 @@ def _faults(run: Run) -> Iterator[str]:
 
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
-    try:
+    with suppress(UserError):
         return leaves(read_yaml(run.config_file)[0])
-    except UserError:
-        return {}
+    return {}
 
 
 def environment_of(run: Run) -> dict[str, Any]:
-    """Return what a run was computed with by dotted key; {} of a run that does not tell."""
-    try:
+    """Return a run's environment by dotted key; {} when it is not recorded."""
+    with suppress(OSError, ValueError, AttributeError):
         return leaves(read_json(run.environment_file))
-    except (OSError, ValueError, AttributeError):
-        return {}
+    return {}
 
 
-def differing(sides: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys on which not all mappings agree, in the order of the first."""
-    keys = dict.fromkeys(key for side in sides for key in side)
-    return [
-        key for key in keys if any(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN)
-                                   for side in sides)
-    ]
+def comparison(
+    runs: Sequence[LabelledRun], sides: Sequence[Mapping[str, Any]], subject: str
+) -> Html:
+    """Return a table of the keys in which runs differ; differences from the first are marked.
 
-
-def comparison(shown: Sequence[Shown], sides: Sequence[Mapping[str, Any]], what: str) -> Html:
-    """Return a table of the keys on which runs differ; what differs from the first is marked.
-
-    what: of which the keys are, for the line above, such as `configuration`.
+    subject: what the keys belong to, such as `configuration`.
     """
-    keys = differing(sides)
-    if not keys:
-        return page.element("p", f"The {what} is the same for all.")
-    first = f"{keys[0]}: {' against '.join(_cell(side, keys[0]) for side in sides[:2])}"
-    line = f"The first differing key is {first}." if len(sides) == 2 else (
-        f"{len(keys)} keys of the {what} differ."
-    )
-    rows = [[key, *(_cell(side, key) for side in sides)] for key in keys]
-    marked = [
-        [False, *(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN) for side in sides)]
-        for key in keys
+    known = dict.fromkeys(key for side in sides for key in side)
+    values = {key: [side.get(key, UNKNOWN) for side in sides] for key in known}
+    differing = {key: row for key, row in values.items() if any(v != row[0] for v in row)}
+    if not differing:
+        return page.element("p", f"The {subject} is the same for all.")
+    rows = [
+        [key, *("none" if value is None else str(value) for value in row)]
+        for key, row in differing.items()
     ]
-    columns = ["key", *(one.label for one in shown)]
+    line = f"{len(rows)} keys of the {subject} differ."
+    if len(sides) == 2:
+        line = f"The first differing key is {rows[0][0]}: {rows[0][1]} against {rows[0][2]}."
+    marked = [[False, *(value != row[0] for value in row)] for row in differing.values()]
+    columns = ["key", *(one.label for one in runs)]
     return page.join(page.element("p", line), page.table(columns, rows, marked=marked))
-
-
-def _cell(side: Mapping[str, Any], key: str) -> str:
-    value = side.get(key, UNKNOWN)
-    return "none" if value is None else str(value)

@@ -1,19 +1,17 @@
-"""What a function that draws gives back."""
+"""What functions that draw figures of runs return."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure with what must stand beside it."""
+class FigureWithNumbers(NamedTuple):
+    """A figure with its caption and numbers."""
 
     figure: "Figure"
     caption: str
-    """Of which images or identities, of which feature, and how the numbers were made."""
+    """Which images or identities, which feature, and how the numbers were computed."""
     numbers: Mapping[str, Mapping[str, float]]
-    """Of each run, by its title and then by the name of the number."""
+    """By the run's title and the number's name."""
