@@ -77,16 +77,16 @@ def contour(sweeping: Sweeping, keys: Sequence[str]) -> "Figure | None":
         is_log = _is_wide(values)
         names.append(f"log10 {key}" if is_log else key)
         places.append([math.log10(value) for value in values] if is_log else values)
-    figure = new_figure(5.0, 3.6)
+    figure, (x, y) = new_figure(5.0, 3.6), places
     with look():
         axes = figure.subplots()
         axes.grid(visible=False)
         try:
-            surface = axes.tricontourf(*places, means, levels=12, cmap=COLOURS, alpha=0.8)
+            surface = axes.tricontourf(x, y, means, levels=12, cmap=COLOURS, alpha=0.8)
         except (ValueError, RuntimeError):  # all on one line
             return None
         # over the axes, and not clipped at the map's edge
-        axes.scatter(*places, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
+        axes.scatter(x, y, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
                      vmin=min(means), vmax=max(means), clip_on=False, zorder=3)
         figure.colorbar(surface, ax=axes, label=sweeping.metric)
         axes.set_xlabel(names[0])

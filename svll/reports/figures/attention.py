@@ -1,15 +1,14 @@
-"""Where the class token looks: attention over an image, of the last block and through all blocks.
+"""Attention of the class token over an image: in the last block, and by rollout through all blocks.
 
-Rollout is that of Abnar and Zuidema 2020 (section 3): each block's weights, averaged over heads,
-with half of each token passed on as it is, multiplied through the blocks. Letters: B images,
-H heads, L tokens with the class token first, W width, h x w grid of patches.
+Rollout (Abnar and Zuidema 2020, section 3) multiplies the blocks' weights, averaged over heads and
+with the identity added for the residual connection. Letters: B images, H heads, L tokens with the
+class token first, W width, h x w grid of patches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
 from svll.models.weights.load import load_model
-from svll.reports.figures.figure_with_numbers import Drawn
+from svll.reports.figures.figure_with_numbers import FigureWithNumbers
 from svll.reports.figures.test_images import Int64, check_same, features_file, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
@@ -39,20 +38,20 @@ if TYPE_CHECKING:  # matplotlib
 
 LAST, ROLLOUT = "last block", "rollout"
 COLOURS = "inferno"
-"""Matplotlib's name of the colours of attention: lightness grows with it."""
+"""Matplotlib's colour map of attention; lightness grows with it."""
 ALPHA = 0.65
-"""How much of the image the colour covers where attention is largest."""
+"""Opacity of the colours over the image."""
 LETTER = 0.065
-"""Inches of a title's letter, about."""
+"""Approximate width of a title's letter in inches."""
 
 
 # ---- weights ----
 
 
 def block_weights(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Return the weights [B, H, L, L] by which a block's attention mixes its input [B, L, W].
+    """Return the attention weights [B, H, L, L] of a block for its input [B, L, W].
 
-    Row i of a head sums to 1 over the tokens that token i looks at.
+    Row i of a head sums to 1 over the tokens that token i attends to.
     """
     query, key, _ = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, 2)
     return _softmax(query, key, attention.num_heads)
@@ -61,7 +60,7 @@ def block_weights(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 def pool_weights(pool: Any, positions: Tensor) -> Tensor:
     """Return the weights [B, H, L] of CLIP's attention pool over a feature map [B, W, h, w].
 
-    Their first token is the mean of all positions, which asks; it stands for the class token.
+    The query, the first token, is the mean of all positions; it stands for the class token.
     """
     tokens = positions.flatten(2).transpose(1, 2)
     tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
@@ -76,29 +75,26 @@ def _softmax(query: Tensor, key: Tensor, heads: int) -> Tensor:
 
 
 def rollout(blocks: Sequence[Tensor]) -> Tensor:
-    """Return how much of each input token is in each output token [B, L, L]; rows sum to 1.
+    """Return the share of each input token in each output token [B, L, L]; rows sum to 1.
 
-    blocks: the weights [B, H, L, L] of each block, the first one first.
+    blocks: the weights [B, H, L, L] of each block, in order.
     """
-    found = torch.eye(blocks[0].shape[-1], dtype=blocks[0].dtype, device=blocks[0].device)
+    identity = torch.eye(blocks[0].shape[-1]).to(blocks[0])
+    product = identity
     for weights in blocks:
-        mixed = weights.mean(dim=1) + torch.eye(weights.shape[-1]).to(weights)
-        found = mixed / mixed.sum(dim=-1, keepdim=True) @ found
-    return found
+        mixed = weights.mean(dim=1) + identity
+        product = mixed / mixed.sum(dim=-1, keepdim=True) @ product
+    return product
 
 
 def over_patches(rows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the class token's weights [B, L] as maps of the patches [B, h, w] that sum to 1.
-
-    What it gives to itself is left out.
-    """
+    """Return the class token's weights [B, L], without its own, as maps [B, h, w] that sum to 1."""
     patches = rows[:, 1:]
     return (patches / patches.sum(dim=1, keepdim=True)).unflatten(1, grid)
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Return each map's [B, h, w] entropy [B]: 1 where it is the same everywhere, 0 for one patch.
-    """
+    """Return each map's [B, h, w] entropy [B]: 1 for uniform attention, 0 for a single patch."""
     patches = maps.flatten(1)
     return torch.special.entr(patches).sum(dim=1) / np.log(patches.shape[1])
 
@@ -110,9 +106,8 @@ def entropy(maps: Tensor) -> Tensor:
 def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[str, Tensor]:
     """Return maps [B, h, w] of normalised images [B, 3, H, W]: of the last block, and rollout.
 
-    A ResNet has the attention of its pool alone: it has no tokens to follow through its layers.
-    places: of cameras and of views [B], as the model takes them. Raises UserError for a model that
-    is not CLIP's.
+    A ResNet only has the attention of its pool: its layers have no tokens to follow. places: camera
+    and view [B], as the model takes them. Raises UserError for an encoder that is not CLIP's.
     """
     encoder = model.encoder if isinstance(model, ReIDModel) else None
     if isinstance(encoder, ResNetEncoder):
@@ -120,25 +115,26 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
         [positions] = _inputs([pool], lambda: model(images, *places))
         rows = {LAST: pool_weights(pool, positions).mean(dim=1)}
     elif isinstance(encoder, ImageEncoder):
-        each: list[Any] = blocks_of(encoder.visual.transformer)
-        tokens = _inputs([block.ln_1 for block in each], lambda: model(images, *places))
-        blocks = [
-            block_weights(block.attn, block.ln_1(x)) for block, x in zip(each, tokens, strict=True)
+        blocks: list[Any] = blocks_of(encoder.visual.transformer)
+        tokens = _inputs([block.ln_1 for block in blocks], lambda: model(images, *places))
+        weights = [
+            block_weights(block.attn, block.ln_1(x))
+            for block, x in zip(blocks, tokens, strict=True)
         ]
-        rows = {LAST: blocks[-1].mean(dim=1)[:, 0], ROLLOUT: rollout(blocks)[:, 0]}
+        rows = {LAST: weights[-1].mean(dim=1)[:, 0], ROLLOUT: rollout(weights)[:, 0]}
     else:
         raise UserError(
-            "attention is shown of CLIP's image encoders; this model has another one "
+            "attention can be shown for CLIP's image encoders only; this model has another one "
             f"({type(model).__name__})"
         )
-    return {name: over_patches(found, encoder.grid) for name, found in rows.items()}
+    return {name: over_patches(row, encoder.grid) for name, row in rows.items()}
 
 
 def _inputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """Return the first argument with which `run` calls each module; all must be called once."""
-    found: dict[nn.Module, Tensor] = {}
+    """Return the first argument with which `run` calls each module; it must call each once."""
+    inputs: dict[nn.Module, Tensor] = {}
     hooks = [
-        module.register_forward_pre_hook(lambda module, given: found.update({module: given[0]}))
+        module.register_forward_pre_hook(lambda module, args: inputs.update({module: args[0]}))
         for module in modules
     ]
     try:
@@ -146,46 +142,48 @@ def _inputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor
     finally:
         for hook in hooks:
             hook.remove()
-    return [found[module] for module in modules]
+    return [inputs[module] for module in modules]
 
 
 # ---- a figure of runs ----
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What one run's model sees in the chosen images."""
+class _RunMaps(NamedTuple):
+    """One run's attention over the chosen images."""
 
     images: Tensor
-    """[B, H, W, 3], 0 to 1, at the size that the model takes."""
+    """[B, H, W, 3], 0 to 1, at the model's input size."""
     maps: dict[str, Tensor]
     """[B, h, w] by name."""
 
     def entropies(self) -> dict[str, float]:
-        return {name: float(entropy(found).mean()) for name, found in self.maps.items()}
+        return {name: float(entropy(maps).mean()) for name, maps in self.maps.items()}
 
 
-def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0) -> Drawn:
-    """Draw maps of runs (title: folder) over the same queries, each of another identity.
+def attention_figure(
+    runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
+) -> FigureWithNumbers:
+    """Draw maps of runs (title: folder) over the same queries, each of a different identity.
 
     A row for each image; beside it, for each run, the last block and rollout. The numbers are the
-    maps' mean entropy. Raises UserError for a run without features or a trained model, for other
-    queries than the first run's, and for images that are not where they were.
+    maps' mean entropy. Raises UserError for a run without features or a trained model, for runs
+    with different queries, and for missing images.
     """
     labels: dict[Path, tuple[Int64, ...]] = {}
-    seen: dict[str, _Seen] = {}
+    shown: dict[str, _RunMaps] = {}
     for title, folder in runs.items():
         with open_features(features_file(folder), ("query", "gallery")) as file:
             query = file.groups["query"]
         labels[folder] = query.identities, query.cameras
         check_same(labels)
         rows = _chosen(query, images, seed)
-        seen[title] = _see(folder, file, rows)
+        shown[title] = _maps_of(folder, file, rows)
     columns = zip(query.identities[rows], query.cameras[rows], strict=True)
     first = first_camera_of(file) or 0
     names = [f"identity {identity}, camera {camera + first}" for identity, camera in columns]
-    numbers = {title: one.entropies() for title, one in seen.items()}
-    return Drawn(_draw(seen, names), _caption(seen, file.dataset, len(rows), seed), numbers)
+    numbers = {title: one.entropies() for title, one in shown.items()}
+    caption = _caption(shown, file.dataset, len(rows), seed)
+    return FigureWithNumbers(_draw(shown, names), caption, numbers)
 
 
 def _chosen(query: FeatureGroup, count: int, seed: int) -> Int64:
@@ -195,37 +193,34 @@ def _chosen(query: FeatureGroup, count: int, seed: int) -> Int64:
     return order[np.sort(first)[:count]]
 
 
-def _see(folder: Path, file: FeatureFile, rows: Int64) -> _Seen:
-    """Read some queries' images and let a run's model look at them."""
+def _maps_of(folder: Path, file: FeatureFile, rows: Int64) -> _RunMaps:
     model = load_model(folder)
-    paths = [_path(folder, file, row) for row in rows]
-    batch = prepare(paths, model)
-    camera, view = _places(file, rows, model)
+    batch = prepare([_path(folder, file, row) for row in rows], model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
     pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)
-    return _Seen(pictures, attention_maps(model.image, batch, camera, view))
+    return _RunMaps(pictures, attention_maps(model.image, batch, *_places(file, rows, model)))
 
 
 def _path(folder: Path, file: FeatureFile, row: int) -> str:
     paths = file.groups["query"].paths
     if paths is None:
-        raise UserError(f"{file.path}: does not say where its images are; make it again: delete it "
-                        f"and give python launch/features.py {folder}")
+        raise UserError(f"{file.path}: has no image paths; to make it again, delete it and run "
+                        f"python launch/features.py {folder}")
     if not Path(paths[row]).is_file():
         raise UserError(
-            f"{paths[row]}: is not there any more; put the dataset back, or delete {file.path} and "
-            f"give python launch/features.py {folder} data.root=DIR, with where it is now"
+            f"{paths[row]}: no such file; put the dataset back, or delete {file.path} and run "
+            f"python launch/features.py {folder} data.root=DIR with its new folder"
         )
     return paths[row]
 
 
 def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor, Tensor]:
-    """Return the queries' places [B] among the cameras and the views that were trained with."""
+    """Return the places [B] of queries among the cameras and views of training."""
     first_camera = first_camera_of(file)
     if first_camera is None:
         raise UserError(
-            f"{file.path}: does not say how its dataset numbers cameras; delete it, and python "
-            "launch/features.py RUN makes it again"
+            f"{file.path}: does not say how its dataset numbers cameras; to make it again, delete "
+            "it and run python launch/features.py RUN"
         )
     query = file.groups["query"]
     has_views = any(
@@ -241,50 +236,40 @@ def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor,
 # ---- drawing ----
 
 
-def _draw(seen: Mapping[str, _Seen], names: Sequence[str]) -> "Figure":
+def _draw(shown: Mapping[str, _RunMaps], names: Sequence[str]) -> "Figure":
     """Draw a row for each image, with its name, and columns for each run's maps."""
-    images = next(iter(seen.values())).images
-    columns = 1 + sum(len(one.maps) for one in seen.values())
+    images = next(iter(shown.values())).images
+    columns = 1 + sum(len(one.maps) for one in shown.values())
     aspect = images.shape[1] / images.shape[2]
-    width = max(0.7, min(1.0, 1.5 / aspect))  # room for what stands above it
-    titles = {title: fill(title, int(len(one.maps) * width / LETTER), break_long_words=True)
-              for title, one in seen.items()}
-    lines = 1 + max(title.count("\n") for title in titles.values())
-    head = 0.16 * lines
+    width = max(0.7, min(1.0, 1.5 / aspect))  # room for the titles
+    letters = {title: int(len(one.maps) * width / LETTER) for title, one in shown.items()}
+    titles = {title: fill(title, count) for title, count in letters.items()}
+    head = 0.16 * (1 + max(title.count("\n") for title in titles.values()))
     figure = new_figure(columns * width + 0.25, len(names) * width * aspect + head + 0.4)
     with look():
-        figure.set_layout_engine(
-            "constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02
-        )
+        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
         grid = figure.add_gridspec(
             1 + len(names), columns, height_ratios=[head, *[width * aspect] * len(names)],
         )
         for row, (image, name) in enumerate(zip(images, names, strict=True), start=1):
-            axes = _cell(figure, grid[row, 0], image.numpy())
-            axes.set_ylabel(name, fontsize=6.5)
+            _cell(figure, grid[row, 0], image.numpy()).set_ylabel(name, fontsize=6.5)
         first = 1
-        for title, one in seen.items():
+        for title, one in shown.items():
             last = first + len(one.maps)
-            _add_title(figure, grid[0, first:last], titles[title])
+            axes = figure.add_subplot(grid[0, first:last])
+            axes.set_axis_off()
+            axes.text(0.5, 0.0, titles[title], ha="center", va="bottom", fontsize=8,
+                      transform=axes.transAxes, parse_math=False)
             _add_maps(figure, grid, first, one)
             first = last
     return figure
 
 
-def _add_title(figure: "Figure", place: "SubplotSpec", text: str) -> None:
-    axes = figure.add_subplot(place)
-    axes.set_axis_off()
-    axes.text(
-        0.5, 0.0, text, ha="center", va="bottom", fontsize=8, transform=axes.transAxes,
-        parse_math=False,
-    )
-
-
-def _add_maps(figure: "Figure", grid: "GridSpec", column: int, seen: _Seen) -> None:
+def _add_maps(figure: "Figure", grid: "GridSpec", column: int, shown: _RunMaps) -> None:
     """Draw a run's maps over its images, with each kind's mean entropy above."""
-    for kind, (name, value) in enumerate(seen.entropies().items()):
-        for row, (image, found) in enumerate(zip(seen.images, seen.maps[name], strict=True)):
-            axes = _cell(figure, grid[1 + row, column + kind], overlaid(image, found))
+    for kind, (name, value) in enumerate(shown.entropies().items()):
+        for row, (image, one) in enumerate(zip(shown.images, shown.maps[name], strict=True)):
+            axes = _cell(figure, grid[1 + row, column + kind], overlaid(image, one))
             if row == 0:
                 axes.set_title(f"{name}\nentropy {value:.2f}", fontsize=6.5)
 
@@ -298,7 +283,7 @@ def _cell(figure: "Figure", place: "SubplotSpec", pixels: NDArray[Any]) -> "Axes
     return axes
 
 
-def overlaid(image: Tensor, found: Tensor) -> NDArray[np.float32]:
+def overlaid(image: Tensor, weights: Tensor) -> NDArray[np.float32]:
     """Return an image [H, W, 3] under the colours of a map [h, w] enlarged to its size.
 
     Colours go from 0 to the map's largest value.
@@ -306,23 +291,22 @@ def overlaid(image: Tensor, found: Tensor) -> NDArray[np.float32]:
     import matplotlib
 
     large = F.interpolate(
-        found[None, None], size=image.shape[:2], mode="bilinear", align_corners=False
+        weights[None, None], size=image.shape[:2], mode="bilinear", align_corners=False
     )[0, 0]
-    share = (large / large.max()).numpy()
-    colours = matplotlib.colormaps[COLOURS](share)[..., :3]
+    colours = matplotlib.colormaps[COLOURS]((large / large.max()).numpy())[..., :3]
     return np.asarray((1 - ALPHA) * image.numpy() + ALPHA * colours, np.float32)
 
 
-def _caption(seen: Mapping[str, _Seen], dataset: str, count: int, seed: int) -> str:
+def _caption(shown: Mapping[str, _RunMaps], dataset: str, count: int, seed: int) -> str:
     text = (
         f"Attention of the class token after stage 2 over {count} query images of {dataset}, of "
         f"different identities, drawn by seed {seed}: in the last block, mean over heads, and by "
-        "rollout through all blocks (Abnar and Zuidema 2020). Without what the token gives to "
-        "itself; colours from 0 to each map's largest value. Entropy: mean over these images, 1 "
-        "where attention is spread evenly, 0 where it is on one patch."
+        "rollout through all blocks (Abnar and Zuidema 2020), without the token's attention to "
+        "itself. Colours go from 0 to each map's largest value. Entropy: mean over these images, "
+        "1 for uniform attention, 0 for a single patch."
     )
-    alone = [title for title, one in seen.items() if ROLLOUT not in one.maps]
-    if alone:
-        text += (f" {', '.join(alone)}: a ResNet, of which the attention is that of CLIP's pool; "
-                 "rollout is not defined for it.")
+    resnets = [title for title, one in shown.items() if ROLLOUT not in one.maps]
+    if resnets:
+        text += (f" {', '.join(resnets)}: ResNet, attention of CLIP's pool; rollout is not defined "
+                 "for it.")
     return text

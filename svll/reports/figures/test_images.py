@@ -1,16 +1,15 @@
-"""The test images of runs that are shown side by side."""
+"""The test images of runs shown side by side."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
+from svll.base.feature_file import FeatureFile, open_features
 from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
 from svll.features.files import features_file
@@ -18,12 +17,11 @@ from svll.features.files import features_file
 Int64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Tested:
+class RunTestImages(NamedTuple):
     """All images of a run's test set, gallery then query; those not counted have identity JUNK.
 
-    Not counted are junk, images of persons whom no query shows (distractors, which may share one
-    number), and a query that is in the gallery as well.
+    Not counted are junk, images of persons without a query (distractors, which may share one
+    number), and queries that are in the gallery as well.
     """
 
     where: str
@@ -32,29 +30,28 @@ class Tested:
     """[n, D] in their file."""
     identities: Int64
     cameras: Int64
-    first_camera: int = 0
-    """What the dataset calls the camera that has number 0."""
+    first_camera: int
+    """The dataset's number of camera 0."""
 
     def rows(self, wanted: NDArray[np.bool_] | None = None) -> Rows:
-        """Return the counted images, or the wanted ones [n] of them, at unit length."""
-        labels = self.identities
-        if wanted is not None:
-            labels = np.where(wanted, labels, JUNK)
+        """Return the counted images, or those of them that are wanted [n], at unit length."""
+        labels = self.identities if wanted is None else np.where(wanted, self.identities, JUNK)
         return Rows(self.where, self.features, labels, self.cameras, unit=True)
 
 
 @contextmanager
-def open_tested(folder: Path) -> Iterator[Tested]:
-    """The test images of a run while its features are open; UserError when it has none."""
+def open_test_images(folder: Path) -> Iterator[RunTestImages]:
+    """Yield a run's test images, features unread; raises UserError when it has none."""
     path = features_file(folder)
     with open_features(path, ("query", "gallery")) as file:
         query, gallery = file.groups["query"], file.groups["gallery"]
         identities = np.concatenate([gallery.identities, query.identities])
-        asked = np.isin(identities, query.identities[query.identities != JUNK])
-        counted = asked & np.concatenate([
-            np.ones(len(gallery.identities), np.bool_), ~_is_in(query, gallery),
-        ])
-        yield Tested(
+        counted = np.isin(identities, query.identities[query.identities != JUNK])
+        if query.paths is not None and gallery.paths is not None:
+            known = set(gallery.paths)
+            is_new = [path not in known for path in query.paths]
+            counted[len(gallery.identities):] &= np.array(is_new, np.bool_)
+        yield RunTestImages(
             str(path), file.dataset or path.stem, Stacked([gallery.features, query.features]),
             np.where(counted, identities, JUNK),
             np.concatenate([gallery.cameras, query.cameras]), first_camera_of(file) or 0,
@@ -62,25 +59,16 @@ def open_tested(folder: Path) -> Iterator[Tested]:
 
 
 def first_camera_of(file: FeatureFile) -> int | None:
-    """Return how a file's dataset numbers camera 0, None where that is not known."""
+    """Return a dataset's number of camera 0, None where it is unknown."""
     known = file.first_camera
     return usual_first_camera(file.dataset) if known is None else known
 
 
-def _is_in(query: FeatureGroup, gallery: FeatureGroup) -> NDArray[np.bool_]:
-    """Tell which queries [Q] are gallery images too, by their paths; none where these are unknown.
-    """
-    if query.paths is None or gallery.paths is None:
-        return np.zeros(len(query.identities), np.bool_)
-    known = set(gallery.paths)
-    return np.array([path in known for path in query.paths], np.bool_)
-
-
 def check_same(labels: Mapping[Path, tuple[Int64, ...]]) -> None:
-    """Refuse runs, by folder, that were not tested on the same images in the same order."""
+    """Raise UserError for runs, by folder, with different test images or another order."""
     (first, expected), *others = labels.items()
-    for folder, found in others:
-        if not all(map(np.array_equal, expected, found)):
+    for folder, arrays in others:
+        if not all(map(np.array_equal, expected, arrays)):
             raise UserError(
                 f"{folder}: was tested on other images than {first}; only runs of one test set "
                 "can be shown side by side"

@@ -1,7 +1,4 @@
-"""Figures of how well identities are told apart: the ROC curve, and the similarities of pairs.
-
-Letters: k points of a curve, b bars of a histogram.
-"""
+"""Figures of verification: the ROC curve, and histograms of pairs' similarities."""
 
 from typing import TYPE_CHECKING
 
@@ -16,23 +13,22 @@ if TYPE_CHECKING:  # matplotlib: a second
     from matplotlib.figure import Figure
 
 BARS = 100
-"""A histogram has no more bars than this."""
+"""Most bars of a histogram."""
 
 
 def draw_roc(found: Verification) -> "Figure":
     """Draw the ROC curve over a logarithmic FPR.
 
-    At each FPR it shows the largest TPR whose FPR is at most that, as `tpr_at` does: steps. FPR 0
-    has no place on the axis; what is reached there is the height at the left end.
+    Steps: at each FPR the largest TPR reached up to it, as in `tpr_at`. The height at the left end
+    is the TPR at FPR 0, which has no place on the axis.
     """
     left = min(10.0 ** np.floor(np.log10(1.0 / found.impostor_pairs)), 0.1)
     rates = np.geomspace(left, 1.0, 200)
     figure = new_figure(7.0, 3.4)
     with look():
         axes = figure.subplots()
-        axes.step(
-            np.maximum(found.roc.fpr, left), found.roc.tpr, where="post", label="all pairs"
-        )
+        fpr = np.maximum(found.roc.fpr, left)
+        axes.step(fpr, found.roc.tpr, where="post", label="all pairs")
         axes.plot(rates, rates, linestyle=":", color=INK, linewidth=1.0, label="by chance")
         if found.eer > 0.0:
             axes.plot(found.eer, 1.0 - found.eer, "o", color=LINES[1], label="equal error rate")
@@ -45,7 +41,7 @@ def draw_roc(found: Verification) -> "Figure":
 
 
 def draw_similarities(found: Verification) -> "Figure":
-    """Draw the histograms of the similarities of genuine and of impostor pairs, as shares."""
+    """Draw the histograms of genuine and impostor pairs' similarities, as shares of each."""
     (genuine, impostor), edges = bars(found)
     figure = new_figure(7.0, 3.0)
     with look():
@@ -55,18 +51,17 @@ def draw_similarities(found: Verification) -> "Figure":
         ):
             axes.stairs(values, edges, fill=True, color=colour, alpha=0.25)
             axes.stairs(values, edges, color=colour, linestyle=line, label=name, linewidth=1.3)
-        axes.axvline(
-            found.eer_threshold, color=INK, linestyle=":", linewidth=1.0, label="EER threshold"
-        )
+        axes.axvline(found.eer_threshold, color=INK, linestyle=":", linewidth=1.0,
+                     label="EER threshold")
         axes.set(xlabel="cosine similarity", ylabel="share of the pairs", ylim=(0.0, None))
         axes.legend(loc="best")
     return figure
 
 
 def bars(found: Verification) -> tuple[Floats, Floats]:
-    """Return the shares [2, b] of genuine and impostor pairs, and the bars' edges [b + 1].
+    """Return the shares [2, b] of genuine and impostor pairs in b bars, and their edges [b + 1].
 
-    Neighbouring bins are joined, the same number for each bar, and bars cover all pairs.
+    Each bar joins the same number of neighbouring bins; the bars cover all pairs.
     """
     counts = np.stack([found.genuine, found.impostor])
     filled = np.flatnonzero(counts.sum(axis=0))
@@ -79,12 +74,10 @@ def bars(found: Verification) -> tuple[Floats, Floats]:
 
 
 def in_words(found: Verification) -> str:
-    """AUC, EER and the TPR at fixed FPRs, or why they cannot be told."""
+    """Return AUC, EER and the TPR at fixed FPRs, or why they cannot be measured."""
     parts = [f"AUC {found.auc:.4f}", f"EER {found.eer:.4f} at similarity {found.eer_threshold:.4f}"]
     for rate in FALSE_RATES:
         reached = found.tpr_at(rate)
-        parts.append(
-            found.shortage(rate) or "" if reached is None
-            else f"TPR {reached:.4f} at FPR {rate:g}"
-        )
+        known = f"TPR {reached:.4f} at FPR {rate:g}" if reached is not None else ""
+        parts.append(known or found.shortage(rate) or "")
     return "; ".join(parts)

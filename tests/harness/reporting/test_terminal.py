@@ -17,9 +17,9 @@ from harness.reporting.terminal import (
     clock,
     counts,
     final_table,
-    trial_line,
     live_table,
     progress,
+    trial_line,
     troubles,
     wide,
 )
