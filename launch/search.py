@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # torch
     from svll.search.search import SearchResults
     from svll.search.threshold import Threshold
 
-PRINTED = 20
-"""Queries whose nearest image is printed."""
+PRINTED = 20  # queries whose nearest image is printed
 
 
 @command(__doc__)

@@ -10,14 +10,10 @@ from harness.runs.run import Run, epoch_lines
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_LINES = len(LINES)
-"""A panel has no more lines: each has its own colour."""
-ACROSS = 4
-"""Panels in a row."""
-PANEL = 2.3, 1.7
-"""Width and height in inches."""
-LEGEND_LINE = 0.22
-"""Height of a run's line in the legend, in inches."""
+MOST_LINES = len(LINES)  # a panel has no more lines: each has its own colour
+ACROSS = 4  # panels in a row
+PANEL = 2.3, 1.7  # width and height in inches
+LEGEND_LINE = 0.22  # height of a run's line in the legend, in inches
 
 
 class LabelledRun(NamedTuple):

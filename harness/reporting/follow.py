@@ -14,10 +14,8 @@ from harness.sweeps.reading import Sweep
 
 Show = Callable[[Sequence[TrialState]], None]
 POLL_S = 1.0
-SQUEUE_EVERY_S = 15.0
-"""Largest age of a scheduler's answer."""
-LINE_EVERY_S = 10.0
-"""Least time between two log lines on a trial's epochs."""
+SQUEUE_EVERY_S = 15.0  # largest age of a scheduler's answer
+LINE_EVERY_S = 10.0  # least time between two log lines on a trial's epochs
 
 
 def follow(sweep: Sweep, console: Console) -> list[TrialState]:

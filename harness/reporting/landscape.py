@@ -12,12 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "viridis"
-VISIBLE = 0.35, 0.95
-"""Part of these colours that lines take: visible on white and on black."""
+VISIBLE = 0.35, 0.95  # part of these colours that lines take: visible on white and on black
 WIDE_RANGE = 20.0
 """Ratio of largest to smallest value from which on a positive key gets a log scale."""
-LEAST_OF_MAP = 4
-"""Fewer points span no map."""
+LEAST_OF_MAP = 4  # fewer points span no map
 
 
 def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":

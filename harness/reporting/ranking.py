@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from harness.base.units import counted
 from harness.sweeps.outcomes import Ranked, Sweeping, unbeaten
 
-LONG = 8
-"""Longer numbers (drawn ones) are shown in four digits."""
+LONG = 8  # longer numbers (drawn ones) are shown in four digits
 
 
 class RankingTable(NamedTuple):

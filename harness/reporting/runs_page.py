@@ -15,8 +15,7 @@ from harness.reporting.curves import LabelledRun
 from harness.reporting.page import Html
 from harness.runs.run import Run, epoch_lines, state_of
 
-FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
-"""What a run's row links to."""
+FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")  # what a run's row links to
 UNKNOWN = "?"
 
 

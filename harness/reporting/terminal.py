@@ -24,8 +24,7 @@ COLOURS = {
 BAD = ("failed", "died", "stopped")
 FIRST_SHOWN = ("running", "failed", "died", "stopped", "queued", "missing", *DONE)
 """States in the order in which a live table of many trials shows them."""
-TAIL_BYTES = 65536
-"""How much of a metric log is read for its last lines."""
+TAIL_BYTES = 65536  # how much of a metric log is read for its last lines
 ERROR_LINES = 6
 
 

@@ -41,10 +41,8 @@ TITLES = {
     "lists": "Ranked lists",
 }
 """Title of each section, by its id."""
-WORST_PAIRS = 5
-"""Camera pairs that are marked and listed."""
-MOST_NAMED = 3
-"""Missing images whose paths are given."""
+WORST_PAIRS = 5  # camera pairs that are marked and listed
+MOST_NAMED = 3  # missing images whose paths are given
 STYLE = thumbnails.STYLE + """
 .summary td:first-child { white-space: nowrap; } .summary td:last-child { overflow-wrap: anywhere; }
 .pairs .thumbnail, .pairs .gone { height: 64px; max-width: 96px; }

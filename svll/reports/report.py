@@ -41,10 +41,8 @@ NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
            "mAP before training": "initial.mAP"}
 METRICS = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
 """Metrics that epochs log."""
-MOST_NAMED = 20
-"""Folders that an error names."""
-MOST_COMPARED = 12
-"""Runs in a table of differences; more columns cannot be read."""
+MOST_NAMED = 20  # folders that an error names
+MOST_COMPARED = 12  # runs in a table of differences; more columns cannot be read
 
 
 class Subject(NamedTuple):
@@ -53,8 +51,7 @@ class Subject(NamedTuple):
     name: str
     folder: Path
     sweeping: Sweeping | None
-    runs: Sequence[LabelledRun]
-    """A sweep's in the order of its ranking."""
+    runs: Sequence[LabelledRun]  # a sweep's in the order of its ranking
 
 
 def read_subject(folder: Path) -> Subject:

@@ -9,8 +9,7 @@ from harness.base.errors import UserError
 from harness.images.pixels import NO_IMAGE, upright
 from harness.reporting.page import Html, element, image
 
-HEIGHT, MOST_WIDTH = 96, 144
-"""Largest size in pixels; proportions are kept."""
+HEIGHT, MOST_WIDTH = 96, 144  # largest size in pixels; proportions are kept
 QUALITY = 80
 STYLE = f"""
 .thumbnail {{ display: block; height: {HEIGHT}px; max-width: {MOST_WIDTH}px;

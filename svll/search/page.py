@@ -11,10 +11,8 @@ from harness.reporting.page import Html, element, image, note, page, section, ta
 from svll.reports.thumbnails import thumbnail
 from svll.search.search import Hit, QueryResult, SearchResults
 
-MOST_QUERIES = 100
-"""Most queries on the page, as larger pages are slow; the table has all."""
-THUMBNAIL = (128, 160)
-"""Largest width and height in pixels."""
+MOST_QUERIES = 100  # most queries on the page, as larger pages are slow; the table has all
+THUMBNAIL = (128, 160)  # largest width and height in pixels
 STYLE = """
 .answer { display: flex; gap: 1.2rem; align-items: flex-start; }
 .hits { display: flex; flex-wrap: wrap; gap: .5rem; align-items: stretch; }

@@ -32,8 +32,7 @@ from svll.models.extractor import Extractor
 from svll.models.weights.load import load_model
 from svll.search.threshold import Threshold
 
-MOST_LOGGED = 20
-"""Most unreadable images that the log names; the page names all."""
+MOST_LOGGED = 20  # most unreadable images that the log names; the page names all
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,7 @@ class EncodedImages(NamedTuple):
     """The readable images of a folder, and the path and fault of the others."""
 
     paths: list[Path]
-    features: NDArray[np.float32]
-    """[n, D], of unit length."""
+    features: NDArray[np.float32]  # [n, D], of unit length
     faults: list[Fault]
 
 
@@ -52,8 +50,7 @@ class Hit(NamedTuple):
 
     path: Path
     similarity: float
-    accepted: bool | None
-    """None without a threshold."""
+    accepted: bool | None  # None without a threshold
 
     @property
     def label(self) -> str:
@@ -75,8 +72,7 @@ class SearchResults:
     weights: Path
     query: Path
     gallery: Path
-    images: int
-    """Readable images in the gallery."""
+    images: int  # readable images in the gallery
     queries: list[QueryResult]
     faults: list[Fault]
     threshold: Threshold | None

@@ -16,10 +16,8 @@ class Calibration:
     """The labelled features that a threshold was found on, and its error rates there."""
 
     path: Path
-    width: int
-    """Numbers in a feature."""
-    at_fpr: float | None
-    """The FPR asked for; None: equal error rate."""
+    width: int  # numbers in a feature
+    at_fpr: float | None  # the FPR asked for; None: equal error rate
     rates: Rates
 
 
@@ -28,8 +26,7 @@ class Threshold:
     """The cosine similarity from which on two images are accepted as one identity."""
 
     similarity: float
-    calibration: Calibration | None = None
-    """None for a given similarity."""
+    calibration: Calibration | None = None  # None for a given similarity
 
     def __str__(self) -> str:
         accepted = f"Similarities of at least {self.similarity:.4f} are accepted"

@@ -37,12 +37,9 @@ if TYPE_CHECKING:  # matplotlib
     from matplotlib.gridspec import GridSpec, SubplotSpec
 
 LAST, ROLLOUT = "last block", "rollout"
-COLOURS = "inferno"
-"""Matplotlib's colour map of attention; lightness grows with it."""
-ALPHA = 0.65
-"""Opacity of the colours over the image."""
-LETTER = 0.065
-"""Approximate width of a title's letter in inches."""
+COLOURS = "inferno"  # matplotlib's colour map of attention; lightness grows with it
+ALPHA = 0.65  # opacity of the colours over the image
+LETTER = 0.065  # approximate width of a title's letter in inches
 
 
 # ---- weights ----
@@ -151,10 +148,8 @@ def _inputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor
 class _RunMaps(NamedTuple):
     """One run's attention over the chosen images."""
 
-    images: Tensor
-    """[B, H, W, 3], 0 to 1, at the model's input size."""
-    maps: dict[str, Tensor]
-    """[B, h, w] by name."""
+    images: Tensor  # [B, H, W, 3], 0 to 1, at the model's input size
+    maps: dict[str, Tensor]  # [B, h, w] by name
 
     def entropies(self) -> dict[str, float]:
         return {name: float(entropy(maps).mean()) for name, maps in self.maps.items()}

@@ -11,7 +11,5 @@ class FigureWithNumbers(NamedTuple):
     """A figure with its caption and numbers."""
 
     figure: "Figure"
-    caption: str
-    """Which images or identities, which feature, and how the numbers were computed."""
-    numbers: Mapping[str, Mapping[str, float]]
-    """By the run's title and the number's name."""
+    caption: str  # which images or identities, which feature, and how the numbers were computed
+    numbers: Mapping[str, Mapping[str, float]]  # by the run's title and the number's name

@@ -14,18 +14,15 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import Rows
 
-BLOCK = 4096
-"""Rows compared with all identities at a time."""
+BLOCK = 4096  # rows compared with all identities at a time
 
 
 @dataclass(frozen=True)
 class Separation:
     """Mean cosine distances between images, and the mean silhouette."""
 
-    within: float
-    """Over all pairs of images of one identity; NaN where no identity has two images."""
-    between: float
-    """Over all pairs of images of different identities."""
+    within: float  # over all pairs of images of one identity; NaN where no identity has two images
+    between: float  # over all pairs of images of different identities
     silhouette: float
     """Over images (Rousseeuw 1987): 1 far from the nearest other identity, 0 on the border,
     negative nearer to another one. An identity's only image counts 0."""
@@ -39,14 +36,10 @@ class Separation:
 class _IdentitySums(NamedTuple):
     """Unit rows summed by identity, in the order of the identities' numbers."""
 
-    places: NDArray[np.int64]
-    """[n] identity of each row, 0..K-1."""
-    sums: NDArray[np.float64]
-    """[K, D]"""
-    counts: NDArray[np.int64]
-    """[K]"""
-    squares: float
-    """Sum of each row's product with itself: n, but for rounding and rows of zeros."""
+    places: NDArray[np.int64]  # [n] identity of each row, 0..K-1
+    sums: NDArray[np.float64]  # [K, D]
+    counts: NDArray[np.int64]  # [K]
+    squares: float  # sum of each row's product with itself: n, but for rounding and rows of zeros
 
 
 def separation(rows: Rows) -> Separation:

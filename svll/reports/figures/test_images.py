@@ -26,12 +26,10 @@ class RunTestImages(NamedTuple):
 
     where: str
     dataset: str
-    features: Any
-    """[n, D] in their file."""
+    features: Any  # [n, D] in their file
     identities: Int64
     cameras: Int64
-    first_camera: int
-    """The dataset's number of camera 0."""
+    first_camera: int  # the dataset's number of camera 0
 
     def rows(self, wanted: NDArray[np.bool_] | None = None) -> Rows:
         """Return the counted images, or those of them that are wanted [n], at unit length."""

@@ -33,20 +33,13 @@ if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PERPLEXITY = 30.0
-"""Effective number of neighbours; at most a third of the points."""
-IMAGES = 50
-"""Most images shown per identity."""
-TEXTS = 150
-"""Most texts shown: the lines of more cannot be told apart."""
-ACROSS = 3
-"""Pictures side by side."""
-MARKERS = "os^Dv<>pP*Xhd8H"
-"""Of cameras, in order; more cameras share them."""
-TITLE = 40
-"""Letters in a line of a title."""
-LEGEND_CAMERAS = 8
-"""Most cameras that the legend has room for."""
+PERPLEXITY = 30.0  # effective number of neighbours; at most a third of the points
+IMAGES = 50  # most images shown per identity
+TEXTS = 150  # most texts shown: the lines of more cannot be told apart
+ACROSS = 3  # pictures side by side
+MARKERS = "os^Dv<>pP*Xhd8H"  # of cameras, in order; more cameras share them
+TITLE = 40  # letters in a line of a title
+LEGEND_CAMERAS = 8  # most cameras that the legend has room for
 GREY = "#8a94a0"
 """Of lines between points: visible on white and on black."""
 
@@ -82,8 +75,7 @@ def most_seen(identities: Int64, count: int, seed: int) -> Int64:
 class _Picture(NamedTuple):
     """One run's points [m], and the numbers beside them."""
 
-    places: Floats
-    """[m, 2]"""
+    places: Floats  # [m, 2]
     identities: Int64
     cameras: Int64
     separation: Separation

@@ -12,8 +12,7 @@ from svll.evaluation.verification import FALSE_RATES, Verification
 if TYPE_CHECKING:  # matplotlib: a second
     from matplotlib.figure import Figure
 
-BARS = 100
-"""Most bars of a histogram."""
+BARS = 100  # most bars of a histogram
 
 
 def draw_roc(found: Verification) -> "Figure":
