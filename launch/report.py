@@ -10,9 +10,9 @@ also writes best.yaml, trials.csv and trials.parquet, and prints the ranked poin
 time: for runs that are running, failed or incomplete it shows what is there and what is missing.
 """
 
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,16 +21,14 @@ from rich.table import Column, Table
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.units import counted
+from harness.reporting.page import Html
 from harness.reporting.ranking import ranking_table
 from harness.reporting.terminal import wide
 from harness.sweeps.outcomes import read_outcomes
 from harness.sweeps.tables import BEST, write_best, write_tables
 from launch.cli import command, refuse_without
 from svll.config import Config
-from svll.reports.report import TEST, best_runs, write_report
-
-if TYPE_CHECKING:
-    from harness.reporting.page import Html
+from svll.reports.report import TEST, Section, write_report
 
 ON_THE_FULL_SET = {
     "data.validation": 0.0, "data.fingerprint": None, "model.fingerprint": None, "run": None,
@@ -88,10 +86,8 @@ def main(
     for file in (out, *(folder / BEST for folder in sweeps)):
         check_writable(file)  # before minutes of drawing
     pages: list[Path] = []
-    files = [write_report(folders, out, [
-        *([partial(_figures, folders, out)] if figures else []),
-        *([partial(_ranked, folders, out, query, cameras, root, pages)] if ranked else []),
-    ])]
+    sections = _sections(figures, ranked, query or (), cameras, root, pages)
+    files = [write_report(folders, out, sections)]
     for folder in sweeps:
         files += _sweep(folder, console)
     files += [*pages, *(place for place in [out.parent / "figures"] if place.is_dir())]
@@ -99,24 +95,24 @@ def main(
     return 0
 
 
-def _figures(folders: list[Path], out: Path, figures: Path) -> "Html":
-    from svll.reports.sections import figures_section  # torch: seconds
-
-    return figures_section(best_runs(folders), figures, out.parent)
-
-
-def _ranked(
-    folders: list[Path], out: Path, query: list[str] | None, cameras: tuple[int, int] | None,
-    root: Path | None, pages: list[Path], figures: Path,
-) -> "Html":
-    """Return the section on ranked lists; adds the pages that it links to to `pages`."""
+def _sections(
+    figures: bool, ranked: bool, query: Sequence[str], cameras: tuple[int, int] | None,
+    root: Path | None, pages: list[Path],
+) -> list[Section]:
+    """Return the sections asked for; that on ranked lists adds its pages to `pages`."""
+    if not (figures or ranked):
+        return []
     from svll.evaluation.feature_files.ranked_lists import Wanted
-    from svll.reports.sections import ranked_section
+    from svll.reports.sections import figures_section, ranked_section  # torch: seconds
 
-    wanted = Wanted(cameras=cameras, queries=query or ())
-    section, written = ranked_section(best_runs(folders), out.parent, wanted, root=root)
-    pages += written
-    return section
+    wanted = Wanted(cameras=cameras, queries=query)
+
+    def lists(runs: Mapping[str, Path], folder: Path) -> Html:
+        section, written = ranked_section(runs, folder, wanted, root=root)
+        pages.extend(written)
+        return section
+
+    return [*([figures_section] if figures else []), *([lists] if ranked else [])]
 
 
 def _sweep(folder: Path, console: Console) -> list[Path]:

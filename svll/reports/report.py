@@ -5,7 +5,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,8 @@ METRICS = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP"
 """Metrics that epochs log."""
 MOST_NAMED = 20  # folders that an error names
 MOST_COMPARED = 12  # runs in a table of differences; more columns cannot be read
+
+Section = Callable[[Mapping[str, Path], Path], Html]
 
 
 class Subject(NamedTuple):
@@ -109,12 +111,10 @@ def report_sweep(folder: Path) -> Path:
     return write_report([folder], folder / "report.html")
 
 
-def write_report(
-    folders: Sequence[Path], out: Path, further: Sequence[Callable[[Path], Html]] = ()
-) -> Path:
+def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] = ()) -> Path:
     """Write the report on some folders to `out`, its figures to `figures` beside it; returns `out`.
 
-    further: each is called with the folder of the figures and makes one more section. Raises
+    further: each makes one more section, from the `best_runs` and the folder of the page. Raises
     UserError for a folder that holds nothing, and, after the page is written, for sections that
     cannot be made.
     """
@@ -130,7 +130,7 @@ def write_report(
     faults: dict[str, None] = {}  # each once: sections may lack the same file
     for make in further:
         try:
-            parts.append(make(figures))
+            parts.append(make(best_runs(subjects), out.parent))
         except UserError as error:
             faults[str(error)] = None
     title = f"Report on {', '.join(one.name for one in subjects)}"
@@ -141,19 +141,19 @@ def write_report(
     return out
 
 
-def best_runs(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return each folder's best complete run, by its name in the report.
+def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
+    """Return each subject's best complete run, by its name in the report.
 
     Raises UserError when no run is complete.
     """
     best: dict[str, Path] = {}
-    for subject in read_subjects(folders):
+    for subject in subjects:
         if complete := [one for one in subject.runs if one.run.is_complete()]:
             label, run = complete[0]
             name = subject.name if len(subject.runs) == 1 else f"{subject.name}: {label}"
             best[name] = run.folder
     if not best:
-        raise UserError(f"{', '.join(map(str, folders))}: no run is complete")
+        raise UserError(f"{', '.join(str(one.folder) for one in subjects)}: no run is complete")
     return best
 
 

@@ -11,7 +11,7 @@ from harness.reporting.page import Html
 from svll.evaluation.feature_files.ranked_lists import Wanted
 from svll.features.files import features_file
 from svll.reports.figures.attention import attention_figure
-from svll.reports.figures.figure_with_numbers import FigureWithNumbers
+from svll.reports.figures.side_by_side import FigureWithNumbers
 from svll.reports.figures.tsne import image_figure, text_figure
 from svll.reports.ranked_page import ranked_page
 
@@ -22,10 +22,10 @@ KINDS: Sequence[tuple[str, str, Callable[..., FigureWithNumbers]]] = (
 )
 
 
-def figures_section(runs: Mapping[str, Path], figures: Path, folder: Path) -> Html:
+def figures_section(runs: Mapping[str, Path], folder: Path) -> Html:
     """Draw the paper's figures of runs (title: folder) side by side, each with its numbers.
 
-    figures: folder of their files. folder: the page's. A figure that cannot be drawn becomes a
+    folder: of the page; the files go to `figures` in it. A figure that cannot be drawn becomes a
     note that says why.
     """
     parts: list[Html] = []
@@ -39,7 +39,7 @@ def figures_section(runs: Mapping[str, Path], figures: Path, folder: Path) -> Ht
         names = list(dict.fromkeys(name for one in drawn.numbers.values() for name in one))
         rows = [[run, *map(one.get, names)] for run, one in drawn.numbers.items()]
         parts += [
-            embed(drawn.figure, figures / name, folder, drawn.caption),
+            embed(drawn.figure, folder / "figures" / name, folder, drawn.caption),
             page.table(["", *names], rows),
         ]
     return page.section("What the models have learned", *parts)

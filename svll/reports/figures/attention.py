@@ -21,6 +21,7 @@ from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
 from svll.evaluation.engine.feature_rows import JUNK
+from svll.features.files import features_file
 from svll.models.blocks import blocks_of
 from svll.models.extractor import prepare
 from svll.models.reid import ReIDModel
@@ -28,8 +29,7 @@ from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
 from svll.models.weights.load import load_model
-from svll.reports.figures.figure_with_numbers import FigureWithNumbers
-from svll.reports.figures.test_images import Int64, check_same, features_file, first_camera_of
+from svll.reports.figures.side_by_side import FigureWithNumbers, Int64, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes

@@ -17,9 +17,14 @@ from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import INK, LINES, look, new_figure
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.reports.figures.figure_with_numbers import FigureWithNumbers
 from svll.reports.figures.separation import Separation, separation
-from svll.reports.figures.test_images import Int64, RunTestImages, check_same, open_test_images
+from svll.reports.figures.side_by_side import (
+    FigureWithNumbers,
+    Int64,
+    RunTestImages,
+    check_same,
+    open_test_images,
+)
 from svll.reports.figures.text_features import (
     OTHERS,
     Floats,

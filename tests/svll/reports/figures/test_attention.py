@@ -277,14 +277,14 @@ def test_a_resnet_stands_beside_a_transformer_without_rollout(
     assert {title: list(found) for title, found in drawn.numbers.items()} == {
         "ViT": [LAST, ROLLOUT], "ResNet": [LAST],
     }
-    assert "ResNet: a ResNet, of which the attention is that of CLIP's pool" in drawn.caption
+    assert "ResNet: ResNet, attention of CLIP's pool" in drawn.caption
     assert len([axes for axes in drawn.figure.axes if axes.images]) == 2 * 4
 
 
 def test_images_that_have_been_moved_are_told_with_what_to_do(run: Path, tmp_path: Path) -> None:
     folder = copied(run, tmp_path, lambda path: f"/moved{path}")
     with pytest.raises(UserError, match=(
-        rf"/moved/.*jpg: is not there any more; .* delete {folder}/features.h5 and give "
+        rf"/moved/.*jpg: no such file; .* delete {folder}/features.h5 and run "
         rf"python launch/features.py {folder} data.root=DIR"
     )):
         attention_figure({"run": folder})
@@ -293,7 +293,7 @@ def test_images_that_have_been_moved_are_told_with_what_to_do(run: Path, tmp_pat
 def test_features_that_do_not_say_where_images_are_cannot_be_shown(
     run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"features\.h5: does not say where its images are"):
+    with pytest.raises(UserError, match=r"features\.h5: has no image paths; to make it again"):
         attention_figure({"run": copied(run, tmp_path, None)})
 
 
@@ -333,5 +333,5 @@ def test_features_that_do_not_number_their_cameras_are_refused(run: Path) -> Non
     file = replace(read_features(run / "features.h5"), first_camera=None)
     assert len(module._places(file, np.arange(2), load_model(run))) == 2  # synthetic: from 1
     file = replace(file, dataset="folder")
-    with pytest.raises(UserError, match=r"does not say how its dataset numbers cameras; delete it"):
+    with pytest.raises(UserError, match=r"does not say how its dataset numbers cameras; to make"):
         module._places(file, np.arange(2), load_model(run))

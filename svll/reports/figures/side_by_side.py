@@ -1,9 +1,9 @@
-"""The test images of runs shown side by side."""
+"""What figures of runs side by side share: the same test images, a caption, numbers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,18 @@ from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
 from svll.features.files import features_file
 
+if TYPE_CHECKING:  # matplotlib
+    from matplotlib.figure import Figure
+
 Int64 = NDArray[np.int64]
+
+
+class FigureWithNumbers(NamedTuple):
+    """A figure of several runs."""
+
+    figure: "Figure"
+    caption: str  # which images or identities, which feature, and how the numbers were computed
+    numbers: Mapping[str, Mapping[str, float]]  # by the run's title and the number's name
 
 
 class RunTestImages(NamedTuple):
