@@ -13,15 +13,8 @@ from harness.reporting.page import Html, element, join, link, note, page, sectio
 from svll.base.protocols import PROTOCOLS
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.feature_files.ranked_lists import (
-    TOP,
-    Hit,
-    Lists,
-    RankedList,
-    Wanted,
-    check_wanted,
-    ranked_lists,
-)
+from svll.evaluation.feature_files import ranked_lists as lists
+from svll.evaluation.feature_files.ranked_lists import TOP, Hit, RankedList, Wanted
 from svll.evaluation.feature_files.scores import Extra, Score, score
 from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.feature_files.written import RANKS, settings_words
@@ -58,18 +51,17 @@ STYLE = thumbnails.STYLE + """
 
 def ranked_page(
     file: Path, out: Path, wanted: Wanted | None = None, *, root: Path | None = None,
-    figures: Path | None = None, kind: str | None = None,
+    figures: Path | None = None,
 ) -> Path:
     """Write the page of a feature file, ranked.html, into the folder `out`; returns its path.
 
     root: where the images are now, if not where the file says (the dataset's folder). figures: the
-    folder of the curves as SVG and PNG (default: out). kind: of another toolbox's file, as for
-    `open_source`. Raises UserError as `score` and `ranked_lists` do, and where a file cannot be
-    written.
+    folder of the curves as SVG and PNG (default: out). Raises UserError as `score` and
+    `ranked_lists` do, and where a file cannot be written.
     """
     wanted = wanted or Wanted()
-    with open_source(file, kind) as source:
-        check_wanted(source, wanted)
+    with open_source(file) as source:
+        lists.check_wanted(source, wanted)
         extra = Extra(camera_pairs=True, verification=True)
         [scored] = score(source, [None], extra, Options(top_k=TOP))
         assert scored.verification is not None
@@ -78,7 +70,7 @@ def ranked_page(
             _curves(scored.verification, out, figures or out),
             _confusions(scored, small),
             _camera_pairs(scored),
-            _lists(source, ranked_lists(source, scored.result, wanted), wanted, small),
+            _lists(source, lists.ranked_lists(source, scored.result, wanted), wanted, small),
         ]
         links = [(link(f"#{name}", title), element("br")) for name, title in TITLES.items()]
         document = page(
@@ -213,17 +205,17 @@ def _confusions(scored: Score, small: Thumbnails) -> Html:
     )
 
 
-def _lists(source: Source, lists: Lists, wanted: Wanted, small: Thumbnails) -> Html:
+def _lists(source: Source, found: lists.Lists, wanted: Wanted, small: Thumbnails) -> Html:
     return _section(
         "lists",
-        element("p", _selection(len(lists.shown), lists.among, wanted)),
+        element("p", _selection(len(found.shown), found.among, wanted)),
         element("p", f"Each row is a query and its {TOP} nearest gallery images, the nearest "
                 "first, with identity, camera and Euclidean distance at unit length. ",
                 element("span", "✓ and a solid green frame", class_="good"),
                 ": the same identity; ",
                 element("span", "✗ and a dashed red frame", class_="bad"), ": another one. Rows "
                 "scroll sideways."),
-        *(_row(source, one, small) for one in lists.shown),
+        *(_row(source, one, small) for one in found.shown),
     )
 
 

@@ -11,26 +11,11 @@ from typing import NamedTuple
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from harness.reporting import page
-from harness.reporting.curves import (
-    MOST_LINES,
-    LabelledRun,
-    loss_curves,
-    metric_curves,
-    stages_of,
-)
+from harness.reporting import landscape, page, runs_page
+from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
 from harness.reporting.drawing import embed
-from harness.reporting.landscape import contour, importance_bars, map_keys, parallel_coordinates
 from harness.reporting.page import Html
 from harness.reporting.ranking import ranking_table, setting
-from harness.reporting.runs_page import (
-    comparison,
-    config_of,
-    environment_of,
-    incomplete,
-    result_of,
-    runs_table,
-)
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Outcome, Sweeping, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
@@ -167,23 +152,23 @@ def _results(subject: Subject, figures: Path) -> Html:
         return Html("")
     title, columns, rows, remarks = ranking_table(sweeping, TEST)
     shares, metric = sweeping.shares, sweeping.metric
-    keys = map_keys(sweeping, shares)
+    keys = landscape.map_keys(sweeping, shares)
     return page.section(
         title, page.table(columns, rows) if rows else None,
         *(page.element("p", line) for line in remarks),
-        embed(importance_bars(shares, metric) if shares else None,
+        embed(landscape.importance_bars(shares, metric) if shares else None,
               figures / f"{subject.name}-importance", folder,
               "Importance: each key's share of the variance over the points."),
-        embed(parallel_coordinates(sweeping), figures / f"{subject.name}-points", folder,
+        embed(landscape.parallel_coordinates(sweeping), figures / f"{subject.name}-points", folder,
               f"Every complete point, coloured by {metric} (mean over its seeds)."),
-        embed(contour(sweeping, keys), figures / f"{subject.name}-map", folder,
+        embed(landscape.contour(sweeping, keys), figures / f"{subject.name}-map", folder,
               f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
               f"{'; other keys differ too' if len(sweeping.keys) > 2 else ''}."),
     )
 
 
 def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
-    notes = incomplete(runs)
+    notes = runs_page.incomplete(runs)
     reusing = sum(taken_epochs(one.run) > 0 for one in runs)
     if reusing:
         notes.append(
@@ -191,12 +176,11 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
             "folders): their minutes leave it out; its images per second and memory are the other "
             "run's."
         )
-    tests = dict.fromkeys(name for one in runs for name in result_of(one.run).get("tests", {}))
-    columns = NUMBERS | {
-        f"{name} {title}": f"tests.{name}.{key}"
-        for name in tests for title, key in (("mAP", "mAP"), ("Rank-1", "cmc.1"))
-    }
-    return page.section("Runs", runs_table(runs, columns, folder), *map(page.note, notes))
+    columns = dict(NUMBERS)
+    for one in runs:
+        for name in runs_page.result_of(one.run).get("tests", {}):
+            columns |= {f"{name} mAP": f"tests.{name}.mAP", f"{name} Rank-1": f"tests.{name}.cmc.1"}
+    return page.section("Runs", runs_page.runs_table(runs, columns, folder), *map(page.note, notes))
 
 
 def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
@@ -231,12 +215,13 @@ def _differences(runs: Sequence[LabelledRun]) -> Html:
     parts: list[Html] = []
     if len(some) < len(runs):
         parts.append(page.element("p", f"The first {len(some)} of {len(runs)} runs are compared."))
-    sides = [environment_of(one.run) for one in some]
+    sides = [runs_page.environment_of(one.run) for one in some]
     if len(some) > 1:
-        parts.append(comparison(some, [config_of(one.run) for one in some], "configuration"))
-        parts += [comparison(some, sides, "environment")] if any(sides) else []
+        configs = [runs_page.config_of(one.run) for one in some]
+        parts.append(runs_page.comparison(some, configs, "configuration"))
+        parts += [runs_page.comparison(some, sides, "environment")] if any(sides) else []
     first = next((side for side in sides if side), {})
-    data = sorted({str(result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
+    data = sorted({str(runs_page.result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
     facts = {"fingerprint of the data": ", ".join(data), **first}
     parts.append(page.table(["of the first run", ""], [[k, str(v)] for k, v in facts.items()]))
     if not first:

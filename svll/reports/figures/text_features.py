@@ -5,6 +5,7 @@ Letters: N training identities, D width of the joint space.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,9 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
-from svll.data.datasets import Datasets, load_datasets
+from svll.data.datasets import load_datasets
 from svll.data.splits import split
-from svll.features.extract import Reader
-from svll.models.clip import load_clip
+from svll.inputs import Inputs, cache_of, starting_clip
 from svll.models.weights.load import load_model
 from svll.reuse.fingerprints import check_pinned
 from svll.reuse.frozen_features import FrozenFeatures
@@ -56,7 +56,7 @@ def image_means(folder: Path) -> Floats:
     """
     run = Run(folder)
     config = build(Config, read_recipe(run.config_file, Config))
-    cache = run.folder.parent.parent / "cache"
+    cache = cache_of(run)
     if not any(cache.glob("stage1/*.h5")):  # before a dataset is looked for, or drawn
         raise UserError(f"{cache / 'stage1'}: there are no image features of any stage 1")
     datasets = load_datasets(config.data, cache / "data")
@@ -65,28 +65,22 @@ def image_means(folder: Path) -> Floats:
         datasets, validation=config.data.validation, seed=config.seed,
         protocol=config.evaluation.protocol,
     )
-    features = _frozen(config, datasets, cache / "stage1").of(splits.train.paths)
+    frozen = _frozen(Inputs(run, config, datasets, {}, splits, starting_clip(config)))
+    features = frozen.of(splits.train.paths)
     assert features is not None, "training images are of the training sets"
     sums = np.zeros((splits.identities, features.shape[1]))
     np.add.at(sums, splits.labels, unit_rows(features.numpy()))
     return unit_rows(sums)
 
 
-def _frozen(config: Config, datasets: Datasets, folder: Path) -> FrozenFeatures:
+def _frozen(inputs: Inputs) -> FrozenFeatures:
     """Return the run's features of stage 1; raises UserError where they would have to be made."""
-    data, model = config.data, config.model
-    clip = load_clip(
-        model.name, model.weights, height=data.height, width=data.width, stride=model.stride,
-        seed=config.seed,
-    )
+    folder = inputs.cache / "stage1"
     for device in ("cuda", "cpu"):  # the features depend on the device that made them
-        reader = Reader(
-            data.height, data.width, config.evaluation.batch, 1, device, config.engine.precision,
-            data.mean, data.std,
-        )
-        features = FrozenFeatures(datasets.train, clip, reader, config, folder)
-        if all(file.is_file() for file in features.files):
-            return features
+        reader = replace(inputs.reader(), device=device)
+        frozen = FrozenFeatures(inputs.datasets.train, inputs.clip, reader, inputs.config, folder)
+        if all(file.is_file() for file in frozen.files):
+            return frozen
     raise UserError(f"{folder}: the image features of this run's stage 1 are missing")
 
 

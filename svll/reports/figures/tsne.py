@@ -17,6 +17,7 @@ from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import INK, LINES, look, new_figure
 from svll.evaluation.engine.feature_rows import JUNK
+from svll.reports.figures import text_features as texts
 from svll.reports.figures.separation import Separation, separation
 from svll.reports.figures.side_by_side import (
     FigureWithNumbers,
@@ -25,19 +26,12 @@ from svll.reports.figures.side_by_side import (
     check_same,
     open_test_images,
 )
-from svll.reports.figures.text_features import (
-    OTHERS,
-    Floats,
-    image_means,
-    text_distances,
-    text_features,
-    unit_rows,
-)
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Floats = texts.Floats
 PERPLEXITY = 30.0  # effective number of neighbours; at most a third of the points
 IMAGES = 50  # most images shown per identity
 TEXTS = 150  # most texts shown: the lines of more cannot be told apart
@@ -178,15 +172,15 @@ def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> FigureWithNumbers
     pictures: dict[str, list[Floats]] = {}
     numbers, missing, counts = {}, {}, {}
     for title, folder in runs.items():
-        text, images = text_features(folder), None
+        text, images = texts.text_features(folder), None
         try:
-            images = image_means(folder)
+            images = texts.image_means(folder)
         except UserError as error:
             missing[title] = str(error)
-        numbers[title], counts[title] = text_distances(text, images), len(text)
+        numbers[title], counts[title] = texts.text_distances(text, images), len(text)
         picked = generator(seed, 3).permutation(len(text))[:TEXTS]
         kinds = [rows[picked] for rows in (text, images) if rows is not None]
-        centred = np.concatenate([unit_rows(rows - rows.mean(axis=0)) for rows in kinds])
+        centred = np.concatenate([texts.unit_rows(rows - rows.mean(axis=0)) for rows in kinds])
         pictures[title] = np.split(layout(centred, seed), len(kinds))
     figure, panels = _panels(len(runs), legend=0.2)
     with look():
@@ -203,7 +197,7 @@ def _distances(numbers: Mapping[str, float]) -> str:
     if "ratio" not in numbers:
         return f"distance between texts {numbers['between texts']:.3f}"
     return (f"distance to own images {numbers['to own images']:.3f}, "
-            f"to others' {numbers[OTHERS]:.3f}")
+            f"to others' {numbers[texts.OTHERS]:.3f}")
 
 
 def _draw_texts(axes: "Axes", places: Sequence[Floats]) -> None:
