@@ -1,8 +1,9 @@
 """Tables of a page on runs: their state and results, their differing settings, damaged files."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,26 @@ FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")  # what a run
 UNKNOWN = "?"
 
 
+def _read(read: Callable[[], Any], otherwise: Any) -> Any:
+    """Return what `read` returns, or `otherwise` when a file is missing or damaged."""
+    with suppress(UserError, ValueError, OSError, AttributeError):
+        return read()
+    return otherwise
+
+
 def result_of(run: Run) -> dict[str, Any]:
     """Return a run's result; {} when there is none, or none that can be read."""
-    with suppress(UserError, ValueError):
-        return run.result() or {}
-    return {}
+    return _read(run.result, None) or {}
 
 
-def _status_of(run: Run) -> dict[str, Any]:
-    with suppress(UserError):
-        return run.status()
-    return {}
+def config_of(run: Run) -> dict[str, Any]:
+    """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
+    return _read(lambda: leaves(read_yaml(run.config_file)[0]), {})
 
 
-def _epochs_of(run: Run) -> int:
-    with suppress(UserError):
-        return len(epoch_lines(run))
-    return 0
+def environment_of(run: Run) -> dict[str, Any]:
+    """Return a run's environment by dotted key; {} when it is not recorded."""
+    return _read(lambda: leaves(read_json(run.environment_file)), {})
 
 
 def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
@@ -45,13 +49,15 @@ def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: 
     """
     rows = []
     for label, run in runs:
-        status, result = _status_of(run), flatten(result_of(run))
-        numbers = [result.get(key) for key in ("seconds", *columns.values())]
+        status, result = _read(run.status, {}), flatten(result_of(run))
+        seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
+        files = [file for name in FILES if (file := run.folder / name).exists()]
+        links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
         rows.append([
-            label, state_of(run), status.get("host"), status.get("attempts"), _epochs_of(run),
-            numbers[0] and round(numbers[0] / 60, 1),
-            *(None if value is None else f"{value:.4f}" for value in numbers[1:]),
-            _links(run, folder),
+            label, state_of(run), status.get("host"), status.get("attempts"),
+            len(_read(partial(epoch_lines, run), [])), seconds and round(seconds / 60, 1),
+            *(None if value is None else f"{value:.4f}" for value in numbers),
+            page.join(*(part for link in links for part in (link, " "))),
         ])
     return page.table(
         ["run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *columns, "files"],
@@ -59,47 +65,22 @@ def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: 
     )
 
 
-def _links(run: Run, folder: Path) -> Html:
-    files = [run.folder / name for name in FILES if (run.folder / name).exists()]
-    links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
-    return page.join(*(part for link in links for part in (link, " ")))
-
-
 def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
     """Return the state and error of each run that is not complete, and each damaged file."""
     lines = []
     for label, run in runs:
-        status, state = _status_of(run), state_of(run)
+        status, state = _read(run.status, {}), state_of(run)
         why = status.get("error") or status.get("reason")
         if state != "complete":
             lines.append(f"{label}: {state}{f': {why}' if why else ''}")
-        lines += [f"{label}: {fault}" for fault in _faults(run)]
+        if not config_of(run):
+            lines.append(f"{label}: {run.config_file.name} is missing or cannot be read")
+        for read in (run.status, run.result):
+            try:
+                read()
+            except (UserError, ValueError) as error:
+                lines.append(f"{label}: {error}")
     return lines
-
-
-def _faults(run: Run) -> Iterator[str]:
-    if not config_of(run):
-        yield f"{run.config_file.name} is missing or cannot be read"
-    readers: tuple[Callable[[], object], ...] = run.status, run.result
-    for read in readers:
-        try:
-            read()
-        except (UserError, ValueError) as error:
-            yield str(error)
-
-
-def config_of(run: Run) -> dict[str, Any]:
-    """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
-    with suppress(UserError):
-        return leaves(read_yaml(run.config_file)[0])
-    return {}
-
-
-def environment_of(run: Run) -> dict[str, Any]:
-    """Return a run's environment by dotted key; {} when it is not recorded."""
-    with suppress(OSError, ValueError, AttributeError):
-        return leaves(read_json(run.environment_file))
-    return {}
 
 
 def comparison(

@@ -11,11 +11,11 @@ from harness.reporting.page import Html
 from svll.evaluation.feature_files.ranked_lists import Wanted
 from svll.features.files import features_file
 from svll.reports.figures.attention import attention_figure
-from svll.reports.figures.side_by_side import FigureWithNumbers
+from svll.reports.figures.side_by_side import RunsFigure
 from svll.reports.figures.tsne import image_figure, text_figure
 from svll.reports.ranked_page import ranked_page
 
-KINDS: Sequence[tuple[str, str, Callable[..., FigureWithNumbers]]] = (
+KINDS: Sequence[tuple[str, str, Callable[..., RunsFigure]]] = (
     ("Images after stage 2", "tsne-images", image_figure),
     ("Texts after stage 1", "tsne-texts", text_figure),
     ("Attention of the class token", "attention", attention_figure),

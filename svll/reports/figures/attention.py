@@ -29,7 +29,7 @@ from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
 from svll.models.weights.load import load_model
-from svll.reports.figures.side_by_side import FigureWithNumbers, Int64, check_same, first_camera_of
+from svll.reports.figures.side_by_side import Int64, RunsFigure, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes
@@ -42,18 +42,6 @@ ALPHA = 0.65  # opacity of the colours over the image
 LETTER = 0.065  # approximate width of a title's letter in inches
 
 
-# ---- weights ----
-
-
-def block_weights(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Return the attention weights [B, H, L, L] of a block for its input [B, L, W].
-
-    Row i of a head sums to 1 over the tokens that token i attends to.
-    """
-    query, key, _ = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, 2)
-    return _softmax(query, key, attention.num_heads)
-
-
 def pool_weights(pool: Any, positions: Tensor) -> Tensor:
     """Return the weights [B, H, L] of CLIP's attention pool over a feature map [B, W, h, w].
 
@@ -62,13 +50,11 @@ def pool_weights(pool: Any, positions: Tensor) -> Tensor:
     tokens = positions.flatten(2).transpose(1, 2)
     tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
     tokens = tokens + pool.positional_embedding
-    return _softmax(pool.q_proj(tokens[:, :1]), pool.k_proj(tokens), pool.num_heads)[:, :, 0]
-
-
-def _softmax(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Return attention [B, H, Q, L] of queries [B, Q, W] over keys [B, L, W]."""
-    query, key = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key))
-    return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
+    query, key = (
+        x.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)
+        for x in (pool.q_proj(tokens[:, :1]), pool.k_proj(tokens))
+    )
+    return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)[:, :, 0]
 
 
 def rollout(blocks: Sequence[Tensor]) -> Tensor:
@@ -96,9 +82,6 @@ def entropy(maps: Tensor) -> Tensor:
     return torch.special.entr(patches).sum(dim=1) / np.log(patches.shape[1])
 
 
-# ---- a model's maps ----
-
-
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[str, Tensor]:
     """Return maps [B, h, w] of normalised images [B, 3, H, W]: of the last block, and rollout.
@@ -114,9 +97,10 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
     elif isinstance(encoder, ImageEncoder):
         blocks: list[Any] = blocks_of(encoder.visual.transformer)
         tokens = _inputs([block.ln_1 for block in blocks], lambda: model(images, *places))
+        normed = [block.ln_1(x) for block, x in zip(blocks, tokens, strict=True)]
         weights = [
-            block_weights(block.attn, block.ln_1(x))
-            for block, x in zip(blocks, tokens, strict=True)
+            block.attn(x, x, x, average_attn_weights=False)[1]
+            for block, x in zip(blocks, normed, strict=True)
         ]
         rows = {LAST: weights[-1].mean(dim=1)[:, 0], ROLLOUT: rollout(weights)[:, 0]}
     else:
@@ -155,9 +139,7 @@ class _RunMaps(NamedTuple):
         return {name: float(entropy(maps).mean()) for name, maps in self.maps.items()}
 
 
-def attention_figure(
-    runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
-) -> FigureWithNumbers:
+def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0) -> RunsFigure:
     """Draw maps of runs (title: folder) over the same queries, each of a different identity.
 
     A row for each image; beside it, for each run, the last block and rollout. The numbers are the
@@ -178,7 +160,7 @@ def attention_figure(
     names = [f"identity {identity}, camera {camera + first}" for identity, camera in columns]
     numbers = {title: one.entropies() for title, one in shown.items()}
     caption = _caption(shown, file.dataset, len(rows), seed)
-    return FigureWithNumbers(_draw(shown, names), caption, numbers)
+    return RunsFigure(_draw(shown, names), caption, numbers)
 
 
 def _chosen(query: FeatureGroup, count: int, seed: int) -> Int64:

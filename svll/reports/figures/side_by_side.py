@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # matplotlib
 Int64 = NDArray[np.int64]
 
 
-class FigureWithNumbers(NamedTuple):
+class RunsFigure(NamedTuple):
     """A figure of several runs."""
 
     figure: "Figure"

@@ -20,8 +20,8 @@ from svll.evaluation.engine.feature_rows import JUNK
 from svll.reports.figures import text_features as texts
 from svll.reports.figures.separation import Separation, separation
 from svll.reports.figures.side_by_side import (
-    FigureWithNumbers,
     Int64,
+    RunsFigure,
     RunTestImages,
     check_same,
     open_test_images,
@@ -80,9 +80,7 @@ class _Picture(NamedTuple):
     separation: Separation
 
 
-def image_figure(
-    runs: Mapping[str, Path], *, identities: int = 20, seed: int = 0
-) -> FigureWithNumbers:
+def image_figure(runs: Mapping[str, Path], *, identities: int = 20, seed: int = 0) -> RunsFigure:
     """Draw test features of runs (title: folder) side by side, of the same images in all.
 
     Shows the identities with most images. The numbers are over all images of queried identities:
@@ -114,7 +112,7 @@ def image_figure(
         title: asdict(one.separation) | {"ratio": one.separation.ratio}
         for title, one in pictures.items()
     }
-    return FigureWithNumbers(figure, _image_caption(images, shown, len(chosen), seed), numbers)
+    return RunsFigure(figure, _image_caption(images, shown, len(chosen), seed), numbers)
 
 
 def _picture(images: RunTestImages, chosen: Int64, seed: int) -> _Picture:
@@ -162,7 +160,7 @@ def _image_caption(images: RunTestImages, shown: _Picture, chosen: int, seed: in
 # ---- texts after stage 1 ----
 
 
-def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> FigureWithNumbers:
+def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> RunsFigure:
     """Draw text features of runs (title: folder) side by side, joined to their images' means.
 
     Texts only where stage 1's image features are missing; the caption says why. The numbers are
@@ -190,7 +188,7 @@ def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> FigureWithNumbers
         marks = [("text", "s", LINES[1])]
         marks += [("mean image", "o", LINES[0])] if len(missing) < len(runs) else []
         _add_legend(figure, marks)
-    return FigureWithNumbers(figure, _text_caption(pictures, counts, missing, seed), numbers)
+    return RunsFigure(figure, _text_caption(pictures, counts, missing, seed), numbers)
 
 
 def _distances(numbers: Mapping[str, float]) -> str:

@@ -29,7 +29,6 @@ from svll.reports.figures.attention import (
     ROLLOUT,
     attention_figure,
     attention_maps,
-    block_weights,
     entropy,
     over_patches,
     overlaid,
@@ -79,26 +78,14 @@ def inputs_of_blocks(model: ReIDModel, *given: Tensor) -> list[Tensor]:
 # --- weights ---
 
 
-def test_weights_are_those_of_torchs_attention() -> None:
-    for block in tiny().image.visual.transformer.resblocks:
-        tokens = torch.randn(2, 33, 128)
-        _, expected = block.attn(
-            tokens, tokens, tokens, need_weights=True, average_attn_weights=False
-        )
-        found = block_weights(block.attn, tokens)
-        assert found.shape == (2, 4, 33, 33)
-        assert torch.allclose(found, expected, atol=1e-6)
-
-
-def test_a_block_mixes_its_tokens_by_these_weights() -> None:
-    block: Any = tiny().image.visual.transformer.resblocks[2]
-    tokens = torch.randn(2, 33, 128)
-    normed, layer = block.ln_1(tokens), block.attn
-    value = F.linear(normed, layer.in_proj_weight[256:], layer.in_proj_bias[256:])
-    mixed = block_weights(layer, normed) @ value.unflatten(2, (4, 32)).transpose(1, 2)
-    x = tokens + layer.out_proj(mixed.transpose(1, 2).flatten(2))
-    x = x + block.mlp(block.ln_2(x))
-    assert torch.allclose(x, block(tokens), atol=1e-5)
+def plain_weights(block: Any, tokens: Tensor) -> Tensor:
+    """The weights [B, H, L, L] by which a block mixes its input [B, L, W], by the formula."""
+    layer = block.attn
+    projected = F.linear(block.ln_1(tokens), layer.in_proj_weight, layer.in_proj_bias)
+    query, key, _ = (
+        x.unflatten(2, (layer.num_heads, -1)).transpose(1, 2) for x in projected.chunk(3, 2)
+    )
+    return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
 
 
 def test_a_pool_mixes_its_positions_by_these_weights() -> None:
@@ -161,8 +148,7 @@ def test_maps_are_of_the_class_token_at_any_size_and_stride(
     blocks = []
     with torch.no_grad():
         for block, x in zip(layers, tokens, strict=False):
-            x = block.ln_1(x)
-            blocks.append(block.attn(x, x, x, need_weights=True)[1])  # mean over heads
+            blocks.append(plain_weights(block, x).mean(dim=1))
     grid = ((height - 8) // stride + 1, (width - 8) // stride + 1)
     last = blocks[-1][:, 0]
     assert torch.allclose(last.sum(dim=1), torch.ones(3), atol=1e-5)
@@ -209,7 +195,7 @@ def test_a_resnet_has_the_map_of_its_pool_and_no_rollout() -> None:
 
 
 def test_another_kind_of_model_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"attention is shown of CLIP's image encoders; .*Linear"):
+    with pytest.raises(UserError, match=r"attention can be shown for CLIP's image encoders only; .*Linear"):
         attention_maps(nn.Linear(2, 2), images())
 
 
