@@ -117,8 +117,8 @@ def _sections(
 
 def _sweep(folder: Path, console: Console) -> list[Path]:
     """Print a sweep's ranking and write its tables; returns the files."""
-    sweeping = read_outcomes(folder)
-    ranking = ranking_table(sweeping, TEST)
+    results = read_outcomes(folder)
+    ranking = ranking_table(results, TEST)
     if ranking.rows:
         columns = (Column(name, justify="right") for name in ranking.columns)
         table = Table(*columns, title=ranking.title)
@@ -126,14 +126,14 @@ def _sweep(folder: Path, console: Console) -> list[Path]:
             table.add_row(*row)
         console.print(table)
     _print(console, *ranking.remarks)
-    best = write_best(sweeping, without=ON_THE_FULL_SET, absent=Config.absent)
-    return [*([best] if best else []), *write_tables(sweeping)]
+    best = write_best(results, without=ON_THE_FULL_SET, absent=Config.absent)
+    return [*([best] if best else []), *write_tables(results)]
 
 
 def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     """Test whether one point beats another, over seeds and over the test queries."""
-    sweeping = read_outcomes(folder)
-    ranked = sweeping.ranked()
+    results = read_outcomes(folder)
+    ranked = results.ranked()
     if not ranked:
         raise UserError(f"{folder}: no trial is complete, so there is nothing to compare")
     for place in places:
@@ -145,7 +145,7 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     for name, point in (("A", a), ("B", b)):
         values = " ".join(f"{key}={value}" for key, value in point.point.items())
         _print(console, f"{name}: {values}")
-    seeds, verdicts = compare_points(a, b, sweeping.metric)
+    seeds, verdicts = compare_points(a, b, results.metric)
     for test, verdict in verdicts.items():
         conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
         _print(console, f"{test}: A - B = {verdict.mean:+.4f}, better "

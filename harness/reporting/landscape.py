@@ -31,17 +31,17 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
     return figure
 
 
-def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
+def parallel_coordinates(results: Sweeping) -> "Figure | None":
     """Draw every complete point as a line over the searched keys, coloured by its metric.
 
     None for fewer than two points or no searched key.
     """
     # the best last, over the others
-    ranked = sorted(sweeping.ranked(), key=lambda one: one.mean, reverse=sweeping.mode == "min")
-    if len(ranked) < 2 or not sweeping.keys:
+    ranked = sorted(results.ranked(), key=lambda one: one.mean, reverse=results.mode == "min")
+    if len(ranked) < 2 or not results.keys:
         return None
-    scales = {key: _Scale([one.point.get(key) for one in ranked]) for key in sweeping.keys}
-    scales[sweeping.metric] = _Scale([one.mean for one in ranked])
+    scales = {key: _Scale([one.point.get(key) for one in ranked]) for key in results.keys}
+    scales[results.metric] = _Scale([one.mean for one in ranked])
     figure = new_figure(max(7.0, 1.5 * len(scales)), 3.4)
     with look():
         import matplotlib
@@ -49,7 +49,7 @@ def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
         axes = figure.subplots()
         colours, (low, high) = matplotlib.colormaps[COLOURS], VISIBLE
         for one in ranked:
-            values = [*(one.point.get(key) for key in sweeping.keys), one.mean]
+            values = [*(one.point.get(key) for key in results.keys), one.mean]
             heights = [
                 scale.height(value) for scale, value in zip(scales.values(), values, strict=True)
             ]
@@ -59,13 +59,13 @@ def parallel_coordinates(sweeping: Sweeping) -> "Figure | None":
     return figure
 
 
-def contour(sweeping: Sweeping, keys: Sequence[str]) -> "Figure | None":
+def contour(results: Sweeping, keys: Sequence[str]) -> "Figure | None":
     """Draw the metric over two numeric keys: points, and linear interpolation on triangles.
 
     None when fewer than four points have both keys, or when they lie on a line.
     """
     ranked = [
-        one for one in sweeping.ranked() if all(_is_number(one.point.get(key)) for key in keys)
+        one for one in results.ranked() if all(_is_number(one.point.get(key)) for key in keys)
     ]
     if len(keys) < 2 or len(ranked) < LEAST_OF_MAP:
         return None
@@ -86,17 +86,17 @@ def contour(sweeping: Sweeping, keys: Sequence[str]) -> "Figure | None":
         # over the axes, and not clipped at the map's edge
         axes.scatter(x, y, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
                      vmin=min(means), vmax=max(means), clip_on=False, zorder=3)
-        figure.colorbar(surface, ax=axes, label=sweeping.metric)
+        figure.colorbar(surface, ax=axes, label=results.metric)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
     return figure
 
 
-def map_keys(sweeping: Sweeping, shares: Mapping[str, float]) -> list[str]:
+def map_keys(results: Sweeping, shares: Mapping[str, float]) -> list[str]:
     """Return the two most important numeric keys, for `contour`."""
-    ranked = sweeping.ranked()
+    ranked = results.ranked()
     numeric = [
-        key for key in sweeping.keys
+        key for key in results.keys
         if len({one.point.get(key) for one in ranked if _is_number(one.point.get(key))}) > 1
     ]
     return sorted(numeric, key=lambda key: -shares.get(key, 0.0))[:2]

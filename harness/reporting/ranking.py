@@ -19,19 +19,19 @@ class RankingTable(NamedTuple):
     remarks: list[str]
 
 
-def ranking_table(sweeping: Sweeping, columns: Mapping[str, str]) -> RankingTable:
+def ranking_table(results: Sweeping, columns: Mapping[str, str]) -> RankingTable:
     """Return a sweep's ranking.
 
     columns: title and dotted key in the results of each further number to show.
     """
-    ranked, objectives = sweeping.ranked(), list(sweeping.objectives)
-    names = ["rank", *sweeping.keys, "seeds", sweeping.metric, "+- (95 %)", *objectives]
+    ranked, objectives = results.ranked(), list(results.objectives)
+    names = ["rank", *results.keys, "seeds", results.metric, "+- (95 %)", *objectives]
     names += ["unbeaten", *columns] if objectives else [*columns]
     rows = []
-    points = zip(ranked, unbeaten(sweeping, ranked), strict=True)
+    points = zip(ranked, unbeaten(results, ranked), strict=True)
     for rank, (one, is_unbeaten) in enumerate(points, start=1):
         half = one.half_width
-        row = [str(rank), *(setting(one.point.get(key)) for key in sweeping.keys)]
+        row = [str(rank), *(setting(one.point.get(key)) for key in results.keys)]
         row += [f"{len(one.values)}" if one.is_whole else f"{len(one.values)} of {one.asked}"]
         row += [f"{one.mean:.4f}", "" if half is None else f"{half:.4f}"]
         row += [f"{one.mean_of(key):.4g}" for key in objectives]
@@ -40,9 +40,9 @@ def ranking_table(sweeping: Sweeping, columns: Mapping[str, str]) -> RankingTabl
             values = [o.numbers[key] for o in one.outcomes if key in o.numbers]
             row.append(f"{statistics.fmean(values):.4f}" if values else "")
         rows.append(row)
-    selection = f"{sweeping.selected_on} ({sweeping.metric}, {sweeping.mode})"
-    title = f"{sweeping.name}: selected on {selection}"
-    return RankingTable(title, names, rows, _remarks(sweeping, ranked))
+    selection = f"{results.selected_on} ({results.metric}, {results.mode})"
+    title = f"{results.name}: selected on {selection}"
+    return RankingTable(title, names, rows, _remarks(results, ranked))
 
 
 def setting(value: Any) -> str:
@@ -52,9 +52,9 @@ def setting(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
 
 
-def _remarks(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:
+def _remarks(results: Sweeping, ranked: list[Ranked]) -> list[str]:
     """Return remarks on the number of trials, important keys, and the ranking's uncertainty."""
-    states = [one.state for one in sweeping.outcomes]
+    states = [one.state for one in results.outcomes]
     each = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{counted(len(states), 'trial')}: {each}"]
     if not ranked:
@@ -62,12 +62,12 @@ def _remarks(sweeping: Sweeping, ranked: list[Ranked]) -> list[str]:
     if not all(one.is_whole for one in ranked):
         lines.append("Points with missing seeds rank last: their mean leaves out trials that "
                      "ended early or failed.")
-    if sweeping.has_changed:
+    if results.has_changed:
         lines.append("Settings changed during training (changes.json in the run folders); the "
                      "table shows those at the start.")
-    elif sweeping.shares:
-        shares = ", ".join(f"{key} {share:.0%}" for key, share in sweeping.shares.items())
-        lines.append(f"Share of the variance of {sweeping.metric}: {shares}")
+    elif results.shares:
+        shares = ", ".join(f"{key} {share:.0%}" for key, share in results.shares.items())
+        lines.append(f"Share of the variance of {results.metric}: {shares}")
     else:
         lines.append("Too few complete points to tell which key matters.")
     if all(one.asked == 1 for one in ranked):

@@ -37,18 +37,18 @@ class Subject(NamedTuple):
 
     name: str
     folder: Path
-    sweeping: Sweeping | None
+    sweep: Sweeping | None
     runs: Sequence[LabelledRun]  # a sweep's in the order of its ranking
 
 
 def read_subject(folder: Path) -> Subject:
     """Return what a folder holds. Raises UserError for one without a sweep or runs."""
     if (folder / "sweep.json").is_file():
-        sweeping = read_outcomes(folder)
-        ranked = [one for point in sweeping.ranked() for one in point.outcomes]
-        others = [one for one in sweeping.outcomes if one not in ranked]
+        sweep = read_outcomes(folder)
+        ranked = [one for point in sweep.ranked() for one in point.outcomes]
+        others = [one for one in sweep.outcomes if one not in ranked]
         runs = [LabelledRun(_label(one), one.run) for one in (*ranked, *others)]
-        return Subject(sweeping.name, folder, sweeping, runs)
+        return Subject(sweep.name, folder, sweep, runs)
     if (folder / "config.yaml").is_file():
         return Subject(folder.name, folder, None, [LabelledRun(folder.name, Run(folder))])
     folders = sorted(file.parent for file in folder.glob("*/config.yaml"))
@@ -147,23 +147,23 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
 
 def _results(subject: Subject, figures: Path) -> Html:
     """Return a sweep's ranking and the importance of its keys; nothing for other runs."""
-    sweeping, folder = subject.sweeping, figures.parent
-    if sweeping is None:
+    sweep, folder = subject.sweep, figures.parent
+    if sweep is None:
         return Html("")
-    title, columns, rows, remarks = ranking_table(sweeping, TEST)
-    shares, metric = sweeping.shares, sweeping.metric
-    keys = landscape.map_keys(sweeping, shares)
+    title, columns, rows, remarks = ranking_table(sweep, TEST)
+    shares, metric = sweep.shares, sweep.metric
+    keys = landscape.map_keys(sweep, shares)
     return page.section(
         title, page.table(columns, rows) if rows else None,
         *(page.element("p", line) for line in remarks),
         embed(landscape.importance_bars(shares, metric) if shares else None,
               figures / f"{subject.name}-importance", folder,
               "Importance: each key's share of the variance over the points."),
-        embed(landscape.parallel_coordinates(sweeping), figures / f"{subject.name}-points", folder,
+        embed(landscape.parallel_coordinates(sweep), figures / f"{subject.name}-points", folder,
               f"Every complete point, coloured by {metric} (mean over its seeds)."),
-        embed(landscape.contour(sweeping, keys), figures / f"{subject.name}-map", folder,
+        embed(landscape.contour(sweep, keys), figures / f"{subject.name}-map", folder,
               f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
-              f"{'; other keys differ too' if len(sweeping.keys) > 2 else ''}."),
+              f"{'; other keys differ too' if len(sweep.keys) > 2 else ''}."),
     )
 
 

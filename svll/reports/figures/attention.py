@@ -6,6 +6,7 @@ class token first, W width, h x w grid of patches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
-from svll.base.feature_file import FeatureFile, FeatureGroup, open_features
+from svll.base.feature_file import FeatureFile, open_features
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.features.files import features_file
 from svll.models.blocks import blocks_of
@@ -60,12 +61,12 @@ def pool_weights(pool: Any, positions: Tensor) -> Tensor:
 def rollout(blocks: Sequence[Tensor]) -> Tensor:
     """Return the share of each input token in each output token [B, L, L]; rows sum to 1.
 
-    blocks: the weights [B, H, L, L] of each block, in order.
+    blocks: the weights [B, L, L] of each block, in order, mean over heads.
     """
     identity = torch.eye(blocks[0].shape[-1]).to(blocks[0])
     product = identity
     for weights in blocks:
-        mixed = weights.mean(dim=1) + identity
+        mixed = weights + identity
         product = mixed / mixed.sum(dim=-1, keepdim=True) @ product
     return product
 
@@ -92,17 +93,13 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
     encoder = model.encoder if isinstance(model, ReIDModel) else None
     if isinstance(encoder, ResNetEncoder):
         pool: Any = encoder.visual.attnpool
-        [positions] = _inputs([pool], lambda: model(images, *places))
+        [positions] = _outputs([encoder.visual.layer4], lambda: model(images, *places))
         rows = {LAST: pool_weights(pool, positions).mean(dim=1)}
     elif isinstance(encoder, ImageEncoder):
         blocks: list[Any] = blocks_of(encoder.visual.transformer)
-        tokens = _inputs([block.ln_1 for block in blocks], lambda: model(images, *places))
-        normed = [block.ln_1(x) for block, x in zip(blocks, tokens, strict=True)]
-        weights = [
-            block.attn(x, x, x, average_attn_weights=False)[1]
-            for block, x in zip(blocks, normed, strict=True)
-        ]
-        rows = {LAST: weights[-1].mean(dim=1)[:, 0], ROLLOUT: rollout(weights)[:, 0]}
+        tokens = _outputs([block.ln_1 for block in blocks], lambda: model(images, *places))
+        weights = [block.attn(x, x, x)[1] for block, x in zip(blocks, tokens, strict=True)]
+        rows = {LAST: weights[-1][:, 0], ROLLOUT: rollout(weights)[:, 0]}
     else:
         raise UserError(
             "attention can be shown for CLIP's image encoders only; this model has another one "
@@ -111,19 +108,15 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
     return {name: over_patches(row, encoder.grid) for name, row in rows.items()}
 
 
-def _inputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """Return the first argument with which `run` calls each module; it must call each once."""
-    inputs: dict[nn.Module, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: inputs.update({module: args[0]}))
-        for module in modules
-    ]
-    try:
+def _outputs(modules: Sequence[Any], run: Callable[[], Any]) -> list[Tensor]:
+    """Return what each module returns while `run` runs; it must call each once."""
+    outputs: dict[nn.Module, Tensor] = {}
+    with ExitStack() as hooks:
+        for one in modules:
+            hook = one.register_forward_hook(lambda one, _, out: outputs.update({one: out}))
+            hooks.callback(hook.remove)
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [inputs[module] for module in modules]
+    return [outputs[one] for one in modules]
 
 
 # ---- a figure of runs ----
@@ -153,42 +146,39 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
             query = file.groups["query"]
         labels[folder] = query.identities, query.cameras
         check_same(labels)
-        rows = _chosen(query, images, seed)
+        order = generator(seed, 4).permutation(np.flatnonzero(query.identities != JUNK))
+        _, first = np.unique(query.identities[order], return_index=True)
+        rows = order[np.sort(first)[:images]]
         shown[title] = _maps_of(folder, file, rows)
-    columns = zip(query.identities[rows], query.cameras[rows], strict=True)
-    first = first_camera_of(file) or 0
-    names = [f"identity {identity}, camera {camera + first}" for identity, camera in columns]
+    cameras = query.cameras[rows] + (first_camera_of(file) or 0)
+    columns = zip(query.identities[rows], cameras, strict=True)
+    names = [f"identity {identity}, camera {camera}" for identity, camera in columns]
     numbers = {title: one.entropies() for title, one in shown.items()}
     caption = _caption(shown, file.dataset, len(rows), seed)
     return RunsFigure(_draw(shown, names), caption, numbers)
 
 
-def _chosen(query: FeatureGroup, count: int, seed: int) -> Int64:
-    """Return the rows of queries of different identities, drawn by seed."""
-    order = generator(seed, 4).permutation(np.flatnonzero(query.identities != JUNK))
-    _, first = np.unique(query.identities[order], return_index=True)
-    return order[np.sort(first)[:count]]
-
-
 def _maps_of(folder: Path, file: FeatureFile, rows: Int64) -> _RunMaps:
     model = load_model(folder)
-    batch = prepare([_path(folder, file, row) for row in rows], model)
+    batch = prepare(_paths(folder, file, rows), model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
     pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)
     return _RunMaps(pictures, attention_maps(model.image, batch, *_places(file, rows, model)))
 
 
-def _path(folder: Path, file: FeatureFile, row: int) -> str:
-    paths = file.groups["query"].paths
-    if paths is None:
+def _paths(folder: Path, file: FeatureFile, rows: Int64) -> list[str]:
+    known = file.groups["query"].paths
+    if known is None:
         raise UserError(f"{file.path}: has no image paths; to make it again, delete it and run "
                         f"python launch/features.py {folder}")
-    if not Path(paths[row]).is_file():
-        raise UserError(
-            f"{paths[row]}: no such file; put the dataset back, or delete {file.path} and run "
-            f"python launch/features.py {folder} data.root=DIR with its new folder"
-        )
-    return paths[row]
+    paths = [known[row] for row in rows]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: no such file; put the dataset back, or delete {file.path} and run "
+                f"python launch/features.py {folder} data.root=DIR with its new folder"
+            )
+    return paths
 
 
 def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor, Tensor]:
