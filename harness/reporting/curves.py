@@ -1,7 +1,7 @@
 """Curves of runs while they train: one panel per logged number, one line per run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.base.mappings import flatten
 from harness.reporting.drawing import LINES, look, new_figure
@@ -60,23 +60,17 @@ def _panels(
     with look():
         panels = figure.subplots(rows, ACROSS, squeeze=False).ravel()
         for axes, key in zip(panels, keys, strict=False):
-            _draw(axes, key, runs, logs)
+            for colour, one, log in zip(LINES, runs, logs, strict=False):
+                lines = [line for line in log if key in line]
+                axes.plot(
+                    [line["epoch"] for line in lines], [line[key] for line in lines], color=colour,
+                    label=one.label, linewidth=1.2, marker="." if len(lines) < 3 else None,
+                )
+            axes.set_title(key.removeprefix("losses."), fontsize=9)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_xlabel("epoch")
         for axes in panels[len(keys):]:
             axes.axis("off")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=1)
     return figure
-
-
-def _draw(
-    axes: Any, key: str, runs: Sequence[LabelledRun], logs: Sequence[list[dict[str, float]]]
-) -> None:
-    for colour, one, log in zip(LINES, runs, logs, strict=False):
-        lines = [line for line in log if key in line]
-        axes.plot(
-            [line["epoch"] for line in lines], [line[key] for line in lines], color=colour,
-            label=one.label, linewidth=1.2, marker="." if len(lines) < 3 else None,
-        )
-    axes.set_title(key.removeprefix("losses."), fontsize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch")

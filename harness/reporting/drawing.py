@@ -72,8 +72,6 @@ def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) ->
     try:
         files = save(figure, stem)
     except OSError as error:
-        raise UserError(
-            f"{stem.parent}: cannot be written: {error.strerror or error}"
-        ) from None
+        raise UserError(f"{stem.parent}: cannot be written: {error.strerror or error}") from None
     links = [os.path.relpath(file, folder) for file in files]
     return page.figure(as_svg(figure), caption, files=links)

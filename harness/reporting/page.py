@@ -92,9 +92,7 @@ def table(
     marked: which cells [rows, columns] are highlighted.
     """
     marked = marked or [[False] * len(row) for row in rows]
-    body = [
-        element("tr", *map(_cell, row, marks)) for row, marks in zip(rows, marked, strict=True)
-    ]
+    body = [element("tr", *map(_cell, row, marks)) for row, marks in zip(rows, marked, strict=True)]
     head = element("thead", element("tr", *(element("th", column) for column in columns)))
     return element("div", element("table", head, element("tbody", *body)), class_="wide")
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ COLOURS = {
 BAD = ("failed", "died", "stopped")
 FIRST_SHOWN = ("running", "failed", "died", "stopped", "queued", "missing", *DONE)
 """States in the order in which a live table of many trials shows them."""
+trials = partial(counted, one="trial")  # 1 trial, 2 trials, ...
 TAIL_BYTES = 65536  # how much of a metric log is read for its last lines
 ERROR_LINES = 6
 
@@ -75,11 +77,6 @@ def counts(states: Sequence[TrialState]) -> str:
     each = [one.state for one in states]
     parts = [f"{each.count(state)} {state}" for state in COLOURS if state in each]
     return f"{trials(len(each))}: {', '.join(parts)}" if each else "no trial yet"
-
-
-def trials(count: int) -> str:
-    """Return `1 trial`, `2 trials`, ..."""
-    return counted(count, "trial")
 
 
 def elapsed(one: TrialState) -> float | None:

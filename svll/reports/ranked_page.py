@@ -80,17 +80,12 @@ def ranked_page(
     try:
         write_text(out / NAME, document, errors="replace")  # file names need not be UTF-8
     except OSError as error:
-        raise UserError(
-            f"{out / NAME}: cannot be written: {error.strerror or error}"
-        ) from None
+        raise UserError(f"{out / NAME}: cannot be written: {error.strerror or error}") from None
     return out / NAME
 
 
 def _section(name: str, *parts: object) -> Html:
     return section(TITLES[name], *parts, id_=name)
-
-
-# ---- numbers ----
 
 
 def _summary(scored: Score) -> Html:
@@ -171,9 +166,6 @@ def _camera_pairs(scored: Score) -> Html:
              f"{pair.rank1:.4f}") for pair in worst
         ]),
     )
-
-
-# ---- images ----
 
 
 def _confusions(scored: Score, small: Thumbnails) -> Html:

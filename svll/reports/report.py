@@ -142,9 +142,6 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
     return best
 
 
-# --- sections ---
-
-
 def _results(subject: Subject, figures: Path) -> Html:
     """Return a sweep's ranking and the importance of its keys; nothing for other runs."""
     sweep, folder = subject.sweep, figures.parent

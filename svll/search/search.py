@@ -9,7 +9,6 @@ Letters: Q queries, n images, D width of a feature, K nearest images per query.
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,8 +64,7 @@ class QueryResult(NamedTuple):
     hits: list[Hit]
 
 
-@dataclass(frozen=True)
-class SearchResults:
+class SearchResults(NamedTuple):
     """The nearest images of all queries."""
 
     weights: Path
@@ -154,11 +152,14 @@ def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[In
     Exact, and block by block as in evaluation: equal similarities rank by gallery row. Row -1
     (similarity -inf) fills up where no more images are left. No image finds itself.
     """
-    numbers: dict[Path, int] = {}
+    numbers: dict[Path, int] = {}  # of files, the same by all paths to one
     asking, known = (
         # identity = file and one camera: evaluation then leaves out just the file itself
-        Rows(name, side.features, _file_numbers(side.paths, numbers),
-             np.zeros(len(side.paths), np.int64), unit=True)
+        Rows(
+            name, side.features,
+            np.array([numbers.setdefault(p.resolve(), len(numbers)) for p in side.paths], np.int64),
+            np.zeros(len(side.paths), np.int64), unit=True,
+        )
         for name, side in (("query", queries), ("gallery", gallery))
     )
     products = Products(queries.features, gallery.features)
@@ -171,11 +172,6 @@ def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[In
         np.concatenate([part.nearest for part in parts]),
         np.concatenate([part.scores for part in parts]),
     )
-
-
-def _file_numbers(paths: Sequence[Path], numbers: dict[Path, int]) -> Integers:
-    """Return a number for each file [n], the same for all paths to one file."""
-    return np.array([numbers.setdefault(p.resolve(), len(numbers)) for p in paths], np.int64)
 
 
 def _hits(

@@ -1,7 +1,7 @@
 """The similarity from which on images are accepted: given, or found on labelled features."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.base.errors import UserError
 from harness.base.paths import shown
@@ -11,8 +11,7 @@ from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """The labelled features that a threshold was found on, and its error rates there."""
 
     path: Path
@@ -21,8 +20,7 @@ class Calibration:
     rates: Rates
 
 
-@dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """The cosine similarity from which on two images are accepted as one identity."""
 
     similarity: float

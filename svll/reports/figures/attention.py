@@ -119,9 +119,6 @@ def _outputs(modules: Sequence[Any], run: Callable[[], Any]) -> list[Tensor]:
     return [outputs[one] for one in modules]
 
 
-# ---- a figure of runs ----
-
-
 class _RunMaps(NamedTuple):
     """One run's attention over the chosen images."""
 
@@ -190,17 +187,12 @@ def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor,
             "it and run python launch/features.py RUN"
         )
     query = file.groups["query"]
-    has_views = any(
-        group.views is not None and group.views.any() for group in file.groups.values()
-    )
+    has_views = any(group.views is not None and group.views.any() for group in file.groups.values())
     camera, view = model.side_labels.places(
         file.dataset, query.cameras[rows] + first_camera,
         query.views[rows] if has_views and query.views is not None else None,
     )
     return torch.from_numpy(camera), torch.from_numpy(view)
-
-
-# ---- drawing ----
 
 
 def _draw(shown: Mapping[str, _RunMaps], names: Sequence[str]) -> "Figure":

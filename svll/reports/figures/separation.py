@@ -5,7 +5,6 @@ of distances to all its images: every number here is exact, over all images, at 
 product of rows and identities. Letters: n images, K identities, D width, b rows of a block.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ from svll.evaluation.engine.feature_rows import Rows
 BLOCK = 4096  # rows compared with all identities at a time
 
 
-@dataclass(frozen=True)
-class Separation:
+class Separation(NamedTuple):
     """Mean cosine distances between images, and the mean silhouette."""
 
     within: float  # over all pairs of images of one identity; NaN where no identity has two images
@@ -26,11 +24,7 @@ class Separation:
     silhouette: float
     """Over images (Rousseeuw 1987): 1 far from the nearest other identity, 0 on the border,
     negative nearer to another one. An identity's only image counts 0."""
-
-    @property
-    def ratio(self) -> float:
-        """Distance between identities divided by that within."""
-        return self.between / self.within
+    ratio: float  # between / within
 
 
 class _IdentitySums(NamedTuple):
@@ -57,11 +51,10 @@ def separation(rows: Rows) -> Separation:
     total = (sums.sum(axis=0) ** 2).sum()
     pairs = (counts**2).sum()
     repeated = pairs - len(rows)
-    return Separation(
-        within=float(1 - (own - squares) / repeated) if repeated else float("nan"),
-        between=float(1 - (total - own) / (len(rows) ** 2 - pairs)),
-        silhouette=_silhouette(rows, identities),
-    )
+    within = float(1 - (own - squares) / repeated) if repeated else float("nan")
+    between = float(1 - (total - own) / (len(rows) ** 2 - pairs))
+    ratio = between / within if within else float("inf")
+    return Separation(within, between, _silhouette(rows, identities), ratio)
 
 
 def _identity_sums(rows: Rows) -> _IdentitySums:

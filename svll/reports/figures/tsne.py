@@ -5,7 +5,6 @@ it. Letters: n images, m points of a picture, N training identities, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,8 +38,7 @@ ACROSS = 3  # pictures side by side
 MARKERS = "os^Dv<>pP*Xhd8H"  # of cameras, in order; more cameras share them
 TITLE = 40  # letters in a line of a title
 LEGEND_CAMERAS = 8  # most cameras that the legend has room for
-GREY = "#8a94a0"
-"""Of lines between points: visible on white and on black."""
+GREY = "#8a94a0"  # of lines between points: visible on white and on black
 
 
 def layout(features: NDArray[Any], seed: int) -> Floats:
@@ -59,9 +57,6 @@ def layout(features: NDArray[Any], seed: int) -> Floats:
 
 def _perplexity(points: int) -> float:
     return min(PERPLEXITY, (points - 1) / 3)
-
-
-# ---- test images after stage 2 ----
 
 
 def most_seen(identities: Int64, count: int, seed: int) -> Int64:
@@ -106,12 +101,10 @@ def image_figure(runs: Mapping[str, Path], *, identities: int = 20, seed: int = 
         cameras = np.unique(shown.cameras).tolist()
         if len(cameras) <= LEGEND_CAMERAS:
             _add_legend(figure, [
-                (f"camera {c + images.first_camera}", _marker(c), INK) for c in cameras
+                (f"camera {c + images.first_camera}", MARKERS[c % len(MARKERS)], INK)
+                for c in cameras
             ])
-    numbers = {
-        title: asdict(one.separation) | {"ratio": one.separation.ratio}
-        for title, one in pictures.items()
-    }
+    numbers = {title: one.separation._asdict() for title, one in pictures.items()}
     return RunsFigure(figure, _image_caption(images, shown, len(chosen), seed), numbers)
 
 
@@ -133,12 +126,8 @@ def _draw_images(axes: "Axes", shown: _Picture) -> None:
     colours = matplotlib.colormaps["tab20"](of_identity % 20)
     for camera in np.unique(shown.cameras):
         rows = shown.cameras == camera
-        axes.scatter(shown.places[rows, 0], shown.places[rows, 1], s=13, marker=_marker(camera),
-                     linewidths=0, c=colours[rows])
-
-
-def _marker(camera: int) -> str:
-    return MARKERS[camera % len(MARKERS)]
+        axes.scatter(shown.places[rows, 0], shown.places[rows, 1], s=13, linewidths=0,
+                     marker=MARKERS[camera % len(MARKERS)], c=colours[rows])
 
 
 def _image_caption(images: RunTestImages, shown: _Picture, chosen: int, seed: int) -> str:
@@ -155,9 +144,6 @@ def _image_caption(images: RunTestImages, shown: _Picture, chosen: int, seed: in
         "mean cosine distance between identities divided by that within, exact over all "
         f"{len(counted)} images of the {len(every)} queried identities."
     )
-
-
-# ---- texts after stage 1 ----
 
 
 def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> RunsFigure:
@@ -183,19 +169,17 @@ def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> RunsFigure:
     figure, panels = _panels(len(runs), legend=0.2)
     with look():
         for axes, (title, places) in zip(panels, pictures.items(), strict=True):
-            _name(axes, title, _distances(numbers[title]))
+            one = numbers[title]
+            label = f"distance between texts {one['between texts']:.3f}"
+            if "ratio" in one:
+                label = (f"distance to own images {one['to own images']:.3f}, "
+                         f"to others' {one[texts.OTHERS]:.3f}")
+            _name(axes, title, label)
             _draw_texts(axes, places)
         marks = [("text", "s", LINES[1])]
         marks += [("mean image", "o", LINES[0])] if len(missing) < len(runs) else []
         _add_legend(figure, marks)
     return RunsFigure(figure, _text_caption(pictures, counts, missing, seed), numbers)
-
-
-def _distances(numbers: Mapping[str, float]) -> str:
-    if "ratio" not in numbers:
-        return f"distance between texts {numbers['between texts']:.3f}"
-    return (f"distance to own images {numbers['to own images']:.3f}, "
-            f"to others' {numbers[texts.OTHERS]:.3f}")
 
 
 def _draw_texts(axes: "Axes", places: Sequence[Floats]) -> None:
@@ -223,9 +207,6 @@ def _text_caption(
         "the features before centring, over all training identities."
     )
     return " ".join([text, *(f"{title}: texts only: {why}." for title, why in missing.items())])
-
-
-# ---- pictures side by side ----
 
 
 def _method(points: Sequence[int], seed: int) -> str:
