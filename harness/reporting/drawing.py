@@ -63,10 +63,7 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
 
 
 def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) -> page.Html:
-    """Save a figure and return it for a page in `folder`, with links to its files; "" for None.
-
-    Raises UserError where the files cannot be written.
-    """
+    """Save a figure, return it for a page in `folder` ("" for None). Raises UserError."""
     if figure is None:
         return page.Html("")
     try:

@@ -19,10 +19,7 @@ LINE_EVERY_S = 10.0  # least time between two log lines on a trial's epochs
 
 
 def follow(sweep: Sweep, console: Console) -> list[TrialState]:
-    """Show the sweep until no trial is queued or running; return the last states.
-
-    Keeps waiting while the scheduler's controller does not answer.
-    """
+    """Show the sweep until no trial is queued or running, and return the last states."""
     places = all_places(max_age_s=SQUEUE_EVERY_S, patient=True)
     if not console.is_terminal:
         return _poll(sweep, places, _line_printer(sweep, console))

@@ -32,10 +32,7 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
 
 
 def parallel_coordinates(results: Sweeping) -> "Figure | None":
-    """Draw every complete point as a line over the searched keys, coloured by its metric.
-
-    None for fewer than two points or no searched key.
-    """
+    """Draw each point as a line over the searched keys; None for under two points or no key."""
     # the best last, over the others
     ranked = sorted(results.ranked(), key=lambda one: one.mean, reverse=results.mode == "min")
     if len(ranked) < 2 or not results.keys:
@@ -60,10 +57,7 @@ def parallel_coordinates(results: Sweeping) -> "Figure | None":
 
 
 def contour(results: Sweeping, keys: Sequence[str]) -> "Figure | None":
-    """Draw the metric over two numeric keys: points, and linear interpolation on triangles.
-
-    None when fewer than four points have both keys, or when they lie on a line.
-    """
+    """Draw the metric over two numeric keys; None for under four points or points on a line."""
     ranked = [
         one for one in results.ranked() if all(_is_number(one.point.get(key)) for key in keys)
     ]

@@ -52,10 +52,7 @@ def join(*parts: object) -> Html:
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-    """Return one element; `class_` and `for_` are the attributes class and for.
-
-    Children and attribute values are escaped; an attribute that is None is left out.
-    """
+    """Return an element, its text escaped; `class_` is class, None leaves an attribute out."""
     text = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for name, value in attributes.items() if value is not None
@@ -87,10 +84,7 @@ def table(
     columns: Sequence[object], rows: Sequence[Sequence[object]], *,
     marked: Sequence[Sequence[bool]] | None = None,
 ) -> Html:
-    """Return a table, numbers right-aligned, that scrolls where it is wider than the screen.
-
-    marked: which cells [rows, columns] are highlighted.
-    """
+    """Return a table that can scroll sideways; marked: cells [rows, columns] to highlight."""
     marked = marked or [[False] * len(row) for row in rows]
     body = [element("tr", *map(_cell, row, marks)) for row, marks in zip(rows, marked, strict=True)]
     head = element("thead", element("tr", *(element("th", column) for column in columns)))
@@ -105,10 +99,7 @@ def _cell(value: object, is_marked: bool) -> Html:
 
 
 def figure(svg: str, caption: object, *, files: Sequence[str] = ()) -> Html:
-    """Return a picture with its caption and links to its files.
-
-    svg: as `drawing.as_svg` makes it, all text escaped.
-    """
+    """Return a picture (SVG of `drawing.as_svg`, trusted) with its caption and links to files."""
     links = [part for file in files for part in (" ", link(file))]
     return element("figure", Html(svg), element("figcaption", caption, *links))
 

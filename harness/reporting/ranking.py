@@ -20,10 +20,7 @@ class RankingTable(NamedTuple):
 
 
 def ranking_table(results: Sweeping, columns: Mapping[str, str]) -> RankingTable:
-    """Return a sweep's ranking.
-
-    columns: title and dotted key in the results of each further number to show.
-    """
+    """Return a sweep's ranking; columns: title and result key of each further number."""
     ranked, objectives = results.ranked(), list(results.objectives)
     names = ["rank", *results.keys, "seeds", results.metric, "+- (95 %)", *objectives]
     names += ["unbeaten", *columns] if objectives else [*columns]

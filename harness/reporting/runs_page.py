@@ -43,10 +43,7 @@ def environment_of(run: Run) -> dict[str, Any]:
 
 
 def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
-    """Return a row for each run: state, host, attempts, numbers, links to files.
-
-    columns: title and dotted key in the result of each number. folder: where the page will be.
-    """
+    """Return a row per run; columns: title and result key of numbers; folder: the page's."""
     rows = []
     for label, run in runs:
         status, result = _read(run.status, {}), flatten(result_of(run))
@@ -86,10 +83,7 @@ def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
 def comparison(
     runs: Sequence[LabelledRun], sides: Sequence[Mapping[str, Any]], subject: str
 ) -> Html:
-    """Return a table of the keys in which runs differ; differences from the first are marked.
-
-    subject: what the keys belong to, such as `configuration`.
-    """
+    """Return a table of the keys in which runs differ; subject: such as `configuration`."""
     known = dict.fromkeys(key for side in sides for key in side)
     values = {key: [side.get(key, UNKNOWN) for side in sides] for key in known}
     differing = {key: row for key, row in values.items() if any(v != row[0] for v in row)}

@@ -92,10 +92,7 @@ def elapsed(one: TrialState) -> float | None:
 
 
 def final_table(sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str, str]) -> Table:
-    """Return the complete trials, best first by the sweep's metric.
-
-    columns: title and dotted key in the result of each further number to show.
-    """
+    """Return the complete trials, best first; columns: title and result key of further numbers."""
     results = [(one, one.trial.run.result() or {}) for one in states if one.state == "complete"]
     results.sort(key=lambda pair: _rank(sweep, lookup(pair[1], sweep.metric)))
     keys = list(dict.fromkeys(key for one in states for key in one.trial.point))

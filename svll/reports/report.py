@@ -127,10 +127,7 @@ def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] 
 
 
 def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
-    """Return each subject's best complete run, by its name in the report.
-
-    Raises UserError when no run is complete.
-    """
+    """Return each subject's best complete run, by title; raises UserError for none at all."""
     best: dict[str, Path] = {}
     for subject in subjects:
         if complete := [one for one in subject.runs if one.run.is_complete()]:

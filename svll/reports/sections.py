@@ -23,11 +23,7 @@ KINDS: Sequence[tuple[str, str, Callable[..., RunsFigure]]] = (
 
 
 def figures_section(runs: Mapping[str, Path], folder: Path) -> Html:
-    """Draw the paper's figures of runs (title: folder) side by side, each with its numbers.
-
-    folder: of the page; the files go to `figures` in it. A figure that cannot be drawn becomes a
-    note that says why.
-    """
+    """Draw the paper's figures of runs (title: folder); notes say why one is missing."""
     parts: list[Html] = []
     for title, name, draw in KINDS:
         parts.append(page.element("h3", title))

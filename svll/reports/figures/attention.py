@@ -59,10 +59,7 @@ def pool_weights(pool: Any, positions: Tensor) -> Tensor:
 
 
 def rollout(blocks: Sequence[Tensor]) -> Tensor:
-    """Return the share of each input token in each output token [B, L, L]; rows sum to 1.
-
-    blocks: the weights [B, L, L] of each block, in order, mean over heads.
-    """
+    """Return input tokens' shares in output tokens [B, L, L] by blocks' weights [B, L, L]."""
     identity = torch.eye(blocks[0].shape[-1]).to(blocks[0])
     product = identity
     for weights in blocks:
@@ -243,10 +240,7 @@ def _cell(figure: "Figure", place: "SubplotSpec", pixels: NDArray[Any]) -> "Axes
 
 
 def overlaid(image: Tensor, weights: Tensor) -> NDArray[np.float32]:
-    """Return an image [H, W, 3] under the colours of a map [h, w] enlarged to its size.
-
-    Colours go from 0 to the map's largest value.
-    """
+    """Return an image [H, W, 3] under a map [h, w] in colours from 0 to the map's maximum."""
     import matplotlib
 
     large = F.interpolate(

@@ -37,10 +37,7 @@ class _IdentitySums(NamedTuple):
 
 
 def separation(rows: Rows) -> Separation:
-    """Return the distances among rows that are read at unit length.
-
-    Raises UserError for fewer than two identities, and for rows that are not finite.
-    """
+    """Return distances among unit rows; UserError for under 2 identities, non-finite rows."""
     assert rows.unit
     _, sums, counts, squares = identities = _identity_sums(rows)
     if len(counts) < 2:
