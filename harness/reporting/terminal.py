@@ -32,7 +32,7 @@ ERROR_LINES = 6
 
 def progress(run: Run, metric: str) -> dict[str, Any]:
     """Return the newest stage, epoch, loss and metric of a run, from the end of its metric log."""
-    found: dict[str, Any] = {}
+    newest: dict[str, Any] = {}
     # what follows the last newline is still being written
     for text in reversed(tail(run.metrics_file, TAIL_BYTES).split("\n")[:-1]):
         try:
@@ -40,11 +40,11 @@ def progress(run: Run, metric: str) -> dict[str, Any]:
         except ValueError:  # the first line of the tail, cut
             break
         value = lookup(entry, metric)
-        newest = {key: entry[key] for key in ("stage", "epoch", "loss") if key in entry}
-        found = newest | ({} if value is None else {"metric": value}) | found
-        if len(found) == 4:
+        values = {key: entry[key] for key in ("stage", "epoch", "loss") if key in entry}
+        newest = values | ({} if value is None else {"metric": value}) | newest
+        if len(newest) == 4:
             break
-    return found
+    return newest
 
 
 def live_table(sweep: Sweep, states: Sequence[TrialState], most: int = 40) -> Table:

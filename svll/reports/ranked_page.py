@@ -126,14 +126,16 @@ def _missing(source: Source, small: Thumbnails) -> Html:
     )
 
 
-def _curves(found: Verification, out: Path, folder: Path) -> Html:
+def _curves(verification: Verification, out: Path, folder: Path) -> Html:
     """Return the ROC curve and the histograms, also written into `folder`."""
-    pairs = f"{found.genuine_pairs:,} genuine and {found.impostor_pairs:,} impostor pairs"
+    genuine, impostor = verification.genuine_pairs, verification.impostor_pairs
+    pairs = f"{genuine:,} genuine and {impostor:,} impostor pairs"
     return _section(
         "curves",
-        embed(draw_roc(found), folder / "roc", out, f"ROC curve over {pairs}: {in_words(found)}."),
+        embed(draw_roc(verification), folder / "roc", out,
+              f"ROC curve over {pairs}: {in_words(verification)}."),
         embed(
-            draw_similarities(found), folder / "similarities", out,
+            draw_similarities(verification), folder / "similarities", out,
             "Similarity of two images of one identity (genuine pairs, solid) and of two identities "
             f"(impostor pairs, dashed): {pairs}, each histogram as shares of its pairs.",
         ),
@@ -147,15 +149,15 @@ def _camera_pairs(scored: Score) -> Html:
         return _section("cameras", *(note(f"{text}.") for text in scored.notes))
     worst = sorted(pairs, key=lambda pair: pair.mAP)[:WORST_PAIRS]
     known = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
-    asking, asked = (sorted({key[side] for key in known}) for side in (0, 1))
-    grid = {camera: [known.get((camera, other)) for other in asked] for camera in asking}
+    rows, columns = (sorted({key[side] for key in known}) for side in (0, 1))
+    grid = {camera: [known.get((camera, other)) for other in columns] for camera in rows}
     return _section(
         "cameras",
         element("p", "Queries of one camera, ranked among the gallery images of one other camera. "
                 f"Cameras are numbered as in the dataset. The {len(worst)} lowest values are marked"
                 " and listed below."),
         table(
-            ["query \\ gallery", *asked],
+            ["query \\ gallery", *columns],
             [[camera, *(pair and f"{pair.mAP:.3f}" for pair in line)]
              for camera, line in grid.items()],
             marked=[[False, *(pair in worst for pair in line)] for line in grid.values()],
@@ -170,8 +172,10 @@ def _camera_pairs(scored: Score) -> Html:
 
 def _confusions(scored: Score, small: Thumbnails) -> Html:
     asking, gallery = scored.source.asking, scored.source.gallery
-    found = hardest_confusions(scored.result, asking.identities, gallery.identities, CONFUSIONS)
-    if not found:
+    confusions = hardest_confusions(
+        scored.result, asking.identities, gallery.identities, CONFUSIONS
+    )
+    if not confusions:
         return _section("confusions", note(f"No query has a wrong image among its first {TOP}."))
     rows = [
         (
@@ -181,11 +185,11 @@ def _confusions(scored: Score, small: Thumbnails) -> Html:
             one.wrong, f"{one.queries} of {one.asked}", one.images,
             int((gallery.identities == one.wrong).sum()), f"{one.distance:.3f}",
         )
-        for one in found
+        for one in confusions
     ]
     return _section(
         "confusions",
-        element("p", f"The {len(found)} pairs confused most often, each with its nearest example. "
+        element("p", f"The {len(rows)} pairs confused most often, each with its nearest example. "
                 "Ahead: queries of the identity that have an image of the other identity before "
                 f"their first match, within their first {TOP}. Images: all images of the other "
                 f"identity within the first {TOP} of these queries. In all: its images in the "
@@ -197,17 +201,17 @@ def _confusions(scored: Score, small: Thumbnails) -> Html:
     )
 
 
-def _lists(source: Source, found: lists.Lists, wanted: Wanted, small: Thumbnails) -> Html:
+def _lists(source: Source, selected: lists.Lists, wanted: Wanted, small: Thumbnails) -> Html:
     return _section(
         "lists",
-        element("p", _selection(len(found.shown), found.among, wanted)),
+        element("p", _selection(len(selected.shown), selected.among, wanted)),
         element("p", f"Each row is a query and its {TOP} nearest gallery images, the nearest "
                 "first, with identity, camera and Euclidean distance at unit length. ",
                 element("span", "✓ and a solid green frame", class_="good"),
                 ": the same identity; ",
                 element("span", "✗ and a dashed red frame", class_="bad"), ": another one. Rows "
                 "scroll sideways."),
-        *(_row(source, one, small) for one in found.shown),
+        *(_row(source, one, small) for one in selected.shown),
     )
 
 
@@ -217,9 +221,9 @@ def _selection(count: int, among: int, wanted: Wanted) -> str:
     if wanted.queries:
         return f"The queries asked for: {selected}"
     if wanted.cameras:
-        asking, asked = wanted.cameras
+        query, gallery = wanted.cameras
         return (
-            f"Queries of camera {asking}, ranked among the gallery images of camera {asked} only "
+            f"Queries of camera {query}, ranked among the gallery images of camera {gallery} only "
             "(also for their average precision); worst rank of the first match first, then lowest "
             f"average precision: {selected}"
         )

@@ -178,44 +178,45 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
 
 
 def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
-    drawn: list[LabelledRun] = []
+    folder = figures.parent
+    logged: list[LabelledRun] = []
     parts: list[Html] = []
     for one in runs:
-        if len(drawn) < MOST_LINES and one.run.metrics_file.is_file():
+        if len(logged) < MOST_LINES and one.run.metrics_file.is_file():
             try:
                 one.run.metrics()
             except UserError as error:
                 parts.append(page.note(str(error)))
             else:
-                drawn.append(one)
-    if len(drawn) < len(runs):
-        parts.append(page.element("p", f"{len(drawn)} of {len(runs)} runs are drawn, the best "
+                logged.append(one)
+    if len(logged) < len(runs):
+        parts.append(page.element("p", f"{len(logged)} of {len(runs)} runs are drawn, the best "
                                        "first; those without a log are left out."))
-    for stage in stages_of(drawn):
+    for stage in stages_of(logged):
         parts += [
             page.element("h3", stage),
-            embed(loss_curves(drawn, stage), figures / f"{stage}-losses", figures.parent,
+            embed(loss_curves(logged, stage), figures / f"{stage}-losses", folder,
                   "Total loss and its terms before weighting, mean over each epoch."),
-            embed(metric_curves(drawn, stage, METRICS), figures / f"{stage}-course", figures.parent,
+            embed(metric_curves(logged, stage, METRICS), figures / f"{stage}-course", folder,
                   "Metrics, learning rate, images per second, and peak memory."),
         ]
-    if not drawn:
+    if not logged:
         parts.append(page.note("Nothing has been logged yet."))
     return page.section("Training", *parts)
 
 
 def _differences(runs: Sequence[LabelledRun]) -> Html:
-    some = runs[:MOST_COMPARED]
-    parts: list[Html] = []
-    if len(some) < len(runs):
-        parts.append(page.element("p", f"The first {len(some)} of {len(runs)} runs are compared."))
-    sides = [runs_page.environment_of(one.run) for one in some]
-    if len(some) > 1:
-        configs = [runs_page.config_of(one.run) for one in some]
-        parts.append(runs_page.comparison(some, configs, "configuration"))
-        parts += [runs_page.comparison(some, sides, "environment")] if any(sides) else []
-    first = next((side for side in sides if side), {})
     data = sorted({str(runs_page.result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
+    parts: list[Html] = []
+    if len(runs) > MOST_COMPARED:
+        text = f"The first {MOST_COMPARED} of {len(runs)} runs are compared."
+        parts, runs = [page.element("p", text)], runs[:MOST_COMPARED]
+    sides = [runs_page.environment_of(one.run) for one in runs]
+    if len(runs) > 1:
+        configs = [runs_page.config_of(one.run) for one in runs]
+        parts.append(runs_page.comparison(runs, configs, "configuration"))
+        parts += [runs_page.comparison(runs, sides, "environment")] if any(sides) else []
+    first = next((side for side in sides if side), {})
     facts = {"fingerprint of the data": ", ".join(data), **first}
     parts.append(page.table(["of the first run", ""], [[k, str(v)] for k, v in facts.items()]))
     if not first:

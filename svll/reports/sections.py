@@ -28,14 +28,14 @@ def figures_section(runs: Mapping[str, Path], folder: Path) -> Html:
     for title, name, draw in KINDS:
         parts.append(page.element("h3", title))
         try:
-            drawn = draw(runs)
+            result = draw(runs)
         except UserError as error:
             parts.append(page.note(str(error)))
             continue
-        names = list(dict.fromkeys(name for one in drawn.numbers.values() for name in one))
-        rows = [[run, *map(one.get, names)] for run, one in drawn.numbers.items()]
+        names = list(dict.fromkeys(name for one in result.numbers.values() for name in one))
+        rows = [[run, *map(one.get, names)] for run, one in result.numbers.items()]
         parts += [
-            embed(drawn.figure, folder / "figures" / name, folder, drawn.caption),
+            embed(result.figure, folder / "figures" / name, folder, result.caption),
             page.table(["", *names], rows),
         ]
     return page.section("What the models have learned", *parts)

@@ -112,16 +112,16 @@ def search(
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
     extractor = Extractor(load_model(weights, str(ranks.device())))
-    asking = encode(extractor, paths, "encoding queries")
+    queries = encode(extractor, paths, "encoding queries")
     if threshold is not None:
-        threshold.check_width(asking.features.shape[1])
-    known = asking if others == paths else encode(extractor, others, "encoding gallery")
-    nearest, similarities = rank(asking, known, top_k)
+        threshold.check_width(queries.features.shape[1])
+    images = queries if others == paths else encode(extractor, others, "encoding gallery")
+    nearest, similarities = rank(queries, images, top_k)
     return SearchResults(
-        weights, query, gallery, len(known.paths),
-        [QueryResult(path, _hits(rows, values, known.paths, threshold))
-         for path, rows, values in zip(asking.paths, nearest, similarities, strict=True)],
-        asking.faults if known is asking else [*asking.faults, *known.faults],
+        weights, query, gallery, len(images.paths),
+        [QueryResult(path, _hits(rows, values, images.paths, threshold))
+         for path, rows, values in zip(queries.paths, nearest, similarities, strict=True)],
+        queries.faults if images is queries else [*queries.faults, *images.faults],
         threshold, extractor.model.image.side is not None,
     )
 
@@ -153,7 +153,7 @@ def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[In
     (similarity -inf) fills up where no more images are left. No image finds itself.
     """
     numbers: dict[Path, int] = {}  # of files, the same by all paths to one
-    asking, known = (
+    rows, columns = (
         # identity = file and one camera: evaluation then leaves out just the file itself
         Rows(
             name, side.features,
@@ -163,10 +163,10 @@ def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[In
         for name, side in (("query", queries), ("gallery", gallery))
     )
     products = Products(queries.features, gallery.features)
-    comparison = Comparison(asking, known, products, nearest=top_k)
+    comparison = Comparison(rows, columns, products, nearest=top_k)
     parts = [
         comparison(chunk, [Extras.none(len(chunk))])[0]
-        for chunk in Matches(asking, known).chunks()
+        for chunk in Matches(rows, columns).chunks()
     ]
     return (
         np.concatenate([part.nearest for part in parts]),
