@@ -26,8 +26,7 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
         axes = figure.subplots()
         bars = axes.barh(keys, values, color=LINES[0], height=0.6)
         axes.bar_label(bars, [f"{value:.0%}" for value in values], padding=3)
-        axes.set_xlim(0, 1.1)
-        axes.set_xlabel(f"share of the variance of {metric}")
+        axes.set(xlim=(0, 1.1), xlabel=f"share of the variance of {metric}")
     return figure
 
 
@@ -37,21 +36,19 @@ def parallel_coordinates(results: Sweeping) -> "Figure | None":
     ranked = sorted(results.ranked(), key=lambda one: one.mean, reverse=results.mode == "min")
     if len(ranked) < 2 or not results.keys:
         return None
-    scales = {key: _Scale([one.point.get(key) for one in ranked]) for key in results.keys}
-    scales[results.metric] = _Scale([one.mean for one in ranked])
+    columns = {key: [one.point.get(key) for one in ranked] for key in results.keys}
+    columns[results.metric] = [one.mean for one in ranked]
+    scales = {key: _Scale(values) for key, values in columns.items()}
     figure = new_figure(max(7.0, 1.5 * len(scales)), 3.4)
     with look():
         import matplotlib
 
         axes = figure.subplots()
         colours, (low, high) = matplotlib.colormaps[COLOURS], VISIBLE
-        for one in ranked:
-            values = [*(one.point.get(key) for key in results.keys), one.mean]
-            heights = [
-                scale.height(value) for scale, value in zip(scales.values(), values, strict=True)
-            ]
-            colour = colours(low + (high - low) * heights[-1])
-            axes.plot(range(len(heights)), heights, color=colour, linewidth=1.3, alpha=0.85)
+        heights = (map(scales[key].height, values) for key, values in columns.items())
+        for line in zip(*heights, strict=True):
+            colour = colours(low + (high - low) * line[-1])
+            axes.plot(range(len(line)), line, color=colour, linewidth=1.3, alpha=0.85)
         _label(axes, scales)
     return figure
 
@@ -81,17 +78,16 @@ def contour(results: Sweeping, keys: Sequence[str]) -> "Figure | None":
         axes.scatter(x, y, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
                      vmin=min(means), vmax=max(means), clip_on=False, zorder=3)
         figure.colorbar(surface, ax=axes, label=results.metric)
-        axes.set_xlabel(names[0])
-        axes.set_ylabel(names[1])
+        axes.set(xlabel=names[0], ylabel=names[1])
     return figure
 
 
 def map_keys(results: Sweeping, shares: Mapping[str, float]) -> list[str]:
     """Return the two most important numeric keys, for `contour`."""
-    ranked = results.ranked()
+    points = [one.point for one in results.ranked()]
     numeric = [
         key for key in results.keys
-        if len({one.point.get(key) for one in ranked if _is_number(one.point.get(key))}) > 1
+        if len({point[key] for point in points if _is_number(point.get(key))}) > 1
     ]
     return sorted(numeric, key=lambda key: -shares.get(key, 0.0))[:2]
 
@@ -129,10 +125,9 @@ def _label(axes: Any, scales: Mapping[str, _Scale]) -> None:
             axes.annotate(text, (place, scale.height(value)), xytext=(4, 0), fontsize=8,
                           textcoords="offset points", va="center")
     axes.set_xticks(range(len(scales)), list(scales), rotation=15)
-    axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlim(-0.15, len(scales) - 0.5)
+    axes.set(yticks=[], xlim=(-0.15, len(scales) - 0.5))
 
 
 def _is_number(value: Any) -> bool:

@@ -132,9 +132,8 @@ def trial_line(sweep: Sweep, one: TrialState) -> str:
     newest = progress(one.trial.run, sweep.metric)
     parts = [f"trial {one.trial.index} ({one.trial.title}): {one.state}"]
     if one.state in (*ALIVE, "stopped"):
-        parts += [str(newest["stage"])] if "stage" in newest else []
-        parts += [f"epoch {newest['epoch']}"] if "epoch" in newest else []
-        parts += [f"loss {number(newest['loss'])}"] if "loss" in newest else []
+        labels = {"stage": "", "epoch": "epoch ", "loss": "loss "}
+        parts += [f"{labels[key]}{number(newest[key])}" for key in labels if key in newest]
     metric = newest.get("metric")
     if one.state == "complete":
         metric = lookup(one.trial.run.result(), sweep.metric)
