@@ -21,7 +21,7 @@ from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, open_features
-from svll.evaluation.engine.feature_rows import JUNK
+from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.features.files import features_file
 from svll.models.blocks import blocks_of
 from svll.models.extractor import prepare
@@ -30,7 +30,7 @@ from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
 from svll.models.weights.load import load_model
-from svll.reports.figures.side_by_side import Int64, RunsFigure, check_same, first_camera_of
+from svll.reports.figures.side_by_side import RunsFigure, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes
@@ -133,7 +133,7 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
     maps' mean entropy. Raises UserError for a run without features or a trained model, for runs
     with different queries, and for missing images.
     """
-    labels: dict[Path, tuple[Int64, ...]] = {}
+    labels: dict[Path, tuple[Integers, ...]] = {}
     shown: dict[str, _RunMaps] = {}
     for title, folder in runs.items():
         with open_features(features_file(folder), ("query", "gallery")) as file:
@@ -152,7 +152,7 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
     return RunsFigure(_draw(shown, names), caption, numbers)
 
 
-def _maps_of(folder: Path, file: FeatureFile, rows: Int64) -> _RunMaps:
+def _maps_of(folder: Path, file: FeatureFile, rows: Integers) -> _RunMaps:
     model = load_model(folder)
     batch = prepare(_paths(folder, file, rows), model)
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
@@ -160,7 +160,7 @@ def _maps_of(folder: Path, file: FeatureFile, rows: Int64) -> _RunMaps:
     return _RunMaps(pictures, attention_maps(model.image, batch, *_places(file, rows, model)))
 
 
-def _paths(folder: Path, file: FeatureFile, rows: Int64) -> list[str]:
+def _paths(folder: Path, file: FeatureFile, rows: Integers) -> list[str]:
     known = file.groups["query"].paths
     if known is None:
         raise UserError(f"{file.path}: has no image paths; to make it again, delete it and run "
@@ -175,7 +175,7 @@ def _paths(folder: Path, file: FeatureFile, rows: Int64) -> list[str]:
     return paths
 
 
-def _places(file: FeatureFile, rows: Int64, model: LoadedModel) -> tuple[Tensor, Tensor]:
+def _places(file: FeatureFile, rows: Integers, model: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return the places [B] of queries among the cameras and views of training."""
     first_camera = first_camera_of(file)
     if first_camera is None:

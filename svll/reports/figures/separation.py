@@ -8,10 +8,9 @@ product of rows and identities. Letters: n images, K identities, D width, b rows
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base.errors import UserError
-from svll.evaluation.engine.feature_rows import Rows
+from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
 
 BLOCK = 4096  # rows compared with all identities at a time
 
@@ -27,19 +26,10 @@ class Separation(NamedTuple):
     ratio: float  # between / within
 
 
-class _IdentitySums(NamedTuple):
-    """Unit rows summed by identity, in the order of the identities' numbers."""
-
-    places: NDArray[np.int64]  # [n] identity of each row, 0..K-1
-    sums: NDArray[np.float64]  # [K, D]
-    counts: NDArray[np.int64]  # [K]
-    squares: float  # sum of each row's product with itself: n, but for rounding and rows of zeros
-
-
 def separation(rows: Rows) -> Separation:
     """Return distances among unit rows; UserError for under 2 identities, non-finite rows."""
     assert rows.unit
-    _, sums, counts, squares = identities = _identity_sums(rows)
+    places, sums, counts, squares = _identity_sums(rows)
     if len(counts) < 2:
         raise UserError(
             f"{rows.name}: {len(counts)} identities with images; separation needs at least 2"
@@ -51,10 +41,14 @@ def separation(rows: Rows) -> Separation:
     within = float(1 - (own - squares) / repeated) if repeated else float("nan")
     between = float(1 - (total - own) / (len(rows) ** 2 - pairs))
     ratio = between / within if within else float("inf")
-    return Separation(within, between, _silhouette(rows, identities), ratio)
+    return Separation(within, between, _silhouette(rows, places, sums, counts), ratio)
 
 
-def _identity_sums(rows: Rows) -> _IdentitySums:
+def _identity_sums(rows: Rows) -> tuple[Integers, Floats, Integers, float]:
+    """Return each row's identity [n] as 0..K-1, identities' sums [K, D] and counts [K] of rows.
+
+    Last the sum of rows' products with themselves: n, but for rounding and rows of zeros.
+    """
     _, places, counts = np.unique(rows.identities, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), rows.features.shape[1]))
     squares = np.zeros(len(counts))
@@ -62,17 +56,17 @@ def _identity_sums(rows: Rows) -> _IdentitySums:
         own = places[first : first + len(block.features)]
         np.add.at(sums, own, block.features)
         np.add.at(squares, own, np.einsum("nd,nd->n", block.features, block.features))
-    return _IdentitySums(places, sums, counts, squares.sum())
+    return places, sums, counts, squares.sum()
 
 
-def _silhouette(rows: Rows, identities: _IdentitySums) -> float:
-    means = (identities.sums / identities.counts[:, None]).astype(np.float32).T  # [D, K]
+def _silhouette(rows: Rows, places: Integers, sums: Floats, counts: Integers) -> float:
+    means = (sums / counts[:, None]).astype(np.float32).T  # [D, K]
     total = 0.0
     for first, block in rows.blocks(BLOCK):
-        own = identities.places[first : first + len(block.features)]
+        own = places[first : first + len(block.features)]
         to_all = (block.features @ means).astype(np.float64)  # mean cosines [b, K]
         each = np.arange(len(own))
-        others = identities.counts[own] - 1
+        others = counts[own] - 1
         itself = np.einsum("nd,nd->n", block.features, block.features)
         cosine = (to_all[each, own] * (others + 1) - itself) / np.maximum(others, 1)
         to_all[each, own] = -np.inf

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureFile, open_features
 from svll.base.records import usual_first_camera
-from svll.evaluation.engine.feature_rows import JUNK, Rows, Stacked
+from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows, Stacked
 from svll.features.files import features_file
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.figure import Figure
-
-Int64 = NDArray[np.int64]
 
 
 class RunsFigure(NamedTuple):
@@ -28,7 +26,7 @@ class RunsFigure(NamedTuple):
     numbers: Mapping[str, Mapping[str, float]]  # by the run's title and the number's name
 
 
-class RunTestImages(NamedTuple):
+class RunImages(NamedTuple):
     """All images of a run's test set, gallery then query; those not counted have identity JUNK.
 
     Not counted are junk, images of persons without a query (distractors, which may share one
@@ -38,8 +36,8 @@ class RunTestImages(NamedTuple):
     where: str
     dataset: str
     features: Any  # [n, D] in their file
-    identities: Int64
-    cameras: Int64
+    identities: Integers
+    cameras: Integers
     first_camera: int  # the dataset's number of camera 0
 
     def rows(self, wanted: NDArray[np.bool_] | None = None) -> Rows:
@@ -49,7 +47,7 @@ class RunTestImages(NamedTuple):
 
 
 @contextmanager
-def open_test_images(folder: Path) -> Iterator[RunTestImages]:
+def open_test_images(folder: Path) -> Iterator[RunImages]:
     """Yield a run's test images, features unread; raises UserError when it has none."""
     path = features_file(folder)
     with open_features(path, ("query", "gallery")) as file:
@@ -60,7 +58,7 @@ def open_test_images(folder: Path) -> Iterator[RunTestImages]:
             known = set(gallery.paths)
             is_new = [path not in known for path in query.paths]
             counted[len(gallery.identities):] &= np.array(is_new, np.bool_)
-        yield RunTestImages(
+        yield RunImages(
             str(path), file.dataset or path.stem, Stacked([gallery.features, query.features]),
             np.where(counted, identities, JUNK),
             np.concatenate([gallery.cameras, query.cameras]), first_camera_of(file) or 0,
@@ -73,7 +71,7 @@ def first_camera_of(file: FeatureFile) -> int | None:
     return usual_first_camera(file.dataset) if known is None else known
 
 
-def check_same(labels: Mapping[Path, tuple[Int64, ...]]) -> None:
+def check_same(labels: Mapping[Path, tuple[Integers, ...]]) -> None:
     """Raise UserError for runs, by folder, with different test images or another order."""
     (first, expected), *others = labels.items()
     for folder, arrays in others:

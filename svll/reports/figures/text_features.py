@@ -19,12 +19,12 @@ from harness.runs.run import Run
 from svll.config import Config
 from svll.data.datasets import load_datasets
 from svll.data.splits import split
+from svll.evaluation.engine.feature_rows import Floats
 from svll.inputs import Inputs, cache_of, starting_clip
 from svll.models.weights.load import load_model
 from svll.reuse.fingerprints import check_pinned
 from svll.reuse.frozen_features import FrozenFeatures
 
-Floats = NDArray[np.float64]
 OTHERS = "to others' images"
 
 

@@ -15,22 +15,15 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.base.rng import generator
 from harness.reporting.drawing import INK, LINES, look, new_figure
-from svll.evaluation.engine.feature_rows import JUNK
+from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers
 from svll.reports.figures import text_features as texts
 from svll.reports.figures.separation import Separation, separation
-from svll.reports.figures.side_by_side import (
-    Int64,
-    RunsFigure,
-    RunTestImages,
-    check_same,
-    open_test_images,
-)
+from svll.reports.figures.side_by_side import RunImages, RunsFigure, check_same, open_test_images
 
 if TYPE_CHECKING:  # matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Floats = texts.Floats
 PERPLEXITY = 30.0  # effective number of neighbours; at most a third of the points
 IMAGES = 50  # most images shown per identity
 TEXTS = 150  # most texts shown: the lines of more cannot be told apart
@@ -59,7 +52,7 @@ def _perplexity(points: int) -> float:
     return min(PERPLEXITY, (points - 1) / 3)
 
 
-def most_seen(identities: Int64, count: int, seed: int) -> Int64:
+def most_seen(identities: Integers, count: int, seed: int) -> Integers:
     """Return the identities with most images, without JUNK; `seed` breaks ties."""
     known, images = np.unique(identities[identities != JUNK], return_counts=True)
     order = generator(seed, 1).permutation(len(known))
@@ -70,8 +63,8 @@ class _Picture(NamedTuple):
     """One run's points [m], and the numbers beside them."""
 
     places: Floats  # [m, 2]
-    identities: Int64
-    cameras: Int64
+    identities: Integers
+    cameras: Integers
     separation: Separation
 
 
@@ -84,7 +77,7 @@ def image_figure(runs: Mapping[str, Path], *, identities: int = 20, seed: int = 
     that are not finite.
     """
     pictures: dict[str, _Picture] = {}
-    labels: dict[Path, tuple[Int64, ...]] = {}
+    labels: dict[Path, tuple[Integers, ...]] = {}
     for title, folder in runs.items():
         with open_test_images(folder) as images:
             labels[folder] = images.identities, images.cameras
@@ -108,7 +101,7 @@ def image_figure(runs: Mapping[str, Path], *, identities: int = 20, seed: int = 
     return RunsFigure(figure, _image_caption(images, shown, len(chosen), seed), numbers)
 
 
-def _picture(images: RunTestImages, chosen: Int64, seed: int) -> _Picture:
+def _picture(images: RunImages, chosen: Integers, seed: int) -> _Picture:
     """Lay out each chosen identity's images, of many IMAGES drawn by seed."""
     wanted = np.zeros(len(images.identities), np.bool_)
     for identity in chosen:
@@ -130,7 +123,7 @@ def _draw_images(axes: "Axes", shown: _Picture) -> None:
                      marker=MARKERS[camera % len(MARKERS)], c=colours[rows])
 
 
-def _image_caption(images: RunTestImages, shown: _Picture, chosen: int, seed: int) -> str:
+def _image_caption(images: RunImages, shown: _Picture, chosen: int, seed: int) -> str:
     counted = images.identities[images.identities != JUNK]
     every, counts = np.unique(counted, return_counts=True)
     most = f", at most {IMAGES} of each" if counts.max() > IMAGES else ""
