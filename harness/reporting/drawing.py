@@ -70,5 +70,6 @@ def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) ->
         files = save(figure, stem)
     except OSError as error:
         raise UserError(f"{stem.parent}: cannot be written: {error.strerror or error}") from None
-    links = [os.path.relpath(file, folder) for file in files]
-    return page.figure(as_svg(figure), caption, files=links)
+    links = [part for file in files for part in (" ", page.link(os.path.relpath(file, folder)))]
+    text = page.element("figcaption", caption, *links)
+    return page.element("figure", page.Html(as_svg(figure)), text)  # its text is escaped already

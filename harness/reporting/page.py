@@ -98,12 +98,6 @@ def _cell(value: object, is_marked: bool) -> Html:
     return element("td", text, class_=" ".join(kinds) or None)
 
 
-def figure(svg: str, caption: object, *, files: Sequence[str] = ()) -> Html:
-    """Return a picture (SVG of `drawing.as_svg`, trusted) with its caption and links to files."""
-    links = [part for file in files for part in (" ", link(file))]
-    return element("figure", Html(svg), element("figcaption", caption, *links))
-
-
 def image(data: bytes, alt: object, **attributes: object) -> Html:
     """Return a JPEG that is stored in the page itself."""
     source = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

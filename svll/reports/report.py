@@ -53,21 +53,16 @@ def read_subject(folder: Path) -> Subject:
         return Subject(folder.name, folder, None, [LabelledRun(folder.name, Run(folder))])
     folders = sorted(file.parent for file in folder.glob("*/config.yaml"))
     if not folders:
+        inside = {*(file.parent for file in folder.glob("*/sweep.json")),
+                  *(file.parents[1] for file in folder.glob("*/*/config.yaml"))}
+        names = ", ".join(map(str, sorted(inside)[:MOST_NAMED]))
+        more = f" and {len(inside) - MOST_NAMED} more" if len(inside) > MOST_NAMED else ""
         raise UserError(
             f"{folder}: neither a run's folder nor a sweep's: there is no config.yaml, no "
-            f"sweep.json, and no folder with a config.yaml in it{_inside(folder)}"
+            "sweep.json, and no folder with a config.yaml in it"
+            + (f"; give one of the folders in it: {names}{more}" if inside else "")
         )
     return Subject(folder.name, folder, None, [LabelledRun(one.name, Run(one)) for one in folders])
-
-
-def _inside(folder: Path) -> str:
-    """Name the folders below that can be reported on."""
-    sweeps = {file.parent for file in folder.glob("*/sweep.json")}
-    names = sorted(map(str, sweeps | {file.parents[1] for file in folder.glob("*/*/config.yaml")}))
-    if not names:
-        return ""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"; give one of the folders in it: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _label(one: Outcome) -> str:

@@ -117,10 +117,14 @@ def search(
         threshold.check_width(queries.features.shape[1])
     images = queries if others == paths else encode(extractor, others, "encoding gallery")
     nearest, similarities = rank(queries, images, top_k)
+    results, limit = [], threshold.similarity if threshold else 0.0
+    for path, *ranked in zip(queries.paths, nearest.tolist(), similarities.tolist(), strict=True):
+        results.append(QueryResult(path, [
+            Hit(images.paths[row], value, value >= limit if threshold else None)
+            for row, value in zip(*ranked, strict=True) if row >= 0
+        ]))
     return SearchResults(
-        weights, query, gallery, len(images.paths),
-        [QueryResult(path, _hits(rows, values, images.paths, threshold))
-         for path, rows, values in zip(queries.paths, nearest, similarities, strict=True)],
+        weights, query, gallery, len(images.paths), results,
         queries.faults if images is queries else [*queries.faults, *images.faults],
         threshold, extractor.model.image.side is not None,
     )
@@ -172,12 +176,3 @@ def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[In
         np.concatenate([part.nearest for part in parts]),
         np.concatenate([part.scores for part in parts]),
     )
-
-
-def _hits(
-    rows: Integers, similarities: Floats, paths: Sequence[Path], threshold: Threshold | None
-) -> list[Hit]:
-    return [
-        Hit(paths[row], value, None if threshold is None else value >= threshold.similarity)
-        for row, value in zip(rows.tolist(), similarities.tolist(), strict=True) if row >= 0
-    ]

@@ -143,21 +143,18 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
         order = generator(seed, 4).permutation(np.flatnonzero(query.identities != JUNK))
         _, first = np.unique(query.identities[order], return_index=True)
         rows = order[np.sort(first)[:images]]
-        shown[title] = _maps_of(folder, file, rows)
+        model = load_model(folder)
+        batch = prepare(_paths(folder, file, rows), model)
+        mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
+        pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)
+        maps = attention_maps(model.image, batch, *_places(file, rows, model))
+        shown[title] = _RunMaps(pictures, maps)
     cameras = query.cameras[rows] + (first_camera_of(file) or 0)
     columns = zip(query.identities[rows], cameras, strict=True)
     names = [f"identity {identity}, camera {camera}" for identity, camera in columns]
     numbers = {title: one.entropies() for title, one in shown.items()}
     caption = _caption(shown, file.dataset, len(rows), seed)
     return RunsFigure(_draw(shown, names), caption, numbers)
-
-
-def _maps_of(folder: Path, file: FeatureFile, rows: Integers) -> _RunMaps:
-    model = load_model(folder)
-    batch = prepare(_paths(folder, file, rows), model)
-    mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
-    pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)
-    return _RunMaps(pictures, attention_maps(model.image, batch, *_places(file, rows, model)))
 
 
 def _paths(folder: Path, file: FeatureFile, rows: Integers) -> list[str]:

@@ -65,23 +65,19 @@ def image_means(folder: Path) -> Floats:
         datasets, validation=config.data.validation, seed=config.seed,
         protocol=config.evaluation.protocol,
     )
-    frozen = _frozen(Inputs(run, config, datasets, {}, splits, starting_clip(config)))
+    inputs = Inputs(run, config, datasets, {}, splits, starting_clip(config))
+    for device in ("cuda", "cpu"):  # the features depend on the device that made them
+        reader = replace(inputs.reader(), device=device)
+        frozen = FrozenFeatures(datasets.train, inputs.clip, reader, config, cache / "stage1")
+        if all(file.is_file() for file in frozen.files):
+            break
+    else:
+        raise UserError(f"{cache / 'stage1'}: the image features of this run's stage 1 are missing")
     features = frozen.of(splits.train.paths)
     assert features is not None, "training images are of the training sets"
     sums = np.zeros((splits.identities, features.shape[1]))
     np.add.at(sums, splits.labels, unit_rows(features.numpy()))
     return unit_rows(sums)
-
-
-def _frozen(inputs: Inputs) -> FrozenFeatures:
-    """Return the run's features of stage 1; raises UserError where they would have to be made."""
-    folder = inputs.cache / "stage1"
-    for device in ("cuda", "cpu"):  # the features depend on the device that made them
-        reader = replace(inputs.reader(), device=device)
-        frozen = FrozenFeatures(inputs.datasets.train, inputs.clip, reader, inputs.config, folder)
-        if all(file.is_file() for file in frozen.files):
-            return frozen
-    raise UserError(f"{folder}: the image features of this run's stage 1 are missing")
 
 
 def text_distances(text: Floats, images: Floats | None) -> Mapping[str, float]:
