@@ -44,7 +44,7 @@ def test_a_figure_is_embedded_with_links_to_its_files_and_its_caption_as_text(
 ) -> None:
     html = embed(drawn(), tmp_path / "a" / "<i>", tmp_path / "b", "1 < 2")
     assert "1 &lt; 2" in html
-    assert re.findall('href="(.*?)"', html) == ["../a/%3Ci%3E.svg", "../a/%3Ci%3E.png"]
+    assert re.findall('<a href="(.*?)"', html) == ["../a/%3Ci%3E.svg", "../a/%3Ci%3E.png"]
     assert embed(None, tmp_path / "none", tmp_path, "") == ""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: cannot be written: "):
