@@ -1,4 +1,4 @@
-"""Report on sweeps and runs: a page with tables and curves, or whether one point beats another.
+"""Report on sweeps and runs: a page with tables and curves, or a test of whether A beats B.
 
     python launch/report.py runs/loss_weights
     python launch/report.py runs/loss_weights --compare 1 4
@@ -10,38 +10,29 @@ also writes best.yaml, trials.csv and trials.parquet, and prints the ranked poin
 time: for runs that are running, failed or incomplete it shows what is there and what is missing.
 """
 
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.units import counted
-from harness.reporting.ranking import ranking_rows, ranking_title, remarks
+from harness.reporting.page import Html
+from harness.reporting.ranking import ranking_table
 from harness.reporting.terminal import wide
-from harness.sweeps.outcomes import (
-    BEST,
-    Ranked,
-    SweepResults,
-    read_outcomes,
-    write_best,
-    write_tables,
-)
+from harness.sweeps.outcomes import BEST, read_outcomes, write_best, write_tables
 from launch.cli import command, refuse_without
 from svll.config import Config
-from svll.reports.report import TEST, best_runs, write_report
-
-if TYPE_CHECKING:
-    from harness.reporting.page import Html
+from svll.reports.report import TEST, Section, write_report
 
 ON_THE_FULL_SET = {
     "data.validation": 0.0, "data.fingerprint": None, "model.fingerprint": None, "run": None,
 }
-"""What the best recipe is without: it is trained on all identities, wherever its files lie."""
+"""Keys of the best recipe that differ: it trains on all identities, wherever its files lie."""
 SURE = 0.05
 
 
@@ -86,95 +77,89 @@ def main(
     refuse_without("--ranked", ranked, {"--query": query, "--cameras": cameras, "--root": root})
     if compare is not None:
         if len(folders) > 1 or out or figures or ranked:
-            raise UserError("--compare: takes two points of one sweep; give its folder alone, "
-                            "without --out, --figures and --ranked")
+            raise UserError("--compare takes two points of one sweep: give one folder, without "
+                            "--out, --figures and --ranked")
         return _compare(folders[0], compare, console)
     out = out or folders[0] / "report.html"
     sweeps = [folder for folder in folders if (folder / "sweep.json").exists()]
     for file in (out, *(folder / BEST for folder in sweeps)):
         check_writable(file)  # before minutes of drawing
     pages: list[Path] = []
-    files = [write_report(folders, out, [
-        *([partial(_figures, folders, out)] if figures else []),
-        *([partial(_ranked, folders, out, query, cameras, root, pages)] if ranked else []),
-    ])]
+    sections = _sections(figures, ranked, query or (), cameras, root, pages)
+    files = [write_report(folders, out, sections)]
     for folder in sweeps:
-        files += _sweep(read_outcomes(folder), console)
+        files += _sweep(folder, console)
     files += [*pages, *(place for place in [out.parent / "figures"] if place.is_dir())]
-    console.print("files: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+    _print(console, "files: " + ", ".join(map(str, files)))
     return 0
 
 
-def _figures(folders: list[Path], out: Path, folder: Path) -> "Html":
-    from svll.reports.sections import figures_section  # torch: seconds
-
-    return figures_section(best_runs(folders), folder, out.parent)
-
-
-def _ranked(
-    folders: list[Path], out: Path, query: list[str] | None, cameras: tuple[int, int] | None,
-    root: Path | None, pages: list[Path], folder: Path,
-) -> "Html":
-    """Return the section on ranked lists; `pages` gets the pages that it links to."""
+def _sections(
+    figures: bool, ranked: bool, query: Sequence[str], cameras: tuple[int, int] | None,
+    root: Path | None, pages: list[Path],
+) -> list[Section]:
+    """Return the sections asked for; that on ranked lists adds its pages to `pages`."""
+    if not (figures or ranked):
+        return []
     from svll.evaluation.feature_files.ranked_lists import Wanted
-    from svll.reports.sections import ranked_section
+    from svll.reports.sections import figures_section, ranked_section  # torch: seconds
 
-    wanted = Wanted(cameras=cameras, queries=query or ())
-    section, written = ranked_section(best_runs(folders), out.parent, wanted, root=root)
-    pages += written
-    return section
+    wanted = Wanted(cameras=cameras, queries=query)
 
+    def lists(runs: Mapping[str, Path], folder: Path) -> Html:
+        section, written = ranked_section(runs, folder, wanted, root=root)
+        pages.extend(written)
+        return section
 
-def _sweep(sweeping: SweepResults, console: Console) -> list[Path]:
-    """Print a sweep's ranking; returns the files that were written of it."""
-    ranked = sweeping.ranked()
-    if ranked:
-        console.print(_table(sweeping, ranked))
-    for line in remarks(sweeping, ranked):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    best = write_best(sweeping, without=ON_THE_FULL_SET, absent=Config.absent)
-    return [*([best] if best else []), *write_tables(sweeping)]
+    return [*([figures_section] if figures else []), *([lists] if ranked else [])]
 
 
-def _table(sweeping: SweepResults, ranked: list[Ranked]) -> Table:
-    table = Table(title=ranking_title(sweeping))
-    columns, rows = ranking_rows(sweeping, ranked, TEST)
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _sweep(folder: Path, console: Console) -> list[Path]:
+    """Print a sweep's ranking and write its tables; returns the files."""
+    results = read_outcomes(folder)
+    ranking = ranking_table(results, TEST)
+    if ranking.rows:
+        columns = (Column(name, justify="right") for name in ranking.columns)
+        table = Table(*columns, title=ranking.title)
+        for row in ranking.rows:
+            table.add_row(*row)
+        console.print(table)
+    _print(console, *ranking.remarks)
+    best = write_best(results, without=ON_THE_FULL_SET, absent=Config.absent)
+    return [*([best] if best else []), *write_tables(results)]
 
 
 def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
-    """Say whether one point beats another, over seeds and over the test queries."""
-    sweeping = read_outcomes(folder)
-    ranked = sweeping.ranked()
+    """Test whether one point beats another, over seeds and over the test queries."""
+    results = read_outcomes(folder)
+    ranked = results.ranked()
     if not ranked:
-        raise UserError(f"{folder}: no trial is complete, there is nothing to compare")
+        raise UserError(f"{folder}: no trial is complete, so there is nothing to compare")
     for place in places:
         if not 1 <= place <= len(ranked):
-            raise UserError(f"--compare: there is no rank {place}, there are 1 to {len(ranked)}")
+            raise UserError(f"--compare: there is no rank {place}; ranks are 1 to {len(ranked)}")
     from svll.evaluation.feature_files.compare_runs import compare_points  # numba: a second
 
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):
-        words = " ".join(f"{key}={value}" for key, value in point.point.items())
-        console.print(f"{name}: {words}", highlight=False, markup=False, soft_wrap=True)
-    seeds, verdicts = compare_points(a, b, sweeping.metric)
-    for what, verdict in verdicts.items():
-        sure = "A and B differ" if verdict.p < SURE else "no difference is shown"
-        console.print(
-            f"{what}: A - B = {verdict.mean:+.4f}, better {counted(verdict.wins, 'time')}, worse "
-            f"{counted(verdict.losses, 'time')}, p = {verdict.p:.2g}: {sure}",
-            highlight=False, markup=False, soft_wrap=True,
-        )
+        values = " ".join(f"{key}={value}" for key, value in point.point.items())
+        _print(console, f"{name}: {values}")
+    seeds, verdicts = compare_points(a, b, results.metric)
+    for test, verdict in verdicts.items():
+        conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
+        _print(console, f"{test}: A - B = {verdict.mean:+.4f}, better "
+               f"{counted(verdict.wins, 'time')}, worse {counted(verdict.losses, 'time')}, "
+               f"p = {verdict.p:.2g}: {conclusion}")
     if 0 < seeds < 6:
-        console.print(f"over {counted(seeds, 'seed')} p cannot be below {2.0 ** (1 - seeds):.2g}",
-                      highlight=False)
-    console.print("the test over queries takes these trained models as given: another seed may "
-                  "give another answer", highlight=False, soft_wrap=True)
+        _print(console, f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")
+    _print(console, "The test over queries is on these trained models only; other seeds may give "
+           "another answer.")
     return 0
+
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

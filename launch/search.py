@@ -1,10 +1,10 @@
-"""Search a folder for the images that look most like each query image: a page and a table.
+"""Search a folder for the images most similar to each query image: a page and a table.
 
     python launch/search.py --weights runs/market1501/0a1b2c3d4e5f --query queries --gallery photos
     python launch/search.py --weights model.pth --query a.jpg --gallery photos --threshold 0.7
     python launch/search.py --weights RUN --query a.jpg --gallery photos --at-fpr 0.001 --out found
 
-Writes search.html and search.csv. Images from a threshold on the cosine similarity on are accepted
+Writes search.html and search.csv. Images whose cosine similarity reaches a threshold are accepted
 as the query's identity. The threshold is found on labelled test features of the same model: those
 of --threshold-from, else those in the run's folder.
 """
@@ -20,10 +20,10 @@ from harness.base.paths import shown
 from launch.cli import command
 
 if TYPE_CHECKING:  # torch
-    from svll.search.search import Found, Threshold
+    from svll.search.search import SearchResults
+    from svll.search.threshold import Threshold
 
-PRINTED = 20
-"""Queries whose nearest image is printed."""
+PRINTED = 20  # queries whose nearest image is printed
 
 
 @command(__doc__)
@@ -36,7 +36,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("results"),
     top_k: Annotated[int, typer.Option(min=1, help="Number of nearest images per query.")] = 10,
     threshold: Annotated[
-        float | None, typer.Option(help="Cosine similarity to accept images from, -1 to 1.")
+        float | None, typer.Option(help="Lowest cosine similarity to accept, -1 to 1.")
     ] = None,
     threshold_from: Annotated[
         Path | None,
@@ -45,8 +45,8 @@ def main(
     ] = None,
     at_fpr: Annotated[
         float | None,
-        typer.Option(help="The false positive rate to allow on those features. "
-                     "[default: where both error rates are equal]"),
+        typer.Option(help="Highest false positive rate on those features. "
+                     "[default: the equal error rate]"),
     ] = None,
 ) -> int:
     """Search, write, and print the nearest image of each query."""
@@ -56,15 +56,15 @@ def main(
     from svll.search.search import search  # torch, Numba: not for --help
 
     check_writable(out / "search.html")  # before hours of encoding
-    found = search(
+    results = search(
         weights, query, gallery, top_k=top_k,
         threshold=_threshold(weights, threshold, threshold_from, at_fpr),
     )
     try:
-        files = write_search(found, out)
+        files = write_search(results, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    _print(found)
+    _print(results)
     for file in files:
         typer.echo(shown(file))
     return 0
@@ -74,34 +74,32 @@ def _threshold(
     weights: Path, given: float | None, source: Path | None, at_fpr: float | None
 ) -> "Threshold | None":
     """Return the given threshold, or the one found on the given features or the run's own."""
-    from svll.search.search import calibrated_threshold, given_threshold, own_features
+    from svll.search.threshold import calibrated_threshold, given_threshold, own_features
 
     if given is not None:
         return given_threshold(given)
-    path = source or own_features(weights)
-    if path is not None:
+    if path := source or own_features(weights):
         return calibrated_threshold(path, at_fpr)
     if at_fpr is not None and weights.exists():  # search() reports missing weights
         raise UserError(
-            f"--at-fpr {at_fpr:g} without features to find the threshold on has no effect; add "
+            f"--at-fpr {at_fpr:g} has no effect without features to find the threshold on; add "
             "--threshold-from FEATURES.h5"
         )
     return None
 
 
-def _print(found: "Found") -> None:
-    from svll.search.search import name_in
+def _print(results: "SearchResults") -> None:
+    from svll.search.page import name_in
 
-    for answer in found.answers[:PRINTED]:
-        best = "nothing else in the gallery"
-        if answer.hits:
-            hit = answer.hits[0]
-            name = name_in(hit.path, found.gallery)
-            best = f"{name}  {hit.similarity:.4f}  {hit.word}".rstrip()
-        typer.echo(f"{name_in(answer.query, found.query)} -> {best}")
-    if len(found.answers) > PRINTED:
-        typer.echo(f"... and {len(found.answers) - PRINTED} more queries")
-    typer.echo(found.verdict)
+    for query, hits in results.queries[:PRINTED]:
+        nearest = "no other image in the gallery"
+        if hits:
+            name = name_in(hits[0].path, results.gallery)
+            nearest = f"{name}  {hits[0].similarity:.4f}  {hits[0].label}".rstrip()
+        typer.echo(f"{name_in(query, results.query)} -> {nearest}")
+    if len(results.queries) > PRINTED:
+        typer.echo(f"... and {len(results.queries) - PRINTED} more queries")
+    typer.echo(results.criterion)
 
 
 if __name__ == "__main__":

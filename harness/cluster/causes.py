@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from harness.base.files import tail
 from harness.runs.failures import LOST_RANK
 
 TAIL_BYTES = 8192
@@ -56,14 +57,7 @@ def with_next_step(told: str, advice: Mapping[str, str] | None = None) -> str:
 def last_words(logs: Iterable[Path], about: str = "") -> list[str]:
     """Return the last line of the logs that tells a known cause and names `about`, else nothing."""
     for log in sorted(logs):
-        try:
-            with log.open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - TAIL_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in reversed(lines):
+        for line in reversed(tail(log, TAIL_BYTES).splitlines()):
             if about in line and any(re.search(pattern, line) for pattern in NEXT_STEPS):
                 return [line.strip()]
     return []

@@ -1,19 +1,22 @@
-"""Figures by matplotlib: how they look, as SVG within a page, and as files beside it."""
+"""Matplotlib figures: their look, as SVG in a page, and as files beside it."""
 
 import io
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.base.errors import UserError
 from harness.base.files import atomic_write
+from harness.reporting import page
 
-if TYPE_CHECKING:  # matplotlib: a second that commands should not take before they draw
+if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
 INK = "#1f2933"
-"""Colour of text and axes; in a page it is the page's own, so that it can be read in the dark."""
+"""Colour of text and axes; in a page, the page's text colour replaces it (dark mode)."""
 LINES = ("#3b82c4", "#e07b39", "#3f9d6b", "#c2509b", "#8c6bc8", "#b08d2a", "#4aa3a2", "#d1495b")
-"""Of curves, in order: seen on white and on black."""
+"""Colours of curves, in order; visible on white and on black."""
 DPI = 160
 LOOK: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "svll", "font.size": 9.0, "font.family": "sans-serif",
@@ -26,7 +29,7 @@ LOOK: dict[Any, Any] = {
 
 
 def new_figure(width: float = 7.0, height: float = 3.0) -> "Figure":
-    """Return an empty figure of so many inches, in our look; draw in it under `look()`."""
+    """Return an empty figure, sized in inches; draw in it under `look()`."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -41,7 +44,7 @@ def look() -> AbstractContextManager[None]:
 
 
 def as_svg(figure: "Figure") -> str:
-    """Return a figure as an SVG element for a page, in whose colour its text and axes are."""
+    """Return a figure as an SVG element, with text and axes in the page's text colour."""
     with look():
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -57,3 +60,16 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
             with atomic_write(file) as private:
                 figure.savefig(private, format=file.suffix[1:], dpi=DPI, facecolor="white")
     return files
+
+
+def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) -> page.Html:
+    """Save a figure, return it for a page in `folder` ("" for None). Raises UserError."""
+    if figure is None:
+        return page.Html("")
+    try:
+        files = save(figure, stem)
+    except OSError as error:
+        raise UserError(f"{stem.parent}: cannot be written: {error.strerror or error}") from None
+    links = [part for file in files for part in (" ", page.link(os.path.relpath(file, folder)))]
+    text = page.element("figcaption", caption, *links)
+    return page.element("figure", page.Html(as_svg(figure)), text)  # its text is escaped already

@@ -1,4 +1,4 @@
-"""Following a sweep until nothing of it is on its way: a live table, or lines in a log."""
+"""Following a sweep until none of its trials is queued or running: a live table, or log lines."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,60 +9,49 @@ from rich.live import Live
 
 from harness.cluster.places import Places, all_places
 from harness.cluster.states import ALIVE, TrialState, is_searched, survey
-from harness.reporting.terminal import line, live_table, progress
+from harness.reporting.terminal import live_table, progress, trial_line
 from harness.sweeps.reading import Sweep
 
+Show = Callable[[Sequence[TrialState]], None]
 POLL_S = 1.0
-SQUEUE_EVERY_S = 15.0
-"""How old an answer of a scheduler may be."""
-LINE_EVERY_S = 10.0
-"""A running trial says at most this often how far it is, in a log."""
+SQUEUE_EVERY_S = 15.0  # largest age of a scheduler's answer
+LINE_EVERY_S = 10.0  # least time between two log lines on a trial's epochs
 
 
 def follow(sweep: Sweep, console: Console) -> list[TrialState]:
-    """Show the sweep until no trial is placesd or running any more; return the last state.
-
-    A controller that does not answer for a while is waited for.
-    """
+    """Show the sweep until no trial is queued or running, and return the last states."""
     places = all_places(max_age_s=SQUEUE_EVERY_S, patient=True)
     if not console.is_terminal:
-        return _poll(sweep, places, _Lines(sweep, console).show)
+        return _poll(sweep, places, _line_printer(sweep, console))
+    most = max(5, console.height - 8)
     with Live(console=console, refresh_per_second=2, vertical_overflow="ellipsis") as live:
-        most = max(5, console.height - 8)
-        return _poll(
-            sweep, places, lambda states: live.update(live_table(sweep, states, most=most))
-        )
+        return _poll(sweep, places, lambda states: live.update(live_table(sweep, states, most)))
 
 
-def _poll(
-    sweep: Sweep, places: Places, show: Callable[[Sequence[TrialState]], None]
-) -> list[TrialState]:
+def _poll(sweep: Sweep, places: Places, show: Show) -> list[TrialState]:
     while True:
         states = survey(sweep, places)
         show(states)
         if not any(one.state in ALIVE for one in states) and not is_searched(sweep, places):
             return states
-        # reading a thousand status files takes a while: leave the file system some rest
+        # a thousand status files take a while to read: pause in proportion, for the file system
         time.sleep(max(POLL_S, len(states) / 200))
 
 
-class _Lines:
-    """Prints a line when a trial's state changes, and now and then when its epoch does."""
+def _line_printer(sweep: Sweep, console: Console) -> Show:
+    """Return a function that prints trials whose state changed, now and then whose epoch did."""
+    printed: dict[str, tuple[float, tuple[object, ...]]] = {}
 
-    def __init__(self, sweep: Sweep, console: Console) -> None:
-        self.sweep = sweep
-        self.console = console
-        self.said: dict[str, tuple[float, object]] = {}
-
-    def show(self, states: Sequence[TrialState]) -> None:
+    def show(states: Sequence[TrialState]) -> None:
         for one in states:
-            newest = progress(one.trial.run, self.sweep.metric)
-            epoch = (one.state, newest.get("stage"), newest.get("epoch"))
-            when, before = self.said.get(one.trial.signature, (0.0, (None,)))
-            same_state = isinstance(before, tuple) and before[0] == one.state
-            if epoch == before or (same_state and time.monotonic() - when < LINE_EVERY_S):
+            newest = progress(one.trial.run, sweep.metric)
+            reached = one.state, newest.get("stage"), newest.get("epoch")
+            when, before = printed.get(one.trial.signature, (0.0, (None,)))
+            is_early = before[0] == one.state and time.monotonic() - when < LINE_EVERY_S
+            if reached == before or is_early:
                 continue
-            self.said[one.trial.signature] = (time.monotonic(), epoch)
-            now = datetime.now().strftime("%H:%M:%S")
-            text = f"{now} {line(self.sweep, one)}"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            printed[one.trial.signature] = (time.monotonic(), reached)
+            text = f"{datetime.now():%H:%M:%S} {trial_line(sweep, one)}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return show

@@ -1,4 +1,4 @@
-"""A sweep's points against its metric: what mattered, every point as a line, two keys as a map."""
+"""A sweep's points and its metric: importance of keys, parallel coordinates, a map of two keys."""
 
 import json
 import math
@@ -6,153 +6,128 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.reporting.drawing import LINES, look, new_figure
-from harness.sweeps.outcomes import Ranked, SweepResults
+from harness.sweeps.outcomes import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "viridis"
-SEEN = 0.35, 0.95
-"""The part of those colours that lines have: they are seen on white and on black."""
+VISIBLE = 0.35, 0.95  # part of these colours that lines take: visible on white and on black
 WIDE_RANGE = 20.0
-"""A positive key whose largest value is so many times its smallest is drawn on a log scale."""
-LEAST_OF_MAP = 4
-"""Fewer points span no map."""
+"""Ratio of largest to smallest value from which on a positive key gets a log scale."""
+LEAST_OF_MAP = 4  # fewer points span no map
 
 
 def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
-    """Draw each key's share in the metric's variance."""
+    """Draw each key's share of the metric's variance."""
     figure = new_figure(7.0, 0.6 + 0.3 * len(shares))
+    keys, values = list(shares)[::-1], list(shares.values())[::-1]
     with look():
         axes = figure.subplots()
-        keys = list(shares)[::-1]
-        bars = axes.barh(keys, [shares[key] for key in keys], color=LINES[0], height=0.6)
-        axes.bar_label(bars, [f"{shares[key]:.0%}" for key in keys], padding=3)
-        axes.set_xlim(0, 1.1)
-        axes.set_xlabel(f"share in the variance of {metric}")
+        bars = axes.barh(keys, values, color=LINES[0], height=0.6)
+        axes.bar_label(bars, [f"{value:.0%}" for value in values], padding=3)
+        axes.set(xlim=(0, 1.1), xlabel=f"share of the variance of {metric}")
     return figure
 
 
-def parallel_coordinates(sweeping: SweepResults) -> "Figure | None":
-    """Draw every complete point as a line over the searched keys, coloured by its metric.
-
-    None of fewer than two points or without a searched key.
-    """
-    ranked = sweeping.ranked()
-    if len(ranked) < 2 or not sweeping.keys:
+def parallel_coordinates(results: SweepResults) -> "Figure | None":
+    """Draw each point as a line over the searched keys; None for under two points or no key."""
+    # the best last, over the others
+    ranked = sorted(results.ranked(), key=lambda one: one.mean, reverse=results.mode == "min")
+    if len(ranked) < 2 or not results.keys:
         return None
-    scales = {key: _Scale([one.point.get(key) for one in ranked]) for key in sweeping.keys}
-    scales[sweeping.metric] = _Scale([one.mean for one in ranked])
+    columns = {key: [one.point.get(key) for one in ranked] for key in results.keys}
+    columns[results.metric] = [one.mean for one in ranked]
+    scales = {key: _Scale(values) for key, values in columns.items()}
     figure = new_figure(max(7.0, 1.5 * len(scales)), 3.4)
     with look():
         import matplotlib
 
         axes = figure.subplots()
-        colours = matplotlib.colormaps[COLOURS]
-        for one in _worst_first(sweeping, ranked):
-            values = [one.point.get(key) for key in sweeping.keys] + [one.mean]
-            heights = [
-                scale.place(value) for scale, value in zip(scales.values(), values, strict=True)
-            ]
-            low, high = SEEN
-            colour = colours(low + (high - low) * heights[-1])
-            axes.plot(range(len(heights)), heights, color=colour, linewidth=1.3, alpha=0.85)
+        colours, (low, high) = matplotlib.colormaps[COLOURS], VISIBLE
+        heights = (map(scales[key].height, values) for key, values in columns.items())
+        for line in zip(*heights, strict=True):
+            colour = colours(low + (high - low) * line[-1])
+            axes.plot(range(len(line)), line, color=colour, linewidth=1.3, alpha=0.85)
         _label(axes, scales)
     return figure
 
 
-def contour(sweeping: SweepResults, keys: Sequence[str]) -> "Figure | None":
-    """Draw the metric over two numeric keys: the points, and between them what lies on triangles.
-
-    None when fewer than four points have both, or when they lie on a line.
-    """
+def contour(results: SweepResults, keys: Sequence[str]) -> "Figure | None":
+    """Draw the metric over two numeric keys; None for under four points or points on a line."""
     ranked = [
-        one for one in sweeping.ranked() if all(_is_number(one.point.get(key)) for key in keys)
+        one for one in results.ranked() if all(_is_number(one.point.get(key)) for key in keys)
     ]
     if len(keys) < 2 or len(ranked) < LEAST_OF_MAP:
         return None
-    names, (x, y) = [], ([float(one.point[key]) for one in ranked] for key in keys)
-    for key, axis in zip(keys, (x, y), strict=True):
-        is_log = _is_wide(axis)
+    names, places, means = [], [], [one.mean for one in ranked]
+    for key in keys:
+        values = [float(one.point[key]) for one in ranked]
+        is_log = _is_wide(values)
         names.append(f"log10 {key}" if is_log else key)
-        axis[:] = [math.log10(value) for value in axis] if is_log else axis
-    return _map(x, y, [one.mean for one in ranked], names, sweeping.metric)
-
-
-def _map(
-    x: list[float], y: list[float], z: list[float], names: Sequence[str], metric: str
-) -> "Figure | None":
-    figure = new_figure(5.0, 3.6)
+        places.append([math.log10(value) for value in values] if is_log else values)
+    figure, (x, y) = new_figure(5.0, 3.6), places
     with look():
         axes = figure.subplots()
         axes.grid(visible=False)
         try:
-            drawn = axes.tricontourf(x, y, z, levels=12, cmap=COLOURS, alpha=0.8)
+            surface = axes.tricontourf(x, y, means, levels=12, cmap=COLOURS, alpha=0.8)
         except (ValueError, RuntimeError):  # all on one line
             return None
-        # whole where they lie on the map's edge, and over its axes
-        axes.scatter(x, y, c=z, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
-                     vmin=min(z), vmax=max(z), clip_on=False, zorder=3)
-        figure.colorbar(drawn, ax=axes, label=metric)
-        axes.set_xlabel(names[0])
-        axes.set_ylabel(names[1])
+        # over the axes, and not clipped at the map's edge
+        axes.scatter(x, y, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
+                     vmin=min(means), vmax=max(means), clip_on=False, zorder=3)
+        figure.colorbar(surface, ax=axes, label=results.metric)
+        axes.set(xlabel=names[0], ylabel=names[1])
     return figure
 
 
-def map_keys(sweeping: SweepResults, shares: Mapping[str, float]) -> list[str]:
-    """Return the two numeric keys to draw a map over, those that mattered most first."""
-    ranked = sweeping.ranked()
+def map_keys(results: SweepResults, shares: Mapping[str, float]) -> list[str]:
+    """Return the two most important numeric keys, for `contour`."""
+    points = [one.point for one in results.ranked()]
     numeric = [
-        key for key in sweeping.keys
-        if len({one.point.get(key) for one in ranked if _is_number(one.point.get(key))}) > 1
+        key for key in results.keys
+        if len({point[key] for point in points if _is_number(point.get(key))}) > 1
     ]
     return sorted(numeric, key=lambda key: -shares.get(key, 0.0))[:2]
 
 
 class _Scale:
-    """One axis of parallel coordinates: values of a key to heights 0..1."""
+    """One axis of parallel coordinates: maps a key's values to heights 0..1."""
 
     def __init__(self, values: Sequence[Any]) -> None:
-        there = [value for value in values if value is not None]
-        self.is_numeric = bool(there) and all(map(_is_number, there))
-        self.is_log = self.is_numeric and _is_wide(there)
-        kinds = {json.dumps(value): value for value in there}
+        known = [value for value in values if value is not None]
+        self.is_numeric = bool(known) and all(map(_is_number, known))
+        self.is_log = self.is_numeric and _is_wide(known)
         if self.is_numeric:
-            self.ticks: list[Any] = [min(there), max(there)]
+            self.ticks: list[Any] = sorted({min(known), max(known)})
         else:
-            self.ticks = [kinds[name] for name in sorted(kinds)]
+            kinds = {json.dumps(value): value for value in known}
+            self.ticks = [kinds[text] for text in sorted(kinds)]
 
-    def place(self, value: Any) -> float:
-        """Return a value's height; NaN of a key that a point does not have."""
+    def height(self, value: Any) -> float:
+        """Return a value's height; NaN for None, a key that a point does not have."""
         if value is None:
             return math.nan
         if not self.is_numeric:
             return self.ticks.index(value) / max(1, len(self.ticks) - 1)
-        low, high, at = (
-            math.log(v) if self.is_log else float(v) for v in (*self.ticks, value)
-        )
+        ends = self.ticks[0], self.ticks[-1], value
+        low, high, at = (math.log(v) if self.is_log else float(v) for v in ends)
         return 0.5 if high == low else (at - low) / (high - low)
 
 
 def _label(axes: Any, scales: Mapping[str, _Scale]) -> None:
-    """Put each axis's name, and its least and largest value or its kinds, beside it."""
+    """Name each axis, and label its smallest and largest value, or its categories."""
     for place, scale in enumerate(scales.values()):
         axes.axvline(place, color="#8a94a0", linewidth=0.8)
-        for value in dict.fromkeys(map(json.dumps, scale.ticks)):
-            value = json.loads(value)
-            told = f"{value:.4g}" if isinstance(value, float) else str(value)
-            axes.annotate(told, (place, scale.place(value)), xytext=(4, 0), fontsize=8,
+        for value in scale.ticks:
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            axes.annotate(text, (place, scale.height(value)), xytext=(4, 0), fontsize=8,
                           textcoords="offset points", va="center")
     axes.set_xticks(range(len(scales)), list(scales), rotation=15)
-    axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlim(-0.15, len(scales) - 0.5)
-
-
-def _worst_first(sweeping: SweepResults, ranked: Sequence[Ranked]) -> list[Ranked]:
-    """Return points so that the best is drawn over the others."""
-    return sorted(ranked, key=lambda one: one.mean, reverse=sweeping.mode == "min")
+    axes.set(yticks=[], xlim=(-0.15, len(scales) - 0.5))
 
 
 def _is_number(value: Any) -> bool:

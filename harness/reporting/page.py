@@ -1,7 +1,7 @@
-"""HTML pages that need nothing but themselves: no network, no scripts, dark and light, any width.
+"""Self-contained HTML pages: no network, no scripts, dark and light, any width.
 
-Text is escaped wherever it comes from; what is HTML already has the type `Html`, which only the
-functions here make. Their pages forbid the browser to load or to execute anything.
+All text is escaped; only the functions here make `Html`, which is not escaped again. The pages'
+policy forbids the browser to load or execute anything.
 """
 
 import base64
@@ -36,33 +36,30 @@ pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .85r
 
 
 class Html(str):
-    """Text that is HTML, whose every foreign part has been escaped."""
+    """Text that is HTML, all foreign parts escaped."""
 
 
 def escape(value: object) -> Html:
-    """Return a value as HTML: what is `Html` as it is, anything else escaped, None as nothing."""
+    """Return a value as HTML: `Html` unchanged, None as "", anything else escaped."""
     if isinstance(value, Html):
         return value
     return Html("" if value is None else html.escape(str(value)))
 
 
 def join(*parts: object) -> Html:
-    """Return parts one after the other, each escaped."""
+    """Return the parts, each escaped, one after the other."""
     return Html("".join(map(escape, parts)))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-    """Return one element; `class_` and `for_` are the attributes of those names.
-
-    Children and the values of attributes are escaped; an attribute that is None is left out.
-    """
-    told = "".join(
+    """Return an element, its text escaped; `class_` is class, None leaves an attribute out."""
+    text = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for name, value in attributes.items() if value is not None
     )
     if tag in ("img", "br", "hr", "meta"):
-        return Html(f"<{tag}{told}>")
-    return Html(f"<{tag}{told}>{join(*children)}</{tag}>")
+        return Html(f"<{tag}{text}>")
+    return Html(f"<{tag}{text}>{join(*children)}</{tag}>")
 
 
 def section(title: object, *parts: object, id_: str | None = None) -> Html:
@@ -71,62 +68,44 @@ def section(title: object, *parts: object, id_: str | None = None) -> Html:
 
 
 def note(*parts: object) -> Html:
-    """Return a remark that stands out, such as what is missing."""
+    """Return a highlighted remark, such as on missing files."""
     return element("p", *parts, class_="note")
 
 
 def link(target: object, text: object = None) -> Html:
-    """Return a link to a file, by its path from the page, or to a section, as in #name."""
-    shown = target if text is None else text
+    """Return a link to a file, by its path from the page, or to a section (#name)."""
     path = str(target)
     if not path.startswith("#"):
         path = quote(path, errors="surrogateescape")  # a colon too, so it cannot be a scheme
-    return element("a", shown, href=path)
+    return element("a", target if text is None else text, href=path)
 
 
 def table(
     columns: Sequence[object], rows: Sequence[Sequence[object]], *,
     marked: Sequence[Sequence[bool]] | None = None,
 ) -> Html:
-    """Return a table that scrolls by itself where it is wider than the screen.
-
-    Numbers stand on the right. marked: which cells [rows, columns] are highlighted.
-    """
-    body = [
-        element("tr", *(
-            _cell(value, is_marked=marked is not None and marked[i][j])
-            for j, value in enumerate(row)
-        ))
-        for i, row in enumerate(rows)
-    ]
+    """Return a table that can scroll sideways; marked: cells [rows, columns] to highlight."""
+    marked = marked or [[False] * len(row) for row in rows]
+    body = [element("tr", *map(_cell, row, marks)) for row, marks in zip(rows, marked, strict=True)]
     head = element("thead", element("tr", *(element("th", column) for column in columns)))
     return element("div", element("table", head, element("tbody", *body)), class_="wide")
 
 
-def _cell(value: object, *, is_marked: bool) -> Html:
+def _cell(value: object, is_marked: bool) -> Html:
     kinds = ["number"] if isinstance(value, int | float) and not isinstance(value, bool) else []
     kinds += ["mark"] if is_marked else []
-    shown = f"{value:.4g}" if isinstance(value, float) else value
-    return element("td", shown, class_=" ".join(kinds) or None)
+    text = f"{value:.4g}" if isinstance(value, float) else value
+    return element("td", text, class_=" ".join(kinds) or None)
 
 
-def figure(svg: str, caption: object, *, files: Sequence[str] = ()) -> Html:
-    """Return a picture with a line under it, and links to it as files.
-
-    svg: as `drawing.as_svg` makes it, of which all text is escaped already.
-    """
-    linked = [part for file in files for part in (" ", link(file))]
-    return element("figure", Html(svg), element("figcaption", caption, *linked))
-
-
-def image(data: bytes, alt: object, *, kind: str = "jpeg", **attributes: object) -> Html:
-    """Return an image that lies in the page itself; kind: jpeg or png."""
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def image(data: bytes, alt: object, **attributes: object) -> Html:
+    """Return a JPEG that is stored in the page itself."""
+    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
     return element("img", src=source, alt=alt, **attributes)
 
 
 def page(title: object, *parts: object, style: str = "") -> str:
-    """Return a whole document; style: CSS of this page's own, written by us."""
+    """Return a whole document; style: additional CSS, trusted."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'

@@ -1,8 +1,9 @@
-"""Runs side by side in a page: how they stand, where they differ, what they were computed with."""
+"""Tables of a page on runs: their state and results, their differing settings, damaged files."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,136 +12,90 @@ from harness.base.files import read_json
 from harness.base.mappings import leaves, numeric_leaves
 from harness.config.yaml_files import read_yaml
 from harness.reporting import page
-from harness.reporting.curves import Shown
+from harness.reporting.curves import LabelledRun
 from harness.reporting.page import Html
-from harness.runs.run import Run, state_of
+from harness.runs.run import Run, epoch_lines, state_of
 
-FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")
-"""What a run's row links to."""
+FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")  # what a run's row links to
 UNKNOWN = "?"
 
 
-def _status(run: Run) -> dict[str, Any]:
-    with suppress(UserError):
-        return run.status()
-    return {}
+def _read(read: Callable[[], Any], otherwise: Any) -> Any:
+    """Return what `read` returns, or `otherwise` when a file is missing or damaged."""
+    with suppress(UserError, ValueError, OSError, AttributeError):
+        return read()
+    return otherwise
 
 
-def _result(run: Run) -> dict[str, float]:
-    with suppress(UserError, ValueError):
-        return numeric_leaves(run.result() or {})
-    return {}
-
-
-def _epochs(run: Run) -> int:
-    """Count the epochs that a run has logged, without reading all that its lines say."""
-    with suppress(OSError):
-        return run.metrics_file.read_bytes().count(b'"kind": "epoch"')
-    return 0
-
-
-def runs_table(shown: Sequence[Shown], numbers: Mapping[str, str], folder: Path) -> Html:
-    """Return one row for each run: state, where and how often it ran, numbers, files.
-
-    numbers: of the result, by title, as dotted keys. folder: where the page will be.
-    """
-    columns = [
-        "run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *numbers, "files"
-    ]
-    rows = []
-    for one in shown:
-        status, result = _status(one.run), _result(one.run)
-        seconds = result.get("seconds")
-        rows.append([
-            one.label, state_of(one.run), status.get("host"), status.get("attempts"),
-            _epochs(one.run),
-            None if seconds is None else round(seconds / 60, 1),
-            *(_fraction(result.get(key)) for key in numbers.values()), _links(one.run, folder),
-        ])
-    return page.table(columns, rows)
-
-
-def _fraction(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}"
-
-
-def _links(run: Run, folder: Path) -> Html:
-    found = [run.folder / name for name in FILES if (run.folder / name).exists()]
-    return page.join(*(
-        part for file in found
-        for part in (page.link(os.path.relpath(file, folder), file.name), " ")
-    ))
-
-
-def lacking(shown: Sequence[Shown]) -> list[str]:
-    """Say of each run that is not complete how it stands, and of each what cannot be read."""
-    told = []
-    for one in shown:
-        status, state = _status(one.run), state_of(one.run)
-        why = status.get("error") or status.get("reason") or ""
-        if state != "complete":
-            told.append(f"{one.label}: {state}{f': {why}' if why else ''}")
-        told += [f"{one.label}: {fault}" for fault in _faults(one.run)]
-    return told
-
-
-def _faults(run: Run) -> Iterator[str]:
-    """Say which files of a run are there and cannot be read, or must be there and are not."""
-    if not config_of(run):
-        yield f"{run.config_file.name} is missing or cannot be read"
-    for read in (run.status, run.result):
-        try:
-            read()
-        except (UserError, ValueError) as error:
-            yield str(error)
+def result_of(run: Run) -> dict[str, Any]:
+    """Return a run's result; {} when there is none, or none that can be read."""
+    return _read(run.result, None) or {}
 
 
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
-    try:
-        return leaves(read_yaml(run.config_file)[0])
-    except UserError:
-        return {}
+    return _read(lambda: leaves(read_yaml(run.config_file)[0]), {})
 
 
 def environment_of(run: Run) -> dict[str, Any]:
-    """Return what a run was computed with by dotted key; {} of a run that does not tell."""
-    try:
-        return leaves(read_json(run.environment_file))
-    except (OSError, ValueError, AttributeError):
-        return {}
+    """Return a run's environment by dotted key; {} when it is not recorded."""
+    return _read(lambda: leaves(read_json(run.environment_file)), {})
 
 
-def differing(sides: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys on which not all mappings agree, in the order of the first."""
-    keys = dict.fromkeys(key for side in sides for key in side)
-    return [
-        key for key in keys if any(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN)
-                                   for side in sides)
-    ]
-
-
-def comparison(shown: Sequence[Shown], sides: Sequence[Mapping[str, Any]], what: str) -> Html:
-    """Return a table of the keys on which runs differ; what differs from the first is marked.
-
-    what: of which the keys are, for the line above, such as `configuration`.
-    """
-    keys = differing(sides)
-    if not keys:
-        return page.element("p", f"The {what} is the same for all.")
-    first = f"{keys[0]}: {' against '.join(_cell(side, keys[0]) for side in sides[:2])}"
-    line = f"The first differing key is {first}." if len(sides) == 2 else (
-        f"{len(keys)} keys of the {what} differ."
+def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
+    """Return a row per run; columns: title and result key of numbers; folder: the page's."""
+    rows = []
+    for label, run in runs:
+        status, result = _read(run.status, {}), numeric_leaves(result_of(run))
+        seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
+        files = [file for name in FILES if (file := run.folder / name).exists()]
+        links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
+        rows.append([
+            label, state_of(run), status.get("host"), status.get("attempts"),
+            len(_read(partial(epoch_lines, run), [])), seconds and round(seconds / 60, 1),
+            *(None if value is None else f"{value:.4f}" for value in numbers),
+            page.join(*(part for link in links for part in (link, " "))),
+        ])
+    return page.table(
+        ["run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *columns, "files"],
+        rows,
     )
-    rows = [[key, *(_cell(side, key) for side in sides)] for key in keys]
-    marked = [
-        [False, *(side.get(key, UNKNOWN) != sides[0].get(key, UNKNOWN) for side in sides)]
-        for key in keys
+
+
+def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
+    """Return the state and error of each run that is not complete, and each damaged file."""
+    lines = []
+    for label, run in runs:
+        status, state = _read(run.status, {}), state_of(run)
+        why = status.get("error") or status.get("reason")
+        if state != "complete":
+            lines.append(f"{label}: {state}{f': {why}' if why else ''}")
+        if not config_of(run):
+            lines.append(f"{label}: {run.config_file.name} is missing or cannot be read")
+        for read in (run.status, run.result):
+            try:
+                read()
+            except (UserError, ValueError) as error:
+                lines.append(f"{label}: {error}")
+    return lines
+
+
+def comparison(
+    runs: Sequence[LabelledRun], sides: Sequence[Mapping[str, Any]], subject: str
+) -> Html:
+    """Return a table of the keys in which runs differ; subject: such as `configuration`."""
+    known = dict.fromkeys(key for side in sides for key in side)
+    values = {key: [side.get(key, UNKNOWN) for side in sides] for key in known}
+    differing = {key: row for key, row in values.items() if any(v != row[0] for v in row)}
+    if not differing:
+        return page.element("p", f"The {subject} is the same for all.")
+    rows = [
+        [key, *("none" if value is None else str(value) for value in row)]
+        for key, row in differing.items()
     ]
-    columns = ["key", *(one.label for one in shown)]
+    line = f"{len(rows)} keys of the {subject} differ."
+    if len(sides) == 2:
+        line = f"The first differing key is {rows[0][0]}: {rows[0][1]} against {rows[0][2]}."
+    marked = [[False, *(value != row[0] for value in row)] for row in differing.values()]
+    columns = ["key", *(one.label for one in runs)]
     return page.join(page.element("p", line), page.table(columns, rows, marked=marked))
-
-
-def _cell(side: Mapping[str, Any], key: str) -> str:
-    value = side.get(key, UNKNOWN)
-    return "none" if value is None else str(value)

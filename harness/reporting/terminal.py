@@ -1,15 +1,17 @@
-"""How a sweep looks: the live table, plain lines for a log, the final ranking, what went wrong."""
+"""A sweep in a terminal: live table, log lines, final ranking, failures."""
 
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
+from harness.base.files import tail
 from harness.base.mappings import lookup
 from harness.base.units import counted
 from harness.cluster.states import ALIVE, DONE, TrialState
@@ -21,86 +23,64 @@ COLOURS = {
     "died": "red", "failed": "red", "ended early": "magenta", "complete": "green",
 }
 BAD = ("failed", "died", "stopped")
-TAIL_BYTES = 65536
-"""How much of a metric log is read for its last lines."""
+FIRST_SHOWN = ("running", "failed", "died", "stopped", "queued", "missing", *DONE)
+"""States in the order in which a live table of many trials shows them."""
+trials = partial(counted, one="trial")  # 1 trial, 2 trials, ...
+TAIL_BYTES = 65536  # how much of a metric log is read for its last lines
+ERROR_LINES = 6
 
 
 def progress(run: Run, metric: str) -> dict[str, Any]:
     """Return the newest stage, epoch, loss and metric of a run, from the end of its metric log."""
-    found: dict[str, Any] = {}
-    for entry in _last_entries(run):
-        for key in ("stage", "epoch", "loss"):
-            if key in entry:
-                found.setdefault(key, entry[key])
-        value = lookup(entry, metric)
-        if value is not None:
-            found.setdefault("metric", value)
-        if {"stage", "epoch", "loss", "metric"} <= found.keys():
+    newest: dict[str, Any] = {}
+    # what follows the last newline is still being written
+    for text in reversed(tail(run.metrics_file, TAIL_BYTES).split("\n")[:-1]):
+        try:
+            entry = json.loads(text)
+        except ValueError:  # the first line of the tail, cut
             break
-    return found
+        value = lookup(entry, metric)
+        values = {key: entry[key] for key in ("stage", "epoch", "loss") if key in entry}
+        newest = values | ({} if value is None else {"metric": value}) | newest
+        if len(newest) == 4:
+            break
+    return newest
 
 
-def _last_entries(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield the last entries of a metric log, newest first, without reading all of a long one."""
-    try:
-        with run.metrics_file.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return
-    lines = text.split("\n")[:-1]  # what follows the last newline is still being written
-    for line in reversed(lines if size <= TAIL_BYTES else lines[1:]):
-        yield json.loads(line)
-
-
-def live_table(sweep: Sweep, states: Sequence[TrialState], *, most: int = 40) -> Table:
-    """Return the trials as they are now; of many, those on their way and those in trouble."""
-    shown = list(states)
-    if len(states) > most:
-        order = ["running", "failed", "died", "stopped", "queued", "missing", *DONE]
-        shown = sorted(states, key=lambda one: order.index(one.state))[:most]
-        shown.sort(key=lambda one: one.trial.index)
-    table = Table(title=f"{sweep.name}: {counts(states)}")
-    for name in ("#", "trial", "run", "state", "host"):
-        table.add_column(name, overflow="fold")
-    for name in ("attempts", "stage", "epoch", "loss", sweep.metric, "time"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for one in shown:
-        table.add_row(*_row(sweep, one))
+def live_table(sweep: Sweep, states: Sequence[TrialState], most: int = 40) -> Table:
+    """Return the trials as they are now; of more than `most`, running and failed ones first."""
+    shown = sorted(states, key=lambda one: FIRST_SHOWN.index(one.state))[:most]
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("#", "trial", "run", "state", "host")),
+        *(Column(name, justify="right")
+          for name in ("attempts", "stage", "epoch", "loss", sweep.metric, "time")),
+        "", title=f"{sweep.name}: {counts(states)}",
+    )
+    for one in sorted(shown, key=lambda one: one.trial.index):
+        newest = progress(one.trial.run, sweep.metric)
+        result = one.trial.run.result() if one.state == "complete" else None
+        table.add_row(
+            str(one.trial.index), escape(one.trial.title), one.trial.signature,
+            f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
+            str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
+            str(newest.get("epoch", "")), number(newest.get("loss")),
+            fraction(lookup(result, sweep.metric) if result else newest.get("metric")),
+            clock(elapsed(one)), escape(one.note),
+        )
     if len(shown) < len(states):
         table.caption = f"{len(states) - len(shown)} more"
     return table
 
 
-def _row(sweep: Sweep, one: TrialState) -> list[str]:
-    newest = progress(one.trial.run, sweep.metric)
-    result = one.trial.run.result() if one.state == "complete" else None
-    metric = lookup(result, sweep.metric) if result else newest.get("metric")
-    return [
-        str(one.trial.index), escape(one.trial.title), one.trial.signature,
-        f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
-        str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
-        str(newest.get("epoch", "")), number(newest.get("loss")), fraction(metric),
-        clock(elapsed(one)), escape(one.note),
-    ]
-
-
 def counts(states: Sequence[TrialState]) -> str:
-    """Say how many trials are in which state."""
-    found = [one.state for one in states]
-    said = [f"{found.count(state)} {state}" for state in COLOURS if state in found]
-    return f"{trials(len(states))}: {', '.join(said)}" if said else "no trial yet"
-
-
-def trials(count: int) -> str:
-    """Return `1 trial`, `2 trials`, ..."""
-    return counted(count, "trial")
+    """Return how many trials are in which state."""
+    each = [one.state for one in states]
+    parts = [f"{each.count(state)} {state}" for state in COLOURS if state in each]
+    return f"{trials(len(each))}: {', '.join(parts)}" if each else "no trial yet"
 
 
 def elapsed(one: TrialState) -> float | None:
-    """Return how long the trial ran (this attempt), in seconds."""
+    """Return how long the trial's last attempt ran, in seconds."""
     if one.state == "complete":
         # the status is written a moment after the result
         return one.status.get("seconds") or (one.trial.run.result() or {}).get("seconds")
@@ -112,65 +92,55 @@ def elapsed(one: TrialState) -> float | None:
 
 
 def final_table(sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str, str]) -> Table:
-    """Return the complete trials, best first by the sweep's metric.
-
-    columns: the further numbers to show, by title, as dotted keys of a result.
-    """
-    ranked = sorted(
-        (one for one in states if one.state == "complete"), key=lambda one: _rank(sweep, one)
-    )
-    selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(states) > 1 else ""
-    table = Table(title=f"{sweep.name}{selection}")
+    """Return the complete trials, best first; columns: title and result key of further numbers."""
+    results = [(one, one.trial.run.result() or {}) for one in states if one.state == "complete"]
+    results.sort(key=lambda pair: _rank(sweep, lookup(pair[1], sweep.metric)))
     keys = list(dict.fromkeys(key for one in states for key in one.trial.point))
-    for name in ("rank", *keys, "seed"):
-        table.add_column(name, justify="right")
-    for name in (sweep.metric, *columns, "time"):
-        table.add_column(name, justify="right")
-    table.add_column("run", overflow="fold")
-    for place, one in enumerate(ranked, start=1):
-        result = one.trial.run.result()
+    right = ("rank", *keys, "seed", sweep.metric, *columns, "time")
+    selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(states) > 1 else ""
+    table = Table(
+        *(Column(name, justify="right") for name in right), Column("run", overflow="fold"),
+        title=f"{sweep.name}{selection}",
+    )
+    for rank, (one, result) in enumerate(results, start=1):
         table.add_row(
-            str(place), *(escape(number(one.trial.point.get(key))) for key in keys),
+            str(rank), *(escape(number(one.trial.point.get(key))) for key in keys),
             str(one.trial.seed),
-            fraction(lookup(result, sweep.metric)),
-            *(fraction(lookup(result, key)) for key in columns.values()),
+            *(fraction(lookup(result, key)) for key in (sweep.metric, *columns.values())),
             clock(elapsed(one)), escape(str(one.trial.run.folder)),
         )
     return table
 
 
-def _rank(sweep: Sweep, one: TrialState) -> tuple[bool, float]:
-    value = lookup(one.trial.run.result(), sweep.metric)
+def _rank(sweep: Sweep, value: Any) -> float:
     if not isinstance(value, int | float) or math.isnan(value):
-        return (True, 0.0)
-    return (False, -value if sweep.mode == "max" else value)
+        return math.inf
+    return -value if sweep.mode == "max" else value
 
 
 def troubles(states: Sequence[TrialState]) -> Iterator[str]:
-    """Say of each trial that ended badly what its error was and where its log is."""
+    """Yield the error and the log file of each trial that failed, died or stopped."""
     for one in states:
         if one.state in BAD:
             yield f"trial {one.trial.index} ({one.trial.title}) {one.state}: {one.note}"
-            yield from (f"    {line}" for line in one.status.get("lines", [])[-6:])
+            yield from (f"    {line}" for line in one.status.get("lines", [])[-ERROR_LINES:])
             yield f"    log: {one.status.get('log', one.trial.run.log_file)}"
 
 
-def line(sweep: Sweep, one: TrialState) -> str:
-    """Say in one plain line where a trial is."""
+def trial_line(sweep: Sweep, one: TrialState) -> str:
+    """Return one plain line on a trial's state and progress."""
     newest = progress(one.trial.run, sweep.metric)
-    words = [f"trial {one.trial.index} ({one.trial.title}): {one.state}"]
-    if one.state in ALIVE or one.state == "stopped":
-        words += [str(newest["stage"])] if "stage" in newest else []
-        words += [f"epoch {newest['epoch']}"] if "epoch" in newest else []
-        words += [f"loss {number(newest['loss'])}"] if "loss" in newest else []
+    parts = [f"trial {one.trial.index} ({one.trial.title}): {one.state}"]
+    if one.state in (*ALIVE, "stopped"):
+        labels = {"stage": "", "epoch": "epoch ", "loss": "loss "}
+        parts += [f"{labels[key]}{number(newest[key])}" for key in labels if key in newest]
     metric = newest.get("metric")
     if one.state == "complete":
         metric = lookup(one.trial.run.result(), sweep.metric)
-    words += [f"{sweep.metric} {fraction(metric)}"] if metric is not None else []
+    parts += [f"{sweep.metric} {fraction(metric)}"] if metric is not None else []
     if one.state == "running" and "host" in one.status:
-        words += [f"on {one.status['host']}"]
-    words += [f"({one.note})"] if one.note else []
-    return " ".join(words)
+        parts.append(f"on {one.status['host']}")
+    return " ".join([*parts, f"({one.note})"] if one.note else parts)
 
 
 def wide(console: Console) -> Console:
@@ -179,14 +149,14 @@ def wide(console: Console) -> Console:
 
 
 def number(value: Any) -> str:
-    """Return a number in four digits, any other value as it is, nothing for None."""
+    """Return a number in four digits, any other value as it is, "" for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def fraction(value: Any) -> str:
-    """Return a metric to four places, nothing for None."""
+    """Return a metric in four decimals, "" for None."""
     return "" if value is None else f"{value:.4f}"
 
 

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from harness.base.errors import UserError
 from harness.base.mappings import lookup
 from harness.runs.execute import Report
-from harness.runs.run import Run
+from harness.runs.run import Run, epoch_lines
 from harness.runs.stopping import Stopped, stop_requested
 from harness.training import checkpoints, progress, ranks
 from harness.training.checkpoints import CheckpointWriter, Progress
@@ -110,9 +110,12 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some."""
-    epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
-    if len(epochs) > 2:  # a checkpoint is written while the next epoch is trained
+    """Raise UserError when a run without checkpoints must have had some.
+
+    An epoch's line is written before its checkpoint, which is written during the next epoch.
+    """
+    epochs = epoch_lines(run)
+    if len(epochs) > 2:
         raise UserError(
             f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
             f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"

@@ -1,19 +1,18 @@
-"""What an image search found, as a page that people look at."""
+"""search.html and search.csv: the results of an image search."""
 
+import csv
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from harness.base.files import write_text
+from harness.base.files import atomic_write, write_text
 from harness.base.paths import shown
 from harness.reporting.page import Html, element, image, note, page, section, table
 from svll.reports.thumbnails import thumbnail
-from svll.search.search import Answer, Found, Hit, name_in, write_csv
+from svll.search.search import Hit, QueryResult, SearchResults
 
-MOST_QUERIES = 100
-"""A page of more is slow to draw and to open; the table has them all."""
-THUMBNAIL = (128, 160)
-"""Width and height at most, in pixels."""
+MOST_QUERIES = 100  # most queries on the page, as larger pages are slow; the table has all
+THUMBNAIL = (128, 160)  # largest width and height in pixels
 STYLE = """
 .answer { display: flex; gap: 1.2rem; align-items: flex-start; }
 .hits { display: flex; flex-wrap: wrap; gap: .5rem; align-items: stretch; }
@@ -28,73 +27,78 @@ STYLE = """
 Thumbnail = Callable[[Path], bytes | None]
 
 
-def write_search(found: Found, out: Path) -> list[Path]:
+def write_search(results: SearchResults, out: Path) -> list[Path]:
     """Write search.html and search.csv into a folder; returns both. Raises OSError."""
     files = [out / "search.html", out / "search.csv"]
-    write_csv(found, files[1])  # first: the page reads images again, which may be gone by now
-    write_text(files[0], search_page(found))
+    _write_csv(results, files[1])  # first: the page reads images again, which may be gone by now
+    write_text(files[0], search_page(results))
     return files
 
 
-def search_page(found: Found) -> str:
-    """Return the page: what was searched, how was decided, each query beside its nearest."""
-    small = lru_cache(maxsize=1000)(_thumbnail)  # some images are near to many queries
-    answers = found.answers[:MOST_QUERIES]
-    parts = [element("p", _about(found)), note(found.verdict)]
-    if found.broken:
+def _write_csv(results: SearchResults, path: Path) -> None:
+    """Write a line for each query and hit; names that are not UTF-8 keep their bytes."""
+    with (
+        atomic_write(path) as private,
+        private.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["query", "rank", "gallery", "similarity", "accepted"])
+        for query, hits in results.queries:
+            for place, hit in enumerate(hits, start=1):
+                accepted = "" if hit.accepted is None else str(hit.accepted).lower()
+                writer.writerow([query, place, hit.path, hit.similarity, accepted])
+
+
+def search_page(results: SearchResults) -> str:
+    """Return the page: what was searched, the threshold, each query beside its nearest images."""
+    # some images are near to many queries
+    small = lru_cache(maxsize=1000)(partial(thumbnail, size=THUMBNAIL))
+    count, faults = len(results.queries), results.faults
+    parts = [
+        element("p", f"{count} query images of {shown(results.query)} against {results.images} "
+                f"gallery images of {shown(results.gallery)}, by cosine similarity of features of "
+                f"{shown(results.weights)}."),
+        note(results.criterion),
+    ]
+    if faults:
+        parts.append(note(f"Skipped {len(faults)} images that cannot be read, listed at the end."))
+    if count > MOST_QUERIES:
         parts.append(note(
-            f"Images that cannot be read and were left out: {len(found.broken)}; they are named at "
-            "the end."
+            f"The first {MOST_QUERIES} of {count} queries are shown; search.csv has all."
         ))
-    if len(answers) < len(found.answers):
-        parts.append(note(
-            f"The first {len(answers)} of {len(found.answers)} queries are shown; search.csv has "
-            "all."
-        ))
-    parts += [_section(found, answer, small) for answer in answers]
-    if found.broken:
-        rows = [[shown(one.path), one.reason] for one in found.broken]
-        parts.append(section("Images left out", table(["image", "reason"], rows)))
+    parts += [_section(results, one, small) for one in results.queries[:MOST_QUERIES]]
+    if faults:
+        rows = [[shown(path), reason] for path, reason in faults]
+        parts.append(section("Skipped images", table(["image", "reason"], rows)))
     return page("Image search", *parts, style=STYLE)
 
 
-def _about(found: Found) -> str:
-    return (
-        f"{len(found.answers)} query images of {shown(found.query)} against {found.images} gallery "
-        f"images of {shown(found.gallery)}, by cosine similarity of features of "
-        f"{shown(found.weights)}."
-    )
-
-
-def _section(found: Found, answer: Answer, small: Thumbnail) -> Html:
-    """Return one query beside its nearest."""
-    name = name_in(answer.query, found.query)
-    asked = _card(small(answer.query), answer.query, name, [element("b", "query")], "query")
+def _section(results: SearchResults, one: QueryResult, small: Thumbnail) -> Html:
+    """Return one query beside its nearest images."""
+    name = name_in(one.query, results.query)
+    query = _card(one.query, name, [element("b", "query")], "query", small)
     hits = [
-        _hit(place, hit, name_in(hit.path, found.gallery), small)
-        for place, hit in enumerate(answer.hits, start=1)
-    ]
-    if not hits:
-        hits = [element("p", "There is no other image in the gallery.")]
-    return section(
-        name, element("div", asked, element("div", *hits, class_="hits"), class_="answer")
-    )
+        _hit(place, hit, name_in(hit.path, results.gallery), small)
+        for place, hit in enumerate(one.hits, start=1)
+    ] or [element("p", "There is no other image in the gallery.")]
+    cards = element("div", query, element("div", *hits, class_="hits"), class_="answer")
+    return section(name, cards)
 
 
 def _hit(place: int, hit: Hit, name: str, small: Thumbnail) -> Html:
-    lines = [
-        element("b", place, ": ", f"{hit.similarity:.4f}"), element("br"),
-        element("span", hit.word, class_="good" if hit.accepted else "bad"),
-    ]
-    return _card(small(hit.path), hit.path, name, lines, hit.word or None)
+    label = element("span", hit.label, class_="good" if hit.accepted else "bad")
+    lines = [element("b", place, ": ", f"{hit.similarity:.4f}"), element("br"), label]
+    return _card(hit.path, name, lines, hit.label or None, small)
 
 
-def _card(data: bytes | None, path: Path, name: str, lines: list[Html], kind: str | None) -> Html:
-    """Return an image with lines and its name below; the whole path appears under the pointer."""
-    caption = element("figcaption", *lines, element("br"), name)
+def _card(path: Path, name: str, lines: list[Html], kind: str | None, small: Thumbnail) -> Html:
+    """Return an image with lines and its name below; the tooltip is its whole path."""
+    data = small(path)
     picture = image(data, name) if data else element("p", "cannot be read any more")
+    caption = element("figcaption", *lines, element("br"), name)
     return element("figure", picture, caption, class_=kind, title=shown(path))
 
 
-def _thumbnail(path: Path) -> bytes | None:
-    return thumbnail(path, THUMBNAIL)
+def name_in(path: Path, folder: Path) -> str:
+    """Return an image's printable name: its path within the folder that was searched."""
+    return shown(Path(path.name) if path == folder else path.relative_to(folder))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from harness.training import loop, ranks
 from launch import train
-from svll import stage1, stage2, testing
+from svll import scoring, stage1, stage2
 from svll.data.splits import Part
 from svll.inputs import Inputs
 from svll.models.reid import ReIDModel
@@ -42,14 +42,14 @@ def use_the_released_way() -> None:
         )
 
     def tested(inputs: Inputs, model: ReIDModel, part: Part) -> dict[str, Any]:
-        return testing.rank(part, *encode(inputs, model, part)).as_json() | {
+        return scoring.rank(part, *encode(inputs, model, part)).as_json() | {
             "dataset": part.name, "protocol": part.protocol
         }
 
     stage1.build, stage2.build, stage2.open_loader = build1, build2, _Loader  # type: ignore[assignment]
     Inputs.frozen = lambda inputs: _Frozen(inputs)  # type: ignore[assignment,method-assign,return-value]
-    testing.encode, testing._test = encode, tested
-    testing.initial_metrics = lambda inputs: {part.name: {} for part in inputs.splits.tests}
+    scoring.encode, scoring._test = encode, tested
+    scoring.initial_metrics = lambda inputs: {part.name: {} for part in inputs.splits.tests}
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ def test_two_points_are_compared_over_seeds_and_over_queries(
     status, told, _ = call(sweep, "--compare", 1, 2)
     assert status == 0
     assert "A: stage2.vss_weight=0.8" in told
-    assert "over 3 seeds p cannot be below 0.25" in told
+    assert "with 3 seeds p is at least 0.25" in told
     a, b = ([average_precisions(groups(noise, seed)) for seed in SEEDS]
             for noise in (NOISE[0.8], NOISE[0.0]))
     expected = compare(np.mean(a, axis=0), np.mean(b, axis=0))
@@ -132,7 +132,7 @@ def test_what_cannot_be_reported_is_told(
     sweep: Path, call: Command
 ) -> None:
     status, _, told = call(sweep, "--compare", 1, 3)
-    assert (status, told) == (1, "error: --compare: there is no rank 3, there are 1 to 2\n")
+    assert (status, told) == (1, "error: --compare: there is no rank 3; ranks are 1 to 2\n")
     other = sweep / "0.0-2" / "features.h5"
     with h5py.File(other, "r+") as file:
         file.attrs["protocol"] = "all_gallery"
@@ -145,7 +145,7 @@ def test_what_cannot_be_reported_is_told(
     assert "features.h5: is missing; python launch/features.py" in told
     status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
     assert (status, told) == (
-        1, "error: --compare: takes two points of one sweep; give its folder alone, without --out, "
+        1, "error: --compare takes two points of one sweep: give one folder, without --out, "
         "--figures and --ranked\n"
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
@@ -155,11 +155,11 @@ def test_what_cannot_be_reported_is_told(
         result.unlink()
     status, _, told = call(sweep, "--compare", 1, 2)
     assert (status, told) == (
-        1, f"error: {sweep}: no trial is complete, there is nothing to compare\n"
+        1, f"error: {sweep}: no trial is complete, so there is nothing to compare\n"
     )
     status, out, _ = call(sweep)
     assert status == 0
-    assert "7 trials: 6 new, 1 failed\nno trial is complete" in out
+    assert "7 trials: 6 new, 1 failed\nNo trial is complete." in out
     assert "No trial is complete." in (sweep / "report.html").read_text()
 
 
@@ -210,8 +210,8 @@ def test_the_best_runs_ranked_lists_are_made_when_asked_for(
     (sweep / "failed" / "config.yaml").touch()
     status, _, told = call(sweep / "failed", "--figures", "--ranked")
     assert (status, told) == (
-        1, f"error: {sweep / 'failed'}: no run is complete\n"
-        f"{sweep / 'failed' / 'report.html'} was written without what was asked for besides\n"
+        1, f"error: {sweep / 'failed' / 'report.html'}: report written; sections are missing:\n"
+        f"{sweep / 'failed'}: no run is complete\n"
     )
     text = (sweep / "failed" / "report.html").read_text()
     assert text.count("no run is complete") == 1

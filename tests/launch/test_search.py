@@ -90,12 +90,12 @@ def test_a_run_searches_with_the_threshold_of_its_own_features(
     for person, line in enumerate(lines[:4]):
         assert line.startswith(f"no <b>{person}.jpg -> no <b>{person}.jpg  0.")
         assert line.endswith("  accepted")
-    verdict, *files = lines[4:]
-    assert f"equal on {place / 'run' / 'features.h5'}: TPR 1.0000, FPR 0 there." in verdict
+    criterion, *files = lines[4:]
+    assert f"equal on {place / 'run' / 'features.h5'}: TPR 1.0000, FPR 0. " in criterion
     assert files == [str(out / "search.html"), str(out / "search.csv")]
     assert column(out, "accepted") == ["true", "false", "false", "false"] * 4
     assert column(out, "rank") == ["1", "2", "3", "4"] * 4
-    assert verdict.split(":")[0] in (out / "search.html").read_text(encoding="utf-8")
+    assert criterion.split(":")[0] in (out / "search.html").read_text(encoding="utf-8")
 
 
 def test_options_reach_the_search(run: Command, place: Path, tmp_path: Path) -> None:
@@ -103,11 +103,11 @@ def test_options_reach_the_search(run: Command, place: Path, tmp_path: Path) -> 
     more = ["--top-k", 2, "--threshold-from", features, "--at-fpr", 0.5]
     status, printed, _ = run(*asked(place, tmp_path, "run/model.safetensors"), *more)
     assert status == 0
-    assert f"where FPR is at most 0.5 on {features}" in printed
+    assert f"at this threshold FPR is at most 0.5 on {features}" in printed
     assert column(tmp_path, "rank") == ["1", "2"] * 4
     status, printed, _ = run(*asked(place, tmp_path), "--threshold", -1)
     assert status == 0
-    assert "at least -1.0000, as given" in printed
+    assert "at least -1.0000 are accepted, as given" in printed
     assert set(column(tmp_path, "accepted")) == {"true"}
 
 
@@ -116,10 +116,10 @@ def test_without_a_threshold_nothing_is_accepted_or_rejected(
 ) -> None:
     status, printed, _ = run(*asked(place, tmp_path, "run/model.safetensors"))
     assert status == 0
-    assert "\nNothing is accepted or rejected, for there is no threshold" in printed
+    assert "\nNo threshold, so no image is accepted or rejected: none was given, and " in printed
     assert set(column(tmp_path, "accepted")) == {""}
     page = (tmp_path / "search.html").read_text(encoding="utf-8")
-    assert "Nothing is accepted or rejected" in page
+    assert "No threshold, so no image is accepted" in page
     assert ">accepted<" not in page
 
 
@@ -141,11 +141,11 @@ def test_many_queries_are_printed_in_part(
         ({"--weights": "a.pth", "--at-fpr": 0.1}, "a.pth: no such file; give a weights file or"),
         ({"--weights": "q/no <b>0.jpg"}, "no <b>0.jpg: "),
         ({"--weights": "run/model.safetensors", "--at-fpr": 0.1},
-         "--at-fpr 0.1 without features to find the threshold on has no effect; add "
+         "--at-fpr 0.1 has no effect without features to find the threshold on; add "
          "--threshold-from FEATURES.h5"),
         ({"--threshold": 0.5, "--at-fpr": 0.1},
          "--threshold gives the threshold; leave out --threshold-from and --at-fpr"),
-        ({"--threshold": 1.5}, "1.5 is no threshold: a cosine similarity from -1 to 1"),
+        ({"--threshold": 1.5}, "1.5 is no threshold: give a cosine similarity from -1 to 1"),
         ({"--threshold-from": "no.h5"}, "no.h5: no such file"),
         ({"--out": "q/no <b>0.jpg"}, "cannot be written: File exists"),
     ],

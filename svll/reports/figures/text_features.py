@@ -1,10 +1,11 @@
-"""Text features of a run's training identities, and the image features that they were learned from.
+"""Text features of a run's training identities, and the image features they were learned from.
 
-Both lie in CLIP's joint space; the images' are those of the frozen encoder, all that stage 1 sees.
-Letters: n images, N training identities, D joint space.
+Both lie in CLIP's joint space; the image features are those of the frozen encoder in stage 1.
+Letters: N training identities, D width of the joint space.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,43 +17,42 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
-from svll.data.datasets import Datasets, load_datasets
+from svll.data.datasets import load_datasets
 from svll.data.splits import split
-from svll.features.extract import Reader
+from svll.evaluation.engine.feature_rows import Floats
+from svll.inputs import Inputs, starting_clip
 from svll.models import load_model
-from svll.models.clip import load_clip
 from svll.reuse.fingerprints import check_pinned
 from svll.reuse.frozen_features import FrozenFeatures
 
-Floats = NDArray[np.float64]
 OTHERS = "to others' images"
 
 
 def text_features(folder: Path) -> Floats:
     """Return the text features [N, D] at the end of stage 1, of unit length.
 
-    Stage 2 holds them fixed and leaves them in the weights. Raises UserError for a run without a
+    They are part of the weights; stage 2 keeps them fixed. Raises UserError for a run without a
     trained model, and for one without prompts.
     """
     run = Run(folder)
     if not run.weights_file.is_file():
         raise UserError(
-            f"{run.weights_file}: is missing, and with it the text features; the run is "
-            f"{run.status()['state']}: give the command that started it again, it goes on"
+            f"{run.weights_file}: is missing, so there are no text features; the run is "
+            f"{run.status()['state']}: the same command resumes it"
         )
     model = load_model(folder)
     if model.text is None:
         raise UserError(
             f"{folder}: was trained without prompts (stage1.epochs=0), so it has no text features"
         )
-    return _unit(model.encode_text(torch.arange(model.identities)).numpy())
+    return unit_rows(model.encode_text(torch.arange(model.identities)).numpy())
 
 
 def image_means(folder: Path) -> Floats:
     """Return each training identity's mean image feature [N, D], of unit length.
 
-    Of the features that stage 1 left in the cache beside the runs: nothing is encoded here. Raises
-    UserError when they, the dataset or CLIP's weights are not there (any more).
+    Read from stage 1's features in the cache beside the runs; nothing is encoded. Raises UserError
+    when they, the dataset or CLIP's weights are missing.
     """
     run = Run(folder)
     config = build(Config, read_recipe(run.config_file, Config))
@@ -65,43 +65,33 @@ def image_means(folder: Path) -> Floats:
         datasets, validation=config.data.validation, seed=config.seed,
         protocol=config.evaluation.protocol,
     )
-    features = _frozen(config, datasets, cache / "stage1").of(splits.train.paths)
+    inputs = Inputs(run, config, datasets, {}, splits, starting_clip(config), cache)
+    for device in ("cuda", "cpu"):  # the features depend on the device that made them
+        reader = replace(inputs.reader(), device=device)
+        frozen = FrozenFeatures(datasets.train, inputs.clip, reader, config, cache / "stage1")
+        if all(file.is_file() for file in frozen.files):
+            break
+    else:
+        raise UserError(f"{cache / 'stage1'}: the image features of this run's stage 1 are missing")
+    features = frozen.of(splits.train.paths)
     assert features is not None, "training images are of the training sets"
     sums = np.zeros((splits.identities, features.shape[1]))
-    np.add.at(sums, splits.labels, _unit(features.numpy()))
-    return _unit(sums)
-
-
-def _frozen(config: Config, datasets: Datasets, folder: Path) -> FrozenFeatures:
-    """Return the features that the run had; UserError where they would have to be made."""
-    data, model = config.data, config.model
-    clip = load_clip(
-        model.name, model.weights, height=data.height, width=data.width, stride=model.stride,
-        seed=config.seed,
-    )
-    for device in ("cuda", "cpu"):  # of the machine that made them
-        reader = Reader(
-            data.height, data.width, config.evaluation.batch, 1, device, config.engine.precision,
-            data.mean, data.std,
-        )
-        found = FrozenFeatures(datasets.train, clip, reader, config, folder)
-        if all(file.is_file() for file in found.files):
-            return found
-    raise UserError(f"{folder}: the image features of this run's stage 1 are not there")
+    np.add.at(sums, splits.labels, unit_rows(features.numpy()))
+    return unit_rows(sums)
 
 
 def text_distances(text: Floats, images: Floats | None) -> Mapping[str, float]:
     """Return mean cosine distances by name: between texts [N, D], and from these to images [N, D].
 
-    The images' are of each text's own identity and of all others, and how many times as far these
-    are. One identity alone has no others, and NaN for them.
+    To images: of the text's own identity, of all others, and the ratio of the latter to the former.
+    NaN for distances to others when there is one identity.
     """
-    found = {"between texts": _mean_to_others(text, text)}
+    distances = {"between texts": _mean_to_others(text, text)}
     if images is not None:
         own = float(1 - np.einsum("nd,nd->n", text, images).mean())
         others = _mean_to_others(text, images)
-        found |= {"to own images": own, OTHERS: others, "ratio": others / own}
-    return found
+        distances |= {"to own images": own, OTHERS: others, "ratio": others / own}
+    return distances
 
 
 def _mean_to_others(a: Floats, b: Floats) -> float:
@@ -114,7 +104,7 @@ def _mean_to_others(a: Floats, b: Floats) -> float:
     return float(1 - products / (count * (count - 1)))
 
 
-def _unit(rows: NDArray[np.floating]) -> Floats:
+def unit_rows(rows: NDArray[np.floating]) -> Floats:
     """Return rows [n, D] at unit length."""
     rows = rows.astype(np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

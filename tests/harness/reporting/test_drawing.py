@@ -5,10 +5,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from harness.reporting.drawing import INK, as_svg, look, new_figure, save
+from harness.base.errors import UserError
+from harness.reporting.drawing import INK, as_svg, embed, look, new_figure, save
 
 
 def without_ids(svg: str) -> str:
@@ -35,6 +37,18 @@ def test_a_figure_in_a_page_has_its_colour_and_escapes_its_text() -> None:
 
 def test_the_same_figure_is_the_same_svg() -> None:
     assert without_ids(as_svg(drawn())) == without_ids(as_svg(drawn()))
+
+
+def test_a_figure_is_embedded_with_links_to_its_files_and_its_caption_as_text(
+    tmp_path: Path
+) -> None:
+    html = embed(drawn(), tmp_path / "a" / "<i>", tmp_path / "b", "1 < 2")
+    assert "1 &lt; 2" in html
+    assert re.findall('<a href="(.*?)"', html) == ["../a/%3Ci%3E.svg", "../a/%3Ci%3E.png"]
+    assert embed(None, tmp_path / "none", tmp_path, "") == ""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written: "):
+        embed(drawn(), tmp_path / "file" / "x", tmp_path, "")
 
 
 def test_files_are_written_on_white(tmp_path: Path) -> None:

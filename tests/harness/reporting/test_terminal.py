@@ -17,9 +17,9 @@ from harness.reporting.terminal import (
     clock,
     counts,
     final_table,
-    line,
     live_table,
     progress,
+    trial_line,
     troubles,
     wide,
 )
@@ -145,11 +145,11 @@ def test_a_line_says_where_a_trial_is(sweep) -> None:
     run.log_metrics({"stage": "stage2", "epoch": 2, "loss": 1.25, "validation": {"mAP": 0.4}})
     run.set_status("running")
     with run.lock():
-        text = line(sweep, survey(sweep)[3])
+        text = trial_line(sweep, survey(sweep)[3])
     assert text.startswith(
         "trial 3 (quality=0.4 seed=1): running stage2 epoch 2 loss 1.25 validation.mAP 0.4000"
     )
-    assert line(sweep, survey(sweep)[0]) == (
+    assert trial_line(sweep, survey(sweep)[0]) == (
         "trial 0 (quality=0.1 seed=1): complete validation.mAP 0.5000"
     )
 

@@ -176,8 +176,8 @@ def test_missing_images_are_counted_on_top_and_found_where_they_are_now(
     page = made(source, wanted)
     [note] = page.notes
     count = len({had["title"] for had in before.images})
-    assert note.startswith(f"{count} of {count} images on this page are not there any more")
-    assert "(--root DIR), or make the features anew" in note
+    assert note.startswith(f"{count} of {count} images on this page are missing or cannot be read")
+    assert "(--root DIR), or extract the features again" in note
     assert f"and {count - 3} more" in note
     assert page.images == []
     assert page.lists[0][0][1][:2] == ["8.jpg", "query 8"]
@@ -189,7 +189,7 @@ def test_missing_images_are_counted_on_top_and_found_where_they_are_now(
 
 def test_a_file_without_paths_has_rows_numbers_in_place_of_images(plain_page: Page) -> None:
     assert plain_page.images == []
-    assert "tells no paths of images" in plain_page.notes[0]
+    assert "has no image paths" in plain_page.notes[0]
 
 
 def test_confusions_are_in_a_table_with_an_example(plain_page: Page) -> None:

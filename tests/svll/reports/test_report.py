@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
 from harness.config.build import build
 from harness.config.values import to_yaml
-from harness.reporting import page
+from harness.reporting import drawing, page
 from harness.runs.run import Run
 from svll.config import Config
-from svll.reports import report as reporting
-from svll.reports.report import best_runs, read_subject, write_report
+from svll.reports.report import best_runs, read_subject, read_subjects, write_report
 from tests.browser import Tab, browser, needs_chromium
 
 NASTY = "<script>alert(1)</script>"
@@ -119,8 +118,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsaved(figure: object, stem: Path) -> list[Path]:
         return [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
 
-    monkeypatch.setattr(reporting, "save", unsaved)
-    monkeypatch.setattr(reporting, "as_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(drawing, "save", unsaved)
+    monkeypatch.setattr(drawing, "as_svg", lambda figure: "<svg></svg>")
 
 
 def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) -> None:
@@ -183,7 +182,7 @@ def test_runs_of_an_older_version_and_without_a_log_are_shown_as_far_as_they_go(
     read = Read(write_report([tmp_path], tmp_path / "report.html"))
     assert "broken: config.yaml is missing or cannot be read" in read.text
     assert "Nothing has been logged yet." in read.text
-    assert "No run tells what it was computed with: an older version made it." in read.text
+    assert "No run has recorded its environment: an older version wrote them." in read.text
     assert ["stage2.a_key_of_then", "?", "7"] in [row for table in read.tables for row in table]
 
 
@@ -197,18 +196,19 @@ def test_a_folder_of_sweeps_is_refused_with_their_names(tmp_path: Path) -> None:
         write_text(tmp_path / file, "{}")
     with pytest.raises(UserError) as caught:
         write_report([tmp_path], tmp_path / "report.html")
-    assert str(caught.value).endswith(f"; in it are {tmp_path}/a, {tmp_path}/b: name those")
+    names = f"{tmp_path}/a, {tmp_path}/b"
+    assert str(caught.value).endswith(f"; give one of the folders in it: {names}")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
     sweep: Path, tmp_path: Path
 ) -> None:
-    def fails(folder: Path) -> page.Html:
+    def fails(runs: Mapping[str, Path], folder: Path) -> page.Html:
         raise UserError(f"no features: {NASTY}")
 
-    def works(folder: Path) -> page.Html:
-        return page.section("More", folder.name)
+    def works(runs: Mapping[str, Path], folder: Path) -> page.Html:
+        return page.section("More", *runs, folder.name)
 
     with pytest.raises(UserError, match="no features"):
         write_report([sweep], tmp_path / "report.html", [fails, works])
@@ -227,7 +227,7 @@ def test_folders_of_one_name_are_told_apart_in_the_page_and_among_its_figures(
     maps = {target for target in read.targets if target.endswith("-map.svg")}
     assert maps == {"figures/a-weights-map.svg", "figures/b-weights-map.svg"}
     best = [f"{name}-weights: vss_weight=0.8 lr=0.001 seed=1" for name in "ab"]
-    assert list(best_runs(copies)) == best
+    assert list(best_runs(read_subjects(copies))) == best
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -257,8 +257,8 @@ def test_labels_are_short_and_tell_equal_last_words_apart(tmp_path: Path) -> Non
             "signature": run.signature,
         }],
     })
-    [shown] = read_subject(tmp_path).shown
-    assert shown.label == "stage1.lr=0.0003512 stage2.lr=0.1 pad=4 seed=1"
+    [labelled] = read_subject(tmp_path).runs
+    assert labelled.label == "stage1.lr=0.0003512 stage2.lr=0.1 pad=4 seed=1"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -271,7 +271,7 @@ def test_every_test_set_has_its_numbers_and_takers_of_stage_1_are_told(tmp_path:
     read = Read(write_report([run.folder], tmp_path / "report.html"))
     row = dict(zip(*read.tables[0], strict=True))
     assert (row["A mAP"], row["B mAP"], row["B Rank-1"]) == ("0.1100", "0.2200", "0.9000")
-    assert "1 of 1 runs took stage 1 over from a run whose stage 1 is the same" in read.text
+    assert "1 of 1 runs reused stage 1 of another run (stage1.json in their folders)" in read.text
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,10 @@ def test_figures_of_two_runs_stand_side_by_side_with_their_numbers(
     make_run, tmp_path: Path, read
 ) -> None:
     runs = {"baseline <1>": make_run(), "SVLL": make_run("stage2.lr=1e-4", spread=0.2)}
-    found = read(figures_section(runs, tmp_path / "figures", tmp_path))
+    found = read(figures_section(runs, tmp_path))
     assert found.headings[1:] == [
         "What the models have learned", "Images after stage 2", "Texts after stage 1",
-        "Where the class token looks",
+        "Attention of the class token",
     ]
     numbers = image_figure(runs).numbers
     table = found.tables[0]
@@ -51,7 +51,7 @@ def test_what_a_run_lacks_is_said_in_its_place(run: Path, tmp_path: Path, read) 
     shutil.copy(run / "config.yaml", bare)
     runs = {"bare": bare}
     found = read(
-        figures_section(runs, tmp_path / "figures", tmp_path),
+        figures_section(runs, tmp_path),
         ranked_section(runs, tmp_path, Wanted())[0],
     )
     assert found.tables == []

@@ -54,14 +54,14 @@ def test_what_is_missing_or_broken_is_a_box_with_its_name_and_counted_once(tmp_p
         else:
             assert [had for _, had in read.tags] == [{"class": "gone"}]
             assert read.words == [name.rpartition("/")[2]]
-    assert small.asked == 6
+    assert len(small.data) == 6
     assert small.missing == [f"{tmp_path}/{name}" for name in names[:-1]]
 
 
 def test_an_image_without_a_path_is_a_box_that_says_something_else() -> None:
     small = Thumbnails()
     assert Reader(small(None, "alt", "row 1")).words == ["row 1"]
-    assert (small.asked, small.missing) == (0, [])
+    assert small.data == {}
 
 
 def test_images_are_found_below_a_folder_by_as_much_of_their_path_as_is_there(

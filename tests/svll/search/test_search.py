@@ -4,7 +4,6 @@ import csv
 import logging
 import math
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +17,17 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.runs.run import Run
-from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
-from svll.evaluation.pair import Pair
-from svll.evaluation.verification import verify
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.weights.format import save_model
 from svll.search.page import search_page, write_search
-from svll.search.search import (
-    Encoded,
-    Found,
-    Threshold,
-    calibrated_threshold,
-    given_threshold,
-    own_features,
-    rank,
-    search,
-)
+from svll.search.search import EncodedImages, SearchResults, rank, search
+from svll.search.threshold import Threshold, calibrated_threshold, given_threshold
+from tests.svll.search.test_threshold import WIDTH, labelled
 
 NASTY = ["<b>bold & 'q'.jpg", 'a "quoted" name.PNG', "deep er/ünï 写真.webp", "a,b\n.jpeg"]
-WIDTH = 256
-"""Of the shipped model's features."""
 
 
 def make_run(folder: Path, sie: str = "none") -> Run:
@@ -80,28 +67,15 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "query", tmp_path / "gallery"
 
 
-def labelled(path: Path, width: int = WIDTH) -> Path:
-    """Write a feature cache of ten identities under three cameras."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((10, width))
-    groups = {}
-    for name, count in (("query", 40), ("gallery", 200)):
-        ids = rng.integers(0, 10, count)
-        rows = centres[ids] + rng.standard_normal((count, width))
-        groups[name] = FeatureGroup(rows.astype(np.float32), ids, rng.integers(0, 3, count))
-    write_features(path, groups, dataset="toy", model="m")
-    return path
-
-
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def encoded(count: int, seed: int, folder: str = "/none") -> Encoded:
+def encoded(count: int, seed: int, folder: str = "/none") -> EncodedImages:
     rows = np.random.default_rng(seed).standard_normal((count, 12)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return Encoded([Path(folder, f"{n}.jpg") for n in range(count)], rows, [])
+    return EncodedImages([Path(folder, f"{n}.jpg") for n in range(count)], rows, [])
 
 
 # --- ranking ---
@@ -126,7 +100,7 @@ def test_no_image_finds_itself_by_whatever_path(tmp_path: Path) -> None:
     for path in same.paths:
         path.touch()
     (tmp_path / "link").symlink_to(tmp_path)
-    again = Encoded([tmp_path / "link" / path.name for path in same.paths], same.features, [])
+    again = EncodedImages([tmp_path / "link" / path.name for path in same.paths], same.features, [])
     matrix = same.features.astype(np.float64) @ same.features.T.astype(np.float64)
     np.fill_diagonal(matrix, -np.inf)
     expected = np.argsort(-matrix, axis=1, kind="stable")
@@ -161,8 +135,8 @@ def test_one_folder_for_both_and_more_wanted_than_there_are(
     run: Run, folders: tuple[Path, Path]
 ) -> None:
     found = search(run.weights_file, folders[0], folders[0], top_k=50)
-    for answer in found.answers:
-        others = {other.query for other in found.answers} - {answer.query}
+    for answer in found.queries:
+        others = {other.query for other in found.queries} - {answer.query}
         assert {hit.path for hit in answer.hits} == others
         assert len(answer.hits) == 2
 
@@ -172,7 +146,7 @@ def test_an_image_alone_finds_nothing_and_the_page_says_so(
 ) -> None:
     one = folders[0] / "one.jpg"
     found = search(run.folder, one, one)
-    assert [answer.hits for answer in found.answers] == [[]]
+    assert [answer.hits for answer in found.queries] == [[]]
     assert "There is no other image in the gallery." in search_page(found)
 
 
@@ -187,15 +161,15 @@ def test_a_broken_image_is_named_counted_and_left_out(
     (gallery / "<i>no.png").write_bytes(b"text")
     with caplog.at_level(logging.WARNING):
         found = search(run.folder, query, gallery, top_k=100)
-    broken = {one.path.name: one.reason for one in found.broken}
+    broken = {Path(path).name: reason for path, reason in found.faults}
     assert set(broken) == {"3.jpg", "<i>no.png"}
     assert broken["<i>no.png"] == "not an image"
     assert found.images == 11
-    assert {len(answer.hits) for answer in found.answers} == {11}
-    assert "2 of 13 images cannot be read and are left out:" in caplog.text
+    assert {len(answer.hits) for answer in found.queries} == {11}
+    assert "Skipped 2 of 13 images that cannot be read:" in caplog.text
     assert f"{gallery / '<i>no.png'}: not an image" in caplog.text
     document = search_page(found)
-    assert "Images that cannot be read and were left out: 2" in document
+    assert "Skipped 2 images that cannot be read" in document
     assert "&lt;i&gt;no.png" in document
     (gallery / "1.jpg").unlink()
     assert search_page(found).count("cannot be read any more") == 3
@@ -218,47 +192,20 @@ def test_accepted_is_what_reaches_the_threshold_and_nothing_else(
 ) -> None:
     query, gallery = folders
     every = search(run.folder, query, gallery, top_k=100)
-    similarities = sorted(hit.similarity for answer in every.answers for hit in answer.hits)
+    similarities = sorted(hit.similarity for answer in every.queries for hit in answer.hits)
     limit = similarities[len(similarities) // 2]  # one of them: it is accepted itself
     found = search(run.folder, query, gallery, top_k=100, threshold=given_threshold(limit))
-    hits = [hit for answer in found.answers for hit in answer.hits]
+    hits = [hit for answer in found.queries for hit in answer.hits]
     assert [hit.accepted for hit in hits] == [hit.similarity >= limit for hit in hits]
     assert sum(bool(hit.accepted) for hit in hits) == len(hits) - len(similarities) // 2
-    assert {hit.word for hit in hits} == {"accepted", "rejected"}
+    assert {hit.label for hit in hits} == {"accepted", "rejected"}
     document = search_page(found)
     assert document.count(">accepted<") == sum(bool(hit.accepted) for hit in hits)
-    assert f"at least {limit:.4f}, as given; how often that is right was not measured." in document
-
-
-@pytest.mark.parametrize("at_fpr", [None, 0.01])
-def test_a_calibrated_threshold_is_that_of_verification(
-    tmp_path: Path, at_fpr: float | None
-) -> None:
-    path = labelled(tmp_path / "f.h5")
-    found = calibrated_threshold(path, at_fpr)
-    groups = read_features(path).groups
-    query, gallery = groups["query"], groups["gallery"]
-    q, g, q_ids, g_ids = query.features, gallery.features, query.identities, gallery.identities
-    known = verify(Pair(query, gallery))
-    expected = known.eer_threshold if at_fpr is None else known.threshold_at(at_fpr)
-    assert found.similarity == expected
-    q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))
-    same = q_ids[:, None] == g_ids
-    counted = ~(same & (query.cameras[:, None] == gallery.cameras))
-    accepted = q @ g.T >= found.similarity
-    rates = found.calibration.rates if found.calibration else None
-    assert rates is not None
-    assert rates.tpr == pytest.approx(accepted[same & counted].mean(), abs=0.005)
-    assert rates.fpr == pytest.approx(accepted[~same & counted].mean(), abs=0.005)
-    rule = "both error rates are equal" if at_fpr is None else "FPR is at most 0.01"
-    assert str(found) == (
-        f"Accepted are similarities of at least {expected:.4f}, where {rule} on {path}: "
-        f"TPR {rates.tpr:.4f}, FPR {rates.fpr:.4g} there. This holds only for images like those."
-    )
+    assert f"at least {limit:.4f} are accepted, as given; the error rates are unknown." in document
 
 
 def verdict_of(folder: Path, images: int, threshold: Threshold | None, *, side: bool) -> str:
-    return Found(folder, folder, folder, images, [], [], threshold, side).verdict
+    return SearchResults(folder, folder, folder, images, [], [], threshold, side).criterion
 
 
 def test_the_verdict_tells_what_to_expect_and_what_is_missing(tmp_path: Path) -> None:
@@ -266,11 +213,11 @@ def test_the_verdict_tells_what_to_expect_and_what_is_missing(tmp_path: Path) ->
     assert threshold.calibration is not None
     wrong = 500 * threshold.calibration.rates.fpr
     plain, sided = (verdict_of(tmp_path, 500, threshold, side=s) for s in (False, True))
-    assert plain.endswith(f"a gallery of 500 gives each query about {wrong:.2g} wrong images.")
+    assert plain.endswith(f"expect about {wrong:.2g} wrong images per query in a gallery of 500.")
     assert sided.startswith(f"{plain} The model was trained with side information")
     assert verdict_of(tmp_path, 5, None, side=True) == (
-        "Nothing is accepted or rejected, for there is no threshold: none was given, and "
-        f"{tmp_path} is no run's folder with features.h5 to find one on; add --threshold-from "
+        "No threshold, so no image is accepted or rejected: none was given, and "
+        f"{tmp_path} is not a run's folder with features.h5 to find one on; add --threshold-from "
         "FEATURES.h5, or --threshold with a similarity."
     )
     assert "side information" not in verdict_of(tmp_path, 5, given_threshold(0.5), side=True)
@@ -283,33 +230,12 @@ def test_side_information_of_the_model_is_noticed(
     assert search(sided.folder, folders[0], folders[0]).has_side
 
 
-def test_only_the_folder_of_a_run_with_features_has_its_own(run: Run, tmp_path: Path) -> None:
-    path = labelled(tmp_path / "features.h5")
-    assert own_features(tmp_path) == path
-    assert own_features(run.folder) is None
-    assert own_features(run.weights_file) is None
-
-
-def test_thresholds_that_cannot_be_are_told(tmp_path: Path) -> None:
-    for value in (1.5, -2.0, math.nan):
-        with pytest.raises(UserError, match="is no threshold: a cosine similarity from -1 to 1"):
-            given_threshold(value)
-    path = labelled(tmp_path / "f.h5")
-    start = re.escape(f"{path}: no threshold can be found on it: ")
-    with pytest.raises(UserError, match=start + "FPR 1e-06 needs at least 1,000,000 impostor"):
-        calibrated_threshold(path, 1e-6)
-    with pytest.raises(UserError, match=start + "an FPR of 2.0 was asked for"):
-        calibrated_threshold(path, 2.0)
-    with pytest.raises(UserError, match=r"no\.h5: no such file"):
-        calibrated_threshold(tmp_path / "no.h5")
-
-
 def test_a_threshold_of_another_models_features_is_refused(
     run: Run, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     threshold = calibrated_threshold(labelled(tmp_path / "f.h5", width=8))
-    with pytest.raises(UserError, match=r"f\.h5: its features have 8 numbers, those of this model "
-                       f"{WIDTH}: a threshold must be found on features of the same model"):
+    with pytest.raises(UserError, match=r"f\.h5: its features have 8 numbers, this model's "
+                       f"{WIDTH}; find the threshold on features of this model"):
         search(run.folder, *folders, threshold=threshold)
 
 

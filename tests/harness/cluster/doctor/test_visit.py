@@ -12,7 +12,7 @@ import torch
 from harness.cluster import rank_group
 from harness.cluster.doctor import questions, visit
 from harness.cluster.doctor.visit import Visit
-from harness.sweeps.reading import Resources
+from harness.sweeps.keys import Resources
 
 
 def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(

@@ -11,7 +11,7 @@ from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
 from harness.cluster.local.slots import plan, pool_for, settled, slots_for, waits_for
 from harness.cluster.records import Record
-from harness.sweeps.reading import Resources
+from harness.sweeps.keys import Resources
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def test_a_run_without_prompts_has_no_text_features(make_run: MakeRun) -> None:
 def test_a_run_without_weights_is_told_in_what_state_it_is(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "config.yaml", tmp_path)
     Run(tmp_path).set_status("stopped")
-    with pytest.raises(UserError, match=r"is missing, .* the run is stopped: give the command"):
+    with pytest.raises(UserError, match=r"is missing, .* the run is stopped: the same command"):
         text_features(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_the_numbers_are_of_all_images_and_the_caption_says_of_how_many(run: Pat
     identities, counts = np.unique(labels[kept], return_counts=True)
     shown = np.sort(counts)[-3:].sum()
     assert f": {shown} images of the 3 identities with most images, of synthetic's" in drawn.caption
-    assert f"all {kept.sum()} images of the {len(identities)} identities" in drawn.caption
+    assert f"all {kept.sum()} images of the {len(identities)} queried identities" in drawn.caption
 
 
 def test_of_an_identity_with_many_images_some_are_drawn(
@@ -114,7 +114,7 @@ def test_texts_are_joined_to_mean_images_where_these_are_there(make_run: MakeRun
     [axes] = first.figure.axes
     assert len(axes.lines) == 6  # identities that are trained on, of 8
     assert len(axes.collections) == 2
-    assert "shown are 6 of 6" in first.caption
+    assert "(6 of 6 shown)" in first.caption
     assert "joins each to the mean image" in first.caption
     own = first.numbers["run"]["to own images"]
     assert f"distance to own images {own:.3f}" in words(as_svg(first.figure))
@@ -125,7 +125,7 @@ def test_texts_stand_alone_where_image_features_are_gone(run: Path, tmp_path: Pa
     drawn = text_figure({"run": folder})
     [axes] = drawn.figure.axes
     assert (len(axes.lines), len(axes.collections)) == (0, 1)
-    assert "run: texts alone, as " in drawn.caption
+    assert "run: texts only: " in drawn.caption
     assert "there are no image features of any stage 1" in drawn.caption
     assert "joins" not in drawn.caption
     assert set(drawn.numbers["run"]) == {"between texts"}
