@@ -1,22 +1,21 @@
 """Query expansion: a query's feature becomes a mean of itself and of its nearest gallery images.
 
-- average (AQE; Chum et al., ICCV 2007, sec. 4): all count alike, `alpha` 0;
-- alpha (Radenovic, Tolias and Chum, TPAMI 2019, sec. 3.4): each counts as its cosine similarity to
-  the query, to the power of `alpha`; the query itself counts 1.
+- average (AQE; Chum et al., ICCV 2007, sec. 4): all have equal weight, `alpha` 0;
+- alpha (Radenovic, Tolias and Chum, TPAMI 2019, sec. 3.4): the weight of each is its cosine
+  similarity to the query, to the power of `alpha`; the query itself has weight 1.
 
-Neighbours are found among all of the gallery but junk, without any labels.
+Neighbours come from the whole gallery except junk, without any labels.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels
 from svll.evaluation.engine.comparison import GALLERY_BLOCK, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Rows
-from svll.evaluation.engine.kernels import Extras
+from svll.evaluation.engine.kernels import Extras, Float32
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
@@ -27,9 +26,9 @@ class QueryExpansion:
     """Settings of query expansion."""
 
     count: int = 5
-    """Over how many nearest gallery images."""
+    """Number of nearest gallery images."""
     alpha: float = 0.0
-    """Power of the similarity that a neighbour counts as; 0: all count alike."""
+    """Power of the similarity that weights a neighbour; 0: equal weights."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -43,10 +42,10 @@ class QueryExpansion:
 
 def expanded(
     queries: Rows, gallery: Rows, products: Products, options: QueryExpansion, share: Share
-) -> NDArray[np.float32]:
-    """The expanded features of all query rows [n, D], zeros for junk.
+) -> Float32:
+    """Return the expanded features of all query rows [n, D], zeros for junk.
 
-    Raises UserError for features that are not to be compared at unit length.
+    Raises UserError for features that are not compared at unit length.
     """
     if not queries.unit:
         raise UserError("query expansion needs features of unit length; turn normalisation on")
@@ -54,7 +53,7 @@ def expanded(
     comparison = Comparison(blind, gallery, products, nearest=options.count, share=share)
     features = np.zeros(queries.features.shape, np.float32)
     for chunk in Matches(blind, gallery).chunks():
-        found = comparison(chunk, [Extras.none(len(chunk))])[0]
+        [found] = comparison(chunk, [Extras.none(len(chunk))])
         block = queries.block(chunk.first, chunk.last)
         # by gallery row, so that sums do not depend on blocks
         order = np.argsort(found.nearest, axis=1)

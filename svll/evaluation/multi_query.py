@@ -1,4 +1,4 @@
-"""Multi-query: all images of one identity under one camera ask as one, by their mean feature."""
+"""Multi-query: one query per identity and camera, the mean feature of its images."""
 
 from typing import Any
 
@@ -11,11 +11,10 @@ BLOCK = 4096
 
 
 def pooled(queries: FeatureGroup, more: FeatureGroup | None = None) -> FeatureGroup:
-    """Return one feature [P, D] for each identity and camera of the queries [Q, D].
+    """Return one feature [P, D] for each identity and camera of the queries [Q, D] without junk.
 
-    `more` holds further images, as Market-1501 has them for this purpose: where an identity and
-    camera has some, they alone are averaged. Rows are brought to unit length first. Junk asks
-    nothing.
+    `more` holds further images, such as Market-1501's for this purpose: an identity and camera with
+    some uses only these. Rows are L2-normalised first.
     """
     labels = _labels(queries)
     groups = np.unique(labels[queries.identities != JUNK], axis=0)
@@ -29,18 +28,15 @@ def pooled(queries: FeatureGroup, more: FeatureGroup | None = None) -> FeatureGr
 
 
 def _labels(group: FeatureGroup) -> Integers:
-    """Identities and cameras [n, 2]."""
+    """Return identities and cameras [n, 2]."""
     return np.stack([group.identities, group.cameras], axis=1)
 
 
 def _sums(features: Any, labels: Integers, groups: Integers) -> tuple[Floats, Integers]:
-    """The sum [P, D] and number [P] of the rows of each group of labels [P, 2]."""
-    every, place = np.unique(np.concatenate([groups, labels]), axis=0, return_inverse=True)
-    place = place.reshape(-1)  # of numpy 2.0 only, it has two axes
-    of_every = np.full(len(every), -1)
-    of_every[place[: len(groups)]] = np.arange(len(groups))
-    group = of_every[place[len(groups) :]]
-    wanted = Rows("query", features, np.where(group < 0, JUNK, group), group, unit=True)
+    """Return the sum [P, D] and number [P] of the rows of each group of labels [P, 2]."""
+    numbers = {tuple(group): number for number, group in enumerate(groups.tolist())}
+    group = np.array([numbers.get(tuple(label), JUNK) for label in labels.tolist()], np.int64)
+    wanted = Rows("query", features, group, group, unit=True)
     totals = np.zeros((len(groups), features.shape[1]))
     for first, block in wanted.blocks(BLOCK):
         np.add.at(totals, wanted.identities[first : first + BLOCK], block.features)

@@ -1,14 +1,14 @@
-"""Similarities of all pairs of query and gallery, counted in bins without being kept.
+"""A histogram of the similarities of all pairs of query and gallery, without storing them.
 
 The cosine similarity s of a pair falls into bin round(2048 s) + 2048, so there are 4,097 bins, and
 their edges lie at (k - 2048.5) / 2048: 0.00049 apart. Common values such as -1, 0 and 1 are
 centres, away from any edge.
 
 The float32 product of a block is good enough for nearly all pairs. The others lie so near an edge
-that block shape, thread or device could decide the bin: they are multiplied again in float64, in an
-order of our own. A pair's bin is therefore a function of its two rows alone, and counts add up to
-the same however the work is split. How near is near is `Margin`'s to say. Bins half as wide would
-have twice as many pairs near an edge, and these are what costs.
+(see `Margin`) that block shape, thread or device could decide the bin: they are multiplied again in
+float64, in a fixed order. A pair's bin thus depends on its two rows alone, and counts are the same
+however the work is split. Bins half as wide would have twice as many pairs near an edge, which are
+what costs time.
 
 Letters: Q queries, G gallery images, D width, c columns of one block.
 """
@@ -37,12 +37,12 @@ FINDING = 2.0**-22  # the error of finding the bin in float32
 
 
 class Margin:
-    """How far a float32 product of this data may be from the exact one.
+    """The largest error to expect of a float32 product of this data.
 
-    At first and at most that is `rounding`, which is for the worst rows there are: 36 times the
-    largest error of common features, and pairs within it of an edge would cost half as much as the
-    product. Once SAMPLE pairs were multiplied again, FACTOR times the largest error among them will
-    do; a part in which a larger one turns up is counted again.
+    It starts as `rounding`, the bound for the worst rows: 36 times the largest error of common
+    features, so that pairs this near an edge would cost half as much as the product. Once SAMPLE
+    pairs were multiplied again, it is FACTOR times the largest error among them; a part with a
+    larger error is counted again.
     """
 
     def __init__(self, width: int) -> None:
@@ -56,8 +56,8 @@ class Margin:
         return max(self.most / 8, self._needed(self._largest))
 
     def holds(self, used: np.float32, seen: int, largest: float) -> bool:
-        """Whether a part counted with the margin `used` is to be kept: `seen` pairs of it were
-        multiplied again, with `largest` the largest error.
+        """Return whether a part counted with the margin `used` is valid, after `seen` of its pairs
+        were multiplied again with `largest` as their largest error.
         """
         with self._lock:
             self._seen, self._largest = self._seen + seen, max(self._largest, largest)
@@ -68,7 +68,7 @@ class Margin:
 
 
 class Labels(NamedTuple):
-    """What is known of the queries and of the rows of a block, which `order` [c] sorts."""
+    """Labels of the queries and of a block's rows, which `order` [c] sorts by identity."""
 
     identities: Integers
     cameras: Integers
@@ -82,19 +82,17 @@ def pair_counts(
     queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
     share: Share | None = None,
 ) -> Integers:
-    """How many pairs fall into each bin: [2, BINS], those of one identity, then the others.
+    """Count the pairs in each bin: [2, BINS], those of one identity, then the others.
 
     Both sides have unit rows. Pairs of one identity and camera do not count; with `hide`, no pair
-    under one camera does.
-    With `share`, its processes look at a part of the gallery each, and all get the sum.
+    of one camera does. Each process of a `share` compares with a part of the gallery, and all get
+    the sum.
     """
-    share = share or Share()
-    counts = np.zeros((2, BINS), np.int64)
+    share, counts = share or Share(), np.zeros((2, BINS), np.int64)
     width = queries.features.shape[1]
     margin = Margin(width)
-    chunk = max(1, QUERY_NUMBERS // width)
     size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
-    for q, chosen in queries.blocks(chunk):
+    for q, chosen in queries.blocks(max(1, QUERY_NUMBERS // width)):
         sent = products.send(chosen.features)
         rows = slice(q, q + len(chosen.half))
         for g, block in gallery.blocks(size, share.span(len(gallery))):
@@ -126,9 +124,7 @@ def _count_block(
 
     for base in range(0, len(sent), QUERY_BLOCK):
         product = products(sent[base : base + QUERY_BLOCK], block_sent)
-        spread(
-            count, len(product), product, base, chosen.features, block.features, labels
-        )
+        spread(count, len(product), product, base, chosen.features, block.features, labels)
 
 
 # ---- kernels ----
@@ -136,18 +132,18 @@ def _count_block(
 
 @kernel
 def exact_bin(similarity):  # type: ignore[no-untyped-def]
-    """The bin of an exact similarity."""
+    """Return the bin of an exact similarity."""
     return min(max(np.int64(np.floor(similarity * SCALE + (SCALE + 0.5))), 0), BINS - 1)
 
 
 @kernel
 def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
-    """low [c]: the bin of each similarity less `slack`; doubtful [c]: 1 where more is another."""
+    """low [c]: the bin of each similarity - `slack`; doubtful [c]: 1 where + `slack` differs."""
     scale = np.float32(SCALE)
     shift = np.float32(SCALE + 0.5)
     last = np.int32(BINS - 1)
     for c in range(row.size):
-        # truncation is floor here: what falls below zero is bin 0 anyway
+        # truncation works as floor here: values below zero are in bin 0 anyway
         lower = min(max(np.int32((row[c] - slack) * scale + shift), np.int32(0)), last)
         upper = min(max(np.int32((row[c] + slack) * scale + shift), np.int32(0)), last)
         low[c] = lower
@@ -156,11 +152,11 @@ def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
 
 @kernel
 def settle_doubtful(base, product, queries, block, bins, columns, found, tables):  # type: ignore[no-untyped-def]
-    """Put every doubtful pair into the bin of its exact similarity.
+    """Move every doubtful pair to the bin of its exact similarity.
 
-    columns [q, :found[q]] are those of query base + q, ascending. A tile of the block is done for
-    all queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900.
-    Returns the largest error found in the product [q, c].
+    columns [q, :found[q]] are those of query base + q, ascending. One tile of the block serves all
+    queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900. Returns
+    the largest error found in the product [q, c].
     """
     largest = 0.0
     tile = max(16, TILE_NUMBERS // block.shape[1])
@@ -182,13 +178,12 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
 def count_pairs(start, stop, slack, product, base, queries, block, labels, counts):  # type: ignore[no-untyped-def]
     """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
 
-    All pairs are counted first; those of one identity,
-    few as a rule, are then moved, or taken out. Returns how many pairs were multiplied again, and
-    the largest error found.
+    All pairs are counted first; those of one identity, usually few, are then moved or removed.
+    Returns the number of pairs multiplied again and the largest error found.
     """
     identities, cameras, order, sorted_identities, block_cameras, hide = labels
     rows, width = stop - start, product.shape[1]
-    tables = np.zeros((4, BINS), np.int32)  # four: the same bin twice running would have to wait
+    tables = np.zeros((4, BINS), np.int32)  # four: one bin twice in a row would stall
     bins = np.empty((rows, width), np.int32)
     columns = np.empty((rows, width), np.int32)
     found = np.zeros(rows, np.int64)

@@ -55,7 +55,7 @@ def our_distances(query, gallery, options, *, unit=False):
         rows.Rows(name, features, labels, labels, unit=unit)
         for name, features, labels in zip("qg", (query, gallery), plain, strict=True)
     ]
-    found = reranking.Neighbours.of(*sides, [options], machine.Products(), Share())
+    found = reranking.Neighbours(*sides, [options], machine.Products(), Share())
     result = found.rerank(options)
     offsets, columns, values = result.bonus(0, len(query))
     bonus = np.zeros((len(query), len(gallery)))
