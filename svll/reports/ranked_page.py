@@ -24,9 +24,9 @@ from svll.evaluation.feature_files.ranked_lists import (
     check_wanted,
     ranked_lists,
 )
+from svll.evaluation.feature_files.score_text import RANKS, settings_text
 from svll.evaluation.feature_files.scores import Extra, Score, score
 from svll.evaluation.feature_files.sources import Source, open_source
-from svll.evaluation.feature_files.written import RANKS, settings_words
 from svll.evaluation.protocols import DRAWS
 from svll.evaluation.ranking import Options
 from svll.evaluation.verification import Verification
@@ -121,7 +121,7 @@ def _summary(scored: Score) -> Html:
     rows = [
         ("file", source.where), ("dataset", source.dataset),
         ("protocol", f"{source.protocol}: {PROTOCOLS[source.protocol]}"),
-        ("settings", settings_words(scored.settings)),
+        ("settings", settings_text(scored.settings)),
         ("queries", f"{result.queries:,}{skipped}"),
         ("images to draw from" if source.protocol == "random_gallery" else "gallery images",
          f"{counted:,}"),

@@ -1,4 +1,4 @@
-"""How scores are written down: lines for people, a table, and CSV.
+"""Scores as lines of text, a table, and CSV.
 
 Cameras are the dataset's numbers.
 """
@@ -12,49 +12,42 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from svll.base.protocols import PROTOCOLS
-from svll.evaluation.feature_files.scores import Score
+from svll.evaluation.feature_files.scores import Score, VerificationScore
 from svll.evaluation.feature_files.sources import Source
 
 RANKS = (1, 5, 10)
-SETTINGS = (
-    "protocol", "own_image", "metric", "normalise", "multi_query", "expand", "alpha", "k1", "k2",
-    "weight",
-)
-"""Columns of a table that say what is in force."""
+RERANKING = ("k1", "k2", "weight")
+SETTINGS = ("protocol", "own_image", "metric", "normalise", "multi_query", "expand", "alpha",
+            *RERANKING)
+"""Columns of settings in CSV."""
 
 
 def columns(settings: Mapping[str, Any]) -> list[Any]:
-    """Return the values of SETTINGS, empty where something is not in force."""
+    """Return the values of SETTINGS, empty for settings that do not apply."""
     expand, rerank = settings["expand"] or {}, settings["rerank"] or {}
     values = {
         **settings, "normalise": str(settings["normalise"]).lower(),
         "multi_query": str(settings["multi_query"]).lower(), "expand": expand.get("count"),
-        "alpha": expand.get("alpha"), **{name: rerank.get(name) for name in ("k1", "k2", "weight")},
+        "alpha": expand.get("alpha"), **{name: rerank.get(name) for name in RERANKING},
     }
     return ["" if values[name] is None else values[name] for name in SETTINGS]
 
 
-def settings_words(settings: Mapping[str, Any], *, rerank: bool = True) -> str:
-    """Say all that is in force but the protocol; without `rerank`, leave out re-ranking."""
+def settings_text(settings: Mapping[str, Any], *, rerank: bool = True) -> str:
+    """Describe all settings but the protocol; without `rerank`, leave out re-ranking."""
     unit = "L2-normalised features" if settings["normalise"] else "features as stored"
     parts = [f"{settings['metric']} distance of {unit}"]
     if settings["own_image"]:
-        parts.append(f"own images known by {settings['own_image']}")
+        parts.append(f"own images recognised by {settings['own_image']}")
     if settings["multi_query"]:
         parts.append("multi-query (mean of an identity's queries under a camera)")
     if expand := settings["expand"]:
         parts.append(f"query expansion (count={expand['count']}, alpha={expand['alpha']:g})")
-    if rerank:
-        parts.append(reranking_words(settings))
+    if rerank and (used := settings["rerank"]):
+        parts.append(f"re-ranked (k1={used['k1']}, k2={used['k2']}, weight={used['weight']:g})")
+    elif rerank:
+        parts.append("not re-ranked")
     return ", ".join(parts)
-
-
-def reranking_words(settings: Mapping[str, Any]) -> str:
-    """Return the re-ranking settings in words, or 'not re-ranked'."""
-    used = settings["rerank"]
-    if not used:
-        return "not re-ranked"
-    return f"re-ranked (k1={used['k1']}, k2={used['k2']}, weight={used['weight']:g})"
 
 
 def protocol_lines(sources: Iterable[Source]) -> Iterator[str]:
@@ -64,7 +57,7 @@ def protocol_lines(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def score_lines(item: Score) -> Iterator[str]:
-    """Yield the metrics of one score as fractions, and what they are of."""
+    """Yield the metrics of one score as fractions, and their settings."""
     result = item.result
     cmc = result.as_json(RANKS)["cmc"]
     numbers = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
@@ -74,27 +67,52 @@ def score_lines(item: Score) -> Iterator[str]:
             interval = f"  (95 %: {item.interval[0]:.4f} to {item.interval[1]:.4f})"
         yield f"{name:8}{value:.4f}{interval}"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
-    said = settings_words(item.settings)
-    yield f"{result.queries} queries{skipped}; {item.source.protocol}, {said}"
+    yield (f"{result.queries} queries{skipped}; {item.source.protocol}, "
+           f"{settings_text(item.settings)}")
 
 
 def more_lines(scores: Sequence[Score]) -> Iterator[str]:
     """Yield the camera pairs of each score and the notes on each source."""
-    told = set()
     for item in scores:
-        where, protocol = item.source.where, item.source.protocol
         if item.camera_pairs:
-            yield f"\n{where}, camera pairs: {protocol}, {settings_words(item.settings)}"
+            yield (f"\n{item.source.where}, camera pairs: {item.source.protocol}, "
+                   f"{settings_text(item.settings)}")
             yield "query camera, gallery camera, queries, mAP, Rank-1"
-            for pair in item.camera_pairs:
-                yield (
-                    f"{pair.query_camera:6}{pair.gallery_camera:6}{pair.queries:8}  "
-                    f"{pair.mAP:.4f}  {pair.rank1:.4f}"
-                )
-        if id(item.source) in told:
-            continue
-        told.add(id(item.source))
-        yield from (f"{where}: {note}" for note in item.notes)
+        for pair in item.camera_pairs or ():
+            yield (f"{pair.query_camera:6}{pair.gallery_camera:6}{pair.queries:8}  "
+                   f"{pair.mAP:.4f}  {pair.rank1:.4f}")
+    for item in {id(item.source): item for item in scores}.values():
+        yield from (f"{item.source.where}: {note}" for note in item.notes)
+
+
+def verification_lines(item: VerificationScore) -> Iterator[str]:
+    """Yield the headline numbers of one verification, and their settings."""
+    numbers, source = item.as_json()["verification"], item.source
+    draw = " of the first draw" if source.protocol == "random_gallery" else ""
+    pooled = ", multi-query" if source.is_pooled else ""
+    yield (
+        f"{source.where}: verification of {numbers['genuine_pairs']:,} genuine and "
+        f"{numbers['impostor_pairs']:,} impostor pairs{draw}: {source.protocol}{pooled}, "
+        "cosine similarity"
+    )
+    yield f"AUC {numbers['auc']:.4f}"
+    equal = numbers["eer_threshold"]
+    yield (f"EER {numbers['eer']:.4f} at similarity {equal['similarity']:.4f} "
+           f"(distance {equal['distance']:.4f})")
+    for rate, rates in numbers["tpr_at_fpr"].items():
+        if rates is not None:
+            yield _rates(f"FPR at most {rate}", rates)
+    yield from numbers["notes"]
+    if "applied" in numbers:
+        yield _rates("threshold given", numbers["applied"])
+
+
+def _rates(name: str, rates: Mapping[str, Any]) -> str:
+    precision = "none" if rates["precision"] is None else f"{rates['precision']:.4f}"
+    return (
+        f"{name}: TPR {rates['tpr']:.4f} FPR {rates['fpr']:.2e} precision {precision} "
+        f"accuracy {rates['accuracy']:.4f} at similarity {rates['threshold']:.4f}"
+    )
 
 
 # ---- a table ----
@@ -102,7 +120,7 @@ def more_lines(scores: Sequence[Score]) -> Iterator[str]:
 
 def table_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and the rows of a table of several scores."""
-    columns = ["file", "dataset", "protocol", "k1", "k2", "weight", "mAP", "mINP",
+    columns = ["file", "dataset", "protocol", *RERANKING, "mAP", "mINP",
                *(f"Rank-{rank}" for rank in RANKS)]
     rows = []
     for name, item in zip(_short(scores), scores, strict=True):
@@ -111,7 +129,7 @@ def table_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
         rerank = item.settings["rerank"] or {}
         rows.append([
             name, item.source.dataset, item.source.protocol,
-            *(str(rerank.get(key, "")) for key in ("k1", "k2", "weight")),
+            *(str(rerank.get(key, "")) for key in RERANKING),
             f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
             *(f"{value:.4f}" for value in numbers["cmc"].values()),
         ])
@@ -119,13 +137,13 @@ def table_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
 
 
 def table_remarks(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield the settings that the table has no column for, with the files that have them."""
-    said: dict[str, list[str]] = {}
+    """Yield the settings without a column in the table, with their files."""
+    files: dict[str, list[str]] = {}
     for name, item in zip(_short(scores), scores, strict=True):
-        said.setdefault(settings_words(item.settings, rerank=False), []).append(name)
-    for words, which in said.items():
-        whose = "all" if len(said) == 1 else ", ".join(dict.fromkeys(which))
-        yield f"{whose}: {words}; re-ranked where k1, k2 and weight are given"
+        files.setdefault(settings_text(item.settings, rerank=False), []).append(name)
+    for text, names in files.items():
+        whose = "all" if len(files) == 1 else ", ".join(dict.fromkeys(names))
+        yield f"{whose}: {text}; re-ranked where k1, k2 and weight are given"
 
 
 def _short(scores: Sequence[Score]) -> list[str]:
@@ -156,12 +174,11 @@ def to_csv(scores: Sequence[Score]) -> Iterator[str]:
 
 
 def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield lines for each query of each score: its labels, its metrics, the rows ranked first."""
-    most = max(item.result.nearest.shape[1] for item in scores)
+    """Yield a line for each query of each score: its labels, metrics, and rows ranked first."""
+    places = range(1, max(item.result.nearest.shape[1] for item in scores) + 1)
     yield _line([
         "file", *SETTINGS, "query", "path", "identity", "camera", "average_precision",
-        "first_rank", *(f"row{n}" for n in range(1, most + 1)),
-        *(f"distance{n}" for n in range(1, most + 1)),
+        "first_rank", *(f"row{n}" for n in places), *(f"distance{n}" for n in places),
     ])
     for item in scores:
         result, asking = item.result, item.source.asking
@@ -178,9 +195,9 @@ def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
 
 
 def write_per_query(path: Path, scores: Sequence[Score]) -> None:
-    """Write `per_query_csv` to a file; names that are not UTF-8 keep their bytes.
+    """Write `per_query_csv` to a file; UserError if it cannot be written.
 
-    Raises UserError where the file cannot be written.
+    Names that are not UTF-8 keep their bytes.
     """
     try:
         write_text(path, "".join(per_query_csv(scores)), errors="surrogateescape")

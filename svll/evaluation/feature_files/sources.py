@@ -1,4 +1,4 @@
-"""Where features to be scored come from: feature caches, shards of a gallery, other toolboxes."""
+"""Sources of features to be scored: feature caches, shards of a gallery, other toolboxes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,12 +22,12 @@ from svll.features.files import feature_files
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
 MORE = "multi_query"
-"""Group of further images of the queries' identities and cameras."""
+"""The group of further images of the queries' identities and cameras."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Features to be scored; those of a cache stay in their file until they are needed."""
+    """Features to be scored; those of a cache are read from their file when needed."""
 
     where: str
     dataset: str
@@ -36,18 +36,18 @@ class Source:
     gallery: FeatureGroup
     more: FeatureGroup | None = None
     first_camera: int | None = None
-    """What the dataset calls the camera that has number 0 here; None: unknown, shown as 0."""
+    """The dataset's number of camera 0; None: unknown, shown as 0."""
     pooled_names: tuple[Sequence[str] | None, Sequence[str] | None] | None = None
-    """Of the images, where queries were averaged and have no paths any more."""
+    """Names of averaged queries, which have no paths, and of gallery images."""
 
     @property
     def asking(self) -> FeatureGroup:
-        """The images that results of single queries are of."""
+        """The images that results per query belong to."""
         return self.gallery if self.protocol == "random_gallery" else self.query
 
     @property
     def pair(self) -> Pair:
-        """Query and gallery to be compared, their paths being what tells images apart."""
+        """Query and gallery to be compared; their paths identify images."""
         if self.pooled_names is None:
             return Pair(self.query, self.gallery)
         query, gallery = self.pooled_names
@@ -55,12 +55,12 @@ class Source:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether queries are means over an identity's images under a camera."""
+        """Whether queries are means of an identity's images under a camera."""
         return self.pooled_names is not None
 
     @property
     def own_image(self) -> str | None:
-        """By what a query's own image is known in the gallery, where it alone is left out."""
+        """How a query's own image is recognised in the gallery; None unless only it is left out."""
         if self.protocol != "all_gallery":
             return None
         named = self.is_pooled or self.query.paths is not None
@@ -70,47 +70,41 @@ class Source:
         """Return the dataset's number of a camera, or of several."""
         return number + (self.first_camera or 0)
 
-    def groups(self) -> dict[str, FeatureGroup]:
-        """All that there is, read, as a cache keeps it."""
-        there = {"query": self.query, "gallery": self.gallery}
-        if self.more is not None:
-            there[MORE] = self.more
-        return {name: replace(group, features=_read(group)) for name, group in there.items()}
-
     def summary(self) -> str:
-        """Say in a line what there is."""
+        """Describe the source in one line."""
         (queries, width), images = self.query.features.shape, len(self.gallery.identities)
-        return (
-            f"{self.where}: {self.dataset}, {queries:,} query and {images:,} gallery images, "
-            f"{width:,} numbers each; {self.protocol}"
-        )
+        return (f"{self.where}: {self.dataset}, {queries:,} query and {images:,} gallery images, "
+                f"{width:,} numbers each; {self.protocol}")
 
     def save(self, path: Path) -> None:
-        """Write a feature cache of the source; raises UserError where the disk cannot take it."""
+        """Write a feature cache of the source; UserError if the disk is full."""
+        groups = {"query": self.query, "gallery": self.gallery}
+        if self.more is not None:
+            groups[MORE] = self.more
+        groups = {
+            name: replace(group, features=_read(group.features)) for name, group in groups.items()
+        }
         write_features(
-            path, self.groups(), dataset=self.dataset, model=self.where, protocol=self.protocol,
+            path, groups, dataset=self.dataset, model=self.where, protocol=self.protocol,
             first_camera=self.first_camera,
         )
 
     def pooled(self) -> "Source":
-        """Return the source with all queries of one identity and camera made one.
+        """Return the source with one averaged query per identity and camera.
 
-        Raises UserError where the protocol draws the queries.
+        Raises UserError if the protocol draws the queries.
         """
         if self.protocol == "random_gallery":
-            raise UserError(
-                f"{self.where}: the protocol random_gallery draws its queries one by one; they "
-                "cannot be averaged (multi-query)"
-            )
+            raise UserError(f"{self.where}: the protocol random_gallery draws its queries one by "
+                            "one; they cannot be averaged (multi-query)")
         query = pooled(self.query, self.more)
         is_named = self.protocol == "all_gallery"
-        names = self._names_pooled(query) if is_named else (None, None)
+        names = self._pooled_names(query) if is_named else (None, None)
         return replace(self, query=query, pooled_names=names)
 
-    def _names_pooled(self, query: FeatureGroup) -> tuple[list[str], list[str]]:
-        """Name each averaged query by its place, and so the gallery images that are in it."""
-        groups = [self.query] if self.more is None else [self.query, self.more]
-        one = _stacked(groups)
+    def _pooled_names(self, query: FeatureGroup) -> tuple[list[str], list[str]]:
+        """Name each averaged query, and the gallery images that are in it, by its row."""
+        one = _stacked([self.query] if self.more is None else [self.query, self.more])
         numbers, known = image_numbers(Pair(one, self.gallery))
         places = enumerate(zip(query.identities, query.cameras, strict=True))
         names = {label: str(place) for place, label in places}
@@ -123,51 +117,48 @@ class Source:
 def open_source(
     path: Path, kind: str | None = None, shards: Sequence[Path] = (), protocol: str | None = None
 ) -> Iterator[Source]:
-    """A feature cache, or a dump of another toolbox (`kind`, or by its suffix).
+    """Open a feature cache or a file of another toolbox (of `kind`, by default from its suffix).
 
-    With `shards`, the gallery is what these caches hold, one after another; path gives the queries.
-    `protocol` stands in for the one that the file names (cross_camera where it names none).
-    Raises UserError that names the file, as `open_features`, `read_foreign` and
-    `protocol_in_force` do.
+    With `shards`, the gallery is that of these caches, in turn; path gives the queries. `protocol`
+    replaces the file's (cross_camera if it names none). Raises UserError as `open_features`,
+    `read_foreign` and `protocol_in_force` do.
     """
     with ExitStack() as stack:
         if kind is None and path.suffix.lower() in OURS:
             names = ["query"] if shards else ["query", "gallery"]
             file = stack.enter_context(open_features(path, names, optional=(MORE,)))
-            groups, dataset = dict(file.groups), file.dataset or path.stem
-            named = file.protocol
-            first_camera = file.first_camera
-            if first_camera is None:
+            groups, dataset, named = dict(file.groups), file.dataset or path.stem, file.protocol
+            if (first_camera := file.first_camera) is None:
                 first_camera = usual_first_camera(dataset)
         else:
-            # scipy: not for our own files
-            from svll.evaluation.feature_files.imported_features import read_foreign
+            from svll.evaluation.feature_files.imported_features import read_foreign  # scipy
 
-            groups, dataset, named = read_foreign(path, kind), path.stem, ""
-            first_camera = None
+            groups, dataset, named, first_camera = read_foreign(path, kind), path.stem, "", None
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
             groups["gallery"] = _stacked([file.groups["gallery"] for file in files])
         if missing := [name for name in ("query", "gallery") if name not in groups]:
-            raise UserError(
-                f"{path}: holds {', '.join(groups)} but no {' and no '.join(missing)}; give the "
-                "file that has them"
-            )
+            raise UserError(f"{path}: holds {', '.join(groups)} but no "
+                            f"{' and no '.join(missing)}; give the file that has them")
         query, known = groups["query"], groups["gallery"]
-        used = protocol_in_force(
-            protocol, named or "cross_camera", str(path), is_one_set=_is_one_set(query, known)
+        is_one_set = (
+            np.array_equal(query.identities, known.identities)
+            and np.array_equal(query.cameras, known.cameras) and query.paths == known.paths
         )
-        yield Source(str(path), dataset, used, query, known, groups.get(MORE), first_camera)
+        protocol = protocol_in_force(
+            protocol, named or "cross_camera", str(path), is_one_set=is_one_set
+        )
+        yield Source(str(path), dataset, protocol, query, known, groups.get(MORE), first_camera)
 
 
 @contextmanager
 def open_sources(
     places: Sequence[str], gallery: Sequence[str] = (), protocol: str | None = None
 ) -> Iterator[list[Source]]:
-    """Open feature files, and those of the folders of runs; see `open_source`.
+    """Open feature files, and those of run folders; see `open_source`.
 
-    gallery: names and patterns ('shards/*.h5') of the shards that stand in for the one file's
-    gallery. Raises UserError also where there are several files to go with it.
+    gallery: names and patterns ('shards/*.h5') of the shards that replace the one file's gallery.
+    Raises UserError also for several files with shards.
     """
     files = [file for place in places for file in feature_files(Path(place))]
     if gallery and len(files) > 1:
@@ -180,23 +171,14 @@ def open_sources(
         ]
 
 
-def _is_one_set(query: FeatureGroup, gallery: FeatureGroup) -> bool:
-    """Whether query and gallery are the same images, by their paths and labels."""
-    return (
-        np.array_equal(query.identities, gallery.identities)
-        and np.array_equal(query.cameras, gallery.cameras)
-        and query.paths == gallery.paths
-    )
-
-
-def _read(group: FeatureGroup) -> NDArray[Any]:
-    """Features in a number type that a cache may have."""
-    features = group.features[:]
+def _read(rows: Any) -> NDArray[Any]:
+    """Return features in a number type that a cache may have."""
+    features = rows[:]
     return features if features.dtype == np.float16 else features.astype(np.float32, copy=False)
 
 
 def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:
-    """Several groups as one, their features unread."""
+    """Return several groups as one, without reading their features."""
     paths = [group.paths for group in groups]
     return FeatureGroup(
         features=Stacked([group.features for group in groups]),
@@ -207,9 +189,9 @@ def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:
 
 
 def find_shards(patterns: Sequence[str]) -> list[Path]:
-    """The files that names and patterns such as 'shards/*.h5' mean, in order of their names.
+    """Return the files of names and patterns such as 'shards/*.h5', each pattern's sorted by name.
 
-    Raises UserError for one that means none.
+    Raises UserError for one without a file.
     """
     found = []
     for pattern in patterns:

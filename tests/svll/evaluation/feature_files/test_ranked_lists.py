@@ -125,7 +125,7 @@ def test_a_query_that_is_not_there_or_not_one_alone_is_refused(word: str, messag
 
 
 def test_names_need_paths() -> None:
-    with pytest.raises(UserError, match=r"no query 'a.jpg': the file tells no paths; give rows, 0"):
+    with pytest.raises(UserError, match=r"no query 'a.jpg': the file has no paths; give rows, 0"):
         check_wanted(world(), Wanted(queries=["a.jpg"]))
 
 
@@ -159,7 +159,7 @@ def test_cameras_are_named_and_asked_for_as_the_dataset_numbers_them() -> None:
 
 
 def test_wanting_nothing_or_two_things_is_refused() -> None:
-    with pytest.raises(UserError, match="0 queries were asked for"):
+    with pytest.raises(UserError, match="0 queries were requested"):
         Wanted(count=0)
     with pytest.raises(UserError, match="choose one"):
         Wanted(cameras=(0, 1), queries=["3"])
