@@ -50,77 +50,55 @@ def main(
     words: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|RUN|KEY=VALUE]...",
         help="Feature files and folders of finished runs; with --weights, key=value of the recipe, "
-             "such as data.root=DIR.",
-    )] = None,
+             "such as data.root=DIR.")] = None,
     features: Annotated[list[str] | None, typer.Option(
-        help="A feature file or a run's folder; may be repeated.",
-    )] = None,
+        help="A feature file or a run's folder; may be repeated.")] = None,
     gallery: Annotated[list[str] | None, typer.Option(
-        help="With one feature file: shards whose galleries, in turn, are the gallery.",
-    )] = None,
+        help="With one feature file: shards whose galleries, in turn, are the gallery.")] = None,
     weights: Annotated[Path | None, typer.Option(
-        help="Instead of files: trained weights (a file or a run).",
-    )] = None,
+        help="Instead of files: trained weights (a file or a run).")] = None,
     recipe: Annotated[str | None, typer.Option(
-        help="With --weights: the recipe of the test sets.",
-    )] = None,
+        help="With --weights: the recipe of the test sets.")] = None,
     save: Annotated[Path | None, typer.Option(
-        help="With --weights: the feature file to write.",
-    )] = None,
+        help="With --weights: the feature file to write.")] = None,
     rerank: Annotated[bool, typer.Option(
-        "--rerank", help="Re-rank by k-reciprocal neighbours first.",
-    )] = False,
+        "--rerank", help="Re-rank by k-reciprocal neighbours first.")] = False,
     k1: Annotated[str | None, typer.Option(
-        help="Re-ranking: size of a neighbourhood; several as in 10,20. [default: 20]",
-    )] = None,
+        help="Re-ranking: size of a neighbourhood; several as in 10,20. [default: 20]")] = None,
     k2: Annotated[str | None, typer.Option(
-        help="Re-ranking: neighbours to average over; or several. [default: 6]",
-    )] = None,
+        help="Re-ranking: neighbours to average over; or several. [default: 6]")] = None,
     weight: Annotated[str | None, typer.Option(
-        help="Re-ranking: share of the original distance; or several. [default: 0.3]",
-    )] = None,
+        help="Re-ranking: share of the original distance; or several. [default: 0.3]")] = None,
     expand: Annotated[int | None, typer.Option(
-        help="Query expansion: number of nearest gallery images to average over.",
-    )] = None,
+        help="Query expansion: number of nearest gallery images to average over.")] = None,
     alpha: Annotated[float | None, typer.Option(
-        help="Query expansion: power of the similarity as weight. [default: 0]",
-    )] = None,
+        help="Query expansion: power of the similarity as weight. [default: 0]")] = None,
     multi_query: Annotated[bool, typer.Option(
-        "--multi-query", help="Average each identity's query images per camera.",
-    )] = False,
+        "--multi-query", help="Average each identity's query images per camera.")] = False,
     metric: Annotated[Literal["euclidean", "cosine"], typer.Option(
-        help="Distance; both rank alike at unit length.",
-    )] = "euclidean",
+        help="Distance; both rank alike at unit length.")] = "euclidean",
     normalise: Annotated[bool, typer.Option(
-        "--normalise/--raw", help="L2-normalise features (--raw: use as stored).",
-    )] = True,
+        "--normalise/--raw", help="L2-normalise features (--raw: use as stored).")] = True,
     protocol: Annotated[Protocol | None, typer.Option(
         help="cross_camera leaves out the query's identity under its camera; other_cameras all "
              "images of its camera; all_gallery only the query's own image; random_gallery draws "
              "one gallery image per identity. [default: as the file says, else cross_camera]",
     )] = None,
     no_camera_filter: Annotated[bool, typer.Option(
-        "--no-camera-filter", help="Short for --protocol all_gallery.",
-    )] = False,
+        "--no-camera-filter", help="Short for --protocol all_gallery.")] = False,
     cross_camera_only: Annotated[bool, typer.Option(
-        "--cross-camera-only", help="Short for --protocol other_cameras.",
-    )] = False,
+        "--cross-camera-only", help="Short for --protocol other_cameras.")] = False,
     bootstrap: Annotated[bool, typer.Option(
-        "--bootstrap", help="Add the mAP's 95 % interval over identities.",
-    )] = False,
+        "--bootstrap", help="Add the mAP's 95 % interval over identities.")] = False,
     camera_pairs: Annotated[bool, typer.Option(
-        "--camera-pairs", help="Add the metrics of each pair of cameras.",
-    )] = False,
+        "--camera-pairs", help="Add the metrics of each pair of cameras.")] = False,
     per_query: Annotated[Path | None, typer.Option(
         help="Write each query's metrics and nearest images to this CSV file; under "
-             "random_gallery, those of the first draw.",
-    )] = None,
+             "random_gallery, those of the first draw.")] = None,
     top_k: Annotated[int | None, typer.Option(
-        help="With --per-query: number of nearest images. [default: 10]",
-    )] = None,
+        help="With --per-query: number of nearest images. [default: 10]")] = None,
     as_json: Annotated[bool, typer.Option(
-        "--json", help="Print a JSON array: an object for each file and setting.",
-    )] = False,
+        "--json", help="Print a JSON array: an object for each file and setting.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
     """Rank the gallery for every query and print mAP, mINP and CMC."""
@@ -141,7 +119,7 @@ def main(
     from svll.evaluation import QueryExpansion
     from svll.evaluation.engine.ranks import join_ranks
     from svll.evaluation.feature_files.score_text import write_per_query
-    from svll.evaluation.feature_files.scores import Extra, score
+    from svll.evaluation.feature_files.scores import score
     from svll.evaluation.feature_files.sources import open_sources
     from svll.evaluation.ranking import Options
 
@@ -160,8 +138,8 @@ def main(
             expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),
             top_k=0 if per_query is None else top_k or 10,
         )
-        extra = Extra(bootstrap, camera_pairs)
-        scores = [one for source in sources for one in score(source, settings, extra, options)]
+        extra = {"bootstrap": bootstrap, "camera_pairs": camera_pairs}
+        scores = [one for source in sources for one in score(source, settings, options, **extra)]
         if share.index == 0:
             _show(scores, as_json=as_json, as_csv=as_csv)
             if per_query is not None:
@@ -256,7 +234,7 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
         typer.echo(json.dumps([item.as_json() for item in scores]))
         return
     if as_csv:
-        typer.echo("".join(to_csv(scores)), nl=False)
+        typer.echo(to_csv(scores), nl=False)
         return
     lines = score_lines(scores[0])
     if len(scores) > 1:

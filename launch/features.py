@@ -30,24 +30,18 @@ def main(
              "as data.root=DIR; with --weights, model.sie=none leaves out side information.",
     )] = None,
     weights: Annotated[Path | None, typer.Option(
-        help="Trained weights: a file or the folder of a run.",
-    )] = None,
+        help="Trained weights: a file or the folder of a run.")] = None,
     recipe: Annotated[str | None, typer.Option(
-        help="With --weights: the recipe of the test sets.",
-    )] = None,
+        help="With --weights: the recipe of the test sets.")] = None,
     kind: Annotated[Literal["npz", "mat", "pt"] | None, typer.Option(
-        "--format", help="Format of another toolbox's FILE. [default: by suffix]",
-    )] = None,
+        "--format", help="Format of another toolbox's FILE. [default: by suffix]")] = None,
     gallery: Annotated[list[str] | None, typer.Option(
-        help="With a FILE: shards whose galleries, in turn, are the gallery.",
-    )] = None,
+        help="With a FILE: shards whose galleries, in turn, are the gallery.")] = None,
     protocol: Annotated[Protocol | None, typer.Option(
         help="With a FILE or --weights: the protocol to store in the feature file. [default: the "
-             "test set's own, else cross_camera]",
-    )] = None,
+             "test set's own, else cross_camera]")] = None,
     save: Annotated[Path | None, typer.Option(
-        help="With a FILE or --weights: the feature file to write.",
-    )] = None,
+        help="With a FILE or --weights: the feature file to write.")] = None,
 ) -> int:
     """Make features; print a summary of each file."""
     given = words or []

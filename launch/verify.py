@@ -24,28 +24,21 @@ from svll.base.protocols import Protocol
 @command(__doc__)
 def main(
     files: Annotated[list[str], typer.Argument(
-        metavar="FILE|RUN...", help="Feature files and folders of finished runs.",
-    )],
+        metavar="FILE|RUN...", help="Feature files and folders of finished runs.")],
     gallery: Annotated[list[str] | None, typer.Option(
-        help="With one feature file: shards whose galleries, in turn, are the gallery.",
-    )] = None,
+        help="With one feature file: shards whose galleries, in turn, are the gallery.")] = None,
     protocol: Annotated[Protocol | None, typer.Option(
         help="Which pairs are left out, as in launch/evaluate.py. [default: as the file says, else "
-             "cross_camera]",
-    )] = None,
+             "cross_camera]")] = None,
     multi_query: Annotated[bool, typer.Option(
-        "--multi-query", help="Average each identity's query images per camera.",
-    )] = False,
+        "--multi-query", help="Average each identity's query images per camera.")] = False,
     threshold_from: Annotated[Path | None, typer.Option(
-        help="A feature file of the same model to find the threshold on.",
-    )] = None,
+        help="A feature file of the same model to find the threshold on.")] = None,
     at_fpr: Annotated[float | None, typer.Option(
         help="With --threshold-from: the false positive rate to allow there. [default: where both "
-             "error rates are equal]",
-    )] = None,
+             "error rates are equal]")] = None,
     as_json: Annotated[bool, typer.Option(
-        "--json", help="Print a JSON array: an object for each file.",
-    )] = False,
+        "--json", help="Print a JSON array: an object for each file.")] = False,
 ) -> int:
     """Verify, and print the rates."""
     refuse_without("--threshold-from", threshold_from, {"--at-fpr": at_fpr})

@@ -1,14 +1,14 @@
 """Ranking for every pair of a query's and a gallery's camera: where a model fails to transfer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from svll.evaluation.engine.feature_rows import JUNK, Integers
+from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.pair import Pair
 from svll.evaluation.protocols import compared
-from svll.evaluation.ranking import USUAL, NoMatch, Options, RankingResult, evaluate_settings
+from svll.evaluation.ranking import USUAL, NoMatch, Options, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
 
@@ -52,16 +52,10 @@ def evaluate_camera_pairs(
             except NoMatch:  # the only matches are the queries' own images
                 continue
             for pairs, result in zip(found, results, strict=True):
-                pairs += _pairs(result, q_cams, camera)
+                scored = ~np.isnan(result.average_precision)
+                for one in np.unique(q_cams[scored]).tolist():
+                    rows = scored & (q_cams == one)
+                    mean = float(result.average_precision[rows].mean())
+                    rank1 = float((result.first_rank[rows] == 1).mean())
+                    pairs.append(CameraPair(one, camera, int(rows.sum()), mean, rank1))
     return [sorted(p, key=lambda pair: (pair.query_camera, pair.gallery_camera)) for p in found]
-
-
-def _pairs(result: RankingResult, cameras: Integers, camera: int) -> Iterator[CameraPair]:
-    """Yield a gallery camera's pairs with the cameras [Q] of the queries that were scored."""
-    scored = ~np.isnan(result.average_precision)
-    for asking in np.unique(cameras[scored]).tolist():
-        rows = scored & (cameras == asking)
-        yield CameraPair(
-            asking, camera, int(rows.sum()), float(result.average_precision[rows].mean()),
-            float((result.first_rank[rows] == 1).mean()),
-        )

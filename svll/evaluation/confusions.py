@@ -56,11 +56,7 @@ def hardest_confusions(
     known, counts = np.unique(query_identities[result.first_rank > 0], return_counts=True)
     asked = dict(zip(known.tolist(), counts.tolist(), strict=True))
     hardest = np.lexsort((-images, -queries))[:count]  # equal ones in the order of the identities
-    return [
-        Confusion(
-            int(pairs[p, 0]), int(pairs[p, 1]), int(queries[p]), asked[int(pairs[p, 0])],
-            int(images[p]), int(query[example[p]]), int(gallery[example[p]]),
-            float(distance[example[p]]),
-        )
-        for p in hardest.tolist()
-    ]
+    return [Confusion(int(pairs[p, 0]), int(pairs[p, 1]), int(queries[p]), asked[int(pairs[p, 0])],
+                      int(images[p]), int(query[example[p]]), int(gallery[example[p]]),
+                      float(distance[example[p]]))
+            for p in hardest.tolist()]

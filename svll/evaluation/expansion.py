@@ -7,6 +7,7 @@
 Neighbours come from the whole gallery except junk, without any labels.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,25 +32,20 @@ class QueryExpansion:
     """Power of the similarity that weights a neighbour; 0: equal weights."""
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.count < 1:
-            faults.append(f"count is {self.count}; at least 1 is needed")
-        if self.alpha < 0:
-            faults.append(f"alpha is {self.alpha}; at least 0 is needed")
-        if faults:
+        values = ("count", self.count, 1), ("alpha", self.alpha, 0)
+        if faults := [f"{name} is {value}; at least {least} is needed"
+                      for name, value, least in values if value < least]:
             raise UserError("query expansion: " + "; ".join(faults))
 
 
 def expanded(
     queries: Rows, gallery: Rows, products: Products, options: QueryExpansion, share: Share
 ) -> Float32:
-    """Return the expanded features of all query rows [n, D], zeros for junk.
-
-    Raises UserError for features that are not compared at unit length.
-    """
+    """Return expanded features of all query rows [n, D], zeros for junk; UserError unless unit."""
     if not queries.unit:
         raise UserError("query expansion needs features of unit length; turn normalisation on")
-    blind = queries.labelled(np.full(len(queries), STRANGER))
+    blind = copy(queries)
+    blind.identities = np.full(len(queries), STRANGER)
     comparison = Comparison(blind, gallery, products, nearest=options.count, share=share)
     features = np.zeros(queries.features.shape, np.float32)
     for chunk in Matches(blind, gallery).chunks():

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
-from svll.evaluation.pair import Numbers, Pair
+from svll.evaluation.pair import Pair
 
 BLOCK = 4096
 NOBODY = -1
@@ -23,8 +23,8 @@ Content = tuple[int, int, bytes]
 """A row's identity, camera and features."""
 
 
-def image_numbers(pair: Pair) -> Numbers:
-    """Return the numbers of a pair's images, by their paths, features and labels."""
+def image_numbers(pair: Pair) -> tuple[Integers, Integers]:
+    """Return numbers of queries [Q] and gallery images [G], equal for one image."""
     if pair.numbers is not None:
         return pair.numbers
     asking, known = _by_name(pair)
@@ -37,7 +37,7 @@ def image_numbers(pair: Pair) -> Numbers:
         free = found[known[found] < 0]
         known[free] = len(asking) + free
         asking[left & (rows >= 0)] = known[found]
-    return Numbers(asking, known)
+    return asking, known
 
 
 def _by_name(pair: Pair) -> tuple[Integers, Integers]:

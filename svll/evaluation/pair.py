@@ -16,34 +16,23 @@ ONE_CAMERA = "with one camera only, set protocol to all_gallery"
 """Advice where a protocol of several cameras leaves nothing."""
 
 
-class Numbers(NamedTuple):
-    """Numbers of queries [Q] and gallery images [G], equal for one image."""
-
-    query: Integers
-    gallery: Integers
-
-
 class Pair(NamedTuple):
     """The features of a query [Q, D] and a gallery [G, D], with labels and, if known, paths."""
 
     query: FeatureGroup
     gallery: FeatureGroup
-    numbers: Numbers | None = None
+    numbers: tuple[Integers, Integers] | None = None
     """The result of `image_numbers`, if it is known already."""
 
     def labelled(self, query: Integers, gallery: Integers) -> "Pair":
         """Return the pair with other identities [Q] and [G]."""
-        return self._replace(
-            query=replace(self.query, identities=query),
-            gallery=replace(self.gallery, identities=gallery),
-        )
+        return self._replace(query=replace(self.query, identities=query),
+                             gallery=replace(self.gallery, identities=gallery))
 
     def rows(self, *, unit: bool) -> tuple[Rows, Rows]:
         """Return both sides as rows to be compared, at unit length if `unit`."""
-        query, gallery = (
-            Rows(name, group.features, group.identities, group.cameras, unit=unit)
-            for name, group in zip(SIDES, self[:2], strict=True)
-        )
+        query, gallery = (Rows(name, side.features, side.identities, side.cameras, unit=unit)
+                          for name, side in zip(SIDES, self[:2], strict=True))
         return query, gallery
 
 
@@ -51,10 +40,7 @@ def group_of(
     features: Any, identities: ArrayLike, cameras: ArrayLike | None = None,
     names: Sequence[Any] | None = None,
 ) -> FeatureGroup:
-    """Return features [n, D] with labels [n] from lists, arrays or tensors.
-
-    Without cameras, all are 0. names: of the images, such as their paths.
-    """
+    """Return features [n, D] with labels of any kind; cameras default to 0; names such as paths."""
     if cameras is None:
         cameras = np.zeros(len(features), np.int64)
     return FeatureGroup(features, integers(identities), integers(cameras), paths=names)
@@ -98,8 +84,7 @@ def check_pair(pair: Pair) -> None:
 
 
 def why_no_match(query: Integers, gallery: Integers, protocol: str) -> str:
-    """Say why no query [Q] has a match in the gallery [G], given their identities, and what to do.
-    """
+    """Say why no query has a match, given identities [Q] and [G], and what to do."""
     queries, known = (np.unique(ids[ids != JUNK]) for ids in (query, gallery))
     for name, ids in zip(SIDES, (queries, known), strict=True):
         if not len(ids):

@@ -41,8 +41,7 @@ def evaluate_ranking(
     Args:
         query, gallery: features as numpy arrays, tensors (multiplied on their device) or sliceable
             files, in float16 to float64; compared as float32.
-        query_identities, gallery_identities: integers [Q] and [G]. -1 is junk: never a match, never
-            ranked.
+        query_identities, gallery_identities: integers [Q], [G]; -1 is junk: no match, not ranked.
         query_cameras, gallery_cameras: integers [Q] and [G]; None for both if unknown.
         protocol: which images are not ranked. `cross_camera`: images of the query's own identity
             and camera; `other_cameras`: all images of its camera; `all_gallery`: only the query's
@@ -68,12 +67,15 @@ def evaluate_ranking(
         query, query_identities = gallery, gallery_identities
         query_cameras = gallery_cameras = None
     protocol = _usable(protocol, query_cameras is not None, gallery_cameras is not None)
-    pair = Pair(
-        group_of(query, query_identities, query_cameras, query_images),
-        group_of(gallery, gallery_identities, gallery_cameras, gallery_images),
-    )
+    pair = Pair(group_of(query, query_identities, query_cameras, query_images),
+                group_of(gallery, gallery_identities, gallery_cameras, gallery_images))
+    if isinstance(rerank, bool):
+        rerank = KReciprocal() if rerank else None
+    if not (rerank is None or isinstance(rerank, KReciprocal)):
+        raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
+                        f"KReciprocal({KReciprocal()})")
     options = Options(max_rank, metric, normalise, expand, top_k, share)
-    return evaluate_protocol(protocol, pair, [setting_of(rerank)], options)[0]
+    return evaluate_protocol(protocol, pair, [rerank], options)[0]
 
 
 def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) -> str:
@@ -88,24 +90,11 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
     return protocol
 
 
-def setting_of(rerank: KReciprocal | bool | None) -> KReciprocal | None:
-    """Return the setting that an argument `rerank` stands for; UserError for an invalid one."""
-    if rerank is None or isinstance(rerank, KReciprocal):
-        return rerank
-    if isinstance(rerank, bool):
-        return KReciprocal() if rerank else None
-    raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
-                    f"KReciprocal({KReciprocal()})")
-
-
 def evaluate_protocol(
     protocol: str, pair: Pair, settings: Sequence[KReciprocal | None] = (None,),
     options: Options = USUAL,
 ) -> list[RankingResult]:
-    """Score features under several settings of re-ranking (None: without) by a protocol.
-
-    The pair's paths are names of images. Other arguments and errors as for `evaluate_ranking`.
-    """
+    """Score a pair under several settings of re-ranking; its paths are names of images."""
     check_protocol(protocol)
     if protocol == "random_gallery":
         return evaluate_draws(pair.gallery.features, pair.gallery.identities, settings, options)
@@ -135,45 +124,32 @@ def evaluate_draws(
     per query are those of the first draw, over all n images: gallery images have NaN and rank 0.
     Raises UserError when no identity has two images.
     """
-    found = [
-        evaluate_settings(
-            drawn_pair(features, identities, seed, draw), settings, options,
-            protocol="random_gallery",
+    pairs = (drawn_pair(features, identities, seed, draw) for draw in range(draws))
+    found = [evaluate_settings(pair, settings, options, protocol="random_gallery")
+             for pair in pairs]
+    return [
+        replace(
+            results[0], mAP=float(np.mean([one.mAP for one in results])),
+            mINP=float(np.mean([one.mINP for one in results])),
+            cmc=np.mean([one.cmc for one in results], axis=0),
+            draws=np.stack([one.average_precision for one in results]),
+            skipped=0,  # every image outside the gallery has its match there
         )
-        for draw in range(draws)
+        for results in zip(*found, strict=True)
     ]
-    return [_mean(results) for results in zip(*found, strict=True)]
 
 
 def drawn_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
-    """Return the queries and the gallery of a draw, both with all features [n, D].
-
-    All queries are under one camera, the gallery is under another.
-    """
+    """Return queries (camera 0) and gallery (camera 1) of a draw, each with all features [n, D]."""
     queries, gallery = drawn_labels(identities, seed, draw)
-    return Pair(
-        group_of(features, queries), group_of(features, gallery, np.ones(len(gallery), np.int64))
-    )
+    return Pair(group_of(features, queries),
+                group_of(features, gallery, np.ones(len(gallery), np.int64)))
 
 
-def _mean(results: Sequence[RankingResult]) -> RankingResult:
-    return replace(
-        results[0],
-        mAP=float(np.mean([result.mAP for result in results])),
-        mINP=float(np.mean([result.mINP for result in results])),
-        cmc=np.mean([result.cmc for result in results], axis=0),
-        skipped=0,  # every image outside the gallery has its match there
-        draws=np.stack([result.average_precision for result in results]),
-    )
-
-
-def drawn_labels(
-    identities: ArrayLike, seed: int = 0, draw: int = 0
-) -> tuple[Integers, Integers]:
+def drawn_labels(identities: ArrayLike, seed: int = 0, draw: int = 0) -> tuple[Integers, Integers]:
     """Return the identities of all images as queries and as gallery images of a draw, [n] each.
 
-    Images that are not queries (or gallery images) are junk there, so no feature has to be copied.
-    Raises UserError when no identity has two images.
+    All other images are junk there. Raises UserError when no identity has two images.
     """
     identities = np.asarray(identities, dtype=np.int64)
     order = generator(seed, draw, 5).permutation(len(identities))

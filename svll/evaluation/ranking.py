@@ -4,15 +4,14 @@
 number of threads, and number of processes that share the work; equal distances rank by gallery
 index.
 
-Costs, besides the 2 Q G D operations of the product: 2 comparisons, 8 at a time, for each pair and
-true match of its query; an exact comparison of D numbers for each pair that float32 cannot decide;
-two readings and two passes over D numbers for each gallery row. So time = a Q G + b G. Measured on
-two cores, D = 1,280: a = 20 s per 10^9 pairs, b = 10 us with float16 rows in HDF5 (0.25, 0.5 and
-1 million rows, 1,000 queries: 28 to 37 s per million, in 40 to 101 MB of memory). 10 million images
-for 3,368 queries then take some 13 minutes on two cores, and the processes of a `share` divide both
-terms. Memory: 100 MB of blocks and lists, 128 MB more where that saves reading a small gallery
-twice, 4 Q D bytes of queries, and 16 bytes of labels per image. Only re-ranking holds all features,
-compares all images with each other, and keeps products of queries and gallery of up to 1 GB.
+Costs, besides the product's 2 Q G D operations: 2 comparisons, 8 at a time, for each pair and true
+match of its query; D exact multiplications for each pair that float32 cannot decide; two readings
+of each gallery row. So time = a Q G + b G. Measured on two cores, D = 1,280: a = 20 s per 10^9
+pairs, b = 10 us with float16 rows in HDF5 (0.25 to 1 million rows, 1,000 queries: 28 to 37 s per
+million, in 40 to 101 MB). 10 million images for 3,368 queries then take some 13 minutes, and the
+processes of a `share` divide both terms. Memory: 100 MB of blocks and lists, 128 MB more if the
+gallery fits, 4 Q D bytes of queries, 16 bytes of labels per image. Only re-ranking holds all
+features, compares all images with each other, and keeps up to 1 GB of products.
 
 Letters: Q queries, G gallery images, D width, P true matches of all queries of a chunk.
 """
@@ -171,25 +170,19 @@ def _tables(
         neighbours = Neighbours(queries, gallery, wanted, products, share)
         rerankings = [neighbours.rerank(setting) if setting else None for setting in settings]
         known = neighbours.products
-    comparison = Comparison(
-        queries, gallery, products, hide=protocol == "other_cameras", nearest=options.top_k,
-        share=share, known=known,
-    )
+    comparison = Comparison(queries, gallery, products, hide=protocol == "other_cameras",
+                            nearest=options.top_k, share=share, known=known)
     tables = [_Table(len(pair.query.identities), comparison.count) for _ in settings]
     for chunk in matches.chunks():
         if not len(chunk.match_columns) and not options.top_k:
             continue
-        found = comparison(chunk, [_extras(chunk, reranking) for reranking in rerankings])
+        found = comparison(chunk, [
+            reranking.extras(chunk.first, chunk.last) if reranking else Extras.none(len(chunk))
+            for reranking in rerankings
+        ])
         for table, reranking, compared in zip(tables, rerankings, found, strict=True):
             table.fill(chunk, compared, queries, gallery, reranking, options.metric)
     return tables
-
-
-def _extras(chunk: Chunk, reranking: Reranking | None) -> Extras:
-    if reranking is None:
-        return Extras.none(len(chunk))
-    scale = reranking.scale[chunk.first : chunk.last]
-    return Extras(scale, *reranking.bonus(chunk.first, chunk.last))
 
 
 class _Table:
@@ -213,7 +206,14 @@ class _Table:
         rows, none = queries.kept[chunk.first : chunk.last], found.nearest < 0
         self.nearest[rows] = np.where(none, -1, gallery.kept[found.nearest])
         if none.size:
-            distances = _distances(chunk, found.scores, queries, reranking, metric)
+            if reranking is not None:
+                distances = reranking.offset[chunk.first : chunk.last, None] - found.scores
+            elif metric == "cosine":
+                distances = 1.0 - found.scores
+            else:
+                squares = queries.block(chunk.first, chunk.last).norms[:, None] ** 2
+                of_gallery = 1.0 if queries.unit else 0.0
+                distances = np.sqrt(np.maximum(squares + of_gallery - 2 * found.scores, 0.0))
             self.distances[rows] = np.where(none, np.inf, distances)
 
     def result(self, max_rank: int) -> RankingResult:
@@ -221,26 +221,12 @@ class _Table:
         used = ~np.isnan(self._precision)
         first = np.where(used, self._first, 0).astype(np.int64)
         hits = np.bincount(first[used].clip(max=max_rank + 1), minlength=max_rank + 2)
-        return RankingResult(
-            mAP=float(self._precision[used].mean()),
-            mINP=float(self._penalty[used].mean()),
-            cmc=np.cumsum(hits[1 : max_rank + 1]) / used.sum(),
-            queries=int(used.sum()), skipped=int((~used).sum()),
-            average_precision=self._precision, first_rank=first,
-            nearest=self.nearest, distances=self.distances,
-        )
-
-
-def _distances(
-    chunk: Chunk, scores: Floats, queries: Rows, reranking: Reranking | None, metric: Metric
-) -> Floats:
-    """Return the distances that correspond to scores [q, k]."""
-    if reranking is not None:
-        return reranking.offset[chunk.first : chunk.last, None] - scores
-    if metric == "cosine":
-        return 1.0 - scores
-    squares = queries.block(chunk.first, chunk.last).norms ** 2
-    return np.sqrt(np.maximum(squares[:, None] + (1.0 if queries.unit else 0.0) - 2 * scores, 0.0))
+        return RankingResult(mAP=float(self._precision[used].mean()),
+                             mINP=float(self._penalty[used].mean()),
+                             cmc=np.cumsum(hits[1 : max_rank + 1]) / used.sum(),
+                             queries=int(used.sum()), skipped=int((~used).sum()),
+                             average_precision=self._precision, first_rank=first,
+                             nearest=self.nearest, distances=self.distances)
 
 
 def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Floats]:

@@ -24,6 +24,7 @@ Letters: Q queries, G gallery images, N both together (queries first), D width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from numbers import Real
 from typing import Any
@@ -34,7 +35,7 @@ from harness.base.errors import UserError
 from svll.evaluation.engine import kernels, rerank_kernels
 from svll.evaluation.engine.comparison import SPARE, merged
 from svll.evaluation.engine.feature_rows import Block, Rows, rounding
-from svll.evaluation.engine.kernels import Float32, Floats, Int32
+from svll.evaluation.engine.kernels import Extras, Float32, Floats, Int32
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.engine.rerank_kernels import Lists, Members
@@ -57,10 +58,8 @@ class KReciprocal:
     """Share of the original distance in the final one (the paper's lambda), 0 to 1."""
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} is {value!r}; an integer of at least 1 is needed"
-            for name, value in (("k1", self.k1), ("k2", self.k2)) if not is_integer(value, 1)
-        ]
+        faults = [f"{name} is {value!r}; an integer of at least 1 is needed"
+                  for name, value in (("k1", self.k1), ("k2", self.k2)) if not is_integer(value, 1)]
         if not isinstance(self.weight, Real) or not 0.0 <= self.weight <= 1.0:
             faults.append(f"weight is {self.weight!r}; it must lie between 0 and 1")
         if faults:
@@ -79,30 +78,6 @@ def grid(
     return [KReciprocal(*point) for point in points]
 
 
-class _Vectors:
-    """V of every image [N, N] under one k1 and k2, and the overlap of queries and gallery."""
-
-    def __init__(self, vectors: Lists, queries: int) -> None:
-        total = len(vectors.offsets) - 1
-        count = int(vectors.offsets[-1] - vectors.offsets[queries])
-        self._vectors, self._gallery = vectors, total - queries
-        # for each image, the gallery images with it in their vectors, and its weights there
-        self._by_member = Lists(
-            np.zeros(total + 1, np.int64), np.empty(count, np.int32), np.empty(count, np.float32)
-        )
-        rerank_kernels.invert(queries, vectors, self._by_member)
-        self._last: tuple[tuple[int, int], Lists] | None = None
-
-    def overlap(self, first: int, last: int) -> Lists:
-        """Return sparse rows of Jaccard similarities of queries first to last and the gallery."""
-        if self._last is None or self._last[0] != (first, last):  # asked once per weight
-            self._last = (first, last), _two_passes(
-                rerank_kernels.overlap, last - first, first, self._vectors, self._by_member,
-                self._gallery, values=np.float64,
-            )
-        return self._last[1]
-
-
 @dataclass(frozen=True)
 class Reranking:
     """The final distance in terms of scores: distance = offset - (scale * score + bonus)."""
@@ -112,15 +87,15 @@ class Reranking:
     offset: Floats
     """[Q]."""
     _weight: float
-    _vectors: _Vectors
+    _similarity: Callable[[int, int], Lists]
 
-    def bonus(self, first: int, last: int) -> Lists:
-        """Return sparse rows for queries first to last: gallery rows, (1 - weight) * similarity.
+    def extras(self, first: int, last: int) -> Extras:
+        """Return the terms of queries first to last; the bonus is (1 - weight) * similarity.
 
         Pairs that are not listed share no neighbour: their Jaccard distance is 1, their bonus 0.
         """
-        similar = self._vectors.overlap(first, last)
-        return similar._replace(values=(1.0 - self._weight) * similar.values)
+        offsets, columns, similarity = self._similarity(first, last)
+        return Extras(self.scale[first:last], offsets, columns, (1.0 - self._weight) * similarity)
 
 
 class Neighbours:
@@ -146,19 +121,18 @@ class Neighbours:
         )
         self._farthest = self._base - 2.0 * lowest
         self._farthest[self._farthest <= 0.0] = 1.0  # all images are the same: every distance is 0
-        self._vectors: dict[tuple[int, int], _Vectors] = {}
+        self._similarities: dict[tuple[int, int], Callable[[int, int], Lists]] = {}
 
     def rerank(self, options: KReciprocal) -> Reranking:
         """Return the terms that one setting adds to the scores."""
         key = options.k1, options.k2
-        if key not in self._vectors:
-            self._vectors[key] = _Vectors(self._averaged(*key), self._queries)
+        if key not in self._similarities:
+            self._similarities[key] = _similarity(self._averaged(*key), self._queries)
         farthest = self._farthest[: self._queries]
         return Reranking(
             scale=2.0 * options.weight / farthest,
             offset=options.weight * self._base[: self._queries] / farthest + 1.0 - options.weight,
-            _weight=options.weight,
-            _vectors=self._vectors[key],
+            _weight=options.weight, _similarity=self._similarities[key],
         )
 
     def _averaged(self, k1: int, k2: int) -> Lists:
@@ -169,13 +143,27 @@ class Neighbours:
         total, rows = len(nearest), self._rows
         sets = [_reciprocal(nearest, min(k + 1, count)) for k in (k1, round(k1 / 2))]
         vectors = _two_passes(rerank_kernels.neighbourhood, total, *sets)
-        spread(
-            rerank_kernels.weigh, total, rows.features, rows.half, nearest, scores, self._base,
-            self._farthest, vectors,
-        )
+        spread(rerank_kernels.weigh, total, rows.features, rows.half, nearest, scores, self._base,
+               self._farthest, vectors)
         if k2 == 1:
             return vectors
         return _two_passes(rerank_kernels.average, total, nearest, min(k2, count), vectors)
+
+
+def _similarity(vectors: Lists, queries: int) -> Callable[[int, int], Lists]:
+    """Return a function: sparse Jaccard similarities of queries first to last and the gallery."""
+    total, count = len(vectors.offsets) - 1, int(vectors.offsets[-1] - vectors.offsets[queries])
+    # for each image, the gallery images with it in their vectors, and its weights there
+    by_member = Lists(np.zeros(total + 1, np.int64), np.empty(count, np.int32),
+                      np.empty(count, np.float32))
+    rerank_kernels.invert(queries, vectors, by_member)
+
+    @lru_cache(maxsize=1)  # called once per weight
+    def similarity(first: int, last: int) -> Lists:
+        lists = first, vectors, by_member, total - queries
+        return _two_passes(rerank_kernels.overlap, last - first, *lists, values=np.float64)
+
+    return similarity
 
 
 def _reciprocal(nearest: Int32, size: int) -> Members:
@@ -217,24 +205,20 @@ def _neighbours(
     sent = products.send(rows.features)
     for part, other in _pairs_once(total)[share.index :: share.count]:
         product = products(sent[part], sent[other])
-        _keep_best(best, product, half, part.start, other.start)
+        i, j = part.start, other.start
+        lists = product, half, i, j, best
+        spread(kernels.keep_by_row, product.shape[0], *lists)
+        if i != j:
+            bounds = -best.far[:, -1], np.ascontiguousarray(best.near[:, -1])
+            # few pieces: each goes through all rows, and reads its columns of them in one stretch
+            spread(kernels.keep_by_column, product.shape[1], *lists, *bounds, pieces=1)
         if kept is not None:
-            _copy_products(kept, product, part.start, other.start)
+            _copy_products(kept, product, i, j)
     largest = rows.norms * rows.norms.max()
     slack = rounding(width) * largest + 2.0**-22 * rows.half.max() + 1e-36
     nearest, scores = _settled(best.near, best.near_rows, 1, rows, slack, count, share)
     _, farthest = _settled(best.far, best.far_rows, -1, rows, slack, 1, share)
     return nearest, scores, farthest[:, 0]
-
-
-def _keep_best(best: kernels.Extremes, product: Float32, half: Float32, i: int, j: int) -> None:
-    """Update the extremes of rows i... and of rows j... with their product [r, c]."""
-    arguments = product, half, i, j, best
-    spread(kernels.keep_by_row, product.shape[0], *arguments)
-    if i != j:
-        bounds = -best.far[:, -1], np.ascontiguousarray(best.near[:, -1])
-        # few pieces: each goes through all rows, and reads its columns of them in one stretch
-        spread(kernels.keep_by_column, product.shape[1], *arguments, *bounds, pieces=1)
 
 
 def _copy_products(kept: Float32, product: Float32, i: int, j: int) -> None:
@@ -272,8 +256,6 @@ def _settled(
     nearest = np.zeros((len(rows.half), count), np.int32)
     scores = np.zeros(nearest.shape)
     first, last = share.span(len(nearest))
-    spread(
-        kernels.settle, last - first, first, rows.features, rows.half, slack, np.float32(sign),
-        values, indices, nearest, scores,
-    )
+    spread(kernels.settle, last - first, first, rows.features, rows.half, slack, np.float32(sign),
+           values, indices, nearest, scores)
     return share.add(nearest), share.add(scores)

@@ -69,9 +69,6 @@ class Verification:
     impostor: Integers
     """[BINS]"""
 
-    def __post_init__(self) -> None:
-        assert self.genuine.shape == self.impostor.shape == (BINS,)
-
     def __add__(self, other: "Verification") -> "Verification":
         """Return the counts of two sets of pairs together."""
         return Verification(self.genuine + other.genuine, self.impostor + other.impostor)
@@ -136,11 +133,10 @@ class Verification:
     def tpr_at(self, fpr: float) -> float | None:
         """Return the largest TPR with at most the given FPR; None where there is a `shortage`."""
         threshold = self.threshold_at(fpr)
-        return None if threshold is None else float(self._tpr[_edge(threshold)])
+        return None if threshold is None else self.at(threshold).tpr
 
     def threshold(self, at_fpr: float | None = None) -> float:
-        """Return the threshold of an FPR, by default that of the EER; UserError for a `shortage`.
-        """
+        """Return the threshold of an FPR, by default the EER's; UserError for a `shortage`."""
         if at_fpr is None:
             return self.eer_threshold
         if (threshold := self.threshold_at(at_fpr)) is None:
@@ -170,20 +166,16 @@ class Verification:
         class returns are among them, except `eer_threshold`.
         """
         if not abs(threshold) <= 1.0 + 1.0 / SCALE:
-            raise UserError(
-                f"{threshold} is no threshold: a cosine similarity from -1 to 1 is needed; "
-                "a Euclidean distance d of unit rows is the similarity 1 - d * d / 2"
-            )
-        k = _edge(threshold)
+            raise UserError(f"threshold {threshold}: a cosine similarity from -1 to 1 is needed; a "
+                            "Euclidean distance d of unit rows is the similarity 1 - d * d / 2")
+        k = int(np.clip(np.rint((threshold * SCALE) + SCALE + 0.5), 0, BINS))
         tpr, fpr = float(self._tpr[k]), float(self._fpr[k])
         hits, mistakes = int(self.genuine[k:].sum()), int(self.impostor[k:].sum())
         right = hits + self.impostor_pairs - mistakes
-        return Rates(
-            threshold=float(EDGES[k]), distance=distance(float(EDGES[k])), tpr=tpr, fpr=fpr,
-            precision=hits / (hits + mistakes) if hits + mistakes else None,
-            accuracy=right / (self.genuine_pairs + self.impostor_pairs),
-            balanced_accuracy=(tpr + 1.0 - fpr) / 2.0,
-        )
+        return Rates(threshold=float(EDGES[k]), distance=distance(float(EDGES[k])), tpr=tpr,
+                     fpr=fpr, precision=hits / (hits + mistakes) if hits + mistakes else None,
+                     accuracy=right / (self.genuine_pairs + self.impostor_pairs),
+                     balanced_accuracy=(tpr + 1.0 - fpr) / 2.0)
 
     def as_json(self, rates: tuple[float, ...] = FALSE_RATES) -> dict[str, Any]:
         """Return the headline numbers, with None and a note for rates that cannot be measured."""
@@ -205,20 +197,17 @@ def verify(
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
 
-    Features are read block by block. Junk (-1) is in no pair, nor are gallery images that the
-    protocol leaves out for the query. Raises UserError for shapes that do not fit, rows that are
-    not finite, and without genuine or impostor pairs. The processes of a `share` call this
-    together, and all get the result.
+    Features are read block by block. Junk (-1) and images that the protocol leaves out are in no
+    pair. Raises UserError for shapes that do not fit, rows that are not finite, and without genuine
+    or impostor pairs. The processes of a `share` call this together, and all get the result.
     """
     counts = count_pairs(pair, protocol=protocol, share=share)
     q_ids, g_ids = pair.query.identities, pair.gallery.identities
     if not counts.genuine_pairs:
         raise UserError(f"there are no genuine pairs: {why_no_match(q_ids, g_ids, protocol)}")
     if not counts.impostor_pairs:
-        raise UserError(
-            "there are no impostor pairs: query and gallery hold one and the same identity "
-            f"({q_ids[q_ids != JUNK][0]}); add images of others"
-        )
+        raise UserError("there are no impostor pairs: query and gallery hold one and the same "
+                        f"identity ({q_ids[q_ids != JUNK][0]}); add images of others")
     return counts
 
 
@@ -236,11 +225,6 @@ def count_pairs(
 def distance(similarity: float) -> float:
     """Return the Euclidean distance of unit rows with this cosine similarity."""
     return float(np.sqrt(max(0.0, 2.0 - 2.0 * similarity)))
-
-
-def _edge(threshold: float) -> int:
-    """Return the index of the nearest of EDGES."""
-    return int(np.clip(np.rint((threshold * SCALE) + SCALE + 0.5), 0, BINS))
 
 
 def _shares(counts: Integers, kind: str) -> Floats:

@@ -25,7 +25,7 @@ from svll.evaluation.feature_files.ranked_lists import (
     ranked_lists,
 )
 from svll.evaluation.feature_files.score_text import RANKS, settings_text
-from svll.evaluation.feature_files.scores import Extra, Score, score
+from svll.evaluation.feature_files.scores import Score, score
 from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.protocols import DRAWS
 from svll.evaluation.ranking import Options
@@ -74,8 +74,9 @@ def ranked_page(
     with open_source(file, kind) as source:
         wanted = wanted or Wanted()
         check_wanted(source, wanted)
-        extra = Extra(camera_pairs=True, verification=True)
-        [scored] = score(source, [None], extra, Options(top_k=TOP))
+        [scored] = score(
+            source, options=Options(top_k=TOP), camera_pairs=True, verification=True
+        )
         assert scored.verification is not None
         small = Thumbnails(root)
         found = ranked_lists(source, scored.result, wanted)

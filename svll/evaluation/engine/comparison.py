@@ -9,8 +9,7 @@ Letters: Q queries of a chunk, G gallery images, P true matches of the chunk, k 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +26,21 @@ SPARE = 8
 """Candidates kept beyond k, so that float32 rounding loses none."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A chunk under one setting."""
+class Compared(NamedTuple):
+    """A chunk under one setting; -1 and -inf where fewer than k gallery rows are ranked."""
 
     ranks: Integers
     """[P], from 1."""
     nearest: Integers
-    """[Q, k], gallery rows, best first; -1 where fewer are ranked."""
+    """[Q, k], gallery rows, best first."""
     scores: Floats
-    """[Q, k], of the nearest; -inf where there is none."""
+    """[Q, k], of the nearest."""
 
 
 class Comparison:
     """Compares queries with this process's `share` of a gallery, chunk by chunk.
 
-    With `hide`, a query does not rank images of its own camera. `known` [Q, G]: products
-    of the normalised rows, if they have been computed already.
+    With `hide`, a query does not rank images of its camera. `known` [Q, G]: products, if computed.
     """
 
     def __init__(
@@ -71,27 +68,20 @@ class Comparison:
     def _multiplied(
         self, chunk: Chunk, block: Block, first: int, part: Block
     ) -> Iterator[tuple[int, Float32, Float32]]:
-        """Yield (base, product [q, c], inverse [c]): the chunk's queries from `base` on times one
-        block, which the caller may change, and the factors to multiply it by.
-
-        Known products are of rows that were normalised before; the slack covers the rounding.
-        """
+        """Yield base, product [q, c] of queries `base`... (may be changed), and its factors [c]."""
         inverse = part.inverse.astype(np.float32)
         if self._known is None:
             sent, part_sent = map(self._products.send, (block.features, part.features))
+            for base in range(0, len(chunk), QUERY_BLOCK):
+                yield base, self._products(sent[base : base + QUERY_BLOCK], part_sent), inverse
+            return
+        # these rows were normalised before the product; the slack covers the rounding
+        known = self._known[chunk.first : chunk.last, first : first + len(inverse)]
         for base in range(0, len(chunk), QUERY_BLOCK):
-            if self._known is None:
-                product = self._products(sent[base : base + QUERY_BLOCK], part_sent)
-                yield base, product, inverse
-            else:
-                rows = slice(chunk.first + base, min(chunk.first + base + QUERY_BLOCK, chunk.last))
-                known = self._known[rows, first : first + len(inverse)].copy()
-                yield base, known, np.ones_like(inverse)
+            yield base, known[base : base + QUERY_BLOCK].copy(), np.ones_like(inverse)
 
     def _match_scores(self, chunk: Chunk, block: Block) -> tuple[Floats, tuple[float, float]]:
-        """Return the exact plain score of every true match [P], and the gallery's largest norm and
-        half.
-        """
+        """Return exact plain scores of true matches [P], and the gallery's largest norm, half."""
         columns = chunk.match_columns
         owners, scores = chunk.owners, np.zeros(len(columns))
         identities = self.queries.identities[chunk.first : chunk.last]
@@ -132,15 +122,11 @@ class _Counts:
                               none, np.zeros(none.shape, np.int32))
         self._no_half = np.zeros(len(parent.gallery), np.float32)
 
-    def add(
-        self, product: Float32, inverse: Float32, base: int, first: int, part: Block
-    ) -> None:
+    def add(self, product: Float32, inverse: Float32, base: int, first: int, part: Block) -> None:
         """Count in the product [q, c] of queries `base`... and the block at row `first`."""
-        spread(
-            kernels.count_better, len(product), product, inverse, base,
-            _sides(self._block, first, part), self._extras, self._slack, self._matches,
-            self._unranked(first, product.shape[1]), self._counts,
-        )
+        sides, unranked = _sides(self._block, first, part), self._unranked(first, part)
+        spread(kernels.count_better, len(product), product, inverse, base, sides, self._extras,
+               self._slack, self._matches, unranked, self._counts)
         if self._parent.count:  # product now holds scores
             spread(kernels.keep_by_row, len(product), product, self._no_half, base, first,
                    self._best)
@@ -152,36 +138,29 @@ class _Counts:
         shape = queries, parent.count
         nearest, scores = np.full(shape, -1, np.int32), np.full(shape, -np.inf)
         if parent.count:
-            held, candidates = np.zeros(queries, np.int64), self._candidates()
+            values, indices, *_ = self._best
+            last, kth = values[:, -1], values[:, parent.count - 1]
+            # a query lost one of its nearest k only if float32 cannot tell many rows apart, such as
+            # copies of one image
+            doubtful = (last > -np.inf) & (last >= kth - 2 * self._slack)
+            doubtful &= values.shape[1] < len(parent.gallery)
+            candidates = kernels.Candidates(values, indices, doubtful)
+            held = np.zeros(queries, np.int64)
             for first, part in parent.blocks:
-                spread(
-                    kernels.order_block, queries, _sides(self._block, first, part), self._extras,
-                    candidates, self._unranked(first, len(part.half)), scores, nearest, held,
-                )
+                sides, unranked = _sides(self._block, first, part), self._unranked(first, part)
+                spread(kernels.order_block, queries, sides, self._extras, candidates, unranked,
+                       scores, nearest, held)
             gather = parent.share.gather
             scores, nearest = merged(gather(scores), gather(nearest))
         return Compared(ranks, nearest.astype(np.int64), scores)
 
-    def _candidates(self) -> kernels.Candidates:
-        """Return the rows kept; doubtful are queries that may have lost one of their nearest k.
-
-        That takes many rows that float32 cannot tell apart, such as copies of one image.
-        """
-        values, indices, *_ = self._best
-        last, full = values[:, -1], values.shape[1] < len(self._no_half)
-        kth = values[:, self._parent.count - 1]
-        return kernels.Candidates(
-            values, indices, full & (last > -np.inf) & (last >= kth - 2 * self._slack)
-        )
-
-    def _unranked(self, first: int, width: int) -> kernels.Unranked:
-        """Return what the chunk's queries do not rank of `width` rows from `first` on."""
+    def _unranked(self, first: int, part: Block) -> kernels.Unranked:
+        """Return what the chunk's queries do not rank of the block at row `first`."""
         chunk, parent = self._chunk, self._parent
-        return kernels.Unranked(
-            chunk.removed_offsets, chunk.removed_columns,
-            parent.queries.cameras[chunk.first : chunk.last],
-            parent.gallery.cameras[first : first + width], parent.hide,
-        )
+        cameras = parent.gallery.cameras[first : first + len(part.half)]
+        asking = parent.queries.cameras[chunk.first : chunk.last]
+        return kernels.Unranked(chunk.removed_offsets, chunk.removed_columns, asking, cameras,
+                                parent.hide)
 
 
 def _sides(queries: Block, first: int, part: Block) -> Sides:

@@ -8,7 +8,7 @@ compared at unit length, `half` is zero and the squared distance is 2 - 2 score;
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +34,12 @@ SPAN = 8192
 
 
 class Block(NamedTuple):
-    """Consecutive rows in host memory, ready to be compared."""
+    """Consecutive rows [n, D] ready to be compared; norms are one for rows at unit length."""
 
     features: Float32
-    """[n, D], of unit length or as stored."""
     norms: Floats
-    """[n], of the rows as they are compared (an all-zero row of a unit block counts as one)."""
     half: Floats
-    """[n], subtracted from a product with row i."""
     inverse: Floats
-    """[n], the factor of a product with row i before that."""
 
 
 class Rows:
@@ -64,12 +60,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.kept)
-
-    def labelled(self, identities: Integers) -> "Rows":
-        """Return these rows with other identities [len(self)]."""
-        other = copy(self)
-        other.identities = identities
-        return other
 
     def block(self, first: int, last: int) -> Block:
         """Copy rows `first` to `last`, at unit length if `unit`; UserError for unusable rows."""
@@ -92,12 +82,13 @@ class Rows:
         return Block(features, ones, zeros, inverse)
 
     def blocks(
-        self, size: int, span: tuple[int, int] | None = None
+        self, size: int, span: tuple[int, int] | None = None, *, stored: bool = False
     ) -> Iterator[tuple[int, Block]]:
-        """Yield blocks of `size` rows with their first row, of all or from span[0] to span[1]."""
+        """Yield the first row and the block (or `stored_block`) of every `size` rows of a span."""
         start, stop = span or (0, len(self))
         for first in range(start, stop, size):
-            yield first, self.block(first, min(first + size, stop))
+            read = self.stored_block if stored else self.block
+            yield first, read(first, min(first + size, stop))
 
     def _read(
         self, first: int, last: int, scale: Callable[..., Any], *, copy: bool
@@ -135,12 +126,10 @@ class Rows:
     def _refuse(self, bad: Integers) -> None:
         if len(bad):
             rows, hold = ("rows", "hold") if len(bad) > 1 else ("row", "holds")
+            numbers = ", ".join(map(str, bad[:5]))
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-            raise UserError(
-                f"{self.name} features: {rows} {', '.join(map(str, bad[:5]))}{more} {hold} NaN, "
-                f"infinity or numbers beyond {LARGEST_NORM:g}; extract the features of these "
-                "images again"
-            )
+            raise UserError(f"{self.name} features: {rows} {numbers}{more} {hold} NaN, infinity or "
+                            f"numbers beyond {LARGEST_NORM:g}; extract these features again")
 
 
 def _copy(start: int, stop: int, target: Float32, source: NDArray[Any]) -> None:
@@ -151,22 +140,14 @@ class Passes:
     """The blocks of a side for several passes: read again each time unless the side is small."""
 
     def __init__(self, rows: Rows, size: int, span: tuple[int, int]) -> None:
-        self._rows, self._size, self._span = rows, size, span
+        self._read = partial(rows.blocks, size, span, stored=True)
         self._small = (span[1] - span[0]) * 4 * rows.features.shape[1] <= SMALL_BYTES
         self._held: list[tuple[int, Block]] = []
 
     def __iter__(self) -> Iterator[tuple[int, Block]]:
-        if self._held:
-            yield from self._held
-            return
-        held = []
-        start, stop = self._span
-        for first in range(start, stop, self._size):
-            block = self._rows.stored_block(first, min(first + self._size, stop))
-            if self._small:
-                held.append((first, block))
-            yield first, block
-        self._held = held
+        if self._small and not self._held:
+            self._held = list(self._read())
+        return iter(self._held) if self._small else self._read()
 
 
 class Stacked:
@@ -186,11 +167,9 @@ class Stacked:
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         start, stop, _ = rows.indices(len(self))
-        parts = [
-            np.asarray(piece[max(start - low, 0) : max(stop - low, 0)])
-            for low, piece in zip(self._edges[:-1].tolist(), self._pieces, strict=True)
-            if low < stop and low + len(piece) > start
-        ]
+        parts = [np.asarray(piece[max(start - low, 0) : max(stop - low, 0)])
+                 for low, piece in zip(self._edges[:-1].tolist(), self._pieces, strict=True)
+                 if low < stop and low + len(piece) > start]
         return np.concatenate(parts) if parts else np.asarray(self._pieces[0][:0])
 
 

@@ -21,16 +21,15 @@ Int32 = NDArray[np.int32]
 
 
 class Sides(NamedTuple):
-    """The queries of a chunk and the gallery's block from row `first` on."""
+    """Queries [Q, D] of a chunk and the gallery's block [c, D] from row `first` on.
+
+    A product with row i is multiplied by inverse[i]; half[i] is then subtracted.
+    """
 
     queries: Float32
-    """[Q, D]"""
     block: Float32
-    """[c, D]"""
     inverse: Floats
-    """[c], the factor of a product with row i."""
     half: Floats
-    """[c], subtracted from the scaled product."""
     first: int
 
 
@@ -162,11 +161,18 @@ def first_at_least(values, low, high, wanted):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def listed(lists, q, first, stop):  # type: ignore[no-untyped-def]
+    """The range of query q's list that holds columns (ascending) from `first` to `stop`."""
+    high = lists.offsets[q + 1]
+    low = first_at_least(lists.columns, lists.offsets[q], high, first)
+    return low, first_at_least(lists.columns, low, high, stop)
+
+
+@kernel
 def bonus_of(extras, q, column):  # type: ignore[no-untyped-def]
-    """The bonus of query q for a column; 0 where its list (ascending columns) has none."""
-    high = extras.offsets[q + 1]
-    at = first_at_least(extras.columns, extras.offsets[q], high, column)
-    return extras.values[at] if at < high and extras.columns[at] == column else 0.0
+    """The bonus of query q for a column; 0 where its list has none."""
+    low, high = listed(extras, q, column, column + 1)
+    return extras.values[low] if low < high else 0.0
 
 
 @kernel
@@ -196,26 +202,19 @@ def tally(row, lower, upper):  # type: ignore[no-untyped-def]
 
 @kernel
 def adjust(row, q, first, inverse, half, extras, unranked):  # type: ignore[no-untyped-def]
-    """Turn query q's row [c] of the product with gallery rows `first`... into scores.
-
-    inverse, half [c] are float32. Columns that the query does not rank become -inf.
-    """
+    """Turn query q's products [c] with rows `first`... into scores, -inf for those not ranked."""
     width = row.size
     for j in range(width):
         row[j] = row[j] * inverse[j] - half[j]
     if extras.scale[q] != 1.0:
         for j in range(width):
             row[j] *= np.float32(extras.scale[q])
-    columns, high = extras.columns, extras.offsets[q + 1]
-    e = first_at_least(columns, extras.offsets[q], high, first)
-    while e < high and columns[e] < first + width:
-        row[columns[e] - first] += np.float32(extras.values[e])
-        e += 1
-    removed, high = unranked.columns, unranked.offsets[q + 1]
-    e = first_at_least(removed, unranked.offsets[q], high, first)
-    while e < high and removed[e] < first + width:
-        row[removed[e] - first] = -np.inf
-        e += 1
+    low, high = listed(extras, q, first, first + width)
+    for e in range(low, high):
+        row[extras.columns[e] - first] += np.float32(extras.values[e])
+    low, high = listed(unranked, q, first, first + width)
+    for e in range(low, high):
+        row[unranked.columns[e] - first] = -np.inf
     if unranked.hide:
         for j in range(width):
             if unranked.block_cameras[j] == unranked.query_cameras[q]:
@@ -244,10 +243,7 @@ def reaching(row, lower, values):  # type: ignore[no-untyped-def]
 
 @kernel
 def decide(row, lower, upper, own, wanted, exact, q, sides, extras):  # type: ignore[no-untyped-def]
-    """How many of row [c] from `lower` to `upper` are better than the exact score `wanted`.
-
-    `exact` [c] caches exact scores, NaN where there is none yet.
-    """
+    """How many of row [c] in the doubtful range beat `wanted`; exact [c] caches scores (or NaN)."""
     better = 0
     for low in range(0, row.size, 64):  # few of these parts hold one
         part = row[low : low + 64]
@@ -285,9 +281,7 @@ def count_better(  # type: ignore[no-untyped-def]
         low, high = matches.offsets[q], matches.offsets[q + 1]
         if low == high:
             continue
-        worst = matches.scores[low]
-        for k in range(low, high):
-            worst = min(worst, matches.scores[k])
+        worst = matches.scores[low:high].min()
         found = reaching(row, np.float32(worst - slack[q]), values)
         has_exact = False  # whether `exact` belongs to this row
         for k in range(low, high):
@@ -305,16 +299,6 @@ def count_better(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def is_ranked(q, j, first, unranked):  # type: ignore[no-untyped-def]
-    """Return whether query q ranks row j of the block from `first` on."""
-    high = unranked.offsets[q + 1]
-    e = first_at_least(unranked.columns, unranked.offsets[q], high, first + j)
-    if e < high and unranked.columns[e] == first + j:
-        return False
-    return not (unranked.hide and unranked.block_cameras[j] == unranked.query_cameras[q])
-
-
-@kernel
 def order_block(start, stop, sides, extras, candidates, unranked, scores, nearest, held):  # type: ignore[no-untyped-def]
     """Insert this block's candidates into each query's nearest: scores, nearest [Q, k].
 
@@ -326,7 +310,9 @@ def order_block(start, stop, sides, extras, candidates, unranked, scores, neares
         for n in range(width if doubtful[q] else indices.shape[1]):
             j = n if doubtful[q] else indices[q, n] - first
             if doubtful[q]:
-                if not is_ranked(q, j, first, unranked):
+                low, high = listed(unranked, q, first + j, first + j + 1)
+                is_own_camera = unranked.block_cameras[j] == unranked.query_cameras[q]
+                if low < high or (unranked.hide and is_own_camera):
                     continue
             elif j < 0 or j >= width or values[q, n] == -np.inf:
                 continue
@@ -407,10 +393,7 @@ def keep_by_row(start, stop, product, half, row0, column0, kept):  # type: ignor
 
 @kernel
 def keep_by_column(start, stop, product, half, row0, column0, kept, lows, highs):  # type: ignore[no-untyped-def]
-    """Do for the columns what `keep_by_row` does for the rows.
-
-    lows and highs [N] repeat the bounds to beat, contiguous in memory.
-    """
+    """Do what `keep_by_row` does for the columns; lows, highs [N]: the bounds, contiguous."""
     near, near_rows, far, far_rows = kept
     last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(product.shape[0]):
@@ -468,5 +451,4 @@ def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest,
             if j == i and sign > 0:
                 exact = np.inf
             insert_exact(scores[i], nearest[i], min(n, wanted), exact, j)
-        for n in range(wanted):
-            scores[i, n] *= sign
+        scores[i] *= sign

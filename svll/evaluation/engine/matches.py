@@ -58,9 +58,8 @@ class Matches:
         within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self._order[np.repeat(self._low[first:last], counts) + within]
         same = self._gallery_cameras[columns] == self._query_cameras[first:last][owners]
-        lists = [
-            array for part in (~same, same)
-            for array in (np.r_[0, np.bincount(owners[part], minlength=last - first).cumsum()],
-                          columns[part])
-        ]
+        lists: list[Integers] = []
+        for part in (~same, same):
+            lengths = np.bincount(owners[part], minlength=last - first)
+            lists += np.r_[0, np.cumsum(lengths)], columns[part]
         return Chunk(first, last, *lists)

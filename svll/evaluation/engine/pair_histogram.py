@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.base.compiled import kernel
-from svll.evaluation.engine.feature_rows import Block, Integers, Rows, rounding
+from svll.evaluation.engine.feature_rows import Integers, Rows, rounding
 from svll.evaluation.engine.kernels import dot, first_at_least
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
@@ -56,9 +56,7 @@ class Margin:
         return max(self.most / 8, self._needed(self._largest))
 
     def holds(self, used: np.float32, seen: int, largest: float) -> bool:
-        """Return whether a part counted with the margin `used` is valid, after `seen` of its pairs
-        were multiplied again with `largest` as their largest error.
-        """
+        """Return whether a part counted with `used` holds, given the largest of `seen` errors."""
         with self._lock:
             self._seen, self._largest = self._seen + seen, max(self._largest, largest)
         return bool(used >= self._needed(largest))
@@ -85,33 +83,11 @@ def pair_counts(
     """Count the pairs in each bin: [2, BINS], those of one identity, then the others.
 
     Both sides have unit rows. Pairs of one identity and camera do not count; with `hide`, no pair
-    of one camera does. Each process of a `share` compares with a part of the gallery, and all get
-    the sum.
+    of one camera does. Processes of a `share` divide the gallery, and all get the sum.
     """
-    share, counts = share or Share(), np.zeros((2, BINS), np.int64)
+    share, counts, lock = share or Share(), np.zeros((2, BINS), np.int64), threading.Lock()
     width = queries.features.shape[1]
     margin = Margin(width)
-    size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
-    for q, chosen in queries.blocks(max(1, QUERY_NUMBERS // width)):
-        sent = products.send(chosen.features)
-        rows = slice(q, q + len(chosen.half))
-        for g, block in gallery.blocks(size, share.span(len(gallery))):
-            columns = slice(g, g + len(block.half))
-            order = np.argsort(gallery.identities[columns], kind="stable")
-            labels = Labels(
-                queries.identities[rows], queries.cameras[rows], order,
-                gallery.identities[columns][order], gallery.cameras[columns], hide,
-            )
-            _count_block(chosen, block, sent, products, margin, labels, counts)
-    return share.add(counts)
-
-
-def _count_block(
-    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin, labels: Labels,
-    counts: Integers,
-) -> None:
-    """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
-    lock, block_sent = threading.Lock(), products.send(block.features)
 
     def count(start: int, stop: int, *arguments: Any) -> None:
         while True:
@@ -122,18 +98,23 @@ def _count_block(
         with lock:
             np.add(counts, own, out=counts)
 
-    for base in range(0, len(sent), QUERY_BLOCK):
-        product = products(sent[base : base + QUERY_BLOCK], block_sent)
-        spread(count, len(product), product, base, chosen.features, block.features, labels)
+    size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
+    for q, chosen in queries.blocks(max(1, QUERY_NUMBERS // width)):
+        sent = products.send(chosen.features)
+        rows = slice(q, q + len(chosen.half))
+        for g, block in gallery.blocks(size, share.span(len(gallery))):
+            columns = slice(g, g + len(block.half))
+            order = np.argsort(gallery.identities[columns], kind="stable")
+            labels = Labels(queries.identities[rows], queries.cameras[rows], order,
+                            gallery.identities[columns][order], gallery.cameras[columns], hide)
+            sides, block_sent = (chosen.features, block.features), products.send(block.features)
+            for base in range(0, len(sent), QUERY_BLOCK):
+                product = products(sent[base : base + QUERY_BLOCK], block_sent)
+                spread(count, len(product), product, base, *sides, labels)
+    return share.add(counts)
 
 
 # ---- kernels ----
-
-
-@kernel
-def exact_bin(similarity):  # type: ignore[no-untyped-def]
-    """Return the bin of an exact similarity."""
-    return min(max(np.int64(np.floor(similarity * SCALE + (SCALE + 0.5))), 0), BINS - 1)
 
 
 @kernel
@@ -168,7 +149,8 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
                 tables[c & 3, bins[r, c]] -= 1
                 exact = dot(queries[base + r], block[c])
                 largest = max(largest, abs(exact - product[r, c]))
-                bins[r, c] = exact_bin(exact)
+                at_bin = np.int64(np.floor(exact * SCALE + (SCALE + 0.5)))
+                bins[r, c] = min(max(at_bin, 0), BINS - 1)
                 tables[c & 3, bins[r, c]] += 1
                 at[r] += 1
     return largest

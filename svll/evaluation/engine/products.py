@@ -141,10 +141,7 @@ def thread_count() -> int:
 
 
 def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int = 4) -> None:
-    """Run a kernel on items 0 to `items` in as many threads as torch uses.
-
-    Each thread gets about `pieces` parts, small enough to even out uneven work.
-    """
+    """Run a kernel on items 0 to `items`, in torch's number of threads with `pieces` parts each."""
     threads = thread_count()
     edges = np.linspace(0, items, min(items, pieces * threads) + 1).astype(int)
     if threads == 1 or len(edges) <= 2:

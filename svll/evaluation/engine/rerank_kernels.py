@@ -46,8 +46,7 @@ def reciprocal(start, stop, nearest, size, found):  # type: ignore[no-untyped-de
 def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: ignore[no-untyped-def]
     """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
 
-    A neighbour's small set joins if more than two thirds of it are in i's full set. `weigh` fills
-    the values.
+    A neighbour's small set joins if more than 2/3 of it are in i's full set. `weigh` fills values.
     """
     full, full_counts = full_sets
     small, small_counts = small_sets
@@ -56,13 +55,12 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
     in_union = np.full(total, -1, np.int32)
     union = np.empty(total, np.int32)
     for i in range(start, stop):
-        size = 0
-        for n in range(full_counts[i]):
+        size = full_counts[i]
+        for n in range(size):
             j = full[i, n]
             in_full[j] = i
             in_union[j] = i
-            union[size] = j
-            size += 1
+            union[n] = j
         for n in range(full_counts[i]):
             j = full[i, n]
             common = 0
@@ -76,8 +74,7 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
                     union[size] = small[j, m]
                     size += 1
         if fill:
-            for n in range(size):
-                made.columns[made.offsets[i] + n] = union[n]
+            made.columns[made.offsets[i] : made.offsets[i + 1]] = union[:size]
         else:
             made.offsets[i + 1] = size
 
@@ -86,8 +83,7 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
 def weigh(start, stop, rows, half, nearest, scores, base, farthest, lists):  # type: ignore[no-untyped-def]
     """Fill the values: exp(-distance / farthest) of each member, each list summing to one.
 
-    Most members are among the nearest, whose scores are known; the image itself, first there, has
-    none.
+    Most members are among the nearest, whose scores (but the image's own, the first) are known.
     """
     offsets, columns, weights = lists
     for i in range(start, stop):

@@ -10,7 +10,7 @@ from harness.base.units import counted
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Ranked
 from harness.sweeps.paired import Verdict, compare
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import open_source
 from svll.features.files import features_file
 
@@ -26,7 +26,7 @@ def precisions(runs: Sequence[Run]) -> tuple[str, list[NDArray[np.float64]]]:
     for run in runs:
         path = features_file(run.folder)
         with open_source(path) as source:
-            [scored] = score(source, [None], Extra())
+            [scored] = score(source)
             queries = source.asking.paths or source.asking.identities.tolist()
         if not found:
             protocol, expected = source.protocol, queries
@@ -39,23 +39,12 @@ def precisions(runs: Sequence[Run]) -> tuple[str, list[NDArray[np.float64]]]:
     return protocol, found
 
 
-def compare_queries(a: Sequence[Run], b: Sequence[Run]) -> tuple[str, Verdict]:
-    """Test whether the test mAP of runs `a` differs from that of `b`, paired over queries.
-
-    Of several runs (seeds) on a side, each query's mean counts. Returns the protocol and the
-    test's verdict.
-    """
-    protocol, found = precisions([*a, *b])
-    sides = found[: len(a)], found[len(a) :]
-    return protocol, compare(*(np.mean(side, axis=0) for side in sides))
-
-
 def compare_points(a: Ranked, b: Ranked, metric: str) -> tuple[int, dict[str, Verdict]]:
     """Test whether point A of a sweep differs from point B.
 
     Returns the number of seeds that both have, and the verdicts on the metric over these seeds and
-    on the average precision over the test queries (of all runs if no seed is shared). Raises
-    UserError as `precisions` does.
+    on the average precision over the test queries, paired: each query's mean over these seeds (over
+    all runs if no seed is shared). Raises UserError as `precisions` does.
     """
     values = [{one.seed: one.value for one in point.outcomes} for point in (a, b)]
     seeds = sorted(values[0].keys() & values[1].keys())
@@ -63,8 +52,10 @@ def compare_points(a: Ranked, b: Ranked, metric: str) -> tuple[int, dict[str, Ve
     if seeds:
         found = compare(*(np.array([one[seed] for seed in seeds], float) for one in values))
         verdicts[f"{metric} over {counted(found.pairs, 'seed')}"] = found
-    runs = [[one.run for one in point.outcomes if one.seed in seeds or not seeds]
-            for point in (a, b)]
-    protocol, found = compare_queries(*runs)
+    runs_a, runs_b = ([one.run for one in point.outcomes if one.seed in seeds or not seeds]
+                      for point in (a, b))
+    protocol, of_runs = precisions([*runs_a, *runs_b])
+    sides = of_runs[: len(runs_a)], of_runs[len(runs_a) :]
+    found = compare(*(np.mean(side, axis=0) for side in sides))
     verdicts[f"test AP ({protocol}) over {counted(found.pairs, 'query', 'queries')}"] = found
     return len(seeds), verdicts

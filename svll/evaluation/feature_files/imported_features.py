@@ -29,16 +29,12 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup
 
-GROUPS = {
-    "query": ("query", "q", "probe"),
-    "gallery": ("gallery", "g"),
-    "multi_query": ("multi_query", "multiquery", "mquery", "mq"),
-}
-FIELDS = {
-    "features": ("features", "feature", "feats", "feat", "f"),
-    "identities": ("identities", "identity", "ids", "id", "pids", "pid", "labels", "label"),
-    "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam"),
-}
+GROUPS = {"query": ("query", "q", "probe"),
+          "gallery": ("gallery", "g"),
+          "multi_query": ("multi_query", "multiquery", "mquery", "mq")}
+FIELDS = {"features": ("features", "feature", "feats", "feat", "f"),
+          "identities": ("identities", "identity", "ids", "id", "pids", "pid", "labels", "label"),
+          "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam")}
 EXPECTED = (
     "query_features [n, d], query_identities [n], query_cameras [n] and the same of gallery; or "
     "query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ..."
@@ -66,11 +62,9 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
     if path.suffix == ".safetensors":
         raise UserError(WEIGHTS.format(path=path))
     if kind not in READERS:
-        raise UserError(
-            f"{path}: unknown kind of file; features of another toolbox: python launch/features.py "
-            f"{path} --format {'|'.join(READERS)} --save FEATURES.h5; weights: --weights {path} "
-            "--recipe NAME"
-        )
+        raise UserError(f"{path}: unknown kind of file; features of another toolbox: python "
+                        f"launch/features.py {path} --format {'|'.join(READERS)} --save "
+                        f"FEATURES.h5; weights: --weights {path} --recipe NAME")
     faults: list[str] = []
     groups: dict[str, FeatureGroup] = {}
     with READERS[kind](path) as entries:
@@ -87,10 +81,8 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
         faults.append(f"features differ in width: {listed}; all must come from one model")
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        raise UserError(
-            f"{path}: not usable as features of another toolbox:\n{listed}\n"
-            f"keys found: {listed_keys}\nkeys expected: {EXPECTED}"
-        )
+        raise UserError(f"{path}: not usable as features of another toolbox:\n{listed}\n"
+                        f"keys found: {listed_keys}\nkeys expected: {EXPECTED}")
     return groups
 
 
@@ -116,9 +108,7 @@ def _keys(entries: Entries, faults: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _group(
-    keys: Mapping[str, str], entries: Entries, faults: list[str]
-) -> FeatureGroup | None:
+def _group(keys: Mapping[str, str], entries: Entries, faults: list[str]) -> FeatureGroup | None:
     """Return a group, or None and its faults; missing keys are among the faults already."""
     values: dict[str, NDArray[Any]] = {}
     for field, key in keys.items():
@@ -177,10 +167,8 @@ def _features(values: NDArray[Any]) -> NDArray[Any]:
             block = values[first : first + BLOCK].astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
-            raise ValueError(
-                f"row {first + bad[0]} holds NaN, infinity or numbers beyond float32; extract the "
-                "features of this image again"
-            )
+            raise ValueError(f"row {first + bad[0]} holds NaN, infinity or numbers beyond float32; "
+                             "extract the features of this image again")
         out[first : first + BLOCK] = block
     return out
 
@@ -224,33 +212,29 @@ def _npz_entry(file: Mapping[str, Any], key: str) -> NDArray[Any]:
 
 @contextmanager
 def _open_mat(path: Path) -> Iterator[Entries]:
-    if h5py.is_hdf5(path):
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                yield _matlab_73(file)
-        except (OSError, RuntimeError) as error:
-            raise _damaged(path, "mat", error) from error
+    if not h5py.is_hdf5(path):
+        yield _matlab_5(path)
         return
-    yield _matlab_5(path)
-
-
-def _matlab_73(file: h5py.File) -> Entries:
-    """Return the datasets of a version 7.3 file and of its structs, all stored transposed."""
     entries: Entries = {}
 
     def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("#"):
             entries[name] = partial(_matlab_73_entry, item)
 
-    file.visititems(add)
-    return entries
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(add)
+            yield entries
+    except (OSError, RuntimeError) as error:
+        raise _damaged(path, "mat", error) from error
 
 
 def _matlab_73_entry(item: h5py.Dataset) -> NDArray[Any]:
-    written = item.attrs.get("MATLAB_class")
-    if written is None:
+    """Read a dataset of a version 7.3 file, which stores matrices transposed."""
+    stored = item.attrs.get("MATLAB_class")
+    if stored is None:
         raise ValueError("was not written by MATLAB, so rows and columns cannot be told apart")
-    name = written.decode() if isinstance(written, bytes) else str(written)
+    name = stored.decode() if isinstance(stored, bytes) else str(stored)
     if item.attrs.get("MATLAB_empty", 0):
         return np.zeros((0, 0))  # the file stores the shape
     if name in ("cell", "char", "logical"):
@@ -273,22 +257,16 @@ def _matlab_5(path: Path) -> Entries:
 
     entries: Entries = {}
     try:
-        for name, _, written in io.whosmat(path):
-            if written == "struct":
-                entries |= _members(name, load(name))
-            else:
+        for name, _, kind in io.whosmat(path):
+            if kind != "struct":
                 entries[name] = partial(load, name)
+            elif (struct := load(name)).size == 1:  # larger ones hold no group
+                one = struct.reshape(-1)[0]
+                fields = struct.dtype.names or ()
+                entries |= {f"{name}/{field}": partial(_dense, one[field]) for field in fields}
     except broken as error:
         raise _damaged(path, "mat", error) from error
     return entries
-
-
-def _members(name: str, struct: NDArray[Any]) -> Entries:
-    """Return the fields of a struct of one element; none of a larger one."""
-    if struct.size != 1 or not struct.dtype.names:
-        return {}
-    one = struct.reshape(-1)[0]
-    return {f"{name}/{field}": partial(_dense, one[field]) for field in struct.dtype.names}
 
 
 def _dense(value: Any) -> NDArray[Any]:
@@ -302,16 +280,13 @@ def _open_pt(path: Path) -> Iterator[Entries]:
     import torch  # 2 s, for this kind only
 
     try:
-        # files older than torch 1.6 are not zip archives and cannot be mapped
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mmap = zipfile.is_zipfile(path)  # not a file older than torch 1.6
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds Python objects other than tensors, numbers and lists, which could run "
-            "code and are not opened, or was not written by torch.save; this includes numpy "
-            "arrays: save torch.as_tensor(values) instead"
-        ) from error
+        raise UserError(f"{path}: holds Python objects other than tensors, numbers and lists, "
+                        "which could run code and are not opened, or was not written by "
+                        "torch.save; instead of numpy arrays, save torch.as_tensor(values)"
+                        ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise _damaged(path, "pt", error) from error
     if not isinstance(content, dict):
@@ -341,5 +316,4 @@ def _array(value: Any) -> NDArray[Any]:
 
 
 READERS: dict[str, Callable[[Path], AbstractContextManager[Entries]]] = {
-    "npz": _open_npz, "mat": _open_mat, "pt": _open_pt,
-}
+    "npz": _open_npz, "mat": _open_mat, "pt": _open_pt}

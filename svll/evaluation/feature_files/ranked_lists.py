@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.ranking import Options, RankingResult
 
@@ -84,7 +84,7 @@ def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists
         return Lists([_list(source, result, row) for row in rows], len(source.asking.identities))
     if wanted.cameras:
         source = _between(source, *wanted.cameras)
-        [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+        [scored] = score(source, options=Options(top_k=TOP))
         result = scored.result
     ranks = result.first_rank if wanted.cameras else np.zeros_like(result.first_rank)
     order = np.lexsort((result.average_precision, -ranks))  # equal ones in the order of the queries
@@ -105,15 +105,11 @@ def _list(source: Source, result: RankingResult, row: int) -> RankedList:
     asking, gallery = source.asking, source.gallery
     identity, precision = int(asking.identities[row]), float(result.average_precision[row])
     pairs = zip(result.nearest[row].tolist(), result.distances[row].tolist(), strict=True)
-    hits = tuple(
-        Hit(near, int(gallery.identities[near]), source.camera(int(gallery.cameras[near])),
-            distance, bool(gallery.identities[near] == identity))
-        for near, distance in pairs if near >= 0
-    )
-    return RankedList(
-        row, identity, source.camera(int(asking.cameras[row])),
-        None if np.isnan(precision) else precision, int(result.first_rank[row]), hits,
-    )
+    hits = tuple(Hit(near, int(gallery.identities[near]), source.camera(int(gallery.cameras[near])),
+                     distance, bool(gallery.identities[near] == identity))
+                 for near, distance in pairs if near >= 0)
+    return RankedList(row, identity, source.camera(int(asking.cameras[row])),
+                      None if np.isnan(precision) else precision, int(result.first_rank[row]), hits)
 
 
 def _row(source: Source, word: str) -> int:
@@ -156,6 +152,5 @@ def _between(source: Source, asking: int, asked: int) -> Source:
     if not np.isin(asks[asks != JUNK], there).any():
         raise UserError(f"{source.where}: no identity of queries under camera {asking} is in the "
                         f"gallery under camera {asked}")
-    return replace(
-        source, query=replace(query, identities=asks), gallery=replace(gallery, identities=there)
-    )
+    return replace(source, query=replace(query, identities=asks),
+                   gallery=replace(gallery, identities=there))

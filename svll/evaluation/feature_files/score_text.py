@@ -1,7 +1,4 @@
-"""Scores as lines of text, a table, and CSV.
-
-Cameras are the dataset's numbers.
-"""
+"""Scores as lines of text, a table, and CSV; cameras have the dataset's numbers."""
 
 import csv
 import io
@@ -24,13 +21,11 @@ SETTINGS = ("protocol", "own_image", "metric", "normalise", "multi_query", "expa
 
 def columns(settings: Mapping[str, Any]) -> list[Any]:
     """Return the values of SETTINGS, empty for settings that do not apply."""
-    expand, rerank = settings["expand"] or {}, settings["rerank"] or {}
-    values = {
-        **settings, "normalise": str(settings["normalise"]).lower(),
-        "multi_query": str(settings["multi_query"]).lower(), "expand": expand.get("count"),
-        "alpha": expand.get("alpha"), **{name: rerank.get(name) for name in RERANKING},
-    }
-    return ["" if values[name] is None else values[name] for name in SETTINGS]
+    expand = settings["expand"] or {}
+    flat = {**settings, **(settings["rerank"] or {}), "alpha": expand.get("alpha"),
+            "expand": expand.get("count")}
+    values = [flat.get(name, "") for name in SETTINGS]
+    return [str(value).lower() if isinstance(value, bool) else value for value in values]
 
 
 def settings_text(settings: Mapping[str, Any], *, rerank: bool = True) -> str:
@@ -67,8 +62,8 @@ def score_lines(item: Score) -> Iterator[str]:
             interval = f"  (95 %: {item.interval[0]:.4f} to {item.interval[1]:.4f})"
         yield f"{name:8}{value:.4f}{interval}"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
-    yield (f"{result.queries} queries{skipped}; {item.source.protocol}, "
-           f"{settings_text(item.settings)}")
+    text = settings_text(item.settings)
+    yield f"{result.queries} queries{skipped}; {item.source.protocol}, {text}"
 
 
 def more_lines(scores: Sequence[Score]) -> Iterator[str]:
@@ -90,11 +85,9 @@ def verification_lines(item: VerificationScore) -> Iterator[str]:
     numbers, source = item.as_json()["verification"], item.source
     draw = " of the first draw" if source.protocol == "random_gallery" else ""
     pooled = ", multi-query" if source.is_pooled else ""
-    yield (
-        f"{source.where}: verification of {numbers['genuine_pairs']:,} genuine and "
-        f"{numbers['impostor_pairs']:,} impostor pairs{draw}: {source.protocol}{pooled}, "
-        "cosine similarity"
-    )
+    yield (f"{source.where}: verification of {numbers['genuine_pairs']:,} genuine and "
+           f"{numbers['impostor_pairs']:,} impostor pairs{draw}: {source.protocol}{pooled}, cosine "
+           "similarity")
     yield f"AUC {numbers['auc']:.4f}"
     equal = numbers["eer_threshold"]
     yield (f"EER {numbers['eer']:.4f} at similarity {equal['similarity']:.4f} "
@@ -109,10 +102,8 @@ def verification_lines(item: VerificationScore) -> Iterator[str]:
 
 def _rates(name: str, rates: Mapping[str, Any]) -> str:
     precision = "none" if rates["precision"] is None else f"{rates['precision']:.4f}"
-    return (
-        f"{name}: TPR {rates['tpr']:.4f} FPR {rates['fpr']:.2e} precision {precision} "
-        f"accuracy {rates['accuracy']:.4f} at similarity {rates['threshold']:.4f}"
-    )
+    return (f"{name}: TPR {rates['tpr']:.4f} FPR {rates['fpr']:.2e} precision {precision} "
+            f"accuracy {rates['accuracy']:.4f} at similarity {rates['threshold']:.4f}")
 
 
 # ---- a table ----
@@ -127,12 +118,10 @@ def table_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
         numbers = item.result.as_json(RANKS)
         interval = f" [{item.interval[0]:.4f}, {item.interval[1]:.4f}]" if item.interval else ""
         rerank = item.settings["rerank"] or {}
-        rows.append([
-            name, item.source.dataset, item.source.protocol,
-            *(str(rerank.get(key, "")) for key in RERANKING),
-            f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
-            *(f"{value:.4f}" for value in numbers["cmc"].values()),
-        ])
+        rows.append([name, item.source.dataset, item.source.protocol,
+                     *(str(rerank.get(key, "")) for key in RERANKING),
+                     f"{numbers['mAP']:.4f}{interval}", f"{numbers['mINP']:.4f}",
+                     *(f"{value:.4f}" for value in numbers["cmc"].values())])
     return columns, rows
 
 
@@ -158,32 +147,31 @@ def _short(scores: Sequence[Score]) -> list[str]:
 # ---- CSV ----
 
 
-def to_csv(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield a heading and one line for each score."""
-    yield _line([
+def to_csv(scores: Sequence[Score]) -> str:
+    """Return a heading and one line for each score."""
+    lines: list[list[Any]] = [[
         "file", "dataset", *SETTINGS, "mAP", "mINP", *(f"rank{rank}" for rank in RANKS), "queries",
         "skipped", "mAP_low", "mAP_high",
-    ])
+    ]]
     for item in scores:
         result = item.result
-        yield _line([
-            item.source.where, item.source.dataset, *columns(item.settings), result.mAP,
-            result.mINP, *(result.as_json(RANKS)["cmc"].get(str(r)) for r in RANKS),
-            result.queries, result.skipped, *(item.interval or ("", "")),
-        ])
+        lines.append([item.source.where, item.source.dataset, *columns(item.settings), result.mAP,
+                      result.mINP, *(result.as_json(RANKS)["cmc"].get(str(r)) for r in RANKS),
+                      result.queries, result.skipped, *(item.interval or ("", ""))])
+    return _csv(lines)
 
 
-def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield a line for each query of each score: its labels, metrics, and rows ranked first."""
+def per_query_csv(scores: Sequence[Score]) -> str:
+    """Return a line for each query of each score: its labels, metrics, and rows ranked first."""
     places = range(1, max(item.result.nearest.shape[1] for item in scores) + 1)
-    yield _line([
+    lines: list[list[Any]] = [[
         "file", *SETTINGS, "query", "path", "identity", "camera", "average_precision",
         "first_rank", *(f"row{n}" for n in places), *(f"distance{n}" for n in places),
-    ])
+    ]]
     for item in scores:
         result, asking = item.result, item.source.asking
         for row, precision in enumerate(result.average_precision.tolist()):
-            yield _line([
+            lines.append([
                 item.source.where, *columns(item.settings), row,
                 asking.paths[row] if asking.paths else "", asking.identities[row],
                 item.source.camera(int(asking.cameras[row])),
@@ -192,20 +180,18 @@ def per_query_csv(scores: Sequence[Score]) -> Iterator[str]:
                 *("" if near < 0 else near for near in result.nearest[row].tolist()),
                 *("" if far == float("inf") else far for far in result.distances[row].tolist()),
             ])
+    return _csv(lines)
 
 
 def write_per_query(path: Path, scores: Sequence[Score]) -> None:
-    """Write `per_query_csv` to a file; UserError if it cannot be written.
-
-    Names that are not UTF-8 keep their bytes.
-    """
+    """Write `per_query_csv`, names with their bytes; UserError if the file cannot be written."""
     try:
-        write_text(path, "".join(per_query_csv(scores)), errors="surrogateescape")
+        write_text(path, per_query_csv(scores), errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _line(values: Sequence[Any]) -> str:
+def _csv(lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()

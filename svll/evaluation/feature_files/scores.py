@@ -23,15 +23,6 @@ from svll.evaluation.verification import Verification, verify
 ROC_POINTS = 100
 
 
-@dataclass(frozen=True)
-class Extra:
-    """Measurements besides the ranking."""
-
-    bootstrap: bool = False
-    camera_pairs: bool = False
-    verification: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Score:
     """One source under one setting."""
@@ -64,52 +55,41 @@ class Score:
 
 
 def score(
-    source: Source, settings: Sequence[KReciprocal | None], extra: Extra, options: Options = USUAL
+    source: Source, settings: Sequence[KReciprocal | None] = (None,), options: Options = USUAL, *,
+    bootstrap: bool = False, camera_pairs: bool = False, verification: bool = False,
 ) -> list[Score]:
-    """Score a source by its protocol under each setting of re-ranking.
-
-    Raises UserError, with the source's name, for features that cannot be scored.
-    """
-    notes = _why_no_pairs(source) if extra.camera_pairs else []
+    """Score a source under each setting of re-ranking; UserErrors begin with its name."""
+    notes = _why_no_pairs(source) if camera_pairs else []
     pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
-    verification = None
+    verified = None
     try:
         pair = source.pair
         if source.protocol == "all_gallery":  # find own images once for all measurements
             check_pair(pair)
             pair = pair._replace(numbers=image_numbers(pair))
         results = evaluate_protocol(source.protocol, pair, settings, options)
-        if extra.camera_pairs:
+        if camera_pairs:
             pairs = [[] for _ in settings] if notes else _pairs(source, pair, settings, options)
-        if extra.verification:
-            verification = verify_source(source, pair, share=options.share)
+        if verification:
+            verified = verify_source(source, pair, share=options.share)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
-    return [
-        Score(
-            source, in_force(source, setting, options), result,
-            _interval(source, result) if extra.bootstrap else None, own, verification, notes,
-        )
-        for setting, result, own in zip(settings, results, pairs, strict=True)
-    ]
+    return [Score(source, in_force(source, setting, options), result,
+                  _interval(source, result) if bootstrap else None, own, verified, notes)
+            for setting, result, own in zip(settings, results, pairs, strict=True)]
 
 
 def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
-    """Return every setting that a ranking depends on, by name.
-
-    own_image: how the query's own image is recognised (path, or labels and features).
-    """
-    return {
-        "protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
-        "normalise": options.is_unit, "multi_query": source.is_pooled,
-        "expand": None if options.expand is None else asdict(options.expand),
-        "rerank": None if setting is None else asdict(setting),
-    }
+    """Return all settings of a ranking; own_image: how it is recognised (path, or all features)."""
+    return {"protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
+            "normalise": options.is_unit, "multi_query": source.is_pooled,
+            "expand": None if options.expand is None else asdict(options.expand),
+            "rerank": None if setting is None else asdict(setting)}
 
 
 def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
     """Return the 95 % interval of the mAP; under random_gallery, over the queries of all draws."""
-    draws = result.average_precision[None] if result.draws is None else result.draws
+    draws = np.atleast_2d(result.average_precision if result.draws is None else result.draws)
     return interval(draws.reshape(-1), np.tile(source.asking.identities, len(draws)))
 
 
@@ -193,10 +173,7 @@ def calibrated_threshold(
     path: Path, at_fpr: float | None = None, protocol: str | None = None, *,
     share: Share | None = None,
 ) -> float:
-    """Return the similarity threshold of a feature file at its EER, or at an FPR of `at_fpr`.
-
-    Raises UserError, with the file, if there is none.
-    """
+    """Return a file's similarity threshold at its EER or at an FPR; UserError if there is none."""
     with open_source(path, protocol=protocol) as source:
         verification = verification_score(source, share=share).verification
     try:

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup, open_features, write_features
@@ -78,39 +77,32 @@ class Source:
 
     def save(self, path: Path) -> None:
         """Write a feature cache of the source; UserError if the disk is full."""
-        groups = {"query": self.query, "gallery": self.gallery}
-        if self.more is not None:
-            groups[MORE] = self.more
-        groups = {
-            name: replace(group, features=_read(group.features)) for name, group in groups.items()
-        }
-        write_features(
-            path, groups, dataset=self.dataset, model=self.where, protocol=self.protocol,
-            first_camera=self.first_camera,
-        )
+        groups = {}
+        for name, group in (("query", self.query), ("gallery", self.gallery), (MORE, self.more)):
+            if group is not None:
+                rows = group.features[:]
+                stored = rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
+                groups[name] = replace(group, features=stored)
+        write_features(path, groups, dataset=self.dataset, model=self.where,
+                       protocol=self.protocol, first_camera=self.first_camera)
 
     def pooled(self) -> "Source":
-        """Return the source with one averaged query per identity and camera.
-
-        Raises UserError if the protocol draws the queries.
-        """
+        """Average the queries of each identity and camera; UserError for random_gallery."""
         if self.protocol == "random_gallery":
             raise UserError(f"{self.where}: the protocol random_gallery draws its queries one by "
                             "one; they cannot be averaged (multi-query)")
         query = pooled(self.query, self.more)
-        is_named = self.protocol == "all_gallery"
-        names = self._pooled_names(query) if is_named else (None, None)
-        return replace(self, query=query, pooled_names=names)
-
-    def _pooled_names(self, query: FeatureGroup) -> tuple[list[str], list[str]]:
-        """Name each averaged query, and the gallery images that are in it, by its row."""
+        if self.protocol != "all_gallery":
+            return replace(self, query=query, pooled_names=(None, None))
+        # name each averaged query, and the gallery images that are in it, by its row
         one = _stacked([self.query] if self.more is None else [self.query, self.more])
         numbers, known = image_numbers(Pair(one, self.gallery))
         places = enumerate(zip(query.identities, query.cameras, strict=True))
         names = {label: str(place) for place, label in places}
         labels = zip(numbers.tolist(), one.identities, one.cameras, strict=True)
         owner = {number: names[i, c] for number, i, c in labels if (i, c) in names}
-        return list(names.values()), [owner.get(number, "") for number in known.tolist()]
+        of_gallery = [owner.get(number, "") for number in known.tolist()]
+        return replace(self, query=query, pooled_names=(list(names.values()), of_gallery))
 
 
 @contextmanager
@@ -145,10 +137,9 @@ def open_source(
             np.array_equal(query.identities, known.identities)
             and np.array_equal(query.cameras, known.cameras) and query.paths == known.paths
         )
-        protocol = protocol_in_force(
-            protocol, named or "cross_camera", str(path), is_one_set=is_one_set
-        )
-        yield Source(str(path), dataset, protocol, query, known, groups.get(MORE), first_camera)
+        where, own = str(path), named or "cross_camera"
+        protocol = protocol_in_force(protocol, own, where, is_one_set=is_one_set)
+        yield Source(where, dataset, protocol, query, known, groups.get(MORE), first_camera)
 
 
 @contextmanager
@@ -165,34 +156,21 @@ def open_sources(
         raise UserError("--gallery goes with one feature file, which gives the queries")
     shards = find_shards(gallery)
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(open_source(file, shards=shards, protocol=protocol))
-            for file in files
-        ]
-
-
-def _read(rows: Any) -> NDArray[Any]:
-    """Return features in a number type that a cache may have."""
-    features = rows[:]
-    return features if features.dtype == np.float16 else features.astype(np.float32, copy=False)
+        yield [stack.enter_context(open_source(file, shards=shards, protocol=protocol))
+               for file in files]
 
 
 def _stacked(groups: Sequence[FeatureGroup]) -> FeatureGroup:
     """Return several groups as one, without reading their features."""
     paths = [group.paths for group in groups]
-    return FeatureGroup(
-        features=Stacked([group.features for group in groups]),
-        identities=np.concatenate([group.identities for group in groups]),
-        cameras=np.concatenate([group.cameras for group in groups]),
-        paths=None if None in paths else [p for part in paths for p in part or ()],
-    )
+    return FeatureGroup(features=Stacked([group.features for group in groups]),
+                        identities=np.concatenate([group.identities for group in groups]),
+                        cameras=np.concatenate([group.cameras for group in groups]),
+                        paths=None if None in paths else [p for part in paths for p in part or ()])
 
 
 def find_shards(patterns: Sequence[str]) -> list[Path]:
-    """Return the files of names and patterns such as 'shards/*.h5', each pattern's sorted by name.
-
-    Raises UserError for one without a file.
-    """
+    """Return the files of names and patterns ('shards/*.h5'); UserError for one without files."""
     found = []
     for pattern in patterns:
         path = Path(pattern)

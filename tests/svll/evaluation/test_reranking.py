@@ -57,7 +57,7 @@ def our_distances(query, gallery, options, *, unit=False):
     ]
     found = reranking.Neighbours(*sides, [options], machine.Products(), Share())
     result = found.rerank(options)
-    offsets, columns, values = result.bonus(0, len(query))
+    _, offsets, columns, values = result.extras(0, len(query))
     bonus = np.zeros((len(query), len(gallery)))
     for q in range(len(query)):
         listed = columns[offsets[q] : offsets[q + 1]]

@@ -14,7 +14,7 @@ from svll.evaluation.feature_files.ranked_lists import (
     check_wanted,
     ranked_lists,
 )
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.protocols import drawn_labels
 from svll.evaluation.ranking import Options
@@ -22,7 +22,7 @@ from tests.svll.reports.worlds import Plain, plain_ranking, world
 
 
 def lists_of(source: Source, wanted: Wanted) -> Lists:
-    [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+    [scored] = score(source, options=Options(top_k=TOP))
     return ranked_lists(source, scored.result, wanted)
 
 

@@ -20,7 +20,6 @@ from svll.evaluation.feature_files.score_text import (
     verification_lines,
 )
 from svll.evaluation.feature_files.scores import (
-    Extra,
     Score,
     calibrated_threshold,
     score,
@@ -35,8 +34,8 @@ from tests.svll.reports.worlds import world
 def everything_in_force() -> Score:
     source = replace(world("other_cameras"), first_camera=1).pooled()
     [found] = score(
-        source, [KReciprocal(k1=5)], Extra(camera_pairs=True),
-        Options(metric="cosine", expand=QueryExpansion(4, 3.0), top_k=2),
+        source, [KReciprocal(k1=5)],
+        Options(metric="cosine", expand=QueryExpansion(4, 3.0), top_k=2), camera_pairs=True,
     )
     return found
 
@@ -54,7 +53,7 @@ def test_lines_say_every_setting_that_is_in_force() -> None:
     ]
     more = list(more_lines([item]))
     assert more[0] == f"\nworld.h5, camera pairs: {said}"
-    [raw] = score(world(), [None], Extra(), Options(normalise=False))
+    [raw] = score(world(), options=Options(normalise=False))
     assert list(score_lines(raw))[-1].endswith(
         "cross_camera, euclidean distance of features as stored, not re-ranked"
     )
@@ -70,7 +69,7 @@ def test_both_kinds_of_csv_have_a_column_for_every_setting() -> None:
     for made in (to_csv, per_query_csv):
         line = next(csv.DictReader("".join(made([item])).splitlines()))
         assert {name: line[name] for name in expected} == expected
-    [plain] = score(world(), [None], Extra())
+    [plain] = score(world())
     line = next(csv.DictReader("".join(to_csv([plain])).splitlines()))
     assert {line[name] for name in ("expand", "alpha", "k1", "k2", "weight")} == {""}
 
@@ -88,9 +87,9 @@ def test_cameras_are_shown_as_the_dataset_numbers_them() -> None:
 def test_the_camera_pairs_of_a_setting_are_re_ranked_by_it() -> None:
     source = world()
     settings = [None, KReciprocal(5, 2)]
-    both = score(source, settings, Extra(camera_pairs=True))
+    both = score(source, settings, camera_pairs=True)
     for setting, item in zip(settings, both, strict=True):
-        [alone] = score(source, [setting], Extra(camera_pairs=True))
+        [alone] = score(source, [setting], camera_pairs=True)
         assert item.camera_pairs == alone.camera_pairs
     assert both[0].camera_pairs != both[1].camera_pairs
     headings = [line for line in more_lines(both) if "camera pairs" in line]
@@ -102,13 +101,13 @@ def test_own_images_are_looked_for_once_for_all_measures(monkeypatch: pytest.Mon
     looked: list[None] = []
     found = own_images._by_name
     monkeypatch.setattr(own_images, "_by_name", lambda *all: looked.append(None) or found(*all))
-    score(world("all_gallery"), [None], Extra(camera_pairs=True, verification=True))
+    score(world("all_gallery"), [None], camera_pairs=True, verification=True)
     assert len(looked) == 1
 
 
 def test_the_interval_under_random_gallery_is_of_the_mean_over_all_draws() -> None:
     source = world("random_gallery")
-    [found] = score(source, [None], Extra(bootstrap=True))
+    [found] = score(source, [None], bootstrap=True)
     gallery = source.gallery
     draws = evaluate_draws(gallery.features, gallery.identities)[0].draws
     assert draws is not None
@@ -128,7 +127,7 @@ def test_averaged_queries_do_not_find_the_images_that_they_are_the_mean_of() -> 
     for paths in (None, tuple(f"{n}.jpg" for n in range(120))):
         one = replace(side, paths=paths)
         source = Source("f.h5", "made", "all_gallery", one, one).pooled()
-        [found] = score(source, [None], Extra(verification=True))
+        [found] = score(source, [None], verification=True)
         assert found.result.queries == 40
         assert found.settings["own_image"] == ("path" if paths else "features")
         assert found.result.cmc[0] < 0.3
