@@ -26,9 +26,8 @@ def interval(
     """Return the bounds that hold the mean of values [Q] with probability `level`.
 
     values: such as average precisions; queries with NaN are left out. groups [Q]: the identities.
-    The same seed gives the same bounds. With one identity, both bounds are the mean. Raises
-    UserError for shapes that do not fit, if every value is NaN, and for an impossible level or
-    number of draws.
+    With one identity, both bounds are the mean. Raises UserError for shapes that do not fit, if
+    every value is NaN, and for an impossible level or number of draws.
     """
     values, groups = np.asarray(values, dtype=np.float64), np.asarray(groups)
     faults = []

@@ -30,9 +30,8 @@ def evaluate_camera_pairs(
 ) -> list[list[CameraPair]]:
     """Score each pair of cameras with a query to score, in ascending order, under each setting.
 
-    Arguments and errors as for `evaluate_protocol`. The gallery is one camera's at a time, so all
-    pairs together compare each query with each gallery image at most once. Re-ranking uses the
-    images of one pair only.
+    Arguments and errors as for `evaluate_protocol`. The gallery is one camera's at a time, so each
+    query meets each gallery image at most once. Re-ranking uses the images of one pair only.
     """
     q_ids, q_cams = pair.query.identities, pair.query.cameras
     g_ids, g_cams = pair.gallery.identities, pair.gallery.cameras

@@ -3,6 +3,7 @@
 Letters: Q queries, G gallery images, k rows ranked first per query, n wrong rows among all of them.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +54,7 @@ def hardest_confusions(
     queries = np.bincount(asking, minlength=len(pairs))
     order = np.lexsort((gallery, query, distance, ~is_before, owner))
     example = order[np.searchsorted(owner[order], np.arange(len(pairs)))]
-    known, counts = np.unique(query_identities[result.first_rank > 0], return_counts=True)
-    asked = dict(zip(known.tolist(), counts.tolist(), strict=True))
+    asked = Counter(query_identities[result.first_rank > 0].tolist())
     hardest = np.lexsort((-images, -queries))[:count]  # equal ones in the order of the identities
     return [Confusion(int(pairs[p, 0]), int(pairs[p, 1]), int(queries[p]), asked[int(pairs[p, 0])],
                       int(images[p]), int(query[example[p]]), int(gallery[example[p]]),

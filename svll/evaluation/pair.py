@@ -55,10 +55,9 @@ def integers(values: ArrayLike) -> Integers:
 def faults(pair: Pair) -> list[str]:
     """Return what is wrong with the shapes and types of features and labels."""
     sides = dict(zip(SIDES, pair[:2], strict=True))
-    if found := [
-        f"{name} features are of type {type(side.features).__name__}; give an array or a tensor"
-        for name, side in sides.items() if not hasattr(side.features, "shape")
-    ]:
+    found = [f"{name} features are of type {type(side.features).__name__}; give an array or tensor"
+             for name, side in sides.items() if not hasattr(side.features, "shape")]
+    if found:
         return found
     shapes = {name: tuple(side.features.shape) for name, side in sides.items()}
     for name, shape in shapes.items():

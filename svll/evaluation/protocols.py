@@ -124,19 +124,14 @@ def evaluate_draws(
     per query are those of the first draw, over all n images: gallery images have NaN and rank 0.
     Raises UserError when no identity has two images.
     """
-    pairs = (drawn_pair(features, identities, seed, draw) for draw in range(draws))
-    found = [evaluate_settings(pair, settings, options, protocol="random_gallery")
-             for pair in pairs]
-    return [
-        replace(
-            results[0], mAP=float(np.mean([one.mAP for one in results])),
-            mINP=float(np.mean([one.mINP for one in results])),
-            cmc=np.mean([one.cmc for one in results], axis=0),
-            draws=np.stack([one.average_precision for one in results]),
-            skipped=0,  # every image outside the gallery has its match there
-        )
-        for results in zip(*found, strict=True)
-    ]
+    found = [evaluate_settings(drawn_pair(features, identities, seed, draw), settings, options,
+                               protocol="random_gallery") for draw in range(draws)]
+    # none is skipped: every image outside the gallery has its match there
+    return [replace(results[0], mAP=float(np.mean([one.mAP for one in results])),
+                    mINP=float(np.mean([one.mINP for one in results])),
+                    cmc=np.mean([one.cmc for one in results], axis=0), skipped=0,
+                    draws=np.stack([one.average_precision for one in results]))
+            for results in zip(*found, strict=True)]
 
 
 def drawn_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:

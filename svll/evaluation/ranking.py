@@ -221,12 +221,10 @@ class _Table:
         used = ~np.isnan(self._precision)
         first = np.where(used, self._first, 0).astype(np.int64)
         hits = np.bincount(first[used].clip(max=max_rank + 1), minlength=max_rank + 2)
-        return RankingResult(mAP=float(self._precision[used].mean()),
-                             mINP=float(self._penalty[used].mean()),
-                             cmc=np.cumsum(hits[1 : max_rank + 1]) / used.sum(),
-                             queries=int(used.sum()), skipped=int((~used).sum()),
-                             average_precision=self._precision, first_rank=first,
-                             nearest=self.nearest, distances=self.distances)
+        cmc = np.cumsum(hits[1 : max_rank + 1]) / used.sum()
+        mAP, mINP = float(self._precision[used].mean()), float(self._penalty[used].mean())
+        return RankingResult(mAP, mINP, cmc, int(used.sum()), int((~used).sum()),
+                             self._precision, first, self.nearest, self.distances)
 
 
 def _per_query(owners: Integers, ranks: Integers) -> tuple[Floats, Floats, Floats]:

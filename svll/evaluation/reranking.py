@@ -128,12 +128,9 @@ class Neighbours:
         key = options.k1, options.k2
         if key not in self._similarities:
             self._similarities[key] = _similarity(self._averaged(*key), self._queries)
-        farthest = self._farthest[: self._queries]
-        return Reranking(
-            scale=2.0 * options.weight / farthest,
-            offset=options.weight * self._base[: self._queries] / farthest + 1.0 - options.weight,
-            _weight=options.weight, _similarity=self._similarities[key],
-        )
+        weight, farthest = options.weight, self._farthest[: self._queries]
+        offset = weight * self._base[: self._queries] / farthest + 1.0 - weight
+        return Reranking(2.0 * weight / farthest, offset, weight, self._similarities[key])
 
     def _averaged(self, k1: int, k2: int) -> Lists:
         """Return V of every image, averaged over its k2 nearest: [N, N], sparse."""

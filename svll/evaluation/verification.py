@@ -26,8 +26,7 @@ from svll.evaluation.engine.ranks import Share
 from svll.evaluation.pair import Pair, check_pair, why_no_match
 from svll.evaluation.protocols import compared
 
-FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-"""The FPRs at which TPR is reported."""
+FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)  # FPRs at which TPR is reported
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,13 @@ class Roc:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Counts of pairs by similarity, bin b from `pair_histogram.EDGES[b]` on, and their rates.
+    """Counts of pairs [BINS] by similarity, bin b from `pair_histogram.EDGES[b]` on, and rates.
 
     All rates raise UserError without genuine or impostor pairs.
     """
 
     genuine: Integers
-    """[BINS]"""
     impostor: Integers
-    """[BINS]"""
 
     def __add__(self, other: "Verification") -> "Verification":
         """Return the counts of two sets of pairs together."""
@@ -181,13 +178,11 @@ class Verification:
         """Return the headline numbers, with None and a note for rates that cannot be measured."""
         at = {f"{rate:g}": self.threshold_at(rate) for rate in rates}
         return {
-            "auc": self.auc,
-            "eer": self.eer,
+            "auc": self.auc, "eer": self.eer,
             "eer_threshold": {"similarity": self.eer_threshold,
                               "distance": distance(self.eer_threshold)},
             "tpr_at_fpr": {key: None if t is None else asdict(self.at(t)) for key, t in at.items()},
-            "genuine_pairs": self.genuine_pairs,
-            "impostor_pairs": self.impostor_pairs,
+            "genuine_pairs": self.genuine_pairs, "impostor_pairs": self.impostor_pairs,
             "notes": [note for rate in rates if (note := self.shortage(rate))],
         }
 

@@ -27,14 +27,14 @@ SPARE = 8
 
 
 class Compared(NamedTuple):
-    """A chunk under one setting; -1 and -inf where fewer than k gallery rows are ranked."""
+    """Ranks [P] of true matches, from 1; nearest gallery rows, best first, and scores [Q, k].
+
+    Where fewer than k rows are ranked, the nearest are -1 and their scores -inf.
+    """
 
     ranks: Integers
-    """[P], from 1."""
     nearest: Integers
-    """[Q, k], gallery rows, best first."""
     scores: Floats
-    """[Q, k], of the nearest."""
 
 
 class Comparison:
@@ -114,7 +114,7 @@ class _Counts:
         scores = np.zeros(len(columns))
         spread(kernels.add_extras, len(columns), extras, owners, columns, plain, scores)
         self._matches = kernels.TrueMatches(chunk.match_offsets, columns, scores)
-        self._slack = _slack(block, largest, extras)
+        self._slack = _slack(block, *largest, extras)
         self._counts = np.zeros(len(columns), np.int64)
         kept = (len(chunk), min(parent.count + SPARE, len(parent.gallery)))
         none = np.full((len(chunk), 1), np.inf, np.float32)  # the farthest are not wanted
@@ -167,9 +167,8 @@ def _sides(queries: Block, first: int, part: Block) -> Sides:
     return Sides(queries.features, part.features, part.inverse, part.half, first)
 
 
-def _slack(block: Block, largest: tuple[float, float], extras: Extras) -> Floats:
+def _slack(block: Block, norm: float, half: float, extras: Extras) -> Floats:
     """Bound the error of a float32 score [Q], all roundings together."""
-    norm, half = largest
     size = block.norms * norm
     product = rounding(block.features.shape[1]) * size
     later = 2.0**-22 * (size + half)  # subtracting, scaling, comparing

@@ -434,9 +434,9 @@ def insert_exact(scores, indices, held, value, index):  # type: ignore[no-untype
 def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
     """Fill nearest, scores [N, k] of rows `base`...: candidates by exact score, then by index.
 
-    There are more candidates than k. Where even the last is so near the k-th that others may be
-    missing (many copies of one image), all rows are compared; mostly the last ones are too far away
-    to be compared at all. An image always ranks first in its own list, before its copies.
+    There are more than k candidates, the last mostly too far away to be compared; where even the
+    last may be nearer than the k-th (many copies of one image), all rows are compared. An image
+    always ranks first in its own list, before its copies.
     """
     total, kept = rows.shape[0], values.shape[1]
     wanted = nearest.shape[1]

@@ -135,9 +135,8 @@ def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
 def settle_doubtful(base, product, queries, block, bins, columns, found, tables):  # type: ignore[no-untyped-def]
     """Move every doubtful pair to the bin of its exact similarity.
 
-    columns [q, :found[q]] are those of query base + q, ascending. One tile of the block serves all
-    queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900. Returns
-    the largest error found in the product [q, c].
+    columns [q, :found[q]] are those of query base + q, ascending. Tiles of the block serve all
+    queries in turn, to stay in the L2 cache: 400 ns a pair, not 900. Returns the largest error.
     """
     largest = 0.0
     tile = max(16, TILE_NUMBERS // block.shape[1])

@@ -103,8 +103,7 @@ class Products:
         out = self._buffer[:size].view(shape)
         with full_precision(self._torch):
             self._torch.mm(queries, block.T, out=out)  # autocast ignores calls with `out`
-        product: NDArray[np.float32] = out.cpu().numpy()
-        return product
+        return np.asarray(out.cpu())
 
     def _faster(self) -> str:
         """Try each library twice, in turn; compare best times, as other load only adds time."""

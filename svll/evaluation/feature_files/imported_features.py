@@ -35,10 +35,8 @@ GROUPS = {"query": ("query", "q", "probe"),
 FIELDS = {"features": ("features", "feature", "feats", "feat", "f"),
           "identities": ("identities", "identity", "ids", "id", "pids", "pid", "labels", "label"),
           "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam")}
-EXPECTED = (
-    "query_features [n, d], query_identities [n], query_cameras [n] and the same of gallery; or "
-    "query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ..."
-)
+EXPECTED = ("query_features [n, d], query_identities [n], query_cameras [n], and also of gallery; "
+            "or query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ...")
 WEIGHTS = "{path}: these are weights, not features: use --weights {path} --recipe NAME"
 KINDS = {".npz": "npz", ".mat": "mat", ".pt": "pt", ".pth": "pt"}
 BLOCK = 4096
@@ -66,14 +64,12 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
                         f"launch/features.py {path} --format {'|'.join(READERS)} --save "
                         f"FEATURES.h5; weights: --weights {path} --recipe NAME")
     faults: list[str] = []
-    groups: dict[str, FeatureGroup] = {}
     with READERS[kind](path) as entries:
         keys = _keys(entries, faults)
         if not any(keys.values()) and any(key.endswith(".weight") for key in entries):
             raise UserError(WEIGHTS.format(path=path))
-        for name, of_group in keys.items():
-            if (group := _group(of_group, entries, faults)) is not None:
-                groups[name] = group
+        read = {name: _group(of_group, entries, faults) for name, of_group in keys.items()}
+        groups = {name: group for name, group in read.items() if group is not None}
         listed_keys = ", ".join(entries) or "none"
     widths = {name: group.features.shape[1] for name, group in groups.items()}
     if len(set(widths.values())) > 1:

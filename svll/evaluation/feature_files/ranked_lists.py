@@ -1,7 +1,4 @@
-"""The ranked lists of selected queries.
-
-Letters: Q queries, G gallery images, k rows reported per query.
-"""
+"""The ranked lists of selected queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +11,7 @@ from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.ranking import Options, RankingResult
 
-TOP = 10
-"""Gallery images in a list."""
+TOP = 10  # gallery images in a list
 
 
 @dataclass(frozen=True)
@@ -25,8 +21,7 @@ class Wanted:
     count: int = 50
     """The largest number of queries; named ones are all shown."""
     cameras: tuple[int, int] | None = None
-    """Only queries of the first camera, in a gallery of the second camera only; the dataset's
-    numbers."""
+    """The queries' camera and the gallery's camera, with the dataset's numbers; None: all."""
     queries: Sequence[str] = ()
     """Rows of queries, from 0, or their paths or ends of paths, such as a file name."""
 
@@ -75,9 +70,9 @@ class Lists:
 def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists:
     """Return the lists of the wanted queries.
 
-    result: of the source's ranking, with its nearest rows [Q, k]. Queries by camera pair are ranked
-    again, in the gallery of the second camera only: worst rank of the first match first, then
-    lowest average precision. Raises UserError as `check_wanted` does.
+    result: of the source's ranking, with nearest rows. Queries by camera pair are ranked again, in
+    the gallery of one camera: worst rank of the first match first, then lowest average precision.
+    Raises UserError as `check_wanted` does.
     """
     if wanted.queries:
         rows = [_row(source, word) for word in wanted.queries]

@@ -56,11 +56,10 @@ def score_lines(item: Score) -> Iterator[str]:
     result = item.result
     cmc = result.as_json(RANKS)["cmc"]
     numbers = {"mAP": result.mAP, "mINP": result.mINP} | {f"Rank-{r}": cmc[r] for r in cmc}
+    low_high = [f"{bound:.4f}" for bound in item.interval or ()]
+    interval = f"  (95 %: {' to '.join(low_high)})" if low_high else ""
     for name, value in numbers.items():
-        interval = ""
-        if name == "mAP" and item.interval:
-            interval = f"  (95 %: {item.interval[0]:.4f} to {item.interval[1]:.4f})"
-        yield f"{name:8}{value:.4f}{interval}"
+        yield f"{name:8}{value:.4f}{interval if name == 'mAP' else ''}"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
     text = settings_text(item.settings)
     yield f"{result.queries} queries{skipped}; {item.source.protocol}, {text}"

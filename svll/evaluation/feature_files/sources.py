@@ -1,4 +1,4 @@
-"""Sources of features to be scored: feature caches, shards of a gallery, other toolboxes."""
+"""Sources of features to score: feature caches, shards of a gallery, files of other toolboxes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -148,8 +148,7 @@ def open_sources(
 ) -> Iterator[list[Source]]:
     """Open feature files, and those of run folders; see `open_source`.
 
-    gallery: names and patterns ('shards/*.h5') of the shards that replace the one file's gallery.
-    Raises UserError also for several files with shards.
+    gallery: names and patterns of shards that replace the gallery; UserError for several files.
     """
     files = [file for place in places for file in feature_files(Path(place))]
     if gallery and len(files) > 1:
