@@ -132,7 +132,7 @@ def main(
         else:
             sources = _of_weights(weights, recipe, words or [], save, chosen)
         if multi_query:
-            sources = [source.pooled() for source in sources]
+            sources = [source.multi_query() for source in sources]
         options = Options(
             metric=metric, normalise=normalise, share=share,
             expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),

@@ -53,7 +53,7 @@ def main(
         open_sources(files, gallery or [], protocol) as sources,
     ):
         if multi_query:
-            sources = [source.pooled() for source in sources]
+            sources = [source.multi_query() for source in sources]
         threshold = None
         if threshold_from is not None:
             threshold = calibrated_threshold(threshold_from, at_fpr, protocol, share=share)

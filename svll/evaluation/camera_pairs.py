@@ -7,7 +7,7 @@ import numpy as np
 
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.pair import Pair
-from svll.evaluation.protocols import compared
+from svll.evaluation.protocols import protocol_pair
 from svll.evaluation.ranking import USUAL, NoMatch, Options, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
@@ -35,7 +35,7 @@ def evaluate_camera_pairs(
     """
     q_ids, q_cams = pair.query.identities, pair.query.cameras
     g_ids, g_cams = pair.gallery.identities, pair.gallery.cameras
-    used = compared(protocol, pair)
+    used = protocol_pair(protocol, pair)
     found: list[list[CameraPair]] = [[] for _ in settings]
     for camera in np.unique(g_cams[g_ids != JUNK]).tolist():
         gallery = np.where(g_cams == camera, g_ids, JUNK)

@@ -38,7 +38,7 @@ class QueryExpansion:
             raise UserError("query expansion: " + "; ".join(faults))
 
 
-def expanded(
+def expand_queries(
     queries: Rows, gallery: Rows, products: Products, options: QueryExpansion, share: Share
 ) -> Float32:
     """Return expanded features of all query rows [n, D], zeros for junk; UserError unless unit."""

@@ -8,7 +8,7 @@ from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers, Rows
 BLOCK = 4096
 
 
-def pooled(queries: FeatureGroup, more: FeatureGroup | None = None) -> FeatureGroup:
+def average_queries(queries: FeatureGroup, more: FeatureGroup | None = None) -> FeatureGroup:
     """Return one feature [P, D] for each identity and camera of the queries [Q, D] without junk.
 
     `more` holds further images, such as Market-1501's for this purpose: an identity and camera with

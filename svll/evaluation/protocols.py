@@ -98,10 +98,10 @@ def evaluate_protocol(
     check_protocol(protocol)
     if protocol == "random_gallery":
         return evaluate_draws(pair.gallery.features, pair.gallery.identities, settings, options)
-    return evaluate_settings(compared(protocol, pair), settings, options, protocol=protocol)
+    return evaluate_settings(protocol_pair(protocol, pair), settings, options, protocol=protocol)
 
 
-def compared(protocol: str, pair: Pair) -> Pair:
+def protocol_pair(protocol: str, pair: Pair) -> Pair:
     """Return the pair, under all_gallery with image numbers in the place of cameras.
 
     A query does not rank images of its identity with an equal entry.
@@ -124,7 +124,7 @@ def evaluate_draws(
     per query are those of the first draw, over all n images: gallery images have NaN and rank 0.
     Raises UserError when no identity has two images.
     """
-    found = [evaluate_settings(drawn_pair(features, identities, seed, draw), settings, options,
+    found = [evaluate_settings(draw_pair(features, identities, seed, draw), settings, options,
                                protocol="random_gallery") for draw in range(draws)]
     # none is skipped: every image outside the gallery has its match there
     return [replace(results[0], mAP=float(np.mean([one.mAP for one in results])),
@@ -134,14 +134,14 @@ def evaluate_draws(
             for results in zip(*found, strict=True)]
 
 
-def drawn_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
+def draw_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
     """Return queries (camera 0) and gallery (camera 1) of a draw, each with all features [n, D]."""
-    queries, gallery = drawn_labels(identities, seed, draw)
+    queries, gallery = draw_labels(identities, seed, draw)
     return Pair(group_of(features, queries),
                 group_of(features, gallery, np.ones(len(gallery), np.int64)))
 
 
-def drawn_labels(identities: ArrayLike, seed: int = 0, draw: int = 0) -> tuple[Integers, Integers]:
+def draw_labels(identities: ArrayLike, seed: int = 0, draw: int = 0) -> tuple[Integers, Integers]:
     """Return the identities of all images as queries and as gallery images of a draw, [n] each.
 
     All other images are junk there. Raises UserError when no identity has two images.

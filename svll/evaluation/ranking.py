@@ -24,13 +24,13 @@ import numpy as np
 
 from harness.base.calling import named
 from harness.base.errors import UserError
-from svll.evaluation.engine.comparison import Compared, Comparison
+from svll.evaluation.engine.comparison import ChunkResult, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras, Float32
 from svll.evaluation.engine.matches import Chunk, Matches
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.expansion import QueryExpansion, expanded
+from svll.evaluation.expansion import QueryExpansion, expand_queries
 from svll.evaluation.pair import Pair, faults, group_of, is_integer, why_no_match
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
 
@@ -109,7 +109,7 @@ def evaluate_settings(
 
     All settings share one comparison of queries and gallery, and one search for neighbours. A query
     does not rank images of its identity under its camera and, under `other_cameras`, no image of
-    its camera; other protocols put image numbers in the place of cameras (`protocols.compared`).
+    its camera; other protocols put image numbers in the place of cameras (`protocol_pair`).
     """
     _check(pair, options)
     tables = _tables(pair, settings, options, protocol)
@@ -161,7 +161,7 @@ def _tables(
         raise NoMatch(f"no query has a match: {why}")
     products = Products(pair.query.features, pair.gallery.features)
     if options.expand is not None:
-        features = expanded(queries, gallery, products, options.expand, share)
+        features = expand_queries(queries, gallery, products, options.expand, share)
         ids, cameras = pair.query.identities, pair.query.cameras
         queries = Rows("query", features, ids, cameras, unit=options.is_unit)
     rerankings: list[Reranking | None] = [None for _ in settings]
@@ -194,7 +194,7 @@ class _Table:
         self.distances = np.full((queries, count), np.inf)
 
     def fill(
-        self, chunk: Chunk, found: Compared, queries: Rows, gallery: Rows,
+        self, chunk: Chunk, found: ChunkResult, queries: Rows, gallery: Rows,
         reranking: Reranking | None, metric: Metric,
     ) -> None:
         """Enter a chunk's results at its queries' rows."""

@@ -33,7 +33,7 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels, rerank_kernels
-from svll.evaluation.engine.comparison import SPARE, merged
+from svll.evaluation.engine.comparison import SPARE, merge_best
 from svll.evaluation.engine.feature_rows import Block, Rows, rounding
 from svll.evaluation.engine.kernels import Extras, Float32, Floats, Int32
 from svll.evaluation.engine.products import Products, spread
@@ -213,8 +213,8 @@ def _neighbours(
             _copy_products(kept, product, i, j)
     largest = rows.norms * rows.norms.max()
     slack = rounding(width) * largest + 2.0**-22 * rows.half.max() + 1e-36
-    nearest, scores = _settled(best.near, best.near_rows, 1, rows, slack, count, share)
-    _, farthest = _settled(best.far, best.far_rows, -1, rows, slack, 1, share)
+    nearest, scores = _order_exactly(best.near, best.near_rows, 1, rows, slack, count, share)
+    _, farthest = _order_exactly(best.far, best.far_rows, -1, rows, slack, 1, share)
     return nearest, scores, farthest[:, 0]
 
 
@@ -244,15 +244,15 @@ def _pairs_once(total: int) -> list[tuple[slice, slice]]:
     return blocks
 
 
-def _settled(
+def _order_exactly(
     values: Float32, indices: Int32, sign: int, rows: Block, slack: Floats, count: int,
     share: Share,
 ) -> tuple[Int32, Floats]:
     """Return the `count` best of each row in exact order and their scores [N, count]."""
-    values, indices = merged(share.gather(values), share.gather(indices))
+    values, indices = merge_best(share.gather(values), share.gather(indices))
     nearest = np.zeros((len(rows.half), count), np.int32)
     scores = np.zeros(nearest.shape)
     first, last = share.span(len(nearest))
-    spread(kernels.settle, last - first, first, rows.features, rows.half, slack, np.float32(sign),
-           values, indices, nearest, scores)
+    spread(kernels.order_exactly, last - first, first, rows.features, rows.half, slack,
+           np.float32(sign), values, indices, nearest, scores)
     return share.add(nearest), share.add(scores)

@@ -24,7 +24,7 @@ from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE, pair_count
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.pair import Pair, check_pair, why_no_match
-from svll.evaluation.protocols import compared
+from svll.evaluation.protocols import protocol_pair
 
 FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)  # FPRs at which TPR is reported
 
@@ -211,7 +211,7 @@ def count_pairs(
 ) -> Verification:
     """Count the pairs of one shard of many, which may lack genuine or impostor pairs."""
     check_pair(pair)
-    queries, gallery = compared(protocol, pair).rows(unit=True)
+    queries, gallery = protocol_pair(protocol, pair).rows(unit=True)
     products = Products(pair.query.features, pair.gallery.features)
     hide = protocol == "other_cameras"
     return Verification(*pair_counts(queries, gallery, products, hide=hide, share=share))

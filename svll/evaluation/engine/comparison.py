@@ -26,7 +26,7 @@ SPARE = 8
 """Candidates kept beyond k, so that float32 rounding loses none."""
 
 
-class Compared(NamedTuple):
+class ChunkResult(NamedTuple):
     """Ranks [P] of true matches, from 1; nearest gallery rows, best first, and scores [Q, k].
 
     Where fewer than k rows are ranked, the nearest are -1 and their scores -inf.
@@ -53,7 +53,7 @@ class Comparison:
         self.blocks = Passes(gallery, GALLERY_BLOCK, self.share.span(len(gallery)))
         self._products, self._known = products, known
 
-    def __call__(self, chunk: Chunk, settings: Sequence[Extras]) -> list[Compared]:
+    def __call__(self, chunk: Chunk, settings: Sequence[Extras]) -> list[ChunkResult]:
         """Compare the chunk's queries with all rows once, and rank them under each setting."""
         block = self.queries.block(chunk.first, chunk.last)
         plain, largest = self._match_scores(chunk, block)
@@ -131,7 +131,7 @@ class _Counts:
             spread(kernels.keep_by_row, len(product), product, self._no_half, base, first,
                    self._best)
 
-    def result(self) -> Compared:
+    def result(self) -> ChunkResult:
         """Return the counts and the nearest of all processes together."""
         parent, queries = self._parent, len(self._chunk)
         ranks = 1 + parent.share.add(self._counts)
@@ -151,8 +151,8 @@ class _Counts:
                 spread(kernels.order_block, queries, sides, self._extras, candidates, unranked,
                        scores, nearest, held)
             gather = parent.share.gather
-            scores, nearest = merged(gather(scores), gather(nearest))
-        return Compared(ranks, nearest.astype(np.int64), scores)
+            scores, nearest = merge_best(gather(scores), gather(nearest))
+        return ChunkResult(ranks, nearest.astype(np.int64), scores)
 
     def _unranked(self, first: int, part: Block) -> kernels.Unranked:
         """Return what the chunk's queries do not rank of the block at row `first`."""
@@ -176,7 +176,7 @@ def _slack(block: Block, norm: float, half: float, extras: Extras) -> Floats:
     return extras.scale * (product + later) + bonus + 1e-36
 
 
-def merged(scores: NDArray[Any], nearest: Int32) -> tuple[NDArray[Any], Int32]:
+def merge_best(scores: NDArray[Any], nearest: Int32) -> tuple[NDArray[Any], Int32]:
     """Return the best k [Q, k] of lists [parts, Q, k], equal scores in the order of their rows."""
     parts, queries, count = scores.shape
     if parts == 1:

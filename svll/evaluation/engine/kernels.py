@@ -431,7 +431,7 @@ def insert_exact(scores, indices, held, value, index):  # type: ignore[no-untype
 
 
 @kernel
-def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
+def order_exactly(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
     """Fill nearest, scores [N, k] of rows `base`...: candidates by exact score, then by index.
 
     There are more than k candidates, the last mostly too far away to be compared; where even the

@@ -83,7 +83,7 @@ def verification_lines(item: VerificationScore) -> Iterator[str]:
     """Yield the headline numbers of one verification, and their settings."""
     numbers, source = item.as_json()["verification"], item.source
     draw = " of the first draw" if source.protocol == "random_gallery" else ""
-    pooled = ", multi-query" if source.is_pooled else ""
+    pooled = ", multi-query" if source.is_multi_query else ""
     yield (f"{source.where}: verification of {numbers['genuine_pairs']:,} genuine and "
            f"{numbers['impostor_pairs']:,} impostor pairs{draw}: {source.protocol}{pooled}, cosine "
            "similarity")

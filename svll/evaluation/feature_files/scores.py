@@ -15,7 +15,7 @@ from svll.evaluation.engine.ranks import Share
 from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair
-from svll.evaluation.protocols import drawn_pair, evaluate_protocol
+from svll.evaluation.protocols import draw_pair, evaluate_protocol
 from svll.evaluation.ranking import USUAL, Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.verification import Verification, verify
@@ -29,7 +29,7 @@ class Score:
 
     source: Source
     settings: dict[str, Any]
-    """All settings by name; see `in_force`."""
+    """All settings by name; see `settings_of`."""
     result: RankingResult
     interval: tuple[float, float] | None = None
     """The 95 % confidence interval of the mAP."""
@@ -74,15 +74,15 @@ def score(
             verified = verify_source(source, pair, share=options.share)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
-    return [Score(source, in_force(source, setting, options), result,
+    return [Score(source, settings_of(source, setting, options), result,
                   _interval(source, result) if bootstrap else None, own, verified, notes)
             for setting, result, own in zip(settings, results, pairs, strict=True)]
 
 
-def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
+def settings_of(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
     """Return all settings of a ranking; own_image: how it is recognised (path, or all features)."""
     return {"protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
-            "normalise": options.is_unit, "multi_query": source.is_pooled,
+            "normalise": options.is_unit, "multi_query": source.is_multi_query,
             "expand": None if options.expand is None else asdict(options.expand),
             "rerank": None if setting is None else asdict(setting)}
 
@@ -129,7 +129,7 @@ def verify_source(
     """
     if source.protocol == "random_gallery":
         gallery = source.gallery
-        return verify(drawn_pair(gallery.features, gallery.identities), share=share)
+        return verify(draw_pair(gallery.features, gallery.identities), share=share)
     return verify(pair or source.pair, protocol=source.protocol, share=share)
 
 
@@ -154,7 +154,7 @@ class VerificationScore:
         if self.threshold is not None:
             numbers["applied"] = asdict(self.verification.at(self.threshold))
         settings = {"protocol": source.protocol, "own_image": source.own_image,
-                    "multi_query": source.is_pooled}
+                    "multi_query": source.is_multi_query}
         return {"file": source.where, "dataset": source.dataset, "settings": settings,
                 "verification": numbers}
 

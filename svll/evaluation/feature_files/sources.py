@@ -13,7 +13,7 @@ from svll.base.feature_file import FeatureGroup, open_features, write_features
 from svll.base.protocols import protocol_in_force
 from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
-from svll.evaluation.multi_query import pooled
+from svll.evaluation.multi_query import average_queries
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair
 from svll.features.files import feature_files
@@ -36,7 +36,7 @@ class Source:
     more: FeatureGroup | None = None
     first_camera: int | None = None
     """The dataset's number of camera 0; None: unknown, shown as 0."""
-    pooled_names: tuple[Sequence[str] | None, Sequence[str] | None] | None = None
+    multi_query_names: tuple[Sequence[str] | None, Sequence[str] | None] | None = None
     """Names of averaged queries, which have no paths, and of gallery images."""
 
     @property
@@ -47,22 +47,22 @@ class Source:
     @property
     def pair(self) -> Pair:
         """Query and gallery to be compared; their paths identify images."""
-        if self.pooled_names is None:
+        if self.multi_query_names is None:
             return Pair(self.query, self.gallery)
-        query, gallery = self.pooled_names
+        query, gallery = self.multi_query_names
         return Pair(replace(self.query, paths=query), replace(self.gallery, paths=gallery))
 
     @property
-    def is_pooled(self) -> bool:
+    def is_multi_query(self) -> bool:
         """Whether queries are means of an identity's images under a camera."""
-        return self.pooled_names is not None
+        return self.multi_query_names is not None
 
     @property
     def own_image(self) -> str | None:
         """How a query's own image is recognised in the gallery; None unless only it is left out."""
         if self.protocol != "all_gallery":
             return None
-        named = self.is_pooled or self.query.paths is not None
+        named = self.is_multi_query or self.query.paths is not None
         return "path" if named and self.gallery.paths is not None else "features"
 
     def camera(self, number: Number) -> Number:
@@ -86,14 +86,14 @@ class Source:
         write_features(path, groups, dataset=self.dataset, model=self.where,
                        protocol=self.protocol, first_camera=self.first_camera)
 
-    def pooled(self) -> "Source":
+    def multi_query(self) -> "Source":
         """Average the queries of each identity and camera; UserError for random_gallery."""
         if self.protocol == "random_gallery":
             raise UserError(f"{self.where}: the protocol random_gallery draws its queries one by "
                             "one; they cannot be averaged (multi-query)")
-        query = pooled(self.query, self.more)
+        query = average_queries(self.query, self.more)
         if self.protocol != "all_gallery":
-            return replace(self, query=query, pooled_names=(None, None))
+            return replace(self, query=query, multi_query_names=(None, None))
         # name each averaged query, and the gallery images that are in it, by its row
         one = _stacked([self.query] if self.more is None else [self.query, self.more])
         numbers, known = image_numbers(Pair(one, self.gallery))
@@ -102,7 +102,7 @@ class Source:
         labels = zip(numbers.tolist(), one.identities, one.cameras, strict=True)
         owner = {number: names[i, c] for number, i, c in labels if (i, c) in names}
         of_gallery = [owner.get(number, "") for number in known.tolist()]
-        return replace(self, query=query, pooled_names=(list(names.values()), of_gallery))
+        return replace(self, query=query, multi_query_names=(list(names.values()), of_gallery))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from svll.evaluation.feature_files.ranked_lists import (
 )
 from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
-from svll.evaluation.protocols import drawn_labels
+from svll.evaluation.protocols import draw_labels
 from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import Plain, plain_ranking, world
 
@@ -85,7 +85,7 @@ def test_a_camera_pairs_queries_are_ranked_in_the_other_cameras_gallery_alone() 
 
 def test_under_random_gallery_lists_are_of_the_first_draw() -> None:
     source = world("random_gallery")
-    asking, drawn = drawn_labels(source.gallery.identities)
+    asking, drawn = draw_labels(source.gallery.identities)
     as_pair = replace(
         source, query=replace(source.gallery, identities=asking),
         gallery=replace(source.gallery, identities=drawn),

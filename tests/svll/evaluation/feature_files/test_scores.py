@@ -32,7 +32,7 @@ from tests.svll.reports.worlds import world
 
 
 def everything_in_force() -> Score:
-    source = replace(world("other_cameras"), first_camera=1).pooled()
+    source = replace(world("other_cameras"), first_camera=1).multi_query()
     [found] = score(
         source, [KReciprocal(k1=5)],
         Options(metric="cosine", expand=QueryExpansion(4, 3.0), top_k=2), camera_pairs=True,
@@ -126,7 +126,7 @@ def test_averaged_queries_do_not_find_the_images_that_they_are_the_mean_of() -> 
     side = FeatureGroup(rng.normal(size=(120, 8)).astype(np.float32), ids, cameras)
     for paths in (None, tuple(f"{n}.jpg" for n in range(120))):
         one = replace(side, paths=paths)
-        source = Source("f.h5", "made", "all_gallery", one, one).pooled()
+        source = Source("f.h5", "made", "all_gallery", one, one).multi_query()
         [found] = score(source, [None], verification=True)
         assert found.result.queries == 40
         assert found.settings["own_image"] == ("path" if paths else "features")
@@ -170,7 +170,7 @@ def test_rates_are_those_of_the_pairs_that_the_protocol_compares(protocol: str) 
 
 
 def test_lines_of_a_verification_say_which_pairs_were_compared() -> None:
-    averaged = verification_score(world("other_cameras").pooled())
+    averaged = verification_score(world("other_cameras").multi_query())
     assert averaged.as_json()["settings"]["multi_query"]
     heading = next(verification_lines(averaged))
     assert "impostor pairs: other_cameras, multi-query, cosine" in heading
