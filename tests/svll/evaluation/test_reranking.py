@@ -231,5 +231,5 @@ def test_impossible_settings_are_refused_together():
 
 
 def test_lists_instead_of_features_are_refused_with_what_to_give():
-    with pytest.raises(UserError, match="query features are of type list; give an array or a tens"):
+    with pytest.raises(UserError, match="query features are of type list; give an array or tensor"):
         rerank([[1.0, 0.0]], [[1.0, 0.0]])
