@@ -1,4 +1,4 @@
-"""Rank the galleries of saved features, also re-ranked: mAP, mINP and CMC.
+"""Rank the galleries of saved features, with or without re-ranking: mAP, mINP and CMC.
 
     python launch/evaluate.py runs/synthetic/0a1b2c3d4e5f
     python launch/evaluate.py features.h5 --rerank --k1 20 --k2 6 --weight 0.3 --json
@@ -11,8 +11,8 @@
 
 A feature file is HDF5 with the groups query and gallery; each holds features [n, d], identity [n]
 and camera [n]. .npz, .mat and .pt files of other toolboxes are read as well. Ranking a file needs
-neither model nor images. launch/features.py makes features and keeps them; launch/verify.py tells
-same identities from different ones by a threshold.
+neither model nor images. launch/features.py makes feature files; launch/verify.py separates same
+from different identities by a threshold.
 """
 
 import json
@@ -36,111 +36,69 @@ if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --h
 
 Number = TypeVar("Number", int, float)
 MOVED = {
-    "--run": "python launch/evaluate.py RUN (python launch/features.py RUN makes features anew)",
+    "--run": "python launch/evaluate.py RUN (python launch/features.py RUN makes the features)",
     "--features-from": "python launch/features.py FILE --format KIND --save FEATURES.h5",
     "--verification": "python launch/verify.py FILE",
     "--threshold-from": "python launch/verify.py FILE --threshold-from FILE",
     "--at-fpr": "python launch/verify.py FILE --threshold-from FILE --at-fpr RATE",
 }
-"""What to type instead of options that other commands have."""
+"""Replacements for options that moved to other commands."""
 
 
 @command(__doc__, MOVED)
 def main(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FILE|RUN|KEY=VALUE]...",
-            help="Feature files and folders of finished runs; with --weights, key=value of the "
-                 "recipe, such as data.root=DIR.",
-        ),
-    ] = None,
-    features: Annotated[
-        list[str] | None, typer.Option(help="A feature file or a run's folder; more may follow.")
-    ] = None,
-    gallery: Annotated[
-        list[str] | None,
-        typer.Option(help="With one feature file: shards whose galleries, in turn, are the "
-                     "gallery."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Instead of files: trained weights (a file or a run).")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="With --weights: the recipe of the test sets.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="With --weights: a file to keep the features in.")
-    ] = None,
-    rerank: Annotated[
-        bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours first.")
-    ] = False,
-    k1: Annotated[
-        str | None,
-        typer.Option(help="Re-ranking: size of a neighbourhood; several as in 10,20. "
-                     "[default: 20]"),
-    ] = None,
-    k2: Annotated[
-        str | None,
-        typer.Option(help="Re-ranking: neighbours to average over; or several. [default: 6]"),
-    ] = None,
-    weight: Annotated[
-        str | None,
-        typer.Option(help="Re-ranking: share of the original distance; or several. "
-                     "[default: 0.3]"),
-    ] = None,
-    expand: Annotated[
-        int | None,
-        typer.Option(help="Query expansion: number of nearest gallery images to average over."),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Query expansion: power of the similarity as weight. [default: 0]"),
-    ] = None,
-    multi_query: Annotated[
-        bool,
-        typer.Option("--multi-query", help="Average each identity's query images per camera."),
-    ] = False,
-    metric: Annotated[
-        Literal["euclidean", "cosine"],
-        typer.Option(help="Distance; both rank alike at unit length."),
-    ] = "euclidean",
-    normalise: Annotated[
-        bool,
-        typer.Option("--normalise/--raw", help="L2-normalise features (--raw: use as stored)."),
-    ] = True,
-    protocol: Annotated[
-        Protocol | None,
-        typer.Option(help="cross_camera leaves out the query's identity under its camera; "
-                     "other_cameras all images of its camera; all_gallery only the query's own "
-                     "image; random_gallery draws one gallery image per identity. "
-                     "[default: as the file says, else cross_camera]"),
-    ] = None,
-    no_camera_filter: Annotated[
-        bool, typer.Option("--no-camera-filter", help="Short for --protocol all_gallery.")
-    ] = False,
-    cross_camera_only: Annotated[
-        bool, typer.Option("--cross-camera-only", help="Short for --protocol other_cameras.")
-    ] = False,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="Add the mAP's 95 % interval over identities.")
-    ] = False,
-    camera_pairs: Annotated[
-        bool,
-        typer.Option("--camera-pairs", help="Add the metrics of each pair of cameras."),
-    ] = False,
-    per_query: Annotated[
-        Path | None,
-        typer.Option(help="A CSV file for each query's metrics and nearest images; under "
-                     "random_gallery, those of the first draw."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="With --per-query: number of nearest images. [default: 10]")
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print a JSON array: an object for each file and setting."),
-    ] = False,
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="[FILE|RUN|KEY=VALUE]...",
+        help="Feature files and folders of finished runs; with --weights, key=value of the recipe, "
+             "such as data.root=DIR.")] = None,
+    features: Annotated[list[str] | None, typer.Option(
+        help="A feature file or a run's folder; may be repeated.")] = None,
+    gallery: Annotated[list[str] | None, typer.Option(
+        help="With one feature file: shards whose galleries, in turn, are the gallery.")] = None,
+    weights: Annotated[Path | None, typer.Option(
+        help="Instead of files: trained weights (a file or a run).")] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="With --weights: the recipe of the test sets.")] = None,
+    save: Annotated[Path | None, typer.Option(
+        help="With --weights: the feature file to write.")] = None,
+    rerank: Annotated[bool, typer.Option(
+        "--rerank", help="Re-rank by k-reciprocal neighbours first.")] = False,
+    k1: Annotated[str | None, typer.Option(
+        help="Re-ranking: size of a neighbourhood; several as in 10,20. [default: 20]")] = None,
+    k2: Annotated[str | None, typer.Option(
+        help="Re-ranking: neighbours to average over; or several. [default: 6]")] = None,
+    weight: Annotated[str | None, typer.Option(
+        help="Re-ranking: share of the original distance; or several. [default: 0.3]")] = None,
+    expand: Annotated[int | None, typer.Option(
+        help="Query expansion: number of nearest gallery images to average over.")] = None,
+    alpha: Annotated[float | None, typer.Option(
+        help="Query expansion: power of the similarity as weight. [default: 0]")] = None,
+    multi_query: Annotated[bool, typer.Option(
+        "--multi-query", help="Average each identity's query images per camera.")] = False,
+    metric: Annotated[Literal["euclidean", "cosine"], typer.Option(
+        help="Distance; both rank alike at unit length.")] = "euclidean",
+    normalise: Annotated[bool, typer.Option(
+        "--normalise/--raw", help="L2-normalise features (--raw: use as stored).")] = True,
+    protocol: Annotated[Protocol | None, typer.Option(
+        help="cross_camera leaves out the query's identity under its camera; other_cameras all "
+             "images of its camera; all_gallery only the query's own image; random_gallery draws "
+             "one gallery image per identity. [default: as the file says, else cross_camera]",
+    )] = None,
+    no_camera_filter: Annotated[bool, typer.Option(
+        "--no-camera-filter", help="Short for --protocol all_gallery.")] = False,
+    cross_camera_only: Annotated[bool, typer.Option(
+        "--cross-camera-only", help="Short for --protocol other_cameras.")] = False,
+    bootstrap: Annotated[bool, typer.Option(
+        "--bootstrap", help="Add the mAP's 95 % interval over identities.")] = False,
+    camera_pairs: Annotated[bool, typer.Option(
+        "--camera-pairs", help="Add the metrics of each pair of cameras.")] = False,
+    per_query: Annotated[Path | None, typer.Option(
+        help="Write each query's metrics and nearest images to this CSV file; under "
+             "random_gallery, those of the first draw.")] = None,
+    top_k: Annotated[int | None, typer.Option(
+        help="With --per-query: number of nearest images. [default: 10]")] = None,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print a JSON array: an object for each file and setting.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
     """Rank the gallery for every query and print mAP, mINP and CMC."""
@@ -152,7 +110,7 @@ def main(
         raise UserError("--json and --csv: choose one")
     if as_csv and camera_pairs:
         raise UserError("--csv has one line for each file and setting, and no room for "
-                        "--camera-pairs; --json has")
+                        "--camera-pairs; use --json")
     files = _files(features or [], words or [], weights, save)
     refuse_without("a feature file", files, {"--gallery": gallery})
     chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
@@ -160,9 +118,9 @@ def main(
     # Numba: not for --help
     from svll.evaluation import QueryExpansion
     from svll.evaluation.engine.ranks import join_ranks
-    from svll.evaluation.feature_files.scores import Extra, score
+    from svll.evaluation.feature_files.score_text import write_per_query
+    from svll.evaluation.feature_files.scores import score
     from svll.evaluation.feature_files.sources import open_sources
-    from svll.evaluation.feature_files.written import write_per_query
     from svll.evaluation.ranking import Options
 
     with join_ranks(encoding=weights is not None) as share, ExitStack() as stack:
@@ -174,14 +132,14 @@ def main(
         else:
             sources = _of_weights(weights, recipe, words or [], save, chosen)
         if multi_query:
-            sources = [source.pooled() for source in sources]
+            sources = [source.multi_query() for source in sources]
         options = Options(
             metric=metric, normalise=normalise, share=share,
             expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),
             top_k=0 if per_query is None else top_k or 10,
         )
-        extra = Extra(bootstrap, camera_pairs)
-        scores = [one for source in sources for one in score(source, settings, extra, options)]
+        extra = {"bootstrap": bootstrap, "camera_pairs": camera_pairs}
+        scores = [one for source in sources for one in score(source, settings, options, **extra)]
         if share.index == 0:
             _show(scores, as_json=as_json, as_csv=as_csv)
             if per_query is not None:
@@ -189,28 +147,26 @@ def main(
     return 0
 
 
-# ---- what is asked ----
+# ---- arguments ----
 
 
 def _files(
     features: list[str], words: list[str], weights: Path | None, save: Path | None
 ) -> list[str]:
-    """Return the files and folders to be ranked, none with weights, which come instead of them."""
+    """Return the files and folders to rank; with weights there are none."""
     files = features if weights is not None else [*features, *words]
     if bool(files) == (weights is not None):
         raise UserError("give feature FILES or folders of runs, or --weights FILE --recipe NAME")
     if keys := [file for file in files if "=" in file and not Path(file).exists()]:
         raise UserError(f"{', '.join(keys)} without --weights has no effect")
     if files and save is not None:
-        raise UserError(
-            f"--save goes with --weights; python launch/features.py {files[0]} --save {save} keeps "
-            "the features of a file"
-        )
+        raise UserError(f"--save goes with --weights; to save the features of a file: python "
+                        f"launch/features.py {files[0]} --save {save}")
     return files
 
 
 def _settings(k1: str | None, k2: str | None, weight: str | None) -> "list[KReciprocal | None]":
-    """Return the settings to score; several are shown beside what they are to improve on."""
+    """Return the settings to score; several are compared with plain ranking."""
     from svll.evaluation.reranking import grid
 
     sizes = _numbers("k1", k1, int), _numbers("k2", k2, int)
@@ -229,19 +185,19 @@ def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list
 def _protocol(
     given: Protocol | None, no_camera_filter: bool, cross_camera_only: bool
 ) -> Protocol | None:
-    """Return the protocol that was asked for, None for that of each file."""
-    short: dict[str, tuple[bool, Protocol]] = {
-        "--no-camera-filter": (no_camera_filter, "all_gallery"),
-        "--cross-camera-only": (cross_camera_only, "other_cameras"),
+    """Return the protocol of the options, None for that of each file."""
+    chosen: dict[str, Protocol | None] = {
+        "--protocol": given,
+        "--no-camera-filter": "all_gallery" if no_camera_filter else None,
+        "--cross-camera-only": "other_cameras" if cross_camera_only else None,
     }
-    asked: dict[str, Protocol] = {} if given is None else {"--protocol": given}
-    asked |= {name: meant for name, (is_set, meant) in short.items() if is_set}
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: choose one")
-    return next(iter(asked.values()), None)
+    options = [name for name, protocol in chosen.items() if protocol]
+    if len(options) > 1:
+        raise UserError(f"{' and '.join(options)}: choose one")
+    return chosen[options[0]] if options else None
 
 
-# ---- what is ranked, and shown ----
+# ---- features and output ----
 
 
 def _of_weights(
@@ -261,11 +217,11 @@ def _of_weights(
 
 
 def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
-    """Print scores as JSON, CSV, lines of one, or a table of several."""
+    """Print scores as JSON, CSV, lines for one, or a table for several."""
     from rich.console import Console
     from rich.table import Table
 
-    from svll.evaluation.feature_files.written import (
+    from svll.evaluation.feature_files.score_text import (
         more_lines,
         protocol_lines,
         score_lines,
@@ -278,7 +234,7 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
         typer.echo(json.dumps([item.as_json() for item in scores]))
         return
     if as_csv:
-        typer.echo("".join(to_csv(scores)), nl=False)
+        typer.echo(to_csv(scores), nl=False)
         return
     lines = score_lines(scores[0])
     if len(scores) > 1:

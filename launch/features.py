@@ -1,4 +1,4 @@
-"""Make features and keep them in a file: of a run, of trained weights, or of another toolbox.
+"""Make a feature file of a run, of trained weights, or from another toolbox's file.
 
     python launch/features.py runs/market1501/0a1b2c3d4e5f
     python launch/features.py --weights FILE --recipe market1501 data.root=DIR --save features.h5
@@ -6,9 +6,9 @@
     python launch/features.py f.h5 --gallery 'shards/*.h5' --save whole.h5
     torchrun --nproc-per-node 2 launch/features.py runs/market1501/0a1b2c3d4e5f data.root=DIR
 
-Of a finished run, those features of its test sets are made that are missing in its folder. Weights
-are those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or TransReID; the
-recipe names the test sets. Another toolbox's file (.npz, .mat, .pt) becomes a feature file of ours.
+For a finished run, this makes the features of its test sets that its folder lacks. Weights are
+those of a run (file or folder) or a published .pth of CLIP-ReID, SVLL-ReID or TransReID; the recipe
+names the test sets. Another toolbox's file (.npz, .mat, .pt) is converted to our feature file.
 """
 
 from pathlib import Path
@@ -24,39 +24,26 @@ from svll.base.protocols import Protocol
 
 @command(__doc__)
 def main(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN|FILE|KEY=VALUE]...",
-            help="Folders of finished runs, or one feature file; key=value for runs and weights, "
-                 "such as data.root=DIR; with --weights, model.sie=none leaves out side "
-                 "information.",
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Trained weights: a file or the folder of a run.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="With --weights: the recipe of the test sets.")
-    ] = None,
-    kind: Annotated[
-        Literal["npz", "mat", "pt"] | None,
-        typer.Option("--format", help="Format of another toolbox's FILE. [default: by suffix]"),
-    ] = None,
-    gallery: Annotated[
-        list[str] | None,
-        typer.Option(help="With a FILE: shards whose galleries, in turn, are the gallery."),
-    ] = None,
-    protocol: Annotated[
-        Protocol | None,
-        typer.Option(help="With a FILE or --weights: the protocol that the file will name. "
-                     "[default: the test set's own, else cross_camera]"),
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="With a FILE or --weights: the feature file to write.")
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="[RUN|FILE|KEY=VALUE]...",
+        help="Folders of finished runs, or one feature file; key=value for runs and weights, such "
+             "as data.root=DIR; with --weights, model.sie=none leaves out side information.",
+    )] = None,
+    weights: Annotated[Path | None, typer.Option(
+        help="Trained weights: a file or the folder of a run.")] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="With --weights: the recipe of the test sets.")] = None,
+    kind: Annotated[Literal["npz", "mat", "pt"] | None, typer.Option(
+        "--format", help="Format of another toolbox's FILE. [default: by suffix]")] = None,
+    gallery: Annotated[list[str] | None, typer.Option(
+        help="With a FILE: shards whose galleries, in turn, are the gallery.")] = None,
+    protocol: Annotated[Protocol | None, typer.Option(
+        help="With a FILE or --weights: the protocol to store in the feature file. [default: the "
+             "test set's own, else cross_camera]")] = None,
+    save: Annotated[Path | None, typer.Option(
+        help="With a FILE or --weights: the feature file to write.")] = None,
 ) -> int:
-    """Make features; print what each file holds."""
+    """Make features; print a summary of each file."""
     given = words or []
     keys = [word for word in given if "=" in word and not Path(word).exists()]
     places = [Path(word) for word in given if word not in keys]
@@ -66,10 +53,10 @@ def main(
     if bool(places) == (weights is not None) or (runs != places and len(places) > 1):
         raise UserError("give folders of RUNS, one FILE, or --weights FILE --recipe NAME")
     if runs and (save or protocol):
-        raise UserError("--save and --protocol go with a FILE or --weights: a run's features are "
-                        "in its folder, by its own protocol")
+        raise UserError("--save and --protocol go with a FILE or --weights: a run keeps its "
+                        "features in its folder, with its own protocol")
     if not runs and save is None:
-        raise UserError("give --save FILE, where the features are to be kept")
+        raise UserError("give --save FILE, the feature file to write")
     if keys and not runs and weights is None:
         raise UserError(f"{', '.join(keys)} without a RUN or --weights has no effect")
     # Numba: not for --help

@@ -1,4 +1,4 @@
-"""Same identity or not: how well one threshold on the similarity of two images tells.
+"""Verify: how well one similarity threshold separates genuine from impostor pairs of images.
 
     python launch/verify.py features.h5
     python launch/verify.py runs/market1501/0a1b2c3d4e5f --json
@@ -23,62 +23,48 @@ from svll.base.protocols import Protocol
 
 @command(__doc__)
 def main(
-    files: Annotated[
-        list[str],
-        typer.Argument(metavar="FILE|RUN...", help="Feature files and folders of finished runs."),
-    ],
-    gallery: Annotated[
-        list[str] | None,
-        typer.Option(help="With one feature file: shards whose galleries, in turn, are the "
-                     "gallery."),
-    ] = None,
-    protocol: Annotated[
-        Protocol | None,
-        typer.Option(help="Which pairs are left out, as in launch/evaluate.py. [default: as the "
-                     "file says, else cross_camera]"),
-    ] = None,
-    multi_query: Annotated[
-        bool,
-        typer.Option("--multi-query", help="Average each identity's query images per camera."),
-    ] = False,
-    threshold_from: Annotated[
-        Path | None,
-        typer.Option(help="A feature file of the same model to find the threshold on."),
-    ] = None,
-    at_fpr: Annotated[
-        float | None,
-        typer.Option(help="With --threshold-from: the false positive rate to allow there. "
-                     "[default: where both error rates are equal]"),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON array: an object for each file.")
-    ] = False,
+    files: Annotated[list[str], typer.Argument(
+        metavar="FILE|RUN...", help="Feature files and folders of finished runs.")],
+    gallery: Annotated[list[str] | None, typer.Option(
+        help="With one feature file: shards whose galleries, in turn, are the gallery.")] = None,
+    protocol: Annotated[Protocol | None, typer.Option(
+        help="Which pairs are left out, as in launch/evaluate.py. [default: as the file says, else "
+             "cross_camera]")] = None,
+    multi_query: Annotated[bool, typer.Option(
+        "--multi-query", help="Average each identity's query images per camera.")] = False,
+    threshold_from: Annotated[Path | None, typer.Option(
+        help="A feature file of the same model to find the threshold on.")] = None,
+    at_fpr: Annotated[float | None, typer.Option(
+        help="With --threshold-from: the false positive rate to allow there. [default: where both "
+             "error rates are equal]")] = None,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print a JSON array: an object for each file.")] = False,
 ) -> int:
     """Verify, and print the rates."""
     refuse_without("--threshold-from", threshold_from, {"--at-fpr": at_fpr})
     # Numba: not for --help
     from svll.evaluation.engine.ranks import join_ranks
+    from svll.evaluation.feature_files.score_text import protocol_lines, verification_lines
+    from svll.evaluation.feature_files.scores import calibrated_threshold, verification_score
     from svll.evaluation.feature_files.sources import open_sources
-    from svll.evaluation.feature_files.verified import found_threshold, verified
-    from svll.evaluation.feature_files.written import protocol_lines
 
     with (
         join_ranks(encoding=False) as share,
         open_sources(files, gallery or [], protocol) as sources,
     ):
         if multi_query:
-            sources = [source.pooled() for source in sources]
+            sources = [source.multi_query() for source in sources]
         threshold = None
         if threshold_from is not None:
-            threshold = found_threshold(threshold_from, at_fpr, protocol, share=share)
-        found = [verified(source, threshold, share=share) for source in sources]
+            threshold = calibrated_threshold(threshold_from, at_fpr, protocol, share=share)
+        scores = [verification_score(source, threshold, share=share) for source in sources]
         if share.index > 0:
             return 0
         if as_json:
-            typer.echo(json.dumps([item.as_json() for item in found]))
+            typer.echo(json.dumps([item.as_json() for item in scores]))
             return 0
-        for item in found:
-            typer.echo("\n".join(item.lines()) + "\n")
+        for item in scores:
+            typer.echo("\n".join(verification_lines(item)) + "\n")
         typer.echo("\n".join(protocol_lines(sources)))
     return 0
 

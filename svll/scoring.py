@@ -13,7 +13,7 @@ from svll.base.feature_file import open_features
 from svll.data.splits import Part
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.feature_files.written import RANKS
+from svll.evaluation.feature_files.score_text import RANKS
 from svll.features.extract import FeatureTarget, encode_pair, encode_to_file
 from svll.features.files import feature_paths
 from svll.features.keys import feature_key, file_hash

@@ -23,7 +23,7 @@ from harness.training import loop, ranks
 from svll import scoring
 from svll.config import Stage2
 from svll.data.sampler import identity_batches
-from svll.evaluation.feature_files.written import RANKS
+from svll.evaluation.feature_files.score_text import RANKS
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
 from svll.models.image_features import ImageFeatures

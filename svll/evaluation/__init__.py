@@ -5,11 +5,5 @@ from svll.evaluation.protocols import evaluate_ranking
 from svll.evaluation.ranking import RankingResult, Reranked, rerank
 from svll.evaluation.reranking import KReciprocal
 
-__all__ = [
-    "KReciprocal",
-    "QueryExpansion",
-    "RankingResult",
-    "Reranked",
-    "evaluate_ranking",
-    "rerank",
-]
+__all__ = ["KReciprocal", "QueryExpansion", "RankingResult", "Reranked", "evaluate_ranking",
+           "rerank"]

@@ -1,26 +1,25 @@
-"""Ranking for every pair of a query's and a gallery's camera: where a model fails to carry over."""
+"""Ranking for every pair of a query's and a gallery's camera: where a model fails to transfer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from svll.evaluation.engine.feature_rows import JUNK, Integers
+from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.pair import Pair
-from svll.evaluation.protocols import compared
-from svll.evaluation.ranking import USUAL, NoMatch, Options, RankingResult, evaluate_settings
+from svll.evaluation.protocols import protocol_pair
+from svll.evaluation.ranking import USUAL, NoMatch, Options, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
 
 @dataclass(frozen=True)
 class CameraPair:
-    """What the queries of one camera score in the gallery of one other alone."""
+    """The score of one camera's queries in the gallery of one camera alone."""
 
     query_camera: int
     gallery_camera: int
     queries: int
-    """Those with a match under the gallery's camera."""
+    """Queries with a match under the gallery's camera."""
     mAP: float
     rank1: float
 
@@ -31,46 +30,31 @@ def evaluate_camera_pairs(
 ) -> list[list[CameraPair]]:
     """Score each pair of cameras with a query to score, in ascending order, under each setting.
 
-    Arguments and errors as for `evaluate_protocol`. The gallery is one camera's at a time, so all
-    pairs together compare each query with each gallery image at most once. Re-ranking looks at the
-    images of one pair alone.
+    Arguments and errors as for `evaluate_protocol`. The gallery is one camera's at a time, so each
+    query meets each gallery image at most once. Re-ranking uses the images of one pair only.
     """
     q_ids, q_cams = pair.query.identities, pair.query.cameras
     g_ids, g_cams = pair.gallery.identities, pair.gallery.cameras
-    used = compared(protocol, pair)
+    used = protocol_pair(protocol, pair)
     found: list[list[CameraPair]] = [[] for _ in settings]
     for camera in np.unique(g_cams[g_ids != JUNK]).tolist():
-        here = np.where(g_cams == camera, g_ids, JUNK)
-        asks = np.isin(q_ids, here[here != JUNK]) & (q_ids != JUNK)
+        gallery = np.where(g_cams == camera, g_ids, JUNK)
+        asks = np.isin(q_ids, gallery[gallery != JUNK]) & (q_ids != JUNK)
         if protocol != "all_gallery":
             asks &= q_cams != camera
-        for some in _together(asks, q_cams, apart=any(settings)):
-            these = used.labelled(np.where(some, q_ids, JUNK), here)
+        # without re-ranking, the queries of all cameras are ranked at once
+        groups = [asks & (q_cams == one) for one in np.unique(q_cams[asks])]
+        for asking in groups if any(settings) else [asks] if asks.any() else []:
+            these = used.labelled(np.where(asking, q_ids, JUNK), gallery)
             try:
                 results = evaluate_settings(these, settings, options, protocol=protocol)
-            except NoMatch:  # their own images alone are there
+            except NoMatch:  # the only matches are the queries' own images
                 continue
             for pairs, result in zip(found, results, strict=True):
-                pairs += _pairs(result, q_cams, camera)
+                scored = ~np.isnan(result.average_precision)
+                for one in np.unique(q_cams[scored]).tolist():
+                    rows = scored & (q_cams == one)
+                    mean = float(result.average_precision[rows].mean())
+                    rank1 = float((result.first_rank[rows] == 1).mean())
+                    pairs.append(CameraPair(one, camera, int(rows.sum()), mean, rank1))
     return [sorted(p, key=lambda pair: (pair.query_camera, pair.gallery_camera)) for p in found]
-
-
-def _together(
-    asks: NDArray[np.bool_], cameras: Integers, *, apart: bool
-) -> Iterator[NDArray[np.bool_]]:
-    """Yield which queries [Q] are ranked at once: all that ask, or each camera's."""
-    if not apart and asks.any():
-        yield asks
-    for camera in np.unique(cameras[asks]) if apart else ():
-        yield asks & (cameras == camera)
-
-
-def _pairs(result: RankingResult, cameras: Integers, camera: int) -> Iterator[CameraPair]:
-    """Yield the pairs of a gallery camera with each camera [Q] of the queries that were scored."""
-    scored = ~np.isnan(result.average_precision)
-    for asking in np.unique(cameras[scored]).tolist():
-        rows = scored & (cameras == asking)
-        yield CameraPair(
-            asking, camera, int(rows.sum()), float(result.average_precision[rows].mean()),
-            float((result.first_rank[rows] == 1).mean()),
-        )

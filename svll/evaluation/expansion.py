@@ -1,22 +1,22 @@
 """Query expansion: a query's feature becomes a mean of itself and of its nearest gallery images.
 
-- average (AQE; Chum et al., ICCV 2007, sec. 4): all count alike, `alpha` 0;
-- alpha (Radenovic, Tolias and Chum, TPAMI 2019, sec. 3.4): each counts as its cosine similarity to
-  the query, to the power of `alpha`; the query itself counts 1.
+- average (AQE; Chum et al., ICCV 2007, sec. 4): all have equal weight, `alpha` 0;
+- alpha (Radenovic, Tolias and Chum, TPAMI 2019, sec. 3.4): the weight of each is its cosine
+  similarity to the query, to the power of `alpha`; the query itself has weight 1.
 
-Neighbours are found among all of the gallery but junk, without any labels.
+Neighbours come from the whole gallery except junk, without any labels.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from svll.evaluation.engine import kernels
 from svll.evaluation.engine.comparison import GALLERY_BLOCK, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Rows
-from svll.evaluation.engine.kernels import Extras
+from svll.evaluation.engine.kernels import Extras, Float32
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
@@ -27,34 +27,29 @@ class QueryExpansion:
     """Settings of query expansion."""
 
     count: int = 5
-    """Over how many nearest gallery images."""
+    """Number of nearest gallery images."""
     alpha: float = 0.0
-    """Power of the similarity that a neighbour counts as; 0: all count alike."""
+    """Power of the similarity that weights a neighbour; 0: equal weights."""
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.count < 1:
-            faults.append(f"count is {self.count}; at least 1 is needed")
-        if self.alpha < 0:
-            faults.append(f"alpha is {self.alpha}; at least 0 is needed")
-        if faults:
+        values = ("count", self.count, 1), ("alpha", self.alpha, 0)
+        if faults := [f"{name} is {value}; at least {least} is needed"
+                      for name, value, least in values if value < least]:
             raise UserError("query expansion: " + "; ".join(faults))
 
 
-def expanded(
+def expand_queries(
     queries: Rows, gallery: Rows, products: Products, options: QueryExpansion, share: Share
-) -> NDArray[np.float32]:
-    """The expanded features of all query rows [n, D], zeros for junk.
-
-    Raises UserError for features that are not to be compared at unit length.
-    """
+) -> Float32:
+    """Return expanded features of all query rows [n, D], zeros for junk; UserError unless unit."""
     if not queries.unit:
         raise UserError("query expansion needs features of unit length; turn normalisation on")
-    blind = queries.labelled(np.full(len(queries), STRANGER))
+    blind = copy(queries)
+    blind.identities = np.full(len(queries), STRANGER)
     comparison = Comparison(blind, gallery, products, nearest=options.count, share=share)
     features = np.zeros(queries.features.shape, np.float32)
     for chunk in Matches(blind, gallery).chunks():
-        found = comparison(chunk, [Extras.none(len(chunk))])[0]
+        [found] = comparison(chunk, [Extras.none(len(chunk))])
         block = queries.block(chunk.first, chunk.last)
         # by gallery row, so that sums do not depend on blocks
         order = np.argsort(found.nearest, axis=1)

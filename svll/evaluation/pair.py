@@ -1,4 +1,4 @@
-"""A query and a gallery to be compared, and what every comparison asks of them."""
+"""A query and a gallery to be compared, and the checks that every comparison needs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,16 +9,11 @@ from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup
-from svll.evaluation.engine.feature_rows import Integers, Rows
+from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
 
 SIDES = ("query", "gallery")
-
-
-class Numbers(NamedTuple):
-    """Numbers of queries [Q] and gallery images [G] that are equal for one image."""
-
-    query: Integers
-    gallery: Integers
+ONE_CAMERA = "with one camera only, set protocol to all_gallery"
+"""Advice where a protocol of several cameras leaves nothing."""
 
 
 class Pair(NamedTuple):
@@ -26,29 +21,18 @@ class Pair(NamedTuple):
 
     query: FeatureGroup
     gallery: FeatureGroup
-    numbers: Numbers | None = None
-    """Of the images, where `image_numbers` has found them before."""
+    numbers: tuple[Integers, Integers] | None = None
+    """The result of `image_numbers`, if it is known already."""
 
     def labelled(self, query: Integers, gallery: Integers) -> "Pair":
         """Return the pair with other identities [Q] and [G]."""
-        return self._replace(
-            query=replace(self.query, identities=query),
-            gallery=replace(self.gallery, identities=gallery),
-        )
-
-    def numbered(self, numbers: Numbers) -> "Pair":
-        """Return the pair with image numbers in the place of cameras."""
-        return Pair(
-            replace(self.query, cameras=numbers.query),
-            replace(self.gallery, cameras=numbers.gallery),
-        )
+        return self._replace(query=replace(self.query, identities=query),
+                             gallery=replace(self.gallery, identities=gallery))
 
     def rows(self, *, unit: bool) -> tuple[Rows, Rows]:
-        """Return both sides as rows to be compared, of unit length if `unit`."""
-        query, gallery = (
-            Rows(name, group.features, group.identities, group.cameras, unit=unit)
-            for name, group in zip(SIDES, self[:2], strict=True)
-        )
+        """Return both sides as rows to be compared, at unit length if `unit`."""
+        query, gallery = (Rows(name, side.features, side.identities, side.cameras, unit=unit)
+                          for name, side in zip(SIDES, self[:2], strict=True))
         return query, gallery
 
 
@@ -56,28 +40,24 @@ def group_of(
     features: Any, identities: ArrayLike, cameras: ArrayLike | None = None,
     names: Sequence[Any] | None = None,
 ) -> FeatureGroup:
-    """Return features [n, D] with labels [n] as lists, arrays or tensors have them.
-
-    Without cameras, all are 0. names: of the images, such as their paths.
-    """
+    """Return features [n, D] with labels of any kind; cameras default to 0; names such as paths."""
     if cameras is None:
         cameras = np.zeros(len(features), np.int64)
     return FeatureGroup(features, integers(identities), integers(cameras), paths=names)
 
 
 def integers(values: ArrayLike) -> Integers:
-    """Labels from a list, an array or a tensor; a float or text stays as it is, for `faults`."""
+    """Return labels as int64; floats and text stay as they are, for `faults`."""
     array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
     return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
 
 
 def faults(pair: Pair) -> list[str]:
-    """What does not fit: features [Q, D] and [G, D], and their labels."""
+    """Return what is wrong with the shapes and types of features and labels."""
     sides = dict(zip(SIDES, pair[:2], strict=True))
-    if found := [
-        f"{name} features are of type {type(side.features).__name__}; give an array or a tensor"
-        for name, side in sides.items() if not hasattr(side.features, "shape")
-    ]:
+    found = [f"{name} features are of type {type(side.features).__name__}; give an array or tensor"
+             for name, side in sides.items() if not hasattr(side.features, "shape")]
+    if found:
         return found
     shapes = {name: tuple(side.features.shape) for name, side in sides.items()}
     for name, shape in shapes.items():
@@ -102,7 +82,24 @@ def check_pair(pair: Pair) -> None:
         raise UserError("\n".join(found))
 
 
+def why_no_match(query: Integers, gallery: Integers, protocol: str) -> str:
+    """Say why no query has a match, given identities [Q] and [G], and what to do."""
+    queries, known = (np.unique(ids[ids != JUNK]) for ids in (query, gallery))
+    for name, ids in zip(SIDES, (queries, known), strict=True):
+        if not len(ids):
+            return f"every {name} image has identity {JUNK} (junk)"
+    shared, total = int(np.isin(queries, known).sum()), len(queries)
+    has_cameras = protocol in ("cross_camera", "other_cameras")
+    where = "under the query's own camera only" if has_cameras else "as the query's own image only"
+    if not shared:
+        advice = "check that query and gallery are labelled by the same list of identities"
+    else:
+        advice = ONE_CAMERA if has_cameras else "add further images"
+    return (f"{total - shared} of {total} query identities are absent from the gallery, {shared} "
+            f"are there {where}; {advice}")
+
+
 def is_integer(value: Any, least: int) -> bool:
-    """Return whether a value is an integer, True and False being none, of at least `least`."""
+    """Return whether a value is an integer (no bool) of at least `least`."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return is_whole and bool(value >= least)

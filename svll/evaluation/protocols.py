@@ -1,8 +1,8 @@
-"""Ranking by a dataset's protocol: who is a query, what is in the gallery, which images count.
+"""Ranking by a dataset's protocol: which images are queries, gallery images, and matches.
 
-What each protocol leaves out is in `svll.base.protocols`. Under random_gallery (VehicleID), one
-image of each identity, drawn at random, is the gallery and all others are queries; metrics are
-means over ten seeded draws.
+`svll.base.protocols` describes what each protocol leaves out. Under random_gallery (VehicleID), one
+random image of each identity is the gallery and all others are queries; metrics are means over ten
+seeded draws.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,24 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from harness.base.calling import named
 from harness.base.errors import UserError
 from harness.base.rng import generator
 from svll.base.protocols import check_protocol
-from svll.evaluation.engine.feature_rows import JUNK
+from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.evaluation.engine.ranks import Share
 from svll.evaluation.expansion import QueryExpansion
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair, group_of
-from svll.evaluation.ranking import (
-    USUAL,
-    Metric,
-    Options,
-    RankingResult,
-    evaluate_settings,
-)
+from svll.evaluation.ranking import USUAL, Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
 DRAWS = 10
@@ -45,46 +39,47 @@ def evaluate_ranking(
     """Rank the gallery [G, D] for every query [Q, D] and score the ranking.
 
     Args:
-        query, gallery: features as numpy arrays, tensors (the products run where they are) or
-            sliceable files, in float16 to float64; compared as float32.
-        query_identities, gallery_identities: integers [Q] and [G]. -1 is junk: never a match, never
-            ranked.
-        query_cameras, gallery_cameras: integers [Q] and [G]; None for both where they are unknown.
-        protocol: what is not ranked. `cross_camera`: images of the query's own identity and camera;
-            `other_cameras`: all images of its camera; `all_gallery`: the query's own image alone;
-            `random_gallery`: the gallery holds all test images, ten galleries of one image per
-            identity are drawn, and the query's arguments are not used. None: `cross_camera` where
-            cameras are given, else `all_gallery`.
+        query, gallery: features as numpy arrays, tensors (multiplied on their device) or sliceable
+            files, in float16 to float64; compared as float32.
+        query_identities, gallery_identities: integers [Q], [G]; -1 is junk: no match, not ranked.
+        query_cameras, gallery_cameras: integers [Q] and [G]; None for both if unknown.
+        protocol: which images are not ranked. `cross_camera`: images of the query's own identity
+            and camera; `other_cameras`: all images of its camera; `all_gallery`: only the query's
+            own image; `random_gallery`: the gallery holds all test images, ten galleries of one
+            image per identity are drawn, and the query's arguments are ignored. None:
+            `cross_camera` if cameras are given, else `all_gallery`.
         max_rank: length of the CMC curve.
         metric: `euclidean` or `cosine`; both rank alike at unit length.
         rerank: True for k-reciprocal re-ranking by its usual settings, or `KReciprocal(k1=...)`.
         expand: `QueryExpansion(count=...)` for query expansion.
         normalise: L2-normalise features first.
-        top_k: how many nearest gallery rows of each query are in the result.
+        top_k: number of nearest gallery rows per query in the result.
         query_images, gallery_images: names of the images, such as their paths. `all_gallery` takes
-            a gallery image of the query's name for its own; without such names (or beside them),
-            the first one of its identity and camera whose features are the same to the last bit.
-        share: processes that evaluate together; each calls this with the same arguments, looks at
-            its part of the gallery, and gets the whole result.
+            a gallery image of the query's name for its own; for a query without one, the first one
+            of its identity and camera whose features are the same to the last bit.
+        share: processes that evaluate together; each calls this with the same arguments, compares
+            with its part of the gallery, and gets the whole result.
 
     Raises UserError for shapes and values that do not fit, rows that are not finite, and when no
-    query has a match; TypeError for an argument that there is not.
+    query has a match; TypeError for an unknown argument.
     """
     if protocol == "random_gallery":
         query, query_identities = gallery, gallery_identities
         query_cameras = gallery_cameras = None
-    used = _usable(protocol, query_cameras is not None, gallery_cameras is not None)
-    pair = Pair(
-        group_of(query, query_identities, query_cameras, query_images),
-        group_of(gallery, gallery_identities, gallery_cameras, gallery_images),
-    )
+    protocol = _usable(protocol, query_cameras is not None, gallery_cameras is not None)
+    pair = Pair(group_of(query, query_identities, query_cameras, query_images),
+                group_of(gallery, gallery_identities, gallery_cameras, gallery_images))
+    if isinstance(rerank, bool):
+        rerank = KReciprocal() if rerank else None
+    if not (rerank is None or isinstance(rerank, KReciprocal)):
+        raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
+                        f"KReciprocal({KReciprocal()})")
     options = Options(max_rank, metric, normalise, expand, top_k, share)
-    return evaluate_protocol(used, pair, [setting_of(rerank)], options)[0]
+    return evaluate_protocol(protocol, pair, [rerank], options)[0]
 
 
 def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) -> str:
-    """Return the protocol that is meant, by which sides have cameras; UserError where none can be.
-    """
+    """Return the protocol, given which sides have cameras; UserError if it cannot be used."""
     if query_cameras != gallery_cameras:
         given, lacking = ("query", "gallery") if query_cameras else ("gallery", "query")
         raise UserError(f"{given}_cameras are given without {lacking}_cameras; give both or none")
@@ -95,40 +90,28 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
     return protocol
 
 
-def setting_of(rerank: KReciprocal | bool | None) -> KReciprocal | None:
-    """Return what an argument `rerank` means; raises UserError for what it cannot be."""
-    if rerank is None or isinstance(rerank, KReciprocal):
-        return rerank
-    if isinstance(rerank, bool):
-        return KReciprocal() if rerank else None
-    raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
-                    f"KReciprocal({KReciprocal()})")
-
-
 def evaluate_protocol(
     protocol: str, pair: Pair, settings: Sequence[KReciprocal | None] = (None,),
     options: Options = USUAL,
 ) -> list[RankingResult]:
-    """Score features under several settings of re-ranking (None: without) by a protocol.
-
-    The pair's paths are names of images. Else and errors as for `evaluate_ranking`.
-    """
+    """Score a pair under several settings of re-ranking; its paths are names of images."""
     check_protocol(protocol)
     if protocol == "random_gallery":
         return evaluate_draws(pair.gallery.features, pair.gallery.identities, settings, options)
-    return evaluate_settings(compared(protocol, pair), settings, options, protocol=protocol)
+    return evaluate_settings(protocol_pair(protocol, pair), settings, options, protocol=protocol)
 
 
-def compared(protocol: str, pair: Pair) -> Pair:
-    """Return a pair whose cameras (all_gallery: image numbers) say what a query does not rank.
+def protocol_pair(protocol: str, pair: Pair) -> Pair:
+    """Return the pair, under all_gallery with image numbers in the place of cameras.
 
-    That is its identity's images under an equal one.
+    A query does not rank images of its identity with an equal entry.
     """
     check_protocol(protocol)
     if protocol != "all_gallery":
         return pair
     check_pair(pair)
-    return pair.numbered(image_numbers(pair))
+    query, gallery = image_numbers(pair)
+    return Pair(replace(pair.query, cameras=query), replace(pair.gallery, cameras=gallery))
 
 
 def evaluate_draws(
@@ -137,62 +120,38 @@ def evaluate_draws(
 ) -> list[RankingResult]:
     """Return the mean over seeded draws of one gallery image per identity, the rest being queries.
 
-    features [n, D], identities [n]. Every query has exactly one match, so mINP equals mAP. The
-    arrays for single queries are those of the first draw, over all n images: the gallery's have
-    NaN and rank 0. Raises UserError when no identity has two images.
+    features [n, D], identities [n]. Every query has exactly one match, so mINP equals mAP. Arrays
+    per query are those of the first draw, over all n images: gallery images have NaN and rank 0.
+    Raises UserError when no identity has two images.
     """
-    found = [
-        evaluate_settings(
-            drawn_pair(features, identities, seed, draw), settings, options,
-            protocol="random_gallery",
-        )
-        for draw in range(draws)
-    ]
-    return [_mean(results) for results in zip(*found, strict=True)]
+    found = [evaluate_settings(draw_pair(features, identities, seed, draw), settings, options,
+                               protocol="random_gallery") for draw in range(draws)]
+    # none is skipped: every image outside the gallery has its match there
+    return [replace(results[0], mAP=float(np.mean([one.mAP for one in results])),
+                    mINP=float(np.mean([one.mINP for one in results])),
+                    cmc=np.mean([one.cmc for one in results], axis=0), skipped=0,
+                    draws=np.stack([one.average_precision for one in results]))
+            for results in zip(*found, strict=True)]
 
 
-def drawn_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
-    """Return the queries and the gallery of a draw, both with all features [n, D].
-
-    All queries are under one camera, the gallery is under another.
-    """
-    queries, gallery = drawn_labels(identities, seed, draw)
-    return Pair(
-        group_of(features, queries), group_of(features, gallery, np.ones(len(gallery), np.int64))
-    )
+def draw_pair(features: Any, identities: ArrayLike, seed: int = 0, draw: int = 0) -> Pair:
+    """Return queries (camera 0) and gallery (camera 1) of a draw, each with all features [n, D]."""
+    queries, gallery = draw_labels(identities, seed, draw)
+    return Pair(group_of(features, queries),
+                group_of(features, gallery, np.ones(len(gallery), np.int64)))
 
 
-def _mean(results: Sequence[RankingResult]) -> RankingResult:
-    first = results[0]
-    return replace(
-        first,
-        mAP=float(np.mean([result.mAP for result in results])),
-        mINP=float(np.mean([result.mINP for result in results])),
-        cmc=np.mean([result.cmc for result in results], axis=0),
-        skipped=0,  # every image that is not in the gallery has its match there
-        draws=np.stack([result.average_precision for result in results]),
-    )
-
-
-def drawn_labels(
-    identities: ArrayLike, seed: int = 0, draw: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draw_labels(identities: ArrayLike, seed: int = 0, draw: int = 0) -> tuple[Integers, Integers]:
     """Return the identities of all images as queries and as gallery images of a draw, [n] each.
 
-    An image that is not one of them is junk there, so no feature has to be copied. Raises UserError
-    when no identity has two images.
+    All other images are junk there. Raises UserError when no identity has two images.
     """
     identities = np.asarray(identities, dtype=np.int64)
+    order = generator(seed, draw, 5).permutation(len(identities))
+    known, first = np.unique(identities[order], return_index=True)
     chosen = np.zeros(len(identities), bool)
-    chosen[_one_per_identity(identities, seed, draw)] = True
+    chosen[order[first[known >= 0]]] = True  # one image of each identity but junk
     queries = np.where(chosen, JUNK, identities)
     if not (queries != JUNK).any():
         raise UserError("no identity has two images: one would be the gallery's, one a query")
     return queries, np.where(chosen, identities, JUNK)
-
-
-def _one_per_identity(identities: NDArray[np.int64], seed: int, draw: int) -> NDArray[np.int64]:
-    """Return the rows of one image of each identity (junk, -1, has none)."""
-    order = generator(seed, draw, 5).permutation(len(identities))
-    known, first = np.unique(identities[order], return_index=True)
-    return np.sort(order[first[known >= 0]])

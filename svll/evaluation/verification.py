@@ -1,13 +1,13 @@
-"""Same identity or not: how well one threshold on the similarity tells, over all pairs.
+"""Verification: how well one similarity threshold separates genuine from impostor pairs.
 
-A pair is one query and one gallery image; it is accepted when its cosine similarity is at least the
+A pair is one query and one gallery image; it is accepted if its cosine similarity is at least the
 threshold. Genuine pairs share their identity, impostor pairs do not. TPR is the share of genuine
-pairs accepted, FPR that of impostor pairs. Thresholds are cosine similarities s; the same as a
-Euclidean distance of unit rows is sqrt(2 - 2 s).
+pairs accepted, FPR that of impostor pairs. Thresholds are cosine similarities s; the Euclidean
+distance of unit rows is then sqrt(2 - 2 s).
 
 Pairs are counted in bins (see `engine.pair_histogram`), so every rate is exact, for thresholds that
 are 1/2048 apart: 0.00049 in similarity, and about 0.00049 / d in distance at distance d. Counts of
-several galleries, shards or ranks add.
+several galleries, shards or ranks can be added.
 
 Letters: Q queries, G gallery images, D width, T = 4,098 thresholds, k points of a curve.
 """
@@ -23,28 +23,26 @@ from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers
 from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.pair import Pair, check_pair
-from svll.evaluation.protocols import compared
-from svll.evaluation.ranking import ONE_CAMERA
+from svll.evaluation.pair import Pair, check_pair, why_no_match
+from svll.evaluation.protocols import protocol_pair
 
-FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-"""The FPRs at which TPR is reported."""
+FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)  # FPRs at which TPR is reported
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one threshold does."""
+    """The rates of one threshold."""
 
     threshold: float
-    """The cosine similarity from which on pairs are accepted."""
+    """The lowest cosine similarity of accepted pairs."""
     distance: float
-    """The same as the Euclidean distance of unit rows."""
+    """The Euclidean distance of unit rows with this similarity."""
     tpr: float
     fpr: float
     precision: float | None
-    """Share of genuine pairs among those accepted; None where none is."""
+    """Share of genuine pairs among those accepted; None if none is accepted."""
     accuracy: float
-    """Share of all pairs told rightly: near one for any high threshold, as impostors abound."""
+    """Share of all pairs judged correctly: near 1 for any high threshold, as most are impostors."""
     balanced_accuracy: float
     """(TPR + 1 - FPR) / 2."""
 
@@ -60,21 +58,16 @@ class Roc:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Counts of pairs by similarity, bin b from `pair_histogram.EDGES[b]` on; all else follows.
+    """Counts of pairs [BINS] by similarity, bin b from `pair_histogram.EDGES[b]` on, and rates.
 
-    Everything but the counts and their sum raises UserError without genuine or impostor pairs.
+    All rates raise UserError without genuine or impostor pairs.
     """
 
     genuine: Integers
-    """[BINS]"""
     impostor: Integers
-    """[BINS]"""
-
-    def __post_init__(self) -> None:
-        assert self.genuine.shape == self.impostor.shape == (BINS,)
 
     def __add__(self, other: "Verification") -> "Verification":
-        """The counts of two sets of pairs together."""
+        """Return the counts of two sets of pairs together."""
         return Verification(self.genuine + other.genuine, self.impostor + other.impostor)
 
     @property
@@ -96,7 +89,7 @@ class Verification:
 
     @cached_property
     def roc(self) -> Roc:
-        """The points of the curve where it turns; what lies between is a straight line."""
+        """The points where the curve turns; between them it is straight."""
         filled = np.flatnonzero(self.genuine + self.impostor)
         # nothing accepted, then one bin more at a time: the threshold is the bin's lower edge
         edges = np.r_[filled[-1:] + 1, filled[::-1]]
@@ -108,19 +101,19 @@ class Verification:
 
     @property
     def auc(self) -> float:
-        """The chance that a genuine pair is more alike than an impostor (half, in one bin)."""
+        """Chance that a genuine pair is more similar than an impostor; a tie in a bin is half."""
         share = self.genuine / max(self.genuine_pairs, 1)
         middle = (self._fpr[1:] + self._fpr[:-1]) / 2
         return float(self._tpr[0] - (share * middle).sum())
 
     @property
     def eer(self) -> float:
-        """Where FPR and 1 - TPR are equal, on the line between the two thresholds next to it."""
+        """The equal error rate (FPR = 1 - TPR), on the line between its neighbouring thresholds."""
         return self._equal[0]
 
     @property
     def eer_threshold(self) -> float:
-        """The threshold there; the middle one where the two rates are equal for a stretch."""
+        """Its threshold; the middle one where both rates are equal over several thresholds."""
         return self._equal[1]
 
     @cached_property
@@ -131,83 +124,67 @@ class Verification:
             return float(self._fpr[equal[0]]), float(EDGES[equal[[0, -1]]].mean())
         k = int(np.flatnonzero(gap > 0.0)[-1])
         part = gap[k] / (gap[k] - gap[k + 1])
-        between = [line[k] + part * (line[k + 1] - line[k]) for line in (self._fpr, EDGES)]
-        return float(between[0]), float(between[1])
+        rate, edge = (line[k] + part * (line[k + 1] - line[k]) for line in (self._fpr, EDGES))
+        return float(rate), float(edge)
 
     def tpr_at(self, fpr: float) -> float | None:
-        """The largest TPR whose FPR is at most the given one; None where `shortage` says why."""
+        """Return the largest TPR with at most the given FPR; None where there is a `shortage`."""
         threshold = self.threshold_at(fpr)
-        return None if threshold is None else float(self._tpr[_edge(threshold)])
+        return None if threshold is None else self.at(threshold).tpr
 
     def threshold(self, at_fpr: float | None = None) -> float:
-        """The threshold of an FPR, by default where both error rates are equal.
-
-        Raises UserError when there are too few impostor pairs for it.
-        """
+        """Return the threshold of an FPR, by default the EER's; UserError for a `shortage`."""
         if at_fpr is None:
             return self.eer_threshold
-        found = self.threshold_at(at_fpr)
-        if found is None:
+        if (threshold := self.threshold_at(at_fpr)) is None:
             raise UserError(self.shortage(at_fpr))
-        return found
+        return threshold
 
     def threshold_at(self, fpr: float) -> float | None:
-        """The lowest threshold whose FPR is at most the given one; None as for `tpr_at`."""
+        """Return the lowest threshold with at most the given FPR; None as for `tpr_at`."""
         if not 0.0 < fpr <= 1.0:
-            raise UserError(f"an FPR of {fpr} was asked for; it is a share, above 0 and at most 1")
+            raise UserError(f"the FPR is {fpr}; it must be a share above 0 and at most 1")
         if self.shortage(fpr):
             return None
         return float(EDGES[np.flatnonzero(self._fpr <= fpr)[0]])
 
     def shortage(self, fpr: float) -> str | None:
-        """Why an FPR cannot be measured: one impostor pair is already more than it."""
+        """Say why an FPR cannot be measured: one impostor pair is already a larger share."""
         count = self.impostor_pairs
         if count * fpr >= 1.0 - 1e-9:
             return None
-        return (
-            f"FPR {fpr:g} needs at least {np.ceil(1 / fpr - 1e-9):,.0f} impostor pairs, there "
-            f"{'is' if count == 1 else 'are'} {count:,}"
-        )
+        return (f"FPR {fpr:g} needs at least {np.ceil(1 / fpr - 1e-9):,.0f} impostor pairs, there "
+                f"{'is' if count == 1 else 'are'} {count:,}")
 
     def at(self, threshold: float) -> Rates:
-        """What a similarity threshold does here, wherever it was found.
+        """Return the rates of any similarity threshold; UserError unless it is from -1 to 1.
 
-        It is moved to the nearest of the T thresholds, by 1/4096 at most; those that this class
-        returns are among them, save `eer_threshold`. UserError unless it is from -1 to 1.
+        It is moved to the nearest of the T thresholds, by 1/4096 at most; thresholds that this
+        class returns are among them, except `eer_threshold`.
         """
         if not abs(threshold) <= 1.0 + 1.0 / SCALE:
-            raise UserError(
-                f"{threshold} is no threshold: a cosine similarity from -1 to 1 is needed; "
-                "a Euclidean distance d of unit rows is the similarity 1 - d * d / 2"
-            )
-        k = _edge(threshold)
+            raise UserError(f"threshold {threshold}: a cosine similarity from -1 to 1 is needed; a "
+                            "Euclidean distance d of unit rows is the similarity 1 - d * d / 2")
+        k = int(np.clip(np.rint((threshold * SCALE) + SCALE + 0.5), 0, BINS))
         tpr, fpr = float(self._tpr[k]), float(self._fpr[k])
         hits, mistakes = int(self.genuine[k:].sum()), int(self.impostor[k:].sum())
         right = hits + self.impostor_pairs - mistakes
-        return Rates(
-            threshold=float(EDGES[k]),
-            distance=distance(float(EDGES[k])),
-            tpr=tpr,
-            fpr=fpr,
-            precision=hits / (hits + mistakes) if hits + mistakes else None,
-            accuracy=right / (self.genuine_pairs + self.impostor_pairs),
-            balanced_accuracy=(tpr + 1.0 - fpr) / 2.0,
-        )
+        return Rates(threshold=float(EDGES[k]), distance=distance(float(EDGES[k])), tpr=tpr,
+                     fpr=fpr, precision=hits / (hits + mistakes) if hits + mistakes else None,
+                     accuracy=right / (self.genuine_pairs + self.impostor_pairs),
+                     balanced_accuracy=(tpr + 1.0 - fpr) / 2.0)
 
     def as_json(self, rates: tuple[float, ...] = FALSE_RATES) -> dict[str, Any]:
-        """The headline numbers: plain, with None and a note for what cannot be measured."""
+        """Return the headline numbers, with None and a note for rates that cannot be measured."""
         at = {f"{rate:g}": self.threshold_at(rate) for rate in rates}
         return {
-            "auc": self.auc,
-            "eer": self.eer,
-            "eer_threshold": {
-                "similarity": self.eer_threshold, "distance": distance(self.eer_threshold)
-            },
+            "auc": self.auc, "eer": self.eer,
+            "eer_threshold": {"similarity": self.eer_threshold,
+                              "distance": distance(self.eer_threshold)},
             "tpr_at_fpr": {key: None if t is None else asdict(self.at(t)) for key, t in at.items()},
-            "genuine_pairs": self.genuine_pairs,
-            "impostor_pairs": self.impostor_pairs,
+            "genuine_pairs": self.genuine_pairs, "impostor_pairs": self.impostor_pairs,
             "notes": [note for rate in rates if (note := self.shortage(rate))],
-        }  # fmt: skip
+        }
 
 
 def verify(
@@ -215,72 +192,39 @@ def verify(
 ) -> Verification:
     """Compare every query [Q, D] with every gallery image [G, D] by cosine similarity.
 
-    Features are read block by block. Junk (-1) is in no pair, nor is what the protocol leaves out
-    of a query's gallery. Raises UserError for shapes that do not fit, rows that are not finite, and
-    without genuine or impostor pairs. The processes of a `share` call this together, and all get
-    the result.
+    Features are read block by block. Junk (-1) and images that the protocol leaves out are in no
+    pair. Raises UserError for shapes that do not fit, rows that are not finite, and without genuine
+    or impostor pairs. The processes of a `share` call this together, and all get the result.
     """
-    found = count_pairs(pair, protocol=protocol, share=share)
+    counts = count_pairs(pair, protocol=protocol, share=share)
     q_ids, g_ids = pair.query.identities, pair.gallery.identities
-    if not found.genuine_pairs:
-        raise UserError(_no_genuine(q_ids[q_ids != JUNK], g_ids[g_ids != JUNK], protocol))
-    if not found.impostor_pairs:
-        raise UserError(
-            "there are no impostor pairs: query and gallery hold one and the same identity "
-            f"({q_ids[q_ids != JUNK][0]}); add images of others"
-        )
-    return found
+    if not counts.genuine_pairs:
+        raise UserError(f"there are no genuine pairs: {why_no_match(q_ids, g_ids, protocol)}")
+    if not counts.impostor_pairs:
+        raise UserError("there are no impostor pairs: query and gallery hold one and the same "
+                        f"identity ({q_ids[q_ids != JUNK][0]}); add images of others")
+    return counts
 
 
 def count_pairs(
     pair: Pair, *, protocol: str = "cross_camera", share: Share | None = None
 ) -> Verification:
-    """Count the pairs of one shard of many: without genuine or impostor pairs it can be added."""
+    """Count the pairs of one shard of many, which may lack genuine or impostor pairs."""
     check_pair(pair)
-    queries, candidates = compared(protocol, pair).rows(unit=True)
+    queries, gallery = protocol_pair(protocol, pair).rows(unit=True)
     products = Products(pair.query.features, pair.gallery.features)
-    counts = pair_counts(
-        queries, candidates, products, hide=protocol == "other_cameras", share=share
-    )
-    return Verification(genuine=counts[0], impostor=counts[1])
+    hide = protocol == "other_cameras"
+    return Verification(*pair_counts(queries, gallery, products, hide=hide, share=share))
 
 
 def distance(similarity: float) -> float:
-    """The Euclidean distance of unit rows with this cosine similarity."""
+    """Return the Euclidean distance of unit rows with this cosine similarity."""
     return float(np.sqrt(max(0.0, 2.0 - 2.0 * similarity)))
 
 
-def _edge(threshold: float) -> int:
-    """The nearest of EDGES, by its place."""
-    return int(np.clip(np.rint((threshold * SCALE) + SCALE + 0.5), 0, BINS))
-
-
 def _shares(counts: Integers, kind: str) -> Floats:
-    """[T]: share of the pairs in bin k or above."""
+    """Return the share of the pairs in bin k or above [T]."""
     total = counts.sum()
     if not total:
         raise UserError(f"there are no {kind} pairs, so there is no rate; add the other shards")
     return np.r_[np.cumsum(counts[::-1])[::-1], 0] / total
-
-
-def _no_genuine(query: Integers, gallery: Integers, protocol: str) -> str:
-    """Identities without junk: why no pair of them is genuine, and what helps."""
-    for name, ids in (("query", query), ("gallery", gallery)):
-        if not len(ids):
-            return f"there are no pairs: every {name} image has identity {JUNK} (junk)"
-    known, message = np.unique(query), "there are no genuine pairs: "
-    shared = int(np.isin(known, gallery).sum())
-    if shared and protocol != "all_gallery":
-        return (
-            f"{message}{shared} of {len(known)} query identities are in the gallery, all under the "
-            f"query's own camera only; {ONE_CAMERA}"
-        )
-    if shared:
-        return (
-            f"{message}{shared} of {len(known)} query identities are in the gallery, all as the "
-            "query's own image only; add further images"
-        )
-    return (
-        f"{message}none of {len(known)} query identities is in the gallery; check that query and "
-        "gallery are labelled by the same list of identities"
-    )

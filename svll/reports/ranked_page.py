@@ -15,9 +15,9 @@ from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.feature_files import ranked_lists as lists
 from svll.evaluation.feature_files.ranked_lists import TOP, Hit, RankedList, Wanted
-from svll.evaluation.feature_files.scores import Extra, Score, score
+from svll.evaluation.feature_files.score_text import RANKS, settings_text
+from svll.evaluation.feature_files.scores import Score, score
 from svll.evaluation.feature_files.sources import Source, open_source
-from svll.evaluation.feature_files.written import RANKS, settings_words
 from svll.evaluation.protocols import DRAWS
 from svll.evaluation.ranking import Options
 from svll.evaluation.verification import Verification
@@ -62,8 +62,9 @@ def ranked_page(
     wanted = wanted or Wanted()
     with open_source(file) as source:
         lists.check_wanted(source, wanted)
-        extra = Extra(camera_pairs=True, verification=True)
-        [scored] = score(source, [None], extra, Options(top_k=TOP))
+        [scored] = score(
+            source, options=Options(top_k=TOP), camera_pairs=True, verification=True
+        )
         assert scored.verification is not None
         small = Thumbnails(root)
         parts = [
@@ -97,7 +98,7 @@ def _summary(scored: Score) -> Html:
     rows = [
         ("file", source.where), ("dataset", source.dataset),
         ("protocol", f"{source.protocol}: {PROTOCOLS[source.protocol]}"),
-        ("settings", settings_words(scored.settings)),
+        ("settings", settings_text(scored.settings)),
         ("queries", f"{result.queries:,}{skipped}"),
         ("images to draw from" if is_random else "gallery images",
          f"{int((source.gallery.identities != JUNK).sum()):,}"),

@@ -136,8 +136,8 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
          "error: --k1, --weight without --rerank has no effect; add --rerank\n"),
         (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "--top-k", 3], "--top-k without --per-query has no effect"),
-        (["f.h5", "--save", "g.h5"], "--save goes with --weights; python launch/features.py f.h5 "
-         "--save g.h5 keeps the features"),
+        (["f.h5", "--save", "g.h5"], "--save goes with --weights; to save the features of a file: "
+         "python launch/features.py f.h5 --save g.h5"),
         (["--features", "f.h5", "--json", "--csv"], "--json and --csv: choose one"),
         (["--features", "f.h5", "--no-camera-filter", "--cross-camera-only"],
          "--no-camera-filter and --cross-camera-only: choose one"),
@@ -324,7 +324,7 @@ def test_settings_of_a_table_are_said_for_the_files_that_have_them(run, tmp_path
     for path, groups in files.items():
         write_features(path, groups, dataset=f"set {path.stem}", model="m")
     _, out, _ = run("--features", *files, "--no-camera-filter")
-    told = "euclidean distance of L2-normalised features, own images known by"
+    told = "euclidean distance of L2-normalised features, own images recognised by"
     assert f"\na.h5: {told} features" in out
     assert f"\nb.h5, c.h5: {told} path" in out
     assert all(f"set {name}" in out for name in "abc")

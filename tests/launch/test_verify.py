@@ -1,4 +1,4 @@
-"""The verify command: same identity or not, of feature files."""
+"""The verify command on feature files."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ def test_json_and_lines_hold_the_rates_of_each_file(run, file, parts, tmp_path):
         for fpr, tpr, threshold in zip(*curve.values(), strict=True):
             at = expected.at(threshold)
             assert (at.fpr, at.tpr) == (fpr, tpr)
-        assert f"{found['file']}: same identity or not" in text
+        assert f"{found['file']}: verification of " in text
         assert f"\nEER {expected.eer:.4f} at" in text
     assert text.endswith(
         "\ncross_camera: gallery images of the query's own identity and camera are left out\n"

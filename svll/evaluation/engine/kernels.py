@@ -1,12 +1,10 @@
-"""The loops of ranking and of finding neighbours that no array operation expresses well, in Numba.
+"""The loops of ranking and of the search for neighbours, compiled by Numba.
 
 Letters: Q queries, G gallery images, N both together, D width, c columns of one block.
 
-Each kernel works on items `start` to `stop` and does not hold Python's lock, so `products.spread`
-runs it in several threads, each on its own part.
-
-A list per row (true matches, members of a neighbourhood, ...) is `offsets` [rows + 1] into arrays
-that hold all lists end to end.
+Each kernel processes items `start` to `stop` without Python's lock, so `products.spread` runs it in
+several threads. A list per row (true matches, ...) is `offsets` [rows + 1] into
+arrays that hold all lists end to end.
 """
 
 from typing import NamedTuple
@@ -17,29 +15,30 @@ from numpy.typing import NDArray
 from harness.base.compiled import kernel
 
 Floats = NDArray[np.float64]
+Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Int32 = NDArray[np.int32]
 
 
 class Sides(NamedTuple):
-    """The prepared queries of a chunk and the gallery's block from row `first` on."""
+    """Queries [Q, D] of a chunk and the gallery's block [c, D] from row `first` on.
 
-    queries: NDArray[np.float32]
-    """[Q, D]"""
-    block: NDArray[np.float32]
-    """[c, D]"""
+    A product with row i is multiplied by inverse[i]; half[i] is then subtracted.
+    """
+
+    queries: Float32
+    block: Float32
     inverse: Floats
-    """[c], what a product with row i is multiplied by."""
     half: Floats
-    """[c], what is then subtracted from it."""
     first: int
 
 
 class Extras(NamedTuple):
-    """What re-ranking adds: score = scale * plain score + bonus, the bonus in sparse lists."""
+    """Terms of re-ranking: score = scale * plain score + bonus, the bonus in sparse lists."""
 
     scale: Floats
     offsets: Integers
-    columns: NDArray[np.int32]
+    columns: Int32
     values: Floats
 
     @staticmethod
@@ -50,7 +49,7 @@ class Extras(NamedTuple):
 
 
 class Unranked(NamedTuple):
-    """What queries do not rank: the columns listed and, with `hide`, all under their own camera."""
+    """Columns that queries do not rank: those listed and, with `hide`, all of their own camera."""
 
     offsets: Integers
     columns: Integers
@@ -68,22 +67,20 @@ class TrueMatches(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """For each query the rows kept: values [Q, n] by float32, indices [Q, n]; doubtful [Q]: all."""
+    """Candidates of each query with float32 scores [Q, n]; doubtful [Q]: any row may be nearer."""
 
-    values: NDArray[np.float32]
-    indices: NDArray[np.int32]
+    values: Float32
+    indices: Int32
     doubtful: NDArray[np.bool_]
 
 
 class Extremes(NamedTuple):
-    """The largest scores of each row, whose they are, and the negatives of the smallest: [N, K],
-    descending.
-    """
+    """Each row's largest scores and negated smallest scores [N, K], descending, and their rows."""
 
-    near: NDArray[np.float32]
-    near_rows: NDArray[np.int32]
-    far: NDArray[np.float32]
-    far_rows: NDArray[np.int32]
+    near: Float32
+    near_rows: Int32
+    far: Float32
+    far_rows: Int32
 
 
 # ---- exact scores ----
@@ -91,7 +88,7 @@ class Extremes(NamedTuple):
 
 @kernel
 def sum_products(a, b, sums):  # type: ignore[no-untyped-def]
-    """a . b by way of sums [16], 64 products at a time: a shape that becomes vector code."""
+    """a . b through sums [16], 64 products at a time: the compiler turns this into vector code."""
     sums[:] = 0.0
     whole = a.size - a.size % 64
     for i in range(0, whole, 64):
@@ -111,53 +108,49 @@ def sum_products(a, b, sums):  # type: ignore[no-untyped-def]
 
 @kernel
 def dot(a, b):  # type: ignore[no-untyped-def]
-    """a . b in float64 of two float32 rows [D], the products exact and the order of the sum ours.
+    """a . b in float64 of two float32 rows [D]: exact products, summed in a fixed order.
 
-    The result depends on the two rows only, never on block shapes, threads or the machine: that
-    makes ties of equal rows exact. A BLAS product does not promise it: seen at the edges of its
-    tiles, and for few queries, equal rows come out different in their last bits.
+    The result depends on the two rows only, never on block shapes, threads or the machine, so equal
+    rows tie exactly. BLAS does not promise it: at the edges of its tiles, and for few queries,
+    equal rows were seen to differ in their last bits.
     """
     return sum_products(a, b, np.empty(16))
 
 
 @kernel
-def prepare(start, stop, rows, unit, norms, half):  # type: ignore[no-untyped-def]
-    """Fill norms [n]; divide rows [n, D] by them in place if `unit`, else fill half [n]."""
-    for r in range(start, stop):
-        square = dot(rows[r], rows[r])
-        norms[r] = np.sqrt(square)
-        if unit:
-            if square > 0.0:  # an all-zero row stays as it is
-                for i in range(rows.shape[1]):
-                    rows[r, i] = np.float32(np.float64(rows[r, i]) / norms[r])
-        else:
-            half[r] = square / 2.0
-
-
-@kernel
-def measure(start, stop, rows, squares):  # type: ignore[no-untyped-def]
-    """Fill squares [n], each row's product with itself."""
+def square_rows(start, stop, rows, squares):  # type: ignore[no-untyped-def]
+    """Fill squares [n], |row|^2 of rows [n, D]; the rows may be read-only."""
     for r in range(start, stop):
         squares[r] = dot(rows[r], rows[r])
 
 
 @kernel
-def score(query, row, half):  # type: ignore[no-untyped-def]
-    """The exact score of a pair of prepared rows: larger is nearer."""
-    return dot(query, row) - half
+def normalise_rows(start, stop, rows, squares):  # type: ignore[no-untyped-def]
+    """Fill squares [n], |row|^2 of rows [n, D], and scale the rows to unit length in place."""
+    for r in range(start, stop):
+        squares[r] = dot(rows[r], rows[r])
+        if squares[r] > 0.0:  # an all-zero row stays as it is
+            norm = np.sqrt(squares[r])
+            for i in range(rows.shape[1]):
+                rows[r, i] = np.float32(np.float64(rows[r, i]) / norm)
+
+
+@kernel
+def plain_score(q, j, sides):  # type: ignore[no-untyped-def]
+    """The exact score of query q and row j of the block before re-ranking: larger is nearer."""
+    return dot(sides.queries[q], sides.block[j]) * sides.inverse[j] - sides.half[j]
 
 
 @kernel
 def score_pairs(start, stop, sides, owners, columns, out):  # type: ignore[no-untyped-def]
     """out[k] = exact plain score of query owners[k] and row columns[k] of the block."""
     for k in range(start, stop):
-        q, c = owners[k], columns[k]
-        out[k] = dot(sides.queries[q], sides.block[c]) * sides.inverse[c] - sides.half[c]
+        out[k] = plain_score(owners[k], columns[k], sides)
 
 
 @kernel
 def first_at_least(values, low, high, wanted):  # type: ignore[no-untyped-def]
-    """The first place from `low` to `high` whose value (ascending) is `wanted` or more."""
+    """The first index from `low` to `high` whose value (ascending) is at least `wanted`."""
     while low < high:
         middle = (low + high) // 2
         if values[middle] < wanted:
@@ -168,16 +161,23 @@ def first_at_least(values, low, high, wanted):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def listed(lists, q, first, stop):  # type: ignore[no-untyped-def]
+    """The range of query q's list that holds columns (ascending) from `first` to `stop`."""
+    high = lists.offsets[q + 1]
+    low = first_at_least(lists.columns, lists.offsets[q], high, first)
+    return low, first_at_least(lists.columns, low, high, stop)
+
+
+@kernel
 def bonus_of(extras, q, column):  # type: ignore[no-untyped-def]
-    """What is added to the score of query q and a column, which ascend in its list; or 0."""
-    high = extras.offsets[q + 1]
-    at = first_at_least(extras.columns, extras.offsets[q], high, column)
-    return extras.values[at] if at < high and extras.columns[at] == column else 0.0
+    """The bonus of query q for a column; 0 where its list has none."""
+    low, high = listed(extras, q, column, column + 1)
+    return extras.values[low] if low < high else 0.0
 
 
 @kernel
 def add_extras(start, stop, extras, owners, columns, plain, out):  # type: ignore[no-untyped-def]
-    """out[k] = the score of query owners[k] and columns[k], with what is added to the plain one."""
+    """out[k] = the full score of query owners[k] and columns[k] from its plain score."""
     for k in range(start, stop):
         q = owners[k]
         out[k] = extras.scale[q] * plain[k] + bonus_of(extras, q, columns[k])
@@ -202,26 +202,19 @@ def tally(row, lower, upper):  # type: ignore[no-untyped-def]
 
 @kernel
 def adjust(row, q, first, inverse, half, extras, unranked):  # type: ignore[no-untyped-def]
-    """Turn query q's row [c] of the product with gallery rows `first`... into scores.
-
-    inverse, half [c] float32 are for the product. What a query does not rank becomes -inf.
-    """
+    """Turn query q's products [c] with rows `first`... into scores, -inf for those not ranked."""
     width = row.size
     for j in range(width):
         row[j] = row[j] * inverse[j] - half[j]
     if extras.scale[q] != 1.0:
         for j in range(width):
             row[j] *= np.float32(extras.scale[q])
-    columns, high = extras.columns, extras.offsets[q + 1]
-    e = first_at_least(columns, extras.offsets[q], high, first)
-    while e < high and columns[e] < first + width:
-        row[columns[e] - first] += np.float32(extras.values[e])
-        e += 1
-    removed, high = unranked.columns, unranked.offsets[q + 1]
-    e = first_at_least(removed, unranked.offsets[q], high, first)
-    while e < high and removed[e] < first + width:
-        row[removed[e] - first] = -np.inf
-        e += 1
+    low, high = listed(extras, q, first, first + width)
+    for e in range(low, high):
+        row[extras.columns[e] - first] += np.float32(extras.values[e])
+    low, high = listed(unranked, q, first, first + width)
+    for e in range(low, high):
+        row[unranked.columns[e] - first] = -np.inf
     if unranked.hide:
         for j in range(width):
             if unranked.block_cameras[j] == unranked.query_cameras[q]:
@@ -230,20 +223,19 @@ def adjust(row, q, first, inverse, half, extras, unranked):  # type: ignore[no-u
 
 @kernel
 def exact_score(q, j, sides, extras):  # type: ignore[no-untyped-def]
-    """The exact score of query q and row j of the block, with what is added to it."""
-    plain = dot(sides.queries[q], sides.block[j]) * sides.inverse[j] - sides.half[j]
-    return extras.scale[q] * plain + bonus_of(extras, q, sides.first + j)
+    """The exact full score of query q and row j of the block."""
+    return extras.scale[q] * plain_score(q, j, sides) + bonus_of(extras, q, sides.first + j)
 
 
 @kernel
 def reaching(row, lower, values):  # type: ignore[no-untyped-def]
-    """Put what of row [c] is at `lower` or above into values; returns how many."""
-    found = np.uint32(0)  # unsigned: a place that may be negative would be checked each time
+    """Copy the scores of row [c] that are at least `lower` into values; return their number."""
+    found = np.uint32(0)  # unsigned: an index that may be negative is checked each time
     for low in range(0, row.size, 32):
         part = row[low : low + 32]
         _, reach = tally(part, lower, lower)
         if reach:
-            for j in range(part.size):  # without a branch: which ones cannot be foreseen
+            for j in range(part.size):  # without a branch, which would be mispredicted
                 values[found] = part[j]
                 found = np.uint32(found + np.uint32(part[j] >= lower))
     return np.int64(found)
@@ -251,12 +243,9 @@ def reaching(row, lower, values):  # type: ignore[no-untyped-def]
 
 @kernel
 def decide(row, lower, upper, own, wanted, exact, q, sides, extras):  # type: ignore[no-untyped-def]
-    """How many of row [c] from `lower` to `upper` are better than the exact score `wanted`.
-
-    `exact` [c] remembers exact scores, NaN where there is none yet.
-    """
+    """How many of row [c] in the doubtful range beat `wanted`; exact [c] caches scores (or NaN)."""
     better = 0
-    for low in range(0, row.size, 64):  # few of which hold one
+    for low in range(0, row.size, 64):  # few of these parts hold one
         part = row[low : low + 64]
         above, reach = tally(part, lower, upper)
         if reach == above:
@@ -274,13 +263,12 @@ def decide(row, lower, upper, own, wanted, exact, q, sides, extras):  # type: ig
 def count_better(  # type: ignore[no-untyped-def]
     start, stop, product, near_inverse, base, sides, extras, slack, matches, unranked, counts
 ):
-    """Add to counts [matches] the columns of this block that rank before each true match.
+    """Add to counts [P] the number of this block's columns that rank before each true match.
 
-    product [q, c] float32 holds queries `base`... against the block; times near_inverse [c], and
-    so on, it becomes their scores. Whatever lies within `slack` [Q] of a
-    match's exact score is decided by its own exact score, and by the gallery index when these are
-    equal. Only what reaches the query's worst match is looked at for each of them: most of a row is
-    further away than all.
+    product [q, c] float32 holds queries `base`... times the block; `adjust` turns it into scores.
+    Scores within `slack` [Q] of a match's exact score are decided by their own exact scores, equal
+    ones by gallery index. Only scores that reach the query's worst match are compared with each
+    match: most of a row is further away.
     """
     width = product.shape[1]
     values = np.empty(width + 1, np.float32)
@@ -293,11 +281,9 @@ def count_better(  # type: ignore[no-untyped-def]
         low, high = matches.offsets[q], matches.offsets[q + 1]
         if low == high:
             continue
-        worst = matches.scores[low]
-        for k in range(low, high):
-            worst = min(worst, matches.scores[k])
+        worst = matches.scores[low:high].min()
         found = reaching(row, np.float32(worst - slack[q]), values)
-        known = False  # whether `exact` is this row's
+        has_exact = False  # whether `exact` belongs to this row
         for k in range(low, high):
             wanted = matches.scores[k]
             lower, upper = np.float32(wanted - slack[q]), np.float32(wanted + slack[q])
@@ -305,28 +291,18 @@ def count_better(  # type: ignore[no-untyped-def]
             counts[k] += above
             own = matches.columns[k] - sides.first
             if reach - above == np.int32(0 <= own < width):
-                continue  # nothing but the match itself is near
-            if not known:
+                continue  # only the match itself is that near
+            if not has_exact:
                 exact[:] = np.nan
-                known = True
+                has_exact = True
             counts[k] += decide(row, lower, upper, own, wanted, exact, q, sides, extras)
 
 
 @kernel
-def is_ranked(q, j, first, unranked):  # type: ignore[no-untyped-def]
-    """Whether query q ranks row j of the block from `first` on."""
-    high = unranked.offsets[q + 1]
-    e = first_at_least(unranked.columns, unranked.offsets[q], high, first + j)
-    if e < high and unranked.columns[e] == first + j:
-        return False
-    return not (unranked.hide and unranked.block_cameras[j] == unranked.query_cameras[q])
-
-
-@kernel
 def order_block(start, stop, sides, extras, candidates, unranked, scores, nearest, held):  # type: ignore[no-untyped-def]
-    """Put this block's candidates into each query's list of nearest: scores, nearest [Q, k].
+    """Insert this block's candidates into each query's nearest: scores, nearest [Q, k].
 
-    Candidates whose value is not -inf are looked at; of a doubtful query, all columns it ranks.
+    A doubtful query's candidates are all columns that it ranks; -inf marks an empty slot.
     """
     width, first = sides.block.shape[0], sides.first
     values, indices, doubtful = candidates
@@ -334,18 +310,20 @@ def order_block(start, stop, sides, extras, candidates, unranked, scores, neares
         for n in range(width if doubtful[q] else indices.shape[1]):
             j = n if doubtful[q] else indices[q, n] - first
             if doubtful[q]:
-                if not is_ranked(q, j, first, unranked):
+                low, high = listed(unranked, q, first + j, first + j + 1)
+                is_own_camera = unranked.block_cameras[j] == unranked.query_cameras[q]
+                if low < high or (unranked.hide and is_own_camera):
                     continue
             elif j < 0 or j >= width or values[q, n] == -np.inf:
                 continue
             exact = exact_score(q, j, sides, extras)
-            place(scores[q], nearest[q], held[q], exact, first + j)
+            insert_exact(scores[q], nearest[q], held[q], exact, first + j)
             held[q] = min(held[q] + 1, scores.shape[1])
 
 
 @kernel
 def add_weighted(start, stop, first, block, nearest, weights, total):  # type: ignore[no-untyped-def]
-    """Add to total [Q, D] those of each query's nearest [Q, k] that are in the block, weighted."""
+    """Add to total [Q, D] the weighted rows of each query's nearest [Q, k] that the block holds."""
     for q in range(start, stop):
         for n in range(nearest.shape[1]):
             j = nearest[q, n] - first
@@ -359,7 +337,7 @@ def add_weighted(start, stop, first, block, nearest, weights, total):  # type: i
 
 @kernel
 def insert(values, indices, value, index):  # type: ignore[no-untyped-def]
-    """Put `value` into values [K], descending, in place of the last."""
+    """Insert `value` into values [K], descending; the last drops out."""
     at = values.size - 1
     while at > 0 and values[at - 1] < value:
         values[at], indices[at] = values[at - 1], indices[at - 1]
@@ -371,8 +349,7 @@ def insert(values, indices, value, index):  # type: ignore[no-untyped-def]
 def outside(part, half, low, high):  # type: ignore[no-untyped-def]
     """How many of part - half [c] lie below `low` or above `high`.
 
-    Slices that are walked from 0 need no check for negative places, which would keep the loop from
-    being turned into vectors.
+    Slices walked from 0 need no check for negative indices, which would prevent vector code.
     """
     hits = np.int32(0)
     for c in range(part.size):
@@ -383,7 +360,7 @@ def outside(part, half, low, high):  # type: ignore[no-untyped-def]
 
 @kernel
 def outside_own(part, half, lows, highs):  # type: ignore[no-untyped-def]
-    """The same, of part [c] - half, with bounds for each."""
+    """How many of part [c] - half lie outside their own bounds lows, highs [c]."""
     hits = np.int32(0)
     for c in range(part.size):
         value = part[c] - half
@@ -393,9 +370,9 @@ def outside_own(part, half, lows, highs):  # type: ignore[no-untyped-def]
 
 @kernel
 def keep_by_row(start, stop, product, half, row0, column0, kept):  # type: ignore[no-untyped-def]
-    """Keep for each row of product [r, c] its largest scores, and the negatives of its smallest.
+    """Keep each row's largest scores and negated smallest scores of product [r, c].
 
-    Columns are looked at 64 at a time: nearly always none of them is better than the worst kept.
+    Columns are tested 64 at a time: nearly always none of them beats the worst kept.
     """
     near, near_rows, far, far_rows = kept
     last, most = near.shape[1] - 1, far.shape[1] - 1
@@ -416,10 +393,7 @@ def keep_by_row(start, stop, product, half, row0, column0, kept):  # type: ignor
 
 @kernel
 def keep_by_column(start, stop, product, half, row0, column0, kept, lows, highs):  # type: ignore[no-untyped-def]
-    """Keep as `keep_by_row` does, for the columns: the product of two blocks serves both.
-
-    lows and highs [N] repeat the bounds to be beaten, side by side in memory.
-    """
+    """Do what `keep_by_row` does for the columns; lows, highs [N]: the bounds, contiguous."""
     near, near_rows, far, far_rows = kept
     last, most = near.shape[1] - 1, far.shape[1] - 1
     for r in range(product.shape[0]):
@@ -441,8 +415,8 @@ def keep_by_column(start, stop, product, half, row0, column0, kept, lows, highs)
 
 
 @kernel
-def place(scores, indices, held, value, index):  # type: ignore[no-untyped-def]
-    """Put a pair into lists that hold `held`, best first; equal values stand by index."""
+def insert_exact(scores, indices, held, value, index):  # type: ignore[no-untyped-def]
+    """Insert a pair into lists of `held` entries, best first; equal values in index order."""
     at = min(held, scores.size - 1)
     if held == scores.size and (
         scores[at] > value or (scores[at] == value and indices[at] < index)
@@ -457,13 +431,12 @@ def place(scores, indices, held, value, index):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
+def order_exactly(start, stop, base, rows, half, slack, sign, values, indices, nearest, scores):  # type: ignore[no-untyped-def]
     """Fill nearest, scores [N, k] of rows `base`...: candidates by exact score, then by index.
 
-    More candidates are kept than asked for. Where even the last of them is too near the k-th to be
-    sure that none is missing (many copies of one image), all rows are looked at; mostly the last of
-    them are too far from it to be looked at. Nearest to itself is always the image itself, before
-    its copies.
+    There are more than k candidates, the last mostly too far away to be compared; where even the
+    last may be nearer than the k-th (many copies of one image), all rows are compared. An image
+    always ranks first in its own list, before its copies.
     """
     total, kept = rows.shape[0], values.shape[1]
     wanted = nearest.shape[1]
@@ -474,9 +447,8 @@ def settle(start, stop, base, rows, half, slack, sign, values, indices, nearest,
             if not doubtful and values[i, n] < enough:
                 break
             j = n if doubtful else indices[i, n]
-            exact = sign * score(rows[i], rows[j], half[j])
+            exact = sign * (dot(rows[i], rows[j]) - half[j])
             if j == i and sign > 0:
                 exact = np.inf
-            place(scores[i], nearest[i], min(n, wanted), exact, j)
-        for n in range(wanted):
-            scores[i, n] *= sign
+            insert_exact(scores[i], nearest[i], min(n, wanted), exact, j)
+        scores[i] *= sign

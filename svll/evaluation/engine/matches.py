@@ -1,4 +1,4 @@
-"""Who matches whom, and what a query does not rank, by labels alone."""
+"""Which gallery rows match each query, and which it does not rank, by labels alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ class Chunk:
 
     @property
     def owners(self) -> Integers:
-        """The query, counted from `first`, of every true match [P]."""
+        """The query of every true match [P], counted from `first`."""
         return np.repeat(np.arange(len(self)), np.diff(self.match_offsets))
 
 
 class Matches:
-    """For each query the gallery rows of its identity, by way of the gallery sorted by identity."""
+    """The gallery rows of each query's identity, found in the gallery sorted by identity."""
 
     def __init__(self, queries: Rows, gallery: Rows, parts: int = 1) -> None:
-        """`parts` is how many such lists stand beside each other: chunks are that much shorter."""
+        """`parts`: number of such lists held at a time, which makes chunks that much shorter."""
         self._most = max(1, CHUNK_QUERIES // parts), max(1, CHUNK_MATCHES // parts)
         self._order = np.argsort(gallery.identities, kind="stable")
         ids = gallery.identities[self._order]
@@ -44,7 +44,7 @@ class Matches:
         self.found = any(len(chunk.match_columns) for chunk in self.chunks())
 
     def chunks(self) -> Iterator[Chunk]:
-        """Runs of queries whose lists together stay within CHUNK_MATCHES (one query may exceed)."""
+        """Yield runs of queries with up to CHUNK_MATCHES in their lists (one query may exceed)."""
         first, total = 0, np.r_[0, np.cumsum(self._counts)]
         while first < len(self._counts):
             fits = int(np.searchsorted(total, total[first] + self._most[1], "right")) - 1
@@ -58,13 +58,8 @@ class Matches:
         within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self._order[np.repeat(self._low[first:last], counts) + within]
         same = self._gallery_cameras[columns] == self._query_cameras[first:last][owners]
-        return Chunk(
-            first,
-            last,
-            *_lists(owners[~same], columns[~same], last - first),
-            *_lists(owners[same], columns[same], last - first),
-        )
-
-
-def _lists(owners: Integers, columns: Integers, count: int) -> tuple[Integers, Integers]:
-    return np.r_[0, np.cumsum(np.bincount(owners, minlength=count))], columns
+        lists: list[Integers] = []
+        for part in (~same, same):
+            lengths = np.bincount(owners[part], minlength=last - first)
+            lists += np.r_[0, np.cumsum(lengths)], columns[part]
+        return Chunk(first, last, *lists)

@@ -1,14 +1,14 @@
-"""Similarities of all pairs of query and gallery, counted in bins without being kept.
+"""A histogram of the similarities of all pairs of query and gallery, without storing them.
 
 The cosine similarity s of a pair falls into bin round(2048 s) + 2048, so there are 4,097 bins, and
 their edges lie at (k - 2048.5) / 2048: 0.00049 apart. Common values such as -1, 0 and 1 are
 centres, away from any edge.
 
 The float32 product of a block is good enough for nearly all pairs. The others lie so near an edge
-that block shape, thread or device could decide the bin: they are multiplied again in float64, in an
-order of our own. A pair's bin is therefore a function of its two rows alone, and counts add up to
-the same however the work is split. How near is near is `Margin`'s to say. Bins half as wide would
-have twice as many pairs near an edge, and these are what costs.
+(see `Margin`) that block shape, thread or device could decide the bin: they are multiplied again in
+float64, in a fixed order. A pair's bin thus depends on its two rows alone, and counts are the same
+however the work is split. Bins half as wide would have twice as many pairs near an edge, which are
+what costs time.
 
 Letters: Q queries, G gallery images, D width, c columns of one block.
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.base.compiled import kernel
-from svll.evaluation.engine.feature_rows import Block, Integers, Rows, rounding
+from svll.evaluation.engine.feature_rows import Integers, Rows, rounding
 from svll.evaluation.engine.kernels import dot, first_at_least
 from svll.evaluation.engine.products import Products, spread
 from svll.evaluation.engine.ranks import Share
@@ -37,12 +37,12 @@ FINDING = 2.0**-22  # the error of finding the bin in float32
 
 
 class Margin:
-    """How far a float32 product of this data may be from the exact one.
+    """The largest error to expect of a float32 product of this data.
 
-    At first and at most that is `rounding`, which is for the worst rows there are: 36 times the
-    largest error of common features, and pairs within it of an edge would cost half as much as the
-    product. Once SAMPLE pairs were multiplied again, FACTOR times the largest error among them will
-    do; a part in which a larger one turns up is counted again.
+    It starts as `rounding`, the bound for the worst rows: 36 times the largest error of common
+    features, so that pairs this near an edge would cost half as much as the product. Once SAMPLE
+    pairs were multiplied again, it is FACTOR times the largest error among them; a part with a
+    larger error is counted again.
     """
 
     def __init__(self, width: int) -> None:
@@ -56,9 +56,7 @@ class Margin:
         return max(self.most / 8, self._needed(self._largest))
 
     def holds(self, used: np.float32, seen: int, largest: float) -> bool:
-        """Whether a part counted with the margin `used` is to be kept: `seen` pairs of it were
-        multiplied again, with `largest` the largest error.
-        """
+        """Return whether a part counted with `used` holds, given the largest of `seen` errors."""
         with self._lock:
             self._seen, self._largest = self._seen + seen, max(self._largest, largest)
         return bool(used >= self._needed(largest))
@@ -68,7 +66,7 @@ class Margin:
 
 
 class Labels(NamedTuple):
-    """What is known of the queries and of the rows of a block, which `order` [c] sorts."""
+    """Labels of the queries and of a block's rows, which `order` [c] sorts by identity."""
 
     identities: Integers
     cameras: Integers
@@ -82,38 +80,14 @@ def pair_counts(
     queries: Rows, gallery: Rows, products: Products, *, hide: bool = False,
     share: Share | None = None,
 ) -> Integers:
-    """How many pairs fall into each bin: [2, BINS], those of one identity, then the others.
+    """Count the pairs in each bin: [2, BINS], those of one identity, then the others.
 
     Both sides have unit rows. Pairs of one identity and camera do not count; with `hide`, no pair
-    under one camera does.
-    With `share`, its processes look at a part of the gallery each, and all get the sum.
+    of one camera does. Processes of a `share` divide the gallery, and all get the sum.
     """
-    share = share or Share()
-    counts = np.zeros((2, BINS), np.int64)
+    share, counts, lock = share or Share(), np.zeros((2, BINS), np.int64), threading.Lock()
     width = queries.features.shape[1]
     margin = Margin(width)
-    chunk = max(1, QUERY_NUMBERS // width)
-    size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
-    for q, chosen in queries.blocks(chunk):
-        sent = products.send(chosen.features)
-        rows = slice(q, q + len(chosen.half))
-        for g, block in gallery.blocks(size, share.span(len(gallery))):
-            columns = slice(g, g + len(block.half))
-            order = np.argsort(gallery.identities[columns], kind="stable")
-            labels = Labels(
-                queries.identities[rows], queries.cameras[rows], order,
-                gallery.identities[columns][order], gallery.cameras[columns], hide,
-            )
-            _count_block(chosen, block, sent, products, margin, labels, counts)
-    return share.add(counts)
-
-
-def _count_block(
-    chosen: Block, block: Block, sent: Any, products: Products, margin: Margin, labels: Labels,
-    counts: Integers,
-) -> None:
-    """Add the pairs of some queries and one block of the gallery to counts [2, BINS]."""
-    lock, block_sent = threading.Lock(), products.send(block.features)
 
     def count(start: int, stop: int, *arguments: Any) -> None:
         while True:
@@ -124,30 +98,33 @@ def _count_block(
         with lock:
             np.add(counts, own, out=counts)
 
-    for base in range(0, len(sent), QUERY_BLOCK):
-        product = products(sent[base : base + QUERY_BLOCK], block_sent)
-        spread(
-            count, len(product), product, base, chosen.features, block.features, labels
-        )
+    size = max(1, min(GALLERY_BLOCK, GALLERY_NUMBERS // width))
+    for q, chosen in queries.blocks(max(1, QUERY_NUMBERS // width)):
+        sent = products.send(chosen.features)
+        rows = slice(q, q + len(chosen.half))
+        for g, block in gallery.blocks(size, share.span(len(gallery))):
+            columns = slice(g, g + len(block.half))
+            order = np.argsort(gallery.identities[columns], kind="stable")
+            labels = Labels(queries.identities[rows], queries.cameras[rows], order,
+                            gallery.identities[columns][order], gallery.cameras[columns], hide)
+            sides, block_sent = (chosen.features, block.features), products.send(block.features)
+            for base in range(0, len(sent), QUERY_BLOCK):
+                product = products(sent[base : base + QUERY_BLOCK], block_sent)
+                spread(count, len(product), product, base, *sides, labels)
+    return share.add(counts)
 
 
 # ---- kernels ----
 
 
 @kernel
-def exact_bin(similarity):  # type: ignore[no-untyped-def]
-    """The bin of an exact similarity."""
-    return min(max(np.int64(np.floor(similarity * SCALE + (SCALE + 0.5))), 0), BINS - 1)
-
-
-@kernel
 def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
-    """low [c]: the bin of each similarity less `slack`; doubtful [c]: 1 where more is another."""
+    """low [c]: the bin of each similarity - `slack`; doubtful [c]: 1 where + `slack` differs."""
     scale = np.float32(SCALE)
     shift = np.float32(SCALE + 0.5)
     last = np.int32(BINS - 1)
     for c in range(row.size):
-        # truncation is floor here: what falls below zero is bin 0 anyway
+        # truncation works as floor here: values below zero are in bin 0 anyway
         lower = min(max(np.int32((row[c] - slack) * scale + shift), np.int32(0)), last)
         upper = min(max(np.int32((row[c] + slack) * scale + shift), np.int32(0)), last)
         low[c] = lower
@@ -156,11 +133,10 @@ def nearest_bins(row, slack, low, doubtful):  # type: ignore[no-untyped-def]
 
 @kernel
 def settle_doubtful(base, product, queries, block, bins, columns, found, tables):  # type: ignore[no-untyped-def]
-    """Put every doubtful pair into the bin of its exact similarity.
+    """Move every doubtful pair to the bin of its exact similarity.
 
-    columns [q, :found[q]] are those of query base + q, ascending. A tile of the block is done for
-    all queries before the next, so that its rows stay in the L2 cache: 400 ns a pair, not 900.
-    Returns the largest error found in the product [q, c].
+    columns [q, :found[q]] are those of query base + q, ascending. Tiles of the block serve all
+    queries in turn, to stay in the L2 cache: 400 ns a pair, not 900. Returns the largest error.
     """
     largest = 0.0
     tile = max(16, TILE_NUMBERS // block.shape[1])
@@ -172,7 +148,8 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
                 tables[c & 3, bins[r, c]] -= 1
                 exact = dot(queries[base + r], block[c])
                 largest = max(largest, abs(exact - product[r, c]))
-                bins[r, c] = exact_bin(exact)
+                at_bin = np.int64(np.floor(exact * SCALE + (SCALE + 0.5)))
+                bins[r, c] = min(max(at_bin, 0), BINS - 1)
                 tables[c & 3, bins[r, c]] += 1
                 at[r] += 1
     return largest
@@ -182,13 +159,12 @@ def settle_doubtful(base, product, queries, block, bins, columns, found, tables)
 def count_pairs(start, stop, slack, product, base, queries, block, labels, counts):  # type: ignore[no-untyped-def]
     """Add the pairs of queries base + start ... and the block's rows to counts [2, BINS].
 
-    All pairs are counted first; those of one identity,
-    few as a rule, are then moved, or taken out. Returns how many pairs were multiplied again, and
-    the largest error found.
+    All pairs are counted first; those of one identity, usually few, are then moved or removed.
+    Returns the number of pairs multiplied again and the largest error found.
     """
     identities, cameras, order, sorted_identities, block_cameras, hide = labels
     rows, width = stop - start, product.shape[1]
-    tables = np.zeros((4, BINS), np.int32)  # four: the same bin twice running would have to wait
+    tables = np.zeros((4, BINS), np.int32)  # four: one bin twice in a row would stall
     bins = np.empty((rows, width), np.int32)
     columns = np.empty((rows, width), np.int32)
     found = np.zeros(rows, np.int64)

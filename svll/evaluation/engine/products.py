@@ -1,7 +1,7 @@
-"""What computes: threads for kernels, and matrix products on the fastest thing there is.
+"""Threads for kernels, and matrix products on the fastest device or library available.
 
-torch takes two seconds to import, and features on disk do not need it: it is used where it is
-loaded already, or where there is a GPU.
+torch takes two seconds to import, and ranking saved features does not need it: it is used only if
+already imported, or where there is a GPU.
 """
 
 import logging
@@ -23,11 +23,11 @@ from harness.base.machine import has_gpu, usable_cores
 log = logging.getLogger(__name__)
 
 WORTH_TIMING = 10**8
-"""Products of fewer multiplications than this say nothing about speed."""
+"""Timing smaller products (multiplications) says nothing about speed."""
 
 
 def loaded_torch() -> Any:
-    """The torch module where it is loaded or there is a GPU, else None."""
+    """Return the torch module if it is imported or there is a GPU, else None."""
     if has_gpu():
         import torch
 
@@ -37,43 +37,44 @@ def loaded_torch() -> Any:
 
 @cache
 def _usable_gpu(torch: Any) -> Any:
-    """The current GPU, None where there is none or it cannot be used now."""
+    """Return the current GPU; None where there is none or it cannot be used now."""
     if not torch.cuda.is_available():
         return None
     try:
         torch.empty(1, device="cuda")
-    except RuntimeError as error:  # full, or reserved by another process
-        log.warning("the GPU cannot be used, the CPU computes: %s", str(error).splitlines()[0])
+    except RuntimeError as error:  # out of memory, or reserved by another process
+        log.warning("computing on the CPU, as the GPU cannot be used: %s",
+                    str(error).splitlines()[0])
         return None
     return torch.device("cuda")
 
 
 class Products:
-    """Float32 products of blocks, on a GPU where there is one, returned on the host.
+    """Float32 products of blocks, on a GPU where there is one, returned in host memory.
 
     On the CPU, torch and numpy each bring their own BLAS, and which is faster depends on the
-    processor (measured: 112 against 140 GFLOP/s on one kind). Where torch is loaded, both are tried
-    on the first blocks, and the faster one makes the rest.
+    processor (measured: 112 against 140 GFLOP/s on one kind). If torch is imported, both are tried
+    on the first blocks, and the faster one computes the rest.
     """
 
     _rates: ClassVar[dict[str, list[float]]] = {"torch": [], "numpy": []}
-    """Seconds per multiplication seen by this process."""
+    """Seconds per multiplication measured in this process."""
 
     def __init__(self, *features: Any) -> None:
-        """On the GPU that holds some of `features`, else the current one, else the CPU."""
+        """Use the GPU that holds some of `features`, else the current one, else the CPU."""
         self._torch = loaded_torch()
-        found = [f.device for f in features if getattr(f, "is_cuda", False)]
-        if not found and self._torch is not None:
-            found = [_usable_gpu(self._torch)]
-        self._device = found[0] if found else None
+        devices = [f.device for f in features if getattr(f, "is_cuda", False)]
+        if not devices and self._torch is not None:
+            devices = [_usable_gpu(self._torch)]
+        self._device = devices[0] if devices else None
         self._buffer: Any = None
 
     def send(self, rows: NDArray[np.float32]) -> Any:
-        """Rows [n, D] where they are multiplied; on the CPU they stay as they are."""
+        """Return rows [n, D] on the device that multiplies them; on the CPU unchanged."""
         return rows if self._device is None else self._torch.from_numpy(rows).to(self._device)
 
     def __call__(self, queries: Any, block: Any) -> NDArray[np.float32]:
-        """[Q, c] of rows that were sent, in a buffer that the next call overwrites."""
+        """Multiply rows that were sent: [Q, c], in a buffer that the next call overwrites."""
         shape = len(queries), len(block)
         size = shape[0] * shape[1]
         if self._device is not None:
@@ -83,15 +84,16 @@ class Products:
         out: NDArray[np.float32] = self._buffer[:size].reshape(shape)
         work = size * queries.shape[1]
         if self._torch is None or work < WORTH_TIMING:
-            np.matmul(queries, block.T, out=out)
-            return out
-        way = self._faster()
+            return np.matmul(queries, block.T, out=out)
+        library = self._faster()
         started = time.perf_counter()
-        if way == "torch":
-            self._by_torch(queries, block, out)
+        if library == "torch":
+            a, b, c = map(self._torch.from_numpy, (queries, block, out))
+            with full_precision(self._torch):
+                self._torch.mm(a, b.T, out=c)
         else:
             np.matmul(queries, block.T, out=out)
-        self._rates[way].append((time.perf_counter() - started) / work)
+        self._rates[library].append((time.perf_counter() - started) / work)
         return out
 
     def _on_gpu(self, queries: Any, block: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -100,21 +102,15 @@ class Products:
             self._buffer = self._torch.empty(size, device=self._device)
         out = self._buffer[:size].view(shape)
         with full_precision(self._torch):
-            self._torch.mm(queries, block.T, out=out)  # autocast leaves calls with `out` alone
-        product: NDArray[np.float32] = out.cpu().numpy()
-        return product
-
-    def _by_torch(self, queries: Any, block: Any, out: Any) -> None:
-        a, b, c = (self._torch.from_numpy(x) for x in (queries, block, out))
-        with full_precision(self._torch):
-            self._torch.mm(a, b.T, out=c)
+            self._torch.mm(queries, block.T, out=out)  # autocast ignores calls with `out`
+        return np.asarray(out.cpu())
 
     def _faster(self) -> str:
-        """Each is tried twice, in turn; the best time counts, as a busy machine only slows."""
-        tried = min(self._rates, key=lambda way: len(self._rates[way]))
+        """Try each library twice, in turn; compare best times, as other load only adds time."""
+        tried = min(self._rates, key=lambda library: len(self._rates[library]))
         if len(self._rates[tried]) < 2:
             return tried
-        return min(self._rates, key=lambda way: min(self._rates[way]))
+        return min(self._rates, key=lambda library: min(self._rates[library]))
 
 
 @contextmanager
@@ -135,19 +131,16 @@ def full_precision(torch: Any) -> Iterator[None]:
 
 
 def thread_count() -> int:
-    """As many threads as torch uses, or would."""
+    """Return torch's number of threads, or the one it would use."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() and int(told) else len(usable_cores())
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) else len(usable_cores())
 
 
 def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int = 4) -> None:
-    """Run a kernel on items 0 to `items`, in as many threads as torch uses.
-
-    Each thread gets so many `pieces`, small enough that an uneven share of the work evens out.
-    """
+    """Run a kernel on items 0 to `items`, in torch's number of threads with `pieces` parts each."""
     threads = thread_count()
     edges = np.linspace(0, items, min(items, pieces * threads) + 1).astype(int)
     if threads == 1 or len(edges) <= 2:
@@ -161,7 +154,7 @@ def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int 
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    """The threads of kernels; they stay, as starting them anew takes as long as a small block."""
+    """Return the threads of kernels, kept because starting them takes as long as a small block."""
     return ThreadPoolExecutor(count)
 
 

@@ -1,7 +1,7 @@
-"""Ranks that share one evaluation: each looks at its part of the gallery, and results are added.
+"""Ranks that share one evaluation: each compares with its part of the gallery; results are added.
 
-What is exchanged are counts (whole numbers), exact scores of true matches, and the best few of each
-query. None of them depends on who computed it, so any number of ranks gives the same digits.
+Ranks exchange counts (integers), exact scores of true matches, and the best few rows of each query.
+None depends on the rank that computed it, so any number of ranks gives the same digits.
 """
 
 import os
@@ -23,25 +23,25 @@ class Share:
 
     @staticmethod
     def of_this_rank() -> "Share":
-        """The share of a process in `torch.distributed`, or of one that is alone."""
-        from harness.training import ranks  # torch: not for a process that is alone with its files
+        """Return the share of a rank of `torch.distributed`, or of a single process."""
+        from harness.training import ranks  # torch: not needed by one process with feature files
 
         return Share(ranks.rank(), ranks.world_size())
 
     def span(self, total: int) -> tuple[int, int]:
-        """From where to where, of `total` things in order, this process looks."""
+        """Return the first and the end of this process's part of `total` items in order."""
         return total * self.index // self.count, total * (self.index + 1) // self.count
 
     def add(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The sum of all processes' arrays."""
+        """Return the sum of all processes' arrays."""
         return self._reduced(values, "SUM")
 
     def largest(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The elementwise maximum of all processes' arrays."""
+        """Return the elementwise maximum of all processes' arrays."""
         return self._reduced(values, "MAX")
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """All processes' arrays, one after another along a new first axis."""
+        """Return all processes' arrays, stacked along a new first axis."""
         if self.count == 1:
             return values[None]
         import torch
@@ -52,19 +52,18 @@ class Share:
         dist.all_gather(parts, sent)
         return np.stack([part.cpu().numpy() for part in parts])
 
-    def _reduced(self, values: NDArray[Any], how: str) -> NDArray[Any]:
+    def _reduced(self, values: NDArray[Any], operation: str) -> NDArray[Any]:
         if self.count == 1:
             return values
         import torch.distributed as dist
 
         sent = _sent(values)
-        dist.all_reduce(sent, op=getattr(dist.ReduceOp, how))
-        found: NDArray[Any] = sent.cpu().numpy()
-        return found
+        dist.all_reduce(sent, op=getattr(dist.ReduceOp, operation))
+        return np.asarray(sent.cpu())
 
 
 def _sent(values: NDArray[Any]) -> Any:
-    """A copy as a tensor where the processes can exchange it."""
+    """Copy an array to a tensor where the process group can exchange it."""
     import torch
     import torch.distributed as dist
 
@@ -76,10 +75,7 @@ def _sent(values: NDArray[Any]) -> Any:
 
 @contextmanager
 def join_ranks(*, encoding: bool) -> Iterator[Share]:
-    """Join the processes that `torchrun` started with this one; alone without them.
-
-    With `encoding`, they are set up for running a model, too.
-    """
+    """Join the processes of `torchrun`, ready to run a model if `encoding`; else stay alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Share()
         return

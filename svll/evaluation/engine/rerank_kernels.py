@@ -1,39 +1,35 @@
-"""The loops of k-reciprocal re-ranking over lists of neighbours, compiled by Numba.
-
-Like those of `kernels`, each works on items `start` to `stop` without Python's lock, and a list per
-row is `offsets` [rows + 1] into arrays that hold all lists end to end.
-"""
+"""The loops of k-reciprocal re-ranking over lists of neighbours; conventions as in `kernels`."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.base.compiled import kernel
-from svll.evaluation.engine.kernels import score
+from svll.evaluation.engine.kernels import Int32, Integers, dot
 
 STRETCH = 64
-"""Rows that are walked through in order where one of them is wanted: faster than sorting those."""
+"""Rows that are scanned in order where one of them is wanted: faster than sorting the wanted ones.
+"""
 
 
 class Members(NamedTuple):
     """Sets of images: the first counts[i] of rows[i] are those of set i."""
 
-    rows: NDArray[np.int32]
-    counts: NDArray[np.int64]
+    rows: Int32
+    counts: Integers
 
 
 class Lists(NamedTuple):
     """A sparse matrix by rows: row i has `values` at `columns`, from offsets[i] to offsets[i+1]."""
 
-    offsets: NDArray[np.int64]
-    columns: NDArray[np.int32]
-    values: NDArray[Any]
+    offsets: Integers
+    columns: Int32
+    values: Any
 
 
 @kernel
 def reciprocal(start, stop, nearest, size, found):  # type: ignore[no-untyped-def]
-    """Members [N, size]: those of i's nearest that have i among their own nearest."""
+    """Members [N, size]: the rows among i's nearest that have i among their own nearest."""
     members, counts = found
     for i in range(start, stop):
         counts[i] = 0
@@ -50,8 +46,7 @@ def reciprocal(start, stop, nearest, size, found):  # type: ignore[no-untyped-de
 def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: ignore[no-untyped-def]
     """The expanded sets R* of the paper; without `fill`, only their sizes (offsets[1:]).
 
-    A neighbour's small set joins when more than two thirds of it are in i's full set. The values
-    are for `weigh` to fill.
+    A neighbour's small set joins if more than 2/3 of it are in i's full set. `weigh` fills values.
     """
     full, full_counts = full_sets
     small, small_counts = small_sets
@@ -60,13 +55,12 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
     in_union = np.full(total, -1, np.int32)
     union = np.empty(total, np.int32)
     for i in range(start, stop):
-        size = 0
-        for n in range(full_counts[i]):
+        size = full_counts[i]
+        for n in range(size):
             j = full[i, n]
             in_full[j] = i
             in_union[j] = i
-            union[size] = j
-            size += 1
+            union[n] = j
         for n in range(full_counts[i]):
             j = full[i, n]
             common = 0
@@ -80,8 +74,7 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
                     union[size] = small[j, m]
                     size += 1
         if fill:
-            for n in range(size):
-                made.columns[made.offsets[i] + n] = union[n]
+            made.columns[made.offsets[i] : made.offsets[i + 1]] = union[:size]
         else:
             made.offsets[i + 1] = size
 
@@ -90,7 +83,7 @@ def neighbourhood(start, stop, full_sets, small_sets, fill, made):  # type: igno
 def weigh(start, stop, rows, half, nearest, scores, base, farthest, lists):  # type: ignore[no-untyped-def]
     """Fill the values: exp(-distance / farthest) of each member, each list summing to one.
 
-    Most members are among the nearest, whose scores are known; oneself is first there, with none.
+    Most members are among the nearest, whose scores (but the image's own, the first) are known.
     """
     offsets, columns, weights = lists
     for i in range(start, stop):
@@ -102,8 +95,8 @@ def weigh(start, stop, rows, half, nearest, scores, base, farthest, lists):  # t
             while at < nearest.shape[1] and nearest[i, at] != j:
                 at += 1
             known = at < nearest.shape[1]
-            found = scores[i, at] if known else score(rows[i], rows[j], half[j])
-            part[n] = np.exp(-(base[i] - 2.0 * found) / farthest[i])
+            score = scores[i, at] if known else dot(rows[i], rows[j]) - half[j]
+            part[n] = np.exp(-(base[i] - 2.0 * score) / farthest[i])
             total += part[n]
         for n in range(part.size):
             weights[offsets[i] + n] = part[n] / total
@@ -139,7 +132,7 @@ def average(start, stop, nearest, size, lists, fill, made):  # type: ignore[no-u
 
 @kernel
 def invert(first, lists, turned):  # type: ignore[no-untyped-def]
-    """Lists of rows `first`... turned round: for each column, the rows (counted from `first`)."""
+    """Transpose lists of rows `first`...: for each column, the rows counted from `first`."""
     offsets, columns, weights = lists
     by_column, owners, owner_weights = turned
     for e in range(offsets[first], offsets[-1]):
@@ -157,11 +150,10 @@ def invert(first, lists, turned):  # type: ignore[no-untyped-def]
 
 @kernel
 def overlap(start, stop, base, lists, turned, gallery, fill, made):  # type: ignore[no-untyped-def]
-    """Jaccard similarity of query base + i with every gallery row that shares a member with it,
-    in the order of the rows.
+    """Jaccard similarity of query base + i and every gallery row that shares a member, by row.
 
-    Both weight vectors sum to one, so with m the sum of the minima the maxima sum to 2 - m, and
-    the similarity is m / (2 - m).
+    Both weight vectors sum to one, so if their minima sum to m, their maxima sum to 2 - m, and the
+    similarity is m / (2 - m).
     """
     offsets, columns, weights = lists
     by_column, owners, owner_weights = turned

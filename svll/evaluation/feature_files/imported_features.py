@@ -1,12 +1,12 @@
-"""Features that other toolboxes wrote, as the groups of a feature cache.
+"""Feature files of other toolboxes, read as the groups of a feature cache.
 
     npz    numpy.savez(query_features=..., ...)
     mat    MATLAB's, up to version 7 and 7.3; Person_reID_baseline_pytorch writes such files
     pt     torch.save({"qf": tensor, ...}), also nested as {"query": {"features": tensor, ...}}
 
 A key is a group and a field in any of the spellings below, joined by anything or nested; case does
-not matter, and other keys are not looked at. Nothing in a file is executed: where a pickle of
-Python objects would have to be, the file is refused.
+not matter, and other keys are ignored. Nothing in a file is executed: a file that needs a pickle of
+Python objects is refused.
 
 Letters: n images of a group, d width.
 """
@@ -17,6 +17,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +29,28 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup
 
-GROUPS = {
-    "query": ("query", "q", "probe"),
-    "gallery": ("gallery", "g"),
-    "multi_query": ("multi_query", "multiquery", "mquery", "mq"),
-}
-FIELDS = {
-    "features": ("features", "feature", "feats", "feat", "f"),
-    "identities": ("identities", "identity", "ids", "id", "pids", "pid", "labels", "label"),
-    "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam"),
-}
-EXPECTED = (
-    "query_features [n, d], query_identities [n], query_cameras [n] and the same of gallery; or "
-    "query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ..."
-)
+GROUPS = {"query": ("query", "q", "probe"),
+          "gallery": ("gallery", "g"),
+          "multi_query": ("multi_query", "multiquery", "mquery", "mq")}
+FIELDS = {"features": ("features", "feature", "feats", "feat", "f"),
+          "identities": ("identities", "identity", "ids", "id", "pids", "pid", "labels", "label"),
+          "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam")}
+EXPECTED = ("query_features [n, d], query_identities [n], query_cameras [n], and also of gallery; "
+            "or query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ...")
 WEIGHTS = "{path}: these are weights, not features: use --weights {path} --recipe NAME"
 KINDS = {".npz": "npz", ".mat": "mat", ".pt": "pt", ".pth": "pt"}
 BLOCK = 4096
 
 Entries = dict[str, Callable[[], NDArray[Any]]]
-"""What a file holds, each to be read when it is called. ValueError where that cannot be."""
+"""The arrays of a file, each read when called; ValueError if it cannot be read."""
 
 
 def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]:
-    """Read the groups query and gallery, and multi_query where there is one.
+    """Read the groups query and gallery, and multi_query if there is one.
 
-    A file may hold multi_query alone, as the toolbox that has it writes it. `kind` is npz, mat or
-    pt; else the file's ending tells. Features come as float16 or float32, labels as int64. Raises
-    UserError with every fault, the keys found and those expected.
+    A file may hold multi_query alone, as its toolbox writes it. `kind` is npz, mat or pt, by
+    default from the suffix. Features become float16 or float32, labels int64. Raises UserError with
+    every fault, the keys found and those expected.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder; give a file in it, such as {path / 'features.h5'}")
@@ -64,106 +60,84 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
     if path.suffix == ".safetensors":
         raise UserError(WEIGHTS.format(path=path))
     if kind not in READERS:
-        raise UserError(
-            f"{path}: unknown kind of file; features of another toolbox: python launch/features.py "
-            f"{path} --format {'|'.join(READERS)} --save FEATURES.h5; weights: --weights {path} "
-            "--recipe NAME"
-        )
+        raise UserError(f"{path}: unknown kind of file; features of another toolbox: python "
+                        f"launch/features.py {path} --format {'|'.join(READERS)} --save "
+                        f"FEATURES.h5; weights: --weights {path} --recipe NAME")
     faults: list[str] = []
     with READERS[kind](path) as entries:
-        found = _assign(entries, faults)
-        if not any(found.values()) and any(key.endswith(".weight") for key in entries):
+        keys = _keys(entries, faults)
+        if not any(keys.values()) and any(key.endswith(".weight") for key in entries):
             raise UserError(WEIGHTS.format(path=path))
-        groups = {
-            name: group
-            for name in GROUPS
-            if (group := _group(name, found.get(name, {}), entries, faults)) is not None
-        }
-        keys = ", ".join(entries) or "none"
+        read = {name: _group(of_group, entries, faults) for name, of_group in keys.items()}
+        groups = {name: group for name, group in read.items() if group is not None}
+        listed_keys = ", ".join(entries) or "none"
     widths = {name: group.features.shape[1] for name, group in groups.items()}
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         faults.append(f"features differ in width: {listed}; all must come from one model")
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        raise UserError(
-            f"{path}: not usable as features of another toolbox:\n{listed}\n"
-            f"keys found: {keys}\nkeys expected: {EXPECTED}"
-        )
+        raise UserError(f"{path}: not usable as features of another toolbox:\n{listed}\n"
+                        f"keys found: {listed_keys}\nkeys expected: {EXPECTED}")
     return groups
 
 
 # ---- keys ----
 
 
-def _names(group: str, field: str) -> set[str]:
-    """Every spelling of a group's field, letters and digits only."""
-    return {(g + f).replace("_", "") for g in GROUPS[group] for f in FIELDS[field]}
-
-
-def _assign(entries: Entries, faults: list[str]) -> dict[str, dict[str, str]]:
-    """For each group the key of each field that is there."""
+def _keys(entries: Entries, faults: list[str]) -> dict[str, dict[str, str]]:
+    """Return the key of each field that is there, by group."""
     plain = {key: re.sub(r"[^a-z0-9]", "", key.lower()) for key in entries}
     found: dict[str, dict[str, str]] = {}
-    for group in GROUPS:
-        for field in FIELDS:
-            names = _names(group, field)
-            keys = [key for key, name in plain.items() if name in names]
-            if keys:
-                found.setdefault(group, {})[field] = keys[0]
-            if len(keys) > 1:
-                faults.append(f"{group} {field} are there more than once: {', '.join(keys)}")
+    for group, field in product(GROUPS, FIELDS):
+        names = {(g + f).replace("_", "") for g in GROUPS[group] for f in FIELDS[field]}
+        keys = [key for key, name in plain.items() if name in names]
+        if keys:
+            found.setdefault(group, {})[field] = keys[0]
+        if len(keys) > 1:
+            faults.append(f"{group} {field} appear more than once: {', '.join(keys)}")
     if found.keys() != {"multi_query"}:
         found = {"query": {}, "gallery": {}} | found
     for group, fields in found.items():
-        missing = [field for field in FIELDS if field not in fields]
-        if missing:
+        if missing := [field for field in FIELDS if field not in fields]:
             faults.append(f"{group} {', '.join(missing)} not found")
     return found
 
 
-def _group(
-    name: str, keys: Mapping[str, str], entries: Entries, faults: list[str]
-) -> FeatureGroup | None:
-    """One group, or None and its faults; missing keys are told of already."""
+def _group(keys: Mapping[str, str], entries: Entries, faults: list[str]) -> FeatureGroup | None:
+    """Return a group, or None and its faults; missing keys are among the faults already."""
     values: dict[str, NDArray[Any]] = {}
     for field, key in keys.items():
         try:
-            convert = _features if field == "features" else _labels
-            values[field] = convert(entries[key]())
+            values[field] = (_features if field == "features" else _labels)(entries[key]())
         except ValueError as error:
             faults.append(f"{key}: {error}")
-    features = values.get("features")
+    features = values.pop("features", None)
     if features is None:
         return None
     if not len(features):
         faults.append(f"{keys['features']}: there is no image in it")
         return None
-    labels = {field: value for field, value in values.items() if field != "features"}
-    wrong = [field for field, value in labels.items() if len(value) != len(features)]
-    if labels and all(len(value) == features.shape[1] for value in labels.values()) and wrong:
-        faults.append(
-            f"{keys['features']}: {list(features.shape)} is [d, n], one image per column; save it "
-            "transposed, [n, d]"
-        )
+    count, width = features.shape
+    wrong = [field for field, labels in values.items() if len(labels) != count]
+    if wrong and all(len(labels) == width for labels in values.values()):
+        faults.append(f"{keys['features']}: {[count, width]} is [d, n], one image per column; save "
+                      "it transposed, [n, d]")
         return None
-    for field in wrong:
-        faults.append(
-            f"{keys[field]}: {len(labels[field])} of them, but {len(features)} rows of "
-            f"{keys['features']}"
-        )
-    if wrong or len(labels) < len(FIELDS) - 1:
+    faults += [f"{keys[field]}: {len(values[field])} of them, but {count} rows of "
+               f"{keys['features']}" for field in wrong]
+    if wrong or len(values) < len(FIELDS) - 1:
         return None
-    return FeatureGroup(features, labels["identities"], labels["cameras"])
+    return FeatureGroup(features, values["identities"], values["cameras"])
 
 
 # ---- values ----
 
 
 def _labels(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Whole numbers [n], given as [n], [1, n] or [n, 1], of any number type."""
+    """Return integers [n] from [n], [1, n] or [n, 1] of any number type."""
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"holds {_kind(values)}; whole numbers are needed")
+        raise ValueError(f"holds {_kind(values)}; integers are needed")
     if values.size != max(values.shape, default=1):
         raise ValueError(f"has shape {list(values.shape)}; expected [n], [1, n] or [n, 1]")
     flat = values.reshape(-1)
@@ -171,12 +145,12 @@ def _labels(values: NDArray[Any]) -> NDArray[np.int64]:
         whole = flat.astype(np.int64)
     bad = np.flatnonzero(whole != flat)
     if len(bad):
-        raise ValueError(f"number {bad[0]} is {flat[bad[0]]}; whole numbers are needed")
+        raise ValueError(f"number {bad[0]} is {flat[bad[0]]}; integers are needed")
     return whole
 
 
 def _features(values: NDArray[Any]) -> NDArray[Any]:
-    """Rows [n, d] as float16 or float32."""
+    """Return rows [n, d] as float16 or float32."""
     if values.dtype.kind != "f":
         raise ValueError(f"holds {_kind(values)}; floating-point numbers are needed")
     if values.ndim != 2:
@@ -189,16 +163,14 @@ def _features(values: NDArray[Any]) -> NDArray[Any]:
             block = values[first : first + BLOCK].astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
-            raise ValueError(
-                f"row {first + bad[0]} holds NaN, infinity or numbers beyond float32; extract the "
-                "features of this image again"
-            )
+            raise ValueError(f"row {first + bad[0]} holds NaN, infinity or numbers beyond float32; "
+                             "extract the features of this image again")
         out[first : first + BLOCK] = block
     return out
 
 
 def _kind(values: NDArray[Any]) -> str:
-    kinds = {"U": "text", "S": "text", "O": "objects", "b": "yes and no", "c": "complex numbers"}
+    kinds = {"U": "text", "S": "text", "O": "objects", "b": "booleans", "c": "complex numbers"}
     return kinds.get(values.dtype.kind, str(values.dtype))
 
 
@@ -207,9 +179,8 @@ def _kind(values: NDArray[Any]) -> str:
 
 def _damaged(path: Path, kind: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
-    return UserError(
-        f"{path}: cannot be read as {kind}: not such a file, cut short or damaged ({reason})"
-    )
+    return UserError(f"{path}: cannot be read as {kind}: another format, truncated or damaged "
+                     f"({reason})")
 
 
 @contextmanager
@@ -217,7 +188,7 @@ def _open_npz(path: Path) -> Iterator[Entries]:
     if not zipfile.is_zipfile(path):
         raise _damaged(path, "npz", ValueError("not a zip archive"))
     with np.load(path, allow_pickle=False) as file:
-        yield {key: lambda key=key: _npz_entry(file, key) for key in file.files}  # type: ignore[misc]
+        yield {key: partial(_npz_entry, file, key) for key in file.files}
 
 
 def _npz_entry(file: Mapping[str, Any], key: str) -> NDArray[Any]:
@@ -226,48 +197,42 @@ def _npz_entry(file: Mapping[str, Any], key: str) -> NDArray[Any]:
     except ValueError as error:
         if "pickle" not in str(error):
             raise
-        raise ValueError(
-            "holds Python objects (a pickle), which could run code and is not opened; save it as "
-            "an array of numbers"
-        ) from None
+        raise ValueError("holds Python objects (a pickle), which could run code and is not opened; "
+                         "save it as an array of numbers") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"is damaged ({error})") from error
     if not isinstance(values, np.ndarray):
-        raise ValueError("is no numpy array")
+        raise ValueError("is not a numpy array")
     return values
 
 
 @contextmanager
 def _open_mat(path: Path) -> Iterator[Entries]:
-    if h5py.is_hdf5(path):
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                yield _matlab_73(file)
-        except (OSError, RuntimeError) as error:
-            raise _damaged(path, "mat", error) from error
+    if not h5py.is_hdf5(path):
+        yield _matlab_5(path)
         return
-    yield _matlab_5(path)
-
-
-def _matlab_73(file: h5py.File) -> Entries:
-    """Datasets of a version 7.3 file, and those in its structs. All of them are transposed."""
     entries: Entries = {}
 
     def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("#"):
-            entries[name] = lambda: _matlab_73_entry(item)
+            entries[name] = partial(_matlab_73_entry, item)
 
-    file.visititems(add)
-    return entries
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(add)
+            yield entries
+    except (OSError, RuntimeError) as error:
+        raise _damaged(path, "mat", error) from error
 
 
 def _matlab_73_entry(item: h5py.Dataset) -> NDArray[Any]:
-    written = item.attrs.get("MATLAB_class")
-    if written is None:
+    """Read a dataset of a version 7.3 file, which stores matrices transposed."""
+    stored = item.attrs.get("MATLAB_class")
+    if stored is None:
         raise ValueError("was not written by MATLAB, so rows and columns cannot be told apart")
-    name = written.decode() if isinstance(written, bytes) else str(written)
+    name = stored.decode() if isinstance(stored, bytes) else str(stored)
     if item.attrs.get("MATLAB_empty", 0):
-        return np.zeros((0, 0))  # what is stored is the shape
+        return np.zeros((0, 0))  # the file stores the shape
     if name in ("cell", "char", "logical"):
         raise ValueError(f"is of MATLAB's class {name}; numbers are needed")
     return np.asarray(item[()]).T
@@ -276,9 +241,9 @@ def _matlab_73_entry(item: h5py.Dataset) -> NDArray[Any]:
 def _matlab_5(path: Path) -> Entries:
     from scipy import io  # 0.2 s, for this kind only
 
-    broken = (  # whatever scipy meets in a file that is not whole
+    broken = (  # all that scipy raises for damaged files
         io.matlab.MatReadError, OSError, ValueError, TypeError, KeyError, EOFError, zlib.error
-    )  # fmt: skip
+    )
 
     def load(name: str) -> NDArray[Any]:
         try:
@@ -288,30 +253,21 @@ def _matlab_5(path: Path) -> Entries:
 
     entries: Entries = {}
     try:
-        for name, _, written in io.whosmat(path):
-            if written == "struct":
-                entries |= _members(name, load(name))
-            else:
-                entries[name] = lambda name=name: load(name)  # type: ignore[misc]
+        for name, _, kind in io.whosmat(path):
+            if kind != "struct":
+                entries[name] = partial(load, name)
+            elif (struct := load(name)).size == 1:  # larger ones hold no group
+                one = struct.reshape(-1)[0]
+                fields = struct.dtype.names or ()
+                entries |= {f"{name}/{field}": partial(_dense, one[field]) for field in fields}
     except broken as error:
         raise _damaged(path, "mat", error) from error
     return entries
 
 
-def _members(name: str, struct: NDArray[Any]) -> Entries:
-    """The fields of a struct of one element; of more, none."""
-    if struct.size != 1 or not struct.dtype.names:
-        return {}
-    one = struct.reshape(-1)[0]
-    return {
-        f"{name}/{field}": lambda value=one[field]: _dense(value)  # type: ignore[misc]
-        for field in struct.dtype.names
-    }
-
-
 def _dense(value: Any) -> NDArray[Any]:
     if not isinstance(value, np.ndarray):
-        raise ValueError("is no plain matrix")
+        raise ValueError("is not a plain matrix")
     return value
 
 
@@ -320,27 +276,19 @@ def _open_pt(path: Path) -> Iterator[Entries]:
     import torch  # 2 s, for this kind only
 
     try:
-        # files older than torch 1.6 are no zip archives, and cannot be mapped
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mmap = zipfile.is_zipfile(path)  # not a file older than torch 1.6
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds Python objects other than tensors, numbers and lists, which could run "
-            "code and are not opened, or is no file of torch.save; numpy arrays count as such, so "
-            "save torch.as_tensor(values) in their place"
-        ) from error
+        raise UserError(f"{path}: holds Python objects other than tensors, numbers and lists, "
+                        "which could run code and are not opened, or was not written by "
+                        "torch.save; instead of numpy arrays, save torch.as_tensor(values)"
+                        ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise _damaged(path, "pt", error) from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds one {type(content).__name__}, not a dict of tensors\n"
-            f"keys expected: {EXPECTED}"
-        )
-    yield {
-        key: lambda value=value: _array(value)  # type: ignore[misc]
-        for key, value in _flat(content)
-    }
+        raise UserError(f"{path}: holds one {type(content).__name__}, not a dict of tensors\n"
+                        f"keys expected: {EXPECTED}")
+    yield {key: partial(_array, value) for key, value in _flat(content)}
 
 
 def _flat(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -352,7 +300,7 @@ def _flat(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def _array(value: Any) -> NDArray[Any]:
-    """A tensor or a list as an array; bfloat16, which numpy has not, as float32."""
+    """Return a tensor or a list as an array; bfloat16, which numpy lacks, as float32."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -360,10 +308,8 @@ def _array(value: Any) -> NDArray[Any]:
             raise ValueError("is a sparse or quantised tensor; a plain one is needed")
         value = value.detach()
         return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-    array: NDArray[Any] = np.asarray(value)  # ValueError for lists of different lengths
-    return array
+    return np.asarray(value)  # ValueError for lists of different lengths
 
 
 READERS: dict[str, Callable[[Path], AbstractContextManager[Entries]]] = {
-    "npz": _open_npz, "mat": _open_mat, "pt": _open_pt,
-}  # fmt: skip
+    "npz": _open_npz, "mat": _open_mat, "pt": _open_pt}

@@ -1,7 +1,4 @@
-"""The ranked lists of some queries: which queries are looked at, and what stands in their lists.
-
-Letters: Q queries, G gallery images, k rows told for each query.
-"""
+"""The ranked lists of selected queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,29 +7,27 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.ranking import Options, RankingResult
 
-TOP = 10
-"""Gallery images in a list."""
+TOP = 10  # gallery images in a list
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which queries are looked at: those with the worst average precision unless said otherwise."""
+    """Which queries to show: by default those with the worst average precision."""
 
     count: int = 50
-    """At most so many; queries that are named are all shown."""
+    """The largest number of queries; named ones are all shown."""
     cameras: tuple[int, int] | None = None
-    """Only queries of the first camera, in a gallery of the second camera's images alone; as the
-    dataset numbers them."""
+    """The queries' camera and the gallery's camera, with the dataset's numbers; None: all."""
     queries: Sequence[str] = ()
-    """Rows of queries, from 0, or their paths or ends of paths, such as a file's name."""
+    """Rows of queries, from 0, or their paths or ends of paths, such as a file name."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"{self.count} queries were asked for; at least 1 is needed")
+            raise UserError(f"{self.count} queries were requested; at least 1 is needed")
         if self.cameras and self.queries:
             raise UserError("queries by camera pair and queries by name: choose one")
 
@@ -44,7 +39,7 @@ class Hit:
     row: int
     identity: int
     camera: int
-    """As the dataset numbers it."""
+    """The dataset's number."""
     distance: float
     is_match: bool
 
@@ -57,35 +52,34 @@ class RankedList:
     identity: int
     camera: int
     average_precision: float | None
-    """None where nothing in the gallery can match."""
+    """None if nothing in the gallery can match."""
     first_rank: int
-    """The rank of the first match, from 1; 0 where there is none."""
+    """The rank of the first match, from 1; 0 if there is none."""
     hits: tuple[Hit, ...]
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of the queries looked at."""
+    """The lists of the selected queries."""
 
     shown: list[RankedList]
     among: int
-    """How many queries they were chosen from."""
+    """Number of queries that they were selected from."""
 
 
 def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists:
-    """Return the lists of the queries that are wanted.
+    """Return the lists of the wanted queries.
 
-    result: of the source's ranking, with its nearest rows [Q, k]. Queries by camera pair are ranked
-    anew, in the gallery of the second camera alone: those whose first match ranks worst come first,
-    and of these the ones with the lowest average precision. Raises UserError for cameras without
-    queries or common identities, and for queries that are not there.
+    result: of the source's ranking, with nearest rows. Queries by camera pair are ranked again, in
+    the gallery of one camera: worst rank of the first match first, then lowest average precision.
+    Raises UserError as `check_wanted` does.
     """
     if wanted.queries:
         rows = [_row(source, word) for word in wanted.queries]
         return Lists([_list(source, result, row) for row in rows], len(source.asking.identities))
     if wanted.cameras:
         source = _between(source, *wanted.cameras)
-        [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+        [scored] = score(source, options=Options(top_k=TOP))
         result = scored.result
     ranks = result.first_rank if wanted.cameras else np.zeros_like(result.first_rank)
     order = np.lexsort((result.average_precision, -ranks))  # equal ones in the order of the queries
@@ -95,9 +89,7 @@ def ranked_lists(source: Source, result: RankingResult, wanted: Wanted) -> Lists
 
 
 def check_wanted(source: Source, wanted: Wanted) -> None:
-    """Raise UserError for queries that are not there, and for cameras without queries or common
-    identities, before anything is compared.
-    """
+    """Raise UserError for unknown queries, and for cameras without queries or common identities."""
     for word in wanted.queries:
         _row(source, word)
     if wanted.cameras:
@@ -108,26 +100,22 @@ def _list(source: Source, result: RankingResult, row: int) -> RankedList:
     asking, gallery = source.asking, source.gallery
     identity, precision = int(asking.identities[row]), float(result.average_precision[row])
     pairs = zip(result.nearest[row].tolist(), result.distances[row].tolist(), strict=True)
-    hits = [
-        Hit(near, int(gallery.identities[near]), source.camera(int(gallery.cameras[near])),
-            distance, bool(gallery.identities[near] == identity))
-        for near, distance in pairs if near >= 0
-    ]
-    return RankedList(
-        row, identity, source.camera(int(asking.cameras[row])),
-        None if np.isnan(precision) else precision, int(result.first_rank[row]), tuple(hits),
-    )
+    hits = tuple(Hit(near, int(gallery.identities[near]), source.camera(int(gallery.cameras[near])),
+                     distance, bool(gallery.identities[near] == identity))
+                 for near, distance in pairs if near >= 0)
+    return RankedList(row, identity, source.camera(int(asking.cameras[row])),
+                      None if np.isnan(precision) else precision, int(result.first_rank[row]), hits)
 
 
 def _row(source: Source, word: str) -> int:
-    """The row of a query that is named by it, by its path, or by the end of its path."""
+    """Return the row of the query that a row number, a path, or the end of a path names."""
     paths, count = source.asking.paths, len(source.asking.identities)
     if word.isdecimal():
         if int(word) < count:
             return int(word)
         raise UserError(f"{source.where}: there is no query {word}; rows are 0 to {count - 1}")
     if paths is None:
-        raise UserError(f"{source.where}: no query {word!r}: the file tells no paths; give rows, "
+        raise UserError(f"{source.where}: no query {word!r}: the file has no paths; give rows, "
                         f"0 to {count - 1}")
     found = [row for row, path in enumerate(paths) if path == word]
     found = found or [row for row, path in enumerate(paths) if path.endswith(f"/{word}")]
@@ -141,7 +129,7 @@ def _row(source: Source, word: str) -> int:
 
 
 def _between(source: Source, asking: int, asked: int) -> Source:
-    """The queries of one camera and the gallery images of another; all else is junk."""
+    """Return the queries of one camera and the gallery images of another; the rest is junk."""
     if source.protocol == "random_gallery":
         raise UserError(f"{source.where}: the protocol random_gallery has no cameras; leave out "
                         "the camera pair")
@@ -159,6 +147,5 @@ def _between(source: Source, asking: int, asked: int) -> Source:
     if not np.isin(asks[asks != JUNK], there).any():
         raise UserError(f"{source.where}: no identity of queries under camera {asking} is in the "
                         f"gallery under camera {asked}")
-    return replace(
-        source, query=replace(query, identities=asks), gallery=replace(gallery, identities=there)
-    )
+    return replace(source, query=replace(query, identities=asks),
+                   gallery=replace(gallery, identities=there))

@@ -1,7 +1,8 @@
-"""Scores of feature sources under several settings."""
+"""Scores of feature sources: ranking under several settings, and verification."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,15 @@ from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.ranks import Share
-from svll.evaluation.feature_files.sources import Source
+from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair
-from svll.evaluation.protocols import drawn_pair, evaluate_protocol
+from svll.evaluation.protocols import draw_pair, evaluate_protocol
 from svll.evaluation.ranking import USUAL, Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.verification import Verification, verify
 
-
-@dataclass(frozen=True)
-class Extra:
-    """What is measured besides the ranking."""
-
-    bootstrap: bool = False
-    camera_pairs: bool = False
-    verification: bool = False
+ROC_POINTS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +29,19 @@ class Score:
 
     source: Source
     settings: dict[str, Any]
-    """All that is in force, by name; see `in_force`."""
+    """All settings by name; see `settings_of`."""
     result: RankingResult
     interval: tuple[float, float] | None = None
-    """Between which the mAP lies with 95 % confidence."""
+    """The 95 % confidence interval of the mAP."""
     camera_pairs: Sequence[CameraPair] | None = None
-    """With cameras as the dataset numbers them; None where they were not asked for."""
+    """With the dataset's camera numbers; None unless requested."""
     verification: Verification | None = None
-    """Not in the JSON; see `svll.evaluation.feature_files.verified`."""
+    """Not in the JSON; see `VerificationScore`."""
     notes: Sequence[str] = field(default_factory=list)
-    """Why something that was asked for is not there."""
+    """Why a requested measurement is missing."""
 
     def as_json(self) -> dict[str, Any]:
-        """All numbers, with the file and the settings that they are of."""
+        """Return all numbers, with their file and settings."""
         numbers = {
             "file": self.source.where, "dataset": self.source.dataset, "settings": self.settings,
         } | self.result.as_json()
@@ -61,55 +55,46 @@ class Score:
 
 
 def score(
-    source: Source, settings: Sequence[KReciprocal | None], extra: Extra, options: Options = USUAL
+    source: Source, settings: Sequence[KReciprocal | None] = (None,), options: Options = USUAL, *,
+    bootstrap: bool = False, camera_pairs: bool = False, verification: bool = False,
 ) -> list[Score]:
-    """Score a source by its protocol under each setting of re-ranking.
-
-    Raises UserError, with the source's name, for what is wrong with it.
-    """
-    notes = []
+    """Score a source under each setting of re-ranking; UserErrors begin with its name."""
+    notes = _why_no_pairs(source) if camera_pairs else []
+    pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
+    verified = None
     try:
-        pair = _numbered(source)
+        pair = source.pair
+        if source.protocol == "all_gallery":  # find own images once for all measurements
+            check_pair(pair)
+            pair = pair._replace(numbers=image_numbers(pair))
         results = evaluate_protocol(source.protocol, pair, settings, options)
-        pairs: list[list[CameraPair]] | list[None] = [None for _ in settings]
-        if extra.camera_pairs:
-            notes = _without_pairs(source)
+        if camera_pairs:
             pairs = [[] for _ in settings] if notes else _pairs(source, pair, settings, options)
-        verification = None
-        if extra.verification:
-            verification = verify_source(source, pair, share=options.share)
+        if verification:
+            verified = verify_source(source, pair, share=options.share)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
-    return [
-        Score(
-            source, in_force(source, setting, options), result,
-            _interval(source, result) if extra.bootstrap else None, own, verification, notes,
-        )
-        for setting, result, own in zip(settings, results, pairs, strict=True)
-    ]
+    return [Score(source, settings_of(source, setting, options), result,
+                  _interval(source, result) if bootstrap else None, own, verified, notes)
+            for setting, result, own in zip(settings, results, pairs, strict=True)]
 
 
-def in_force(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
-    """Return every setting that a ranking depends on, by name.
-
-    own_image: how the query's own image is recognised (path, or labels and features).
-    """
-    return {
-        "protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
-        "normalise": options.is_unit, "multi_query": source.is_pooled,
-        "expand": None if options.expand is None else asdict(options.expand),
-        "rerank": None if setting is None else asdict(setting),
-    }
+def settings_of(source: Source, setting: KReciprocal | None, options: Options) -> dict[str, Any]:
+    """Return all settings of a ranking; own_image: how it is recognised (path, or all features)."""
+    return {"protocol": source.protocol, "own_image": source.own_image, "metric": options.metric,
+            "normalise": options.is_unit, "multi_query": source.is_multi_query,
+            "expand": None if options.expand is None else asdict(options.expand),
+            "rerank": None if setting is None else asdict(setting)}
 
 
 def _interval(source: Source, result: RankingResult) -> tuple[float, float]:
     """Return the 95 % interval of the mAP; under random_gallery, over the queries of all draws."""
-    draws = result.average_precision[None] if result.draws is None else result.draws
+    draws = np.atleast_2d(result.average_precision if result.draws is None else result.draws)
     return interval(draws.reshape(-1), np.tile(source.asking.identities, len(draws)))
 
 
-def _without_pairs(source: Source) -> list[str]:
-    """Why there are no camera pairs, where there are none."""
+def _why_no_pairs(source: Source) -> list[str]:
+    """Return the reason if there are no camera pairs."""
     if source.protocol == "random_gallery":
         return ["no camera pairs: the protocol random_gallery has no cameras"]
     cameras = np.concatenate([
@@ -124,40 +109,74 @@ def _without_pairs(source: Source) -> list[str]:
 def _pairs(
     source: Source, pair: Pair, settings: Sequence[KReciprocal | None], options: Options
 ) -> list[list[CameraPair]]:
-    """The camera pairs under each setting, with the dataset's numbers."""
-    found = evaluate_camera_pairs(
-        pair, settings, replace(options, top_k=0), protocol=source.protocol
-    )
-    return [
-        [
-            replace(
-                one, query_camera=source.camera(one.query_camera),
-                gallery_camera=source.camera(one.gallery_camera),
-            )
-            for one in pairs
-        ]
-        for pairs in found
-    ]
+    """Return the camera pairs under each setting, with the dataset's camera numbers."""
+    def named(one: CameraPair) -> CameraPair:
+        return replace(one, query_camera=source.camera(one.query_camera),
+                       gallery_camera=source.camera(one.gallery_camera))
+
+    options = replace(options, top_k=0)
+    found = evaluate_camera_pairs(pair, settings, options, protocol=source.protocol)
+    return [list(map(named, pairs)) for pairs in found]
 
 
-def _numbered(source: Source) -> Pair:
-    """Return the source's pair, with numbers of images, found once, where the protocol needs them.
-    """
-    pair = source.pair
-    if source.protocol != "all_gallery":
-        return pair
-    check_pair(pair)
-    return pair._replace(numbers=image_numbers(pair))
+# ---- verification ----
 
 
 def verify_source(
     source: Source, pair: Pair | None = None, *, share: Share | None = None
 ) -> Verification:
-    """Same identity or not, over the pairs that the source's protocol compares.
-
-    Of random_gallery, over those of the first draw.
+    """Verify over the pairs of the source's protocol; of random_gallery, those of the first draw.
     """
     if source.protocol == "random_gallery":
         gallery = source.gallery
-        return verify(drawn_pair(gallery.features, gallery.identities), share=share)
+        return verify(draw_pair(gallery.features, gallery.identities), share=share)
     return verify(pair or source.pair, protocol=source.protocol, share=share)
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationScore:
+    """How well a threshold on the similarity separates the identities of one source."""
+
+    source: Source
+    verification: Verification
+    threshold: float | None = None
+    """A similarity threshold from another file, to be applied to this one."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all numbers, with their file and settings."""
+        source, roc = self.source, self.verification.roc
+        # points evenly apart in log FPR, and both ends
+        rates = np.geomspace(1.0 / self.verification.impostor_pairs, 1.0, ROC_POINTS)
+        places = np.unique([0, *np.searchsorted(roc.fpr, rates, "right") - 1, len(roc.fpr) - 1])
+        curve = {"fpr": roc.fpr, "tpr": roc.tpr, "threshold": roc.thresholds}
+        numbers = self.verification.as_json()
+        numbers["roc"] = {name: values[places].tolist() for name, values in curve.items()}
+        if self.threshold is not None:
+            numbers["applied"] = asdict(self.verification.at(self.threshold))
+        settings = {"protocol": source.protocol, "own_image": source.own_image,
+                    "multi_query": source.is_multi_query}
+        return {"file": source.where, "dataset": source.dataset, "settings": settings,
+                "verification": numbers}
+
+
+def verification_score(
+    source: Source, threshold: float | None = None, *, share: Share | None = None
+) -> VerificationScore:
+    """Verify a source by its protocol; UserError, with its name, if that is not possible."""
+    try:
+        return VerificationScore(source, verify_source(source, share=share), threshold)
+    except UserError as error:
+        raise UserError(f"{source.where}: {error}") from None
+
+
+def calibrated_threshold(
+    path: Path, at_fpr: float | None = None, protocol: str | None = None, *,
+    share: Share | None = None,
+) -> float:
+    """Return a file's similarity threshold at its EER or at an FPR; UserError if there is none."""
+    with open_source(path, protocol=protocol) as source:
+        verification = verification_score(source, share=share).verification
+    try:
+        return verification.threshold(at_fpr)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

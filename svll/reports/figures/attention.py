@@ -25,6 +25,7 @@ from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.features.files import features_file
 from svll.models import load_model
 from svll.models.blocks import blocks_of
+from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel
 from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel

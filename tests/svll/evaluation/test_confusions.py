@@ -6,7 +6,7 @@ import pytest
 
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.feature_files.ranked_lists import TOP
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import plain_ranking, world
 
@@ -34,7 +34,7 @@ def test_confusions_are_those_of_a_plain_count() -> None:
             if not is_late:
                 before.add(pair)
         ahead.update(before)
-    [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+    [scored] = score(source, options=Options(top_k=TOP))
     found = hardest_confusions(scored.result, q_ids, g_ids, count=1000)
     wanted = sorted(images, key=lambda pair: (-ahead[pair], -images[pair], pair))
     assert [(one.identity, one.wrong) for one in found] == wanted
@@ -50,6 +50,6 @@ def test_confusions_are_those_of_a_plain_count() -> None:
 
 def test_a_model_that_makes_no_mistake_has_no_confusions() -> None:
     source = world()
-    [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+    [scored] = score(source, options=Options(top_k=TOP))
     assert hardest_confusions(scored.result, source.query.identities * 0,
                               source.gallery.identities * 0) == []

@@ -3,7 +3,7 @@
 import numpy as np
 
 from svll.base.feature_file import FeatureGroup
-from svll.evaluation.multi_query import pooled
+from svll.evaluation.multi_query import average_queries
 
 
 def made(seed, count):
@@ -19,7 +19,7 @@ def mean_of(features, ids, cams, identity, camera):
 
 def test_images_of_one_identity_and_camera_become_their_mean():
     features, ids, cams = made(0, 40)
-    query = pooled(FeatureGroup(features, ids, cams))
+    query = average_queries(FeatureGroup(features, ids, cams))
     found, identities, cameras = query.features, query.identities, query.cameras
     wanted = sorted({(i, c) for i, c in zip(ids.tolist(), cams.tolist(), strict=True) if i != -1})
     assert list(zip(identities.tolist(), cameras.tolist(), strict=True)) == wanted
@@ -30,7 +30,7 @@ def test_images_of_one_identity_and_camera_become_their_mean():
 def test_further_images_stand_in_for_the_queries_where_there_are_some():
     features, ids, cams = made(1, 20)
     more = made(2, 9)
-    query = pooled(FeatureGroup(features, ids, cams), FeatureGroup(*more))
+    query = average_queries(FeatureGroup(features, ids, cams), FeatureGroup(*more))
     found, identities, cameras = query.features, query.identities, query.cameras
     replaced = 0
     for row, identity, camera in zip(found, identities, cameras, strict=True):

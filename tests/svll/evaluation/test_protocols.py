@@ -174,7 +174,7 @@ def test_arguments_that_cannot_be_are_named_with_what_is_meant() -> None:
     ):
         with pytest.raises(UserError, match=message):
             evaluate_ranking(query, gallery, q_ids, g_ids, **more)
-    with pytest.raises(UserError, match="query features are of type list; give an array or a"):
+    with pytest.raises(UserError, match="query features are of type list; give an array or tensor"):
         evaluate_ranking(query.tolist(), gallery, q_ids, g_ids)
     with pytest.raises(UserError, match="cross_camera compares cameras; give query_cameras and"):
         evaluate_ranking(*parts()[:4], protocol="cross_camera")

@@ -284,7 +284,7 @@ def test_no_match_at_all_says_who_is_absent_and_who_is_under_one_camera():
         evaluate_ranking(features, features, [1, 2, 2, 3], [1, 2, 5, -1], [0] * 4, [0] * 4)
     with pytest.raises(UserError, match=r"2 of 2 query identities are absent .*same list"):
         evaluate_ranking(features[:2], features, [1, 2], [3, 4, 5, -1], [0] * 2, [0] * 4)
-    with pytest.raises(UserError, match="every query has identity -1"):
+    with pytest.raises(UserError, match=r"every query image has identity -1 \(junk\)"):
         evaluate_ranking(features[:1], features, [-1], [3, 4, 5, -1], [0], [0] * 4)
 
 

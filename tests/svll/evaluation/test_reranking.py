@@ -55,9 +55,9 @@ def our_distances(query, gallery, options, *, unit=False):
         rows.Rows(name, features, labels, labels, unit=unit)
         for name, features, labels in zip("qg", (query, gallery), plain, strict=True)
     ]
-    found = reranking.Neighbours.of(*sides, [options], machine.Products(), Share())
+    found = reranking.Neighbours(*sides, [options], machine.Products(), Share())
     result = found.rerank(options)
-    offsets, columns, values = result.bonus(0, len(query))
+    _, offsets, columns, values = result.extras(0, len(query))
     bonus = np.zeros((len(query), len(gallery)))
     for q in range(len(query)):
         listed = columns[offsets[q] : offsets[q + 1]]
@@ -231,5 +231,5 @@ def test_impossible_settings_are_refused_together():
 
 
 def test_lists_instead_of_features_are_refused_with_what_to_give():
-    with pytest.raises(UserError, match="query features are of type list; give an array or a tens"):
+    with pytest.raises(UserError, match="query features are of type list; give an array or tensor"):
         rerank([[1.0, 0.0]], [[1.0, 0.0]])

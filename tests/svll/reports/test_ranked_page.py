@@ -225,7 +225,8 @@ def test_of_a_single_camera_the_page_says_why_there_are_no_pairs(
     rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
     assert rows["protocol"] == "all_gallery: no gallery image but the query's own is left out"
     assert rows["settings"] == (
-        "euclidean distance of L2-normalised features, own images known by features, not re-ranked"
+        "euclidean distance of L2-normalised features, own images recognised by features, "
+        "not re-ranked"
     )
     with pytest.raises(UserError, match="with one camera only, set protocol to all_gallery"):
         made(replace(source, query=one[0], gallery=one[1], protocol="cross_camera"))

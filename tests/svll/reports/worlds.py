@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from svll.base.feature_file import FeatureGroup, write_features
+from svll.base.feature_file import FeatureGroup
 from svll.evaluation.feature_files.sources import Source
 
 NASTY = ('<script>alert("x").jpg', "it's & so.jpg", "Größe 猫.jpg", "b\udcffte.jpg")
@@ -41,8 +41,7 @@ def world(protocol: str = "cross_camera", *, folder: Path | None = None) -> Sour
 
 def written(source: Source, path: Path) -> Path:
     """The same as a file."""
-    write_features(path, source.groups(), dataset=source.dataset, model="m",
-                   protocol=source.protocol)
+    source.save(path)
     return path
 
 

@@ -76,7 +76,7 @@ def test_thresholds_that_cannot_be_are_told(tmp_path: Path) -> None:
     start = re.escape(f"{path}: no threshold can be found on it: ")
     with pytest.raises(UserError, match=start + "FPR 1e-06 needs at least 1,000,000 impostor"):
         calibrated_threshold(path, 1e-6)
-    with pytest.raises(UserError, match=start + "an FPR of 2.0 was asked for"):
+    with pytest.raises(UserError, match=start + "the FPR is 2.0"):
         calibrated_threshold(path, 2.0)
     with pytest.raises(UserError, match=r"no\.h5: no such file"):
         calibrated_threshold(tmp_path / "no.h5")

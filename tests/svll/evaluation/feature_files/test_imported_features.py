@@ -239,7 +239,7 @@ def test_a_pickle_in_an_npz_is_refused_and_not_run(tmp_path, planted):
     message = fault(tmp_path, plant)
     assert "query_identities: holds Python objects (a pickle), which could run code" in message
     (tmp_path / "g.npz").write_bytes(pickle.dumps(planted))
-    with pytest.raises(UserError, match="cannot be read as npz: not such a file"):
+    with pytest.raises(UserError, match="cannot be read as npz: another format"):
         read_foreign(tmp_path / "g.npz")
 
 
@@ -266,12 +266,12 @@ def test_every_fault_is_named_with_the_keys_found_and_expected(tmp_path):
     lines = fault(tmp_path, spoil).splitlines()
     assert lines[0] == f"{tmp_path / 'f.npz'}: not usable as features of another toolbox:"
     assert [line.strip() for line in lines[1:-2]] == [
-        "query identities are there more than once: query_identities, query_pids",
+        "query identities appear more than once: query_identities, query_pids",
         "gallery cameras not found",
         "query_features: row 3 holds NaN, infinity or numbers beyond float32; extract the features "
         "of this image again",
-        "query_cameras: number 4 is 1.5; whole numbers are needed",
-        "gallery_identities: holds text; whole numbers are needed",
+        "query_cameras: number 4 is 1.5; integers are needed",
+        "gallery_identities: holds text; integers are needed",
     ]
     assert lines[-2].startswith("keys found: query_features, query_identities, query_cameras, gal")
     assert lines[-1].startswith("keys expected: query_features [n, d], query_identities [n]")
@@ -289,8 +289,8 @@ def test_every_fault_is_named_with_the_keys_found_and_expected(tmp_path):
         ("gallery_features", lambda x: x[:0], "gallery_features: there is no image in it"),
         ("query_cameras", lambda x: np.stack([x, x]), r"has shape \[2, 5\]; expected \[n\], \[1,"),
         ("query_cameras", lambda x: x * np.nan, "number 0 is nan"),
-        ("query_cameras", lambda x: x * 1e300, r"number 0 is .*e\+300; whole"),
-        ("query_cameras", lambda x: x > 2, "holds yes and no"),
+        ("query_cameras", lambda x: x * 1e300, r"number 0 is .*e\+300; integers"),
+        ("query_cameras", lambda x: x > 2, "holds booleans"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, key, change, message):

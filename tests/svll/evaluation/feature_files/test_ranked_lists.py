@@ -14,15 +14,15 @@ from svll.evaluation.feature_files.ranked_lists import (
     check_wanted,
     ranked_lists,
 )
-from svll.evaluation.feature_files.scores import Extra, score
+from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source
-from svll.evaluation.protocols import drawn_labels
+from svll.evaluation.protocols import draw_labels
 from svll.evaluation.ranking import Options
 from tests.svll.reports.worlds import Plain, plain_ranking, world
 
 
 def lists_of(source: Source, wanted: Wanted) -> Lists:
-    [scored] = score(source, [None], Extra(), Options(top_k=TOP))
+    [scored] = score(source, options=Options(top_k=TOP))
     return ranked_lists(source, scored.result, wanted)
 
 
@@ -85,7 +85,7 @@ def test_a_camera_pairs_queries_are_ranked_in_the_other_cameras_gallery_alone() 
 
 def test_under_random_gallery_lists_are_of_the_first_draw() -> None:
     source = world("random_gallery")
-    asking, drawn = drawn_labels(source.gallery.identities)
+    asking, drawn = draw_labels(source.gallery.identities)
     as_pair = replace(
         source, query=replace(source.gallery, identities=asking),
         gallery=replace(source.gallery, identities=drawn),
@@ -125,7 +125,7 @@ def test_a_query_that_is_not_there_or_not_one_alone_is_refused(word: str, messag
 
 
 def test_names_need_paths() -> None:
-    with pytest.raises(UserError, match=r"no query 'a.jpg': the file tells no paths; give rows, 0"):
+    with pytest.raises(UserError, match=r"no query 'a.jpg': the file has no paths; give rows, 0"):
         check_wanted(world(), Wanted(queries=["a.jpg"]))
 
 
@@ -159,7 +159,7 @@ def test_cameras_are_named_and_asked_for_as_the_dataset_numbers_them() -> None:
 
 
 def test_wanting_nothing_or_two_things_is_refused() -> None:
-    with pytest.raises(UserError, match="0 queries were asked for"):
+    with pytest.raises(UserError, match="0 queries were requested"):
         Wanted(count=0)
     with pytest.raises(UserError, match="choose one"):
         Wanted(cameras=(0, 1), queries=["3"])
