@@ -113,6 +113,11 @@ class Reads(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         """`load_function(run, "experiment")`, which imports what `run.experiment` names."""
         self.generic_visit(node)
+        # `World(**asdict(config))` hands on every key, and refuses one that it does not know
+        handed_on = [one.value for one in node.keywords if one.arg is None]
+        for call in (one for one in handed_on if isinstance(one, ast.Call)):
+            if ast.unparse(call.func) == "asdict" and (owner := self.kind(call.args[0])):
+                self.found |= {(owner, key) for key in self.sections[owner]}
         section = self.sections[self.root].get("run")
         if section and ast.unparse(node.func) == "load_function":
             self.found.add((section, ast.unparse(node.args[1]).strip("'\"")))

@@ -50,7 +50,7 @@ class FeatureGroup:
     paths: Sequence[str] | None = None
 
     @classmethod
-    def of(cls, features: Any, images: Records | "FeatureGroup") -> "FeatureGroup":
+    def of(cls, features: Any, images: "Records | FeatureGroup") -> "FeatureGroup":
         """Return features [n, d] with the labels of their images."""
         return cls(features, images.identities, images.cameras, images.views, images.paths)
 

@@ -137,7 +137,7 @@ def test_many_queries_are_printed_in_part(
     [
         ({"--query": "nowhere"}, "nowhere: no such folder or image"),
         ({"--gallery": "run"}, "run: no images there (.jpg, "),
-        ({"--weights": "a.pth"}, "a.pth: no such file; give a weights file or the folder of"),
+        ({"--weights": "a.pth"}, "a.pth: no such file; give a weights file or a finished run"),
         ({"--weights": "a.pth", "--at-fpr": 0.1}, "a.pth: no such file; give a weights file or"),
         ({"--weights": "q/no <b>0.jpg"}, "no <b>0.jpg: "),
         ({"--weights": "run/model.safetensors", "--at-fpr": 0.1},
