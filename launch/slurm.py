@@ -129,9 +129,9 @@ def main(
         place = place_named("local")  # the driver is here, wherever its trials are
     console = table.wide(Console())
     if doctor:
-        from harness.cluster.doctor.visit import visit  # late: only this needs it
+        from harness.cluster.doctor.diagnosis import diagnose  # late: only this needs it
 
-        return visit(asked, cluster=place.name == "slurm", console=console)
+        return diagnose(asked, cluster=place.name == "slurm", console=console)
     if dry_run:
         return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:

@@ -19,7 +19,7 @@ from harness.cluster.local.slots import share_of
 from harness.cluster.places import place_named
 from harness.cluster.rank import say_plainly
 from harness.cluster.rank_group import GRACE_S, POLL_S
-from harness.cluster.ray import guest, nodes
+from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous, Share
 from harness.cluster.ray.shares import node_share, runs_of, signatures_of
 from harness.cluster.records import Record, read_record
@@ -100,9 +100,9 @@ def _claimed_here(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
 def _lead(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
     """Keep Ray's head here and run the driver until it is done or a stop is asked for."""
     asked = record.options["sweep"]["ray"]
-    host: AbstractContextManager[Node | guest.UsersRay]
+    host: AbstractContextManager[Node | external.UsersRay]
     if asked["address"] is not None:
-        host = guest.use(rendezvous, asked["address"])
+        host = external.use(rendezvous, asked["address"])
     else:
         host = nodes.head(
             rendezvous, _node_share(record), peer=peer, dashboard=asked["dashboard"]
@@ -126,7 +126,7 @@ def _lead(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
 
 
 def _driver_environment(rendezvous: Rendezvous, address: str | None) -> dict[str, str]:
-    own = nodes.environment(rendezvous) if address is None else guest.environment()
+    own = nodes.environment(rendezvous) if address is None else external.environment()
     return {
         **own,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.base.errors import UserError
 from harness.cluster.place import Place, Room, Submission
-from harness.cluster.ray import guest
+from harness.cluster.ray import external
 from harness.cluster.ray.shares import allocation
 from harness.config.fields import changeable_keys
 from harness.sweeps.frozen import freeze
@@ -84,7 +84,7 @@ def submissions(
     """
     many, nodes = sweep.ray, 1
     if many.address is not None:
-        there, resources = guest.room(many.address, sweep.resources, many)
+        there, resources = external.room(many.address, sweep.resources, many)
         room = Room(resources, min(limit or there, there))
     else:
         room = place.room(sweep, limit, many.trials_per_gpu)

@@ -18,7 +18,7 @@ from harness.base.locks import writing
 from harness.base.machine import visible_gpus
 from harness.base.network import free_port
 from harness.cluster import causes, snapshots
-from harness.cluster.doctor.questions import (
+from harness.cluster.doctor.checks import (
     CLOCK_S,
     Answers,
     Finding,
@@ -75,7 +75,7 @@ class Visit:
         return read_answers(self.folder, self.ranks)
 
 
-def visit(sweep: Sweep, *, cluster: bool, console: Console) -> int:
+def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
     """Look around, print the table and what to change; returns 0 when all is fine.
 
     sweep: its `slurm` section and resources are what is tried. cluster: one job on each partition
@@ -214,7 +214,7 @@ def _visit_here(sweep: Sweep, home: Path) -> Visit:
     )
     processes = [
         group.start(
-            rank, "harness.cluster.doctor.questions", str(home), str(asked.cpus), str(asked.gpus),
+            rank, "harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
             log_file=home / f"{rank}.log",
         )
         for rank in range(one.ranks)

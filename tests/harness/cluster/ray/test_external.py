@@ -16,7 +16,7 @@ from harness.base import network
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
 from harness.cluster.local import background
-from harness.cluster.ray import guest, nodes
+from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Rendezvous, Share
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
@@ -54,7 +54,7 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
         launch(sweep, "local")
         toy.until(lambda: not background.living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
-        [node] = guest.look(address)
+        [node] = external.look(address)
         assert node["CPU"] == 2
     finally:
         background.cancel(sweep.folder)
@@ -67,9 +67,9 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
                                         r"Ray at .* has 2 CPU, 0 GPU"):
         launch(large, "local")
     assert [view.state for view in survey(large)] == ["missing"]
-    assert guest.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
+    assert external.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
     with pytest.raises(UserError, match="a trial wants 2 node"):
-        guest.room(address, Resources(nodes=2), Allocation())
+        external.room(address, Resources(nodes=2), Allocation())
 
 
 def test_a_ray_of_another_version_is_refused_with_both() -> None:
@@ -87,10 +87,10 @@ def test_a_ray_of_another_version_is_refused_with_both() -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_MODE", "disabled")
-            patch.setattr(guest, "ANSWER_LIMIT_S", 10.0)
+            patch.setattr(external, "ANSWER_LIMIT_S", 10.0)
             for _ in range(12):
                 with pytest.raises(UserError) as caught:
-                    guest.look(f"127.0.0.1:{port}")
+                    external.look(f"127.0.0.1:{port}")
                 if "Version mismatch" in str(caught.value):
                     break
         assert "1.2.3" in str(caught.value)
