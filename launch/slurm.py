@@ -192,7 +192,7 @@ def _dry_run(
     _tell_left_alone(states, console, retry_failed=retry_failed)
     _preflight(sweep, [one.trial for one in waiting])
     plan, count = PLANS[sweep.backend], len(waiting)
-    job = plan.job(dataclasses.replace(sweep, code=snapshots.working(sweep).folder))
+    job = plan.job(dataclasses.replace(sweep, code=snapshots.current_code(sweep).folder))
     try:
         place.check(job, plan.job_count(sweep, count))
     except NoAnswer as error:
@@ -213,7 +213,7 @@ def _status(sweep: Sweep, console: Console) -> int:
     _tell_troubles(states, console)
     _tell_left_alone(states, console, retry_failed=False)
     on_their_way = [one.trial.signature for one in states if one.state in ALIVE]
-    for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
+    for told in snapshots.differences(sweep, on_their_way, read_records(sweep.folder)):
         _say(console, f"warning: trials run as they were submitted: {told}")
     return 0
 

@@ -12,17 +12,14 @@ def job(sweep: Sweep) -> Sweep:
 
 
 def job_count(sweep: Sweep, trials: int) -> int:
-    """Return how many jobs so many trials take."""
+    """Return the number of jobs for this many trials."""
     return trials
 
 
 def submissions(
     sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
 ) -> Iterator[Submission]:
-    """Yield the trials in groups as large as the place takes at once.
-
-    limit: how many run at a time on this machine. Raises UserError when there is room for none.
-    """
+    """Yield the trials in groups of at most the place's array size; see `launch.Plan`."""
     room, most = place.room(sweep, limit), place.most_jobs()
     for start in range(0, len(trials), most):
         group = trials[start : start + most]

@@ -11,6 +11,7 @@ from harness.base.errors import Hindered, UserError
 from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
 from harness.runs.execute import execute
 from harness.runs.run import Run
+from harness.runs.stopping import request_stop
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,13 @@ HINDERED_STATUS = 4
 
 
 class TrialFailed(Exception):
-    """Makes the job end with an error, after the run's status has said why."""
+    """Ends the job with an error; the run's status already has the cause."""
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the run as one rank; torch's rank variables are set by whoever started this."""
+    """Execute the run as one rank; the caller has set torch's rank variables."""
     end_with_parent()
-    say_plainly()
+    log_to_stderr()
     try:
         return EXIT_STATUS[execute(Run(Path(arguments[0])))]
     except UserError as error:
@@ -44,7 +45,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def say_plainly() -> None:
+def stop_on(*numbers: int) -> None:
+    """Let signals request a stop, for as long as this process lives."""
+    for number in numbers:
+        signal.signal(number, request_stop)
+
+
+def log_to_stderr() -> None:
     """Log to stderr, which is the job's log file."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -52,11 +59,11 @@ def say_plainly() -> None:
 
 
 def drop_own_lock(run: Run) -> None:
-    """Remove the lock that an earlier attempt of this very job left behind.
+    """Remove the lock of an earlier, killed attempt of this same job.
 
-    One that was killed outright could not, and from another node its lock looks alive for a while.
-    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
-    cut off from the controller, its heartbeat shows it and the lock stays.
+    From another node such a lock looks alive for a while. SLURM restarts a job only after the old
+    attempt has ended; where that is wrong, as with a node cut off from the controller, the
+    heartbeat shows it and the lock stays.
     """
     holder = lock_holder(run.lock_file)
     if holder is None or holder.get("job") != job_id():

@@ -1,4 +1,4 @@
-"""The ranks of a trial on one node: started, watched, ended and settled."""
+"""The ranks of a trial on one node: start, watch, end, and the status of a trial that died."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from harness.runs.stopping import stop_requested
 log = logging.getLogger(__name__)
 
 GRACE_S = 30.0
-"""How long a trial may take to save after it was told to stop."""
+"""How long a trial may take to save after a stop was requested."""
 POLL_S = 0.2
 REPLACED = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -31,21 +31,21 @@ class RankGroup:
     """The ranks of one trial on one node."""
 
     ranks: int = 1
-    """How many there are on each node."""
+    """Ranks per node."""
     first: int = 0
-    """The number of the first one here."""
+    """The number of the first rank on this node."""
     world: int = 1
-    """How many there are on all nodes."""
+    """Ranks on all nodes."""
     cpus: int = 1
-    """Cores of each."""
+    """Cores per rank."""
     gpus: str = ""
     """CUDA_VISIBLE_DEVICES of all ranks here; each takes the one of its local rank."""
     address: str = "127.0.0.1"
     port: int = 0
-    """Where rank 0 listens; 0: one rank, nobody listens."""
+    """Where rank 0 listens; 0: a single rank, which does not."""
 
     def environment(self, local: int) -> dict[str, str]:
-        """Return the environment of a rank, by which torch and DeepSpeed find the others."""
+        """Return the environment of a rank, in which torch and DeepSpeed find the others."""
         kept = {name: value for name, value in os.environ.items() if name not in REPLACED}
         master = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
         return {
@@ -58,24 +58,33 @@ class RankGroup:
         self, local: int, module: str, *arguments: str, log_file: Path,
         inherited: Sequence[int] = (),
     ) -> Process:
-        """Start a rank as `python -m module arguments`, in a separate session.
+        """Start a rank as `python -m module arguments`.
 
         inherited: open files that it keeps, such as locks and pipes.
         """
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], env=self.environment(local),
-                pass_fds=inherited, start_new_session=True, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT,
-            )
+        return start_process(module, *arguments, log_file=log_file, inherited=inherited,
+                             environment=self.environment(local))
+
+
+def start_process(
+    module: str, *arguments: str, log_file: Path, environment: Mapping[str, str],
+    inherited: Sequence[int] = (),
+) -> Process:
+    """Start `python -m module arguments` in a separate session; log_file gets its output."""
+    with log_file.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], env=environment, pass_fds=inherited,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def wait(processes: Sequence[Process]) -> int | None:
     """Wait for all ranks and return the first that failed, if any.
 
-    When this process is told to stop, or when a rank fails, the ranks are told to stop, and are
-    killed with all that they started if they do not within the grace time.
+    After a stop request or the failure of a rank, all ranks get TERM; after the grace time they are
+    killed with all their child processes.
     """
     deadline: float | None = None
     broken: int | None = None
@@ -96,7 +105,7 @@ def wait(processes: Sequence[Process]) -> int | None:
 
 
 def end_within(processes: Sequence[Process], limit_s: float) -> list[int]:
-    """Return the exit statuses of ranks that are about to end; who takes longer is killed."""
+    """Return the exit statuses of ranks that are about to end; slower ones are killed."""
     deadline = time.monotonic() + limit_s
     codes = []
     for process in processes:
@@ -121,7 +130,7 @@ def _kill_session(process: Process) -> None:
 
 
 def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Path]) -> None:
-    """Write the status of a trial whose first rank could not, or did not know, what happened.
+    """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
 
     broken: the first rank that failed, if any. codes, logs: exit status and log of each rank.
     """
@@ -134,27 +143,21 @@ def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Pa
             if status["state"] != "stopped":
                 run.set_status("stopped", reason="cancelled before it could save", **facts)
         elif broken is not None:
-            error = _explained(codes[broken])
-            if len(codes) > 1:
-                error = f"rank {broken}: {error}"
-            lines = log_tail(logs[broken]).splitlines()
-            hindered = codes[broken] < 0 or codes[broken] in (IN_USE_STATUS, HINDERED_STATUS)
-            run.set_status(
-                "failed", error=error, lines=lines, log=str(logs[broken]), hindered=hindered,
-                **facts,
-            )
-    except OSError as error:  # the other trials go on
+            code, file = codes[broken], logs[broken]
+            error = f"rank {broken}: {_explained(code)}" if len(codes) > 1 else _explained(code)
+            hindered = code < 0 or code in (IN_USE_STATUS, HINDERED_STATUS)
+            run.set_status("failed", error=error, lines=log_tail(file).splitlines(), log=str(file),
+                           hindered=hindered, **facts)
+    except OSError as error:  # the worker still has other trials
         log.error("%s: cannot be written: %s", run.status_file, error.strerror)
 
 
 def _explained(code: int) -> str:
-    """Return in words what an exit status means."""
     if code == -signal.SIGKILL:
         return "killed by SIGKILL (out of memory?)"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    if code == IN_USE_STATUS:
-        return "another process was in the run folder"
-    if code == HINDERED_STATUS:
-        return "its run folder could not be written"
-    return f"ended with exit status {code}"
+    return {
+        IN_USE_STATUS: "another process was in the run folder",
+        HINDERED_STATUS: "its run folder could not be written",
+    }.get(code, f"ended with exit status {code}")

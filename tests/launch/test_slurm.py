@@ -124,7 +124,7 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch: Command) -> None:
     for line in ("#SBATCH --nodes=3", "#SBATCH --cpus-per-task=8", "#SBATCH --ntasks-per-node=1"):
         assert line in shown.out.splitlines()
     assert "--array" not in shown.out
-    assert "each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 asks" in (
+    assert "trials run on the CPU, because the sweep requests no GPU; resources.gpus=1" in (
         shown.out
     )
 

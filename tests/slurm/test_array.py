@@ -76,7 +76,7 @@ def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes
     toy.until(lambda: "NODE_FAIL" in survey(sweep)[0].note)
     [view] = survey(sweep)
     assert view.state == "died"
-    assert "the node was lost; the same command goes on from the last checkpoint" in view.note
+    assert "the node was lost; the same command resumes from the last checkpoint" in view.note
     launch(sweep, "slurm")
     over(sweep)
     assert_whole(sweep, epochs=5, attempts=2)
@@ -276,11 +276,11 @@ def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_su
     try:
         told = refusal(sweep)
         assert told == [
-            "slurm.partition: there is no moon here; there are main, urgent",
+            "slurm.partition: no partition moon here; choose one of main, urgent",
             "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
-            "goes on in a further job",
-            "slurm.constraint: no node of main has fast; there are big",
-            "3 jobs are to be submitted, your limit (MaxSubmitJobs) leaves 2; wait for others to "
+            "continues in a further job",
+            "slurm.constraint: no node of main has fast; features: big",
+            "3 jobs to submit, your limit (MaxSubmitJobs) leaves 2; wait for others to "
             "end, or ask for fewer trials",
         ]
         sweep.slurm["account"] = "other"
@@ -304,7 +304,7 @@ def test_what_sbatch_refuses_is_told_in_its_words_and_nothing_is_left_behind(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"gres": "moon:1"})
-    with pytest.raises(UserError, match=r"sbatch did not take the jobs: .*gres"):
+    with pytest.raises(UserError, match=r"sbatch refused the jobs: .*gres"):
         launch(sweep, "slurm")
     assert states(sweep) == ["missing"]
     assert not mine(sweep)

@@ -69,4 +69,4 @@ def test_what_is_wrong_in_one_partition_is_told_with_what_to_change(
 def test_a_partition_that_is_not_there_is_refused(doctor: Any) -> None:
     status, told = doctor("slurm.partition=moon")
     assert status == 1
-    assert told.strip() == "error: slurm.partition: no moon that takes jobs here"
+    assert told.strip() == "error: slurm.partition: no partition moon that accepts jobs here"

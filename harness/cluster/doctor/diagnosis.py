@@ -1,8 +1,7 @@
-"""`launch/slurm.py --doctor`: one short job per partition looks at what trials will meet there."""
+"""`launch/slurm.py --doctor`: one short job per partition checks what trials will find there."""
 
 import dataclasses
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,27 +16,27 @@ from harness.base.errors import UserError
 from harness.base.locks import writing
 from harness.base.machine import visible_gpus
 from harness.base.network import free_port
-from harness.cluster import causes, snapshots
+from harness.cluster import snapshots
+from harness.cluster.causes import cause_in_logs, with_next_step
 from harness.cluster.doctor.checks import (
     CLOCK_S,
-    Answers,
     Finding,
+    RankReport,
+    check_job,
     clock_ahead,
-    examine_job,
-    read_answers,
+    read_reports,
 )
-from harness.cluster.rank_group import RankGroup
+from harness.cluster.rank_group import RankGroup, end_within
 from harness.cluster.slurm import commands, script, site
-from harness.cluster.slurm.deaths import deaths
 from harness.sweeps.reading import Resources, Sweep
 
 PENDING_S = 120.0
 """How long a job may wait in the queue."""
 RUNNING_S = 300.0
-"""How long it may take once it runs."""
+"""How long it may run."""
 POLL_S = 1.0
 COLUMNS = ("python", "packages", "cores", "gpus", "all-reduce", "files", "scratch")
-CHANGE = {
+ADVICE = {
     "python": "name an interpreter of 3.11 or newer (slurm.python)",
     "packages": "install them for the jobs' Python, or name the right one (slurm.python, "
     "slurm.setup)",
@@ -46,14 +45,14 @@ CHANGE = {
     "all-reduce": "the ranks cannot talk: name the network card (slurm.env: GLOO_SOCKET_IFNAME, "
     "NCCL_SOCKET_IFNAME)",
     "files": "put the runs on another file system (run.runs)",
-    "scratch": "name a place with more room (slurm.env: TMPDIR)",
+    "scratch": "name a folder with more room (slurm.env: TMPDIR)",
     "clock": "have the clocks set: a lock's age decides whether its holder is alive",
 }
 
 
 @dataclass
-class Visit:
-    """One partition, or this machine, and what was found there."""
+class Diagnosis:
+    """One partition, or this machine, and its ranks' reports."""
 
     name: str
     nodes: int
@@ -62,7 +61,7 @@ class Visit:
     folder: Path
     job: str = ""
     trouble: str = ""
-    """Why there are no answers, or not all of them."""
+    """Why reports are missing."""
     over: bool = False
     started: float = field(default_factory=time.monotonic)
 
@@ -71,16 +70,21 @@ class Visit:
         return self.nodes * self.tasks
 
     @property
-    def answers(self) -> list[Answers]:
-        return read_answers(self.folder, self.ranks)
+    def reports(self) -> list[RankReport]:
+        return read_reports(self.folder, self.ranks)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank has finished its checks."""
+        return sum(report.done for report in self.reports) == self.ranks
 
 
 def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
-    """Look around, print the table and what to change; returns 0 when all is fine.
+    """Run the checks, print the table and what to change; returns 0 when all is fine.
 
-    sweep: its `slurm` section and resources are what is tried. cluster: one job on each partition
-    (those of slurm.partition, if it names some), else two processes here. What is made is removed
-    when all is fine.
+    sweep: its `slurm` section and resources are checked. cluster: one job on each partition (those
+    of slurm.partition, if it names some); otherwise processes on this machine. All files are
+    removed when all is fine.
     """
     home = sweep.folder.parent / ".doctor" / uuid.uuid4().hex[:10]
     with writing(home.parent):
@@ -88,55 +92,56 @@ def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
     try:
         if cluster:
             sweep = dataclasses.replace(sweep, folder=home)
-            visits = _visit_partitions(sweep, home, console)
+            diagnoses = _diagnose_partitions(sweep, home, console)
         else:
-            visits = [_visit_here(sweep, home)]
+            diagnoses = [_diagnose_here(sweep, home)]
     except (UserError, KeyboardInterrupt):
         shutil.rmtree(home, ignore_errors=True)
         raise
     here = clock_ahead(home)
-    troubles = [line for one in visits for line in _troubles(one, here)]
-    console.print(_table(visits, here))
-    for line in troubles:
+    troubles = [line for one in diagnoses for line in _troubles(one, here)]
+    console.print(_table(diagnoses, here))
+    for line in [*troubles, *([f"files: {home}"] if troubles else [])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if troubles:
-        console.print(f"files: {home}", highlight=False, markup=False, soft_wrap=True)
-        return 1
-    shutil.rmtree(home)
-    return 0
+    if not troubles:
+        shutil.rmtree(home)
+    return 1 if troubles else 0
 
 
 # --- on the cluster ---
 
 
-def _visit_partitions(sweep: Sweep, home: Path, console: Console) -> list[Visit]:
-    asked = [name for name in str(sweep.slurm.get("partition", "")).split(",") if name]
-    there = [p for p in site.partitions() if p.up and (not asked or p.name in asked)]
-    if unknown := set(asked) - {p.name for p in there}:
-        raise UserError(f"slurm.partition: no {', '.join(sorted(unknown))} that takes jobs here")
-    if not there:
-        raise UserError("no partition takes jobs now")
-    sweep = dataclasses.replace(sweep, code=snapshots.working(sweep).freeze())
-    visits = []
+def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Diagnosis]:
+    wanted = [name for name in str(sweep.slurm.get("partition", "")).split(",") if name]
+    partitions = [p for p in site.partitions() if p.up and (not wanted or p.name in wanted)]
+    if unknown := set(wanted) - {p.name for p in partitions}:
+        raise UserError(
+            f"slurm.partition: no partition {', '.join(sorted(unknown))} that accepts jobs here"
+        )
+    if not partitions:
+        raise UserError("no partition accepts jobs now")
+    sweep = dataclasses.replace(sweep, code=snapshots.current_code(sweep).freeze())
+    diagnoses = []
     try:
-        for partition in there:
+        for partition in partitions:
             nodes = max(1, min(2, partition.nodes))
-            tasks = _tasks(sweep.resources, nodes)
-            visit = Visit(partition.name, nodes, tasks, home / partition.name)
-            visits.append(visit)
-            _submit(sweep, visit)
+            one = Diagnosis(
+                partition.name, nodes, _tasks(sweep.resources, nodes), home / partition.name
+            )
+            diagnoses.append(one)
+            _submit(sweep, one)
         with console.status("") as line:
-            _wait(visits, line.update)
+            _wait(diagnoses, line.update)
     finally:
-        commands.scancel([one.job for one in visits if one.job and not one.over])
-    return visits
+        commands.scancel([one.job for one in diagnoses if one.job and not one.over])
+    return diagnoses
 
 
 def _tasks(asked: Resources, nodes: int) -> int:
-    """Return how many ranks to try on each node: one per GPU, as NCCL refuses two on one GPU.
+    """Return the ranks to run on each node: one per GPU, because NCCL refuses two on one GPU.
 
-    Without GPUs they are two in all, unless a trial's share has no room for them: a node need not
-    have twice the cores of one rank.
+    Without GPUs two in all, but one where a rank takes several cores: a node need not have twice
+    as many.
     """
     if asked.gpus:
         return min(asked.ranks_per_node, asked.gpus)
@@ -145,72 +150,69 @@ def _tasks(asked: Resources, nodes: int) -> int:
     return min(2, asked.ranks_per_node) if asked.cpus > 1 else 2
 
 
-def _submit(sweep: Sweep, visit: Visit) -> None:
-    visit.folder.mkdir(mode=0o700)
-    resources = Resources(
-        nodes=visit.nodes, tasks=visit.tasks, cpus=sweep.resources.cpus, gpus=sweep.resources.gpus,
-        memory=sweep.resources.memory, time="10m",
+def _submit(sweep: Sweep, one: Diagnosis) -> None:
+    one.folder.mkdir(mode=0o700)
+    resources = dataclasses.replace(
+        sweep.resources, nodes=one.nodes, tasks=one.tasks, time="10m"
     )
     own = dataclasses.replace(
-        sweep, resources=resources, slurm={**sweep.slurm, "partition": visit.name}
+        sweep, resources=resources, slurm={**sweep.slurm, "partition": one.name}
     )
-    executor = script.executor_for(own, visit.folder, f"doctor.{visit.name}")
+    executor = script.executor_for(own, one.folder, f"doctor.{one.name}")
     try:
         with commands.outside_any_job():
-            job = executor.submit(
-                examine_job, str(visit.folder.resolve()), resources.cpus,
+            one.job = executor.submit(
+                check_job, str(one.folder.resolve()), resources.cpus,
                 resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0),
-            )
+            ).job_id
     except Exception as error:  # submitit's own classes differ between its versions
-        visit.trouble, visit.over = f"sbatch: {commands.last_line(error)}", True
-        return
-    visit.job = job.job_id
+        one.trouble, one.over = f"sbatch: {commands.last_line(error)}", True
 
 
-def _wait(visits: list[Visit], say: Callable[[str], None]) -> None:
-    """Return when every job has ended, or waited too long."""
+def _wait(diagnoses: list[Diagnosis], show: Callable[[str], None]) -> None:
+    """Return when every job has ended, or was cancelled because it took too long."""
     running: dict[str, float] = {}
-    while left := [one for one in visits if not one.over]:
+    while left := [one for one in diagnoses if not one.over]:
         jobs = commands.my_jobs()
         for one in left:
             if one.job not in jobs:
                 _ended(one)
             elif jobs[one.job][0] == "PENDING":
                 if time.monotonic() - one.started > PENDING_S:
-                    _give_up(one, f"still waits after {PENDING_S:.0f} s ({jobs[one.job][1]})")
+                    _give_up(one, f"still pending after {PENDING_S:.0f} s ({jobs[one.job][1]})")
             elif time.monotonic() - running.setdefault(one.job, time.monotonic()) > RUNNING_S:
-                _give_up(one, f"has not answered after {RUNNING_S:.0f} s")
-        say(", ".join(f"{one.name}: {jobs.get(one.job, ('', ''))[0].lower()}" for one in left))
+                _give_up(one, f"no answer after {RUNNING_S:.0f} s")
+        show(", ".join(f"{one.name}: {jobs.get(one.job, ('', ''))[0].lower()}" for one in left))
         time.sleep(POLL_S)
 
 
-def _ended(one: Visit) -> None:
-    """Settle a job that has gone; what it wrote last may be seen a moment later."""
+def _ended(one: Diagnosis) -> None:
+    """Settle a job that has ended; its last files may become visible a moment later."""
     one.over = True
-    if len([a for a in one.answers if a.done]) < one.ranks:
+    if not one.is_whole:
         time.sleep(2 * POLL_S)
-    if len([a for a in one.answers if a.done]) < one.ranks:
-        told = causes.with_next_step(deaths({one.job: one.folder}).get(one.job, ""))
-        one.trouble = told or f"the job ended without an answer; see {one.folder}"
+    if not one.is_whole:
+        death = with_next_step(commands.deaths({one.job: one.folder}).get(one.job, ""))
+        one.trouble = death or f"the job ended without an answer; see {one.folder}"
 
 
-def _give_up(one: Visit, why: str) -> None:
+def _give_up(one: Diagnosis, why: str) -> None:
     commands.scancel([one.job])
     one.trouble, one.over = why, True
 
 
-# --- here ---
+# --- on this machine ---
 
 
-def _visit_here(sweep: Sweep, home: Path) -> Visit:
-    there, asked = visible_gpus(), sweep.resources
+def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
+    visible, asked = visible_gpus(), sweep.resources
     if asked.gpus is None:
-        asked = dataclasses.replace(asked, gpus=len(there), tasks=None)
-    tried = there[: asked.gpus]
-    tasks = _tasks(dataclasses.replace(asked, gpus=len(tried)), 1)
-    one = Visit("this machine", 1, tasks, home)
+        asked = dataclasses.replace(asked, gpus=len(visible), tasks=None)
+    gpus = visible[: asked.gpus]
+    tasks = _tasks(dataclasses.replace(asked, gpus=len(gpus)), 1)
+    one = Diagnosis("this machine", 1, tasks, home)
     group = RankGroup(
-        ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(tried), port=free_port()
+        ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus), port=free_port()
     )
     processes = [
         group.start(
@@ -219,63 +221,60 @@ def _visit_here(sweep: Sweep, home: Path) -> Visit:
         )
         for rank in range(one.ranks)
     ]
-    deadline = time.monotonic() + RUNNING_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            one.trouble = f"has not answered after {RUNNING_S:.0f} s"
-            process.kill()
-    one.over = True
-    if not one.trouble and len([a for a in one.answers if a.done]) < one.ranks:
-        words = causes.last_words(sorted(home.glob("*.log")))
-        one.trouble = causes.with_next_step("".join(words)) or f"a process died; see {home}"
+    end_within(processes, RUNNING_S)
+    if not one.is_whole:
+        if time.monotonic() - one.started > RUNNING_S:
+            one.trouble = f"no answer after {RUNNING_S:.0f} s"
+        else:
+            cause = with_next_step(cause_in_logs(home.glob("*.log")))
+            one.trouble = cause or f"a process died; see {home}"
     return one
 
 
-# --- telling ---
+# --- output ---
 
 
-def _clock(one: Answers, here: float | None) -> Finding:
-    if one.clock_s is None or here is None:
+def _clock(report: RankReport, here: float | None) -> Finding:
+    if report.clock_s is None or here is None:
         return Finding("not known")
-    ahead = one.clock_s - here
+    ahead = report.clock_s - here
     return Finding(f"{ahead:+.2f} s", abs(ahead) < CLOCK_S)
 
 
-def _table(visits: list[Visit], here: float | None) -> Table:
+def _table(diagnoses: list[Diagnosis], here: float | None) -> Table:
     table = Table(title="doctor")
     for name in ("partition", "ranks on", *COLUMNS, "clock"):
         table.add_column(name, overflow="fold")
-    for one in visits:
-        hosts = sorted({answers.host for answers in one.answers})
-        cells = [_cell([a.findings[name] for a in one.answers if name in a.findings], name)
+    for one in diagnoses:
+        reports = one.reports
+        hosts = ", ".join(sorted({report.host for report in reports})) or "?"
+        cells = [_cell([r.findings[name] for r in reports if name in r.findings], name)
                  for name in COLUMNS]
-        clock = _cell([_clock(a, here) for a in one.answers], "clock")
-        table.add_row(escape(one.name), f"{one.ranks} on {', '.join(hosts) or '?'}", *cells, clock)
+        clock = _cell([_clock(report, here) for report in reports], "clock")
+        table.add_row(escape(one.name), f"{one.ranks} on {hosts}", *cells, clock)
     return table
 
 
 def _cell(findings: list[Finding], name: str) -> str:
-    """Say the worst of what the ranks found."""
+    """Return the worst of the ranks' findings."""
     if not findings:
         return "[red]no answer[/]"
     worst = next((finding for finding in findings if not finding.fine), findings[0])
     if name == "packages" and worst.fine:
-        return f"{len(worst.told.split(', '))} found"
+        return f"{len(worst.text.split(', '))} found"
     if name == "python":
-        return escape(worst.told.partition(" ")[0])
-    return escape(worst.told) if worst.fine else f"[red]{escape(worst.told)}[/]"
+        return escape(worst.text.partition(" ")[0])
+    return escape(worst.text) if worst.fine else f"[red]{escape(worst.text)}[/]"
 
 
-def _troubles(one: Visit, here: float | None) -> Iterator[str]:
-    """Say what is wrong in one place and what to change, once for all ranks that found it."""
+def _troubles(one: Diagnosis, here: float | None) -> Iterator[str]:
+    """Yield what is wrong and what to change, once for all ranks that found it."""
     if one.trouble:
         yield f"{one.name}: {one.trouble}"
-    said: dict[str, str] = {}
-    for answers in one.answers:
-        for name, finding in {**answers.findings, "clock": _clock(answers, here)}.items():
+    ranks: dict[tuple[str, str], str] = {}
+    for report in one.reports:
+        for name, finding in {**report.findings, "clock": _clock(report, here)}.items():
             if not finding.fine:
-                said.setdefault(f"{name}: {finding.told}", f"rank {answers.rank} on {answers.host}")
-    for told, where in said.items():
-        yield f"{one.name}: {told} ({where}); {CHANGE[told.partition(':')[0]]}"
+                ranks.setdefault((name, finding.text), f"rank {report.rank} on {report.host}")
+    for (name, text), rank in ranks.items():
+        yield f"{one.name}: {name}: {text} ({rank}); {ADVICE[name]}"

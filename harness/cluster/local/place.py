@@ -1,4 +1,4 @@
-"""This machine as a place where jobs run: detached workers that take one trial after the other."""
+"""This machine as a place where jobs run: detached workers that run one trial after the other."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.cluster import causes
+from harness.cluster.causes import cause_in_logs
 from harness.cluster.local import background, slots
 from harness.cluster.place import Job, Room, Submission, Task
 from harness.cluster.records import Cluster, Record
@@ -25,10 +25,10 @@ class ThisMachine:
     title: str = "on this machine"
 
     def check(self, sweep: Sweep, jobs: int) -> None:
-        """Do nothing: `room` refuses what this machine does not have."""
+        """Do nothing: `room` refuses what this machine lacks."""
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        resources = slots.settled(sweep.resources)
+        resources = slots.with_gpus(sweep.resources)
         count = slots.slots_for(resources, limit, trials_per_gpu)
         return Room(resources, count, asdict(slots.pool_for(resources, count, trials_per_gpu)))
 
@@ -44,49 +44,42 @@ class ThisMachine:
     def preview(self, sweep: Sweep, jobs: int) -> str:
         return ""
 
-    # --- submitting, looking, ending ---
+    # --- submission, states, cancellation ---
 
-    def around(
+    def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
-        """Submit nothing: the first trial makes what they share, the last one writes the report."""
+        """Submit none: the first trial computes what they share, the last writes the report."""
         return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         try:
             background.start(record)
         except UserError:
-            record.remove()
+            record.file.unlink(missing_ok=True)  # the logs stay
             raise
-        record.state = "submitted"
-        record.write()
+        record.write("submitted")
 
     def settle(self, records: Sequence[Record]) -> None:
-        for record in records:  # the workers that came up take its trials
-            record.state = "submitted"
-            record.write()
+        for record in records:  # the workers that have started run its trials
+            record.write("submitted")
 
     def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        notes = {
-            record.token: _waits_for(record)
-            for record in {record.token: record for record in records.values()}.values()
-        }
+        notes = {r.token: _waits_for(r) for r in {r.token: r for r in records.values()}.values()}
         found = {}
         for key, record in records.items():
-            note, run = notes[record.token], Run(Path(record.folder).parents[1] / key)
-            # a worker takes no trial that was stopped or has failed
+            note, [run] = notes[record.token], record.runs([key])
+            # workers skip trials that were stopped or have failed
             if note is not None and run.status()["state"] in ("submitted", "new"):
                 found[key] = Job("queued", note)
         return found
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        found = {}
-        for signature, record in records.items():
-            folder = Path(record.folder)
-            words = causes.last_words(folder.glob(f"{signature}.*.log"))
-            words = words or causes.last_words(folder.glob("worker-*.log"), about=signature)
-            found[signature] = "".join(words)
-        return found
+        return {
+            key: cause_in_logs(Path(record.folder).glob(f"{key}.*.log"))
+            or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
+            for key, record in records.items()
+        }
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
         background.cancel(sweep.folder)
@@ -99,13 +92,12 @@ class ThisMachine:
         return Task(0, "local")
 
     def requeue(self) -> None:
-        """Do nothing: who stopped the job launches the sweep again."""
+        """Do nothing: the user who stopped the job launches the sweep again."""
 
 
 def _waits_for(record: Record) -> str | None:
-    """Say what a submission's workers wait for on this machine; None when none lives."""
-    sweep_folder = Path(record.folder).parents[1]
-    alive = background.living_workers(sweep_folder, record.token)
+    """Return what a submission's workers wait for, "" for nothing; None when none lives."""
+    alive = background.living_workers(record.sweep_folder, record.token)
     if not any(worker["host"] == socket.gethostname() for worker in alive):
         return "" if alive else None  # another machine's GPUs cannot be seen from here
-    return slots.waits_for(record, background.living_workers(sweep_folder))
+    return slots.waits_for(record, background.living_workers(record.sweep_folder))

@@ -1,4 +1,4 @@
-"""Ray's actors: one for each trial, and one for each further node that a trial has ranks on."""
+"""Ray's actors: one per trial, and one for each further node on which a trial has ranks."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from harness.sweeps.keys import Resources
 
 
 def trial_actor() -> type:
-    """Return the class that Ray makes an actor of, one per trial."""
+    """Return the class of Ray's actor of a trial."""
     import ray
     from ray import tune
 
@@ -21,38 +21,19 @@ def trial_actor() -> type:
         def setup(self, config: dict[str, Any]) -> None:
             os.chdir(config["cwd"])
             run = Run(Path(config["run"]))
-            asked = Resources(**config["resources"])
-            self.log_file = Path(config["logs"]) / f"{run.signature}.0.log"
-            self.gpus = asked.gpus / config["trials_per_gpu"]
+            resources = Resources(**config["resources"])
+            gpus = resources.gpus / config["trials_per_gpu"]
+            log_file = Path(config["logs"]) / f"{run.signature}.0.log"
             group = RankGroup(
-                ranks=asked.ranks_per_node, world=asked.ranks, cpus=asked.cpus,
-                gpus=_own_gpus(self.gpus),
-                address=ray.util.get_node_ip_address() if asked.nodes > 1 else "127.0.0.1",
+                ranks=resources.ranks_per_node, world=resources.ranks, cpus=resources.cpus,
+                gpus=_own_gpus(gpus),
+                address=ray.util.get_node_ip_address() if resources.nodes > 1 else "127.0.0.1",
             )
             self.watched = WatchedRun(
-                run, log_file=self.log_file, group=group, retell=config["retell"],
-                others=self.start_others, exports=tuple(config["exports"]),
+                run, log_file=log_file, group=group, replay=config["replay"],
+                start_others=lambda group: _start_others(run, group, gpus, log_file),
+                exports=tuple(config["exports"]),
             )
-
-        def start_others(self, group: RankGroup) -> Callable[[], Any]:
-            """Have the ranks on the trial's further nodes started by an actor on each."""
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-            reserved = ray.util.get_current_placement_group()
-            actors = []
-            for node in range(1, group.world // group.ranks):
-                where = PlacementGroupSchedulingStrategy(
-                    placement_group=reserved, placement_group_bundle_index=node
-                )
-                actors.append(_rank_actor().options(
-                    scheduling_strategy=where, num_cpus=group.cpus * group.ranks,
-                    num_gpus=self.gpus,
-                ).remote(
-                    str(self.watched.run.folder),
-                    dataclasses.replace(group, first=node * group.ranks), self.gpus,
-                    str(self.log_file), os.getcwd(),
-                ))
-            return lambda: [ray.get(actor.end.remote()) for actor in actors]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.cleanup()
@@ -63,11 +44,11 @@ def trial_actor() -> type:
             return self.watched.next_result()
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-            """Return nothing of use: a paused run has its own checkpoints."""
+            """Return a placeholder: a paused run has its own checkpoints."""
             return {"paused": True}
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Go on after a pause: what the run has logged, the search knows."""
+            """Continue after a pause; the search already knows what the run has logged."""
             self.watched.skip_stored()
 
         def cleanup(self) -> None:
@@ -77,12 +58,32 @@ def trial_actor() -> type:
 
 
 def _own_gpus(share: float) -> str:
-    """Return the GPUs that Ray gave to this process, by CUDA_VISIBLE_DEVICES; "" for no share."""
+    """Return the GPUs that Ray gave to this process, as in CUDA_VISIBLE_DEVICES; "" for none."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "") if share else ""
 
 
+def _start_others(run: Run, group: RankGroup, gpus: float, log_file: Path) -> Callable[[], Any]:
+    """Start the ranks on the trial's further nodes, by an actor on each; returns what ends them."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    reserved = ray.util.get_current_placement_group()
+    actors = []
+    for node in range(1, group.world // group.ranks):
+        where = PlacementGroupSchedulingStrategy(
+            placement_group=reserved, placement_group_bundle_index=node
+        )
+        actors.append(_rank_actor().options(
+            scheduling_strategy=where, num_cpus=group.cpus * group.ranks, num_gpus=gpus
+        ).remote(
+            str(run.folder), dataclasses.replace(group, first=node * group.ranks), gpus,
+            str(log_file), os.getcwd(),
+        ))
+    return lambda: [ray.get(actor.end.remote()) for actor in actors]
+
+
 def _rank_actor() -> Any:
-    """Return the class of the actor that keeps a trial's ranks on a further node."""
+    """Return the class of the actor that runs a trial's ranks on a further node."""
     import ray
 
     @ray.remote

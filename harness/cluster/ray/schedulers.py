@@ -1,8 +1,8 @@
-"""Tune's schedulers, fed by runs: what is decided depends on what was logged, not on when.
+"""Tune's schedulers on our runs: decisions depend on the logged metrics, not on their timing.
 
-Their time is our `epoch`, because Tune's own count restarts with a trial. A scheduler that is made
-anew, after its driver was killed, is first told all that the runs have logged, and then decides as
-the old one would have. Only the driver of a search imports this file.
+Time is our `epoch`, because Tune's own count restarts with a trial. When a driver was killed, its
+successor first replays all logged epochs to a new scheduler, which then decides as the old one.
+Only the driver of a search imports this file.
 """
 
 import logging
@@ -33,7 +33,7 @@ from harness.sweeps.reading import Sweep
 log = logging.getLogger(__name__)
 
 NO_END = 10**9
-"""ASHA's last rung: how long a trial trains is its own affair."""
+"""ASHA's last rung: it never limits a trial's length."""
 NEVER = float("inf")
 CONTINUE, PAUSE, STOP = map(str, (
     TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
@@ -41,7 +41,7 @@ CONTINUE, PAUSE, STOP = map(str, (
 
 
 def make_scheduler(sweep: Sweep) -> Any:
-    """Return Tune's scheduler for a sweep; its `tell` shows it what was logged before."""
+    """Return Tune's scheduler for a sweep; its `replay` shows it what was logged before."""
     asked = sweep.scheduler
     common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
     match asked:
@@ -59,8 +59,8 @@ def make_scheduler(sweep: Sweep) -> Any:
         case Median():
             rule = MedianRule(
                 **common, grace_period=asked.grace, min_samples_required=asked.trials,
-                min_time_slice=NEVER,  # it would pause trials to let others come as far
-                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
+                min_time_slice=NEVER,  # otherwise it pauses trials until others catch up
+                hard_stop=False,  # otherwise it accepts no more results of a trial that it stops
             )
             return EarlyStopping("median stopping", {sweep.metric: rule})
         case Pbt():
@@ -68,13 +68,13 @@ def make_scheduler(sweep: Sweep) -> Any:
         case HyperBand():
             return Bands(
                 **common, max_t=asked.epochs, reduction_factor=asked.reduction,
-                stop_last_trials=False,  # those that are left train to their own end
+                stop_last_trials=False,  # the last ones train to their end
             )
     raise AssertionError(f"unreachable: {asked}")
 
 
 class StableTrial:
-    """A run as ASHA and median stopping see it: by a name that outlives the driver."""
+    """A run as ASHA and median stopping see it: with a name that outlives the driver."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name
@@ -84,9 +84,9 @@ class StableTrial:
 
 
 class EarlyStopping(FIFOScheduler):
-    """Ends trials by what ASHA or median stopping say of their epochs.
+    """Ends trials as ASHA or median stopping decide.
 
-    rules: by the number that each looks at; an epoch is shown to the first whose number it has.
+    rules: by metric; an epoch goes to the first rule whose metric it has.
     """
 
     def __init__(self, name: str, rules: Mapping[str, Any]) -> None:
@@ -94,19 +94,15 @@ class EarlyStopping(FIFOScheduler):
         self.name, self.rules = name, rules
         self.trials: dict[str, StableTrial] = {}
 
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Show what runs have logged before this scheduler was made.
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Show what the runs logged before this scheduler existed.
 
-        Not in the original order, so what is decided of them now does not count. Of runs that go
-        on only what was judged: Tune will tell the rest.
+        The order differs from the original one, so decisions made now do not count. Of runs that
+        are due only the judged epochs are shown, because Tune will report the others.
         """
-        for run in finished:
+        for run, seen in [*((run, None) for run in finished), *((run, judged(run)) for run in due)]:
             for line in epoch_lines(run):
-                self._show(run.signature, flatten(line))
-        for run in due:
-            seen = judged(run)
-            for line in epoch_lines(run):
-                if (line.get("stage"), line["epoch"]) in seen:
+                if seen is None or (line.get("stage"), line["epoch"]) in seen:
                     self._show(run.signature, flatten(line))
         for rule in self.rules.values():
             if isinstance(rule, MedianRule):
@@ -127,9 +123,8 @@ class EarlyStopping(FIFOScheduler):
         if result.get("done"):
             return CONTINUE
         decision = self._show(run.signature, result)
-        if decision == PAUSE:  # of median stopping, see `make_scheduler`
+        if decision in (STOP, PAUSE):  # median stopping pauses, see `make_scheduler`
             decision = STOP
-        if decision == STOP:
             log.info("%s: ended at epoch %s", trial, result["epoch"])
             end_early(run, by=self.name, epoch=result["epoch"])
         note_judged(run, result.get("stage"), result["epoch"])
@@ -137,17 +132,17 @@ class EarlyStopping(FIFOScheduler):
 
 
 class MedianRule(MedianStoppingRule):
-    """Tune's median stopping, able to judge anew trials that it would have stopped."""
+    """Tune's median stopping, which can judge trials again that it would have stopped."""
 
     def forget_decisions(self) -> None:
         self._stopped_trials.clear()
 
 
 class Bands(HyperBandScheduler):
-    """HyperBand over the epochs that have the metric; the others pass."""
+    """HyperBand over the epochs that have the metric; others are ignored."""
 
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Do nothing: Tune starts all trials again, and each reports all its epochs."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if self._metric not in result or "epoch" not in result:
@@ -168,7 +163,7 @@ class Bands(HyperBandScheduler):
 
 
 class Population(FIFOScheduler):
-    """Has bad runs go on from good ones; see `population` and `takeovers`."""
+    """Lets bad runs continue from good ones; see `population` and `takeovers`."""
 
     def __init__(self, sweep: Sweep, options: Pbt) -> None:
         super().__init__()
@@ -176,8 +171,8 @@ class Population(FIFOScheduler):
         self.changeable = changeable_keys(sweep.base.schema)
         self.runs: dict[str, Run] = {}
 
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Get to know the runs; how well they did is kept with what they export."""
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Store the runs; their scores are kept with their exported checkpoints."""
         self.runs |= {run.signature: run for run in (*finished, *due)}
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -191,7 +186,7 @@ class Population(FIFOScheduler):
         return CONTINUE
 
     def _compare(self, run: Run, epoch: int) -> None:
-        """Plan that a run among the worst goes on from one of the best."""
+        """Plan that a run among the worst continues from one of the best."""
         scores = {
             name: score for name, one in self.runs.items()
             if (score := takeovers.exported_score(one, epoch)) is not None
@@ -207,7 +202,7 @@ class Population(FIFOScheduler):
             resample=self.options.resample,
         )
         takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
-        log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
+        log.info("%s: continues from %s after epoch %d with %s", run.signature, source, epoch,
                  settings)
 
     def _settings(self, run: Run, epoch: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SLURM as a place where jobs run: submitted by submitit, asked by squeue, ended by scancel."""
+"""SLURM as a place where jobs run: submission by submitit, states by squeue, end by scancel."""
 
 import logging
 import os
@@ -14,7 +14,6 @@ from harness.base.files import write_text
 from harness.cluster.place import Job, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import before_and_after, commands, site
-from harness.cluster.slurm.deaths import deaths
 from harness.cluster.slurm.job import requeue, run_trial
 from harness.cluster.slurm.script import (
     GPU_OPTIONS,
@@ -36,13 +35,13 @@ class Slurm:
     """The SLURM cluster to which this machine submits; see `place.Place` for the methods."""
 
     max_age_s: float = 0.0
-    """How old an answer of squeue may be."""
+    """Maximum age of squeue's answer."""
     patient: bool = False
     """Whether to wait for a controller that does not answer, instead of raising UserError."""
     name: Cluster = "slurm"
     title: str = "on SLURM"
     _jobs: dict[str, tuple[str, str, str]] | None = None
-    _asked: float = float("-inf")
+    _asked_at: float = float("-inf")
     _deaths: dict[str, str] = field(default_factory=dict)
 
     def check(self, sweep: Sweep, jobs: int) -> None:
@@ -57,17 +56,17 @@ class Slurm:
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         if sweep.resources.gpus is None and not GPU_OPTIONS & set(sweep.slurm):
-            return ("each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 "
-                    "asks for one, resources.gpus=0 hides this line")
+            return ("trials run on the CPU, because the sweep requests no GPU; resources.gpus=1 "
+                    "requests one per trial, resources.gpus=0 hides this line")
         return ""
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
         return f"sbatch gets:\n\n{script(sweep, jobs)}"
 
-    # --- submitting, looking, ending ---
+    # --- submission, states, cancellation ---
 
     @contextmanager
-    def around(
+    def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> Iterator[Sequence[str]]:
         before: list[str] = []
@@ -90,13 +89,12 @@ class Slurm:
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.
 
-        The record stays even when sbatch fails: an sbatch that ran out of time may have submitted
-        after all, and the next launch looks for its jobs. Raises UserError with sbatch's own words.
+        The record stays even when sbatch fails: an sbatch that timed out may still have submitted,
+        and the next launch looks for its jobs. Raises UserError with sbatch's message.
         """
-        sweep = submission.sweep
+        sweep, trials = submission.sweep, submission.trials
         sweep = replace(sweep, slurm=depending_on(sweep.slurm, after))
         executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
-        trials = submission.trials
         try:
             with commands.outside_any_job():
                 if submission.function:
@@ -109,9 +107,8 @@ class Slurm:
                         t.signature: job.job_id for t, job in zip(trials, jobs, strict=True)
                     }
         except Exception as error:  # submitit's own classes differ between its versions
-            raise UserError(f"sbatch did not take the jobs: {commands.last_line(error)}") from None
-        record.state = "submitted"
-        record.write()
+            raise UserError(f"sbatch refused the jobs: {commands.last_line(error)}") from None
+        record.write("submitted")
 
     def settle(self, records: Sequence[Record]) -> None:
         jobs = commands.my_jobs()
@@ -119,42 +116,42 @@ class Slurm:
             recover(record, jobs)
 
     def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        ids = {key: number for key, record in records.items() if (number := record.job_of(key))}
+        ids = _job_ids(records)
         if not ids:
             return {}
         known = self._my_jobs()
         if known is None:
             return dict.fromkeys(ids, Job("queued", "SLURM does not answer"))
-        found = {}
+        jobs = {}
         for key, number in ids.items():
             if number not in known:
                 continue
             state, reason, _ = known[number]
             if state == "PENDING":
-                found[key] = Job("queued", "" if reason == "None" else reason)
+                jobs[key] = Job("queued", "" if reason == "None" else reason)
             elif EVERY in records[key].jobs:
-                found[key] = Job("queued", "waits in the search")
+                jobs[key] = Job("queued", "waits in the search")
             else:
-                found[key] = Job("running", state)
-        return found
+                jobs[key] = Job("running", state)
+        return jobs
 
     def _my_jobs(self) -> dict[str, tuple[str, str, str]] | None:
-        """Return the user's jobs (see `commands.my_jobs`), None as long as nobody knows."""
-        if time.monotonic() - self._asked >= self.max_age_s:
+        """Return the user's jobs (see `commands.my_jobs`), None before SLURM's first answer."""
+        if time.monotonic() - self._asked_at >= self.max_age_s:
             try:
                 self._jobs = commands.my_jobs()
             except UserError as error:
                 if not self.patient:
                     raise
                 log.warning("%s", str(error).splitlines()[0])
-            self._asked = time.monotonic()
+            self._asked_at = time.monotonic()
         return self._jobs
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        ids = {key: number for key, record in records.items() if (number := record.job_of(key))}
-        # each is looked for once: accounting may be slow
+        ids = _job_ids(records)
+        # each is asked for once, because accounting may be slow
         if new := {n: Path(records[key].folder) for key, n in ids.items() if n not in self._deaths}:
-            self._deaths |= dict.fromkeys(new, "") | deaths(new)
+            self._deaths |= dict.fromkeys(new, "") | commands.deaths(new)
         return {key: self._deaths[number] for key, number in ids.items()}
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
@@ -166,22 +163,25 @@ class Slurm:
     # --- inside a job ---
 
     def task(self) -> Task:
-        from submitit.slurm.slurm import SlurmJobEnvironment  # late: --status need not pay
+        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow for --status
 
-        variables = os.environ
-        attempt = f"{variables['SLURM_JOB_ID']}-{variables.get('SLURM_RESTART_COUNT', '0')}"
+        attempt = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
         hosts = tuple(SlurmJobEnvironment().hostnames)
-        return Task(int(variables.get("SLURM_PROCID", "0")), attempt, hosts)
+        return Task(int(os.environ.get("SLURM_PROCID", "0")), attempt, hosts)
 
     def requeue(self) -> None:
         requeue()
 
 
+def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
+    return {key: number for key, record in records.items() if (number := record.job_of(key))}
+
+
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
     """Settle a submission whose launcher was killed before it stored the job ids.
 
-    A job whose submitit file is in place can run and is adopted; any other is cancelled, and its
-    trial is found missing again.
+    Jobs whose submitit file exists can run and are adopted; others are cancelled, and their trials
+    count as missing again.
     """
     lost = []
     for number, (_, _, name) in jobs.items():
@@ -195,5 +195,4 @@ def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
         else:
             record.jobs[record.trials[int(index or 0)]] = number
     commands.scancel(lost)
-    record.state = "submitted"
-    record.write()
+    record.write("submitted")

@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.cluster import causes
-from harness.cluster.slurm.deaths import deaths
+from harness.cluster.slurm.commands import deaths
 from harness.runs.failures import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {

@@ -11,7 +11,7 @@ import torch
 
 from harness.cluster import rank_group
 from harness.cluster.doctor import checks, diagnosis
-from harness.cluster.doctor.diagnosis import Visit
+from harness.cluster.doctor.diagnosis import Diagnosis
 from harness.sweeps.reading import Resources
 
 
@@ -36,7 +36,7 @@ def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
             patch.setattr(rank_group, "subprocess", SimpleNamespace(
                 Popen=Process, DEVNULL=None, STDOUT=None
             ))
-            diagnosis._visit_here(sweep, tmp_path)
+            diagnosis._diagnose_here(sweep, tmp_path)
         assert {env["WORLD_SIZE"] for env in started} == {str(len(started))}
         [seen] = {env["CUDA_VISIBLE_DEVICES"] for env in started}
         return len(started), seen
@@ -63,18 +63,18 @@ def test_a_job_sees_the_gpus_that_an_option_of_sbatch_asks_for(
         {}, {"slurm": {"gres": "gpu:1"}}, {"resources": {"gpus": 2}}, {"slurm": {"qos": "high"}},
     )):
         sweep = toy.make_sweep(tmp_path, {}, **keys)
-        diagnosis._submit(sweep, Visit("short", 1, 1, tmp_path / str(number)))
+        diagnosis._submit(sweep, Diagnosis("short", 1, 1, tmp_path / str(number)))
     assert given == [0, None, 2, 0]
 
-    monkeypatch.setattr(checks, "examine", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "run_checks", lambda *_, **__: None)
     monkeypatch.setattr(checks, "set_slurm_ranks", lambda: None)
     for gpus, seen in ((None, "1"), (2, "1"), (0, "")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        checks.examine_job(str(tmp_path), 1, gpus)
+        checks.check_job(str(tmp_path), 1, gpus)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not checks._gpus(None).fine
-    assert checks._gpus(None).told == "0; some asked"
+    assert checks._gpus(None).text == "0; some asked"
 
 
 def test_on_a_cluster_ranks_are_as_many_as_the_gpus_that_a_trial_asks_for() -> None:

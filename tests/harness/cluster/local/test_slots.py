@@ -9,7 +9,7 @@ import pytest
 from harness.base.errors import UserError
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
-from harness.cluster.local.slots import plan, pool_for, settled, slots_for, waits_for
+from harness.cluster.local.slots import plan, pool_for, slots_for, waits_for, with_gpus
 from harness.cluster.records import Record
 from harness.sweeps.reading import Resources
 
@@ -39,14 +39,14 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     gpus: Callable[[int], list[str]]
 ) -> None:
     gpus(0)
-    assert settled(Resources()).gpus == 0
+    assert with_gpus(Resources()).gpus == 0
     names = gpus(2)
-    assert settled(Resources()).gpus == 1
-    assert settled(Resources(tasks=2)).gpus == 2
-    assert settled(Resources(nodes=2)).gpus == 1
-    assert settled(Resources(tasks=3)).gpus == 0
-    assert settled(Resources(gpus=0)).gpus == 0
-    assert Resources().ranks == settled(Resources()).ranks == 1
+    assert with_gpus(Resources()).gpus == 1
+    assert with_gpus(Resources(tasks=2)).gpus == 2
+    assert with_gpus(Resources(nodes=2)).gpus == 1
+    assert with_gpus(Resources(tasks=3)).gpus == 0
+    assert with_gpus(Resources(gpus=0)).gpus == 0
+    assert Resources().ranks == with_gpus(Resources()).ranks == 1
     assert pool_for(Resources(), 2).gpus == names
 
 

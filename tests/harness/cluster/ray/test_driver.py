@@ -199,7 +199,7 @@ def refused(rendezvous: dict[str, Any], token: str | None) -> bool:
 # --- without ---
 
 
-class Told:
+class TuneTrial:
     """A trial as Tune shows it to a scheduler."""
 
     def __init__(self, run: Run) -> None:
@@ -214,7 +214,7 @@ def judged(toy: ModuleType, folder: Path, scheduler: Any, **changes: Any) -> Any
 def restarted(toy: ModuleType, folder: Path, scheduler: Any, runs: list[Run]) -> Any:
     tune = judged(toy, folder, scheduler)
     ended = [run for run in runs if (run.folder / "early_end.json").exists()]
-    tune.tell(ended, [run for run in runs if run not in ended])
+    tune.replay(ended, [run for run in runs if run not in ended])
     return tune
 
 
@@ -247,7 +247,7 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
             if count + 1 == killed_after:  # it had been logged, and nobody had judged it
                 tune = restarted(toy, folder, scheduler, runs)
                 assert WatchedRun(run, log_file=folder / "x", group=RankGroup()).stored
-            if tune.on_trial_result("a controller", Told(run), result) == "STOP":
+            if tune.on_trial_result("a controller", TuneTrial(run), result) == "STOP":
                 ended[run.signature] = epoch
                 assert read_json(run.folder / "early_end.json")["epoch"] == epoch
         return ended
@@ -260,7 +260,7 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
 def test_asha_keeps_the_smallest_where_smaller_is_better(toy: ModuleType, tmp_path: Path) -> None:
     tune = judged(toy, tmp_path, Asha(grace=1, reduction=2), metric="loss", mode="min")
     decisions = [
-        tune.on_trial_result(None, Told(Run(tmp_path / name)), {"epoch": 1, "loss": loss})
+        tune.on_trial_result(None, TuneTrial(Run(tmp_path / name)), {"epoch": 1, "loss": loss})
         for name, loss in (("a", 1.0), ("b", 2.0), ("c", 0.5))
     ]
     assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
@@ -278,7 +278,8 @@ def test_asha_may_judge_epochs_without_the_metric_by_another_number(
         ("d", {"epoch": 1, "loss": 0.6}),
     ]
     decisions = [
-        tune.on_trial_result(None, Told(Run(tmp_path / name)), result) for name, result in results
+        tune.on_trial_result(None, TuneTrial(Run(tmp_path / name)), result)
+        for name, result in results
     ]
     assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE"]
 

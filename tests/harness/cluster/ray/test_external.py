@@ -54,7 +54,7 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
         launch(sweep, "local")
         toy.until(lambda: not background.living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
-        [node] = external.look(address)
+        [node] = external.nodes_of(address)
         assert node["CPU"] == 2
     finally:
         background.cancel(sweep.folder)
@@ -90,7 +90,7 @@ def test_a_ray_of_another_version_is_refused_with_both() -> None:
             patch.setattr(external, "ANSWER_LIMIT_S", 10.0)
             for _ in range(12):
                 with pytest.raises(UserError) as caught:
-                    external.look(f"127.0.0.1:{port}")
+                    external.nodes_of(f"127.0.0.1:{port}")
                 if "Version mismatch" in str(caught.value):
                     break
         assert "1.2.3" in str(caught.value)

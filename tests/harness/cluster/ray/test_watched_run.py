@@ -35,7 +35,7 @@ def make_run(toy: ModuleType, tmp_path: Path) -> Any:
 
 
 def watch(run: Run) -> WatchedRun:
-    return WatchedRun(run, log_file=run.folder.parent / "log.txt", group=RankGroup(), retell=True)
+    return WatchedRun(run, log_file=run.folder.parent / "log.txt", group=RankGroup(), replay=True)
 
 
 def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
