@@ -268,9 +268,7 @@ def _fetch(trials: list[Trial]) -> None:
             fetch(model.name, model.weights)
 
 
-def _tell_left_alone(
-    states: list[TrialState], console: Console, *, retry_failed: bool
-) -> None:
+def _tell_left_alone(states: list[TrialState], console: Console, *, retry_failed: bool) -> None:
     left = sum(one.state == "failed" and not one.is_due for one in states)
     if left and not retry_failed:
         _say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")

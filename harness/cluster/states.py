@@ -121,9 +121,7 @@ def _by_folder(sweep: Sweep, trial: Trial) -> TrialState:
     return TrialState(trial, state, status, status.get("reason", ""))
 
 
-def _with_job(
-    one: TrialState, record: Record, job: Job | None, is_launching: bool
-) -> TrialState:
+def _with_job(one: TrialState, record: Record, job: Job | None, is_launching: bool) -> TrialState:
     """Return the state of a trial whose job is `job`, None where there is none."""
     if not one.depends_on_its_job:
         return one

@@ -152,9 +152,7 @@ def _tasks(asked: Resources, nodes: int) -> int:
 
 def _submit(sweep: Sweep, one: Diagnosis) -> None:
     one.folder.mkdir(mode=0o700)
-    resources = dataclasses.replace(
-        sweep.resources, nodes=one.nodes, tasks=one.tasks, time="10m"
-    )
+    resources = dataclasses.replace(sweep.resources, nodes=one.nodes, tasks=one.tasks, time="10m")
     own = dataclasses.replace(
         sweep, resources=resources, slurm={**sweep.slurm, "partition": one.name}
     )

@@ -104,9 +104,7 @@ class _Kind:
     files: list[Path]
     each: int
 
-    def lock(
-        self, owner: str, most: int, is_needed: Callable[[], bool] | None
-    ) -> dict[Path, int]:
+    def lock(self, owner: str, most: int, is_needed: Callable[[], bool] | None) -> dict[Path, int]:
         """Lock free files for up to `most` trials; none unless enough for one. See `Pool.take`."""
         held: dict[Path, int] = {}
         turn: int | None = None

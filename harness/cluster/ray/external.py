@@ -34,9 +34,7 @@ class ExternalRay:
 def use(rendezvous: Rendezvous, address: str) -> Iterator[ExternalRay]:
     """Write the Ray's address to the rendezvous file while the body runs."""
     storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
-    variables = {
-        name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ
-    }
+    variables = {name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ}
     try:
         rendezvous.write(
             state="up", address=address, storage=str(storage),
