@@ -191,16 +191,16 @@ def _dry_run(
         console.print(table.live_table(sweep, states, most=len(states)))
     _tell_left_alone(states, console, retry_failed=retry_failed)
     _preflight(sweep, [one.trial for one in waiting])
-    plan, count = PLANS[sweep.backend], len(waiting)
-    job = plan.job(dataclasses.replace(sweep, code=snapshots.current_code(sweep).folder))
+    count, code = len(waiting), snapshots.current_code(sweep).folder
+    job, job_count = PLANS[sweep.backend].jobs(dataclasses.replace(sweep, code=code), count)
     try:
-        place.check(job, plan.job_count(sweep, count))
+        place.check(job, job_count)
     except NoAnswer as error:
         _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     _say(console, f"{count} to run {place.title}{more}")
     _say(console, place.describe(sweep, count + sweep.to_propose, jobs))
-    _say(console, place.preview(job, max(1, plan.job_count(sweep, count))))
+    _say(console, place.preview(job, max(1, job_count)))
     return 0
 
 

@@ -24,14 +24,11 @@ log = logging.getLogger(__name__)
 class Plan(Protocol):
     """What a backend submits; the modules `array` and `ray.submit` are such plans."""
 
-    def job(self, sweep: Sweep) -> Sweep:
-        """Return the sweep with the resources of one job.
+    def jobs(self, sweep: Sweep, trials: int) -> tuple[Sweep, int]:
+        """Return the sweep with the resources of one job, and the number of jobs.
 
         Raises UserError for what the backend cannot do.
         """
-
-    def job_count(self, sweep: Sweep, trials: int) -> int:
-        """Return the number of jobs for this many trials."""
 
     def submissions(
         self, sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
@@ -87,8 +84,8 @@ def launch(
 def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: int | None) -> None:
     """Submit trials by the sweep's plan, with the jobs before and after them."""
     plan, trials = PLANS[sweep.backend], [one.trial for one in waiting]
-    job = plan.job(sweep)
-    place.check(job, plan.job_count(sweep, len(waiting)))
+    job, count = plan.jobs(sweep, len(waiting))
+    place.check(job, count)
     submissions = list(plan.submissions(sweep, trials, place, limit))
     before = {one.trial.signature: one for one in waiting}
     records: list[Record] = []

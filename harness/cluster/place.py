@@ -29,6 +29,8 @@ class Room:
     """None: the scheduler decides."""
     pool: dict[str, Any] | None = None
     """The GPUs and cores of this machine that trials claim (see `claims.Pool`)."""
+    most_jobs: int = 10**6
+    """The largest number of jobs in one submission."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,6 @@ class Place(Protocol):
 
         Raises UserError when there is no room for even one.
         """
-
-    def most_jobs(self) -> int:
-        """Return the largest number of jobs in one submission."""
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         """Return a line on the resources that the trials get here; "" for none."""

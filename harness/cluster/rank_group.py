@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +124,8 @@ def _failed_rank(processes: Sequence[Process]) -> int | None:
 
 
 def _kill_session(process: Process) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Path]) -> None:

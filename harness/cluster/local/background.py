@@ -1,10 +1,10 @@
 """Workers of this machine: processes that outlive the command that started them."""
 
-import logging
 import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from harness.cluster.rank_group import GRACE_S, POLL_S, Process, start_process
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.snapshots import search_path
 from harness.runs.run import Run
-
-log = logging.getLogger(__name__)
 
 START_LIMIT_S = 60.0
 _started: list[Process] = []
@@ -101,7 +99,5 @@ def _lives(pid: int) -> bool:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        log.debug("process %d has ended already", pid)

@@ -14,8 +14,6 @@ from harness.cluster.records import Cluster, Record
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial
 
-NO_LIMIT = 10**6
-
 
 @dataclass
 class ThisMachine:
@@ -31,9 +29,6 @@ class ThisMachine:
         resources = slots.with_gpus(sweep.resources)
         count = slots.slots_for(resources, limit, trials_per_gpu)
         return Room(resources, count, asdict(slots.pool_for(resources, count, trials_per_gpu)))
-
-    def most_jobs(self) -> int:
-        return NO_LIMIT
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         if sweep.ray.address is not None:

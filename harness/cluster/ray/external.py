@@ -23,15 +23,8 @@ print(json.dumps([node["Resources"] for node in ray.nodes() if node["Alive"]]))
 """
 
 
-class ExternalRay:
-    """In place of `nodes.Node`."""
-
-    def check(self) -> None:
-        """Do nothing: the driver ends when this Ray does."""
-
-
 @contextmanager
-def use(rendezvous: Rendezvous, address: str) -> Iterator[ExternalRay]:
+def use(rendezvous: Rendezvous, address: str) -> Iterator[None]:
     """Write the Ray's address to the rendezvous file while the body runs."""
     storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
     variables = {name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ}
@@ -40,7 +33,7 @@ def use(rendezvous: Rendezvous, address: str) -> Iterator[ExternalRay]:
             state="up", address=address, storage=str(storage),
             init={"runtime_env": {"env_vars": variables}},
         )
-        yield ExternalRay()
+        yield
     finally:
         rendezvous.write(state="over")
         shutil.rmtree(storage, ignore_errors=True)

@@ -107,7 +107,7 @@ def _claimed(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
 def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
     """Run Ray's head and the driver here until the driver ends or a stop is requested."""
     address, dashboard = (record.options["sweep"]["ray"][key] for key in ("address", "dashboard"))
-    host: AbstractContextManager[Node | external.ExternalRay]
+    host: AbstractContextManager[Node | None]
     if address is not None:
         host = external.use(rendezvous, address)
         own = external.environment()
@@ -122,7 +122,8 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
         )
         try:
             while driver.poll() is None and not stop_requested():
-                node.check()
+                if node is not None:  # the driver ends when an external Ray does
+                    node.check()
                 time.sleep(POLL_S)
         finally:
             driver.kill()

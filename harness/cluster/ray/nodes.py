@@ -80,10 +80,7 @@ class Rendezvous:
 
     def read(self) -> dict[str, Any] | None:
         """Return what the head has written, None before that."""
-        try:
-            return dict(read_json(self.file))
-        except FileNotFoundError:
-            return None
+        return dict(read_json(self.file)) if self.file.exists() else None
 
     def write(self, **facts: Any) -> None:
         """Add facts; only the head writes."""
@@ -229,12 +226,11 @@ def _private_folder() -> Iterator[Path]:
         with suppress(OSError):  # another job may remove it too
             if old.stat().st_uid == os.getuid() and lock_holder(old) is None:
                 shutil.rmtree(old.parent)
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    with held_lock(folder / "owner.lock"):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name,
+        held_lock(Path(name) / "owner.lock"),
+    ):
+        yield Path(name)
 
 
 def _start(

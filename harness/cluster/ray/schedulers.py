@@ -8,15 +8,9 @@ Only the driver of a search imports this file.
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune import schedulers as tune
 
 from harness.base.mappings import flatten
 from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
@@ -35,9 +29,8 @@ log = logging.getLogger(__name__)
 NO_END = 10**9
 """ASHA's last rung: it never limits a trial's length."""
 NEVER = float("inf")
-CONTINUE, PAUSE, STOP = map(str, (
-    TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
-))
+CONTINUE, PAUSE, STOP = "CONTINUE", "PAUSE", "STOP"
+"""Tune's decisions."""
 
 
 def make_scheduler(sweep: Sweep) -> Any:
@@ -50,14 +43,14 @@ def make_scheduler(sweep: Sweep) -> Any:
         case Asha():
             metrics = [sweep.metric, *([asked.early] if asked.early else [])]
             return EarlyStopping("ASHA", {
-                metric: ASHAScheduler(
+                metric: tune.ASHAScheduler(
                     **{**common, "metric": metric}, max_t=NO_END, grace_period=asked.grace,
                     reduction_factor=asked.reduction,
                 )
                 for metric in metrics
             })
         case Median():
-            rule = MedianRule(
+            rule = tune.MedianStoppingRule(
                 **common, grace_period=asked.grace, min_samples_required=asked.trials,
                 min_time_slice=NEVER,  # otherwise it pauses trials until others catch up
                 hard_stop=False,  # otherwise it accepts no more results of a trial that it stops
@@ -73,17 +66,13 @@ def make_scheduler(sweep: Sweep) -> Any:
     raise AssertionError(f"unreachable: {asked}")
 
 
-class StableTrial:
+class StableTrial(NamedTuple):
     """A run as ASHA and median stopping see it: with a name that outlives the driver."""
 
-    def __init__(self, name: str) -> None:
-        self.trial_id = name
-
-    def __str__(self) -> str:
-        return self.trial_id
+    trial_id: str
 
 
-class EarlyStopping(FIFOScheduler):
+class EarlyStopping(tune.FIFOScheduler):
     """Ends trials as ASHA or median stopping decide.
 
     rules: by metric; an epoch goes to the first rule whose metric it has.
@@ -100,13 +89,14 @@ class EarlyStopping(FIFOScheduler):
         The order differs from the original one, so decisions made now do not count. Of runs that
         are due only the judged epochs are shown, because Tune will report the others.
         """
-        for run, seen in [*((run, None) for run in finished), *((run, judged(run)) for run in due)]:
+        for run, is_open in ((run, runs is due) for runs in (finished, due) for run in runs):
+            seen = judged(run) if is_open else None
             for line in epoch_lines(run):
                 if seen is None or (line.get("stage"), line["epoch"]) in seen:
                     self._show(run.signature, flatten(line))
         for rule in self.rules.values():
-            if isinstance(rule, MedianRule):
-                rule.forget_decisions()
+            if isinstance(rule, tune.MedianStoppingRule):
+                rule._stopped_trials.clear()
 
     def _show(self, name: str, result: dict[str, Any]) -> str:
         if name not in self.trials:
@@ -131,14 +121,7 @@ class EarlyStopping(FIFOScheduler):
         return decision
 
 
-class MedianRule(MedianStoppingRule):
-    """Tune's median stopping, which can judge trials again that it would have stopped."""
-
-    def forget_decisions(self) -> None:
-        self._stopped_trials.clear()
-
-
-class Bands(HyperBandScheduler):
+class Bands(tune.HyperBandScheduler):
     """HyperBand over the epochs that have the metric; others are ignored."""
 
     def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
@@ -162,7 +145,7 @@ class Bands(HyperBandScheduler):
             end_paused(run, by="HyperBand", epoch=epoch)
 
 
-class Population(FIFOScheduler):
+class Population(tune.FIFOScheduler):
     """Lets bad runs continue from good ones; see `population` and `takeovers`."""
 
     def __init__(self, sweep: Sweep, options: Pbt) -> None:

@@ -86,18 +86,13 @@ def signatures_of(record: Record, sweep: Sweep) -> list[str]:
     return list(dict.fromkeys([*record.options["sweep"]["known"], *proposed]))
 
 
-def job(sweep: Sweep) -> Sweep:
-    """Return the sweep with the resources of the whole job, and no jobs before and after it.
+def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:
+    """Return the sweep with the resources of the one job, which has none before and after it.
 
     Raises UserError for what this backend cannot do.
     """
     check(sweep)
-    return dataclasses.replace(allocation(sweep), prepare=False, report=False)
-
-
-def job_count(sweep: Sweep, trials: int) -> int:
-    """Return 1: all trials run in one job."""
-    return 1
+    return dataclasses.replace(allocation(sweep), prepare=False, report=False), 1
 
 
 def submissions(

@@ -14,10 +14,8 @@ def _judged_file(run: Run) -> Path:
 
 def judged(run: Run) -> set[tuple[Any, Any]]:
     """Return the (stage, epoch) pairs that the search has judged; others may be logged already."""
-    try:
-        return {(stage, epoch) for stage, epoch in read_json(_judged_file(run))["epochs"]}
-    except FileNotFoundError:
-        return set()
+    file = _judged_file(run)
+    return {(stage, n) for stage, n in read_json(file)["epochs"]} if file.exists() else set()
 
 
 def note_judged(run: Run, stage: Any, epoch: Any) -> None:

@@ -71,10 +71,8 @@ def ids_file(sweep_folder: Path) -> Path:
 
 def read_ids(sweep_folder: Path) -> list[str]:
     """Return the ids of all jobs that were submitted before and after a sweep's trials."""
-    try:
-        return [str(number) for number in read_json(ids_file(sweep_folder))["ids"]]
-    except FileNotFoundError:
-        return []
+    file = ids_file(sweep_folder)
+    return [str(number) for number in read_json(file)["ids"]] if file.exists() else []
 
 
 def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:

@@ -49,10 +49,7 @@ class Slurm:
         parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        return Room(sweep.resources)
-
-    def most_jobs(self) -> int:
-        return commands.max_array_size()
+        return Room(sweep.resources, most_jobs=commands.max_array_size())
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         if sweep.resources.gpus is None and not GPU_OPTIONS & set(sweep.slurm):

@@ -31,8 +31,8 @@ def test_jobs_before_and_after_the_trials_count_where_jobs_are_limited(
     sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
     assert [job_count(sweep, trials) for trials in (1, 2, 100)] == [1, 2, 2]
     sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray", prepare=True, report=True)
-    assert job_count(submit.job(sweep), 100) == 0
-    assert [plan.job_count(sweep, 100) for plan in (array, submit)] == [100, 1]
+    assert job_count(submit.jobs(sweep, 100)[0], 100) == 0
+    assert [plan.jobs(sweep, 100)[1] for plan in (array, submit)] == [100, 1]
 
 
 def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def one(toy: ModuleType, folder: Path, **keys: object):
 
 
 def state(sweep, jobs: dict | None = None) -> str:
-    slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked=1e18)
+    slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked_at=1e18)
     [found] = survey(sweep, {"slurm": slurm, "local": ThisMachine()})
     return found.state
 
