@@ -60,7 +60,7 @@ def test_what_is_wrong_in_one_partition_is_told_with_what_to_change(
         assert "no answer" in row(told, "main")
         status, told = doctor("slurm.partition=main", "resources.cpus=2", "resources.gpus=1")
         assert status == 1
-        assert "main: sbatch: " in told
+        assert "main: sbatch refused the job: " in told
         assert "Traceback" not in told
     finally:
         slurm.run("scontrol", "update", "nodename=node2", "state=resume")

@@ -157,14 +157,13 @@ def _submit(sweep: Sweep, one: Diagnosis) -> None:
         sweep, resources=resources, slurm={**sweep.slurm, "partition": one.name}
     )
     executor = script.executor_for(own, one.folder, f"doctor.{one.name}")
+    gpus = resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0)
+    folder = str(one.folder.resolve())
     try:
-        with commands.outside_any_job():
-            one.job = executor.submit(
-                check_job, str(one.folder.resolve()), resources.cpus,
-                resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0),
-            ).job_id
-    except Exception as error:  # submitit's own classes differ between its versions
-        one.trouble, one.over = f"sbatch: {commands.last_line(error)}", True
+        with commands.submitting("the job"):
+            one.job = executor.submit(check_job, folder, resources.cpus, gpus).job_id
+    except UserError as error:
+        one.trouble, one.over = str(error), True
 
 
 def _wait(diagnoses: list[Diagnosis], show: Callable[[str], None]) -> None:

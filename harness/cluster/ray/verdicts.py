@@ -7,14 +7,12 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import lock_holder
 from harness.runs.run import Run, epoch_lines
 
-
-def _judged_file(run: Run) -> Path:
-    return run.folder / "judged.json"
+JUDGED = "judged.json"
 
 
 def judged(run: Run) -> set[tuple[Any, Any]]:
     """Return the (stage, epoch) pairs that the search has judged; others may be logged already."""
-    file = _judged_file(run)
+    file = run.folder / JUDGED
     return {(stage, n) for stage, n in read_json(file)["epochs"]} if file.exists() else set()
 
 
@@ -22,7 +20,7 @@ def note_judged(run: Run, stage: Any, epoch: Any) -> None:
     """Record that the search has judged an epoch; called when its decision is on disk."""
     before = judged(run)
     if (stage, epoch) not in before:
-        write_json(_judged_file(run), {"epochs": sorted([*before, (stage, epoch)], key=str)})
+        write_json(run.folder / JUDGED, {"epochs": sorted([*before, (stage, epoch)], key=str)})
 
 
 def early_end_file(run: Run) -> Path:

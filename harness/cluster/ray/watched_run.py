@@ -1,12 +1,12 @@
-"""A run as Ray's actor sees it: it starts the run, answers after each epoch and ends it."""
+"""A run that an actor of Ray starts, answers after each epoch, and ends."""
 
+import dataclasses
 import json
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from harness.cluster.rank_group import Process, RankGroup, end_within, settle
 from harness.cluster.ray.verdicts import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
+from harness.sweeps.keys import Resources
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class WatchedRun:
     def _start_all(self) -> None:
         group = self.group
         if group.world > 1:
-            group = replace(group, port=network.free_port())
+            group = dataclasses.replace(group, port=network.free_port())
         reports, report_end = os.pipe()
         answer_end, answers = os.pipe()
         self.process = _start(group, 0, self.run, self.log_file, report_end, answer_end)
@@ -198,3 +199,95 @@ def _start(
         local, "harness.cluster.ray.trial", str(run.folder), str(reports), str(answers),
         log_file=log_file, inherited=[pipe for pipe in (reports, answers) if pipe >= 0],
     )
+
+
+# --- as actors ---
+
+
+def trial_actor() -> type:
+    """Return the class of Ray's actor of a trial."""
+    import ray
+    from ray import tune
+
+    class RayTrial(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            os.chdir(config["cwd"])
+            run = Run(Path(config["run"]))
+            resources = Resources(**config["resources"])
+            gpus = resources.gpus / config["trials_per_gpu"]
+            log_file = Path(config["logs"]) / f"{run.signature}.0.log"
+            group = RankGroup(
+                ranks=resources.ranks_per_node, world=resources.ranks, cpus=resources.cpus,
+                gpus=_own_gpus(gpus),
+                address=ray.util.get_node_ip_address() if resources.nodes > 1 else "127.0.0.1",
+            )
+            self.watched = WatchedRun(
+                run, log_file=log_file, group=group, replay=config["replay"],
+                start_others=lambda group: _start_others(run, group, gpus, log_file),
+                exports=tuple(config["exports"]),
+            )
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.cleanup()
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return self.watched.next_result()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            """Return a placeholder: a paused run has its own checkpoints."""
+            return {"paused": True}
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Continue after a pause; the search already knows what the run has logged."""
+            self.watched.skip_stored()
+
+        def cleanup(self) -> None:
+            self.watched.end()
+
+    return RayTrial
+
+
+def _own_gpus(share: float) -> str:
+    """Return the GPUs that Ray gave to this process, as in CUDA_VISIBLE_DEVICES; "" for none."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "") if share else ""
+
+
+def _start_others(run: Run, group: RankGroup, gpus: float, log_file: Path) -> Callable[[], Any]:
+    """Start the ranks on the trial's further nodes, by an actor on each; returns what ends them."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    reserved = ray.util.get_current_placement_group()
+    actors = []
+    for node in range(1, group.world // group.ranks):
+        where = PlacementGroupSchedulingStrategy(
+            placement_group=reserved, placement_group_bundle_index=node
+        )
+        actors.append(_rank_actor().options(
+            scheduling_strategy=where, num_cpus=group.cpus * group.ranks, num_gpus=gpus
+        ).remote(
+            str(run.folder), dataclasses.replace(group, first=node * group.ranks), gpus,
+            str(log_file), os.getcwd(),
+        ))
+    return lambda: [ray.get(actor.end.remote()) for actor in actors]
+
+
+def _rank_actor() -> Any:
+    """Return the class of the actor that runs a trial's ranks on a further node."""
+    import ray
+
+    @ray.remote
+    class Ranks:
+        def __init__(
+            self, folder: str, group: RankGroup, gpus: float, log_file: str, working_folder: str
+        ) -> None:
+            os.chdir(working_folder)
+            group = dataclasses.replace(group, gpus=_own_gpus(gpus))
+            self.followers = FollowerRanks(Run(Path(folder)), group, log_file=Path(log_file))
+
+        def end(self) -> list[int]:
+            return self.followers.end()
+
+    return Ranks

@@ -64,27 +64,22 @@ def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record
     return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
 
 
-def ids_file(sweep_folder: Path) -> Path:
-    """Return the file of the ids of these jobs, which are cancelled with the sweep."""
+def _ids_file(sweep_folder: Path) -> Path:
     return jobs_folder(sweep_folder) / "around.json"
 
 
 def read_ids(sweep_folder: Path) -> list[str]:
-    """Return the ids of all jobs that were submitted before and after a sweep's trials."""
-    file = ids_file(sweep_folder)
+    """Return the ids of a sweep's jobs before and after its trials, to be cancelled with them."""
+    file = _ids_file(sweep_folder)
     return [str(number) for number in read_json(file)["ids"]] if file.exists() else []
 
 
 def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
     folder = jobs_folder(sweep.folder.resolve(), create=True) / which
     executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
-    try:
-        with commands.outside_any_job():
-            number = str(executor.submit(function, *arguments).job_id)
-    except Exception as error:  # submitit's own classes differ between its versions
-        raise UserError(f"sbatch refused the job {which} the trials: "
-                        f"{commands.last_line(error)}") from None
-    write_json(ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
+    with commands.submitting(f"the job {which} the trials"):
+        number = str(executor.submit(function, *arguments).job_id)
+    write_json(_ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
     return number
 
 

@@ -24,16 +24,13 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def last_line(error: Exception) -> str:
-    """Return the last line of a failed command's message, one with "error" if there is any."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or [repr(error)])[-1].strip()
-
-
 @contextmanager
-def outside_any_job() -> Iterator[None]:
-    """Hide a surrounding job's variables from sbatch, which would pass them to the new job."""
+def submitting(what: str) -> Iterator[None]:
+    """Let submitit submit jobs in the body, also from inside a job.
+
+    sbatch would pass that job's variables to the new ones, so they are hidden. Raises UserError
+    naming `what`, with the last line of sbatch's message.
+    """
     hidden: dict[str, str] = {}
     if "SLURM_JOB_ID" in os.environ:
         prefixes = ("SLURM_", "SRUN_", "SUBMITIT_", "PMI")
@@ -41,6 +38,10 @@ def outside_any_job() -> Iterator[None]:
         hidden = {name: os.environ.pop(name) for name in names}
     try:
         yield
+    except Exception as error:  # submitit's own classes differ between its versions
+        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        errors = [line for line in lines if "error" in line.lower()]
+        raise UserError(f"sbatch refused {what}: {(errors or lines)[-1].strip()}") from None
     finally:
         os.environ.update(hidden)
 

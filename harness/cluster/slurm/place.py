@@ -92,19 +92,14 @@ class Slurm:
         sweep, trials = submission.sweep, submission.trials
         sweep = replace(sweep, slurm=depending_on(sweep.slurm, after))
         executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
-        try:
-            with commands.outside_any_job():
-                if submission.function:
-                    function = pkgutil.resolve_name(submission.function)
-                    record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
-                else:
-                    folders = [str(trial.run.folder.resolve()) for trial in trials]
-                    jobs = executor.map_array(run_trial, folders)
-                    record.jobs = {
-                        t.signature: job.job_id for t, job in zip(trials, jobs, strict=True)
-                    }
-        except Exception as error:  # submitit's own classes differ between its versions
-            raise UserError(f"sbatch refused the jobs: {commands.last_line(error)}") from None
+        with commands.submitting("the jobs"):
+            if submission.function:
+                function = pkgutil.resolve_name(submission.function)
+                record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
+            else:
+                folders = [str(trial.run.folder.resolve()) for trial in trials]
+                ids = [job.job_id for job in executor.map_array(run_trial, folders)]
+                record.jobs = dict(zip([t.signature for t in trials], ids, strict=True))
         record.write("submitted")
 
     def settle(self, records: Sequence[Record]) -> None:

@@ -202,7 +202,7 @@ def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_p
     record.file.write_text('{"token": ')
     with pytest.raises(UserError, match=r"record\.json: not a record of submitted jobs"):
         survey(sweep)
-    record.remove()
+    record.file.unlink()
     run.status_file.write_text("{")
     with pytest.raises(UserError, match=r"status\.json: cannot be read"):
         survey(sweep)
