@@ -161,11 +161,11 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path:
                                                  "loss_weights?"),
         (("--recipe", "synthetix"), "did you mean synthetic"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
-        (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address: set backend: ray"),
-        (("--sweep", str(SEARCH), "--first", "2"), "say how many by samples=N"),
+        (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address needs backend: ray"),
+        (("--sweep", str(SEARCH), "--first", "2"), "set their number with samples=N"),
         (("--sweep", str(SEARCH), "data.validation=0"), "validation.mAP needs a validation part"),
         (("--sweep", str(SEARCH), "scheduler.asha.early=margin"),
-         "no run reports margin; there are prompts.mAP, prompts.margin"),
+         "no run reports margin; choose one of prompts.mAP, prompts.margin"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(

@@ -65,13 +65,13 @@ class RankReport:
         write_json(folder / f"rank-{self.rank}.json", asdict(self))
 
 
-def read_reports(folder: Path, ranks: int) -> list[RankReport]:
-    """Return the reports that the ranks have written so far."""
-    files = [folder / f"rank-{rank}.json" for rank in range(ranks)]
-    reports = [RankReport(**read_json(file)) for file in files if file.exists()]
-    for report in reports:
-        report.findings = {name: Finding(**found) for name, found in report.findings.items()}  # type: ignore[arg-type]
-    return reports
+def read_reports(folder: Path) -> list[RankReport]:
+    """Return the reports that the ranks have written so far, by rank."""
+    reports = []
+    for content in map(read_json, folder.glob("rank-*.json")):
+        findings = {name: Finding(**found) for name, found in content["findings"].items()}
+        reports.append(RankReport(**{**content, "findings": findings}))
+    return sorted(reports, key=lambda report: report.rank)
 
 
 def check_job(folder: str, cpus: int, gpus: int | None) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,6 @@ PENDING_S = 120.0
 RUNNING_S = 300.0
 """How long it may run."""
 POLL_S = 1.0
-COLUMNS = ("python", "packages", "cores", "gpus", "all-reduce", "files", "scratch")
 ADVICE = {
     "python": "name an interpreter of 3.11 or newer (slurm.python)",
     "packages": "install them for the jobs' Python, or name the right one (slurm.python, "
@@ -48,6 +47,7 @@ ADVICE = {
     "scratch": "name a folder with more room (slurm.env: TMPDIR)",
     "clock": "have the clocks set: a lock's age decides whether its holder is alive",
 }
+"""What to change, by check; the table's columns."""
 
 
 @dataclass
@@ -70,13 +70,9 @@ class Diagnosis:
         return self.nodes * self.tasks
 
     @property
-    def reports(self) -> list[RankReport]:
-        return read_reports(self.folder, self.ranks)
-
-    @property
     def is_whole(self) -> bool:
         """Whether every rank has finished its checks."""
-        return sum(report.done for report in self.reports) == self.ranks
+        return sum(report.done for report in read_reports(self.folder)) == self.ranks
 
 
 def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
@@ -98,9 +94,9 @@ def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
     except (UserError, KeyboardInterrupt):
         shutil.rmtree(home, ignore_errors=True)
         raise
-    here = clock_ahead(home)
-    troubles = [line for one in diagnoses for line in _troubles(one, here)]
-    console.print(_table(diagnoses, here))
+    reports = {one.name: _reports(one, clock_ahead(home)) for one in diagnoses}
+    troubles = [line for one in diagnoses for line in _troubles(one, reports[one.name])]
+    console.print(_table(diagnoses, reports))
     for line in [*troubles, *([f"files: {home}"] if troubles else [])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not troubles:
@@ -172,13 +168,17 @@ def _wait(diagnoses: list[Diagnosis], show: Callable[[str], None]) -> None:
     while left := [one for one in diagnoses if not one.over]:
         jobs = commands.my_jobs()
         for one in left:
+            now = time.monotonic()
             if one.job not in jobs:
                 _ended(one)
             elif jobs[one.job][0] == "PENDING":
-                if time.monotonic() - one.started > PENDING_S:
-                    _give_up(one, f"still pending after {PENDING_S:.0f} s ({jobs[one.job][1]})")
-            elif time.monotonic() - running.setdefault(one.job, time.monotonic()) > RUNNING_S:
-                _give_up(one, f"no answer after {RUNNING_S:.0f} s")
+                if now - one.started > PENDING_S:
+                    one.trouble = f"still pending after {PENDING_S:.0f} s ({jobs[one.job][1]})"
+            elif now - running.setdefault(one.job, now) > RUNNING_S:
+                one.trouble = f"no answer after {RUNNING_S:.0f} s"
+            if one.trouble and not one.over:
+                commands.scancel([one.job])
+                one.over = True
         show(", ".join(f"{one.name}: {jobs.get(one.job, ('', ''))[0].lower()}" for one in left))
         time.sleep(POLL_S)
 
@@ -191,11 +191,6 @@ def _ended(one: Diagnosis) -> None:
     if not one.is_whole:
         death = with_next_step(commands.deaths({one.job: one.folder}).get(one.job, ""))
         one.trouble = death or f"the job ended without an answer; see {one.folder}"
-
-
-def _give_up(one: Diagnosis, why: str) -> None:
-    commands.scancel([one.job])
-    one.trouble, one.over = why, True
 
 
 # --- on this machine ---
@@ -231,24 +226,27 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
 # --- output ---
 
 
-def _clock(report: RankReport, here: float | None) -> Finding:
-    if report.clock_s is None or here is None:
-        return Finding("not known")
-    ahead = report.clock_s - here
-    return Finding(f"{ahead:+.2f} s", abs(ahead) < CLOCK_S)
+def _reports(one: Diagnosis, here: float | None) -> list[RankReport]:
+    """Return the ranks' reports, with a finding on their clocks against this machine's."""
+    reports = read_reports(one.folder)
+    for report in reports:
+        found = Finding("not known")
+        if report.clock_s is not None and here is not None:
+            ahead = report.clock_s - here
+            found = Finding(f"{ahead:+.2f} s", abs(ahead) < CLOCK_S)
+        report.findings["clock"] = found
+    return reports
 
 
-def _table(diagnoses: list[Diagnosis], here: float | None) -> Table:
+def _table(diagnoses: list[Diagnosis], reports: Mapping[str, list[RankReport]]) -> Table:
     table = Table(title="doctor")
-    for name in ("partition", "ranks on", *COLUMNS, "clock"):
+    for name in ("partition", "ranks on", *ADVICE):
         table.add_column(name, overflow="fold")
     for one in diagnoses:
-        reports = one.reports
-        hosts = ", ".join(sorted({report.host for report in reports})) or "?"
-        cells = [_cell([r.findings[name] for r in reports if name in r.findings], name)
-                 for name in COLUMNS]
-        clock = _cell([_clock(report, here) for report in reports], "clock")
-        table.add_row(escape(one.name), f"{one.ranks} on {hosts}", *cells, clock)
+        hosts = ", ".join(sorted({report.host for report in reports[one.name]})) or "?"
+        all_findings = [report.findings for report in reports[one.name]]
+        cells = [_cell([f[name] for f in all_findings if name in f], name) for name in ADVICE]
+        table.add_row(escape(one.name), f"{one.ranks} on {hosts}", *cells)
     return table
 
 
@@ -264,13 +262,13 @@ def _cell(findings: list[Finding], name: str) -> str:
     return escape(worst.text) if worst.fine else f"[red]{escape(worst.text)}[/]"
 
 
-def _troubles(one: Diagnosis, here: float | None) -> Iterator[str]:
+def _troubles(one: Diagnosis, reports: list[RankReport]) -> Iterator[str]:
     """Yield what is wrong and what to change, once for all ranks that found it."""
     if one.trouble:
         yield f"{one.name}: {one.trouble}"
     ranks: dict[tuple[str, str], str] = {}
-    for report in one.reports:
-        for name, finding in {**report.findings, "clock": _clock(report, here)}.items():
+    for report in reports:
+        for name, finding in report.findings.items():
             if not finding.fine:
                 ranks.setdefault((name, finding.text), f"rank {report.rank} on {report.host}")
     for (name, text), rank in ranks.items():

@@ -57,7 +57,7 @@ class RayFailed(Exception):
 
 @dataclass(frozen=True)
 class Share:
-    """What one node gives to Ray."""
+    """The resources that one node gives to Ray."""
 
     cpus: int
     gpus: int
@@ -78,13 +78,13 @@ class Rendezvous:
     def token(self) -> Path:
         return self.folder / f"ray-{self.attempt}.token"
 
-    def read(self) -> dict[str, Any] | None:
-        """Return what the head has written, None before that."""
-        return dict(read_json(self.file)) if self.file.exists() else None
+    def read(self) -> dict[str, Any]:
+        """Return what the head has written so far."""
+        return dict(read_json(self.file)) if self.file.exists() else {}
 
     def write(self, **facts: Any) -> None:
         """Add facts; only the head writes."""
-        write_json(self.file, {**(self.read() or {}), **facts})
+        write_json(self.file, {**self.read(), **facts})
 
 
 @dataclass(frozen=True)
@@ -182,37 +182,25 @@ def serve(rendezvous: Rendezvous, share: Share) -> None:
 
     Returns early on a stop request. Raises RayFailed.
     """
-    facts = _wait_for_head(rendezvous)
-    if facts is None:
+    deadline = time.monotonic() + START_TRIES * START_LIMIT_S
+    while "state" not in (facts := rendezvous.read()) and not stop_requested():
+        if time.monotonic() > deadline:
+            raise RayFailed(f"{rendezvous.file}: the first node's Ray did not start")
+        time.sleep(POLL_S)
+    if facts.get("state") != "up":
         return
     ip, address = own_address(facts["ip"]), f"--address={facts['address']}"
     with _private_folder() as folder:
         node, _ = _start([address], PORTS, rendezvous, share, ip, folder)
         try:
-            while not stop_requested() and not _is_over(rendezvous):
+            while not stop_requested() and rendezvous.read()["state"] == "up":
                 node.check()
                 time.sleep(POLL_S)
         except RayFailed:
-            if not _is_over(rendezvous):  # nodes also end by themselves after their head
+            if rendezvous.read()["state"] == "up":  # otherwise this node has followed its head
                 raise
         finally:
             node.end()
-
-
-def _wait_for_head(rendezvous: Rendezvous) -> dict[str, Any] | None:
-    deadline = time.monotonic() + START_TRIES * START_LIMIT_S
-    while not stop_requested():
-        if (facts := rendezvous.read()) is not None:
-            return facts if facts["state"] == "up" else None
-        if time.monotonic() > deadline:
-            raise RayFailed(f"{rendezvous.file}: the first node's Ray did not start")
-        time.sleep(POLL_S)
-    return None
-
-
-def _is_over(rendezvous: Rendezvous) -> bool:
-    facts = rendezvous.read()
-    return facts is None or facts["state"] == "over"
 
 
 @contextmanager
@@ -260,7 +248,6 @@ def _start(
 def _launch(
     options: list[str], rendezvous: Rendezvous, share: Share, ip: str, ports: dict[str, int]
 ) -> Node:
-    """Start `ray start` in a separate session."""
     memory = memory_limit()
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", *options,
@@ -270,10 +257,8 @@ def _launch(
         *([] if memory is None else [f"--memory={memory - OBJECT_STORE_BYTES}"]),
     ]
     log_file = rendezvous.folder / f"ray-{socket.gethostname()}.log"
-    process = start_process(
-        "harness.cluster.ray.nodes", *command, log_file=log_file,
-        environment=environment(rendezvous),
-    )
+    process = start_process("harness.cluster.ray.nodes", *command, log_file=log_file,
+                            environment=environment(rendezvous))
     log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
              process.pid, share, ports)
     return Node(process, log_file)
@@ -313,19 +298,16 @@ def own_address(towards: str) -> str:
 
 def memory_limit() -> int | None:
     """Return the bytes that this process and its children may use, None for no known limit."""
-    slurm = os.environ
-    limits = []
+    slurm, limits = os.environ, _cgroup_limits()
     if "SLURM_MEM_PER_NODE" in slurm:
         limits.append(int(slurm["SLURM_MEM_PER_NODE"]) << 20)
     elif "SLURM_MEM_PER_CPU" in slurm and "SLURM_CPUS_ON_NODE" in slurm:
         limits.append((int(slurm["SLURM_MEM_PER_CPU"]) * int(slurm["SLURM_CPUS_ON_NODE"])) << 20)
-    limits += _cgroup_limits()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min((limit for limit in limits if 0 < limit < total), default=None)
 
 
 def _cgroup_limits() -> list[int]:
-    """Return the memory limits of this process's control group and its ancestors."""
     texts = cgroup_texts("memory", "memory.max", "memory.limit_in_bytes")
     return [int(text) for text in texts if text.isdigit()]
 

@@ -38,9 +38,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with nodes.head(rendezvous, Share(cpus=2, gpus=0), peer=None):
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(rendezvous.token))
-        found = rendezvous.read()
-        assert found is not None
-        yield found["address"]
+        yield rendezvous.read()["address"]
 
 
 def test_a_search_runs_on_it_and_leaves_it_as_it_was(
