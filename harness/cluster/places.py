@@ -1,10 +1,11 @@
 """All places where jobs run."""
 
+import shutil
+
 from harness.base.errors import UserError
 from harness.cluster.local.place import ThisMachine
 from harness.cluster.place import Place
 from harness.cluster.records import Cluster
-from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import Slurm
 
 Places = dict[str, Place]
@@ -21,7 +22,7 @@ def all_places(*, max_age_s: float = 0.0, patient: bool = False) -> Places:
 
 def default_place() -> Cluster:
     """Return SLURM where it is installed, else this machine."""
-    return "slurm" if commands.is_here() else "local"
+    return "slurm" if shutil.which("sbatch") else "local"
 
 
 def place_named(name: str, places: Places | None = None) -> Place:

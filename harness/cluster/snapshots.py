@@ -77,19 +77,13 @@ class Code:
 
 def current_code(sweep: Sweep) -> Code:
     """Return the present code of this project's packages and of those that the sweep names."""
-    named = [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
-    packages = dict.fromkeys([*_own_packages(), *(name.partition(".")[0] for name in named)])
+    names = [__package__]
+    with suppress(metadata.PackageNotFoundError):
+        names += (metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or "").split()
+    names += [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
+    packages = dict.fromkeys(name.partition(".")[0] for name in names)
     files = {name: path for package in packages for name, path in _package_files(package)}
     return Code(files, sweep.folder.resolve() / "code" / _digest(files))
-
-
-def _own_packages() -> list[str]:
-    """Return the packages that were installed together with this one."""
-    own = __package__.partition(".")[0]
-    with suppress(metadata.PackageNotFoundError):
-        text = metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or ""
-        return [own, *(name for name in text.split() if name != own)]
-    return [own]
 
 
 def _unchanged(folder: Path) -> Path:

@@ -170,7 +170,12 @@ def _wait(diagnoses: list[Diagnosis], show: Callable[[str], None]) -> None:
         for one in left:
             now = time.monotonic()
             if one.job not in jobs:
-                _ended(one)
+                one.over = True
+                if not one.is_whole:
+                    time.sleep(2 * POLL_S)  # its last files may become visible a moment later
+                if not one.is_whole:
+                    death = with_next_step(commands.deaths({one.job: one.folder}).get(one.job, ""))
+                    one.trouble = death or f"the job ended without an answer; see {one.folder}"
             elif jobs[one.job][0] == "PENDING":
                 if now - one.started > PENDING_S:
                     one.trouble = f"still pending after {PENDING_S:.0f} s ({jobs[one.job][1]})"
@@ -181,16 +186,6 @@ def _wait(diagnoses: list[Diagnosis], show: Callable[[str], None]) -> None:
                 one.over = True
         show(", ".join(f"{one.name}: {jobs.get(one.job, ('', ''))[0].lower()}" for one in left))
         time.sleep(POLL_S)
-
-
-def _ended(one: Diagnosis) -> None:
-    """Settle a job that has ended; its last files may become visible a moment later."""
-    one.over = True
-    if not one.is_whole:
-        time.sleep(2 * POLL_S)
-    if not one.is_whole:
-        death = with_next_step(commands.deaths({one.job: one.folder}).get(one.job, ""))
-        one.trouble = death or f"the job ended without an answer; see {one.folder}"
 
 
 # --- on this machine ---

@@ -110,7 +110,9 @@ class _Kind:
         turn: int | None = None
         with ExitStack() as stack:
             while True:
-                wanted = self._wanted_by_another() if turn is None else set()
+                wanted: list[str] = []  # by the process that holds the turn
+                if turn is None and _is_held(self.turn):
+                    wanted = self.turn.read_bytes().decode(errors="replace").split()
                 free = [f for f in self.files if f not in held and f.name not in wanted]
                 held |= _lock_some(free, self.each * most - len(held), owner)
                 if len(held) >= self.each:
@@ -127,11 +129,6 @@ class _Kind:
                     time.sleep(POLL_S)
         _close(held.values())
         return {}
-
-    def _wanted_by_another(self) -> set[str]:
-        if not _is_held(self.turn):
-            return set()
-        return set(self.turn.read_bytes().decode(errors="replace").split())
 
 
 def _folder() -> Path:

@@ -225,17 +225,23 @@ def _start(
     options: list[str], names: tuple[str, ...], rendezvous: Rendezvous, share: Share, ip: str,
     folder: Path,
 ) -> tuple[Node, dict[str, int]]:
-    """Start Ray on this node and wait until it is up; on failure, try again with other ports.
+    """Start Ray on this node and wait until it is up, or for a stop; returns its ports too.
 
-    names: the ports it needs. Returns the ports too.
+    After a failure it tries again with other ports. names: the ports it needs.
     """
     for attempt in range(1, START_TRIES + 1):
         ports = free_ports(names)
         # a folder inside, because Ray opens it to everyone
         inner = folder / str(attempt)
         node = _launch([*options, f"--temp-dir={inner}"], rendezvous, share, ip, ports)
+        deadline = time.monotonic() + START_LIMIT_S
         try:
-            _wait_until_up(node, inner)
+            # Ray writes this file once all its services answer
+            while not stop_requested() and not (inner / "ray_current_cluster").exists():
+                node.check()
+                if time.monotonic() > deadline:
+                    raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
+                time.sleep(POLL_S)
             return node, ports
         except RayFailed as error:
             node.end()
@@ -262,16 +268,6 @@ def _launch(
     log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
              process.pid, share, ports)
     return Node(process, log_file)
-
-
-def _wait_until_up(node: Node, folder: Path) -> None:
-    """Wait for a stop, or for the file that `ray start` writes once all its services answer."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while not stop_requested() and not (folder / "ray_current_cluster").exists():
-        node.check()
-        if time.monotonic() > deadline:
-            raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
-        time.sleep(POLL_S)
 
 
 # --- facts of this node ---

@@ -259,35 +259,22 @@ def _start_others(run: Run, group: RankGroup, gpus: float, log_file: Path) -> Ca
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    class Ranks:
+        def __init__(self, group: RankGroup, working_folder: str) -> None:
+            os.chdir(working_folder)
+            group = dataclasses.replace(group, gpus=_own_gpus(gpus))
+            self.followers = FollowerRanks(run, group, log_file=log_file)
+
+        def end(self) -> list[int]:
+            return self.followers.end()
+
+    actor = ray.remote(num_cpus=group.cpus * group.ranks, num_gpus=gpus)(Ranks)
     reserved = ray.util.get_current_placement_group()
     actors = []
     for node in range(1, group.world // group.ranks):
         where = PlacementGroupSchedulingStrategy(
             placement_group=reserved, placement_group_bundle_index=node
         )
-        actors.append(_rank_actor().options(
-            scheduling_strategy=where, num_cpus=group.cpus * group.ranks, num_gpus=gpus
-        ).remote(
-            str(run.folder), dataclasses.replace(group, first=node * group.ranks), gpus,
-            str(log_file), os.getcwd(),
-        ))
-    return lambda: [ray.get(actor.end.remote()) for actor in actors]
-
-
-def _rank_actor() -> Any:
-    """Return the class of the actor that runs a trial's ranks on a further node."""
-    import ray
-
-    @ray.remote
-    class Ranks:
-        def __init__(
-            self, folder: str, group: RankGroup, gpus: float, log_file: str, working_folder: str
-        ) -> None:
-            os.chdir(working_folder)
-            group = dataclasses.replace(group, gpus=_own_gpus(gpus))
-            self.followers = FollowerRanks(Run(Path(folder)), group, log_file=Path(log_file))
-
-        def end(self) -> list[int]:
-            return self.followers.end()
-
-    return Ranks
+        here = dataclasses.replace(group, first=node * group.ranks)
+        actors.append(actor.options(scheduling_strategy=where).remote(here, os.getcwd()))
+    return lambda: [ray.get(started.end.remote()) for started in actors]

@@ -3,7 +3,6 @@
 import getpass
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +16,6 @@ from harness.cluster.place import NoAnswer
 ANSWER_LIMIT_S = 30.0
 CANCEL_LIMIT_S = 120.0
 IDS_PER_CALL = 500
-
-
-def is_here() -> bool:
-    """Return whether this machine can submit to a SLURM cluster."""
-    return shutil.which("sbatch") is not None
 
 
 @contextmanager
@@ -107,26 +101,21 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
     it, only the ends of the logs are used.
     """
-    states = _accounted(jobs)
-    causes = {
-        job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
-        for job, folder in jobs.items()
-    }
-    return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}
-
-
-def _accounted(jobs: Iterable[str]) -> dict[str, str]:
-    """Return the final states by job id; none where accounting is absent, late or down."""
     try:
         text = ask([
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
             "--format=JobID,State,ExitCode,NodeList",
         ])
-    except NoAnswer:
-        return {}
+    except NoAnswer:  # accounting is absent, late or down
+        text = ""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
-    return {
+    states = {
         job: f"{state} (exit status {status}) on {nodes}"
         for job, state, status, nodes in rows
         if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")
     }
+    causes = {
+        job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
+        for job, folder in jobs.items()
+    }
+    return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}

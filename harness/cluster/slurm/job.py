@@ -70,7 +70,11 @@ def set_slurm_ranks() -> None:
     os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
     os.environ["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
     os.environ["WORLD_SIZE"] = str(world)
-    os.environ["MASTER_ADDR"] = _first_host() if world > 1 else "127.0.0.1"
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if world > 1:
+        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow
+
+        os.environ["MASTER_ADDR"] = SlurmJobEnvironment().hostnames[0]
     # jobs on one node need different ports; ids of jobs that run together are close
     os.environ["MASTER_PORT"] = str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000)
     os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
@@ -84,12 +88,6 @@ def join_step() -> None:
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         set_slurm_ranks()
-
-
-def _first_host() -> str:
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    return str(SlurmJobEnvironment().hostnames[0])
 
 
 def keep_caches_here() -> None:

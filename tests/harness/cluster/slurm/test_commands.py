@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.cluster.places import default_place
 from harness.cluster.records import new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import recover
@@ -56,7 +57,7 @@ def test_a_machine_without_slurm_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not commands.is_here()
+    assert default_place() == "local"
     with pytest.raises(UserError, match="squeue: not on PATH; --cluster local runs here"):
         commands.my_jobs()
 
