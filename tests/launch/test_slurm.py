@@ -226,6 +226,6 @@ def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_s
     assert "see slurm.srun_args and resources.cpus" in seen.out
     [cells] = [line for line in seen.out.splitlines() if "this machine │" in line]
     assert "1 on " in cells
-    assert "not tested: one rank" in cells
+    assert "not tested: there is only one rank" in cells
     assert "gpus: 0; 1 asked" in seen.out  # the driver names one that torch does not find
     assert f"files: {tmp_path}/runs/.doctor" in seen.out
