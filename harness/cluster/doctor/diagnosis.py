@@ -26,7 +26,7 @@ from harness.cluster.doctor.checks import (
     clock_ahead,
     read_reports,
 )
-from harness.cluster.rank_group import RankGroup, end_within
+from harness.cluster.rank import RankGroup, end_within
 from harness.cluster.slurm import commands, script, site
 from harness.sweeps.reading import Resources, Sweep
 

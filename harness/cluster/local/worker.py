@@ -20,10 +20,9 @@ from harness.base.locks import Busy, held_lock
 from harness.base.network import free_port
 from harness.cluster import pages
 from harness.cluster.local import slots
-from harness.cluster.local.background import worker_lock
 from harness.cluster.local.claims import Claim
-from harness.cluster.rank import log_to_stderr, stop_on
-from harness.cluster.rank_group import POLL_S, RankGroup, settle, wait
+from harness.cluster.local.place import worker_lock
+from harness.cluster.rank import POLL_S, RankGroup, log_to_stderr, settle, stop_on, wait
 from harness.cluster.records import Record, read_record
 from harness.runs.run import CLAIM, Run
 from harness.runs.stopping import stop_requested

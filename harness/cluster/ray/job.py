@@ -15,10 +15,9 @@ from pathlib import Path
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster import pages
 from harness.cluster.local import slots
-from harness.cluster.local.background import worker_lock
+from harness.cluster.local.place import worker_lock
 from harness.cluster.places import place_named
-from harness.cluster.rank import log_to_stderr, stop_on
-from harness.cluster.rank_group import GRACE_S, POLL_S
+from harness.cluster.rank import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous, Share
 from harness.cluster.ray.submit import node_share, signatures_of

@@ -31,8 +31,7 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import held_lock, lock_holder
 from harness.base.machine import cgroup_texts
 from harness.base.text import log_tail
-from harness.cluster.rank import end_with_parent
-from harness.cluster.rank_group import Process, start_process
+from harness.cluster.rank import Process, end_with_parent, start_process
 from harness.runs.stopping import stop_requested
 
 log = logging.getLogger(__name__)

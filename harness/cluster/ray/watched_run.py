@@ -12,8 +12,15 @@ from typing import Any
 
 from harness.base import network
 from harness.base.mappings import flatten
-from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, TrialFailed
-from harness.cluster.rank_group import Process, RankGroup, end_within, settle
+from harness.cluster.rank import (
+    EXIT_STATUS,
+    IN_USE_STATUS,
+    Process,
+    RankGroup,
+    TrialFailed,
+    end_within,
+    settle,
+)
 from harness.cluster.ray.verdicts import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines

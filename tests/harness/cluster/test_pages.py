@@ -9,7 +9,7 @@ from harness.base.files import read_json
 from harness.base.locks import held_lock
 from harness.cluster import pages
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import living_workers
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 
@@ -88,4 +88,4 @@ def sweep(finished: Sweep) -> Sweep:
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
-    toy.until(lambda: not background.living_workers(sweep.folder))
+    toy.until(lambda: not living_workers(sweep.folder))

@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.files import read_json
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import end_workers, living_workers
 from harness.cluster.states import is_searched, survey
 from harness.runs.run import epoch_lines
 from harness.runs.takeovers import changes
@@ -32,13 +32,13 @@ def make_search(toy: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Sweep
 
     yield make
     for sweep in made:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
     toy.until(
         lambda: not {"queued", "running"} & {v.state for v in survey(sweep)}
-        and not is_searched(sweep) and not background.living_workers(sweep.folder),
+        and not is_searched(sweep) and not living_workers(sweep.folder),
         seconds=PATIENCE_S,
     )
 
@@ -63,7 +63,7 @@ def test_a_search_that_was_killed_proposes_and_ends_early_what_the_undisturbed_o
     toy.until(lambda: len(read_points(killed.folder)) == 3, seconds=PATIENCE_S)
     toy.until(lambda: len(epoch_lines(with_proposed(killed).trials[-1].run)) >= 1)
     assert launch(killed, "local") == []  # it is on its way
-    [worker] = background.living_workers(killed.folder)
+    [worker] = living_workers(killed.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not is_searched(killed))
     toy.until(lambda: not {"queued", "running"} & {v.state for v in survey(killed)})

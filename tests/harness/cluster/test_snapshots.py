@@ -13,7 +13,8 @@ import harness
 from harness.base.errors import UserError
 from harness.cluster import snapshots, states
 from harness.cluster.launch import launch
-from harness.cluster.local import background, worker
+from harness.cluster.local import worker
+from harness.cluster.local.place import living_workers
 from harness.cluster.records import read_records
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
@@ -59,7 +60,7 @@ def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the workers are over, too: a trial is complete before its process has ended."""
     toy.until(
         lambda: not any(view.state in states.ALIVE for view in survey(sweep))
-        and not background.living_workers(sweep.folder)
+        and not living_workers(sweep.folder)
     )
 
 

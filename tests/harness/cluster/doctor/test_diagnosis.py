@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cluster import rank_group
+from harness.cluster import rank
 from harness.cluster.doctor import checks, diagnosis
 from harness.cluster.doctor.diagnosis import Diagnosis
 from harness.sweeps.reading import Resources
@@ -33,7 +33,7 @@ def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
         started.clear()
         sweep = toy.make_sweep(tmp_path, {}, resources=resources)
         with monkeypatch.context() as patch:
-            patch.setattr(rank_group, "subprocess", SimpleNamespace(
+            patch.setattr(rank, "subprocess", SimpleNamespace(
                 Popen=Process, DEVNULL=None, STDOUT=None
             ))
             diagnosis._diagnose_here(sweep, tmp_path)

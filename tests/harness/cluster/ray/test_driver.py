@@ -17,9 +17,10 @@ import pytest
 from harness.base.files import read_json
 from harness.base.machine import visible_gpus
 from harness.cluster.launch import cancel, launch
-from harness.cluster.local import background, slots
+from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
-from harness.cluster.rank_group import RankGroup
+from harness.cluster.local.place import end_workers, living_workers
+from harness.cluster.rank import RankGroup
 from harness.cluster.ray import driver
 from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.watched_run import WatchedRun
@@ -45,7 +46,7 @@ def make_search(toy: ModuleType) -> Iterator[Callable[..., Sweep]]:
 
     yield make
     for sweep in made:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
 
 # --- with Ray ---
@@ -156,7 +157,7 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     assert run.status()["attempts"] == 1
 
     processes = session(rendezvous_of(long)["pid"])
-    [worker] = background.living_workers(long.folder)
+    [worker] = living_workers(long.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not any(alive(pid) for pid in processes))
     toy.until(lambda: states(long) == ["stopped", "died"])
@@ -320,7 +321,7 @@ def states(sweep: Sweep) -> list[str]:
 def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the sweep's jobs are over, and not only its trials."""
     toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
-    toy.until(lambda: not background.living_workers(sweep.folder), seconds=PATIENCE_S)
+    toy.until(lambda: not living_workers(sweep.folder), seconds=PATIENCE_S)
 
 
 def progressed(sweep: Sweep) -> int:

@@ -15,7 +15,7 @@ import pytest
 from harness.base import network
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import end_workers, living_workers
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Rendezvous, Share
 from harness.cluster.states import survey
@@ -50,12 +50,12 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
     )
     try:
         launch(sweep, "local")
-        toy.until(lambda: not background.living_workers(sweep.folder), seconds=200)
+        toy.until(lambda: not living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
         [node] = external.nodes_of(address)
         assert node["CPU"] == 2
     finally:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
     # what it has no room for is refused before anything starts
     large = toy.make_sweep(
