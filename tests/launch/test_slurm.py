@@ -63,9 +63,9 @@ def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
     launch: Command, tmp_path: Path
 ) -> None:
     words = ("--recipe", "synthetic_tiny", "--cluster", "local", "seeds=[1,2]", "stage2.batch=64")
-    told = launch(*words)
-    assert told.status == 1
-    assert told.err == (
+    ended = launch(*words)
+    assert ended.status == 1
+    assert ended.err == (
         "error: seed=1: stage2.batch=64 asks for 16 identities at a time, the training part "
         "has 6; add stage2.batch=24\n"
     )
@@ -141,12 +141,12 @@ def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
 
 def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
-    told = launch("--sweep", str(SWEEP), *words)
-    assert told.status == 1
-    assert "stage2.lrr; did you mean stage2.lr?" in told.err
-    assert "'4x' is not a time" in told.err
-    assert "did you mean validation.mAP?" in told.err
-    assert "Traceback" not in told.err
+    ended = launch("--sweep", str(SWEEP), *words)
+    assert ended.status == 1
+    assert "stage2.lrr; did you mean stage2.lr?" in ended.err
+    assert "'4x' is not a time" in ended.err
+    assert "did you mean validation.mAP?" in ended.err
+    assert "Traceback" not in ended.err
     assert not list(tmp_path.iterdir())
 
 
@@ -171,9 +171,9 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path:
 def test_a_wrong_command_says_what_is_wrong(
     launch: Command, words: tuple[str, ...], message: str
 ) -> None:
-    told = launch(*words)
-    assert told.status == 1
-    assert message in told.err
+    ended = launch(*words)
+    assert ended.status == 1
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(

@@ -274,8 +274,8 @@ def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_su
     for change in accounts:
         slurm.run("sacctmgr", "-i", *change)
     try:
-        told = refusal(sweep)
-        assert told == [
+        output = refusal(sweep)
+        assert output == [
             "slurm.partition: no partition moon here; choose one of main, urgent",
             "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
             "continues in a further job",
@@ -342,9 +342,9 @@ def test_two_launchers_at_once_submit_each_trial_once(
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    told = [racer.communicate(timeout=60) for racer in racers]
-    submitted = [int(out) for out, _ in told if out]
-    assert sum(submitted) == 2, told
+    output = [racer.communicate(timeout=60) for racer in racers]
+    submitted = [int(out) for out, _ in output if out]
+    assert sum(submitted) == 2, output
     assert len(mine(sweep)) == 2
     cancel(sweep)
     fault_table("two launchers at once", "each trial submitted once", "0", "equal")

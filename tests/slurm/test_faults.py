@@ -59,7 +59,7 @@ class Disturbance:
     strike: Strike | None = None
     act: Callable[[Any, Sweep], None] | None = None
     """Done from outside, once stage 2 is being trained."""
-    told: str = ""
+    note: str = ""
     """What --status says in the end; empty when the trial goes on by itself."""
     before: Callable[[Any, Sweep], None] | None = None
     mend: Callable[[Any, Sweep], None] | None = None
@@ -102,24 +102,24 @@ DISTURBANCES = {
     "undisturbed": Disturbance(ranks=1),
     "undisturbed, two ranks": Disturbance(ranks=2),
     "kill -9 of one rank in stage 1": Disturbance(
-        ranks=2, strike=Strike("stage1", 6, rank=1), told="another rank was lost"
+        ranks=2, strike=Strike("stage1", 6, rank=1), note="another rank was lost"
     ),
     "kill -9 of one rank in stage 2": Disturbance(
-        ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
+        ranks=2, strike=Strike("stage2", 5, rank=0), note="FAILED"
     ),
     "kill -9 during a checkpoint write": Disturbance(
-        ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
+        ranks=1, strike=Strike("checkpoint", 8), note="FAILED"
     ),
     "kill -9 during the cache write": Disturbance(
-        ranks=2, strike=Strike("features", 1, rank=1), told="another rank was lost"
+        ranks=2, strike=Strike("features", 1, rank=1), note="another rank was lost"
     ),
     # most of it is sleep, or starting would take all of so short a limit
     "time limit of 2 minutes": Disturbance(ranks=1, time="2m", pace_s=7.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
-    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="on request in stage2"),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request in stage2"),
     "disk full": Disturbance(
-        ranks=1, before=small_disk, mend=larger_disk, told="No space left on device"
+        ranks=1, before=small_disk, mend=larger_disk, note="No space left on device"
     ),
 }
 
@@ -264,8 +264,8 @@ def test_a_disturbed_trial_ends_as_if_nothing_had_happened(
     calm = outcomes["undisturbed" if how.ranks == 1 else "undisturbed, two ranks"]
     assert_equal(outcome.run, calm.run)
     by_itself = outcome.view.state == "complete"
-    assert by_itself == (not how.told)
-    assert how.told in outcome.view.note
+    assert by_itself == (not how.note)
+    assert how.note in outcome.view.note
     fault_table(*row(name, outcome, calm))
 
 

@@ -67,8 +67,8 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
     monkeypatch.setattr(ThisMachine, "submit", lambda *args, **options: None)
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5])
     launch(sweep, "local")
-    told = read_json(sweep.folder / "sweep.json")
-    assert told["trials"] == [
+    content = read_json(sweep.folder / "sweep.json")
+    assert content["trials"] == [
         {"point": {"work.quality": q}, "seed": 5, "signature": t.signature}
         for q, t in zip((0.1, 0.2), sweep.trials, strict=True)
     ]
@@ -90,6 +90,6 @@ def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> N
     sweep, run = one(toy, tmp_path)
     record = new_record(sweep.folder, "local", [run.signature], cpus=2)
     record.write()
-    told = json.loads(record.file.read_text())
-    assert told["trials"] == [run.signature]
+    content = json.loads(record.file.read_text())
+    assert content["trials"] == [run.signature]
     assert record.file.parent.stat().st_mode & 0o777 == 0o700

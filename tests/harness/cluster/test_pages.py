@@ -31,8 +31,8 @@ def test_trials_end_as_they_did_when_their_page_fails(toy: ModuleType, tmp_path:
     launch(sweep, "local", jobs=1)
     over(toy, sweep)
     assert [view.state for view in survey(sweep)] == ["complete"] * 3
-    told = "".join(log.read_text() for log in (sweep.folder / "jobs").rglob("worker-*.log"))
-    assert f"{sweep.folder.resolve()}: no page was written: no ink" in told
+    logs = "".join(log.read_text() for log in (sweep.folder / "jobs").rglob("worker-*.log"))
+    assert f"{sweep.folder.resolve()}: no page was written: no ink" in logs
 
 
 @pytest.mark.parametrize(

@@ -164,15 +164,15 @@ def test_what_is_mixed_is_told(
     assert snapshots.differences(sweep, signatures, read_records(sweep.folder)) == []
     edit(tmp_path)
     before, now = snapshots_of(sweep)[0].name, snapshots.current_code(sweep).folder.name
-    told = f"with code {before}, the working tree is {now}; different: helping/words.py"
-    assert snapshots.differences(sweep, signatures, read_records(sweep.folder)) == [f"2 {told}"]
+    line = f"with code {before}, the working tree is {now}; different: helping/words.py"
+    assert snapshots.differences(sweep, signatures, read_records(sweep.folder)) == [f"2 {line}"]
     assert snapshots.differences(sweep, [], read_records(sweep.folder)) == []
     [trial, _] = sweep.trials
     trial.run.result_file.unlink()
     trial.run.set_status("stopped", attempts=1)
     with caplog.at_level(logging.WARNING):
         launch(sweep, "local")
-    assert f"trials that have begun continue with other code: 1 {told}" in caplog.text
+    assert f"trials that have begun continue with other code: 1 {line}" in caplog.text
     over(toy, sweep)
     assert [t.run.result()["word"] for t in sweep.trials] == ["new", "old"]
 

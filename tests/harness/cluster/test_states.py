@@ -190,8 +190,8 @@ def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
     sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
     sweep.trials[2].run.set_status("submitted")
     monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
-    told = [(view.state, view.note) for view in survey(sweep)]
-    assert told == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
+    states = [(view.state, view.note) for view in survey(sweep)]
+    assert states == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
     monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
     assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
 

@@ -51,8 +51,8 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
 
 
 def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:
-    [(key, told)] = Resources(tasks=2, gpus=1).faults()
-    assert (key, told) == (
+    [(key, message)] = Resources(tasks=2, gpus=1).faults()
+    assert (key, message) == (
         "tasks", "2 ranks need a GPU each, found gpus: 1; give as many, or gpus: 0"
     )
     for tasks, gpus in ((2, 2), (2, 0), (2, None), (None, 2), (1, 2)):

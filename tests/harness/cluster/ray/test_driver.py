@@ -118,8 +118,8 @@ def test_a_search_is_closed_and_once_cancelled_ends_in_what_the_array_backend_gi
     assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 1]
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {second}
-    told = next(Path(read_records(sweep.folder)[-1].folder).glob("worker-0.log")).read_text()
-    assert "1 instead of 2 trials at a time: other sweeps are running here" in told
+    text = next(Path(read_records(sweep.folder)[-1].folder).glob("worker-0.log")).read_text()
+    assert "1 instead of 2 trials at a time: other sweeps are running here" in text
     assert (sweep.folder / "reported.json").exists()
     by_array = toy.make_sweep(tmp_path / "array", search, recipe=recipe)
     launch(by_array, "local")
@@ -330,8 +330,8 @@ def progressed(sweep: Sweep) -> int:
 
 def assert_whole(sweep: Sweep, *, epochs: int) -> None:
     for trial in sweep.trials:
-        told = [line["epoch"] for line in epoch_lines(trial.run)]
-        assert told == list(range(1, epochs + 1))
+        epochs_logged = [line["epoch"] for line in epoch_lines(trial.run)]
+        assert epochs_logged == list(range(1, epochs + 1))
 
 
 def rendezvous_of(sweep: Sweep) -> dict[str, Any]:

@@ -115,16 +115,16 @@ def test_an_option_of_any_type_is_told_or_ends_up_in_the_script(
 ) -> None:
     options = {"python", "env", *slurm._executor_class()._valid_parameters()}
     options -= {*slurm.OURS, *slurm.REFUSED}
-    sweep, told = toy.make_sweep(tmp_path, {}), set()
+    sweep, refused = toy.make_sweep(tmp_path, {}), set()
     for option in sorted(options):
         for value in ("x", "2", 7, 0, -1, 1.5, True, ["x"], [1], {"A": 1}):
             faults: list[str] = []
             found = read_slurm([Setting(option, value, "here")], faults)
             if faults:
                 assert faults[0].startswith(f"here: slurm.{option}: expected")
-                told.add((option, repr(value)))
+                refused.add((option, repr(value)))
             else:
                 slurm.script(dataclasses.replace(sweep, slurm=found), 3)
     assert {("array_parallelism", "'x'"), ("signal_delay_s", "'x'"), ("teardown", "'x'"),
-            ("python", "7"), ("account", "['x']")} <= told
-    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & told
+            ("python", "7"), ("account", "['x']")} <= refused
+    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & refused
