@@ -1,7 +1,6 @@
 """What a sweep leaves for its readers: sweep.json, and a page written when its last trial ends.
 
-The page is written by a function of the experiment, which `run.report` of the runs' configuration
-names and which gets the sweep's folder.
+The experiment's function `run.report` writes the page; it gets the sweep's folder.
 """
 
 import logging

@@ -121,24 +121,16 @@ class RankGroup:
             "CUDA_VISIBLE_DEVICES": self.gpus, **master,
         }
 
-    def start(
-        self, local: int, module: str, *arguments: str, log_file: Path,
-        inherited: Sequence[int] = (),
-    ) -> Process:
-        """Start a rank as `python -m module arguments`.
-
-        inherited: open files that it keeps, such as locks and pipes.
-        """
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        return start_process(module, *arguments, log_file=log_file, inherited=inherited,
-                             environment=self.environment(local))
-
 
 def start_process(
     module: str, *arguments: str, log_file: Path, environment: Mapping[str, str],
     inherited: Sequence[int] = (),
 ) -> Process:
-    """Start `python -m module arguments` in a separate session; log_file gets its output."""
+    """Start `python -m module arguments` in a separate session; log_file gets its output.
+
+    inherited: open files that it keeps, such as locks and pipes.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments], env=environment, pass_fds=inherited,

@@ -18,15 +18,8 @@ from harness.base.machine import visible_gpus
 from harness.base.network import free_port
 from harness.cluster import snapshots
 from harness.cluster.causes import cause_in_logs, with_next_step
-from harness.cluster.doctor.checks import (
-    CLOCK_S,
-    Finding,
-    RankReport,
-    check_job,
-    clock_ahead,
-    read_reports,
-)
-from harness.cluster.rank import RankGroup, end_within
+from harness.cluster.doctor import checks
+from harness.cluster.rank import RankGroup, end_within, start_process
 from harness.cluster.slurm import commands, script, site
 from harness.sweeps.reading import Resources, Sweep
 
@@ -72,7 +65,7 @@ class Diagnosis:
     @property
     def is_whole(self) -> bool:
         """Whether every rank has finished its checks."""
-        return sum(report.done for report in read_reports(self.folder)) == self.ranks
+        return sum(report.done for report in checks.read_reports(self.folder)) == self.ranks
 
 
 def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
@@ -94,7 +87,7 @@ def diagnose(sweep: Sweep, *, cluster: bool, console: Console) -> int:
     except (UserError, KeyboardInterrupt):
         shutil.rmtree(home, ignore_errors=True)
         raise
-    reports = {one.name: _reports(one, clock_ahead(home)) for one in diagnoses}
+    reports = {one.name: _reports(one, checks.clock_ahead(home)) for one in diagnoses}
     troubles = [line for one in diagnoses for line in _troubles(one, reports[one.name])]
     console.print(_table(diagnoses, reports))
     for line in [*troubles, *([f"files: {home}"] if troubles else [])]:
@@ -157,7 +150,7 @@ def _submit(sweep: Sweep, one: Diagnosis) -> None:
     folder = str(one.folder.resolve())
     try:
         with commands.submitting("the job"):
-            one.job = executor.submit(check_job, folder, resources.cpus, gpus).job_id
+            one.job = executor.submit(checks.check_job, folder, resources.cpus, gpus).job_id
     except UserError as error:
         one.trouble, one.over = str(error), True
 
@@ -202,9 +195,9 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
         ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus), port=free_port()
     )
     processes = [
-        group.start(
-            rank, "harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
-            log_file=home / f"{rank}.log",
+        start_process(
+            "harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
+            log_file=home / f"{rank}.log", environment=group.environment(rank),
         )
         for rank in range(one.ranks)
     ]
@@ -221,19 +214,19 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
 # --- output ---
 
 
-def _reports(one: Diagnosis, here: float | None) -> list[RankReport]:
+def _reports(one: Diagnosis, here: float | None) -> list[checks.RankReport]:
     """Return the ranks' reports, with a finding on their clocks against this machine's."""
-    reports = read_reports(one.folder)
+    reports = checks.read_reports(one.folder)
     for report in reports:
-        found = Finding("not known")
+        found = checks.Finding("not known")
         if report.clock_s is not None and here is not None:
             ahead = report.clock_s - here
-            found = Finding(f"{ahead:+.2f} s", abs(ahead) < CLOCK_S)
+            found = checks.Finding(f"{ahead:+.2f} s", abs(ahead) < checks.CLOCK_S)
         report.findings["clock"] = found
     return reports
 
 
-def _table(diagnoses: list[Diagnosis], reports: Mapping[str, list[RankReport]]) -> Table:
+def _table(diagnoses: list[Diagnosis], reports: Mapping[str, list[checks.RankReport]]) -> Table:
     table = Table(title="doctor")
     for name in ("partition", "ranks on", *ADVICE):
         table.add_column(name, overflow="fold")
@@ -245,7 +238,7 @@ def _table(diagnoses: list[Diagnosis], reports: Mapping[str, list[RankReport]]) 
     return table
 
 
-def _cell(findings: list[Finding], name: str) -> str:
+def _cell(findings: list[checks.Finding], name: str) -> str:
     """Return the worst of the ranks' findings."""
     if not findings:
         return "[red]no answer[/]"
@@ -257,7 +250,7 @@ def _cell(findings: list[Finding], name: str) -> str:
     return escape(worst.text) if worst.fine else f"[red]{escape(worst.text)}[/]"
 
 
-def _troubles(one: Diagnosis, reports: list[RankReport]) -> Iterator[str]:
+def _troubles(one: Diagnosis, reports: list[checks.RankReport]) -> Iterator[str]:
     """Yield what is wrong and what to change, once for all ranks that found it."""
     if one.trouble:
         yield f"{one.name}: {one.trouble}"

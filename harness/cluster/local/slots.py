@@ -39,10 +39,8 @@ def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> in
     gpus_each = resources.trial_gpus
     gpus = len(visible_gpus()) if gpus_each else 0
     if gpus_each > gpus:
-        raise UserError(
-            f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
-            "resources.gpus=0 runs it on the CPU"
-        )
+        raise UserError(f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
+                        "resources.gpus=0 runs it on the CPU")
     by_cores = len(usable_cores()) // (resources.cpus * resources.ranks)
     by_gpus = gpus * trials_per_gpu // gpus_each if gpus_each else by_cores
     wanted = jobs if jobs is not None else min(by_cores, by_gpus)

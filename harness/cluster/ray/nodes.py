@@ -228,19 +228,25 @@ def _start(
 
     After a failure it tries again with other ports. names: the ports it needs.
     """
+    memory, host = memory_limit(), socket.gethostname()
+    log_file = rendezvous.folder / f"ray-{host}.log"
     for attempt in range(1, START_TRIES + 1):
         ports = free_ports(names)
-        # a folder inside, because Ray opens it to everyone
-        inner = folder / str(attempt)
-        node = _launch([*options, f"--temp-dir={inner}"], rendezvous, share, ip, ports)
-        deadline = time.monotonic() + START_LIMIT_S
+        inner = folder / str(attempt)  # a folder inside, because Ray opens it to everyone
+        process = start_process(
+            "harness.cluster.ray.nodes", str(Path(sys.executable).with_name("ray")), "start",
+            "--block", *options, f"--temp-dir={inner}", f"--node-ip-address={ip}",
+            f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}", "--include-log-monitor=false",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            *(f"--{name}={port}" for name, port in ports.items()),
+            *([] if memory is None else [f"--memory={memory - OBJECT_STORE_BYTES}"]),
+            log_file=log_file, environment=environment(rendezvous),
+        )
+        log.info("Ray starts on %s (%s), process %d, %s, ports %s", host, ip, process.pid, share,
+                 ports)
+        node = Node(process, log_file)
         try:
-            # Ray writes this file once all its services answer
-            while not stop_requested() and not (inner / "ray_current_cluster").exists():
-                node.check()
-                if time.monotonic() > deadline:
-                    raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
-                time.sleep(POLL_S)
+            _wait_until_up(node, inner)
             return node, ports
         except RayFailed as error:
             node.end()
@@ -250,23 +256,14 @@ def _start(
     raise AssertionError("unreachable")
 
 
-def _launch(
-    options: list[str], rendezvous: Rendezvous, share: Share, ip: str, ports: dict[str, int]
-) -> Node:
-    memory = memory_limit()
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--block", *options,
-        f"--node-ip-address={ip}", f"--num-cpus={share.cpus}", f"--num-gpus={share.gpus}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false",
-        *(f"--{name}={port}" for name, port in ports.items()),
-        *([] if memory is None else [f"--memory={memory - OBJECT_STORE_BYTES}"]),
-    ]
-    log_file = rendezvous.folder / f"ray-{socket.gethostname()}.log"
-    process = start_process("harness.cluster.ray.nodes", *command, log_file=log_file,
-                            environment=environment(rendezvous))
-    log.info("Ray starts on %s (%s), process %d, %s, ports %s", socket.gethostname(), ip,
-             process.pid, share, ports)
-    return Node(process, log_file)
+def _wait_until_up(node: Node, folder: Path) -> None:
+    """Wait for a stop, or for the file that `ray start` writes once all its services answer."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while not stop_requested() and not (folder / "ray_current_cluster").exists():
+        node.check()
+        if time.monotonic() > deadline:
+            raise RayFailed(f"Ray did not start within {START_LIMIT_S:.0f} s; {node.log}")
+        time.sleep(POLL_S)
 
 
 # --- facts of this node ---

@@ -66,10 +66,8 @@ def was_being_ended(run: Run) -> bool:
     decision = _early_end(run)
     if decision is None or run.is_complete() or was_ended_early(run):
         return False
-    lines = epoch_lines(run)
-    if run.status()["state"] == "failed" or not lines:
-        return False
-    return bool(lines[-1]["epoch"] == decision["epoch"])
+    epochs = [line["epoch"] for line in epoch_lines(run)]
+    return run.status()["state"] != "failed" and epochs[-1:] == [decision["epoch"]]
 
 
 def was_ended_early(run: Run) -> bool:

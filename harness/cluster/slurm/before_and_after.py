@@ -7,7 +7,8 @@ ended, even if it failed: then they compute the shared files themselves.
 import io
 import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from harness.cluster.records import Record, jobs_folder
 from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
 from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
+from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from harness.sweeps.reading import Resources, Sweep, Trial
@@ -45,14 +47,32 @@ def job_count(sweep: Sweep, trials: int) -> int:
     return is_prepared(sweep, trials) + sweep.report
 
 
-def submit_before(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """Submit the job that computes what the trials share; returns its id."""
-    folders = [str(trial.run.folder.resolve()) for trial in trials]
-    return _submit(sweep, "before", make_shared, folders)
+@contextmanager
+def surrounding_jobs(
+    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
+) -> Iterator[Sequence[str]]:
+    """Submit the job before the trials, run the body, submit the job after; see `place.Place`."""
+    before: list[str] = []
+    if is_prepared(sweep, len(trials)):
+        for trial in trials:
+            write_text(trial.run.config_file, to_yaml(trial.config))
+        folders = [str(trial.run.folder.resolve()) for trial in trials]
+        before = [_submit(sweep, "before", make_shared, folders)]
+    try:
+        yield before
+    except UserError:
+        if not records:  # no job waits for it
+            commands.scancel(before)
+        raise
+    if sweep.report:
+        try:
+            _submit_after(sweep, trials, records)
+        except UserError as error:
+            log.warning("%s; the trials were submitted, their report was not", error)
 
 
-def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> str:
-    """Submit the job that reports on these trials after all jobs of the records; returns its id."""
+def _submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> None:
+    """Submit the job that reports on these trials after all jobs of the records."""
     ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
     own = {key: value for key, value in sweep.slurm.items() if key in KEPT}
     small = replace(
@@ -61,7 +81,7 @@ def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record
     folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
     file = folder / f"{uuid.uuid4().hex[:10]}.json"
     write_json(file, {**pages.summary(sweep, trials), "columns": dict(sweep.experiment.columns)})
-    return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
+    _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
 
 
 def _ids_file(sweep_folder: Path) -> Path:

@@ -4,26 +4,16 @@ import logging
 import os
 import pkgutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.base.files import write_text
 from harness.cluster.place import Job, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
-from harness.cluster.slurm import before_and_after, commands, site
+from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
-from harness.cluster.slurm.script import (
-    GPU_OPTIONS,
-    depending_on,
-    executor_for,
-    job_name,
-    parameters,
-    script,
-)
-from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial
 
@@ -46,42 +36,26 @@ class Slurm:
 
     def check(self, sweep: Sweep, jobs: int) -> None:
         site.check(sweep, jobs + before_and_after.job_count(sweep, jobs))
-        parameters(sweep, job_name=sweep.name)
+        script.parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         return Room(sweep.resources, most_jobs=commands.max_array_size())
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
-        if sweep.resources.gpus is None and not GPU_OPTIONS & set(sweep.slurm):
+        if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
             return ("trials run on the CPU, because the sweep requests no GPU; resources.gpus=1 "
                     "requests one per trial, resources.gpus=0 hides this line")
         return ""
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
-        return f"sbatch gets:\n\n{script(sweep, jobs)}"
+        return f"sbatch gets:\n\n{script.script(sweep, jobs)}"
 
     # --- submission, states, cancellation ---
 
-    @contextmanager
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
-    ) -> Iterator[Sequence[str]]:
-        before: list[str] = []
-        if before_and_after.is_prepared(sweep, len(trials)):
-            for trial in trials:
-                write_text(trial.run.config_file, to_yaml(trial.config))
-            before = [before_and_after.submit_before(sweep, trials)]
-        try:
-            yield before
-        except UserError:
-            if not records:  # no job waits for it
-                commands.scancel(before)
-            raise
-        if sweep.report:
-            try:
-                before_and_after.submit_after(sweep, trials, records)
-            except UserError as error:
-                log.warning("%s; the trials were submitted, their report was not", error)
+    ) -> AbstractContextManager[Sequence[str]]:
+        return before_and_after.surrounding_jobs(sweep, trials, records)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.
@@ -90,8 +64,9 @@ class Slurm:
         and the next launch looks for its jobs. Raises UserError with sbatch's message.
         """
         sweep, trials = submission.sweep, submission.trials
-        sweep = replace(sweep, slurm=depending_on(sweep.slurm, after))
-        executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
+        sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
+        name = script.job_name(sweep, record.token)
+        executor = script.executor_for(sweep, Path(record.folder), name)
         with commands.submitting("the jobs"):
             if submission.function:
                 function = pkgutil.resolve_name(submission.function)
