@@ -1,4 +1,4 @@
-"""Submission of what is missing of a sweep, and cancellation, on every place."""
+"""Submission of a sweep's missing trials, and cancellation, on every place."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

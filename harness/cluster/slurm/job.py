@@ -122,8 +122,8 @@ def check_cores() -> None:
 def requeue(run: Run | None = None) -> None:
     """Requeue this job, unless it is being cancelled or has timed out too often.
 
-    SLURM sends the same TERM before a preemption and for `scancel`, but only a preempted job is
-    still RUNNING then. The next launch resumes a job that was not requeued.
+    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
+    continue is still RUNNING then. The next launch resumes a job that was not requeued.
     """
     job, is_counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
