@@ -156,10 +156,8 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     reads = partial(recipe_sweep, recipe or "")
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
-    asked = reads(
-        schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-        complete=partial(pin, seen={}),
-    )
+    asked = reads(schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
+                  complete=partial(pin, seen={}))
     early = getattr(asked.scheduler, "early", None)
     for key, names, known in (("scheduler.early", [early] if early else [], EARLY),
                               ("objectives", asked.objectives, (*METRICS, *EARLY, *OF_EPOCHS))):

@@ -93,10 +93,8 @@ def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: in
         for submission in submissions:
             signatures = [trial.signature for trial in submission.trials]
             with _marked([before[signature] for signature in signatures], sweep):
-                record = new_record(
-                    sweep.folder, place.name, signatures, **submission.options,
-                    function=submission.function, code=str(sweep.code or ""),
-                )
+                record = new_record(sweep.folder, place.name, signatures, **submission.options,
+                                    function=submission.function, code=str(sweep.code or ""))
                 record.write()
                 place.submit(submission, record, after)
             records.append(record)
@@ -112,9 +110,8 @@ def _marked(waiting: Sequence[TrialState], sweep: Sweep) -> Iterator[None]:
         # each time, because keys that do not affect the result may have changed
         write_text(one.trial.run.config_file, to_yaml(one.trial.config))
         # with the code, so that a worker of an earlier submission leaves the trial alone
-        one.trial.run.set_status(
-            "submitted", attempts=one.status.get("attempts", 0), code=str(sweep.code or "")
-        )
+        one.trial.run.set_status("submitted", attempts=one.status.get("attempts", 0),
+                                 code=str(sweep.code or ""))
     try:
         yield
     except BaseException:

@@ -68,9 +68,8 @@ def stop_on(*numbers: int) -> None:
 
 def log_to_stderr() -> None:
     """Log to stderr, which is the job's log file."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def drop_own_lock(run: Run) -> None:
@@ -132,11 +131,9 @@ def start_process(
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], env=environment, pass_fds=inherited,
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment,
+                                pass_fds=inherited, start_new_session=True,
+                                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
 
 def wait(processes: Sequence[Process]) -> int | None:

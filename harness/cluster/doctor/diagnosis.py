@@ -114,9 +114,8 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
     try:
         for partition in partitions:
             nodes = max(1, min(2, partition.nodes))
-            one = Diagnosis(
-                partition.name, nodes, _tasks(sweep.resources, nodes), home / partition.name
-            )
+            one = Diagnosis(partition.name, nodes, _tasks(sweep.resources, nodes),
+                            home / partition.name)
             diagnoses.append(one)
             _submit(sweep, one)
         with console.status("") as line:
@@ -142,9 +141,8 @@ def _tasks(asked: Resources, nodes: int) -> int:
 def _submit(sweep: Sweep, one: Diagnosis) -> None:
     one.folder.mkdir(mode=0o700)
     resources = dataclasses.replace(sweep.resources, nodes=one.nodes, tasks=one.tasks, time="10m")
-    own = dataclasses.replace(
-        sweep, resources=resources, slurm={**sweep.slurm, "partition": one.name}
-    )
+    own = dataclasses.replace(sweep, resources=resources,
+                              slurm={**sweep.slurm, "partition": one.name})
     executor = script.executor_for(own, one.folder, f"doctor.{one.name}")
     gpus = resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0)
     folder = str(one.folder.resolve())
@@ -191,14 +189,11 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
     gpus = visible[: asked.gpus]
     tasks = _tasks(dataclasses.replace(asked, gpus=len(gpus)), 1)
     one = Diagnosis("this machine", 1, tasks, home)
-    group = RankGroup(
-        ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus), port=free_port()
-    )
+    group = RankGroup(ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus),
+                      port=free_port())
     processes = [
-        start_process(
-            "harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
-            log_file=home / f"{rank}.log", environment=group.environment(rank),
-        )
+        start_process("harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
+                      log_file=home / f"{rank}.log", environment=group.environment(rank))
         for rank in range(one.ranks)
     ]
     end_within(processes, RUNNING_S)

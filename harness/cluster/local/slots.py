@@ -54,10 +54,8 @@ def pool_for(asked: Resources, slots: int, trials_per_gpu: int = 1) -> Pool:
     """
     resources, cores = with_gpus(asked), usable_cores()
     wanted = resources.cpus * resources.ranks * trials_per_gpu
-    return Pool(
-        visible_gpus() if resources.trial_gpus else [], resources.trial_gpus,
-        cores, min(wanted, len(cores) // -(-slots // trials_per_gpu)),
-    )
+    return Pool(visible_gpus() if resources.trial_gpus else [], resources.trial_gpus, cores,
+                min(wanted, len(cores) // -(-slots // trials_per_gpu)))
 
 
 def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 1) -> str:

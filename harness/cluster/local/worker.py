@@ -101,9 +101,8 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     count, gpus = record.options["ranks"], ",".join(claim.gpus)
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(count)]
     log.info("%s: starts on GPU %s", run.name, gpus or "none")
-    group = ranks.RankGroup(
-        ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus, port=free_port()
-    )
+    group = ranks.RankGroup(ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus,
+                            port=free_port())
     processes = [
         ranks.start_process("harness.cluster.rank", str(run.folder), log_file=log_file,
                             environment=group.environment(rank), inherited=claim.locks)

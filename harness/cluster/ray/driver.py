@@ -50,10 +50,8 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
         return
     import ray
 
-    ray.init(
-        address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
-        **rendezvous["init"],
-    )
+    ray.init(address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
+             **rendezvous["init"])
     _wait_for_nodes(record.options["nodes"])
     scheduler = make_scheduler(sweep)
     scheduler.replay(finished, due)  # all that was logged before this process started
@@ -98,10 +96,9 @@ def _tuner(
             reuse_actors=sweep.resources.nodes == 1,
         ),
         # nobody needs Tune's own records, which are removed with Ray's folder
-        run_config=tune.RunConfig(
-            name="search", verbose=0, storage_path=storage, callbacks=[_progress_log()],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
+        run_config=tune.RunConfig(name="search", verbose=0, storage_path=storage,
+                                  callbacks=[_progress_log()],
+                                  checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
     )
 
 
@@ -131,9 +128,8 @@ def _bundles(sweep: Sweep) -> Any:
     one = sweep.resources
     gpus = (one.gpus or 0) / sweep.ray.trials_per_gpu
     bundle = {"CPU": one.cpus * one.ranks_per_node, **({"GPU": gpus} if gpus else {})}
-    return tune.PlacementGroupFactory(
-        [bundle] * one.nodes, strategy="STRICT_SPREAD" if one.nodes > 1 else "PACK"
-    )
+    return tune.PlacementGroupFactory([bundle] * one.nodes,
+                                      strategy="STRICT_SPREAD" if one.nodes > 1 else "PACK")
 
 
 def _wait_for_nodes(count: int) -> None:

@@ -29,10 +29,8 @@ def use(rendezvous: Rendezvous, address: str) -> Iterator[None]:
     storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
     variables = {name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ}
     try:
-        rendezvous.write(
-            state="up", address=address, storage=str(storage),
-            init={"runtime_env": {"env_vars": variables}},
-        )
+        rendezvous.write(state="up", address=address, storage=str(storage),
+                         init={"runtime_env": {"env_vars": variables}})
         yield
     finally:
         rendezvous.write(state="over")
@@ -75,10 +73,9 @@ def _times(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
 def nodes_of(address: str) -> list[dict[str, float]]:
     """Return the resources of each node of a Ray. Raises UserError with Ray's message."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT_NODES, address], capture_output=True, text=True,
-            timeout=ANSWER_LIMIT_S, env=environment(), stdin=subprocess.DEVNULL,
-        )
+        done = subprocess.run([sys.executable, "-c", PRINT_NODES, address], capture_output=True,
+                              text=True, timeout=ANSWER_LIMIT_S, env=environment(),
+                              stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise UserError(f"ray.address: {address} does not answer within {ANSWER_LIMIT_S:.0f} s; is "
                         "that Ray running, and can this machine reach it?") from None

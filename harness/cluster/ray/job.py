@@ -74,9 +74,8 @@ def drive(record_file: str) -> None:
 
 def _node_share(record: Record) -> Share:
     frozen = record.options["sweep"]
-    many = dataclasses.replace(
-        Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
-    )
+    many = dataclasses.replace(Allocation(**frozen["ray"]),
+                               trials_per_node=record.options["trials_per_node"])
     return node_share(Resources(**frozen["resources"]), many)
 
 

@@ -153,11 +153,9 @@ def head(
             options = ["--head", "--no-monitor", f"--include-dashboard={str(dashboard).lower()}"]
             options += ["--dashboard-host=127.0.0.1"] if dashboard else []
             node, ports = _start(options, (*HEAD_PORTS, *PORTS), rendezvous, share, ip, folder)
-            rendezvous.write(
-                state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
-                host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
-                storage=str(storage), init={"_node_ip_address": ip},
-            )
+            rendezvous.write(state="up", address=f"{ip}:{ports['port']}", ip=ip, ports=ports,
+                             host=socket.gethostname(), pid=node.process.pid, temp=str(folder),
+                             storage=str(storage), init={"_node_ip_address": ip})
             if dashboard:
                 log.info("dashboard: %s; it asks for the token in %s",
                          tunnel(ports["dashboard-port"]), rendezvous.token)

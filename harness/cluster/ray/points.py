@@ -51,10 +51,9 @@ class Points:
         assert sweep.algorithm is not None
         tried = tried_points(sweep)
         for _ in range(FAULTY):
-            point = propose(
-                sweep.space, sweep.algorithm, tried, modes=[sweep.mode, *sweep.objectives.values()],
-                seed=sweep.seeds[0].value,
-            )
+            point = propose(sweep.space, sweep.algorithm, tried,
+                            modes=[sweep.mode, *sweep.objectives.values()],
+                            seed=sweep.seeds[0].value)
             if point is None:
                 log.info("the space is exhausted: no new point")
                 self.sweep = replace(sweep, to_propose=0)
@@ -76,9 +75,8 @@ class Points:
                 trial.run.set_status("submitted", code=str(sweep.code or ""))
         add_point(sweep.folder, point)
         log.info("point %d: %s", sweep.samples - sweep.to_propose + 1, trials[0].title)
-        self.sweep = replace(
-            sweep, trials=(*sweep.trials, *trials), to_propose=sweep.to_propose - 1
-        )
+        self.sweep = replace(sweep, trials=(*sweep.trials, *trials),
+                             to_propose=sweep.to_propose - 1)
         write_summary(self.sweep)
         return [trial for trial in trials if not trial.run.is_complete()]
 

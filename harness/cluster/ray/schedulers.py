@@ -43,10 +43,9 @@ def make_scheduler(sweep: Sweep) -> Any:
         case Asha():
             metrics = [sweep.metric, *([asked.early] if asked.early else [])]
             return EarlyStopping("ASHA", {
-                metric: tune.ASHAScheduler(
-                    **{**common, "metric": metric}, max_t=NO_END, grace_period=asked.grace,
-                    reduction_factor=asked.reduction,
-                )
+                metric: tune.ASHAScheduler(**{**common, "metric": metric}, max_t=NO_END,
+                                           grace_period=asked.grace,
+                                           reduction_factor=asked.reduction)
                 for metric in metrics
             })
         case Median():
@@ -174,9 +173,8 @@ class Population(tune.FIFOScheduler):
             name: score for name, one in self.runs.items()
             if (score := takeovers.exported_score(one, epoch)) is not None
         }
-        source = population.source_for(
-            run.signature, scores, share=self.options.share, mode=self.sweep.mode, epoch=epoch
-        )
+        source = population.source_for(run.signature, scores, share=self.options.share,
+                                       mode=self.sweep.mode, epoch=epoch)
         if source is None:
             return
         settings = population.explore(

@@ -62,10 +62,8 @@ def _population_faults(sweep: Sweep) -> Iterator[str]:
 def node_share(one: Resources, many: Allocation) -> Share:
     """Return what each node gives to all trials on it together."""
     count = many.trials_per_node
-    return Share(
-        cpus=one.cpus * one.ranks_per_node * count,
-        gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu),
-    )
+    return Share(cpus=one.cpus * one.ranks_per_node * count,
+                 gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu))
 
 
 def allocation(sweep: Sweep) -> Sweep:

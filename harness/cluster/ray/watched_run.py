@@ -111,10 +111,9 @@ class WatchedRun:
         metric, every, carried_files = self.exports
         numbers = flatten(line)
         if every and metric in numbers and line["epoch"] % every == 0:
-            takeovers.export(
-                self.run, stage=line["stage"], epoch=line["epoch"], score=numbers[metric],
-                carried_files=carried_files, patience_s=patience_s,
-            )
+            takeovers.export(self.run, stage=line["stage"], epoch=line["epoch"],
+                             score=numbers[metric], carried_files=carried_files,
+                             patience_s=patience_s)
 
     def _take_over(self) -> None:
         """End the run, and replace its state by another run's."""
@@ -276,9 +275,8 @@ def _start_others(
     reserved = ray.util.get_current_placement_group()
     actors = []
     for node in range(1, group.world // group.ranks):
-        where = PlacementGroupSchedulingStrategy(
-            placement_group=reserved, placement_group_bundle_index=node
-        )
+        where = PlacementGroupSchedulingStrategy(placement_group=reserved,
+                                                 placement_group_bundle_index=node)
         here = dataclasses.replace(group, first=node * group.ranks)
         actors.append(actor.options(scheduling_strategy=where).remote(here))
     return lambda: [ray.get(started.end.remote()) for started in actors]

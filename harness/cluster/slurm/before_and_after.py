@@ -75,9 +75,8 @@ def _submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Recor
     """Submit the job that reports on these trials after all jobs of the records."""
     ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
     own = {key: value for key, value in sweep.slurm.items() if key in KEPT}
-    small = replace(
-        sweep, resources=Resources(time="10m"), slurm=slurm.depending_on(own, sorted(ids))
-    )
+    small = replace(sweep, resources=Resources(time="10m"),
+                    slurm=slurm.depending_on(own, sorted(ids)))
     folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
     file = folder / f"{uuid.uuid4().hex[:10]}.json"
     write_json(file, {**pages.summary(sweep, trials), "columns": dict(sweep.experiment.columns)})

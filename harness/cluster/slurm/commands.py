@@ -51,9 +51,8 @@ def ask(command: Sequence[str]) -> str:
     # SQUEUE_STATES and the like would hide jobs
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, env=environment
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S,
+                                env=environment)
     except FileNotFoundError:
         raise NoAnswer(f"{command[0]}: not on PATH; --cluster local runs here") from None
     except subprocess.TimeoutExpired:

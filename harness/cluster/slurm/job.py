@@ -169,6 +169,5 @@ def _may_continue(run: Run, left_s: float) -> bool:
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=REQUEUE_LIMIT_S
-    ).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True,
+                          timeout=REQUEUE_LIMIT_S).stdout
