@@ -5,7 +5,7 @@ decides what is submitted, and works with every place.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -68,7 +68,10 @@ class Task:
 
 
 class Place(Protocol):
-    """Where jobs run. Methods that take records see only those of this place."""
+    """Where jobs run. Methods that take records see only those of this place.
+
+    `check`, `preview`, `surrounding_jobs` and `requeue` do nothing unless a place defines them.
+    """
 
     name: Cluster
     title: str
@@ -78,6 +81,7 @@ class Place(Protocol):
 
     def check(self, sweep: Sweep, jobs: int) -> None:
         """Raise UserError for jobs that this place would refuse; `sweep.resources` are per job."""
+        return
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         """Return how many trials fit at the same time; limit: the user's maximum, None for none.
@@ -90,6 +94,7 @@ class Place(Protocol):
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
         """Return what the scheduler would get for this many jobs; "" for nothing."""
+        return ""
 
     # --- submission, states, cancellation ---
 
@@ -100,6 +105,7 @@ class Place(Protocol):
 
         Yields the ids of the jobs that the trials must wait for. records: filled by the body.
         """
+        return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit jobs and write their ids to the record, which is on disk as `submitting`.
@@ -130,3 +136,4 @@ class Place(Protocol):
 
     def requeue(self) -> None:
         """Put this job back into the queue, where the place has one."""
+        return

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from harness.base.locks import lock_holder
 from harness.base.text import log_tail
 from harness.cluster.causes import cause_in_logs
 from harness.cluster.local import slots
-from harness.cluster.place import Job, Room, Submission, Task
+from harness.cluster.place import Job, Place, Room, Submission, Task
 from harness.cluster.rank import GRACE_S, POLL_S, Process, start_process
 from harness.cluster.records import Cluster, Record, jobs_folder
 from harness.cluster.snapshots import search_path
 from harness.runs.run import Run
-from harness.sweeps.reading import Sweep, Trial
+from harness.sweeps.reading import Sweep
 
 START_LIMIT_S = 60.0
 _started: list[Process] = []
@@ -31,14 +31,11 @@ _started: list[Process] = []
 
 
 @dataclass
-class ThisMachine:
+class ThisMachine(Place):
     """The machine on which the command runs; see `place.Place` for the methods."""
 
     name: Cluster = "local"
     title: str = "on this machine"
-
-    def check(self, sweep: Sweep, jobs: int) -> None:
-        """Do nothing: `room` refuses what this machine lacks."""
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         resources = slots.with_gpus(sweep.resources)
@@ -51,16 +48,7 @@ class ThisMachine:
         together = sweep.ray.trials_per_gpu if sweep.backend == "ray" else 1
         return slots.plan(sweep.resources, trials, limit, together)
 
-    def preview(self, sweep: Sweep, jobs: int) -> str:
-        return ""
-
     # --- submission, states, cancellation ---
-
-    def surrounding_jobs(
-        self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
-    ) -> AbstractContextManager[Sequence[str]]:
-        """Submit none: the first trial computes what they share, the last writes the report."""
-        return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         try:
@@ -100,9 +88,6 @@ class ThisMachine:
 
     def task(self) -> Task:
         return Task(0, "local")
-
-    def requeue(self) -> None:
-        """Do nothing: the user who stopped the job launches the sweep again."""
 
 
 def _start_workers(record: Record) -> None:

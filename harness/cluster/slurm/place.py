@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.cluster.place import Job, Room, Submission, Task
+from harness.cluster.place import Job, Place, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Slurm:
+class Slurm(Place):
     """The SLURM cluster to which this machine submits; see `place.Place` for the methods."""
 
     max_age_s: float = 0.0
