@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,28 +142,30 @@ def end_workers(sweep_folder: Path) -> None:
     Raises UserError when workers run on another machine, where they cannot be ended from here.
     """
     workers = living_workers(sweep_folder)
-    here = [w["pid"] for w in workers if w["host"] == socket.gethostname()]
-    for pid in here:
-        _signal(pid, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S + 10.0
-    # the process, not its lock, which it releases a moment before it ends
-    while any(map(_lives, here)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    for pid in filter(_lives, here):
-        _signal(pid, signal.SIGKILL)
-    if elsewhere := {w["host"] for w in workers} - {socket.gethostname()}:
+    here = [worker["pid"] for worker in workers if worker["host"] == socket.gethostname()]
+    # until the processes end, not their locks, which they release a moment before
+    _end(here, lambda: not any(map(_lives, here)), GRACE_S + 10.0)
+    if elsewhere := {worker["host"] for worker in workers} - {socket.gethostname()}:
         raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
 
 
 def _end_run(run: Run) -> None:
-    """End the process of this machine that holds the run: TERM, time to save, then KILL."""
-    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
-        holder = lock_holder(run.lock_file)
-        if holder is None or holder["host"] != socket.gethostname():
+    """End the process of this machine that holds the run, if any."""
+    holder = lock_holder(run.lock_file)
+    if holder is not None and holder["host"] == socket.gethostname():
+        _end([holder["pid"]], lambda: lock_holder(run.lock_file) is None, GRACE_S)
+
+
+def _end(pids: Sequence[int], is_over: Callable[[], bool], patience_s: float) -> None:
+    """End processes: TERM, time to save, then KILL."""
+    for number, limit_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+        if is_over():
             return
-        _signal(holder["pid"], number)
-        deadline = time.monotonic() + patience_s
-        while lock_holder(run.lock_file) is not None and time.monotonic() < deadline:
+        for pid in filter(_lives, pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + limit_s
+        while not is_over() and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
 
@@ -173,8 +175,3 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)

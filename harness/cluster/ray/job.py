@@ -19,8 +19,8 @@ from harness.cluster.local.place import worker_lock
 from harness.cluster.places import place_named
 from harness.cluster.rank import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
-from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous, Share
-from harness.cluster.ray.submit import node_share, signatures_of
+from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
+from harness.cluster.ray.submit import allocation, signatures_of
 from harness.cluster.records import Record, read_record
 from harness.runs.stopping import stop_requested
 from harness.sweeps.frozen import thaw
@@ -50,7 +50,7 @@ def drive(record_file: str) -> None:
     task = place.task()
     rendezvous = Rendezvous(Path(record.folder), task.attempt)
     if task.number > 0:
-        nodes.serve(rendezvous, _node_share(record))
+        nodes.serve(rendezvous, _allocation(record))
         _wait_for_runs(record, host=socket.gethostname())
     else:
         with held_lock(worker_lock(record.file, 0)), _claimed(record, rendezvous):
@@ -72,11 +72,11 @@ def drive(record_file: str) -> None:
         raise SystemExit(0)
 
 
-def _node_share(record: Record) -> Share:
+def _allocation(record: Record) -> Resources:
     frozen = record.options["sweep"]
     many = dataclasses.replace(Allocation(**frozen["ray"]),
                                trials_per_node=record.options["trials_per_node"])
-    return node_share(Resources(**frozen["resources"]), many)
+    return allocation(Resources(**frozen["resources"]), many)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
         host = external.use(rendezvous, address)
         own = external.environment()
     else:
-        host = nodes.head(rendezvous, _node_share(record), peer=peer, dashboard=dashboard)
+        host = nodes.head(rendezvous, _allocation(record), peer=peer, dashboard=dashboard)
         own = nodes.environment(rendezvous)
     with host as node:
         driver = subprocess.Popen(

@@ -33,6 +33,7 @@ from harness.base.machine import cgroup_texts
 from harness.base.text import log_tail
 from harness.cluster.rank import Process, end_with_parent, start_process
 from harness.runs.stopping import stop_requested
+from harness.sweeps.keys import Resources
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,6 @@ HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
 
 class RayFailed(Exception):
     """Ray did not start or ended by itself; the message has the end of its log."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The resources that one node gives to Ray."""
-
-    cpus: int
-    gpus: int
 
 
 @dataclass(frozen=True)
@@ -133,12 +126,12 @@ def environment(rendezvous: Rendezvous) -> dict[str, str]:
 
 @contextmanager
 def head(
-    rendezvous: Rendezvous, share: Share, *, peer: str | None, dashboard: bool = False
+    rendezvous: Rendezvous, share: Resources, *, peer: str | None, dashboard: bool = False
 ) -> Iterator[Node]:
     """Run the head of a new Ray on this node while the body runs; fills the rendezvous file.
 
-    peer: another node of the job, if any; Ray listens on the address that reaches it. dashboard:
-    also serve Ray's pages, to this node only. Raises RayFailed.
+    share: what each node gives to Ray. peer: another node of the job, if any; Ray listens on the
+    address that reaches it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed.
     """
     descriptor = os.open(rendezvous.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -174,7 +167,7 @@ def tunnel(port: int) -> str:
     return f"ssh -L {port}:127.0.0.1:{port} {here}, then http://127.0.0.1:{port}"
 
 
-def serve(rendezvous: Rendezvous, share: Share) -> None:
+def serve(rendezvous: Rendezvous, share: Resources) -> None:
     """Run a further node of the Ray whose head another task starts, until that ends.
 
     Returns early on a stop request. Raises RayFailed.
@@ -219,7 +212,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _start(
-    options: list[str], names: tuple[str, ...], rendezvous: Rendezvous, share: Share, ip: str,
+    options: list[str], names: tuple[str, ...], rendezvous: Rendezvous, share: Resources, ip: str,
     folder: Path,
 ) -> tuple[Node, dict[str, int]]:
     """Start Ray on this node and wait until it is up, or for a stop; returns its ports too.
@@ -240,8 +233,8 @@ def _start(
             *([] if memory is None else [f"--memory={memory - OBJECT_STORE_BYTES}"]),
             log_file=log_file, environment=environment(rendezvous),
         )
-        log.info("Ray starts on %s (%s), process %d, %s, ports %s", host, ip, process.pid, share,
-                 ports)
+        log.info("Ray starts on %s (%s), process %d, %d cores, %d GPUs, ports %s", host, ip,
+                 process.pid, share.cpus, share.gpus, ports)
         node = Node(process, log_file)
         try:
             _wait_until_up(node, inner)

@@ -8,7 +8,6 @@ from harness.base.errors import UserError
 from harness.base.units import gigabytes
 from harness.cluster.place import Place, Room, Submission
 from harness.cluster.ray import external
-from harness.cluster.ray.nodes import Share
 from harness.cluster.records import Record
 from harness.config.fields import changeable_keys
 from harness.sweeps.frozen import freeze
@@ -59,23 +58,15 @@ def _population_faults(sweep: Sweep) -> Iterator[str]:
         yield "scheduler: pbt cannot search conditions or recipes"
 
 
-def node_share(one: Resources, many: Allocation) -> Share:
-    """Return what each node gives to all trials on it together."""
-    count = many.trials_per_node
-    return Share(cpus=one.cpus * one.ranks_per_node * count,
-                 gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu))
-
-
-def allocation(sweep: Sweep) -> Sweep:
-    """Return the sweep with the resources of the whole job in place of one trial's."""
-    one, share = sweep.resources, node_share(sweep.resources, sweep.ray)
-    memory = None
+def allocation(one: Resources, many: Allocation) -> Resources:
+    """Return the resources of the whole job, from those of one trial."""
+    count, memory = many.trials_per_node, None
     if one.memory is not None:
-        memory = f"{round(gigabytes(one.memory) * sweep.ray.trials_per_node * 1024)}MB"
-    return dataclasses.replace(sweep, resources=Resources(
-        nodes=sweep.ray.nodes, tasks=1, cpus=share.cpus, gpus=share.gpus, time=one.time,
-        memory=memory,
-    ))
+        memory = f"{round(gigabytes(one.memory) * count * 1024)}MB"
+    return Resources(
+        nodes=many.nodes, tasks=1, cpus=one.cpus * one.ranks_per_node * count,
+        gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu), time=one.time, memory=memory,
+    )
 
 
 def signatures_of(record: Record, sweep: Sweep) -> list[str]:
@@ -90,7 +81,8 @@ def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:
     Raises UserError for what this backend cannot do.
     """
     check(sweep)
-    return dataclasses.replace(allocation(sweep), prepare=False, report=False), 1
+    whole = allocation(sweep.resources, sweep.ray)
+    return dataclasses.replace(sweep, resources=whole, prepare=False, report=False), 1
 
 
 def submissions(
@@ -112,7 +104,8 @@ def submissions(
             )
     one = dataclasses.replace(room.resources, gpus=room.resources.gpus or 0)
     sweep = dataclasses.replace(sweep, resources=one)
-    yield Submission(allocation(sweep), trials, "harness.cluster.ray.job.drive", {
+    job = dataclasses.replace(sweep, resources=allocation(one, many))
+    yield Submission(job, trials, "harness.cluster.ray.job.drive", {
         "backend": "ray", "workers": 1, "nodes": nodes, "pool": room.pool,
         "trials_per_node": room.slots or many.trials_per_node,
         "side_by_side": room.slots or max(1, many.nodes * many.trials_per_node // one.nodes),

@@ -17,7 +17,7 @@ from harness.base.errors import UserError
 from harness.cluster.launch import launch
 from harness.cluster.local.place import end_workers, living_workers
 from harness.cluster.ray import external, nodes
-from harness.cluster.ray.nodes import Rendezvous, Share
+from harness.cluster.ray.nodes import Rendezvous
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
 
@@ -35,7 +35,7 @@ main()
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray of two cores on this machine; the user's environment has its token."""
     rendezvous = Rendezvous(tmp_path, "theirs")
-    with nodes.head(rendezvous, Share(cpus=2, gpus=0), peer=None):
+    with nodes.head(rendezvous, Resources(cpus=2, gpus=0), peer=None):
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(rendezvous.token))
         yield rendezvous.read()["address"]

@@ -68,10 +68,10 @@ def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_pat
     sweep = toy.make_sweep(
         tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
     )
-    assert submit.allocation(sweep).resources == Resources(
+    assert submit.allocation(sweep.resources, sweep.ray) == Resources(
         nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
     )
     sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
-    assert submit.allocation(sharing).resources.gpus == 3
+    assert submit.allocation(sharing.resources, sharing.ray).gpus == 3
     ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
-    assert submit.allocation(ranks).resources.cpus == 16
+    assert submit.allocation(ranks.resources, ranks.ray).cpus == 16
