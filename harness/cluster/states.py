@@ -63,28 +63,23 @@ def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
         sweep = with_proposed(sweep)
         if search := _newest_search(records):
             newest = {trial.signature: search for trial in sweep.trials} | newest
-    states = [_by_folder(sweep, trial) for trial in expand(sweep)]
+    states = {trial.signature: _by_folder(sweep, trial) for trial in expand(sweep)}
     uncertain = {
-        one.trial.signature: newest[one.trial.signature] for one in states
-        if one.trial.signature in newest and one.depends_on_its_job
+        key: newest[key] for key, one in states.items() if key in newest and one.depends_on_its_job
     }
     if uncertain:
         jobs = _ask(places, "jobs", uncertain)
         is_launching = was_launching or lock_holder(launch_lock(sweep)) is not None
-        for index, one in enumerate(states):
-            if record := uncertain.get(one.trial.signature):
-                # read again: a job that is gone now may have ended well since the first look
-                one = _by_folder(sweep, one.trial)
-                states[index] = _with_job(one, record, jobs.get(one.trial.signature), is_launching)
-    deaths = _ask(places, "deaths", {
-        one.trial.signature: newest[one.trial.signature] for one in states
-        if one.state == "died" and one.trial.signature in newest
-    })
-    return [
-        replace(one, note=with_next_step(death, sweep.experiment.advice))
-        if (death := deaths.get(one.trial.signature)) else one
-        for one in states
-    ]
+        for key, record in uncertain.items():
+            # read again: a job that is gone now may have ended well since the first look
+            one = _by_folder(sweep, states[key].trial)
+            states[key] = _with_job(one, record, jobs.get(key), is_launching)
+    dead = {key: newest[key] for key, s in states.items() if s.state == "died" and key in newest}
+    for key, death in _ask(places, "deaths", dead).items():
+        if death:
+            note = with_next_step(death, sweep.experiment.advice)
+            states[key] = replace(states[key], note=note)
+    return list(states.values())
 
 
 def _ask(
