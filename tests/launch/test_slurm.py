@@ -129,7 +129,7 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch: Command) -> None:
     )
 
 
-def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
+def test_a_dry_run_of_a_search_shows_how_many_points_will_be_proposed(
     launch: Command, tmp_path: Path
 ) -> None:
     shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
@@ -139,7 +139,7 @@ def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
+def test_mistakes_are_reported_together_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
     ended = launch("--sweep", str(SWEEP), *words)
     assert ended.status == 1
@@ -168,7 +168,7 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path:
          "no run reports margin; choose one of prompts.mAP, prompts.margin"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(
+def test_a_wrong_command_is_refused_with_the_cause(
     launch: Command, words: tuple[str, ...], message: str
 ) -> None:
     ended = launch(*words)

@@ -33,7 +33,7 @@ def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
-def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path: Path) -> None:
+def test_a_failed_trial_fails_its_job_and_the_others_continue(slurm: Any, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
     launch(sweep, "slurm")
     over(sweep)
@@ -46,7 +46,7 @@ def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path:
     over(sweep)
 
 
-def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_again(
+def test_a_killed_job_resumes_at_once_when_slurm_starts_it_again(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 4, "epoch_s": 1.0}})
@@ -61,7 +61,7 @@ def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_aga
     assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
-def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes_on_by_a_launch(
+def test_a_trial_that_slurm_does_not_restart_has_its_cause_and_resumes_by_a_launch(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
@@ -178,7 +178,7 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
 
 
-def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
+def test_a_trial_resumes_after_its_time_limit_but_not_for_ever(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
 ) -> None:
     # SLURM looks at time limits twice a minute: the trial has to last for the limit of one, twice
@@ -300,7 +300,7 @@ def refusal(sweep: Sweep) -> list[str]:
     return [line.removeprefix(f"{sweep.file}: ") for line in str(caught.value).splitlines()]
 
 
-def test_what_sbatch_refuses_is_told_in_its_words_and_nothing_is_left_behind(
+def test_sbatchs_refusal_is_reported_with_its_message_and_leaves_nothing_behind(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"gres": "moon:1"})

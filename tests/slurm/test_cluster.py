@@ -22,7 +22,7 @@ def test_nodes_find_each_other_by_name(slurm: Any) -> None:
     assert output == [slurm.run("srun", "-N1", "-w", "node1", "hostname", "-I").strip(), "node1"]
 
 
-def test_accounting_tells_how_a_job_ended(slurm: Any) -> None:
+def test_accounting_has_the_final_state_of_a_job(slurm: Any) -> None:
     job = slurm.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "exit 0").strip()
     bad = slurm.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "exit 3").strip()
     assert _ended(slurm, job) == "COMPLETED|0:0"

@@ -47,7 +47,7 @@ def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
     assert slurm.run("squeue", "-h") == ""
 
 
-def test_what_is_wrong_in_one_partition_is_told_with_what_to_change(
+def test_faults_of_one_partition_are_reported_with_what_to_change(
     doctor: Any, slurm: Any
 ) -> None:
     slurm.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")

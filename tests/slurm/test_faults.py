@@ -275,7 +275,7 @@ def test_nothing_is_trained_twice_without_a_fault(outcomes: dict[str, Outcome]) 
         assert outcomes[name].run.status()["attempts"] == 1
 
 
-def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
+def test_a_damaged_checkpoint_is_reported(outcomes: dict[str, Outcome]) -> None:
     log = outcomes["last checkpoint damaged"].run.log_file.read_text()
     assert "weights.safetensors does not match its checksum" in log
 
@@ -373,7 +373,7 @@ def test_a_follower_sees_the_end_through_a_restart_of_the_controller(
     fault_table("slurmctld restarted while following", "goes on", "0 of 12", "equal")
 
 
-def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
+def test_without_accounting_trials_run_fail_with_their_cause_and_resume(
     slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(
@@ -396,7 +396,7 @@ def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
     fault_table("accounting down, kill -9", "at the next launch", "1 of 4", "equal")
 
 
-def test_a_read_only_run_folder_is_told_before_anything_is_trained(
+def test_a_read_only_run_folder_is_reported_before_any_training(
     slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"nodelist": "node1"})

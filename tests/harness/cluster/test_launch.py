@@ -35,7 +35,7 @@ def test_jobs_before_and_after_the_trials_count_where_jobs_are_limited(
     assert [plan.jobs(sweep, 100)[1] for plan in (array, submit)] == [100, 1]
 
 
-def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     sweep = toy.make_sweep(tmp_path, {})
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
@@ -80,13 +80,13 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
     assert "another.run" in other.trials[0].run.config_file.read_text()
 
 
-def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_second_launcher_is_refused(toy: ModuleType, tmp_path: Path) -> None:
     sweep, _ = one(toy, tmp_path)
     with held_lock(launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
         launch(sweep, "local")
 
 
-def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> None:
+def test_records_hold_paths_and_strings_only(toy: ModuleType, tmp_path: Path) -> None:
     sweep, run = one(toy, tmp_path)
     record = new_record(sweep.folder, "local", [run.signature], cpus=2)
     record.write()

@@ -84,7 +84,7 @@ def test_a_search_that_was_killed_proposes_and_ends_early_what_the_undisturbed_o
     ]
 
 
-def test_hyperband_pauses_trials_which_go_on_where_they_were(
+def test_hyperband_pauses_trials_which_resume_where_they_were(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     qualities = [0.1, 0.2, 0.3, 0.7, 0.4, 0.6, 0.5, 0.8]
@@ -108,7 +108,7 @@ def test_hyperband_pauses_trials_which_go_on_where_they_were(
     assert launch(sweep, "local") == []
 
 
-def test_a_population_goes_on_from_its_best_and_tells_how(
+def test_a_population_continues_from_its_best_and_logs_how(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     sweep = make_search(
@@ -141,7 +141,7 @@ def test_a_population_goes_on_from_its_best_and_tells_how(
     assert launch(sweep, "local") == []
 
 
-def test_trials_of_two_ranks_end_together_and_one_that_fails_says_why_and_ends_no_other(
+def test_ranks_of_a_trial_end_together_and_a_failed_trial_has_its_cause_and_ends_no_other(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     sweep = make_search(

@@ -155,7 +155,7 @@ def snapshots_of(sweep: Sweep) -> list[Path]:
     return [Path(record.options["code"]) for record in read_records(sweep.folder)]
 
 
-def test_what_is_mixed_is_told(
+def test_trials_with_different_code_are_reported(
     sweep: Sweep, toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     launch(sweep, "local", jobs=2)

@@ -177,7 +177,7 @@ def test_a_run_that_a_search_ended_is_done_for_it_and_due_for_others(
     assert (view.state, view.is_due) == ("stopped", True)
 
 
-def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
+def test_a_run_that_was_ended_early_is_done_while_its_search_continues(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}

@@ -15,7 +15,7 @@ from harness.cluster.doctor.diagnosis import Diagnosis
 from harness.sweeps.reading import Resources
 
 
-def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
+def test_on_this_machine_there_is_one_rank_per_gpu_and_two_without_gpus(
     toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

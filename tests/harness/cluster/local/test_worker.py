@@ -28,7 +28,7 @@ SLOW = {"work": {"epochs": 8, "epoch_s": 0.3}}
         ("exit", "ended with exit status 7"),
     ],
 )
-def test_a_trial_that_fails_says_why_and_the_others_go_on(
+def test_a_failed_trial_has_its_cause_and_the_others_continue(
     toy: ModuleType, tmp_path: Path, how: str, error: str
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": [how, "no"]}})
@@ -71,7 +71,7 @@ def test_a_killed_worker_takes_its_trial_along_and_the_relaunch_loses_nothing(
     assert_whole(sweep, epochs=8)
 
 
-def test_a_trial_killed_with_its_worker_goes_on_from_its_last_checkpoint(
+def test_a_trial_killed_with_its_worker_resumes_from_its_last_checkpoint(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
@@ -128,7 +128,7 @@ def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:
     cancel(sweep)
 
 
-def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_says_none(
+def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants_none(
     toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
 ) -> None:
     gpus(1)

@@ -285,7 +285,7 @@ def test_asha_may_judge_epochs_without_the_metric_by_another_number(
     assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE"]
 
 
-def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path) -> None:
+def test_a_requeued_job_resumes_open_runs_with_the_most_epochs_first(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "toys"
     lines = {"done": 3, "pruned": 1, "failed": 2, "new": 0, "half": 2}
     runs = {name: finished_run(folder / name, [0.1] * n) for name, n in lines.items()}

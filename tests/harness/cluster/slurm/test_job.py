@@ -133,7 +133,7 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     assert time.monotonic() - started < 10
 
 
-def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
+def test_time_outs_differ_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(job.MAX_TIME_OUTS, "1")

@@ -42,7 +42,7 @@ def test_resources_become_sbatch_options(toy: ModuleType, tmp_path: Path) -> Non
     assert "wckey" not in found
 
 
-def test_srun_is_told_the_cores_that_it_would_otherwise_forget(
+def test_srun_gets_the_cores_that_it_would_otherwise_ignore(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
@@ -110,7 +110,7 @@ def test_options_that_have_a_key_of_their_own_are_refused_together(
 
 
 @pytest.mark.filterwarnings("ignore:.*cpus_per_gpu")
-def test_an_option_of_any_type_is_told_or_ends_up_in_the_script(
+def test_an_option_of_any_type_is_refused_or_is_in_the_script(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     options = {"python", "env", *slurm._executor_class()._valid_parameters()}
