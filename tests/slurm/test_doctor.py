@@ -1,4 +1,4 @@
-"""The doctor visits a real cluster."""
+"""The doctor on a real cluster."""
 
 import subprocess
 import sys

@@ -82,10 +82,7 @@ class WatchedRun:
         self.stored.clear()
 
     def next_result(self) -> dict[str, Any]:
-        """Return the metrics of the next epoch, or of the end, with `done`.
-
-        Raises TrialFailed when the run failed.
-        """
+        """Return the next epoch's metrics, or the last result with `done`; raises TrialFailed."""
         if self.stored:
             line = self.stored.popleft()
             self._export(line, patience_s=0.0)

@@ -82,10 +82,7 @@ def scancel(numbers: Iterable[str]) -> None:
 
 
 def cancel(numbers: set[str]) -> None:
-    """Cancel jobs and wait until they have ended, so that trials can save.
-
-    Raises UserError when it takes too long.
-    """
+    """Cancel jobs and wait until their trials have saved. Raises UserError after CANCEL_LIMIT_S."""
     scancel(sorted(numbers))
     deadline = time.monotonic() + CANCEL_LIMIT_S
     while left := numbers & set(my_jobs()):

@@ -1,4 +1,4 @@
-"""What is said of trials that ended badly."""
+"""The cause and the next step of trials that failed."""
 
 import errno
 import importlib

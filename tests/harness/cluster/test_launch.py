@@ -1,4 +1,4 @@
-"""What a launch submits, and what it leaves as it was."""
+"""What a launch submits, and what it does not change."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page that the last trial of a sweep leaves behind, asked for by nobody."""
+"""The page that is written when the last trial of a sweep ends."""
 
 from pathlib import Path
 from types import ModuleType

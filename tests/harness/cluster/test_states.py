@@ -1,4 +1,4 @@
-"""What state a trial is said to be in, from its files alone."""
+"""The state of a trial, from its files and its job."""
 
 from pathlib import Path
 from types import ModuleType

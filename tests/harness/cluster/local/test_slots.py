@@ -1,4 +1,4 @@
-"""Which share of this machine a trial is given, and what is said about it."""
+"""The GPUs and cores that a trial gets on this machine, and the messages about them."""
 
 import dataclasses
 from collections.abc import Callable

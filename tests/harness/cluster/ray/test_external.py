@@ -1,4 +1,4 @@
-"""A search on a Ray that somebody else has started, and keeps."""
+"""A search on an external Ray, which keeps running."""
 
 import os
 import shutil

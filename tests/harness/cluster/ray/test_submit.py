@@ -1,4 +1,4 @@
-"""What backend ray asks for and refuses."""
+"""What backend ray requests and refuses."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""What sbatch would get, and what is made of SLURM's answers, without a SLURM."""
+"""The sbatch script, and answers of SLURM, without a SLURM."""
 
 import dataclasses
 import os
