@@ -1,4 +1,4 @@
-"""Submit a sweep, follow it, go on with it, cancel it: on SLURM or on this machine.
+"""Submit, follow, resume or cancel a sweep, on SLURM or on this machine.
 
     python launch/slurm.py --sweep loss_weights --dry-run
     python launch/slurm.py --sweep loss_weights --follow
@@ -7,8 +7,8 @@
     python launch/slurm.py --doctor
     python launch/slurm.py --help-config
 
-The same command again submits only what is missing, stopped or was killed; --retry-failed also what
-failed by its own fault.
+The same command again submits only trials that are missing, stopped or killed; --retry-failed adds
+failed ones.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ from svll.data.datasets import has_validation
 from svll.reuse.fingerprints import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
-"""What a scheduler may judge stage 1 by."""
+"""Metrics by which a scheduler may judge stage 1."""
 OF_EPOCHS = ("images_per_s", "memory_gb", "loss")
-"""What else epochs tell, and a search may weigh."""
+"""Further numbers of an epoch that can be objectives."""
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
-"""What trials may be ranked by: the keys of result.json."""
+"""Metrics that can rank trials: keys of result.json."""
 STATUS_ROWS = 100
-"""Of more trials, those that run or are in trouble are shown; the counts are of all."""
+"""Of more trials, only those that run or need attention are listed; the counts include all."""
 TROUBLES = 20
-"""Of more trials that ended badly, the first are told."""
+"""Of more failed trials, only the first are listed."""
 
 
 @dataclasses.dataclass
@@ -77,9 +77,9 @@ def main(
         Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show trials and what sbatch gets; submit nothing.")
+        bool, typer.Option("--dry-run", help="Show trials and the sbatch script; submit nothing.")
     ] = False,
-    status: Annotated[bool, typer.Option("--status", help="Show where each trial is.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show each trial's state.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Submit, then watch until all have ended.")
     ] = False,
@@ -87,51 +87,50 @@ def main(
         bool, typer.Option("--cancel", help="End all queued and running trials.")
     ] = False,
     doctor: Annotated[
-        bool, typer.Option("--doctor", help="Check each partition (or this machine) by a job.")
+        bool, typer.Option("--doctor", help="Check each partition (or this machine) with a job.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time; default: by cores, GPUs.", min=1)
+        int | None, typer.Option(help="Local: trials at a time; default: by cores and GPUs.", min=1)
     ] = None,
     first: Annotated[
         int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="Search on a Ray that is running already, at HOST:PORT.")
+        str | None, typer.Option(help="Search on a running Ray at HOST:PORT.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Submit failed trials as well, once mended.")
+        bool, typer.Option("--retry-failed", help="Submit failed trials too.")
     ] = False,
     help_config: Annotated[
-        bool,
-        typer.Option("--help-config", help="Print a sweep file's keys, or those with a word."),
+        bool, typer.Option("--help-config", help="Print a sweep file's keys, or those with a word.")
     ] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="key=value of the trials (stage2.lr=1e-5) or the sweep (seeds=[1,2])"),
+        typer.Argument(help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])"),
     ] = None,
 ) -> int:
-    """Run a sweep. Exit status 0 only when every trial that was waited for is complete."""
+    """Run a sweep. Exit status 0 only if every trial that it waited for is complete."""
     if help_config:
         return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
     if doctor and sweep is None and recipe is None:
-        recipe = "synthetic"  # any will do: it is not run
-    words = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
-    asked = dataclasses.replace(_read(sweep, recipe, words), first=first)
+        recipe = "synthetic"  # any recipe; it is not run
+    settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
+    asked = dataclasses.replace(_read(sweep, recipe, settings), first=first)
     if first is not None and asked.algorithm is not None:
-        raise UserError(f"{asked.file}: --first: an algorithm proposes the points; say how many by "
-                        "samples=N")
+        raise UserError(f"{asked.file}: --first: an algorithm proposes the points; set their "
+                        "number with samples=N")
     place = place_named(cluster.value if cluster is not None else default_place())
     if asked.ray.address is not None:
         if asked.backend != "ray":
-            raise UserError(f"{asked.file}: ray.address: set backend: ray, which is what uses it")
+            raise UserError(f"{asked.file}: ray.address needs backend: ray")
         place = place_named("local")  # the driver is here, wherever its trials are
     console = table.wide(Console())
     if doctor:
-        from harness.cluster.doctor.visit import visit  # late: only this needs it
+        from harness.cluster.doctor.diagnosis import diagnose  # late: only --doctor needs it
 
-        return visit(asked, cluster=place.name == "slurm", console=console)
+        return diagnose(asked, cluster=place.name == "slurm", console=console)
     if dry_run:
         return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:
@@ -157,29 +156,23 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     reads = partial(recipe_sweep, recipe or "")
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
-    asked = reads(
-        schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
-        complete=partial(pin, seen={}),
-    )
+    asked = reads(schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
+                  complete=partial(pin, seen={}))
     early = getattr(asked.scheduler, "early", None)
-    if early is not None and early not in EARLY:
-        raise UserError(f"{asked.file}: scheduler.early: no run reports {early}; there are "
-                        f"{', '.join(EARLY)}")
-    unknown = [key for key in asked.objectives if key not in (*METRICS, *EARLY, *OF_EPOCHS)]
-    if unknown:
-        raise UserError(f"{asked.file}: objectives: no run reports {', '.join(unknown)}; there are "
-                        f"{', '.join((*METRICS, *EARLY, *OF_EPOCHS))}")
+    for key, names, known in (("scheduler.early", [early] if early else [], EARLY),
+                              ("objectives", asked.objectives, (*METRICS, *EARLY, *OF_EPOCHS))):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(f"{asked.file}: {key}: no run reports {', '.join(unknown)}; choose one "
+                            f"of {', '.join(known)}")
     if not asked.metric.startswith("validation."):
         return asked
-    known = (*asked.trials, *asked.probes)
-    if all(has_validation(trial.config.data) for trial in known):
+    if all(has_validation(trial.config.data) for trial in (*asked.trials, *asked.probes)):
         return asked
     if recipe is not None:
         return dataclasses.replace(asked, metric="mAP")  # nothing is selected among seeds
-    raise UserError(
-        f"{asked.file}: metric: {asked.metric} needs a validation part; set "
-        "data.validation=0.1, or metric=mAP to select on the test set"
-    )
+    raise UserError(f"{asked.file}: metric: {asked.metric} needs a validation part; set "
+                    "data.validation=0.1, or metric=mAP to select on the test set")
 
 
 def _dry_run(
@@ -189,18 +182,18 @@ def _dry_run(
     waiting = due(states, retry_failed=retry_failed)
     if states:  # an algorithm may have proposed none yet
         console.print(table.live_table(sweep, states, most=len(states)))
-    _tell_left_alone(states, console, retry_failed=retry_failed)
+    _print_failed(states, console, retry_failed=retry_failed)
     _preflight(sweep, [one.trial for one in waiting])
-    plan, count = PLANS[sweep.backend], len(waiting)
-    job = plan.job(dataclasses.replace(sweep, code=snapshots.working(sweep).folder))
+    count, code = len(waiting), snapshots.current_code(sweep).folder
+    job, job_count = PLANS[sweep.backend].jobs(dataclasses.replace(sweep, code=code), count)
     try:
-        place.check(job, plan.job_count(sweep, count))
+        place.check(job, job_count)
     except NoAnswer as error:
-        _say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
+        _print(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
-    _say(console, f"{count} to run {place.title}{more}")
-    _say(console, place.describe(sweep, count + sweep.to_propose, jobs))
-    _say(console, place.preview(job, max(1, plan.job_count(sweep, count))))
+    _print(console, f"{count} to run {place.title}{more}")
+    _print(console, place.describe(sweep, count + sweep.to_propose, jobs))
+    _print(console, place.preview(job, max(1, job_count)))
     return 0
 
 
@@ -209,18 +202,18 @@ def _status(sweep: Sweep, console: Console) -> int:
     if states:
         console.print(table.live_table(sweep, states, most=STATUS_ROWS))
     else:
-        _say(console, f"{sweep.name}: {table.counts(states)}")
-    _tell_troubles(states, console)
-    _tell_left_alone(states, console, retry_failed=False)
-    on_their_way = [one.trial.signature for one in states if one.state in ALIVE]
-    for told in snapshots.mixed(sweep, on_their_way, read_records(sweep.folder)):
-        _say(console, f"warning: trials run as they were submitted: {told}")
+        _print(console, f"{sweep.name}: {table.counts(states)}")
+    _print_troubles(states, console)
+    _print_failed(states, console, retry_failed=False)
+    alive = [one.trial.signature for one in states if one.state in ALIVE]
+    for line in snapshots.differences(sweep, alive, read_records(sweep.folder)):
+        _print(console, f"warning: trials run as they were submitted: {line}")
     return 0
 
 
 def _cancel(sweep: Sweep, console: Console) -> int:
     ended = cancel_sweep(sweep)
-    _say(console, f"{table.trials(len(ended))} ended; the same command without --cancel goes on")
+    _print(console, f"{table.trials(len(ended))} ended; the same command without --cancel resumes")
     return 0
 
 
@@ -232,29 +225,29 @@ def _submit(
     def before(trials: list[Trial]) -> None:
         _preflight(sweep, trials)
         _fetch(trials)
-        # of the machine as it is without these trials
+        # the machine's state before these trials
         described.append(place.describe(sweep, len(trials) + sweep.to_propose, jobs))
 
     waiting = launch(sweep, place.name, jobs=jobs, retry_failed=retry_failed, fetch=before)
     if waiting:
-        _say(console, f"{table.trials(len(waiting))} submitted {place.title}; "
-                      f"files: {sweep.folder}")
+        submitted = f"{table.trials(len(waiting))} submitted {place.title}"
+        _print(console, f"{submitted}; files: {sweep.folder}")
     for text in described:
-        _say(console, text)
+        _print(console, text)
     states = survey(sweep)
     searched = sweep.algorithm is not None and is_searched(sweep)
     if searched:
-        _say(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
+        _print(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
     if not waiting and not searched:
-        _say(console, f"nothing to submit, {table.counts(states)}")
-    _tell_left_alone(states, console, retry_failed=retry_failed)
+        _print(console, f"nothing to submit, {table.counts(states)}")
+    _print_failed(states, console, retry_failed=retry_failed)
 
 
 def _preflight(sweep: Sweep, trials: list[Trial]) -> None:
     """Refuse now what every job would refuse when it starts."""
     from svll.runs.preflight import preflight_all, quietly  # numpy and the readers: not for --help
 
-    with quietly():  # the jobs say the same
+    with quietly():  # the jobs log the same
         preflight_all({trial.title: trial.config for trial in trials}, sweep.resources.ranks)
 
 
@@ -268,42 +261,40 @@ def _fetch(trials: list[Trial]) -> None:
             fetch(model.name, model.weights)
 
 
-def _tell_left_alone(
-    states: list[TrialState], console: Console, *, retry_failed: bool
-) -> None:
+def _print_failed(states: list[TrialState], console: Console, *, retry_failed: bool) -> None:
     left = sum(one.state == "failed" and not one.is_due for one in states)
     if left and not retry_failed:
-        _say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
+        _print(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:
     try:
         states = follow_sweep(sweep, console)
     except KeyboardInterrupt:
-        _say(console, "no longer followed; the trials go on (--status shows, --cancel ends them)")
+        _print(console, "no longer followed; trials continue (--status shows, --cancel ends them)")
         raise
     console.print(table.final_table(sweep, states, Config.experiment.columns))
-    _tell_troubles(states, console)
+    _print_troubles(states, console)
     from svll.reports.report import report_sweep  # matplotlib: a second
 
     page = report_sweep(sweep.folder)
-    _say(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
+    _print(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
-        _say(console, f"not proposed yet: {counted(left, 'point')}; the same command goes on")
+        _print(console, f"not proposed yet: {counted(left, 'point')}; the same command continues")
     return 0 if not left and all(one.state in DONE for one in states) else 1
 
 
-def _tell_troubles(states: list[TrialState], console: Console) -> None:
+def _print_troubles(states: list[TrialState], console: Console) -> None:
     bad = [one for one in states if one.state in table.BAD]
     for text in table.troubles(bad[:TROUBLES]):
-        _say(console, text)
+        _print(console, text)
     if len(bad) > TROUBLES:
-        _say(console, f"and {table.trials(len(bad) - TROUBLES)} more")
+        _print(console, f"and {table.trials(len(bad) - TROUBLES)} more")
 
 
-def _say(console: Console, text: str) -> None:
-    """Print words as they are: no markup, no wrapping."""
+def _print(console: Console, text: str) -> None:
+    """Print text without markup and wrapping."""
     if text:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 

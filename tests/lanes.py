@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "ways/", "slurm/", "harness/cluster/")
 SLOW = (
     "slurm/", "ways/", "harness/cluster/local/test_worker.py", "harness/cluster/test_pages.py",
-    "harness/cluster/ray/test_guest.py", "harness/cluster/ray/test_watched_run.py",
+    "harness/cluster/ray/test_external.py", "harness/cluster/ray/test_watched_run.py",
     "harness/cluster/test_searching.py", "harness/cluster/test_snapshots.py",
     "launch/test_planted_code.py", "svll/models/weights/test_onnx_export.py",
     "svll/reports/test_report.py",

@@ -72,7 +72,7 @@ def stop_before_the_work(patch: pytest.MonkeyPatch, folder: Path) -> None:
         "svll.reports.sections.figures_section": lambda *_: Html(""),
         "svll.models.weights.onnx_export.export_onnx": export,
         "svll.models.weights.pretrain_tiny.pretrain": lambda *_, **__: {},
-        "harness.cluster.doctor.visit.visit": lambda *_, **__: 0,
+        "harness.cluster.doctor.diagnosis.diagnose": lambda *_, **__: 0,
         # miniature datasets have two identities, and recipes ask for sixteen at a time
         "svll.runs.preflight.check_batch": lambda *_: None,
         "typer.completion.install": lambda **_: ("bash", folder),  # not into anybody's shell

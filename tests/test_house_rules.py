@@ -45,8 +45,6 @@ INSIDE_RAY = {f"harness/cluster/ray/{name}.py" for name in ("driver", "scheduler
 OWN_WRITERS = {
     "harness/base/files.py": "the helper itself",
     "harness/cluster/local/claims.py": "files that the kernel locks: replaced, they had no lock",
-    "harness/cluster/local/background.py": "the log of a worker, written as long as it runs",
-    "harness/cluster/rank_group.py": "the log of a rank, written as long as it runs",
     "harness/cluster/ray/nodes.py": "a token that nobody else may read, not even for a moment",
 }
 MAX_LINES = 500

@@ -6,26 +6,18 @@ from harness.cluster.place import Place, Submission
 from harness.sweeps.reading import Sweep, Trial
 
 
-def job(sweep: Sweep) -> Sweep:
-    """Return the sweep with the resources of one job: those of a trial."""
-    return sweep
-
-
-def job_count(sweep: Sweep, trials: int) -> int:
-    """Return how many jobs so many trials take."""
-    return trials
+def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:
+    """Return the sweep, because a job has the resources of a trial, and the number of jobs."""
+    return sweep, trials
 
 
 def submissions(
     sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
 ) -> Iterator[Submission]:
-    """Yield the trials in groups as large as the place takes at once.
-
-    limit: how many run at a time on this machine. Raises UserError when there is room for none.
-    """
-    room, most = place.room(sweep, limit), place.most_jobs()
-    for start in range(0, len(trials), most):
-        group = trials[start : start + most]
+    """Yield the trials in groups of at most the place's array size; see `launch.Plan`."""
+    room = place.room(sweep, limit)
+    for start in range(0, len(trials), room.most_jobs):
+        group = trials[start : start + room.most_jobs]
         slots = room.slots or len(group)
         yield Submission(sweep, group, options={
             "slots": slots, "workers": min(slots, len(group)), "cpus": room.resources.cpus,

@@ -1,4 +1,4 @@
-"""Submitting what is missing of a sweep, and ending what is on its way, wherever that is."""
+"""Submission of a sweep's missing trials, and cancellation, on every place."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,14 +9,13 @@ from typing import Protocol
 from harness.base.files import write_json, write_text
 from harness.base.locks import held_lock, writing
 from harness.cluster import array, snapshots
+from harness.cluster.pages import write_summary
 from harness.cluster.place import Place, Submission
 from harness.cluster.places import all_places, place_named
 from harness.cluster.ray import submit as ray
 from harness.cluster.records import Cluster, Record, new_record, read_records
 from harness.cluster.states import ALIVE, TrialState, is_searched, launch_lock, survey
-from harness.cluster.summary import write_summary
 from harness.config.values import to_yaml
-from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial, with_proposed
 
 log = logging.getLogger(__name__)
@@ -25,16 +24,19 @@ log = logging.getLogger(__name__)
 class Plan(Protocol):
     """What a backend submits; the modules `array` and `ray.submit` are such plans."""
 
-    def job(self, sweep: Sweep) -> Sweep:
-        """Return the sweep with the resources of one job."""
+    def jobs(self, sweep: Sweep, trials: int) -> tuple[Sweep, int]:
+        """Return the sweep with the resources of one job, and the number of jobs.
 
-    def job_count(self, sweep: Sweep, trials: int) -> int:
-        """Return how many jobs so many trials take."""
+        Raises UserError for what the backend cannot do.
+        """
 
     def submissions(
         self, sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
     ) -> Iterator[Submission]:
-        """Yield what is submitted. Raises UserError for what the place has no room for."""
+        """Yield what is submitted; limit: how many trials run at a time on this machine.
+
+        Raises UserError when the place has no room for even one trial.
+        """
 
 
 PLANS: Mapping[str, Plan] = {"array": array, "ray": ray}
@@ -50,12 +52,12 @@ def launch(
     sweep: Sweep, cluster: Cluster, *, jobs: int | None = None, retry_failed: bool = False,
     fetch: Callable[[list[Trial]], None] = lambda trials: None,
 ) -> list[TrialState]:
-    """Submit every trial that is neither complete nor on its way, and return those at once.
+    """Submit every trial that is not complete, queued or running; returns these at once.
 
     cluster: name of the place. jobs: how many trials run at a time on this machine; None: as many
-    as its cores allow. retry_failed: also those that failed by their own fault. fetch: called with
-    the trials before they are submitted, to have on disk what jobs need. Raises UserError when the
-    place refuses; what was not submitted keeps its former status.
+    as its cores allow. retry_failed: also trials that failed by themselves. fetch: called with the
+    trials before they are submitted, to download what jobs need. Raises UserError when the place
+    refuses; trials that were not submitted keep their former status.
     """
     place = place_named(cluster)
     with writing(sweep.folder):
@@ -72,29 +74,27 @@ def launch(
         if waiting or sweep.to_propose:
             fetch([*(one.trial for one in waiting), *sweep.probes])
             begun = [one.trial.signature for one in waiting if one.status.get("attempts")]
-            for message in snapshots.mixed(sweep, begun, read_records(sweep.folder)):
-                log.warning("trials that had begun go on with other code: %s", message)
-            sweep = replace(sweep, code=snapshots.working(sweep).freeze())
+            for line in snapshots.differences(sweep, begun, read_records(sweep.folder)):
+                log.warning("trials that have begun continue with other code: %s", line)
+            sweep = replace(sweep, code=snapshots.current_code(sweep).freeze())
             _submit(sweep, waiting, place, jobs)
     return waiting
 
 
 def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: int | None) -> None:
-    """Submit trials as the sweep's plan has it, with the jobs before and after them."""
-    plan = PLANS[sweep.backend]
-    job = plan.job(sweep)
-    place.check(job, plan.job_count(sweep, len(waiting)))
-    trials = [one.trial for one in waiting]
+    """Submit trials by the sweep's plan, with the jobs before and after them."""
+    plan, trials = PLANS[sweep.backend], [one.trial for one in waiting]
+    job, count = plan.jobs(sweep, len(waiting))
+    place.check(job, count)
     submissions = list(plan.submissions(sweep, trials, place, limit))
     before = {one.trial.signature: one for one in waiting}
     records: list[Record] = []
-    with place.around(job, trials, records) as after:
+    with place.surrounding_jobs(job, trials, records) as after:
         for submission in submissions:
-            with _marked([before[trial.signature] for trial in submission.trials], sweep):
-                record = new_record(
-                    sweep.folder, place.name, [trial.signature for trial in submission.trials],
-                    **submission.options, function=submission.function, code=str(sweep.code or ""),
-                )
+            signatures = [trial.signature for trial in submission.trials]
+            with _marked([before[signature] for signature in signatures], sweep):
+                record = new_record(sweep.folder, place.name, signatures, **submission.options,
+                                    function=submission.function, code=str(sweep.code or ""))
                 record.write()
                 place.submit(submission, record, after)
             records.append(record)
@@ -107,13 +107,11 @@ def _marked(waiting: Sequence[TrialState], sweep: Sweep) -> Iterator[None]:
     The mark comes first because a job may start, and write its own status, before sbatch returns.
     """
     for one in waiting:
-        run = one.trial.run
-        # anew each time: what cannot change a result may have been given other values
-        write_text(run.config_file, to_yaml(one.trial.config))
-        # with its code, so that a worker of an earlier submission leaves it to one of this
-        run.set_status(
-            "submitted", attempts=one.status.get("attempts", 0), code=str(sweep.code or "")
-        )
+        # each time, because keys that do not affect the result may have changed
+        write_text(one.trial.run.config_file, to_yaml(one.trial.config))
+        # with the code, so that a worker of an earlier submission leaves the trial alone
+        one.trial.run.set_status("submitted", attempts=one.status.get("attempts", 0),
+                                 code=str(sweep.code or ""))
     try:
         yield
     except BaseException:
@@ -129,17 +127,17 @@ def _marked(waiting: Sequence[TrialState], sweep: Sweep) -> Iterator[None]:
 
 
 def _settle(sweep: Sweep) -> None:
-    """Settle what launchers that were killed while submitting left behind."""
+    """Settle the submissions of launchers that were killed."""
     marks = [record for record in read_records(sweep.folder) if record.state == "submitting"]
     for name in {record.cluster for record in marks}:
         place_named(name).settle([record for record in marks if record.cluster == name])
 
 
 def cancel(sweep: Sweep) -> list[TrialState]:
-    """End every trial that is on its way, wherever it runs, and return those.
+    """End every queued or running trial, on every place, and return these.
 
-    Trials are given the time to save; their status becomes `stopped`. Raises UserError for what
-    cannot be ended from here.
+    Trials get the time to save; their status becomes `stopped`. Raises UserError for trials that
+    cannot be ended from this machine.
     """
     if not sweep.folder.exists():
         return []
@@ -150,12 +148,8 @@ def cancel(sweep: Sweep) -> list[TrialState]:
         for place in all_places().values():
             place.cancel(sweep, runs)
         for run in runs:
-            _mark_cancelled(run)
+            status = run.status()
+            if status["state"] in ("submitted", "running"):
+                facts = {key: status[key] for key in ("attempts", "started") if key in status}
+                run.set_status("stopped", reason="cancelled", **facts)
     return ended
-
-
-def _mark_cancelled(run: Run) -> None:
-    status = run.status()
-    if status["state"] in ("submitted", "running"):
-        facts = {key: status[key] for key in ("attempts", "started") if key in status}
-        run.set_status("stopped", reason="cancelled", **facts)

@@ -1,52 +1,64 @@
-"""The sweep's page, written by whoever ends its last trial.
+"""What a sweep leaves for its readers: sweep.json, and a page written when its last trial ends.
 
-What writes it is a function of the experiment, named by `run.report` of the runs' configuration and
-called with the sweep's folder.
+The experiment's function `run.report` writes the page; it gets the sweep's folder.
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from harness.base.files import read_json
+from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock, lock_holder
 from harness.cluster.records import jobs_folder
 from harness.runs.execute import load_function
 from harness.runs.run import Run, state_of
+from harness.sweeps.reading import Sweep, Trial
 
 log = logging.getLogger(__name__)
 
 OVER = ("complete", "failed", "ended early", "unreadable", "new")
-"""States of trials that nothing will come of unless somebody launches the sweep again."""
+"""Final states: such trials run again only after a new launch."""
+
+
+def write_summary(sweep: Sweep) -> None:
+    """Write runs/<name>/sweep.json: the sweep and its trials, in order."""
+    write_json(sweep.folder / "sweep.json", summary(sweep, sweep.trials))
+
+
+def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
+    """Return what sweep.json holds, for some trials of the sweep."""
+    return {
+        "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
+        "mode": sweep.mode, "objectives": dict(sweep.objectives),
+        "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
+    }
 
 
 def write_if_over(sweep_folder: Path) -> None:
-    """Write the page when no trial of the sweep is on its way any more.
+    """Write the page if no trial of the sweep is queued or running any more.
 
-    Called as a trial ends, by the process that ended it. What goes wrong is logged: the trial is
-    over, and its result is on disk.
+    Called by the process that ended a trial. Errors are only logged, because the trial's result is
+    already on disk.
     """
     try:
         trials = read_json(sweep_folder / "sweep.json")["trials"]
-        # the last first: as long as there are many, one look is enough
+        # newest first: while many trials are open, the first look is enough
         runs = [Run(sweep_folder / trial["signature"]) for trial in reversed(trials)]
-        if runs and all(_is_over(run) for run in runs):
+        if runs and all(state_of(r) in OVER and lock_holder(r.lock_file) is None for r in runs):
             write(sweep_folder, runs[0])
     except Busy:
         log.info("another process writes the page")
-    except Exception as error:  # of an experiment's own function, anything may come
+    except Exception as error:  # the experiment's function may raise anything
         log.warning("%s: no page was written: %s", sweep_folder, error)
 
 
 def write(sweep_folder: Path, run: Run) -> None:
-    """Have the page written by what one of the sweep's runs names.
+    """Write the page with the function that one of the sweep's runs names.
 
-    Raises Busy when another process is at it, UserError when the run names nothing that can be
-    called, and what that function raises.
+    Raises Busy when another process is writing it, UserError when the run names no function, and
+    what that function raises.
     """
     make = load_function(run, "report")
     with held_lock(jobs_folder(sweep_folder, create=True) / "page.lock"):
         make(sweep_folder)
-
-
-def _is_over(run: Run) -> bool:
-    return state_of(run) in OVER and lock_holder(run.lock_file) is None

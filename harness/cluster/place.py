@@ -1,11 +1,11 @@
 """Where jobs run, behind one protocol: SLURM, this machine, and the next one (PBS, Kubernetes).
 
 A place is a folder beside this file and a line in `places.py`. A plan (`array.py`, `ray/submit.py`)
-says what is submitted and works with every place.
+decides what is submitted, and works with every place.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -17,46 +17,48 @@ from harness.sweeps.reading import Sweep, Trial
 
 
 class NoAnswer(UserError):
-    """A scheduler's command is missing, fails, or does not come back."""
+    """A scheduler's command is missing, fails, or does not return."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many trials a place runs side by side, and what each is given."""
+    """How many trials a place runs at the same time, and the resources of each."""
 
     resources: Resources
     slots: int | None = None
-    """None: as many as there are jobs; a scheduler decides."""
+    """None: the scheduler decides."""
     pool: dict[str, Any] | None = None
-    """The GPUs and cores from which trials of this machine are given theirs (see `claims.Pool`)."""
+    """The GPUs and cores of this machine that trials claim (see `claims.Pool`)."""
+    most_jobs: int = 10**6
+    """The largest number of jobs in one submission."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Jobs that are handed to a place at once."""
+    """Jobs that a place gets at once."""
 
     sweep: Sweep
     """Its `resources` are those of each job."""
     trials: Sequence[Trial]
     function: str = ""
     """Dotted name of the function of one job for all trials, called with the record's file in every
-    task; "": a job for each trial, whose ranks carry out its run."""
+    task; "": one job per trial, whose ranks execute its run."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What the jobs need to know; goes into the record."""
+    """Settings of the jobs; stored in the record."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that a place still has."""
+    """A queued or running job."""
 
     state: Literal["queued", "running"]
     note: str = ""
-    """Why it waits, or what the place says of it."""
+    """Why it waits, or the place's own word for its state."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a job, as it finds itself; a job has one on each node."""
+    """One task of a job, from inside; a job has one on each node."""
 
     number: int
     attempt: str
@@ -66,7 +68,10 @@ class Task:
 
 
 class Place(Protocol):
-    """Where jobs run. Methods that take records see only those of this place."""
+    """Where jobs run. Methods that take records see only those of this place.
+
+    `check`, `preview`, `surrounding_jobs` and `requeue` do nothing unless a place defines them.
+    """
 
     name: Cluster
     title: str
@@ -75,62 +80,60 @@ class Place(Protocol):
     # --- before anything is submitted ---
 
     def check(self, sweep: Sweep, jobs: int) -> None:
-        """Raise UserError for jobs that this place would refuse; `sweep.resources` are a job's."""
+        """Raise UserError for jobs that this place would refuse; `sweep.resources` are per job."""
+        return
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        """Return how many trials fit side by side; limit: the user's own number, None for none.
+        """Return how many trials fit at the same time; limit: the user's maximum, None for none.
 
         Raises UserError when there is no room for even one.
         """
 
-    def most_jobs(self) -> int:
-        """Return how many jobs one submission may have."""
-
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
-        """Say in a line what the trials will be given here; "" for nothing worth saying."""
+        """Return a line on the resources that the trials get here; "" for none."""
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
-        """Return what the scheduler would get for a submission of so many jobs; "" for nothing.
+        """Return what the scheduler would get for this many jobs; "" for nothing."""
+        return ""
 
-        `sweep.resources` are those of each job.
-        """
+    # --- submission, states, cancellation ---
 
-    # --- submitting, looking, ending ---
-
-    def around(
+    def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
-        """Submit the jobs before and after the trials, while the body submits those in between.
+        """Submit the jobs before and after the trials; the body submits the trials in between.
 
-        Gives the ids of the jobs that the trials must wait for. records: filled by the body.
+        Yields the ids of the jobs that the trials must wait for. records: filled by the body.
         """
+        return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit jobs and write their ids to the record, which is on disk as `submitting`.
 
-        The trials' status is `submitted` already, as a job may start before this returns.
-        after: ids of jobs that must end first. Raises UserError when the jobs were not taken.
+        The trials' status is already `submitted`, because a job may start before this returns.
+        after: ids of jobs that must end first. Raises UserError when the place refuses the jobs.
         """
 
     def settle(self, records: Sequence[Record]) -> None:
-        """Settle submissions whose launcher was killed: their jobs are adopted or cancelled."""
+        """Adopt or cancel the jobs of submissions whose launcher was killed."""
 
     def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        """Return the jobs that are still there, by signature, of those given with their records."""
+        """Return the queued and running jobs by signature."""
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        """Return why trials' jobs died, by signature, where that can be found."""
+        """Return why jobs died, by signature, where that is known."""
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
         """End the sweep's jobs, and return when the runs have had the time to save.
 
-        Raises UserError for what cannot be ended from here.
+        Raises UserError for jobs that cannot be ended from here.
         """
 
     # --- inside a job ---
 
     def task(self) -> Task:
-        """Return which task of a job this process is."""
+        """Return the task that this process is."""
 
     def requeue(self) -> None:
-        """Have this job run again, after it was stopped; does nothing where none is requeued."""
+        """Put this job back into the queue, where the place has one."""
+        return

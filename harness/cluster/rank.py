@@ -1,16 +1,26 @@
-"""One rank of a trial: `python -m harness.cluster.rank RUN_FOLDER`, and what all ranks share."""
+"""The ranks of a trial: one rank as a process, and all ranks on a node, started and watched.
+
+    python -m harness.cluster.rank RUN_FOLDER
+"""
 
 import ctypes
 import logging
+import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
+from harness.base.files import log_tail
 from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
 from harness.runs.execute import execute
 from harness.runs.run import Run
+from harness.runs.stopping import request_stop, stop_requested
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +29,22 @@ IN_USE_STATUS = 2
 """Exit status of a rank that found another process in its run folder."""
 HINDERED_STATUS = 4
 """Exit status of a rank that could not write to its run folder."""
+GRACE_S = 30.0
+"""How long a trial may take to save after a stop was requested."""
+POLL_S = 0.2
+REPLACED = ("MASTER_ADDR", "MASTER_PORT")
+
+Process = subprocess.Popen[bytes]
 
 
 class TrialFailed(Exception):
-    """Makes the job end with an error, after the run's status has said why."""
+    """Ends the job with an error; the run's status already has the cause."""
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the run as one rank; torch's rank variables are set by whoever started this."""
+    """Execute the run as one rank; the caller has set torch's rank variables."""
     end_with_parent()
-    say_plainly()
+    log_to_stderr()
     try:
         return EXIT_STATUS[execute(Run(Path(arguments[0])))]
     except UserError as error:
@@ -44,19 +60,24 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def say_plainly() -> None:
+def stop_on(*numbers: int) -> None:
+    """Let signals request a stop, for as long as this process lives."""
+    for number in numbers:
+        signal.signal(number, request_stop)
+
+
+def log_to_stderr() -> None:
     """Log to stderr, which is the job's log file."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def drop_own_lock(run: Run) -> None:
-    """Remove the lock that an earlier attempt of this very job left behind.
+    """Remove the lock of an earlier, killed attempt of this same job.
 
-    One that was killed outright could not, and from another node its lock looks alive for a while.
-    SLURM starts a job again only when the old one has ended; should that be wrong, as with a node
-    cut off from the controller, its heartbeat shows it and the lock stays.
+    From another node such a lock looks alive for a while. SLURM restarts a job only after the old
+    attempt has ended; where that is wrong, as with a node cut off from the controller, the
+    heartbeat shows it and the lock stays.
     """
     holder = lock_holder(run.lock_file)
     if holder is None or holder.get("job") != job_id():
@@ -66,6 +87,134 @@ def drop_own_lock(run: Run) -> None:
     if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
         log.warning("the earlier attempt of this job was killed on %s", holder["host"])
         run.lock_file.unlink()
+
+
+# --- all ranks on one node ---
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """The ranks of one trial on one node."""
+
+    ranks: int = 1
+    """Ranks per node."""
+    first: int = 0
+    """The number of the first rank on this node."""
+    world: int = 1
+    """Ranks on all nodes."""
+    cpus: int = 1
+    """Cores per rank."""
+    gpus: str = ""
+    """CUDA_VISIBLE_DEVICES of all ranks here; each takes the one of its local rank."""
+    address: str = "127.0.0.1"
+    port: int = 0
+    """Where rank 0 listens; 0: a single rank, which does not."""
+
+    def environment(self, local: int) -> dict[str, str]:
+        """Return the environment of a rank, in which torch and DeepSpeed find the others."""
+        kept = {name: value for name, value in os.environ.items() if name not in REPLACED}
+        master = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
+        return {
+            **kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
+            "CUDA_VISIBLE_DEVICES": self.gpus, **master,
+        }
+
+
+def start_process(
+    module: str, *arguments: str, log_file: Path, environment: Mapping[str, str],
+    inherited: Sequence[int] = (),
+) -> Process:
+    """Start `python -m module arguments` in a separate session; log_file gets its output.
+
+    inherited: open files that it keeps, such as locks and pipes.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment,
+                                pass_fds=inherited, start_new_session=True,
+                                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait(processes: Sequence[Process]) -> int | None:
+    """Wait for all ranks and return the first that failed, if any.
+
+    After a stop request or the failure of a rank, all ranks get TERM; after the grace time they are
+    killed with all their child processes.
+    """
+    deadline: float | None = None
+    broken: int | None = None
+    while any(process.poll() is None for process in processes):
+        if broken is None:
+            broken = _failed_rank(processes)
+        if deadline is None and (stop_requested() or broken is not None):
+            deadline = time.monotonic() + GRACE_S
+            for process in processes:
+                process.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                _kill_session(process)
+        time.sleep(POLL_S)
+    for process in processes:
+        _kill_session(process)  # helpers that a killed rank left behind
+    return broken if broken is not None else _failed_rank(processes)
+
+
+def end_within(processes: Sequence[Process], limit_s: float) -> list[int]:
+    """Return the exit statuses of ranks that are about to end; slower ones are killed."""
+    deadline = time.monotonic() + limit_s
+    codes = []
+    for process in processes:
+        try:
+            codes.append(process.wait(max(0.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(process.wait())
+    return codes
+
+
+def _failed_rank(processes: Sequence[Process]) -> int | None:
+    fine = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
+    return next((r for r, p in enumerate(processes) if p.poll() not in fine), None)
+
+
+def _kill_session(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Path]) -> None:
+    """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
+
+    broken: the first rank that failed, if any. codes, logs: exit status and log of each rank.
+    """
+    status = run.status()
+    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
+        return
+    facts = {key: status[key] for key in ("attempts", "started") if key in status}
+    try:
+        if stop_requested():
+            if status["state"] != "stopped":
+                run.set_status("stopped", reason="cancelled before it could save", **facts)
+        elif broken is not None:
+            code, file = codes[broken], logs[broken]
+            error = f"rank {broken}: {_explained(code)}" if len(codes) > 1 else _explained(code)
+            hindered = code < 0 or code in (IN_USE_STATUS, HINDERED_STATUS)
+            run.set_status("failed", error=error, lines=log_tail(file).splitlines(), log=str(file),
+                           hindered=hindered, **facts)
+    except OSError as error:  # the worker still has other trials
+        log.error("%s: cannot be written: %s", run.status_file, error.strerror)
+
+
+def _explained(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (out of memory?)"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return {
+        IN_USE_STATUS: "another process was in the run folder",
+        HINDERED_STATUS: "its run folder could not be written",
+    }.get(code, f"ended with exit status {code}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What was submitted, on disk: one folder per submission below the sweep's `jobs` folder.
+"""Submissions on disk: one folder each below the sweep's `jobs` folder.
 
     runs/<name>/jobs/<token>/  record.json, the jobs' logs, and what submitit executes
 
-A record is written before anything is handed to a scheduler (state `submitting`) and replaced once
-the job ids are known (`submitted`). A launcher that was killed in between leaves the first form, so
-that the next one notices and looks for the jobs instead of submitting them twice.
+A record is written before the scheduler gets the jobs (state `submitting`) and replaced once the
+job ids are known (`submitted`). A launcher that was killed in between leaves the first form; the
+next launcher then looks for the jobs instead of submitting them twice.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from harness.base.errors import UserError
 from harness.base.files import own_folder, read_json, write_json
+from harness.runs.run import Run
 
 Cluster = Literal["slurm", "local"]
 EVERY = "*"
@@ -25,10 +26,10 @@ EVERY = "*"
 
 @dataclass
 class Record:
-    """One submission: some trials of a sweep, and the jobs that carry them out."""
+    """One submission: some trials of a sweep, and the jobs that run them."""
 
     token: str
-    """Part of the SLURM job's name, by which a job is found whose id was never stored."""
+    """Part of the SLURM job's name, which identifies a job whose id was never stored."""
     cluster: Cluster
     time: float
     trials: list[str]
@@ -37,7 +38,7 @@ class Record:
     jobs: dict[str, str] = field(default_factory=dict)
     """SLURM only: the job id (array_task) by signature, or that of `EVERY` trial."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What workers need to know, and `code`: the folder of the frozen code."""
+    """Settings of the workers, and `code`: the folder of the frozen code."""
     folder: str = ""
     """Where the record is."""
 
@@ -45,35 +46,35 @@ class Record:
     def file(self) -> Path:
         return Path(self.folder) / "record.json"
 
+    @property
+    def sweep_folder(self) -> Path:
+        return Path(self.folder).parents[1]
+
+    def runs(self, signatures: Iterable[str]) -> list[Run]:
+        return [Run(self.sweep_folder / signature) for signature in signatures]
+
     def job_of(self, signature: str) -> str:
         """Return the id of the job in which a trial runs, "" for none."""
         return self.jobs.get(signature, self.jobs.get(EVERY, ""))
 
-    def write(self) -> None:
-        """Put the record on disk, replacing its earlier form."""
+    def write(self, state: Literal["submitting", "submitted"] | None = None) -> None:
+        """Write the record, in a new state if one is given."""
+        self.state = state or self.state
         write_json(self.file, dataclasses.asdict(self))
 
-    def remove(self) -> None:
-        """Forget a submission that came to nothing; its logs stay."""
-        self.file.unlink(missing_ok=True)
 
-
-def new_record(
-    sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **options: Any
-) -> Record:
-    """Return a record that is not yet on disk; its folder is made."""
+def new_record(sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **opts: Any) -> Record:
+    """Return a record that is not yet on disk; its folder is created."""
     token = uuid.uuid4().hex[:10]
     folder = jobs_folder(sweep_folder.resolve(), create=True) / token
     folder.mkdir(mode=0o700)
-    return Record(
-        token, cluster, time.time(), list(trials), options=options, folder=str(folder)
-    )
+    return Record(token, cluster, time.time(), list(trials), options=opts, folder=str(folder))
 
 
 def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
     """Return runs/<name>/jobs: records, job logs, and the pickles that submitit executes.
 
-    Only the owner may enter it: what lies there is run as code.
+    Only the owner may enter it, because its files are run as code.
     """
     folder = sweep_folder / "jobs"
     if create:
@@ -84,7 +85,8 @@ def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
 def read_records(sweep_folder: Path) -> list[Record]:
     """Return a sweep's submissions, oldest first.
 
-    Raises UserError for one that cannot be read: taking it for none would submit its trials twice.
+    Raises UserError for a record that cannot be read: without it, its trials would be submitted
+    twice.
     """
     records = [read_record(path) for path in jobs_folder(sweep_folder).glob("*/record.json")]
     return sorted(records, key=lambda record: record.time)
@@ -95,7 +97,5 @@ def read_record(path: Path) -> Record:
     try:
         return Record(**{**read_json(path), "folder": str(path.parent)})
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(
-            f"{path}: not a record of submitted jobs ({error}); mend it, or delete it once its "
-            "jobs have ended"
-        ) from None
+        raise UserError(f"{path}: not a record of submitted jobs ({error}); fix it, or delete it "
+                        "once its jobs have ended") from None

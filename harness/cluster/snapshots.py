@@ -1,9 +1,9 @@
 """The code of a sweep's jobs, frozen when they are submitted.
 
-    runs/<name>/code/<hash>/  the packages as they were; jobs find them first, by PYTHONPATH
+    runs/<name>/code/<hash>/  copies of the packages, which come first in the jobs' PYTHONPATH
 
-A job that waits for days, or is put back into the queue, runs what was submitted, whatever has
-been edited since. The same code submitted again is the same folder.
+So a job that waits for days, or is requeued, runs the submitted code, whatever has been edited
+since. Submitting the same code again uses the same folder.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from harness.runs.environment import note_git_state
 from harness.sweeps.reading import Sweep
 
 SAFE_PATH = "PYTHONSAFEPATH"
-"""Set, it keeps the folder that a job starts in, the working tree perhaps, from coming first."""
+"""Keeps Python from putting a job's working folder, perhaps the working tree, first in its path."""
 DISTRIBUTION = "svll-reid"
 DIGITS = 12
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
-NAMED_BY = ("experiment", "prepare", "report")
+FUNCTION_KEYS = ("experiment", "prepare", "report")
 """Keys of `run` that name functions; their packages are frozen too."""
-NAMED = 4
-"""How many differing files are named."""
+MOST_NAMES = 4
+"""How many differing files a message names."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Code:
     """The files of the packages that a sweep's jobs import."""
 
     files: Mapping[str, Path]
-    """Where each is now, by its path in the snapshot."""
+    """The present path of each file, by its path in the snapshot."""
     folder: Path
-    """Where the snapshot is, or would be."""
+    """The snapshot's folder, which may not exist yet."""
 
     def freeze(self) -> Path:
-        """Make the snapshot unless it is there, whole or not at all; returns its folder.
+        """Create the snapshot unless it exists, whole or not at all; returns its folder.
 
-        Only the owner may enter the folder above, as what lies there is run. Raises UserError when
-        it cannot be written, or when a snapshot that is there was changed.
+        Only the owner may enter the folder above, because its files are run. Raises UserError when
+        it cannot be written, or when an existing snapshot was changed.
         """
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -59,15 +59,15 @@ class Code:
                 target = private / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
-            # what was copied, should a file have been edited since it was looked at
-            folder = self.folder.with_name(_digest(_inside(private)))
+            # the hash of the copies, because a file may have been edited meanwhile
+            folder = self.folder.with_name(_digest(_files_in(private)))
             note_git_state(folder, Path(__file__).parents[2])
             try:
                 private.rename(folder)
             except OSError:
                 if not folder.exists():
                     raise
-                return _unchanged(folder)  # another launcher was as quick
+                return _unchanged(folder)  # another launcher created it just now
             return folder
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from None
@@ -75,36 +75,25 @@ class Code:
             shutil.rmtree(private, ignore_errors=True)
 
 
-def working(sweep: Sweep) -> Code:
-    """Return the code as it is now: this project's packages, and those that the sweep names."""
-    places = [trial.config.run for trial in sweep.trials[:1]]
-    named = [getattr(place, key, "") for place in places for key in NAMED_BY]
-    packages = dict.fromkeys([*_own_packages(), *(name.partition(".")[0] for name in named)])
-    files = {name: path for package in packages for name, path in _files(package)}
+def current_code(sweep: Sweep) -> Code:
+    """Return the present code of this project's packages and of those that the sweep names."""
+    names = [__package__]
+    with suppress(metadata.PackageNotFoundError):
+        names += (metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or "").split()
+    names += [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
+    packages = dict.fromkeys(name.partition(".")[0] for name in names)
+    files = {name: path for package in packages for name, path in _package_files(package)}
     return Code(files, sweep.folder.resolve() / "code" / _digest(files))
 
 
-def _own_packages() -> list[str]:
-    """Return the packages that were installed together with this one."""
-    own = __package__.partition(".")[0]
-    with suppress(metadata.PackageNotFoundError):
-        text = metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or ""
-        return [own, *(name for name in text.split() if name != own)]
-    return [own]
-
-
 def _unchanged(folder: Path) -> Path:
-    """Return the folder of a snapshot whose files are those that its name stands for."""
-    if _digest(_inside(folder)) != folder.name:
-        raise UserError(
-            f"{folder}: is not the code that was frozen there, somebody changed it; delete the "
-            "folder and give the command again"
-        )
+    if _digest(_files_in(folder)) != folder.name:
+        raise UserError(f"{folder}: is not the code that was frozen there, somebody changed it; "
+                        "delete the folder and give the command again")
     return folder
 
 
-def _inside(folder: Path) -> dict[str, Path]:
-    """Return the files of a snapshot by their paths in it."""
+def _files_in(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path for path in folder.rglob("*")
         if path.is_file() and not set(path.parts) & set(LEFT_OUT)
@@ -119,43 +108,42 @@ def _digest(files: Mapping[str, Path]) -> str:
     return whole.hexdigest()[:DIGITS]
 
 
-def _files(package: str) -> Iterable[tuple[str, Path]]:
-    """Yield the files of a package, or of a module that is a single file, by their places."""
+def _package_files(package: str) -> Iterable[tuple[str, Path]]:
+    """Yield the files of a package, or of a single-file module, with their paths in a snapshot."""
     try:
-        found = importlib.util.find_spec(package) if package else None
+        spec = importlib.util.find_spec(package) if package else None
     except (ImportError, ValueError):
-        found = None
-    found = found or PathFinder.find_spec(package, [os.getcwd()])
-    if found is None or found.origin in (None, "built-in", "frozen"):
+        spec = None
+    spec = spec or PathFinder.find_spec(package, [os.getcwd()])
+    if spec is None or spec.origin in (None, "built-in", "frozen"):
         return
-    origin = Path(str(found.origin))
-    if not found.submodule_search_locations:
+    origin = Path(str(spec.origin))
+    if not spec.submodule_search_locations:
         yield origin.name, origin
         return
-    root = origin.parent
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in LEFT_OUT)
-        for name in sorted(files):
-            path = Path(folder) / name
-            # editors leave files and links there; what only people read changes nothing
-            if not name.startswith(".") and not name.endswith(".md") and path.is_file():
-                yield str(path.relative_to(root.parent)), path
+    for name, path in _files_in(origin.parent).items():
+        # hidden files are editors' and may be dangling links; Markdown does not affect results
+        if not path.name.startswith(".") and path.suffix != ".md":
+            yield str(Path(origin.parent.name, name)), path
 
 
 def search_path(code: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which Python finds frozen code, given those that there are."""
+    """Return the variables with which Python finds frozen code; none for code "".
+
+    variables: the environment, whose PYTHONPATH is kept.
+    """
     if not code:
         return {}
-    # last the folder of the command, where modules beside the experiment may be
+    # last the command's folder, which may hold modules of the experiment
     places = [code, variables.get("PYTHONPATH", ""), os.getcwd()]
     return {"PYTHONPATH": os.pathsep.join(filter(None, places)), SAFE_PATH: "1"}
 
 
 def differing(before: Path, now: Code) -> list[str]:
-    """Return which files differ between a snapshot and the code as it is now."""
+    """Return the names of files that differ between a snapshot and the present code."""
     if before == now.folder:
         return []
-    old = _inside(before)
+    old = _files_in(before)
     return sorted(
         name for name in old.keys() | now.files.keys()
         if name not in old or name not in now.files
@@ -163,10 +151,10 @@ def differing(before: Path, now: Code) -> list[str]:
     )
 
 
-def mixed(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:
-    """Say how many trials were last submitted with other code than there is now, and what differs.
+def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:
+    """Return a line for each other code with which some trials were last submitted.
 
-    signatures: the trials that matter. Returns one line for each such code.
+    signatures: these trials. A line has their number and names the files that differ.
     """
     wanted, newest = set(signatures), {}
     for record in records:
@@ -174,13 +162,13 @@ def mixed(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) ->
             newest[signature] = record.options.get("code", "")
     if not any(newest.values()):
         return []
-    now, told = working(sweep), []
+    now, lines = current_code(sweep), []
     for before in sorted({code for code in newest.values() if code and Path(code) != now.folder}):
         count = sum(code == before for code in newest.values())
         names = differing(Path(before), now) if Path(before).is_dir() else ["its folder is gone"]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        told.append(
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        lines.append(
             f"{count} with code {Path(before).name}, the working tree is {now.folder.name}; "
-            f"different: {', '.join(names[:NAMED])}{more}"
+            f"different: {', '.join(names[:MOST_NAMES])}{more}"
         )
-    return told
+    return lines

@@ -1,7 +1,7 @@
-"""What state each trial of a sweep is in, decided here and nowhere else.
+"""The state of each trial of a sweep, decided in this file alone.
 
 The run folder is the truth. A place is asked, once for all its trials, only about those whose
-folder does not already say that they are over.
+folder does not already show how they ended.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.locks import lock_holder
-from harness.cluster import causes
+from harness.cluster.causes import with_next_step
 from harness.cluster.place import Job
 from harness.cluster.places import Places, all_places, place_named
 from harness.cluster.records import EVERY, Record, read_records
@@ -32,14 +32,22 @@ class TrialState:
     state: State
     status: dict[str, Any]
     note: str = ""
-    """Why it waits, where it runs, or what it died of."""
+    """Why it waits, where it runs, or why it died."""
 
     @property
     def is_due(self) -> bool:
-        """Whether a launch would submit it; --retry-failed also takes what failed by its fault."""
+        """Whether a launch would submit it; --retry-failed adds those that failed by themselves."""
         if self.state == "failed":
             return bool(self.status.get("hindered"))
         return self.state not in (*ALIVE, *DONE)
+
+    @property
+    def depends_on_its_job(self) -> bool:
+        """Whether an existing job changes the state.
+
+        The job of a trial that failed by a lost rank may still run, or may have been requeued.
+        """
+        return self.is_due and self.state != "missing"
 
 
 def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
@@ -55,28 +63,23 @@ def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
         sweep = with_proposed(sweep)
         if search := _newest_search(records):
             newest = {trial.signature: search for trial in sweep.trials} | newest
-    states = [_by_folder(sweep, trial) for trial in expand(sweep)]
-    asked = {
-        one.trial.signature: newest[one.trial.signature] for one in states
-        if one.trial.signature in newest and _depends_on_its_job(one)
+    states = {trial.signature: _by_folder(sweep, trial) for trial in expand(sweep)}
+    uncertain = {
+        key: newest[key] for key, one in states.items() if key in newest and one.depends_on_its_job
     }
-    if asked:
-        jobs = _ask(places, "jobs", asked)
+    if uncertain:
+        jobs = _ask(places, "jobs", uncertain)
         is_launching = was_launching or lock_holder(launch_lock(sweep)) is not None
-        for index, one in enumerate(states):
-            if record := asked.get(one.trial.signature):
-                # read again: a job that is gone now may have ended well since the first look
-                one = _by_folder(sweep, one.trial)
-                states[index] = _with_job(one, record, jobs.get(one.trial.signature), is_launching)
-    deaths = _ask(places, "deaths", {
-        one.trial.signature: newest[one.trial.signature] for one in states
-        if one.state == "died" and one.trial.signature in newest
-    })
-    return [
-        replace(one, note=causes.with_next_step(death, sweep.experiment.advice))
-        if (death := deaths.get(one.trial.signature)) else one
-        for one in states
-    ]
+        for key, record in uncertain.items():
+            # read again: a job that is gone now may have ended well since the first look
+            one = _by_folder(sweep, states[key].trial)
+            states[key] = _with_job(one, record, jobs.get(key), is_launching)
+    dead = {key: newest[key] for key, s in states.items() if s.state == "died" and key in newest}
+    for key, death in _ask(places, "deaths", dead).items():
+        if death:
+            note = with_next_step(death, sweep.experiment.advice)
+            states[key] = replace(states[key], note=note)
+    return list(states.values())
 
 
 def _ask(
@@ -91,44 +94,31 @@ def _ask(
 
 
 def _by_folder(sweep: Sweep, trial: Trial) -> TrialState:
-    """Return what the run folder alone says."""
+    """Return the state that the run folder alone shows."""
     status = trial.run.status()
     if trial.run.is_complete():
         return TrialState(trial, "complete", status)
     if any(lock_holder(lock) for lock in (trial.run.lock_file, trial.run.folder / CLAIM)):
         return TrialState(trial, "running", status)
-    reason, advice = status.get("reason", ""), sweep.experiment.advice
     match status["state"]:
         case "failed":
-            return TrialState(
-                trial, "failed", status, causes.with_next_step(status.get("error", ""), advice)
-            )
+            note = with_next_step(status.get("error", ""), sweep.experiment.advice)
+            return TrialState(trial, "failed", status, note)
         case "new":
             return TrialState(trial, "missing", status)
         case "submitted":
             return TrialState(trial, "died", status, "its job ended before it began")
         case "running":
-            return TrialState(trial, "died", status, "its process ended without a word")
-    # the job of the search may go on with others
+            return TrialState(trial, "died", status, "its process ended without a message")
+    # with another backend or no scheduler, a trial that a search pruned may continue
     is_pruned = status.get("pruned") and sweep.backend == "ray" and sweep.scheduler is not None
-    return TrialState(trial, "ended early" if is_pruned else "stopped", status, reason)
+    state: State = "ended early" if is_pruned else "stopped"
+    return TrialState(trial, state, status, status.get("reason", ""))
 
 
-def _depends_on_its_job(one: TrialState) -> bool:
-    """Whether a job that is still there makes this another state.
-
-    That of a trial that a lost rank hindered may not have ended, or may have been requeued.
-    """
-    if one.state == "failed":
-        return bool(one.status.get("hindered"))
-    return one.state in ("died", "stopped")
-
-
-def _with_job(
-    one: TrialState, record: Record, job: Job | None, is_launching: bool
-) -> TrialState:
-    """Return the state in view of the trial's job, None where there is none."""
-    if not _depends_on_its_job(one):
+def _with_job(one: TrialState, record: Record, job: Job | None, is_launching: bool) -> TrialState:
+    """Return the state of a trial whose job is `job`, None where there is none."""
+    if not one.depends_on_its_job:
         return one
     if job is not None:
         if one.state == "failed":
@@ -139,7 +129,7 @@ def _with_job(
     if record.state == "submitting":
         if is_launching:
             return replace(one, state="queued", note="being submitted")
-        return replace(one, state="died", note="the launcher was ended before it knew the job")
+        return replace(one, state="died", note="the launcher was killed before it stored the job")
     if one.status["state"] == "submitted":
         return replace(one, note=f"{one.note}; see {record.folder}")
     return one
@@ -148,11 +138,9 @@ def _with_job(
 def is_searched(sweep: Sweep, places: Places | None = None) -> bool:
     """Whether a search that proposes points of the sweep is queued or running somewhere."""
     record = _newest_search(read_records(sweep.folder)) if sweep.algorithm is not None else None
-    if record is None:
-        return False
-    return record.state == "submitting" or bool(
-        place_named(record.cluster, places).jobs({EVERY: record})
-    )
+    if record is None or record.state == "submitting":
+        return record is not None
+    return bool(place_named(record.cluster, places).jobs({EVERY: record}))
 
 
 def _newest_search(records: Sequence[Record]) -> Record | None:
@@ -160,5 +148,5 @@ def _newest_search(records: Sequence[Record]) -> Record | None:
 
 
 def launch_lock(sweep: Sweep) -> Path:
-    """The file that keeps two launchers out of one sweep."""
+    """Return the lock file that keeps a second launcher out of a sweep."""
     return sweep.folder / "launch.lock"

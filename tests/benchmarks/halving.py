@@ -18,7 +18,7 @@ from rich.table import Table
 
 from harness.base.mappings import numeric_leaves
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import living_workers
 from harness.cluster.states import ALIVE, survey
 from harness.runs.run import epoch_lines
 from harness.sweeps.reading import Sweep, read_sweep
@@ -85,7 +85,7 @@ def _carry_out(sweep: Sweep) -> Cost:
     launch(sweep, "local")
     while (
         any(one.state in ALIVE for one in survey(sweep))
-        or background.living_workers(sweep.folder)
+        or living_workers(sweep.folder)
     ):
         assert time.monotonic() < started + PATIENCE_S, f"see {sweep.folder}"
         time.sleep(1.0)

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import living_workers
 from harness.cluster.records import read_records
 from harness.config.values import to_yaml
 from harness.sweeps.reading import Sweep
@@ -108,7 +108,7 @@ def _ours(folder: Path, epochs: int) -> float:
     sweep = _sweep(folder, epochs, backend="ray")
     launch(sweep, "local", jobs=1)
     deadline = time.monotonic() + WAIT_S
-    while background.living_workers(sweep.folder) or not sweep.trials[-1].run.is_complete():
+    while living_workers(sweep.folder) or not sweep.trials[-1].run.is_complete():
         assert time.monotonic() < deadline, f"see {sweep.folder}"
         time.sleep(0.5)
     [record] = read_records(sweep.folder)

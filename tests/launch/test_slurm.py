@@ -63,9 +63,9 @@ def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
     launch: Command, tmp_path: Path
 ) -> None:
     words = ("--recipe", "synthetic_tiny", "--cluster", "local", "seeds=[1,2]", "stage2.batch=64")
-    told = launch(*words)
-    assert told.status == 1
-    assert told.err == (
+    ended = launch(*words)
+    assert ended.status == 1
+    assert ended.err == (
         "error: seed=1: stage2.batch=64 asks for 16 identities at a time, the training part "
         "has 6; add stage2.batch=24\n"
     )
@@ -124,12 +124,12 @@ def test_a_dry_run_of_a_search_shows_its_one_job(launch: Command) -> None:
     for line in ("#SBATCH --nodes=3", "#SBATCH --cpus-per-task=8", "#SBATCH --ntasks-per-node=1"):
         assert line in shown.out.splitlines()
     assert "--array" not in shown.out
-    assert "each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 asks" in (
+    assert "trials run on the CPU, because the sweep requests no GPU; resources.gpus=1" in (
         shown.out
     )
 
 
-def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
+def test_a_dry_run_of_a_search_shows_how_many_points_will_be_proposed(
     launch: Command, tmp_path: Path
 ) -> None:
     shown = launch("--sweep", str(SEARCH), "--dry-run", "--cluster", "local", "--jobs", "2")
@@ -139,14 +139,14 @@ def test_a_dry_run_of_a_search_says_how_many_points_are_to_be_proposed(
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
+def test_mistakes_are_reported_together_and_nothing_starts(launch: Command, tmp_path: Path) -> None:
     words = ("stage2.lrr=1", "resources.time=4x", "metric=validation.map")
-    told = launch("--sweep", str(SWEEP), *words)
-    assert told.status == 1
-    assert "stage2.lrr; did you mean stage2.lr?" in told.err
-    assert "'4x' is not a time" in told.err
-    assert "did you mean validation.mAP?" in told.err
-    assert "Traceback" not in told.err
+    ended = launch("--sweep", str(SWEEP), *words)
+    assert ended.status == 1
+    assert "stage2.lrr; did you mean stage2.lr?" in ended.err
+    assert "'4x' is not a time" in ended.err
+    assert "did you mean validation.mAP?" in ended.err
+    assert "Traceback" not in ended.err
     assert not list(tmp_path.iterdir())
 
 
@@ -161,19 +161,19 @@ def test_mistakes_are_told_at_once_and_nothing_starts(launch: Command, tmp_path:
                                                  "loss_weights?"),
         (("--recipe", "synthetix"), "did you mean synthetic"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
-        (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address: set backend: ray"),
-        (("--sweep", str(SEARCH), "--first", "2"), "say how many by samples=N"),
+        (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address needs backend: ray"),
+        (("--sweep", str(SEARCH), "--first", "2"), "set their number with samples=N"),
         (("--sweep", str(SEARCH), "data.validation=0"), "validation.mAP needs a validation part"),
         (("--sweep", str(SEARCH), "scheduler.asha.early=margin"),
-         "no run reports margin; there are prompts.mAP, prompts.margin"),
+         "no run reports margin; choose one of prompts.mAP, prompts.margin"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(
+def test_a_wrong_command_is_refused_with_the_cause(
     launch: Command, words: tuple[str, ...], message: str
 ) -> None:
-    told = launch(*words)
-    assert told.status == 1
-    assert message in told.err
+    ended = launch(*words)
+    assert ended.status == 1
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,6 @@ def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_s
     assert "see slurm.srun_args and resources.cpus" in seen.out
     [cells] = [line for line in seen.out.splitlines() if "this machine │" in line]
     assert "1 on " in cells
-    assert "not tested: one rank" in cells
+    assert "not tested: there is only one rank" in cells
     assert "gpus: 0; 1 asked" in seen.out  # the driver names one that torch does not find
     assert f"files: {tmp_path}/runs/.doctor" in seen.out

@@ -33,7 +33,7 @@ def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
-def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path: Path) -> None:
+def test_a_failed_trial_fails_its_job_and_the_others_continue(slurm: Any, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
     launch(sweep, "slurm")
     over(sweep)
@@ -46,7 +46,7 @@ def test_a_failed_trial_fails_its_job_and_the_others_go_on(slurm: Any, tmp_path:
     over(sweep)
 
 
-def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_again(
+def test_a_killed_job_resumes_at_once_when_slurm_starts_it_again(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe={"work": {"epochs": 4, "epoch_s": 1.0}})
@@ -61,7 +61,7 @@ def test_a_job_that_was_killed_outright_goes_on_at_once_when_slurm_starts_it_aga
     assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
-def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes_on_by_a_launch(
+def test_a_trial_that_slurm_does_not_restart_has_its_cause_and_resumes_by_a_launch(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
@@ -76,7 +76,7 @@ def test_a_trial_that_slurm_does_not_start_again_is_told_with_its_cause_and_goes
     toy.until(lambda: "NODE_FAIL" in survey(sweep)[0].note)
     [view] = survey(sweep)
     assert view.state == "died"
-    assert "the node was lost; the same command goes on from the last checkpoint" in view.note
+    assert "the node was lost; the same command resumes from the last checkpoint" in view.note
     launch(sweep, "slurm")
     over(sweep)
     assert_whole(sweep, epochs=5, attempts=2)
@@ -178,7 +178,7 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
 
 
-def test_a_trial_goes_on_after_its_time_limit_but_not_for_ever(
+def test_a_trial_resumes_after_its_time_limit_but_not_for_ever(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
 ) -> None:
     # SLURM looks at time limits twice a minute: the trial has to last for the limit of one, twice
@@ -274,13 +274,13 @@ def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_su
     for change in accounts:
         slurm.run("sacctmgr", "-i", *change)
     try:
-        told = refusal(sweep)
-        assert told == [
-            "slurm.partition: there is no moon here; there are main, urgent",
+        output = refusal(sweep)
+        assert output == [
+            "slurm.partition: no partition moon here; choose one of main, urgent",
             "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
-            "goes on in a further job",
-            "slurm.constraint: no node of main has fast; there are big",
-            "3 jobs are to be submitted, your limit (MaxSubmitJobs) leaves 2; wait for others to "
+            "continues in a further job",
+            "slurm.constraint: no node of main has fast; features: big",
+            "3 jobs to submit, your limit (MaxSubmitJobs) leaves 2; wait for others to "
             "end, or ask for fewer trials",
         ]
         sweep.slurm["account"] = "other"
@@ -300,11 +300,11 @@ def refusal(sweep: Sweep) -> list[str]:
     return [line.removeprefix(f"{sweep.file}: ") for line in str(caught.value).splitlines()]
 
 
-def test_what_sbatch_refuses_is_told_in_its_words_and_nothing_is_left_behind(
+def test_sbatchs_refusal_is_reported_with_its_message_and_leaves_nothing_behind(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"gres": "moon:1"})
-    with pytest.raises(UserError, match=r"sbatch did not take the jobs: .*gres"):
+    with pytest.raises(UserError, match=r"sbatch refused the jobs: .*gres"):
         launch(sweep, "slurm")
     assert states(sweep) == ["missing"]
     assert not mine(sweep)
@@ -342,9 +342,9 @@ def test_two_launchers_at_once_submit_each_trial_once(
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    told = [racer.communicate(timeout=60) for racer in racers]
-    submitted = [int(out) for out, _ in told if out]
-    assert sum(submitted) == 2, told
+    output = [racer.communicate(timeout=60) for racer in racers]
+    submitted = [int(out) for out, _ in output if out]
+    assert sum(submitted) == 2, output
     assert len(mine(sweep)) == 2
     cancel(sweep)
     fault_table("two launchers at once", "each trial submitted once", "0", "equal")

@@ -11,18 +11,18 @@ SCRIPT = Path(__file__).with_name("cluster.py")
 
 
 def test_a_job_over_two_nodes_sees_two_host_names_and_two_addresses(slurm: Any) -> None:
-    told = slurm.run("srun", "-N2", "sh", "-c", 'echo "$(hostname) $(hostname -I)"').splitlines()
-    assert len(told) == 2
-    assert sorted(line.split()[0] for line in told) == ["node1", "node2"]
-    assert len({line.split()[1] for line in told}) == 2
+    output = slurm.run("srun", "-N2", "sh", "-c", 'echo "$(hostname) $(hostname -I)"').splitlines()
+    assert len(output) == 2
+    assert sorted(line.split()[0] for line in output) == ["node1", "node2"]
+    assert len({line.split()[1] for line in output}) == 2
 
 
 def test_nodes_find_each_other_by_name(slurm: Any) -> None:
-    told = slurm.run("srun", "-N1", "-w", "node2", "getent", "hosts", "node1").split()
-    assert told == [slurm.run("srun", "-N1", "-w", "node1", "hostname", "-I").strip(), "node1"]
+    output = slurm.run("srun", "-N1", "-w", "node2", "getent", "hosts", "node1").split()
+    assert output == [slurm.run("srun", "-N1", "-w", "node1", "hostname", "-I").strip(), "node1"]
 
 
-def test_accounting_tells_how_a_job_ended(slurm: Any) -> None:
+def test_accounting_has_the_final_state_of_a_job(slurm: Any) -> None:
     job = slurm.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "exit 0").strip()
     bad = slurm.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "exit 3").strip()
     assert _ended(slurm, job) == "COMPLETED|0:0"
@@ -92,16 +92,16 @@ def _links() -> str:
 
 def _ended(slurm: Any, job: str) -> str:
     """Wait for accounting's last word on a job; it comes some seconds after the job's end."""
-    told = ""
+    output = ""
 
     def known() -> bool:
-        nonlocal told
-        told = slurm.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode").strip()
-        over = told.partition("|")[0] not in ("", "PENDING", "RUNNING", "COMPLETING")
-        return over and told != "FAILED|0:0"  # the status comes a moment after the state
+        nonlocal output
+        output = slurm.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode").strip()
+        over = output.partition("|")[0] not in ("", "PENDING", "RUNNING", "COMPLETING")
+        return over and output != "FAILED|0:0"  # the status comes a moment after the state
 
     _until(known)
-    return told
+    return output
 
 
 def _until(check: Any, *, seconds: float = 120) -> None:

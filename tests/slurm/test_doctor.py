@@ -1,4 +1,4 @@
-"""The doctor visits a real cluster."""
+"""The doctor on a real cluster."""
 
 import subprocess
 import sys
@@ -25,18 +25,18 @@ def doctor(slurm: Any, tmp_path: Path) -> Any:
     return call
 
 
-def row(told: str, partition: str) -> str:
+def row(output: str, partition: str) -> str:
     """The table's line of a partition, without its frame."""
-    return next(line for line in told.splitlines() if line.startswith(f"│ {partition} "))
+    return next(line for line in output.splitlines() if line.startswith(f"│ {partition} "))
 
 
 def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
     doctor: Any, slurm: Any, tmp_path: Path
 ) -> None:
-    status, told = doctor()
-    assert status == 0, told
+    status, output = doctor()
+    assert status == 0, output
     for partition in ("main", "urgent"):
-        cells = row(told, partition)
+        cells = row(output, partition)
         assert "2 on node1, node2" in cells
         assert "8 found" in cells
         assert "gloo, 2 ranks, 8 MB in" in cells
@@ -47,26 +47,26 @@ def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
     assert slurm.run("squeue", "-h") == ""
 
 
-def test_what_is_wrong_in_one_partition_is_told_with_what_to_change(
+def test_faults_of_one_partition_are_reported_with_what_to_change(
     doctor: Any, slurm: Any
 ) -> None:
     slurm.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
-        status, told = doctor("slurm.partition=main", "slurm.python=/usr/bin/python3 -S")
+        status, output = doctor("slurm.partition=main", "slurm.python=/usr/bin/python3 -S")
         assert status == 1
-        assert "main: " in told
-        assert "ModuleNotFoundError: No module named 'submitit'" in told
-        assert "name the right one (slurm.python)" in told
-        assert "no answer" in row(told, "main")
-        status, told = doctor("slurm.partition=main", "resources.cpus=2", "resources.gpus=1")
+        assert "main: " in output
+        assert "ModuleNotFoundError: No module named 'submitit'" in output
+        assert "name the right one (slurm.python)" in output
+        assert "no answer" in row(output, "main")
+        status, output = doctor("slurm.partition=main", "resources.cpus=2", "resources.gpus=1")
         assert status == 1
-        assert "main: sbatch: " in told
-        assert "Traceback" not in told
+        assert "main: sbatch refused the job: " in output
+        assert "Traceback" not in output
     finally:
         slurm.run("scontrol", "update", "nodename=node2", "state=resume")
 
 
 def test_a_partition_that_is_not_there_is_refused(doctor: Any) -> None:
-    status, told = doctor("slurm.partition=moon")
+    status, output = doctor("slurm.partition=moon")
     assert status == 1
-    assert told.strip() == "error: slurm.partition: no moon that takes jobs here"
+    assert output.strip() == "error: slurm.partition: no partition moon that accepts jobs here"

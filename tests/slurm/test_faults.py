@@ -59,7 +59,7 @@ class Disturbance:
     strike: Strike | None = None
     act: Callable[[Any, Sweep], None] | None = None
     """Done from outside, once stage 2 is being trained."""
-    told: str = ""
+    note: str = ""
     """What --status says in the end; empty when the trial goes on by itself."""
     before: Callable[[Any, Sweep], None] | None = None
     mend: Callable[[Any, Sweep], None] | None = None
@@ -102,24 +102,24 @@ DISTURBANCES = {
     "undisturbed": Disturbance(ranks=1),
     "undisturbed, two ranks": Disturbance(ranks=2),
     "kill -9 of one rank in stage 1": Disturbance(
-        ranks=2, strike=Strike("stage1", 6, rank=1), told="another rank was lost"
+        ranks=2, strike=Strike("stage1", 6, rank=1), note="another rank was lost"
     ),
     "kill -9 of one rank in stage 2": Disturbance(
-        ranks=2, strike=Strike("stage2", 5, rank=0), told="FAILED"
+        ranks=2, strike=Strike("stage2", 5, rank=0), note="FAILED"
     ),
     "kill -9 during a checkpoint write": Disturbance(
-        ranks=1, strike=Strike("checkpoint", 8), told="FAILED"
+        ranks=1, strike=Strike("checkpoint", 8), note="FAILED"
     ),
     "kill -9 during the cache write": Disturbance(
-        ranks=2, strike=Strike("features", 1, rank=1), told="another rank was lost"
+        ranks=2, strike=Strike("features", 1, rank=1), note="another rank was lost"
     ),
     # most of it is sleep, or starting would take all of so short a limit
     "time limit of 2 minutes": Disturbance(ranks=1, time="2m", pace_s=7.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
-    "last checkpoint damaged": Disturbance(ranks=1, act=damage, told="on request in stage2"),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request in stage2"),
     "disk full": Disturbance(
-        ranks=1, before=small_disk, mend=larger_disk, told="No space left on device"
+        ranks=1, before=small_disk, mend=larger_disk, note="No space left on device"
     ),
 }
 
@@ -264,8 +264,8 @@ def test_a_disturbed_trial_ends_as_if_nothing_had_happened(
     calm = outcomes["undisturbed" if how.ranks == 1 else "undisturbed, two ranks"]
     assert_equal(outcome.run, calm.run)
     by_itself = outcome.view.state == "complete"
-    assert by_itself == (not how.told)
-    assert how.told in outcome.view.note
+    assert by_itself == (not how.note)
+    assert how.note in outcome.view.note
     fault_table(*row(name, outcome, calm))
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_trained_twice_without_a_fault(outcomes: dict[str, Outcome]) 
         assert outcomes[name].run.status()["attempts"] == 1
 
 
-def test_a_damaged_checkpoint_is_told(outcomes: dict[str, Outcome]) -> None:
+def test_a_damaged_checkpoint_is_reported(outcomes: dict[str, Outcome]) -> None:
     log = outcomes["last checkpoint damaged"].run.log_file.read_text()
     assert "weights.safetensors does not match its checksum" in log
 
@@ -373,7 +373,7 @@ def test_a_follower_sees_the_end_through_a_restart_of_the_controller(
     fault_table("slurmctld restarted while following", "goes on", "0 of 12", "equal")
 
 
-def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
+def test_without_accounting_trials_run_fail_with_their_cause_and_resume(
     slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(
@@ -389,14 +389,14 @@ def test_without_accounting_trials_run_fail_with_their_cause_and_go_on(
         run.lock_file.unlink()  # of another machine it looks alive for a minute
         [view] = over(sweep)
         assert view.state == "died"
-        assert "its process ended without a word" in view.note
+        assert "its process ended without a message" in view.note
         assert len(launch(sweep, "slurm")) == 1
         assert over(sweep)[0].state == "complete"
     assert epochs_of(sweep) == [1, 2, 3, 4]
     fault_table("accounting down, kill -9", "at the next launch", "1 of 4", "equal")
 
 
-def test_a_read_only_run_folder_is_told_before_anything_is_trained(
+def test_a_read_only_run_folder_is_reported_before_any_training(
     slurm: Any, toys: None, tmp_path: Path, fault_table: Callable[..., None]
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, slurm={"nodelist": "node1"})

@@ -73,7 +73,7 @@ def test_trials_on_their_way_are_not_submitted_again_and_new_ones_are(
     assert [t.run.status()["attempts"] for t in sweep.trials] == [1, 1, 1]
 
 
-def test_a_trial_that_fails_says_why_and_runs_again_only_when_asked_for(
+def test_a_failed_trial_has_its_cause_and_runs_again_only_on_request(
     place: Cluster, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
@@ -87,7 +87,7 @@ def test_a_trial_that_fails_says_why_and_runs_again_only_when_asked_for(
     assert sweep.trials[0].run.status()["attempts"] == 2
 
 
-def test_cancelled_trials_have_saved_do_not_come_back_and_go_on_when_launched(
+def test_cancelled_trials_have_saved_do_not_come_back_and_resume_when_launched(
     place: Cluster, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(

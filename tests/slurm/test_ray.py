@@ -95,7 +95,7 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes(
     assert_clean(sweep)
 
 
-def test_a_preempted_search_saves_on_all_nodes_and_goes_on_by_itself(
+def test_a_preempted_search_saves_on_all_nodes_and_resumes_by_itself(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(

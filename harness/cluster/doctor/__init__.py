@@ -1,1 +1,1 @@
-"""What trials will meet where they run."""
+"""Checks of the places where trials will run."""

@@ -5,9 +5,9 @@
 The kernel drops a lock (flock) when the last process that has it open ends, however it ends. A
 trial's ranks inherit the locks of their worker, so a GPU is free only after its ranks have ended.
 
-Who waits holds a turn, one process for each kind, and keeps what comes free until it has enough;
-others take none of the files that the turn names. Processes wait for GPUs first and for cores
-next, so none waits for another that waits for it.
+One waiting process per kind (GPUs, cores) holds the turn. It keeps what becomes free until it has
+enough; others take none of the files that the turn names. All processes wait for GPUs first and for
+cores next, so they cannot deadlock.
 """
 
 import fcntl
@@ -22,27 +22,27 @@ from harness.base.errors import UserError
 
 FOLDER = "/tmp/svll-claims"
 FOLDER_VARIABLE = "SVLL_CLAIMS"
-"""Names another folder, such as one that containers with the same GPUs share."""
+"""Environment variable for another folder, such as one that containers with the same GPUs share."""
 OWNER_BYTES = 200
 POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Claim:
-    """GPUs, by names for CUDA_VISIBLE_DEVICES, and locks that processes inherit to keep them."""
+    """GPUs, as in CUDA_VISIBLE_DEVICES, and the locks that processes inherit to keep them."""
 
     gpus: tuple[str, ...]
     locks: tuple[int, ...]
     trials: int = 1
 
     def release(self) -> None:
-        """Give everything back, unless another process has inherited it."""
+        """Release all locks, except those that another process has inherited."""
         _close(self.locks)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """GPUs and cores, and how many of each a trial takes."""
+    """GPUs and cores, and the number of each per trial."""
 
     gpus: Sequence[str]
     gpus_each: int
@@ -52,19 +52,16 @@ class Pool:
     def take(
         self, owner: str, most: int = 1, is_needed: Callable[[], bool] | None = None
     ) -> Claim | None:
-        """Claim the shares of as many trials as there is room for, up to `most`.
+        """Claim GPUs and cores for as many trials as there is room for, up to `most`.
 
-        owner: name shown to sweeps that wait. While there is room for none, waits as long as
-        `is_needed()`; None when it is not needed, or at once without that function.
+        owner: name shown to sweeps that wait. While there is no room, waits as long as
+        `is_needed()`; returns None when it is not, or at once without that function.
         """
         held: list[dict[Path, int]] = []
         kinds = self._kinds()
         for kind in kinds:
-            locked = kind.lock(owner, most)
-            if not locked and is_needed is not None:
-                locked = kind.wait(owner, most, is_needed)
-            held.append(locked)
-            if not locked:
+            held.append(kind.lock(owner, most, is_needed))
+            if not held[-1]:
                 _close(lock for files in held for lock in files.values())
                 return None
         trials = min([most, *(len(f) // k.each for f, k in zip(held, kinds, strict=True))])
@@ -75,23 +72,21 @@ class Pool:
         return Claim(gpus, (*locks, _locked_folder()) if locks else (), trials)
 
     def free(self) -> int:
-        """Return for how many trials there is room now."""
-        room = [
-            sum(_owner(file) is None for file in kind.files) // kind.each for kind in self._kinds()
-        ]
+        """Return how many trials there is room for now."""
+        room = [sum(_owner(f) is None for f in kind.files) // kind.each for kind in self._kinds()]
         return min(room, default=len(self.cores))
 
     def users(self, trials: int = 1) -> list[str]:
-        """Return who has what some trials wait for; nothing while there is room for them."""
-        found: list[str] = []
+        """Return who holds what some trials need; nothing while there is room for them."""
+        users: list[str] = []
         for kind in self._kinds():
             owners = [owner for file in kind.files if (owner := _owner(file)) is not None]
             if len(kind.files) - len(owners) < kind.each * trials:
-                found += owners
-        return list(dict.fromkeys(found))
+                users += owners
+        return list(dict.fromkeys(users))
 
     def _kinds(self) -> list["_Kind"]:
-        """Return the kinds that a trial takes, in the order in which they are taken."""
+        """Return the kinds that a trial needs, in locking order."""
         folder = _folder()
         cores = [folder / f"core-{number}" for number in self.cores]
         kinds = [
@@ -103,54 +98,44 @@ class Pool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The lock files of GPUs or of cores, how many a trial takes, and the file of the turn."""
+    """The lock files of GPUs or of cores, the number per trial, and the turn's lock file."""
 
     turn: Path
     files: list[Path]
     each: int
 
-    def lock(self, owner: str, most: int) -> dict[Path, int]:
-        """Lock the free files of up to `most` trials, except those that a waiting one wants."""
-        wanted = self._wanted_by_another()
-        files = [file for file in self.files if file.name not in wanted]
-        held = _lock_some(files, self.each * most, owner)
-        if len(held) < self.each:
-            _close(held.values())
-            return {}
-        return held
-
-    def wait(self, owner: str, most: int, is_needed: Callable[[], bool]) -> dict[Path, int]:
-        """Lock as `lock` does, once there are enough; none when that is no longer needed."""
+    def lock(self, owner: str, most: int, is_needed: Callable[[], bool] | None) -> dict[Path, int]:
+        """Lock free files for up to `most` trials; none unless enough for one. See `Pool.take`."""
         held: dict[Path, int] = {}
-        turn = None
+        turn: int | None = None
         with ExitStack() as stack:
-            while len(held) < self.each and is_needed():
+            while True:
+                wanted: list[str] = []  # by the process that holds the turn
+                if turn is None and _is_held(self.turn):
+                    wanted = self.turn.read_bytes().decode(errors="replace").split()
+                free = [f for f in self.files if f not in held and f.name not in wanted]
+                held |= _lock_some(free, self.each * most - len(held), owner)
+                if len(held) >= self.each:
+                    return held
+                if turn is None:  # only the turn's holder keeps too few
+                    _close(held.values())
+                    held = {}
+                if is_needed is None or not is_needed():
+                    break
                 if turn is None and (turn := _locked(self.turn)) is not None:
                     stack.callback(os.close, turn)
                     _write(turn, " ".join(file.name for file in self.files).encode())
-                if turn is None:
-                    held = self.lock(owner, most)
                 else:
-                    others = [file for file in self.files if file not in held]
-                    held |= _lock_some(others, self.each * most - len(held), owner)
-                if len(held) < self.each:
                     time.sleep(POLL_S)
-        if len(held) < self.each:
-            _close(held.values())
-            return {}
-        return held
-
-    def _wanted_by_another(self) -> set[str]:
-        if not _is_held(self.turn):
-            return set()
-        return set(self.turn.read_bytes().decode(errors="replace").split())
+        _close(held.values())
+        return {}
 
 
 def _folder() -> Path:
     folder = Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
     if not folder.is_absolute():
         raise UserError(f"{FOLDER_VARIABLE}={folder}: write an absolute path: all sweeps of this "
-                        "machine must use the same folder")
+                        "machine must use one folder")
     return folder
 
 
@@ -159,7 +144,7 @@ def _gpu_file(name: str) -> Path:
 
 
 def _lock_some(files: Sequence[Path], count: int, owner: str) -> dict[Path, int]:
-    """Lock the first free files, as many as are wanted and there are."""
+    """Lock the first free files, at most `count`."""
     held: dict[Path, int] = {}
     for file in files:
         if len(held) < count and (lock := _locked(file)) is not None:
@@ -169,7 +154,7 @@ def _lock_some(files: Sequence[Path], count: int, owner: str) -> dict[Path, int]
 
 
 def _locked(file: Path, how: int = fcntl.LOCK_EX) -> int | None:
-    """Return the open file with its lock, None when another process holds it."""
+    """Return the open file with its lock, None when another process holds the lock."""
     while True:
         lock = _open(file)
         try:
@@ -185,7 +170,7 @@ def _locked(file: Path, how: int = fcntl.LOCK_EX) -> int | None:
 
 
 def _locked_folder() -> int:
-    """Return the open folder with a shared lock: systemd removes no old files from such ones."""
+    """Return the open folder with a shared lock: systemd removes no old files from it."""
     lock = os.open(_folder(), os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_SH)
     return lock
@@ -199,7 +184,7 @@ def _is_held(file: Path) -> bool:
 
 
 def _owner(file: Path) -> str | None:
-    """Return who holds a lock, None when nobody does."""
+    """Return who holds a lock, None when it is free."""
     if not _is_held(file):
         return None
     text = file.read_bytes()[:OWNER_BYTES].decode(errors="replace")

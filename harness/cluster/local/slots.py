@@ -1,4 +1,4 @@
-"""Which GPUs and cores of this machine a trial is given, and who else uses them."""
+"""The GPUs and cores of this machine that a trial gets, and who else uses them."""
 
 import dataclasses
 import logging
@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
@@ -20,10 +19,10 @@ from harness.sweeps.keys import Resources
 log = logging.getLogger(__name__)
 
 
-def settled(asked: Resources) -> Resources:
-    """Return the resources, with the GPUs filled in that the sweep leaves open.
+def with_gpus(asked: Resources) -> Resources:
+    """Return the resources with a number of GPUs where the sweep leaves it open.
 
-    They are one for each rank of a trial, or none where this machine has fewer.
+    That is one per rank of a trial, or none where this machine has fewer.
     """
     if asked.gpus is not None:
         return asked
@@ -32,18 +31,16 @@ def settled(asked: Resources) -> Resources:
 
 
 def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> int:
-    """Return how many trials may run at once here; `jobs` is the user's own number.
+    """Return how many trials may run at once here; jobs: the user's number, None for the maximum.
 
     Raises UserError when the machine lacks the GPUs of even one trial.
     """
-    resources = settled(asked)
+    resources = with_gpus(asked)
     gpus_each = resources.trial_gpus
     gpus = len(visible_gpus()) if gpus_each else 0
     if gpus_each > gpus:
-        raise UserError(
-            f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
-            "resources.gpus=0 runs it on the CPU"
-        )
+        raise UserError(f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
+                        "resources.gpus=0 runs it on the CPU")
     by_cores = len(usable_cores()) // (resources.cpus * resources.ranks)
     by_gpus = gpus * trials_per_gpu // gpus_each if gpus_each else by_cores
     wanted = jobs if jobs is not None else min(by_cores, by_gpus)
@@ -51,71 +48,67 @@ def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> in
 
 
 def pool_for(asked: Resources, slots: int, trials_per_gpu: int = 1) -> Pool:
-    """Return this machine's pool; one share serves all trials that share a GPU.
+    """Return this machine's pool; trials that share a GPU share one claim.
 
-    Where `slots` trials want more cores than there are, they claim only those that there are.
+    `slots` trials never claim more cores than there are, even if they ask for more.
     """
-    resources, cores = settled(asked), usable_cores()
+    resources, cores = with_gpus(asked), usable_cores()
     wanted = resources.cpus * resources.ranks * trials_per_gpu
-    return Pool(
-        visible_gpus() if resources.trial_gpus else [], resources.trial_gpus,
-        cores, min(wanted, len(cores) // -(-slots // trials_per_gpu)),
-    )
+    return Pool(visible_gpus() if resources.trial_gpus else [], resources.trial_gpus, cores,
+                min(wanted, len(cores) // -(-slots // trials_per_gpu)))
 
 
 def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 1) -> str:
-    """Say how many of some trials run at once here, on which GPUs, and what else is running."""
+    """Return how many trials run at once here, on how many GPUs, and who else uses these."""
     slots = slots_for(asked, jobs, trials_per_gpu)
     pool = pool_for(asked, slots, trials_per_gpu)
     shares, gpus = -(-min(slots, trials) // trials_per_gpu), len(machine_gpus())
     idle = gpus - shares * pool.gpus_each if trials else 0
-    told = f"{slots} at a time"
+    text = f"{slots} at a time"
     if pool.gpus_each:
-        told += f", each on {pool.gpus_each} of {counted(gpus, 'GPU')}"
+        text += f", each on {pool.gpus_each} of {counted(gpus, 'GPU')}"
     elif gpus:
-        told += ", on the CPU"
+        text += ", on the CPU"
     if idle:
-        told += f"; {counted(idle, 'GPU')} not used (resources.gpus=N gives each trial N)"
+        text += f"; {counted(idle, 'GPU')} not used (resources.gpus=N gives each trial N)"
     free = pool.free()
     if free < shares:
-        told += f"; room for {free * trials_per_gpu} now, in use by {', '.join(pool.users(shares))}"
-    return told
+        text += f"; room for {free * trials_per_gpu} now, in use by {', '.join(pool.users(shares))}"
+    return text
 
 
 def waits_for(record: Record, workers: list[dict[str, Any]]) -> str:
-    """Say which other sweeps have what a submission's next trial needs here; "" for none.
+    """Return which other sweeps use what a submission's next trial needs here; "" for none.
 
-    workers: the living ones of the submission's sweep, on whatever machines.
+    workers: all living ones of the submission's sweep.
     """
-    if record.options.get("pool") is None:  # on somebody else's Ray
+    if record.options.get("pool") is None:  # on an external Ray
         return ""
     own = {_owner(record, worker["pid"], worker["host"]) for worker in workers}
     pool = Pool(**record.options["pool"])
     try:
         others = [user for user in pool.users() if user not in own]
         return f"waits for {', '.join(others)}" if others and not pool.free() else ""
-    except UserError:  # the folder of claims: who only looks need not care
+    except UserError:  # an unusable folder of claims does not matter for the status
         return ""
 
 
 def _owner(record: Record, pid: int, host: str) -> str:
-    return f"{Path(record.folder).parents[1].name} (process {pid} on {host})"
+    return f"{record.sweep_folder.name} (process {pid} on {host})"
 
 
 @contextmanager
-def share_of(
+def claimed(
     record: Record, is_needed: Callable[[Record], Any], most: int = 1
 ) -> Iterator[Claim | None]:
-    """Hold the GPUs and cores of a trial, or of as many as there is room for, up to `most`.
+    """Hold the GPUs and cores of as many trials as there is room for, up to `most`.
 
-    While there is room for none, waits; None when that is no longer needed, or after a stop.
+    Waits while there is no room; yields None when the claim is no longer needed, or after a stop.
     """
-    pool = Pool(**record.options["pool"])
-
     def is_wanted() -> bool:
         return not stop_requested() and bool(is_needed(record))
 
-    claim = None
+    pool, claim = Pool(**record.options["pool"]), None
     if is_wanted():
         owner = _owner(record, os.getpid(), socket.gethostname())
         claim = pool.take(owner, most)

@@ -1,4 +1,4 @@
-"""One task of a Ray job: Ray on this node, and on the first one the search."""
+"""One task of a Ray job: Ray on this node, and the search if it is the first."""
 
 import dataclasses
 import logging
@@ -14,139 +14,132 @@ from pathlib import Path
 
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster import pages
-from harness.cluster.local.background import worker_lock
-from harness.cluster.local.slots import share_of
+from harness.cluster.local import slots
+from harness.cluster.local.place import worker_lock
 from harness.cluster.places import place_named
-from harness.cluster.rank import say_plainly
-from harness.cluster.rank_group import GRACE_S, POLL_S
-from harness.cluster.ray import guest, nodes
-from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous, Share
-from harness.cluster.ray.shares import node_share, runs_of, signatures_of
+from harness.cluster.rank import GRACE_S, POLL_S, log_to_stderr, stop_on
+from harness.cluster.ray import external, nodes
+from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
+from harness.cluster.ray.submit import allocation, signatures_of
 from harness.cluster.records import Record, read_record
-from harness.runs.stopping import request_stop, stop_requested
+from harness.runs.stopping import stop_requested
 from harness.sweeps.frozen import thaw
 from harness.sweeps.keys import Allocation, Resources
 
 log = logging.getLogger(__name__)
 
+TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # early epochs may have no metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Environment variables of the driver."""
+
 
 def drive(record_file: str) -> None:
-    """Be one task of the job: Ray on this node, and on the first one the search.
+    """Run one task of the job: Ray on this node, and the search if it is the first.
 
-    When told to stop, every task ends its Ray, whereupon the runs on its node save; the first then
-    requeues the job. Raises RayFailed, or SystemExit after a stop.
+    On a stop request every task ends its Ray, so that the runs on its node save; the first task
+    then requeues the job. Raises RayFailed, or SystemExit after a stop.
     """
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, request_stop)
-    say_plainly()
+    stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    log_to_stderr()
     record = read_record(Path(record_file))
     place = place_named(record.cluster)
     task = place.task()
     rendezvous = Rendezvous(Path(record.folder), task.attempt)
     if task.number > 0:
-        nodes.serve(rendezvous, _node_share(record))
+        nodes.serve(rendezvous, _allocation(record))
         _wait_for_runs(record, host=socket.gethostname())
     else:
-        with held_lock(worker_lock(record.file, 0)), _claimed_here(record, rendezvous):
+        with held_lock(worker_lock(record.file, 0)), _claimed(record, rendezvous):
             try:
                 if not stop_requested():
                     peer = task.hosts[1] if record.options["nodes"] > 1 else None
-                    _lead(record, rendezvous, peer)
+                    _run_search(record, rendezvous, peer)
             except RayFailed as error:
                 if not stop_requested():
                     raise
                 log.warning("while stopping: %s", error)  # the same signal ended Ray
             _wait_for_runs(record)
             if not stop_requested():
-                pages.write_if_over(Path(record.folder).parents[1])
+                pages.write_if_over(record.sweep_folder)
         if stop_requested():
             place.requeue()
     if stop_requested():
-        # not a return: a result that submitit half wrote would break the next attempt's
+        # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
 
 
-def _node_share(record: Record) -> Share:
+def _allocation(record: Record) -> Resources:
     frozen = record.options["sweep"]
-    many = dataclasses.replace(
-        Allocation(**frozen["ray"]), trials_per_node=record.options["trials_per_node"]
-    )
-    return node_share(Resources(**frozen["resources"]), many)
+    many = dataclasses.replace(Allocation(**frozen["ray"]),
+                               trials_per_node=record.options["trials_per_node"])
+    return allocation(Resources(**frozen["resources"]), many)
 
 
 @contextmanager
-def _claimed_here(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
-    """Claim the trials' GPUs and cores; Ray starts with those that are free.
+def _claimed(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
+    """Claim the trials' GPUs and cores on this machine; Ray starts with those that are free.
 
-    The driver finds in the rendezvous file how many trials then run side by side.
+    Writes to the rendezvous file, for the driver, how many trials can then run at the same time.
     """
-    if record.options["pool"] is None:  # a scheduler has given them, or it is somebody else's Ray
+    if record.options["pool"] is None:  # a scheduler has assigned them, or Ray is external
         yield
         return
-    slots: int = record.options["side_by_side"]
+    most: int = record.options["side_by_side"]
     together: int = record.options["sweep"]["ray"]["trials_per_gpu"]
-    with share_of(record, lambda _: True, most=-(-slots // together)) as claim:
+    with slots.claimed(record, lambda _: True, most=-(-most // together)) as claim:
         if claim is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
-            room = min(slots, claim.trials * together)
-            if room < slots:
+            room = min(most, claim.trials * together)
+            if room < most:
                 log.warning("%d instead of %d trials at a time: other sweeps are running here",
-                            room, slots)
+                            room, most)
             record.options["trials_per_node"] = room
             rendezvous.write(side_by_side=room)
         yield
 
 
-def _lead(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
-    """Keep Ray's head here and run the driver until it is done or a stop is asked for."""
-    asked = record.options["sweep"]["ray"]
-    host: AbstractContextManager[Node | guest.UsersRay]
-    if asked["address"] is not None:
-        host = guest.use(rendezvous, asked["address"])
+def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> None:
+    """Run Ray's head and the driver here until the driver ends or a stop is requested."""
+    address, dashboard = (record.options["sweep"]["ray"][key] for key in ("address", "dashboard"))
+    host: AbstractContextManager[Node | None]
+    if address is not None:
+        host = external.use(rendezvous, address)
+        own = external.environment()
     else:
-        host = nodes.head(
-            rendezvous, _node_share(record), peer=peer, dashboard=asked["dashboard"]
-        )
+        host = nodes.head(rendezvous, _allocation(record), peer=peer, dashboard=dashboard)
+        own = nodes.environment(rendezvous)
     with host as node:
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.driver", str(record.file),
              str(rendezvous.file)],
-            env=_driver_environment(rendezvous, asked["address"]), start_new_session=True,
-            stdin=subprocess.DEVNULL,
+            env={**own, **TUNE}, start_new_session=True, stdin=subprocess.DEVNULL,
         )
         try:
             while driver.poll() is None and not stop_requested():
-                node.check()
+                if node is not None:  # the driver ends when an external Ray does
+                    node.check()
                 time.sleep(POLL_S)
         finally:
             driver.kill()
             code = driver.wait()
         if code != 0 and not stop_requested():
-            raise RayFailed(f"the search ended with exit status {code}; its words are above")
-
-
-def _driver_environment(rendezvous: Rendezvous, address: str | None) -> dict[str, str]:
-    own = nodes.environment(rendezvous) if address is None else guest.environment()
-    return {
-        **own,
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own log is in the run folder
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # early epochs may have no metric
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
+            raise RayFailed(f"the search ended with exit status {code}; see its messages above")
 
 
 def _wait_for_runs(record: Record, host: str | None = None) -> None:
-    """Wait until no run of the search is in anyone's hands (or only on `host`).
+    """Wait until no process (on `host`) holds a run of the search; after a stop, for GRACE_S.
 
-    After a stop they have the usual time to save; otherwise a run that the search no longer
-    follows may still be computing its last result.
+    A run that the search no longer watches may still be computing its last result.
     """
     deadline: float | None = None
-    runs = runs_of(record, signatures_of(record, thaw(record.options["sweep"])))
+    runs = record.runs(signatures_of(record, thaw(record.options["sweep"])))
     while True:
         holders = [lock_holder(run.lock_file) for run in runs]
-        if not any(h for h in holders if h is not None and host in (None, h["host"])):
+        if not any(h is not None and host in (None, h["host"]) for h in holders):
             return
         if deadline is None and stop_requested():
             deadline = time.monotonic() + GRACE_S

@@ -1,9 +1,9 @@
 """What a search starts next: open trials first, then points that its algorithm proposes.
 
-What is known of the points is read from the run folders each time, so nothing is lost with the
-process that asks.
+The points' results are read from the run folders each time, so nothing is lost with this process.
 """
 
+import itertools
 import logging
 import statistics
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.mappings import numeric_leaves
+from harness.cluster.pages import write_summary
 from harness.cluster.ray.verdicts import was_ended_early
-from harness.cluster.summary import write_summary
 from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.outcomes import numbers_of
@@ -25,7 +25,7 @@ from harness.sweeps.space import Point, add_point
 log = logging.getLogger(__name__)
 
 FAULTY = 20
-"""How many proposals with faults, one after the other, end a search."""
+"""This many invalid proposals in a row end a search."""
 
 
 class Points:
@@ -36,68 +36,62 @@ class Points:
 
     @property
     def most(self) -> int:
-        """How many runs there will be at most."""
+        """The largest number of further runs."""
         return len(self.due) + self.sweep.to_propose * len(self.sweep.seeds)
 
     def next_run(self) -> Run | None:
         """Return the run to start next, None when there are no more."""
-        while not self.due and self.sweep.to_propose:  # one may be complete already
+        while not self.due and self.sweep.to_propose:  # a new point may be complete already
             self.due = [trial.run for trial in self._propose()]
         return self.due.pop(0) if self.due else None
 
     def _propose(self) -> list[Trial]:
-        """Keep a new point, and return its trials with their folders made; none at the end."""
+        """Store a new point and create its trials' folders; returns the trials, none at the end."""
         sweep = self.sweep
         assert sweep.algorithm is not None
         tried = tried_points(sweep)
         for _ in range(FAULTY):
-            point = propose(
-                sweep.space, sweep.algorithm, tried, modes=[sweep.mode, *sweep.objectives.values()],
-                seed=sweep.seeds[0].value,
-            )
+            point = propose(sweep.space, sweep.algorithm, tried,
+                            modes=[sweep.mode, *sweep.objectives.values()],
+                            seed=sweep.seeds[0].value)
             if point is None:
-                log.info("no new point is found: the space is exhausted")
+                log.info("the space is exhausted: no new point")
                 self.sweep = replace(sweep, to_propose=0)
                 return []
             try:
-                count = len(sweep.trials)
                 trials = [
-                    make_trial(sweep, count + n, point, seed) for n, seed in enumerate(sweep.seeds)
+                    make_trial(sweep, index, point, seed)
+                    for index, seed in enumerate(sweep.seeds, start=len(sweep.trials))
                 ]
                 break
-            except UserError as error:  # keys that do not go together
+            except UserError as error:  # conflicting keys
                 log.warning("point %s is left out: %s", point, error)
                 tried.append(TriedPoint(point, "failed"))
         else:
-            raise UserError(f"{FAULTY} points in a row have faults; see above")
+            raise UserError(f"{FAULTY} points in a row have faults; see the log above")
         for trial in trials:
             write_text(trial.run.config_file, to_yaml(trial.config))
             if trial.run.status()["state"] == "new":
                 trial.run.set_status("submitted", code=str(sweep.code or ""))
         add_point(sweep.folder, point)
         log.info("point %d: %s", sweep.samples - sweep.to_propose + 1, trials[0].title)
-        self.sweep = replace(
-            sweep, trials=(*sweep.trials, *trials), to_propose=sweep.to_propose - 1
-        )
+        self.sweep = replace(sweep, trials=(*sweep.trials, *trials),
+                             to_propose=sweep.to_propose - 1)
         write_summary(self.sweep)
         return [trial for trial in trials if not trial.run.is_complete()]
 
 
 def tried_points(sweep: Sweep) -> list[TriedPoint]:
-    """Return what has become of the points that an algorithm has proposed, in order."""
-    groups: list[tuple[Point, list[Run]]] = []
-    for trial in sweep.trials:
-        if not groups or groups[-1][0] != trial.point:
-            groups.append((trial.point, []))
-        groups[-1][1].append(trial.run)
+    """Return the state and results of the points that an algorithm has proposed, in order."""
+    groups = itertools.groupby(sweep.trials, key=lambda trial: trial.point)
     keys = [sweep.metric, *sweep.objectives]
-    return [_tried(point, runs, keys) for point, runs in groups]
+    return [_tried(point, [trial.run for trial in trials], keys) for point, trials in groups]
 
 
 def _tried(point: Point, runs: Sequence[Run], keys: Sequence[str]) -> TriedPoint:
     if all(run.is_complete() for run in runs):
-        told = [numbers_of(run) for run in runs]
-        known = [[one[key] for one in told if key in one] for key in keys]
+        results = [numbers_of(run) for run in runs]
+        known = [[result[key] for result in results if key in result] for key in keys]
         if all(known):
             return TriedPoint(point, "complete", [statistics.fmean(values) for values in known])
         return TriedPoint(point, "failed")
@@ -109,17 +103,17 @@ def _tried(point: Point, runs: Sequence[Run], keys: Sequence[str]) -> TriedPoint
 
 
 def _reached(runs: Sequence[Run], metric: str) -> dict[int, float]:
-    """Return the mean after each epoch that all runs have come to."""
-    told = []
+    """Return the mean metric after each epoch that all runs have reached."""
+    curves = []
     for run in runs:
         lines = [numeric_leaves(line) for line in epoch_lines(run)]
-        told.append({int(line["epoch"]): line[metric] for line in lines if metric in line})
-    common = set(told[0]).intersection(*told[1:])
-    return {epoch: statistics.fmean(one[epoch] for one in told) for epoch in sorted(common)}
+        curves.append({int(line["epoch"]): line[metric] for line in lines if metric in line})
+    common = set(curves[0]).intersection(*curves[1:])
+    return {epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in sorted(common)}
 
 
 def searcher(points: Points, shared: dict[str, Any]) -> Any:
-    """Return Tune's view of the points; `shared` goes to every trial."""
+    """Return a Tune searcher over the points; every trial gets `shared`."""
     from ray.tune.search import Searcher
 
     class Runs(Searcher):
@@ -128,14 +122,11 @@ def searcher(points: Points, shared: dict[str, Any]) -> Any:
             return Searcher.FINISHED if run is None else {"run": str(run.folder), **shared}
 
         def on_trial_complete(self, trial_id: str, **facts: Any) -> None:
-            """Do nothing: what has become of a trial is in its folder."""
+            """Do nothing: a trial's state is in its folder."""
 
         def save(self, checkpoint_path: str) -> None:
-            """Do nothing: there is nothing to be restored."""
+            """Do nothing: there is no state to restore."""
 
-        def restore(self, checkpoint_path: str) -> None:
-            """Do nothing."""
+        restore = save
 
     return Runs(metric=points.sweep.metric, mode=points.sweep.mode)
-
-

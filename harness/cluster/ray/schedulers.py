@@ -1,22 +1,16 @@
-"""Tune's schedulers, fed by runs: what is decided depends on what was logged, not on when.
+"""Tune's schedulers on our runs: decisions depend on the logged metrics, not on their timing.
 
-Their time is our `epoch`, because Tune's own count restarts with a trial. A scheduler that is made
-anew, after its driver was killed, is first told all that the runs have logged, and then decides as
-the old one would have. Only the driver of a search imports this file.
+Time is our `epoch`, because Tune's own count restarts with a trial. When a driver was killed, its
+successor first replays all logged epochs to a new scheduler, which then decides as the old one.
+Only the driver of a search imports this file.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune import schedulers as tune
 
 from harness.base.mappings import numeric_leaves
 from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
@@ -33,15 +27,14 @@ from harness.sweeps.reading import Sweep
 log = logging.getLogger(__name__)
 
 NO_END = 10**9
-"""ASHA's last rung: how long a trial trains is its own affair."""
+"""ASHA's last rung: it never limits a trial's length."""
 NEVER = float("inf")
-CONTINUE, PAUSE, STOP = map(str, (
-    TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
-))
+CONTINUE, PAUSE, STOP = "CONTINUE", "PAUSE", "STOP"
+"""Tune's decisions."""
 
 
 def make_scheduler(sweep: Sweep) -> Any:
-    """Return Tune's scheduler for a sweep; its `tell` shows it what was logged before."""
+    """Return Tune's scheduler for a sweep; its `replay` shows it what was logged before."""
     asked = sweep.scheduler
     common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
     match asked:
@@ -50,17 +43,16 @@ def make_scheduler(sweep: Sweep) -> Any:
         case Asha():
             metrics = [sweep.metric, *([asked.early] if asked.early else [])]
             return EarlyStopping("ASHA", {
-                metric: ASHAScheduler(
-                    **{**common, "metric": metric}, max_t=NO_END, grace_period=asked.grace,
-                    reduction_factor=asked.reduction,
-                )
+                metric: tune.ASHAScheduler(**{**common, "metric": metric}, max_t=NO_END,
+                                           grace_period=asked.grace,
+                                           reduction_factor=asked.reduction)
                 for metric in metrics
             })
         case Median():
-            rule = MedianRule(
+            rule = tune.MedianStoppingRule(
                 **common, grace_period=asked.grace, min_samples_required=asked.trials,
-                min_time_slice=NEVER,  # it would pause trials to let others come as far
-                hard_stop=False,  # else it refuses to hear more of a trial that it would stop
+                min_time_slice=NEVER,  # otherwise it pauses trials until others catch up
+                hard_stop=False,  # otherwise it accepts no more results of a trial that it stops
             )
             return EarlyStopping("median stopping", {sweep.metric: rule})
         case Pbt():
@@ -68,25 +60,21 @@ def make_scheduler(sweep: Sweep) -> Any:
         case HyperBand():
             return Bands(
                 **common, max_t=asked.epochs, reduction_factor=asked.reduction,
-                stop_last_trials=False,  # those that are left train to their own end
+                stop_last_trials=False,  # the last ones train to their end
             )
     raise AssertionError(f"unreachable: {asked}")
 
 
-class StableTrial:
-    """A run as ASHA and median stopping see it: by a name that outlives the driver."""
+class StableTrial(NamedTuple):
+    """A run as ASHA and median stopping see it: with a name that outlives the driver."""
 
-    def __init__(self, name: str) -> None:
-        self.trial_id = name
-
-    def __str__(self) -> str:
-        return self.trial_id
+    trial_id: str
 
 
-class EarlyStopping(FIFOScheduler):
-    """Ends trials by what ASHA or median stopping say of their epochs.
+class EarlyStopping(tune.FIFOScheduler):
+    """Ends trials as ASHA or median stopping decide.
 
-    rules: by the number that each looks at; an epoch is shown to the first whose number it has.
+    rules: by metric; an epoch goes to the first rule whose metric it has.
     """
 
     def __init__(self, name: str, rules: Mapping[str, Any]) -> None:
@@ -94,23 +82,20 @@ class EarlyStopping(FIFOScheduler):
         self.name, self.rules = name, rules
         self.trials: dict[str, StableTrial] = {}
 
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Show what runs have logged before this scheduler was made.
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Show what the runs logged before this scheduler existed.
 
-        Not in the original order, so what is decided of them now does not count. Of runs that go
-        on only what was judged: Tune will tell the rest.
+        The order differs from the original one, so decisions made now do not count. Of runs that
+        are due only the judged epochs are shown, because Tune will report the others.
         """
-        for run in finished:
+        for run, is_open in ((run, runs is due) for runs in (finished, due) for run in runs):
+            seen = judged(run) if is_open else None
             for line in epoch_lines(run):
-                self._show(run.signature, numeric_leaves(line))
-        for run in due:
-            seen = judged(run)
-            for line in epoch_lines(run):
-                if (line.get("stage"), line["epoch"]) in seen:
+                if seen is None or (line.get("stage"), line["epoch"]) in seen:
                     self._show(run.signature, numeric_leaves(line))
         for rule in self.rules.values():
-            if isinstance(rule, MedianRule):
-                rule.forget_decisions()
+            if isinstance(rule, tune.MedianStoppingRule):
+                rule._stopped_trials.clear()
 
     def _show(self, name: str, result: dict[str, Any]) -> str:
         if name not in self.trials:
@@ -127,27 +112,19 @@ class EarlyStopping(FIFOScheduler):
         if result.get("done"):
             return CONTINUE
         decision = self._show(run.signature, result)
-        if decision == PAUSE:  # of median stopping, see `make_scheduler`
+        if decision in (STOP, PAUSE):  # median stopping pauses, see `make_scheduler`
             decision = STOP
-        if decision == STOP:
             log.info("%s: ended at epoch %s", trial, result["epoch"])
             end_early(run, by=self.name, epoch=result["epoch"])
         note_judged(run, result.get("stage"), result["epoch"])
         return decision
 
 
-class MedianRule(MedianStoppingRule):
-    """Tune's median stopping, able to judge anew trials that it would have stopped."""
+class Bands(tune.HyperBandScheduler):
+    """HyperBand over the epochs that have the metric; others are ignored."""
 
-    def forget_decisions(self) -> None:
-        self._stopped_trials.clear()
-
-
-class Bands(HyperBandScheduler):
-    """HyperBand over the epochs that have the metric; the others pass."""
-
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Do nothing: Tune starts all trials again, and each tells its epochs anew."""
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Do nothing: Tune starts all trials again, and each reports all its epochs."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if self._metric not in result or "epoch" not in result:
@@ -167,8 +144,8 @@ class Bands(HyperBandScheduler):
             end_paused(run, by="HyperBand", epoch=epoch)
 
 
-class Population(FIFOScheduler):
-    """Has bad runs go on from good ones; see `population` and `takeovers`."""
+class Population(tune.FIFOScheduler):
+    """Lets bad runs continue from good ones; see `population` and `takeovers`."""
 
     def __init__(self, sweep: Sweep, options: Pbt) -> None:
         super().__init__()
@@ -176,8 +153,8 @@ class Population(FIFOScheduler):
         self.changeable = changeable_keys(sweep.base.schema)
         self.runs: dict[str, Run] = {}
 
-    def tell(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Get to know the runs; how well they did is kept with what they export."""
+    def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
+        """Store the runs; their scores are kept with their exported checkpoints."""
         self.runs |= {run.signature: run for run in (*finished, *due)}
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -191,14 +168,13 @@ class Population(FIFOScheduler):
         return CONTINUE
 
     def _compare(self, run: Run, epoch: int) -> None:
-        """Plan that a run among the worst goes on from one of the best."""
+        """Plan that a run among the worst continues from one of the best."""
         scores = {
             name: score for name, one in self.runs.items()
             if (score := takeovers.exported_score(one, epoch)) is not None
         }
-        source = population.source_for(
-            run.signature, scores, share=self.options.share, mode=self.sweep.mode, epoch=epoch
-        )
+        source = population.source_for(run.signature, scores, share=self.options.share,
+                                       mode=self.sweep.mode, epoch=epoch)
         if source is None:
             return
         settings = population.explore(
@@ -207,7 +183,7 @@ class Population(FIFOScheduler):
             resample=self.options.resample,
         )
         takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
-        log.info("%s: goes on from %s after epoch %d, with %s", run.signature, source, epoch,
+        log.info("%s: continues from %s after epoch %d with %s", run.signature, source, epoch,
                  settings)
 
     def _settings(self, run: Run, epoch: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Rank of a trial in a Ray search: it reports every epoch to Ray's actor and waits for an answer.
 
     rank 0 -- JSON line --> actor     after every epoch
-    actor  -- one byte  --> rank 0    go on
+    actor  -- one byte  --> rank 0    continue
 
-The run waits before it trains on, so that a search ends it at the epoch it judged by and not some
-epochs later. When the pipe of answers closes instead, because the search has seen enough or because
-the actor or its node went away, the run saves and stops. It is a separate process because only a
-main thread can catch signals.
+The run waits for the answer, so that a search ends it at the epoch it judged and not some epochs
+later. When the pipe of answers closes instead, because the search ends the run or because the actor
+or its node is gone, the run saves and stops. The rank is a separate process because only a main
+thread can catch signals.
 """
 
 import json
@@ -20,13 +20,14 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.locks import job_id
-from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, drop_own_lock, say_plainly
+from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, drop_own_lock, log_to_stderr
 from harness.cluster.ray.verdicts import mark_ended_early
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop
 
 log = logging.getLogger(__name__)
+
 
 class ReportPipes:
     """Reports epochs to the actor and waits for its answers."""
@@ -38,11 +39,11 @@ class ReportPipes:
         self.answer_descriptor = answer_descriptor
         self.received: queue.Queue[bytes] = queue.Queue()
         self.closed = threading.Event()
-        # training does not look at the pipe between epochs: a thread notices when it closes
+        # training does not read the pipe between epochs: a thread notices when it closes
         threading.Thread(target=self._read, daemon=True).start()
 
     def report(self, line: dict[str, Any]) -> None:
-        """Tell an epoch's metrics; returns when the run may go on, or has been asked to stop."""
+        """Report an epoch's metrics; returns on the answer, or after requesting a stop."""
         if not self.closed.is_set():
             try:
                 print(json.dumps(line), file=self.reports, flush=True)
@@ -61,8 +62,8 @@ class ReportPipes:
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out one run; see the head of this file."""
-    say_plainly()
+    """Execute one run as a rank that reports; returns its exit status."""
+    log_to_stderr()
     folder, report_descriptor, answer_descriptor = arguments
     pipes = ReportPipes(int(report_descriptor), int(answer_descriptor))
     run = Run(Path(folder))

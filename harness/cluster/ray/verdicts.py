@@ -1,4 +1,4 @@
-"""What a search has decided about a run: which epochs it judged, whether it ended the run early."""
+"""A search's verdicts on a run: which epochs it has judged, and whether it ended the run early."""
 
 from pathlib import Path
 from typing import Any
@@ -7,42 +7,44 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import lock_holder
 from harness.runs.run import Run, epoch_lines
 
-
-def judged_file(run: Run) -> Path:
-    """Where the search notes which epochs of a run it has judged."""
-    return run.folder / "judged.json"
+JUDGED = "judged.json"
 
 
 def judged(run: Run) -> set[tuple[Any, Any]]:
-    """Return the (stage, epoch) that the search has judged; an epoch may be logged, and not yet."""
-    try:
-        return {(stage, epoch) for stage, epoch in read_json(judged_file(run))["epochs"]}
-    except FileNotFoundError:
-        return set()
+    """Return the (stage, epoch) pairs that the search has judged; others may be logged already."""
+    file = run.folder / JUDGED
+    return {(stage, n) for stage, n in read_json(file)["epochs"]} if file.exists() else set()
 
 
 def note_judged(run: Run, stage: Any, epoch: Any) -> None:
-    """Note that the search has decided on an epoch; after what it decided is on disk."""
+    """Record that the search has judged an epoch; called when its decision is on disk."""
     before = judged(run)
     if (stage, epoch) not in before:
-        write_json(judged_file(run), {"epochs": sorted([*before, (stage, epoch)], key=str)})
+        write_json(run.folder / JUDGED, {"epochs": sorted([*before, (stage, epoch)], key=str)})
 
 
 def early_end_file(run: Run) -> Path:
-    """Where the search says that, and at which epoch, it ends the run early."""
+    """Return the file that holds the search's decision to end the run early, and the epoch."""
     return run.folder / "early_end.json"
 
 
+def _early_end(run: Run) -> dict[str, Any] | None:
+    try:
+        return dict(read_json(early_end_file(run)))
+    except FileNotFoundError:
+        return None
+
+
 def end_early(run: Run, *, by: str, epoch: int) -> None:
-    """Let the run be marked as ended early once it stops; called before it is told to."""
+    """Let the run be marked as ended early once it stops; called before the stop is requested."""
     write_json(early_end_file(run), {"by": by, "epoch": epoch})
 
 
 def end_paused(run: Run, *, by: str, epoch: int) -> None:
-    """Have a run that is paused, or about to be, marked as ended early.
+    """Mark a run that is paused, or about to be, as ended early.
 
-    One that still saves is marked by its own process, which looks when it has let go of its lock:
-    the status that it sets before would replace ours.
+    A run that is still saving is marked by its own process after it has released its lock, because
+    its status would overwrite ours.
     """
     end_early(run, by=by, epoch=epoch)
     if lock_holder(run.lock_file) is None:
@@ -50,30 +52,25 @@ def end_paused(run: Run, *, by: str, epoch: int) -> None:
 
 
 def mark_ended_early(run: Run) -> None:
-    """Give a stopped run the status of one that the search ended, if the search did."""
-    try:
-        why = read_json(early_end_file(run))
-    except FileNotFoundError:
+    """Mark a stopped run as ended early, if the search has decided so."""
+    if (decision := _early_end(run)) is None:
         return
     facts = {key: v for key, v in run.status().items() if key not in ("state", "time", "reason")}
-    reason = f"stopped early by {why['by']} at epoch {why['epoch']}"
+    reason = f"stopped early by {decision['by']} at epoch {decision['epoch']}"
     run.set_status("stopped", **{**facts, "reason": reason, "pruned": True})
     early_end_file(run).unlink(missing_ok=True)
 
 
 def was_being_ended(run: Run) -> bool:
-    """Whether a search had decided to end a run that has not been marked so, nor has gone on."""
-    try:
-        why = read_json(early_end_file(run))
-    except FileNotFoundError:
+    """Return whether a search decided to end a run that is not marked so, and has not continued."""
+    decision = _early_end(run)
+    if decision is None or run.is_complete() or was_ended_early(run):
         return False
-    if run.is_complete() or was_ended_early(run) or run.status()["state"] == "failed":
-        return False
-    lines = epoch_lines(run)
-    return bool(lines) and bool(lines[-1]["epoch"] == why["epoch"])
+    epochs = [line["epoch"] for line in epoch_lines(run)]
+    return run.status()["state"] != "failed" and epochs[-1:] == [decision["epoch"]]
 
 
 def was_ended_early(run: Run) -> bool:
-    """Whether a search ended the run, and nobody has taken it up since."""
+    """Return whether a search ended the run, and no later launch has resumed it."""
     status = run.status()
     return status["state"] == "stopped" and bool(status.get("pruned"))

@@ -1,13 +1,14 @@
-"""Jobs around a sweep's trials: one before that makes what they share, one after that reports.
+"""Jobs before and after a sweep's trials: to compute what they share, and to report on them.
 
-Both are asked for in the sweep file (`prepare: true`, `report: true`). Trials wait for the first to
-end, however it ends: what it did not make they make themselves.
+The sweep file asks for them (`prepare: true`, `report: true`). Trials wait until the first job has
+ended, even if it failed: then they compute the shared files themselves.
 """
 
 import io
 import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.mappings import lookup
 from harness.cluster import pages
-from harness.cluster.rank import say_plainly
+from harness.cluster.rank import log_to_stderr
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
 from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
-from harness.cluster.summary import summary
+from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from harness.sweeps.keys import Resources
@@ -34,65 +35,71 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.txt"
 KEPT = ("partition", "account", "qos", "setup", "python", "env")
-"""What the job that reports takes over of `slurm`: it needs no GPU and no certain node."""
+"""Keys of `slurm` for the job that reports; it needs no GPU and no particular node."""
 
 
 def is_prepared(sweep: Sweep, trials: int) -> bool:
-    """Whether a job before so many trials makes what they share."""
+    """Return whether a job before this many trials computes what they share."""
     return sweep.prepare and trials > 1
 
 
 def job_count(sweep: Sweep, trials: int) -> int:
-    """Return how many jobs there are before and after so many trials."""
+    """Return the number of jobs before and after this many trials."""
     return is_prepared(sweep, trials) + sweep.report
 
 
-def submit_before(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """Submit the job that makes what the trials share; returns its id."""
-    folders = [str(trial.run.folder.resolve()) for trial in trials]
-    return _submit(sweep, "before", make_shared, folders)
+@contextmanager
+def surrounding_jobs(
+    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
+) -> Iterator[Sequence[str]]:
+    """Submit the job before the trials, run the body, submit the job after; see `place.Place`."""
+    before: list[str] = []
+    if is_prepared(sweep, len(trials)):
+        for trial in trials:
+            write_text(trial.run.config_file, to_yaml(trial.config))
+        folders = [str(trial.run.folder.resolve()) for trial in trials]
+        before = [_submit(sweep, "before", make_shared, folders)]
+    try:
+        yield before
+    except UserError:
+        if not records:  # no job waits for it
+            commands.scancel(before)
+        raise
+    if sweep.report:
+        try:
+            _submit_after(sweep, trials, records)
+        except UserError as error:
+            log.warning("%s; the trials were submitted, their report was not", error)
 
 
-def submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> str:
-    """Submit the job that reports on the trials when all jobs of the records have ended.
-
-    Returns its id. It reports on what was asked for now, whatever is launched later.
-    """
+def _submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> None:
+    """Submit the job that reports on these trials after all jobs of the records."""
     ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
     own = {key: value for key, value in sweep.slurm.items() if key in KEPT}
-    small = replace(
-        sweep, resources=Resources(time="10m"), slurm=slurm.depending_on(own, sorted(ids))
-    )
+    small = replace(sweep, resources=Resources(time="10m"),
+                    slurm=slurm.depending_on(own, sorted(ids)))
     folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
     file = folder / f"{uuid.uuid4().hex[:10]}.json"
-    write_json(file, {**summary(sweep, trials), "columns": dict(sweep.experiment.columns)})
-    return _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
+    write_json(file, {**pages.summary(sweep, trials), "columns": dict(sweep.experiment.columns)})
+    _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
 
 
-def ids_file(sweep_folder: Path) -> Path:
-    """Where the ids of the jobs around a sweep's trials are kept, to be cancelled with them."""
+def _ids_file(sweep_folder: Path) -> Path:
     return jobs_folder(sweep_folder) / "around.json"
 
 
 def read_ids(sweep_folder: Path) -> list[str]:
-    """Return the ids of all jobs that were submitted around a sweep's trials."""
-    try:
-        return [str(number) for number in read_json(ids_file(sweep_folder))["ids"]]
-    except FileNotFoundError:
-        return []
+    """Return the ids of a sweep's jobs before and after its trials, to be cancelled with them."""
+    file = _ids_file(sweep_folder)
+    return [str(number) for number in read_json(file)["ids"]] if file.exists() else []
 
 
 def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
     folder = jobs_folder(sweep.folder.resolve(), create=True) / which
     executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
-    try:
-        with commands.outside_any_job():
-            number = str(executor.submit(function, *arguments).job_id)
-    except Exception as error:  # submitit's own classes differ between its versions
-        raise UserError(
-            f"sbatch did not take the job {which} the trials: {commands.last_line(error)}"
-        ) from None
-    write_json(ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
+    with commands.submitting(f"the job {which} the trials"):
+        number = str(executor.submit(function, *arguments).job_id)
+    write_json(_ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
     return number
 
 
@@ -100,8 +107,8 @@ def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
 
 
 def make_shared(run_folders: list[str]) -> None:
-    """Call what the runs' configuration names as `run.prepare`, on every rank; for submitit."""
-    say_plainly()
+    """Call the runs' `run.prepare` function on every rank; called by submitit."""
+    log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
     runs = [Run(Path(folder)) for folder in run_folders]
@@ -109,48 +116,43 @@ def make_shared(run_folders: list[str]) -> None:
 
 
 def write_report(sweep_folder: str, summary_file: str) -> None:
-    """Write how the trials went, the best first, to report.txt; called by submitit.
-
-    Then the sweep's page is written, as it stands now.
-    """
-    say_plainly()
+    """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
+    log_to_stderr()
     folder = Path(sweep_folder)
-    asked = read_json(Path(summary_file))
+    sweep = read_json(Path(summary_file))
     text = io.StringIO()
     console = Console(file=text, width=200)
-    console.print(_table(folder, asked))
-    for trial in asked["trials"]:
+    console.print(_table(folder, sweep))
+    for trial in sweep["trials"]:
         run = Run(folder / trial["signature"])
         if not run.is_complete():
             status = run.status()
-            why = status.get("error") or status.get("reason") or "no word of its end"
+            why = status.get("error") or status.get("reason") or "cause unknown"
             console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
     write_text(folder / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
     try:
-        pages.write(folder, Run(folder / asked["trials"][0]["signature"]))
-    except UserError as error:  # another process writes it, or an older version made the runs
+        pages.write(folder, Run(folder / sweep["trials"][0]["signature"]))
+    except UserError as error:  # another process writes it, or the runs are an older version's
         log.warning("%s", error)
 
 
-def _table(folder: Path, asked: Mapping[str, Any]) -> Table:
-    rows = []
-    for trial in asked["trials"]:
-        result = Run(folder / trial["signature"]).result()
-        if result is not None:
-            rows.append((lookup(result, asked["metric"]), trial, result))
-    known = [row for row in rows if isinstance(row[0], int | float)]
-    known.sort(key=lambda row: row[0], reverse=asked["mode"] == "max")
-    keys = list(dict.fromkeys(key for trial in asked["trials"] for key in trial["point"]))
-    table = Table(title=f"{asked['name']}: {len(rows)} of {len(asked['trials'])} complete, "
-                        f"ranked by {asked['metric']} ({asked['mode']})")
-    for name in ("rank", *keys, "seed", asked["metric"], *asked["columns"], "run"):
+def _table(folder: Path, sweep: Mapping[str, Any]) -> Table:
+    metric, trials = sweep["metric"], sweep["trials"]
+    results = [(trial, Run(folder / trial["signature"]).result()) for trial in trials]
+    complete = [(lookup(result, metric), trial, result) for trial, result in results if result]
+    ranked = [row for row in complete if isinstance(row[0], int | float)]
+    ranked.sort(key=lambda row: row[0], reverse=sweep["mode"] == "max")
+    keys = list(dict.fromkeys(key for trial in trials for key in trial["point"]))
+    table = Table(title=f"{sweep['name']}: {len(complete)} of {len(trials)} complete, "
+                        f"ranked by {metric} ({sweep['mode']})")
+    for name in ("rank", *keys, "seed", metric, *sweep["columns"], "run"):
         table.add_column(name)
-    for place, (value, trial, result) in enumerate(known, start=1):
-        shown = [lookup(result, key) for key in asked["columns"].values()]
+    for place, (value, trial, result) in enumerate(ranked, start=1):
+        numbers = [value, *(lookup(result, key) for key in sweep["columns"].values())]
         table.add_row(
             str(place), *(str(trial["point"].get(key, "")) for key in keys), str(trial["seed"]),
-            *("" if number is None else f"{number:.4f}" for number in (value, *shown)),
+            *("" if number is None else f"{number:.4f}" for number in numbers),
             trial["signature"],
         )
     return table

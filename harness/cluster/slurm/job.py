@@ -1,4 +1,4 @@
-"""What a SLURM job does on every rank of a trial."""
+"""The job of one trial on SLURM, on every rank."""
 
 import os
 import signal
@@ -12,35 +12,34 @@ from harness.base.files import is_private
 from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
-from harness.cluster.rank import TrialFailed, drop_own_lock, log, say_plainly
+from harness.cluster.rank import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
 from harness.runs.execute import execute
 from harness.runs.run import Run
-from harness.runs.stopping import request_stop, stop_requested
+from harness.runs.stopping import stop_requested
 
 REQUEUE_TRIES = 3
 REQUEUE_LIMIT_S = 30.0
 """`scontrol requeue` was seen to hang."""
 MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
-"""Variables in which a job finds how often its time limit may end it, and how long before that
-SLURM sends the signal."""
+"""Environment variables of a job: how often its time limit may end it, and how long before it SLURM
+sends the signal."""
 CACHES = {
     "NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton", "TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda",
 }
-"""Variables that say where compiled code is kept."""
+"""Environment variables that name the caches of compiled code, and folder names."""
 LATE_S = 60.0
-"""How much earlier or later than asked SLURM may send a signal."""
+"""Tolerance on the time at which SLURM sends a signal."""
 
 
 def run_trial(run_folder: str) -> str:
-    """Carry out the run as one rank of a SLURM job; the job of a stopped run is queued again.
+    """Execute the run as one rank of a SLURM job; the job of a stopped run is requeued.
 
-    Raises TrialFailed when the run failed, so that the job's exit status says so too.
+    Raises TrialFailed when the run failed, so that the job's exit status shows it too.
     """
-    # from the first moment: submitit's own handler would save on one rank while others wait
-    for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, request_stop)
-    say_plainly()
+    # first of all: submitit's own handler would save on one rank while others wait
+    stop_on(signal.SIGUSR2, signal.SIGTERM)
+    log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
     check_cores()
@@ -51,7 +50,7 @@ def run_trial(run_folder: str) -> str:
         outcome = "stopped" if stop_requested() else execute(run)
         if outcome != "stopped" and os.environ["RANK"] == "0":
             pages.write_if_over(run.folder.parent)
-    except UserError as error:  # in its words, not as the middle of a traceback
+    except UserError as error:  # its message, not a traceback
         log.error("%s", error)
         raise TrialFailed(str(error)) from None
     if outcome == "failed":
@@ -59,45 +58,43 @@ def run_trial(run_folder: str) -> str:
     if outcome == "stopped":
         if os.environ["RANK"] == "0":
             requeue(run)
-        # not a return: a result that submitit half wrote would break the next attempt's
+        # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
     return outcome
 
 
 def set_slurm_ranks() -> None:
-    """Set the variables by which torch and DeepSpeed find rank, world and master from SLURM's."""
+    """Set torch's and DeepSpeed's variables (rank, world, master) from SLURM's."""
     slurm = os.environ
     world = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
     os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
     os.environ["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
     os.environ["WORLD_SIZE"] = str(world)
-    os.environ["MASTER_ADDR"] = _first_host() if world > 1 else "127.0.0.1"
-    # jobs on one node need ports of their own; ids of jobs that run together are close
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if world > 1:
+        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow
+
+        os.environ["MASTER_ADDR"] = SlurmJobEnvironment().hostnames[0]
+    # jobs on one node need different ports; ids of jobs that run together are close
     os.environ["MASTER_PORT"] = str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000)
     os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
 
 
 def join_step() -> None:
-    """Set those variables in a task that `srun` alone started beside others.
+    """Set torch's rank variables if `srun` alone started this process as one of several tasks.
 
-    Where torchrun or deepspeed started this process, or nobody, they stay as they are: only a step
-    has SLURM_STEP_NUM_TASKS, and the shell of an allocation is none or one of one task.
+    torchrun and deepspeed set them themselves. Only a step has SLURM_STEP_NUM_TASKS; the shell of
+    an allocation is no step, or a step of one task.
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         set_slurm_ranks()
 
 
-def _first_host() -> str:
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    return str(SlurmJobEnvironment().hostnames[0])
-
-
 def keep_caches_here() -> None:
-    """Let what is compiled while running be kept on the node, not on the shared file system.
+    """Keep caches of compiled code on the node, not on the shared file system.
 
-    In a folder that only this user may enter: such caches are loaded as code. Variables that are
-    set already stay.
+    Only this user may enter their folder, because caches are loaded as code. Variables that are
+    already set stay.
     """
     place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
     folder = Path(place) / f"svll-{os.getuid()}"
@@ -106,14 +103,14 @@ def keep_caches_here() -> None:
         if not is_private(folder):
             folder = Path(tempfile.mkdtemp(prefix="svll-", dir=place))
     except OSError as error:
-        log.warning("%s: compiled code is not kept there: %s", folder, error.strerror)
+        log.warning("%s: not used as cache of compiled code: %s", folder, error.strerror)
         return
     for variable, name in CACHES.items():
         os.environ.setdefault(variable, str(folder / name))
 
 
 def check_cores() -> None:
-    """Log which cores this rank may use, and warn when they are fewer than the job asked for."""
+    """Log this rank's cores, and warn when they are fewer than the job asked for."""
     cores = os.sched_getaffinity(0)
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     log.info("rank %s of %s on %s: cores %s", os.environ["RANK"], os.environ["WORLD_SIZE"],
@@ -123,37 +120,36 @@ def check_cores() -> None:
 
 
 def requeue(run: Run | None = None) -> None:
-    """Ask SLURM to run this job again, unless it is being cancelled or timed out too often.
+    """Requeue this job, unless it is being cancelled or has timed out too often.
 
-    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may go on
-    is still RUNNING then. One that was not put back is resumed by the next launch.
+    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
+    continue is still RUNNING then. The next launch resumes a job that was not requeued.
     """
-    job, counted = job_id(), run is None
+    job, is_counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
         try:
-            told = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%L"]).strip()
-            state, _, left = told.partition("|")
+            line = _run(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%L"]).strip()
+            state, _, left = line.partition("|")
             if state != "RUNNING":
-                log.warning("job %s is %s: not put back into the queue", job, state or "gone")
+                log.warning("job %s is %s: not requeued", job, state or "gone")
                 return
-            if run is not None and not counted:
-                counted = True
-                if not _may_go_on(run, slurm_seconds(left)):
+            if run is not None and not is_counted:
+                is_counted = True
+                if not _may_continue(run, slurm_seconds(left)):
                     return
-            _ask(["scontrol", "requeue", str(job)])
-            log.info("job %s was put back into the queue", job)
+            _run(["scontrol", "requeue", str(job)])
+            log.info("job %s was requeued", job)
             return
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("scontrol requeue %s: %s", job, error)
             time.sleep(1.0)
-    log.error("job %s could not be put back into the queue; launch the sweep again", job)
+    log.error("job %s could not be requeued; launch the sweep again", job)
 
 
-def _may_go_on(run: Run, left_s: float) -> bool:
+def _may_continue(run: Run, left_s: float) -> bool:
     """Count a time-out or a preemption in the run's status; False after too many time-outs.
 
-    submitit tells the two apart by a rule that takes every signal for a time-out where the limit is
-    ten minutes or less, so we count ourselves.
+    Not by submitit, which takes every signal for a time-out if the limit is ten minutes or less.
     """
     status = run.status()
     by_limit = left_s <= float(os.environ.get(SIGNAL_DELAY_S, "90")) + LATE_S
@@ -166,14 +162,12 @@ def _may_go_on(run: Run, left_s: float) -> bool:
             f"reached its time limit {counted(count, 'time')}, allowed are {most} "
             "(resources.max_time_outs); give it more time (resources.time), or launch it again"
         )
-        log.error("not put back into the queue: %s", status["reason"])
+        log.error("not requeued: %s", status["reason"])
     facts = {key: value for key, value in status.items() if key not in ("state", "time")}
     run.set_status(status["state"], **facts)
     return not over
 
 
-def _ask(command: list[str]) -> str:
-    answer = subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=REQUEUE_LIMIT_S
-    )
-    return answer.stdout
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True,
+                          timeout=REQUEUE_LIMIT_S).stdout

@@ -1,30 +1,19 @@
-"""SLURM as a place where jobs run: submitted by submitit, asked by squeue, ended by scancel."""
+"""SLURM as a place where jobs run: submission by submitit, states by squeue, end by scancel."""
 
 import logging
 import os
 import pkgutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.base.files import write_text
-from harness.cluster.place import Job, Room, Submission, Task
+from harness.cluster.place import Job, Place, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
-from harness.cluster.slurm import before_and_after, commands, site
-from harness.cluster.slurm.deaths import deaths
+from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
-from harness.cluster.slurm.script import (
-    GPU_OPTIONS,
-    depending_on,
-    executor_for,
-    job_name,
-    parameters,
-    script,
-)
-from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial
 
@@ -32,86 +21,61 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Slurm:
+class Slurm(Place):
     """The SLURM cluster to which this machine submits; see `place.Place` for the methods."""
 
     max_age_s: float = 0.0
-    """How old an answer of squeue may be."""
+    """Maximum age of squeue's answer."""
     patient: bool = False
     """Whether to wait for a controller that does not answer, instead of raising UserError."""
     name: Cluster = "slurm"
     title: str = "on SLURM"
     _jobs: dict[str, tuple[str, str, str]] | None = None
-    _asked: float = float("-inf")
+    _asked_at: float = float("-inf")
     _deaths: dict[str, str] = field(default_factory=dict)
 
     def check(self, sweep: Sweep, jobs: int) -> None:
         site.check(sweep, jobs + before_and_after.job_count(sweep, jobs))
-        parameters(sweep, job_name=sweep.name)
+        script.parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        return Room(sweep.resources)
-
-    def most_jobs(self) -> int:
-        return commands.max_array_size()
+        return Room(sweep.resources, most_jobs=commands.max_array_size())
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
-        if sweep.resources.gpus is None and not GPU_OPTIONS & set(sweep.slurm):
-            return ("each trial asks SLURM for no GPU and computes on the CPU; resources.gpus=1 "
-                    "asks for one, resources.gpus=0 hides this line")
+        if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
+            return ("trials run on the CPU, because the sweep requests no GPU; resources.gpus=1 "
+                    "requests one per trial, resources.gpus=0 hides this line")
         return ""
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
-        return f"sbatch gets:\n\n{script(sweep, jobs)}"
+        return f"sbatch gets:\n\n{script.script(sweep, jobs)}"
 
-    # --- submitting, looking, ending ---
+    # --- submission, states, cancellation ---
 
-    @contextmanager
-    def around(
+    def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
-    ) -> Iterator[Sequence[str]]:
-        before: list[str] = []
-        if before_and_after.is_prepared(sweep, len(trials)):
-            for trial in trials:
-                write_text(trial.run.config_file, to_yaml(trial.config))
-            before = [before_and_after.submit_before(sweep, trials)]
-        try:
-            yield before
-        except UserError:
-            if not records:  # no job waits for it
-                commands.scancel(before)
-            raise
-        if sweep.report:
-            try:
-                before_and_after.submit_after(sweep, trials, records)
-            except UserError as error:
-                log.warning("%s; the trials were submitted, their report was not", error)
+    ) -> AbstractContextManager[Sequence[str]]:
+        return before_and_after.surrounding_jobs(sweep, trials, records)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.
 
-        The record stays even when sbatch fails: an sbatch that ran out of time may have submitted
-        after all, and the next launch looks for its jobs. Raises UserError with sbatch's own words.
+        The record stays even when sbatch fails: an sbatch that timed out may still have submitted,
+        and the next launch looks for its jobs. Raises UserError with sbatch's message.
         """
-        sweep = submission.sweep
-        sweep = replace(sweep, slurm=depending_on(sweep.slurm, after))
-        executor = executor_for(sweep, Path(record.folder), job_name(sweep, record.token))
-        trials = submission.trials
-        try:
-            with commands.outside_any_job():
-                if submission.function:
-                    function = pkgutil.resolve_name(submission.function)
-                    record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
-                else:
-                    folders = [str(trial.run.folder.resolve()) for trial in trials]
-                    jobs = executor.map_array(run_trial, folders)
-                    record.jobs = {
-                        t.signature: job.job_id for t, job in zip(trials, jobs, strict=True)
-                    }
-        except Exception as error:  # submitit's own classes differ between its versions
-            raise UserError(f"sbatch did not take the jobs: {commands.last_line(error)}") from None
-        record.state = "submitted"
-        record.write()
+        sweep, trials = submission.sweep, submission.trials
+        sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
+        name = script.job_name(sweep, record.token)
+        executor = script.executor_for(sweep, Path(record.folder), name)
+        with commands.submitting("the jobs"):
+            if submission.function:
+                function = pkgutil.resolve_name(submission.function)
+                record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
+            else:
+                folders = [str(trial.run.folder.resolve()) for trial in trials]
+                ids = [job.job_id for job in executor.map_array(run_trial, folders)]
+                record.jobs = dict(zip([t.signature for t in trials], ids, strict=True))
+        record.write("submitted")
 
     def settle(self, records: Sequence[Record]) -> None:
         jobs = commands.my_jobs()
@@ -119,42 +83,42 @@ class Slurm:
             recover(record, jobs)
 
     def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        ids = {key: number for key, record in records.items() if (number := record.job_of(key))}
+        ids = _job_ids(records)
         if not ids:
             return {}
         known = self._my_jobs()
         if known is None:
             return dict.fromkeys(ids, Job("queued", "SLURM does not answer"))
-        found = {}
+        jobs = {}
         for key, number in ids.items():
             if number not in known:
                 continue
             state, reason, _ = known[number]
             if state == "PENDING":
-                found[key] = Job("queued", "" if reason == "None" else reason)
+                jobs[key] = Job("queued", "" if reason == "None" else reason)
             elif EVERY in records[key].jobs:
-                found[key] = Job("queued", "waits in the search")
+                jobs[key] = Job("queued", "waits in the search")
             else:
-                found[key] = Job("running", state)
-        return found
+                jobs[key] = Job("running", state)
+        return jobs
 
     def _my_jobs(self) -> dict[str, tuple[str, str, str]] | None:
-        """Return the user's jobs (see `commands.my_jobs`), None as long as nobody knows."""
-        if time.monotonic() - self._asked >= self.max_age_s:
+        """Return the user's jobs (see `commands.my_jobs`), None before SLURM's first answer."""
+        if time.monotonic() - self._asked_at >= self.max_age_s:
             try:
                 self._jobs = commands.my_jobs()
             except UserError as error:
                 if not self.patient:
                     raise
                 log.warning("%s", str(error).splitlines()[0])
-            self._asked = time.monotonic()
+            self._asked_at = time.monotonic()
         return self._jobs
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        ids = {key: number for key, record in records.items() if (number := record.job_of(key))}
-        # each is looked for once: accounting may be slow
+        ids = _job_ids(records)
+        # each is asked for once, because accounting may be slow
         if new := {n: Path(records[key].folder) for key, n in ids.items() if n not in self._deaths}:
-            self._deaths |= dict.fromkeys(new, "") | deaths(new)
+            self._deaths |= dict.fromkeys(new, "") | commands.deaths(new)
         return {key: self._deaths[number] for key, number in ids.items()}
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
@@ -166,22 +130,25 @@ class Slurm:
     # --- inside a job ---
 
     def task(self) -> Task:
-        from submitit.slurm.slurm import SlurmJobEnvironment  # late: --status need not pay
+        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow for --status
 
-        variables = os.environ
-        attempt = f"{variables['SLURM_JOB_ID']}-{variables.get('SLURM_RESTART_COUNT', '0')}"
+        attempt = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
         hosts = tuple(SlurmJobEnvironment().hostnames)
-        return Task(int(variables.get("SLURM_PROCID", "0")), attempt, hosts)
+        return Task(int(os.environ.get("SLURM_PROCID", "0")), attempt, hosts)
 
     def requeue(self) -> None:
         requeue()
 
 
+def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
+    return {key: number for key, record in records.items() if (number := record.job_of(key))}
+
+
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
     """Settle a submission whose launcher was killed before it stored the job ids.
 
-    A job whose submitit file is in place can run and is adopted; any other is cancelled, and its
-    trial is found missing again.
+    Jobs whose submitit file exists can run and are adopted; others are cancelled, and their trials
+    count as missing again.
     """
     lost = []
     for number, (_, _, name) in jobs.items():
@@ -195,5 +162,4 @@ def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
         else:
             record.jobs[record.trials[int(index or 0)]] = number
     commands.scancel(lost)
-    record.state = "submitted"
-    record.write()
+    record.write("submitted")

@@ -1,4 +1,4 @@
-"""What sbatch gets for the jobs of a sweep, written by submitit."""
+"""The sbatch script of a sweep's jobs, written by submitit."""
 
 import os
 import shlex
@@ -17,25 +17,29 @@ OURS = {
     "ntasks_per_node": "resources.tasks", "cpus_per_task": "resources.cpus",
     "gpus_per_node": "resources.gpus",
 }
-"""Options of sbatch that the sweep's resources decide, and the key to use instead."""
+"""Options of sbatch that follow from the sweep's resources, and the key to use instead."""
 GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
-"""Options that ask for GPUs in another way than `resources.gpus`, and replace it."""
+"""Options that request GPUs instead of `resources.gpus`."""
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
-"""Options of sbatch that would part a job from its trial."""
+"""sbatch options that would break the job-to-trial mapping."""
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     """Return the parameters of submitit's SlurmExecutor for one trial of a sweep.
 
-    What submitit does not know goes to sbatch as it is. Raises UserError naming every key of the
-    `slurm` section that cannot be used.
+    Options that submitit does not know go to sbatch unchanged. Raises UserError naming every key of
+    the `slurm` section that cannot be used.
     """
-    resources = sweep.resources
+    resources, options = sweep.resources, dict(sweep.slurm)
     known = _executor_class()._valid_parameters()
-    _check_options(sweep.slurm)
-    options = dict(sweep.slurm)
-    # submitit's 90 s would be all of a short limit: the job would be stopped as it starts
+    faults = [
+        f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
+        for key in options if key in OURS or key in REFUSED
+    ]
+    if faults:
+        raise UserError("\n".join(faults))
+    # submitit's 90 s could be all of a short limit: the job would be stopped as it starts
     options.setdefault("signal_delay_s", min(90, max(10, 60 * minutes(resources.time) // 5)))
     environment = {
         MAX_TIME_OUTS: resources.max_time_outs, SIGNAL_DELAY_S: options["signal_delay_s"],
@@ -44,23 +48,22 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     options.pop("python", None)
     exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     setup = [*exports, *options.pop("setup", [])]
-    if sweep.code is not None:  # last: loading a module may set it, too
-        code = shlex.quote(str(sweep.code))
-        here = shlex.quote(os.getcwd())  # last: modules beside the experiment may be there
+    if sweep.code is not None:  # after the user's setup, because loading a module may set it too
+        code, here = shlex.quote(str(sweep.code)), shlex.quote(os.getcwd())
         setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}:{here} {SAFE_PATH}=1")
-    # srun forgets sbatch's --cpus-per-task since 22.05: every rank would sit on one core
+    # since 22.05 srun ignores sbatch's --cpus-per-task: every rank would get one core
     srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
     result: dict[str, Any] = {
         "job_name": job_name, "time": minutes(resources.time), "nodes": resources.nodes,
         "ntasks_per_node": resources.ranks_per_node, "cpus_per_task": resources.cpus,
-        "srun_args": srun_args, "wckey": None,  # submitit's own default is refused at some sites
+        "srun_args": srun_args, "setup": setup,
+        "wckey": None,  # some sites refuse submitit's default
     }
-    result["setup"] = setup
     if resources.gpus and not GPU_OPTIONS & set(options):
         result["gpus_per_node"] = resources.gpus
     if resources.memory and not {"mem_per_cpu", "mem_per_gpu"} & set(options):
         result["mem"] = f"{round(gigabytes(resources.memory) * 1024)}MB"
-    # some sites forbid requeueing unless the job asks for it; preempted trials must go on
+    # some sites requeue only jobs that ask for it; preempted trials must resume
     extra: dict[str, Any] = {"requeue": True}
     for key, value in options.items():
         if value is False:
@@ -70,19 +73,9 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     return {**result, "additional_parameters": extra}
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    faults = [
-        f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
-        for key in options
-        if key in OURS or key in REFUSED
-    ]
-    if faults:
-        raise UserError("\n".join(faults))
-
-
 def _executor_class() -> Any:
-    """Return submitit's SlurmExecutor, able to write its script where SLURM is not installed."""
-    from submitit import SlurmExecutor  # late: a tenth of a second that --status need not pay
+    """Return submitit's SlurmExecutor, made to write its script where SLURM is not installed."""
+    from submitit import SlurmExecutor  # late: takes --status a tenth of a second
 
     class Executor(SlurmExecutor):
         @classmethod
@@ -104,7 +97,7 @@ def executor_for(sweep: Sweep, folder: Path, name: str) -> Any:
 
 
 def script(sweep: Sweep, count: int) -> str:
-    """Return the text of the sbatch script that `count` trials would be submitted with."""
+    """Return the text of the sbatch script for `count` trials."""
     folder = sweep.folder.resolve() / "jobs" / "TOKEN"
     executor = executor_for(sweep, folder, job_name(sweep, "TOKEN"))
     if count > 1:
@@ -113,12 +106,12 @@ def script(sweep: Sweep, count: int) -> str:
 
 
 def job_name(sweep: Sweep, token: str) -> str:
-    """Return the name under which a submission's jobs are found again; see `recover`."""
+    """Return the name that identifies a submission's jobs; see `place.recover`."""
     return f"{sweep.slurm.get('job_name', sweep.name)}.{token}"
 
 
 def depending_on(options: dict[str, Any], jobs: Sequence[str]) -> dict[str, Any]:
-    """Return a sweep's `slurm` section for a job that waits until others have ended."""
+    """Return a sweep's `slurm` section for jobs that wait until others have ended."""
     if not jobs:
         return options
     own = [str(options["dependency"])] if options.get("dependency") else []

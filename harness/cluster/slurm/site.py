@@ -1,4 +1,4 @@
-"""Whether this SLURM takes what a sweep asks for: looked up before anything is submitted."""
+"""Checks of a sweep against this SLURM's partitions and accounts, before submission."""
 
 import getpass
 import math
@@ -13,14 +13,14 @@ from harness.cluster.slurm.commands import ask, my_jobs
 from harness.sweeps.reading import Sweep
 
 READY = ("idle", "mix", "alloc", "comp", "plnd")
-"""States of nodes that take jobs, now or later."""
+"""States of nodes that accept jobs, now or later."""
 MARKS = "~#!%$@^-+"
-"""What sinfo writes after a state: powered down or up, planned, ..."""
+"""Suffixes of a state in sinfo: powered down or up, planned, ..."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition, as far as sweeps can ask for the wrong one."""
+    """What a sweep's keys are checked against."""
 
     name: str
     default: bool
@@ -29,13 +29,13 @@ class Partition:
     features: frozenset[str]
     """Of any of its nodes."""
     nodes: int
-    """How many take jobs."""
+    """How many accept jobs."""
 
 
 def check(sweep: Sweep, jobs: int) -> None:
     """Raise UserError naming every key of a sweep that this cluster would refuse.
 
-    jobs: how many are to be submitted. What accounting knows is checked where it answers.
+    jobs: how many will be submitted. Accounts are checked only where accounting answers.
     """
     faults = [*_partition_faults(sweep, partitions(hidden=True)), *_account_faults(sweep, jobs)]
     if faults:
@@ -43,7 +43,7 @@ def check(sweep: Sweep, jobs: int) -> None:
 
 
 def partitions(*, hidden: bool = False) -> list[Partition]:
-    """Return the cluster's partitions, also those that it does not show when `hidden`."""
+    """Return the cluster's partitions; hidden: also those that sinfo hides by default."""
     found: dict[str, Partition] = {}
     every = ["--all"] if hidden else []
     text = ask(["sinfo", *every, "--noheader", "--format=%P|%l|%a|%D|%t|%f"])
@@ -60,30 +60,25 @@ def partitions(*, hidden: bool = False) -> list[Partition]:
 
 
 def _partition_faults(sweep: Sweep, there: list[Partition]) -> Iterator[str]:
-    asked = str(sweep.slurm.get("partition", ""))
-    names = [name for name in asked.split(",") if name]
     by_name = {partition.name: partition for partition in there}
+    names = [name for name in str(sweep.slurm.get("partition", "")).split(",") if name]
     for name in names:
         if name not in by_name:
-            yield f"slurm.partition: there is no {name} here; there are {', '.join(by_name)}"
+            yield f"slurm.partition: no partition {name} here; choose one of {', '.join(by_name)}"
         elif not by_name[name].up:
-            yield f"slurm.partition: {name} takes no jobs now"
+            yield f"slurm.partition: {name} accepts no jobs now"
     chosen = [by_name[n] for n in names if n in by_name] or [p for p in there if p.default]
-    limit = max((partition.limit_s for partition in chosen), default=float("inf"))
+    either = " or ".join(partition.name for partition in chosen)
+    limit = max((partition.limit_s for partition in chosen), default=math.inf)
     if 60 * minutes(sweep.resources.time) > limit:
-        yield (
-            f"resources.time: {sweep.resources.time} is more than the {limit / 3600:g} h that "
-            f"{' or '.join(p.name for p in chosen)} allows; a trial that takes longer goes on in a "
-            "further job"
-        )
+        yield (f"resources.time: {sweep.resources.time} is more than the {limit / 3600:g} h that "
+               f"{either} allows; a trial that takes longer continues in a further job")
     features = frozenset[str]().union(*(partition.features for partition in chosen))
-    # what is left of an expression such as (a100|h100)&ib*2
-    words = re.findall(r"[^\s&|,()\[\]*]+", str(sweep.slurm.get("constraint", "")))
-    if lost := [w for w in words if not w.isdigit() and w not in features]:
-        yield (
-            f"slurm.constraint: no node of {' or '.join(p.name for p in chosen)} has "
-            f"{', '.join(lost)}; there are {', '.join(sorted(features)) or 'no features'}"
-        )
+    # the names in an expression such as (a100|h100)&ib*2
+    wanted = re.findall(r"[^\s&|,()\[\]*]+", str(sweep.slurm.get("constraint", "")))
+    if lost := [name for name in wanted if not name.isdigit() and name not in features]:
+        yield (f"slurm.constraint: no node of {either} has {', '.join(lost)}; features: "
+               f"{', '.join(sorted(features)) or 'none'}")
 
 
 def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
@@ -101,14 +96,12 @@ def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
         yield f"slurm.qos: you may not use {qos}; yours: {', '.join(sorted(allowed))}"
     limits = [int(row[2]) if row[2].isdigit() else math.inf for row in own]
     if jobs > (left := max(0, max(limits) - len(my_jobs()))):
-        yield (
-            f"{jobs} jobs are to be submitted, your limit (MaxSubmitJobs) leaves {left:g}; wait "
-            "for others to end, or ask for fewer trials"
-        )
+        yield (f"{jobs} jobs to submit, your limit (MaxSubmitJobs) leaves {left:g}; wait for "
+               "others to end, or ask for fewer trials")
 
 
-def _associations() -> list[tuple[str, str, str]]:
-    """Return this user's (account, QOS names, most jobs); nothing where accounting is not there."""
+def _associations() -> list[list[str]]:
+    """Return this user's (account, QOS names, maximum of jobs); none without accounting."""
     try:
         text = ask([
             "sacctmgr", "--noheader", "--parsable2", "show", "associations",
@@ -116,5 +109,4 @@ def _associations() -> list[tuple[str, str, str]]:
         ])
     except NoAnswer:
         return []
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
-    return [(account, names, most) for account, names, most in rows]
+    return [line.split("|") for line in text.splitlines() if line.count("|") == 2]

@@ -1,4 +1,4 @@
-"""What is said of trials that ended badly."""
+"""The cause and the next step of trials that failed."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.cluster import causes
-from harness.cluster.slurm.deaths import deaths
+from harness.cluster.slurm.commands import deaths
 from harness.runs.failures import one_line
 
 RAISED: dict[str, tuple[Callable[[], object], str]] = {
@@ -44,9 +44,9 @@ def test_an_error_is_followed_by_the_next_step(case: str) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011
         work()
     line = one_line(caught.value)
-    told = causes.with_next_step(line)
-    assert told.startswith(f"{line}; ")
-    assert step in told
+    message = causes.with_next_step(line)
+    assert message.startswith(f"{line}; ")
+    assert step in message
 
 
 def test_an_unknown_error_stays_as_it_is() -> None:
@@ -55,8 +55,8 @@ def test_an_unknown_error_stays_as_it_is() -> None:
 
 def test_the_experiments_own_advice_comes_before_ours() -> None:
     advice = {"CUDA out of memory": "lower work.batch", "3 apples": "eat one"}
-    told = causes.with_next_step("OutOfMemoryError: CUDA out of memory.", advice)
-    assert told == "OutOfMemoryError: CUDA out of memory.; lower work.batch"
+    message = causes.with_next_step("OutOfMemoryError: CUDA out of memory.", advice)
+    assert message == "OutOfMemoryError: CUDA out of memory.; lower work.batch"
     assert causes.with_next_step("ValueError: 3 apples", advice).endswith("; eat one")
     assert causes.with_next_step("PREEMPTED", advice) == causes.with_next_step("PREEMPTED")
 

@@ -1,4 +1,4 @@
-"""What a launch submits, and what it leaves as it was."""
+"""What a launch submits, and what it does not change."""
 
 import json
 from pathlib import Path
@@ -31,11 +31,11 @@ def test_jobs_before_and_after_the_trials_count_where_jobs_are_limited(
     sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
     assert [job_count(sweep, trials) for trials in (1, 2, 100)] == [1, 2, 2]
     sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray", prepare=True, report=True)
-    assert job_count(submit.job(sweep), 100) == 0
-    assert [plan.job_count(sweep, 100) for plan in (array, submit)] == [100, 1]
+    assert job_count(submit.jobs(sweep, 100)[0], 100) == 0
+    assert [plan.jobs(sweep, 100)[1] for plan in (array, submit)] == [100, 1]
 
 
-def test_a_place_that_cannot_be_a_folder_is_told(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     sweep = toy.make_sweep(tmp_path, {})
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
@@ -67,8 +67,8 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
     monkeypatch.setattr(ThisMachine, "submit", lambda *args, **options: None)
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, seeds=[5])
     launch(sweep, "local")
-    told = read_json(sweep.folder / "sweep.json")
-    assert told["trials"] == [
+    content = read_json(sweep.folder / "sweep.json")
+    assert content["trials"] == [
         {"point": {"work.quality": q}, "seed": 5, "signature": t.signature}
         for q, t in zip((0.1, 0.2), sweep.trials, strict=True)
     ]
@@ -80,16 +80,16 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
     assert "another.run" in other.trials[0].run.config_file.read_text()
 
 
-def test_a_second_launcher_is_told_of_the_first(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_second_launcher_is_refused(toy: ModuleType, tmp_path: Path) -> None:
     sweep, _ = one(toy, tmp_path)
     with held_lock(launch_lock(sweep)), pytest.raises(UserError, match="in use by process"):
         launch(sweep, "local")
 
 
-def test_records_hold_paths_and_words_only(toy: ModuleType, tmp_path: Path) -> None:
+def test_records_hold_paths_and_strings_only(toy: ModuleType, tmp_path: Path) -> None:
     sweep, run = one(toy, tmp_path)
     record = new_record(sweep.folder, "local", [run.signature], cpus=2)
     record.write()
-    told = json.loads(record.file.read_text())
-    assert told["trials"] == [run.signature]
+    content = json.loads(record.file.read_text())
+    assert content["trials"] == [run.signature]
     assert record.file.parent.stat().st_mode & 0o777 == 0o700

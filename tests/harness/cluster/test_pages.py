@@ -1,4 +1,4 @@
-"""The page that the last trial of a sweep leaves behind, asked for by nobody."""
+"""The page that is written when the last trial of a sweep ends."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +9,7 @@ from harness.base.files import read_json
 from harness.base.locks import held_lock
 from harness.cluster import pages
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import living_workers
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 
@@ -31,8 +31,8 @@ def test_trials_end_as_they_did_when_their_page_fails(toy: ModuleType, tmp_path:
     launch(sweep, "local", jobs=1)
     over(toy, sweep)
     assert [view.state for view in survey(sweep)] == ["complete"] * 3
-    told = "".join(log.read_text() for log in (sweep.folder / "jobs").rglob("worker-*.log"))
-    assert f"{sweep.folder.resolve()}: no page was written: no ink" in told
+    logs = "".join(log.read_text() for log in (sweep.folder / "jobs").rglob("worker-*.log"))
+    assert f"{sweep.folder.resolve()}: no page was written: no ink" in logs
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def sweep(finished: Sweep) -> Sweep:
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
-    toy.until(lambda: not background.living_workers(sweep.folder))
+    toy.until(lambda: not living_workers(sweep.folder))

@@ -22,7 +22,7 @@ def make_run(toy: ModuleType, folder: Path, **work: object) -> Run:
 
 
 @pytest.mark.parametrize(("fail", "status"), [("no", 0), ("raise", 1)])
-def test_a_ranks_exit_status_says_how_the_run_ended(
+def test_a_ranks_exit_status_is_that_of_the_run(
     toy: ModuleType, tmp_path: Path, fail: str, status: int
 ) -> None:
     run = make_run(toy, tmp_path, fail=fail)
@@ -30,7 +30,7 @@ def test_a_ranks_exit_status_says_how_the_run_ended(
     assert run.status()["state"] == ("complete" if status == 0 else "failed")
 
 
-def test_a_rank_told_to_stop_saves_and_says_so(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_rank_saves_on_a_stop_request(toy: ModuleType, tmp_path: Path) -> None:
     run = make_run(toy, tmp_path, epochs=9, epoch_s=5.0)
     process = subprocess.Popen(command(run))
     toy.until(lambda: (run.folder / "seen-0.json").exists())

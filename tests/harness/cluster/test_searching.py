@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.files import read_json
 from harness.cluster.launch import launch
-from harness.cluster.local import background
+from harness.cluster.local.place import end_workers, living_workers
 from harness.cluster.states import is_searched, survey
 from harness.runs.run import epoch_lines
 from harness.runs.takeovers import changes
@@ -32,13 +32,13 @@ def make_search(toy: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Sweep
 
     yield make
     for sweep in made:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
     toy.until(
         lambda: not {"queued", "running"} & {v.state for v in survey(sweep)}
-        and not is_searched(sweep) and not background.living_workers(sweep.folder),
+        and not is_searched(sweep) and not living_workers(sweep.folder),
         seconds=PATIENCE_S,
     )
 
@@ -63,7 +63,7 @@ def test_a_search_that_was_killed_proposes_and_ends_early_what_the_undisturbed_o
     toy.until(lambda: len(read_points(killed.folder)) == 3, seconds=PATIENCE_S)
     toy.until(lambda: len(epoch_lines(with_proposed(killed).trials[-1].run)) >= 1)
     assert launch(killed, "local") == []  # it is on its way
-    [worker] = background.living_workers(killed.folder)
+    [worker] = living_workers(killed.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not is_searched(killed))
     toy.until(lambda: not {"queued", "running"} & {v.state for v in survey(killed)})
@@ -84,7 +84,7 @@ def test_a_search_that_was_killed_proposes_and_ends_early_what_the_undisturbed_o
     ]
 
 
-def test_hyperband_pauses_trials_which_go_on_where_they_were(
+def test_hyperband_pauses_trials_which_resume_where_they_were(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     qualities = [0.1, 0.2, 0.3, 0.7, 0.4, 0.6, 0.5, 0.8]
@@ -108,7 +108,7 @@ def test_hyperband_pauses_trials_which_go_on_where_they_were(
     assert launch(sweep, "local") == []
 
 
-def test_a_population_goes_on_from_its_best_and_tells_how(
+def test_a_population_continues_from_its_best_and_logs_how(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     sweep = make_search(
@@ -141,7 +141,7 @@ def test_a_population_goes_on_from_its_best_and_tells_how(
     assert launch(sweep, "local") == []
 
 
-def test_trials_of_two_ranks_end_together_and_one_that_fails_says_why_and_ends_no_other(
+def test_ranks_of_a_trial_end_together_and_a_failed_trial_has_its_cause_and_ends_no_other(
     toy: ModuleType, make_search: Callable[..., Sweep]
 ) -> None:
     sweep = make_search(

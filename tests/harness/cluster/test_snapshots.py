@@ -13,7 +13,8 @@ import harness
 from harness.base.errors import UserError
 from harness.cluster import snapshots, states
 from harness.cluster.launch import launch
-from harness.cluster.local import background, worker
+from harness.cluster.local import worker
+from harness.cluster.local.place import living_workers
 from harness.cluster.records import read_records
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
@@ -59,12 +60,12 @@ def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the workers are over, too: a trial is complete before its process has ended."""
     toy.until(
         lambda: not any(view.state in states.ALIVE for view in survey(sweep))
-        and not background.living_workers(sweep.folder)
+        and not living_workers(sweep.folder)
     )
 
 
 def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: Sweep) -> None:
-    code = snapshots.working(sweep)
+    code = snapshots.current_code(sweep)
     assert not code.folder.exists()
     folder = code.freeze()
     root = Path(harness.__file__).parents[1]
@@ -85,10 +86,10 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
 def test_the_same_code_is_the_same_folder_and_other_code_another(
     sweep: Sweep, tmp_path: Path
 ) -> None:
-    before = snapshots.working(sweep)
-    assert before.freeze() == snapshots.working(sweep).freeze() == before.folder
+    before = snapshots.current_code(sweep)
+    assert before.freeze() == snapshots.current_code(sweep).freeze() == before.folder
     edit(tmp_path)
-    now = snapshots.working(sweep)
+    now = snapshots.current_code(sweep)
     assert now.folder != before.folder
     assert snapshots.differing(before.folder, now) == ["helping/words.py"]
     assert snapshots.differing(now.freeze(), now) == []
@@ -100,25 +101,25 @@ def test_an_experiment_that_is_one_file_or_nowhere_is_no_fault(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     single = toy.make_sweep(tmp_path / "a", {})
-    assert "toy_experiment.py" in snapshots.working(single).files
+    assert "toy_experiment.py" in snapshots.current_code(single).files
     nowhere = {"runs": str(tmp_path), "experiment": "nowhere.run", "prepare": "nowhere.make",
                "report": "nowhere.report"}
     absent = toy.make_sweep(tmp_path / "b", {}, recipe={"run": nowhere})
-    packages = {name.partition("/")[0] for name in snapshots.working(absent).files}
+    packages = {name.partition("/")[0] for name in snapshots.current_code(absent).files}
     assert packages == {"harness", "svll", "launch"}
 
 
 def test_what_editors_leave_beside_the_code_is_no_code(sweep: Sweep, tmp_path: Path) -> None:
-    before = snapshots.working(sweep).folder
+    before = snapshots.current_code(sweep).folder
     package = tmp_path / "src" / "helping"
     (package / ".words.py.swp").write_bytes(b"x")
     (package / ".#words.py").symlink_to("nobody@nowhere.1")
     (package / "gone.py").symlink_to(tmp_path / "nowhere")
-    assert snapshots.working(sweep).folder == before
+    assert snapshots.current_code(sweep).folder == before
 
 
 def test_a_snapshot_that_somebody_changed_or_planted_is_refused(sweep: Sweep) -> None:
-    code = snapshots.working(sweep)
+    code = snapshots.current_code(sweep)
     words = code.freeze() / "helping" / "words.py"
     words.write_text("WORD = 'planted'\n")
     with pytest.raises(UserError, match="is not the code that was frozen there"):
@@ -130,9 +131,9 @@ def test_a_snapshot_that_somebody_changed_or_planted_is_refused(sweep: Sweep) ->
 def test_code_edited_while_it_is_frozen_is_named_by_what_was_copied(
     sweep: Sweep, tmp_path: Path
 ) -> None:
-    looked_at = snapshots.working(sweep)
+    looked_at = snapshots.current_code(sweep)
     edit(tmp_path)
-    assert looked_at.freeze() == snapshots.working(sweep).folder != looked_at.folder
+    assert looked_at.freeze() == snapshots.current_code(sweep).folder != looked_at.folder
 
 
 def test_a_trial_that_waited_runs_what_was_submitted(
@@ -154,24 +155,24 @@ def snapshots_of(sweep: Sweep) -> list[Path]:
     return [Path(record.options["code"]) for record in read_records(sweep.folder)]
 
 
-def test_what_is_mixed_is_told(
+def test_trials_with_different_code_are_reported(
     sweep: Sweep, toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     launch(sweep, "local", jobs=2)
     over(toy, sweep)
     signatures = [trial.signature for trial in sweep.trials]
-    assert snapshots.mixed(sweep, signatures, read_records(sweep.folder)) == []
+    assert snapshots.differences(sweep, signatures, read_records(sweep.folder)) == []
     edit(tmp_path)
-    before, now = snapshots_of(sweep)[0].name, snapshots.working(sweep).folder.name
-    told = f"with code {before}, the working tree is {now}; different: helping/words.py"
-    assert snapshots.mixed(sweep, signatures, read_records(sweep.folder)) == [f"2 {told}"]
-    assert snapshots.mixed(sweep, [], read_records(sweep.folder)) == []
+    before, now = snapshots_of(sweep)[0].name, snapshots.current_code(sweep).folder.name
+    line = f"with code {before}, the working tree is {now}; different: helping/words.py"
+    assert snapshots.differences(sweep, signatures, read_records(sweep.folder)) == [f"2 {line}"]
+    assert snapshots.differences(sweep, [], read_records(sweep.folder)) == []
     [trial, _] = sweep.trials
     trial.run.result_file.unlink()
     trial.run.set_status("stopped", attempts=1)
     with caplog.at_level(logging.WARNING):
         launch(sweep, "local")
-    assert f"trials that had begun go on with other code: 1 {told}" in caplog.text
+    assert f"trials that have begun continue with other code: 1 {line}" in caplog.text
     over(toy, sweep)
     assert [t.run.result()["word"] for t in sweep.trials] == ["new", "old"]
 

@@ -1,4 +1,4 @@
-"""What state a trial is said to be in, from its files alone."""
+"""The state of a trial, from its files and its job."""
 
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ def one(toy: ModuleType, folder: Path, **keys: object):
 
 
 def state(sweep, jobs: dict | None = None) -> str:
-    slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked=1e18)
+    slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked_at=1e18)
     [found] = survey(sweep, {"slurm": slurm, "local": ThisMachine()})
     return found.state
 
@@ -177,7 +177,7 @@ def test_a_run_that_a_search_ended_is_done_for_it_and_due_for_others(
     assert (view.state, view.is_due) == ("stopped", True)
 
 
-def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
+def test_a_run_that_was_ended_early_is_done_while_its_search_continues(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
@@ -190,8 +190,8 @@ def test_a_run_that_was_ended_early_is_done_while_its_search_goes_on(
     sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
     sweep.trials[2].run.set_status("submitted")
     monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
-    told = [(view.state, view.note) for view in survey(sweep)]
-    assert told == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
+    states = [(view.state, view.note) for view in survey(sweep)]
+    assert states == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
     monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
     assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
 
@@ -202,7 +202,7 @@ def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_p
     record.file.write_text('{"token": ')
     with pytest.raises(UserError, match=r"record\.json: not a record of submitted jobs"):
         survey(sweep)
-    record.remove()
+    record.file.unlink()
     run.status_file.write_text("{")
     with pytest.raises(UserError, match=r"status\.json: cannot be read"):
         survey(sweep)

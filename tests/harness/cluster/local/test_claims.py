@@ -169,7 +169,7 @@ def test_the_folder_of_claims_must_be_the_same_for_all_wherever_they_start(
     assert claims._folder() == Path("/tmp/svll-claims")
 
 
-def test_a_lock_that_cannot_be_opened_is_told(folder: Path) -> None:
+def test_a_lock_that_cannot_be_opened_is_an_error(folder: Path) -> None:
     folder.mkdir()
     (folder / "gpu-GPU-a").symlink_to(folder / "elsewhere")
     with pytest.raises(UserError, match=r"gpu-GPU-a: cannot be opened .*SVLL_CLAIMS=FOLDER"):

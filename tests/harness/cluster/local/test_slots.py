@@ -1,4 +1,4 @@
-"""Which share of this machine a trial is given, and what is said about it."""
+"""The GPUs and cores that a trial gets on this machine, and the messages about them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from harness.base.errors import UserError
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
-from harness.cluster.local.slots import plan, pool_for, settled, slots_for, waits_for
+from harness.cluster.local.slots import plan, pool_for, slots_for, waits_for, with_gpus
 from harness.cluster.records import Record
 from harness.sweeps.keys import Resources
 
@@ -40,21 +40,21 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     gpus: Callable[[int], list[str]]
 ) -> None:
     gpus(0)
-    assert settled(Resources()).gpus == 0
+    assert with_gpus(Resources()).gpus == 0
     names = gpus(2)
-    assert settled(Resources()).gpus == 1
-    assert settled(Resources(tasks=2)).gpus == 2
-    assert settled(Resources(nodes=2)).gpus == 1
-    assert settled(Resources(tasks=3)).gpus == 0
-    assert settled(Resources(gpus=0)).gpus == 0
-    assert Resources().ranks == settled(Resources()).ranks == 1
+    assert with_gpus(Resources()).gpus == 1
+    assert with_gpus(Resources(tasks=2)).gpus == 2
+    assert with_gpus(Resources(nodes=2)).gpus == 1
+    assert with_gpus(Resources(tasks=3)).gpus == 0
+    assert with_gpus(Resources(gpus=0)).gpus == 0
+    assert Resources().ranks == with_gpus(Resources()).ranks == 1
     assert pool_for(Resources(), 2).gpus == names
 
 
 def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:
-    [(key, told)] = Resources(tasks=2, gpus=1).faults()
-    assert (key, told) == (
-        "tasks", "2 ranks need a GPU each, found gpus: 1; set gpus: 2, or gpus: 0"
+    [(key, message)] = Resources(tasks=2, gpus=1).faults()
+    assert (key, message) == (
+        "tasks", "2 ranks need a GPU each, found gpus: 1; give as many, or gpus: 0"
     )
     for tasks, gpus in ((2, 2), (2, 0), (2, None), (None, 2), (1, 2)):
         assert not list(Resources(tasks=tasks, gpus=gpus).faults())

@@ -12,7 +12,8 @@ import pytest
 
 from harness.base.files import read_json
 from harness.cluster.launch import cancel, launch
-from harness.cluster.local import background, slots
+from harness.cluster.local import slots
+from harness.cluster.local.place import living_workers
 from harness.cluster.states import ALIVE, survey
 from harness.sweeps.reading import Sweep
 
@@ -27,7 +28,7 @@ SLOW = {"work": {"epochs": 8, "epoch_s": 0.3}}
         ("exit", "ended with exit status 7"),
     ],
 )
-def test_a_trial_that_fails_says_why_and_the_others_go_on(
+def test_a_failed_trial_has_its_cause_and_the_others_continue(
     toy: ModuleType, tmp_path: Path, how: str, error: str
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": [how, "no"]}})
@@ -61,7 +62,7 @@ def test_a_killed_worker_takes_its_trial_along_and_the_relaunch_loses_nothing(
     first = sweep.trials[0].run
     toy.until(lambda: len(first.metrics()) >= 2)
     child = read_json(first.folder / "seen-0.json")["pid"]
-    [worker] = background.living_workers(sweep.folder)
+    [worker] = living_workers(sweep.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not alive(child))
     toy.until(lambda: states(sweep) == ["stopped", "died"])
@@ -70,7 +71,7 @@ def test_a_killed_worker_takes_its_trial_along_and_the_relaunch_loses_nothing(
     assert_whole(sweep, epochs=8)
 
 
-def test_a_trial_killed_with_its_worker_goes_on_from_its_last_checkpoint(
+def test_a_trial_killed_with_its_worker_resumes_from_its_last_checkpoint(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
@@ -78,7 +79,7 @@ def test_a_trial_killed_with_its_worker_goes_on_from_its_last_checkpoint(
     [trial] = sweep.trials
     toy.until(lambda: len(trial.run.metrics()) >= 2)
     child = read_json(trial.run.folder / "seen-0.json")["pid"]
-    [worker] = background.living_workers(sweep.folder)
+    [worker] = living_workers(sweep.folder)
     os.kill(worker["pid"], signal.SIGSTOP)  # or it would write the trial's end
     os.kill(child, signal.SIGKILL)
     os.kill(worker["pid"], signal.SIGKILL)
@@ -95,7 +96,7 @@ def test_cancelling_lets_trials_save_and_leaves_no_process(
     launch(sweep, "local", jobs=2)
     toy.until(lambda: all(len(t.run.metrics()) >= 1 for t in sweep.trials[:2]))
     processes = [read_json(t.run.folder / "seen-0.json")["pid"] for t in sweep.trials[:2]]
-    processes += [worker["pid"] for worker in background.living_workers(sweep.folder)]
+    processes += [worker["pid"] for worker in living_workers(sweep.folder)]
     assert len(cancel(sweep)) == 3
     assert states(sweep) == ["stopped"] * 3
     assert not any(alive(pid) for pid in processes)
@@ -122,12 +123,12 @@ def test_trials_on_their_way_are_not_started_again_and_new_ones_wait_for_a_slot(
 def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
     launch(sweep, "local")
-    [worker] = background.living_workers(sweep.folder)
+    [worker] = living_workers(sweep.folder)
     assert os.getsid(worker["pid"]) != os.getsid(0)
     cancel(sweep)
 
 
-def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_says_none(
+def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants_none(
     toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]]
 ) -> None:
     gpus(1)
@@ -201,7 +202,7 @@ def test_a_killed_workers_gpu_stays_taken_until_its_trial_has_saved(
     child = read_json(trial.run.folder / "seen-0.json")["pid"]
     pool = slots.pool_for(sweep.resources, 1)
     os.kill(child, signal.SIGSTOP)
-    [worker] = background.living_workers(sweep.folder)
+    [worker] = living_workers(sweep.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not alive(worker["pid"]))
     assert pool.free() == 0

@@ -17,9 +17,10 @@ import pytest
 from harness.base.files import read_json
 from harness.base.machine import visible_gpus
 from harness.cluster.launch import cancel, launch
-from harness.cluster.local import background, slots
+from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
-from harness.cluster.rank_group import RankGroup
+from harness.cluster.local.place import end_workers, living_workers
+from harness.cluster.rank import RankGroup
 from harness.cluster.ray import driver
 from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.watched_run import WatchedRun
@@ -45,7 +46,7 @@ def make_search(toy: ModuleType) -> Iterator[Callable[..., Sweep]]:
 
     yield make
     for sweep in made:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
 
 # --- with Ray ---
@@ -117,8 +118,8 @@ def test_a_search_is_closed_and_once_cancelled_ends_in_what_the_array_backend_gi
     assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 1]
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {second}
-    told = next(Path(read_records(sweep.folder)[-1].folder).glob("worker-0.log")).read_text()
-    assert "1 instead of 2 trials at a time: other sweeps are running here" in told
+    text = next(Path(read_records(sweep.folder)[-1].folder).glob("worker-0.log")).read_text()
+    assert "1 instead of 2 trials at a time: other sweeps are running here" in text
     assert (sweep.folder / "reported.json").exists()
     by_array = toy.make_sweep(tmp_path / "array", search, recipe=recipe)
     launch(by_array, "local")
@@ -156,7 +157,7 @@ def test_one_search_of_two_on_a_node_ends_or_is_killed_without_the_other_and_los
     assert run.status()["attempts"] == 1
 
     processes = session(rendezvous_of(long)["pid"])
-    [worker] = background.living_workers(long.folder)
+    [worker] = living_workers(long.folder)
     os.kill(worker["pid"], signal.SIGKILL)
     toy.until(lambda: not any(alive(pid) for pid in processes))
     toy.until(lambda: states(long) == ["stopped", "died"])
@@ -199,7 +200,7 @@ def refused(rendezvous: dict[str, Any], token: str | None) -> bool:
 # --- without ---
 
 
-class Told:
+class TuneTrial:
     """A trial as Tune shows it to a scheduler."""
 
     def __init__(self, run: Run) -> None:
@@ -214,7 +215,7 @@ def judged(toy: ModuleType, folder: Path, scheduler: Any, **changes: Any) -> Any
 def restarted(toy: ModuleType, folder: Path, scheduler: Any, runs: list[Run]) -> Any:
     tune = judged(toy, folder, scheduler)
     ended = [run for run in runs if (run.folder / "early_end.json").exists()]
-    tune.tell(ended, [run for run in runs if run not in ended])
+    tune.replay(ended, [run for run in runs if run not in ended])
     return tune
 
 
@@ -247,7 +248,7 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
             if count + 1 == killed_after:  # it had been logged, and nobody had judged it
                 tune = restarted(toy, folder, scheduler, runs)
                 assert WatchedRun(run, log_file=folder / "x", group=RankGroup()).stored
-            if tune.on_trial_result("a controller", Told(run), result) == "STOP":
+            if tune.on_trial_result("a controller", TuneTrial(run), result) == "STOP":
                 ended[run.signature] = epoch
                 assert read_json(run.folder / "early_end.json")["epoch"] == epoch
         return ended
@@ -260,7 +261,7 @@ def test_a_driver_that_was_killed_ends_the_trials_that_it_would_have_ended(
 def test_asha_keeps_the_smallest_where_smaller_is_better(toy: ModuleType, tmp_path: Path) -> None:
     tune = judged(toy, tmp_path, Asha(grace=1, reduction=2), metric="loss", mode="min")
     decisions = [
-        tune.on_trial_result(None, Told(Run(tmp_path / name)), {"epoch": 1, "loss": loss})
+        tune.on_trial_result(None, TuneTrial(Run(tmp_path / name)), {"epoch": 1, "loss": loss})
         for name, loss in (("a", 1.0), ("b", 2.0), ("c", 0.5))
     ]
     assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
@@ -278,12 +279,13 @@ def test_asha_may_judge_epochs_without_the_metric_by_another_number(
         ("d", {"epoch": 1, "loss": 0.6}),
     ]
     decisions = [
-        tune.on_trial_result(None, Told(Run(tmp_path / name)), result) for name, result in results
+        tune.on_trial_result(None, TuneTrial(Run(tmp_path / name)), result)
+        for name, result in results
     ]
     assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE"]
 
 
-def test_a_requeued_job_takes_up_what_is_open_the_furthest_first(tmp_path: Path) -> None:
+def test_a_requeued_job_resumes_open_runs_with_the_most_epochs_first(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "toys"
     lines = {"done": 3, "pruned": 1, "failed": 2, "new": 0, "half": 2}
     runs = {name: finished_run(folder / name, [0.1] * n) for name, n in lines.items()}
@@ -319,7 +321,7 @@ def states(sweep: Sweep) -> list[str]:
 def over(toy: ModuleType, sweep: Sweep) -> None:
     """Wait until the sweep's jobs are over, and not only its trials."""
     toy.until(lambda: not {"queued", "running"} & set(states(sweep)), seconds=PATIENCE_S)
-    toy.until(lambda: not background.living_workers(sweep.folder), seconds=PATIENCE_S)
+    toy.until(lambda: not living_workers(sweep.folder), seconds=PATIENCE_S)
 
 
 def progressed(sweep: Sweep) -> int:
@@ -328,8 +330,8 @@ def progressed(sweep: Sweep) -> int:
 
 def assert_whole(sweep: Sweep, *, epochs: int) -> None:
     for trial in sweep.trials:
-        told = [line["epoch"] for line in epoch_lines(trial.run)]
-        assert told == list(range(1, epochs + 1))
+        epochs_logged = [line["epoch"] for line in epoch_lines(trial.run)]
+        assert epochs_logged == list(range(1, epochs + 1))
 
 
 def rendezvous_of(sweep: Sweep) -> dict[str, Any]:

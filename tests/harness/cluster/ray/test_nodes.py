@@ -12,9 +12,9 @@ from harness.cluster.ray import nodes
 
 
 def test_what_a_node_serves_to_itself_is_reached_by_a_tunnel() -> None:
-    told = nodes.tunnel(8123)
-    assert told.startswith("ssh -L 8123:127.0.0.1:8123 ")
-    assert told.endswith(f"@{socket.getfqdn()}, then http://127.0.0.1:8123")
+    text = nodes.tunnel(8123)
+    assert text.startswith("ssh -L 8123:127.0.0.1:8123 ")
+    assert text.endswith(f"@{socket.getfqdn()}, then http://127.0.0.1:8123")
 
 
 def test_ports_are_free_and_all_different() -> None:

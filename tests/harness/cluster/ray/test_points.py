@@ -96,7 +96,7 @@ def test_the_metric_of_a_point_is_the_mean_over_its_seeds_once_all_are_complete(
         (["pruned", "running"], "ended early"), (["pruned", "failed"], "failed"),
     ],
 )
-def test_a_point_with_a_run_that_is_not_complete_is_told_as_such(
+def test_a_point_with_an_incomplete_run_has_that_runs_state(
     make: Callable[..., Sweep], states: Sequence[str], expected: str
 ) -> None:
     sweep = make(seeds=[1, 2], samples=1)

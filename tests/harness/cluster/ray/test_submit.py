@@ -1,4 +1,4 @@
-"""What backend ray asks for and refuses."""
+"""What backend ray requests and refuses."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
-from harness.cluster.ray import shares, submit
+from harness.cluster.ray import submit
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
 
@@ -35,11 +35,11 @@ def test_what_a_search_cannot_do_is_refused_together(toy: ModuleType, tmp_path: 
     ("keys", "message"),
     [
         ({"scheduler": {"pbt": {}}, "search": {"work.epochs": {"randint": [1, 3]}}},
-         "none of these can be; search one of work.quality"),
-        ({"scheduler": {"pbt": {}}, "algorithm": "tpe"}, "pbt begins with a population"),
+         "and none that is searched can be changed; search one of work.quality"),
+        ({"scheduler": {"pbt": {}}, "algorithm": "tpe"}, "pbt starts with a population"),
         ({"scheduler": {"hyperband": {}}, "algorithm": "tpe"}, "hyperband halves trials"),
         ({"scheduler": {"pbt": {}}, "constraints": ["work.quality > 0.5"]},
-         "pbt takes no conditions and no recipes"),
+         "pbt cannot search conditions or recipes"),
     ],
 )
 def test_what_does_not_go_together_in_a_search_is_refused(
@@ -68,10 +68,10 @@ def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_pat
     sweep = toy.make_sweep(
         tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
     )
-    assert shares.allocation(sweep).resources == Resources(
+    assert submit.allocation(sweep.resources, sweep.ray) == Resources(
         nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
     )
     sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
-    assert shares.allocation(sharing).resources.gpus == 3
+    assert submit.allocation(sharing.resources, sharing.ray).gpus == 3
     ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
-    assert shares.allocation(ranks).resources.cpus == 16
+    assert submit.allocation(ranks.resources, ranks.ray).cpus == 16

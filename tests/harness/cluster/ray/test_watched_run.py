@@ -15,8 +15,7 @@ import pytest
 from harness.base.files import read_json
 from harness.base.locks import lock_holder
 from harness.base.mappings import numeric_leaves
-from harness.cluster.rank import TrialFailed
-from harness.cluster.rank_group import RankGroup
+from harness.cluster.rank import RankGroup, TrialFailed
 from harness.cluster.ray import watched_run
 from harness.cluster.ray.verdicts import end_early, end_paused, mark_ended_early, was_ended_early
 from harness.cluster.ray.watched_run import WatchedRun
@@ -35,7 +34,7 @@ def make_run(toy: ModuleType, tmp_path: Path) -> Any:
 
 
 def watch(run: Run) -> WatchedRun:
-    return WatchedRun(run, log_file=run.folder.parent / "log.txt", group=RankGroup(), retell=True)
+    return WatchedRun(run, log_file=run.folder.parent / "log.txt", group=RankGroup(), replay=True)
 
 
 def until_done(watched: WatchedRun) -> list[dict[str, Any]]:
@@ -66,7 +65,7 @@ def test_a_paused_run_that_is_ended_while_it_still_saves_is_marked_by_its_own_pr
     assert over.status()["reason"] == "stopped early by HyperBand at epoch 3"
 
 
-def test_every_epoch_is_told_and_the_end_brings_the_result(make_run: Any) -> None:
+def test_every_epoch_is_reported_and_the_end_has_the_result(make_run: Any) -> None:
     run = make_run(quality=0.4, epochs=2)
     *epochs, end = until_done(watch(run))
     assert [(r["epoch"], r["validation.mAP"]) for r in epochs] == [(1, 0.2), (2, 0.4)]
@@ -100,7 +99,7 @@ def test_a_run_that_the_search_ends_is_marked_so_with_its_epoch(make_run: Any) -
     assert was_ended_early(run)
 
 
-def test_a_resumed_run_tells_first_what_it_had_reached_and_each_epoch_once(make_run: Any) -> None:
+def test_a_resumed_run_first_reports_its_earlier_epochs_and_each_epoch_once(make_run: Any) -> None:
     run = make_run(epochs=4)
     first = watch(run)
     first.next_result()
@@ -114,7 +113,7 @@ def test_a_resumed_run_tells_first_what_it_had_reached_and_each_epoch_once(make_
     assert [r.get("epoch") for r in results] == [2, 3, 4, None]
 
 
-def test_a_run_that_goes_on_is_not_ended_early_any_more(make_run: Any) -> None:
+def test_a_run_that_continues_is_no_longer_marked_as_ended_early(make_run: Any) -> None:
     run = make_run(epochs=3)
     watched = watch(run)
     watched.next_result()
@@ -143,7 +142,7 @@ def test_a_run_can_be_ended_by_what_it_had_reached_without_being_started(make_ru
     assert run.status()["attempts"] == 1
 
 
-def test_a_complete_run_is_told_again_and_not_started(make_run: Any) -> None:
+def test_a_complete_run_is_reported_again_and_not_started(make_run: Any) -> None:
     run = make_run(epochs=2)
     before = until_done(watch(run))
     watched = watch(run)
@@ -157,7 +156,7 @@ def test_a_complete_run_is_told_again_and_not_started(make_run: Any) -> None:
     ("how", "error"),
     [("raise", "the toy broke"), ("kill", "killed by SIGKILL"), ("exit", "exit status 7")],
 )
-def test_a_run_that_fails_raises_its_error_and_its_folder_says_the_same(
+def test_a_run_that_fails_raises_the_error_in_its_folder(
     make_run: Any, how: str, error: str
 ) -> None:
     run = make_run(fail=how)
@@ -186,7 +185,7 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
     run = make_run(epochs=100, epoch_s=40.0)
     program = (
         "import sys; from pathlib import Path; from harness.runs.run import Run\n"
-        "from harness.cluster.rank_group import RankGroup\n"
+        "from harness.cluster.rank import RankGroup\n"
         "from harness.cluster.ray.watched_run import WatchedRun\n"
         f"watched = WatchedRun(Run(Path({str(run.folder)!r})),"
         f" log_file=Path({str(run.folder / 'out')!r}), group=RankGroup())\n"

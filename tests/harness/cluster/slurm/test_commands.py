@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.cluster.places import default_place
 from harness.cluster.records import new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import recover
@@ -45,18 +46,18 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
     assert call.startswith(" --noheader")
 
 
-def test_a_failing_command_is_told_in_its_own_words(answers) -> None:
+def test_a_failing_command_is_reported_with_its_message(answers) -> None:
     answers("squeue", status=1, words="slurm_load_jobs error: Unable to contact slurm controller")
-    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable to contact") as told:
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable") as raised:
         commands.my_jobs()
-    assert "--cluster local" in str(told.value)
+    assert "--cluster local" in str(raised.value)
 
 
-def test_a_machine_without_slurm_is_told_what_to_do(
+def test_without_slurm_the_error_names_the_other_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not commands.is_here()
+    assert default_place() == "local"
     with pytest.raises(UserError, match="squeue: not on PATH; --cluster local runs here"):
         commands.my_jobs()
 

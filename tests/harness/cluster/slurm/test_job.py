@@ -133,7 +133,7 @@ def test_a_requeue_that_fails_or_hangs_is_tried_three_times(
     assert time.monotonic() - started < 10
 
 
-def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
+def test_time_outs_differ_from_preemptions_by_the_time_left_and_only_they_have_a_limit(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(job.MAX_TIME_OUTS, "1")
@@ -141,11 +141,11 @@ def test_time_outs_are_told_from_preemptions_by_the_time_left_and_only_they_have
     run = Run(tmp_path)
     run.set_status("stopped", reason="asked to in stage2", attempts=3)
     last = {"0:40": False}  # the second time-out
-    for told in ("2:00:00", "1-00:00:00", "UNLIMITED", "4:50", "9:00", "0:40"):
-        calls = commands(f"'RUNNING|{told}'", "exit 0")
+    for left in ("2:00:00", "1-00:00:00", "UNLIMITED", "4:50", "9:00", "0:40"):
+        calls = commands(f"'RUNNING|{left}'", "exit 0")
         calls.unlink(missing_ok=True)
         job.requeue(run)
-        assert calls.exists() == last.get(told, True), told
+        assert calls.exists() == last.get(left, True), left
     status = run.status()
     assert (status["preemptions"], status["time_outs"], status["attempts"]) == (4, 2, 3)
     assert status["state"] == "stopped"

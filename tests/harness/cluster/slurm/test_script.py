@@ -1,4 +1,4 @@
-"""What sbatch would get, and what is made of SLURM's answers, without a SLURM."""
+"""The sbatch script, and answers of SLURM, without a SLURM."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ def test_resources_become_sbatch_options(toy: ModuleType, tmp_path: Path) -> Non
     assert "wckey" not in found
 
 
-def test_srun_is_told_the_cores_that_it_would_otherwise_forget(
+def test_srun_gets_the_cores_that_it_would_otherwise_ignore(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
@@ -110,21 +110,21 @@ def test_options_that_have_a_key_of_their_own_are_refused_together(
 
 
 @pytest.mark.filterwarnings("ignore:.*cpus_per_gpu")
-def test_an_option_of_any_type_is_told_or_ends_up_in_the_script(
+def test_an_option_of_any_type_is_refused_or_is_in_the_script(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     options = {"python", "env", *slurm._executor_class()._valid_parameters()}
     options -= {*slurm.OURS, *slurm.REFUSED}
-    sweep, told = toy.make_sweep(tmp_path, {}), set()
+    sweep, refused = toy.make_sweep(tmp_path, {}), set()
     for option in sorted(options):
         for value in ("x", "2", 7, 0, -1, 1.5, True, ["x"], [1], {"A": 1}):
             faults: list[str] = []
             found = read_slurm([Setting(option, value, "here")], faults)
             if faults:
                 assert faults[0].startswith(f"here: slurm.{option}: expected")
-                told.add((option, repr(value)))
+                refused.add((option, repr(value)))
             else:
                 slurm.script(dataclasses.replace(sweep, slurm=found), 3)
     assert {("array_parallelism", "'x'"), ("signal_delay_s", "'x'"), ("teardown", "'x'"),
-            ("python", "7"), ("account", "['x']")} <= told
-    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & told
+            ("python", "7"), ("account", "['x']")} <= refused
+    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & refused

@@ -1,4 +1,4 @@
-"""A search on somebody else's Ray: looked at before anything starts, and left as it was."""
+"""A search on an external Ray, which is checked before anything starts and left unchanged."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.keys import Allocation, Resources
 
 ANSWER_LIMIT_S = 30.0
-LOOK = """
+PRINT_NODES = """
 import json, logging, sys
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
@@ -23,43 +23,32 @@ print(json.dumps([node["Resources"] for node in ray.nodes() if node["Alive"]]))
 """
 
 
-class UsersRay:
-    """Stands for Ray's process, which is not ours to look after."""
-
-    def check(self) -> None:
-        """Do nothing: the driver ends when this Ray does."""
-
-
 @contextmanager
-def use(rendezvous: Rendezvous, address: str) -> Iterator[UsersRay]:
-    """Tell the driver where the Ray is while the body runs."""
+def use(rendezvous: Rendezvous, address: str) -> Iterator[None]:
+    """Write the Ray's address to the rendezvous file while the body runs."""
     storage = rendezvous.folder / f"tune-{rendezvous.attempt}"
-    variables = {
-        name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ
-    }
+    variables = {name: os.environ[name] for name in ("PYTHONPATH", SAFE_PATH) if name in os.environ}
     try:
-        rendezvous.write(
-            state="up", address=address, storage=str(storage),
-            init={"runtime_env": {"env_vars": variables}},
-        )
-        yield UsersRay()
+        rendezvous.write(state="up", address=address, storage=str(storage),
+                         init={"runtime_env": {"env_vars": variables}})
+        yield
     finally:
         rendezvous.write(state="over")
         shutil.rmtree(storage, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the driver: its token is whatever that Ray wants from the user."""
+    """Return the environment of the driver, with the user's token for that Ray."""
     return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
 
 def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resources]:
-    """Return how many trials a Ray has room for at the same time, and what each is given.
+    """Return how many trials a Ray has room for at the same time, and the resources of each.
 
-    GPUs that the sweep leaves open are one for each rank, or none where that Ray has fewer. Raises
-    UserError when it does not answer, is of another version, or has room for none.
+    Where the sweep leaves the GPUs open: one per rank, or none if that Ray has fewer. Raises
+    UserError when it does not answer, has another version, or has no room for a trial.
     """
-    nodes = look(address)
+    nodes = nodes_of(address)
     choices = [asked.ranks_per_node, 0] if asked.gpus is None else [asked.gpus]
     for gpus in choices:
         one = dataclasses.replace(asked, gpus=gpus)
@@ -81,18 +70,15 @@ def _times(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     return min(int(node.get(name, 0) // amount) for name, amount in wanted.items() if amount)
 
 
-def look(address: str) -> list[dict[str, float]]:
-    """Return what each node of a Ray has. Raises UserError with its own words."""
+def nodes_of(address: str) -> list[dict[str, float]]:
+    """Return the resources of each node of a Ray. Raises UserError with Ray's message."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", LOOK, address], capture_output=True, text=True,
-            timeout=ANSWER_LIMIT_S, env=environment(), stdin=subprocess.DEVNULL,
-        )
+        done = subprocess.run([sys.executable, "-c", PRINT_NODES, address], capture_output=True,
+                              text=True, timeout=ANSWER_LIMIT_S, env=environment(),
+                              stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"ray.address: {address} does not answer within {ANSWER_LIMIT_S:.0f} s; is that Ray "
-            "running, and can this machine reach it?"
-        ) from None
+        raise UserError(f"ray.address: {address} does not answer within {ANSWER_LIMIT_S:.0f} s; is "
+                        "that Ray running, and can this machine reach it?") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         first = next((n for n, line in enumerate(lines) if "Error: " in line), len(lines) - 1)

@@ -1,17 +1,19 @@
-"""What a job finds where it runs: the doctor's questions, answered by every rank.
+"""The doctor's checks, which every rank of a job runs.
 
-Each rank writes its answers to a file of its own, after every question, so that a rank that hangs
-or dies has told all but the last. A finding is a text and whether it is as it should be.
+Each rank rewrites its report after every check, so that a rank that hangs or dies has reported all
+but the last.
 """
 
 import importlib
 import logging
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 from harness.base.files import read_json, write_json, write_text
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import has_gpu
-from harness.cluster.rank import say_plainly
+from harness.cluster.rank import log_to_stderr
 from harness.cluster.slurm.job import set_slurm_ranks
 
 log = logging.getLogger(__name__)
@@ -28,31 +30,29 @@ PACKAGES = {
     "torch": "torch", "deepspeed": "deepspeed", "open_clip": "open_clip_torch", "h5py": "h5py",
     "nvidia.dali": "nvidia-dali-cuda130", "submitit": "submitit", "ray": "ray", "numba": "numba",
 }
-"""Modules, and the distributions whose versions they have."""
-NEEDED = {
-    "gpus": ("packages",), "all-reduce": ("packages",), "files": ("packages", "all-reduce"),
-}
-"""Questions that another must have answered well."""
+"""Modules, and the distributions that have their versions."""
+NEEDED = {"gpus": ("packages",), "all-reduce": ("packages",), "files": ("packages", "all-reduce")}
+"""Checks that need the success of others."""
 TIMEOUT_MIN = 2.0
 NUMBERS = 2_000_000
-"""What is summed over the ranks: 8 MB, as a small model's gradients."""
+"""Numbers summed over the ranks: 8 MB, like a small model's gradients."""
 PATIENCE_S = 30.0
 SCRATCH_GB = 10.0
 CLOCK_S = 2.0
-"""Beyond this, a lock's age as another node sees it is wrong."""
+"""Beyond this difference, another node misjudges the age of a lock."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one question."""
+    """The result of one check."""
 
-    told: str
+    text: str
     fine: bool = True
 
 
 @dataclass
-class Answers:
-    """All that one rank found."""
+class RankReport:
+    """All findings of one rank."""
 
     rank: int
     host: str
@@ -61,39 +61,36 @@ class Answers:
     """How much this node's clock is ahead of the file server's."""
     done: bool = False
 
-
-def answers_file(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank}.json"
-
-
-def read_answers(folder: Path, ranks: int) -> list[Answers]:
-    """Return what the ranks have written so far."""
-    found = []
-    for rank in range(ranks):
-        if answers_file(folder, rank).exists():
-            said = read_json(answers_file(folder, rank))
-            findings = {name: Finding(**finding) for name, finding in said["findings"].items()}
-            found.append(Answers(**{**said, "findings": findings}))
-    return found
+    def write(self, folder: Path) -> None:
+        write_json(folder / f"rank-{self.rank}.json", asdict(self))
 
 
-def examine_job(folder: str, cpus: int, gpus: int | None) -> None:
-    """Answer as one rank of a SLURM job; called by submitit."""
-    say_plainly()
+def read_reports(folder: Path) -> list[RankReport]:
+    """Return the reports that the ranks have written so far, by rank."""
+    reports = []
+    for content in map(read_json, folder.glob("rank-*.json")):
+        findings = {name: Finding(**found) for name, found in content["findings"].items()}
+        reports.append(RankReport(**{**content, "findings": findings}))
+    return sorted(reports, key=lambda report: report.rank)
+
+
+def check_job(folder: str, cpus: int, gpus: int | None) -> None:
+    """Run the checks as one rank of a SLURM job; called by submitit."""
+    log_to_stderr()
     set_slurm_ranks()
     if gpus == 0:  # where SLURM does not hide them, ranks would meet on the first one
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    examine(Path(folder), cpus=cpus, gpus=gpus)
+    run_checks(Path(folder), cpus=cpus, gpus=gpus)
 
 
-def examine(folder: Path, *, cpus: int, gpus: int | None) -> Answers:
-    """Answer every question; cpus and gpus are what each rank and each node were promised.
+def run_checks(folder: Path, *, cpus: int, gpus: int | None) -> None:
+    """Run every check; cpus and gpus are the requested cores per rank and GPUs per node.
 
-    gpus: None where an option of sbatch asks for some.
+    gpus: None where an option of sbatch requests them.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    answers = Answers(rank, os.uname().nodename)
-    questions: dict[str, Callable[[], Finding]] = {
+    report = RankReport(rank, os.uname().nodename, clock_s=clock_ahead(folder))
+    checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
         "cores": lambda: _cores(cpus),
@@ -102,25 +99,26 @@ def examine(folder: Path, *, cpus: int, gpus: int | None) -> Answers:
         "files": lambda: _files(folder, rank, world),
         "scratch": _scratch,
     }
-    answers.clock_s = clock_ahead(folder)
-    for name, question in questions.items():
-        failed = [n for n in NEEDED.get(name, ()) if not answers.findings[n].fine]
+    for name, check in checks.items():
+        failed = [n for n in NEEDED.get(name, ()) if not report.findings[n].fine]
         try:
-            # without what it needs it would only say the same in other words, or the wrong thing
-            found = Finding(f"not tried: see {failed[0]}") if failed else question()
-            answers.findings[name] = found
-        except Exception as error:  # whatever it is, it is the answer
+            # without what it needs, a check would repeat that error or mislead
+            found = Finding(f"not tried: see {failed[0]}") if failed else check()
+        except Exception as error:  # whatever it is, it is the finding
             log.exception("%s", name)
-            first = (str(error).strip().splitlines() or [""])[0]
-            answers.findings[name] = Finding(f"{type(error).__name__}: {first}", fine=False)
-        write_json(answers_file(folder, rank), asdict(answers))
-    answers.done = True
-    write_json(answers_file(folder, rank), asdict(answers))
-    return answers
+            found = Finding(_one_line(error), fine=False)
+        report.findings[name] = found
+        report.write(folder)
+    report.done = True
+    report.write(folder)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def clock_ahead(folder: Path) -> float | None:
-    """Return how many seconds this machine's clock is ahead of the file server's, as files tell."""
+    """Return how many seconds this machine's clock is ahead of the file server's, if known."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             before = time.time()
@@ -143,9 +141,8 @@ def _packages() -> Finding:
     for module, distribution in PACKAGES.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # a broken library raises what it likes
-            first = (str(error).strip().splitlines() or [""])[0]
-            missing.append(f"{module}: {type(error).__name__}: {first}")
+        except Exception as error:  # a broken library may raise anything
+            missing.append(f"{module}: {_one_line(error)}")
             continue
         try:
             found.append(f"{module} {metadata.version(distribution)}")
@@ -154,22 +151,21 @@ def _packages() -> Finding:
     return Finding("; ".join(missing) or ", ".join(found), fine=not missing)
 
 
-def _cores(asked: int) -> Finding:
-    given = sorted(os.sched_getaffinity(0))
-    numbers = ",".join(map(str, given))
-    return Finding(f"{numbers}; {asked} asked", len(given) >= asked)
+def _cores(requested: int) -> Finding:
+    cores = sorted(os.sched_getaffinity(0))
+    return Finding(f"{','.join(map(str, cores))}; {requested} asked", len(cores) >= requested)
 
 
-def _gpus(asked: int | None) -> Finding:
-    if asked == 0:
+def _gpus(requested: int | None) -> Finding:
+    if requested == 0:
         return Finding("none asked")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
     kinds = f" ({', '.join(names)})" if names else ""
-    told = "some" if asked is None else asked
-    return Finding(f"{count}{kinds}; {told} asked", count >= (asked or 1))
+    wanted = "some" if requested is None else requested
+    return Finding(f"{count}{kinds}; {wanted} asked", count >= (requested or 1))
 
 
 def _all_reduce() -> Finding:
@@ -181,8 +177,8 @@ def _all_reduce() -> Finding:
     ranks.init_ranks(TIMEOUT_MIN)
     world = ranks.world_size()
     if world == 1:
-        return Finding("not tested: one rank has no other to talk to")
-    for _ in range(2):  # the first one makes the connections
+        return Finding("not tested: there is only one rank")
+    for _ in range(2):  # the first one opens the connections
         numbers = torch.full((NUMBERS,), ranks.rank() + 1.0, device=ranks.device())
         ranks.barrier()
         started = time.perf_counter()
@@ -190,12 +186,12 @@ def _all_reduce() -> Finding:
         sums = numbers.unique().tolist()
         seconds = time.perf_counter() - started
     right = sums == [world * (world + 1) / 2]
-    told = f"{dist.get_backend()}, {world} ranks, 8 MB in {1000 * seconds:.0f} ms"
-    return Finding(told if right else f"{told}: wrong sum {sums[:3]}", right)
+    text = f"{dist.get_backend()}, {world} ranks, 8 MB in {1000 * seconds:.0f} ms"
+    return Finding(text if right else f"{text}: wrong sum {sums[:3]}", right)
 
 
 def _files(folder: Path, rank: int, world: int) -> Finding:
-    """Exclusive creation, hard links, replacing and locks, as all ranks see them."""
+    """Check creation, hard links, replacement and locks, across all ranks."""
     from harness.training import ranks
 
     own = folder / f"own-{rank}"
@@ -225,7 +221,7 @@ def _files(folder: Path, rank: int, world: int) -> Finding:
 
 
 def _lock_together(path: Path, barrier: Callable[[], None]) -> bool:
-    """Try to take a lock while all ranks try, and keep it until all have tried."""
+    """Try to take a lock at the same time as all ranks, and hold it until all have tried."""
     try:
         with held_lock(path):
             barrier()
@@ -236,28 +232,24 @@ def _lock_together(path: Path, barrier: Callable[[], None]) -> bool:
 
 
 def _until(check: Callable[[], bool]) -> float:
-    """Wait until something is seen; returns how long that took. Raises TimeoutError."""
+    """Wait until the check is true; returns the seconds waited. Raises TimeoutError."""
     started = time.monotonic()
-    while True:
-        try:
+    while time.monotonic() - started < PATIENCE_S:
+        with suppress(FileNotFoundError):
             if check():
                 return time.monotonic() - started
-        except FileNotFoundError:
-            pass
-        if time.monotonic() - started > PATIENCE_S:
-            raise TimeoutError(f"what another rank wrote was not seen within {PATIENCE_S:.0f} s")
         time.sleep(0.01)
+    raise TimeoutError(f"another rank's file did not appear within {PATIENCE_S:.0f} s")
 
 
 def _scratch() -> Finding:
     place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
     with tempfile.NamedTemporaryFile(dir=place) as file:
         file.write(b"x")
-    room = os.statvfs(place)
-    free = room.f_bavail * room.f_frsize / 1e9
+    free = shutil.disk_usage(place).free / 1e9
     return Finding(f"{place}: {free:.0f} GB free", free >= SCRATCH_GB)
 
 
 if __name__ == "__main__":
-    say_plainly()
-    examine(Path(sys.argv[1]), cpus=int(sys.argv[2]), gpus=int(sys.argv[3]))
+    log_to_stderr()
+    run_checks(Path(sys.argv[1]), cpus=int(sys.argv[2]), gpus=int(sys.argv[3]))

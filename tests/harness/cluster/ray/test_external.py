@@ -1,4 +1,4 @@
-"""A search on a Ray that somebody else has started, and keeps."""
+"""A search on an external Ray, which keeps running."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ import pytest
 from harness.base import machine
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
-from harness.cluster.local import background
-from harness.cluster.ray import guest, nodes
-from harness.cluster.ray.nodes import Rendezvous, Share
+from harness.cluster.local.place import end_workers, living_workers
+from harness.cluster.ray import external, nodes
+from harness.cluster.ray.nodes import Rendezvous
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
 
@@ -35,12 +35,10 @@ main()
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray of two cores on this machine; the user's environment has its token."""
     rendezvous = Rendezvous(tmp_path, "theirs")
-    with nodes.head(rendezvous, Share(cpus=2, gpus=0), peer=None):
+    with nodes.head(rendezvous, Resources(cpus=2, gpus=0), peer=None):
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(rendezvous.token))
-        found = rendezvous.read()
-        assert found is not None
-        yield found["address"]
+        yield rendezvous.read()["address"]
 
 
 def test_a_search_runs_on_it_and_leaves_it_as_it_was(
@@ -52,12 +50,12 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
     )
     try:
         launch(sweep, "local")
-        toy.until(lambda: not background.living_workers(sweep.folder), seconds=200)
+        toy.until(lambda: not living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
-        [node] = guest.look(address)
+        [node] = external.nodes_of(address)
         assert node["CPU"] == 2
     finally:
-        background.cancel(sweep.folder)
+        end_workers(sweep.folder)
 
     # what it has no room for is refused before anything starts
     large = toy.make_sweep(
@@ -67,9 +65,9 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
                                         r"Ray at .* has 2 CPU, 0 GPU"):
         launch(large, "local")
     assert [view.state for view in survey(large)] == ["missing"]
-    assert guest.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
+    assert external.room(address, Resources(), Allocation()) == (2, Resources(gpus=0))
     with pytest.raises(UserError, match="a trial wants 2 node"):
-        guest.room(address, Resources(nodes=2), Allocation())
+        external.room(address, Resources(nodes=2), Allocation())
 
 
 def test_a_ray_of_another_version_is_refused_with_both() -> None:
@@ -87,10 +85,10 @@ def test_a_ray_of_another_version_is_refused_with_both() -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_MODE", "disabled")
-            patch.setattr(guest, "ANSWER_LIMIT_S", 10.0)
+            patch.setattr(external, "ANSWER_LIMIT_S", 10.0)
             for _ in range(12):
                 with pytest.raises(UserError) as caught:
-                    guest.look(f"127.0.0.1:{port}")
+                    external.nodes_of(f"127.0.0.1:{port}")
                 if "Version mismatch" in str(caught.value):
                     break
         assert "1.2.3" in str(caught.value)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cluster import rank_group
-from harness.cluster.doctor import questions, visit
-from harness.cluster.doctor.visit import Visit
+from harness.cluster import rank
+from harness.cluster.doctor import checks, diagnosis
+from harness.cluster.doctor.diagnosis import Diagnosis
 from harness.sweeps.keys import Resources
 
 
-def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
+def test_on_this_machine_there_is_one_rank_per_gpu_and_two_without_gpus(
     toy: ModuleType, tmp_path: Path, gpus: Callable[[int], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -33,10 +33,10 @@ def test_here_each_rank_has_a_gpu_of_its_own_and_there_are_two_without(
         started.clear()
         sweep = toy.make_sweep(tmp_path, {}, resources=resources)
         with monkeypatch.context() as patch:
-            patch.setattr(rank_group, "subprocess", SimpleNamespace(
+            patch.setattr(rank, "subprocess", SimpleNamespace(
                 Popen=Process, DEVNULL=None, STDOUT=None
             ))
-            visit._visit_here(sweep, tmp_path)
+            diagnosis._diagnose_here(sweep, tmp_path)
         assert {env["WORLD_SIZE"] for env in started} == {str(len(started))}
         [seen] = {env["CUDA_VISIBLE_DEVICES"] for env in started}
         return len(started), seen
@@ -58,23 +58,23 @@ def test_a_job_sees_the_gpus_that_an_option_of_sbatch_asks_for(
     submitted = SimpleNamespace(
         submit=lambda _, folder, cpus, gpus: given.append(gpus) or SimpleNamespace(job_id="7")
     )
-    monkeypatch.setattr(visit.script, "executor_for", lambda *_: submitted)
+    monkeypatch.setattr(diagnosis.script, "executor_for", lambda *_: submitted)
     for number, keys in enumerate((
         {}, {"slurm": {"gres": "gpu:1"}}, {"resources": {"gpus": 2}}, {"slurm": {"qos": "high"}},
     )):
         sweep = toy.make_sweep(tmp_path, {}, **keys)
-        visit._submit(sweep, Visit("short", 1, 1, tmp_path / str(number)))
+        diagnosis._submit(sweep, Diagnosis("short", 1, 1, tmp_path / str(number)))
     assert given == [0, None, 2, 0]
 
-    monkeypatch.setattr(questions, "examine", lambda *_, **__: None)
-    monkeypatch.setattr(questions, "set_slurm_ranks", lambda: None)
+    monkeypatch.setattr(checks, "run_checks", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "set_slurm_ranks", lambda: None)
     for gpus, seen in ((None, "1"), (2, "1"), (0, "")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        questions.examine_job(str(tmp_path), 1, gpus)
+        checks.check_job(str(tmp_path), 1, gpus)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not questions._gpus(None).fine
-    assert questions._gpus(None).told == "0; some asked"
+    assert not checks._gpus(None).fine
+    assert checks._gpus(None).text == "0; some asked"
 
 
 def test_on_a_cluster_ranks_are_as_many_as_the_gpus_that_a_trial_asks_for() -> None:
@@ -83,4 +83,4 @@ def test_on_a_cluster_ranks_are_as_many_as_the_gpus_that_a_trial_asks_for() -> N
         (Resources(gpus=1), 1, 1), (Resources(gpus=1), 2, 1), (Resources(gpus=4), 1, 4),
         (Resources(gpus=4), 2, 4), (Resources(gpus=4, tasks=1), 1, 1),
     ):
-        assert visit._tasks(asked, nodes) == ranks
+        assert diagnosis._tasks(asked, nodes) == ranks
