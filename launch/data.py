@@ -14,7 +14,7 @@ import typer
 
 from harness.training import progress
 from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
-from svll.base.protocols import PROTOCOLS
+from svll.base.protocol_names import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
     from svll.base.records import Dataset

@@ -27,7 +27,7 @@ from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.reporting.terminal import wide
 from launch.cli import command, refuse_without
-from svll.base.protocols import Protocol
+from svll.base.protocol_names import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal
@@ -117,7 +117,7 @@ def main(
     settings = _settings(k1, k2, weight) if rerank else [None]
     # Numba: not for --help
     from svll.evaluation import QueryExpansion
-    from svll.evaluation.engine.ranks import join_ranks
+    from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.score_text import write_per_query
     from svll.evaluation.feature_files.scores import score
     from svll.evaluation.feature_files.sources import open_sources

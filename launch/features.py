@@ -19,7 +19,7 @@ import typer
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from launch.cli import command, refuse_without
-from svll.base.protocols import Protocol
+from svll.base.protocol_names import Protocol
 
 
 @command(__doc__)
@@ -60,7 +60,7 @@ def main(
     if keys and not runs and weights is None:
         raise UserError(f"{', '.join(keys)} without a RUN or --weights has no effect")
     # Numba: not for --help
-    from svll.evaluation.engine.ranks import join_ranks
+    from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.sources import find_shards, open_source
     from svll.runs.make_features import run_features, weights_features
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.cluster import snapshots
+from harness.cluster.known_places import all_places, default_place, place_named
 from harness.cluster.launch import PLANS, due, launch
 from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
-from harness.cluster.places import all_places, default_place, place_named
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table

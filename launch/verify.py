@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from launch.cli import command, refuse_without
-from svll.base.protocols import Protocol
+from svll.base.protocol_names import Protocol
 
 
 @command(__doc__)
@@ -43,7 +43,7 @@ def main(
     """Verify, and print the rates."""
     refuse_without("--threshold-from", threshold_from, {"--at-fpr": at_fpr})
     # Numba: not for --help
-    from svll.evaluation.engine.ranks import join_ranks
+    from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.score_text import protocol_lines, verification_lines
     from svll.evaluation.feature_files.scores import calibrated_threshold, verification_score
     from svll.evaluation.feature_files.sources import open_sources

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from harness.base.paths import expanded, unknown_in
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.runs.experiment import Experiment
-from svll.base.protocols import Protocol
+from svll.base.protocol_names import Protocol
 from svll.base.run_files import PROMPTS
 
 RECIPES = Path(__file__).parent / "recipes"

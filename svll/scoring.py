@@ -12,7 +12,7 @@ from harness.training import ranks
 from svll.base.feature_file import open_features
 from svll.data.splits import Part
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.feature_files.score_text import RANKS
 from svll.features.extract import FeatureTarget, encode_pair, encode_to_file
 from svll.features.files import feature_paths

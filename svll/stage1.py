@@ -27,7 +27,7 @@ from svll.models.reid import agreement_head
 from svll.models.text_encoder import TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
-from svll.reuse.stage1 import adopt_stage1, prompts_key, share_stage1
+from svll.reuse.shared_stage1 import adopt_stage1, prompts_key, share_stage1
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "ways/", "slurm/", "harness/cluster/")
+FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/", "harness/cluster/")
 SLOW = (
-    "slurm/", "ways/", "harness/cluster/local/test_worker.py", "harness/cluster/test_pages.py",
-    "harness/cluster/ray/test_external.py", "harness/cluster/ray/test_watched_run.py",
-    "harness/cluster/test_searching.py", "harness/cluster/test_snapshots.py",
-    "launch/test_planted_code.py", "svll/models/weights/test_onnx_export.py",
-    "svll/reports/test_report.py",
-    "svll/reuse/test_stage1.py", "svll/test_takeovers.py", "svll/test_variants.py",
+    "slurm/", "end_to_end/", "harness/cluster/local/test_worker.py",
+    "harness/cluster/test_pages.py", "harness/cluster/ray/test_external.py",
+    "harness/cluster/ray/test_watched_run.py", "harness/cluster/test_searching.py",
+    "harness/cluster/test_snapshots.py", "launch/test_planted_code.py",
+    "svll/models/weights/test_onnx_export.py", "svll/reports/test_report.py",
+    "svll/reuse/test_shared_stage1.py", "svll/test_takeovers.py", "svll/test_variants.py",
     "svll/test_world_size.py",
 )
 """Files that `make test-fast` leaves out, besides tests marked as slow."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster.ray import submit
+from harness.cluster.ray import plan as ray_plan
 from harness.config.build import build
 from harness.config.recipes import named_recipe, read_recipe
 from harness.config.sources import Setting
@@ -188,7 +188,7 @@ def test_every_sweep_loads(path: Path) -> None:
     assert sweep.name == path.stem
     assert len(sweep.trials) + sweep.to_propose >= 2
     if sweep.backend == "ray":
-        submit.check(sweep)
+        ray_plan.check(sweep)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from harness.base.files import write_json, write_text
 from harness.base.locks import held_lock, writing
-from harness.cluster import array, snapshots
+from harness.cluster import array_plan, snapshots
+from harness.cluster.known_places import all_places, place_named
 from harness.cluster.pages import write_summary
 from harness.cluster.place import Place, Submission
-from harness.cluster.places import all_places, place_named
-from harness.cluster.ray import submit as ray
+from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import Cluster, Record, new_record, read_records
 from harness.cluster.states import ALIVE, TrialState, is_searched, launch_lock, survey
 from harness.config.values import to_yaml
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Plan(Protocol):
-    """What a backend submits; the modules `array` and `ray.submit` are such plans."""
+    """What a backend submits; the modules `array_plan` and `ray.plan` are such plans."""
 
     def jobs(self, sweep: Sweep, trials: int) -> tuple[Sweep, int]:
         """Return the sweep with the resources of one job, and the number of jobs.
@@ -39,7 +39,7 @@ class Plan(Protocol):
         """
 
 
-PLANS: Mapping[str, Plan] = {"array": array, "ray": ray}
+PLANS: Mapping[str, Plan] = {"array": array_plan, "ray": ray_plan}
 """By the sweep file's `backend`."""
 
 

@@ -1,7 +1,8 @@
 """Where jobs run, behind one protocol: SLURM, this machine, and the next one (PBS, Kubernetes).
 
-A place is a folder beside this file and a line in `places.py`. A plan (`array.py`, `ray/submit.py`)
-decides what is submitted, and works with every place.
+A place is a folder beside this file, a line in `known_places.py`, and its name in `records.Cluster`
+and `launch/slurm.py`. A plan (`array_plan.py`, `ray/plan.py`) decides what is submitted, and works
+with every place.
 """
 
 from collections.abc import Mapping, Sequence

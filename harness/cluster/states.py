@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from harness.base.locks import lock_holder
 from harness.cluster.causes import with_next_step
+from harness.cluster.known_places import Places, all_places, place_named
 from harness.cluster.place import Job
-from harness.cluster.places import Places, all_places, place_named
 from harness.cluster.records import EVERY, Record, read_records
 from harness.runs.run import CLAIM
 from harness.sweeps.reading import Sweep, Trial, expand, with_proposed

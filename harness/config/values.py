@@ -1,8 +1,6 @@
 """A configuration tree as a mapping, as YAML and as a signature; differences of two trees."""
 
 import dataclasses
-import hashlib
-import json
 import operator
 from typing import Any
 
@@ -31,12 +29,6 @@ def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> 
     if not with_runtime:
         result |= {key: gone.only for key, gone in getattr(config, "removed", {}).items()}
     return result
-
-
-def signature(config: Any) -> str:
-    """Return the 12 hex digits that name a run: a hash of everything that can change its result."""
-    text = json.dumps(to_mapping(config, with_runtime=False), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def to_yaml(config: Any) -> str:

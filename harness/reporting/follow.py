@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.live import Live
 
-from harness.cluster.places import Places, all_places
+from harness.cluster.known_places import Places, all_places
 from harness.cluster.states import ALIVE, TrialState, is_searched, survey
 from harness.reporting.terminal import live_table, progress, trial_line
 from harness.sweeps.reading import Sweep

@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import check_held
-from harness.training import engine_state, generators, ranks
+from harness.training import engine_state, ranks, rng_states
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class CheckpointWriter:
         Hindered when the previous checkpoint could not be written, as on a full disk.
         """
         weights, moments, steps = engine_state.collect(engine)
-        rows = ranks.gather_rows(generators.states()[None].to(ranks.device())).cpu()
+        rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
         tensors = {
             "weights": weights, "moments": moments,
             "rng": {str(rank): row.clone() for rank, row in enumerate(rows)},
@@ -270,6 +270,6 @@ def restore(path: Path, engine: Any) -> None:
     if (path / "rng.safetensors").exists():  # earlier versions wrote none
         states = read_tensors(path / "rng.safetensors").get(str(ranks.rank()))
         if states is not None:
-            generators.set_states(states)
+            rng_states.set_states(states)
     if state["scaler"] is not None and engine.torch_autocast_z0_gradscaler is not None:
         engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])

@@ -69,7 +69,7 @@ class FeatureFile:
     """Signature of the model that made the features."""
     created: str
     protocol: str
-    """The dataset's protocol, see `svll.base.protocols`."""
+    """The dataset's protocol, see `svll.base.protocol_names`."""
     key: str
     """A hash of everything that the features depend on."""
     first_camera: int | None

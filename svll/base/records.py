@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from svll.base.protocols import protocol_in_force
+from svll.base.protocol_names import protocol_in_force
 
 Int64 = NDArray[np.int64]
 PARTS = ("train", "validation", "query", "gallery")
@@ -88,8 +88,8 @@ class Dataset:
 
     name: str
     protocol: str
-    """See `svll.base.protocols`. Under `random_gallery`, query and gallery are the same images;
-    evaluation draws one image per identity for the gallery."""
+    """See `svll.base.protocol_names`. Under `random_gallery`, query and gallery are the same
+    images; evaluation draws one image per identity for the gallery."""
     train: Records
     query: Records
     gallery: Records

@@ -19,7 +19,7 @@ from svll.evaluation.engine.feature_rows import STRANGER, Rows
 from svll.evaluation.engine.kernels import Extras, Float32
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products, spread
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Ranking by a dataset's protocol: which images are queries, gallery images, and matches.
 
-`svll.base.protocols` describes what each protocol leaves out. Under random_gallery (VehicleID), one
-random image of each identity is the gallery and all others are queries; metrics are means over ten
-seeded draws.
+`svll.base.protocol_names` describes what each protocol leaves out. Under random_gallery
+(VehicleID), one random image of each identity is the gallery and all others are queries; metrics
+are means over ten seeded draws.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from harness.base.calling import named
 from harness.base.errors import UserError
 from harness.base.rng import generator
-from svll.base.protocols import check_protocol
+from svll.base.protocol_names import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK, Integers
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.expansion import QueryExpansion
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair, group_of

@@ -29,7 +29,7 @@ from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras, Float32
 from svll.evaluation.engine.matches import Chunk, Matches
 from svll.evaluation.engine.products import Products
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.expansion import QueryExpansion, expand_queries
 from svll.evaluation.pair import Pair, faults, group_of, is_integer, why_no_match
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking

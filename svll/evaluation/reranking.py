@@ -37,8 +37,8 @@ from svll.evaluation.engine.comparison import SPARE, merge_best
 from svll.evaluation.engine.feature_rows import Block, Rows, rounding
 from svll.evaluation.engine.kernels import Extras, Float32, Floats, Int32
 from svll.evaluation.engine.products import Products, spread
-from svll.evaluation.engine.ranks import Share
 from svll.evaluation.engine.rerank_kernels import Lists, Members
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.pair import is_integer
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen

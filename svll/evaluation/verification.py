@@ -22,7 +22,7 @@ from harness.base.errors import UserError
 from svll.evaluation.engine.feature_rows import JUNK, Floats, Integers
 from svll.evaluation.engine.pair_histogram import BINS, EDGES, SCALE, pair_counts
 from svll.evaluation.engine.products import Products
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.pair import Pair, check_pair, why_no_match
 from svll.evaluation.protocols import protocol_pair
 

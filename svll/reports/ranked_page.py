@@ -10,7 +10,7 @@ from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.reporting.drawing import embed
 from harness.reporting.page import Html, element, join, link, note, page, section, table
-from svll.base.protocols import PROTOCOLS
+from svll.base.protocol_names import PROTOCOLS
 from svll.evaluation.confusions import hardest_confusions
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.feature_files import ranked_lists as lists

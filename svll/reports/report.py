@@ -15,7 +15,7 @@ from harness.reporting import landscape, page, runs_page
 from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
 from harness.reporting.drawing import embed
 from harness.reporting.page import Html
-from harness.reporting.ranking import ranking_table, setting
+from harness.reporting.sweep_ranking import ranking_table, setting
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Outcome, SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs

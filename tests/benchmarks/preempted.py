@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.cluster.known_places import Places, all_places
 from harness.cluster.launch import launch
-from harness.cluster.places import Places, all_places
 from harness.cluster.states import ALIVE, survey
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, recipe_sweep

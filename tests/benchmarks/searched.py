@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from harness.cluster.local.place import living_workers
-from harness.cluster.ray.verdicts import was_ended_early
+from harness.cluster.ray.search_notes import was_ended_early
 from harness.runs.run import Run, epoch_lines
 from tests.benchmarks.own_slurm import own_slurm
 

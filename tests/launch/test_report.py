@@ -12,7 +12,7 @@ from harness.base.files import write_json
 from harness.config.build import build
 from harness.config.values import to_mapping, to_yaml
 from harness.runs.run import Run
-from harness.sweeps.paired import compare
+from harness.sweeps.paired_test import compare
 from svll.base.feature_file import FeatureGroup, write_features
 from svll.config import Config
 from svll.evaluation import evaluate_ranking

@@ -29,8 +29,8 @@ import toy_experiment as toy  # noqa: E402
 from faulty_experiment import Strike, steps  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
+from harness.cluster.known_places import all_places  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
-from harness.cluster.places import all_places  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import ALIVE, TrialState, survey  # noqa: E402

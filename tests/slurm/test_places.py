@@ -15,8 +15,8 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
+from harness.cluster.known_places import all_places, place_named  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
-from harness.cluster.places import all_places, place_named  # noqa: E402
 from harness.cluster.records import Cluster, read_records  # noqa: E402
 from harness.cluster.states import ALIVE, survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402

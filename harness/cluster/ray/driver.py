@@ -17,17 +17,17 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.cluster.rank import end_with_parent, log_to_stderr
+from harness.cluster.ray.plan import signatures_of
 from harness.cluster.ray.points import Points, searcher
 from harness.cluster.ray.schedulers import make_scheduler
-from harness.cluster.ray.submit import signatures_of
-from harness.cluster.ray.verdicts import mark_ended_early, was_being_ended, was_ended_early
+from harness.cluster.ray.search_notes import mark_ended_early, was_being_ended, was_ended_early
 from harness.cluster.ray.watched_run import trial_actor
 from harness.cluster.records import Record, read_record
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
-from harness.sweeps.frozen import thaw
 from harness.sweeps.keys import HyperBand, Pbt
 from harness.sweeps.reading import Sweep
+from harness.sweeps.sweep_json import thaw
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster import pages
+from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
-from harness.cluster.places import place_named
 from harness.cluster.rank import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
-from harness.cluster.ray.submit import allocation, signatures_of
+from harness.cluster.ray.plan import allocation, signatures_of
 from harness.cluster.records import Record, read_record
 from harness.runs.stopping import stop_requested
-from harness.sweeps.frozen import thaw
 from harness.sweeps.keys import Allocation, Resources
+from harness.sweeps.sweep_json import thaw
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.mappings import numeric_leaves
 from harness.cluster.pages import write_summary
-from harness.cluster.ray.verdicts import was_ended_early
+from harness.cluster.ray.search_notes import was_ended_early
 from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.outcomes import numbers_of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ray.tune import schedulers as tune
 
 from harness.base.mappings import numeric_leaves
-from harness.cluster.ray.verdicts import end_early, end_paused, judged, note_judged
+from harness.cluster.ray.search_notes import end_early, end_paused, judged, note_judged
 from harness.config.build import build
 from harness.config.fields import changeable_keys
 from harness.config.recipes import read_recipe

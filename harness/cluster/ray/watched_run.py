@@ -13,7 +13,7 @@ from typing import Any
 from harness.base.machine import free_port
 from harness.base.mappings import numeric_leaves
 from harness.cluster import rank as ranks
-from harness.cluster.ray.verdicts import early_end_file, judged, mark_ended_early
+from harness.cluster.ray.search_notes import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.keys import Resources

@@ -19,7 +19,7 @@ from svll.evaluation.engine.feature_rows import Block, Passes, Rows, rounding
 from svll.evaluation.engine.kernels import Extras, Float32, Floats, Int32, Integers, Sides
 from svll.evaluation.engine.matches import Chunk
 from svll.evaluation.engine.products import Products, spread
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 
 QUERY_BLOCK, GALLERY_BLOCK = 4096, 2048  # 32 MB of products at a time, the fastest shape seen
 SPARE = 8

@@ -22,7 +22,7 @@ from harness.base.compiled import kernel
 from svll.evaluation.engine.feature_rows import Integers, Rows, rounding
 from svll.evaluation.engine.kernels import dot, first_at_least
 from svll.evaluation.engine.products import Products, spread
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 
 SCALE = 2048
 BINS = 2 * SCALE + 1

@@ -9,7 +9,7 @@ from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.runs.run import Run
 from harness.sweeps.outcomes import Ranked
-from harness.sweeps.paired import Verdict, compare
+from harness.sweeps.paired_test import Verdict, compare
 from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import open_source
 from svll.features.files import features_file

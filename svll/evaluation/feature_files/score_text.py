@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from svll.base.protocols import PROTOCOLS
+from svll.base.protocol_names import PROTOCOLS
 from svll.evaluation.feature_files.scores import Score, VerificationScore
 from svll.evaluation.feature_files.sources import Source
 

@@ -11,7 +11,7 @@ from harness.base.errors import UserError
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
 from svll.evaluation.engine.feature_rows import JUNK
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.feature_files.sources import Source, open_source
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair

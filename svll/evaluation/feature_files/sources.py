@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup, open_features, write_features
-from svll.base.protocols import protocol_in_force
+from svll.base.protocol_names import protocol_in_force
 from svll.base.records import usual_first_camera
 from svll.evaluation.engine.feature_rows import Integers, Stacked
 from svll.evaluation.multi_query import average_queries

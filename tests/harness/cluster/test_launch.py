@@ -9,10 +9,10 @@ import pytest
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.locks import held_lock
-from harness.cluster import array
+from harness.cluster import array_plan
 from harness.cluster.launch import launch
 from harness.cluster.local.place import ThisMachine
-from harness.cluster.ray import submit
+from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import new_record
 from harness.cluster.slurm.before_and_after import job_count
 from harness.cluster.states import launch_lock, survey
@@ -31,8 +31,8 @@ def test_jobs_before_and_after_the_trials_count_where_jobs_are_limited(
     sweep = toy.make_sweep(tmp_path / "a", {}, prepare=True, report=True)
     assert [job_count(sweep, trials) for trials in (1, 2, 100)] == [1, 2, 2]
     sweep = toy.make_sweep(tmp_path / "b", {}, backend="ray", prepare=True, report=True)
-    assert job_count(submit.jobs(sweep, 100)[0], 100) == 0
-    assert [plan.jobs(sweep, 100)[1] for plan in (array, submit)] == [100, 1]
+    assert job_count(ray_plan.jobs(sweep, 100)[0], 100) == 0
+    assert [plan.jobs(sweep, 100)[1] for plan in (array_plan, ray_plan)] == [100, 1]
 
 
 def test_a_path_that_cannot_be_a_folder_is_an_error(toy: ModuleType, tmp_path: Path) -> None:

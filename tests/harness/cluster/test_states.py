@@ -7,9 +7,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.locks import held_lock
+from harness.cluster.known_places import all_places
 from harness.cluster.launch import due
 from harness.cluster.local.place import ThisMachine
-from harness.cluster.places import all_places
 from harness.cluster.records import EVERY, new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import Slurm

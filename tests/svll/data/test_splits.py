@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from svll.base.protocols import PROTOCOLS
+from svll.base.protocol_names import PROTOCOLS
 from svll.base.records import Dataset, Records, Row
 from svll.data.datasets import Datasets
 from svll.data.side_labels import UNSEEN

@@ -5,7 +5,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.rng import generator
-from svll.base.protocols import PROTOCOLS
+from svll.base.protocol_names import PROTOCOLS
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.protocols import DRAWS, evaluate_draws
 

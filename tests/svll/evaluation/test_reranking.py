@@ -10,7 +10,7 @@ from harness.base.errors import UserError
 from svll.evaluation import KReciprocal, evaluate_ranking, ranking, rerank, reranking
 from svll.evaluation.engine import feature_rows as rows
 from svll.evaluation.engine import products as machine
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from tests.svll.evaluation.pairs import pair_of
 
 SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.0), (4, 6, 0.7), (1, 2, 0.5), (200, 200, 0.3)]

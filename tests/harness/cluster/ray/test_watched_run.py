@@ -17,7 +17,12 @@ from harness.base.locks import lock_holder
 from harness.base.mappings import numeric_leaves
 from harness.cluster.rank import RankGroup, TrialFailed
 from harness.cluster.ray import watched_run
-from harness.cluster.ray.verdicts import end_early, end_paused, mark_ended_early, was_ended_early
+from harness.cluster.ray.search_notes import (
+    end_early,
+    end_paused,
+    mark_ended_early,
+    was_ended_early,
+)
 from harness.cluster.ray.watched_run import WatchedRun
 from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.cluster.places import default_place
+from harness.cluster.known_places import default_place
 from harness.cluster.records import new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import recover

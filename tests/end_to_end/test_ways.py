@@ -1,7 +1,7 @@
 """Every layout of datasets, all the way: from looking at the files to a page of results.
 
 What the commands print and write is compared with the files on disk and with scores computed by
-plain loops (`plain.py`). `python -m pytest -s tests/ways` prints the steps by layout.
+plain loops (`plain.py`). `python -m pytest -s tests/end_to_end` prints the steps by layout.
 """
 
 import csv
@@ -19,9 +19,9 @@ import yaml
 import svll
 from harness.runs.run import Run
 from tests.commands import called, called_and_stopped, started_and_stopped
+from tests.end_to_end import plain
+from tests.end_to_end.walks import LAYOUTS, Walk, numbers, run_in
 from tests.svll.data.trees import Tree
-from tests.ways import plain
-from tests.ways.walks import LAYOUTS, Walk, numbers, run_in
 
 DIGITS = 1e-6
 """How far a score may lie from the plain one: near ties that single precision orders otherwise."""

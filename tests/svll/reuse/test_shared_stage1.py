@@ -19,8 +19,8 @@ from harness.training import loop
 from svll.base.run_files import TAKEN, prompts_file, taken_epochs
 from svll.config import Config
 from svll.experiment import run as experiment
-from svll.reuse import stage1 as shared_prompts
-from svll.reuse.stage1 import prompts_key
+from svll.reuse import shared_stage1 as shared_prompts
+from svll.reuse.shared_stage1 import prompts_key
 from tests.svll.test_experiment import make_run
 
 OTHER_STAGE2 = ("stage2.vss_weight=0", "stage2.lr=1e-4", "run.keep_checkpoints=true")

@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
-from harness.cluster.ray import submit
+from harness.cluster.ray import plan
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
 
@@ -48,7 +48,7 @@ def test_what_does_not_go_together_in_a_search_is_refused(
     search = {"work.quality": {"uniform": [0.1, 0.9]}}
     sweep = toy.make_sweep(tmp_path, **{"search": search, "backend": "ray", **keys})
     with pytest.raises(UserError) as caught:
-        submit.check(sweep)
+        plan.check(sweep)
     assert message in str(caught.value)
 
 
@@ -58,9 +58,9 @@ def test_the_dashboard_is_refused_where_it_is_not_installed_and_nowhere_else(
     sweep = toy.make_sweep(tmp_path, {}, backend="ray", ray={"dashboard": True})
     if importlib.util.find_spec("aiohttp_cors") is None:
         with pytest.raises(UserError, match=r"is not installed: pip install 'ray\[default\]'"):
-            submit.check(sweep)
+            plan.check(sweep)
     else:
-        submit.check(sweep)
+        plan.check(sweep)
 
 
 def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_the_job_asks_for_what_its_trials_need_together(toy: ModuleType, tmp_pat
     sweep = toy.make_sweep(
         tmp_path, {}, backend="ray", resources=one, ray={"nodes": 3, "trials_per_node": 2}
     )
-    assert submit.allocation(sweep.resources, sweep.ray) == Resources(
+    assert plan.allocation(sweep.resources, sweep.ray) == Resources(
         nodes=3, tasks=1, cpus=8, gpus=2, memory="3072MB", time="2h"
     )
     sharing = dataclasses.replace(sweep, ray=Allocation(trials_per_node=5, trials_per_gpu=2))
-    assert submit.allocation(sharing.resources, sharing.ray).gpus == 3
+    assert plan.allocation(sharing.resources, sharing.ray).gpus == 3
     ranks = dataclasses.replace(sweep, resources=Resources(tasks=2, cpus=4))
-    assert submit.allocation(ranks.resources, ranks.ray).cpus == 16
+    assert plan.allocation(ranks.resources, ranks.ray).cpus == 16

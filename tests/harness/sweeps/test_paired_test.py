@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.base.errors import UserError
-from harness.sweeps.paired import EXACT, compare
+from harness.sweeps.paired_test import EXACT, compare
 
 VALUES = st.lists(st.integers(-50, 50), min_size=1, max_size=10)
 

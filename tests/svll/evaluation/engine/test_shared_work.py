@@ -11,7 +11,7 @@ from harness.base.errors import UserError
 from svll.evaluation import KReciprocal, QueryExpansion, evaluate_ranking
 from svll.evaluation.engine import comparison as streaming
 from svll.evaluation.engine.feature_rows import Stacked
-from svll.evaluation.engine.ranks import Share
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.ranking import Options, evaluate_settings
 from tests.svll.evaluation.pairs import pair_of
 

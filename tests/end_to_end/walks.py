@@ -10,9 +10,9 @@ from typing import Any
 from harness.runs.run import Run
 from svll.world.world import named_world
 from tests.commands import Command, Ended, called, started
+from tests.end_to_end import layouts
+from tests.end_to_end.layouts import WORLD, Layout
 from tests.svll.data.trees import Tree
-from tests.ways import layouts
-from tests.ways.layouts import WORLD, Layout
 
 SMALL = shlex.split(
     "model.name=svll-tiny model.weights=shipped model.stride=8 model.head_hidden=32 "

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.sweeps.frozen import freeze, thaw
 from harness.sweeps.reading import make_trial, read_sweep, with_proposed
 from harness.sweeps.space import add_point
+from harness.sweeps.sweep_json import freeze, thaw
 from svll.config import RECIPES, Config
 from svll.reuse.fingerprints import pin
 from tests.harness.conftest import toy

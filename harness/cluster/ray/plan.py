@@ -10,10 +10,10 @@ from harness.cluster.place import Place, Room, Submission
 from harness.cluster.ray import external
 from harness.cluster.records import Record
 from harness.config.fields import changeable_keys
-from harness.sweeps.frozen import freeze
 from harness.sweeps.keys import Allocation, HyperBand, Pbt, Resources
 from harness.sweeps.reading import Sweep, Trial, expand
 from harness.sweeps.space import RECIPE
+from harness.sweeps.sweep_json import freeze
 
 
 def check(sweep: Sweep) -> None:
