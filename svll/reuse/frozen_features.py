@@ -11,7 +11,7 @@ from harness.training import ranks
 from svll.base.records import Dataset
 from svll.config import Config
 from svll.features.extract import Reader, encode_all
-from svll.features.keys import feature_key
+from svll.features.feature_hashes import feature_key
 from svll.models.clip import Clip
 from svll.reuse import cache
 
