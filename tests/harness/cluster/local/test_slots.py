@@ -54,7 +54,7 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
 def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:
     [(key, message)] = Resources(tasks=2, gpus=1).faults()
     assert (key, message) == (
-        "tasks", "2 ranks need a GPU each, found gpus: 1; give as many, or gpus: 0"
+        "tasks", "2 ranks need a GPU each, found gpus: 1; set gpus: 2, or gpus: 0"
     )
     for tasks, gpus in ((2, 2), (2, 0), (2, None), (None, 2), (1, 2)):
         assert not list(Resources(tasks=tasks, gpus=gpus).faults())
