@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import log_tail
-from harness.base.locks import lock_holder
+from harness.base.locks import lock_holder, start_time
 from harness.cluster.causes import cause_in_logs
 from harness.cluster.local import slots
 from harness.cluster.place import Job, Place, Room, Submission, Task
@@ -144,7 +144,7 @@ def end_workers(sweep_folder: Path) -> None:
     workers = living_workers(sweep_folder)
     here = [worker["pid"] for worker in workers if worker["host"] == socket.gethostname()]
     # until the processes end, not their locks, which they release a moment before
-    _end(here, lambda: not any(map(_lives, here)), GRACE_S + 10.0)
+    _end(here, lambda: not any(map(start_time, here)), GRACE_S + 10.0)
     if elsewhere := {worker["host"] for worker in workers} - {socket.gethostname()}:
         raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
 
@@ -161,17 +161,9 @@ def _end(pids: Sequence[int], is_over: Callable[[], bool], patience_s: float) ->
     for number, limit_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
         if is_over():
             return
-        for pid in filter(_lives, pids):
+        for pid in filter(start_time, pids):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + limit_s
         while not is_over() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-
-
-def _lives(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
