@@ -45,11 +45,9 @@ class Code:
     """The snapshot's folder, which may not exist yet."""
 
     def freeze(self) -> Path:
-        """Create the snapshot unless it exists, whole or not at all; returns its folder.
-
-        Only the owner may enter the folder above, because its files are run. Raises UserError when
-        it cannot be written, or when an existing snapshot was changed.
-        """
+        """Create the snapshot unless it exists, whole or not at all; returns its folder. Only the
+        owner may enter the folder above, because its files are run. Raises UserError when it cannot
+        be written, or when an existing snapshot was changed."""
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             own_folder(self.folder.parent)
@@ -128,10 +126,8 @@ def _package_files(package: str) -> Iterable[tuple[str, Path]]:
 
 
 def search_path(code: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which Python finds frozen code; none for code "".
-
-    variables: the environment, whose PYTHONPATH is kept.
-    """
+    """Return the variables with which Python finds frozen code; none for code "". variables: the
+    environment, whose PYTHONPATH is kept."""
     if not code:
         return {}
     # last the command's folder, which may hold modules of the experiment
@@ -152,10 +148,8 @@ def differing(before: Path, now: Code) -> list[str]:
 
 
 def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:
-    """Return a line for each other code with which some trials were last submitted.
-
-    signatures: these trials. A line has their number and names the files that differ.
-    """
+    """Return a line for each other code with which some trials were last submitted. signatures:
+    these trials. A line has their number and names the files that differ."""
     wanted, newest = set(signatures), {}
     for record in records:
         for signature in wanted & set(record.trials):

@@ -67,9 +67,7 @@ def put_features(group: h5py.Group, features: Any) -> None:
 
 class StoredRows:
     """Features [n, d] that are read when they are sliced or indexed, while their file is open.
-
-    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows.
-    """
+    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows."""
 
     def __init__(
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,

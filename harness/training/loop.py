@@ -1,7 +1,5 @@
-"""The one training loop: batch, losses by name, backward, step, record, save, stop.
-
-A `Stage` says what is trained. All stages of an experiment run here.
-"""
+"""The one training loop: batch, losses by name, backward, step, record, save, stop. A `Stage` says
+what is trained. All stages of an experiment run here."""
 
 import logging
 import math
@@ -70,11 +68,9 @@ class Recording:
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
-    """Train a stage to its end, from its last checkpoint if there is one; returns the module.
-
-    A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
-    requested and everything was saved, UserError when a loss is not finite or has diverged.
-    """
+    """Train a stage to its end, from its last checkpoint if there is one; returns the module. A
+    stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
+    requested and everything was saved, UserError when a loss is not finite or has diverged."""
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
@@ -110,10 +106,8 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some.
-
-    An epoch's line is written before its checkpoint, which is written during the next epoch.
-    """
+    """Raise UserError when a run without checkpoints must have had some. An epoch's line is written
+    before its checkpoint, which is written during the next epoch."""
     epochs = epoch_lines(run)
     if len(epochs) > 2:
         raise UserError(
@@ -183,11 +177,9 @@ def train_step(
     stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
     divergence: float = math.inf,
 ) -> dict[str, float]:
-    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses.
-
-    window: the number of batches that the optimizer step averages over. Raises UserError for a loss
-    that is not finite or has diverged.
-    """
+    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses. window:
+    the number of batches that the optimizer step averages over. Raises UserError for a loss that is
+    not finite or has diverged."""
     engine.set_gradient_accumulation_boundary(boundary)
     with record_function(FORWARD):
         losses: dict[str, Tensor] = engine(batch)

@@ -1,7 +1,5 @@
-"""This machine as a place where jobs run: workers that outlive the command that started them.
-
-A worker (`worker.py`) is a detached process that runs one trial after the other.
-"""
+"""This machine as a place where jobs run: workers that outlive the command that started them. A
+worker (`worker.py`) is a detached process that runs one trial after the other."""
 
 import os
 import signal
@@ -91,11 +89,9 @@ class ThisMachine(Place):
 
 
 def _start_workers(record: Record) -> None:
-    """Start a record's workers and return when each holds its lock.
-
-    Each is in a separate session, so Ctrl-C on the command that started it does not reach it.
-    Raises UserError when a worker did not start.
-    """
+    """Start a record's workers and return when each holds its lock. Each is in a separate session,
+    so Ctrl-C on the command that started it does not reach it. Raises UserError when a worker did
+    not start."""
     environment = {**os.environ, **search_path(record.options["code"], os.environ)}
     locks = [worker_lock(record.file, number) for number in range(record.options["workers"])]
     workers = [
@@ -137,10 +133,8 @@ def _waits_for(record: Record) -> str | None:
 
 
 def end_workers(sweep_folder: Path) -> None:
-    """End the workers of a sweep and their trials, which get the time to save.
-
-    Raises UserError when workers run on another machine, where they cannot be ended from here.
-    """
+    """End the workers of a sweep and their trials, which get the time to save. Raises UserError
+    when workers run on another machine, where they cannot be ended from here."""
     workers = living_workers(sweep_folder)
     here = [worker["pid"] for worker in workers if worker["host"] == socket.gethostname()]
     # until the processes end, not their locks, which they release a moment before

@@ -77,9 +77,7 @@ def signatures_of(record: Record, sweep: Sweep) -> list[str]:
 
 def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:
     """Return the sweep with the resources of the one job, which has none before and after it.
-
-    Raises UserError for what this backend cannot do.
-    """
+    Raises UserError for what this backend cannot do."""
     check(sweep)
     whole = allocation(sweep.resources, sweep.ray)
     return dataclasses.replace(sweep, resources=whole, prepare=False, report=False), 1

@@ -1,7 +1,5 @@
-"""What a search starts next: open trials first, then points that its algorithm proposes.
-
-The points' results are read from the run folders each time, so nothing is lost with this process.
-"""
+"""What a search starts next: open trials first, then points that its algorithm proposes. The
+points' results are read from the run folders each time, so nothing is lost with this process."""
 
 import itertools
 import logging

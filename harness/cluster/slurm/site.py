@@ -33,10 +33,8 @@ class Partition:
 
 
 def check(sweep: Sweep, jobs: int) -> None:
-    """Raise UserError naming every key of a sweep that this cluster would refuse.
-
-    jobs: how many will be submitted. Accounts are checked only where accounting answers.
-    """
+    """Raise UserError naming every key of a sweep that this cluster would refuse. jobs: how many
+    will be submitted. Accounts are checked only where accounting answers."""
     faults = [*_partition_faults(sweep, partitions(hidden=True)), *_account_faults(sweep, jobs)]
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
