@@ -114,11 +114,9 @@ class RankGroup:
         """Return the environment of a rank, in which torch and DeepSpeed find the others."""
         kept = {name: value for name, value in os.environ.items() if name not in REPLACED}
         master = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
-        return {
-            **kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
-            "CUDA_VISIBLE_DEVICES": self.gpus, **master,
-        }
+        return {**kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
+                "CUDA_VISIBLE_DEVICES": self.gpus, **master}
 
 
 def start_process(

@@ -92,10 +92,8 @@ def _unchanged(folder: Path) -> Path:
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    return {
-        str(path.relative_to(folder)): path for path in folder.rglob("*")
-        if path.is_file() and not set(path.parts) & set(LEFT_OUT)
-    }
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*")
+            if path.is_file() and not set(path.parts) & set(LEFT_OUT)}
 
 
 def _digest(files: Mapping[str, Path]) -> str:
@@ -140,11 +138,9 @@ def differing(before: Path, now: Code) -> list[str]:
     if before == now.folder:
         return []
     old = _files_in(before)
-    return sorted(
-        name for name in old.keys() | now.files.keys()
-        if name not in old or name not in now.files
-        or old[name].read_bytes() != now.files[name].read_bytes()
-    )
+    return sorted(name for name in old.keys() | now.files.keys()
+                  if name not in old or name not in now.files
+                  or old[name].read_bytes() != now.files[name].read_bytes())
 
 
 def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:

@@ -47,10 +47,8 @@ class CpuViews:
         views = self._memory.take((len(changes.mirror), len(paths), _CHANNELS, *size))
         pads = np.array([view.pad for view in self._transform.views.values()])[:, None]
         crops = changes.mirror, changes.left - pads, changes.top - pads
-        parts = [
-            self._pool.submit(self._fill, views, decoded, crops, changes, first)
-            for first in range(self._threads)
-        ]
+        parts = [self._pool.submit(self._fill, views, decoded, crops, changes, first)
+                 for first in range(self._threads)]
 
         def take() -> list[Tensor]:
             wait(parts)

@@ -67,17 +67,13 @@ class CheckpointWriter:
         previous checkpoint could not be written, as on a full disk."""
         weights, moments, steps = engine_state.collect(engine)
         rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
-        tensors = {
-            "weights": weights, "moments": moments,
-            "rng": {str(rank): row.clone() for rank, row in enumerate(rows)},
-        }
+        tensors = {"weights": weights, "moments": moments,
+                   "rng": {str(rank): row.clone() for rank, row in enumerate(rows)}}
         scaler = engine.torch_autocast_z0_gradscaler
-        state = {
-            "format": "svll-checkpoint", "version": 1, "signature": self._signature,
-            "progress": asdict(progress), "optimizer_steps": steps,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ranks": ranks.world_size(),
-        }
+        state = {"format": "svll-checkpoint", "version": 1, "signature": self._signature,
+                 "progress": asdict(progress), "optimizer_steps": steps,
+                 "scaler": scaler.state_dict() if scaler is not None else None,
+                 "ranks": ranks.world_size()}
         self.finish()
         if ranks.rank() == 0:
             path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"

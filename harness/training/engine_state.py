@@ -15,10 +15,8 @@ def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str
     parameters = trained(engine.module)
     steps = {name: _step_of(engine, parameter) for name, parameter in parameters}
     weights = {name: _whole(engine, parameter) for name, parameter in parameters}
-    moments = {
-        f"{name}.{moment}": _whole(engine, parameter, moment)
-        for name, parameter in parameters if steps[name] for moment in MOMENTS
-    }
+    moments = {f"{name}.{moment}": _whole(engine, parameter, moment)
+               for name, parameter in parameters if steps[name] for moment in MOMENTS}
     running = {n: b.detach().cpu().clone() for n, b in buffers(engine.module).items()}
     return weights | running, moments, steps
 

@@ -135,10 +135,8 @@ def _train_epoch(
             boundary = last or (at.step + 1) % every == 0
             # an epoch's last optimizer step may have fewer batches to average over
             window = min(every, count - at.step + at.step % every)
-            losses = train_step(
-                stage, engine, batch, at, boundary=boundary, window=window,
-                divergence=recording.divergence,
-            )
+            losses = train_step(stage, engine, batch, at, boundary=boundary, window=window,
+                                divergence=recording.divergence)
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             pace.step()
             if ranks.rank() == 0 and at.steps_total % recording.log_every == 0 and not last:
@@ -223,10 +221,8 @@ def _line(
 ) -> dict[str, Any]:
     """Return a line of the metric log; losses: their total too, under the name "loss"."""
     parts = {name: value for name, value in losses.items() if name != "loss"}
-    return {
-        "kind": kind, "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
-        "loss": losses["loss"], "losses": parts, "lr": lr,
-    }
+    return {"kind": kind, "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
+            "loss": losses["loss"], "losses": parts, "lr": lr}
 
 
 def _finish_epoch(
@@ -247,11 +243,9 @@ def _finish_epoch(
     scores = {key: lookup(metrics, key) for key in recording.metrics}
     text = "".join(f" {key} {value:.4f}" for key, value in scores.items() if value is not None)
     left = pace.left((stage.epochs - at.epoch) * at.step)  # if all epochs are as long
-    log.info(
-        "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
-        left and f", {left}",
-    )
+    log.info("%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
+             stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
+             left and f", {left}")
     return line
 
 

@@ -71,11 +71,9 @@ class ThisMachine(Place):
         return jobs
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        return {
-            key: cause_in_logs(Path(record.folder).glob(f"{key}.*.log"))
-            or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
-            for key, record in records.items()
-        }
+        return {key: cause_in_logs(Path(record.folder).glob(f"{key}.*.log"))
+                or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
+                for key, record in records.items()}
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
         end_workers(sweep.folder)
@@ -94,11 +92,9 @@ def _start_workers(record: Record) -> None:
     not start."""
     environment = {**os.environ, **search_path(record.options["code"], os.environ)}
     locks = [worker_lock(record.file, number) for number in range(record.options["workers"])]
-    workers = [
-        start_process("harness.cluster.local.worker", str(record.file), str(number),
-                      log_file=lock.with_suffix(".log"), environment=environment)
-        for number, lock in enumerate(locks)
-    ]
+    workers = [start_process("harness.cluster.local.worker", str(record.file), str(number),
+                             log_file=lock.with_suffix(".log"), environment=environment)
+               for number, lock in enumerate(locks)]
     _started.extend(workers)
     deadline = time.monotonic() + START_LIMIT_S
     for number, (lock, process) in enumerate(zip(locks, workers, strict=True)):

@@ -103,11 +103,9 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     log.info("%s: starts on GPU %s", run.name, gpus or "none")
     group = ranks.RankGroup(ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus,
                             port=free_port())
-    processes = [
-        ranks.start_process("harness.cluster.rank", str(run.folder), log_file=log_file,
-                            environment=group.environment(rank), inherited=claim.locks)
-        for rank, log_file in enumerate(logs)
-    ]
+    processes = [ranks.start_process("harness.cluster.rank", str(run.folder), log_file=log_file,
+                                     environment=group.environment(rank), inherited=claim.locks)
+                 for rank, log_file in enumerate(logs)]
     broken = ranks.wait(processes)
     codes = [process.returncode for process in processes]
     log.info("%s: ended with %s", run.name, codes)

@@ -112,10 +112,8 @@ def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]
             mark_ended_early(run)
     finished = [run for run in every if run.is_complete() or was_ended_early(run)]
     ours = {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
-    due = [
-        run for run in every
-        if run.signature in ours and run not in finished and run.status()["state"] != "failed"
-    ]
+    due = [run for run in every
+           if run.signature in ours and run not in finished and run.status()["state"] != "failed"]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
 
 

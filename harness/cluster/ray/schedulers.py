@@ -165,10 +165,8 @@ class Population(tune.FIFOScheduler):
 
     def _compare(self, run: Run, epoch: int) -> None:
         """Plan that a run among the worst continues from one of the best."""
-        scores = {
-            name: score for name, one in self.runs.items()
-            if (score := takeovers.exported_score(one, epoch)) is not None
-        }
+        scores = {name: score for name, one in self.runs.items()
+                  if (score := takeovers.exported_score(one, epoch)) is not None}
         source = population.source_for(run.signature, scores, share=self.options.share,
                                        mode=self.sweep.mode, epoch=epoch)
         if source is None:

@@ -39,10 +39,8 @@ class FollowerRanks:
         own = range(group.first == 0, group.ranks)
         stem = log_file.name.split(".")[0]
         self.logs = [log_file.with_name(f"{stem}.{group.first + local}.log") for local in own]
-        self.processes = [
-            _start(group, local, run, log, NO_REPORTS, answers)
-            for local, log in zip(own, self.logs, strict=True)
-        ]
+        self.processes = [_start(group, local, run, log, NO_REPORTS, answers)
+                          for local, log in zip(own, self.logs, strict=True)]
         os.close(answers)
 
     def end(self) -> list[int]:

@@ -101,13 +101,9 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     except NoAnswer:  # accounting is absent, late or down
         text = ""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
-    states = {
-        job: f"{state} (exit status {status}) on {nodes}"
-        for job, state, status, nodes in rows
-        if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")
-    }
-    causes = {
-        job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
-        for job, folder in jobs.items()
-    }
+    states = {job: f"{state} (exit status {status}) on {nodes}"
+              for job, state, status, nodes in rows
+              if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
+    causes = {job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
+              for job, folder in jobs.items()}
     return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}

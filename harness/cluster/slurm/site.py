@@ -101,10 +101,8 @@ def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
 def _associations() -> list[list[str]]:
     """Return this user's (account, QOS names, maximum of jobs); none without accounting."""
     try:
-        text = ask([
-            "sacctmgr", "--noheader", "--parsable2", "show", "associations",
-            f"users={getpass.getuser()}", "format=Account,QOS,MaxSubmit",
-        ])
+        text = ask(["sacctmgr", "--noheader", "--parsable2", "show", "associations",
+                    f"users={getpass.getuser()}", "format=Account,QOS,MaxSubmit"])
     except NoAnswer:
         return []
     return [line.split("|") for line in text.splitlines() if line.count("|") == 2]
