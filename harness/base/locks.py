@@ -69,10 +69,9 @@ def check_held(path: Path) -> None:
             now = f"the folder is now in use by {_description(holder)}" if holder else (
                 f"{lock.name} was removed, or its new holder has ended; give the command again"
             )
-            raise LockLost(
-                f"{lock.parent}: this process ({os.getpid()} on {socket.gethostname()}) was "
-                f"suspended or cut off for too long, lost the lock and writes nothing more; {now}"
-            )
+            raise LockLost(f"{lock.parent}: this process ({os.getpid()} on {socket.gethostname()}) "
+                           "was suspended or cut off for too long, lost the lock and writes "
+                           f"nothing more; {now}")
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:

@@ -157,8 +157,6 @@ def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Recor
         count = sum(code == before for code in newest.values())
         names = differing(Path(before), now) if Path(before).is_dir() else ["its folder is gone"]
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        lines.append(
-            f"{count} with code {Path(before).name}, the working tree is {now.folder.name}; "
-            f"different: {', '.join(names[:MOST_NAMES])}{more}"
-        )
+        lines.append(f"{count} with code {Path(before).name}, the working tree is "
+                     f"{now.folder.name}; different: {', '.join(names[:MOST_NAMES])}{more}")
     return lines

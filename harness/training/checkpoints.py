@@ -239,10 +239,9 @@ def restore(path: Path, engine: Any) -> None:
     saved = {n: tuple(t.shape) for n, t in weights.items()}
     if expected != saved:
         different = sorted(n for n in expected | saved if expected.get(n) != saved.get(n))
-        raise UserError(
-            f"{path}: does not fit this run: {different[0]} is {saved.get(different[0])} in the "
-            f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
-        )
+        raise UserError(f"{path}: does not fit this run: {different[0]} is "
+                        f"{saved.get(different[0])} in the checkpoint and "
+                        f"{expected.get(different[0])} here ({len(different)} tensors differ)")
     steps = state["optimizer_steps"]
     needed = [f"{n}.{kind}" for n in parameters if steps.get(n) for kind in engine_state.MOMENTS]
     missing = [name for name in needed if name not in moments]

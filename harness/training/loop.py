@@ -110,10 +110,9 @@ def _refuse_to_start_over(run: Run) -> None:
     before its checkpoint, which is written during the next epoch."""
     epochs = epoch_lines(run)
     if len(epochs) > 2:
-        raise UserError(
-            f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
-            f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"
-        )
+        raise UserError(f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} "
+                        f"has {len(epochs)} epochs; restore one, or delete the folder {run.folder} "
+                        "to start over")
 
 
 def _train_epoch(
@@ -202,18 +201,14 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
     parts = [name for name in values if name != "loss"]
     wrong = [name for name in parts if not math.isfinite(values[name])]
     if wrong:
-        raise UserError(
-            f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning rate, or use "
-            "engine.precision=fp32"
-        )
+        raise UserError(f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning "
+                        "rate, or use engine.precision=fp32")
     before = at.first.get("loss", 0.0)
     if before > 0.0 and values["loss"] > divergence * before:
         most = max(parts, key=lambda name: stage.weights[name] * values[name])
-        raise UserError(
-            f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} times the "
-            f"{before:.4g} of the first epoch; the largest part is {most} ({values[most]:.4g}); "
-            "lower the learning rate, or raise run.divergence"
-        )
+        raise UserError(f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} "
+                        f"times the {before:.4g} of the first epoch; the largest part is {most} "
+                        f"({values[most]:.4g}); lower the learning rate, or raise run.divergence")
 
 
 def _line(

@@ -22,10 +22,8 @@ FINISH_S = 15.0
 def check_installed(project: str) -> None:
     """Raise UserError when a project is named and W&B is not installed."""
     if project and find_spec("wandb") is None:
-        raise UserError(
-            f"run.wandb={project}: Weights & Biases is not installed here; pip install wandb, or "
-            "leave run.wandb empty (TensorBoard curves do not need it)"
-        )
+        raise UserError(f"run.wandb={project}: Weights & Biases is not installed here; pip install "
+                        "wandb, or leave run.wandb empty (TensorBoard curves do not need it)")
 
 
 class WandbWriter:

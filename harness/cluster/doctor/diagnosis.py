@@ -104,9 +104,8 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
     wanted = [name for name in str(sweep.slurm.get("partition", "")).split(",") if name]
     partitions = [p for p in site.partitions() if p.up and (not wanted or p.name in wanted)]
     if unknown := set(wanted) - {p.name for p in partitions}:
-        raise UserError(
-            f"slurm.partition: no partition {', '.join(sorted(unknown))} that accepts jobs here"
-        )
+        raise UserError(f"slurm.partition: no partition {', '.join(sorted(unknown))} that accepts "
+                        "jobs here")
     if not partitions:
         raise UserError("no partition accepts jobs now")
     sweep = dataclasses.replace(sweep, code=snapshots.current_code(sweep).freeze())

@@ -214,7 +214,6 @@ def _open(file: Path) -> int:
                 os.fchmod(lock, 0o666)
             return lock
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be opened ({error.strerror}), so other sweeps cannot see which GPUs "
-            f"and cores are in use; have its owner remove it, or set {FOLDER_VARIABLE}=FOLDER"
-        ) from None
+        raise UserError(f"{file}: cannot be opened ({error.strerror}), so other sweeps cannot see "
+                        "which GPUs and cores are in use; have its owner remove it, or set "
+                        f"{FOLDER_VARIABLE}=FOLDER") from None

@@ -57,10 +57,8 @@ def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resourc
             break
     else:
         there = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-        raise UserError(
-            f"resources: a trial wants {one.nodes} node(s) with {wanted['CPU']:g} CPU and "
-            f"{wanted['GPU']:g} GPU each; the Ray at {address} has {there}"
-        )
+        raise UserError(f"resources: a trial wants {one.nodes} node(s) with {wanted['CPU']:g} CPU "
+                        f"and {wanted['GPU']:g} GPU each; the Ray at {address} has {there}")
     return count, one
 
 

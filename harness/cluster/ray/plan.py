@@ -96,10 +96,9 @@ def submissions(
         if room.slots is None:
             nodes = many.nodes
         elif sweep.resources.nodes > 1:
-            raise UserError(
-                f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} nodes cannot "
-                "run here; resources.nodes=1 resources.tasks=N runs its ranks on this machine"
-            )
+            raise UserError(f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} "
+                            "nodes cannot run here; resources.nodes=1 resources.tasks=N runs its "
+                            "ranks on this machine")
     one = dataclasses.replace(room.resources, gpus=room.resources.gpus or 0)
     sweep = dataclasses.replace(sweep, resources=one)
     job = dataclasses.replace(sweep, resources=allocation(one, many))

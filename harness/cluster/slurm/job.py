@@ -147,10 +147,9 @@ def _may_continue(run: Run, left_s: float) -> bool:
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     over = by_limit and count > most
     if over:
-        status["reason"] = (
-            f"reached its time limit {counted(count, 'time')}, allowed are {most} "
-            "(resources.max_time_outs); give it more time (resources.time), or launch it again"
-        )
+        status["reason"] = (f"reached its time limit {counted(count, 'time')}, allowed are {most} "
+                            "(resources.max_time_outs); give it more time (resources.time), or "
+                            "launch it again")
         log.error("not requeued: %s", status["reason"])
     facts = {key: value for key, value in status.items() if key not in ("state", "time")}
     run.set_status(status["state"], **facts)
