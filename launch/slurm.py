@@ -31,7 +31,7 @@ from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
-from harness.sweeps.reading import Sweep, Trial, read_sweep, recipe_sweep, with_proposed
+from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
@@ -153,7 +153,7 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     """Return the sweep that the command line asks for, checked."""
     if (sweep is None) == (recipe is None):
         raise UserError("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
-    reads = partial(recipe_sweep, recipe or "")
+    reads = partial(read_sweep, recipe or "")
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
     asked = reads(schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,

@@ -13,7 +13,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.base.calling import named
+from harness.base.errors import named
 
 if TYPE_CHECKING:  # torch and Numba: importing svll stays cheap
     from svll import losses as losses

@@ -1,8 +1,14 @@
 """The exceptions for errors that the user can fix, and helpers for their messages."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class UserError(Exception):
@@ -30,3 +36,18 @@ def collecting(faults: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         faults.extend(str(error).splitlines())
+
+
+def named(function: Callable[P, R]) -> Callable[P, R]:
+    """Make the TypeError for an unknown argument name the nearest known one."""
+    known = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*given: P.args, **more: P.kwargs) -> R:
+        for name in more:
+            if name not in known:
+                end = hint(name, known, f"; it takes {', '.join(known)}")
+                raise TypeError(f"{function.__name__}() has no argument {name!r}{end}")
+        return function(*given, **more)
+
+    return call

@@ -69,10 +69,9 @@ def check_held(path: Path) -> None:
             now = f"the folder is now in use by {_description(holder)}" if holder else (
                 f"{lock.name} was removed, or its new holder has ended; give the command again"
             )
-            raise LockLost(
-                f"{lock.parent}: this process ({os.getpid()} on {socket.gethostname()}) was "
-                f"suspended or cut off for too long, lost the lock and writes nothing more; {now}"
-            )
+            raise LockLost(f"{lock.parent}: this process ({os.getpid()} on {socket.gethostname()}) "
+                           "was suspended or cut off for too long, lost the lock and writes "
+                           f"nothing more; {now}")
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:
@@ -90,7 +89,7 @@ def job_id() -> str | None:
 
 def _acquire(path: Path) -> str:
     token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()),
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid()),
             "job": job_id(), "token": token}
     private = path.with_name(f".{path.name}.{token}")
     try:
@@ -174,14 +173,14 @@ def _holder(path: Path) -> dict[str, Any] | None:
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     if holder.get("host") == socket.gethostname():
-        return _start_time(int(holder["pid"])) == holder.get("started") is not None
+        return start_time(int(holder["pid"])) == holder.get("started") is not None
     try:
         return time.time() - path.stat().st_mtime < STALE_S
     except FileNotFoundError:
         return False
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Return when a living process started, in clock ticks since boot, as ids are reused; else
     None."""
     try:

@@ -32,10 +32,8 @@ NEXT_STEPS = {
 
 
 def with_next_step(error: str, advice: Mapping[str, str] | None = None) -> str:
-    """Return an error's message, followed by what to do about it where that is known.
-
-    advice: the experiment's own next steps, which come before NEXT_STEPS.
-    """
+    """Return an error's message, followed by what to do about it where that is known. advice: the
+    experiment's own next steps, which come before NEXT_STEPS."""
     for pattern, step in [*(advice or {}).items(), *NEXT_STEPS.items()]:
         if re.search(pattern, error):
             return error if "(run.runs" in error else f"{error}; {step}"  # it names the step itself

@@ -12,11 +12,8 @@ Places = dict[str, Place]
 
 
 def all_places(*, max_age_s: float = 0.0, patient: bool = False) -> Places:
-    """Return every place by its name in records.
-
-    max_age_s: maximum age of a scheduler's answer. patient: wait for a scheduler that does not
-    answer, instead of raising UserError.
-    """
+    """Return every place by its name in records. max_age_s: maximum age of a scheduler's answer.
+    patient: wait for a scheduler that does not answer, instead of raising UserError."""
     return {"slurm": Slurm(max_age_s=max_age_s, patient=patient), "local": ThisMachine()}
 
 

@@ -25,18 +25,14 @@ class Plan(Protocol):
     """What a backend submits; the modules `array_plan` and `ray.plan` are such plans."""
 
     def jobs(self, sweep: Sweep, trials: int) -> tuple[Sweep, int]:
-        """Return the sweep with the resources of one job, and the number of jobs.
-
-        Raises UserError for what the backend cannot do.
-        """
+        """Return the sweep with the resources of one job, and the number of jobs. Raises UserError
+        for what the backend cannot do."""
 
     def submissions(
         self, sweep: Sweep, trials: Sequence[Trial], place: Place, limit: int | None
     ) -> Iterator[Submission]:
-        """Yield what is submitted; limit: how many trials run at a time on this machine.
-
-        Raises UserError when the place has no room for even one trial.
-        """
+        """Yield what is submitted; limit: how many trials run at a time on this machine. Raises
+        UserError when the place has no room for even one trial."""
 
 
 PLANS: Mapping[str, Plan] = {"array": array_plan, "ray": ray_plan}
@@ -102,10 +98,8 @@ def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: in
 
 @contextmanager
 def _marked(waiting: Sequence[TrialState], sweep: Sweep) -> Iterator[None]:
-    """Prepare the run folders and mark them as submitted; undone when the body fails.
-
-    The mark comes first because a job may start, and write its own status, before sbatch returns.
-    """
+    """Prepare the run folders and mark them as submitted; undone when the body fails. The mark
+    comes first because a job may start, and write its own status, before sbatch returns."""
     for one in waiting:
         # each time, because keys that do not affect the result may have changed
         write_text(one.trial.run.config_file, to_yaml(one.trial.config))
@@ -134,11 +128,9 @@ def _settle(sweep: Sweep) -> None:
 
 
 def cancel(sweep: Sweep) -> list[TrialState]:
-    """End every queued or running trial, on every place, and return these.
-
-    Trials get the time to save; their status becomes `stopped`. Raises UserError for trials that
-    cannot be ended from this machine.
-    """
+    """End every queued or running trial, on every place, and return these. Trials get the time to
+    save; their status becomes `stopped`. Raises UserError for trials that cannot be ended from this
+    machine."""
     if not sweep.folder.exists():
         return []
     with held_lock(launch_lock(sweep)):

@@ -1,7 +1,5 @@
-"""What a sweep leaves for its readers: sweep.json, and a page written when its last trial ends.
-
-The experiment's function `run.report` writes the page; it gets the sweep's folder.
-"""
+"""What a sweep leaves for its readers: sweep.json, and a page written when its last trial ends. The
+experiment's function `run.report` writes the page; it gets the sweep's folder."""
 
 import logging
 from collections.abc import Iterable
@@ -36,11 +34,8 @@ def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
 
 
 def write_if_over(sweep_folder: Path) -> None:
-    """Write the page if no trial of the sweep is queued or running any more.
-
-    Called by the process that ended a trial. Errors are only logged, because the trial's result is
-    already on disk.
-    """
+    """Write the page if no trial of the sweep is queued or running any more. Called by the process
+    that ended a trial. Errors are only logged, because the trial's result is already on disk."""
     try:
         trials = read_json(sweep_folder / "sweep.json")["trials"]
         # newest first: while many trials are open, the first look is enough
@@ -54,11 +49,9 @@ def write_if_over(sweep_folder: Path) -> None:
 
 
 def write(sweep_folder: Path, run: Run) -> None:
-    """Write the page with the function that one of the sweep's runs names.
-
-    Raises Busy when another process is writing it, UserError when the run names no function, and
-    what that function raises.
-    """
+    """Write the page with the function that one of the sweep's runs names. Raises Busy when another
+    process is writing it, UserError when the run names no function, and what that function
+    raises."""
     make = load_function(run, "report")
     with held_lock(jobs_folder(sweep_folder, create=True) / "page.lock"):
         make(sweep_folder)

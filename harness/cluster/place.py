@@ -69,10 +69,8 @@ class Task:
 
 
 class Place(Protocol):
-    """Where jobs run. Methods that take records see only those of this place.
-
-    `check`, `preview`, `surrounding_jobs` and `requeue` do nothing unless a place defines them.
-    """
+    """Where jobs run. Methods that take records see only those of this place. `check`, `preview`,
+    `surrounding_jobs` and `requeue` do nothing unless a place defines them."""
 
     name: Cluster
     title: str
@@ -86,9 +84,7 @@ class Place(Protocol):
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         """Return how many trials fit at the same time; limit: the user's maximum, None for none.
-
-        Raises UserError when there is no room for even one.
-        """
+        Raises UserError when there is no room for even one."""
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         """Return a line on the resources that the trials get here; "" for none."""
@@ -103,17 +99,13 @@ class Place(Protocol):
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
         """Submit the jobs before and after the trials; the body submits the trials in between.
-
-        Yields the ids of the jobs that the trials must wait for. records: filled by the body.
-        """
+        Yields the ids of the jobs that the trials must wait for. records: filled by the body."""
         return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
-        """Submit jobs and write their ids to the record, which is on disk as `submitting`.
-
-        The trials' status is already `submitted`, because a job may start before this returns.
-        after: ids of jobs that must end first. Raises UserError when the place refuses the jobs.
-        """
+        """Submit jobs and write their ids to the record, which is on disk as `submitting`. The
+        trials' status is already `submitted`, because a job may start before this returns. after:
+        ids of jobs that must end first. Raises UserError when the place refuses the jobs."""
 
     def settle(self, records: Sequence[Record]) -> None:
         """Adopt or cancel the jobs of submissions whose launcher was killed."""
@@ -125,10 +117,8 @@ class Place(Protocol):
         """Return why jobs died, by signature, where that is known."""
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
-        """End the sweep's jobs, and return when the runs have had the time to save.
-
-        Raises UserError for jobs that cannot be ended from here.
-        """
+        """End the sweep's jobs, and return when the runs have had the time to save. Raises
+        UserError for jobs that cannot be ended from here."""
 
     # --- inside a job ---
 

@@ -114,11 +114,9 @@ class RankGroup:
         """Return the environment of a rank, in which torch and DeepSpeed find the others."""
         kept = {name: value for name, value in os.environ.items() if name not in REPLACED}
         master = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
-        return {
-            **kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
-            "CUDA_VISIBLE_DEVICES": self.gpus, **master,
-        }
+        return {**kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
+                "CUDA_VISIBLE_DEVICES": self.gpus, **master}
 
 
 def start_process(
@@ -126,9 +124,7 @@ def start_process(
     inherited: Sequence[int] = (),
 ) -> Process:
     """Start `python -m module arguments` in a separate session; log_file gets its output.
-
-    inherited: open files that it keeps, such as locks and pipes.
-    """
+    inherited: open files that it keeps, such as locks and pipes."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment,
@@ -137,11 +133,9 @@ def start_process(
 
 
 def wait(processes: Sequence[Process]) -> int | None:
-    """Wait for all ranks and return the first that failed, if any.
-
-    After a stop request or the failure of a rank, all ranks get TERM; after the grace time they are
-    killed with all their child processes.
-    """
+    """Wait for all ranks and return the first that failed, if any. After a stop request or the
+    failure of a rank, all ranks get TERM; after the grace time they are killed with all their child
+    processes."""
     deadline: float | None = None
     broken: int | None = None
     while any(process.poll() is None for process in processes):
@@ -185,9 +179,7 @@ def _kill_session(process: Process) -> None:
 
 def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Path]) -> None:
     """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
-
-    broken: the first rank that failed, if any. codes, logs: exit status and log of each rank.
-    """
+    broken: the first rank that failed, if any. codes, logs: exit status and log of each rank."""
     status = run.status()
     if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
         return

@@ -72,10 +72,8 @@ def new_record(sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **op
 
 
 def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
-    """Return runs/<name>/jobs: records, job logs, and the pickles that submitit executes.
-
-    Only the owner may enter it, because its files are run as code.
-    """
+    """Return runs/<name>/jobs: records, job logs, and the pickles that submitit executes. Only the
+    owner may enter it, because its files are run as code."""
     folder = sweep_folder / "jobs"
     if create:
         own_folder(folder)
@@ -83,11 +81,8 @@ def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
 
 
 def read_records(sweep_folder: Path) -> list[Record]:
-    """Return a sweep's submissions, oldest first.
-
-    Raises UserError for a record that cannot be read: without it, its trials would be submitted
-    twice.
-    """
+    """Return a sweep's submissions, oldest first. Raises UserError for a record that cannot be
+    read: without it, its trials would be submitted twice."""
     records = [read_record(path) for path in jobs_folder(sweep_folder).glob("*/record.json")]
     return sorted(records, key=lambda record: record.time)
 

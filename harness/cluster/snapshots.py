@@ -45,11 +45,9 @@ class Code:
     """The snapshot's folder, which may not exist yet."""
 
     def freeze(self) -> Path:
-        """Create the snapshot unless it exists, whole or not at all; returns its folder.
-
-        Only the owner may enter the folder above, because its files are run. Raises UserError when
-        it cannot be written, or when an existing snapshot was changed.
-        """
+        """Create the snapshot unless it exists, whole or not at all; returns its folder. Only the
+        owner may enter the folder above, because its files are run. Raises UserError when it cannot
+        be written, or when an existing snapshot was changed."""
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             own_folder(self.folder.parent)
@@ -94,10 +92,8 @@ def _unchanged(folder: Path) -> Path:
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    return {
-        str(path.relative_to(folder)): path for path in folder.rglob("*")
-        if path.is_file() and not set(path.parts) & set(LEFT_OUT)
-    }
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*")
+            if path.is_file() and not set(path.parts) & set(LEFT_OUT)}
 
 
 def _digest(files: Mapping[str, Path]) -> str:
@@ -128,10 +124,8 @@ def _package_files(package: str) -> Iterable[tuple[str, Path]]:
 
 
 def search_path(code: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which Python finds frozen code; none for code "".
-
-    variables: the environment, whose PYTHONPATH is kept.
-    """
+    """Return the variables with which Python finds frozen code; none for code "". variables: the
+    environment, whose PYTHONPATH is kept."""
     if not code:
         return {}
     # last the command's folder, which may hold modules of the experiment
@@ -144,18 +138,14 @@ def differing(before: Path, now: Code) -> list[str]:
     if before == now.folder:
         return []
     old = _files_in(before)
-    return sorted(
-        name for name in old.keys() | now.files.keys()
-        if name not in old or name not in now.files
-        or old[name].read_bytes() != now.files[name].read_bytes()
-    )
+    return sorted(name for name in old.keys() | now.files.keys()
+                  if name not in old or name not in now.files
+                  or old[name].read_bytes() != now.files[name].read_bytes())
 
 
 def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Record]) -> list[str]:
-    """Return a line for each other code with which some trials were last submitted.
-
-    signatures: these trials. A line has their number and names the files that differ.
-    """
+    """Return a line for each other code with which some trials were last submitted. signatures:
+    these trials. A line has their number and names the files that differ."""
     wanted, newest = set(signatures), {}
     for record in records:
         for signature in wanted & set(record.trials):
@@ -167,8 +157,6 @@ def differences(sweep: Sweep, signatures: Iterable[str], records: Iterable[Recor
         count = sum(code == before for code in newest.values())
         names = differing(Path(before), now) if Path(before).is_dir() else ["its folder is gone"]
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        lines.append(
-            f"{count} with code {Path(before).name}, the working tree is {now.folder.name}; "
-            f"different: {', '.join(names[:MOST_NAMES])}{more}"
-        )
+        lines.append(f"{count} with code {Path(before).name}, the working tree is "
+                     f"{now.folder.name}; different: {', '.join(names[:MOST_NAMES])}{more}")
     return lines

@@ -1,8 +1,6 @@
-"""The state of each trial of a sweep, decided in this file alone.
-
-The run folder is the truth. A place is asked, once for all its trials, only about those whose
-folder does not already show how they ended.
-"""
+"""The state of each trial of a sweep, decided in this file alone. The run folder is the truth. A
+place is asked, once for all its trials, only about those whose folder does not already show how
+they ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,18 +41,14 @@ class TrialState:
 
     @property
     def depends_on_its_job(self) -> bool:
-        """Whether an existing job changes the state.
-
-        The job of a trial that failed by a lost rank may still run, or may have been requeued.
-        """
+        """Whether an existing job changes the state. The job of a trial that failed by a lost rank
+        may still run, or may have been requeued."""
         return self.is_due and self.state != "missing"
 
 
 def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
-    """Return every trial's state, in the sweep's order.
-
-    Raises UserError when a file cannot be read, or when a scheduler that has jobs does not answer.
-    """
+    """Return every trial's state, in the sweep's order. Raises UserError when a file cannot be
+    read, or when a scheduler that has jobs does not answer."""
     places = places or all_places()
     was_launching = lock_holder(launch_lock(sweep)) is not None
     records = read_records(sweep.folder)

@@ -21,11 +21,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete.
-
-    Space is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
-    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be written.
-    """
+    """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete. Space
+    is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
+    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be
+    written."""
     size += size // 64 + 2**16  # chunk index, headers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +42,9 @@ def new_file(path: Path, size: int) -> Iterator[h5py.File]:
         if error.errno not in FULL:
             raise Hindered(f"{path}: cannot be written: {error.strerror or error}") from error
         free = shutil.disk_usage(next(p for p in path.parents if p.is_dir())).free
-        raise Hindered(
-            f"{path}: no room: {size:,} bytes are needed, {free:,} are free on that disk (a quota "
-            "may allow you less); make room, or write elsewhere"
-        ) from error
+        raise Hindered(f"{path}: no room: {size:,} bytes are needed, {free:,} are free on that "
+                       "disk (a quota may allow you less); make room, or write "
+                       "elsewhere") from error
 
 
 def open_file(path: Path) -> h5py.File:
@@ -63,10 +61,8 @@ def as_user_error(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path}: cannot be read as HDF5: another format, cut short or damaged; write it again "
-            f"({reason})"
-        ) from error
+        raise UserError(f"{path}: cannot be read as HDF5: another format, cut short or damaged; "
+                        f"write it again ({reason})") from error
 
 
 def check_attributes(path: Path, file: h5py.File, expected: str, version: int) -> None:
@@ -75,15 +71,11 @@ def check_attributes(path: Path, file: h5py.File, expected: str, version: int) -
     if isinstance(name, bytes):  # text as C and MATLAB write it
         name = name.decode()
     if name != expected:
-        raise UserError(
-            f"{path}: the attribute format is {name!r}, expected {expected!r}: not a file of this "
-            "project, or converted without its attributes"
-        )
+        raise UserError(f"{path}: the attribute format is {name!r}, expected {expected!r}: not a "
+                        "file of this project, or converted without its attributes")
     if written != version:
-        raise UserError(
-            f"{path}: format version {written}, this program reads {version}; extract the features "
-            "again with this program, or use the one that wrote it"
-        )
+        raise UserError(f"{path}: format version {written}, this program reads {version}; extract "
+                        "the features again with this program, or use the one that wrote it")
     if not file.attrs.get("complete", False):
         raise UserError(f"{path}: not complete: its writer was stopped; write it again")
 

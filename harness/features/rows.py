@@ -67,9 +67,7 @@ def put_features(group: h5py.Group, features: Any) -> None:
 
 class StoredRows:
     """Features [n, d] that are read when they are sliced or indexed, while their file is open.
-
-    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows.
-    """
+    Thread-safe. Reads verify the file's checksums; damage raises UserError with file and rows."""
 
     def __init__(
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,
@@ -157,10 +155,9 @@ class StoredRows:
             self._dataset.read_direct(out, np.s_[first : first + len(out)])
         except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
             low, high = self._bad_rows(first, first + len(out))
-            raise UserError(
-                f"{self._path}: rows {low} to {high - 1} of {self._dataset.name[1:]} are damaged: "
-                f"they differ from what was written (checksum); {self._anew}"
-            ) from error
+            raise UserError(f"{self._path}: rows {low} to {high - 1} of {self._dataset.name[1:]} "
+                            "are damaged: they differ from what was written (checksum); "
+                            f"{self._anew}") from error
 
     def _bad_rows(self, first: int, last: int) -> tuple[int, int]:
         """Return the first block of rows, from `first` to `last`, that cannot be read."""

@@ -47,10 +47,8 @@ class CpuViews:
         views = self._memory.take((len(changes.mirror), len(paths), _CHANNELS, *size))
         pads = np.array([view.pad for view in self._transform.views.values()])[:, None]
         crops = changes.mirror, changes.left - pads, changes.top - pads
-        parts = [
-            self._pool.submit(self._fill, views, decoded, crops, changes, first)
-            for first in range(self._threads)
-        ]
+        parts = [self._pool.submit(self._fill, views, decoded, crops, changes, first)
+                 for first in range(self._threads)]
 
         def take() -> list[Tensor]:
             wait(parts)
@@ -98,11 +96,9 @@ class _Memory:
 
 @kernel
 def _write(views, i, image, mirror, left, top, mean, std):  # type: ignore[no-untyped-def]
-    """Write the views [V, :, C, H, W] of image `i`: crop, mirror, normalise.
-
-    image [H, W, C] in grey levels; mirror, left, top [V, B]. The crop's corner is given in the
-    mirrored image without its border, which is black.
-    """
+    """Write the views [V, :, C, H, W] of image `i`: crop, mirror, normalise. image [H, W, C] in
+    grey levels; mirror, left, top [V, B]. The crop's corner is given in the mirrored image without
+    its border, which is black."""
     height, width, channels = image.shape
     level = np.float32(255)
     row = np.empty(width, np.float32)

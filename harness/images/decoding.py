@@ -22,9 +22,7 @@ def check_images(
     paths: Sequence[str], *, threads: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Fault]:
     """Decode every file as training on the CPU does; return those that fail, in order.
-
-    `progress(done, total)` is called now and then. 10,000 small files take a second or two.
-    """
+    `progress(done, total)` is called now and then. 10,000 small files take a second or two."""
     decoder = Decoder(CHECK_BATCH, threads, torch.device("cpu"))
     faults: list[Fault] = []
     for start in range(0, len(paths), CHECK_BATCH):
@@ -43,11 +41,9 @@ class Decoder:
         self._pipeline: Any = None
 
     def faults(self, paths: Sequence[str]) -> list[Fault]:
-        """Return (path, reason) of each of `paths` that cannot be decoded.
-
-        PIL reads the headers first, since a damaged one can crash DALI. DALI does not say which
-        file of a batch failed, so PIL then decodes each, and DALI again what PIL can read.
-        """
+        """Return (path, reason) of each of `paths` that cannot be decoded. PIL reads the headers
+        first, since a damaged one can crash DALI. DALI does not say which file of a batch failed,
+        so PIL then decodes each, and DALI again what PIL can read."""
         reasons = {path: why_unreadable(path, whole=False) for path in paths}
 
         def sound() -> list[str]:

@@ -33,11 +33,9 @@ def draw_boxes(
     numbers: NDArray[np.float64], *, height: int, width: int, probability: float,
     area: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Return a box [B, 4] for each image, all zeros where nothing is erased.
-
-    `numbers` [B, DRAWS] are uniform in [0, 1); `area` is the smallest and the largest share of the
-    image. A box as high or as wide as the image is drawn again, `TRIES` times in all.
-    """
+    """Return a box [B, 4] for each image, all zeros where nothing is erased. `numbers` [B, DRAWS]
+    are uniform in [0, 1); `area` is the smallest and the largest share of the image. A box as high
+    or as wide as the image is drawn again, `TRIES` times in all."""
     erased = numbers[:, 0] < probability
     areas, aspects, tops, lefts = numbers[:, 1:].reshape(-1, TRIES, 4).transpose(2, 0, 1)
     target = (area[0] + areas * (area[1] - area[0])) * height * width
@@ -54,10 +52,8 @@ def draw_boxes(
 
 
 def erase(images: Tensor, boxes: NDArray[np.int64], keys: Words) -> Tensor:
-    """Return `images` [B, C, H, W] with noise in the boxes [B, 4]; `keys` [B] choose the noise.
-
-    For GPUs: it computes the noise of every pixel, so that shapes are the same for every batch.
-    """
+    """Return `images` [B, C, H, W] with noise in the boxes [B, 4]; `keys` [B] choose the noise. For
+    GPUs: it computes the noise of every pixel, so that shapes are the same for every batch."""
     _, channels, height, width = images.shape
     device = images.device
     # non_blocking: the copies need not wait for the device's earlier work
@@ -83,9 +79,7 @@ def _table_on(device: torch.device) -> Tensor:
 @functools.cache
 def normal_table() -> NDArray[np.float32]:
     """Return the standard normal distribution's quantiles at the middles of 2^16 equal parts.
-
-    Values end at +-4.3. A look-up takes 1.4 ns, a Box-Muller transform 9.9 ns.
-    """
+    Values end at +-4.3. A look-up takes 1.4 ns, a Box-Muller transform 9.9 ns."""
     parts = 1 << _LANE_BITS
     middles = (torch.arange(parts, dtype=torch.float64) + 0.5) / parts
     return torch.special.ndtri(middles).to(torch.float32).numpy()

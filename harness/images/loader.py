@@ -1,7 +1,5 @@
-"""Batches of views of image files; the next batch is made while one is used.
-
-All views of an image share one decode and resize. B images of a batch; H rows, W columns of a view.
-"""
+"""Batches of views of image files; the next batch is made while one is used. All views of an image
+share one decode and resize. B images of a batch; H rows, W columns of a view."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -132,11 +130,9 @@ def read_images(
     paths: Sequence[str], transform: Transform, broken: list[Fault] | None = None, *,
     batch_size: int, device: str,
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """Yield the view "image" of image files in batches: rows [b] of `paths`, [b, 3, H, W].
-
-    Files need not have been checked. Those that cannot be decoded are added to `broken` and left
-    out; without it, the first ones found raise Unreadable. All cores decode.
-    """
+    """Yield the view "image" of image files in batches: rows [b] of `paths`, [b, 3, H, W]. Files
+    need not have been checked. Those that cannot be decoded are added to `broken` and left out;
+    without it, the first ones found raise Unreadable. All cores decode."""
     loader = ImageLoader(
         paths, transform, batch_size=batch_size, seed=0, threads=len(usable_cores()), device=device
     )
@@ -187,10 +183,8 @@ def _without(
 
 
 def decoder_name(device: str) -> str:
-    """Return the decoder and resizer of `device` with their versions, for cache keys.
-
-    Pixels differ by some grey levels between CPU and GPU, and between versions.
-    """
+    """Return the decoder and resizer of `device` with their versions, for cache keys. Pixels differ
+    by some grey levels between CPU and GPU, and between versions."""
     from nvidia import dali  # half a second
 
     if torch.device(device).type == "cuda":

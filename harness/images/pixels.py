@@ -47,10 +47,8 @@ class Unreadable(UserError):
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an opened image as 8-bit RGB by the rule above.
-
-    Raises UserError for 32 bits a colour, and one of NO_IMAGE for broken content.
-    """
+    """Return an opened image as 8-bit RGB by the rule above. Raises UserError for 32 bits a colour,
+    and one of NO_IMAGE for broken content."""
     if not _is_supported(image):
         raise UserError(f"an image of mode {image.mode} is not supported; convert it to RGB")
     plain = image.copy()

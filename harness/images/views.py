@@ -1,8 +1,6 @@
-"""Views of an image: their settings and what is drawn at random for each.
-
-Crops, mirroring and erased boxes are drawn here (`harness.base.rng`), not by DALI, whose random
-operators depend on batch size and history. B images of a batch.
-"""
+"""Views of an image: their settings and what is drawn at random for each. Crops, mirroring and
+erased boxes are drawn here (`harness.base.rng`), not by DALI, whose random operators depend on
+batch size and history. B images of a batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,9 +67,7 @@ def draw_changes(transform: Transform, seed: int, epoch: int, positions: Rows) -
         key = seed, epoch, positions, index
         numbers = rng.uniform(*key, 3 + erasing.DRAWS)
         left, top = rng.below(numbers[:, 1:3], 2 * view.pad + 1).T
-        boxes = erasing.draw_boxes(
-            numbers[:, 3:], height=transform.height, width=transform.width,
-            probability=view.erase, area=view.erase_area,
-        )
+        boxes = erasing.draw_boxes(numbers[:, 3:], height=transform.height, width=transform.width,
+                                   probability=view.erase, area=view.erase_area)
         drawn.append((numbers[:, 0] < view.flip, left, top, boxes, rng.hash_words(*key, _NOISE)))
     return Changes(*map(np.stack, zip(*drawn, strict=True)))

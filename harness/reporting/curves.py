@@ -48,10 +48,8 @@ def _panels(
     runs: Sequence[LabelledRun], stage: str, select: Callable[[Mapping[str, None]], list[str]]
 ) -> "Figure | None":
     """Draw a panel for each of the keys that `select` takes from those logged at epochs' ends."""
-    logs = [
-        [numeric_leaves(line) for line in epoch_lines(one.run) if line.get("stage") == stage]
-        for one in runs
-    ]
+    logs = [[numeric_leaves(line) for line in epoch_lines(one.run) if line.get("stage") == stage]
+            for one in runs]
     keys = select(dict.fromkeys(key for log in logs for line in log for key in line))
     if not keys:
         return None

@@ -85,10 +85,8 @@ def contour(results: SweepResults, keys: Sequence[str]) -> "Figure | None":
 def map_keys(results: SweepResults, shares: Mapping[str, float]) -> list[str]:
     """Return the two most important numeric keys, for `contour`."""
     points = [one.point for one in results.ranked()]
-    numeric = [
-        key for key in results.keys
-        if len({point[key] for point in points if _is_number(point.get(key))}) > 1
-    ]
+    numeric = [key for key in results.keys
+               if len({point[key] for point in points if _is_number(point.get(key))}) > 1]
     return sorted(numeric, key=lambda key: -shares.get(key, 0.0))[:2]
 
 

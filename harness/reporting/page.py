@@ -1,8 +1,6 @@
-"""Self-contained HTML pages: no network, no scripts, dark and light, any width.
-
-All text is escaped; only the functions here make `Html`, which is not escaped again. The pages'
-policy forbids the browser to load or execute anything.
-"""
+"""Self-contained HTML pages: no network, no scripts, dark and light, any width. All text is
+escaped; only the functions here make `Html`, which is not escaped again. The pages' policy forbids
+the browser to load or execute anything."""
 
 import base64
 import html
@@ -53,10 +51,8 @@ def join(*parts: object) -> Html:
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
     """Return an element, its text escaped; `class_` is class, None leaves an attribute out."""
-    text = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-        for name, value in attributes.items() if value is not None
-    )
+    text = "".join(f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+                   for name, value in attributes.items() if value is not None)
     if tag in ("img", "br", "hr", "meta"):
         return Html(f"<{tag}{text}>")
     return Html(f"<{tag}{text}>{join(*children)}</{tag}>")
@@ -106,10 +102,8 @@ def image(data: bytes, alt: object, **attributes: object) -> Html:
 
 def page(title: object, *parts: object, style: str = "") -> str:
     """Return a whole document; style: additional CSS, trusted."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
-        f"<body>{join(element('h1', title), *parts)}</body></html>\n"
-    )
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
+            f"<body>{join(element('h1', title), *parts)}</body></html>\n")

@@ -50,12 +50,10 @@ def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: 
         seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
         files = [file for name in FILES if (file := run.folder / name).exists()]
         links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
-        rows.append([
-            label, state_of(run), status.get("host"), status.get("attempts"),
-            len(_read(partial(epoch_lines, run), [])), seconds and round(seconds / 60, 1),
-            *(None if value is None else f"{value:.4f}" for value in numbers),
-            page.join(*(part for link in links for part in (link, " "))),
-        ])
+        rows.append([label, state_of(run), status.get("host"), status.get("attempts"),
+                     len(_read(partial(epoch_lines, run), [])), seconds and round(seconds / 60, 1),
+                     *(None if value is None else f"{value:.4f}" for value in numbers),
+                     page.join(*(part for link in links for part in (link, " ")))])
     return page.table(
         ["run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *columns, "files"],
         rows,
@@ -89,10 +87,8 @@ def comparison(
     differing = {key: row for key, row in values.items() if any(v != row[0] for v in row)}
     if not differing:
         return page.element("p", f"The {subject} is the same for all.")
-    rows = [
-        [key, *("none" if value is None else str(value) for value in row)]
-        for key, row in differing.items()
-    ]
+    rows = [[key, *("none" if value is None else str(value) for value in row)]
+            for key, row in differing.items()]
     line = f"{len(rows)} keys of the {subject} differ."
     if len(sides) == 2:
         line = f"The first differing key is {rows[0][0]}: {rows[0][1]} against {rows[0][2]}."

@@ -18,10 +18,8 @@ from harness.cluster.states import ALIVE, DONE, TrialState
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 
-COLOURS = {
-    "missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
-    "died": "red", "failed": "red", "ended early": "magenta", "complete": "green",
-}
+COLOURS = {"missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
+           "died": "red", "failed": "red", "ended early": "magenta", "complete": "green"}
 BAD = ("failed", "died", "stopped")
 FIRST_SHOWN = ("running", "failed", "died", "stopped", "queued", "missing", *DONE)
 """States in the order in which a live table of many trials shows them."""
@@ -59,14 +57,12 @@ def live_table(sweep: Sweep, states: Sequence[TrialState], most: int = 40) -> Ta
     for one in sorted(shown, key=lambda one: one.trial.index):
         newest = progress(one.trial.run, sweep.metric)
         result = one.trial.run.result() if one.state == "complete" else None
-        table.add_row(
-            str(one.trial.index), escape(one.trial.title), one.trial.signature,
-            f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
-            str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
-            str(newest.get("epoch", "")), number(newest.get("loss")),
-            fraction(lookup(result, sweep.metric) if result else newest.get("metric")),
-            clock(elapsed(one)), escape(one.note),
-        )
+        table.add_row(str(one.trial.index), escape(one.trial.title), one.trial.signature,
+                      f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
+                      str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
+                      str(newest.get("epoch", "")), number(newest.get("loss")),
+                      fraction(lookup(result, sweep.metric) if result else newest.get("metric")),
+                      clock(elapsed(one)), escape(one.note))
     if len(shown) < len(states):
         table.caption = f"{len(states) - len(shown)} more"
     return table
@@ -103,12 +99,10 @@ def final_table(sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str
         title=f"{sweep.name}{selection}",
     )
     for rank, (one, result) in enumerate(results, start=1):
-        table.add_row(
-            str(rank), *(escape(number(one.trial.point.get(key))) for key in keys),
-            str(one.trial.seed),
-            *(fraction(lookup(result, key)) for key in (sweep.metric, *columns.values())),
-            clock(elapsed(one)), escape(str(one.trial.run.folder)),
-        )
+        table.add_row(str(rank), *(escape(number(one.trial.point.get(key))) for key in keys),
+                      str(one.trial.seed),
+                      *(fraction(lookup(result, key)) for key in (sweep.metric, *columns.values())),
+                      clock(elapsed(one)), escape(str(one.trial.run.folder)))
     return table
 
 

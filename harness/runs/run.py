@@ -86,9 +86,8 @@ class Run:
             file = next(place for place in self.status_file.parents if place.is_file())
             raise UserError(f"{file}: is a file; name a folder (run.runs=FOLDER)") from None
         except (ValueError, TypeError, OSError) as error:
-            raise UserError(
-                f"{self.status_file}: cannot be read ({error}); fix or delete this file"
-            ) from None
+            raise UserError(f"{self.status_file}: cannot be read ({error}); fix or delete this "
+                            "file") from None
 
     def set_status(self, state: State, **facts: Any) -> None:
         """Replace the status by the state, the time and `facts`."""
@@ -130,10 +129,9 @@ class Run:
         UserError when the log is shorter."""
         entries = self.metrics()
         if len(entries) < count:
-            raise UserError(
-                f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was written after "
-                f"{count}: it was changed. Restore it, or delete the run folder to start over."
-            )
+            raise UserError(f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was "
+                            f"written after {count}: it was changed. Restore it, or delete the run "
+                            "folder to start over.")
         write_json_lines(self.metrics_file, entries[:count])
 
     # --- lock ---

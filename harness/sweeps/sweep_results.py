@@ -269,12 +269,10 @@ def write_best(
     runs = ", ".join(one.run.signature for one in best.outcomes)
     warning = f"# Settings changed during training ({run.changes_file}): the last.\n"
     path = results.folder / BEST
-    head = (
-        f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
-        f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
-        f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
-        f"#   python launch/train.py --recipe {path}\n"
-    )
+    head = (f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
+            f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
+            f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
+            f"#   python launch/train.py --recipe {path}\n")
     write_text(path, head + to_text(settings))
     return path
 

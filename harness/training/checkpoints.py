@@ -53,10 +53,8 @@ class Progress:
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues.
-
-    A context manager: on exit the last checkpoint is written. Every rank must make every call.
-    """
+    """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues. A
+    context manager: on exit the last checkpoint is written. Every rank must make every call."""
 
     def __init__(self, folder: Path, *, signature: str) -> None:
         self._folder, self._signature = folder, signature
@@ -64,24 +62,18 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
-        """Copy a DeepSpeed engine's trained state, and begin to write it.
-
-        The checkpoint with the highest `score` is never pruned; only rank 0's score is used. Raises
-        Hindered when the previous checkpoint could not be written, as on a full disk.
-        """
+        """Copy a DeepSpeed engine's trained state, and begin to write it. The checkpoint with the
+        highest `score` is never pruned; only rank 0's score is used. Raises Hindered when the
+        previous checkpoint could not be written, as on a full disk."""
         weights, moments, steps = engine_state.collect(engine)
         rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
-        tensors = {
-            "weights": weights, "moments": moments,
-            "rng": {str(rank): row.clone() for rank, row in enumerate(rows)},
-        }
+        tensors = {"weights": weights, "moments": moments,
+                   "rng": {str(rank): row.clone() for rank, row in enumerate(rows)}}
         scaler = engine.torch_autocast_z0_gradscaler
-        state = {
-            "format": "svll-checkpoint", "version": 1, "signature": self._signature,
-            "progress": asdict(progress), "optimizer_steps": steps,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ranks": ranks.world_size(),
-        }
+        state = {"format": "svll-checkpoint", "version": 1, "signature": self._signature,
+                 "progress": asdict(progress), "optimizer_steps": steps,
+                 "scaler": scaler.state_dict() if scaler is not None else None,
+                 "ranks": ranks.world_size()}
         self.finish()
         if ranks.rank() == 0:
             path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
@@ -149,10 +141,8 @@ def _checksum(path: Path) -> int:
 
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     """Return the newest checkpoint and its place in the run, None when none was ever written.
-
     Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
-    another run wrote one: a resume never starts over silently.
-    """
+    another run wrote one: a resume never starts over silently."""
     try:
         pointed = str(read_json(folder / "latest.json")["name"])
     except DAMAGED:
@@ -174,10 +164,8 @@ def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
 
 
 def remove_newer(path: Path) -> None:
-    """Remove the checkpoints that were written after `path`, from which a resume starts.
-
-    They are damaged, and would count as newer than the checkpoints that are written next.
-    """
+    """Remove the checkpoints that were written after `path`, from which a resume starts. They are
+    damaged, and would count as newer than the checkpoints that are written next."""
     for other in _newest_first(path.parent, path.name)[1:]:
         if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
             log.warning("%s is removed: its steps are trained again", other)
@@ -185,10 +173,8 @@ def remove_newer(path: Path) -> None:
 
 
 def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str, Tensor]] | None:
-    """Return the checkpoint with the highest score, that score and its weights.
-
-    None when no checkpoint has a score, or when the best one is damaged, which is logged.
-    """
+    """Return the checkpoint with the highest score, that score and its weights. None when no
+    checkpoint has a score, or when the best one is damaged, which is logged."""
     scored = best(folder)
     if scored is None:
         return None
@@ -217,10 +203,8 @@ def _newest_first(folder: Path, first: str) -> list[Path]:
 
 
 def read_progress(path: Path, signature: str) -> Progress:
-    """Return a checkpoint's place in the run, after verifying its files.
-
-    Raises UserError when another run wrote it, one of DAMAGED when it is damaged.
-    """
+    """Return a checkpoint's place in the run, after verifying its files. Raises UserError when
+    another run wrote it, one of DAMAGED when it is damaged."""
     state = read_json(path / "state.json")
     progress = Progress(**state["progress"])
     if state["signature"] != signature:
@@ -243,11 +227,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def restore(path: Path, engine: Any) -> None:
-    """Load a checkpoint's weights, moments, step counts and scaler into a fresh engine.
-
-    Global random generators are restored too, for as many ranks as wrote the checkpoint. Raises
-    UserError when names or shapes differ from those of the engine's module.
-    """
+    """Load a checkpoint's weights, moments, step counts and scaler into a fresh engine. Global
+    random generators are restored too, for as many ranks as wrote the checkpoint. Raises UserError
+    when names or shapes differ from those of the engine's module."""
     weights = read_tensors(path / "weights.safetensors")
     moments = read_tensors(path / "moments.safetensors")
     state = read_json(path / "state.json")
@@ -257,10 +239,9 @@ def restore(path: Path, engine: Any) -> None:
     saved = {n: tuple(t.shape) for n, t in weights.items()}
     if expected != saved:
         different = sorted(n for n in expected | saved if expected.get(n) != saved.get(n))
-        raise UserError(
-            f"{path}: does not fit this run: {different[0]} is {saved.get(different[0])} in the "
-            f"checkpoint and {expected.get(different[0])} here ({len(different)} tensors differ)"
-        )
+        raise UserError(f"{path}: does not fit this run: {different[0]} is "
+                        f"{saved.get(different[0])} in the checkpoint and "
+                        f"{expected.get(different[0])} here ({len(different)} tensors differ)")
     steps = state["optimizer_steps"]
     needed = [f"{n}.{kind}" for n in parameters if steps.get(n) for kind in engine_state.MOMENTS]
     missing = [name for name in needed if name not in moments]

@@ -1,7 +1,5 @@
 """The trained state of a DeepSpeed engine, read and restored: weights, moments, step counts.
-
-Tensors are whole and named by parameter, whether or not ZeRO splits them over the ranks.
-"""
+Tensors are whole and named by parameter, whether or not ZeRO splits them over the ranks."""
 
 from typing import Any
 
@@ -17,10 +15,8 @@ def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str
     parameters = trained(engine.module)
     steps = {name: _step_of(engine, parameter) for name, parameter in parameters}
     weights = {name: _whole(engine, parameter) for name, parameter in parameters}
-    moments = {
-        f"{name}.{moment}": _whole(engine, parameter, moment)
-        for name, parameter in parameters if steps[name] for moment in MOMENTS
-    }
+    moments = {f"{name}.{moment}": _whole(engine, parameter, moment)
+               for name, parameter in parameters if steps[name] for moment in MOMENTS}
     running = {n: b.detach().cpu().clone() for n, b in buffers(engine.module).items()}
     return weights | running, moments, steps
 
@@ -75,10 +71,8 @@ def _is_split(engine: Any) -> bool:
 
 
 def _link_moments(engine: Any) -> None:
-    """Link each parameter to its moments under ZeRO.
-
-    DeepSpeed 0.19.8 does so only after the first group's first step, before the others have any.
-    """
+    """Link each parameter to its moments under ZeRO. DeepSpeed 0.19.8 does so only after the first
+    group's first step, before the others have any."""
     if not _is_split(engine):
         return
     from deepspeed.utils import lazy_init_hp_params_optimizer_state as link

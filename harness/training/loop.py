@@ -1,7 +1,5 @@
-"""The one training loop: batch, losses by name, backward, step, record, save, stop.
-
-A `Stage` says what is trained. All stages of an experiment run here.
-"""
+"""The one training loop: batch, losses by name, backward, step, record, save, stop. A `Stage` says
+what is trained. All stages of an experiment run here."""
 
 import logging
 import math
@@ -70,11 +68,9 @@ class Recording:
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
-    """Train a stage to its end, from its last checkpoint if there is one; returns the module.
-
-    A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
-    requested and everything was saved, UserError when a loss is not finite or has diverged.
-    """
+    """Train a stage to its end, from its last checkpoint if there is one; returns the module. A
+    stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
+    requested and everything was saved, UserError when a loss is not finite or has diverged."""
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
@@ -110,16 +106,13 @@ def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some.
-
-    An epoch's line is written before its checkpoint, which is written during the next epoch.
-    """
+    """Raise UserError when a run without checkpoints must have had some. An epoch's line is written
+    before its checkpoint, which is written during the next epoch."""
     epochs = epoch_lines(run)
     if len(epochs) > 2:
-        raise UserError(
-            f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} has "
-            f"{len(epochs)} epochs; restore one, or delete the folder {run.folder} to start over"
-        )
+        raise UserError(f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} "
+                        f"has {len(epochs)} epochs; restore one, or delete the folder {run.folder} "
+                        "to start over")
 
 
 def _train_epoch(
@@ -141,10 +134,8 @@ def _train_epoch(
             boundary = last or (at.step + 1) % every == 0
             # an epoch's last optimizer step may have fewer batches to average over
             window = min(every, count - at.step + at.step % every)
-            losses = train_step(
-                stage, engine, batch, at, boundary=boundary, window=window,
-                divergence=recording.divergence,
-            )
+            losses = train_step(stage, engine, batch, at, boundary=boundary, window=window,
+                                divergence=recording.divergence)
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             pace.step()
             if ranks.rank() == 0 and at.steps_total % recording.log_every == 0 and not last:
@@ -183,11 +174,9 @@ def train_step(
     stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
     divergence: float = math.inf,
 ) -> dict[str, float]:
-    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses.
-
-    window: the number of batches that the optimizer step averages over. Raises UserError for a loss
-    that is not finite or has diverged.
-    """
+    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses. window:
+    the number of batches that the optimizer step averages over. Raises UserError for a loss that is
+    not finite or has diverged."""
     engine.set_gradient_accumulation_boundary(boundary)
     with record_function(FORWARD):
         losses: dict[str, Tensor] = engine(batch)
@@ -212,18 +201,14 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
     parts = [name for name in values if name != "loss"]
     wrong = [name for name in parts if not math.isfinite(values[name])]
     if wrong:
-        raise UserError(
-            f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning rate, or use "
-            "engine.precision=fp32"
-        )
+        raise UserError(f"{place}: {', '.join(wrong)} is {values[wrong[0]]}; lower the learning "
+                        "rate, or use engine.precision=fp32")
     before = at.first.get("loss", 0.0)
     if before > 0.0 and values["loss"] > divergence * before:
         most = max(parts, key=lambda name: stage.weights[name] * values[name])
-        raise UserError(
-            f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} times the "
-            f"{before:.4g} of the first epoch; the largest part is {most} ({values[most]:.4g}); "
-            "lower the learning rate, or raise run.divergence"
-        )
+        raise UserError(f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} "
+                        f"times the {before:.4g} of the first epoch; the largest part is {most} "
+                        f"({values[most]:.4g}); lower the learning rate, or raise run.divergence")
 
 
 def _line(
@@ -231,10 +216,8 @@ def _line(
 ) -> dict[str, Any]:
     """Return a line of the metric log; losses: their total too, under the name "loss"."""
     parts = {name: value for name, value in losses.items() if name != "loss"}
-    return {
-        "kind": kind, "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
-        "loss": losses["loss"], "losses": parts, "lr": lr,
-    }
+    return {"kind": kind, "stage": stage.name, "epoch": at.epoch, "step": at.steps_total,
+            "loss": losses["loss"], "losses": parts, "lr": lr}
 
 
 def _finish_epoch(
@@ -255,11 +238,9 @@ def _finish_epoch(
     scores = {key: lookup(metrics, key) for key in recording.metrics}
     text = "".join(f" {key} {value:.4f}" for key, value in scores.items() if value is not None)
     left = pace.left((stage.epochs - at.epoch) * at.step)  # if all epochs are as long
-    log.info(
-        "%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
-        stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
-        left and f", {left}",
-    )
+    log.info("%s epoch %d/%d loss %.4f (%s) lr %.3g, %.0f images/s%s%s",
+             stage.name, at.epoch, stage.epochs, line["loss"], parts, lr, images_per_s, text,
+             left and f", {left}")
     return line
 
 

@@ -1,8 +1,6 @@
-"""The ranks of a run: their start, their devices and their collectives.
-
-Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
-backward sums over the W ranks and DeepSpeed divides by W, so gradients equal those of one rank.
-"""
+"""The ranks of a run: their start, their devices and their collectives. Every rank computes the
+loss of the global batch from rows gathered with gradient. The gather's backward sums over the W
+ranks and DeepSpeed divides by W, so gradients equal those of one rank."""
 
 import atexit
 import logging
@@ -170,10 +168,8 @@ def largest(value: int) -> int:
 
 @contextmanager
 def leader_first() -> Iterator[bool]:
-    """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends.
-
-    A failure of rank 0 is raised on every rank, so that none waits forever.
-    """
+    """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends. A failure
+    of rank 0 is raised on every rank, so that none waits forever."""
     caught: BaseException | None = None
     try:
         yield rank() == 0
@@ -235,9 +231,7 @@ def shard(count: int) -> slice:
 
 
 def padded_shard(count: int) -> Tensor:
-    """Return this rank's share of the indices 0..count-1, equally long on every rank.
-
-    The final index pads the last shares; cut gathered rows back to `count`.
-    """
+    """Return this rank's share of the indices 0..count-1, equally long on every rank. The final
+    index pads the last shares; cut gathered rows back to `count`."""
     size = -(-count // world_size())
     return (rank() * size + torch.arange(size)).clamp(max=count - 1)

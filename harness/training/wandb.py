@@ -1,7 +1,5 @@
-"""A run's curves on Weights & Biases, if requested; its failures never end a run.
-
-W&B's environment variables and `wandb login` set mode (online, offline, disabled), account, server.
-"""
+"""A run's curves on Weights & Biases, if requested; its failures never end a run. W&B's environment
+variables and `wandb login` set mode (online, offline, disabled), account, server."""
 
 import logging
 import os
@@ -24,18 +22,14 @@ FINISH_S = 15.0
 def check_installed(project: str) -> None:
     """Raise UserError when a project is named and W&B is not installed."""
     if project and find_spec("wandb") is None:
-        raise UserError(
-            f"run.wandb={project}: Weights & Biases is not installed here; pip install wandb, or "
-            "leave run.wandb empty (TensorBoard curves do not need it)"
-        )
+        raise UserError(f"run.wandb={project}: Weights & Biases is not installed here; pip install "
+                        "wandb, or leave run.wandb empty (TensorBoard curves do not need it)")
 
 
 class WandbWriter:
-    """Sends curves to a W&B run, which is resumed whenever the run of that folder is.
-
-    Steps that a run repeats after a kill are sent again. Without a connection or a login, all data
-    stays in the run folder's wandb/, as with WANDB_MODE=offline.
-    """
+    """Sends curves to a W&B run, which is resumed whenever the run of that folder is. Steps that a
+    run repeats after a kill are sent again. Without a connection or a login, all data stays in the
+    run folder's wandb/, as with WANDB_MODE=offline."""
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
         # also stops it from asking for a login, while all ranks would wait

@@ -31,10 +31,8 @@ CurveWriter = TensorBoardWriter | WandbWriter
 
 
 def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
-    """Return the numbers in a line of the metric log by the names of their curves.
-
-    `<stage>/loss`, `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`.
-    """
+    """Return the numbers in a line of the metric log by the names of their curves. `<stage>/loss`,
+    `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`."""
     stage = line["stage"]
     scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
     scalars |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
@@ -46,11 +44,9 @@ def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, flo
 def open_writers(
     run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[CurveWriter, ...]]:
-    """Yield the requested writers on rank 0, none on other ranks; close them after the body.
-
-    wandb: the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank
-    when W&B is requested but not installed.
-    """
+    """Yield the requested writers on rank 0, none on other ranks; close them after the body. wandb:
+    the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank when W&B
+    is requested but not installed."""
     check_installed(wandb)
     writers: list[CurveWriter] = []
     with ranks.leader_first() as acts:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.base.calling import named
-from harness.base.errors import UserError
+from harness.base.errors import UserError, named
 from harness.base.rng import generator
 from svll.base.protocol_names import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK, Integers

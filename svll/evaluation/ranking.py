@@ -22,8 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.base.calling import named
-from harness.base.errors import UserError
+from harness.base.errors import UserError, named
 from svll.evaluation.engine.comparison import ChunkResult, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras, Float32

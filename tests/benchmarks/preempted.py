@@ -19,7 +19,7 @@ from harness.cluster.known_places import Places, all_places
 from harness.cluster.launch import launch
 from harness.cluster.states import ALIVE, survey
 from harness.runs.run import Run
-from harness.sweeps.reading import Sweep, recipe_sweep
+from harness.sweeps.reading import Sweep, read_sweep
 from svll.config import RECIPES, Config
 from tests.benchmarks.own_slurm import own_slurm
 
@@ -40,7 +40,7 @@ def main() -> int:
 
 def _carry_out(folder: Path, cluster: Any, moments: tuple[tuple[str, int], ...]) -> Run:
     words = [*SETTINGS, f"run.runs={folder}"]
-    sweep = recipe_sweep("synthetic_tiny", schema=Config, recipes=RECIPES, overrides=words)
+    sweep = read_sweep("synthetic_tiny", schema=Config, recipes=RECIPES, overrides=words)
     launch(sweep, "slurm")
     run = sweep.trials[0].run
     for stage, epoch in moments:

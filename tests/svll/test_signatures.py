@@ -2,13 +2,13 @@
 
 import pytest
 
-from harness.sweeps.reading import Trial, recipe_sweep
+from harness.sweeps.reading import Trial, read_sweep
 from svll.config import RECIPES, Config
 
 
 def trial_of(recipe: str, *words: str) -> Trial:
     """The one trial of a recipe, as both launchers name it."""
-    (trial,) = recipe_sweep(recipe, schema=Config, recipes=RECIPES, overrides=words).trials
+    (trial,) = read_sweep(recipe, schema=Config, recipes=RECIPES, overrides=words).trials
     return trial
 
 

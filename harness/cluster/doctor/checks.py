@@ -1,8 +1,5 @@
-"""The doctor's checks, which every rank of a job runs.
-
-Each rank rewrites its report after every check, so that a rank that hangs or dies has reported all
-but the last.
-"""
+"""The doctor's checks, which every rank of a job runs. Each rank rewrites its report after every
+check, so that a rank that hangs or dies has reported all but the last."""
 
 import importlib
 import logging
@@ -84,10 +81,8 @@ def check_job(folder: str, cpus: int, gpus: int | None) -> None:
 
 
 def run_checks(folder: Path, *, cpus: int, gpus: int | None) -> None:
-    """Run every check; cpus and gpus are the requested cores per rank and GPUs per node.
-
-    gpus: None where an option of sbatch requests them.
-    """
+    """Run every check; cpus and gpus are the requested cores per rank and GPUs per node. gpus: None
+    where an option of sbatch requests them."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     report = RankReport(rank, os.uname().nodename, clock_s=clock_ahead(folder))
     checks: dict[str, Callable[[], Finding]] = {

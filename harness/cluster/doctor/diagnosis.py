@@ -104,9 +104,8 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
     wanted = [name for name in str(sweep.slurm.get("partition", "")).split(",") if name]
     partitions = [p for p in site.partitions() if p.up and (not wanted or p.name in wanted)]
     if unknown := set(wanted) - {p.name for p in partitions}:
-        raise UserError(
-            f"slurm.partition: no partition {', '.join(sorted(unknown))} that accepts jobs here"
-        )
+        raise UserError(f"slurm.partition: no partition {', '.join(sorted(unknown))} that accepts "
+                        "jobs here")
     if not partitions:
         raise UserError("no partition accepts jobs now")
     sweep = dataclasses.replace(sweep, code=snapshots.current_code(sweep).freeze())
@@ -127,10 +126,8 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
 
 def _tasks(asked: Resources, nodes: int) -> int:
     """Return the ranks to run on each node: one per GPU, because NCCL refuses two on one GPU.
-
-    Without GPUs two in all, but one where a rank takes several cores: a node need not have twice
-    as many.
-    """
+    Without GPUs two in all, but one where a rank takes several cores: a node need not have twice as
+    many."""
     if asked.gpus:
         return min(asked.ranks_per_node, asked.gpus)
     if nodes > 1:

@@ -52,11 +52,9 @@ class Pool:
     def take(
         self, owner: str, most: int = 1, is_needed: Callable[[], bool] | None = None
     ) -> Claim | None:
-        """Claim GPUs and cores for as many trials as there is room for, up to `most`.
-
-        owner: name shown to sweeps that wait. While there is no room, waits as long as
-        `is_needed()`; returns None when it is not, or at once without that function.
-        """
+        """Claim GPUs and cores for as many trials as there is room for, up to `most`. owner: name
+        shown to sweeps that wait. While there is no room, waits as long as `is_needed()`; returns
+        None when it is not, or at once without that function."""
         held: list[dict[Path, int]] = []
         kinds = self._kinds()
         for kind in kinds:
@@ -216,7 +214,6 @@ def _open(file: Path) -> int:
                 os.fchmod(lock, 0o666)
             return lock
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be opened ({error.strerror}), so other sweeps cannot see which GPUs "
-            f"and cores are in use; have its owner remove it, or set {FOLDER_VARIABLE}=FOLDER"
-        ) from None
+        raise UserError(f"{file}: cannot be opened ({error.strerror}), so other sweeps cannot see "
+                        "which GPUs and cores are in use; have its owner remove it, or set "
+                        f"{FOLDER_VARIABLE}=FOLDER") from None

@@ -1,7 +1,5 @@
-"""This machine as a place where jobs run: workers that outlive the command that started them.
-
-A worker (`worker.py`) is a detached process that runs one trial after the other.
-"""
+"""This machine as a place where jobs run: workers that outlive the command that started them. A
+worker (`worker.py`) is a detached process that runs one trial after the other."""
 
 import os
 import signal
@@ -15,7 +13,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import log_tail
-from harness.base.locks import lock_holder
+from harness.base.locks import lock_holder, start_time
 from harness.cluster.causes import cause_in_logs
 from harness.cluster.local import slots
 from harness.cluster.place import Job, Place, Room, Submission, Task
@@ -73,11 +71,9 @@ class ThisMachine(Place):
         return jobs
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
-        return {
-            key: cause_in_logs(Path(record.folder).glob(f"{key}.*.log"))
-            or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
-            for key, record in records.items()
-        }
+        return {key: cause_in_logs(Path(record.folder).glob(f"{key}.*.log"))
+                or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
+                for key, record in records.items()}
 
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
         end_workers(sweep.folder)
@@ -91,18 +87,14 @@ class ThisMachine(Place):
 
 
 def _start_workers(record: Record) -> None:
-    """Start a record's workers and return when each holds its lock.
-
-    Each is in a separate session, so Ctrl-C on the command that started it does not reach it.
-    Raises UserError when a worker did not start.
-    """
+    """Start a record's workers and return when each holds its lock. Each is in a separate session,
+    so Ctrl-C on the command that started it does not reach it. Raises UserError when a worker did
+    not start."""
     environment = {**os.environ, **search_path(record.options["code"], os.environ)}
     locks = [worker_lock(record.file, number) for number in range(record.options["workers"])]
-    workers = [
-        start_process("harness.cluster.local.worker", str(record.file), str(number),
-                      log_file=lock.with_suffix(".log"), environment=environment)
-        for number, lock in enumerate(locks)
-    ]
+    workers = [start_process("harness.cluster.local.worker", str(record.file), str(number),
+                             log_file=lock.with_suffix(".log"), environment=environment)
+               for number, lock in enumerate(locks)]
     _started.extend(workers)
     deadline = time.monotonic() + START_LIMIT_S
     for number, (lock, process) in enumerate(zip(locks, workers, strict=True)):
@@ -137,14 +129,12 @@ def _waits_for(record: Record) -> str | None:
 
 
 def end_workers(sweep_folder: Path) -> None:
-    """End the workers of a sweep and their trials, which get the time to save.
-
-    Raises UserError when workers run on another machine, where they cannot be ended from here.
-    """
+    """End the workers of a sweep and their trials, which get the time to save. Raises UserError
+    when workers run on another machine, where they cannot be ended from here."""
     workers = living_workers(sweep_folder)
     here = [worker["pid"] for worker in workers if worker["host"] == socket.gethostname()]
     # until the processes end, not their locks, which they release a moment before
-    _end(here, lambda: not any(map(_lives, here)), GRACE_S + 10.0)
+    _end(here, lambda: not any(map(start_time, here)), GRACE_S + 10.0)
     if elsewhere := {worker["host"] for worker in workers} - {socket.gethostname()}:
         raise UserError(f"workers run on {', '.join(sorted(elsewhere))}; cancel them there")
 
@@ -161,17 +151,9 @@ def _end(pids: Sequence[int], is_over: Callable[[], bool], patience_s: float) ->
     for number, limit_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
         if is_over():
             return
-        for pid in filter(_lives, pids):
+        for pid in filter(start_time, pids):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + limit_s
         while not is_over() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-
-
-def _lives(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -20,10 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def with_gpus(asked: Resources) -> Resources:
-    """Return the resources with a number of GPUs where the sweep leaves it open.
-
-    That is one per rank of a trial, or none where this machine has fewer.
-    """
+    """Return the resources with a number of GPUs where the sweep leaves it open. That is one per
+    rank of a trial, or none where this machine has fewer."""
     if asked.gpus is not None:
         return asked
     enough = len(visible_gpus()) >= asked.ranks
@@ -32,9 +30,7 @@ def with_gpus(asked: Resources) -> Resources:
 
 def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> int:
     """Return how many trials may run at once here; jobs: the user's number, None for the maximum.
-
-    Raises UserError when the machine lacks the GPUs of even one trial.
-    """
+    Raises UserError when the machine lacks the GPUs of even one trial."""
     resources = with_gpus(asked)
     gpus_each = resources.trial_gpus
     gpus = len(visible_gpus()) if gpus_each else 0
@@ -48,10 +44,8 @@ def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> in
 
 
 def pool_for(asked: Resources, slots: int, trials_per_gpu: int = 1) -> Pool:
-    """Return this machine's pool; trials that share a GPU share one claim.
-
-    `slots` trials never claim more cores than there are, even if they ask for more.
-    """
+    """Return this machine's pool; trials that share a GPU share one claim. `slots` trials never
+    claim more cores than there are, even if they ask for more."""
     resources, cores = with_gpus(asked), usable_cores()
     wanted = resources.cpus * resources.ranks * trials_per_gpu
     return Pool(visible_gpus() if resources.trial_gpus else [], resources.trial_gpus, cores,
@@ -79,9 +73,7 @@ def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 
 
 def waits_for(record: Record, workers: list[dict[str, Any]]) -> str:
     """Return which other sweeps use what a submission's next trial needs here; "" for none.
-
-    workers: all living ones of the submission's sweep.
-    """
+    workers: all living ones of the submission's sweep."""
     if record.options.get("pool") is None:  # on an external Ray
         return ""
     own = {_owner(record, worker["pid"], worker["host"]) for worker in workers}
@@ -101,10 +93,8 @@ def _owner(record: Record, pid: int, host: str) -> str:
 def claimed(
     record: Record, is_needed: Callable[[Record], Any], most: int = 1
 ) -> Iterator[Claim | None]:
-    """Hold the GPUs and cores of as many trials as there is room for, up to `most`.
-
-    Waits while there is no room; yields None when the claim is no longer needed, or after a stop.
-    """
+    """Hold the GPUs and cores of as many trials as there is room for, up to `most`. Waits while
+    there is no room; yields None when the claim is no longer needed, or after a stop."""
     def is_wanted() -> bool:
         return not stop_requested() and bool(is_needed(record))
 

@@ -103,21 +103,17 @@ def _tuner(
 
 
 def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]:
-    """Return the sweep's finished runs and its open ones, those with most epochs first.
-
-    In that order the search would have seen them. A run that failed in an earlier attempt of this
-    job waits for the next launch.
-    """
+    """Return the sweep's finished runs and its open ones, those with most epochs first. In that
+    order the search would have seen them. A run that failed in an earlier attempt of this job waits
+    for the next launch."""
     every = record.runs(signatures)
     for run in every:
         if was_being_ended(run):  # by a search that was then killed
             mark_ended_early(run)
     finished = [run for run in every if run.is_complete() or was_ended_early(run)]
     ours = {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
-    due = [
-        run for run in every
-        if run.signature in ours and run not in finished and run.status()["state"] != "failed"
-    ]
+    due = [run for run in every
+           if run.signature in ours and run not in finished and run.status()["state"] != "failed"]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
 
 

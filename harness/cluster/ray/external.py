@@ -43,11 +43,9 @@ def environment() -> dict[str, str]:
 
 
 def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resources]:
-    """Return how many trials a Ray has room for at the same time, and the resources of each.
-
-    Where the sweep leaves the GPUs open: one per rank, or none if that Ray has fewer. Raises
-    UserError when it does not answer, has another version, or has no room for a trial.
-    """
+    """Return how many trials a Ray has room for at the same time, and the resources of each. Where
+    the sweep leaves the GPUs open: one per rank, or none if that Ray has fewer. Raises UserError
+    when it does not answer, has another version, or has no room for a trial."""
     nodes = nodes_of(address)
     choices = [asked.ranks_per_node, 0] if asked.gpus is None else [asked.gpus]
     for gpus in choices:
@@ -59,10 +57,8 @@ def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resourc
             break
     else:
         there = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-        raise UserError(
-            f"resources: a trial wants {one.nodes} node(s) with {wanted['CPU']:g} CPU and "
-            f"{wanted['GPU']:g} GPU each; the Ray at {address} has {there}"
-        )
+        raise UserError(f"resources: a trial wants {one.nodes} node(s) with {wanted['CPU']:g} CPU "
+                        f"and {wanted['GPU']:g} GPU each; the Ray at {address} has {there}")
     return count, one
 
 

@@ -38,11 +38,9 @@ TUNE = {
 
 
 def drive(record_file: str) -> None:
-    """Run one task of the job: Ray on this node, and the search if it is the first.
-
-    On a stop request every task ends its Ray, so that the runs on its node save; the first task
-    then requeues the job. Raises RayFailed, or SystemExit after a stop.
-    """
+    """Run one task of the job: Ray on this node, and the search if it is the first. On a stop
+    request every task ends its Ray, so that the runs on its node save; the first task then requeues
+    the job. Raises RayFailed, or SystemExit after a stop."""
     stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     log_to_stderr()
     record = read_record(Path(record_file))
@@ -81,10 +79,8 @@ def _allocation(record: Record) -> Resources:
 
 @contextmanager
 def _claimed(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
-    """Claim the trials' GPUs and cores on this machine; Ray starts with those that are free.
-
-    Writes to the rendezvous file, for the driver, how many trials can then run at the same time.
-    """
+    """Claim the trials' GPUs and cores on this machine; Ray starts with those that are free. Writes
+    to the rendezvous file, for the driver, how many trials can then run at the same time."""
     if record.options["pool"] is None:  # a scheduler has assigned them, or Ray is external
         yield
         return
@@ -131,10 +127,8 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
 
 
 def _wait_for_runs(record: Record, host: str | None = None) -> None:
-    """Wait until no process (on `host`) holds a run of the search; after a stop, for GRACE_S.
-
-    A run that the search no longer watches may still be computing its last result.
-    """
+    """Wait until no process (on `host`) holds a run of the search; after a stop, for GRACE_S. A run
+    that the search no longer watches may still be computing its last result."""
     deadline: float | None = None
     runs = record.runs(signatures_of(record, thaw(record.options["sweep"])))
     while True:

@@ -127,11 +127,9 @@ def environment(rendezvous: Rendezvous) -> dict[str, str]:
 def head(
     rendezvous: Rendezvous, share: Resources, *, peer: str | None, dashboard: bool = False
 ) -> Iterator[Node]:
-    """Run the head of a new Ray on this node while the body runs; fills the rendezvous file.
-
-    share: what each node gives to Ray. peer: another node of the job, if any; Ray listens on the
-    address that reaches it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed.
-    """
+    """Run the head of a new Ray on this node while the body runs; fills the rendezvous file. share:
+    what each node gives to Ray. peer: another node of the job, if any; Ray listens on the address
+    that reaches it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed."""
     descriptor = os.open(rendezvous.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
@@ -167,10 +165,8 @@ def tunnel(port: int) -> str:
 
 
 def serve(rendezvous: Rendezvous, share: Resources) -> None:
-    """Run a further node of the Ray whose head another task starts, until that ends.
-
-    Returns early on a stop request. Raises RayFailed.
-    """
+    """Run a further node of the Ray whose head another task starts, until that ends. Returns early
+    on a stop request. Raises RayFailed."""
     deadline = time.monotonic() + START_TRIES * START_LIMIT_S
     while "state" not in (facts := rendezvous.read()) and not stop_requested():
         if time.monotonic() > deadline:
@@ -194,11 +190,9 @@ def serve(rendezvous: Rendezvous, share: Resources) -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Create Ray's folder on this node, which only the owner may enter; removed at the end.
-
-    Removes the folders of this user's killed jobs first. The path is short because a socket's may
-    have 107 characters.
-    """
+    """Create Ray's folder on this node, which only the owner may enter; removed at the end. Removes
+    the folders of this user's killed jobs first. The path is short because a socket's may have 107
+    characters."""
     for old in Path("/tmp").glob("ray-*/owner.lock"):
         with suppress(OSError):  # another job may remove it too
             if old.stat().st_uid == os.getuid() and lock_holder(old) is None:
@@ -214,10 +208,8 @@ def _start(
     options: list[str], names: tuple[str, ...], rendezvous: Rendezvous, share: Resources, ip: str,
     folder: Path,
 ) -> tuple[Node, dict[str, int]]:
-    """Start Ray on this node and wait until it is up, or for a stop; returns its ports too.
-
-    After a failure it tries again with other ports. names: the ports it needs.
-    """
+    """Start Ray on this node and wait until it is up, or for a stop; returns its ports too. After a
+    failure it tries again with other ports. names: the ports it needs."""
     memory, host = memory_limit(), socket.gethostname()
     log_file = rendezvous.folder / f"ray-{host}.log"
     for attempt in range(1, START_TRIES + 1):
@@ -269,10 +261,8 @@ def free_ports(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def own_address(towards: str) -> str:
-    """Return the address from which this node reaches another; nothing is sent.
-
-    The host name does not give it: on many machines that resolves to 127.0.1.1.
-    """
+    """Return the address from which this node reaches another; nothing is sent. The host name does
+    not give it: on many machines that resolves to 127.0.1.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((towards, 9))
         return str(probe.getsockname()[0])
@@ -295,11 +285,9 @@ def _cgroup_limits() -> list[int]:
 
 
 def exec_ray(command: list[str]) -> None:
-    """Exec `ray start`; ignore SIGUSR2 and die with the parent.
-
-    Before a preemption SLURM sends USR2 to every process of a job. It would kill Ray before the
-    runs can save. All of Ray's child processes ignore it too.
-    """
+    """Exec `ray start`; ignore SIGUSR2 and die with the parent. Before a preemption SLURM sends
+    USR2 to every process of a job. It would kill Ray before the runs can save. All of Ray's child
+    processes ignore it too."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     end_with_parent()
     os.execv(command[0], command)

@@ -77,9 +77,7 @@ def signatures_of(record: Record, sweep: Sweep) -> list[str]:
 
 def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:
     """Return the sweep with the resources of the one job, which has none before and after it.
-
-    Raises UserError for what this backend cannot do.
-    """
+    Raises UserError for what this backend cannot do."""
     check(sweep)
     whole = allocation(sweep.resources, sweep.ray)
     return dataclasses.replace(sweep, resources=whole, prepare=False, report=False), 1
@@ -98,10 +96,9 @@ def submissions(
         if room.slots is None:
             nodes = many.nodes
         elif sweep.resources.nodes > 1:
-            raise UserError(
-                f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} nodes cannot "
-                "run here; resources.nodes=1 resources.tasks=N runs its ranks on this machine"
-            )
+            raise UserError(f"{sweep.file}: resources.nodes: a trial of {sweep.resources.nodes} "
+                            "nodes cannot run here; resources.nodes=1 resources.tasks=N runs its "
+                            "ranks on this machine")
     one = dataclasses.replace(room.resources, gpus=room.resources.gpus or 0)
     sweep = dataclasses.replace(sweep, resources=one)
     job = dataclasses.replace(sweep, resources=allocation(one, many))

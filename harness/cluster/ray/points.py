@@ -1,7 +1,5 @@
-"""What a search starts next: open trials first, then points that its algorithm proposes.
-
-The points' results are read from the run folders each time, so nothing is lost with this process.
-"""
+"""What a search starts next: open trials first, then points that its algorithm proposes. The
+points' results are read from the run folders each time, so nothing is lost with this process."""
 
 import itertools
 import logging
@@ -59,10 +57,8 @@ class Points:
                 self.sweep = replace(sweep, to_propose=0)
                 return []
             try:
-                trials = [
-                    make_trial(sweep, index, point, seed)
-                    for index, seed in enumerate(sweep.seeds, start=len(sweep.trials))
-                ]
+                trials = [make_trial(sweep, index, point, seed)
+                          for index, seed in enumerate(sweep.seeds, start=len(sweep.trials))]
                 break
             except UserError as error:  # conflicting keys
                 log.warning("point %s is left out: %s", point, error)

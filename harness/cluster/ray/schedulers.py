@@ -72,10 +72,8 @@ class StableTrial(NamedTuple):
 
 
 class EarlyStopping(tune.FIFOScheduler):
-    """Ends trials as ASHA or median stopping decide.
-
-    rules: by metric; an epoch goes to the first rule whose metric it has.
-    """
+    """Ends trials as ASHA or median stopping decide. rules: by metric; an epoch goes to the first
+    rule whose metric it has."""
 
     def __init__(self, name: str, rules: Mapping[str, Any]) -> None:
         super().__init__()
@@ -83,11 +81,9 @@ class EarlyStopping(tune.FIFOScheduler):
         self.trials: dict[str, StableTrial] = {}
 
     def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Show what the runs logged before this scheduler existed.
-
-        The order differs from the original one, so decisions made now do not count. Of runs that
-        are due only the judged epochs are shown, because Tune will report the others.
-        """
+        """Show what the runs logged before this scheduler existed. The order differs from the
+        original one, so decisions made now do not count. Of runs that are due only the judged
+        epochs are shown, because Tune will report the others."""
         for run, is_open in ((run, runs is due) for runs in (finished, due) for run in runs):
             seen = judged(run) if is_open else None
             for line in epoch_lines(run):
@@ -169,10 +165,8 @@ class Population(tune.FIFOScheduler):
 
     def _compare(self, run: Run, epoch: int) -> None:
         """Plan that a run among the worst continues from one of the best."""
-        scores = {
-            name: score for name, one in self.runs.items()
-            if (score := takeovers.exported_score(one, epoch)) is not None
-        }
+        scores = {name: score for name, one in self.runs.items()
+                  if (score := takeovers.exported_score(one, epoch)) is not None}
         source = population.source_for(run.signature, scores, share=self.options.share,
                                        mode=self.sweep.mode, epoch=epoch)
         if source is None:

@@ -39,21 +39,17 @@ NO_REPORTS = -1
 
 
 class FollowerRanks:
-    """The ranks of a trial on one node that do not report: all except rank 0.
-
-    They stop together with rank 0, with which they agree after every step; if rank 0 is gone, the
-    end of their pipe stops them.
-    """
+    """The ranks of a trial on one node that do not report: all except rank 0. They stop together
+    with rank 0, with which they agree after every step; if rank 0 is gone, the end of their pipe
+    stops them."""
 
     def __init__(self, run: Run, group: RankGroup, *, log_file: Path) -> None:
         answers, self.pipe = os.pipe()
         own = range(group.first == 0, group.ranks)
         stem = log_file.name.split(".")[0]
         self.logs = [log_file.with_name(f"{stem}.{group.first + local}.log") for local in own]
-        self.processes = [
-            _start(group, local, run, log, NO_REPORTS, answers)
-            for local, log in zip(own, self.logs, strict=True)
-        ]
+        self.processes = [_start(group, local, run, log, NO_REPORTS, answers)
+                          for local, log in zip(own, self.logs, strict=True)]
         os.close(answers)
 
     def end(self) -> list[int]:

@@ -33,10 +33,8 @@ LATE_S = 60.0
 
 
 def run_trial(run_folder: str) -> str:
-    """Execute the run as one rank of a SLURM job; the job of a stopped run is requeued.
-
-    Raises TrialFailed when the run failed, so that the job's exit status shows it too.
-    """
+    """Execute the run as one rank of a SLURM job; the job of a stopped run is requeued. Raises
+    TrialFailed when the run failed, so that the job's exit status shows it too."""
     # first of all: submitit's own handler would save on one rank while others wait
     stop_on(signal.SIGUSR2, signal.SIGTERM)
     log_to_stderr()
@@ -82,20 +80,15 @@ def set_slurm_ranks() -> None:
 
 def join_step() -> None:
     """Set torch's rank variables if `srun` alone started this process as one of several tasks.
-
     torchrun and deepspeed set them themselves. Only a step has SLURM_STEP_NUM_TASKS; the shell of
-    an allocation is no step, or a step of one task.
-    """
+    an allocation is no step, or a step of one task."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         set_slurm_ranks()
 
 
 def keep_caches_here() -> None:
-    """Keep caches of compiled code on the node, not on the shared file system.
-
-    Only this user may enter their folder, because caches are loaded as code. Variables that are
-    already set stay.
-    """
+    """Keep caches of compiled code on the node, not on the shared file system. Only this user may
+    enter their folder, because caches are loaded as code. Variables that are already set stay."""
     place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
     folder = Path(place) / f"svll-{os.getuid()}"
     try:
@@ -120,11 +113,9 @@ def check_cores() -> None:
 
 
 def requeue(run: Run | None = None) -> None:
-    """Requeue this job, unless it is being cancelled or has timed out too often.
-
-    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
-    continue is still RUNNING then. The next launch resumes a job that was not requeued.
-    """
+    """Requeue this job, unless it is being cancelled or has timed out too often. SLURM sends the
+    same TERM before a preemption and for `scancel`, but only a job that may continue is still
+    RUNNING then. The next launch resumes a job that was not requeued."""
     job, is_counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
         try:
@@ -147,10 +138,8 @@ def requeue(run: Run | None = None) -> None:
 
 
 def _may_continue(run: Run, left_s: float) -> bool:
-    """Count a time-out or a preemption in the run's status; False after too many time-outs.
-
-    Not by submitit, which takes every signal for a time-out if the limit is ten minutes or less.
-    """
+    """Count a time-out or a preemption in the run's status; False after too many time-outs. Not by
+    submitit, which takes every signal for a time-out if the limit is ten minutes or less."""
     status = run.status()
     by_limit = left_s <= float(os.environ.get(SIGNAL_DELAY_S, "90")) + LATE_S
     kind = "time_outs" if by_limit else "preemptions"
@@ -158,10 +147,9 @@ def _may_continue(run: Run, left_s: float) -> bool:
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     over = by_limit and count > most
     if over:
-        status["reason"] = (
-            f"reached its time limit {counted(count, 'time')}, allowed are {most} "
-            "(resources.max_time_outs); give it more time (resources.time), or launch it again"
-        )
+        status["reason"] = (f"reached its time limit {counted(count, 'time')}, allowed are {most} "
+                            "(resources.max_time_outs); give it more time (resources.time), or "
+                            "launch it again")
         log.error("not requeued: %s", status["reason"])
     facts = {key: value for key, value in status.items() if key not in ("state", "time")}
     run.set_status(status["state"], **facts)

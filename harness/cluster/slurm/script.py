@@ -12,11 +12,9 @@ from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S
 from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.reading import Sweep
 
-OURS = {
-    "time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",
-    "ntasks_per_node": "resources.tasks", "cpus_per_task": "resources.cpus",
-    "gpus_per_node": "resources.gpus",
-}
+OURS = {"time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",
+        "ntasks_per_node": "resources.tasks", "cpus_per_task": "resources.cpus",
+        "gpus_per_node": "resources.gpus"}
 """Options of sbatch that follow from the sweep's resources, and the key to use instead."""
 GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
 """Options that request GPUs instead of `resources.gpus`."""
@@ -26,17 +24,13 @@ REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additi
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
-    """Return the parameters of submitit's SlurmExecutor for one trial of a sweep.
-
-    Options that submitit does not know go to sbatch unchanged. Raises UserError naming every key of
-    the `slurm` section that cannot be used.
-    """
+    """Return the parameters of submitit's SlurmExecutor for one trial of a sweep. Options that
+    submitit does not know go to sbatch unchanged. Raises UserError naming every key of the `slurm`
+    section that cannot be used."""
     resources, options = sweep.resources, dict(sweep.slurm)
     known = _executor_class()._valid_parameters()
-    faults = [
-        f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
-        for key in options if key in OURS or key in REFUSED
-    ]
+    faults = [f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
+              for key in options if key in OURS or key in REFUSED]
     if faults:
         raise UserError("\n".join(faults))
     # submitit's 90 s could be all of a short limit: the job would be stopped as it starts

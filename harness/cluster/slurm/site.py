@@ -33,10 +33,8 @@ class Partition:
 
 
 def check(sweep: Sweep, jobs: int) -> None:
-    """Raise UserError naming every key of a sweep that this cluster would refuse.
-
-    jobs: how many will be submitted. Accounts are checked only where accounting answers.
-    """
+    """Raise UserError naming every key of a sweep that this cluster would refuse. jobs: how many
+    will be submitted. Accounts are checked only where accounting answers."""
     faults = [*_partition_faults(sweep, partitions(hidden=True)), *_account_faults(sweep, jobs)]
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
@@ -103,10 +101,8 @@ def _account_faults(sweep: Sweep, jobs: int) -> Iterator[str]:
 def _associations() -> list[list[str]]:
     """Return this user's (account, QOS names, maximum of jobs); none without accounting."""
     try:
-        text = ask([
-            "sacctmgr", "--noheader", "--parsable2", "show", "associations",
-            f"users={getpass.getuser()}", "format=Account,QOS,MaxSubmit",
-        ])
+        text = ask(["sacctmgr", "--noheader", "--parsable2", "show", "associations",
+                    f"users={getpass.getuser()}", "format=Account,QOS,MaxSubmit"])
     except NoAnswer:
         return []
     return [line.split("|") for line in text.splitlines() if line.count("|") == 2]

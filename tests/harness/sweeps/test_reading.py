@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import UserError
 from harness.config.fields import runtime
-from harness.config.signature import signature
+from harness.config.values import signature
 from harness.runs.experiment import Experiment
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
@@ -22,7 +22,6 @@ from harness.sweeps.reading import (
     expand,
     make_trial,
     read_sweep,
-    recipe_sweep,
 )
 
 
@@ -199,10 +198,10 @@ def test_a_sweep_is_found_by_path_or_by_its_shipped_name(
 
 
 def test_a_recipe_is_a_sweep_of_one_trial(recipes: Path) -> None:
-    sweep = recipe_sweep("base", schema=Config, recipes=recipes, overrides=["train.lr=0.3"])
+    sweep = read_sweep("base", schema=Config, recipes=recipes, overrides=["train.lr=0.3"])
     [trial] = sweep.trials
     assert trial.run.folder == Path("here/base") / signature(Config(train=Train(lr=0.3, epochs=6)))
-    several = recipe_sweep("base", schema=Config, recipes=recipes, overrides=["seeds=[1,2]"])
+    several = read_sweep("base", schema=Config, recipes=recipes, overrides=["seeds=[1,2]"])
     assert [t.seed for t in several.trials] == [1, 2]
 
 
@@ -468,7 +467,7 @@ def test_recipes_are_combined_under_one_name(read, recipes: Path, tmp_path: Path
     sweep = read("recipe: base+long+mine.yaml\nseeds: [1]\n")
     assert [(t.config.train.epochs, t.config.train.lr) for t in sweep.trials] == [(9, 0.5)]
     options = {"schema": Config, "recipes": recipes}
-    [trial], [former] = (recipe_sweep(n, **options).trials for n in ("base+long", "base_long"))
+    [trial], [former] = (read_sweep(n, **options).trials for n in ("base+long", "base_long"))
     assert trial.run == former.run
     assert trial.run.folder.parent == Path("here/base_long")
     [line] = faults_of(read, "search: {recipe: {grid: [base+long, base_long]}}\n")
@@ -480,4 +479,4 @@ def test_a_dataset_is_not_looked_at_for_a_recipe_that_there_is_not(recipes: Path
         raise AssertionError("it was looked at")
 
     with pytest.raises(UserError, match="no recipe 'bass'"):
-        recipe_sweep("bass", schema=Config, recipes=recipes, complete=refuse)
+        read_sweep("bass", schema=Config, recipes=recipes, complete=refuse)
