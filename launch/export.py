@@ -50,7 +50,7 @@ def main(
     """Export, compare with torch, and print the largest difference."""
     refuse_without("--camera", camera is not None, {"--dataset": dataset})
     check_writable(out)  # before the work
-    from svll.data.image_folder import find_images
+    from svll.data.readers.common import find_images
     from svll.models import load_model
 
     found = find_images(images)[:MAX_IMAGES] if images else []

@@ -26,8 +26,8 @@ from svll.data.sampler import identity_batches
 from svll.evaluation.feature_files.score_text import RANKS
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
-from svll.models.image_features import ImageFeatures
 from svll.models.reid import BNNeck, ReIDModel, image_head, learned_side_information
+from svll.models.vit import ImageFeatures
 from svll.models.weights.run_weights import load_run_weights, save_models
 
 VSS_VIEWS = ("vss_a", "vss_b")

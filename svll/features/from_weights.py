@@ -17,8 +17,14 @@ from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
-from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
-from svll.features.keys import feature_key, file_hash
+from svll.features.extract import (
+    FeatureTarget,
+    Reader,
+    encode_pair,
+    encode_to_file,
+    feature_key,
+    file_hash,
+)
 from svll.models import load_model
 from svll.models.trained_model import LoadedModel
 

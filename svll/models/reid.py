@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from harness.base.rng import torch_seed
 from svll.config import Config, Model
 from svll.data.side_labels import known_sie
-from svll.models.image_features import ImageFeatures
 from svll.models.resnet import ResNetEncoder
-from svll.models.vit import ImageEncoder
+from svll.models.vit import ImageEncoder, ImageFeatures
 
 
 class BNNeck(nn.Module):

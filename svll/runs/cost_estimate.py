@@ -19,8 +19,8 @@ from svll.config import Config
 from svll.features.extract import autocast
 from svll.inputs import starting_clip
 from svll.models.clip import Clip
-from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, agreement_head, learned_side_information
+from svll.models.text_encoder import PromptLearner
 from svll.runs.preflight import TrainingSize, quietly
 
 PROBE_IMAGES = 2

@@ -21,7 +21,7 @@ from harness.base.paths import shown
 from harness.images.pixels import Fault
 from harness.training import ranks
 from harness.training.progress import counter
-from svll.data.image_folder import find_images
+from svll.data.readers.common import find_images
 from svll.evaluation.engine.comparison import Comparison
 from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras

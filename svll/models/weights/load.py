@@ -29,8 +29,8 @@ from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.state_dict import StateDict
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.clip_reid import clip_reid_model
-from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import GivenSize
+from svll.models.weights.run_weights import FORMAT, VERSION
 from svll.models.weights.transreid import transreid_model
 
 

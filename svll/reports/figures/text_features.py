@@ -22,8 +22,8 @@ from svll.data.splits import split
 from svll.evaluation.engine.feature_rows import Floats
 from svll.inputs import Inputs, starting_clip
 from svll.models import load_model
+from svll.reuse.cache import FrozenFeatures
 from svll.reuse.fingerprints import check_pinned
-from svll.reuse.frozen_features import FrozenFeatures
 
 OTHERS = "to others' images"
 

@@ -5,9 +5,8 @@ import pytest
 from harness.config.build import build
 from harness.config.sources import parse_overrides
 from svll.config import Config
-from svll.features import keys as module
-from svll.features.extract import Reader
-from svll.features.keys import feature_key
+from svll.features import extract as module
+from svll.features.extract import Reader, feature_key
 
 
 def key(
