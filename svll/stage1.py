@@ -18,10 +18,11 @@ from harness.runs.environment import CODE, arithmetic
 from harness.training import loop, ranks
 from svll import prompt_quality, scoring
 from svll.base.run_files import prompts_file
-from svll.config import Stage1
+from svll.config import Config, Stage1
 from svll.data.sampler import shuffled_batches
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, supcon_loss
+from svll.models.clip import Clip
 from svll.models.reid import agreement_head
 from svll.models.text_encoder import PromptLearner, TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
@@ -138,7 +139,8 @@ def lr_factor(config: Stage1, epoch: int) -> float:
 
 def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
     """Run stage 1 unless its result exists; returns the text features [N, D]."""
-    run, config, objective = inputs.run, inputs.config, make_objective(inputs)
+    run, config = inputs.run, inputs.config
+    objective = make_objective(config, inputs.clip, inputs.splits.identities)
 
     def record(line: dict[str, Any]) -> None:
         """Log and report a line of a stage 1 that another run trained."""
@@ -160,12 +162,11 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
     return text_features(objective.to(ranks.device()))
 
 
-def make_objective(inputs: Inputs) -> PromptObjective:
+def make_objective(config: Config, clip: Clip, identities: int) -> PromptObjective:
     """Return the untrained module of stage 1."""
-    config, clip = inputs.config, inputs.clip
     torch.manual_seed(torch_seed(config.seed, 1))
     prompts = PromptLearner(
-        clip.text.token_embedding, clip.tokenizer, identities=inputs.splits.identities,
+        clip.text.token_embedding, clip.tokenizer, identities=identities,
         tokens=config.model.prompt_tokens, noun=config.model.noun,
     )
     head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)

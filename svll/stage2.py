@@ -21,7 +21,7 @@ from harness.images.loader import ImageLoader
 from harness.images.views import Transform, View
 from harness.training import loop, ranks
 from svll import scoring
-from svll.config import Stage2
+from svll.config import Config, Stage2
 from svll.data.sampler import identity_batches
 from svll.evaluation.feature_files.score_text import RANKS
 from svll.inputs import Inputs
@@ -169,7 +169,7 @@ def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording)
     run, config, splits = inputs.run, inputs.config, inputs.splits
     model = starting_model(inputs)
     if not run.weights_file.exists():
-        objective = make_objective(inputs, model, text)
+        objective = make_objective(config, model, text, splits.identities)
         scoring.remove_features(inputs)
         with closing(open_loader(inputs)) as loader:
             loop.train(build(inputs, objective, loader), run, config.engine, recording)
@@ -198,10 +198,11 @@ def starting_model(inputs: Inputs) -> ReIDModel:
     return ReIDModel(inputs.clip.image.requires_grad_(True), side)
 
 
-def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
+def make_objective(
+    config: Config, model: ReIDModel, text: Tensor | None, identities: int
+) -> ImageObjective:
     """Return the untrained module of stage 2."""
-    config, identities = inputs.config, inputs.splits.identities
-    head = image_head(config, inputs.clip.image.width)
+    head = image_head(config, model.encoder.width)
     return ImageObjective(model, text, head, config.stage2, identities=identities)
 
 
