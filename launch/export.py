@@ -21,31 +21,22 @@ MAX_IMAGES = 24
 
 @command(__doc__)
 def main(
-    weights: Annotated[
-        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
-    ],
+    weights: Annotated[Path, typer.Option(
+        help="A weights file, a finished run's folder, or a published .pth.")],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
-    images: Annotated[
-        Path | None, typer.Option(help="A folder of images to compare on, besides random ones.")
-    ] = None,
-    camera: Annotated[
-        int | None,
-        typer.Option(help="Camera whose side information to build in, as its dataset numbers it "
-                     "(Market-1501's c1: 1). [default: none]"),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="With --camera: its dataset, if the model was trained on several."),
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Input height, if a published file does not hold it.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Input width, if a published file does not hold it.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Patch stride, if a published file does not hold it.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(
+        help="A folder of images to compare on, besides random ones.")] = None,
+    camera: Annotated[int | None, typer.Option(
+        help="Camera whose side information to build in, as its dataset numbers it (Market-1501's "
+             "c1: 1). [default: none]")] = None,
+    dataset: Annotated[str | None, typer.Option(
+        help="With --camera: its dataset, if the model was trained on several.")] = None,
+    height: Annotated[int | None, typer.Option(
+        help="Input height, if a published file does not hold it.")] = None,
+    width: Annotated[int | None, typer.Option(
+        help="Input width, if a published file does not hold it.")] = None,
+    stride: Annotated[int | None, typer.Option(
+        help="Patch stride, if a published file does not hold it.")] = None,
 ) -> int:
     """Export, compare with torch, and print the largest difference."""
     refuse_without("--camera", camera is not None, {"--dataset": dataset})

@@ -38,39 +38,25 @@ SURE = 0.05
 
 @command(__doc__)
 def main(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of sweeps (runs/<name>) or of runs, shown side by side."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The page to write. [default: report.html in the first folder]"),
-    ] = None,
-    figures: Annotated[
-        bool,
-        typer.Option("--figures", help="Add t-SNE and attention maps of each folder's best run."),
-    ] = False,
-    ranked: Annotated[
-        bool,
-        typer.Option("--ranked", help="Add ranked lists (ranked.html in the best run's folder)."),
-    ] = False,
-    query: Annotated[
-        list[str] | None,
-        typer.Option(help="With --ranked: a query's row or file; may repeat. [default: the worst]"),
-    ] = None,
+    folders: Annotated[list[Path], typer.Argument(
+        help="Folders of sweeps (runs/<name>) or of runs, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(
+        help="The page to write. [default: report.html in the first folder]")] = None,
+    figures: Annotated[bool, typer.Option(
+        "--figures", help="Add t-SNE and attention maps of each folder's best run.")] = False,
+    ranked: Annotated[bool, typer.Option(
+        "--ranked", help="Add ranked lists (ranked.html in the best run's folder).")] = False,
+    query: Annotated[list[str] | None, typer.Option(
+        help="With --ranked: a query's row or file; may repeat. [default: the worst]")] = None,
     cameras: Annotated[
         tuple[int, int] | None,
         typer.Option(help="With --ranked: the query's camera and the gallery's, as the dataset "
                      "numbers them."),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="With --ranked: the dataset's folder, if it has moved."),
-    ] = None,
-    compare: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Two ranks of the table, A and B: test whether A beats B."),
-    ] = None,
+    root: Annotated[Path | None, typer.Option(
+        help="With --ranked: the dataset's folder, if it has moved.")] = None,
+    compare: Annotated[tuple[int, int] | None, typer.Option(
+        help="Two ranks of the table, A and B: test whether A beats B.")] = None,
 ) -> int:
     """Report on sweeps and runs."""
     console = wide(Console())

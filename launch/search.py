@@ -28,21 +28,17 @@ PRINTED = 20  # queries whose nearest image is printed
 
 @command(__doc__)
 def main(
-    weights: Annotated[
-        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
-    ],
+    weights: Annotated[Path, typer.Option(
+        help="A weights file, a finished run's folder, or a published .pth.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
     gallery: Annotated[Path, typer.Option(help="The folder of images to search.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("results"),
     top_k: Annotated[int, typer.Option(min=1, help="Number of nearest images per query.")] = 10,
-    threshold: Annotated[
-        float | None, typer.Option(help="Lowest cosine similarity to accept, -1 to 1.")
-    ] = None,
-    threshold_from: Annotated[
-        Path | None,
-        typer.Option(help="A labelled feature file of the same model to find the threshold on. "
-                     "[default: features.h5 of the run]"),
-    ] = None,
+    threshold: Annotated[float | None, typer.Option(
+        help="Lowest cosine similarity to accept, -1 to 1.")] = None,
+    threshold_from: Annotated[Path | None, typer.Option(
+        help="A labelled feature file of the same model to find the threshold on. [default: "
+             "features.h5 of the run]")] = None,
     at_fpr: Annotated[
         float | None,
         typer.Option(help="Highest false positive rate on those features. "

@@ -67,47 +67,33 @@ class Cluster(StrEnum):
 
 @command(__doc__)
 def main(
-    sweep: Annotated[
-        str | None, typer.Option(help="A sweep file, or the name of a shipped sweep.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Or a recipe (name, file or A+B+C), as a single trial.")
-    ] = None,
-    cluster: Annotated[
-        Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show trials and the sbatch script; submit nothing.")
-    ] = False,
+    sweep: Annotated[str | None, typer.Option(
+        help="A sweep file, or the name of a shipped sweep.")] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="Or a recipe (name, file or A+B+C), as a single trial.")] = None,
+    cluster: Annotated[Cluster | None, typer.Option(
+        help="Default: slurm where sbatch is, else local.")] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Show trials and the sbatch script; submit nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show each trial's state.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Submit, then watch until all have ended.")
-    ] = False,
-    cancel: Annotated[
-        bool, typer.Option("--cancel", help="End all queued and running trials.")
-    ] = False,
-    doctor: Annotated[
-        bool, typer.Option("--doctor", help="Check each partition (or this machine) with a job.")
-    ] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time; default: by cores and GPUs.", min=1)
-    ] = None,
-    first: Annotated[
-        int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Search on a running Ray at HOST:PORT.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Submit failed trials too.")
-    ] = False,
-    help_config: Annotated[
-        bool, typer.Option("--help-config", help="Print a sweep file's keys, or those with a word.")
-    ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])"),
-    ] = None,
+    follow: Annotated[bool, typer.Option(
+        "--follow", help="Submit, then watch until all have ended.")] = False,
+    cancel: Annotated[bool, typer.Option(
+        "--cancel", help="End all queued and running trials.")] = False,
+    doctor: Annotated[bool, typer.Option(
+        "--doctor", help="Check each partition (or this machine) with a job.")] = False,
+    jobs: Annotated[int | None, typer.Option(
+        help="Local: trials at a time; default: by cores and GPUs.", min=1)] = None,
+    first: Annotated[int | None, typer.Option(
+        help="Only the sweep's first N trials.", min=1)] = None,
+    ray_address: Annotated[str | None, typer.Option(
+        help="Search on a running Ray at HOST:PORT.")] = None,
+    retry_failed: Annotated[bool, typer.Option(
+        "--retry-failed", help="Submit failed trials too.")] = False,
+    help_config: Annotated[bool, typer.Option(
+        "--help-config", help="Print a sweep file's keys, or those with a word.")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(
+        help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])")] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only if every trial that it waited for is complete."""
     if help_config:

@@ -43,26 +43,19 @@ LONGEST = 5
 
 @command(__doc__)
 def main(
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe: name, YAML file or several, A+B+C.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the configuration, memory and hours; no training."),
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Profile both stages; no training.")
-    ] = False,
-    help_config: Annotated[
-        bool,
-        typer.Option("--help-config", help="Print all keys, or those that contain a given word."),
-    ] = False,
+    recipe: Annotated[str | None, typer.Option(
+        help="A recipe: name, YAML file or several, A+B+C.")] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Print the configuration, memory and hours; no training.")] = False,
+    profile: Annotated[bool, typer.Option(
+        "--profile", help="Profile both stages; no training.")] = False,
+    help_config: Annotated[bool, typer.Option(
+        "--help-config", help="Print all keys, or those that contain a given word.")] = False,
     local_rank: Annotated[  # deepspeed passes it; only LOCAL_RANK is used
         int | None, typer.Option("--local_rank", hidden=True)
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as key=value, such as stage2.lr=1e-5.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(
+        help="Settings as key=value, such as stage2.lr=1e-5.")] = None,
 ) -> int:
     """Train and test one configuration; resume where an earlier attempt stopped."""
     if help_config:
