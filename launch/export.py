@@ -49,10 +49,8 @@ def main(
 
     model = load_model(weights, height=height, width=width, stride=stride)
     done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)
-    typer.echo(
-        f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from torch "
-        f"{done.difference:.1e} of a feature's length, over {done.images} images"
-    )
+    typer.echo(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from "
+               f"torch {done.difference:.1e} of a feature's length, over {done.images} images")
     return 0
 
 

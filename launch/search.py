@@ -77,10 +77,8 @@ def _threshold(
     if path := source or own_features(weights):
         return calibrated_threshold(path, at_fpr)
     if at_fpr is not None and weights.exists():  # search() reports missing weights
-        raise UserError(
-            f"--at-fpr {at_fpr:g} has no effect without features to find the threshold on; add "
-            "--threshold-from FEATURES.h5"
-        )
+        raise UserError(f"--at-fpr {at_fpr:g} has no effect without features to find the threshold "
+                        "on; add --threshold-from FEATURES.h5")
     return None
 
 

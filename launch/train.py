@@ -136,24 +136,18 @@ def _dry_run(config: Config) -> int:
 
     size = preflight(config)
     typer.echo(to_yaml(config))
-    typer.echo(
-        f"training part ({size.source}): {size.images} images, {size.identities} identities, "
-        f"{size.cameras} cameras, {size.views} views\n"
-    )
+    typer.echo(f"training part ({size.source}): {size.images} images, {size.identities} "
+               f"identities, {size.cameras} cameras, {size.views} views\n")
     costs = estimate(config, size)
     console = wide(Console())
     for table in _tables(costs):
         console.print(table)
-    typer.echo(
-        f"For one rank on this machine in {costs.precision}, measured on parts of batches, several "
-        "times each.\nbefore: encoding what all steps share, once, before the first step. "
-        "Decoding, validation\nand test are not counted."
-    )
+    typer.echo(f"For one rank on this machine in {costs.precision}, measured on parts of batches, "
+               "several times each.\nbefore: encoding what all steps share, once, before the first "
+               "step. Decoding, validation\nand test are not counted.")
     if costs.precision != config.engine.precision:
-        typer.echo(
-            f"This machine emulates {config.engine.precision}, many times slower: train with "
-            "engine.precision=fp32."
-        )
+        typer.echo(f"This machine emulates {config.engine.precision}, many times slower: train "
+                   "with engine.precision=fp32.")
     return 0
 
 

@@ -76,11 +76,9 @@ def load_inputs(run: Run, config: Config) -> Inputs:
     )
     clip = starting_clip(config)
     clip.image.recompute = clip.text.recompute = config.engine.recompute
-    log.info(
-        "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
-        "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
-        ranks.world_size(), config.stage1.batch, config.stage2.batch,
-    )
+    log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
+             "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
+             ranks.world_size(), config.stage1.batch, config.stage2.batch)
     return Inputs(run, config, datasets, staged_roots, splits, clip, cache)
 
 

@@ -56,10 +56,8 @@ def encode_tests(
     """
     model = load_model(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None
-    log.info(
-        "%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
-        model.identities,
-    )
+    log.info("%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
+             model.identities)
     if model.image.side is not None and not with_side:
         log.warning("%s: the weights have side information, which is not used", weights)
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
@@ -126,8 +124,6 @@ def _log_side(model: LoadedModel, labels: SideLabels, test: Dataset) -> None:
         log.info("%s: side information of cameras %s", test.name, list(own))
     elif labels.datasets:
         trained = ", ".join(name or "an unnamed set" for name in labels.datasets)
-        log.warning(
-            "%s: the weights were trained on cameras of %s, so no image has side information of "
-            "its camera (model.sie_unseen of the weights: %s)",
-            test.name, trained, getattr(model.image.side, "unseen", "none"),
-        )
+        log.warning("%s: the weights were trained on cameras of %s, so no image has side "
+                    "information of its camera (model.sie_unseen of the weights: %s)", test.name,
+                    trained, getattr(model.image.side, "unseen", "none"))

@@ -44,10 +44,8 @@ class ImageEncoder(nn.Module):
         patch = visual.conv1.kernel_size
         step = stride or patch[0]
         if step > patch[0] or height < patch[0] or width < patch[1]:
-            raise UserError(
-                f"model.stride={step} and data {height}x{width} do not fit patches of "
-                f"{patch[0]}x{patch[1]} pixels"
-            )
+            raise UserError(f"model.stride={step} and data {height}x{width} do not fit patches of "
+                            f"{patch[0]}x{patch[1]} pixels")
         self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
         visual.conv1.stride = (step, step)
         visual.positional_embedding = nn.Parameter(

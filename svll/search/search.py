@@ -81,11 +81,9 @@ class SearchResults(NamedTuple):
     def criterion(self) -> str:
         """How images are accepted, in sentences."""
         if self.threshold is None:
-            return (
-                "No threshold, so no image is accepted or rejected: none was given, and "
-                f"{shown(self.weights)} is not a run's folder with features.h5 to find one on; add "
-                "--threshold-from FEATURES.h5, or --threshold with a similarity."
-            )
+            return ("No threshold, so no image is accepted or rejected: none was given, and "
+                    f"{shown(self.weights)} is not a run's folder with features.h5 to find one on; "
+                    "add --threshold-from FEATURES.h5, or --threshold with a similarity.")
         text = str(self.threshold)
         if calibration := self.threshold.calibration:
             wrong = calibration.rates.fpr * self.images

@@ -32,18 +32,15 @@ class Threshold(NamedTuple):
             return f"{accepted}, as given; the error rates are unknown."
         rates, at_fpr = self.calibration.rates, self.calibration.at_fpr
         rule = "both error rates are equal" if at_fpr is None else f"FPR is at most {at_fpr:g}"
-        return (
-            f"{accepted}; at this threshold {rule} on {shown(self.calibration.path)}: TPR "
-            f"{rates.tpr:.4f}, FPR {rates.fpr:.4g}. These rates hold only for similar images."
-        )
+        return (f"{accepted}; at this threshold {rule} on {shown(self.calibration.path)}: TPR "
+                f"{rates.tpr:.4f}, FPR {rates.fpr:.4g}. These rates hold only for similar images.")
 
     def check_width(self, width: int) -> None:
         """Raise UserError unless it is given or found on features of `width` numbers."""
         if self.calibration and self.calibration.width != width:
-            raise UserError(
-                f"{shown(self.calibration.path)}: its features have {self.calibration.width} "
-                f"numbers, this model's {width}; find the threshold on features of this model"
-            )
+            raise UserError(f"{shown(self.calibration.path)}: its features have "
+                            f"{self.calibration.width} numbers, this model's {width}; find the "
+                            "threshold on features of this model")
 
 
 def given_threshold(similarity: float) -> Threshold:

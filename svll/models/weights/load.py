@@ -50,10 +50,8 @@ def model_from_file(
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):
-        raise UserError(
-            f"{file}: a TorchScript archive, which is CLIP before ReID training; give it as "
-            "model.weights to train from it"
-        )
+        raise UserError(f"{file}: a TorchScript archive, which is CLIP before ReID training; give "
+                        "it as model.weights to train from it")
     given = GivenSize(str(file), height, width, stride)
     content, metadata = _read(file)
     if metadata.get("format") == FORMAT:
@@ -69,10 +67,8 @@ def _published(state: StateDict, given: GivenSize) -> LoadedModel:
     if state.below("base.patch_embed.").tensors:
         return transreid_model(state, given)
     seen = ", ".join(list(state.tensors)[:3]) or "no tensors"
-    raise UserError(
-        f"{state.where}: unknown tensor names (holds {seen}); expected are weights of a run, "
-        "image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID"
-    )
+    raise UserError(f"{state.where}: unknown tensor names (holds {seen}); expected are weights of "
+                    "a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID")
 
 
 def _read(file: Path) -> tuple[Any, dict[str, str]]:
@@ -133,10 +129,8 @@ def _parsed(
 ) -> tuple[Config, SideLabels, int]:
     """Return the metadata's configuration, cameras and views, and number of identities."""
     if metadata.get("version") != VERSION:
-        raise UserError(
-            f"{state.where}: format version {metadata.get('version')}, this program reads "
-            f"version {VERSION}"
-        )
+        raise UserError(f"{state.where}: format version {metadata.get('version')}, this program "
+                        f"reads version {VERSION}")
     where = Path(f"{state.where} (its configuration)")
     try:
         settings = settings_of(parse(metadata["config"], text_fields(Config))[0], {}, where, Config)

@@ -39,10 +39,8 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
     state = _read(prompts_file(run))
     found, expected = len(state.tensors.get("tokens", prompts.tokens)), len(prompts.tokens)
     if found != expected:
-        raise UserError(
-            f"{state.where}: prompts of {found} identities, the training part has "
-            f"{expected}{_AGAIN}"
-        )
+        raise UserError(f"{state.where}: prompts of {found} identities, the training part has "
+                        f"{expected}{_AGAIN}")
     state.load_into(prompts)
 
 

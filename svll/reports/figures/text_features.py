@@ -33,10 +33,8 @@ def text_features(folder: Path) -> Floats:
     """
     run = Run(folder)
     if not run.weights_file.is_file():
-        raise UserError(
-            f"{run.weights_file}: is missing, so there are no text features; the run is "
-            f"{run.status()['state']}: the same command resumes it"
-        )
+        raise UserError(f"{run.weights_file}: is missing, so there are no text features; the run "
+                        f"is {run.status()['state']}: the same command resumes it")
     model = load_model(folder)
     if model.text is None:
         raise UserError(
