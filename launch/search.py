@@ -52,10 +52,8 @@ def main(
     from svll.search.search import search  # torch, Numba: not for --help
 
     check_writable(out / "search.html")  # before hours of encoding
-    results = search(
-        weights, query, gallery, top_k=top_k,
-        threshold=_threshold(weights, threshold, threshold_from, at_fpr),
-    )
+    results = search(weights, query, gallery, top_k=top_k,
+                     threshold=_threshold(weights, threshold, threshold_from, at_fpr))
     try:
         files = write_search(results, out)
     except OSError as error:

@@ -38,9 +38,8 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
     set_up(config)
     place = config.run
-    with open_writers(
-        run, tensorboard=place.tensorboard, wandb=place.wandb, config=to_mapping(config)
-    ) as writers:
+    with open_writers(run, tensorboard=place.tensorboard, wandb=place.wandb,
+                      config=to_mapping(config)) as writers:
         inputs = load_inputs(run, config)
         check_inputs(inputs)
         recording = Recording(

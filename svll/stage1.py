@@ -61,10 +61,8 @@ class PromptObjective(nn.Module):
             "t2i": supcon_loss(text, batch.features, batch.identities, batch.identities),
         }
         if self.config.lss_weight and len(identities) > 1:
-            losses["lss"] = agreement_loss(
-                self.head, *copies, kind=self.config.lss_loss,
-                temperature=self.config.lss_temperature,
-            )
+            losses["lss"] = agreement_loss(self.head, *copies, kind=self.config.lss_loss,
+                                           temperature=self.config.lss_temperature)
         elif self.config.lss_weight:  # a single identity has no negatives
             losses["lss"] = text.sum() * 0.0
         return losses
@@ -149,10 +147,8 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
             recording.report(line)
 
     if not prompts_file(run).exists():
-        key = prompts_key(
-            config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
-            decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
-        )
+        key = prompts_key(config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
+                          decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")))
         shared = inputs.cache / "prompts" / key
         adopt_stage1(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
@@ -165,10 +161,8 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
 def make_objective(config: Config, clip: Clip, identities: int) -> PromptObjective:
     """Return the untrained module of stage 1."""
     torch.manual_seed(torch_seed(config.seed, 1))
-    prompts = PromptLearner(
-        clip.text.token_embedding, clip.tokenizer, identities=identities,
-        tokens=config.model.prompt_tokens, noun=config.model.noun,
-    )
+    prompts = PromptLearner(clip.text.token_embedding, clip.tokenizer, identities=identities,
+                            tokens=config.model.prompt_tokens, noun=config.model.noun)
     head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)
     return PromptObjective(prompts, clip.text, head, config.stage1)
 

@@ -93,9 +93,8 @@ class ImageObjective(nn.Module):
             losses["i2t"] = smooth_cross_entropy(product(fp, text), places, config.label_smoothing)
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
-            losses["vss"] = agreement_loss(
-                self.head, a, b, kind=config.vss_loss, temperature=config.vss_temperature
-            )
+            losses["vss"] = agreement_loss(self.head, a, b, kind=config.vss_loss,
+                                           temperature=config.vss_temperature)
         return losses
 
     def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
@@ -192,9 +191,8 @@ def starting_model(inputs: Inputs) -> ReIDModel:
     config, labels = inputs.config, inputs.splits.side_labels
     torch.manual_seed(torch_seed(config.seed, 2))
     width = inputs.clip.image.width
-    side = learned_side_information(
-        config.model, width, cameras=labels.camera_count, views=labels.view_count
-    )
+    side = learned_side_information(config.model, width, cameras=labels.camera_count,
+                                    views=labels.view_count)
     return ReIDModel(inputs.clip.image.requires_grad_(True), side)
 
 
@@ -231,9 +229,8 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
 
     @lru_cache(maxsize=1)  # called for the number of batches, then for the batches
     def order(epoch: int) -> list[NDArray[np.int64]]:
-        return identity_batches(
-            splits.labels, batch=config.batch, instances=config.instances, seed=seed, epoch=epoch
-        )
+        return identity_batches(splits.labels, batch=config.batch, instances=config.instances,
+                                seed=seed, epoch=epoch)
 
     def batches(epoch: int, first: int) -> Iterator[ImageBatch]:
         share = ranks.shard(config.batch)

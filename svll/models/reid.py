@@ -121,10 +121,8 @@ def learned_side_information(
     kind = known_sie(config.sie, cameras=cameras, views=views)
     if kind == "none":
         return None
-    return SideInformation(
-        kind, cameras=cameras, views=views, width=width, weight=config.sie_weight,
-        unseen=config.sie_unseen,
-    )
+    return SideInformation(kind, cameras=cameras, views=views, width=width,
+                           weight=config.sie_weight, unseen=config.sie_unseen)
 
 
 class ReIDModel(nn.Module):

@@ -170,9 +170,8 @@ def _camera_pairs(scored: Score) -> Html:
 
 def _confusions(scored: Score, small: Thumbnails) -> Html:
     asking, gallery = scored.source.asking, scored.source.gallery
-    confusions = hardest_confusions(
-        scored.result, asking.identities, gallery.identities, CONFUSIONS
-    )
+    confusions = hardest_confusions(scored.result, asking.identities, gallery.identities,
+                                    CONFUSIONS)
     if not confusions:
         return _section("confusions", note(f"No query has a wrong image among its first {TOP}."))
     rows = [

@@ -121,10 +121,8 @@ def _stage1(
         return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
 
     most = max(1, round(expected))
-    step_s, activations = _probe(
-        config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
-        most=most, target=expected,
-    )
+    step_s, activations = _probe(config, objective, batch, stage1.loss_weights(stage),
+                                 first=min(PROBE_IMAGES, most), most=most, target=expected)
     steps, before_s = -(-size.images // stage.batch) * stage.epochs, _encoding(config, clip, size)
     return groups, StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
@@ -133,9 +131,8 @@ def _stage2(
     config: Config, clip: Clip, size: TrainingSize
 ) -> tuple[list[ParameterGroup], StageCost]:
     device, stage = ranks.device(), config.stage2
-    side = learned_side_information(
-        config.model, clip.image.width, cameras=size.cameras, views=size.views
-    )
+    side = learned_side_information(config.model, clip.image.width, cameras=size.cameras,
+                                    views=size.views)
     model = ReIDModel(clip.image.requires_grad_(True), side)
     text = torch.zeros(size.identities, clip.image.out)
     objective = stage2.make_objective(config, model, text, size.identities).to(device)
@@ -148,10 +145,8 @@ def _stage2(
         labels = torch.arange(count, device=device) % size.identities
         return stage2.ImageBatch(views, labels, zeros, zeros)
 
-    step_s, activations = _probe(
-        config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
-        most=stage.batch, target=stage.batch,
-    )
+    step_s, activations = _probe(config, objective, batch, stage2.loss_weights(stage),
+                                 first=PROBE_IMAGES, most=stage.batch, target=stage.batch)
     step_s = step_s.plus(_measured(optimizer.step))
     batches = size.images // stage.batch if size.batches is None else size.batches
     memory_gb = _memory_gb(objective, activations)

@@ -113,15 +113,12 @@ def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> Loaded
     text = None
     if config.stage1.epochs:
         text = nn.Embedding.from_pretrained(state.get("text", axes=2))
-    side = learned_side_information(
-        model, encoder.width, cameras=labels.camera_count, views=labels.view_count
-    )
+    side = learned_side_information(model, encoder.width, cameras=labels.camera_count,
+                                    views=labels.view_count)
     if side is not None:
         state.below("side.").load_into(side)
-    return LoadedModel(
-        ReIDModel(encoder, side), text, height=data.height, width=data.width,
-        mean=data.mean, std=data.std, side_labels=labels, identities=identities,
-    )
+    return LoadedModel(ReIDModel(encoder, side), text, height=data.height, width=data.width,
+                       mean=data.mean, std=data.std, side_labels=labels, identities=identities)
 
 
 def _parsed(

@@ -196,9 +196,8 @@ def _draw(shown: Mapping[str, _RunMaps], names: Sequence[str]) -> "Figure":
     figure = new_figure(columns * width + 0.25, len(names) * width * aspect + head + 0.4)
     with look():
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-        grid = figure.add_gridspec(
-            1 + len(names), columns, height_ratios=[head, *[width * aspect] * len(names)],
-        )
+        grid = figure.add_gridspec(1 + len(names), columns,
+                                   height_ratios=[head, *[width * aspect] * len(names)])
         for row, (image, name) in enumerate(zip(images, names, strict=True), start=1):
             _cell(figure, grid[row, 0], image.numpy()).set_ylabel(name, fontsize=6.5)
         first = 1
@@ -235,9 +234,8 @@ def overlaid(image: Tensor, weights: Tensor) -> NDArray[np.float32]:
     """Return an image [H, W, 3] under a map [h, w] in colours from 0 to the map's maximum."""
     import matplotlib
 
-    large = F.interpolate(
-        weights[None, None], size=image.shape[:2], mode="bilinear", align_corners=False
-    )[0, 0]
+    large = F.interpolate(weights[None, None], size=image.shape[:2], mode="bilinear",
+                          align_corners=False)[0, 0]
     colours = matplotlib.colormaps[COLOURS]((large / large.max()).numpy())[..., :3]
     return np.asarray((1 - ALPHA) * image.numpy() + ALPHA * colours, np.float32)
 

@@ -59,9 +59,8 @@ def image_means(folder: Path) -> Floats:
     splits = inputs.splits
     for device in ("cuda", "cpu"):  # the features depend on the device that made them
         reader = replace(inputs.reader(), device=device)
-        frozen = FrozenFeatures(
-            inputs.datasets.train, inputs.clip, reader, config, cache / "stage1"
-        )
+        frozen = FrozenFeatures(inputs.datasets.train, inputs.clip, reader, config,
+                                cache / "stage1")
         if all(file.is_file() for file in frozen.files):
             break
     else:
