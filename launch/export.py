@@ -42,9 +42,9 @@ def main(
     refuse_without("--camera", camera is not None, {"--dataset": dataset})
     check_writable(out)  # before the work
     from svll.data.readers.common import find_images
-    from svll.models import load_model
 
     found = find_images(images)[:MAX_IMAGES] if images else []
+    from svll.models.weights.load import load_model
     from svll.models.weights.onnx_export import export_onnx  # torch: after the checks
 
     model = load_model(weights, height=height, width=width, stride=stride)

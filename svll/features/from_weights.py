@@ -25,8 +25,8 @@ from svll.features.extract import (
     feature_key,
     file_hash,
 )
-from svll.models import load_model
 from svll.models.trained_model import LoadedModel
+from svll.models.weights.load import load_model
 
 log = logging.getLogger(__name__)
 

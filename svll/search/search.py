@@ -27,8 +27,8 @@ from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
-from svll.models import load_model
 from svll.models.extractor import Extractor
+from svll.models.weights.load import load_model
 from svll.search.threshold import Threshold
 
 MOST_LOGGED = 20  # most unreadable images that the log names; the page names all

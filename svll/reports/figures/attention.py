@@ -23,13 +23,13 @@ from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, open_features
 from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.features.files import features_file
-from svll.models import load_model
 from svll.models.blocks import blocks_of
 from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel
 from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
+from svll.models.weights.load import load_model
 from svll.reports.figures.side_by_side import RunsFigure, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib

@@ -19,7 +19,7 @@ from harness.runs.run import Run
 from svll.config import Config
 from svll.evaluation.engine.feature_rows import Floats
 from svll.inputs import load_inputs
-from svll.models import load_model
+from svll.models.weights.load import load_model
 from svll.reuse.cache import FrozenFeatures
 
 OTHERS = "to others' images"
