@@ -48,11 +48,9 @@ def main(
         "--ranked", help="Add ranked lists (ranked.html in the best run's folder).")] = False,
     query: Annotated[list[str] | None, typer.Option(
         help="With --ranked: a query's row or file; may repeat. [default: the worst]")] = None,
-    cameras: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="With --ranked: the query's camera and the gallery's, as the dataset "
-                     "numbers them."),
-    ] = None,
+    cameras: Annotated[tuple[int, int] | None, typer.Option(
+        help="With --ranked: the query's camera and the gallery's, as the dataset numbers them.",
+    )] = None,
     root: Annotated[Path | None, typer.Option(
         help="With --ranked: the dataset's folder, if it has moved.")] = None,
     compare: Annotated[tuple[int, int] | None, typer.Option(

@@ -39,11 +39,9 @@ def main(
     threshold_from: Annotated[Path | None, typer.Option(
         help="A labelled feature file of the same model to find the threshold on. [default: "
              "features.h5 of the run]")] = None,
-    at_fpr: Annotated[
-        float | None,
-        typer.Option(help="Highest false positive rate on those features. "
-                     "[default: the equal error rate]"),
-    ] = None,
+    at_fpr: Annotated[float | None, typer.Option(
+        help="Highest false positive rate on those features. [default: where both error rates are "
+             "equal]")] = None,
 ) -> int:
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):

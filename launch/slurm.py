@@ -181,7 +181,8 @@ def _dry_run(
         say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
     say(console, f"{count} to run {place.title}{more}",
-        place.describe(sweep, count + sweep.to_propose, jobs), place.preview(job, max(1, job_count)))
+        place.describe(sweep, count + sweep.to_propose, jobs),
+        place.preview(job, max(1, job_count)))
     return 0
 
 
