@@ -17,14 +17,7 @@ from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
-from svll.features.extract import (
-    FeatureTarget,
-    Reader,
-    encode_pair,
-    encode_to_file,
-    feature_key,
-    file_hash,
-)
+from svll.features import extract
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.load import load_model
 
@@ -61,7 +54,7 @@ def encode_tests(
     if model.image.side is not None and not with_side:
         log.warning("%s: the weights have side information, which is not used", weights)
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
-    reader = Reader(
+    reader = extract.Reader(
         model.height, model.width, config.evaluation.batch,
         config.data.threads or len(usable_cores()), str(ranks.device()),
         _precision(config), model.mean, model.std, staged(datasets.every, config.data.stage),
@@ -79,7 +72,7 @@ def encode_tests(
         side = partial(_side, labels, test)
         path = None
         if save is None:
-            features = encode_pair(*pair, reader, side, encode)
+            features = extract.encode_pair(*pair, reader, side, encode)
             groups = {
                 name: FeatureGroup.of(rows.numpy(), images) for name, rows, images
                 in zip(("query", "gallery"), features, pair, strict=True)
@@ -88,10 +81,11 @@ def encode_tests(
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
             file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
-            key = feature_key(test.fingerprint, file_hash(file), config, reader, reader.batch,
-                              with_side, dtype)
-            target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
-            encode_to_file(target, *pair, reader, side, encode)
+            key = extract.feature_key(test.fingerprint, extract.file_hash(file), config, reader,
+                                      reader.batch, with_side, dtype)
+            target = extract.FeatureTarget(path, test.name, str(weights), protocol, key, first,
+                                           dtype)
+            extract.encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
         found.append(EncodedTest(test.name, protocol, groups, test.first_camera, path))
     return found
