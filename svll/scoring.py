@@ -14,7 +14,8 @@ from svll.data.splits import Part
 from svll.evaluation import KReciprocal, RankingResult, evaluate_ranking
 from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.feature_files.score_text import RANKS
-from svll.features.extract import FeatureTarget, encode_pair, encode_to_file, feature_key, file_hash
+from svll.features.extract import FeatureTarget, encode_pair, encode_to_file
+from svll.features.feature_hashes import feature_key, file_hash
 from svll.features.files import feature_paths
 from svll.inputs import Inputs, starting_clip
 from svll.models.reid import ReIDModel

@@ -110,7 +110,7 @@ class PromptObjective(nn.Module):
 
 
 def loss_weights(config: Stage1) -> dict[str, float]:
-    """Return the weight of each loss of stage 1."""
+    """Return the weight of each loss of stage 1; `harness.training.loop.train_step` multiplies."""
     return {"i2t": 1.0, "t2i": 1.0, "lss": config.lss_weight}
 
 

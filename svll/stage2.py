@@ -129,7 +129,7 @@ def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Te
 
 
 def loss_weights(config: Stage2) -> dict[str, float]:
-    """Return the weight of each loss of stage 2."""
+    """Return the weight of each loss of stage 2; `harness.training.loop.train_step` multiplies."""
     return {
         "id": config.id_weight, "triplet": config.triplet_weight, "i2t": config.i2t_weight,
         "vss": config.vss_weight,

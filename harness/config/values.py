@@ -1,4 +1,4 @@
-"""A configuration tree as a mapping, as YAML and as a signature; differences of two trees."""
+"""A configuration tree as a mapping, and as YAML; differences of two trees."""
 
 import dataclasses
 import operator

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.reporting.drawing import LINES, look, new_figure
-from harness.sweeps.outcomes import SweepResults
+from harness.sweeps.sweep_results import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

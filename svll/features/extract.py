@@ -4,8 +4,6 @@ Ranks share the work. Features for a file are written as part files and merged i
 is lost or repeated for any number of ranks, and a kill loses little.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -19,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.images.loader import ImageLoader, decoder_name
+from harness.images.loader import ImageLoader
 from harness.images.views import Transform
 from harness.training import progress, ranks
 from svll.base.records import Records
-from svll.config import Config
 from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
 
@@ -225,23 +222,3 @@ def autocast(device: str, precision: str) -> torch.autocast:
     """Return the autocast context of a precision."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.split(":")[0], dtype=kind, enabled=precision != "fp32")
-
-
-# --- names of feature files ---
-
-
-def feature_key(data: str, weights: str, config: Config, reader: Reader, *more: Any) -> str:
-    """Return 16 hex digits over everything that can change features: hashes of both, and `more`."""
-    parts = [
-        data, weights,
-        config.model.name,  # the same weights give other features with GELU than with QuickGELU
-        config.data.height, config.data.width, config.model.stride,
-        TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,9 @@ from svll.data.benchmarks import describe, names
 from svll.data.datasets import load_datasets
 from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
-from svll.features import extract
+from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
+from svll.features.feature_hashes import feature_key, file_hash
+from svll.models import load_model
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.load import load_model
 
@@ -54,7 +56,7 @@ def encode_tests(
     if model.image.side is not None and not with_side:
         log.warning("%s: the weights have side information, which is not used", weights)
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
-    reader = extract.Reader(
+    reader = Reader(
         model.height, model.width, config.evaluation.batch,
         config.data.threads or len(usable_cores()), str(ranks.device()),
         _precision(config), model.mean, model.std, staged(datasets.every, config.data.stage),
@@ -72,7 +74,7 @@ def encode_tests(
         side = partial(_side, labels, test)
         path = None
         if save is None:
-            features = extract.encode_pair(*pair, reader, side, encode)
+            features = encode_pair(*pair, reader, side, encode)
             groups = {
                 name: FeatureGroup.of(rows.numpy(), images) for name, rows, images
                 in zip(("query", "gallery"), features, pair, strict=True)
@@ -81,11 +83,10 @@ def encode_tests(
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
             file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
-            key = extract.feature_key(test.fingerprint, extract.file_hash(file), config, reader,
+            key = feature_key(test.fingerprint, file_hash(file), config, reader,
                                       reader.batch, with_side, dtype)
-            target = extract.FeatureTarget(path, test.name, str(weights), protocol, key, first,
-                                           dtype)
-            extract.encode_to_file(target, *pair, reader, side, encode)
+            target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
+            encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
         found.append(EncodedTest(test.name, protocol, groups, test.first_camera, path))
     return found

@@ -15,9 +15,9 @@ from harness.reporting import landscape, page, runs_page
 from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
 from harness.reporting.drawing import embed
 from harness.reporting.page import Html
-from harness.reporting.sweep_ranking import ranking_table, setting
+from harness.reporting.ranking_table import ranking_table, setting
 from harness.runs.run import Run
-from harness.sweeps.outcomes import Outcome, SweepResults, read_outcomes
+from harness.sweeps.sweep_results import Outcome, SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
 
 TEST = {"test mAP": "mAP", "test Rank-1": "cmc.1"}

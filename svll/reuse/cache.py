@@ -21,7 +21,8 @@ from harness.training import ranks
 from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.base.records import Dataset
 from svll.config import Config
-from svll.features.extract import Reader, encode_all, feature_key
+from svll.features.extract import Reader, encode_all
+from svll.features.feature_hashes import feature_key
 from svll.models.clip import Clip
 
 log = logging.getLogger(__name__)

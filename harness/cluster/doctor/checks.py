@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.base.files import read_json, write_json, write_text
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import has_gpu
-from harness.cluster.rank import log_to_stderr
+from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.slurm.job import set_slurm_ranks
 
 log = logging.getLogger(__name__)

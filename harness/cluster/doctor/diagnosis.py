@@ -18,7 +18,7 @@ from harness.base.machine import free_port, visible_gpus
 from harness.cluster import snapshots
 from harness.cluster.causes import cause_in_logs, with_next_step
 from harness.cluster.doctor import checks
-from harness.cluster.rank import RankGroup, end_within, start_process
+from harness.cluster.rank_processes import RankGroup, end_within, start_process
 from harness.cluster.slurm import commands, script, site
 from harness.sweeps.keys import Resources
 from harness.sweeps.reading import Sweep

@@ -19,7 +19,7 @@ from harness.base.locks import lock_holder
 from harness.cluster.causes import cause_in_logs
 from harness.cluster.local import slots
 from harness.cluster.place import Job, Place, Room, Submission, Task
-from harness.cluster.rank import GRACE_S, POLL_S, Process, start_process
+from harness.cluster.rank_processes import GRACE_S, POLL_S, Process, start_process
 from harness.cluster.records import Cluster, Record, jobs_folder
 from harness.cluster.snapshots import search_path
 from harness.runs.run import Run

@@ -1,4 +1,4 @@
-"""The GPUs and cores of this machine that a trial gets, and who else uses them."""
+"""How many trials run at a time here, and with how many GPUs and cores; `claims.py` picks which."""
 
 import dataclasses
 import logging

@@ -19,10 +19,18 @@ from harness.base.errors import UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import free_port
 from harness.cluster import pages
-from harness.cluster import rank as ranks
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Claim
 from harness.cluster.local.place import worker_lock
+from harness.cluster.rank_processes import (
+    POLL_S,
+    RankGroup,
+    log_to_stderr,
+    settle,
+    start_process,
+    stop_on,
+    wait,
+)
 from harness.cluster.records import Record, read_record
 from harness.runs.run import CLAIM, Run
 from harness.runs.stopping import stop_requested
@@ -32,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def work(record_file: Path, number: int) -> None:
     """Run the trials of a submission until none is left or a signal arrives."""
-    ranks.stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     record = read_record(record_file)
     with held_lock(worker_lock(record_file, number)), _slot(record) as has_slot:
         tried: set[Run] = set()
@@ -58,7 +66,7 @@ def _slot(record: Record) -> Iterator[bool]:
                     continue
                 yield True
                 return
-            time.sleep(ranks.POLL_S)
+            time.sleep(POLL_S)
         yield False
 
 
@@ -101,22 +109,23 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     count, gpus = record.options["ranks"], ",".join(claim.gpus)
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(count)]
     log.info("%s: starts on GPU %s", run.name, gpus or "none")
-    group = ranks.RankGroup(ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus,
-                            port=free_port())
+    group = RankGroup(
+        ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus, port=free_port()
+    )
     processes = [
-        ranks.start_process("harness.cluster.rank", str(run.folder), log_file=log_file,
-                            environment=group.environment(rank), inherited=claim.locks)
+        start_process("harness.cluster.rank_processes", str(run.folder), log_file=log_file,
+                      environment=group.environment(rank), inherited=claim.locks)
         for rank, log_file in enumerate(logs)
     ]
-    broken = ranks.wait(processes)
+    broken = wait(processes)
     codes = [process.returncode for process in processes]
     log.info("%s: ended with %s", run.name, codes)
-    ranks.settle(run, broken, codes, logs)
+    settle(run, broken, codes, logs)
 
 
 def main(record_file: str, number: str) -> None:
     """Run as a worker, or as the one job of the submission's `function`."""
-    ranks.log_to_stderr()
+    log_to_stderr()
     try:
         if function := read_record(Path(record_file)).options["function"]:
             pkgutil.resolve_name(function)(record_file)

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
-from harness.cluster.rank import end_with_parent, log_to_stderr
+from harness.cluster.rank_processes import end_with_parent, log_to_stderr
 from harness.cluster.ray.plan import signatures_of
 from harness.cluster.ray.points import Points, searcher
 from harness.cluster.ray.schedulers import make_scheduler

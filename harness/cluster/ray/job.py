@@ -17,7 +17,7 @@ from harness.cluster import pages
 from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
-from harness.cluster.rank import GRACE_S, POLL_S, log_to_stderr, stop_on
+from harness.cluster.rank_processes import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
 from harness.cluster.ray.plan import allocation, signatures_of

@@ -30,7 +30,7 @@ from typing import Any
 from harness.base.files import log_tail, read_json, write_json
 from harness.base.locks import held_lock, lock_holder
 from harness.base.machine import cgroup_texts
-from harness.cluster.rank import Process, end_with_parent, start_process
+from harness.cluster.rank_processes import Process, end_with_parent, start_process
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Resources
 

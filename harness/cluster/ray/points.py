@@ -17,10 +17,10 @@ from harness.cluster.pages import write_summary
 from harness.cluster.ray.search_notes import was_ended_early
 from harness.config.values import to_yaml
 from harness.runs.run import Run, epoch_lines
-from harness.sweeps.outcomes import numbers_of
 from harness.sweeps.proposing import TriedPoint, propose
 from harness.sweeps.reading import Sweep, Trial, make_trial
 from harness.sweeps.space import Point, add_point
+from harness.sweeps.sweep_results import numbers_of
 
 log = logging.getLogger(__name__)
 

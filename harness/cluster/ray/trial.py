@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.locks import job_id
-from harness.cluster.rank import EXIT_STATUS, IN_USE_STATUS, drop_own_lock, log_to_stderr
+from harness.cluster.rank_processes import EXIT_STATUS, IN_USE_STATUS, drop_own_lock, log_to_stderr
 from harness.cluster.ray.search_notes import mark_ended_early
 from harness.runs.execute import execute
 from harness.runs.run import Run

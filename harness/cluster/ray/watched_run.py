@@ -12,7 +12,16 @@ from typing import Any
 
 from harness.base.machine import free_port
 from harness.base.mappings import numeric_leaves
-from harness.cluster import rank as ranks
+from harness.cluster.rank_processes import (
+    EXIT_STATUS,
+    IN_USE_STATUS,
+    Process,
+    RankGroup,
+    TrialFailed,
+    end_within,
+    settle,
+    start_process,
+)
 from harness.cluster.ray.search_notes import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
 from harness.runs.run import Run, epoch_lines
@@ -36,7 +45,7 @@ class FollowerRanks:
     end of their pipe stops them.
     """
 
-    def __init__(self, run: Run, group: ranks.RankGroup, *, log_file: Path) -> None:
+    def __init__(self, run: Run, group: RankGroup, *, log_file: Path) -> None:
         answers, self.pipe = os.pipe()
         own = range(group.first == 0, group.ranks)
         stem = log_file.name.split(".")[0]
@@ -50,7 +59,7 @@ class FollowerRanks:
     def end(self) -> list[int]:
         """Close the pipe and return the exit statuses; a rank that does not end is killed."""
         os.close(self.pipe)
-        return ranks.end_within(self.processes, END_LIMIT_S)
+        return end_within(self.processes, END_LIMIT_S)
 
 
 class WatchedRun:
@@ -63,13 +72,13 @@ class WatchedRun:
     """
 
     def __init__(
-        self, run: Run, *, log_file: Path, group: ranks.RankGroup, replay: bool = False,
-        start_others: Callable[[ranks.RankGroup], Callable[[], Any]] = lambda group: lambda: None,
+        self, run: Run, *, log_file: Path, group: RankGroup, replay: bool = False,
+        start_others: Callable[[RankGroup], Callable[[], Any]] = lambda group: lambda: None,
         exports: tuple[str, int, tuple[str, ...]] = ("", 0, ()),
     ) -> None:
         self.run, self.exports = run, exports
         self.log_file, self.group, self.start_others = log_file, group, start_others
-        self.process: ranks.Process | None = None
+        self.process: Process | None = None
         self.over = False
         # the lines after the last checkpoint will be logged again, but are reported once
         self.reported = set() if replay else judged(run)
@@ -166,17 +175,17 @@ class WatchedRun:
 
     def _after_end(self) -> dict[str, Any]:
         code = self._close()
-        if code == ranks.EXIT_STATUS["stopped"]:
+        if code == EXIT_STATUS["stopped"]:
             time.sleep(HOLD_S)
-        if code in (ranks.EXIT_STATUS["complete"], ranks.EXIT_STATUS["stopped"]):
+        if code in (EXIT_STATUS["complete"], EXIT_STATUS["stopped"]):
             return self._last_result()
-        if code != ranks.IN_USE_STATUS:
+        if code != IN_USE_STATUS:
             codes = [code, *self.codes]
             # a killed rank is the cause of the other ranks' errors
             broken = next((rank for rank, one in enumerate(codes) if one < 0), 0)
-            ranks.settle(self.run, broken, codes, [self.log_file, *self.followers.logs])
+            settle(self.run, broken, codes, [self.log_file, *self.followers.logs])
         error = self.run.status().get("error", "another process was in the run folder")
-        raise ranks.TrialFailed(error)
+        raise TrialFailed(error)
 
     def _last_result(self) -> dict[str, Any]:
         self.over = True
@@ -188,10 +197,10 @@ def _epoch_of(line: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _start(
-    group: ranks.RankGroup, local: int, run: Run, log_file: Path, reports: int, answers: int
-) -> ranks.Process:
+    group: RankGroup, local: int, run: Run, log_file: Path, reports: int, answers: int
+) -> Process:
     """Start a rank that reads `answers` and writes to `reports`, unless that is negative."""
-    return ranks.start_process(
+    return start_process(
         "harness.cluster.ray.trial", str(run.folder), str(reports), str(answers),
         log_file=log_file, environment=group.environment(local),
         inherited=[pipe for pipe in (reports, answers) if pipe >= 0],
@@ -213,7 +222,7 @@ def trial_actor() -> type:
             resources = Resources(**config["resources"])
             gpus = resources.gpus / config["trials_per_gpu"]
             log_file = Path(config["logs"]) / f"{run.signature}.0.log"
-            group = ranks.RankGroup(
+            group = RankGroup(
                 ranks=resources.ranks_per_node, world=resources.ranks, cpus=resources.cpus,
                 gpus=_own_gpus(gpus),
                 address=ray.util.get_node_ip_address() if resources.nodes > 1 else "127.0.0.1",
@@ -252,14 +261,14 @@ def _own_gpus(share: float) -> str:
 
 
 def _start_others(
-    run: Run, group: ranks.RankGroup, gpus: float, log_file: Path
+    run: Run, group: RankGroup, gpus: float, log_file: Path
 ) -> Callable[[], Any]:
     """Start the ranks on the trial's further nodes, by an actor on each; returns what ends them."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     class Ranks:
-        def __init__(self, group: ranks.RankGroup) -> None:
+        def __init__(self, group: RankGroup) -> None:
             os.chdir(working_folder)
             group = dataclasses.replace(group, gpus=_own_gpus(gpus))
             self.followers = FollowerRanks(run, group, log_file=log_file)

@@ -20,7 +20,7 @@ from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.mappings import lookup
 from harness.cluster import pages
-from harness.cluster.rank import log_to_stderr
+from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm

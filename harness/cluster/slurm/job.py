@@ -12,7 +12,7 @@ from harness.base.files import is_private
 from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
-from harness.cluster.rank import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
+from harness.cluster.rank_processes import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import stop_requested

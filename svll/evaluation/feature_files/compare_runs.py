@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.runs.run import Run
-from harness.sweeps.outcomes import Ranked
 from harness.sweeps.paired_test import Verdict, compare
+from harness.sweeps.sweep_results import Ranked
 from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import open_source
 from svll.features.files import features_file

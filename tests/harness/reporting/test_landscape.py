@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from harness.reporting.drawing import as_svg
 from harness.reporting.landscape import contour
 from harness.runs.run import Run
-from harness.sweeps.outcomes import Outcome, SweepResults
+from harness.sweeps.sweep_results import Outcome, SweepResults
 
 
 def test_the_dots_of_a_map_are_whole_on_its_edge(tmp_path: Path) -> None:

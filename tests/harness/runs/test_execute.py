@@ -12,7 +12,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
-from harness.cluster.rank import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
+from harness.cluster.rank_processes import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
 from harness.runs.execute import execute, load_function
 from harness.runs.failures import ERROR_LINES
 from harness.runs.run import Run
@@ -152,7 +152,7 @@ CARRY_OUT_ELSEWHERE = """
 import socket, sys
 socket.gethostname = lambda: "elsewhere"
 from harness.base import locks
-from harness.cluster.rank import main
+from harness.cluster.rank_processes import main
 locks.HEARTBEAT_S = 0.05
 sys.exit(main(sys.argv[1:]))
 """
@@ -308,7 +308,7 @@ def test_an_unreadable_status_stops_the_run(make: Any) -> None:
 MOUNTED = """
 import sys
 from pathlib import Path
-from harness.cluster.rank import main
+from harness.cluster.rank_processes import main
 sys.path.insert(0, sys.argv[2])
 sys.exit(main([sys.argv[1]]))
 """

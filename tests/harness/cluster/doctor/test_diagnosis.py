@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cluster import rank
+from harness.cluster import rank_processes
 from harness.cluster.doctor import checks, diagnosis
 from harness.cluster.doctor.diagnosis import Diagnosis
 from harness.sweeps.keys import Resources
@@ -33,7 +33,7 @@ def test_on_this_machine_there_is_one_rank_per_gpu_and_two_without_gpus(
         started.clear()
         sweep = toy.make_sweep(tmp_path, {}, resources=resources)
         with monkeypatch.context() as patch:
-            patch.setattr(rank, "subprocess", SimpleNamespace(
+            patch.setattr(rank_processes, "subprocess", SimpleNamespace(
                 Popen=Process, DEVNULL=None, STDOUT=None
             ))
             diagnosis._diagnose_here(sweep, tmp_path)

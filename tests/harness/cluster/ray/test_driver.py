@@ -20,7 +20,7 @@ from harness.cluster.launch import cancel, launch
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
 from harness.cluster.local.place import end_workers, living_workers
-from harness.cluster.rank import RankGroup
+from harness.cluster.rank_processes import RankGroup
 from harness.cluster.ray import driver
 from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.watched_run import WatchedRun

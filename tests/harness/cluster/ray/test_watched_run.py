@@ -15,7 +15,7 @@ import pytest
 from harness.base.files import read_json
 from harness.base.locks import lock_holder
 from harness.base.mappings import numeric_leaves
-from harness.cluster.rank import RankGroup, TrialFailed
+from harness.cluster.rank_processes import RankGroup, TrialFailed
 from harness.cluster.ray import watched_run
 from harness.cluster.ray.search_notes import (
     end_early,
@@ -190,7 +190,7 @@ def test_a_run_whose_watcher_is_killed_stops_at_once_and_has_saved(
     run = make_run(epochs=100, epoch_s=40.0)
     program = (
         "import sys; from pathlib import Path; from harness.runs.run import Run\n"
-        "from harness.cluster.rank import RankGroup\n"
+        "from harness.cluster.rank_processes import RankGroup\n"
         "from harness.cluster.ray.watched_run import WatchedRun\n"
         f"watched = WatchedRun(Run(Path({str(run.folder)!r})),"
         f" log_file=Path({str(run.folder / 'out')!r}), group=RankGroup())\n"

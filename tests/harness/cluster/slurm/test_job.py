@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.locks import lock_holder
-from harness.cluster import rank
-from harness.cluster.rank import TrialFailed
+from harness.cluster import rank_processes
+from harness.cluster.rank_processes import TrialFailed
 from harness.cluster.slurm import job
 from harness.runs import stopping
 from harness.runs.run import Run
@@ -246,10 +246,10 @@ def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
 def test_the_lock_of_this_jobs_killed_attempt_is_removed(
     slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(rank_processes, "HEARTBEAT_S", 0.1)
     run = Run(tmp_path)
     write_lock(run, job="41230_4")
-    rank.drop_own_lock(run)
+    rank_processes.drop_own_lock(run)
     assert lock_holder(run.lock_file) is None
 
 
@@ -258,9 +258,11 @@ def test_a_lock_of_another_job_or_with_a_heartbeat_stays(
 ) -> None:
     run = Run(tmp_path)
     write_lock(run, job="41230_5")
-    rank.drop_own_lock(run)
+    rank_processes.drop_own_lock(run)
     assert lock_holder(run.lock_file) is not None
     write_lock(run, job="41230_4")
-    monkeypatch.setattr(rank.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9)))
-    rank.drop_own_lock(run)
+    monkeypatch.setattr(
+        rank_processes.time, "sleep", lambda seconds: os.utime(run.lock_file, (9e9, 9e9))
+    )
+    rank_processes.drop_own_lock(run)
     assert lock_holder(run.lock_file) is not None

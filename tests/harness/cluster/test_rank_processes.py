@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from harness.cluster import rank
+from harness.cluster import rank_processes
 from harness.config.values import to_yaml
 from harness.runs.run import Run
 
@@ -35,7 +35,7 @@ def test_a_rank_saves_on_a_stop_request(toy: ModuleType, tmp_path: Path) -> None
     process = subprocess.Popen(command(run))
     toy.until(lambda: (run.folder / "seen-0.json").exists())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == rank.EXIT_STATUS["stopped"]
+    assert process.wait(20) == rank_processes.EXIT_STATUS["stopped"]
     assert run.status()["state"] == "stopped"
     assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
 
@@ -47,7 +47,7 @@ def test_a_second_process_in_a_run_folder_leaves_it_alone(
     first = subprocess.Popen(command(run))
     toy.until(lambda: (run.folder / "seen-0.json").exists())
     second = subprocess.run(command(run), capture_output=True, text=True)
-    assert second.returncode == rank.IN_USE_STATUS
+    assert second.returncode == rank_processes.IN_USE_STATUS
     assert f"in use by process {first.pid} on {socket.gethostname()}" in second.stderr
     assert run.status()["state"] == "running"
     first.terminate()
@@ -55,4 +55,4 @@ def test_a_second_process_in_a_run_folder_leaves_it_alone(
 
 
 def command(run: Run) -> list[str]:
-    return [sys.executable, "-m", "harness.cluster.rank", str(run.folder)]
+    return [sys.executable, "-m", "harness.cluster.rank_processes", str(run.folder)]

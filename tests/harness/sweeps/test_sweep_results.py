@@ -16,9 +16,10 @@ import yaml
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.runs.run import Run
-from harness.sweeps import outcomes
+from harness.sweeps import sweep_results
+from harness.sweeps.sweep_results import SweepResults
 
-Made = Callable[..., outcomes.SweepResults]
+Made = Callable[..., SweepResults]
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def make(tmp_path: Path) -> Made:
         write_json(tmp_path / "sweep.json", {
             "name": "tried", "metric": "validation.mAP", "mode": "max", "trials": trials, **summary,
         })
-        return outcomes.read_outcomes(tmp_path)
+        return sweep_results.read_outcomes(tmp_path)
 
     return made
 
@@ -106,7 +107,7 @@ def test_keys_have_no_importance_when_it_cannot_be_computed(make: Made, rows: An
 
 def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
     sweeping = make(({"a": 1}, {1: 0.5, 2: 0.7}), ({"a": 2}, {1: 0.9, 2: None}))
-    path = outcomes.write_best(
+    path = sweep_results.write_best(
         sweeping, without={"data.validation": 0.0, "data.root": None, "run": None},
         absent={"point.a": 5, "point.b": "as before"},
     )
@@ -121,7 +122,7 @@ def test_the_best_point_becomes_a_recipe(make: Made, tmp_path: Path) -> None:
 
 def test_without_a_complete_trial_there_is_no_best(make: Made) -> None:
     sweeping = make(({"a": 1}, {1: None}))
-    assert outcomes.write_best(sweeping, without={}) is None
+    assert sweep_results.write_best(sweeping, without={}) is None
     assert sweeping.ranked() == []
 
 
@@ -130,7 +131,7 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
         ({"a": [0.1, 0.2], "c": "1e-4", "d": 0}, {1: 0.5}),
         ({"a": [0.3, 0.2], "b": "x, y", "c": 0.001, "d": 0.8}, {1: None, 2: 0.4}),
     )
-    table, typed = outcomes.write_tables(sweeping)
+    table, typed = sweep_results.write_tables(sweeping)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
@@ -147,10 +148,10 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
 
 def test_a_folder_that_is_no_sweeps_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a sweep folder: it has no sweep\.json"):
-        outcomes.read_outcomes(tmp_path)
+        sweep_results.read_outcomes(tmp_path)
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
-        outcomes.read_outcomes(tmp_path)
+        sweep_results.read_outcomes(tmp_path)
 
 
 def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
@@ -158,10 +159,10 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     sweeping = make(*rows, objectives={"speed": "max"})
     for one, speed in zip(sweeping.outcomes, (10.0, 5.0, 30.0, 30.0), strict=True):
         one.run.log_metrics({"kind": "epoch", "epoch": 1, "speed": speed})
-    sweeping = outcomes.read_outcomes(sweeping.folder)
-    assert outcomes.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
+    sweeping = sweep_results.read_outcomes(sweeping.folder)
+    assert sweep_results.unbeaten(sweeping, sweeping.ranked()) == [True, False, True, False]
     alone = make(*rows)
-    assert outcomes.unbeaten(alone, alone.ranked()) == [True, False, False, False]
+    assert sweep_results.unbeaten(alone, alone.ranked()) == [True, False, False, False]
 
 
 def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> None:
@@ -171,8 +172,8 @@ def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> N
         "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
     })
     assert sweeping.has_changed
-    assert outcomes.read_outcomes(sweeping.folder).shares == {}
-    path = outcomes.write_best(sweeping, without={"run": None})
+    assert sweep_results.read_outcomes(sweeping.folder).shares == {}
+    path = sweep_results.write_best(sweeping, without={"run": None})
     assert path is not None
     assert "Settings changed during training" in path.read_text()
     assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5

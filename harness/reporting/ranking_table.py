@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from harness.base.units import counted
-from harness.sweeps.outcomes import Ranked, SweepResults, unbeaten
+from harness.sweeps.sweep_results import Ranked, SweepResults, unbeaten
 
 LONG = 8  # longer numbers (drawn ones) are shown in four digits
 

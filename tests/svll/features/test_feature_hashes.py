@@ -5,8 +5,9 @@ import pytest
 from harness.config.build import build
 from harness.config.sources import parse_overrides
 from svll.config import Config
-from svll.features import extract as module
-from svll.features.extract import Reader, feature_key
+from svll.features import feature_hashes as module
+from svll.features.extract import Reader
+from svll.features.feature_hashes import feature_key
 
 
 def key(

@@ -1,6 +1,6 @@
 """The ranks of a trial: one rank as a process, and all ranks on a node, started and watched.
 
-    python -m harness.cluster.rank RUN_FOLDER
+    python -m harness.cluster.rank_processes RUN_FOLDER
 """
 
 import ctypes
