@@ -19,7 +19,6 @@ from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.feature_hashes import feature_key, file_hash
-from svll.models import load_model
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.load import load_model
 
@@ -83,8 +82,8 @@ def encode_tests(
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
             file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
-            key = feature_key(test.fingerprint, file_hash(file), config, reader,
-                                      reader.batch, with_side, dtype)
+            key = feature_key(test.fingerprint, file_hash(file), config, reader, reader.batch,
+                              with_side, dtype)
             target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
