@@ -74,9 +74,8 @@ def _path(value: Any) -> Any:
 def new_app() -> typer.Typer:
     """Return a typer app for `run`, with plain help text, so that examples keep their lines."""
     installed = not sys.argv[0].endswith(".py")  # shells complete no options of `python FILE`
-    return typer.Typer(
-        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=installed
-    )
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False,
+                       add_completion=installed)
 
 
 def as_typed(text: str) -> str:

@@ -221,31 +221,24 @@ def _show(scores: "Sequence[Score]", *, as_json: bool, as_csv: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svll.evaluation.feature_files.score_text import (
-        more_lines,
-        protocol_lines,
-        score_lines,
-        table_remarks,
-        table_rows,
-        to_csv,
-    )
+    from svll.evaluation.feature_files import score_text as text
 
     if as_json:
         typer.echo(json.dumps([item.as_json() for item in scores]))
         return
     if as_csv:
-        typer.echo(to_csv(scores), nl=False)
+        typer.echo(text.to_csv(scores), nl=False)
         return
-    lines = score_lines(scores[0])
+    lines = text.score_lines(scores[0])
     if len(scores) > 1:
-        columns, rows = table_rows(scores)
+        columns, rows = text.table_rows(scores)
         table = Table(*columns)
         for row in rows:
             table.add_row(*row)
         wide(Console()).print(table)
-        lines = table_remarks(scores)
-    protocols = protocol_lines(item.source for item in scores)
-    for line in (*lines, *protocols, *more_lines(scores)):
+        lines = text.table_remarks(scores)
+    protocols = text.protocol_lines(item.source for item in scores)
+    for line in (*lines, *protocols, *text.more_lines(scores)):
         typer.echo(line)
 
 

@@ -21,47 +21,36 @@ MAX_IMAGES = 24
 
 @command(__doc__)
 def main(
-    weights: Annotated[
-        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
-    ],
+    weights: Annotated[Path, typer.Option(
+        help="A weights file, a finished run's folder, or a published .pth.")],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
-    images: Annotated[
-        Path | None, typer.Option(help="A folder of images to compare on, besides random ones.")
-    ] = None,
-    camera: Annotated[
-        int | None,
-        typer.Option(help="Camera whose side information to build in, as its dataset numbers it "
-                     "(Market-1501's c1: 1). [default: none]"),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="With --camera: its dataset, if the model was trained on several."),
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Input height, if a published file does not hold it.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Input width, if a published file does not hold it.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Patch stride, if a published file does not hold it.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(
+        help="A folder of images to compare on, besides random ones.")] = None,
+    camera: Annotated[int | None, typer.Option(
+        help="Camera whose side information to build in, as its dataset numbers it (Market-1501's "
+             "c1: 1). [default: none]")] = None,
+    dataset: Annotated[str | None, typer.Option(
+        help="With --camera: its dataset, if the model was trained on several.")] = None,
+    height: Annotated[int | None, typer.Option(
+        help="Input height, if a published file does not hold it.")] = None,
+    width: Annotated[int | None, typer.Option(
+        help="Input width, if a published file does not hold it.")] = None,
+    stride: Annotated[int | None, typer.Option(
+        help="Patch stride, if a published file does not hold it.")] = None,
 ) -> int:
     """Export, compare with torch, and print the largest difference."""
     refuse_without("--camera", camera is not None, {"--dataset": dataset})
     check_writable(out)  # before the work
-    from svll.data.image_folder import find_images
-    from svll.models import load_model
+    from svll.data.readers.common import find_images
 
     found = find_images(images)[:MAX_IMAGES] if images else []
+    from svll.models.weights.load import load_model
     from svll.models.weights.onnx_export import export_onnx  # torch: after the checks
 
     model = load_model(weights, height=height, width=width, stride=stride)
     done = export_onnx(model, out, camera=camera, dataset=dataset, images=found)
-    typer.echo(
-        f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from torch "
-        f"{done.difference:.1e} of a feature's length, over {done.images} images"
-    )
+    typer.echo(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB; largest difference from "
+               f"torch {done.difference:.1e} of a feature's length, over {done.images} images")
     return 0
 
 

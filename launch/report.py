@@ -23,7 +23,7 @@ from harness.base.files import check_writable
 from harness.base.units import counted
 from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
-from harness.reporting.terminal import wide
+from harness.reporting.terminal import say, wide
 from harness.sweeps.sweep_results import BEST, read_outcomes, write_best, write_tables
 from launch.cli import command, refuse_without
 from svll.config import Config
@@ -38,39 +38,23 @@ SURE = 0.05
 
 @command(__doc__)
 def main(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of sweeps (runs/<name>) or of runs, shown side by side."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The page to write. [default: report.html in the first folder]"),
-    ] = None,
-    figures: Annotated[
-        bool,
-        typer.Option("--figures", help="Add t-SNE and attention maps of each folder's best run."),
-    ] = False,
-    ranked: Annotated[
-        bool,
-        typer.Option("--ranked", help="Add ranked lists (ranked.html in the best run's folder)."),
-    ] = False,
-    query: Annotated[
-        list[str] | None,
-        typer.Option(help="With --ranked: a query's row or file; may repeat. [default: the worst]"),
-    ] = None,
-    cameras: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="With --ranked: the query's camera and the gallery's, as the dataset "
-                     "numbers them."),
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="With --ranked: the dataset's folder, if it has moved."),
-    ] = None,
-    compare: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Two ranks of the table, A and B: test whether A beats B."),
-    ] = None,
+    folders: Annotated[list[Path], typer.Argument(
+        help="Folders of sweeps (runs/<name>) or of runs, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(
+        help="The page to write. [default: report.html in the first folder]")] = None,
+    figures: Annotated[bool, typer.Option(
+        "--figures", help="Add t-SNE and attention maps of each folder's best run.")] = False,
+    ranked: Annotated[bool, typer.Option(
+        "--ranked", help="Add ranked lists (ranked.html in the best run's folder).")] = False,
+    query: Annotated[list[str] | None, typer.Option(
+        help="With --ranked: a query's row or file; may repeat. [default: the worst]")] = None,
+    cameras: Annotated[tuple[int, int] | None, typer.Option(
+        help="With --ranked: the query's camera and the gallery's, as the dataset numbers them.",
+    )] = None,
+    root: Annotated[Path | None, typer.Option(
+        help="With --ranked: the dataset's folder, if it has moved.")] = None,
+    compare: Annotated[tuple[int, int] | None, typer.Option(
+        help="Two ranks of the table, A and B: test whether A beats B.")] = None,
 ) -> int:
     """Report on sweeps and runs."""
     console = wide(Console())
@@ -90,7 +74,7 @@ def main(
     for folder in sweeps:
         files += _sweep(folder, console)
     files += [*pages, *(place for place in [out.parent / "figures"] if place.is_dir())]
-    _print(console, "files: " + ", ".join(map(str, files)))
+    say(console, "files: " + ", ".join(map(str, files)))
     return 0
 
 
@@ -124,7 +108,7 @@ def _sweep(folder: Path, console: Console) -> list[Path]:
         for row in ranking.rows:
             table.add_row(*row)
         console.print(table)
-    _print(console, *ranking.remarks)
+    say(console, *ranking.remarks)
     best = write_best(results, without=ON_THE_FULL_SET, absent=Config.absent)
     return [*([best] if best else []), *write_tables(results)]
 
@@ -143,23 +127,18 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
     a, b = (ranked[place - 1] for place in places)
     for name, point in (("A", a), ("B", b)):
         values = " ".join(f"{key}={value}" for key, value in point.point.items())
-        _print(console, f"{name}: {values}")
+        say(console, f"{name}: {values}")
     seeds, verdicts = compare_points(a, b, results.metric)
     for test, verdict in verdicts.items():
         conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
-        _print(console, f"{test}: A - B = {verdict.mean:+.4f}, better "
+        say(console, f"{test}: A - B = {verdict.mean:+.4f}, better "
                f"{counted(verdict.wins, 'time')}, worse {counted(verdict.losses, 'time')}, "
                f"p = {verdict.p:.2g}: {conclusion}")
     if 0 < seeds < 6:
-        _print(console, f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")
-    _print(console, "The test over queries is on these trained models only; other seeds may give "
+        say(console, f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")
+    say(console, "The test over queries is on these trained models only; other seeds may give "
            "another answer.")
     return 0
-
-
-def _print(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -28,26 +28,20 @@ PRINTED = 20  # queries whose nearest image is printed
 
 @command(__doc__)
 def main(
-    weights: Annotated[
-        Path, typer.Option(help="A weights file, a finished run's folder, or a published .pth.")
-    ],
+    weights: Annotated[Path, typer.Option(
+        help="A weights file, a finished run's folder, or a published .pth.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
     gallery: Annotated[Path, typer.Option(help="The folder of images to search.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("results"),
     top_k: Annotated[int, typer.Option(min=1, help="Number of nearest images per query.")] = 10,
-    threshold: Annotated[
-        float | None, typer.Option(help="Lowest cosine similarity to accept, -1 to 1.")
-    ] = None,
-    threshold_from: Annotated[
-        Path | None,
-        typer.Option(help="A labelled feature file of the same model to find the threshold on. "
-                     "[default: features.h5 of the run]"),
-    ] = None,
-    at_fpr: Annotated[
-        float | None,
-        typer.Option(help="Highest false positive rate on those features. "
-                     "[default: the equal error rate]"),
-    ] = None,
+    threshold: Annotated[float | None, typer.Option(
+        help="Lowest cosine similarity to accept, -1 to 1.")] = None,
+    threshold_from: Annotated[Path | None, typer.Option(
+        help="A labelled feature file of the same model to find the threshold on. [default: "
+             "features.h5 of the run]")] = None,
+    at_fpr: Annotated[float | None, typer.Option(
+        help="Highest false positive rate on those features. [default: where both error rates are "
+             "equal]")] = None,
 ) -> int:
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):
@@ -56,10 +50,8 @@ def main(
     from svll.search.search import search  # torch, Numba: not for --help
 
     check_writable(out / "search.html")  # before hours of encoding
-    results = search(
-        weights, query, gallery, top_k=top_k,
-        threshold=_threshold(weights, threshold, threshold_from, at_fpr),
-    )
+    results = search(weights, query, gallery, top_k=top_k,
+                     threshold=_threshold(weights, threshold, threshold_from, at_fpr))
     try:
         files = write_search(results, out)
     except OSError as error:
@@ -81,10 +73,8 @@ def _threshold(
     if path := source or own_features(weights):
         return calibrated_threshold(path, at_fpr)
     if at_fpr is not None and weights.exists():  # search() reports missing weights
-        raise UserError(
-            f"--at-fpr {at_fpr:g} has no effect without features to find the threshold on; add "
-            "--threshold-from FEATURES.h5"
-        )
+        raise UserError(f"--at-fpr {at_fpr:g} has no effect without features to find the threshold "
+                        "on; add --threshold-from FEATURES.h5")
     return None
 
 

@@ -30,6 +30,7 @@ from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
+from harness.reporting.terminal import say
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
@@ -67,47 +68,33 @@ class Cluster(StrEnum):
 
 @command(__doc__)
 def main(
-    sweep: Annotated[
-        str | None, typer.Option(help="A sweep file, or the name of a shipped sweep.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Or a recipe (name, file or A+B+C), as a single trial.")
-    ] = None,
-    cluster: Annotated[
-        Cluster | None, typer.Option(help="Default: slurm where sbatch is, else local.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show trials and the sbatch script; submit nothing.")
-    ] = False,
+    sweep: Annotated[str | None, typer.Option(
+        help="A sweep file, or the name of a shipped sweep.")] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="Or a recipe (name, file or A+B+C), as a single trial.")] = None,
+    cluster: Annotated[Cluster | None, typer.Option(
+        help="Default: slurm where sbatch is, else local.")] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Show trials and the sbatch script; submit nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show each trial's state.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Submit, then watch until all have ended.")
-    ] = False,
-    cancel: Annotated[
-        bool, typer.Option("--cancel", help="End all queued and running trials.")
-    ] = False,
-    doctor: Annotated[
-        bool, typer.Option("--doctor", help="Check each partition (or this machine) with a job.")
-    ] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Local: trials at a time; default: by cores and GPUs.", min=1)
-    ] = None,
-    first: Annotated[
-        int | None, typer.Option(help="Only the sweep's first N trials.", min=1)
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Search on a running Ray at HOST:PORT.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Submit failed trials too.")
-    ] = False,
-    help_config: Annotated[
-        bool, typer.Option("--help-config", help="Print a sweep file's keys, or those with a word.")
-    ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])"),
-    ] = None,
+    follow: Annotated[bool, typer.Option(
+        "--follow", help="Submit, then watch until all have ended.")] = False,
+    cancel: Annotated[bool, typer.Option(
+        "--cancel", help="End all queued and running trials.")] = False,
+    doctor: Annotated[bool, typer.Option(
+        "--doctor", help="Check each partition (or this machine) with a job.")] = False,
+    jobs: Annotated[int | None, typer.Option(
+        help="Local: trials at a time; default: by cores and GPUs.", min=1)] = None,
+    first: Annotated[int | None, typer.Option(
+        help="Only the sweep's first N trials.", min=1)] = None,
+    ray_address: Annotated[str | None, typer.Option(
+        help="Search on a running Ray at HOST:PORT.")] = None,
+    retry_failed: Annotated[bool, typer.Option(
+        "--retry-failed", help="Submit failed trials too.")] = False,
+    help_config: Annotated[bool, typer.Option(
+        "--help-config", help="Print a sweep file's keys, or those with a word.")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(
+        help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])")] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only if every trial that it waited for is complete."""
     if help_config:
@@ -136,7 +123,9 @@ def main(
     if status:
         return _status(asked, console)
     if cancel:
-        return _cancel(asked, console)
+        ended = table.trials(len(cancel_sweep(asked)))
+        say(console, f"{ended} ended; the same command without --cancel resumes")
+        return 0
     _submit(asked, place, jobs, console, retry_failed=retry_failed)
     return _follow(asked, console) if follow else 0
 
@@ -189,11 +178,11 @@ def _dry_run(
     try:
         place.check(job, job_count)
     except NoAnswer as error:
-        _print(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
+        say(console, f"not checked against the cluster: {str(error).splitlines()[0]}")
     more = f", {counted(sweep.to_propose, 'point')} to be proposed" if sweep.to_propose else ""
-    _print(console, f"{count} to run {place.title}{more}")
-    _print(console, place.describe(sweep, count + sweep.to_propose, jobs))
-    _print(console, place.preview(job, max(1, job_count)))
+    say(console, f"{count} to run {place.title}{more}",
+        place.describe(sweep, count + sweep.to_propose, jobs),
+        place.preview(job, max(1, job_count)))
     return 0
 
 
@@ -202,18 +191,12 @@ def _status(sweep: Sweep, console: Console) -> int:
     if states:
         console.print(table.live_table(sweep, states, most=STATUS_ROWS))
     else:
-        _print(console, f"{sweep.name}: {table.counts(states)}")
+        say(console, f"{sweep.name}: {table.counts(states)}")
     _print_troubles(states, console)
     _print_failed(states, console, retry_failed=False)
     alive = [one.trial.signature for one in states if one.state in ALIVE]
     for line in snapshots.differences(sweep, alive, read_records(sweep.folder)):
-        _print(console, f"warning: trials run as they were submitted: {line}")
-    return 0
-
-
-def _cancel(sweep: Sweep, console: Console) -> int:
-    ended = cancel_sweep(sweep)
-    _print(console, f"{table.trials(len(ended))} ended; the same command without --cancel resumes")
+        say(console, f"warning: trials run as they were submitted: {line}")
     return 0
 
 
@@ -231,15 +214,14 @@ def _submit(
     waiting = launch(sweep, place.name, jobs=jobs, retry_failed=retry_failed, fetch=before)
     if waiting:
         submitted = f"{table.trials(len(waiting))} submitted {place.title}"
-        _print(console, f"{submitted}; files: {sweep.folder}")
-    for text in described:
-        _print(console, text)
+        say(console, f"{submitted}; files: {sweep.folder}")
+    say(console, *described)
     states = survey(sweep)
     searched = sweep.algorithm is not None and is_searched(sweep)
     if searched:
-        _print(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
+        say(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
     if not waiting and not searched:
-        _print(console, f"nothing to submit, {table.counts(states)}")
+        say(console, f"nothing to submit, {table.counts(states)}")
     _print_failed(states, console, retry_failed=retry_failed)
 
 
@@ -264,39 +246,32 @@ def _fetch(trials: list[Trial]) -> None:
 def _print_failed(states: list[TrialState], console: Console, *, retry_failed: bool) -> None:
     left = sum(one.state == "failed" and not one.is_due for one in states)
     if left and not retry_failed:
-        _print(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
+        say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
 def _follow(sweep: Sweep, console: Console) -> int:
     try:
         states = follow_sweep(sweep, console)
     except KeyboardInterrupt:
-        _print(console, "no longer followed; trials continue (--status shows, --cancel ends them)")
+        say(console, "no longer followed; trials continue (--status shows, --cancel ends them)")
         raise
     console.print(table.final_table(sweep, states, Config.experiment.columns))
     _print_troubles(states, console)
     from svll.reports.report import report_sweep  # matplotlib: a second
 
     page = report_sweep(sweep.folder)
-    _print(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
+    say(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
-        _print(console, f"not proposed yet: {counted(left, 'point')}; the same command continues")
+        say(console, f"not proposed yet: {counted(left, 'point')}; the same command continues")
     return 0 if not left and all(one.state in DONE for one in states) else 1
 
 
 def _print_troubles(states: list[TrialState], console: Console) -> None:
     bad = [one for one in states if one.state in table.BAD]
-    for text in table.troubles(bad[:TROUBLES]):
-        _print(console, text)
+    say(console, *table.troubles(bad[:TROUBLES]))
     if len(bad) > TROUBLES:
-        _print(console, f"and {table.trials(len(bad) - TROUBLES)} more")
-
-
-def _print(console: Console, text: str) -> None:
-    """Print text without markup and wrapping."""
-    if text:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"and {table.trials(len(bad) - TROUBLES)} more")
 
 
 if __name__ == "__main__":

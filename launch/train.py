@@ -42,26 +42,19 @@ LONGEST = 5
 
 @command(__doc__)
 def main(
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe: name, YAML file or several, A+B+C.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the configuration, memory and hours; no training."),
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Profile both stages; no training.")
-    ] = False,
-    help_config: Annotated[
-        bool,
-        typer.Option("--help-config", help="Print all keys, or those that contain a given word."),
-    ] = False,
+    recipe: Annotated[str | None, typer.Option(
+        help="A recipe: name, YAML file or several, A+B+C.")] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Print the configuration, memory and hours; no training.")] = False,
+    profile: Annotated[bool, typer.Option(
+        "--profile", help="Profile both stages; no training.")] = False,
+    help_config: Annotated[bool, typer.Option(
+        "--help-config", help="Print all keys, or those that contain a given word.")] = False,
     local_rank: Annotated[  # deepspeed passes it; only LOCAL_RANK is used
         int | None, typer.Option("--local_rank", hidden=True)
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as key=value, such as stage2.lr=1e-5.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(
+        help="Settings as key=value, such as stage2.lr=1e-5.")] = None,
 ) -> int:
     """Train and test one configuration; resume where an earlier attempt stopped."""
     if help_config:
@@ -142,24 +135,18 @@ def _dry_run(config: Config) -> int:
 
     size = preflight(config)
     typer.echo(to_yaml(config))
-    typer.echo(
-        f"training part ({size.source}): {size.images} images, {size.identities} identities, "
-        f"{size.cameras} cameras, {size.views} views\n"
-    )
+    typer.echo(f"training part ({size.source}): {size.images} images, {size.identities} "
+               f"identities, {size.cameras} cameras, {size.views} views\n")
     costs = estimate(config, size)
     console = wide(Console())
     for table in _tables(costs):
         console.print(table)
-    typer.echo(
-        f"For one rank on this machine in {costs.precision}, measured on parts of batches, several "
-        "times each.\nbefore: encoding what all steps share, once, before the first step. "
-        "Decoding, validation\nand test are not counted."
-    )
+    typer.echo(f"For one rank on this machine in {costs.precision}, measured on parts of batches, "
+               "several times each.\nbefore: encoding what all steps share, once, before the first "
+               "step. Decoding, validation\nand test are not counted.")
     if costs.precision != config.engine.precision:
-        typer.echo(
-            f"This machine emulates {config.engine.precision}, many times slower: train with "
-            "engine.precision=fp32."
-        )
+        typer.echo(f"This machine emulates {config.engine.precision}, many times slower: train "
+                   "with engine.precision=fp32.")
     return 0
 
 

@@ -45,8 +45,9 @@ def main(
     # Numba: not for --help
     from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.score_text import protocol_lines, verification_lines
-    from svll.evaluation.feature_files.scores import calibrated_threshold, verification_score
+    from svll.evaluation.feature_files.scores import verification_score
     from svll.evaluation.feature_files.sources import open_sources
+    from svll.search.threshold import calibrated_threshold
 
     with (
         join_ranks(encoding=False) as share,
@@ -56,7 +57,8 @@ def main(
             sources = [source.multi_query() for source in sources]
         threshold = None
         if threshold_from is not None:
-            threshold = calibrated_threshold(threshold_from, at_fpr, protocol, share=share)
+            found = calibrated_threshold(threshold_from, at_fpr, protocol, share=share)
+            threshold = found.similarity
         scores = [verification_score(source, threshold, share=share) for source in sources]
         if share.index > 0:
             return 0

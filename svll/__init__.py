@@ -60,8 +60,8 @@ def load(
 
     Loads no DeepSpeed or Ray. Raises UserError for other files.
     """
-    from svll.models import load_model
     from svll.models.extractor import Extractor
+    from svll.models.weights.load import load_model
 
     model = load_model(path, device, height=height, width=width, stride=stride)
     return Extractor(model, batch=batch)

@@ -19,10 +19,8 @@ from svll.base.run_files import PROMPTS
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
-DATASETS = (
-    "synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776",
-    "vehicleid_800", "vehicleid_1600", "vehicleid_2400", "folder", "list",
-)
+DATASETS = ("synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "veri776",
+            "vehicleid_800", "vehicleid_1600", "vehicleid_2400", "folder", "list")
 """Benchmarks, and two kinds of the user's own images: `folder` is any dataset in Market-1501's
 layout, `list` is a CSV file."""
 VIEWS_LISTED = "veri776"
@@ -116,10 +114,9 @@ class Data:
                 yield key, f"{names} has a dataset twice"
         used = (self.train or [self.name]) + (self.test or [self.name])
         if self.unlisted_views == "drop" and VIEWS_LISTED not in used:
-            yield "unlisted_views", (
-                f"only {VIEWS_LISTED} has viewpoint lists, not {', '.join(dict.fromkeys(used))}; "
-                "set data.unlisted_views=keep"
-            )
+            yield "unlisted_views", (f"only {VIEWS_LISTED} has viewpoint lists, not "
+                                     f"{', '.join(dict.fromkeys(used))}; set "
+                                     "data.unlisted_views=keep")
         yield from _at_least(self, 8, "height", "width", unit=" pixels")
         if min(self.std) <= 0:
             yield "std", f"must be greater than 0, found {list(self.std)}"
@@ -314,10 +311,9 @@ class EngineConfig:
     def faults(self) -> Faults:
         if self.precision == "fp16" and self.zero:
             # DeepSpeed 0.19.8 skips the step on overflow before it updates its scaler
-            yield "precision", (
-                f"fp16 does not go with engine.zero={self.zero}: after an overflow the scale is "
-                "never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
-            )
+            yield "precision", (f"fp16 does not go with engine.zero={self.zero}: after an overflow "
+                                "the scale is never lowered and nothing is trained; use "
+                                "engine.precision=bf16 or engine.zero=0")
         yield from _at_least(self, 1, "accumulation")
         yield from _not_negative(self, "clipping")
         yield from _positive(self, "timeout")

@@ -6,6 +6,7 @@ resumes at the interrupted step, and within a stage at its last checkpoint.
 
 import logging
 import os
+import shutil
 import time
 from typing import Any
 
@@ -23,7 +24,6 @@ from harness.training.writers import open_writers
 from svll import stage1, stage2
 from svll.config import Config
 from svll.inputs import check_inputs, load_inputs
-from svll.models.weights.run_weights import remove_checkpoints
 from svll.scoring import final_metrics
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,8 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
     set_up(config)
     place = config.run
-    with open_writers(
-        run, tensorboard=place.tensorboard, wandb=place.wandb, config=to_mapping(config)
-    ) as writers:
+    with open_writers(run, tensorboard=place.tensorboard, wandb=place.wandb,
+                      config=to_mapping(config)) as writers:
         inputs = load_inputs(run, config)
         check_inputs(inputs)
         recording = Recording(
@@ -53,7 +52,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     result["seconds"] = time.time() - started
     ranks.on_leader(lambda: write_json(run.result_file, result))
     if ranks.rank() == 0 and not place.keep_checkpoints:
-        remove_checkpoints(run)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # only a resume needs them
     return result
 
 

@@ -15,8 +15,8 @@ from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
 from svll.models.clip import Clip, load_clip
+from svll.reuse.cache import FrozenFeatures
 from svll.reuse.fingerprints import check_pinned, check_weights
-from svll.reuse.frozen_features import FrozenFeatures
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +48,14 @@ class Inputs:
 
     def frozen(self) -> FrozenFeatures:
         """Return the training images' features by the starting encoder."""
-        return FrozenFeatures(
-            self.datasets.train, self.clip, self.reader(), self.config, self.cache / "stage1"
-        )
+        return FrozenFeatures(self.datasets.train, self.clip, self.reader(), self.config,
+                              self.cache / "stage1")
 
 
 def starting_clip(config: Config) -> Clip:
     """Return the model that a run starts from, at the run's input size and stride."""
-    return load_clip(
-        config.model.name, config.model.weights, height=config.data.height,
-        width=config.data.width, stride=config.model.stride, seed=config.seed,
-    )
+    return load_clip(config.model.name, config.model.weights, height=config.data.height,
+                     width=config.data.width, stride=config.model.stride, seed=config.seed)
 
 
 def load_inputs(run: Run, config: Config) -> Inputs:
@@ -70,17 +67,13 @@ def load_inputs(run: Run, config: Config) -> Inputs:
     check_pinned(config, datasets)
     check_weights(config.model)
     staged_roots = staged(datasets.every, config.data.stage)
-    splits = split(
-        datasets, validation=config.data.validation, seed=config.seed,
-        protocol=config.evaluation.protocol,
-    )
+    splits = split(datasets, validation=config.data.validation, seed=config.seed,
+                   protocol=config.evaluation.protocol)
     clip = starting_clip(config)
     clip.image.recompute = clip.text.recompute = config.engine.recompute
-    log.info(
-        "%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
-        "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
-        ranks.world_size(), config.stage1.batch, config.stage2.batch,
-    )
+    log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
+             "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
+             ranks.world_size(), config.stage1.batch, config.stage2.batch)
     return Inputs(run, config, datasets, staged_roots, splits, clip, cache)
 
 

@@ -89,9 +89,8 @@ def write_features(inputs: Inputs, model: ReIDModel, part: Part) -> None:
         part.name, reader.batch, dtype,
     ))
     if key:
-        target = FeatureTarget(
-            path, part.name, inputs.run.signature, part.protocol, key, part.first_camera, dtype
-        )
+        target = FeatureTarget(path, part.name, inputs.run.signature, part.protocol, key,
+                               part.first_camera, dtype)
         side = partial(inputs.splits.places, dataset=part.dataset)
         encode_to_file(target, part.query, part.gallery, reader, side, model.encode_image)
 

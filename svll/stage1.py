@@ -18,13 +18,13 @@ from harness.runs.environment import CODE, arithmetic
 from harness.training import loop, ranks
 from svll import prompt_quality, scoring
 from svll.base.run_files import prompts_file
-from svll.config import Stage1
+from svll.config import Config, Stage1
 from svll.data.sampler import shuffled_batches
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, supcon_loss
-from svll.models.prompts import PromptLearner
+from svll.models.clip import Clip
 from svll.models.reid import agreement_head
-from svll.models.text_encoder import TextEncoder
+from svll.models.text_encoder import PromptLearner, TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
 from svll.reuse.shared_stage1 import adopt_stage1, prompts_key, share_stage1
@@ -61,10 +61,8 @@ class PromptObjective(nn.Module):
             "t2i": supcon_loss(text, batch.features, batch.identities, batch.identities),
         }
         if self.config.lss_weight and len(identities) > 1:
-            losses["lss"] = agreement_loss(
-                self.head, *copies, kind=self.config.lss_loss,
-                temperature=self.config.lss_temperature,
-            )
+            losses["lss"] = agreement_loss(self.head, *copies, kind=self.config.lss_loss,
+                                           temperature=self.config.lss_temperature)
         elif self.config.lss_weight:  # a single identity has no negatives
             losses["lss"] = text.sum() * 0.0
         return losses
@@ -139,7 +137,8 @@ def lr_factor(config: Stage1, epoch: int) -> float:
 
 def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
     """Run stage 1 unless its result exists; returns the text features [N, D]."""
-    run, config, objective = inputs.run, inputs.config, make_objective(inputs)
+    run, config = inputs.run, inputs.config
+    objective = make_objective(config, inputs.clip, inputs.splits.identities)
 
     def record(line: dict[str, Any]) -> None:
         """Log and report a line of a stage 1 that another run trained."""
@@ -148,10 +147,8 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
             recording.report(line)
 
     if not prompts_file(run).exists():
-        key = prompts_key(
-            config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
-            decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")),
-        )
+        key = prompts_key(config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
+                          decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")))
         shared = inputs.cache / "prompts" / key
         adopt_stage1(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
@@ -161,14 +158,11 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
     return text_features(objective.to(ranks.device()))
 
 
-def make_objective(inputs: Inputs) -> PromptObjective:
+def make_objective(config: Config, clip: Clip, identities: int) -> PromptObjective:
     """Return the untrained module of stage 1."""
-    config, clip = inputs.config, inputs.clip
     torch.manual_seed(torch_seed(config.seed, 1))
-    prompts = PromptLearner(
-        clip.text.token_embedding, clip.tokenizer, identities=inputs.splits.identities,
-        tokens=config.model.prompt_tokens, noun=config.model.noun,
-    )
+    prompts = PromptLearner(clip.text.token_embedding, clip.tokenizer, identities=identities,
+                            tokens=config.model.prompt_tokens, noun=config.model.noun)
     head = agreement_head(config.model, clip.text.out, config.stage1.lss_loss)
     return PromptObjective(prompts, clip.text, head, config.stage1)
 

@@ -21,13 +21,13 @@ from harness.images.loader import ImageLoader
 from harness.images.views import Transform, View
 from harness.training import loop, ranks
 from svll import scoring
-from svll.config import Stage2
+from svll.config import Config, Stage2
 from svll.data.sampler import identity_batches
 from svll.evaluation.feature_files.score_text import RANKS
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
-from svll.models.image_features import ImageFeatures
 from svll.models.reid import BNNeck, ReIDModel, image_head, learned_side_information
+from svll.models.vit import ImageFeatures
 from svll.models.weights.run_weights import load_run_weights, save_models
 
 VSS_VIEWS = ("vss_a", "vss_b")
@@ -93,9 +93,8 @@ class ImageObjective(nn.Module):
             losses["i2t"] = smooth_cross_entropy(product(fp, text), places, config.label_smoothing)
         if self.head is not None:
             a, b = (ranks.gather_rows(f.float()) for f in others)
-            losses["vss"] = agreement_loss(
-                self.head, a, b, kind=config.vss_loss, temperature=config.vss_temperature
-            )
+            losses["vss"] = agreement_loss(self.head, a, b, kind=config.vss_loss,
+                                           temperature=config.vss_temperature)
         return losses
 
     def _encode(self, batch: ImageBatch) -> tuple[ImageFeatures, list[Tensor]]:
@@ -169,7 +168,7 @@ def tune_encoder(inputs: Inputs, text: Tensor | None, recording: loop.Recording)
     run, config, splits = inputs.run, inputs.config, inputs.splits
     model = starting_model(inputs)
     if not run.weights_file.exists():
-        objective = make_objective(inputs, model, text)
+        objective = make_objective(config, model, text, splits.identities)
         scoring.remove_features(inputs)
         with closing(open_loader(inputs)) as loader:
             loop.train(build(inputs, objective, loader), run, config.engine, recording)
@@ -192,16 +191,16 @@ def starting_model(inputs: Inputs) -> ReIDModel:
     config, labels = inputs.config, inputs.splits.side_labels
     torch.manual_seed(torch_seed(config.seed, 2))
     width = inputs.clip.image.width
-    side = learned_side_information(
-        config.model, width, cameras=labels.camera_count, views=labels.view_count
-    )
+    side = learned_side_information(config.model, width, cameras=labels.camera_count,
+                                    views=labels.view_count)
     return ReIDModel(inputs.clip.image.requires_grad_(True), side)
 
 
-def make_objective(inputs: Inputs, model: ReIDModel, text: Tensor | None) -> ImageObjective:
+def make_objective(
+    config: Config, model: ReIDModel, text: Tensor | None, identities: int
+) -> ImageObjective:
     """Return the untrained module of stage 2."""
-    config, identities = inputs.config, inputs.splits.identities
-    head = image_head(config, inputs.clip.image.width)
+    head = image_head(config, model.encoder.width)
     return ImageObjective(model, text, head, config.stage2, identities=identities)
 
 
@@ -230,9 +229,8 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
 
     @lru_cache(maxsize=1)  # called for the number of batches, then for the batches
     def order(epoch: int) -> list[NDArray[np.int64]]:
-        return identity_batches(
-            splits.labels, batch=config.batch, instances=config.instances, seed=seed, epoch=epoch
-        )
+        return identity_batches(splits.labels, batch=config.batch, instances=config.instances,
+                                seed=seed, epoch=epoch)
 
     def batches(epoch: int, first: int) -> Iterator[ImageBatch]:
         share = ranks.shard(config.batch)

@@ -9,7 +9,7 @@ from rich.live import Live
 
 from harness.cluster.known_places import Places, all_places
 from harness.cluster.states import ALIVE, TrialState, is_searched, survey
-from harness.reporting.terminal import live_table, progress, trial_line
+from harness.reporting.terminal import live_table, progress, say, trial_line
 from harness.sweeps.reading import Sweep
 
 Show = Callable[[Sequence[TrialState]], None]
@@ -51,7 +51,6 @@ def _line_printer(sweep: Sweep, console: Console) -> Show:
             if reached == before or is_early:
                 continue
             printed[one.trial.signature] = (time.monotonic(), reached)
-            text = f"{datetime.now():%H:%M:%S} {trial_line(sweep, one)}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{datetime.now():%H:%M:%S} {trial_line(sweep, one)}")
 
     return show

@@ -137,6 +137,12 @@ def trial_line(sweep: Sweep, one: TrialState) -> str:
     return " ".join([*parts, f"({one.note})"] if one.note else parts)
 
 
+def say(console: Console, *lines: str) -> None:
+    """Print lines that are not empty, without markup and wrapping."""
+    for line in filter(None, lines):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def wide(console: Console) -> Console:
     """Return a console that does not squeeze tables when the output is no terminal."""
     return console if console.is_terminal else Console(file=console.file, width=200)

@@ -99,10 +99,8 @@ def write_features(
             if group.paths is not None:
                 hdf5.put_paths(part, group.paths)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        file.attrs.update(
-            format=FORMAT, version=VERSION, dataset=dataset, model=model, created=created,
-            protocol=protocol, key=key,
-        )
+        file.attrs.update(format=FORMAT, version=VERSION, dataset=dataset, model=model,
+                          created=created, protocol=protocol, key=key)
         if first_camera is not None:
             file.attrs["first_camera"] = first_camera
 

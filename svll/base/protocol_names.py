@@ -33,9 +33,7 @@ def protocol_in_force(requested: str | None, own: str, where: str, *, is_one_set
     and random_gallery, which would rank the gallery alone, is requested.
     """
     if requested == "random_gallery" != own and not is_one_set:
-        raise UserError(
-            f"{where}: the protocol random_gallery draws queries and gallery from one set of "
-            f"images; here they are two sets, tested by {own}: choose one of "
-            "cross_camera, other_cameras, all_gallery"
-        )
+        raise UserError(f"{where}: the protocol random_gallery draws queries and gallery from one "
+                        f"set of images; here they are two sets, tested by {own}: choose one of "
+                        "cross_camera, other_cameras, all_gallery")
     return requested or own

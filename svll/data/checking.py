@@ -93,10 +93,8 @@ def notes(dataset: Dataset) -> list[str]:
 def _one_camera(dataset: Dataset) -> str:
     if dataset.protocol != "cross_camera" or cameras(dataset.parts().values()) > 1:
         return ""
-    return (
-        "all images are of one camera, so no query has a match under another one; to rank them "
-        "all the same, set evaluation.protocol=all_gallery"
-    )
+    return ("all images are of one camera, so no query has a match under another one; to rank them "
+            "all the same, set evaluation.protocol=all_gallery")
 
 
 def single_images(train: Records) -> str:

@@ -12,7 +12,7 @@ from harness.base.errors import UserError
 from svll.base.records import Dataset
 from svll.config import VIEWS_LISTED, Data, WorldConfig
 from svll.data import benchmarks
-from svll.data.readers.drawn_world import load_world
+from svll.data.readers.market1501 import load_world
 from svll.world import world as synthetic
 
 
@@ -88,11 +88,9 @@ def _refuse_shared_files(datasets: Datasets) -> None:
             shared = [path for part in parts for file, path in _by_file(part.paths).items()
                       if file in own]
             if shared:
-                raise UserError(
-                    f"data: {dataset.name} and {name} share {len(shared)} images, such as "
-                    f"{shared[0]}; train on one of the two, and test on no set that holds training "
-                    "images of the other"
-                )
+                raise UserError(f"data: {dataset.name} and {name} share {len(shared)} images, such "
+                                f"as {shared[0]}; train on one of the two, and test on no set that "
+                                "holds training images of the other")
 
 
 def _by_file(paths: Iterable[str]) -> dict[str, str]:

@@ -99,10 +99,9 @@ def _of_folder(root: Path) -> list[Entry]:
     folders = [name for name in names if (root / name).is_dir()]
     images = [name for name in names if (root / name).is_file() and common.is_image(name)]
     if folders and images:
-        raise UserError(
-            f"{root} holds {len(folders)} folders ({examples(folders)}) and {len(images)} images "
-            f"beside them ({examples(images)}); either have a folder per identity or none at all"
-        )
+        raise UserError(f"{root} holds {len(folders)} folders ({examples(folders)}) and "
+                        f"{len(images)} images beside them ({examples(images)}); either have a "
+                        "folder per identity or none at all")
     return _of_folders(root, folders) if folders else _of_names(root)
 
 
@@ -145,10 +144,8 @@ def _of_names(root: Path) -> list[Entry]:
     rows, strange = common.parse_names(root, skipped)
     common.log_skipped(root, skipped)
     if strange:
-        raise UserError(
-            f"{root}: {len(strange)} images are neither in a folder per identity nor named like "
-            f"{EXAMPLE} (identity and camera first): {examples(strange)}"
-        )
+        raise UserError(f"{root}: {len(strange)} images are neither in a folder per identity nor "
+                        f"named like {EXAMPLE} (identity and camera first): {examples(strange)}")
     return [Entry(row.path, str(row.identity), str(row.camera)) for row in rows]
 
 
@@ -209,11 +206,9 @@ def _assign(images: dict[str, list[Entry]], options: Options, has_cameras: bool)
             advice = ", so at least 4 identities are needed"
         raise UserError(f"{wanted}; each part needs at least 2{advice}")
     if len(fit) < test + validation:
-        raise UserError(
-            f"{wanted}, and only {len(fit)} can be matched (two images"
-            f"{', of different cameras' if has_cameras else ''}); ask for fewer with --test and "
-            "--validation"
-        )
+        raise UserError(f"{wanted}, and only {len(fit)} can be matched (two "
+                        f"images{', of different cameras' if has_cameras else ''}); ask for fewer "
+                        "with --test and --validation")
     if left := len(identities) - len(fit):
         log.info("%d identities that cannot be matched go to training", left)
     order = [fit[row] for row in generator(options.seed, _PARTS).permutation(len(fit))]

@@ -126,10 +126,9 @@ def _held_out(share: float, identities: int) -> int:
     if identities >= 4:
         least = next(n for n in range(1, 100) if round(n / 100 * identities) >= 2)
         advice += f" or data.validation={least / 100:g}"
-    raise UserError(
-        f"data.validation={share}: of {identities} training identities {count} would be held out "
-        f"and {identities - count} trained on; each part needs at least 2{advice}"
-    )
+    raise UserError(f"data.validation={share}: of {identities} training identities {count} would "
+                    f"be held out and {identities - count} trained on; each part needs at least "
+                    f"2{advice}")
 
 
 def join(datasets: tuple[Dataset, ...]) -> tuple[Records, dict[int, Dataset]]:

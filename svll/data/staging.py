@@ -65,10 +65,8 @@ def stage(datasets: Iterable[Dataset], place: str) -> None:
                 raise UserError(f"data.stage: {folder} belongs to another user; name another one")
             _complete(dataset, targets, folder)
         except OSError as error:
-            raise Hindered(
-                f"data.stage: {error.filename or folder}: {error.strerror}; "
-                "data.stage=null reads from the dataset's own folder"
-            ) from None
+            raise Hindered(f"data.stage: {error.filename or folder}: {error.strerror}; "
+                           "data.stage=null reads from the dataset's own folder") from None
 
 
 def staged_paths(datasets: Iterable[Dataset], place: str) -> dict[str, str]:
@@ -81,10 +79,9 @@ def _targets(dataset: Dataset, place: str) -> dict[str, Path]:
     names = dataset.names()
     outside = [name for name in names.values() if ".." in name.split("/") or name.startswith("/")]
     if outside or len(set(names.values())) < len(names):
-        raise UserError(
-            f"data.stage: {dataset.name} has images that cannot be copied below one folder "
-            f"({', '.join(outside[:1]) or 'two have one name'}); set data.stage=null"
-        )
+        raise UserError(f"data.stage: {dataset.name} has images that cannot be copied below one "
+                        f"folder ({', '.join(outside[:1]) or 'two have one name'}); set "
+                        "data.stage=null")
     folder = staged_folder(dataset, place)
     return {path: folder / name for path, name in names.items()}
 
@@ -98,10 +95,9 @@ def place_of(place: str) -> Path:
     """Return the folder of all copies here. Raises UserError for a variable that is not set."""
     folder = expanded(place)
     if unknown := unknown_in(folder):
-        raise UserError(
-            f"data.stage={place}: {unknown} is not set on {os.uname().nodename}; name a folder "
-            "that every node has, or data.stage=null to read from the dataset's own"
-        )
+        raise UserError(f"data.stage={place}: {unknown} is not set on {os.uname().nodename}; name "
+                        "a folder that every node has, or data.stage=null to read from the "
+                        "dataset's own")
     return Path(folder).absolute()
 
 
@@ -134,10 +130,9 @@ def _copy(dataset: Dataset, missing: Mapping[str, Path], folder: Path) -> None:
     needed = sum(dataset.sizes[path] for path in missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise Hindered(
-            f"data.stage: no room for {dataset.name} in {folder}: {needed:,} bytes are needed, "
-            f"{free:,} are free; data.stage=null reads from the dataset's own folder"
-        )
+        raise Hindered(f"data.stage: no room for {dataset.name} in {folder}: {needed:,} bytes are "
+                       f"needed, {free:,} are free; data.stage=null reads from the dataset's own "
+                       "folder")
     log.info("copying %d files of %s (%.2f GB) to %s", len(missing), dataset.name, needed / 1e9,
              folder)
     for parent in {target.parent for target in missing.values()}:

@@ -201,14 +201,13 @@ def encode_to_file(
 
 def _left(target: FeatureTarget, total: int, batch: int) -> list[int]:
     """Return the batches with a row that is in no part file, as the first rank sees them."""
-    left: list[int] = []
-    with ranks.leader_first() as acts:
-        if acts:
-            left = np.unique(missing_rows(target.parts, total) // batch).tolist()
-            every = -(-total // batch)
-            if len(left) < every:
-                log.info("%s: %d of %d batches exist", target.path, every - len(left), every)
-    return list(ranks.from_leader(left))
+    def find() -> list[int]:
+        left: list[int] = np.unique(missing_rows(target.parts, total) // batch).tolist()
+        if len(left) < (every := -(-total // batch)):
+            log.info("%s: %d of %d batches exist", target.path, every - len(left), every)
+        return left
+
+    return ranks.on_leader(find)
 
 
 def _write(target: FeatureTarget, pending: list[tuple[NDArray[np.int64], NDArray[Any]]]) -> None:

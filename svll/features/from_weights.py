@@ -19,8 +19,8 @@ from svll.data.side_labels import UNNAMED, SideLabels, owner
 from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.feature_hashes import feature_key, file_hash
-from svll.models import load_model
 from svll.models.trained_model import LoadedModel
+from svll.models.weights.load import load_model
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,8 @@ def encode_tests(
     """
     model = load_model(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None
-    log.info(
-        "%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
-        model.identities,
-    )
+    log.info("%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
+             model.identities)
     if model.image.side is not None and not with_side:
         log.warning("%s: the weights have side information, which is not used", weights)
     datasets = load_datasets(config.data, Path(config.run.runs) / "cache" / "data")
@@ -84,9 +82,8 @@ def encode_tests(
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
             file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
-            key = feature_key(
-                test.fingerprint, file_hash(file), config, reader, reader.batch, with_side, dtype
-            )
+            key = feature_key(test.fingerprint, file_hash(file), config, reader, reader.batch,
+                              with_side, dtype)
             target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups
@@ -120,8 +117,6 @@ def _log_side(model: LoadedModel, labels: SideLabels, test: Dataset) -> None:
         log.info("%s: side information of cameras %s", test.name, list(own))
     elif labels.datasets:
         trained = ", ".join(name or "an unnamed set" for name in labels.datasets)
-        log.warning(
-            "%s: the weights were trained on cameras of %s, so no image has side information of "
-            "its camera (model.sie_unseen of the weights: %s)",
-            test.name, trained, getattr(model.image.side, "unseen", "none"),
-        )
+        log.warning("%s: the weights were trained on cameras of %s, so no image has side "
+                    "information of its camera (model.sie_unseen of the weights: %s)", test.name,
+                    trained, getattr(model.image.side, "unseen", "none"))

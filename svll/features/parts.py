@@ -62,10 +62,8 @@ def merge_parts(
     index = _index(folder, total)
     missing = np.flatnonzero(index.part < 0)
     if len(missing):
-        raise UserError(
-            f"{folder}: {len(missing)} of {total} rows are in no part file (first: {missing[0]}); "
-            "extract the features again"
-        )
+        raise UserError(f"{folder}: {len(missing)} of {total} rows are in no part file (first: "
+                        f"{missing[0]}); extract the features again")
     # ranks took batches in turn, so every block of rows is in a part of each rank
     features = lru_cache(OPEN)(lambda part: _read_part(index.paths[part])[1])
     try:
@@ -118,17 +116,13 @@ def _index(folder: Path, total: int) -> _Index:
         rows, features = _read_part(path)
         kinds.setdefault((features.dtype, features.shape[1]), path)
         if len(rows) and not (rows.min() >= 0 and rows.max() < total):
-            raise UserError(
-                f"{path}: holds row {rows.max()}, the dataset has {total}; the folder belongs to "
-                "another dataset: remove it and start again"
-            )
+            raise UserError(f"{path}: holds row {rows.max()}, the dataset has {total}; the folder "
+                            "belongs to another dataset: remove it and start again")
         part[rows], place[rows] = number, np.arange(len(rows))
     if len(kinds) > 1:
         (dtype, width), (other, its), *_ = kinds
-        raise UserError(
-            f"{kinds[other, its]}: features are {other} [{its}], those of other parts {dtype} "
-            f"[{width}]; remove {folder} and start again"
-        )
+        raise UserError(f"{kinds[other, its]}: features are {other} [{its}], those of other parts "
+                        f"{dtype} [{width}]; remove {folder} and start again")
     dtype, width = next(iter(kinds), (np.dtype(np.float32), 0))
     return _Index(paths, part, place, width, dtype)
 

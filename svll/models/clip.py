@@ -152,16 +152,12 @@ def weights_source(name: str, weights: str | None) -> str | None:
     elif weights in (tags := open_clip.list_pretrained_tags_by_model(name)):
         wants_quick = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
     else:
-        raise UserError(
-            f"model.weights: {weights!r} is neither a file nor a tag of {name}"
-            f" (tags: {', '.join(tags) or 'none'})"
-        )
+        raise UserError(f"model.weights: {weights!r} is neither a file nor a tag of {name} (tags: "
+                        f"{', '.join(tags) or 'none'})")
     if wants_quick != open_clip.get_model_config(name).get("quick_gelu", False):
         right = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
-        raise UserError(
-            f"model.name: the weights {weights!r} were trained with "
-            f"{'QuickGELU' if wants_quick else 'GELU'}; use model.name={right}"
-        )
+        raise UserError(f"model.name: the weights {weights!r} were trained with "
+                        f"{'QuickGELU' if wants_quick else 'GELU'}; use model.name={right}")
     return weights
 
 

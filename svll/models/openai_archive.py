@@ -51,10 +51,8 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     except (_Refused, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not read, because {error}") from None
     # what broken zips, pickles and tensors raise
-    except (
-        zipfile.BadZipFile, KeyError, EOFError, ValueError, TypeError, AttributeError, IndexError,
-        RuntimeError, OSError, NotImplementedError,
-    ) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, TypeError, AttributeError,
+            IndexError, RuntimeError, OSError, NotImplementedError) as error:
         raise UserError(f"{path}: a damaged TorchScript archive ({error})") from None
     return {
         name: value.float() if value.dtype == torch.float16 else value

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from harness.base.rng import torch_seed
 from svll.config import Config, Model
 from svll.data.side_labels import known_sie
-from svll.models.image_features import ImageFeatures
 from svll.models.resnet import ResNetEncoder
-from svll.models.vit import ImageEncoder
+from svll.models.vit import ImageEncoder, ImageFeatures
 
 
 class BNNeck(nn.Module):
@@ -122,10 +121,8 @@ def learned_side_information(
     kind = known_sie(config.sie, cameras=cameras, views=views)
     if kind == "none":
         return None
-    return SideInformation(
-        kind, cameras=cameras, views=views, width=width, weight=config.sie_weight,
-        unseen=config.sie_unseen,
-    )
+    return SideInformation(kind, cameras=cameras, views=views, width=width,
+                           weight=config.sie_weight, unseen=config.sie_unseen)
 
 
 class ReIDModel(nn.Module):

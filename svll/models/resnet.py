@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.training import ranks
-from svll.models.image_features import ImageFeatures, resize_positions
+from svll.models.vit import ImageFeatures, resize_positions
 
 REDUCTION = 16
 """Pixels of the input per position of the last feature map, on each side."""

@@ -112,10 +112,8 @@ def published_model(
     """
     cameras, views = image.side.shape if image.side else (0, 1)
     labels = SideLabels({UNNAMED: range(1, cameras + 1)}, {UNNAMED: range(views)})
-    return LoadedModel(
-        image, text, height=size[0], width=size[1], mean=mean, std=std, side_labels=labels,
-        identities=identities,
-    )
+    return LoadedModel(image, text, height=size[0], width=size[1], mean=mean, std=std,
+                       side_labels=labels, identities=identities)
 
 
 def published_side(vectors: Tensor, width: int, where: str, *, weight: float) -> SideInformation:

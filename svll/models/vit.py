@@ -1,13 +1,34 @@
-"""CLIP's vision transformer as ReID uses it."""
+"""CLIP's vision transformer as ReID uses it, and the features that any image encoder returns."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.models.blocks import blocks_of, run_block, run_for_one
-from svll.models.image_features import ImageFeatures, resize_positions
+
+
+class ImageFeatures(NamedTuple):
+    """An image's three features; letters as in the paper."""
+
+    f11: Tensor
+    """[B, W] class token before the last block, not normalised by ln_post; ResNet: [B, W / 2]."""
+    f12: Tensor
+    """[B, W] class token after the last block and ln_post."""
+    fp: Tensor
+    """[B, D] f12 projected into the joint space."""
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize positions [1 + h w, W], except the class token, from grid `old` to `new`, bilinear."""
+    if tuple(old) == tuple(new):
+        return positions
+    token, grid = positions[:1], positions[1:]
+    image = grid.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([token, image.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)])
 
 
 class ImageEncoder(nn.Module):
@@ -23,10 +44,8 @@ class ImageEncoder(nn.Module):
         patch = visual.conv1.kernel_size
         step = stride or patch[0]
         if step > patch[0] or height < patch[0] or width < patch[1]:
-            raise UserError(
-                f"model.stride={step} and data {height}x{width} do not fit patches of "
-                f"{patch[0]}x{patch[1]} pixels"
-            )
+            raise UserError(f"model.stride={step} and data {height}x{width} do not fit patches of "
+                            f"{patch[0]}x{patch[1]} pixels")
         self.grid = ((height - patch[0]) // step + 1, (width - patch[1]) // step + 1)
         visual.conv1.stride = (step, step)
         visual.positional_embedding = nn.Parameter(

@@ -62,9 +62,7 @@ def ranked_page(
     wanted = wanted or Wanted()
     with open_source(file) as source:
         lists.check_wanted(source, wanted)
-        [scored] = score(
-            source, options=Options(top_k=TOP), camera_pairs=True, verification=True
-        )
+        [scored] = score(source, options=Options(top_k=TOP), camera_pairs=True, verification=True)
         assert scored.verification is not None
         small = Thumbnails(root)
         parts = [
@@ -120,11 +118,10 @@ def _missing(source: Source, small: Thumbnails) -> Html:
     names = ", ".join(small.missing[:MOST_NAMED])
     rest = len(small.missing) - MOST_NAMED
     more = f" and {rest:,} more" if rest > 0 else ""
-    return note(
-        f"{len(small.missing):,} of {len(small.data):,} images on this page are missing or cannot "
-        f"be read (grey boxes): {names}{more}. Give their folder (--root DIR), or extract the "
-        "features again where the images are; features from another machine have its paths."
-    )
+    return note(f"{len(small.missing):,} of {len(small.data):,} images on this page are missing or "
+                f"cannot be read (grey boxes): {names}{more}. Give their folder (--root DIR), or "
+                "extract the features again where the images are; features from another machine "
+                "have its paths.")
 
 
 def _curves(verification: Verification, out: Path, folder: Path) -> Html:
@@ -173,9 +170,8 @@ def _camera_pairs(scored: Score) -> Html:
 
 def _confusions(scored: Score, small: Thumbnails) -> Html:
     asking, gallery = scored.source.asking, scored.source.gallery
-    confusions = hardest_confusions(
-        scored.result, asking.identities, gallery.identities, CONFUSIONS
-    )
+    confusions = hardest_confusions(scored.result, asking.identities, gallery.identities,
+                                    CONFUSIONS)
     if not confusions:
         return _section("confusions", note(f"No query has a wrong image among its first {TOP}."))
     rows = [
@@ -223,11 +219,9 @@ def _selection(count: int, among: int, wanted: Wanted) -> str:
         return f"The queries asked for: {selected}"
     if wanted.cameras:
         query, gallery = wanted.cameras
-        return (
-            f"Queries of camera {query}, ranked among the gallery images of camera {gallery} only "
-            "(also for their average precision); worst rank of the first match first, then lowest "
-            f"average precision: {selected}"
-        )
+        return (f"Queries of camera {query}, ranked among the gallery images of camera {gallery} "
+                "only (also for their average precision); worst rank of the first match first, "
+                f"then lowest average precision: {selected}")
     return f"The queries with the lowest average precision, worst first: {selected}"
 
 
@@ -247,11 +241,9 @@ def _row(source: Source, one: RankedList, small: Thumbnails) -> Html:
 def _hit(source: Source, hit: Hit, rank: int, small: Thumbnails) -> Html:
     sign, kind, colour = ("✓", "match", "good") if hit.is_match else ("✗", "mistake", "bad")
     alt = f"rank {rank}, {kind}: identity {hit.identity}"
-    return element(
-        "div", _picture(small, source.gallery.paths, hit.row, alt),
-        element("b", rank, " ", element("span", sign, class_=colour)),
-        *_labels(source, hit), element("div", f"{hit.distance:.3f}"), class_=kind,
-    )
+    return element("div", _picture(small, source.gallery.paths, hit.row, alt),
+                   element("b", rank, " ", element("span", sign, class_=colour)),
+                   *_labels(source, hit), element("div", f"{hit.distance:.3f}"), class_=kind)
 
 
 def _labels(source: Source, one: RankedList | Hit) -> list[Html]:

@@ -160,11 +160,9 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
     notes = runs_page.incomplete(runs)
     reusing = sum(taken_epochs(one.run) > 0 for one in runs)
     if reusing:
-        notes.append(
-            f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in their "
-            "folders): their minutes leave it out; its images per second and memory are the other "
-            "run's."
-        )
+        notes.append(f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in "
+                     "their folders): their minutes leave it out; its images per second and memory "
+                     "are the other run's.")
     columns = dict(NUMBERS)
     for one in runs:
         for name in runs_page.result_of(one.run).get("tests", {}):

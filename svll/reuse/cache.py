@@ -6,8 +6,9 @@ content depends on.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +20,83 @@ from harness.base.locks import Busy, held_lock
 from harness.training import ranks
 from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.base.records import Dataset
+from svll.config import Config
+from svll.features.extract import Reader, encode_all
+from svll.features.feature_hashes import feature_key
+from svll.models.clip import Clip
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
+class FrozenFeatures:
+    """Features [n, D] of all training images, encoded on first use, in files that runs share."""
+
+    def __init__(
+        self, datasets: Sequence[Dataset], clip: Clip, reader: Reader, config: Config, folder: Path
+    ) -> None:
+        self._datasets, self._clip, self._reader = datasets, clip, reader
+        self._config, self._folder = config, folder
+
+    def of(self, paths: Sequence[str]) -> Tensor | None:
+        """Return features by path, None if some are not of the training sets; on every rank."""
+        features, rows = self._all
+        if any(path not in rows for path in paths):
+            return None
+        return features[torch.tensor([rows[path] for path in paths], dtype=torch.long)]
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The paths of the sets' files."""
+        weights = self._clip.weights_hash
+        keys = [
+            feature_key(dataset.fingerprint, weights, self._config, self._reader)
+            for dataset in self._datasets
+        ]
+        return [self._folder / f"{key}.h5" for key in keys]
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, dict[str, int]]:
+        """The features of all sets, and the row of each image."""
+        encoder = self._clip.image.to(ranks.device()).eval()
+        features, rows = [], dict[str, int]()
+        for dataset, file in zip(self._datasets, self.files, strict=True):
+            compute = partial(
+                encode_all, dataset.train, self._reader, lambda batch, _: encoder(batch).fp
+            )
+            features.append(shared_features(file, dataset, compute))
+            rows |= {path: row for row, path in enumerate(dataset.train.paths, start=len(rows))}
+        return torch.cat(features), rows
+
+
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:
     """Return the training images' features [n, D] from `path`; all ranks `compute` missing ones."""
 
-    def write(features: Tensor) -> None:
-        group = FeatureGroup.of(features.numpy(), dataset.train)
-        write_features(path, {"train": group}, dataset=dataset.name, model=path.stem)
+    def make() -> None:
+        group = FeatureGroup.of(compute().numpy(), dataset.train)
+        ranks.on_leader(
+            lambda: write_features(path, {"train": group}, dataset=dataset.name, model=path.stem)
+        )
 
-    make_once(path, lambda: _on_leader(write, compute()))
+    make_once(path, make)
     return torch.from_numpy(read_features(path).groups["train"].features)
 
 
 def shared_json(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return a mapping from `path`, made if missing; `compute` is called on every rank."""
-    make_once(path, lambda: _on_leader(lambda value: write_json(path, value), compute()))
+
+    def make() -> None:
+        value = compute()
+        ranks.on_leader(lambda: write_json(path, value))
+
+    make_once(path, make)
     return dict(read_json(path))
-
-
-def _on_leader(write: Callable[[Any], None], value: Any) -> None:
-    with ranks.leader_first() as acts:
-        if acts:
-            write(value)
 
 
 def make_once(path: Path, make: Callable[[], None]) -> None:
     """Call `make` on every rank unless `path` exists; other runs that need it wait meanwhile."""
     with ExitStack() as stack:
-        needed = False
-        with ranks.leader_first() as acts:
-            if acts:
-                needed = _claim(path, stack)
-        if ranks.any_rank(needed):
+        if ranks.on_leader(lambda: _claim(path, stack)):
             log.info("making %s", path)
             make()
 

@@ -95,11 +95,9 @@ def check_pinned(config: Config, loaded: datasets.Datasets) -> None:
     if data.fingerprint and found != data.fingerprint:
         for name in kept:  # a change that their times did not show
             _dataset_cache(data, name, Path(config.run.runs) / "cache").unlink(missing_ok=True)
-        raise UserError(
-            f"the files of {', '.join(kept)} have changed since this run was made (fingerprint "
-            f"{found}, was {data.fingerprint}); give the command again for a run on these files, "
-            "or put the old ones back"
-        )
+        raise UserError(f"the files of {', '.join(kept)} have changed since this run was made "
+                        f"(fingerprint {found}, was {data.fingerprint}); give the command again "
+                        "for a run on these files, or put the old ones back")
 
 
 def _dataset_fingerprint(data: Data, name: str, cache: Path) -> str:
@@ -145,10 +143,8 @@ def check_given(model: Model) -> None:
     # tags of open_clip have neither folders nor such suffixes
     weights = model.weights or ""
     if ("/" in weights or weights.endswith(SUFFIXES)) and weights_file(model) is None:
-        raise UserError(
-            f"model.weights: {weights}: no such file; give a weights file, or a tag of open_clip "
-            "such as openai"
-        )
+        raise UserError(f"model.weights: {weights}: no such file; give a weights file, or a tag of "
+                        "open_clip such as openai")
 
 
 def weights_file(model: Model) -> Path | None:
@@ -166,10 +162,8 @@ def check_weights(model: Model) -> None:
     if path is None:
         raise UserError(f"model.weights: {model.weights} no longer exists")
     if _file_fingerprint(path) != model.fingerprint:
-        raise UserError(
-            f"model.weights: {path} has changed since this run was made; give the command again "
-            "for a run from this file, or put the old one back"
-        )
+        raise UserError(f"model.weights: {path} has changed since this run was made; give the "
+                        "command again for a run from this file, or put the old one back")
 
 
 def _weights_fingerprint(path: Path, cache: Path) -> str:

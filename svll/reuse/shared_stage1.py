@@ -79,11 +79,7 @@ def adopt_stage1(run: Run, folder: Path, record: RecordLine) -> None:
     Called on every rank. Raises Stopped, on all of them, when `record` or a signal asked for a
     stop; the next attempt begins again.
     """
-    stopped = False
-    with ranks.leader_first() as acts:
-        if acts:
-            stopped = not _adopt(run, folder, record)
-    if ranks.any_rank(stopped):
+    if not ranks.on_leader(lambda: _adopt(run, folder, record)):
         raise Stopped("on request in stage1, while taking over that of another run")
 
 

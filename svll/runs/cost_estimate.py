@@ -19,8 +19,7 @@ from svll.config import Config
 from svll.features.extract import autocast
 from svll.inputs import starting_clip
 from svll.models.clip import Clip
-from svll.models.prompts import PromptLearner
-from svll.models.reid import ReIDModel, agreement_head, learned_side_information
+from svll.models.reid import ReIDModel, learned_side_information
 from svll.runs.preflight import TrainingSize, quietly
 
 PROBE_IMAGES = 2
@@ -110,12 +109,7 @@ def _stage1(
 ) -> tuple[list[ParameterGroup], StageCost]:
     """Prompts of a step grow with the identities in its batch; images are encoded once."""
     device, stage = ranks.device(), config.stage1
-    prompts = PromptLearner(
-        clip.text.token_embedding, clip.tokenizer, identities=size.identities,
-        tokens=config.model.prompt_tokens, noun=config.model.noun,
-    )
-    head = agreement_head(config.model, clip.text.out, stage.lss_loss)
-    objective = stage1.PromptObjective(prompts, clip.text, head, stage).to(device)
+    objective = stage1.make_objective(config, clip, size.identities).to(device)
     optimizer, first = stage1.optimizer(objective, stage), stage1.lr_factor(stage, 1)
     groups = _groups("stage1", objective, optimizer, first)
     # the expected number of identities in a random batch
@@ -127,10 +121,8 @@ def _stage1(
         return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
 
     most = max(1, round(expected))
-    step_s, activations = _probe(
-        config, objective, batch, stage1.loss_weights(stage), first=min(PROBE_IMAGES, most),
-        most=most, target=expected,
-    )
+    step_s, activations = _probe(config, objective, batch, stage1.loss_weights(stage),
+                                 first=min(PROBE_IMAGES, most), most=most, target=expected)
     steps, before_s = -(-size.images // stage.batch) * stage.epochs, _encoding(config, clip, size)
     return groups, StageCost("stage1", steps, step_s, before_s, _memory_gb(objective, activations))
 
@@ -138,13 +130,12 @@ def _stage1(
 def _stage2(
     config: Config, clip: Clip, size: TrainingSize
 ) -> tuple[list[ParameterGroup], StageCost]:
-    device, stage, width = ranks.device(), config.stage2, clip.image.width
-    side = learned_side_information(config.model, width, cameras=size.cameras, views=size.views)
-    objective = stage2.ImageObjective(
-        ReIDModel(clip.image.requires_grad_(True), side),
-        torch.zeros(size.identities, clip.image.out),
-        agreement_head(config.model, width, stage.vss_loss), stage, identities=size.identities,
-    ).to(device)
+    device, stage = ranks.device(), config.stage2
+    side = learned_side_information(config.model, clip.image.width, cameras=size.cameras,
+                                    views=size.views)
+    model = ReIDModel(clip.image.requires_grad_(True), side)
+    text = torch.zeros(size.identities, clip.image.out)
+    objective = stage2.make_objective(config, model, text, size.identities).to(device)
     optimizer, first = stage2.optimizer(objective, stage), stage2.lr_factor(stage, 1)
     groups = _groups("stage2", objective, optimizer, first)
 
@@ -154,10 +145,8 @@ def _stage2(
         labels = torch.arange(count, device=device) % size.identities
         return stage2.ImageBatch(views, labels, zeros, zeros)
 
-    step_s, activations = _probe(
-        config, objective, batch, stage2.loss_weights(stage), first=PROBE_IMAGES,
-        most=stage.batch, target=stage.batch,
-    )
+    step_s, activations = _probe(config, objective, batch, stage2.loss_weights(stage),
+                                 first=PROBE_IMAGES, most=stage.batch, target=stage.batch)
     step_s = step_s.plus(_measured(optimizer.step))
     batches = size.images // stage.batch if size.batches is None else size.batches
     memory_gb = _memory_gb(objective, activations)

@@ -31,19 +31,15 @@ def run_features(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     settings = read_recipe(run.config_file, Config)
     config = build(Config, [*settings, *parse_overrides(overrides, text_fields(Config))])
     if signature(config) != signature(build(Config, settings)):
-        raise UserError(
-            f"{', '.join(overrides)}: that would be another run; only folders can be given here, "
-            "as in data.root=DIR"
-        )
+        raise UserError(f"{', '.join(overrides)}: that would be another run; only folders can be "
+                        "given here, as in data.root=DIR")
     paths = feature_paths(run, config)
     if all(path.is_file() for path in paths):
         return paths
     if not run.weights_file.is_file():
-        raise UserError(
-            f"{folder}: the run is {run.status()['state']} and has no {run.weights_file.name} to "
-            "make features with; if it is not running, give the command that started it again: it "
-            "resumes"
-        )
+        raise UserError(f"{folder}: the run is {run.status()['state']} and has no "
+                        f"{run.weights_file.name} to make features with; if it is not running, "
+                        "give the command that started it again: it resumes")
     make_features(run, config)
     return paths
 

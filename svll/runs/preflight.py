@@ -102,10 +102,8 @@ def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
     try:
         if key not in loaded:
             loaded[key] = datasets.load_datasets(data, Path(config.run.runs) / "cache" / "data")
-        splits = split(
-            loaded[key], validation=data.validation, seed=config.seed,
-            protocol=config.evaluation.protocol,
-        )
+        splits = split(loaded[key], validation=data.validation, seed=config.seed,
+                       protocol=config.evaluation.protocol)
     except UserError as fault:
         if data.validation:  # add the next fault to the message
             try:
@@ -116,13 +114,10 @@ def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
         raise
     check_batch(stage, splits.identities, world)
     check_matches(splits)
-    order = identity_batches(
-        splits.labels, batch=stage.batch, instances=stage.instances, seed=config.seed, epoch=1
-    )
-    return TrainingSize(
-        len(splits.train), splits.identities, splits.side_labels.camera_count,
-        splits.side_labels.view_count, batches=len(order),
-    )
+    order = identity_batches(splits.labels, batch=stage.batch, instances=stage.instances,
+                             seed=config.seed, epoch=1)
+    return TrainingSize(len(splits.train), splits.identities, splits.side_labels.camera_count,
+                        splits.side_labels.view_count, batches=len(order))
 
 
 def _expected(config: Config) -> TrainingSize:

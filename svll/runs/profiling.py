@@ -84,13 +84,13 @@ def profile_run(run: Run, config: Config) -> list[StageProfile]:
     set_up(config)
     inputs = load_inputs(run, config)
     check_inputs(inputs)
-    found, text = [], None
+    found, text, identities = [], None, inputs.splits.identities
     if config.stage1.epochs:
-        prompts = stage1.make_objective(inputs)
+        prompts = stage1.make_objective(config, inputs.clip, identities)
         found.append(_profile(stage1.build(inputs, prompts), run, config, MOST_STEPS))
         text = stage1.text_features(prompts)
     with closing(stage2.open_loader(inputs)) as loader:
-        images = stage2.make_objective(inputs, stage2.starting_model(inputs), text)
+        images = stage2.make_objective(config, stage2.starting_model(inputs), text, identities)
         found.append(_profile(stage2.build(inputs, images, loader), run, config, 1))
     return found
 

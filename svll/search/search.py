@@ -21,14 +21,14 @@ from harness.base.paths import shown
 from harness.images.pixels import Fault
 from harness.training import ranks
 from harness.training.progress import counter
-from svll.data.image_folder import find_images
+from svll.data.readers.common import find_images
 from svll.evaluation.engine.comparison import Comparison
 from svll.evaluation.engine.feature_rows import Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
-from svll.models import load_model
 from svll.models.extractor import Extractor
+from svll.models.weights.load import load_model
 from svll.search.threshold import Threshold
 
 MOST_LOGGED = 20  # most unreadable images that the log names; the page names all
@@ -81,11 +81,9 @@ class SearchResults(NamedTuple):
     def criterion(self) -> str:
         """How images are accepted, in sentences."""
         if self.threshold is None:
-            return (
-                "No threshold, so no image is accepted or rejected: none was given, and "
-                f"{shown(self.weights)} is not a run's folder with features.h5 to find one on; add "
-                "--threshold-from FEATURES.h5, or --threshold with a similarity."
-            )
+            return ("No threshold, so no image is accepted or rejected: none was given, and "
+                    f"{shown(self.weights)} is not a run's folder with features.h5 to find one on; "
+                    "add --threshold-from FEATURES.h5, or --threshold with a similarity.")
         text = str(self.threshold)
         if calibration := self.threshold.calibration:
             wrong = calibration.rates.fpr * self.images

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from harness.base.errors import UserError
 from harness.base.paths import shown
 from harness.runs.run import Run
+from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.feature_files.scores import verify_source
 from svll.evaluation.feature_files.sources import open_source
 from svll.evaluation.verification import Rates
@@ -32,18 +33,15 @@ class Threshold(NamedTuple):
             return f"{accepted}, as given; the error rates are unknown."
         rates, at_fpr = self.calibration.rates, self.calibration.at_fpr
         rule = "both error rates are equal" if at_fpr is None else f"FPR is at most {at_fpr:g}"
-        return (
-            f"{accepted}; at this threshold {rule} on {shown(self.calibration.path)}: TPR "
-            f"{rates.tpr:.4f}, FPR {rates.fpr:.4g}. These rates hold only for similar images."
-        )
+        return (f"{accepted}; at this threshold {rule} on {shown(self.calibration.path)}: TPR "
+                f"{rates.tpr:.4f}, FPR {rates.fpr:.4g}. These rates hold only for similar images.")
 
     def check_width(self, width: int) -> None:
         """Raise UserError unless it is given or found on features of `width` numbers."""
         if self.calibration and self.calibration.width != width:
-            raise UserError(
-                f"{shown(self.calibration.path)}: its features have {self.calibration.width} "
-                f"numbers, this model's {width}; find the threshold on features of this model"
-            )
+            raise UserError(f"{shown(self.calibration.path)}: its features have "
+                            f"{self.calibration.width} numbers, this model's {width}; find the "
+                            "threshold on features of this model")
 
 
 def given_threshold(similarity: float) -> Threshold:
@@ -53,15 +51,18 @@ def given_threshold(similarity: float) -> Threshold:
     return Threshold(similarity)
 
 
-def calibrated_threshold(path: Path, at_fpr: float | None = None) -> Threshold:
+def calibrated_threshold(
+    path: Path, at_fpr: float | None = None, protocol: str | None = None, *,
+    share: Share | None = None,
+) -> Threshold:
     """Find the threshold on labelled features: at the equal error rate, or at an FPR.
 
-    Raises UserError, with the file, where it has no features, no genuine or impostor pairs, or too
-    few for such an FPR.
+    protocol: the file's own if None. Raises UserError, with the file, where it has no features, no
+    genuine or impostor pairs, or too few for such an FPR.
     """
-    with open_source(path) as source:
+    with open_source(path, protocol=protocol) as source:
         try:
-            verification = verify_source(source)
+            verification = verify_source(source, share=share)
             similarity = verification.threshold(at_fpr)
         except UserError as error:
             raise UserError(f"{shown(path)}: no threshold can be found on it: {error}") from None

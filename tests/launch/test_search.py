@@ -21,7 +21,7 @@ from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel
-from svll.models.weights.format import save_model
+from svll.models.weights.run_weights import save_model
 from tests.commands import ROOT, Command, called
 
 

@@ -56,10 +56,8 @@ def load(file: str | Path) -> Dataset:
     file = Path(file)
     entries = read(file)
     if any(entry.split is None for entry in entries):
-        raise UserError(
-            f"{file} has no column split ({', '.join(PARTS)}). To draw one: "
-            f"python launch/data.py split --root {file} --out NEW.csv"
-        )
+        raise UserError(f"{file} has no column split ({', '.join(PARTS)}). To draw one: python "
+                        f"launch/data.py split --root {file} --out NEW.csv")
     kept = without_junk(file, entries)
     parts = _parts(kept)
     _check_parts(file, parts)
@@ -164,10 +162,8 @@ def _check_header(file: Path, header: list[str]) -> None:
     faults += [f"unknown column {name!r}" for name in header if name not in COLUMNS]
     faults += [f"column {name} appears twice" for name in COLUMNS if header.count(name) > 1]
     if faults:
-        raise UserError(
-            f"{file}, line 1: {'; '.join(faults)}; expected {','.join(REQUIRED)} and any of "
-            f"{', '.join(OPTIONAL)}, separated by commas"
-        )
+        raise UserError(f"{file}, line 1: {'; '.join(faults)}; expected {','.join(REQUIRED)} and "
+                        f"any of {', '.join(OPTIONAL)}, separated by commas")
 
 
 def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
@@ -217,10 +213,9 @@ def ambiguities(entries: Sequence[Entry]) -> list[str]:
         first: dict[int, str] = {}
         for text in sorted(texts) if all(map(_NUMBER.fullmatch, texts)) else ():
             if (before := first.setdefault(int(text), text)) != text:
-                faults.append(
-                    f"column {column} has both {before} and {text}, which are one number; "
-                    "write them alike, or any of them with a letter if they differ"
-                )
+                faults.append(f"column {column} has both {before} and {text}, which are one "
+                              "number; write them alike, or any of them with a letter if they "
+                              "differ")
     return faults
 
 

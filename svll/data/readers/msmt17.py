@@ -52,9 +52,8 @@ def load(root: str | Path) -> Dataset:
         for lines in lists.values() for line in lines if _camera(line) == 0
     ])
     train, query, gallery = (_records(lines, below[part]) for part, lines in lists.items())
-    dataset = Dataset(
-        "msmt17", "cross_camera", train, query, gallery, version=version, first_camera=1
-    )
+    dataset = Dataset("msmt17", "cross_camera", train, query, gallery, version=version,
+                      first_camera=1)
     _log_unlisted(folder, folders, set(dataset.files()))
     common.warn_of_counts(dataset, BENCHMARK, folder)
     return dataset
@@ -73,10 +72,9 @@ def find_version(root: Path) -> tuple[Path, str]:
     if len({version for _, version in nearest}) > 1:
         lines = "\n".join(f"  {version.upper()} ({', '.join(VERSIONS[version])}) in {folder}"
                           for folder, version in nearest)
-        raise UserError(
-            f"{root} holds both versions of MSMT17, whose results are not comparable:\n{lines}\n"
-            "Give the folder of the one that is meant; one folder may hold one version only."
-        )
+        raise UserError(f"{root} holds both versions of MSMT17, whose results are not "
+                        f"comparable:\n{lines}\nGive the folder of the one that is meant; one "
+                        "folder may hold one version only.")
     folder, version = nearest[0]
     log.info("%s: read version %s from %s", BENCHMARK.title, version[1:], folder)
     return folder, version

@@ -54,10 +54,9 @@ def load(root: str | Path, *, drop_unlisted: bool = False) -> Dataset:
     other = None if drop_unlisted else max(views.values(), default=-1) + 1
     names = (Path(path).name for part in dataset.parts().values() for path in part.paths)
     if unlisted := [name for name in names if name not in views]:
-        log.warning(
-            "%s: %d images are in no viewpoint list; they are %s (%s)", folder, len(unlisted),
-            "dropped" if other is None else f"kept, as view {other}", common.examples(unlisted),
-        )
+        log.warning("%s: %d images are in no viewpoint list; they are %s (%s)", folder,
+                    len(unlisted), "dropped" if other is None else f"kept, as view {other}",
+                    common.examples(unlisted))
     parts: dict[str, Any] = {
         name: _with_views(part, views, other) for name, part in dataset.parts().items()
     }
@@ -82,10 +81,8 @@ def read_views(lists: list[Path]) -> dict[str, int]:
         for number, line in common.read_lines(path):
             where, match = f"{path}, line {number}", _IMAGE.search(line)
             if match is None or match[2] not in map(str, range(VIEWS)):
-                faults.append(
-                    f"{where}: expected an image's path first and a view of 0 to {VIEWS - 1} last, "
-                    f"found {line[:80]!r}"
-                )
+                faults.append(f"{where}: expected an image's path first and a view of 0 to "
+                              f"{VIEWS - 1} last, found {line[:80]!r}")
                 continue
             name, view = match[1], int(match[2])
             before = places.setdefault(name, where)

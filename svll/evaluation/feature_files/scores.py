@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from svll.evaluation.bootstrap import interval
 from svll.evaluation.camera_pairs import CameraPair, evaluate_camera_pairs
 from svll.evaluation.engine.feature_rows import JUNK
 from svll.evaluation.engine.shared_work import Share
-from svll.evaluation.feature_files.sources import Source, open_source
+from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair
 from svll.evaluation.protocols import draw_pair, evaluate_protocol
@@ -167,16 +166,3 @@ def verification_score(
         return VerificationScore(source, verify_source(source, share=share), threshold)
     except UserError as error:
         raise UserError(f"{source.where}: {error}") from None
-
-
-def calibrated_threshold(
-    path: Path, at_fpr: float | None = None, protocol: str | None = None, *,
-    share: Share | None = None,
-) -> float:
-    """Return a file's similarity threshold at its EER or at an FPR; UserError if there is none."""
-    with open_source(path, protocol=protocol) as source:
-        verification = verification_score(source, share=share).verification
-    try:
-        return verification.threshold(at_fpr)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None

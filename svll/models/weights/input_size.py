@@ -55,10 +55,9 @@ class GivenSize:
             return fitting[0]
         asked = ", ".join(f"{h}x{w}" for h, w in self._sizes()) or "the usual sizes"
         none = f"none of {asked} with {f'stride {self.stride}' if self.stride else 'any stride'}"
-        raise UserError(
-            f"{self.where}: has positions for {positions} patches of {patch} pixels, which fit "
-            f"{' and '.join(map(str, fitting)) or none}; give height, width and stride"
-        )
+        raise UserError(f"{self.where}: has positions for {positions} patches of {patch} pixels, "
+                        f"which fit {' and '.join(map(str, fitting)) or none}; give height, width "
+                        "and stride")
 
     def _sizes(self) -> list[tuple[int, int]]:
         if self.height and self.width:

@@ -29,12 +29,12 @@ from svll.models.reid import ReIDModel, learned_side_information
 from svll.models.state_dict import StateDict
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.clip_reid import clip_reid_model
-from svll.models.weights.format import FORMAT, VERSION
 from svll.models.weights.input_size import GivenSize
+from svll.models.weights.run_weights import FORMAT, VERSION
 from svll.models.weights.transreid import transreid_model
 
 
-def model_from_file(
+def load_model(
     path: str | Path, device: str | torch.device = "cpu", *,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> LoadedModel:
@@ -50,10 +50,8 @@ def model_from_file(
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):
-        raise UserError(
-            f"{file}: a TorchScript archive, which is CLIP before ReID training; give it as "
-            "model.weights to train from it"
-        )
+        raise UserError(f"{file}: a TorchScript archive, which is CLIP before ReID training; give "
+                        "it as model.weights to train from it")
     given = GivenSize(str(file), height, width, stride)
     content, metadata = _read(file)
     if metadata.get("format") == FORMAT:
@@ -69,10 +67,8 @@ def _published(state: StateDict, given: GivenSize) -> LoadedModel:
     if state.below("base.patch_embed.").tensors:
         return transreid_model(state, given)
     seen = ", ".join(list(state.tensors)[:3]) or "no tensors"
-    raise UserError(
-        f"{state.where}: unknown tensor names (holds {seen}); expected are weights of a run, "
-        "image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID"
-    )
+    raise UserError(f"{state.where}: unknown tensor names (holds {seen}); expected are weights of "
+                    "a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID")
 
 
 def _read(file: Path) -> tuple[Any, dict[str, str]]:
@@ -117,15 +113,12 @@ def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> Loaded
     text = None
     if config.stage1.epochs:
         text = nn.Embedding.from_pretrained(state.get("text", axes=2))
-    side = learned_side_information(
-        model, encoder.width, cameras=labels.camera_count, views=labels.view_count
-    )
+    side = learned_side_information(model, encoder.width, cameras=labels.camera_count,
+                                    views=labels.view_count)
     if side is not None:
         state.below("side.").load_into(side)
-    return LoadedModel(
-        ReIDModel(encoder, side), text, height=data.height, width=data.width,
-        mean=data.mean, std=data.std, side_labels=labels, identities=identities,
-    )
+    return LoadedModel(ReIDModel(encoder, side), text, height=data.height, width=data.width,
+                       mean=data.mean, std=data.std, side_labels=labels, identities=identities)
 
 
 def _parsed(
@@ -133,10 +126,8 @@ def _parsed(
 ) -> tuple[Config, SideLabels, int]:
     """Return the metadata's configuration, cameras and views, and number of identities."""
     if metadata.get("version") != VERSION:
-        raise UserError(
-            f"{state.where}: format version {metadata.get('version')}, this program reads "
-            f"version {VERSION}"
-        )
+        raise UserError(f"{state.where}: format version {metadata.get('version')}, this program "
+                        f"reads version {VERSION}")
     where = Path(f"{state.where} (its configuration)")
     try:
         settings = settings_of(parse(metadata["config"], text_fields(Config))[0], {}, where, Config)

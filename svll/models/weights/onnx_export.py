@@ -65,11 +65,9 @@ def export_onnx(
             private.write_bytes(content)
             difference = max(_differences(private, encoder, samples))
             if not difference <= TOLERANCE:
-                raise UserError(
-                    f"{out}: not written: its features differ from torch's by {difference:.1e} of "
-                    f"their length (limit {TOLERANCE:.0e}); try another version of onnxscript or "
-                    "onnxruntime"
-                )
+                raise UserError(f"{out}: not written: its features differ from torch's by "
+                                f"{difference:.1e} of their length (limit {TOLERANCE:.0e}); try "
+                                "another version of onnxscript or onnxruntime")
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     return Exported(out, difference, sum(map(len, samples)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from harness.base.files import write_json
 from harness.base.rng import generator
 from svll.models.clip import HERE, TINY, TINY_MERGES, TINY_WEIGHTS, tokenizer_for
-from svll.models.weights.format import save_tensors
+from svll.models.weights.run_weights import save_tensors
 from svll.world.tiny_vocabulary import learn_merges, write_merges
 from svll.world.world import World, cameras_of, caption, render, vocabulary
 

@@ -1,23 +1,31 @@
-"""The results of a run's stages as files: prompts after stage 1, the model after stage 2."""
+"""Our weights files: the results of a run's stages, prompts after stage 1, the model after stage 2.
+
+A model's file has its tensors, with its configuration and labels as metadata.
+"""
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import UserError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.base.errors import Hindered, UserError
+from harness.base.files import atomic_write
 from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.training import checkpoints
 from svll.base.run_files import prompts_file
 from svll.config import Config
-from svll.models.prompts import PromptLearner
+from svll.data.side_labels import SideLabels
 from svll.models.reid import ReIDModel
 from svll.models.state_dict import StateDict
-from svll.models.weights.format import save_model, save_tensors
+from svll.models.text_encoder import PromptLearner
 
 log = logging.getLogger(__name__)
+FORMAT, VERSION = "svll-weights", "1"
 _AGAIN = "; put it back as it was, or delete the run folder to start afresh"
 
 
@@ -31,10 +39,8 @@ def load_prompts(run: Run, prompts: PromptLearner) -> None:
     state = _read(prompts_file(run))
     found, expected = len(state.tensors.get("tokens", prompts.tokens)), len(prompts.tokens)
     if found != expected:
-        raise UserError(
-            f"{state.where}: prompts of {found} identities, the training part has "
-            f"{expected}{_AGAIN}"
-        )
+        raise UserError(f"{state.where}: prompts of {found} identities, the training part has "
+                        f"{expected}{_AGAIN}")
     state.load_into(prompts)
 
 
@@ -58,15 +64,33 @@ def load_run_weights(run: Run, model: ReIDModel) -> None:
     replace(state, tensors=tensors).load_into(model)
 
 
-def remove_checkpoints(run: Run) -> None:
-    """Delete files that only a resume needs."""
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+def save_model(
+    path: Path, state: dict[str, Tensor], config: Config, *, text: Tensor | None,
+    side_labels: SideLabels, identities: int,
+) -> None:
+    """Write a trained ReIDModel's `state` with everything needed to use it.
+
+    text [N, D]: text features of N `identities`; None without prompts. Configuration and the
+    cameras and views that have vectors of side information are metadata.
+    """
+    about = {
+        "format": FORMAT, "version": VERSION, "config": to_yaml(config),
+        "side_labels": side_labels.to_json(), "identities": str(identities),
+    }
+    save_tensors(path, state | ({} if text is None else {"text": text}), about)
+
+
+def save_tensors(path: Path, state: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write tensors with metadata; raises Hindered when the disk refuses them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    try:
+        with atomic_write(path) as private:
+            save_file(tensors, private, metadata=about)
+    except (OSError, SafetensorError) as error:  # a full disk raises the second
+        raise Hindered(f"{path}: cannot be written: {error}") from None
 
 
 def _read(path: Path) -> StateDict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return StateDict(load_file(path), str(path), hint=_AGAIN)
     except (OSError, SafetensorError) as error:

@@ -23,13 +23,13 @@ from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, open_features
 from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.features.files import features_file
-from svll.models import load_model
 from svll.models.blocks import blocks_of
 from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel
 from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
+from svll.models.weights.load import load_model
 from svll.reports.figures.side_by_side import RunsFigure, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
@@ -98,10 +98,8 @@ def attention_maps(model: nn.Module, images: Tensor, *places: Tensor) -> dict[st
         weights = [block.attn(x, x, x)[1] for block, x in zip(blocks, tokens, strict=True)]
         rows = {LAST: weights[-1][:, 0], ROLLOUT: rollout(weights)[:, 0]}
     else:
-        raise UserError(
-            "attention can be shown for CLIP's image encoders only; this model has another one "
-            f"({type(model).__name__})"
-        )
+        raise UserError("attention can be shown for CLIP's image encoders only; this model has "
+                        f"another one ({type(model).__name__})")
     return {name: over_patches(row, encoder.grid) for name, row in rows.items()}
 
 
@@ -165,10 +163,9 @@ def _paths(folder: Path, file: FeatureFile, rows: Integers) -> list[str]:
     paths = [known[row] for row in rows]
     for path in paths:
         if not Path(path).is_file():
-            raise UserError(
-                f"{path}: no such file; put the dataset back, or delete {file.path} and run "
-                f"python launch/features.py {folder} data.root=DIR with its new folder"
-            )
+            raise UserError(f"{path}: no such file; put the dataset back, or delete {file.path} "
+                            f"and run python launch/features.py {folder} data.root=DIR with its "
+                            "new folder")
     return paths
 
 
@@ -176,10 +173,8 @@ def _places(file: FeatureFile, rows: Integers, model: LoadedModel) -> tuple[Tens
     """Return the places [B] of queries among the cameras and views of training."""
     first_camera = first_camera_of(file)
     if first_camera is None:
-        raise UserError(
-            f"{file.path}: does not say how its dataset numbers cameras; to make it again, delete "
-            "it and run python launch/features.py RUN"
-        )
+        raise UserError(f"{file.path}: does not say how its dataset numbers cameras; to make it "
+                        "again, delete it and run python launch/features.py RUN")
     query = file.groups["query"]
     has_views = any(group.views is not None and group.views.any() for group in file.groups.values())
     camera, view = model.side_labels.places(
@@ -201,9 +196,8 @@ def _draw(shown: Mapping[str, _RunMaps], names: Sequence[str]) -> "Figure":
     figure = new_figure(columns * width + 0.25, len(names) * width * aspect + head + 0.4)
     with look():
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-        grid = figure.add_gridspec(
-            1 + len(names), columns, height_ratios=[head, *[width * aspect] * len(names)],
-        )
+        grid = figure.add_gridspec(1 + len(names), columns,
+                                   height_ratios=[head, *[width * aspect] * len(names)])
         for row, (image, name) in enumerate(zip(images, names, strict=True), start=1):
             _cell(figure, grid[row, 0], image.numpy()).set_ylabel(name, fontsize=6.5)
         first = 1
@@ -240,21 +234,18 @@ def overlaid(image: Tensor, weights: Tensor) -> NDArray[np.float32]:
     """Return an image [H, W, 3] under a map [h, w] in colours from 0 to the map's maximum."""
     import matplotlib
 
-    large = F.interpolate(
-        weights[None, None], size=image.shape[:2], mode="bilinear", align_corners=False
-    )[0, 0]
+    large = F.interpolate(weights[None, None], size=image.shape[:2], mode="bilinear",
+                          align_corners=False)[0, 0]
     colours = matplotlib.colormaps[COLOURS]((large / large.max()).numpy())[..., :3]
     return np.asarray((1 - ALPHA) * image.numpy() + ALPHA * colours, np.float32)
 
 
 def _caption(shown: Mapping[str, _RunMaps], dataset: str, count: int, seed: int) -> str:
-    text = (
-        f"Attention of the class token after stage 2 over {count} query images of {dataset}, of "
-        f"different identities, drawn by seed {seed}: in the last block, mean over heads, and by "
-        "rollout through all blocks (Abnar and Zuidema 2020), without the token's attention to "
-        "itself. Colours go from 0 to each map's largest value. Entropy: mean over these images, "
-        "1 for uniform attention, 0 for a single patch."
-    )
+    text = (f"Attention of the class token after stage 2 over {count} query images of {dataset}, "
+            f"of different identities, drawn by seed {seed}: in the last block, mean over heads, "
+            "and by rollout through all blocks (Abnar and Zuidema 2020), without the token's "
+            "attention to itself. Colours go from 0 to each map's largest value. Entropy: mean "
+            "over these images, 1 for uniform attention, 0 for a single patch.")
     resnets = [title for title, one in shown.items() if ROLLOUT not in one.maps]
     if resnets:
         text += (f" {', '.join(resnets)}: ResNet, attention of CLIP's pool; rollout is not defined "

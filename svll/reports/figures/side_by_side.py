@@ -76,7 +76,5 @@ def check_same(labels: Mapping[Path, tuple[Integers, ...]]) -> None:
     (first, expected), *others = labels.items()
     for folder, arrays in others:
         if not all(map(np.array_equal, expected, arrays)):
-            raise UserError(
-                f"{folder}: was tested on other images than {first}; only runs of one test set "
-                "can be shown side by side"
-            )
+            raise UserError(f"{folder}: was tested on other images than {first}; only runs of one "
+                            "test set can be shown side by side")

@@ -17,13 +17,10 @@ from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.runs.run import Run
 from svll.config import Config
-from svll.data.datasets import load_datasets
-from svll.data.splits import split
 from svll.evaluation.engine.feature_rows import Floats
-from svll.inputs import Inputs, starting_clip
-from svll.models import load_model
-from svll.reuse.fingerprints import check_pinned
-from svll.reuse.frozen_features import FrozenFeatures
+from svll.inputs import load_inputs
+from svll.models.weights.load import load_model
+from svll.reuse.cache import FrozenFeatures
 
 OTHERS = "to others' images"
 
@@ -36,10 +33,8 @@ def text_features(folder: Path) -> Floats:
     """
     run = Run(folder)
     if not run.weights_file.is_file():
-        raise UserError(
-            f"{run.weights_file}: is missing, so there are no text features; the run is "
-            f"{run.status()['state']}: the same command resumes it"
-        )
+        raise UserError(f"{run.weights_file}: is missing, so there are no text features; the run "
+                        f"is {run.status()['state']}: the same command resumes it")
     model = load_model(folder)
     if model.text is None:
         raise UserError(
@@ -59,16 +54,13 @@ def image_means(folder: Path) -> Floats:
     cache = run.folder.parent.parent / "cache"
     if not any(cache.glob("stage1/*.h5")):  # before a dataset is looked for, or drawn
         raise UserError(f"{cache / 'stage1'}: there are no image features of any stage 1")
-    datasets = load_datasets(config.data, cache / "data")
-    check_pinned(config, datasets)
-    splits = split(
-        datasets, validation=config.data.validation, seed=config.seed,
-        protocol=config.evaluation.protocol,
-    )
-    inputs = Inputs(run, config, datasets, {}, splits, starting_clip(config), cache)
+    # nothing is copied to this machine
+    inputs = load_inputs(run, replace(config, data=replace(config.data, stage=None)))
+    splits = inputs.splits
     for device in ("cuda", "cpu"):  # the features depend on the device that made them
         reader = replace(inputs.reader(), device=device)
-        frozen = FrozenFeatures(datasets.train, inputs.clip, reader, config, cache / "stage1")
+        frozen = FrozenFeatures(inputs.datasets.train, inputs.clip, reader, config,
+                                cache / "stage1")
         if all(file.is_file() for file in frozen.files):
             break
     else:

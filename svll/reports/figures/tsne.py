@@ -129,14 +129,12 @@ def _image_caption(images: RunImages, shown: _Picture, chosen: int, seed: int) -
     most = f", at most {IMAGES} of each" if counts.max() > IMAGES else ""
     cameras = len(np.unique(shown.cameras))
     shared = f" ({cameras} cameras share {len(MARKERS)})" if cameras > len(MARKERS) else ""
-    return (
-        f"Test features (f12 and fp concatenated) after stage 2: {len(shown.places)} images of the "
-        f"{chosen} identities with most images{most}, of {images.dataset}'s query and gallery, by "
-        f"{_method([len(shown.places)], seed)}. Colour: identity; marker: camera{shared}. The "
-        "numbers are computed on the features, not on the picture: mean silhouette (cosine), and "
-        "mean cosine distance between identities divided by that within, exact over all "
-        f"{len(counted)} images of the {len(every)} queried identities."
-    )
+    return (f"Test features (f12 and fp concatenated) after stage 2: {len(shown.places)} images of "
+            f"the {chosen} identities with most images{most}, of {images.dataset}'s query and "
+            f"gallery, by {_method([len(shown.places)], seed)}. Colour: identity; marker: "
+            f"camera{shared}. The numbers are computed on the features, not on the picture: mean "
+            "silhouette (cosine), and mean cosine distance between identities divided by that "
+            f"within, exact over all {len(counted)} images of the {len(every)} queried identities.")
 
 
 def text_figure(runs: Mapping[str, Path], *, seed: int = 0) -> RunsFigure:
@@ -189,16 +187,13 @@ def _text_caption(
 ) -> str:
     points = [sum(map(len, places)) for places in pictures.values()]
     shown = [f"{len(pictures[title][0])} of {count}" for title, count in counts.items()]
-    joined = (
-        "; a line joins each to the mean image feature (fp of the frozen encoder) of its "
-        "identity's training images. Texts and images are each centred, as they lie apart in "
-        "CLIP's space"
-    ) if len(missing) < len(pictures) else ""
-    text = (
-        f"Text features after stage 1, one per training identity ({', '.join(dict.fromkeys(shown))}"
-        f" shown), by {_method(points, seed)}{joined}. The numbers are mean cosine distances of "
-        "the features before centring, over all training identities."
-    )
+    joined = ("; a line joins each to the mean image feature (fp of the frozen encoder) of its "
+              "identity's training images. Texts and images are each centred, as they lie apart in "
+              "CLIP's space") if len(missing) < len(pictures) else ""
+    text = ("Text features after stage 1, one per training identity "
+            f"({', '.join(dict.fromkeys(shown))} shown), by {_method(points, seed)}{joined}. The "
+            "numbers are mean cosine distances of the features before centring, over all training "
+            "identities.")
     return " ".join([text, *(f"{title}: texts only: {why}." for title, why in missing.items())])
 
 

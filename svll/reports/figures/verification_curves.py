@@ -31,10 +31,8 @@ def draw_roc(pairs: Verification) -> "Figure":
         axes.plot(rates, rates, linestyle=":", color=INK, linewidth=1.0, label="by chance")
         if pairs.eer > 0.0:
             axes.plot(pairs.eer, 1.0 - pairs.eer, "o", color=LINES[1], label="equal error rate")
-        axes.set(
-            xscale="log", xlim=(left, 1.0), ylim=(0.0, 1.02),
-            xlabel="impostor pairs accepted (FPR)", ylabel="genuine pairs accepted (TPR)",
-        )
+        axes.set(xscale="log", xlim=(left, 1.0), ylim=(0.0, 1.02),
+                 xlabel="impostor pairs accepted (FPR)", ylabel="genuine pairs accepted (TPR)")
         axes.legend(loc="best")
     return figure
 

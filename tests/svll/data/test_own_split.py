@@ -9,9 +9,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.images.pixels import IMAGE_ENDINGS
-from svll.data.image_folder import find_images
 from svll.data.own_split import Options, collect, split, write_split
 from svll.data.readers import csv_list
+from svll.data.readers.common import find_images
 from svll.data.readers.csv_list import Entry
 from tests.svll.data.trees import clutter, picture
 

@@ -20,7 +20,7 @@ from svll.features.from_weights import encode_tests, labels_for
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.trained_model import LoadedModel
-from svll.models.weights.format import save_model
+from svll.models.weights.run_weights import save_model
 
 SIDE = SideLabels({"folder": [1, 2], "list": [1, 2]}, {"folder": [0], "list": [0]})
 

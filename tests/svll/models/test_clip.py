@@ -14,9 +14,8 @@ from torch import Tensor
 from harness.base.errors import UserError
 from svll.models import clip as clip_module
 from svll.models.clip import load_clip, tokenizer_for
-from svll.models.image_features import resize_positions
 from svll.models.text_encoder import TextEncoder
-from svll.models.vit import ImageEncoder
+from svll.models.vit import ImageEncoder, resize_positions
 
 OPEN_CLIPS = open_clip.list_models()
 """Before tests add models of their own."""

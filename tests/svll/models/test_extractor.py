@@ -28,7 +28,7 @@ from svll.data.side_labels import UNNAMED, SideLabels
 from svll.models.clip import load_clip
 from svll.models.extractor import TEST_RESIZE, Extractor, preprocess
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.weights.format import save_model
+from svll.models.weights.run_weights import save_model
 from svll.reports.thumbnails import thumbnail
 from svll.search.search import encode
 from tests import picture_files

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.training import ranks
 from svll.models.clip import load_clip
-from svll.models.image_features import resize_positions
 from svll.models.resnet import ResNetEncoder, SyncedBatchNorm2d, synchronised
+from svll.models.vit import resize_positions
 
 
 def tower(size: int = 224) -> Any:

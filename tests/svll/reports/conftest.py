@@ -21,7 +21,7 @@ from svll.data.datasets import load_datasets
 from svll.data.splits import split
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, learned_side_information
-from svll.models.weights.format import save_model
+from svll.models.weights.run_weights import save_model
 
 MakeRun = Callable[..., Path]
 

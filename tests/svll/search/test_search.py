@@ -21,7 +21,7 @@ from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.weights.format import save_model
+from svll.models.weights.run_weights import save_model
 from svll.search.page import search_page, write_search
 from svll.search.search import EncodedImages, SearchResults, rank, search
 from svll.search.threshold import Threshold, calibrated_threshold, given_threshold

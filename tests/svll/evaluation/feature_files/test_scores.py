@@ -21,13 +21,13 @@ from svll.evaluation.feature_files.score_text import (
 )
 from svll.evaluation.feature_files.scores import (
     Score,
-    calibrated_threshold,
     score,
     verification_score,
 )
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.ranking import Options
+from svll.search.threshold import calibrated_threshold
 from tests.svll.reports.worlds import world
 
 
@@ -186,11 +186,11 @@ def test_what_cannot_be_verified_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{source.where}: there are no genuine pairs"):
         verification_score(apart)
     apart.save(tmp_path / "apart.h5")
-    with pytest.raises(UserError, match=r"apart\.h5: there are no genuine pairs"):
+    with pytest.raises(UserError, match=r"apart\.h5: no threshold .*: there are no genuine pairs"):
         calibrated_threshold(tmp_path / "apart.h5")
     source.save(tmp_path / "world.h5")
-    with pytest.raises(UserError, match=r"world\.h5: FPR 1e-09 needs at least"):
+    with pytest.raises(UserError, match=r"world\.h5: no threshold .*: FPR 1e-09 needs at least"):
         calibrated_threshold(tmp_path / "world.h5", 1e-9)
-    assert calibrated_threshold(tmp_path / "world.h5", protocol="other_cameras") == (
+    assert calibrated_threshold(tmp_path / "world.h5", protocol="other_cameras").similarity == (
         verification_score(world("other_cameras")).verification.eer_threshold
     )

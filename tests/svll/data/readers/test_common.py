@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from svll.data.image_folder import find_images
+from svll.data.readers.common import find_images
 
 
 def test_images_below_a_folder_are_found_in_order_with_endings_in_any_case(
