@@ -91,9 +91,11 @@ def is_private(folder: Path) -> bool:
 def write_text(
     path: str | os.PathLike[str], text: str, *, errors: str = "backslashreplace"
 ) -> None:
-    """Replace the file at `path` with `text` in UTF-8, atomically. errors: for file names that are
-    not UTF-8: `backslashreplace` keeps the file UTF-8, `surrogateescape` writes the bytes
-    unchanged."""
+    """Replace the file at `path` with `text` in UTF-8, atomically.
+
+    errors: for file names that are not UTF-8: `backslashreplace` keeps the file UTF-8,
+    `surrogateescape` writes the bytes unchanged.
+    """
     with atomic_write(path) as private:
         private.write_text(text, encoding="utf-8", errors=errors)
 

@@ -38,9 +38,11 @@ os.register_at_fork(after_in_child=_held.clear)  # the parent may release a lock
 
 @contextmanager
 def held_lock(path: Path, on_loss: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold the lock file at `path`, and so its folder, while the body runs; see `Run.lock`. Call
-    `check_held` before writing there. `on_loss` is called, in another thread, when a heartbeat
-    finds that another process has the lock. Raises Busy, or Hindered if it cannot be written."""
+    """Hold the lock file at `path`, and so its folder, while the body runs; see `Run.lock`.
+
+    Call `check_held` before writing there. `on_loss` is called, in another thread, when a heartbeat
+    finds that another process has the lock. Raises Busy, or Hindered if it cannot be written.
+    """
     key, token = path.resolve(), _acquire(path)
     _held[key] = token
     ended = threading.Event()

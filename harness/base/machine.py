@@ -61,9 +61,11 @@ def has_gpu() -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES. That variable
-    limits them, with numbers as nvidia-smi has them. The names are UUIDs if nvidia-smi is
-    installed, and so the same in every process."""
+    """Return the GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES.
+
+    That variable limits them, with numbers as nvidia-smi has them. The names are UUIDs if
+    nvidia-smi is installed, and so the same in every process.
+    """
     installed = machine_gpus()
     limited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limited is None:

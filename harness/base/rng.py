@@ -41,9 +41,11 @@ def hash_words(*parts: int | NDArray[np.int64]) -> Words:
 def uniform(
     seed: int, epoch: int, positions: NDArray[np.int64], view: int, count: int
 ) -> NDArray[np.float64]:
-    """Return `count` numbers in [0, 1) for each position of an epoch's order: [n, count]. A row
-    depends on seed, epoch, its own position and view only; a higher `count` keeps the first
-    numbers."""
+    """Return `count` numbers in [0, 1) for each position of an epoch's order: [n, count].
+
+    A row depends on seed, epoch, its own position and view only; a higher `count` keeps the first
+    numbers.
+    """
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
     words = mix(hash_words(seed, epoch, positions, view)[:, None] + steps)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -128,9 +128,11 @@ def _settle(sweep: Sweep) -> None:
 
 
 def cancel(sweep: Sweep) -> list[TrialState]:
-    """End every queued or running trial, on every place, and return these. Trials get the time to
-    save; their status becomes `stopped`. Raises UserError for trials that cannot be ended from this
-    machine."""
+    """End every queued or running trial, on every place, and return these.
+
+    Trials get the time to save; their status becomes `stopped`. Raises UserError for trials that
+    cannot be ended from this machine.
+    """
     if not sweep.folder.exists():
         return []
     with held_lock(launch_lock(sweep)):

@@ -49,9 +49,11 @@ def write_if_over(sweep_folder: Path) -> None:
 
 
 def write(sweep_folder: Path, run: Run) -> None:
-    """Write the page with the function that one of the sweep's runs names. Raises Busy when another
-    process is writing it, UserError when the run names no function, and what that function
-    raises."""
+    """Write the page with the function that one of the sweep's runs names.
+
+    Raises Busy when another process is writing it, UserError when the run names no function, and
+    what that function raises.
+    """
     make = load_function(run, "report")
     with held_lock(jobs_folder(sweep_folder, create=True) / "page.lock"):
         make(sweep_folder)

@@ -103,9 +103,11 @@ class Place(Protocol):
         return nullcontext(())
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
-        """Submit jobs and write their ids to the record, which is on disk as `submitting`. The
-        trials' status is already `submitted`, because a job may start before this returns. after:
-        ids of jobs that must end first. Raises UserError when the place refuses the jobs."""
+        """Submit jobs and write their ids to the record, which is on disk as `submitting`.
+
+        The trials' status is already `submitted`, because a job may start before this returns.
+        after: ids of jobs that must end first. Raises UserError when the place refuses the jobs.
+        """
 
     def settle(self, records: Sequence[Record]) -> None:
         """Adopt or cancel the jobs of submissions whose launcher was killed."""

@@ -133,9 +133,11 @@ def start_process(
 
 
 def wait(processes: Sequence[Process]) -> int | None:
-    """Wait for all ranks and return the first that failed, if any. After a stop request or the
-    failure of a rank, all ranks get TERM; after the grace time they are killed with all their child
-    processes."""
+    """Wait for all ranks and return the first that failed, if any.
+
+    After a stop request or the failure of a rank, all ranks get TERM; after the grace time they are
+    killed with all their child processes.
+    """
     deadline: float | None = None
     broken: int | None = None
     while any(process.poll() is None for process in processes):

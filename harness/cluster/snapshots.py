@@ -45,9 +45,11 @@ class Code:
     """The snapshot's folder, which may not exist yet."""
 
     def freeze(self) -> Path:
-        """Create the snapshot unless it exists, whole or not at all; returns its folder. Only the
-        owner may enter the folder above, because its files are run. Raises UserError when it cannot
-        be written, or when an existing snapshot was changed."""
+        """Create the snapshot unless it exists, whole or not at all; returns its folder.
+
+        Only the owner may enter the folder above, because its files are run. Raises UserError when
+        it cannot be written, or when an existing snapshot was changed.
+        """
         private = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             own_folder(self.folder.parent)

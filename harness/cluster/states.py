@@ -1,6 +1,8 @@
-"""The state of each trial of a sweep, decided in this file alone. The run folder is the truth. A
-place is asked, once for all its trials, only about those whose folder does not already show how
-they ended."""
+"""The state of each trial of a sweep, decided in this file alone.
+
+The run folder is the truth. A place is asked, once for all its trials, only about those whose
+folder does not already show how they ended.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -17,9 +17,11 @@ NAMES = {int: "an integer", float: "a number", str: "a string"}
 
 
 def at_type(value: Any, kind: Any) -> Any:
-    """Convert a value to a field's type: 1 to 1.0 for a number, yes to True, a list to a tuple. A
-    string that refers to another key is not converted. Raises ValueError for a misfit: 1.0 and true
-    are not integers, "1" is not a number."""
+    """Convert a value to a field's type: 1 to 1.0 for a number, yes to True, a list to a tuple.
+
+    A string that refers to another key is not converted. Raises ValueError for a misfit: 1.0 and
+    true are not integers, "1" is not a number.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or (isinstance(value, str) and REFERENCE.search(value)):
         return value

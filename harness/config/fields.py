@@ -1,6 +1,8 @@
-"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types. A run is
-named by its signature, a hash of its configuration (`harness.config.values`). Marks exclude fields
-from it."""
+"""Schemas, which are trees of dataclasses: marks of their fields, dotted keys and types.
+
+A run is named by its signature, a hash of its configuration (`harness.config.values`). Marks
+exclude fields from it.
+"""
 
 import dataclasses
 import typing
@@ -66,9 +68,11 @@ class Removed(NamedTuple):
 
 
 def removed_keys(schema: type, prefix: str = "") -> dict[str, Removed]:
-    """Return the removed keys of a schema, from the class variables `removed` of its tree. Such a
-    key is still accepted with one value, and remains part of the signature, so that earlier runs
-    keep their names."""
+    """Return the removed keys of a schema, from the class variables `removed` of its tree.
+
+    Such a key is still accepted with one value, and remains part of the signature, so that earlier
+    runs keep their names.
+    """
     own: Mapping[str, Removed] = getattr(schema, "removed", {})
     found = {f"{prefix}{key}": gone for key, gone in own.items()}
     for name, section in subsections(schema).items():

@@ -86,9 +86,11 @@ def _written(item: "dataclasses.Field[Any]") -> str:
 
 
 def config_help(schemas: Mapping[str, type], words: Sequence[str] = (), width: int = 80) -> str:
-    """Return the help on the keys of some schemas. schemas: each by the prefix of its keys. words:
-    only keys that contain one of these, such as `train` or `lr`. width: characters of a line.
-    Raises UserError for a word that no key contains."""
+    """Return the help on the keys of some schemas.
+
+    schemas: each by the prefix of its keys. words: only keys that contain one of these, such as
+    `train` or `lr`. width: characters of a line. Raises UserError for a word that no key contains.
+    """
     all_sections = [one for prefix, schema in schemas.items() for one in sections(schema, prefix)]
     names = [key.name for section in all_sections for key in section.keys]
     for word in words:

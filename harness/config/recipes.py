@@ -63,9 +63,11 @@ def recipe_stem(name: str) -> str:
 
 
 def read_recipe(path: Path, schema: type, recipes: Path | None = None) -> list[Setting]:
-    """Return the settings of one file, after those of the recipes that it `extends`. recipes: a
-    further folder, besides the file's own, of recipes that it may extend. Raises UserError where
-    `read_yaml` does, and for a missing base or a circle of bases."""
+    """Return the settings of one file, after those of the recipes that it `extends`.
+
+    recipes: a further folder, besides the file's own, of recipes that it may extend. Raises
+    UserError where `read_yaml` does, and for a missing base or a circle of bases.
+    """
     return _combined(_read(str(path), path, schema, recipes, ()))
 
 

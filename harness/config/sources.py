@@ -63,9 +63,11 @@ def as_given_now(settings: list[Setting], schema: type) -> list[Setting]:
 
 
 def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Setting]:
-    """Parse `key=value` arguments of a command line; values are read as YAML. texts: returns
-    whether a key holds strings. Raises UserError with every argument that lacks `=` or whose value
-    is not YAML."""
+    """Parse `key=value` arguments of a command line; values are read as YAML.
+
+    texts: returns whether a key holds strings. Raises UserError with every argument that lacks `=`
+    or whose value is not YAML.
+    """
     settings: list[Setting] = []
     faults: list[str] = []
     for number, word in enumerate(overrides, start=1):

@@ -11,9 +11,11 @@ from harness.config.yaml_files import to_text
 
 
 def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> dict[str, Any]:
-    """Return a configuration tree as nested mappings. with_runtime: False leaves out everything
-    outside the signature. whole: the tree that contains the section `config`; None: `config`
-    itself."""
+    """Return a configuration tree as nested mappings.
+
+    with_runtime: False leaves out everything outside the signature. whole: the tree that contains
+    the section `config`; None: `config` itself.
+    """
     result: dict[str, Any] = {}
     whole = config if whole is None else whole
     for item in dataclasses.fields(config):

@@ -21,10 +21,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete. Space
-    is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
-    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be
-    written."""
+    """Yield a new HDF5 file of about `size` bytes, under a private name until it is complete.
+
+    Space is reserved first: on a full disk HDF5 2.0 crashes (segmentation fault on closing). If the
+    estimate was too large, unused bytes stay at the end. Raises Hindered when it cannot be written.
+    """
     size += size // 64 + 2**16  # chunk index, headers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,9 +96,11 @@ class _Memory:
 
 @kernel
 def _write(views, i, image, mirror, left, top, mean, std):  # type: ignore[no-untyped-def]
-    """Write the views [V, :, C, H, W] of image `i`: crop, mirror, normalise. image [H, W, C] in
-    grey levels; mirror, left, top [V, B]. The crop's corner is given in the mirrored image without
-    its border, which is black."""
+    """Write the views [V, :, C, H, W] of image `i`: crop, mirror, normalise.
+
+    image [H, W, C] in grey levels; mirror, left, top [V, B]. The crop's corner is given in the
+    mirrored image without its border, which is black.
+    """
     height, width, channels = image.shape
     level = np.float32(255)
     row = np.empty(width, np.float32)

@@ -1,6 +1,8 @@
-"""Views by DALI, for GPUs: one graph decodes, resizes, crops, mirrors and normalises. It runs on a
-CPU too, where `harness.images.cpu` is more than twice as fast. B images of a batch, H rows and W
-columns of a view."""
+"""Views by DALI, for GPUs: one graph decodes, resizes, crops, mirrors and normalises.
+
+It runs on a CPU too, where `harness.images.cpu` is more than twice as fast. B images of a batch, H
+rows and W columns of a view.
+"""
 
 from collections.abc import Sequence
 from functools import partial

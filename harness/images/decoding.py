@@ -41,9 +41,11 @@ class Decoder:
         self._pipeline: Any = None
 
     def faults(self, paths: Sequence[str]) -> list[Fault]:
-        """Return (path, reason) of each of `paths` that cannot be decoded. PIL reads the headers
-        first, since a damaged one can crash DALI. DALI does not say which file of a batch failed,
-        so PIL then decodes each, and DALI again what PIL can read."""
+        """Return (path, reason) of each of `paths` that cannot be decoded.
+
+        PIL reads the headers first, since a damaged one can crash DALI. DALI does not say which
+        file of a batch failed, so PIL then decodes each, and DALI again what PIL can read.
+        """
         reasons = {path: why_unreadable(path, whole=False) for path in paths}
 
         def sound() -> list[str]:

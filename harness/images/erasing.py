@@ -33,9 +33,11 @@ def draw_boxes(
     numbers: NDArray[np.float64], *, height: int, width: int, probability: float,
     area: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Return a box [B, 4] for each image, all zeros where nothing is erased. `numbers` [B, DRAWS]
-    are uniform in [0, 1); `area` is the smallest and the largest share of the image. A box as high
-    or as wide as the image is drawn again, `TRIES` times in all."""
+    """Return a box [B, 4] for each image, all zeros where nothing is erased.
+
+    `numbers` [B, DRAWS] are uniform in [0, 1); `area` is the smallest and the largest share of the
+    image. A box as high or as wide as the image is drawn again, `TRIES` times in all.
+    """
     erased = numbers[:, 0] < probability
     areas, aspects, tops, lefts = numbers[:, 1:].reshape(-1, TRIES, 4).transpose(2, 0, 1)
     target = (area[0] + areas * (area[1] - area[0])) * height * width

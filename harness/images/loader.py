@@ -130,9 +130,11 @@ def read_images(
     paths: Sequence[str], transform: Transform, broken: list[Fault] | None = None, *,
     batch_size: int, device: str,
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """Yield the view "image" of image files in batches: rows [b] of `paths`, [b, 3, H, W]. Files
-    need not have been checked. Those that cannot be decoded are added to `broken` and left out;
-    without it, the first ones found raise Unreadable. All cores decode."""
+    """Yield the view "image" of image files in batches: rows [b] of `paths`, [b, 3, H, W].
+
+    Files need not have been checked. Those that cannot be decoded are added to `broken` and left
+    out; without it, the first ones found raise Unreadable. All cores decode.
+    """
     loader = ImageLoader(
         paths, transform, batch_size=batch_size, seed=0, threads=len(usable_cores()), device=device
     )

@@ -1,6 +1,8 @@
-"""Views of an image: their settings and what is drawn at random for each. Crops, mirroring and
-erased boxes are drawn here (`harness.base.rng`), not by DALI, whose random operators depend on
-batch size and history. B images of a batch."""
+"""Views of an image: their settings and what is drawn at random for each.
+
+Crops, mirroring and erased boxes are drawn here (`harness.base.rng`), not by DALI, whose random
+operators depend on batch size and history. B images of a batch.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,6 +1,8 @@
-"""Self-contained HTML pages: no network, no scripts, dark and light, any width. All text is
-escaped; only the functions here make `Html`, which is not escaped again. The pages' policy forbids
-the browser to load or execute anything."""
+"""Self-contained HTML pages: no network, no scripts, dark and light, any width.
+
+All text is escaped; only the functions here make `Html`, which is not escaped again. The pages'
+policy forbids the browser to load or execute anything.
+"""
 
 import base64
 import html

@@ -34,9 +34,11 @@ def environment(code: Path) -> dict[str, Any]:
 
 
 def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
-    """Return what the last digits of a result depend on, besides its configuration. That is a hash
-    of the packages' Python files in the folder `code`, torch's version, the processor and the
-    GPUs."""
+    """Return what the last digits of a result depend on, besides its configuration.
+
+    That is a hash of the packages' Python files in the folder `code`, torch's version, the
+    processor and the GPUs.
+    """
     whole = hashlib.sha256()
     for file in sorted(file for package in packages for file in (code / package).rglob("*.py")):
         whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
@@ -45,9 +47,11 @@ def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
 
 
 def git_state(code: Path) -> dict[str, Any] | None:
-    """Return the commit of a working tree and whether tracked files differ from it. None if `code`
-    is not the top of a working tree, as with installed packages. For code that was frozen for a
-    sweep: the state when it was frozen (see `note_git_state`)."""
+    """Return the commit of a working tree and whether tracked files differ from it.
+
+    None if `code` is not the top of a working tree, as with installed packages. For code that was
+    frozen for a sweep: the state when it was frozen (see `note_git_state`).
+    """
     with suppress(FileNotFoundError, ValueError):
         return dict(read_json(code.with_name(f"{code.name}.git.json")))
     top, commit = _git(code, "rev-parse", "--show-toplevel"), _git(code, "rev-parse", "HEAD")

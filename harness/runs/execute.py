@@ -1,6 +1,8 @@
-"""Execution of one run, from its folder to its result, however it was started. `launch/train.py`,
-submitit jobs and Ray trials all call `execute`, so status, log, lock and failures are the same
-everywhere."""
+"""Execution of one run, from its folder to its result, however it was started.
+
+`launch/train.py`, submitit jobs and Ray trials all call `execute`, so status, log, lock and
+failures are the same everywhere.
+"""
 
 import importlib
 import logging

@@ -26,9 +26,11 @@ ERROR_LINES = 20
 
 
 def describe(error: BaseException, run: Run, *, leader: bool) -> tuple[dict[str, Any], str]:
-    """Return the entries of a failed run's status for the current exception, and its log text. The
-    text is the message of a user's mistake or a full disk, and the traceback of anything else. If
-    rank 0 (`leader`) only lost another rank, it waits briefly for that rank's message."""
+    """Return the entries of a failed run's status for the current exception, and its log text.
+
+    The text is the message of a user's mistake or a full disk, and the traceback of anything else.
+    If rank 0 (`leader`) only lost another rank, it waits briefly for that rank's message.
+    """
     is_file_system = _is_file_system(error)
     is_lost_rank = isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
     is_plain = isinstance(error, UserError) or is_file_system

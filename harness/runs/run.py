@@ -66,9 +66,11 @@ class Run:
         return self.folder.name
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved configuration. A configuration with the same
-        signature is replaced, so that a run can continue elsewhere. Raises Hindered when the folder
-        cannot be written."""
+        """Make the folder and write the resolved configuration.
+
+        A configuration with the same signature is replaced, so that a run can continue elsewhere.
+        Raises Hindered when the folder cannot be written.
+        """
         with writing(self.folder):
             if not self.config_file.exists() or self.config_file.read_text("utf-8") != config_yaml:
                 write_text(self.config_file, config_yaml)

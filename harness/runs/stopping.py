@@ -1,6 +1,8 @@
-"""Stopping on signals: they set a flag; training checks it between steps, saves and stops. submitit
-and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is Ctrl-C.
-Handlers save nothing: a collective save in a handler would deadlock."""
+"""Stopping on signals: they set a flag; training checks it between steps, saves and stops.
+
+submitit and SLURM send USR2 before a preemption or time limit, and TERM without notice; INT is
+Ctrl-C. Handlers save nothing: a collective save in a handler would deadlock.
+"""
 
 import os
 import signal

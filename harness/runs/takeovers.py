@@ -37,9 +37,11 @@ def export(
     run: Run, *, stage: str, epoch: int, score: float, carried_files: Sequence[str] = (),
     patience_s: float = PATIENCE_S,
 ) -> None:
-    """Export the state at the end of an epoch, for other runs. carried_files: names of further
-    files in the run's folder that are exported too. Waits for the checkpoint; if it does not
-    appear, only a warning is logged."""
+    """Export the state at the end of an epoch, for other runs.
+
+    carried_files: names of further files in the run's folder that are exported too. Waits for the
+    checkpoint; if it does not appear, only a warning is logged.
+    """
     source = run.checkpoints / f"{stage}-{epoch + 1:04d}-000000"
     deadline = time.monotonic() + patience_s
     while not (source / "state.json").exists():

@@ -1,6 +1,8 @@
 """Conditions between keys, as users write them: `train.weight > 0 and model.kind == "large"`.
+
 Python's parser reads them; a small part of the language is evaluated here, without calls and with
-no names but keys."""
+no names but keys.
+"""
 
 import ast
 import operator

@@ -276,8 +276,10 @@ def find_sweep(name: str, folder: Path) -> Path:
 
 def sweep_texts(schema: type) -> Texts:
     """Return a function that returns whether a dotted key of a sweep file holds strings only.
+
     schema: the experiment's configuration. Options of sbatch and variables are strings: an account
-    may be 0123, a variable FALSE."""
+    may be 0123, a variable FALSE.
+    """
     of_trials, own = text_fields(schema), text_fields(SweepFile)
 
     def texts(key: str) -> bool:

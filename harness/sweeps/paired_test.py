@@ -1,6 +1,8 @@
-"""Paired comparison of two methods by a sign-flip test (Fisher 1935). If both were the same, each
-difference could as well have the other sign. All signs are tried for few differences, random ones
-for many. The test assumes no distribution."""
+"""Paired comparison of two methods by a sign-flip test (Fisher 1935).
+
+If both were the same, each difference could as well have the other sign. All signs are tried for
+few differences, random ones for many. The test assumes no distribution.
+"""
 
 from dataclasses import dataclass
 

@@ -19,9 +19,11 @@ from harness.sweeps.dimensions import Dimension, short
 def source_for(
     name: str, scores: Mapping[str, float], *, share: float, mode: str, epoch: int
 ) -> str | None:
-    """Return the run from which `name` should continue, None for its own state. scores: of all runs
-    that reached this epoch, by name. Runs in the worst `share` continue from random ones in the
-    best."""
+    """Return the run from which `name` should continue, None for its own state.
+
+    scores: of all runs that reached this epoch, by name. Runs in the worst `share` continue from
+    random ones in the best.
+    """
     order = sorted(scores, key=lambda one: (scores[one], one), reverse=mode == "max")
     count = math.ceil(len(order) * share)
     if len(order) < 2 or 2 * count > len(order) or name not in order[-count:]:

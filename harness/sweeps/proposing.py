@@ -1,6 +1,8 @@
-"""The point that an algorithm tries next, by Optuna's samplers. A proposal is a function of the
-sweep, its number and the earlier points' results. No state is kept in a process, so a killed search
-resumes with the same proposals."""
+"""The point that an algorithm tries next, by Optuna's samplers.
+
+A proposal is a function of the sweep, its number and the earlier points' results. No state is kept
+in a process, so a killed search resumes with the same proposals.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -278,8 +278,10 @@ def _bases(
 
 def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> Sweep:
     """Return the sweep with its trials, or with those that its algorithm proposed and may propose.
+
     usable: whether its points can be listed. where: the place of the constraints. Raises UserError
-    with all faults."""
+    with all faults.
+    """
     searches = sweep.algorithm is not None
     points = list(sweep.space.points(1 if searches else sweep.samples)) if usable else []
     if not points and not faults:

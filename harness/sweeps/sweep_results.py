@@ -244,9 +244,11 @@ def write_best(
     results: SweepResults, *, without: Mapping[str, Any],
     absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path | None:
-    """Write the best point as a recipe; return the file, None when no trial is complete. without:
-    values by dotted key that replace the run's (None: leave the key out), for keys that only a
-    search needs. absent: values of keys that an earlier version's run lacks."""
+    """Write the best point as a recipe; return the file, None when no trial is complete.
+
+    without: values by dotted key that replace the run's (None: leave the key out), for keys that
+    only a search needs. absent: values of keys that an earlier version's run lacks.
+    """
     ranked = results.ranked()
     if not ranked:
         return None

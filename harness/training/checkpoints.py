@@ -62,9 +62,11 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, engine: Any, progress: Progress, score: float | None = None) -> None:
-        """Copy a DeepSpeed engine's trained state, and begin to write it. The checkpoint with the
-        highest `score` is never pruned; only rank 0's score is used. Raises Hindered when the
-        previous checkpoint could not be written, as on a full disk."""
+        """Copy a DeepSpeed engine's trained state, and begin to write it.
+
+        The checkpoint with the highest `score` is never pruned; only rank 0's score is used. Raises
+        Hindered when the previous checkpoint could not be written, as on a full disk.
+        """
         weights, moments, steps = engine_state.collect(engine)
         rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
         tensors = {"weights": weights, "moments": moments,
@@ -141,8 +143,10 @@ def _checksum(path: Path) -> int:
 
 def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
     """Return the newest checkpoint and its place in the run, None when none was ever written.
+
     Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
-    another run wrote one: a resume never starts over silently."""
+    another run wrote one: a resume never starts over silently.
+    """
     try:
         pointed = str(read_json(folder / "latest.json")["name"])
     except DAMAGED:
@@ -227,9 +231,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def restore(path: Path, engine: Any) -> None:
-    """Load a checkpoint's weights, moments, step counts and scaler into a fresh engine. Global
-    random generators are restored too, for as many ranks as wrote the checkpoint. Raises UserError
-    when names or shapes differ from those of the engine's module."""
+    """Load a checkpoint's weights, moments, step counts and scaler into a fresh engine.
+
+    Global random generators are restored too, for as many ranks as wrote the checkpoint. Raises
+    UserError when names or shapes differ from those of the engine's module.
+    """
     weights = read_tensors(path / "weights.safetensors")
     moments = read_tensors(path / "moments.safetensors")
     state = read_json(path / "state.json")

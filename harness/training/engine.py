@@ -27,8 +27,10 @@ def start_engine(
     module: nn.Module, optimizer: torch.optim.Optimizer, batch: int, settings: EngineSettings
 ) -> Any:
     """Return a DeepSpeed engine around a module; `batch` counts a step's samples on all ranks.
+
     Trained weights stay fp32; bf16 and fp16 are autocast in the forward pass (fp16 with a gradient
-    scaler). DeepSpeed's checkpoints are not used. Raises UserError for fp16 with ZeRO."""
+    scaler). DeepSpeed's checkpoints are not used. Raises UserError for fp16 with ZeRO.
+    """
     if settings.precision == "fp16" and settings.zero:
         # on overflow DeepSpeed 0.19.8 skips the step before it updates its scaler
         raise UserError(f"engine.precision=fp16 does not go with engine.zero={settings.zero}: "

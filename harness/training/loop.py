@@ -68,9 +68,11 @@ class Recording:
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
-    """Train a stage to its end, from its last checkpoint if there is one; returns the module. A
-    stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
-    requested and everything was saved, UserError when a loss is not finite or has diverged."""
+    """Train a stage to its end, from its last checkpoint if there is one; returns the module.
+
+    A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
+    requested and everything was saved, UserError when a loss is not finite or has diverged.
+    """
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     ranks.forget_peak()
@@ -174,9 +176,11 @@ def train_step(
     stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
     divergence: float = math.inf,
 ) -> dict[str, float]:
-    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses. window:
-    the number of batches that the optimizer step averages over. Raises UserError for a loss that is
-    not finite or has diverged."""
+    """Run forward, backward and, at a boundary, the optimizer's step; returns the losses.
+
+    window: the number of batches that the optimizer step averages over. Raises UserError for a loss
+    that is not finite or has diverged.
+    """
     engine.set_gradient_accumulation_boundary(boundary)
     with record_function(FORWARD):
         losses: dict[str, Tensor] = engine(batch)

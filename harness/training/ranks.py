@@ -1,6 +1,8 @@
-"""The ranks of a run: their start, their devices and their collectives. Every rank computes the
-loss of the global batch from rows gathered with gradient. The gather's backward sums over the W
-ranks and DeepSpeed divides by W, so gradients equal those of one rank."""
+"""The ranks of a run: their start, their devices and their collectives.
+
+Every rank computes the loss of the global batch from rows gathered with gradient. The gather's
+backward sums over the W ranks and DeepSpeed divides by W, so gradients equal those of one rank.
+"""
 
 import atexit
 import logging

@@ -1,6 +1,8 @@
-"""The states of the global random generators: Python's, numpy's, torch's and the GPU's. Data is
-drawn without them (`harness.base.rng`). An experiment that uses them, such as for dropout, draws
-the same numbers after a resume as without one."""
+"""The states of the global random generators: Python's, numpy's, torch's and the GPU's.
+
+Data is drawn without them (`harness.base.rng`). An experiment that uses them, such as for dropout,
+draws the same numbers after a resume as without one.
+"""
 
 import math
 import random

@@ -27,9 +27,11 @@ def check_installed(project: str) -> None:
 
 
 class WandbWriter:
-    """Sends curves to a W&B run, which is resumed whenever the run of that folder is. Steps that a
-    run repeats after a kill are sent again. Without a connection or a login, all data stays in the
-    run folder's wandb/, as with WANDB_MODE=offline."""
+    """Sends curves to a W&B run, which is resumed whenever the run of that folder is.
+
+    Steps that a run repeats after a kill are sent again. Without a connection or a login, all data
+    stays in the run folder's wandb/, as with WANDB_MODE=offline.
+    """
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
         # also stops it from asking for a login, while all ranks would wait

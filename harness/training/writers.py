@@ -44,9 +44,11 @@ def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, flo
 def open_writers(
     run: Run, *, tensorboard: bool, wandb: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[CurveWriter, ...]]:
-    """Yield the requested writers on rank 0, none on other ranks; close them after the body. wandb:
-    the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank when W&B
-    is requested but not installed."""
+    """Yield the requested writers on rank 0, none on other ranks; close them after the body.
+
+    wandb: the W&B project, empty for none; config: what W&B shows. Raises UserError on every rank
+    when W&B is requested but not installed.
+    """
     check_installed(wandb)
     writers: list[CurveWriter] = []
     with ranks.leader_first() as acts:

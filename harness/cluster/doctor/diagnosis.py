@@ -126,8 +126,10 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
 
 def _tasks(asked: Resources, nodes: int) -> int:
     """Return the ranks to run on each node: one per GPU, because NCCL refuses two on one GPU.
+
     Without GPUs two in all, but one where a rank takes several cores: a node need not have twice as
-    many."""
+    many.
+    """
     if asked.gpus:
         return min(asked.ranks_per_node, asked.gpus)
     if nodes > 1:

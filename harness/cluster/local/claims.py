@@ -52,9 +52,11 @@ class Pool:
     def take(
         self, owner: str, most: int = 1, is_needed: Callable[[], bool] | None = None
     ) -> Claim | None:
-        """Claim GPUs and cores for as many trials as there is room for, up to `most`. owner: name
-        shown to sweeps that wait. While there is no room, waits as long as `is_needed()`; returns
-        None when it is not, or at once without that function."""
+        """Claim GPUs and cores for as many trials as there is room for, up to `most`.
+
+        owner: name shown to sweeps that wait. While there is no room, waits as long as
+        `is_needed()`; returns None when it is not, or at once without that function.
+        """
         held: list[dict[Path, int]] = []
         kinds = self._kinds()
         for kind in kinds:

@@ -87,9 +87,11 @@ class ThisMachine(Place):
 
 
 def _start_workers(record: Record) -> None:
-    """Start a record's workers and return when each holds its lock. Each is in a separate session,
-    so Ctrl-C on the command that started it does not reach it. Raises UserError when a worker did
-    not start."""
+    """Start a record's workers and return when each holds its lock.
+
+    Each is in a separate session, so Ctrl-C on the command that started it does not reach it.
+    Raises UserError when a worker did not start.
+    """
     environment = {**os.environ, **search_path(record.options["code"], os.environ)}
     locks = [worker_lock(record.file, number) for number in range(record.options["workers"])]
     workers = [start_process("harness.cluster.local.worker", str(record.file), str(number),

@@ -103,9 +103,11 @@ def _tuner(
 
 
 def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]:
-    """Return the sweep's finished runs and its open ones, those with most epochs first. In that
-    order the search would have seen them. A run that failed in an earlier attempt of this job waits
-    for the next launch."""
+    """Return the sweep's finished runs and its open ones, those with most epochs first.
+
+    In that order the search would have seen them. A run that failed in an earlier attempt of this
+    job waits for the next launch.
+    """
     every = record.runs(signatures)
     for run in every:
         if was_being_ended(run):  # by a search that was then killed

@@ -43,9 +43,11 @@ def environment() -> dict[str, str]:
 
 
 def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resources]:
-    """Return how many trials a Ray has room for at the same time, and the resources of each. Where
-    the sweep leaves the GPUs open: one per rank, or none if that Ray has fewer. Raises UserError
-    when it does not answer, has another version, or has no room for a trial."""
+    """Return how many trials a Ray has room for at the same time, and the resources of each.
+
+    Where the sweep leaves the GPUs open: one per rank, or none if that Ray has fewer. Raises
+    UserError when it does not answer, has another version, or has no room for a trial.
+    """
     nodes = nodes_of(address)
     choices = [asked.ranks_per_node, 0] if asked.gpus is None else [asked.gpus]
     for gpus in choices:

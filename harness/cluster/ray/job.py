@@ -38,9 +38,11 @@ TUNE = {
 
 
 def drive(record_file: str) -> None:
-    """Run one task of the job: Ray on this node, and the search if it is the first. On a stop
-    request every task ends its Ray, so that the runs on its node save; the first task then requeues
-    the job. Raises RayFailed, or SystemExit after a stop."""
+    """Run one task of the job: Ray on this node, and the search if it is the first.
+
+    On a stop request every task ends its Ray, so that the runs on its node save; the first task
+    then requeues the job. Raises RayFailed, or SystemExit after a stop.
+    """
     stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     log_to_stderr()
     record = read_record(Path(record_file))

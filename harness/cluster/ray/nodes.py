@@ -127,9 +127,11 @@ def environment(rendezvous: Rendezvous) -> dict[str, str]:
 def head(
     rendezvous: Rendezvous, share: Resources, *, peer: str | None, dashboard: bool = False
 ) -> Iterator[Node]:
-    """Run the head of a new Ray on this node while the body runs; fills the rendezvous file. share:
-    what each node gives to Ray. peer: another node of the job, if any; Ray listens on the address
-    that reaches it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed."""
+    """Run the head of a new Ray on this node while the body runs; fills the rendezvous file.
+
+    share: what each node gives to Ray. peer: another node of the job, if any; Ray listens on the
+    address that reaches it. dashboard: also serve Ray's pages, to this node only. Raises RayFailed.
+    """
     descriptor = os.open(rendezvous.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
@@ -190,9 +192,11 @@ def serve(rendezvous: Rendezvous, share: Resources) -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Create Ray's folder on this node, which only the owner may enter; removed at the end. Removes
-    the folders of this user's killed jobs first. The path is short because a socket's may have 107
-    characters."""
+    """Create Ray's folder on this node, which only the owner may enter; removed at the end.
+
+    Removes the folders of this user's killed jobs first. The path is short because a socket's may
+    have 107 characters.
+    """
     for old in Path("/tmp").glob("ray-*/owner.lock"):
         with suppress(OSError):  # another job may remove it too
             if old.stat().st_uid == os.getuid() and lock_holder(old) is None:
@@ -285,9 +289,11 @@ def _cgroup_limits() -> list[int]:
 
 
 def exec_ray(command: list[str]) -> None:
-    """Exec `ray start`; ignore SIGUSR2 and die with the parent. Before a preemption SLURM sends
-    USR2 to every process of a job. It would kill Ray before the runs can save. All of Ray's child
-    processes ignore it too."""
+    """Exec `ray start`; ignore SIGUSR2 and die with the parent.
+
+    Before a preemption SLURM sends USR2 to every process of a job. It would kill Ray before the
+    runs can save. All of Ray's child processes ignore it too.
+    """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     end_with_parent()
     os.execv(command[0], command)

@@ -81,9 +81,11 @@ class EarlyStopping(tune.FIFOScheduler):
         self.trials: dict[str, StableTrial] = {}
 
     def replay(self, finished: Iterable[Run], due: Iterable[Run]) -> None:
-        """Show what the runs logged before this scheduler existed. The order differs from the
-        original one, so decisions made now do not count. Of runs that are due only the judged
-        epochs are shown, because Tune will report the others."""
+        """Show what the runs logged before this scheduler existed.
+
+        The order differs from the original one, so decisions made now do not count. Of runs that
+        are due only the judged epochs are shown, because Tune will report the others.
+        """
         for run, is_open in ((run, runs is due) for runs in (finished, due) for run in runs):
             seen = judged(run) if is_open else None
             for line in epoch_lines(run):

@@ -41,9 +41,11 @@ def end_early(run: Run, *, by: str, epoch: int) -> None:
 
 
 def end_paused(run: Run, *, by: str, epoch: int) -> None:
-    """Mark a run that is paused, or about to be, as ended early. A run that is still saving is
-    marked by its own process after it has released its lock, because its status would overwrite
-    ours."""
+    """Mark a run that is paused, or about to be, as ended early.
+
+    A run that is still saving is marked by its own process after it has released its lock, because
+    its status would overwrite ours.
+    """
     end_early(run, by=by, epoch=epoch)
     if lock_holder(run.lock_file) is None:
         mark_ended_early(run)

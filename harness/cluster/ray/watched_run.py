@@ -39,9 +39,11 @@ NO_REPORTS = -1
 
 
 class FollowerRanks:
-    """The ranks of a trial on one node that do not report: all except rank 0. They stop together
-    with rank 0, with which they agree after every step; if rank 0 is gone, the end of their pipe
-    stops them."""
+    """The ranks of a trial on one node that do not report: all except rank 0.
+
+    They stop together with rank 0, with which they agree after every step; if rank 0 is gone, the
+    end of their pipe stops them.
+    """
 
     def __init__(self, run: Run, group: RankGroup, *, log_file: Path) -> None:
         answers, self.pipe = os.pipe()

@@ -1,6 +1,8 @@
-"""Jobs before and after a sweep's trials: to compute what they share, and to report on them. The
-sweep file asks for them (`prepare: true`, `report: true`). Trials wait until the first job has
-ended, even if it failed: then they compute the shared files themselves."""
+"""Jobs before and after a sweep's trials: to compute what they share, and to report on them.
+
+The sweep file asks for them (`prepare: true`, `report: true`). Trials wait until the first job has
+ended, even if it failed: then they compute the shared files themselves.
+"""
 
 import io
 import logging

@@ -20,9 +20,11 @@ IDS_PER_CALL = 500
 
 @contextmanager
 def submitting(what: str) -> Iterator[None]:
-    """Let submitit submit jobs in the body, also from inside a job. sbatch would pass that job's
-    variables to the new ones, so they are hidden. Raises UserError naming `what`, with the last
-    line of sbatch's message."""
+    """Let submitit submit jobs in the body, also from inside a job.
+
+    sbatch would pass that job's variables to the new ones, so they are hidden. Raises UserError
+    naming `what`, with the last line of sbatch's message.
+    """
     hidden: dict[str, str] = {}
     if "SLURM_JOB_ID" in os.environ:
         prefixes = ("SLURM_", "SRUN_", "SUBMITIT_", "PMI")
@@ -90,9 +92,11 @@ def cancel(numbers: set[str]) -> None:
 
 
 def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
-    """Return why jobs died, as far as is known, by their id (array_task). jobs: the folder of each
-    job's logs. SLURM's accounting is asked once for all of them; without it, only the ends of the
-    logs are used."""
+    """Return why jobs died, as far as is known, by their id (array_task).
+
+    jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
+    it, only the ends of the logs are used.
+    """
     try:
         text = ask([
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",

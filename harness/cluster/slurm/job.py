@@ -80,8 +80,10 @@ def set_slurm_ranks() -> None:
 
 def join_step() -> None:
     """Set torch's rank variables if `srun` alone started this process as one of several tasks.
+
     torchrun and deepspeed set them themselves. Only a step has SLURM_STEP_NUM_TASKS; the shell of
-    an allocation is no step, or a step of one task."""
+    an allocation is no step, or a step of one task.
+    """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         set_slurm_ranks()
 
@@ -113,9 +115,11 @@ def check_cores() -> None:
 
 
 def requeue(run: Run | None = None) -> None:
-    """Requeue this job, unless it is being cancelled or has timed out too often. SLURM sends the
-    same TERM before a preemption and for `scancel`, but only a job that may continue is still
-    RUNNING then. The next launch resumes a job that was not requeued."""
+    """Requeue this job, unless it is being cancelled or has timed out too often.
+
+    SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
+    continue is still RUNNING then. The next launch resumes a job that was not requeued.
+    """
     job, is_counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
         try:

@@ -58,9 +58,11 @@ class Slurm(Place):
         return before_and_after.surrounding_jobs(sweep, trials, records)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
-        """Submit one array of jobs, or the one job of a function. The record stays even when sbatch
-        fails: an sbatch that timed out may still have submitted, and the next launch looks for its
-        jobs. Raises UserError with sbatch's message."""
+        """Submit one array of jobs, or the one job of a function.
+
+        The record stays even when sbatch fails: an sbatch that timed out may still have submitted,
+        and the next launch looks for its jobs. Raises UserError with sbatch's message.
+        """
         sweep, trials = submission.sweep, submission.trials
         sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
         name = script.job_name(sweep, record.token)
@@ -143,9 +145,11 @@ def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
 
 
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
-    """Settle a submission whose launcher was killed before it stored the job ids. Jobs whose
-    submitit file exists can run and are adopted; others are cancelled, and their trials count as
-    missing again."""
+    """Settle a submission whose launcher was killed before it stored the job ids.
+
+    Jobs whose submitit file exists can run and are adopted; others are cancelled, and their trials
+    count as missing again.
+    """
     lost = []
     for number, (_, _, name) in jobs.items():
         if not name.endswith(f".{record.token}"):

@@ -24,9 +24,11 @@ REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additi
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
-    """Return the parameters of submitit's SlurmExecutor for one trial of a sweep. Options that
-    submitit does not know go to sbatch unchanged. Raises UserError naming every key of the `slurm`
-    section that cannot be used."""
+    """Return the parameters of submitit's SlurmExecutor for one trial of a sweep.
+
+    Options that submitit does not know go to sbatch unchanged. Raises UserError naming every key of
+    the `slurm` section that cannot be used.
+    """
     resources, options = sweep.resources, dict(sweep.slurm)
     known = _executor_class()._valid_parameters()
     faults = [f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
