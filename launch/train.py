@@ -24,8 +24,9 @@ from harness.base.units import counted
 from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_yaml
+from harness.config.values import to_yaml
 from harness.reporting.terminal import wide
 from harness.runs.run import Run
 from launch.cli import command, print_config_help, print_result

@@ -1,8 +1,6 @@
-"""A configuration tree as a mapping, and as YAML; differences of two trees."""
+"""A configuration tree as a mapping and as YAML; differences of two trees."""
 
 import dataclasses
-import hashlib
-import json
 import operator
 from typing import Any
 
@@ -38,12 +36,6 @@ def to_mapping(config: Any, *, with_runtime: bool = True, whole: Any = None) -> 
 def to_yaml(config: Any) -> str:
     """Return the resolved tree as YAML, in the order of the dataclasses."""
     return to_text(to_mapping(config))
-
-
-def signature(config: Any) -> str:
-    """Return the 12 hex digits that name a run: a hash of everything that can change its result."""
-    text = json.dumps(to_mapping(config, with_runtime=False), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:

@@ -19,8 +19,8 @@ from harness.base.errors import UserError, collecting, hint
 from harness.config.build import Base, build
 from harness.config.fields import field_types
 from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.signature import signature
 from harness.config.sources import Setting, parse_overrides, settings_of
-from harness.config.values import signature
 from harness.config.yaml_files import read_yaml
 from harness.runs.experiment import Experiment, experiment_of
 from harness.runs.run import Run

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import link_folder, read_json, write_json, write_text
-from harness.config.values import signature
+from harness.config.signature import signature
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.runs.takeovers import adopt_checkpoint

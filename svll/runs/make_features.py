@@ -9,8 +9,8 @@ from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.recipes import named_recipe, read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.features.files import check_is_run, feature_paths

@@ -14,8 +14,9 @@ from harness.cluster.causes import with_next_step
 from harness.config.build import build
 from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_mapping, to_yaml
+from harness.config.values import to_mapping, to_yaml
 from harness.runs.failures import one_line
 from launch.slurm import METRICS
 from svll.base.protocol_names import PROTOCOLS

@@ -17,8 +17,9 @@ import svll.stage2
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_yaml
+from harness.config.values import to_yaml
 from harness.images.loader import ImageLoader
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped

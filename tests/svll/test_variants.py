@@ -13,8 +13,9 @@ import svll
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from svll.base.feature_file import read_features
 from svll.base.run_files import prompts_file

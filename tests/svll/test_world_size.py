@@ -7,8 +7,9 @@ import pytest
 
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.world.world import World, write_world

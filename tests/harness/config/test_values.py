@@ -9,7 +9,8 @@ import yaml
 from harness.config.build import build
 from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
-from harness.config.values import differences, signature, to_mapping, to_yaml
+from harness.config.signature import signature
+from harness.config.values import differences, to_mapping, to_yaml
 from tests.harness.config.car import Car, Engine, made
 
 

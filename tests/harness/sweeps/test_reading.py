@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import UserError
 from harness.config.fields import runtime
-from harness.config.values import signature
+from harness.config.signature import signature
 from harness.runs.experiment import Experiment
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_yaml
+from harness.config.values import to_yaml
 from harness.runs.run import Run
 from svll.base.feature_file import FeatureGroup, write_features
 from svll.base.records import Records

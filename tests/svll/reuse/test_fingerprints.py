@@ -12,8 +12,9 @@ import pytest
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.config.signature import signature
 from harness.config.sources import parse_overrides
-from harness.config.values import signature, to_mapping
+from harness.config.values import to_mapping
 from svll.config import RECIPES, Config
 from svll.data import datasets
 from svll.models.clip import TINY_WEIGHTS, fetch
