@@ -66,7 +66,8 @@ def test_a_threshold_found_on_another_file_is_applied(run, file, parts, tmp_path
         assert f"\nthreshold given: TPR {applied.tpr:.4f} " in run(*words, *more).out
     status, _, err = run(*words, "--at-fpr", 1e-9)
     assert status == 1
-    assert err.startswith(f"error: {tmp_path / 'other.h5'}: FPR 1e-09 needs at least")
+    start = f"error: {tmp_path / 'other.h5'}: no threshold can be found on it: "
+    assert err.startswith(f"{start}FPR 1e-09 needs at least")
 
 
 def test_a_protocol_that_is_asked_for_decides_which_pairs_count(run, file, parts):
