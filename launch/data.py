@@ -134,7 +134,7 @@ def synthetic(
 
         python launch/data.py synthetic --root DIR --size 200
     """
-    from svll.data.readers.market1501 import load_world
+    from svll.data.readers.drawn_world import load_world
     from svll.world.world import named_world, write_world
 
     dataset = load_world(write_world(named_world(size, kind, seed), root))

@@ -44,7 +44,7 @@ def main(
     from svll.data.readers.common import find_images
 
     found = find_images(images)[:MAX_IMAGES] if images else []
-    from svll.models.weights.load import load_model
+    from svll.models import load_model
     from svll.models.weights.onnx_export import export_onnx  # torch: after the checks
 
     model = load_model(weights, height=height, width=width, stride=stride)

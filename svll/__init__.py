@@ -61,7 +61,7 @@ def load(
     Loads no DeepSpeed or Ray. Raises UserError for other files.
     """
     from svll.models.extractor import Extractor
-    from svll.models.weights.load import load_model
+    from svll.models.weights.load import model_from_file
 
-    model = load_model(path, device, height=height, width=width, stride=stride)
+    model = model_from_file(path, device, height=height, width=width, stride=stride)
     return Extractor(model, batch=batch)

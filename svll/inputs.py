@@ -15,8 +15,8 @@ from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
 from svll.models.clip import Clip, load_clip
-from svll.reuse.cache import FrozenFeatures
 from svll.reuse.fingerprints import check_pinned, check_weights
+from svll.reuse.frozen_features import FrozenFeatures
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from svll.data.sampler import shuffled_batches
 from svll.inputs import Inputs
 from svll.losses import agreement_loss, supcon_loss
 from svll.models.clip import Clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import agreement_head
-from svll.models.text_encoder import PromptLearner, TextEncoder
+from svll.models.text_encoder import TextEncoder
 from svll.models.weights.run_weights import load_prompts, save_prompts
 from svll.prompt_augmentation import augment_prompts
 from svll.reuse.shared_stage1 import adopt_stage1, prompts_key, share_stage1

@@ -12,7 +12,7 @@ from harness.base.errors import UserError
 from svll.base.records import Dataset
 from svll.config import VIEWS_LISTED, Data, WorldConfig
 from svll.data import benchmarks
-from svll.data.readers.market1501 import load_world
+from svll.data.readers.drawn_world import load_world
 from svll.world import world as synthetic
 
 

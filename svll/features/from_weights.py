@@ -20,7 +20,7 @@ from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.feature_hashes import feature_key, file_hash
 from svll.models.trained_model import LoadedModel
-from svll.models.weights.load import load_model
+from svll.models.weights.load import model_from_file
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def encode_tests(
     Input size, mean, std and side information (unless `side_information` is off) are the file's,
     not the configuration's; cameras and views are matched with those of the same dataset. `save`:
     the cache, those of further test sets are beside it; a killed attempt resumes. Raises UserError
-    as `load_model` and `load_datasets` do, and for a protocol that a test set cannot be ranked by.
+    as `model_from_file` and `load_datasets` do, and for a protocol that does not fit a test set.
     """
-    model = load_model(weights, str(ranks.device()))
+    model = model_from_file(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None
     log.info("%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,
              model.identities)

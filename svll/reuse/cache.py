@@ -6,9 +6,8 @@ content depends on.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,9 @@ from harness.base.locks import Busy, held_lock
 from harness.training import ranks
 from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.base.records import Dataset
-from svll.config import Config
-from svll.features.extract import Reader, encode_all
-from svll.features.feature_hashes import feature_key
-from svll.models.clip import Clip
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
-
-
-class FrozenFeatures:
-    """Features [n, D] of all training images, encoded on first use, in files that runs share."""
-
-    def __init__(
-        self, datasets: Sequence[Dataset], clip: Clip, reader: Reader, config: Config, folder: Path
-    ) -> None:
-        self._datasets, self._clip, self._reader = datasets, clip, reader
-        self._config, self._folder = config, folder
-
-    def of(self, paths: Sequence[str]) -> Tensor | None:
-        """Return features by path, None if some are not of the training sets; on every rank."""
-        features, rows = self._all
-        if any(path not in rows for path in paths):
-            return None
-        return features[torch.tensor([rows[path] for path in paths], dtype=torch.long)]
-
-    @cached_property
-    def files(self) -> list[Path]:
-        """The paths of the sets' files."""
-        weights = self._clip.weights_hash
-        keys = [
-            feature_key(dataset.fingerprint, weights, self._config, self._reader)
-            for dataset in self._datasets
-        ]
-        return [self._folder / f"{key}.h5" for key in keys]
-
-    @cached_property
-    def _all(self) -> tuple[Tensor, dict[str, int]]:
-        """The features of all sets, and the row of each image."""
-        encoder = self._clip.image.to(ranks.device()).eval()
-        features, rows = [], dict[str, int]()
-        for dataset, file in zip(self._datasets, self.files, strict=True):
-            compute = partial(
-                encode_all, dataset.train, self._reader, lambda batch, _: encoder(batch).fp
-            )
-            features.append(shared_features(file, dataset, compute))
-            rows |= {path: row for row, path in enumerate(dataset.train.paths, start=len(rows))}
-        return torch.cat(features), rows
 
 
 def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
 from svll.models.extractor import Extractor
-from svll.models.weights.load import load_model
+from svll.models.weights.load import model_from_file
 from svll.search.threshold import Threshold
 
 MOST_LOGGED = 20  # most unreadable images that the log names; the page names all
@@ -109,7 +109,7 @@ def search(
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
-    extractor = Extractor(load_model(weights, str(ranks.device())))
+    extractor = Extractor(model_from_file(weights, str(ranks.device())))
     queries = encode(extractor, paths, "encoding queries")
     if threshold is not None:
         threshold.check_width(queries.features.shape[1])

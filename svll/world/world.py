@@ -27,8 +27,8 @@ from PIL import Image
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.machine import usable_cores
+from svll.data.readers.drawn_world import VIEWS
 from svll.data.readers.market1501 import FOLDERS as PARTS
-from svll.data.readers.market1501 import VIEWS
 from svll.world import drawing, persons, vehicles
 from svll.world.drawing import SUPERSAMPLE, Canvas, Figure, Stream, camera_of, generator
 from svll.world.person_painter import PersonFigure

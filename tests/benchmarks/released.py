@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from svll.config import Stage1
 from svll.losses import agreement_loss, supcon_loss
-from svll.models.text_encoder import PromptLearner, TextEncoder
+from svll.models.prompts import PromptLearner
+from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageFeatures
 from svll.stage2 import ImageBatch, ImageObjective
 

@@ -19,8 +19,8 @@ from svll import stage1, stage2
 from svll.config import Stage1, Stage2
 from svll.data.sampler import identity_batches
 from svll.models.clip import load_clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import BNNeck, ProjectionHead, ReIDModel
-from svll.models.text_encoder import PromptLearner
 from svll.models.vit import ImageFeatures
 from tests.benchmarks.timing import Row, apart, in_turns, row, seconds, times
 from tests.svll.data.test_sampler import listed_anew

@@ -16,8 +16,8 @@ from svll import stage1
 from svll.config import EngineConfig, Stage1
 from svll.features.extract import autocast
 from svll.models.clip import load_clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead
-from svll.models.text_encoder import PromptLearner
 from tests.benchmarks import released
 from tests.benchmarks.products import products_row
 from tests.benchmarks.timing import Row, apart

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svll.base.records import Dataset, Records
-from svll.data.readers.market1501 import load_world
+from svll.data.readers.drawn_world import load_world
 from svll.world.world import named_world, write_world
 
 Pixels = NDArray[np.uint8]

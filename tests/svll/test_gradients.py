@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from svll import stage1, stage2
 from svll.config import Model, Stage1, Stage2
 from svll.models.clip import Clip, load_clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation, agreement_head
-from svll.models.text_encoder import PromptLearner
 
 SMALL = Model(name="svll-tiny", head_hidden=32, head_out=16, predictor_hidden=16)
 IDENTITIES = 6

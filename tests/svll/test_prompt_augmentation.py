@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from svll.models.clip import Clip, load_clip
-from svll.models.text_encoder import PromptLearner, TextEncoder
+from svll.models.prompts import PromptLearner
+from svll.models.text_encoder import TextEncoder
 from svll.prompt_augmentation import Kind, augment_prompts, swap
 
 CONTEXT, LENGTH, WIDTH = 77, 12, 6

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from svll import stage1
 from svll.config import Stage1
 from svll.models.clip import Clip, load_clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead
-from svll.models.text_encoder import PromptLearner
 from svll.stage1 import PromptBatch, PromptObjective
 
 IDENTITIES, WIDTH = 7, 128

@@ -41,6 +41,22 @@ def test_the_public_names_are_there_after_a_cheap_import() -> None:
         _ = svll.evalute
 
 
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("svll.evaluation.evaluate_ranking", "query gallery query_identities gallery_identities "
+     "query_cameras gallery_cameras max_rank metric rerank"),
+    ("svll.evaluation.KReciprocal", "k1 k2 weight"),
+    ("svll.losses.supcon_loss", "a b labels_a labels_b"),
+    ("svll.losses.ntxent_loss", "a b temperature"),
+    ("svll.losses.triplet_loss", "features labels margin"),
+    ("svll.models.load_model", "path device"),
+    ("svll.load", "path"),
+])
+def test_names_that_others_call_stay_with_their_parameters(name: str, parameters: str) -> None:
+    module, _, function = name.rpartition(".")
+    found = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    assert set(parameters.split()) <= set(found)
+
+
 def test_the_version_is_that_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "svll.__version__"}

@@ -23,7 +23,7 @@ from svll.config import RECIPES, Config
 from svll.data.own_split import Options, write_split
 from svll.evaluation import evaluate_ranking
 from svll.experiment import run as experiment
-from svll.models.weights.load import load_model
+from svll.models import load_model
 from svll.reuse.fingerprints import pin
 from svll.world.world import World, write_world
 from tests.commands import called

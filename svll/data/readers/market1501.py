@@ -5,7 +5,6 @@ An image's name gives its identity and camera: 0002_c1s1_000451_03.jpg.
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from harness.base.errors import UserError
@@ -14,8 +13,6 @@ from svll.data.readers import common
 from svll.data.readers.common import Benchmark, Counts, Published
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-VIEWS = "views.txt"
-"""The drawn benchmark's list of the images' views."""
 
 BENCHMARK = Benchmark(
     name="market1501",
@@ -60,16 +57,6 @@ def load(
     dataset = Dataset(benchmark.name, "cross_camera", train, query, gallery, first_camera=first)
     common.warn_of_counts(dataset, benchmark, folder)
     return dataset
-
-
-def load_world(root: str | Path) -> Dataset:
-    """Read the drawn benchmark, a world written to `root`; raises UserError when there is none."""
-    file = Path(root) / VIEWS
-    if not file.is_file():
-        raise UserError(f"{root} holds no synthetic world: there is no {file}")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    views = {name: int(view) for name, _, view in (line.rpartition(" ") for line in lines)}
-    return load(root, replace(OWN, name="synthetic"), views=views)
 
 
 def _rows(folder: Path, example: str, views: Mapping[str, int], skipped: list[str]) -> list[Row]:

@@ -34,7 +34,7 @@ from svll.models.weights.run_weights import FORMAT, VERSION
 from svll.models.weights.transreid import transreid_model
 
 
-def load_model(
+def model_from_file(
     path: str | Path, device: str | torch.device = "cpu", *,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> LoadedModel:

@@ -20,9 +20,9 @@ from harness.training import checkpoints
 from svll.base.run_files import prompts_file
 from svll.config import Config
 from svll.data.side_labels import SideLabels
+from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
 from svll.models.state_dict import StateDict
-from svll.models.text_encoder import PromptLearner
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "svll-weights", "1"

@@ -29,7 +29,7 @@ from svll.models.reid import ReIDModel
 from svll.models.resnet import ResNetEncoder
 from svll.models.trained_model import LoadedModel
 from svll.models.vit import ImageEncoder
-from svll.models.weights.load import load_model
+from svll.models.weights.load import model_from_file
 from svll.reports.figures.side_by_side import RunsFigure, check_same, first_camera_of
 
 if TYPE_CHECKING:  # matplotlib
@@ -141,7 +141,7 @@ def attention_figure(runs: Mapping[str, Path], *, images: int = 4, seed: int = 0
         order = generator(seed, 4).permutation(np.flatnonzero(query.identities != JUNK))
         _, first = np.unique(query.identities[order], return_index=True)
         rows = order[np.sort(first)[:images]]
-        model = load_model(folder)
+        model = model_from_file(folder)
         batch = preprocess(_paths(folder, file, rows), model)
         mean, std = (torch.tensor(colour)[:, None, None] for colour in (model.mean, model.std))
         pictures = (batch * std + mean).permute(0, 2, 3, 1).clamp(0, 1)

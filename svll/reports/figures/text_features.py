@@ -19,8 +19,8 @@ from harness.runs.run import Run
 from svll.config import Config
 from svll.evaluation.engine.feature_rows import Floats
 from svll.inputs import load_inputs
-from svll.models.weights.load import load_model
-from svll.reuse.cache import FrozenFeatures
+from svll.models.weights.load import model_from_file
+from svll.reuse.frozen_features import FrozenFeatures
 
 OTHERS = "to others' images"
 
@@ -35,7 +35,7 @@ def text_features(folder: Path) -> Floats:
     if not run.weights_file.is_file():
         raise UserError(f"{run.weights_file}: is missing, so there are no text features; the run "
                         f"is {run.status()['state']}: the same command resumes it")
-    model = load_model(folder)
+    model = model_from_file(folder)
     if model.text is None:
         raise UserError(
             f"{folder}: was trained without prompts (stage1.epochs=0), so it has no text features"

@@ -14,7 +14,7 @@ import pytest
 from harness.base.errors import Hindered, UserError
 from svll.base.records import Dataset, Records, Row
 from svll.data.readers import csv_list
-from svll.data.readers.market1501 import load_world
+from svll.data.readers.drawn_world import load_world
 from svll.data.staging import stage, staged_folder, staged_paths
 from svll.world.world import World, write_world
 
@@ -23,7 +23,7 @@ WORLD = World(train_identities=4, test_identities=4, shots=2)
 PROGRAM = """
 import logging, os, shutil, sys, time
 from svll.data import staging
-from svll.data.readers.market1501 import load_world
+from svll.data.readers.drawn_world import load_world
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 root, place, slow = sys.argv[1:]
 copyfile = shutil.copyfile

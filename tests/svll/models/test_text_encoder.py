@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from svll.models.clip import Clip, load_clip
-from svll.models.text_encoder import PromptLearner
+from svll.models.prompts import PromptLearner
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from harness.base.errors import UserError
-from svll.data.readers.market1501 import load_world
+from svll.data.readers.drawn_world import load_world
 from svll.world import world as synthetic
 from svll.world.persons import Person
 from svll.world.vehicles import VIEWS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from svll.data.readers.market1501 import VIEWS, load_world
+from svll.data.readers.drawn_world import VIEWS, load_world
 from svll.world.world import World, write_world
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
+from svll.models import load_model
 from svll.models.resnet import ResNetEncoder
-from svll.models.weights.load import load_model
 
 WIDTH, JOINT, TEXT, N, M = 128, 32, 64, 7, 4
 State = dict[str, Tensor]

@@ -19,9 +19,9 @@ from harness.config.sources import Setting
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import SideLabels
+from svll.models import load_model
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.weights.load import load_model
 from svll.models.weights.run_weights import save_model
 
 LABELS = SideLabels({"market1501": [1, 4, 5]}, {"market1501": [0, 1]})

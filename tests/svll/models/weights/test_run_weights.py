@@ -11,8 +11,8 @@ from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import SideLabels
 from svll.models.clip import Clip, load_clip
+from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.text_encoder import PromptLearner
 from svll.models.weights import run_weights as storage
 from svll.models.weights.run_weights import save_model
 

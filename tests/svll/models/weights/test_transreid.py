@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from harness.base.errors import UserError
-from svll.models.weights.load import load_model
+from svll.models import load_model
 
 N = 9
 State = dict[str, Tensor]

@@ -19,10 +19,10 @@ from harness.base.errors import UserError
 from harness.reporting.drawing import as_svg
 from svll.base.feature_file import read_features, write_features
 from svll.data.side_labels import SideLabels
+from svll.models import load_model
 from svll.models.clip import Clip, load_clip
 from svll.models.extractor import preprocess
 from svll.models.reid import ReIDModel, SideInformation
-from svll.models.weights.load import load_model
 from svll.reports.figures import attention as module
 from svll.reports.figures.attention import (
     LAST,

@@ -19,7 +19,7 @@ from svll.data.splits import split
 from svll.features.extract import Reader
 from svll.models.clip import load_clip
 from svll.reports.figures.text_features import OTHERS, image_means, text_distances, text_features
-from svll.reuse.cache import FrozenFeatures
+from svll.reuse.frozen_features import FrozenFeatures
 from tests.svll.reports.conftest import MakeRun
 
 
