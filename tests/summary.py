@@ -1,4 +1,4 @@
-"""The summary of a test run: the fault table, the ways' matrix, and tests that took too long.
+"""The summary of a test run: the fault table, the matrix of layouts, and tests that took too long.
 
 Tests add rows to `item.user_properties`, which pytest-xdist sends to the main process.
 """
@@ -60,7 +60,7 @@ def overdue(reports: list[pytest.TestReport]) -> list[str]:
 
 
 def matrix(reports: list[pytest.TestReport]) -> list[str]:
-    """Return the lines of the ways' matrix: seconds where a step went well, with sums."""
+    """Return the lines of the matrix of layouts: seconds where a step went well, with sums."""
     cells: dict[tuple[str, ...], tuple[str, float]] = {}
     for report in reports:
         for place in noted(report, "cell"):

@@ -62,7 +62,7 @@ class Disturbance:
     note: str = ""
     """What --status says in the end; empty when the trial goes on by itself."""
     before: Callable[[Any, Sweep], None] | None = None
-    mend: Callable[[Any, Sweep], None] | None = None
+    repair: Callable[[Any, Sweep], None] | None = None
     """Done before the sweep is launched again."""
     time: str = "15m"
     pace_s: float = 0.15
@@ -119,7 +119,7 @@ DISTURBANCES = {
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
     "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request in stage2"),
     "disk full": Disturbance(
-        ranks=1, before=small_disk, mend=larger_disk, note="No space left on device"
+        ranks=1, before=small_disk, repair=larger_disk, note="No space left on device"
     ),
 }
 
@@ -196,8 +196,8 @@ def carry_out(slurm: Any, folder: Path, course: dict[str, Disturbance]) -> dict[
             counts[-1] = trained_again(run)
         elif how.act:
             assert run.status()["attempts"] >= attempts + 2, "it had ended before"
-        if how.mend:
-            how.mend(slurm, sweep)
+        if how.repair:
+            how.repair(slurm, sweep)
     if views[-1].is_due:
         assert len(launch(sweep, "slurm")) == 1
         over(sweep)

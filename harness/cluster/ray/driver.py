@@ -56,7 +56,7 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
     scheduler = make_scheduler(sweep)
     scheduler.replay(finished, due)  # all that was logged before this process started
     tuner = _tuner(record, rendezvous, sweep, points, scheduler)
-    # Tune looks for records of its own, which it was configured not to write
+    # Tune looks for its own records, which it was configured not to write
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
     every = record.runs(signatures)

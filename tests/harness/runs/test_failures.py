@@ -54,7 +54,7 @@ def test_only_what_lies_outside_is_a_hindrance_and_only_faults_have_a_traceback(
 def test_a_failed_rank_leaves_its_error_to_rank_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_attempt: bool
 ) -> None:
-    """Rank 0 would otherwise only know that it was lost, which another try might mend."""
+    """Rank 0 would otherwise only know that it was lost, which another try might fix."""
     monkeypatch.setenv("MASTER_PORT", "4321")
     monkeypatch.setenv("RANK", "1")
     described(MISTAKE, Run(tmp_path), leader=False)

@@ -13,28 +13,9 @@ from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.features import parts as feature_parts
 from svll.features.parts import merge_parts, missing_rows, write_part
+from tests.svll.base.test_feature_file import assert_same, group
 
 ROOT = Path(__file__).parents[3]
-
-
-def group(rows=7, width=5, dtype=np.float32, seed=0):
-    rng = np.random.default_rng(seed)
-    return FeatureGroup(
-        features=rng.standard_normal((rows, width)).astype(dtype),
-        identities=rng.integers(-1, 4, rows),
-        cameras=rng.integers(0, 3, rows),
-        views=rng.integers(0, 8, rows),
-        paths=[f"/bilder/größe {row}.jpg" for row in range(rows)],
-    )
-
-
-def assert_same(read, written):
-    assert read.features.dtype == written.features.dtype
-    np.testing.assert_array_equal(read.features, written.features)
-    np.testing.assert_array_equal(read.identities, written.identities)
-    np.testing.assert_array_equal(read.cameras, written.cameras)
-    np.testing.assert_array_equal(read.views, written.views)
-    assert list(read.paths) == list(written.paths)
 
 
 def shares(total, ranks):
