@@ -131,6 +131,11 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
               for job, state, status, nodes, name in rows
               if job in jobs and name.endswith(f".{jobs[job].name}")
               and state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
-    causes = {job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
+    logs: dict[tuple[Path, str], list[Path]] = {}
+    for folder in set(jobs.values()):  # listed once, not for each of its jobs
+        for log in folder.glob("*_log.err"):
+            job, _, _ = log.name.removesuffix("_log.err").rpartition("_")
+            logs.setdefault((folder, job), []).append(log)
+    causes = {job: [states.get(job, ""), cause_in_logs(logs.get((folder, job), ()))]
               for job, folder in jobs.items()}
     return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.base import locks
 from harness.base.locks import lock_holder
 from harness.cluster import rank_processes
 from harness.cluster.rank_processes import TrialFailed
