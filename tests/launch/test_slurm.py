@@ -82,6 +82,8 @@ def test_what_another_user_may_not_see_is_told_with_its_owner(
         jobs = folder / "runs" / "synthetic_tiny" / "jobs"
         jobs.mkdir(parents=True, mode=0o700)
         runs = f"run.runs={folder}/runs"
+        for words in (("--dry-run",), ("--status",), ("--cancel",)):
+            launch(*recipe, *words, runs)  # nobody may not read the modules of this Python
         told = f"{folder}/runs/synthetic_tiny: this sweep belongs to root (uid 0), who alone"
         with as_nobody():
             shown = launch(*recipe, "--status", runs)

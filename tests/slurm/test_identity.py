@@ -105,6 +105,7 @@ def test_somebody_elses_sweep_is_told_as_such(slurm: Any) -> None:
         sweep = toy.make_sweep(folder, TWO, **LATER)
         launch(sweep, "slurm")
         jobs = mine(sweep)
+        assert {one.state for one in survey(sweep)} == {"queued"}
         whose = "belongs to root (uid 0), who alone can see"
         with as_nobody():
             assert [(one.state, one.note) for one in survey(sweep)] == [
