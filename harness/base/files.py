@@ -104,7 +104,7 @@ def denied(error: PermissionError) -> UserError:
         return UserError(str(error))
     file = Path(os.fsdecode(error.filename))
     return UserError(f"{file}: {error.strerror}; it belongs to {owner_of(file)}, you are "
-                     f"{user_name()}; ask the owner for access, or use another file or folder "
+                     f"{user_name()}; get access to it, or use another file or folder "
                      "(of runs: run.runs=FOLDER)")
 
 

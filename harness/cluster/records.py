@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import own_folder, owner_of, read_json, write_json
+from harness.base.files import denied, own_folder, owner_of, read_json, write_json
 from harness.base.machine import user_name
 from harness.runs.run import Run
 
@@ -125,8 +125,11 @@ def read_records(sweep_folder: Path) -> list[Record]:
         files = [folder / token / "record.json" for token in os.listdir(folder)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except PermissionError:
-        raise NotYours(sweep_folder, owner_of(folder)) from None
+    except PermissionError as error:
+        owner = owner_of(folder)
+        if owner.endswith(f"(uid {os.getuid()})"):  # a mode or a lapsed ticket, not another user
+            raise denied(error) from None
+        raise NotYours(sweep_folder, owner) from None
     records = [read_record(file) for file in files if file.exists()]
     return sorted(records, key=lambda record: record.time)
 

@@ -155,7 +155,7 @@ class Cluster:
             return
         for name in state["nodes"]:
             self.kill_node(name)
-        for service in ("neighbour", "slurmctld", "slurmdbd", "mariadbd", "munged"):
+        for service in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             _end(state["pids"].get(service))
         subprocess.run(["ip", "link", "del", state["bridge"]], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -185,33 +185,6 @@ class Cluster:
         finally:
             self.conf.write_text(whole)
             self.run("scontrol", "reconfigure")
-
-    @contextmanager
-    def neighbour(self, name: str, *, first_job: int) -> Iterator[Path]:
-        """Run a second cluster of that name, in which no node is up and so no job starts; yields
-        its slurm.conf. It shares munge, and counts its jobs from `first_job`."""
-        folder = self.folder / name
-        (folder / "state").mkdir(parents=True)
-        changes = {
-            "ClusterName": name, "FirstJobId": first_job, "SlurmctldPort": _free_ports(1)[0],
-            "SlurmctldPidFile": folder / "pid", "SlurmctldLogFile": folder / "slurmctld.log",
-            "StateSaveLocation": folder / "state",
-            "AccountingStorageType": "accounting_storage/none",
-            "NodeName": f"far NodeAddr={self._state()['net']}.250 State=DOWN",
-        }
-        kept = [line for line in self.conf.read_text().splitlines()
-                if line.partition("=")[0] not in changes]
-        conf = folder / "slurm.conf"
-        lines = [f"{key}={value}" for key, value in changes.items()]
-        conf.write_text("\n".join([*lines, *kept]) + "\n")
-        try:
-            self._daemon("neighbour", "slurmctld", "-D", "-f", str(conf))
-            ping = ["env", f"SLURM_CONF={conf}", "scontrol", "ping"]
-            self._wait(name, lambda: "is UP" in self._output(*ping))
-            yield conf
-        finally:
-            _end(self._state()["pids"]["neighbour"])
-            shutil.rmtree(folder)
 
     @contextmanager
     def without_accounting(self) -> Iterator[None]:

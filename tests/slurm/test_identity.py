@@ -22,6 +22,7 @@ from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
 from tests.commands import as_nobody, open_folder  # noqa: E402
+from tests.slurm.neighbour import neighbour  # noqa: E402
 
 LATER: dict[str, Any] = {"slurm": {"begin": "now+1hour"}}
 TWO = {"work.quality": {"grid": [0.1, 0.2]}}
@@ -43,7 +44,7 @@ def test_jobs_of_another_cluster_are_neither_submitted_again_nor_cancelled_by_nu
     [record] = read_records(sweep.folder)
     ours = set(record.jobs.values())
     array = next(iter(ours)).partition("_")[0]
-    with slurm.neighbour("annex", first_job=int(array)) as conf:
+    with neighbour(slurm, "annex", first_job=int(array)) as conf:
         monkeypatch.setenv("SLURM_CONF", str(conf))
         unrelated("--array=0-1")
         assert set(commands.my_jobs()) == ours  # the same numbers
