@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from harness.base.errors import UserError
+from harness.base.files import denied
 from harness.base.paths import expanded
 from harness.config.help import config_help
 from harness.runs.run import Run
@@ -95,8 +96,9 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
     set_up_logging()
     try:
         status: Any = app(standalone_mode=False)  # 130 after an interrupt
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, PermissionError) as error:
+        told = denied(error) if isinstance(error, PermissionError) else error
+        print(f"error: {told}", file=sys.stderr)
         status = 1
     except typer.TyperException as error:  # wrong usage
         option, message = str(getattr(error, "option_name", None)), error.format_message()

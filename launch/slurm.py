@@ -23,10 +23,10 @@ from harness.base.errors import UserError
 from harness.base.units import counted
 from harness.cluster import snapshots
 from harness.cluster.known_places import all_places, default_place, place_named
-from harness.cluster.launch import PLANS, due, launch
+from harness.cluster.launch import PLANS, due, launch, shared_with
 from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
-from harness.cluster.records import read_records
+from harness.cluster.records import NotYours, read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
@@ -167,7 +167,7 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
 def _dry_run(
     sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> int:
-    states = survey(sweep, all_places(patient=True))
+    states = survey(sweep, all_places(patient=True), retry_failed=retry_failed)
     waiting = due(states, retry_failed=retry_failed)
     if states:  # an algorithm may have proposed none yet
         console.print(table.live_table(sweep, states, most=len(states)))
@@ -194,9 +194,15 @@ def _status(sweep: Sweep, console: Console) -> int:
         say(console, f"{sweep.name}: {table.counts(states)}")
     _print_troubles(states, console)
     _print_failed(states, console, retry_failed=False)
+    try:
+        records = read_records(sweep.folder)
+    except NotYours as error:
+        say(console, f"warning: {error}")
+        return 0
     alive = [one.trial.signature for one in states if one.state in ALIVE]
-    for line in snapshots.differences(sweep, alive, read_records(sweep.folder)):
+    for line in snapshots.differences(sweep, alive, records):
         say(console, f"warning: trials run as they were submitted: {line}")
+    say(console, *(f"warning: {line}" for line in shared_with(sweep, records)))
     return 0
 
 

@@ -5,11 +5,13 @@ import importlib
 import io
 import logging
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,29 @@ class Ended(NamedTuple):
 
 
 Command = Callable[..., Ended]
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Run the body as the user `nobody`; skips where this user is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    os.setresuid(nobody, nobody, 0)
+    try:
+        if not os.access(ROOT / "sweeps", os.X_OK):
+            pytest.skip(f"nobody else may read {ROOT}")
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """Yield a new folder that all users may enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def called(script: str, *words: object) -> Ended:

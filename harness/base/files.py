@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.locks import check_held
+from harness.base.machine import user_name
 
 LOG_LINES = 20
 
@@ -86,6 +87,25 @@ def is_private(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def owner_of(path: Path) -> str:
+    """Return who owns a file, or the folder that hides it: name and number."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            uid = place.stat().st_uid
+            return f"{user_name(uid)} (uid {uid})"
+    return "another user"
+
+
+def denied(error: PermissionError) -> UserError:
+    """Return the error of a file that this user may not use, with its owner."""
+    if error.filename is None:
+        return UserError(str(error))
+    file = Path(os.fsdecode(error.filename))
+    return UserError(f"{file}: {error.strerror}; it belongs to {owner_of(file)}, you are "
+                     f"{user_name()}; get access to it, or use another file or folder "
+                     "(of runs: run.runs=FOLDER)")
 
 
 def write_text(

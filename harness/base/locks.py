@@ -4,11 +4,17 @@ A process that was suspended, or cut off from the file system, cannot refresh it
 dead to other machines. So a holder checks before each write that it still has the lock
 (`check_held`), and never refreshes another's. filelock's SoftFileLease does neither before its
 second heartbeat, and on NFS, which cannot exchange two names, it never takes over a stale lock.
+
+Clocks of hosts differ by minutes. So the age of another machine's lock is measured with the clock
+of its file system, and before a takeover the lock is watched: on some file systems (Lustre) each
+host dates files by its own clock.
 """
 
 import json
+import math
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +27,10 @@ from harness.base.errors import Hindered, UserError
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """A lock of another machine that was not touched for so long is stale."""
+WATCHED_BEATS = 2.5
+"""For how many heartbeats a stale lock of another machine is watched before it is taken over."""
+CLOCK_S = 60.0
+"""For how long the measured clock of a file system is used."""
 
 
 class Busy(UserError):
@@ -82,6 +92,16 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     return holder if holder and _is_alive(path, holder) else None
 
 
+def is_beating(path: Path) -> bool:
+    """Watch the lock at `path` and return whether its holder still touches or replaces it."""
+    before, deadline = _touched(path), time.monotonic() + WATCHED_BEATS * HEARTBEAT_S
+    while before is not None and time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_S / 5)
+        if (now := _touched(path)) != before:
+            return now is not None
+    return False
+
+
 def job_id() -> str | None:
     """Return the id of this process's SLURM job (array_task for an array), or None."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
@@ -107,7 +127,8 @@ def _acquire(path: Path) -> str:
                 holder = _holder(path)
                 if holder is None:  # released just now
                     continue
-                if holder and _is_alive(path, holder):
+                if holder and (_is_alive(path, holder)
+                               or (not _is_here(holder) and is_beating(path))):
                     raise Busy(f"{path.parent}: in use by {_description(holder)}") from None
                 _remove_stale(path, holder)
     finally:
@@ -173,13 +194,46 @@ def _holder(path: Path) -> dict[str, Any] | None:
     return holder if isinstance(holder, dict) and {"host", "pid", "token"} <= holder.keys() else {}
 
 
+def _is_here(holder: dict[str, Any]) -> bool:
+    return bool(holder.get("host") == socket.gethostname())
+
+
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
+    if _is_here(holder):
         return start_time(int(holder["pid"])) == holder.get("started") is not None
     try:
-        return time.time() - path.stat().st_mtime < STALE_S
+        return _now_at(path.parent) - path.stat().st_mtime < STALE_S
     except FileNotFoundError:
         return False
+
+
+def _touched(path: Path) -> tuple[int, int] | None:
+    """Return which file the lock is and when it was touched; None for no file. Opened, as NFS
+    remembers the times of a file that is not."""
+    try:
+        with path.open("rb") as lock:
+            found = os.fstat(lock.fileno())
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+_clocks: dict[int, tuple[float, float]] = {}
+"""By file system: when its clock was measured, and how far it was ahead; by the monotonic clock."""
+
+
+def _now_at(folder: Path) -> float:
+    """Return the time by the clock with which a folder's file system dates files; by this host's
+    where it cannot be written."""
+    device, now = folder.stat().st_dev, time.monotonic()
+    measured, ahead = _clocks.get(device, (-math.inf, 0.0))
+    if now - measured > CLOCK_S:
+        ahead = time.time() - time.monotonic()
+        with suppress(OSError), tempfile.TemporaryFile(dir=folder) as probe:
+            os.utime(probe.fileno())
+            ahead = os.fstat(probe.fileno()).st_mtime - time.monotonic()
+        _clocks[device] = now, ahead
+    return time.monotonic() + ahead
 
 
 def start_time(pid: int) -> str | None:

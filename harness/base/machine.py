@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -16,6 +17,16 @@ DEVICES = Path("/dev")
 ANSWER_LIMIT_S = 30.0
 PERIOD_US = 100_000
 """Default period of a quota in control groups version 1."""
+
+
+def user_name(uid: int | None = None) -> str:
+    """Return the name of a user (None: of this process), or the number where it has none. Unlike
+    `getpass.getuser` it does not believe LOGNAME."""
+    number = os.getuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def free_port() -> int:

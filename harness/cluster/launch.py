@@ -1,24 +1,30 @@
 """Submission of a sweep's missing trials, and cancellation, on every place."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
 from harness.base.locks import held_lock, writing
+from harness.base.units import counted
 from harness.cluster import array_plan, snapshots
-from harness.cluster.known_places import all_places, place_named
+from harness.cluster.known_places import Places, all_places, place_named
 from harness.cluster.pages import write_summary
 from harness.cluster.place import Place, Submission
 from harness.cluster.ray import plan as ray_plan
-from harness.cluster.records import Cluster, Record, new_record, read_records
-from harness.cluster.states import ALIVE, TrialState, is_searched, launch_lock, survey
+from harness.cluster.records import Cluster, NotYours, Record, new_record, read_records
+from harness.cluster.states import ALIVE, TrialState, hidden, is_searched, launch_lock, survey
 from harness.config.values import to_yaml
 from harness.sweeps.reading import Sweep, Trial, with_proposed
 
 log = logging.getLogger(__name__)
+
+ENDING_S = 10.0
+"""How long --retry-failed waits for the job of a failed trial, which ends a moment after it."""
 
 
 class Plan(Protocol):
@@ -55,35 +61,93 @@ def launch(
     trials before they are submitted, to download what jobs need. Raises UserError when the place
     refuses; trials that were not submitted keep their former status.
     """
-    place = place_named(cluster)
+    places = all_places()
+    place = place_named(cluster, places)
+    _own_records(sweep)
     with writing(sweep.folder):
         sweep.folder.mkdir(parents=True, exist_ok=True)
     with held_lock(launch_lock(sweep)):
-        _settle(sweep)
+        _settle(sweep, places)
         if sweep.algorithm is not None:
             sweep = replace(with_proposed(sweep), probes=sweep.probes)
-        states = survey(sweep)
+        states = _states(sweep, places, retry_failed)
         write_summary(sweep)
         waiting = due(states, retry_failed=retry_failed)
-        if is_searched(sweep):  # the running search will start these trials itself
+        records = _own_records(sweep)
+        unseen = {r.token: _out_of_reach(r, sweep, places) for r in records if hidden(r, places)}
+        for line in [*_counts(states, unseen), *shared_with(sweep, records)]:
+            log.warning("%s", line)
+        if is_searched(sweep, places):  # the running search will start these trials itself
             return []
         if waiting or sweep.to_propose:
             fetch([*(one.trial for one in waiting), *sweep.probes])
             begun = [one.trial.signature for one in waiting if one.status.get("attempts")]
-            for line in snapshots.differences(sweep, begun, read_records(sweep.folder)):
+            for line in snapshots.differences(sweep, begun, records):
                 log.warning("trials that have begun continue with other code: %s", line)
             sweep = replace(sweep, code=snapshots.current_code(sweep).freeze())
-            _submit(sweep, waiting, place, jobs)
+            _submit(sweep, waiting, place, jobs, max((r.time for r in records), default=0.0))
     return waiting
 
 
-def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: int | None) -> None:
-    """Submit trials by the sweep's plan, with the jobs before and after them."""
+def _own_records(sweep: Sweep) -> list[Record]:
+    """Return the sweep's records. Raises NotYours if one is another user's (root can read it)."""
+    records = read_records(sweep.folder)
+    for record in records:
+        if record.owner:
+            raise NotYours(sweep.folder, record.owner)
+    return records
+
+
+def _states(sweep: Sweep, places: Places, retry_failed: bool) -> list[TrialState]:
+    """Return the states of all trials, for --retry-failed once the jobs of failed ones have ended,
+    at the latest after ENDING_S."""
+    deadline = time.monotonic() + ENDING_S
+    while True:
+        states = survey(sweep, places, retry_failed=retry_failed)
+        busy = [one for one in states if one.state == "queued" and one.status["state"] == "failed"]
+        if not busy or not retry_failed:
+            return states
+        if time.monotonic() > deadline:
+            log.warning("%s failed, but the job has not ended: not submitted again; wait for its "
+                        "end, or end it with --cancel", counted(len(busy), "trial"))
+            return states
+        time.sleep(1.0)
+
+
+def _out_of_reach(record: Record, sweep: Sweep, places: Places) -> str:
+    """Return why a submission's jobs cannot be ended from here, and what to do; "" if they can."""
+    if why := hidden(record, places):
+        return (f"{why}; give --cancel there, or, if that cluster is gone, delete the folders in "
+                f"{sweep.folder / 'jobs'} whose record.json names it")
+    if not record.is_from(sweep.origin):
+        return f"submitted from {record.origin}; --cancel there ends them"
+    return ""
+
+
+def _counts(states: Sequence[TrialState], why: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason, with how many trials it concerns; why: by token of records."""
+    reasons = [why[one.token] for one in states if one.token in why]
+    return [f"{counted(reasons.count(reason), 'trial')} {reason}"
+            for reason in dict.fromkeys(reasons)]
+
+
+def shared_with(sweep: Sweep, records: Sequence[Record]) -> list[str]:
+    """Return a line for each other folder from which a sweep of this name was submitted."""
+    others = dict.fromkeys(r.origin for r in records if not r.is_from(sweep.origin))
+    return [f"{sweep.folder} also has the trials of another sweep of this name, submitted from "
+            f"{origin}; name=NAME keeps them apart" for origin in others]
+
+
+def _submit(
+    sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: int | None, newest: float
+) -> None:
+    """Submit trials by the sweep's plan, with the jobs before and after them. newest: the time of
+    the newest record."""
     plan, trials = PLANS[sweep.backend], [one.trial for one in waiting]
     job, count = plan.jobs(sweep, len(waiting))
     place.check(job, count)
     submissions = list(plan.submissions(sweep, trials, place, limit))
-    before = {one.trial.signature: one for one in waiting}
+    before, site = {one.trial.signature: one for one in waiting}, place.site()
     records: list[Record] = []
     with place.surrounding_jobs(job, trials, records) as after:
         for submission in submissions:
@@ -91,6 +155,8 @@ def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: in
             with _marked([before[signature] for signature in signatures], sweep):
                 record = new_record(sweep.folder, place.name, signatures, **submission.options,
                                     function=submission.function, code=str(sweep.code or ""))
+                record.origin, record.site = sweep.origin, site
+                record.time = newest = max(record.time, newest + 1.0)
                 record.write()
                 place.submit(submission, record, after)
             records.append(record)
@@ -120,30 +186,42 @@ def _marked(waiting: Sequence[TrialState], sweep: Sweep) -> Iterator[None]:
         raise
 
 
-def _settle(sweep: Sweep) -> None:
-    """Settle the submissions of launchers that were killed."""
-    marks = [record for record in read_records(sweep.folder) if record.state == "submitting"]
+def _settle(sweep: Sweep, places: Places) -> None:
+    """Settle the submissions of launchers that were killed, where their jobs can be seen."""
+    marks = [record for record in read_records(sweep.folder)
+             if record.state == "submitting" and not hidden(record, places)]
     for name in {record.cluster for record in marks}:
-        place_named(name).settle([record for record in marks if record.cluster == name])
+        place_named(name, places).settle([record for record in marks if record.cluster == name])
 
 
 def cancel(sweep: Sweep) -> list[TrialState]:
     """End every queued or running trial, on every place, and return these.
 
     Trials get the time to save; their status becomes `stopped`. Raises UserError for trials that
-    cannot be ended from this machine.
+    cannot be ended from this machine or were submitted from another folder; all others are ended.
     """
     if not sweep.folder.exists():
         return []
+    _own_records(sweep)
     with held_lock(launch_lock(sweep)):
-        _settle(sweep)
-        ended = [one for one in survey(sweep) if one.state in (*ALIVE, "died")]
+        places = all_places()
+        _settle(sweep, places)
+        records = _own_records(sweep)
+        kept = {r.token: why for r in records if (why := _out_of_reach(r, sweep, places))}
+        alive = [one for one in survey(sweep, places) if one.state in (*ALIVE, "died")]
+        ended = [one for one in alive if one.token not in kept]
         runs = [one.trial.run for one in ended]
-        for place in all_places().values():
-            place.cancel(sweep, runs)
+        for place in places.values():
+            own = [r for r in records if r.cluster == place.name and r.token not in kept]
+            place.cancel(sweep, own, runs)
+            for record in own:
+                if record.state != "ended":
+                    record.write("ended")
         for run in runs:
             status = run.status()
             if status["state"] in ("submitted", "running"):
                 facts = {key: status[key] for key in ("attempts", "started") if key in status}
                 run.set_status("stopped", reason="cancelled", **facts)
+    if lines := _counts(alive, kept):
+        raise UserError("\n".join(lines))
     return ended

@@ -55,6 +55,8 @@ class Job:
     state: Literal["queued", "running"]
     note: str = ""
     """Why it waits, or the place's own word for its state."""
+    token: str = ""
+    """Of the record that names it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Task:
 
 class Place(Protocol):
     """Where jobs run. Methods that take records see only those of this place. `check`, `preview`,
-    `surrounding_jobs` and `requeue` do nothing unless a place defines them."""
+    `site`, `surrounding_jobs` and `requeue` do nothing unless a place defines them."""
 
     name: Cluster
     title: str
@@ -95,6 +97,10 @@ class Place(Protocol):
 
     # --- submission, states, cancellation ---
 
+    def site(self) -> str:
+        """Return the name of the cluster that answers; "" where there is only one."""
+        return ""
+
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
@@ -112,14 +118,15 @@ class Place(Protocol):
     def settle(self, records: Sequence[Record]) -> None:
         """Adopt or cancel the jobs of submissions whose launcher was killed."""
 
-    def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        """Return the queued and running jobs by signature."""
+    def jobs(self, records: Mapping[str, Sequence[Record]]) -> Mapping[str, Job]:
+        """Return a queued or running job of each trial that has one, by signature; records: all
+        that may name a job of the trial."""
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
         """Return why jobs died, by signature, where that is known."""
 
-    def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
-        """End the sweep's jobs, and return when the runs have had the time to save. Raises
+    def cancel(self, sweep: Sweep, records: Sequence[Record], runs: Sequence[Run]) -> None:
+        """End the jobs of these records, and return when the runs have had the time to save. Raises
         UserError for jobs that cannot be ended from here."""
 
     # --- inside a job ---

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import log_tail
-from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
+from harness.base.locks import Busy, is_beating, job_id, lock_holder
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
@@ -82,11 +82,9 @@ def drop_own_lock(run: Run) -> None:
     holder = lock_holder(run.lock_file)
     if holder is None or holder.get("job") != job_id():
         return
-    beat = run.lock_file.stat().st_mtime
-    time.sleep(2.5 * HEARTBEAT_S)
-    if run.lock_file.exists() and run.lock_file.stat().st_mtime == beat:
+    if not is_beating(run.lock_file):
         log.warning("the earlier attempt of this job was killed on %s", holder["host"])
-        run.lock_file.unlink()
+        run.lock_file.unlink(missing_ok=True)
 
 
 # --- all ranks on one node ---

@@ -71,6 +71,9 @@ class Sweep:
     """Only this many trials are launched or shown now; None: all."""
     code: Path | None = None
     """The frozen code of its jobs; None: they run what is installed."""
+    origin: str = ""
+    """The folder of the sweep file, or of the recipes where a recipe is the sweep; tells sweeps of
+    one name apart that share a folder of runs."""
 
     @property
     def base(self) -> Base[Any]:
@@ -165,7 +168,8 @@ def read_sweep(
     near = (Path(),) if isinstance(source, str) else (source.parent, Path())
     keys.sort_settings(parse_overrides(overrides, texts), own, parts, schema, faults)
     draft = _Draft(name, str(source), own, parts, near, schema, recipes, metrics, complete)
-    return _checked(draft, faults)
+    origin = recipes if isinstance(source, str) else source.parent
+    return dataclasses.replace(_checked(draft, faults), origin=str(origin.resolve()))
 
 
 def expand(sweep: Sweep) -> list[Trial]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, Command, Ended, called, started
+from tests.commands import ROOT, Command, Ended, as_nobody, called, open_folder, started
 
 SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
 SEARCH = ROOT / "sweeps" / "search_tpe.yaml"
@@ -26,7 +26,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     def run(*words: str, by: Command = called, **work: object) -> Ended:
         monkeypatch.setenv("TOY_WORK", json.dumps(work))
         place = f"run.runs={tmp_path}/runs"
-        return by("slurm", *words, place, "run.experiment=toy_experiment.run")
+        return by("slurm", place, *words, "run.experiment=toy_experiment.run")
 
     return run
 
@@ -73,6 +73,36 @@ def test_what_every_job_would_refuse_is_refused_before_one_is_submitted(
 
 
 @pytest.mark.slow
+def test_what_another_user_may_not_see_is_told_with_its_owner(
+    launch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = ("--recipe", "synthetic_tiny", "--cluster", "local")
+    with open_folder() as folder:
+        monkeypatch.chdir(folder)
+        jobs = folder / "runs" / "synthetic_tiny" / "jobs"
+        jobs.mkdir(parents=True, mode=0o700)
+        runs = f"run.runs={folder}/runs"
+        for words in (("--dry-run",), ("--status",), ("--cancel",)):
+            launch(*recipe, *words, runs)  # nobody may not read the modules of this Python
+        told = f"{folder}/runs/synthetic_tiny: this sweep belongs to root (uid 0), who alone"
+        with as_nobody():
+            shown = launch(*recipe, "--status", runs)
+            assert (shown.status, shown.err) == (0, "")
+            assert "1 trial: 1 missing" in shown.out
+            assert f"warning: {told}" in shown.out
+            for words in ((), ("--cancel",)):
+                refused = launch(*recipe, *words, runs)
+                assert refused.status == 1
+                assert refused.err.startswith(f"error: {told}"), refused.err
+        jobs.parent.chmod(0o700)
+        with as_nobody():
+            for words in ((), ("--cancel",), ("--status",), ("--dry-run",)):
+                refused = launch(*recipe, *words, runs)
+                assert refused.status == 1
+                assert "belongs to root (uid 0)" in refused.err
+                assert "Traceback" not in refused.err
+
+
 def test_the_exit_status_of_following_a_failed_trial_is_1_and_its_error_is_shown(
     launch: Command,
 ) -> None:

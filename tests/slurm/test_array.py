@@ -33,17 +33,30 @@ def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
-def test_a_failed_trial_fails_its_job_and_the_others_continue(slurm: Any, tmp_path: Path) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}})
+def test_a_failed_trial_fails_its_job_and_may_run_again_once_that_has_ended(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "no"]}},
+                           slurm={"setup": ["trap 'sleep 5' EXIT"]})  # as a rank that hangs
     launch(sweep, "slurm")
+    toy.until(lambda: states(sweep)[0] == "failed")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.cluster.launch.ENDING_S", 0.0)
+        assert launch(sweep, "slurm", retry_failed=True) == []
+    assert caplog.messages == ["1 trial failed, but the job has not ended: not submitted again; "
+                               "wait for its end, or end it with --cancel"]
+    one = survey(sweep, retry_failed=True)[0]
+    assert (one.state, one.is_due) == ("queued", False)
+    assert one.note.startswith("its job has not ended; RuntimeError: the toy broke")
     over(sweep)
     assert states(sweep) == ["failed", "complete"]
     assert "the toy broke" in survey(sweep)[0].note
-    number = read_records(sweep.folder)[0].jobs[sweep.trials[0].signature]
-    toy.until(lambda: sacct(slurm, number) == "FAILED|1:0")
     assert launch(sweep, "slurm") == []
-    assert [v.trial.index for v in launch(sweep, "slurm", retry_failed=True)] == [0]
-    over(sweep)
+    number = job_of(sweep, 0)
+    assert [v.trial.index for v in launch(sweep, "slurm", retry_failed=True)] == [0]  # waits
+    assert len(mine(sweep)) == 1
+    cancel(sweep)
+    toy.until(lambda: sacct(slurm, number) == "FAILED|1:0")
 
 
 def test_a_killed_job_resumes_at_once_when_slurm_starts_it_again(

@@ -109,6 +109,28 @@ def test_cancelled_trials_have_saved_do_not_come_back_and_resume_when_launched(
         assert [entry["epoch"] for entry in trial.run.metrics()] == [1, 2, 3, 4]
 
 
+def test_of_two_sweeps_that_share_a_folder_each_cancels_its_own_jobs(
+    place: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = {"run": {"runs": str(tmp_path / "runs")}, "work": {"epochs": 60, "epoch_s": 1.0}}
+    first, second = (
+        toy.make_sweep(tmp_path / name, {"work.quality": {"grid": grid}}, recipe=where)
+        for name, grid in (("a", [0.1, 0.2]), ("b", [0.2, 0.3]))
+    )
+    launch(first, place, jobs=2)
+    toy.until(lambda: states(first) == ["running"] * 2)
+    caplog.clear()
+    assert [one.trial.point["work.quality"] for one in launch(second, place, jobs=3)] == [0.3]
+    assert f"submitted from {tmp_path}/a; name=NAME keeps them apart" in caplog.text
+    with pytest.raises(UserError) as raised:
+        cancel(second)
+    assert str(raised.value) == f"1 trial submitted from {tmp_path}/a; --cancel there ends them"
+    assert states(second) == ["running", "stopped"]
+    assert states(first) == ["running"] * 2
+    assert len(cancel(first)) == 2
+    assert states(first) == ["stopped"] * 2
+
+
 def test_a_submission_whose_launcher_was_killed_is_settled_and_nothing_runs_twice(
     place: Cluster, tmp_path: Path
 ) -> None:

@@ -60,14 +60,16 @@ class ThisMachine(Place):
         for record in records:  # the workers that have started run its trials
             record.write("submitted")
 
-    def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        notes = {r.token: _waits_for(r) for r in {r.token: r for r in records.values()}.values()}
+    def jobs(self, records: Mapping[str, Sequence[Record]]) -> Mapping[str, Job]:
+        every = {record.token: record for own in records.values() for record in own}
+        notes = {token: _waits_for(record) for token, record in every.items()}
         jobs = {}
-        for key, record in records.items():
-            note, [run] = notes[record.token], record.runs([key])
-            # workers skip trials that were stopped or have failed
-            if note is not None and run.status()["state"] in ("submitted", "new"):
-                jobs[key] = Job("queued", note)
+        for key, own in records.items():
+            for record in own:
+                note, [run] = notes[record.token], record.runs([key])
+                # workers skip trials that were stopped or have failed
+                if note is not None and run.status()["state"] in ("submitted", "new"):
+                    jobs[key] = Job("queued", note, record.token)
         return jobs
 
     def deaths(self, records: Mapping[str, Record]) -> Mapping[str, str]:
@@ -75,8 +77,8 @@ class ThisMachine(Place):
                 or cause_in_logs(Path(record.folder).glob("worker-*.log"), about=key)
                 for key, record in records.items()}
 
-    def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
-        end_workers(sweep.folder)
+    def cancel(self, sweep: Sweep, records: Sequence[Record], runs: Sequence[Run]) -> None:
+        end_workers(sweep.folder, [record.token for record in records])
         for run in runs:
             _end_run(run)
 
@@ -130,10 +132,10 @@ def _waits_for(record: Record) -> str | None:
     return slots.waits_for(record, living_workers(record.sweep_folder))
 
 
-def end_workers(sweep_folder: Path) -> None:
-    """End the workers of a sweep and their trials, which get the time to save. Raises UserError
-    when workers run on another machine, where they cannot be ended from here."""
-    workers = living_workers(sweep_folder)
+def end_workers(sweep_folder: Path, tokens: Sequence[str] = ("*",)) -> None:
+    """End the workers of submissions of a sweep and their trials, which get the time to save.
+    Raises UserError when workers run on another machine, where they cannot be ended from here."""
+    workers = [one for token in tokens for one in living_workers(sweep_folder, token)]
     here = [worker["pid"] for worker in workers if worker["host"] == socket.gethostname()]
     # until the processes end, not their locks, which they release a moment before
     _end(here, lambda: not any(map(start_time, here)), GRACE_S + 10.0)

@@ -10,7 +10,6 @@ that only the owner can read; Ray gets the job's resources, not the machine's.
     <job folder>/ray-<node>.log        the output of `ray start`
 """
 
-import getpass
 import logging
 import os
 import secrets
@@ -29,7 +28,7 @@ from typing import Any
 
 from harness.base.files import log_tail, read_json, write_json
 from harness.base.locks import held_lock, lock_holder
-from harness.base.machine import cgroup_texts
+from harness.base.machine import cgroup_texts, user_name
 from harness.cluster.rank_processes import Process, end_with_parent, start_process
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Resources
@@ -162,7 +161,7 @@ def head(
 
 def tunnel(port: int) -> str:
     """Return the commands that show the user a page which this node serves only to itself."""
-    here = f"{getpass.getuser()}@{socket.getfqdn()}"
+    here = f"{user_name()}@{socket.getfqdn()}"
     return f"ssh -L {port}:127.0.0.1:{port} {here}, then http://127.0.0.1:{port}"
 
 

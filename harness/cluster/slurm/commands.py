@@ -1,15 +1,15 @@
 """SLURM's commands, each with a time limit: the user's jobs, why jobs died, cancellation."""
 
-import getpass
 import os
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from harness.cluster.causes import cause_in_logs
 from harness.cluster.place import NoAnswer
 
@@ -42,8 +42,17 @@ def submitting(what: str) -> Iterator[None]:
 
 def max_array_size() -> int:
     """Return the largest number of tasks in an array."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.M)
-    return max(1, int(match[1])) if match else 1001
+    return max(1, int(_config("MaxArraySize") or 1001))
+
+
+def cluster_name() -> str:
+    """Return the name of the cluster that answers."""
+    return _config("ClusterName")
+
+
+def _config(key: str) -> str:
+    match = re.search(rf"^{key}\s*=\s*(\S+)", ask(["scontrol", "show", "config"]), re.M)
+    return match[1] if match else ""
 
 
 def ask(command: Sequence[str]) -> str:
@@ -68,46 +77,65 @@ def ask(command: Sequence[str]) -> str:
 def my_jobs() -> dict[str, tuple[str, str, str]]:
     """Return (state, reason, name) of the user's jobs by id (array_task), in one call."""
     text = ask([
-        "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T|%r|%j",
+        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%j",
     ])
     rows = [line.strip().split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
     return {number: (state, reason, name) for number, state, reason, name in rows}
 
 
-def scancel(numbers: Iterable[str]) -> None:
-    """Cancel jobs by id."""
+def in_pieces(numbers: Iterable[str]) -> Iterator[list[str]]:
+    """Yield ids in lists that fit into one argument of a command (128 kB)."""
     ids = list(numbers)
     for start in range(0, len(ids), IDS_PER_CALL):
-        ask(["scancel", "--quiet", *ids[start : start + IDS_PER_CALL]])
+        yield ids[start : start + IDS_PER_CALL]
+
+
+def arrays_of(numbers: Iterable[str]) -> list[str]:
+    """Return the ids of the arrays, or single jobs, to which jobs belong."""
+    return list(dict.fromkeys(number.partition("_")[0] for number in numbers))
+
+
+def scancel(numbers: Iterable[str]) -> None:
+    """Cancel jobs or arrays by id."""
+    for ids in in_pieces(numbers):
+        ask(["scancel", "--quiet", *ids])
 
 
 def cancel(numbers: set[str]) -> None:
-    """Cancel jobs and wait until their trials have saved. Raises UserError after CANCEL_LIMIT_S."""
-    scancel(sorted(numbers))
+    """Cancel whole arrays, given by their jobs, and wait until their trials have saved. Raises
+    UserError after CANCEL_LIMIT_S."""
+    scancel(arrays_of(sorted(numbers)))
     deadline = time.monotonic() + CANCEL_LIMIT_S
     while left := numbers & set(my_jobs()):
         if time.monotonic() > deadline:
-            raise UserError(f"SLURM has not ended these jobs yet: {', '.join(sorted(left))}")
+            raise UserError(f"SLURM has not ended {counted(len(left), 'job')} yet: "
+                            f"{', '.join(sorted(left)[:10])}{', ...' * (len(left) > 10)}")
         time.sleep(1.0)
 
 
 def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     """Return why jobs died, as far as is known, by their id (array_task).
 
-    jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
-    it, only the ends of the logs are used.
+    jobs: the folder of each job's logs; its name ends the job's. SLURM's accounting is asked once
+    for up to IDS_PER_CALL arrays; without it, only the ends of the logs are used.
     """
-    try:
-        text = ask([
-            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
-            "--format=JobID,State,ExitCode,NodeList",
-        ])
-    except NoAnswer:  # accounting is absent, late or down
-        text = ""
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
+    rows: list[list[str]] = []
+    with suppress(NoAnswer):  # accounting is absent, late or down
+        for ids in in_pieces(arrays_of(jobs)):
+            text = ask([
+                "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}",
+                "--format=JobID,State,ExitCode,NodeList,JobName",
+            ])
+            rows += [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
     states = {job: f"{state} (exit status {status}) on {nodes}"
-              for job, state, status, nodes in rows
-              if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
-    causes = {job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
+              for job, state, status, nodes, name in rows
+              if job in jobs and name.endswith(f".{jobs[job].name}")
+              and state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
+    logs: dict[tuple[Path, str], list[Path]] = {}
+    for folder in set(jobs.values()):  # listed once, not for each of its jobs
+        for log in folder.glob("*_log.err"):
+            job, _, _ = log.name.removesuffix("_log.err").rpartition("_")
+            logs.setdefault((folder, job), []).append(log)
+    causes = {job: [states.get(job, ""), cause_in_logs(logs.get((folder, job), ()))]
               for job, folder in jobs.items()}
     return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.cluster.place import Job, Place, Room, Submission, Task
-from harness.cluster.records import EVERY, Cluster, Record, read_records
+from harness.cluster.place import Job, NoAnswer, Place, Room, Submission, Task
+from harness.cluster.records import EVERY, Cluster, Record
 from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
 from harness.runs.run import Run
@@ -30,6 +30,7 @@ class Slurm(Place):
     """Whether to wait for a controller that does not answer, instead of raising UserError."""
     name: Cluster = "slurm"
     title: str = "on SLURM"
+    _site: str = ""
     _jobs: dict[str, tuple[str, str, str]] | None = None
     _asked_at: float = float("-inf")
     _deaths: dict[str, str] = field(default_factory=dict)
@@ -51,6 +52,14 @@ class Slurm(Place):
         return f"sbatch gets:\n\n{script.script(sweep, jobs)}"
 
     # --- submission, states, cancellation ---
+
+    def site(self) -> str:
+        try:
+            self._site = self._site or commands.cluster_name()
+        except NoAnswer:
+            if not self.patient:
+                raise
+        return self._site
 
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
@@ -82,25 +91,17 @@ class Slurm(Place):
         for record in records:
             recover(record, jobs)
 
-    def jobs(self, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        ids = _job_ids(records)
-        if not ids:
+    def jobs(self, records: Mapping[str, Sequence[Record]]) -> Mapping[str, Job]:
+        named = {key: [(number, record) for record in own if (number := record.job_of(key))]
+                 for key, own in records.items()}
+        if not any(named.values()):
             return {}
         known = self._my_jobs()
         if known is None:
-            return dict.fromkeys(ids, Job("queued", "SLURM does not answer"))
-        jobs = {}
-        for key, number in ids.items():
-            if number not in known:
-                continue
-            state, reason, _ = known[number]
-            if state == "PENDING":
-                jobs[key] = Job("queued", "" if reason == "None" else reason)
-            elif EVERY in records[key].jobs:
-                jobs[key] = Job("queued", "waits in the search")
-            else:
-                jobs[key] = Job("running", state)
-        return jobs
+            return {key: Job("queued", "SLURM does not answer", own[-1][1].token)
+                    for key, own in named.items() if own}
+        return {key: _job(known[number], record) for key, own in named.items()
+                for number, record in own if _is_of(known.get(number), record)}
 
     def _my_jobs(self) -> dict[str, tuple[str, str, str]] | None:
         """Return the user's jobs (see `commands.my_jobs`), None before SLURM's first answer."""
@@ -121,11 +122,16 @@ class Slurm(Place):
             self._deaths |= dict.fromkeys(new, "") | commands.deaths(new)
         return {key: self._deaths[number] for key, number in ids.items()}
 
-    def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
-        records = [record for record in read_records(sweep.folder) if record.cluster == self.name]
-        ids = {number for record in records for number in record.jobs.values()}
-        if ids := ids | set(before_and_after.read_ids(sweep.folder)):
-            commands.cancel(ids & set(commands.my_jobs()))
+    def cancel(self, sweep: Sweep, records: Sequence[Record], runs: Sequence[Run]) -> None:
+        around = before_and_after.read_ids(sweep.folder)
+        if not around and not any(record.jobs for record in records):
+            return
+        jobs = commands.my_jobs()
+        ids = {number for record in records for number in record.jobs.values()
+               if _is_of(jobs.get(number), record)}
+        ids |= {n for n in around if n in jobs and jobs[n][2].startswith(f"{sweep.name}.")}
+        if ids:
+            commands.cancel(ids)
 
     # --- inside a job ---
 
@@ -144,6 +150,20 @@ def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
     return {key: number for key, record in records.items() if (number := record.job_of(key))}
 
 
+def _is_of(job: tuple[str, str, str] | None, record: Record) -> bool:
+    """Return whether a job with a record's number is the record's: numbers come again."""
+    return job is not None and job[2].endswith(f".{record.token}")
+
+
+def _job(job: tuple[str, str, str], record: Record) -> Job:
+    state, reason, _ = job
+    if state == "PENDING":
+        return Job("queued", "" if reason == "None" else reason, record.token)
+    if EVERY in record.jobs:
+        return Job("queued", "waits in the search", record.token)
+    return Job("running", state, record.token)
+
+
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
     """Settle a submission whose launcher was killed before it stored the job ids.
 
@@ -151,8 +171,8 @@ def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
     count as missing again.
     """
     lost = []
-    for number, (_, _, name) in jobs.items():
-        if not name.endswith(f".{record.token}"):
+    for number, job in jobs.items():
+        if not _is_of(job, record):
             continue
         _, _, index = number.partition("_")
         if not (Path(record.folder) / f"{number}_submitted.pkl").exists():

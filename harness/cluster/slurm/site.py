@@ -1,12 +1,12 @@
 """Checks of a sweep against this SLURM's partitions and accounts, before submission."""
 
-import getpass
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.base.errors import UserError
+from harness.base.machine import user_name
 from harness.base.units import minutes, slurm_seconds
 from harness.cluster.place import NoAnswer
 from harness.cluster.slurm.commands import ask, my_jobs
@@ -102,7 +102,7 @@ def _associations() -> list[list[str]]:
     """Return this user's (account, QOS names, maximum of jobs); none without accounting."""
     try:
         text = ask(["sacctmgr", "--noheader", "--parsable2", "show", "associations",
-                    f"users={getpass.getuser()}", "format=Account,QOS,MaxSubmit"])
+                    f"users={user_name()}", "format=Account,QOS,MaxSubmit"])
     except NoAnswer:
         return []
     return [line.split("|") for line in text.splitlines() if line.count("|") == 2]

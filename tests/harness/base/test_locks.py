@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +138,10 @@ def test_a_process_id_that_was_given_to_another_process_is_no_holder(run: Run) -
         pass
 
 
-def test_a_holder_on_another_machine_is_dead_when_its_lock_has_not_been_touched(run: Run) -> None:
+def test_a_holder_on_another_machine_is_dead_when_its_lock_has_not_been_touched(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     written_lock(run.lock_file, host="elsewhere", pid=5)
     with pytest.raises(Busy, match="in use by process 5 on elsewhere"), run.lock():
         pass
@@ -146,6 +150,57 @@ def test_a_holder_on_another_machine_is_dead_when_its_lock_has_not_been_touched(
     with pytest.raises(Busy), run.lock():
         pass
     os.utime(run.lock_file, (old - 1, old - 1))
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, -120, 120, 3600])
+def test_a_lock_has_the_same_age_for_a_host_whose_clock_is_wrong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ahead_s)
+    monkeypatch.setattr(locks, "_clocks", {})
+    written_lock(run.lock_file, host="elsewhere", pid=5)
+    assert lock_holder(run.lock_file) is not None
+    os.utime(run.lock_file, (now - locks.STALE_S - 1,) * 2)
+    assert lock_holder(run.lock_file) is None
+    assert os.listdir(run.folder) == ["lock.json"]
+
+
+def test_the_clock_of_a_file_system_is_asked_once_for_all_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_clocks", {})
+    asked: list[str] = []
+    make = locks.tempfile.TemporaryFile
+    monkeypatch.setattr(locks.tempfile, "TemporaryFile", lambda dir: asked.append(dir) or make())
+    for number in range(1000):
+        written_lock(tmp_path / str(number) / "lock.json", host="elsewhere")
+        assert lock_holder(tmp_path / str(number) / "lock.json") is not None
+    assert asked == [tmp_path / "0"]
+
+
+def test_a_lock_that_looks_stale_is_not_taken_over_while_its_holder_still_touches_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
+    written_lock(run.lock_file, host="elsewhere", pid=5)
+    ended = threading.Event()
+
+    def beat() -> None:  # dated by the holder's own clock, which is 10 minutes behind
+        while not ended.wait(0.1):
+            os.utime(run.lock_file, (time.time() - 600,) * 2)
+
+    os.utime(run.lock_file, (time.time() - 600,) * 2)
+    holder = threading.Thread(target=beat)
+    holder.start()
+    try:
+        with pytest.raises(Busy, match="in use by process 5 on elsewhere"), run.lock():
+            pass
+    finally:
+        ended.set()
+        holder.join()
     with run.lock():
         pass
 

@@ -1,12 +1,23 @@
 """Cores and GPUs that a process may use."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.base import machine
+
+
+def test_the_users_name_is_the_one_of_its_number_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(variable, "stale")
+    whoami = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True)
+    assert machine.user_name() == whoami.stdout.strip()
+    assert machine.user_name(2**31 - 7) == str(2**31 - 7)
 
 
 def test_cuda_visible_devices_limits_gpus_as_cuda_reads_it(

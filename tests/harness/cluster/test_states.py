@@ -24,10 +24,18 @@ def one(toy: ModuleType, folder: Path, **keys: object):
     return sweep, trial.run
 
 
-def state(sweep, jobs: dict | None = None) -> str:
+def state(sweep, jobs: dict | None = None, **options: object) -> str:
     slurm = Slurm(max_age_s=1e9, _jobs=jobs or {}, _asked_at=1e18)
-    [found] = survey(sweep, {"slurm": slurm, "local": ThisMachine()})
+    [found] = survey(sweep, {"slurm": slurm, "local": ThisMachine()}, **options)
     return found.state
+
+
+def submitted(sweep, jobs: dict[str, str], when: float = 0.0, **options: object):
+    """Leave the record of a submission; returns it and the name of its jobs."""
+    record = new_record(sweep.folder, "slurm", list(jobs), **options)
+    record.state, record.jobs, record.time = "submitted", jobs, when or record.time
+    record.write()
+    return record, f"toys.{record.token}"
 
 
 def test_a_result_on_disk_is_the_only_proof_of_completion(toy: ModuleType, tmp_path: Path) -> None:
@@ -68,11 +76,9 @@ def test_what_was_stopped_or_hindered_is_due_and_what_failed_waits_to_be_asked_f
 def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Path) -> None:
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
-    record = new_record(sweep.folder, "slurm", [run.signature])
-    record.state, record.jobs = "submitted", {run.signature: "9"}
-    record.write()
-    assert state(sweep, {"9": ("PENDING", "Priority", "")}) == "queued"
-    assert state(sweep, {"9": ("RUNNING", "None", "")}) == "running"
+    _, name = submitted(sweep, {run.signature: "9"})
+    assert state(sweep, {"9": ("PENDING", "Priority", name)}) == "queued"
+    assert state(sweep, {"9": ("RUNNING", "None", name)}) == "running"
     assert state(sweep, {}) == "died"
 
 
@@ -92,41 +98,37 @@ def test_a_stopped_trial_whose_job_is_back_in_the_queue_waits(
 ) -> None:
     sweep, run = one(toy, tmp_path)
     run.set_status("stopped")
-    record = new_record(sweep.folder, "slurm", [run.signature])
-    record.state, record.jobs = "submitted", {run.signature: "9_2"}
-    record.write()
-    assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == "queued"
-    assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == "running"
+    _, name = submitted(sweep, {run.signature: "9_2"})
+    assert state(sweep, {"9_2": ("PENDING", "BeginTime", name)}) == "queued"
+    assert state(sweep, {"9_2": ("COMPLETING", "None", name)}) == "running"
     assert state(sweep, {}) == "stopped"
 
 
-def test_a_hindered_trial_whose_job_has_not_ended_waits_for_it(
+def test_a_failed_trial_whose_job_has_not_ended_waits_for_it(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep, run = one(toy, tmp_path)
-    record = new_record(sweep.folder, "slurm", [run.signature])
-    record.state, record.jobs = "submitted", {run.signature: "9_2"}
-    record.write()
+    _, name = submitted(sweep, {run.signature: "9_2"})
     for hindered in (True, False):
         run.set_status("failed", error="Connection closed by peer", hindered=hindered)
         waits = "queued" if hindered else "failed"
-        assert state(sweep, {"9_2": ("PENDING", "BeginTime", "")}) == waits
-        assert state(sweep, {"9_2": ("COMPLETING", "None", "")}) == waits
-        assert state(sweep, {}) == "failed"
+        for how in ("PENDING", "COMPLETING"):
+            jobs = {"9_2": (how, "BeginTime", name)}
+            assert state(sweep, jobs) == waits
+            assert state(sweep, jobs, retry_failed=True) == "queued"
+        assert state(sweep, {}, retry_failed=True) == "failed"
 
 
 def test_squeue_is_asked_once_for_all_trials_and_again_at_the_next_look(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
-    record = new_record(sweep.folder, "slurm", [trial.signature for trial in sweep.trials])
-    record.state = "submitted"
-    record.jobs = {trial.signature: f"9_{trial.index}" for trial in sweep.trials}
-    record.write()
+    jobs = {trial.signature: f"9_{trial.index}" for trial in sweep.trials}
+    _, name = submitted(sweep, jobs)
     for trial in sweep.trials:
         trial.run.set_status("submitted")
     asked: list[int] = []
-    there = {f"9_{n}": ("PENDING", "Priority", "") for n in range(3)}
+    there = {f"9_{n}": ("PENDING", "Priority", name) for n in range(3)}
     monkeypatch.setattr(commands, "my_jobs", lambda: asked.append(1) or there)
     places = all_places()
     for looks in (1, 2):
@@ -138,9 +140,7 @@ def test_squeue_is_not_asked_when_the_folders_tell_all(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, run = one(toy, tmp_path)
-    record = new_record(sweep.folder, "slurm", [run.signature])
-    record.state, record.jobs = "submitted", {run.signature: "9"}
-    record.write()
+    submitted(sweep, {run.signature: "9"})
     run.set_status("failed", error="x")
     monkeypatch.setattr(commands, "my_jobs", lambda: pytest.fail("squeue was asked"))
     assert [v.state for v in survey(sweep)] == ["failed"]
@@ -151,9 +151,7 @@ def test_a_controller_that_never_answered_is_waited_for_when_following(
 ) -> None:
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
-    record = new_record(sweep.folder, "slurm", [run.signature])
-    record.state, record.jobs = "submitted", {run.signature: "9"}
-    record.write()
+    submitted(sweep, {run.signature: "9"})
 
     def no_answer() -> None:
         raise UserError("squeue: nothing within 30 s")
@@ -182,17 +180,17 @@ def test_a_run_that_was_ended_early_is_done_while_its_search_continues(
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
     sweep = toy.make_sweep(tmp_path, search, backend="ray", scheduler={"asha": {}})
-    record = new_record(sweep.folder, "slurm", [t.run.signature for t in sweep.trials],
-                        backend="ray")
-    record.state, record.jobs = "submitted", {EVERY: "9"}
+    record, name = submitted(sweep, dict.fromkeys((t.signature for t in sweep.trials), ""),
+                             backend="ray")
+    record.jobs = {EVERY: "9"}
     record.write()
     sweep.trials[0].run.set_status("stopped", reason="by ASHA", pruned=True)
     sweep.trials[1].run.set_status("stopped", reason="the driver was killed")
     sweep.trials[2].run.set_status("submitted")
-    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("RUNNING", "None", "")})
+    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("RUNNING", "None", name)})
     states = [(view.state, view.note) for view in survey(sweep)]
     assert states == [("ended early", "by ASHA"), *[("queued", "waits in the search")] * 2]
-    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("PENDING", "None", "")})
+    monkeypatch.setattr(commands, "my_jobs", lambda: {"9": ("PENDING", "None", name)})
     assert [view.note for view in survey(sweep)] == ["by ASHA", "", ""]
 
 
@@ -208,13 +206,18 @@ def test_unreadable_files_are_errors_never_an_empty_state(toy: ModuleType, tmp_p
         survey(sweep)
 
 
-def test_the_newest_submission_of_a_trial_counts(toy: ModuleType, tmp_path: Path) -> None:
+def test_any_living_job_of_a_trial_counts_whichever_was_recorded_last(
+    toy: ModuleType, tmp_path: Path
+) -> None:
     sweep, run = one(toy, tmp_path)
     run.set_status("submitted")
+    names = {}
     for when, job in ((1.0, "1"), (3.0, "3"), (2.0, "2")):
-        record = new_record(sweep.folder, "slurm", [run.signature])
-        record.state, record.jobs, record.time = "submitted", {run.signature: job}, when
-        record.write()
+        _, names[job] = submitted(sweep, {run.signature: job}, when)
     assert [r.jobs[run.signature] for r in read_records(sweep.folder)] == ["1", "2", "3"]
-    assert state(sweep, {"3": ("PENDING", "", "")}) == "queued"
-    assert state(sweep, {"2": ("PENDING", "", "")}) == "died"
+    for job, name in names.items():
+        assert state(sweep, {job: ("PENDING", "", name)}) == "queued"
+    assert state(sweep, {"1": ("PENDING", "", names["2"])}) == "died"
+    for record in read_records(sweep.folder):
+        record.write("ended")
+    assert state(sweep, {"3": ("PENDING", "", names["3"])}) == "died"

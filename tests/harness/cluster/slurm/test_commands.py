@@ -1,6 +1,7 @@
 """SLURM's commands, answered by scripts in their place."""
 
 import dataclasses
+import os
 import shlex
 import stat
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
     }
     [call] = calls.read_text().splitlines()
     assert call.startswith(" --noheader")
+    assert f"--user={os.getuid()}" in call.split()
 
 
 def test_a_failing_command_is_reported_with_its_message(answers) -> None:
@@ -75,6 +77,21 @@ def test_many_jobs_are_cancelled_in_calls_of_bearable_length(answers) -> None:
     lines = [line.split() for line in calls.read_text().splitlines()]
     assert [len(line) - 1 for line in lines] == [500, 500, 200]
     assert [word for line in lines for word in line[1:]] == [str(n) for n in range(1200)]
+
+
+def test_accounting_is_asked_for_arrays_in_pieces_and_jobs_of_another_name_are_not_believed(
+    answers, tmp_path: Path
+) -> None:
+    calls = answers("sacct", "7_0|FAILED|1:0|node1|toys|x.token\n7_1|FAILED|1:0|node1|toys.other\n"
+                             "8|NODE_FAIL|1:0|node2|toys.token\n9|COMPLETED|0:0|node1|toys.token\n")
+    jobs = [f"7_{n}" for n in range(100_000)] + [str(n) for n in range(8, 12_000)]
+    deaths = commands.deaths(dict.fromkeys(jobs, tmp_path / "token"))
+    assert deaths == {"7_0": "FAILED (exit status 1:0) on node1",
+                      "8": "NODE_FAIL (exit status 1:0) on node2"}
+    asked = [word for word in calls.read_text().split() if word.startswith("--jobs=")]
+    assert max(map(len, asked)) < 10_000  # Linux allows 128 kB
+    numbers = [number for word in asked for number in word.removeprefix("--jobs=").split(",")]
+    assert numbers == [str(n) for n in range(7, 12_000)]
 
 
 def test_a_single_job_of_a_killed_launcher_is_found_by_its_name(answers, tmp_path: Path) -> None:

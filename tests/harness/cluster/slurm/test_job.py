@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.base import locks
 from harness.base.locks import lock_holder
 from harness.cluster import rank_processes
 from harness.cluster.rank_processes import TrialFailed
@@ -246,7 +247,7 @@ def write_lock(run: Run, *, job: str, host: str = "another-node") -> None:
 def test_the_lock_of_this_jobs_killed_attempt_is_removed(
     slurm_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_processes, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
     run = Run(tmp_path)
     write_lock(run, job="41230_4")
     rank_processes.drop_own_lock(run)
