@@ -73,7 +73,8 @@ def survey(sweep: Sweep, places: Places | None = None) -> list[TrialState]:
     dead = {key: newest[key] for key, s in states.items() if s.state == "died" and key in newest}
     for key, death in _ask(places, "deaths", dead).items():
         if death:
-            note = with_next_step(death, sweep.experiment.advice)
+            begun = states[key].status["state"] != "submitted"
+            note = with_next_step(death, sweep.experiment.advice, begun=begun)
             states[key] = replace(states[key], note=note)
     return list(states.values())
 

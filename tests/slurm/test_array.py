@@ -19,11 +19,13 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
+from harness.cluster.causes import NOT_BEGUN  # noqa: E402
 from harness.cluster.known_places import all_places  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import ALIVE, survey  # noqa: E402
+from harness.reporting.terminal import troubles  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
 
 
@@ -80,6 +82,62 @@ def test_a_trial_that_slurm_does_not_restart_has_its_cause_and_resumes_by_a_laun
     launch(sweep, "slurm")
     over(sweep)
     assert_whole(sweep, epochs=5, attempts=2)
+
+
+EARLY_DEATHS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "setup fails": (
+        {"setup": ["echo no license left >&2", "exit 3"]},
+        ["(exit status 3:0) on node", "its output ends with: no license left (OUTPUT)"],
+    ),
+    "setup fails without a word": (
+        {"setup": ["false || exit 127"]},
+        ["exit status 127:0: a program is missing", "it wrote nothing (OUTPUT); ", "slurm.setup"],
+    ),
+    "no such Python": (
+        {"python": "/nowhere/python"},
+        ["exit status 2:0: often a file or program that is missing", "slurm.python",
+         "execve(): /nowhere/python: No such file or directory (OUTPUT)"],
+    ),
+    "no runs folder": (
+        {"nodelist": "node2"},
+        ["exit status 0:53: SLURM could not open the job's output file) on node2", "(run.runs)",
+         "no output of it is in FOLDER; "],
+    ),
+}
+
+
+def test_a_death_before_python_starts_is_told_with_the_jobs_own_output_and_what_to_do(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweeps = {}
+    for name, (keys, _) in EARLY_DEATHS.items():
+        (tmp_path / name / "runs").mkdir(parents=True)
+        sweeps[name] = toy.make_sweep(tmp_path / name, {}, slurm=keys)
+    hidden = str(tmp_path / "no runs folder" / "runs")
+    on_node2 = ["nsenter", f"--target={slurm.pid_of('node2')}", "--mount"]
+    subprocess.run([*on_node2, "mount", "-t", "tmpfs", "none", hidden], check=True)
+    try:
+        for sweep in sweeps.values():
+            launch(sweep, "slurm")
+        toy.until(lambda: not any(mine(sweep) for sweep in sweeps.values()))
+    finally:
+        subprocess.run([*on_node2, "umount", hidden], check=True)
+    views = {name: survey(sweep)[0] for name, sweep in sweeps.items()}
+
+    def told() -> bool:  # accounting has its last word some seconds after the end
+        views.update({name: survey(sweep)[0] for name, sweep in sweeps.items()})
+        return all(view.note.startswith("FAILED") for view in views.values())
+
+    toy.until(told)
+    for name, (_, parts) in EARLY_DEATHS.items():
+        folder = Path(read_records(sweeps[name].folder)[0].folder)
+        output = folder / f"{job_of(sweeps[name], 0)}_0_log.err"
+        for part in parts:
+            said = part.replace("OUTPUT", str(output)).replace("FOLDER", str(folder))
+            assert said in views[name].note
+        assert views[name].note.endswith(f"; {NOT_BEGUN}")
+        assert output.exists() == (name != "no runs folder")
+        assert not any("log:" in line for line in troubles([views[name]]))
 
 
 def lose_a_node(slurm: Any, sweep: Sweep) -> None:

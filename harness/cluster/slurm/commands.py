@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.cluster.causes import cause_in_logs
+from harness.cluster.causes import cause_in_logs, end_of_output, exit_status
 from harness.cluster.place import NoAnswer
 
 ANSWER_LIMIT_S = 30.0
@@ -94,8 +94,8 @@ def cancel(numbers: set[str]) -> None:
 def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     """Return why jobs died, as far as is known, by their id (array_task).
 
-    jobs: the folder of each job's logs. SLURM's accounting is asked once for all of them; without
-    it, only the ends of the logs are used.
+    jobs: the folder of each job's output. SLURM's accounting is asked once for all of them; without
+    it, only the ends of the output are used.
     """
     try:
         text = ask([
@@ -105,9 +105,15 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
     except NoAnswer:  # accounting is absent, late or down
         text = ""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
-    states = {job: f"{state} (exit status {status}) on {nodes}"
+    states = {job: f"{state} ({exit_status(status)}) on {nodes}"
               for job, state, status, nodes in rows
               if state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
-    causes = {job: [states.get(job, ""), cause_in_logs(folder.glob(f"{job}_*_log.err"))]
-              for job, folder in jobs.items()}
-    return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}
+    return {job: _death(states.get(job, ""), folder, job) for job, folder in jobs.items()}
+
+
+def _death(state: str, folder: Path, job: str) -> str:
+    """Return why a job died: its last state, "" if unknown, and what its output says."""
+    cause = cause_in_logs(folder.glob(f"{job}_*_log.err"))
+    if not cause and (not state or state.startswith("FAILED")):
+        cause = end_of_output(folder, job)
+    return ": ".join(filter(None, (state, cause)))
