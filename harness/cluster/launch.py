@@ -74,6 +74,9 @@ def launch(
                 log.warning("trials that have begun continue with other code: %s", line)
             sweep = replace(sweep, code=snapshots.current_code(sweep).freeze())
             _submit(sweep, waiting, place, jobs)
+        else:
+            with place.surrounding_jobs(sweep, [], []):
+                pass  # a report of an earlier launch may be missing
     return waiting
 
 

@@ -55,7 +55,7 @@ class Slurm(Place):
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
-        return before_and_after.surrounding_jobs(sweep, trials, records)
+        return before_and_after.surrounding_jobs(sweep, trials, records, self.submit)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.
@@ -67,7 +67,8 @@ class Slurm(Place):
         sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
         name = script.job_name(sweep, record.token)
         executor = script.executor_for(sweep, Path(record.folder), name)
-        with commands.submitting("the jobs"):
+        around = record.options.get("around")
+        with commands.submitting(f"the job {around} the trials" if around else "the jobs"):
             if submission.function:
                 function = pkgutil.resolve_name(submission.function)
                 record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
@@ -124,7 +125,7 @@ class Slurm(Place):
     def cancel(self, sweep: Sweep, runs: Sequence[Run]) -> None:
         records = [record for record in read_records(sweep.folder) if record.cluster == self.name]
         ids = {number for record in records for number in record.jobs.values()}
-        if ids := ids | set(before_and_after.read_ids(sweep.folder)):
+        if ids:
             commands.cancel(ids & set(commands.my_jobs()))
 
     # --- inside a job ---
@@ -157,7 +158,7 @@ def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
         _, _, index = number.partition("_")
         if not (Path(record.folder) / f"{number}_submitted.pkl").exists():
             lost.append(number)
-        elif record.options.get("backend") == "ray":
+        elif record.options.get("function"):
             record.jobs = {EVERY: number}
         else:
             record.jobs[record.trials[int(index or 0)]] = number
