@@ -95,7 +95,9 @@ def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: in
                 record = new_record(sweep.folder, place.name, signatures, **submission.options,
                                     function=submission.function, code=str(sweep.code or ""))
                 record.write()
-                place.submit(submission, record, after)
+                before_it = [] if submission.follows is None else [records[submission.follows]]
+                behind = [number for one in before_it for number in one.jobs.values()]
+                place.submit(submission, record, [*after, *submission.after, *behind])
             records.append(record)
 
 

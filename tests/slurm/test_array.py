@@ -271,15 +271,36 @@ def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> 
     assert not mine(sweep)
 
 
-def test_more_trials_than_an_array_may_have_become_several_arrays(
-    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_more_trials_than_an_array_may_have_become_arrays_that_share_what_may_run_at_once(
+    slurm: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(commands, "max_array_size", lambda: 2)
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}})
-    launch(sweep, "slurm")
-    assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
-    over(sweep)
-    assert [t.run.result()["validation"]["mAP"] for t in sweep.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    work = {"epochs": 1, "epoch_s": 0.5}
+    keys: dict[str, Any] = {"slurm": {"array_parallelism": 2}, "recipe": {"work": work}}
+    points = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    with slurm.configured("KillWait=5", "KillWait=5\nMaxArraySize=2"):
+        sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": points[:5]}}, **keys)
+        launch(sweep, "slurm")
+        assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
+        until_running(sweep, 0)
+        sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": points}}, **keys)
+        assert len(launch(sweep, "slurm")) == 1
+        over(sweep)
+    assert [t.run.result()["validation"]["mAP"] for t in sweep.trials] == points
+    jobs = [n for record in read_records(sweep.folder) for n in record.jobs.values()]
+    assert most_together(slurm, jobs) == 2
+
+
+def most_together(slurm: Any, jobs: list[str]) -> int:
+    """Return how many of the jobs ran at the same time at most."""
+    spans: list[list[str]] = []
+
+    def known() -> bool:
+        output = slurm.run("sacct", "-XnP", "-j", ",".join(jobs), "-o", "Start,End")
+        spans[:] = [line.split("|") for line in output.splitlines() if "Unknown" not in line]
+        return len(spans) == len(jobs)
+
+    toy.until(known)
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 def test_jobs_of_a_launcher_that_died_before_it_knew_them_are_adopted(

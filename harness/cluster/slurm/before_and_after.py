@@ -91,7 +91,7 @@ def surrounding_jobs(
     jobs = {number for record in records for number in record.jobs.values()}
     jobs |= living & {record.jobs.get(s, "") for record in earlier for s in wanted}
     try:
-        _submit_after(sweep, report, sorted({job.partition("_")[0] for job in jobs}), submit)
+        _submit_after(sweep, report, sorted(jobs), submit)
     except UserError as error:
         log.warning("%s; the trials were submitted, their report was not", error)
     for record in missing:

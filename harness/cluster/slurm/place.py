@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from harness.cluster.place import Job, Place, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import before_and_after, commands, script, site
@@ -39,7 +40,15 @@ class Slurm(Place):
         script.parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        return Room(sweep.resources, most_jobs=commands.max_array_size())
+        room = Room(sweep.resources, most_jobs=commands.max_array_size())
+        most = sweep.slurm.get("array_parallelism")
+        if most is None:
+            return room
+        left, living = _left(sweep, most)
+        if not left:
+            log.warning("slurm.array_parallelism is %d: these trials wait until the %s of earlier "
+                        "launches have ended", most, counted(len(living), "job"))
+        return replace(room, at_once=left or most, after=() if left else living)
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
@@ -64,7 +73,11 @@ class Slurm(Place):
         and the next launch looks for its jobs. Raises UserError with sbatch's message.
         """
         sweep, trials = submission.sweep, submission.trials
-        sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
+        jobs = dict.fromkeys(number.partition("_")[0] for number in after)  # arrays as a whole
+        options = script.depending_on(sweep.slurm, [*jobs])
+        if at_once := submission.options.get("at_once"):
+            options = {**options, "array_parallelism": at_once}
+        sweep = replace(sweep, slurm=options)
         name = script.job_name(sweep, record.token)
         executor = script.executor_for(sweep, Path(record.folder), name)
         around = record.options.get("around")
@@ -143,6 +156,18 @@ class Slurm(Place):
 
 def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
     return {key: number for key, record in records.items() if (number := record.job_of(key))}
+
+
+def _left(sweep: Sweep, most: int) -> tuple[int, list[str]]:
+    """Return how many jobs may run beside the living ones of a sweep, of which at most `most` may,
+    and the ids of the living ones. SLURM knows such a limit only for each array."""
+    jobs = commands.my_jobs()
+    used, living = 0, []
+    for record in read_records(sweep.folder):
+        if record.trials and (own := [n for n in record.jobs.values() if n in jobs]):
+            used += min(len(own), record.options.get("at_once", most))
+            living += own
+    return max(0, most - used), living
 
 
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
