@@ -236,28 +236,33 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
 
 
-def test_a_trial_resumes_after_its_time_limit_but_not_for_ever(
+def test_a_trial_resumes_after_a_short_time_limit_which_it_uses_but_not_for_ever(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
 ) -> None:
-    # SLURM looks at time limits twice a minute: the trial has to last for the limit of one, twice
+    # SLURM cannot know a limit below a minute, and looks at limits twice a minute
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 45, "epoch_s": 2.0}},
-        resources={"time": "15m", "max_time_outs": 1},
+        resources={"time": "15m", "max_time_outs": 0},
     )
     launch(sweep, "slurm")
     [trial] = sweep.trials
     toy.until(lambda: len(trial.run.metrics()) >= 1)
     slurm.run("scontrol", "update", f"jobid={job_of(sweep, 0)}", "timelimit=1")
-    toy.until(lambda: trial.run.status().get("time_outs") == 2, seconds=150)
+    # the signal, 90 s before a limit, now comes within half a minute: no limit was reached
+    slurm.run("scancel", "--signal=USR2", job_of(sweep, 0))
+    toy.until(lambda: trial.run.status().get("short_limit_s") == 60.0, seconds=60)
+    assert "time_outs" not in trial.run.status()
+    toy.until(lambda: trial.run.status().get("time_outs") == 1, seconds=90)
+    assert trial.run.status()["time"] - trial.run.status()["started"] > 38, "used the limit"
     toy.until(lambda: not mine(sweep), seconds=30)
     assert states(sweep) == ["stopped"]
-    assert "reached its time limit 2 times" in survey(sweep)[0].note
+    assert "reached its time limit 1 time, allowed are 0" in survey(sweep)[0].note
     assert trial.run.status()["attempts"] == 2
     monkeypatch.setenv("TOY_WORK", '{"epoch_s": 0}')  # the rest need not take its time
     launch(sweep, "slurm")
     over(sweep, patience_s=120)
     assert_whole(sweep, epochs=45, attempts=3)
-    fault_table("time limit of 15 minutes", "by itself", "0 of 45", "equal")
+    fault_table("time limit cut to a minute", "by itself", "0 of 45", "equal")
 
 
 def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> None:
