@@ -86,6 +86,9 @@ def launch(
                 log.warning("trials that have begun continue with other code: %s", line)
             sweep = replace(sweep, code=snapshots.current_code(sweep).freeze())
             _submit(sweep, waiting, place, jobs, max((r.time for r in records), default=0.0))
+        else:
+            with place.surrounding_jobs(sweep, [], []):
+                pass  # a report of an earlier launch may be missing
     return waiting
 
 
@@ -158,7 +161,9 @@ def _submit(
                 record.origin, record.site = sweep.origin, site
                 record.time = newest = max(record.time, newest + 1.0)
                 record.write()
-                place.submit(submission, record, after)
+                before_it = [] if submission.follows is None else [records[submission.follows]]
+                behind = [number for one in before_it for number in one.jobs.values()]
+                place.submit(submission, record, [*after, *submission.after, *behind])
             records.append(record)
 
 

@@ -32,6 +32,10 @@ class Room:
     """The GPUs and cores of this machine that trials claim (see `claims.Pool`)."""
     most_jobs: int = 10**6
     """The largest number of jobs in one submission."""
+    at_once: int | None = None
+    """How many of the jobs may run at the same time; None: no limit."""
+    after: Sequence[str] = ()
+    """Ids of jobs that must end first: with them, more would run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,11 @@ class Submission:
     """Dotted name of the function of one job for all trials, called with the record's file in every
     task; "": one job per trial, whose ranks execute its run."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the jobs; stored in the record."""
+    """Settings of the jobs; stored in the record. `at_once`: how many may run at the same time."""
+    after: Sequence[str] = ()
+    """Ids of jobs that must end first."""
+    follows: int | None = None
+    """The number of an earlier submission of this launch whose jobs must end first."""
 
 
 @dataclass(frozen=True)

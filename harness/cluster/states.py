@@ -80,7 +80,8 @@ def survey(
         asked = {key: record for key, record in dead.items() if record.cluster == place.name}
         for key, death in (place.deaths(asked) if asked else {}).items():
             if death:
-                note = with_next_step(death, sweep.experiment.advice)
+                begun = states[key].status["state"] != "submitted"
+                note = with_next_step(death, sweep.experiment.advice, begun=begun)
                 states[key] = replace(states[key], note=note)
     return list(states.values())
 

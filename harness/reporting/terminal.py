@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -113,12 +114,14 @@ def _rank(sweep: Sweep, value: Any) -> float:
 
 
 def troubles(states: Sequence[TrialState]) -> Iterator[str]:
-    """Yield the error and the log file of each trial that failed, died or stopped."""
+    """Yield the error and the log file, if there is one, of each trial that failed, died or
+    stopped."""
     for one in states:
         if one.state in BAD:
             yield f"trial {one.trial.index} ({one.trial.title}) {one.state}: {one.note}"
             yield from (f"    {line}" for line in one.status.get("lines", [])[-ERROR_LINES:])
-            yield f"    log: {one.status.get('log', one.trial.run.log_file)}"
+            log = Path(one.status.get("log", one.trial.run.log_file))
+            yield from [f"    log: {log}"] if log.exists() else []  # some jobs end before Python
 
 
 def trial_line(sweep: Sweep, one: TrialState) -> str:

@@ -26,8 +26,8 @@ from harness.runs.stopping import Stopped, stop_on_signals
 log = logging.getLogger(__name__)
 Outcome = Literal["complete", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
-COUNTS = ("preemptions", "time_outs")
-"""Counters of a job that the status carries from one attempt to the next."""
+COUNTS = ("preemptions", "time_outs", "idle_time_outs", "reached", "short_limit_s")
+"""What a job notes in the status; carried from one attempt to the next."""
 
 
 def execute(run: Run, *, report: Report | None = None) -> Outcome:

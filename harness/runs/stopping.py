@@ -13,6 +13,8 @@ from types import FrameType
 
 _requested = False
 """Not a threading.Event: with its lock, a signal during another's handler would deadlock."""
+_ignored: set[int] = set()
+"""Signals whose next arrival is ignored."""
 
 
 class Stopped(Exception):
@@ -22,7 +24,17 @@ class Stopped(Exception):
 def request_stop(signum: int | None = None, frame: FrameType | None = None) -> None:
     """Ask the training loop of this process to save and stop; usable as a signal handler."""
     global _requested
-    _requested = True
+    if signum in _ignored:
+        _ignored.remove(signum)
+    else:
+        _requested = True
+
+
+def stop_after(seconds: float, *, instead_of: int) -> None:
+    """Request a stop in so many seconds; the next arrival of the signal `instead_of` is ignored."""
+    _ignored.add(instead_of)
+    signal.signal(signal.SIGALRM, request_stop)
+    signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds))
 
 
 def stop_requested() -> bool:
@@ -43,7 +55,7 @@ def stop_on_signals() -> Iterator[None]:
     def on_signal(signum: int, frame: FrameType | None) -> None:
         if _requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        request_stop()
+        request_stop(signum)
 
     is_main = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT) if is_main else ()

@@ -19,11 +19,13 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
+from harness.cluster.causes import NOT_BEGUN  # noqa: E402
 from harness.cluster.known_places import all_places  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import ALIVE, survey  # noqa: E402
+from harness.reporting.terminal import troubles  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
 
 
@@ -93,6 +95,62 @@ def test_a_trial_that_slurm_does_not_restart_has_its_cause_and_resumes_by_a_laun
     launch(sweep, "slurm")
     over(sweep)
     assert_whole(sweep, epochs=5, attempts=2)
+
+
+EARLY_DEATHS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "setup fails": (
+        {"setup": ["echo no license left >&2", "exit 3"]},
+        ["(exit status 3:0) on node", "its output ends with: no license left (OUTPUT)"],
+    ),
+    "setup fails without a word": (
+        {"setup": ["false || exit 127"]},
+        ["exit status 127:0: a program is missing", "it wrote nothing (OUTPUT); ", "slurm.setup"],
+    ),
+    "no such Python": (
+        {"python": "/nowhere/python"},
+        ["exit status 2:0: often a file or program that is missing", "slurm.python",
+         "execve(): /nowhere/python: No such file or directory (OUTPUT)"],
+    ),
+    "no runs folder": (
+        {"nodelist": "node2"},
+        ["exit status 0:53: SLURM could not open the job's output file) on node2", "(run.runs)",
+         "no output of it is in FOLDER; "],
+    ),
+}
+
+
+def test_a_death_before_python_starts_is_told_with_the_jobs_own_output_and_what_to_do(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweeps = {}
+    for name, (keys, _) in EARLY_DEATHS.items():
+        (tmp_path / name / "runs").mkdir(parents=True)
+        sweeps[name] = toy.make_sweep(tmp_path / name, {}, slurm=keys)
+    hidden = str(tmp_path / "no runs folder" / "runs")
+    on_node2 = ["nsenter", f"--target={slurm.pid_of('node2')}", "--mount"]
+    subprocess.run([*on_node2, "mount", "-t", "tmpfs", "none", hidden], check=True)
+    try:
+        for sweep in sweeps.values():
+            launch(sweep, "slurm")
+        toy.until(lambda: not any(mine(sweep) for sweep in sweeps.values()))
+    finally:
+        subprocess.run([*on_node2, "umount", hidden], check=True)
+    views = {name: survey(sweep)[0] for name, sweep in sweeps.items()}
+
+    def told() -> bool:  # accounting has its last word some seconds after the end
+        views.update({name: survey(sweep)[0] for name, sweep in sweeps.items()})
+        return all(view.note.startswith("FAILED") for view in views.values())
+
+    toy.until(told)
+    for name, (_, parts) in EARLY_DEATHS.items():
+        folder = Path(read_records(sweeps[name].folder)[0].folder)
+        output = folder / f"{job_of(sweeps[name], 0)}_0_log.err"
+        for part in parts:
+            said = part.replace("OUTPUT", str(output)).replace("FOLDER", str(folder))
+            assert said in views[name].note
+        assert views[name].note.endswith(f"; {NOT_BEGUN}")
+        assert output.exists() == (name != "no runs folder")
+        assert not any("log:" in line for line in troubles([views[name]]))
 
 
 def lose_a_node(slurm: Any, sweep: Sweep) -> None:
@@ -191,28 +249,33 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
 
 
-def test_a_trial_resumes_after_its_time_limit_but_not_for_ever(
+def test_a_trial_resumes_after_a_short_time_limit_which_it_uses_but_not_for_ever(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
 ) -> None:
-    # SLURM looks at time limits twice a minute: the trial has to last for the limit of one, twice
+    # SLURM cannot know a limit below a minute, and looks at limits twice a minute
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 45, "epoch_s": 2.0}},
-        resources={"time": "15m", "max_time_outs": 1},
+        resources={"time": "15m", "max_time_outs": 0},
     )
     launch(sweep, "slurm")
     [trial] = sweep.trials
     toy.until(lambda: len(trial.run.metrics()) >= 1)
     slurm.run("scontrol", "update", f"jobid={job_of(sweep, 0)}", "timelimit=1")
-    toy.until(lambda: trial.run.status().get("time_outs") == 2, seconds=150)
+    # the signal, 90 s before a limit, now comes within half a minute: no limit was reached
+    slurm.run("scancel", "--signal=USR2", job_of(sweep, 0))
+    toy.until(lambda: trial.run.status().get("short_limit_s") == 60.0, seconds=60)
+    assert "time_outs" not in trial.run.status()
+    toy.until(lambda: trial.run.status().get("time_outs") == 1, seconds=90)
+    assert trial.run.status()["time"] - trial.run.status()["started"] > 38, "used the limit"
     toy.until(lambda: not mine(sweep), seconds=30)
     assert states(sweep) == ["stopped"]
-    assert "reached its time limit 2 times" in survey(sweep)[0].note
+    assert "reached its time limit 1 time, allowed are 0" in survey(sweep)[0].note
     assert trial.run.status()["attempts"] == 2
     monkeypatch.setenv("TOY_WORK", '{"epoch_s": 0}')  # the rest need not take its time
     launch(sweep, "slurm")
     over(sweep, patience_s=120)
     assert_whole(sweep, epochs=45, attempts=3)
-    fault_table("time limit of 15 minutes", "by itself", "0 of 45", "equal")
+    fault_table("time limit cut to a minute", "by itself", "0 of 45", "equal")
 
 
 def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> None:
@@ -226,15 +289,36 @@ def test_a_job_cancelled_by_hand_is_not_put_back(slurm: Any, tmp_path: Path) -> 
     assert not mine(sweep)
 
 
-def test_more_trials_than_an_array_may_have_become_several_arrays(
-    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_more_trials_than_an_array_may_have_become_arrays_that_share_what_may_run_at_once(
+    slurm: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(commands, "max_array_size", lambda: 2)
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}})
-    launch(sweep, "slurm")
-    assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
-    over(sweep)
-    assert [t.run.result()["validation"]["mAP"] for t in sweep.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    work = {"epochs": 1, "epoch_s": 0.5}
+    keys: dict[str, Any] = {"slurm": {"array_parallelism": 2}, "recipe": {"work": work}}
+    points = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    with slurm.configured("KillWait=5", "KillWait=5\nMaxArraySize=2"):
+        sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": points[:5]}}, **keys)
+        launch(sweep, "slurm")
+        assert sorted(len(r.trials) for r in read_records(sweep.folder)) == [1, 2, 2]
+        until_running(sweep, 0)
+        sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": points}}, **keys)
+        assert len(launch(sweep, "slurm")) == 1
+        over(sweep)
+    assert [t.run.result()["validation"]["mAP"] for t in sweep.trials] == points
+    jobs = [n for record in read_records(sweep.folder) for n in record.jobs.values()]
+    assert most_together(slurm, jobs) == 2
+
+
+def most_together(slurm: Any, jobs: list[str]) -> int:
+    """Return how many of the jobs ran at the same time at most."""
+    spans: list[list[str]] = []
+
+    def known() -> bool:
+        output = slurm.run("sacct", "-XnP", "-j", ",".join(jobs), "-o", "Start,End")
+        spans[:] = [line.split("|") for line in output.splitlines() if "Unknown" not in line]
+        return len(spans) == len(jobs)
+
+    toy.until(known)
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 def test_jobs_of_a_launcher_that_died_before_it_knew_them_are_adopted(

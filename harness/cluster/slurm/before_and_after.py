@@ -1,41 +1,44 @@
 """Jobs before and after a sweep's trials: to compute what they share, and to report on them.
 
 The sweep file asks for them (`prepare: true`, `report: true`). Trials wait until the first job has
-ended, even if it failed: then they compute the shared files themselves.
+ended, even if it failed: then they compute the shared files themselves. Both have records like the
+trials' own, so a launch settles them and a cancellation finds them.
 """
 
 import io
 import logging
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import UserError
-from harness.base.files import read_json, write_json, write_text
+from harness.base.files import write_text
 from harness.base.mappings import lookup
-from harness.cluster import pages
+from harness.cluster import pages, snapshots
+from harness.cluster.place import Submission
 from harness.cluster.rank_processes import log_to_stderr
-from harness.cluster.records import Record, jobs_folder
+from harness.cluster.records import Record, new_record, read_record, read_records
 from harness.cluster.slurm import commands
-from harness.cluster.slurm import script as slurm
 from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from harness.sweeps.keys import Resources
-from harness.sweeps.reading import Sweep, Trial
+from harness.sweeps.reading import Sweep, Trial, expand
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.txt"
 KEPT = ("partition", "account", "qos", "setup", "python", "env")
 """Keys of `slurm` for the job that reports; it needs no GPU and no particular node."""
+FUNCTIONS = {"before": "make_shared", "after": "write_report"}
+Submit = Callable[[Submission, Record, Sequence[str]], None]
 
 
 def is_prepared(sweep: Sweep, trials: int) -> bool:
@@ -50,76 +53,118 @@ def job_count(sweep: Sweep, trials: int) -> int:
 
 @contextmanager
 def surrounding_jobs(
-    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
+    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record], submit: Submit
 ) -> Iterator[Sequence[str]]:
-    """Submit the job before the trials, run the body, submit the job after; see `place.Place`."""
+    """Submit the job before the trials, run the body, submit the job after; see `place.Place`.
+
+    The report's record is written first. So if the launcher is killed, the next one finds that the
+    report is missing, and submits its job, even if there is no trial to submit.
+    """
+    earlier = read_records(sweep.folder)
+    around = [record for record in earlier if record.options.get("around")]
+    jobs = commands.my_jobs() if around else {}
+    living = {number for record in earlier for number in commands.living(record, jobs)}
+    missing = [record for record in around if _is_missing(record, living)]
+    wanted = {trial.signature for trial in trials}
+    wanted |= {signature for record in missing for signature in record.options["about"]}
+    reported = [trial for trial in expand(sweep) if trial.signature in wanted]
+    report = None
+    if sweep.report and reported:
+        sweep = replace(sweep, code=sweep.code or snapshots.current_code(sweep).freeze())
+        columns = dict(sweep.experiment.columns)
+        about = {**pages.summary(sweep, reported), "columns": columns}
+        report = _record(sweep, "after", reported, summary=about)
     before: list[str] = []
-    if is_prepared(sweep, len(trials)):
-        for trial in trials:
-            write_text(trial.run.config_file, to_yaml(trial.config))
-        folders = [str(trial.run.folder.resolve()) for trial in trials]
-        before = [_submit(sweep, "before", make_shared, folders)]
     try:
+        if is_prepared(sweep, len(trials)):
+            shared = [r for r in around if _is_shared(r, trials) and living & {*r.jobs.values()}]
+            before = [*(shared or [_submit_before(sweep, trials, submit)])[0].jobs.values()]
         yield before
     except UserError:
-        if not records:  # no job waits for it
-            commands.scancel(before)
+        if not records:  # nothing waits for the first job, and nothing is to be reported
+            own = {number for record in around for number in record.jobs.values()}
+            commands.scancel(set(before) - own)
+            if report is not None:
+                shutil.rmtree(report.folder)
         raise
-    if sweep.report:
-        try:
-            _submit_after(sweep, trials, records)
-        except UserError as error:
-            log.warning("%s; the trials were submitted, their report was not", error)
+    if report is None:
+        return
+    awaited = {number for record in records for number in record.jobs.values()}
+    awaited |= living & {record.jobs.get(s, "") for record in earlier for s in wanted}
+    try:
+        _submit_after(sweep, report, sorted(awaited), submit)
+    except UserError as error:
+        log.warning("%s; the trials were submitted, their report was not", error)
+    for record in missing:
+        log.warning("the job of an earlier report was missing: its trials are in the next one")
+        record.options["about"] = []
+        record.write()
 
 
-def _submit_after(sweep: Sweep, trials: Iterable[Trial], records: Iterable[Record]) -> None:
-    """Submit the job that reports on these trials after all jobs of the records."""
-    ids = {number.partition("_")[0] for record in records for number in record.jobs.values()}
-    own = {key: value for key, value in sweep.slurm.items() if key in KEPT}
-    small = replace(sweep, resources=Resources(time="10m"),
-                    slurm=slurm.depending_on(own, sorted(ids)))
-    folder = jobs_folder(sweep.folder.resolve(), create=True) / "after"
-    file = folder / f"{uuid.uuid4().hex[:10]}.json"
-    write_json(file, {**pages.summary(sweep, trials), "columns": dict(sweep.experiment.columns)})
-    _submit(small, "after", write_report, str(sweep.folder.resolve()), str(file))
+def _is_missing(record: Record, living: set[str]) -> bool:
+    """Whether a report was asked for that is not written, and has no job that will."""
+    return (record.options["around"] == "after" and bool(record.options["about"])
+            and not living & {*record.jobs.values()}
+            and not (Path(record.folder) / REPORT).exists())
 
 
-def _ids_file(sweep_folder: Path) -> Path:
-    return jobs_folder(sweep_folder) / "around.json"
+def _is_shared(record: Record, trials: Sequence[Trial]) -> bool:
+    """Whether the record's job computes what these trials share."""
+    wanted = {trial.signature for trial in trials}
+    return record.options["around"] == "before" and wanted <= {*record.options["about"]}
 
 
-def read_ids(sweep_folder: Path) -> list[str]:
-    """Return the ids of a sweep's jobs before and after its trials, to be cancelled with them."""
-    file = _ids_file(sweep_folder)
-    return [str(number) for number in read_json(file)["ids"]] if file.exists() else []
+def _record(
+    sweep: Sweep, which: Literal["before", "after"], trials: Sequence[Trial], **options: Any
+) -> Record:
+    """Return the record, on disk, of a job that is about these trials."""
+    record = new_record(
+        sweep.folder, "slurm", [], around=which, about=[trial.signature for trial in trials],
+        function=f"{__name__}.{FUNCTIONS[which]}", code=str(sweep.code or ""), **options,
+    )
+    record.origin, record.site = sweep.origin, commands.cluster_name()
+    record.write()
+    return record
 
 
-def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
-    folder = jobs_folder(sweep.folder.resolve(), create=True) / which
-    executor = slurm.executor_for(sweep, folder, f"{sweep.name}.{which}")
-    with commands.submitting(f"the job {which} the trials"):
-        number = str(executor.submit(function, *arguments).job_id)
-    write_json(_ids_file(sweep.folder), {"ids": [*read_ids(sweep.folder), number]})
-    return number
+def _submit_before(sweep: Sweep, trials: Sequence[Trial], submit: Submit) -> Record:
+    for trial in trials:
+        write_text(trial.run.config_file, to_yaml(trial.config))
+    record = _record(sweep, "before", trials)
+    submit(_submission(sweep, record), record, ())
+    return record
+
+
+def _submit_after(sweep: Sweep, record: Record, jobs: Sequence[str], submit: Submit) -> None:
+    own = {key: value for key, value in sweep.slurm.items() if key in (*KEPT, "job_name")}
+    small = replace(sweep, resources=Resources(time="10m"), slurm=own)
+    submit(_submission(small, record), record, jobs)
+
+
+def _submission(sweep: Sweep, record: Record) -> Submission:
+    name = f"{sweep.slurm.get('job_name', sweep.name)}.{record.options['around']}"
+    named = replace(sweep, slurm={**sweep.slurm, "job_name": name})
+    return Submission(named, [], record.options["function"])
 
 
 # --- in the jobs ---
 
 
-def make_shared(run_folders: list[str]) -> None:
+def make_shared(record_file: str) -> None:
     """Call the runs' `run.prepare` function on every rank; called by submitit."""
     log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
-    runs = [Run(Path(folder)) for folder in run_folders]
+    record = read_record(Path(record_file))
+    runs = record.runs(record.options["about"])
     load_function(runs[0], "prepare")(runs)
 
 
-def write_report(sweep_folder: str, summary_file: str) -> None:
+def write_report(record_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
     log_to_stderr()
-    folder = Path(sweep_folder)
-    sweep = read_json(Path(summary_file))
+    record = read_record(Path(record_file))
+    folder, sweep = record.sweep_folder, record.options["summary"]
     text = io.StringIO()
     console = Console(file=text, width=200)
     console.print(_table(folder, sweep))
@@ -129,7 +174,8 @@ def write_report(sweep_folder: str, summary_file: str) -> None:
             status = run.status()
             why = status.get("error") or status.get("reason") or "cause unknown"
             console.print(f"{run.signature}: {status['state']}: {why}", markup=False)
-    write_text(folder / REPORT, text.getvalue())
+    for place in (folder, Path(record.folder)):  # the second shows later launches that it is done
+        write_text(place / REPORT, text.getvalue())
     log.info("written: %s", folder / REPORT)
     try:
         pages.write(folder, Run(folder / sweep["trials"][0]["signature"]))

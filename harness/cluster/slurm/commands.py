@@ -10,8 +10,9 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.base.units import counted
-from harness.cluster.causes import cause_in_logs
+from harness.cluster.causes import cause_in_logs, end_of_output, exit_status
 from harness.cluster.place import NoAnswer
+from harness.cluster.records import Record
 
 ANSWER_LIMIT_S = 30.0
 CANCEL_LIMIT_S = 120.0
@@ -83,6 +84,16 @@ def my_jobs() -> dict[str, tuple[str, str, str]]:
     return {number: (state, reason, name) for number, state, reason, name in rows}
 
 
+def is_of(job: tuple[str, str, str] | None, record: Record) -> bool:
+    """Return whether a job with a record's number is the record's: numbers come again."""
+    return job is not None and job[2].endswith(f".{record.token}")
+
+
+def living(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> list[str]:
+    """Return the ids of a record's jobs that are among `jobs` (see `my_jobs`)."""
+    return [number for number in record.jobs.values() if is_of(jobs.get(number), record)]
+
+
 def in_pieces(numbers: Iterable[str]) -> Iterator[list[str]]:
     """Yield ids in lists that fit into one argument of a command (128 kB)."""
     ids = list(numbers)
@@ -127,7 +138,7 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
                 "--format=JobID,State,ExitCode,NodeList,JobName",
             ])
             rows += [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
-    states = {job: f"{state} (exit status {status}) on {nodes}"
+    states = {job: f"{state} ({exit_status(status)}) on {nodes}"
               for job, state, status, nodes, name in rows
               if job in jobs and name.endswith(f".{jobs[job].name}")
               and state.split()[0] not in ("COMPLETED", "RUNNING", "PENDING", "REQUEUED")}
@@ -136,6 +147,13 @@ def deaths(jobs: Mapping[str, Path]) -> dict[str, str]:
         for log in folder.glob("*_log.err"):
             job, _, _ = log.name.removesuffix("_log.err").rpartition("_")
             logs.setdefault((folder, job), []).append(log)
-    causes = {job: [states.get(job, ""), cause_in_logs(logs.get((folder, job), ()))]
-              for job, folder in jobs.items()}
-    return {job: ": ".join(filter(None, texts)) for job, texts in causes.items() if any(texts)}
+    return {job: _death(states.get(job, ""), logs.get((folder, job), ()), folder, job)
+            for job, folder in jobs.items()}
+
+
+def _death(state: str, logs: Iterable[Path], folder: Path, job: str) -> str:
+    """Return why a job died: its last state, "" if unknown, and what its output says."""
+    cause = cause_in_logs(logs)
+    if not cause and (not state or state.startswith("FAILED")):
+        cause = end_of_output(folder, job)
+    return ": ".join(filter(None, (state, cause)))

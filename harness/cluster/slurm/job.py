@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import is_private
@@ -15,7 +16,7 @@ from harness.cluster import pages
 from harness.cluster.rank_processes import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
 from harness.runs.execute import execute
 from harness.runs.run import Run
-from harness.runs.stopping import stop_requested
+from harness.runs.stopping import stop_after, stop_requested
 
 REQUEUE_TRIES = 3
 REQUEUE_LIMIT_S = 30.0
@@ -30,6 +31,10 @@ CACHES = {
 """Environment variables that name the caches of compiled code, and folder names."""
 LATE_S = 60.0
 """Tolerance on the time at which SLURM sends a signal."""
+SHORT_LIMIT = "short_limit_s"
+"""Entry of a status: the time limit is below the signal's delay."""
+MOST_IDLE = 3
+"""After so many time-outs in a row without a new checkpoint, a job is not requeued."""
 
 
 def run_trial(run_folder: str) -> str:
@@ -45,6 +50,7 @@ def run_trial(run_folder: str) -> str:
     if os.environ["RANK"] == "0":
         drop_own_lock(run)
     try:
+        outlast_early_signal(run)
         outcome = "stopped" if stop_requested() else execute(run)
         if outcome != "stopped" and os.environ["RANK"] == "0":
             pages.write_if_over(run.folder.parent)
@@ -114,6 +120,28 @@ def check_cores() -> None:
         log.warning("%d cores were asked for, srun gave %d", asked, len(cores))
 
 
+def save_time_s(limit_s: float) -> float:
+    """Return how long before a time limit a run begins to save where nothing else is asked for."""
+    return min(90.0, max(10.0, limit_s / 5))
+
+
+def outlast_early_signal(run: Run) -> None:
+    """Use a time limit that is below the delay of SLURM's signal, which then comes at the start:
+    ignore it, and stop shortly before the limit. An earlier attempt noted that this is needed."""
+    if SHORT_LIMIT not in run.status():
+        return
+    try:
+        _, left_s, limit_s = _queue_entry()
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("squeue: %s: SLURM's signal counts, however early", error)
+        return
+    if limit_s <= _signal_delay_s():
+        before_s = save_time_s(limit_s)
+        os.environ[SIGNAL_DELAY_S] = str(before_s)
+        stop_after(left_s - before_s, instead_of=signal.SIGUSR2)
+        log.warning("the time limit is %.0f s: stops %.0f s before it", limit_s, before_s)
+
+
 def requeue(run: Run | None = None) -> None:
     """Requeue this job, unless it is being cancelled or has timed out too often.
 
@@ -123,14 +151,13 @@ def requeue(run: Run | None = None) -> None:
     job, is_counted = job_id(), run is None
     for _ in range(REQUEUE_TRIES):
         try:
-            line = _run(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%L"]).strip()
-            state, _, left = line.partition("|")
+            state, left_s, limit_s = _queue_entry()
             if state != "RUNNING":
                 log.warning("job %s is %s: not requeued", job, state or "gone")
                 return
             if run is not None and not is_counted:
                 is_counted = True
-                if not _may_continue(run, slurm_seconds(left)):
+                if not _may_continue(run, left_s, limit_s):
                     return
             _run(["scontrol", "requeue", str(job)])
             log.info("job %s was requeued", job)
@@ -141,23 +168,55 @@ def requeue(run: Run | None = None) -> None:
     log.error("job %s could not be requeued; launch the sweep again", job)
 
 
-def _may_continue(run: Run, left_s: float) -> bool:
+def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
     """Count a time-out or a preemption in the run's status; False after too many time-outs. Not by
     submitit, which takes every signal for a time-out if the limit is ten minutes or less."""
-    status = run.status()
-    by_limit = left_s <= float(os.environ.get(SIGNAL_DELAY_S, "90")) + LATE_S
-    kind = "time_outs" if by_limit else "preemptions"
-    status[kind] = count = status.get(kind, 0) + 1
-    most = int(os.environ.get(MAX_TIME_OUTS, "20"))
-    over = by_limit and count > most
-    if over:
-        status["reason"] = (f"reached its time limit {counted(count, 'time')}, allowed are {most} "
-                            "(resources.max_time_outs); give it more time (resources.time), or "
-                            "launch it again")
+    status, delay_s = run.status(), _signal_delay_s()
+    by_limit = left_s <= delay_s + LATE_S
+    if limit_s <= delay_s and left_s > save_time_s(limit_s) and SHORT_LIMIT not in status:
+        status[SHORT_LIMIT] = limit_s
+        log.warning("SLURM's signal came %.0f s before the time limit of %.0f s, which is below "
+                    "slurm.signal_delay_s (%.0f s): this is not counted as a time-out, and the "
+                    "next attempt outlasts the signal", left_s, limit_s, delay_s)
+        why = ""
+    elif by_limit:
+        why = _count_time_out(run, status, limit_s)
+    else:
+        status["preemptions"], why = status.get("preemptions", 0) + 1, ""
+    if why:
+        status["reason"] = f"{why}; give it more time (resources.time), or launch it again"
         log.error("not requeued: %s", status["reason"])
     facts = {key: value for key, value in status.items() if key not in ("state", "time")}
     run.set_status(status["state"], **facts)
-    return not over
+    return not why
+
+
+def _count_time_out(run: Run, status: dict[str, Any], limit_s: float) -> str:
+    """Count a time-out in a status; returns why there may be no further one, "" if there may."""
+    most = int(os.environ.get(MAX_TIME_OUTS, "20"))
+    status["time_outs"] = count = status.get("time_outs", 0) + 1
+    reached = " ".join(sorted(path.name for path in run.checkpoints.glob("[!.]*-*")))
+    idle = status.get("idle_time_outs", 0) + 1 if reached == status.get("reached", "") else 0
+    status |= {"reached": reached, "idle_time_outs": idle}
+    log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)
+    if count > most:
+        return (f"reached its time limit {counted(count, 'time')}, allowed are {most} "
+                "(resources.max_time_outs)")
+    if idle >= MOST_IDLE:
+        return (f"reached its time limit of {limit_s:.0f} s {counted(idle, 'time')} in a row "
+                "without a new checkpoint")
+    return ""
+
+
+def _signal_delay_s() -> float:
+    return float(os.environ.get(SIGNAL_DELAY_S, "90"))
+
+
+def _queue_entry() -> tuple[str, float, float]:
+    """Return this job's state ("" if it is gone), the seconds left to it, and its time limit."""
+    line = _run(["squeue", "--noheader", f"--jobs={job_id()}", "--format=%T|%L|%l"]).strip()
+    state, left, limit = [*line.split("|"), "", ""][:3]
+    return state, slurm_seconds(left), slurm_seconds(limit)
 
 
 def _run(command: list[str]) -> str:

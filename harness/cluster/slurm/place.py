@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from harness.cluster.place import Job, NoAnswer, Place, Room, Submission, Task
-from harness.cluster.records import EVERY, Cluster, Record
+from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
 from harness.runs.run import Run
@@ -40,7 +41,15 @@ class Slurm(Place):
         script.parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
-        return Room(sweep.resources, most_jobs=commands.max_array_size())
+        room = Room(sweep.resources, most_jobs=commands.max_array_size())
+        most = sweep.slurm.get("array_parallelism")
+        if most is None:
+            return room
+        left, living = _left(sweep, most)
+        if not left:
+            log.warning("slurm.array_parallelism is %d: these trials wait until the %s of earlier "
+                        "launches have ended", most, counted(len(living), "job"))
+        return replace(room, at_once=left or most, after=() if left else living)
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
@@ -64,7 +73,7 @@ class Slurm(Place):
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
-        return before_and_after.surrounding_jobs(sweep, trials, records)
+        return before_and_after.surrounding_jobs(sweep, trials, records, self.submit)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.
@@ -73,10 +82,15 @@ class Slurm(Place):
         and the next launch looks for its jobs. Raises UserError with sbatch's message.
         """
         sweep, trials = submission.sweep, submission.trials
-        sweep = replace(sweep, slurm=script.depending_on(sweep.slurm, after))
+        jobs = dict.fromkeys(number.partition("_")[0] for number in after)  # arrays as a whole
+        options = script.depending_on(sweep.slurm, [*jobs])
+        if at_once := submission.options.get("at_once"):
+            options = {**options, "array_parallelism": at_once}
+        sweep = replace(sweep, slurm=options)
         name = script.job_name(sweep, record.token)
         executor = script.executor_for(sweep, Path(record.folder), name)
-        with commands.submitting("the jobs"):
+        around = record.options.get("around")
+        with commands.submitting(f"the job {around} the trials" if around else "the jobs"):
             if submission.function:
                 function = pkgutil.resolve_name(submission.function)
                 record.jobs = {EVERY: executor.submit(function, str(record.file)).job_id}
@@ -101,7 +115,7 @@ class Slurm(Place):
             return {key: Job("queued", "SLURM does not answer", own[-1][1].token)
                     for key, own in named.items() if own}
         return {key: _job(known[number], record) for key, own in named.items()
-                for number, record in own if _is_of(known.get(number), record)}
+                for number, record in own if commands.is_of(known.get(number), record)}
 
     def _my_jobs(self) -> dict[str, tuple[str, str, str]] | None:
         """Return the user's jobs (see `commands.my_jobs`), None before SLURM's first answer."""
@@ -123,15 +137,10 @@ class Slurm(Place):
         return {key: self._deaths[number] for key, number in ids.items()}
 
     def cancel(self, sweep: Sweep, records: Sequence[Record], runs: Sequence[Run]) -> None:
-        around = before_and_after.read_ids(sweep.folder)
-        if not around and not any(record.jobs for record in records):
-            return
-        jobs = commands.my_jobs()
-        ids = {number for record in records for number in record.jobs.values()
-               if _is_of(jobs.get(number), record)}
-        ids |= {n for n in around if n in jobs and jobs[n][2].startswith(f"{sweep.name}.")}
-        if ids:
-            commands.cancel(ids)
+        if any(record.jobs for record in records):
+            jobs = commands.my_jobs()
+            if ids := {number for record in records for number in commands.living(record, jobs)}:
+                commands.cancel(ids)
 
     # --- inside a job ---
 
@@ -150,11 +159,6 @@ def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
     return {key: number for key, record in records.items() if (number := record.job_of(key))}
 
 
-def _is_of(job: tuple[str, str, str] | None, record: Record) -> bool:
-    """Return whether a job with a record's number is the record's: numbers come again."""
-    return job is not None and job[2].endswith(f".{record.token}")
-
-
 def _job(job: tuple[str, str, str], record: Record) -> Job:
     state, reason, _ = job
     if state == "PENDING":
@@ -162,6 +166,18 @@ def _job(job: tuple[str, str, str], record: Record) -> Job:
     if EVERY in record.jobs:
         return Job("queued", "waits in the search", record.token)
     return Job("running", state, record.token)
+
+
+def _left(sweep: Sweep, most: int) -> tuple[int, list[str]]:
+    """Return how many jobs may run beside the living ones of a sweep, of which at most `most` may,
+    and the ids of the living ones. SLURM knows such a limit only for each array."""
+    jobs = commands.my_jobs()
+    used, living = 0, []
+    for record in read_records(sweep.folder):
+        if record.trials and (own := commands.living(record, jobs)):
+            used += min(len(own), record.options.get("at_once", most))
+            living += own
+    return max(0, most - used), living
 
 
 def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
@@ -172,12 +188,12 @@ def recover(record: Record, jobs: Mapping[str, tuple[str, str, str]]) -> None:
     """
     lost = []
     for number, job in jobs.items():
-        if not _is_of(job, record):
+        if not commands.is_of(job, record):
             continue
         _, _, index = number.partition("_")
         if not (Path(record.folder) / f"{number}_submitted.pkl").exists():
             lost.append(number)
-        elif record.options.get("backend") == "ray":
+        elif record.options.get("function"):
             record.jobs = {EVERY: number}
         else:
             record.jobs[record.trials[int(index or 0)]] = number

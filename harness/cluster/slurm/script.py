@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.units import gigabytes, minutes
-from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S
+from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S, save_time_s
 from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.reading import Sweep
 
@@ -36,7 +36,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     if faults:
         raise UserError("\n".join(faults))
     # submitit's 90 s could be all of a short limit: the job would be stopped as it starts
-    options.setdefault("signal_delay_s", min(90, max(10, 60 * minutes(resources.time) // 5)))
+    options.setdefault("signal_delay_s", int(save_time_s(60 * minutes(resources.time))))
     environment = {
         MAX_TIME_OUTS: resources.max_time_outs, SIGNAL_DELAY_S: options["signal_delay_s"],
         **options.pop("env", {}),

@@ -69,8 +69,35 @@ def test_without_accounting_the_ends_of_the_logs_tell(
     (tmp_path / "7_0_1_log.err").write_text(
         "x" * 100_000 + "\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\nbye\n"
     )
-    (tmp_path / "8_0_log.err").write_text("all is well\n")
-    found = deaths({"7_0": tmp_path, "8": tmp_path, "9": tmp_path})
-    assert found.keys() == {"7_0"}
-    assert found["7_0"] == "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0."
+    (tmp_path / "8_0_log.err").write_text("all is well\n\nsrun: error: task 0: Killed\n")
+    (tmp_path / "9_0_log.err").touch()
+    found = deaths(dict.fromkeys(("7_0", "8", "9", "10"), tmp_path))
+    assert found == {
+        "7_0": "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. "
+        f"({tmp_path / '7_0_1_log.err'})",
+        "8": "its output ends with: all is well | srun: error: task 0: Killed "
+        f"({tmp_path / '8_0_log.err'})",
+        "9": f"it wrote nothing ({tmp_path / '9_0_log.err'})",
+        "10": f"no output of it is in {tmp_path}",
+    }
     assert "resources.memory" in causes.with_next_step(found["7_0"])
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("0:53", "output file"), ("2:0", "missing"), ("127:0", "missing"), ("0:9", "SIGKILL"),
+     ("137:0", "SIGKILL"), ("0:15", "SIGTERM"), ("0:125", "out of memory"), ("3:0", "")],
+)
+def test_exit_statuses_are_told_in_words(status: str, words: str) -> None:
+    told = causes.exit_status(status)
+    assert told.startswith(f"exit status {status}")
+    assert told.endswith(words) if words else told == f"exit status {status}"
+
+
+def test_only_a_puzzling_end_before_the_beginning_points_to_the_doctor() -> None:
+    advised = [causes.with_next_step(end, begun=False).endswith(causes.NOT_BEGUN) for end in (
+        "FAILED (exit status 3:0) on a: it wrote nothing (x.err)", "no output of it is in x",
+        "NODE_FAIL (exit status 1:0) on a", "CANCELLED by 0 (exit status 0:0) on None assigned",
+    )]
+    assert advised == [True, True, False, False]
+    assert "doctor" not in causes.with_next_step("FAILED (exit status 3:0) on a")

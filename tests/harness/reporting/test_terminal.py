@@ -128,11 +128,11 @@ def test_the_live_table_says_which_host_a_trial_was_on_last_and_how_often_it_beg
 
 def test_troubles_name_the_error_its_last_lines_and_the_log(sweep) -> None:
     run = sweep.trials[3].run
-    run.set_status("failed", error="ValueError: nan", lines=["a", "b"], log="/x/log.txt")
-    assert list(troubles(survey(sweep))) == [
-        "trial 3 (quality=0.4 seed=1) failed: ValueError: nan", "    a", "    b",
-        "    log: /x/log.txt",
-    ]
+    run.set_status("failed", error="ValueError: nan", lines=["a", "b"], log=str(run.log_file))
+    told = ["trial 3 (quality=0.4 seed=1) failed: ValueError: nan", "    a", "    b"]
+    assert list(troubles(survey(sweep))) == told, "no log is named that was never made"
+    run.log_file.touch()
+    assert list(troubles(survey(sweep))) == [*told, f"    log: {run.log_file}"]
 
 
 def test_square_brackets_in_an_error_are_no_markup(sweep) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from harness.runs.stopping import request_stop, stop_on_signals, stop_requested
+from harness.runs.stopping import request_stop, stop_after, stop_on_signals, stop_requested
 
 CAUGHT = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -140,3 +140,21 @@ def test_children_forked_later_have_their_parents_handlers() -> None:
         assert forked_handlers() == [1, 0, 0]
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_signal_that_comes_too_early_is_ignored_once_and_the_stop_comes_later() -> None:
+    before = [*handlers(), signal.getsignal(signal.SIGALRM)]
+    try:
+        stop_after(1.0, instead_of=signal.SIGUSR2)
+        with stop_on_signals():
+            tell(signal.SIGUSR2)
+            assert not stop_requested()
+            tell(signal.SIGUSR2)
+            assert stop_requested(), "another one, as before a preemption"
+        with stop_on_signals():
+            assert not stop_requested()
+            signal.pause()  # until the alarm
+            assert stop_requested()
+    finally:
+        signal.signal(signal.SIGALRM, before[-1])
+    assert handlers() == before[:-1]

@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.known_places import default_place
-from harness.cluster.records import new_record, read_records
+from harness.cluster.records import EVERY, new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import recover
 
@@ -109,3 +109,11 @@ def test_a_single_job_of_a_killed_launcher_is_found_by_its_name(answers, tmp_pat
         "79": ("PENDING", "", f"toys.{record.token}"),
     })
     assert calls.read_text().split() == ["--quiet", "79"]
+
+
+def test_the_job_of_a_function_belongs_to_no_trial_and_is_adopted(tmp_path: Path) -> None:
+    record = new_record(tmp_path, "slurm", [], function="harness.somewhere")
+    (Path(record.folder) / "77_submitted.pkl").touch()
+    recover(record, {"77": ("PENDING", "", f"toys.before.{record.token}")})
+    [found] = read_records(tmp_path)
+    assert (found.state, found.jobs) == ("submitted", {EVERY: "77"})

@@ -155,6 +155,62 @@ def test_time_outs_differ_from_preemptions_by_the_time_left_and_only_they_have_a
     )
 
 
+def test_a_signal_that_comes_at_the_start_because_the_limit_is_short_is_counted_once_it_is_known(
+    slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(job.SIGNAL_DELAY_S, "90")
+    run = Run(tmp_path)
+    run.set_status("stopped", reason="asked to")
+    counts = []
+    for left, limit in (("0:50", "1:00"), ("0:11", "1:00"), ("0:50", "1:00"), ("3:00", "4:00")):
+        calls = commands(f"'RUNNING|{left}|{limit}'", "exit 0")
+        job.requeue(run)
+        counts.append(run.status().get("time_outs", 0))
+    assert counts == [0, 1, 2, 2]
+    assert run.status()["preemptions"] == 1
+    assert len(calls.read_text().splitlines()) == 4
+    assert ("came 50 s before the time limit of 60 s, which is below slurm.signal_delay_s (90 s)"
+            in caplog.text)
+
+
+def test_a_run_that_its_time_limits_leave_no_step_is_not_requeued_for_ever(
+    slurm_job: None, commands, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    run.set_status("stopped", reason="asked to", attempts=3)
+    requeued = []
+    for step in (None, 1, None, None, 2, None, None, None):
+        if step is not None:
+            (run.checkpoints / f"stage1-0001-{step:06d}").mkdir(parents=True)
+        calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
+        calls.unlink(missing_ok=True)
+        job.requeue(run)
+        requeued.append(calls.exists())
+    assert requeued == [True] * 7 + [False]
+    assert run.status()["reason"] == (
+        "reached its time limit of 3600 s 3 times in a row without a new checkpoint; give it more "
+        "time (resources.time), or launch it again"
+    )
+
+
+@pytest.mark.parametrize("limit", ["1:00", "10:00"])
+def test_only_a_short_limit_that_is_known_is_outlasted(
+    slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setenv(job.SIGNAL_DELAY_S, "90")
+    stops: list[float] = []
+    monkeypatch.setattr(job, "stop_after", lambda seconds, instead_of: stops.append(seconds))
+    commands(f"'RUNNING|0:57|{limit}'", "exit 0")
+    run = Run(tmp_path)
+    job.outlast_early_signal(run)
+    assert not stops
+    run.set_status("stopped", short_limit_s=60.0)
+    job.outlast_early_signal(run)
+    assert stops == ([45.0] if limit == "1:00" else [])
+    assert os.environ[job.SIGNAL_DELAY_S] == ("12.0" if limit == "1:00" else "90")
+
+
 @pytest.fixture
 def own_signals():
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
