@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
 from harness.base.locks import held_lock, writing
+from harness.base.units import counted
 from harness.cluster import array_plan, snapshots
 from harness.cluster.known_places import all_places, place_named
 from harness.cluster.pages import write_summary
@@ -88,12 +90,24 @@ def _submit(sweep: Sweep, waiting: Sequence[TrialState], place: Place, limit: in
     with place.surrounding_jobs(job, trials, records) as after:
         for submission in submissions:
             signatures = [trial.signature for trial in submission.trials]
-            with _marked([before[signature] for signature in signatures], sweep):
+            with _marked([before[signature] for signature in signatures], sweep), _told(records):
                 record = new_record(sweep.folder, place.name, signatures, **submission.options,
                                     function=submission.function, code=str(sweep.code or ""))
                 record.write()
                 place.submit(submission, record, after)
             records.append(record)
+
+
+@contextmanager
+def _told(records: Sequence[Record]) -> Iterator[None]:
+    """Add to a place's refusal how many trials it has taken before."""
+    try:
+        yield
+    except UserError as error:
+        if taken := sum(len(record.trials) for record in records):
+            raise UserError(f"{error}; {counted(taken, 'trial')} submitted before; the same "
+                            "command submits the others") from None
+        raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
 from harness.cluster.rank_processes import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
+from harness.cluster.slurm.commands import clean_environment
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import stop_requested
@@ -162,4 +163,4 @@ def _may_continue(run: Run, left_s: float) -> bool:
 
 def _run(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True,
-                          timeout=REQUEUE_LIMIT_S).stdout
+                          timeout=REQUEUE_LIMIT_S, env=clean_environment()).stdout

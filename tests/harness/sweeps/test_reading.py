@@ -153,12 +153,46 @@ def test_options_of_sbatch_are_what_was_written_and_null_ones_are_left_out(read)
                "env: {A: FALSE, B: 22:30:00, C: }}")
     assert read(f"recipe: base\nslurm: {written}\n").slurm == options
     assert read("recipe: base\n", f"slurm={written}").slurm == options
-    assert read("recipe: base\n", "slurm.account=1e5", "slurm.qos=").slurm == {"account": "1e5"}
-    with pytest.raises(UserError) as caught:
-        read("recipe: base\nslurm: {exclusive: yes, comment: No,\n  requeue: OFF}\n")
-    assert [line.partition("tried.yaml, ")[2] for line in str(caught.value).splitlines()] == [
-        "line 2: slurm.exclusive: write true or false, found 'yes'",
-        "line 3: slurm.requeue: write true or false, found 'OFF'",
+    text = "recipe: base\nslurm: {qos: high, comment: a b}\n"
+    assert read(text, "slurm.account=1e5", "slurm.qos=null").slurm == {
+        "account": "1e5", "comment": "a b",
+    }
+
+
+@pytest.mark.parametrize("written", [
+    "010", "1e3", "1_000", "0x1F", "0o17", "1.10", "-0", ".5", "2024-01-01", "22:30:00", "yes",
+    "No", "on", "OFF", "true", "False", "nan", "-.inf", "=",
+])
+def test_a_word_in_the_section_slurm_is_its_own_text(read, written: str) -> None:
+    options = {"comment": written, "env": {"A": written}, "setup": [written],
+               "srun_args": [written]}
+    text = (f"{{comment: {written}, env: {{A: {written}}}, setup: [{written}], "
+            f"srun_args: [{written}]}}")
+    assert read(f"recipe: base\nslurm: {text}\n").slurm == options
+    assert read("recipe: base\n", f"slurm={text}").slurm == options
+    assert read("recipe: base\n", f"slurm.comment={written}").slurm == {"comment": written}
+
+
+def test_empty_options_and_flags_that_cannot_be_negated_are_named(read) -> None:
+    assert faults_of(read, "\n".join([
+        "recipe: base",
+        "slurm:",
+        "  exclusive: yes",
+        "  requeue: OFF",                # 4
+        "  hold: false",
+        "  account:",
+        "  qos: ''",
+        "  setup: [a, '']",              # 8
+        "  env: {A: , B: ''}",
+    ]), "slurm.partition=") == [
+        "tried.yaml, line 3: slurm.exclusive: write true or false, found 'yes'",
+        "tried.yaml, line 4: slurm.requeue: write true or false, found 'OFF'",
+        "tried.yaml, line 5: slurm.hold: sbatch cannot negate it; write null to leave it out",
+        "tried.yaml, line 6: slurm.account: is empty; write a value, or null to leave it out",
+        "tried.yaml, line 7: slurm.qos: is empty; write a value, or null to leave it out",
+        "tried.yaml, line 8: slurm.setup: expected a list of strings",
+        "command line, override 1: slurm.partition: is empty; write a value, or null to leave it "
+        "out",
     ]
 
 
@@ -327,7 +361,8 @@ def test_every_mistake_is_reported_at_once_with_its_line(read) -> None:
         "tried.yaml, line 9: seeds: [1, 1] has a seed twice",
         "tried.yaml, line 10: metric: no metric 'validation.map'; did you mean validation.mAP?",
         "tried.yaml, line 11: resources.cpus: must be at least 1, found 0",
-        "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 4h or 1d12h",
+        "tried.yaml, line 11: resources.time: '4x' is not a time; write it as 90m, 1d12h or "
+        "1-12:00:00",
         "tried.yaml, line 11: resources.memory: '3' is not a size; write it as 500MB or 32GB",
         "tried.yaml, line 12: slurm.setup: expected a list of strings",
         "tried.yaml, line 12: slurm.env: '1a' is not a variable name",
