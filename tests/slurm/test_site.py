@@ -1,4 +1,4 @@
-"""What a real SLURM refuses is told before anything is submitted; what it lets wait is submitted."""
+"""What a real SLURM would refuse is told before anything is submitted; what it lets wait is not."""
 
 import dataclasses
 import logging
@@ -94,6 +94,7 @@ def test_what_slurm_would_refuse_is_told_in_its_words_with_the_key(
         ({}, {"nodes": 3}, f"resources.nodes: {NODES}; 3 nodes, main has at most 2"),
         ({}, {"gpus": 1}, "resources.gpus: Invalid generic resource (gres) specification; 1 GPUs "
          "on a node, main has at most 0"),
+        ({"gres": "moon:1"}, {}, "slurm.gres: Invalid generic resource (gres) specification"),
         ({"exclude": "node1"}, {"nodes": 2}, f"resources: {NODES}; main has 2 nodes with at most "
          "2 CPUs, 8000 MB and 0 GPUs"),
     ]
@@ -109,7 +110,7 @@ def test_what_slurm_would_refuse_is_told_in_its_words_with_the_key(
         ]
     finally:
         strict.run("scontrol", "update", "partitionname=main", "maxtime=infinite")
-    with pytest.raises(UserError, match="slurm.account: Invalid account"):
+    with pytest.raises(UserError, match=r"slurm\.account: Invalid account"):
         launch(changed(sweep, {"account": "other"}, {}), "slurm")
     assert [one.state for one in survey(sweep)] == ["missing"] * 3
     assert strict.run("squeue", "-h") == ""

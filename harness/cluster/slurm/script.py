@@ -57,7 +57,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     if "export" in options:  # which srun would take over: NONE would hide `env` and `setup`
         srun_args = ["--export=ALL", *srun_args]
     result: dict[str, Any] = {
-        "job_name": job_name, "time": minutes(resources.time), "nodes": resources.nodes,
+        "job_name": _escaped(job_name), "time": minutes(resources.time), "nodes": resources.nodes,
         "ntasks_per_node": resources.ranks_per_node, "cpus_per_task": resources.cpus,
         "srun_args": srun_args, "setup": setup,
         "wckey": None,  # some sites refuse submitit's default
@@ -71,8 +71,13 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     extra: dict[str, Any] = {"requeue" if requeue else "no_requeue": True}
     for key, value in options.items():
         if key != "job_name":
-            (result if key in known else extra)[key] = value
+            (result if key in known else extra)[key] = _escaped(value)
     return {**result, "additional_parameters": extra}
+
+
+def _escaped(value: Any) -> Any:
+    """Return an option for a line #SBATCH, where a backslash is special within quotes too."""
+    return value.replace("\\", r"\\") if isinstance(value, str) else value
 
 
 def options_of(sweep: Sweep) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def check(sweep: Sweep, jobs: int) -> None:
     count = min(max(1, jobs), commands.max_array_size())
     faults, refusal = list(_time_faults(sweep, chosen)), _refusal(script.script(sweep, count))
     if refusal and not (faults and "time limit" in refusal):
-        faults += _explained(refusal, sweep.resources, there, chosen)
+        faults += _explained(refusal, sweep, there, chosen)
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))
     if chosen and not any(partition.up for partition in chosen):
@@ -107,7 +107,7 @@ def _refusal(text: str) -> str:
 
 
 def _explained(
-    words: str, resources: Resources, there: Sequence[Partition], chosen: Sequence[Partition]
+    words: str, sweep: Sweep, there: Sequence[Partition], chosen: Sequence[Partition]
 ) -> list[str]:
     """Return SLURM's words with the key that they are about, and what would be accepted."""
     if "account or account/partition" in words:
@@ -123,8 +123,11 @@ def _explained(
         features = sorted(frozenset[str]().union(*(partition.features for partition in chosen)))
         return [f"slurm.constraint: {words}; features of {_either(chosen)}: "
                 f"{', '.join(features) or 'none'}"]
+    own = sorted(script.GPU_OPTIONS & sweep.slurm.keys())
+    if "generic resource" in words and own:
+        return [f"slurm.{own[0]}: {words}"]
     if "node configuration" in words or "generic resource" in words:
-        return list(_node_faults(words, resources, chosen))
+        return list(_node_faults(words, sweep.resources, chosen))
     return [words]
 
 
