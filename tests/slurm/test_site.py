@@ -146,10 +146,11 @@ def test_a_refusal_says_how_many_trials_were_submitted_before(
     strict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "max_array_size", lambda: 3)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
     limit_jobs(strict, 4)
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4, 0.5]}},
-        slurm={"account": "lab", "begin": "18:30", "comment": "yes"},
+        slurm={"begin": "18:30", "comment": "yes"},
     )
     with pytest.raises(UserError, match=r"job submit limit.*; 3 trials submitted before; the same"):
         launch(sweep, "slurm")

@@ -88,7 +88,8 @@ def options_of(sweep: Sweep) -> dict[str, Any]:
 
 def variables(sweep: Sweep) -> list[str]:
     """Return lines on what becomes of sbatch's variables in the environment."""
-    there = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    there = sorted(name for name in os.environ
+                   if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
     used = [name for name in there if os.environ[name] and name in DEFAULTS
             and DEFAULTS[name] not in sweep.slurm]
     ignored = [name for name in there if name not in used]

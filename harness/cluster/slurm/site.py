@@ -126,7 +126,7 @@ def _explained(
     own = sorted(script.GPU_OPTIONS & sweep.slurm.keys())
     if "generic resource" in words and own:
         return [f"slurm.{own[0]}: {words}"]
-    if "node configuration" in words or "generic resource" in words:
+    if chosen and ("node configuration" in words or "generic resource" in words):
         return list(_node_faults(words, sweep.resources, chosen))
     return [words]
 

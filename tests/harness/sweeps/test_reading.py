@@ -143,59 +143,6 @@ def test_the_command_line_changes_trials_and_the_sweep_itself(read) -> None:
     assert (sweep.ray.nodes, sweep.selected_on) == (3, "selected on test")
 
 
-def test_options_of_sbatch_are_what_was_written_and_null_ones_are_left_out(read) -> None:
-    options = {
-        "account": "0123", "begin": "18:30", "comment": "on", "qos": "1.10", "exclusive": True,
-        "requeue": False, "array_parallelism": 4, "env": {"A": "FALSE", "B": "22:30:00", "C": ""},
-    }
-    written = ("{account: 0123, begin: 18:30, comment: on, qos: 1.10, exclusive: true, "
-               "requeue: False, array_parallelism: 4, partition: ~, "
-               "env: {A: FALSE, B: 22:30:00, C: }}")
-    assert read(f"recipe: base\nslurm: {written}\n").slurm == options
-    assert read("recipe: base\n", f"slurm={written}").slurm == options
-    text = "recipe: base\nslurm: {qos: high, comment: a b}\n"
-    assert read(text, "slurm.account=1e5", "slurm.qos=null").slurm == {
-        "account": "1e5", "comment": "a b",
-    }
-
-
-@pytest.mark.parametrize("written", [
-    "010", "1e3", "1_000", "0x1F", "0o17", "1.10", "-0", ".5", "2024-01-01", "22:30:00", "yes",
-    "No", "on", "OFF", "true", "False", "nan", "-.inf", "=",
-])
-def test_a_word_in_the_section_slurm_is_its_own_text(read, written: str) -> None:
-    options = {"comment": written, "env": {"A": written}, "setup": [written],
-               "srun_args": [written]}
-    text = (f"{{comment: {written}, env: {{A: {written}}}, setup: [{written}], "
-            f"srun_args: [{written}]}}")
-    assert read(f"recipe: base\nslurm: {text}\n").slurm == options
-    assert read("recipe: base\n", f"slurm={text}").slurm == options
-    assert read("recipe: base\n", f"slurm.comment={written}").slurm == {"comment": written}
-
-
-def test_empty_options_and_flags_that_cannot_be_negated_are_named(read) -> None:
-    assert faults_of(read, "\n".join([
-        "recipe: base",
-        "slurm:",
-        "  exclusive: yes",
-        "  requeue: OFF",                # 4
-        "  hold: false",
-        "  account:",
-        "  qos: ''",
-        "  setup: [a, '']",              # 8
-        "  env: {A: , B: ''}",
-    ]), "slurm.partition=") == [
-        "tried.yaml, line 3: slurm.exclusive: write true or false, found 'yes'",
-        "tried.yaml, line 4: slurm.requeue: write true or false, found 'OFF'",
-        "tried.yaml, line 5: slurm.hold: sbatch cannot negate it; write null to leave it out",
-        "tried.yaml, line 6: slurm.account: is empty; write a value, or null to leave it out",
-        "tried.yaml, line 7: slurm.qos: is empty; write a value, or null to leave it out",
-        "tried.yaml, line 8: slurm.setup: expected a list of strings",
-        "command line, override 1: slurm.partition: is empty; write a value, or null to leave it "
-        "out",
-    ]
-
-
 def test_a_recipes_path_is_meant_from_the_sweeps_folder(
     read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

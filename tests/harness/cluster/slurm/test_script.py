@@ -148,7 +148,7 @@ def test_variables_of_sbatch_are_defaults_of_the_sweep_or_have_no_effect(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"SBATCH_ACCOUNT": "lab", "SBATCH_QOS": "high", "SBATCH_TIMELIMIT": "1",
-             "SBATCH_ARRAY_INX": "0-5", "SBATCH_PARTITION": ""}
+             "SBATCH_ARRAY_INX": "0-5", "SBATCH_PARTITION": "", "SLURM_CLUSTERS": "moon"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     sweep = toy.make_sweep(tmp_path, {}, slurm={"qos": "low"})
@@ -157,6 +157,6 @@ def test_variables_of_sbatch_are_defaults_of_the_sweep_or_have_no_effect(
     assert "partition" not in found
     assert slurm.variables(sweep) == [
         "SBATCH_ACCOUNT=lab is used, because slurm.account is not set",
-        "ignored: SBATCH_ARRAY_INX, SBATCH_PARTITION, SBATCH_QOS, SBATCH_TIMELIMIT; set slurm.KEY "
-        "or resources.KEY instead",
+        "ignored: SBATCH_ARRAY_INX, SBATCH_PARTITION, SBATCH_QOS, SBATCH_TIMELIMIT, "
+        "SLURM_CLUSTERS; set slurm.KEY or resources.KEY instead",
     ]
