@@ -155,7 +155,7 @@ def _submit(
     with place.surrounding_jobs(job, trials, records) as after:
         for submission in submissions:
             signatures = [trial.signature for trial in submission.trials]
-            with _marked([before[signature] for signature in signatures], sweep):
+            with _marked([before[signature] for signature in signatures], sweep), _told(records):
                 record = new_record(sweep.folder, place.name, signatures, **submission.options,
                                     function=submission.function, code=str(sweep.code or ""))
                 record.origin, record.site = sweep.origin, site
@@ -165,6 +165,18 @@ def _submit(
                 behind = [number for one in before_it for number in one.jobs.values()]
                 place.submit(submission, record, [*after, *submission.after, *behind])
             records.append(record)
+
+
+@contextmanager
+def _told(records: Sequence[Record]) -> Iterator[None]:
+    """Add to a place's refusal how many trials it has taken before."""
+    try:
+        yield
+    except UserError as error:
+        if taken := sum(len(record.trials) for record in records):
+            raise UserError(f"{error}; {counted(taken, 'trial')} submitted before; the same "
+                            "command submits the others") from None
+        raise
 
 
 @contextmanager

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from typing import Any, NamedTuple
 
-from harness.config.yaml_files import Texts
-
 
 def runtime(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
     """Mark a field that cannot change a result, such as a folder: never part of the signature."""
@@ -87,7 +85,7 @@ def subsections(schema: type) -> dict[str, type]:
     return {name: hints[name] for name in names if dataclasses.is_dataclass(hints[name])}
 
 
-def text_fields(schema: type) -> Texts:
+def text_fields(schema: type) -> Callable[[str], bool]:
     """Return a function that returns whether a dotted key of a schema holds strings only."""
     kinds = field_types(schema)
 

@@ -16,10 +16,12 @@ import yaml
 from harness.base.errors import UserError, hint
 
 ENDINGS = (".yaml", ".yml")
-Texts = Callable[[str], bool]
-"""Whether the value of a dotted key is a string, whatever it looks like."""
+VERBATIM = "verbatim"
+Texts = Callable[[str], bool | str]
+"""Whether the value of a dotted key is a string, whatever it looks like; `VERBATIM`: null and an
+empty value too."""
 TAG = "tag:yaml.org,2002:"
-PLAIN = {f"{TAG}{kind}" for kind in ("bool", "int", "float")}
+PLAIN, NULL = {f"{TAG}{kind}" for kind in ("bool", "int", "float")}, f"{TAG}null"
 SCALARS = {"null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
            "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
            "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
@@ -129,7 +131,8 @@ def _look_through(
 ) -> None:
     """Record each key's line, report duplicate keys and tag the values of string keys as such."""
     if isinstance(node, yaml.ScalarNode):
-        if node.tag in PLAIN and texts(key):
+        kind = texts(key)
+        if (kind and node.tag in PLAIN) or (kind == VERBATIM and node.tag == NULL):
             node.tag = f"{TAG}str"
     elif isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):

@@ -14,15 +14,19 @@ from harness.config.build import build
 from harness.config.casts import TRUTHS
 from harness.config.fields import field_types, text_fields
 from harness.config.sources import Setting
-from harness.config.yaml_files import ENDINGS, Texts
+from harness.config.yaml_files import ENDINGS, VERBATIM, Texts
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file whose mappings have keys of other schemas, or any keys."""
 SLURM_LISTS = ("setup", "teardown", "srun_args")
-SLURM_FLAGS = {"true": True, "false": False}
-SLURM_WORDS = ("account", "comment", "constraint", "job_name", "kill_on_invalid_dep", "partition",
-               "qos", "reservation", "wckey")
-"""Options whose value may be a word such as `on`; for others it means true or false."""
+SLURM_FLAGS = (
+    "contiguous", "exclusive", "get_user_env", "hold", "ignore_pbs", "nice", "no_kill",
+    "no_requeue", "overcommit", "oversubscribe", "propagate", "reboot", "requeue", "spread_job",
+    "use_min_nodes", "verbose",
+)
+"""Options of sbatch that need no value. `true` is a text for all others: without a value they would
+take the next option for it."""
+NULLS = ("~", "null", "Null", "NULL")
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options with which submitit computes; it copies all others into the script."""
 
@@ -54,7 +58,8 @@ class Resources(Options):
     cpus: int = 1
     """Cores per rank."""
     time: str = "4h"
-    """Time limit of one SLURM job, such as 90m, 4h or 1d12h; longer runs resume in another job."""
+    """Time limit of one SLURM job, such as 90m, 1d12h, 12:00:00 or 1-12:00:00; longer runs resume
+    in another job."""
     max_time_outs: int = 20
     """How often a trial resumes by itself after the time limit."""
     memory: str | None = None
@@ -66,7 +71,7 @@ class Resources(Options):
             yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; set "
                             f"gpus: {self.tasks}, or gpus: 0")
         if not minutes(self.time):
-            yield "time", f"{self.time!r} is not a time; write it as 90m, 4h or 1d12h"
+            yield "time", f"{self.time!r} is not a time; write it as 90m, 1d12h or 1-12:00:00"
         if self.memory is not None and not gigabytes(self.memory):
             yield "memory", f"{self.memory!r} is not a size; write it as 500MB or 32GB"
 
@@ -278,15 +283,15 @@ def sweep_texts(schema: type) -> Texts:
     """Return a function that returns whether a dotted key of a sweep file holds strings only.
 
     schema: the experiment's configuration. Options of sbatch and variables are strings: an account
-    may be 0123, a variable FALSE.
+    may be 0123, a variable FALSE or empty.
     """
     of_trials, own = text_fields(schema), text_fields(SweepFile)
 
-    def texts(key: str) -> bool:
+    def texts(key: str) -> bool | str:
         first, _, rest = key.partition(".")
         if first in ("overrides", "search"):
             return of_trials(re.sub(r"\.(grid|choice)$", "", rest))
-        return first == "slurm" or own(key) or of_trials(key)
+        return VERBATIM if first == "slurm" and rest else own(key) or of_trials(key)
 
     return texts
 
@@ -358,51 +363,47 @@ def choose(
 
 
 def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
-    """Return the checked section `slurm`; sbatch itself checks the names of its options."""
+    """Return the checked section `slurm`, whose values are strings as they were written, except
+    flags and integers for submitit. sbatch itself checks the names of its options."""
     options: dict[str, Any] = {}
     for setting in settings:
-        key, where = setting.key.replace("-", "_"), f"{setting.where}: slurm"
+        key, where, value = setting.key.replace("-", "_"), f"{setting.where}: slurm", setting.value
         if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
             faults.append(f"{where}: {setting.key!r} is not an option's name")
             continue
-        faults.extend(f"{where}.{key}: {fault}" for fault in _slurm_faults(key, setting.value))
-        if setting.value is not None:
-            options[key] = _slurm_value(key, setting.value)
+        if value in NULLS:
+            continue
+        if found := list(_slurm_faults(key, value)):
+            faults.extend(f"{where}.{key}: {fault}" for fault in found)
+        elif key in SLURM_COUNTS:
+            options[key] = int(value)
+        else:
+            options[key] = TRUTHS.get(value.lower(), value) if key in SLURM_FLAGS else value
     return options
-
-
-def _slurm_value(key: str, value: Any) -> Any:
-    """Return the value of an option: a flag, an integer for submitit, or a string."""
-    if key == "env" and isinstance(value, dict):
-        return {name: "" if text is None else text for name, text in value.items()}
-    if isinstance(value, str) and key in SLURM_COUNTS and value.isdecimal():
-        return int(value)
-    return SLURM_FLAGS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _slurm_faults(key: str, value: Any) -> Iterator[str]:
     """Yield messages about values that cannot be part of a job's script."""
     if key in SLURM_LISTS:
-        if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
             yield "expected a list of strings"
     elif key == "env":
         if not isinstance(value, dict):
             yield "expected NAME: value pairs"
         for name in value if isinstance(value, dict) else ():
-            if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 yield f"{name!r} is not a variable name"
-            elif isinstance(value[name], list | dict):
+            elif not isinstance(value[name], str):
                 yield f"{name}: expected one value, found {value[name]!r}"
-    elif value is None:
-        return
-    elif key in SLURM_COUNTS:
-        if not re.fullmatch(r"0*[1-9]\d*", str(value)):
-            yield f"expected an integer of at least 1, found {value!r}"
-    elif key == "python" and not isinstance(value, str):
-        yield f"expected a string, found {value!r}"
-    elif not isinstance(value, str | int | float | bool):
+    elif value in (None, ""):
+        yield "is empty; write a value, or null to leave it out"
+    elif not isinstance(value, str):
         yield f"expected one value, found {value!r}"
-    elif isinstance(value, str) and "\n" in value:
+    elif "\n" in value:
         yield "must be one line"
-    elif key not in SLURM_WORDS and str(value).lower() in TRUTHS.keys() - SLURM_FLAGS.keys():
+    elif key in SLURM_COUNTS and not re.fullmatch(r"0*[1-9]\d*", value):
+        yield f"expected an integer of at least 1, found {value!r}"
+    elif key in SLURM_FLAGS and value.lower() in TRUTHS.keys() - {"true", "false"}:
         yield f"write true or false, found {value!r}"
+    elif key in SLURM_FLAGS and value.lower() == "false" and key != "requeue":
+        yield "sbatch cannot negate it; write null to leave it out"

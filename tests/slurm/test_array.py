@@ -17,7 +17,6 @@ sys.path.insert(0, str(TOYS))
 
 import toy_experiment as toy  # noqa: E402
 
-from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
 from harness.cluster.causes import NOT_BEGUN  # noqa: E402
 from harness.cluster.known_places import all_places  # noqa: E402
@@ -197,14 +196,32 @@ def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
     fault_table("preemption, user signal on, two nodes", "by itself", "0 of 6", "equal")
 
 
-def test_a_user_signal_saves_and_puts_the_job_back_into_the_queue(
-    slurm: Any, tmp_path: Path
+HOSTILE = {
+    "SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_ARRAY_INX": "0-5",
+    "SBATCH_EXPORT": "NONE", "SBATCH_OUTPUT": "/nowhere/log", "SBATCH_OPEN_MODE": "truncate",
+    "SBATCH_WAIT": "1", "SBATCH_CLUSTERS": "moon", "SLURM_CLUSTERS": "moon",
+    "SLURM_EXPORT_ENV": "NONE", "SLURM_REMOTE_CWD": "/nowhere", "SRUN_DEBUG": "3",
+    "SQUEUE_STATES": "SUSPENDED", "SINFO_PARTITION": "moon", "SLURM_TIME_FORMAT": "relative",
+}
+
+
+def test_a_user_signal_puts_the_job_back_whatever_slurms_variables_say(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    comment = "it's #1, \\ \"x\" $HOME"
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
         recipe={"work": {"epochs": 4, "epoch_s": 1.0}},
+        slurm={"export": "NONE", "comment": comment, "env": {"SQUEUE_STATES": "SUSPENDED"}},
     )
-    launch(sweep, "slurm")
+    with monkeypatch.context() as patch:
+        for name, value in HOSTILE.items():
+            patch.setenv(name, value)
+        launch(sweep, "slurm")
+        assert len(mine(sweep)) == 2
+    shown = slurm.run("scontrol", "show", "job", job_of(sweep, 1))
+    assert f"Comment={comment}" in shown
+    assert {"TimeLimit=00:10:00", "Requeue=1"} <= set(shown.split())
     toy.until(lambda: all(len(t.run.metrics()) >= 1 for t in sweep.trials))
     slurm.run("scancel", "--signal=USR2", job_of(sweep, 1))
     over(sweep, patience_s=120)
@@ -351,60 +368,6 @@ def test_jobs_that_cannot_run_because_their_launcher_died_are_replaced(
     toy.until(lambda: lost not in commands.my_jobs())
     assert len(mine(sweep)) == 1
     cancel(sweep)
-
-
-def test_what_the_cluster_would_refuse_is_named_key_by_key_before_anything_is_submitted(
-    slurm: Any, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(
-        tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, resources={"time": "2h"},
-        slurm={"partition": "main,moon", "constraint": "big&fast", "account": "lab"},
-    )
-    changes = [("partitionname=main", "maxtime=60"), ("nodename=node1", "features=big")]
-    accounts = [
-        ("add", "account", "lab", "cluster=kit"), ("add", "account", "other", "cluster=kit"),
-        ("add", "user", "root", "account=lab"),
-        ("modify", "user", "root", "where", "account=lab", "set", "maxsubmit=2"),
-    ]
-    for change in changes:
-        slurm.run("scontrol", "update", *change)
-    for change in accounts:
-        slurm.run("sacctmgr", "-i", *change)
-    try:
-        output = refusal(sweep)
-        assert output == [
-            "slurm.partition: no partition moon here; choose one of main, urgent",
-            "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
-            "continues in a further job",
-            "slurm.constraint: no node of main has fast; features: big",
-            "3 jobs to submit, your limit (MaxSubmitJobs) leaves 2; wait for others to "
-            "end, or ask for fewer trials",
-        ]
-        sweep.slurm["account"] = "other"
-        assert refusal(sweep)[-1] == "slurm.account: you may not use other; yours: lab, root"
-        assert states(sweep) == ["missing"] * 3
-        assert not mine(sweep)
-    finally:
-        slurm.run("sacctmgr", "-i", "delete", "user", "root", "account=lab")
-        slurm.run("sacctmgr", "-i", "delete", "account", "lab,other")
-        slurm.run("scontrol", "update", "partitionname=main", "maxtime=infinite")
-
-
-def refusal(sweep: Sweep) -> list[str]:
-    """What a launch says, less the file's name."""
-    with pytest.raises(UserError) as caught:
-        launch(sweep, "slurm")
-    return [line.removeprefix(f"{sweep.file}: ") for line in str(caught.value).splitlines()]
-
-
-def test_sbatchs_refusal_is_reported_with_its_message_and_leaves_nothing_behind(
-    slurm: Any, tmp_path: Path
-) -> None:
-    sweep = toy.make_sweep(tmp_path, {}, slurm={"gres": "moon:1"})
-    with pytest.raises(UserError, match=r"sbatch refused the jobs: .*gres"):
-        launch(sweep, "slurm")
-    assert states(sweep) == ["missing"]
-    assert not mine(sweep)
 
 
 def test_a_controller_that_does_not_answer_is_an_error_not_an_empty_queue(

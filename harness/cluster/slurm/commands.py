@@ -17,20 +17,30 @@ from harness.cluster.records import Record
 ANSWER_LIMIT_S = 30.0
 CANCEL_LIMIT_S = 120.0
 IDS_PER_CALL = 500
+OF_SLURM = ("SBATCH_", "SALLOC_", "SRUN_", "SLURM_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_",
+            "SCANCEL_", "SUBMITIT_", "PMI")
+"""Beginnings of variables that change what SLURM's commands do, or that belong to a job."""
+OF_THE_SITE = ("SLURM_CONF", "SLURM_JWT")
+"""Those by which the commands find their cluster and are admitted."""
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without variables that change SLURM's commands, such as
+    SBATCH_TIMELIMIT, SQUEUE_STATES and SLURM_TIME_FORMAT."""
+    return {name: value for name, value in os.environ.items()
+            if name in OF_THE_SITE or not name.startswith(OF_SLURM)}
 
 
 @contextmanager
 def submitting(what: str) -> Iterator[None]:
     """Let submitit submit jobs in the body, also from inside a job.
 
-    sbatch would pass that job's variables to the new ones, so they are hidden. Raises UserError
-    naming `what`, with the last line of sbatch's message.
+    sbatch prefers variables such as SBATCH_TIMELIMIT to its script, and passes those of a job to
+    the new ones, so they are hidden. Raises UserError naming `what`, with the last line of sbatch's
+    message.
     """
-    hidden: dict[str, str] = {}
-    if "SLURM_JOB_ID" in os.environ:
-        prefixes = ("SLURM_", "SRUN_", "SUBMITIT_", "PMI")
-        names = [n for n in os.environ if n.startswith(prefixes) and n != "SLURM_CONF"]
-        hidden = {name: os.environ.pop(name) for name in names}
+    kept = clean_environment()
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name not in kept}
     try:
         yield
     except Exception as error:  # submitit's own classes differ between its versions
@@ -58,30 +68,38 @@ def _config(key: str) -> str:
 
 def ask(command: Sequence[str]) -> str:
     """Return what a SLURM command prints. Raises NoAnswer when it fails or does not return."""
-    # SQUEUE_STATES and the like would hide jobs
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
+    answer = call(command)
+    if answer.returncode == 0:
+        return answer.stdout
+    raise no_answer(command, answer.stderr.strip() or f"exit status {answer.returncode}")
+
+
+def call(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a SLURM command that reads `text`. Raises NoAnswer when it is missing or does not
+    return."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S,
-                                env=environment)
+        return subprocess.run(command, input=text, capture_output=True, text=True,
+                              timeout=ANSWER_LIMIT_S, env=clean_environment())
     except FileNotFoundError:
         raise NoAnswer(f"{command[0]}: not on PATH; --cluster local runs here") from None
     except subprocess.TimeoutExpired:
-        error = f"no answer within {ANSWER_LIMIT_S:.0f} s"
-    else:
-        if answer.returncode == 0:
-            return answer.stdout
-        error = answer.stderr.strip() or f"exit status {answer.returncode}"
-    raise NoAnswer(f"{command[0]}: {error}\nthe SLURM cluster does not answer; try again later, or "
-                   "run on this machine with --cluster local")
+        raise no_answer(command, f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
+
+
+def no_answer(command: Sequence[str], error: str) -> NoAnswer:
+    return NoAnswer(f"{command[0]}: {error}\nthe SLURM cluster does not answer; try again later, "
+                    "or run on this machine with --cluster local")
 
 
 def my_jobs() -> dict[str, tuple[str, str, str]]:
-    """Return (state, reason, name) of the user's jobs by id (array_task), in one call."""
+    """Return (state, reason, name) of the user's jobs by id (array_task), in one call. The reason
+    BeginTime has the time at which the job may start."""
     text = ask([
-        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%j",
+        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%S|%j",
     ])
-    rows = [line.strip().split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
-    return {number: (state, reason, name) for number, state, reason, name in rows}
+    rows = [line.strip().split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
+    return {number: (state, f"{reason} {start}" if reason == "BeginTime" else reason, name)
+            for number, state, reason, start, name in rows}
 
 
 def is_of(job: tuple[str, str, str] | None, record: Record) -> bool:

@@ -14,6 +14,7 @@ from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
 from harness.cluster.rank_processes import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
+from harness.cluster.slurm.commands import clean_environment
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import stop_after, stop_requested
@@ -221,4 +222,4 @@ def _queue_entry() -> tuple[str, float, float]:
 
 def _run(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True,
-                          timeout=REQUEUE_LIMIT_S).stdout
+                          timeout=REQUEUE_LIMIT_S, env=clean_environment()).stdout

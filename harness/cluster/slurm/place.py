@@ -38,7 +38,6 @@ class Slurm(Place):
 
     def check(self, sweep: Sweep, jobs: int) -> None:
         site.check(sweep, jobs + before_and_after.job_count(sweep, jobs))
-        script.parameters(sweep, job_name=sweep.name)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         room = Room(sweep.resources, most_jobs=commands.max_array_size())
@@ -52,10 +51,11 @@ class Slurm(Place):
         return replace(room, at_once=left or most, after=() if left else living)
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
+        lines = script.variables(sweep)
         if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
-            return ("trials run on the CPU, because the sweep requests no GPU; resources.gpus=1 "
-                    "requests one per trial, resources.gpus=0 hides this line")
-        return ""
+            lines.append("trials run on the CPU, because the sweep requests no GPU; resources.gpus"
+                         "=1 requests one per trial, resources.gpus=0 hides this line")
+        return "\n".join(lines)
 
     def preview(self, sweep: Sweep, jobs: int) -> str:
         return f"sbatch gets:\n\n{script.script(sweep, jobs)}"

@@ -13,14 +13,19 @@ from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.reading import Sweep
 
 OURS = {"time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",
-        "ntasks_per_node": "resources.tasks", "cpus_per_task": "resources.cpus",
-        "gpus_per_node": "resources.gpus"}
+        "ntasks": "resources.tasks", "ntasks_per_node": "resources.tasks",
+        "cpus_per_task": "resources.cpus", "gpus_per_node": "resources.gpus"}
 """Options of sbatch that follow from the sweep's resources, and the key to use instead."""
 GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
 """Options that request GPUs instead of `resources.gpus`."""
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
-           "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
+           "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only", "quiet", "clusters",
+           "stderr_to_stdout")
 """sbatch options that would break the job-to-trial mapping."""
+DEFAULTS = {f"SBATCH_{key.upper()}": key for key in
+            ("account", "constraint", "partition", "qos", "reservation", "wckey")}
+"""Variables of sbatch that stand for options which the sweep leaves out. All others are hidden from
+sbatch, because it would prefer them to the script."""
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     Options that submitit does not know go to sbatch unchanged. Raises UserError naming every key of
     the `slurm` section that cannot be used.
     """
-    resources, options = sweep.resources, dict(sweep.slurm)
+    resources, options = sweep.resources, options_of(sweep)
     known = _executor_class()._valid_parameters()
     faults = [f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
               for key in options if key in OURS or key in REFUSED]
@@ -49,8 +54,10 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}:{here} {SAFE_PATH}=1")
     # since 22.05 srun ignores sbatch's --cpus-per-task: every rank would get one core
     srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
+    if "export" in options:  # which srun would take over: NONE would hide `env` and `setup`
+        srun_args = ["--export=ALL", *srun_args]
     result: dict[str, Any] = {
-        "job_name": job_name, "time": minutes(resources.time), "nodes": resources.nodes,
+        "job_name": _escaped(job_name), "time": minutes(resources.time), "nodes": resources.nodes,
         "ntasks_per_node": resources.ranks_per_node, "cpus_per_task": resources.cpus,
         "srun_args": srun_args, "setup": setup,
         "wckey": None,  # some sites refuse submitit's default
@@ -58,15 +65,39 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     if resources.gpus and not GPU_OPTIONS & set(options):
         result["gpus_per_node"] = resources.gpus
     if resources.memory and not {"mem_per_cpu", "mem_per_gpu"} & set(options):
-        result["mem"] = f"{round(gigabytes(resources.memory) * 1024)}MB"
+        result["mem"] = f"{max(1, round(gigabytes(resources.memory) * 1024))}MB"  # 0: all of it
     # some sites requeue only jobs that ask for it; preempted trials must resume
-    extra: dict[str, Any] = {"requeue": True}
+    requeue = options.pop("requeue", "no_requeue" not in options)
+    extra: dict[str, Any] = {"requeue" if requeue else "no_requeue": True}
     for key, value in options.items():
-        if value is False:
-            extra.pop(key, None)
-        elif key != "job_name":
-            (result if key in known else extra)[key] = value
+        if key != "job_name":
+            (result if key in known else extra)[key] = _escaped(value)
     return {**result, "additional_parameters": extra}
+
+
+def _escaped(value: Any) -> Any:
+    """Return an option for a line #SBATCH, where a backslash is special within quotes too."""
+    return value.replace("\\", r"\\") if isinstance(value, str) else value
+
+
+def options_of(sweep: Sweep) -> dict[str, Any]:
+    """Return a sweep's `slurm` section, with the environment's `DEFAULTS` where it says nothing."""
+    there = {key: os.environ[name] for name, key in DEFAULTS.items() if os.environ.get(name)}
+    return {**there, **sweep.slurm}
+
+
+def variables(sweep: Sweep) -> list[str]:
+    """Return lines on what becomes of sbatch's variables in the environment."""
+    there = sorted(name for name in os.environ
+                   if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
+    used = [name for name in there if os.environ[name] and name in DEFAULTS
+            and DEFAULTS[name] not in sweep.slurm]
+    ignored = [name for name in there if name not in used]
+    lines = [f"{name}={os.environ[name]} is used, because slurm.{DEFAULTS[name]} is not set"
+             for name in used]
+    if ignored:
+        lines.append(f"ignored: {', '.join(ignored)}; set slurm.KEY or resources.KEY instead")
+    return lines
 
 
 def _executor_class() -> Any:

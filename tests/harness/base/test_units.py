@@ -11,8 +11,13 @@ def test_times_and_sizes_are_read_with_their_units() -> None:
     assert [minutes(t) for t in ("90m", "4h", "1d12h", "1.5h", "30s", "1h 30m")] == [
         90, 240, 2160, 90, 1, 90
     ]
-    assert [minutes(t) for t in ("", "4x", "4", "h", "-1h", "4:00")] == [0] * 6
-    assert [gigabytes(t) for t in ("32GB", "512M", "1TB", "1.5 G")] == [32, 0.5, 1024, 1.5]
+    # sbatch reads 4:00 as four minutes, so it is refused
+    slurm = ("12:00:00", "1-00:00:00", "0:00:30", "1:02:03", "2-12", "1-6:30", "7-00:00:01")
+    assert [minutes(t) for t in slurm] == [720, 1440, 1, 63, 3600, 1830, 10081]
+    assert [minutes(t) for t in ("", "4x", "4", "h", "-1h", "4:00", "1:60:00", "0:0:0")] == [0] * 8
+    assert [gigabytes(t) for t in ("32GB", "512M", "1TB", "1.5 G", "32gb", "8GiB")] == [
+        32, 0.5, 1024, 1.5, 32, 8
+    ]
     assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
 
 

@@ -39,9 +39,11 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
     answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
-    calls = answers("squeue", "12_0|RUNNING|None|toys.abc\n12_1|PENDING|Job|Array|Limit|x\n\n")
+    calls = answers("squeue", "12_0|RUNNING|None|N/A|toys.abc\n"
+                    "12_1|PENDING|Job|N/A|Array|Limit|x\n\n13|PENDING|BeginTime|2031-12-01T18:30:00|toys.abd\n")
     assert commands.my_jobs() == {
-        "12_0": ("RUNNING", "None", "toys.abc"), "12_1": ("PENDING", "Job", "Array|Limit|x")
+        "12_0": ("RUNNING", "None", "toys.abc"), "12_1": ("PENDING", "Job", "Array|Limit|x"),
+        "13": ("PENDING", "BeginTime 2031-12-01T18:30:00", "toys.abd"),
     }
     [call] = calls.read_text().splitlines()
     assert call.startswith(" --noheader")

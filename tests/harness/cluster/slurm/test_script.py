@@ -94,7 +94,11 @@ def test_other_ways_to_ask_for_gpus_and_memory_replace_ours(
     found = directives(sweep)
     assert found["gres"] == "gpu:a100:2"
     assert found["mem-per-cpu"] == "2GB"
+    assert found["no-requeue"] == ""
     assert not {"gpus-per-node", "mem", "requeue"} & found.keys()
+    tiny = toy.make_sweep(tmp_path, {}, resources={"memory": "0.1MB"}, slurm={"no_requeue": True})
+    assert directives(tiny)["mem"] == "1MB"  # 0 would be all memory of the node
+    assert not {"requeue"} & directives(tiny).keys()
 
 
 def test_options_that_have_a_key_of_their_own_are_refused_together(
@@ -117,7 +121,7 @@ def test_an_option_of_any_type_is_refused_or_is_in_the_script(
     options -= {*slurm.OURS, *slurm.REFUSED}
     sweep, refused = toy.make_sweep(tmp_path, {}), set()
     for option in sorted(options):
-        for value in ("x", "2", 7, 0, -1, 1.5, True, ["x"], [1], {"A": 1}):
+        for value in ("x", "2", "0", "-1", "1.5", "true", ["x"], {"A": "1"}):
             faults: list[str] = []
             found = read_slurm([Setting(option, value, "here")], faults)
             if faults:
@@ -126,5 +130,33 @@ def test_an_option_of_any_type_is_refused_or_is_in_the_script(
             else:
                 slurm.script(dataclasses.replace(sweep, slurm=found), 3)
     assert {("array_parallelism", "'x'"), ("signal_delay_s", "'x'"), ("teardown", "'x'"),
-            ("python", "7"), ("account", "['x']")} <= refused
-    assert not {("array_parallelism", "7"), ("teardown", "['x']"), ("account", "7")} & refused
+            ("account", "['x']")} <= refused
+    assert not {("array_parallelism", "'2'"), ("teardown", "['x']"), ("account", "'2'")} & refused
+
+
+def test_only_flags_stand_without_a_value(toy: ModuleType, tmp_path: Path) -> None:
+    options = {"comment": True, "account": True, "gres": True, "hold": True, "exclusive": True,
+               "nice": "010"}
+    found = directives(toy.make_sweep(tmp_path, {}, slurm=options))
+    assert {key: found[key] for key in options} == {
+        "comment": "true", "account": "true", "gres": "true", "hold": "", "exclusive": "",
+        "nice": "010",
+    }
+
+
+def test_variables_of_sbatch_are_defaults_of_the_sweep_or_have_no_effect(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"SBATCH_ACCOUNT": "lab", "SBATCH_QOS": "high", "SBATCH_TIMELIMIT": "1",
+             "SBATCH_ARRAY_INX": "0-5", "SBATCH_PARTITION": "", "SLURM_CLUSTERS": "moon"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"qos": "low"})
+    found = directives(sweep)
+    assert (found["account"], found["qos"], found["time"]) == ("lab", "low", "10")
+    assert "partition" not in found
+    assert slurm.variables(sweep) == [
+        "SBATCH_ACCOUNT=lab is used, because slurm.account is not set",
+        "ignored: SBATCH_ARRAY_INX, SBATCH_PARTITION, SBATCH_QOS, SBATCH_TIMELIMIT, "
+        "SLURM_CLUSTERS; set slurm.KEY or resources.KEY instead",
+    ]

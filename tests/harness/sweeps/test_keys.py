@@ -1,0 +1,73 @@
+"""The section `slurm` of a sweep file: what is written is what sbatch gets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.config.sources import Setting, parse_overrides
+from harness.config.yaml_files import parse
+from harness.sweeps.keys import FREE, entries, read_slurm, sort_settings, sweep_texts
+
+
+@dataclass
+class Config:
+    seed: int = 1
+
+
+def read(text: str, *words: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the options of a sweep file's text and of command-line words, and the faults."""
+    faults: list[str] = []
+    section = parse(text, sweep_texts(Config))[0]["slurm"] if text else None
+    parts: dict[str, list[Setting]] = {key: [] for key in FREE}
+    parts["slurm"] = entries(Setting("slurm", section, "file"), faults)
+    settings = parse_overrides(words, sweep_texts(Config))
+    sort_settings(settings, [], parts, Config, faults)
+    return read_slurm(parts["slurm"], faults), faults
+
+
+def test_options_of_sbatch_are_what_was_written_and_null_ones_are_left_out() -> None:
+    options = {
+        "account": "0123", "begin": "18:30", "comment": "on", "qos": "1.10", "exclusive": True,
+        "requeue": False, "array_parallelism": 4, "env": {"A": "FALSE", "B": "22:30:00", "C": ""},
+    }
+    written = ("{account: 0123, begin: 18:30, comment: on, qos: 1.10, exclusive: true, "
+               "requeue: False, array_parallelism: 4, partition: ~, "
+               "env: {A: FALSE, B: 22:30:00, C: }}")
+    assert read(f"slurm: {written}") == (options, [])
+    assert read("", f"slurm={written}") == (options, [])
+    assert read("slurm: {qos: high, comment: a b}", "slurm.account=1e5", "slurm.qos=null") == (
+        {"account": "1e5", "comment": "a b"}, []
+    )
+    assert read("slurm:") == read("slurm: {}") == ({}, [])
+
+
+@pytest.mark.parametrize("written", [
+    "010", "1e3", "1_000", "0x1F", "0o17", "1.10", "-0", ".5", "2024-01-01", "22:30:00", "yes",
+    "No", "on", "OFF", "true", "False", "nan", "-.inf", "=",
+])
+def test_a_word_in_the_section_slurm_is_its_own_text(written: str) -> None:
+    options = {"comment": written, "env": {"A": written}, "setup": [written],
+               "srun_args": [written]}
+    text = (f"{{comment: {written}, env: {{A: {written}}}, setup: [{written}], "
+            f"srun_args: [{written}]}}")
+    assert read(f"slurm: {text}") == (options, [])
+    assert read("", f"slurm={text}") == (options, [])
+    assert read("", f"slurm.comment={written}") == ({"comment": written}, [])
+
+
+@pytest.mark.parametrize(("line", "fault"), [
+    ("exclusive: yes", "exclusive: write true or false, found 'yes'"),
+    ("requeue: OFF", "requeue: write true or false, found 'OFF'"),
+    ("hold: false", "hold: sbatch cannot negate it; write null to leave it out"),
+    ("account:", "account: is empty; write a value, or null to leave it out"),
+    ("qos: ''", "qos: is empty; write a value, or null to leave it out"),
+    ("setup: [a, '']", "setup: expected a list of strings"),
+    ("env: {A: [1]}", "env: A: expected one value, found ['1']"),
+    ("array_parallelism: 0", "array_parallelism: expected an integer of at least 1, found '0'"),
+])
+def test_empty_values_and_flags_that_cannot_be_negated_are_named(line: str, fault: str) -> None:
+    assert read(f"slurm:\n  {line}\n")[1] == [f"file: slurm.{fault}"]
+    key, _, value = line.partition(": ")
+    told = [f"command line, override 1: slurm.{fault}"]
+    assert read("", f"slurm.{key.rstrip(':')}={value}")[1] == told
