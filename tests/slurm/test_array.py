@@ -104,7 +104,7 @@ def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
     assert {(s["WORLD_SIZE"], s["MASTER_ADDR"], s["TOY"]) for s in seen} == {
         ("4", "node1", "a b'c")
     }
-    assert len({s["MASTER_PORT"] for s in seen}) == 1
+    assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
     assert {s["OMP_NUM_THREADS"] for s in seen} == {"1"}
 
 

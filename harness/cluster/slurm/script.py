@@ -48,7 +48,8 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         code, here = shlex.quote(str(sweep.code)), shlex.quote(os.getcwd())
         setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}:{here} {SAFE_PATH}=1")
     # since 22.05 srun ignores sbatch's --cpus-per-task: every rank would get one core
-    srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
+    srun_args = [f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1",
+                 *options.pop("srun_args", [])]
     result: dict[str, Any] = {
         "job_name": job_name, "time": minutes(resources.time), "nodes": resources.nodes,
         "ntasks_per_node": resources.ranks_per_node, "cpus_per_task": resources.cpus,

@@ -139,7 +139,7 @@ def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants
     seen = [read_json(file) for file in files]
     assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "2", "3"]
     assert {s["WORLD_SIZE"] for s in seen} == {"4"}
-    assert len({s["MASTER_PORT"] for s in seen}) == 1
+    assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
     assert {s["CUDA_VISIBLE_DEVICES"] for s in seen} == {""}
 
 
