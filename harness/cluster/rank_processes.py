@@ -6,6 +6,7 @@
 import ctypes
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from harness.base.files import log_tail
 from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
 from harness.runs import peers
 from harness.runs.execute import execute
+from harness.runs.failures import LOST_RANK
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
 
@@ -188,7 +190,11 @@ def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Pa
     """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
     broken: the first rank that failed, if any. codes, logs: exit status and log of each rank."""
     status = run.status()
-    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
+    knows_more = broken is not None and codes[broken] < 0  # which signal killed the lost rank
+    is_settled = status["state"] == "failed" and not (
+        knows_more and re.search(LOST_RANK, status.get("error", ""))
+    )
+    if run.is_complete() or is_settled or lock_holder(run.lock_file) is not None:
         return
     facts = {key: status[key] for key in ("attempts", "started") if key in status}
     try:
