@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import write_json
+from harness.base.files import read_json, write_json
 from harness.base.locks import LockLost, job_id
 from harness.config.yaml_files import read_yaml
 from harness.runs import peers
@@ -71,6 +71,7 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         end_with("failed", log=str(run.log_file), **failure)
         if leader:
             run.lock_file.unlink(missing_ok=True)
+        _end_for_rank_0(run, failure)
 
     try:
         peers.on_loss(end_as_another_failed)
@@ -92,10 +93,23 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         failure, text, knows_cause = describe(error)
         outcome = end_with("failed", log=str(run.log_file), **failure)
         log.error("failed: %s", text)
+        _end_for_rank_0(run, failure)
         peers.tell(failure, knows_cause=knows_cause)
         return outcome
     peers.end_here()
     return end_with("complete", seconds=time.time() - started)
+
+
+def _end_for_rank_0(run: Run, failure: peers.Failure) -> None:
+    """Write the status of a run whose rank 0 was killed, and remove its lock, which would look
+    alive for a while from other machines."""
+    dead = peers.dead_leader()
+    with suppress(OSError, ValueError, KeyError):
+        holder = read_json(run.lock_file)
+        if dead == [holder["host"], holder["pid"]]:
+            facts = {k: v for k, v in run.status().items() if k not in ("state", "time")}
+            run.set_status("failed", **{**facts, **failure, "log": str(run.log_file)})
+            run.lock_file.unlink()
 
 
 def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.base.errors import Hindered, UserError
 from harness.runs import peers
-from harness.runs.peers import RankLost
+from harness.runs.connections import RankLost
 from harness.runs.stopping import Stopped
 
 LOST_RANK = (r"Connection closed by peer|Connection reset by peer|remote process exited|"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.runs import peers
+from harness.runs import connections, peers
 from harness.runs.run import Run
 
 SOON_S = 5.0
@@ -87,6 +87,7 @@ def ended(processes: dict[int, subprocess.Popen[str]]) -> dict[int, tuple[int, s
     [
         (0, "full", "metrics.jsonl: No space left on device", True),
         (2, "raise", "rank 2: ValueError: no such thing", False),
+        (0, "kill", "rank 0: its process on HOST ended without a message", True),
         (1, "kill", "rank 1: its process on HOST ended without a message", True),
     ],
 )
@@ -103,14 +104,6 @@ def test_all_ranks_end_soon_after_one_has_failed_and_the_status_names_it(
     assert all(error.partition(": ")[2] in results[rank][1] for rank in range(3) if rank != who)
     assert not Run(tmp_path / "run").lock_file.exists()
     assert not list((tmp_path / "run").glob(".ranks-*"))
-
-
-def test_ranks_end_soon_after_rank_0_was_killed(start: Any, tmp_path: Path) -> None:
-    processes = start(range(3), WHO="0", HOW="kill")
-    until((tmp_path / "run" / "begun-0").exists)
-    results = ended(processes)
-    assert [code for code, _ in results.values()] == [-signal.SIGKILL, 1, 1]
-    assert "rank 0: its process on 127.0.0.1 ended without a message" in results[2][1]
 
 
 def test_ranks_end_soon_with_the_message_of_rank_0_that_found_its_folder_in_use(
@@ -137,20 +130,27 @@ def catches_term(process: subprocess.Popen[str]) -> bool:
 
 
 def test_a_wait_for_other_ranks_ends_at_a_signal(start: Any, tmp_path: Path) -> None:
-    numbers = {0: signal.SIGUSR2, 1: signal.SIGTERM, 3: signal.SIGINT}
+    numbers = {0: signal.SIGUSR2, 1: signal.SIGINT}
     run, waiting = Run(tmp_path / "run"), start(numbers, world=5)
     until(lambda: all(catches_term(process) for process in waiting.values()))
     for rank, number in numbers.items():
         waiting[rank].send_signal(number)
-    assert [code for code, _ in ended(waiting).values()] == [3, 3, 3]
+    assert [code for code, _ in ended(waiting).values()] == [3, 3]
     assert run.status()["state"] == "stopped"
     assert run.status()["reason"] == "on request, while it waited for other ranks"
+    # TERM is what starters of ranks send when one of them could not start
+    waiting = start([0], world=3)
+    until(lambda: catches_term(waiting[0]) and run.status()["state"] == "running")
+    waiting[0].terminate()
+    assert [code for code, _ in ended(waiting).values()] == [1]
+    assert run.status()["error"].startswith("ended by SIGTERM while it waited for 2 of 3 ranks at ")
+    assert run.status()["hindered"]
 
 
 def test_a_rank_that_waits_says_for_whom_and_gives_up_after_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(peers, "NOTICE_S", (0.2, 60.0))
+    monkeypatch.setattr(connections, "NOTICE_S", (0.2, 60.0))
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", peers.ATTEMPT: "two"}.items():
         monkeypatch.setenv(name, value)
     program = (
@@ -160,10 +160,17 @@ def test_a_rank_that_waits_says_for_whom_and_gives_up_after_the_limit(
     )
     second = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)],
                               env=os.environ | {"RANK": "2"}, stderr=subprocess.PIPE, text=True)
-    with pytest.raises(UserError) as caught, peers.together(tmp_path):
-        port = json.loads((tmp_path / ".ranks-two.json").read_text())["port"]
-        until(lambda: peers._own is not None and 2 in peers._own.links)
-        peers.meet(limit_s=0.5)
+    ports = []
+
+    def meet() -> None:
+        with peers.together(tmp_path):
+            ports.append(json.loads((tmp_path / ".ranks-two.json").read_text())["port"])
+            until(lambda: peers._own is not None and 2 in peers._own.links)
+            peers.meet(limit_s=0.5)
+
+    with pytest.raises(UserError) as caught:
+        meet()
+    [port] = ports
     missing = f"2 of 4 ranks at 127.0.0.1:{port} (rank 1, 3)"
     assert caplog.messages == [f"waiting for {missing}; gives up after 0.00833 min"]
     assert str(caught.value).startswith(f"{missing}: not there after 0.00833 min")

@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from harness.base import machine
+from harness.base.files import read_json
 from harness.cluster.causes import with_next_step
+from harness.runs.run import Run
 from harness.training import ranks
 
 # --- what runs on the ranks ---
@@ -237,3 +241,61 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
 
 def test_a_free_port_can_be_bound() -> None:
     assert 1024 <= machine.free_port() < 65536
+
+
+IN_A_BARRIER = """
+import errno, os, sys, time
+from pathlib import Path
+from harness.base.files import write_json
+from harness.runs.execute import execute
+from harness.runs.run import Run
+from harness.training import ranks
+
+def run(run, report=None):
+    ranks.init_ranks()
+    ranks.barrier()
+    write_json(run.folder / f"begun-{ranks.rank()}.json",
+               {"time": time.time(), "MASTER_PORT": os.environ.get("MASTER_PORT")})
+    if ranks.rank() == int(os.environ["WHO"]):
+        time.sleep(0.5)  # the other one waits in the barrier by then
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    ranks.barrier()
+
+if __name__ == "__main__":
+    from harness.cluster.rank_processes import log_to_stderr
+    log_to_stderr()
+    outcome = execute(Run(Path(sys.argv[1])))
+    write_json(Path(sys.argv[1]) / "ended.json", time.time())
+    sys.exit(0 if outcome == "complete" else 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a_barrier(
+    tmp_path: Path, who: int
+) -> None:
+    program = tmp_path / "in_a_barrier.py"
+    program.write_text(IN_A_BARRIER)
+    run = Run(tmp_path / "run")
+    run.create("run:\n  experiment: in_a_barrier.run\n")
+    port = machine.free_port()
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "RANK", "WORLD"))}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         f"--master-port={port}", str(program), str(run.folder)],
+        env=alone | {"PYTHONPATH": path, "WHO": str(who)}, capture_output=True, text=True,
+        timeout=120,
+    )
+    over = time.time()
+    assert done.returncode != 0
+    assert run.status()["error"] == (
+        ("rank 1: " if who else "") + "metrics.jsonl: No space left on device"
+    )
+    assert run.status()["hindered"]
+    assert f"ends: rank {who}: metrics.jsonl: No space left on device" in done.stderr
+    begun = [read_json(run.folder / f"begun-{rank}.json") for rank in range(2)]
+    assert {one["MASTER_PORT"] for one in begun} == {str(port)}
+    print(over - begun[who]["time"])
+    assert over - begun[who]["time"] < 0.5 + 5.0
