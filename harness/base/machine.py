@@ -1,11 +1,10 @@
-"""The cores, GPUs and ports that this process may use, found without importing torch."""
+"""The cores and GPUs that this process may use, found without importing torch."""
 
 import functools
 import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +15,6 @@ DEVICES = Path("/dev")
 ANSWER_LIMIT_S = 30.0
 PERIOD_US = 100_000
 """Default period of a quota in control groups version 1."""
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def usable_cores() -> list[int]:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.base import machine
 from harness.base.files import read_json
 from harness.cluster.causes import with_next_step
 from harness.runs.run import Run
 from harness.training import ranks
+from tests.commands import free_port
 
 # --- what runs on the ranks ---
 
@@ -126,7 +126,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
         "if rank == 0: ranks.any_rank(False)\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }
     done = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
@@ -144,7 +144,7 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
+        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }
     processes = [
         subprocess.Popen(  # not forked: then they end in time by themselves
@@ -239,10 +239,6 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
     assert ranks.idle_gpus() == ""
 
 
-def test_a_free_port_can_be_bound() -> None:
-    assert 1024 <= machine.free_port() < 65536
-
-
 IN_A_BARRIER = """
 import errno, os, sys, time
 from pathlib import Path
@@ -250,6 +246,7 @@ from harness.base.files import write_json
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.training import ranks
+from tests.commands import free_port
 
 def run(run, report=None):
     ranks.init_ranks()
@@ -279,7 +276,7 @@ def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a
     program.write_text(IN_A_BARRIER)
     run = Run(tmp_path / "run")
     run.create("run:\n  experiment: in_a_barrier.run\n")
-    port = machine.free_port()
+    port = free_port()
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "RANK", "WORLD"))}
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
