@@ -148,14 +148,14 @@ def test_a_trial_ends_soon_after_one_of_its_ranks_has_died_and_is_due_again(
 
 
 MEET = """
-import sys
+import os, sys
 from pathlib import Path
 from harness.cluster.slurm.job import join_step
 from harness.runs import peers
 join_step()
 with peers.together(Path(sys.argv[1])):
     peers.meet()
-    print(peers.own_place(), peers.agree("port", lambda: int(sys.argv[2])))
+    print(sys.argv[2], *peers.own_place(), os.uname().nodename, os.environ["MASTER_ADDR"])
 """
 
 
@@ -165,9 +165,13 @@ def test_two_steps_of_one_allocation_meet_side_by_side(
     monkeypatch.setenv("PYTHONPATH", str(TOYS.parents[1]))
     program = tmp_path / "meet.py"
     program.write_text(MEET)
-    step = f"srun --overlap --nodes=2 --ntasks=2 {sys.executable} {program} {tmp_path}"
-    output = slurm.run("salloc", "--nodes=2", "bash", "-c", f"{step} 1 & {step} 2 & wait")
-    assert sorted(output.splitlines()) == ["(0, 2) 1", "(0, 2) 2", "(1, 2) 1", "(1, 2) 2"]
+    python = f"{sys.executable} {program} {tmp_path}"
+    steps = (f"srun --overlap --nodes=2 --ntasks=2 {python} a & "
+             f"srun --overlap --nodes=1 --nodelist=node2 --ntasks=2 {python} b & wait")
+    output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", steps)
+    assert sorted(output.splitlines()) == [
+        "a 0 2 node1 node1", "a 1 2 node2 node1", "b 0 2 node2 node2", "b 1 2 node2 node2"
+    ]
     assert not list(tmp_path.glob(".ranks-*"))
 
 

@@ -71,9 +71,11 @@ def set_slurm_ranks() -> None:
     os.environ["WORLD_SIZE"] = str(world)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     if world > 1:
-        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow
+        from submitit.slurm.slurm import _parse_node_list  # late: slow
 
-        os.environ["MASTER_ADDR"] = SlurmJobEnvironment().hostnames[0]
+        # a step may have other nodes than its allocation begins with
+        nodes = slurm.get("SLURM_STEP_NODELIST", slurm.get("SLURM_JOB_NODELIST", ""))
+        os.environ["MASTER_ADDR"] = _parse_node_list(nodes)[0]
     os.environ.pop("MASTER_PORT", None)  # rank 0 takes a free one
     attempt = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     os.environ[peers.ATTEMPT] = ".".join(
