@@ -28,7 +28,9 @@ from harness.config.signature import signature
 from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.reporting.terminal import wide
+from harness.runs import peers
 from harness.runs.run import Run
+from harness.runs.stopping import Stopped, stop_on_signals
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.reuse.fingerprints import pin
@@ -71,17 +73,24 @@ def main(
     from harness.runs.execute import execute
 
     join_step()
+    rank, world = peers.own_place()
     place = config.run
     pinned = pin(config)
-    run = Run(Path(place.runs).absolute() / (place.name or recipe_stem(recipe)) / signature(pinned))
-    if not run.is_complete():
-        _check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    run.create(to_yaml(pinned))
-    if profile:
-        return _profile(run, pinned)
-    outcome = execute(run)
+    runs = Path(place.runs).absolute()
+    run = Run(runs / (place.name or recipe_stem(recipe)) / signature(pinned))
+    with peers.together(runs):
+        if not run.is_complete():
+            try:
+                _check(config, world)
+            except Stopped as reason:
+                typer.echo(f"stopped {reason}", err=True)
+                return 1
+        run.create(to_yaml(pinned))
+        if profile:
+            return _profile(run, pinned)
+        outcome = execute(run)
     if outcome == "complete":
-        if os.environ.get("RANK", "0") == "0":
+        if rank == 0:
             print_result(run)
         return 0
     typer.echo(f"{outcome}; log: {run.log_file}", err=True)
@@ -94,7 +103,9 @@ def _check(config: Config, world: int) -> None:
         with quietly():
             preflight(config)
         return
-    from harness.training import ranks
+    with stop_on_signals():
+        peers.meet(60 * config.engine.timeout)
+    from harness.training import ranks  # late: torch takes seconds
 
     ranks.init_ranks(config.engine.timeout)
     try:

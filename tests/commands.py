@@ -7,6 +7,7 @@ import logging
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that is free now, for what takes only a number."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Ended(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from harness.base.machine import free_port
+from tests.commands import free_port
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
 

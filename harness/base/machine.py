@@ -1,4 +1,4 @@
-"""The cores, GPUs and ports that this process may use, found without importing torch."""
+"""The cores and GPUs that this process may use, found without importing torch."""
 
 import functools
 import logging
@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -27,13 +26,6 @@ def user_name(uid: int | None = None) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return str(number)
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def usable_cores() -> list[int]:

@@ -6,19 +6,23 @@
 import ctypes
 import logging
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import log_tail
 from harness.base.locks import Busy, is_beating, job_id, lock_holder
+from harness.runs import peers
 from harness.runs.execute import execute
+from harness.runs.failures import LOST_RANK
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
 
@@ -31,8 +35,10 @@ HINDERED_STATUS = 4
 """Exit status of a rank that could not write to its run folder."""
 GRACE_S = 30.0
 """How long a trial may take to save after a stop was requested."""
+BROKEN_S = 4.0
+"""How long the other ranks may take to end after one has failed; they notice it by themselves."""
 POLL_S = 0.2
-REPLACED = ("MASTER_ADDR", "MASTER_PORT")
+REPLACED = ("MASTER_ADDR", "MASTER_PORT", peers.ATTEMPT)
 
 Process = subprocess.Popen[bytes]
 
@@ -105,13 +111,14 @@ class RankGroup:
     gpus: str = ""
     """CUDA_VISIBLE_DEVICES of all ranks here; each takes the one of its local rank."""
     address: str = "127.0.0.1"
-    port: int = 0
-    """Where rank 0 listens; 0: a single rank, which does not."""
+    """The host of rank 0."""
+    attempt: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What only these ranks share; each start needs its own."""
 
     def environment(self, local: int) -> dict[str, str]:
         """Return the environment of a rank, in which torch and DeepSpeed find the others."""
         kept = {name: value for name, value in os.environ.items() if name not in REPLACED}
-        master = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)} if self.port else {}
+        master = {"MASTER_ADDR": self.address, peers.ATTEMPT: self.attempt}
         return {**kept, "RANK": str(self.first + local), "LOCAL_RANK": str(local),
                 "WORLD_SIZE": str(self.world), "OMP_NUM_THREADS": str(self.cpus),
                 "CUDA_VISIBLE_DEVICES": self.gpus, **master}
@@ -133,8 +140,8 @@ def start_process(
 def wait(processes: Sequence[Process]) -> int | None:
     """Wait for all ranks and return the first that failed, if any.
 
-    After a stop request or the failure of a rank, all ranks get TERM; after the grace time they are
-    killed with all their child processes.
+    After a stop request or the failure of a rank, all ranks get TERM; after GRACE_S or BROKEN_S
+    they are killed with all their child processes.
     """
     deadline: float | None = None
     broken: int | None = None
@@ -142,7 +149,7 @@ def wait(processes: Sequence[Process]) -> int | None:
         if broken is None:
             broken = _failed_rank(processes)
         if deadline is None and (stop_requested() or broken is not None):
-            deadline = time.monotonic() + GRACE_S
+            deadline = time.monotonic() + (GRACE_S if broken is None else BROKEN_S)
             for process in processes:
                 process.terminate()
         if deadline is not None and time.monotonic() > deadline:
@@ -181,7 +188,11 @@ def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Pa
     """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
     broken: the first rank that failed, if any. codes, logs: exit status and log of each rank."""
     status = run.status()
-    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
+    knows_more = broken is not None and codes[broken] < 0  # which signal killed the lost rank
+    is_settled = status["state"] == "failed" and not (
+        knows_more and re.search(LOST_RANK, status.get("error", ""))
+    )
+    if run.is_complete() or is_settled or lock_holder(run.lock_file) is not None:
         return
     facts = {key: status[key] for key in ("attempts", "started") if key in status}
     try:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import write_json
+from harness.base.files import read_json, write_json
 from harness.base.locks import LockLost, job_id
 from harness.config.yaml_files import read_yaml
+from harness.runs import peers
 from harness.runs.environment import CODE, environment
 from harness.runs.failures import describe
 from harness.runs.run import Run
@@ -34,18 +35,20 @@ def execute(run: Run, *, report: Report | None = None) -> Outcome:
     """Execute the run in `run.folder` and return how it ended; its failure raises nothing.
 
     The experiment is the function that `run.experiment` in the run's config.yaml names. It is
-    called on every rank as `experiment(run, report)`; `report`, if given, gets rank 0's metrics
-    after each epoch. A complete run returns at once; a stopped or failed one resumes from its last
-    checkpoint. A failed run's status has `hindered: true` if the cause lies outside the run.
+    called on every rank, when all ranks have met, as `experiment(run, report)`; `report`, if given,
+    gets rank 0's metrics after each epoch. A complete run returns at once; a stopped or failed one
+    resumes from its last checkpoint. A failed run's status has `hindered: true` if the cause lies
+    outside the run. When another rank fails, this one fails too, or its process is ended.
     Raises Busy when another process holds the run, LockLost when one took it over from this
     process (both leave the folder unchanged); UserError when the folder cannot be written.
     """
     if run.is_complete():
         return "complete"
-    if int(os.environ.get("RANK", "0")) != 0:
-        return _execute(run, None, leader=False)
-    with run.lock(), _log_to(run.log_file):
-        return _execute(run, report, leader=True)
+    with peers.together(run.folder):
+        if peers.own_place()[0] != 0:
+            return _execute(run, None, leader=False)
+        with run.lock(), _log_to(run.log_file):
+            return _execute(run, report, leader=True)
 
 
 def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
@@ -64,25 +67,49 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
                 log.error("%s: cannot be written: %s", run.status_file, error.strerror)
         return state
 
+    def end_as_another_failed(failure: peers.Failure) -> None:
+        end_with("failed", log=str(run.log_file), **failure)
+        if leader:
+            run.lock_file.unlink(missing_ok=True)
+        _end_for_rank_0(run, failure)
+
     try:
+        peers.on_loss(end_as_another_failed)
         if leader:
             run.set_status("running", **facts)
             write_json(run.environment_file, environment(CODE))
         with stop_on_signals():
+            peers.meet()
             load_function(run, "experiment")(run, report)
-    except Stopped as reason:
-        # the status first: it raises LockLost before a line is logged into another process's folder
-        outcome = end_with("stopped", reason=str(reason))
-        log.warning("stopped %s", reason)
-        return outcome
     except LockLost:  # status and log belong to another process now
         raise
     except (Exception, KeyboardInterrupt) as error:
-        failure, text = describe(error, run, leader=leader)
+        peers.end_here()
+        if isinstance(error, Stopped) and peers.cause() is None:
+            # the status first: LockLost must come before a line in another process's log
+            outcome = end_with("stopped", reason=str(error))
+            log.warning("stopped %s", error)
+            return outcome
+        failure, text, knows_cause = describe(error)
         outcome = end_with("failed", log=str(run.log_file), **failure)
         log.error("failed: %s", text)
+        _end_for_rank_0(run, failure)
+        peers.tell(failure, knows_cause=knows_cause)
         return outcome
+    peers.end_here()
     return end_with("complete", seconds=time.time() - started)
+
+
+def _end_for_rank_0(run: Run, failure: peers.Failure) -> None:
+    """Write the status of a run whose rank 0 was killed, and remove its lock, which would look
+    alive for a while from other machines."""
+    dead = peers.dead_leader()
+    with suppress(OSError, ValueError, KeyError):
+        holder = read_json(run.lock_file)
+        if dead == [holder["host"], holder["pid"]]:
+            facts = {k: v for k, v in run.status().items() if k not in ("state", "time")}
+            run.set_status("failed", **{**facts, **failure, "log": str(run.log_file)})
+            run.lock_file.unlink()
 
 
 def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> Callable[..., Any]:

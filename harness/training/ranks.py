@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.base.machine import free_port, machine_gpus, visible_gpus
+from harness.base.errors import UserError
+from harness.base.machine import machine_gpus, visible_gpus
+from harness.runs import peers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,25 +30,27 @@ T = TypeVar("T")
 def init_ranks(timeout_minutes: float = 30.0) -> None:
     """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
 
-    A collective fails when it waits for a rank longer than the timeout. RANK, WORLD_SIZE,
-    LOCAL_RANK, MASTER_ADDR and MASTER_PORT name the ranks. Without them this process is the only
-    rank, with a free port that child processes do not inherit.
+    A collective fails when it waits for a rank longer than the timeout. RANK, WORLD_SIZE and
+    LOCAL_RANK name the ranks; without them this process is the only one. They meet at MASTER_ADDR
+    and MASTER_PORT; without a port rank 0 takes a free one and tells those that are connected with
+    it (`harness.runs.peers`). Raises UserError for variables that do not fit together.
     """
     if dist.is_initialized():
         return
+    own, world = peers.own_place()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    own = {name: value for name, value in address.items() if name not in os.environ}
-    os.environ.update(own)
-    if not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     set_gpu()
-    import_deepspeed().init_distributed(
-        auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
+    deepspeed = import_deepspeed()
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=_store(own, world, timeout), rank=own,
+        world_size=world, timeout=timeout, device_id=device() if on_gpu and world > 1 else None,
     )
-    for name in own:
-        del os.environ[name]
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
     if not torch.cuda.is_available() and world_size() > 1:
@@ -54,6 +58,28 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
         # collective. Dropping them later aborts the process (one or two of four ranks on two
         # cores), even with the process group destroyed.
         atexit.register(time.sleep, 0.1)
+
+
+def _store(own: int, world: int, timeout: timedelta) -> dist.Store | None:
+    """Return the store through which the ranks join; None: the one at MASTER_PORT."""
+    if world == 1:
+        return dist.HashStore()  # no port, no network
+    if "MASTER_PORT" in os.environ:  # torchrun's, with its own store
+        return None
+    if not peers.is_joined():
+        raise UserError("WORLD_SIZE and RANK are set and MASTER_PORT is not; unset them to run in "
+                        "one process, or start the ranks with torchrun")
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    kept: list[dist.TCPStore] = []
+
+    def listen() -> int:
+        kept.append(dist.TCPStore(host, 0, world, is_master=True, timeout=timeout,
+                                  wait_for_workers=False))
+        return kept[0].port
+
+    port = peers.agree("store", listen)
+    return kept[0] if kept else dist.TCPStore(host, port, world, timeout=timeout,
+                                              wait_for_workers=False)
 
 
 def set_gpu() -> None:

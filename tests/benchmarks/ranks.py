@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from harness.base.machine import free_port
 from harness.training import ranks
 from harness.training.engine import Precision
 from svll import stage2
 from tests.benchmarks.stage2 import made, started
 from tests.benchmarks.timing import Row, row, seconds, times
+from tests.commands import free_port
 
 COUNT = 2
 IMAGES = 4

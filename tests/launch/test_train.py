@@ -126,3 +126,17 @@ def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_to
             "stage2.batch=24\n"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_world_size_that_another_program_left_in_the_shell_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = called("train", "--recipe", "synthetic_tiny", "seed=99")
+    assert (status, out) == (1, "")
+    assert err == (
+        "error: WORLD_SIZE=2 is set and RANK is not; unset both to run in one process, or start "
+        "the ranks with torchrun --nproc-per-node=N\n"
+    )
+    assert not (tmp_path / "runs").exists()

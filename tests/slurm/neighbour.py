@@ -10,7 +10,7 @@ from typing import Any
 
 import toy_experiment as toy
 
-from harness.base.machine import free_port
+from tests.commands import free_port
 from harness.cluster.rank_processes import end_with_parent
 
 

@@ -105,7 +105,7 @@ DISTURBANCES = {
         ranks=2, strike=Strike("stage1", 6, rank=1), note="another rank was lost"
     ),
     "kill -9 of one rank in stage 2": Disturbance(
-        ranks=2, strike=Strike("stage2", 5, rank=0), note="FAILED"
+        ranks=2, strike=Strike("stage2", 5, rank=0), note="another rank was lost"
     ),
     "kill -9 during a checkpoint write": Disturbance(
         ranks=1, strike=Strike("checkpoint", 8), note="FAILED"

@@ -89,7 +89,7 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes(
         assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in seen] == [
             ("0", "0", "2"), ("1", "0", "2")
         ]
-        assert len({(one["MASTER_ADDR"], one["MASTER_PORT"]) for one in seen}) == 1
+        assert len({(one["MASTER_ADDR"], one["SVLL_ATTEMPT"]) for one in seen}) == 1
     assert launch(sweep, "slurm") == []
     assert not is_searched(sweep)
     assert_clean(sweep)

@@ -156,7 +156,7 @@ def misbehave(work: Work, rank: int) -> None:
 
 def note_surroundings(run: Run, rank: int) -> None:
     """Keep what each rank saw, for tests to look at."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SVLL_ATTEMPT", "OMP_NUM_THREADS",
              "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT", "TOY")
     seen = {name: os.environ[name] for name in names if name in os.environ}
     seen["pid"] = os.getpid()

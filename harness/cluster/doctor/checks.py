@@ -20,6 +20,7 @@ from harness.base.locks import Busy, held_lock
 from harness.base.machine import has_gpu
 from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.slurm.job import set_slurm_ranks
+from harness.runs import peers
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def run_checks(folder: Path, *, cpus: int, gpus: int | None) -> None:
         "packages": _packages,
         "cores": lambda: _cores(cpus),
         "gpus": lambda: _gpus(gpus),
-        "all-reduce": _all_reduce,
+        "all-reduce": lambda: _all_reduce(folder),
         "files": lambda: _files(folder, rank, world),
         "scratch": _scratch,
     }
@@ -163,13 +164,15 @@ def _gpus(requested: int | None) -> Finding:
     return Finding(f"{count}{kinds}; {wanted} asked", count >= (requested or 1))
 
 
-def _all_reduce() -> Finding:
+def _all_reduce(folder: Path) -> Finding:
     import torch
     import torch.distributed as dist
 
     from harness.training import ranks
 
-    ranks.init_ranks(TIMEOUT_MIN)
+    with peers.together(folder, watched=False):  # a rank that fails must not end the others
+        peers.meet(60 * TIMEOUT_MIN)
+        ranks.init_ranks(TIMEOUT_MIN)
     world = ranks.world_size()
     if world == 1:
         return Finding("not tested: there is only one rank")

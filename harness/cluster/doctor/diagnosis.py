@@ -14,7 +14,7 @@ from rich.table import Table
 
 from harness.base.errors import UserError
 from harness.base.locks import writing
-from harness.base.machine import free_port, visible_gpus
+from harness.base.machine import visible_gpus
 from harness.cluster import snapshots
 from harness.cluster.causes import cause_in_logs, with_next_step
 from harness.cluster.doctor import checks
@@ -188,8 +188,7 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
     gpus = visible[: asked.gpus]
     tasks = _tasks(dataclasses.replace(asked, gpus=len(gpus)), 1)
     one = Diagnosis("this machine", 1, tasks, home)
-    group = RankGroup(ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus),
-                      port=free_port())
+    group = RankGroup(ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus))
     processes = [
         start_process("harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
                       log_file=home / f"{rank}.log", environment=group.environment(rank))

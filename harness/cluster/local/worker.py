@@ -17,7 +17,6 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.base.locks import Busy, held_lock
-from harness.base.machine import free_port
 from harness.cluster import pages
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Claim
@@ -109,9 +108,7 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
     count, gpus = record.options["ranks"], ",".join(claim.gpus)
     logs = [Path(record.folder) / f"{run.signature}.{rank}.log" for rank in range(count)]
     log.info("%s: starts on GPU %s", run.name, gpus or "none")
-    group = RankGroup(
-        ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus, port=free_port()
-    )
+    group = RankGroup(ranks=count, world=count, cpus=record.options["cpus"], gpus=gpus)
     processes = [
         start_process("harness.cluster.rank_processes", str(run.folder), log_file=log_file,
                       environment=group.environment(rank), inherited=claim.locks)

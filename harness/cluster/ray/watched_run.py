@@ -4,13 +4,13 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.base.machine import free_port
 from harness.base.mappings import numeric_leaves
 from harness.cluster.rank_processes import (
     EXIT_STATUS,
@@ -158,9 +158,7 @@ class WatchedRun:
             log.warning("%s: its process is gone", self.run.name)
 
     def _start_all(self) -> None:
-        group = self.group
-        if group.world > 1:
-            group = dataclasses.replace(group, port=free_port())
+        group = dataclasses.replace(self.group, attempt=secrets.token_hex(8))
         reports, report_end = os.pipe()
         answer_end, answers = os.pipe()
         self.process = _start(group, 0, self.run, self.log_file, report_end, answer_end)

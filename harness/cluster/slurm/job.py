@@ -15,6 +15,7 @@ from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
 from harness.cluster.rank_processes import TrialFailed, drop_own_lock, log, log_to_stderr, stop_on
 from harness.cluster.slurm.commands import clean_environment
+from harness.runs import peers
 from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import stop_after, stop_requested
@@ -69,7 +70,7 @@ def run_trial(run_folder: str) -> str:
 
 
 def set_slurm_ranks() -> None:
-    """Set torch's and DeepSpeed's variables (rank, world, master) from SLURM's."""
+    """Set the variables of torch, DeepSpeed and `harness.runs.peers` from SLURM's."""
     slurm = os.environ
     world = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
     os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
@@ -77,11 +78,16 @@ def set_slurm_ranks() -> None:
     os.environ["WORLD_SIZE"] = str(world)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     if world > 1:
-        from submitit.slurm.slurm import SlurmJobEnvironment  # late: slow
+        from submitit.slurm.slurm import _parse_node_list  # late: slow
 
-        os.environ["MASTER_ADDR"] = SlurmJobEnvironment().hostnames[0]
-    # jobs on one node need different ports; ids of jobs that run together are close
-    os.environ["MASTER_PORT"] = str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000)
+        # a step may have other nodes than its allocation begins with
+        nodes = slurm.get("SLURM_STEP_NODELIST", slurm.get("SLURM_JOB_NODELIST", ""))
+        os.environ["MASTER_ADDR"] = _parse_node_list(nodes)[0]
+    os.environ.pop("MASTER_PORT", None)  # rank 0 takes a free one
+    attempt = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    os.environ[peers.ATTEMPT] = ".".join(
+        [os.environ["MASTER_ADDR"], *(slurm.get(name, "0") for name in attempt)]
+    )
     os.environ.setdefault("OMP_NUM_THREADS", slurm.get("SLURM_CPUS_PER_TASK", "1"))
 
 

@@ -53,7 +53,8 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         code, here = shlex.quote(str(sweep.code)), shlex.quote(os.getcwd())
         setup.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}:{here} {SAFE_PATH}=1")
     # since 22.05 srun ignores sbatch's --cpus-per-task: every rank would get one core
-    srun_args = [f"--cpus-per-task={resources.cpus}", *options.pop("srun_args", [])]
+    srun_args = [f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1",
+                 *options.pop("srun_args", [])]
     if "export" in options:  # which srun would take over: NONE would hide `env` and `setup`
         srun_args = ["--export=ALL", *srun_args]
     result: dict[str, Any] = {

@@ -4,7 +4,6 @@ Ranks exchange counts (integers), exact scores of true matches, and the best few
 None depends on the rank that computed it, so any number of ranks gives the same digits.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness.runs.peers import own_place
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _sent(values: NDArray[Any]) -> Any:
 @contextmanager
 def join_ranks(*, encoding: bool) -> Iterator[Share]:
     """Join the processes of `torchrun`, ready to run a model if `encoding`; else stay alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if own_place()[1] == 1:
         yield Share()
         return
     import torch.distributed as dist

@@ -163,4 +163,4 @@ def test_ranks_of_a_trial_end_together_and_a_failed_trial_has_its_cause_and_ends
         assert [(s["RANK"], s["LOCAL_RANK"], s["WORLD_SIZE"]) for s in seen] == [
             ("0", "0", "2"), ("1", "1", "2")
         ]
-        assert len({s["MASTER_PORT"] for s in seen}) == 1
+        assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1

@@ -259,13 +259,26 @@ def test_a_run_without_a_usable_experiment_fails_with_its_file(
     assert message in "\n".join(run.status()["lines"])
 
 
+RANK_0 = """
+import sys
+from pathlib import Path
+from harness.runs import peers
+with peers.together(Path(sys.argv[1])):
+    peers.meet()
+"""
+
+
 def test_ranks_other_than_the_first_carry_out_the_run_and_write_nothing(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, reported = make("complete"), []
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "SVLL_ATTEMPT": "one"}.items():
+        monkeypatch.setenv(name, value)
+    first = subprocess.Popen([sys.executable, "-c", RANK_0, str(run.folder)],
+                             env=os.environ | {"RANK": "0"})
     with run.lock():
         assert execute(run, report=reported.append) == "complete"
+    assert first.wait() == 0
     assert calls_of(run) == [run.folder]
     assert run.status() == {"state": "new"}
     assert not run.log_file.exists()

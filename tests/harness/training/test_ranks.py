@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from harness.base import machine
+from harness.base.files import read_json
 from harness.cluster.causes import with_next_step
+from harness.runs.run import Run
 from harness.training import ranks
+from tests.commands import free_port
 
 # --- what runs on the ranks ---
 
@@ -122,7 +126,7 @@ def test_a_rank_that_hangs_becomes_an_error_of_the_others_within_the_time_out() 
         "if rank == 0: ranks.any_rank(False)\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }
     done = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
@@ -140,7 +144,7 @@ def test_ranks_can_end_right_after_a_collective() -> None:
         "torch.distributed.all_reduce(torch.zeros(20_000_000))\n"
     )
     env = os.environ | {
-        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine.free_port()),
+        "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }
     processes = [
         subprocess.Popen(  # not forked: then they end in time by themselves
@@ -235,5 +239,57 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
     assert ranks.idle_gpus() == ""
 
 
-def test_a_free_port_can_be_bound() -> None:
-    assert 1024 <= machine.free_port() < 65536
+IN_A_BARRIER = """
+import errno, os, sys, time
+from pathlib import Path
+from harness.base.files import write_json
+from harness.runs.execute import execute
+from harness.runs.run import Run
+from harness.training import ranks
+from tests.commands import free_port
+
+def run(run, report=None):
+    ranks.init_ranks()
+    ranks.barrier()
+    write_json(run.folder / f"begun-{ranks.rank()}.json",
+               {"time": time.time(), "MASTER_PORT": os.environ.get("MASTER_PORT")})
+    if ranks.rank() == 0:
+        time.sleep(0.5)  # the other one waits in the barrier by then
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    ranks.barrier()
+
+if __name__ == "__main__":
+    from harness.cluster.rank_processes import log_to_stderr
+    log_to_stderr()
+    outcome = execute(Run(Path(sys.argv[1])))
+    write_json(Path(sys.argv[1]) / "ended.json", time.time())
+    sys.exit(0 if outcome == "complete" else 1)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a_barrier(
+    tmp_path: Path
+) -> None:
+    program = tmp_path / "in_a_barrier.py"
+    program.write_text(IN_A_BARRIER)
+    run = Run(tmp_path / "run")
+    run.create("run:\n  experiment: in_a_barrier.run\n")
+    port = free_port()
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "RANK", "WORLD"))}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         f"--master-port={port}", str(program), str(run.folder)],
+        env=alone | {"PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=120,
+    )
+    over = time.time()
+    assert done.returncode != 0
+    assert run.status()["error"] == "metrics.jsonl: No space left on device"
+    assert run.status()["hindered"]
+    assert "ends: rank 0: metrics.jsonl: No space left on device" in done.stderr
+    begun = [read_json(run.folder / f"begun-{rank}.json") for rank in range(2)]
+    assert {one["MASTER_PORT"] for one in begun} == {str(port)}
+    # 3 s on a quiet machine, of which torch's end takes 1; torchrun alone would wait for 30
+    assert over - begun[0]["time"] < 20.0

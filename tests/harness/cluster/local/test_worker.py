@@ -139,19 +139,27 @@ def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants
     seen = [read_json(file) for file in files]
     assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "2", "3"]
     assert {s["WORLD_SIZE"] for s in seen} == {"4"}
-    assert len({s["MASTER_PORT"] for s in seen}) == 1
+    assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
     assert {s["CUDA_VISIBLE_DEVICES"] for s in seen} == {""}
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_named(toy: ModuleType, tmp_path: Path) -> None:
-    recipe = {"work": {"fail": "raise", "fail_rank": 1, "epochs": 90, "epoch_s": 0.5}}
-    sweep = toy.make_sweep(tmp_path, {}, recipe=recipe, resources={"tasks": 2})
+    recipe = {"work": {"fail_rank": 1, "epochs": 90, "epoch_s": 0.5}}
+    sweep = toy.make_sweep(tmp_path, {"work.fail": {"grid": ["raise", "kill"]}}, recipe=recipe,
+                           resources={"tasks": 2})
     launch(sweep, "local")
     over(toy, sweep)
-    [view] = survey(sweep)
-    assert view.state == "failed"
-    assert view.note == "rank 1: ended with exit status 1"
-    assert "RuntimeError: the toy broke, as it was told to" in "\n".join(view.status["lines"])
+    views = survey(sweep)
+    assert [view.state for view in views] == ["failed", "failed"]
+    assert [view.note for view in views] == [
+        "rank 1: RuntimeError: the toy broke, as it was told to; wind it up",
+        "rank 1: killed by SIGKILL (out of memory?)",
+    ]
+    assert "in misbehave" in "\n".join(views[0].status["lines"])
+    assert [view.is_due for view in views] == [False, True]
+    for view in views:
+        begun = (view.trial.run.folder / "seen-1.json").stat().st_mtime
+        assert view.status["time"] - begun < 5.0
 
 
 def test_sweeps_of_one_machine_take_turns_with_its_gpu_and_say_whom_they_wait_for(

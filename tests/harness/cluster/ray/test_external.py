@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 
-from harness.base import machine
 from harness.base.errors import UserError
 from harness.cluster.launch import launch
 from harness.cluster.local.place import end_workers, living_workers
@@ -20,6 +19,7 @@ from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Rendezvous
 from harness.cluster.states import survey
 from harness.sweeps.keys import Allocation, Resources
+from tests.commands import free_port
 
 OTHER_VERSION = """
 import sys
@@ -71,7 +71,7 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
 
 
 def test_a_ray_of_another_version_is_refused_with_both() -> None:
-    port = machine.free_port()
+    port = free_port()
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -20,9 +20,9 @@ from harness.runs.run import Run
 SLURM = {
     "SLURM_JOB_ID": "41234", "SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4",
     "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "6",
-    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_STEP_ID": "5",
 }
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "SVLL_ATTEMPT", "OMP_NUM_THREADS")
 
 
 @pytest.fixture
@@ -51,12 +51,21 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_ranks_come_from_slurms_variables(slurm_job: None) -> None:
+def test_ranks_come_from_slurms_variables(
+    slurm_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")  # the login shell's, which two jobs would share
     job.set_slurm_ranks()
+    assert "MASTER_PORT" not in os.environ
     assert {name: os.environ[name] for name in RANKS} == {
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": "21234", "OMP_NUM_THREADS": "6",
+        "SVLL_ATTEMPT": "gpu07.41234.5.0", "OMP_NUM_THREADS": "6",
     }
+    for name, value in {"SLURM_STEP_ID": "6", "SLURM_RESTART_COUNT": "1"}.items():
+        before = os.environ["SVLL_ATTEMPT"]
+        monkeypatch.setenv(name, value)
+        job.set_slurm_ranks()
+        assert os.environ["SVLL_ATTEMPT"] != before  # another step, another attempt
 
 
 def test_a_task_beside_others_of_a_bare_step_is_a_rank(
