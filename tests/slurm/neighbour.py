@@ -10,8 +10,8 @@ from typing import Any
 
 import toy_experiment as toy
 
-from tests.commands import free_port
 from harness.cluster.rank_processes import end_with_parent
+from tests.commands import free_port
 
 
 @contextmanager

@@ -88,8 +88,11 @@ def test_accounting_is_asked_for_arrays_in_pieces_and_jobs_of_another_name_are_n
                              "8|NODE_FAIL|1:0|node2|toys.token\n9|COMPLETED|0:0|node1|toys.token\n")
     jobs = [f"7_{n}" for n in range(100_000)] + [str(n) for n in range(8, 12_000)]
     deaths = commands.deaths(dict.fromkeys(jobs, tmp_path / "token"))
-    assert deaths == {"7_0": "FAILED (exit status 1:0) on node1",
-                      "8": "NODE_FAIL (exit status 1:0) on node2"}
+    silent = f"no output of it is in {tmp_path / 'token'}"
+    assert deaths == dict.fromkeys(jobs, silent) | {
+        "7_0": f"FAILED (exit status 1:0) on node1: {silent}",
+        "8": "NODE_FAIL (exit status 1:0) on node2",
+    }
     asked = [word for word in calls.read_text().split() if word.startswith("--jobs=")]
     assert max(map(len, asked)) < 10_000  # Linux allows 128 kB
     numbers = [number for word in asked for number in word.removeprefix("--jobs=").split(",")]
