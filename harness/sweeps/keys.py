@@ -105,7 +105,7 @@ class Allocation(Options):
 class SweepFile(Options):
     """The keys of a sweep file."""
 
-    least: ClassVar = {"samples": 1}
+    least: ClassVar = {"samples": 1, "search_seed": 0}
     name: str = ""
     """Name of the folder of its runs; empty: the file's name."""
     recipe: str = ""
@@ -120,6 +120,9 @@ class SweepFile(Options):
     """Every point runs once per seed; null: only with the recipe's seed."""
     samples: int = 1
     """Number of random draws, or of points that an algorithm proposes."""
+    search_seed: int = 0
+    """Another number gives another random search of the same space: other draws, proposals and, in
+    population based training, other changes."""
     metric: str = ""
     """Metric that ranks the trials."""
     mode: Literal["max", "min"] = "max"
