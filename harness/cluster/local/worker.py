@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import free_port
@@ -126,6 +127,7 @@ def _run_ranks(run: Run, record: Record, claim: Claim) -> None:
 def main(record_file: str, number: str) -> None:
     """Run as a worker, or as the one job of the submission's `function`."""
     log_to_stderr()
+    keep_caches_here()
     try:
         if function := read_record(Path(record_file)).options["function"]:
             pkgutil.resolve_name(function)(record_file)

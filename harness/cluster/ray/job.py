@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from harness.base.caches import keep_caches_here
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster import pages
 from harness.cluster.known_places import place_named
@@ -45,6 +46,7 @@ def drive(record_file: str) -> None:
     """
     stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     log_to_stderr()
+    keep_caches_here()  # Ray, its driver, actors and trials on this node inherit it
     record = read_record(Path(record_file))
     place = place_named(record.cluster)
     task = place.task()

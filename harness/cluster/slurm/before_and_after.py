@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.mappings import lookup
@@ -24,7 +25,7 @@ from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
-from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
+from harness.cluster.slurm.job import set_slurm_ranks
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
@@ -118,6 +119,7 @@ def make_shared(run_folders: list[str]) -> None:
 def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
     log_to_stderr()
+    keep_caches_here()
     folder = Path(sweep_folder)
     sweep = read_json(Path(summary_file))
     text = io.StringIO()

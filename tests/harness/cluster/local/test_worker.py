@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import gettempdir
 from types import ModuleType
 
 import pytest
@@ -141,6 +142,9 @@ def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants
     assert {s["WORLD_SIZE"] for s in seen} == {"4"}
     assert len({s["MASTER_PORT"] for s in seen}) == 1
     assert {s["CUDA_VISIBLE_DEVICES"] for s in seen} == {""}
+    # compiled code stays on the node
+    caches = f"{gettempdir()}/svll-{os.getuid()}"
+    assert {s["TRITON_CACHE_DIR"] for s in seen} == {f"{caches}/triton"}
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_named(toy: ModuleType, tmp_path: Path) -> None:
