@@ -56,7 +56,7 @@ class Resources(Options):
     time: str = "4h"
     """Time limit of one SLURM job, such as 90m, 4h or 1d12h; longer runs resume in another job."""
     max_time_outs: int = 20
-    """How often a trial resumes by itself after the time limit."""
+    """How often a trial, or a search's job, resumes by itself after the time limit."""
     memory: str | None = None
     """Memory per node, such as 32GB; null: the partition's default."""
 

@@ -14,9 +14,12 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster.launch import cancel, launch  # noqa: E402
+from harness.base.locks import lock_holder  # noqa: E402
+from harness.cluster.launch import cancel, due, launch  # noqa: E402
+from harness.cluster.local.place import worker_lock  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
+from harness.cluster.slurm.job import SIGNAL_DELAY_S  # noqa: E402
 from harness.cluster.states import is_searched, survey  # noqa: E402
 from harness.runs.run import epoch_lines  # noqa: E402
 from harness.sweeps.reading import Sweep, with_proposed  # noqa: E402
@@ -113,6 +116,29 @@ def test_a_preempted_search_saves_on_all_nodes_and_resumes_by_itself(
     assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 2, 2, 1]
     assert len(read_records(sweep.folder)) == 1
     assert read_json(sweep.trials[0].run.folder / "seen-0.json")["SLURM_RESTART_COUNT"] == "1"
+    assert_clean(sweep)
+
+
+def test_a_search_that_reached_its_time_limit_too_often_is_not_requeued_and_its_trials_tell(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, backend="ray",
+        # any signal in the last hour of its ten minutes counts as that of the limit
+        resources={**MEMORY, "max_time_outs": 0}, slurm={"env": {SIGNAL_DELAY_S: "3600"}},
+    )
+    launch(sweep, "slurm")
+    [record] = read_records(sweep.folder)
+    toy.until(lambda: lock_holder(worker_lock(record.file, 0)), seconds=PATIENCE_S)
+    saved = sweep.trials[0].run  # the others have not begun
+    saved.set_status("stopped", attempts=1, reason="told to stop")
+    slurm.run("scancel", "--signal=USR2", *record.jobs.values())
+    over(sweep)
+    why = ("the search reached its time limit 1 time, allowed are 0 (resources.max_time_outs); "
+           "give it more time (resources.time), or launch it again")
+    assert [(view.state, view.note) for view in survey(sweep)] == [("stopped", why)] * 2
+    assert [trial.run.status()["attempts"] for trial in sweep.trials] == [1, 0]
+    assert len(due(survey(sweep))) == 2
     assert_clean(sweep)
 
 

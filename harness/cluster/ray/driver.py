@@ -17,7 +17,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.cluster.rank_processes import end_with_parent, log_to_stderr
-from harness.cluster.ray.plan import signatures_of
+from harness.cluster.ray.plan import ours, signatures_of
 from harness.cluster.ray.points import Points, searcher
 from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.search_notes import mark_ended_early, was_being_ended, was_ended_early
@@ -113,9 +113,9 @@ def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]
         if was_being_ended(run):  # by a search that was then killed
             mark_ended_early(run)
     finished = [run for run in every if run.is_complete() or was_ended_early(run)]
-    ours = {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
+    mine = ours(record, signatures)
     due = [run for run in every
-           if run.signature in ours and run not in finished and run.status()["state"] != "failed"]
+           if run.signature in mine and run not in finished and run.status()["state"] != "failed"]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
 
 

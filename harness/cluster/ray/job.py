@@ -18,11 +18,14 @@ from harness.cluster import pages
 from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
+from harness.cluster.place import Place
 from harness.cluster.rank_processes import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
-from harness.cluster.ray.plan import allocation, signatures_of
+from harness.cluster.ray.plan import allocation, ours, signatures_of
+from harness.cluster.ray.search_notes import was_ended_early
 from harness.cluster.records import Record, read_record
+from harness.runs.run import Run
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Allocation, Resources
 from harness.sweeps.sweep_json import thaw
@@ -68,10 +71,30 @@ def drive(record_file: str) -> None:
             if not stop_requested():
                 pages.write_if_over(record.sweep_folder)
         if stop_requested():
-            place.requeue()
+            _requeue(record, place)
     if stop_requested():
         # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
+
+
+def _requeue(record: Record, place: Place) -> None:
+    """Requeue this job. After too many time-outs its open trials get the reason as their status.
+
+    The job's folder counts them, so that a new launch, which has another, counts anew.
+    """
+    own = Run(Path(record.folder))
+    place.requeue(own)
+    reason = own.status().get("reason")
+    if reason is None:
+        return
+    signatures = signatures_of(record, thaw(record.options["sweep"]))
+    for run in record.runs(ours(record, signatures)):
+        status = run.status()
+        is_open = status["state"] in ("submitted", "running", "stopped")
+        is_over = run.is_complete() or was_ended_early(run)
+        if is_open and not is_over and lock_holder(run.lock_file) is None:
+            facts = {key: value for key, value in status.items() if key not in ("state", "time")}
+            run.set_status("stopped", **{**facts, "reason": f"the search {reason}"})
 
 
 def _allocation(record: Record) -> Resources:
