@@ -6,6 +6,7 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from harness.base.errors import Hindered, UserError
 from harness.base.files import log_tail
 from harness.base.locks import HEARTBEAT_S, Busy, job_id, lock_holder
 from harness.runs.execute import execute
+from harness.runs.failures import LOST_RANK
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
 
@@ -183,7 +185,12 @@ def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Pa
     """Write the status of a trial whose rank 0 could not write it, or did not know the cause.
     broken: the first rank that failed, if any. codes, logs: exit status and log of each rank."""
     status = run.status()
-    if run.is_complete() or status["state"] == "failed" or lock_holder(run.lock_file) is not None:
+    # rank 0 may know only that it lost another rank
+    is_killed = broken is not None and codes[broken] < 0
+    knows = status["state"] == "failed" and not (
+        is_killed and re.search(LOST_RANK, status.get("error", ""))
+    )
+    if run.is_complete() or knows or lock_holder(run.lock_file) is not None:
         return
     facts = {key: status[key] for key in ("attempts", "started") if key in status}
     try:

@@ -1,6 +1,9 @@
 """Sweeps under Ray Tune in one allocation of a real SLURM."""
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -71,21 +74,30 @@ def test_a_search_over_two_nodes_cancelled_and_continued_gives_what_the_array_ba
     assert_clean(by_ray)
 
 
-def test_points_are_proposed_and_their_trials_run_over_both_nodes(
+def test_points_are_proposed_and_their_trials_run_over_both_nodes_unless_a_rank_is_killed(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"uniform": [0.1, 0.9]}}, samples=4, seeds=[1],
-        recipe={"work": {"epochs": 4}}, backend="ray", algorithm={"tpe": {"startup": 2}},
+        search_seed=4,  # of which the third point is worse than the second
+        recipe={"work": {"epochs": 4, "epoch_s": 0.5}}, backend="ray",
+        algorithm={"tpe": {"startup": 2}},
         scheduler={"asha": {"grace": 1, "reduction": 2}},
         resources={"nodes": 2, **MEMORY}, ray={"nodes": 2},
     )
     assert launch(sweep, "slurm") == []
     assert is_searched(sweep)
+    toy.until(lambda: list(sweep.folder.glob("*/seen-1.json")), seconds=PATIENCE_S)
+    [file] = sweep.folder.glob("*/seen-1.json")
+    os.kill(read_json(file)["pid"], signal.SIGKILL)  # on the second node
+    killed = time.time()
     toy.until(lambda: not is_searched(sweep), seconds=PATIENCE_S)
     sweep = with_proposed(sweep)
     assert (len(sweep.trials), sweep.to_propose) == (4, 0)
-    assert set(states(sweep)) == {"complete", "ended early"}
+    assert states(sweep)[0] == "failed"
+    assert survey(sweep)[0].note == "rank 1: killed by SIGKILL (out of memory?)"
+    assert sweep.trials[0].run.status()["time"] - killed < 5.0
+    assert set(states(sweep)[1:]) == {"complete", "ended early"}
     for trial in sweep.trials:
         seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
         assert {one["host"] for one in seen} == {"node1", "node2"}
@@ -93,8 +105,7 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes(
             ("0", "0", "2"), ("1", "0", "2")
         ]
         assert len({(one["MASTER_ADDR"], one["MASTER_PORT"]) for one in seen}) == 1
-    assert launch(sweep, "slurm") == []
-    assert not is_searched(sweep)
+    assert [view.trial.index for view in due(survey(sweep))] == [0]
     assert_clean(sweep)
 
 
