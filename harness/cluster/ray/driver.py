@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
         return
     import ray
 
-    ray.init(address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
-             **rendezvous["init"])
+    # Ray puts the present folder, perhaps the working tree, before the frozen code in its workers
+    with chdir(sweep.code or "."):
+        ray.init(address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
+                 **rendezvous["init"])
     _wait_for_nodes(record.options["nodes"])
     scheduler = make_scheduler(sweep)
     scheduler.replay(finished, due)  # all that was logged before this process started

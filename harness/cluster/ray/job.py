@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from harness.base.caches import keep_caches_here
 from harness.base.locks import held_lock, lock_holder
@@ -39,6 +40,8 @@ TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Environment variables of the driver."""
+RUNS_EVERY_S = 1.0
+"""How often, in the end, a job that is over looks at the runs that have not ended."""
 
 
 def drive(record_file: str) -> None:
@@ -113,7 +116,7 @@ def _claimed(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
         return
     most: int = record.options["side_by_side"]
     together: int = record.options["sweep"]["ray"]["trials_per_gpu"]
-    with slots.claimed(record, lambda _: True, most=-(-most // together)) as claim:
+    with slots.claimed(record, lambda: True, most=-(-most // together)) as claim:
         if claim is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
             room = min(most, claim.trials * together)
@@ -156,15 +159,19 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
 def _wait_for_runs(record: Record, host: str | None = None) -> None:
     """Wait until no process (on `host`) holds a run of the search; after a stop, for GRACE_S. A run
     that the search no longer watches may still be computing its last result."""
-    deadline: float | None = None
+    def holders(of: Iterable[Run]) -> dict[Run, dict[str, Any]]:
+        found = {run: lock_holder(run.lock_file) for run in of}
+        return {run: h for run, h in found.items() if h is not None and host in (None, h["host"])}
+
     runs = record.runs(signatures_of(record, thaw(record.options["sweep"])))
-    while True:
-        holders = [lock_holder(run.lock_file) for run in runs]
-        if not any(h is not None and host in (None, h["host"]) for h in holders):
-            return
+    deadline: float | None = None
+    pauses = slots.pauses(RUNS_EVERY_S)
+    held = holders(runs)
+    while held:
         if deadline is None and stop_requested():
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
-            log.warning("runs are still held: %s", [h for h in holders if h])
+            log.warning("runs are still held: %s", [*held.values()])
             return
-        time.sleep(POLL_S)
+        time.sleep(next(pauses))
+        held = holders(held) or holders(runs)  # of the others, one may just have begun

@@ -1,8 +1,10 @@
 """Sweeps on this machine: workers, their deaths, and what is left."""
 
 import os
+import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from harness.base.files import read_json
+from harness.base.locks import held_lock, lock_holder
 from harness.cluster.launch import cancel, launch
 from harness.cluster.local import slots
 from harness.cluster.local.place import living_workers
@@ -121,6 +124,26 @@ def test_trials_on_their_way_are_not_started_again_and_new_ones_wait_for_a_slot(
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
+def test_a_worker_that_waits_for_a_slot_reads_little_and_takes_it_within_a_second(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    grid = [n / 200 for n in range(200)]
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": grid}}, recipe=SLOW)
+    with held_lock(sweep.folder / "jobs" / "slot-0.lock"):
+        launch(sweep, "local", jobs=1)
+        [worker] = living_workers(sweep.folder)
+        time.sleep(2.0)
+        before = reads(worker["pid"])
+        time.sleep(3.0)
+        # all statuses, five times a second, would be 2,000 reads a second
+        assert reads(worker["pid"]) - before < 60
+    released = time.monotonic()
+    lock = sweep.folder / "jobs" / "slot-0.lock"
+    toy.until(lambda: lock_holder(lock) is not None, every=0.02)
+    assert time.monotonic() - released < 1.8
+    cancel(sweep)
+
+
 def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
     launch(sweep, "local")
@@ -216,6 +239,11 @@ def test_a_killed_workers_gpu_stays_taken_until_its_trial_has_saved(
 
 
 # --- helpers ---
+
+
+def reads(pid: int) -> int:
+    """Return how often a process has read from files."""
+    return int(re.findall(r"syscr: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
 
 
 def states(sweep: Sweep) -> list[str]:
