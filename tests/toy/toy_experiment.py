@@ -69,6 +69,10 @@ def broken_report(folder: Path) -> None:
     raise RuntimeError("no ink")
 
 
+def slow_report(folder: Path) -> None:
+    time.sleep(60.0)
+
+
 def prepare(runs: list[Run]) -> None:
     """Make a file that all runs share, not too fast."""
     time.sleep(2.0)

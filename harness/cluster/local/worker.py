@@ -37,13 +37,14 @@ from harness.runs.stopping import stop_requested
 
 log = logging.getLogger(__name__)
 
+STOPS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 SLOT_EVERY_S = 1.0
 """How often a waiting worker looks for a free slot, in the end."""
 
 
 def work(record_file: Path, number: int) -> None:
     """Run the trials of a submission until none is left or a signal arrives."""
-    stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    stop_on(*STOPS)
     record = read_record(record_file)
     trials = _OpenTrials(record)
     with held_lock(worker_lock(record_file, number)), _slot(record, trials) as has_slot:
@@ -55,6 +56,8 @@ def work(record_file: Path, number: int) -> None:
                     break
                 tried.add(run)
                 _run_ranks(run, record, claim)
+        for number in STOPS:  # a page takes a while, and there is nothing to save
+            signal.signal(number, lambda *_: sys.exit())
         if not stop_requested():
             pages.write_if_over(record.sweep_folder)
 

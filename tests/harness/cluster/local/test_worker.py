@@ -144,6 +144,20 @@ def test_a_worker_that_waits_for_a_slot_reads_little_and_takes_it_within_a_secon
     cancel(sweep)
 
 
+def test_a_worker_that_writes_the_page_ends_when_it_is_told_to(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    recipe = {"run": {"runs": str(tmp_path / "runs"), "report": "toy_experiment.slow_report"}}
+    sweep = toy.make_sweep(tmp_path, {}, recipe=recipe)
+    launch(sweep, "local")
+    toy.until(lambda: lock_holder(sweep.folder / "jobs" / "page.lock") is not None)
+    [worker] = living_workers(sweep.folder)
+    os.kill(worker["pid"], signal.SIGTERM)
+    toy.until(lambda: not alive(worker["pid"]), seconds=5)
+    assert states(sweep) == ["complete"]
+    assert not (sweep.folder / "jobs" / "page.lock").exists()
+
+
 def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
     launch(sweep, "local")
