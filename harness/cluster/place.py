@@ -142,6 +142,7 @@ class Place(Protocol):
     def task(self) -> Task:
         """Return the task that this process is."""
 
-    def requeue(self) -> None:
-        """Put this job back into the queue, where the place has one."""
+    def requeue(self, counted: Run) -> None:
+        """Put this job back into the queue, where the place has one, unless its time limit ended it
+        too often. The status of `counted` keeps the count, and then the reason."""
         return

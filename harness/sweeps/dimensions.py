@@ -29,10 +29,10 @@ class Dimension:
     def is_random(self) -> bool:
         return self.kind != "grid"
 
-    def draw(self, n: int, attempt: int = 0) -> Any:
-        """Return draw number `n`, a function of the key, `n` and `attempt` alone. attempt: number
-        of earlier draws in this place that a constraint forbade."""
-        text = f"{self.key} {n}" + (f" {attempt}" if attempt else "")
+    def draw(self, n: int, attempt: int = 0, seed: int = 0) -> Any:
+        """Return draw number `n` of a search seed, a function of these and the key alone. attempt:
+        number of earlier draws in this place that a constraint forbade."""
+        text = seeded(f"{self.key} {n}" + (f" {attempt}" if attempt else ""), seed)
         share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56  # [0, 1)
         if self.kind in ("grid", "choice"):
             return self.values[int(share * len(self.values))]
@@ -51,6 +51,11 @@ class Dimension:
         if self.kind == "randint":
             return type(value) is int and low <= value < high
         return isinstance(value, int | float) and low <= value <= high
+
+
+def seeded(text: str, seed: int) -> str:
+    """Return the text whose hash decides a draw of a search; seed: its `search_seed`."""
+    return f"search {seed}: {text}" if seed else text
 
 
 def short(value: float) -> float:

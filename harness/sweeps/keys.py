@@ -61,7 +61,7 @@ class Resources(Options):
     """Time limit of one SLURM job, such as 90m, 1d12h, 12:00:00 or 1-12:00:00; longer runs resume
     in another job."""
     max_time_outs: int = 20
-    """How often a trial resumes by itself after the time limit."""
+    """How often a trial, or a search's job, resumes by itself after the time limit."""
     memory: str | None = None
     """Memory per node, such as 32GB; null: the partition's default."""
 
@@ -110,7 +110,7 @@ class Allocation(Options):
 class SweepFile(Options):
     """The keys of a sweep file."""
 
-    least: ClassVar = {"samples": 1}
+    least: ClassVar = {"samples": 1, "search_seed": 0}
     name: str = ""
     """Name of the folder of its runs; empty: the file's name."""
     recipe: str = ""
@@ -125,6 +125,9 @@ class SweepFile(Options):
     """Every point runs once per seed; null: only with the recipe's seed."""
     samples: int = 1
     """Number of random draws, or of points that an algorithm proposes."""
+    search_seed: int = 0
+    """Another number gives another random search of the same space: other draws, proposals and, in
+    population based training, other changes."""
     metric: str = ""
     """Metric that ranks the trials."""
     mode: Literal["max", "min"] = "max"

@@ -2,7 +2,8 @@
 changed settings.
 
 Runs are compared at every k-th epoch, each with those that reached it earlier. No run waits, so
-runs may also be trained one after the other. Draws are a function of the run and the epoch alone.
+runs may also be trained one after the other. Draws are a function of search seed, run and epoch
+alone.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from harness.base.rng import generator
-from harness.sweeps.dimensions import Dimension, short
+from harness.sweeps.dimensions import Dimension, seeded, short
 
 
 def source_for(
-    name: str, scores: Mapping[str, float], *, share: float, mode: str, epoch: int
+    name: str, scores: Mapping[str, float], *, share: float, mode: str, epoch: int,
+    seed: int = 0,
 ) -> str | None:
     """Return the run from which `name` should continue, None for its own state.
 
@@ -28,16 +30,16 @@ def source_for(
     count = math.ceil(len(order) * share)
     if len(order) < 2 or 2 * count > len(order) or name not in order[-count:]:
         return None
-    return order[int(_random(name, epoch, 0).integers(count))]
+    return order[int(_random(seeded(name, seed), epoch, 0).integers(count))]
 
 
 def explore(
     dimensions: Sequence[Dimension], settings: Mapping[str, Any], changeable: set[str], *,
-    name: str, epoch: int, factor: float, resample: float,
+    name: str, epoch: int, factor: float, resample: float, seed: int = 0,
 ) -> dict[str, Any]:
     """Return settings with each changeable one multiplied or divided by `factor`, or redrawn with
     the probability `resample`; others, such as those that shape the model, stay."""
-    random = _random(name, epoch, 1)
+    random = _random(seeded(name, seed), epoch, 1)
     found = dict(settings)
     for dimension in dimensions:
         anew, up, place = random.random(), random.random() < 0.5, int(random.integers(2**31))
@@ -45,7 +47,7 @@ def explore(
             continue
         before = settings[dimension.key]
         moved = _moved(dimension, before, factor, up=up)
-        after = dimension.draw(place) if anew < resample else moved
+        after = dimension.draw(place, seed=seed) if anew < resample else moved
         # a loss of weight 0 is left out, and so are the parameters that it trains
         found[dimension.key] = before if (after == 0) != (before == 0) else after
     return found

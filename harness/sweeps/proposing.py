@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from harness.sweeps.dimensions import Dimension, short
+from harness.sweeps.dimensions import Dimension, seeded, short
 from harness.sweeps.keys import Algorithm
 from harness.sweeps.space import Point, Space
 
@@ -49,7 +49,7 @@ def propose(
         study.add_trial(_as_trial(one, by_key, several=len(modes) > 1))
     known = [one.point for one in tried]
     for attempt in range(TRIES):
-        own = _seed(seed, len(tried), attempt)
+        own = _seed(space.seed, seed, len(tried), attempt)
         study.sampler = (_sampler(algorithm, own) if attempt < OWN_TRIES
                          else optuna.samplers.RandomSampler(seed=own))
         proposal = study.ask()
@@ -59,7 +59,7 @@ def propose(
         study.tell(proposal, state=optuna.trial.TrialState.FAIL)
     # random draws may miss the last points of a small space
     left = [point for point in space.every() or () if point not in known]
-    return left[_seed(seed, len(tried), TRIES) % len(left)] if left else None
+    return left[_seed(space.seed, seed, len(tried), TRIES) % len(left)] if left else None
 
 
 def _sampler(algorithm: Algorithm, seed: int) -> Any:
@@ -71,8 +71,8 @@ def _sampler(algorithm: Algorithm, seed: int) -> Any:
     return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
-def _seed(seed: int, number: int, attempt: int) -> int:
-    text = f"{seed} {number} {attempt}"
+def _seed(search_seed: int, seed: int, number: int, attempt: int) -> int:
+    text = seeded(f"{seed} {number} {attempt}", search_seed)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 

@@ -186,7 +186,8 @@ def make_trial(sweep: Sweep, index: int, point: Point, seed: Setting) -> Trial:
     config = sweep.complete(base.build([*searched, seed]))
     name = signature(config)
     if isinstance(sweep.scheduler, Pbt):
-        name = f"pbt-{name}"  # its settings change during the run
+        # its settings change during the run, and with another seed in another way
+        name = f"pbt-{sweep.space.seed}-{name}" if sweep.space.seed else f"pbt-{name}"
     return Trial(index, dict(point), config.seed, config, name, Run(sweep.folder / name))
 
 
@@ -217,6 +218,9 @@ def _checked(draft: _Draft, faults: list[str]) -> Sweep:
                       "key is random (choice, uniform, loguniform, randint)")
     scheduler = keys.choose(keys.SCHEDULERS, parts["scheduler"], "scheduler", faults)
     algorithm = keys.choose(keys.ALGORITHMS, parts["algorithm"], "algorithm", faults)
+    if head.search_seed and not (space.is_random or isinstance(scheduler, Pbt)):
+        faults.append(f"{draft.place('search_seed')}: search_seed: nothing is drawn: no searched "
+                      "key is random (choice, uniform, loguniform, randint)")
     if scheduler is not None and head.backend != "ray":
         rules.check_scheduler(scheduler, parts["scheduler"][0].where, faults)
     if algorithm is not None:
@@ -261,7 +265,7 @@ def _space(draft: _Draft, head: SweepFile, faults: list[str]) -> tuple[Space, bo
     conditions = [read_condition(text, where, faults) for text in head.constraints]
     constraints = [condition for condition in conditions if condition is not None]
     sound = rules.check_conditions(dimensions, constraints, draft.schema, faults)
-    return Space(tuple(dimensions), tuple(constraints), {}), sound
+    return Space(tuple(dimensions), tuple(constraints), {}, head.search_seed), sound
 
 
 def _bases(
@@ -300,9 +304,10 @@ def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> S
 def with_proposed(sweep: Sweep) -> Sweep:
     """Return the sweep with the trials of the points that its algorithm has proposed so far. Raises
     UserError when one of them has faults, as the sweep file may have been edited since."""
-    points = [point for point in read_points(sweep.folder) if sweep.space.holds(point)]
+    space = sweep.space
+    points = [one for one in read_points(sweep.folder, space.seed) if space.holds(one)]
     trials = _expand(sweep, points, [])
-    every = sweep.space.every()
+    every = space.every()
     most = sweep.samples if every is None else min(sweep.samples, len(every))
     return dataclasses.replace(sweep, trials=trials, to_propose=max(0, most - len(points)))
 

@@ -3,11 +3,11 @@
     points = grid x samples of the random dimensions - those that a constraint forbids
 
 A dimension with a condition (`when`) is part of a point only where that holds; elsewhere its key
-keeps the recipe's value. A draw is a function of its key and number alone, so a sweep file with
-more samples keeps its earlier draws.
+keeps the recipe's value. A draw is a function of search seed, key and number alone, so a sweep file
+with more samples keeps its earlier draws.
 
 Points that an algorithm proposed cannot be computed again from the sweep file, so they are kept, in
-order, in runs/<name>/points.jsonl.
+order, in runs/<name>/points.jsonl. Searches with different seeds do not see each other's.
 """
 
 import json
@@ -42,6 +42,8 @@ class Space:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """The configurations, by recipe, with the values of all other keys; one if no recipe is
     searched."""
+    seed: int = 0
+    """The sweep file's `search_seed`."""
 
     @property
     def is_random(self) -> bool:
@@ -123,7 +125,9 @@ class Space:
     def _drawn(self, combination: Point, n: int) -> Point | None:
         """Return draw `n` within a combination of the grid, None if constraints forbid all."""
         def choose(attempt: int, dimension: Dimension) -> Any:
-            return dimension.draw(n, attempt) if dimension.is_random else combination[dimension.key]
+            if dimension.is_random:
+                return dimension.draw(n, attempt, self.seed)
+            return combination[dimension.key]
 
         for attempt in range(TRIES if self.is_random and self.constraints else 1):
             point = self.pick(partial(choose, attempt))
@@ -137,12 +141,13 @@ def points_file(folder: Path) -> Path:
     return folder / "points.jsonl"
 
 
-def read_points(folder: Path) -> list[Point]:
-    """Return the proposed points in order."""
-    return [line["point"] for line in read_json_lines(points_file(folder))]
+def read_points(folder: Path, seed: int = 0) -> list[Point]:
+    """Return the points that the search of a seed has proposed, in order."""
+    lines = read_json_lines(points_file(folder))
+    return [line["point"] for line in lines if line.get("search_seed", 0) == seed]
 
 
-def add_point(folder: Path, point: Point) -> None:
+def add_point(folder: Path, point: Point, seed: int = 0) -> None:
     """Add a point; the whole file is replaced, so that a kill leaves no half line."""
-    points = [*read_points(folder), point]
-    write_json_lines(points_file(folder), [{"point": one} for one in points])
+    line = {"point": point, **({"search_seed": seed} if seed else {})}
+    write_json_lines(points_file(folder), [*read_json_lines(points_file(folder)), line])

@@ -25,6 +25,7 @@ def freeze(sweep: Sweep) -> dict[str, Any]:
             "schema": _dotted(sweep.base.schema), "complete": _dotted(sweep.complete),
             "recipes": {name: [*map(asdict, base.settings)] for name, base in sweep.bases.items()},
             "dimensions": [asdict(dimension) for dimension in sweep.space.dimensions],
+            "search_seed": sweep.space.seed,
             "constraints": [asdict(condition) for condition in sweep.space.constraints],
             "seeds": [asdict(seed) for seed in sweep.seeds],
             **{key: {chosen.kind: asdict(chosen)} if chosen else None
@@ -41,7 +42,7 @@ def thaw(frozen: dict[str, Any]) -> Sweep:
                                    for name, settings in frozen["recipes"].items()}
     space = Space(tuple(_dimension(item) for item in frozen["dimensions"]),
                   tuple(_condition(item) for item in frozen["constraints"]),
-                  {name: base.build() for name, base in bases.items()})
+                  {name: base.build() for name, base in bases.items()}, frozen["search_seed"])
     sweep = Sweep(
         **{key: frozen[key] for key in PLAIN},
         bases=bases, space=space, seeds=tuple(Setting(**item) for item in frozen["seeds"]),

@@ -1,4 +1,5 @@
-"""A thousand trivial trials through a real SLURM: submitting, looking, following.
+"""A thousand trivial trials through a real SLURM: submitting, looking, following; and workers of
+this machine that wait for their turn.
 
 The cluster is that of the tests, whose two nodes claim 32 cores each. Trials are held while
 submitting and looking are measured, and are then let go; what they take to run is that of starting
@@ -13,11 +14,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from harness.base.files import read_json
-from harness.cluster.launch import launch
+from harness.base.locks import held_lock
+from harness.cluster.launch import cancel, launch
+from harness.cluster.local import slots
+from harness.cluster.local.place import living_workers
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
 from tests.benchmarks.own_slurm import own_slurm
@@ -27,6 +33,9 @@ TRIALS = 1000
 ALONE = 50
 """How many jobs the baseline submits one by one; its time is scaled to all."""
 FOLLOWED_S = 60.0
+WORKERS = 8
+"""How many workers wait."""
+WAITED_S = 20.0
 TOYS = Path(__file__).parents[1] / "toy"
 FOLLOW = """
 import resource, sys, time
@@ -44,22 +53,64 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measure() -> Iterator[Row]:
-    """Yield a row each for submitting, looking, and following."""
+    """Yield a row each for two ways of waiting, and for submitting, looking, and following."""
     sys.path.insert(0, str(TOYS))
     os.environ["PYTHONPATH"] = str(TOYS)
     import toy_experiment as toy
 
+    search = {"work.quality": {"grid": [n / TRIALS for n in range(TRIALS)]}}
+    with tempfile.TemporaryDirectory(prefix="wait-") as name:
+        yield from _waiting(toy.make_sweep(Path(name), search), Path(name) / "claims")
     with (
         own_slurm(cpus=32, memory_mb=64000) as cluster,
         tempfile.TemporaryDirectory(prefix="scale-") as name,
     ):
         folder = Path(name)
-        search = {"work.quality": {"grid": [n / TRIALS for n in range(TRIALS)]}}
         recipe = {"work": {"epochs": 1}}
         sweep = toy.make_sweep(folder, search, recipe=recipe, slurm={"hold": True})
         yield _submitting(cluster, sweep)
         yield _looking(sweep)
         yield _following(cluster, sweep, folder)
+
+
+def _waiting(sweep: Sweep, claims: Path) -> Iterator[Row]:
+    """Yield how much workers read while others have their slots, and their GPUs or cores."""
+    os.environ["SVLL_CLAIMS"] = str(claims)
+    for what in ("slots", "cores"):
+        with ExitStack() as held:
+            # to be claimed; nothing runs on them
+            held.enter_context(patch.object(slots, "usable_cores", lambda: list(range(WORKERS))))
+            if what == "slots":
+                for number in range(WORKERS):
+                    held.enter_context(held_lock(sweep.folder / "jobs" / f"slot-{number}.lock"))
+            elif claim := slots.pool_for(sweep.resources, WORKERS).take("benchmark", WORKERS):
+                held.callback(claim.release)
+            launch(sweep, "local", jobs=WORKERS)
+            pids = [worker["pid"] for worker in living_workers(sweep.folder)]
+            time.sleep(10.0)  # they start, and their pauses grow
+            before, began = sum(map(_reads, pids)), time.monotonic()
+            time.sleep(WAITED_S)
+            per_s = (sum(map(_reads, pids)) - before) / (time.monotonic() - began)
+            one_pass = _reads(os.getpid())
+            for trial in sweep.trials:
+                trial.run.status()
+            one_pass = _reads(os.getpid()) - one_pass
+            released = time.monotonic()
+        while not any((trial.run.folder / "claim.lock").exists() for trial in sweep.trials):
+            time.sleep(0.01)
+        taken = time.monotonic() - released
+        cancel(sweep)
+        yield Row(
+            f"reads of {len(pids)} workers that wait for {what}", "per s", per_s,
+            one_pass * WORKERS / 0.2, None,
+            note=f"of {TRIALS} trials; baseline: each worker reads all statuses five times a "
+            f"second; the first one had its trial {taken:.1f} s after the {what} came free",
+        )
+
+
+def _reads(pid: int) -> int:
+    """Return how often a process has read from files."""
+    return int(re.findall(r"syscr: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
 
 
 def _submitting(cluster: Any, sweep: Sweep) -> Row:

@@ -1,9 +1,11 @@
 """What every place does: the same tests for a real SLURM and for this machine."""
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -183,6 +185,9 @@ def test_a_search_runs_in_one_job_of_the_place(place: Cluster, tmp_path: Path) -
     assert [t.run.result()["mAP"] for t in sweep.trials] == [0.05, 0.1, 0.15]
     [record] = read_records(sweep.folder)
     assert len(record.jobs) == (place == "slurm")
+    seen = read_json(sweep.trials[0].run.folder / "seen-0.json")
+    # compiled code stays on the node
+    assert seen["TRITON_CACHE_DIR"] == f"{gettempdir()}/svll-{os.getuid()}/triton"
 
 
 def states(sweep: Sweep) -> list[str]:

@@ -1,6 +1,9 @@
 """Sweeps under Ray Tune in one allocation of a real SLURM."""
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +17,12 @@ sys.path.insert(0, str(TOYS))
 import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
-from harness.cluster.launch import cancel, launch  # noqa: E402
+from harness.base.locks import lock_holder  # noqa: E402
+from harness.cluster.launch import cancel, due, launch  # noqa: E402
+from harness.cluster.local.place import worker_lock  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
+from harness.cluster.slurm.job import SIGNAL_DELAY_S  # noqa: E402
 from harness.cluster.states import is_searched, survey  # noqa: E402
 from harness.runs.run import epoch_lines  # noqa: E402
 from harness.sweeps.reading import Sweep, with_proposed  # noqa: E402
@@ -68,21 +74,30 @@ def test_a_search_over_two_nodes_cancelled_and_continued_gives_what_the_array_ba
     assert_clean(by_ray)
 
 
-def test_points_are_proposed_and_their_trials_run_over_both_nodes(
+def test_points_are_proposed_and_their_trials_run_over_both_nodes_unless_a_rank_is_killed(
     slurm: Any, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"uniform": [0.1, 0.9]}}, samples=4, seeds=[1],
-        recipe={"work": {"epochs": 4}}, backend="ray", algorithm={"tpe": {"startup": 2}},
+        search_seed=4,  # of which the third point is worse than the second
+        recipe={"work": {"epochs": 4, "epoch_s": 0.5}}, backend="ray",
+        algorithm={"tpe": {"startup": 2}},
         scheduler={"asha": {"grace": 1, "reduction": 2}},
         resources={"nodes": 2, **MEMORY}, ray={"nodes": 2},
     )
     assert launch(sweep, "slurm") == []
     assert is_searched(sweep)
+    toy.until(lambda: list(sweep.folder.glob("*/seen-1.json")), seconds=PATIENCE_S)
+    [file] = sweep.folder.glob("*/seen-1.json")
+    os.kill(read_json(file)["pid"], signal.SIGKILL)  # on the second node
+    killed = time.time()
     toy.until(lambda: not is_searched(sweep), seconds=PATIENCE_S)
     sweep = with_proposed(sweep)
     assert (len(sweep.trials), sweep.to_propose) == (4, 0)
-    assert set(states(sweep)) == {"complete", "ended early"}
+    assert states(sweep)[0] == "failed"
+    assert survey(sweep)[0].note == "rank 1: killed by SIGKILL (out of memory?)"
+    assert sweep.trials[0].run.status()["time"] - killed < 5.0
+    assert set(states(sweep)[1:]) == {"complete", "ended early"}
     for trial in sweep.trials:
         seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
         assert {one["host"] for one in seen} == {"node1", "node2"}
@@ -90,8 +105,7 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes(
             ("0", "0", "2"), ("1", "0", "2")
         ]
         assert len({(one["MASTER_ADDR"], one["SVLL_ATTEMPT"]) for one in seen}) == 1
-    assert launch(sweep, "slurm") == []
-    assert not is_searched(sweep)
+    assert [view.trial.index for view in due(survey(sweep))] == [0]
     assert_clean(sweep)
 
 
@@ -113,6 +127,29 @@ def test_a_preempted_search_saves_on_all_nodes_and_resumes_by_itself(
     assert [t.run.status()["attempts"] for t in sweep.trials] == [2, 2, 2, 2, 1]
     assert len(read_records(sweep.folder)) == 1
     assert read_json(sweep.trials[0].run.folder / "seen-0.json")["SLURM_RESTART_COUNT"] == "1"
+    assert_clean(sweep)
+
+
+def test_a_search_that_reached_its_time_limit_too_often_is_not_requeued_and_its_trials_tell(
+    slurm: Any, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(
+        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}}, backend="ray",
+        # any signal in the last hour of its ten minutes counts as that of the limit
+        resources={**MEMORY, "max_time_outs": 0}, slurm={"env": {SIGNAL_DELAY_S: "3600"}},
+    )
+    launch(sweep, "slurm")
+    [record] = read_records(sweep.folder)
+    toy.until(lambda: lock_holder(worker_lock(record.file, 0)), seconds=PATIENCE_S)
+    saved = sweep.trials[0].run  # the others have not begun
+    saved.set_status("stopped", attempts=1, reason="told to stop")
+    slurm.run("scancel", "--signal=USR2", *record.jobs.values())
+    over(sweep)
+    why = ("the search reached its time limit 1 time, allowed are 0 (resources.max_time_outs); "
+           "give it more time (resources.time), or launch it again")
+    assert [(view.state, view.note) for view in survey(sweep)] == [("stopped", why)] * 2
+    assert [trial.run.status()["attempts"] for trial in sweep.trials] == [1, 0]
+    assert len(due(survey(sweep))) == 2
     assert_clean(sweep)
 
 

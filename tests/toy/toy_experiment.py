@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 import yaml
 
+from harness.base.caches import CACHES
 from harness.base.files import read_json, write_json
 from harness.config.fields import changeable, runtime
 from harness.runs.experiment import Experiment
@@ -66,6 +67,10 @@ def report(folder: Path) -> None:
 
 def broken_report(folder: Path) -> None:
     raise RuntimeError("no ink")
+
+
+def slow_report(folder: Path) -> None:
+    time.sleep(60.0)
 
 
 def prepare(runs: list[Run]) -> None:
@@ -157,7 +162,7 @@ def misbehave(work: Work, rank: int) -> None:
 def note_surroundings(run: Run, rank: int) -> None:
     """Keep what each rank saw, for tests to look at."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SVLL_ATTEMPT", "OMP_NUM_THREADS",
-             "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT", "TOY")
+             "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT", "TOY", *CACHES)
     seen = {name: os.environ[name] for name in names if name in os.environ}
     seen["pid"] = os.getpid()
     seen["host"] = os.uname().nodename

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from harness.base.caches import keep_caches_here
 from harness.base.files import read_json, write_json, write_text
 from harness.base.locks import Busy, held_lock
 from harness.base.machine import has_gpu
@@ -75,6 +76,7 @@ def read_reports(folder: Path) -> list[RankReport]:
 def check_job(folder: str, cpus: int, gpus: int | None) -> None:
     """Run the checks as one rank of a SLURM job; called by submitit."""
     log_to_stderr()
+    keep_caches_here()
     set_slurm_ranks()
     if gpus == 0:  # where SLURM does not hide them, ranks would meet on the first one
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

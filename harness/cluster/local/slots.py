@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,10 @@ from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Resources
 
 log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.2
+NEEDED_EVERY_S = 5.0
+"""How often a waiting worker looks, in the end, whether a trial is left to wait for."""
 
 
 def with_gpus(asked: Resources) -> Resources:
@@ -89,14 +94,31 @@ def _owner(record: Record, pid: int, host: str) -> str:
     return f"{record.sweep_folder.name} (process {pid} on {host})"
 
 
+def pauses(most_s: float) -> Iterator[float]:
+    """Yield growing pauses in seconds between looks at files that all workers read, up to `most_s`.
+    The first are short, so that a short sweep does not wait."""
+    seconds = FIRST_PAUSE_S
+    while True:
+        yield seconds
+        seconds = min(most_s, 1.5 * seconds)
+
+
 @contextmanager
 def claimed(
-    record: Record, is_needed: Callable[[Record], Any], most: int = 1
+    record: Record, is_needed: Callable[[], object], most: int = 1
 ) -> Iterator[Claim | None]:
     """Hold the GPUs and cores of as many trials as there is room for, up to `most`. Waits while
     there is no room; yields None when the claim is no longer needed, or after a stop."""
+    needs, asked_at, pause_s = pauses(NEEDED_EVERY_S), float("-inf"), 0.0
+
     def is_wanted() -> bool:
-        return not stop_requested() and bool(is_needed(record))
+        nonlocal asked_at, pause_s
+        if stop_requested():
+            return False
+        if time.monotonic() - asked_at < pause_s:
+            return True
+        asked_at, pause_s = time.monotonic(), next(needs)
+        return bool(is_needed())
 
     pool, claim = Pool(**record.options["pool"]), None
     if is_wanted():

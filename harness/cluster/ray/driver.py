@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.cluster.rank_processes import end_with_parent, log_to_stderr
-from harness.cluster.ray.plan import signatures_of
+from harness.cluster.ray.plan import ours, signatures_of
 from harness.cluster.ray.points import Points, searcher
 from harness.cluster.ray.schedulers import make_scheduler
 from harness.cluster.ray.search_notes import mark_ended_early, was_being_ended, was_ended_early
@@ -50,8 +51,10 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
         return
     import ray
 
-    ray.init(address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
-             **rendezvous["init"])
+    # Ray puts the present folder, perhaps the working tree, before the frozen code in its workers
+    with chdir(sweep.code or "."):
+        ray.init(address=rendezvous["address"], log_to_driver=False, logging_level=logging.WARNING,
+                 **rendezvous["init"])
     _wait_for_nodes(record.options["nodes"])
     scheduler = make_scheduler(sweep)
     scheduler.replay(finished, due)  # all that was logged before this process started
@@ -113,9 +116,9 @@ def _split(record: Record, signatures: list[str]) -> tuple[list[Run], list[Run]]
         if was_being_ended(run):  # by a search that was then killed
             mark_ended_early(run)
     finished = [run for run in every if run.is_complete() or was_ended_early(run)]
-    ours = {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
+    mine = ours(record, signatures)
     due = [run for run in every
-           if run.signature in ours and run not in finished and run.status()["state"] != "failed"]
+           if run.signature in mine and run not in finished and run.status()["state"] != "failed"]
     return finished, sorted(due, key=lambda run: -len(epoch_lines(run)))
 
 

@@ -8,20 +8,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
+from harness.base.caches import keep_caches_here
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster import pages
 from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
+from harness.cluster.place import Place
 from harness.cluster.rank_processes import GRACE_S, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
-from harness.cluster.ray.plan import allocation, signatures_of
+from harness.cluster.ray.plan import allocation, ours, signatures_of
+from harness.cluster.ray.search_notes import was_ended_early
 from harness.cluster.records import Record, read_record
+from harness.runs.run import Run
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Allocation, Resources
 from harness.sweeps.sweep_json import thaw
@@ -35,6 +40,8 @@ TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Environment variables of the driver."""
+RUNS_EVERY_S = 1.0
+"""How often, in the end, a job that is over looks at the runs that have not ended."""
 
 
 def drive(record_file: str) -> None:
@@ -45,6 +52,7 @@ def drive(record_file: str) -> None:
     """
     stop_on(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     log_to_stderr()
+    keep_caches_here()  # Ray, its driver, actors and trials on this node inherit it
     record = read_record(Path(record_file))
     place = place_named(record.cluster)
     task = place.task()
@@ -66,10 +74,30 @@ def drive(record_file: str) -> None:
             if not stop_requested():
                 pages.write_if_over(record.sweep_folder)
         if stop_requested():
-            place.requeue()
+            _requeue(record, place)
     if stop_requested():
         # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
+
+
+def _requeue(record: Record, place: Place) -> None:
+    """Requeue this job. After too many time-outs its open trials get the reason as their status.
+
+    The job's folder counts them, so that a new launch, which has another, counts anew.
+    """
+    own = Run(Path(record.folder))
+    place.requeue(own)
+    reason = own.status().get("reason")
+    if reason is None:
+        return
+    signatures = signatures_of(record, thaw(record.options["sweep"]))
+    for run in record.runs(ours(record, signatures)):
+        status = run.status()
+        is_open = status["state"] in ("submitted", "running", "stopped")
+        is_over = run.is_complete() or was_ended_early(run)
+        if is_open and not is_over and lock_holder(run.lock_file) is None:
+            facts = {key: value for key, value in status.items() if key not in ("state", "time")}
+            run.set_status("stopped", **{**facts, "reason": f"the search {reason}"})
 
 
 def _allocation(record: Record) -> Resources:
@@ -88,7 +116,7 @@ def _claimed(record: Record, rendezvous: Rendezvous) -> Iterator[None]:
         return
     most: int = record.options["side_by_side"]
     together: int = record.options["sweep"]["ray"]["trials_per_gpu"]
-    with slots.claimed(record, lambda _: True, most=-(-most // together)) as claim:
+    with slots.claimed(record, lambda: True, most=-(-most // together)) as claim:
         if claim is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim.gpus)
             room = min(most, claim.trials * together)
@@ -131,15 +159,19 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
 def _wait_for_runs(record: Record, host: str | None = None) -> None:
     """Wait until no process (on `host`) holds a run of the search; after a stop, for GRACE_S. A run
     that the search no longer watches may still be computing its last result."""
-    deadline: float | None = None
+    def holders(of: Iterable[Run]) -> dict[Run, dict[str, Any]]:
+        found = {run: lock_holder(run.lock_file) for run in of}
+        return {run: h for run, h in found.items() if h is not None and host in (None, h["host"])}
+
     runs = record.runs(signatures_of(record, thaw(record.options["sweep"])))
-    while True:
-        holders = [lock_holder(run.lock_file) for run in runs]
-        if not any(h is not None and host in (None, h["host"]) for h in holders):
-            return
+    deadline: float | None = None
+    pauses = slots.pauses(RUNS_EVERY_S)
+    held = holders(runs)
+    while held:
         if deadline is None and stop_requested():
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
-            log.warning("runs are still held: %s", [h for h in holders if h])
+            log.warning("runs are still held: %s", [*held.values()])
             return
-        time.sleep(POLL_S)
+        time.sleep(next(pauses))
+        held = holders(held) or holders(runs)  # of the others, one may just have begun

@@ -59,13 +59,14 @@ def _population_faults(sweep: Sweep) -> Iterator[str]:
 
 
 def allocation(one: Resources, many: Allocation) -> Resources:
-    """Return the resources of the whole job, from those of one trial."""
+    """Return the resources of the whole job, and its limits, from those of one trial."""
     count, memory = many.trials_per_node, None
     if one.memory is not None:
         memory = f"{round(gigabytes(one.memory) * count * 1024)}MB"
     return Resources(
         nodes=many.nodes, tasks=1, cpus=one.cpus * one.ranks_per_node * count,
         gpus=-(-(one.gpus or 0) * count // many.trials_per_gpu), time=one.time, memory=memory,
+        max_time_outs=one.max_time_outs,
     )
 
 
@@ -73,6 +74,12 @@ def signatures_of(record: Record, sweep: Sweep) -> list[str]:
     """Return all runs of a search, including those proposed since it began."""
     proposed = [trial.signature for trial in sweep.trials]
     return list(dict.fromkeys([*record.options["sweep"]["known"], *proposed]))
+
+
+def ours(record: Record, signatures: Sequence[str]) -> set[str]:
+    """Return those of a search's runs that its submission may start: due then, or proposed since.
+    signatures: as from `signatures_of`."""
+    return {*record.trials, *signatures[len(record.options["sweep"]["known"]):]}
 
 
 def jobs(sweep: Sweep, trials: int) -> tuple[Sweep, int]:

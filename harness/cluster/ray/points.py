@@ -69,7 +69,7 @@ class Points:
             write_text(trial.run.config_file, to_yaml(trial.config))
             if trial.run.status()["state"] == "new":
                 trial.run.set_status("submitted", code=str(sweep.code or ""))
-        add_point(sweep.folder, point)
+        add_point(sweep.folder, point, sweep.space.seed)
         log.info("point %d: %s", sweep.samples - sweep.to_propose + 1, trials[0].title)
         self.sweep = replace(sweep, trials=(*sweep.trials, *trials),
                              to_propose=sweep.to_propose - 1)

@@ -170,13 +170,14 @@ class Population(tune.FIFOScheduler):
         scores = {name: score for name, one in self.runs.items()
                   if (score := takeovers.exported_score(one, epoch)) is not None}
         source = population.source_for(run.signature, scores, share=self.options.share,
-                                       mode=self.sweep.mode, epoch=epoch)
+                                       mode=self.sweep.mode, epoch=epoch,
+                                       seed=self.sweep.space.seed)
         if source is None:
             return
         settings = population.explore(
             self.sweep.space.dimensions, self._settings(self.runs[source], epoch), self.changeable,
             name=run.signature, epoch=epoch, factor=self.options.factor,
-            resample=self.options.resample,
+            resample=self.options.resample, seed=self.sweep.space.seed,
         )
         takeovers.plan(run, of=self.runs[source], epoch=epoch, settings=settings)
         log.info("%s: continues from %s after epoch %d with %s", run.signature, source, epoch,

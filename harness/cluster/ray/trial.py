@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
 from harness.base.locks import job_id
 from harness.cluster.rank_processes import EXIT_STATUS, IN_USE_STATUS, drop_own_lock, log_to_stderr
@@ -64,6 +65,7 @@ class ReportPipes:
 def main(arguments: list[str]) -> int:
     """Execute one run as a rank that reports; returns its exit status."""
     log_to_stderr()
+    keep_caches_here()  # also where an external Ray started the actor
     folder, report_descriptor, answer_descriptor = arguments
     pipes = ReportPipes(int(report_descriptor), int(answer_descriptor))
     run = Run(Path(folder))

@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import secrets
+import select
+import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,23 @@ from harness.base.mappings import numeric_leaves
 from harness.cluster.rank_processes import (
     EXIT_STATUS,
     IN_USE_STATUS,
+    POLL_S,
     Process,
     RankGroup,
     TrialFailed,
     end_within,
     settle,
-    start_process,
+)
+from harness.cluster.ray.followers import (
+    FollowerRanks,
+    Followers,
+    Lost,
+    end_helpers,
+    first_lost,
+    log_of,
+    own_gpus,
+    start_elsewhere,
+    start_rank,
 )
 from harness.cluster.ray.search_notes import early_end_file, judged, mark_ended_early
 from harness.runs import takeovers
@@ -34,49 +48,31 @@ END_LIMIT_S = 30.0
 HOLD_S = 30.0
 """How long an actor keeps its resources after a signal stopped its run. SLURM sends it when it
 takes the nodes away: no further trial must begin before the job has ended the search."""
-NO_REPORTS = -1
-"""In place of a pipe, for ranks that do not report."""
-
-
-class FollowerRanks:
-    """The ranks of a trial on one node that do not report: all except rank 0.
-
-    They stop together with rank 0, with which they agree after every step; if rank 0 is gone, the
-    end of their pipe stops them.
-    """
-
-    def __init__(self, run: Run, group: RankGroup, *, log_file: Path) -> None:
-        answers, self.pipe = os.pipe()
-        own = range(group.first == 0, group.ranks)
-        stem = log_file.name.split(".")[0]
-        self.logs = [log_file.with_name(f"{stem}.{group.first + local}.log") for local in own]
-        self.processes = [_start(group, local, run, log, NO_REPORTS, answers)
-                          for local, log in zip(own, self.logs, strict=True)]
-        os.close(answers)
-
-    def end(self) -> list[int]:
-        """Close the pipe and return the exit statuses; a rank that does not end is killed."""
-        os.close(self.pipe)
-        return end_within(self.processes, END_LIMIT_S)
+LOST_LIMIT_S = 5.0
+"""How long the ranks of a trial may take to end once one is lost. They cannot save without it, but
+rank 0 may be writing a checkpoint, or its status."""
+KILLED_LIMIT_S = 1.0
+"""How long to look for a killed rank after another one failed, perhaps because of it."""
 
 
 class WatchedRun:
     """A run as Tune sees it: one result per epoch, and a last one with `done`.
 
-    start_others: called when the run starts; starts its ranks on further nodes and returns what
-    ends them. replay: return all epochs of earlier attempts again; otherwise those that the search
-    has not judged. exports: for population based training, the metric, the interval in epochs at
-    which checkpoints are kept for other runs (0: never), and the experiment's files kept with them.
+    start_others: called when the run starts; starts its ranks on further nodes. replay: return all
+    epochs of earlier attempts again; otherwise those that the search has not judged. exports: for
+    population based training, the metric, the interval in epochs at which checkpoints are kept for
+    other runs (0: never), and the experiment's files kept with them.
     """
 
     def __init__(
         self, run: Run, *, log_file: Path, group: RankGroup, replay: bool = False,
-        start_others: Callable[[RankGroup], Callable[[], Any]] = lambda group: lambda: None,
+        start_others: Callable[[RankGroup], Sequence[Followers]] = lambda group: (),
         exports: tuple[str, int, tuple[str, ...]] = ("", 0, ()),
     ) -> None:
         self.run, self.exports = run, exports
         self.log_file, self.group, self.start_others = log_file, group, start_others
         self.process: Process | None = None
+        self.followers: list[Followers] = []
         self.over = False
         # the lines after the last checkpoint will be logged again, but are reported once
         self.reported = set() if replay else judged(run)
@@ -102,7 +98,7 @@ class WatchedRun:
             self._start_all()
         else:
             self._answer()
-        for text in self.reports:
+        for text in self._lines():
             line = json.loads(text)
             if _epoch_of(line) not in self.reported:
                 self._export(line)
@@ -123,7 +119,7 @@ class WatchedRun:
         """End the run, and replace its state by another run's."""
         if self.process is not None:
             self._close()
-            self.process, self.over = None, False
+            self.process, self.followers, self.over = None, [], False
         takeovers.carry_out(self.run)
         self.reported = {_epoch_of(line) for line in epoch_lines(self.run)}
 
@@ -132,20 +128,55 @@ class WatchedRun:
         if self.over:
             return
         if self.process is not None:
-            self._close()
+            self._settle(self._close())
         elif not self.run.is_complete():
             mark_ended_early(self.run)
 
-    def _close(self) -> int:
-        """Close the pipes, wait for the processes and return rank 0's exit status."""
+    def _lines(self) -> Iterator[bytes]:
+        """Yield what rank 0 reports, until it ends or another rank is lost."""
+        is_ready = select.poll()
+        is_ready.register(self.reports, select.POLLIN)
+        while True:
+            is_over = self._process().poll() is not None or self._lost() is not None
+            if is_ready.poll(0 if is_over else 1000 * POLL_S):
+                if not (line := self.reports.readline()):
+                    return
+                yield line
+            elif is_over:  # helpers of a killed rank may keep the pipe open
+                return
+
+    def _process(self) -> Process:
         assert self.process is not None
+        return self.process
+
+    def _lost(self) -> Lost | None:
+        """Return the rank that failed or was killed, if any."""
+        found = [one for followers in self.followers if (one := followers.lost()) is not None]
+        return first_lost({0: self._process().poll(), **dict(found)})
+
+    def _close(self) -> Lost | None:
+        """Close the pipes and wait until all ranks have ended, in little time if one was lost;
+        returns the lost rank."""
         self.answers.close()
-        code = self.process.wait()
+        while self._lost() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process().wait(POLL_S)
+                break
+        lost = self._lost()
+        deadline = time.monotonic() + (KILLED_LIMIT_S if self.group.world > 1 else 0.0)
+        while lost is not None and lost[1] >= 0 and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            now = self._lost()
+            lost = now if now is not None and now[1] < 0 else lost
+        limit_s = END_LIMIT_S if lost is None else LOST_LIMIT_S
+        deadline = time.monotonic() + limit_s
+        self.codes = end_within([self._process()], limit_s)
+        end_helpers([self._process()])
         self.reports.close()
-        self.codes = self.followers.end()
-        self.end_others()
+        for followers in self.followers:
+            self.codes += followers.end(max(0.0, deadline - time.monotonic()))
         self.over = True
-        return code
+        return lost
 
     def _report(self, line: dict[str, Any]) -> dict[str, Any]:
         self.reported.add(_epoch_of(line))
@@ -161,27 +192,33 @@ class WatchedRun:
         group = dataclasses.replace(self.group, attempt=secrets.token_hex(8))
         reports, report_end = os.pipe()
         answer_end, answers = os.pipe()
-        self.process = _start(group, 0, self.run, self.log_file, report_end, answer_end)
+        self.process = start_rank(group, 0, self.run, self.log_file, report_end, answer_end)
         os.close(report_end)
         os.close(answer_end)
         self.reports = os.fdopen(reports, "rb")
         self.answers = os.fdopen(answers, "wb", buffering=0)
-        self.followers = FollowerRanks(self.run, group, log_file=self.log_file)
-        self.end_others = self.start_others(group)
+        self.followers.append(FollowerRanks(self.run, group, log_file=self.log_file))
+        self.followers += self.start_others(group)
 
     def _after_end(self) -> dict[str, Any]:
-        code = self._close()
-        if code == EXIT_STATUS["stopped"]:
+        lost = self._close()
+        if lost is None and self.codes[0] == EXIT_STATUS["stopped"]:
             time.sleep(HOLD_S)
-        if code in (EXIT_STATUS["complete"], EXIT_STATUS["stopped"]):
+        if lost is None or self.run.is_complete():
             return self._last_result()
-        if code != IN_USE_STATUS:
-            codes = [code, *self.codes]
-            # a killed rank is the cause of the other ranks' errors
-            broken = next((rank for rank, one in enumerate(codes) if one < 0), 0)
-            settle(self.run, broken, codes, [self.log_file, *self.followers.logs])
+        self._settle(lost)
         error = self.run.status().get("error", "another process was in the run folder")
         raise TrialFailed(error)
+
+    def _settle(self, lost: Lost | None) -> None:
+        """Write the status of a run that lost a rank, unless rank 0 knew the cause."""
+        if lost is None or self.codes[0] == IN_USE_STATUS:
+            return
+        log.warning("%s: rank %d was lost", self.run.name, lost[0])
+        logs = [log_of(self.log_file, rank) for rank in range(len(self.codes))]
+        codes = [*self.codes]
+        codes[lost[0]] = lost[1]  # an actor may have gone with its rank
+        settle(self.run, lost[0], codes, logs)
 
     def _last_result(self) -> dict[str, Any]:
         self.over = True
@@ -190,17 +227,6 @@ class WatchedRun:
 
 def _epoch_of(line: Mapping[str, Any]) -> tuple[Any, Any]:
     return line.get("stage"), line.get("epoch")
-
-
-def _start(
-    group: RankGroup, local: int, run: Run, log_file: Path, reports: int, answers: int
-) -> Process:
-    """Start a rank that reads `answers` and writes to `reports`, unless that is negative."""
-    return start_process(
-        "harness.cluster.ray.trial", str(run.folder), str(reports), str(answers),
-        log_file=log_file, environment=group.environment(local),
-        inherited=[pipe for pipe in (reports, answers) if pipe >= 0],
-    )
 
 
 # --- as actors ---
@@ -220,12 +246,12 @@ def trial_actor() -> type:
             log_file = Path(config["logs"]) / f"{run.signature}.0.log"
             group = RankGroup(
                 ranks=resources.ranks_per_node, world=resources.ranks, cpus=resources.cpus,
-                gpus=_own_gpus(gpus),
+                gpus=own_gpus(gpus),
                 address=ray.util.get_node_ip_address() if resources.nodes > 1 else "127.0.0.1",
             )
             self.watched = WatchedRun(
                 run, log_file=log_file, group=group, replay=config["replay"],
-                start_others=lambda group: _start_others(run, group, gpus, log_file),
+                start_others=lambda group: start_elsewhere(run, group, gpus, log_file),
                 exports=tuple(config["exports"]),
             )
 
@@ -249,36 +275,3 @@ def trial_actor() -> type:
             self.watched.end()
 
     return RayTrial
-
-
-def _own_gpus(share: float) -> str:
-    """Return the GPUs that Ray gave to this process, as in CUDA_VISIBLE_DEVICES; "" for none."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "") if share else ""
-
-
-def _start_others(
-    run: Run, group: RankGroup, gpus: float, log_file: Path
-) -> Callable[[], Any]:
-    """Start the ranks on the trial's further nodes, by an actor on each; returns what ends them."""
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    class Ranks:
-        def __init__(self, group: RankGroup) -> None:
-            os.chdir(working_folder)
-            group = dataclasses.replace(group, gpus=_own_gpus(gpus))
-            self.followers = FollowerRanks(run, group, log_file=log_file)
-
-        def end(self) -> list[int]:
-            return self.followers.end()
-
-    working_folder = os.getcwd()
-    actor = ray.remote(num_cpus=group.cpus * group.ranks, num_gpus=gpus)(Ranks)
-    reserved = ray.util.get_current_placement_group()
-    actors = []
-    for node in range(1, group.world // group.ranks):
-        where = PlacementGroupSchedulingStrategy(placement_group=reserved,
-                                                 placement_group_bundle_index=node)
-        here = dataclasses.replace(group, first=node * group.ranks)
-        actors.append(actor.options(scheduling_strategy=where).remote(here))
-    return lambda: [ray.get(started.end.remote()) for started in actors]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.mappings import lookup
@@ -25,7 +26,7 @@ from harness.cluster.place import Submission
 from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.records import Record, new_record, read_record, read_records
 from harness.cluster.slurm import commands
-from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
+from harness.cluster.slurm.job import set_slurm_ranks
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
@@ -163,6 +164,7 @@ def make_shared(record_file: str) -> None:
 def write_report(record_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
     log_to_stderr()
+    keep_caches_here()
     record = read_record(Path(record_file))
     folder, sweep = record.sweep_folder, record.options["summary"]
     text = io.StringIO()

@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
-from harness.base.files import is_private
 from harness.base.locks import job_id
 from harness.base.units import counted, slurm_seconds
 from harness.cluster import pages
@@ -26,11 +25,6 @@ REQUEUE_LIMIT_S = 30.0
 MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
 """Environment variables of a job: how often its time limit may end it, and how long before it SLURM
 sends the signal."""
-CACHES = {
-    "NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton", "TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda",
-}
-"""Environment variables that name the caches of compiled code, and folder names."""
 LATE_S = 60.0
 """Tolerance on the time at which SLURM sends a signal."""
 SHORT_LIMIT = "short_limit_s"
@@ -99,22 +93,6 @@ def join_step() -> None:
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         set_slurm_ranks()
-
-
-def keep_caches_here() -> None:
-    """Keep caches of compiled code on the node, not on the shared file system. Only this user may
-    enter their folder, because caches are loaded as code. Variables that are already set stay."""
-    place = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
-    folder = Path(place) / f"svll-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not is_private(folder):
-            folder = Path(tempfile.mkdtemp(prefix="svll-", dir=place))
-    except OSError as error:
-        log.warning("%s: not used as cache of compiled code: %s", folder, error.strerror)
-        return
-    for variable, name in CACHES.items():
-        os.environ.setdefault(variable, str(folder / name))
 
 
 def check_cores() -> None:

@@ -151,8 +151,8 @@ class Slurm(Place):
         hosts = tuple(SlurmJobEnvironment().hostnames)
         return Task(int(os.environ.get("SLURM_PROCID", "0")), attempt, hosts)
 
-    def requeue(self) -> None:
-        requeue()
+    def requeue(self, counted: Run) -> None:
+        requeue(counted)
 
 
 def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:

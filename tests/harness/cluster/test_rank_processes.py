@@ -54,5 +54,19 @@ def test_a_second_process_in_a_run_folder_leaves_it_alone(
     first.wait(20)
 
 
+def test_a_killed_rank_is_named_though_rank_0_knows_only_that_it_lost_one(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    run.set_status("failed", error="RuntimeError: [gloo] Connection closed by peer", attempts=1)
+    rank_processes.settle(run, 1, [1, -signal.SIGKILL], logs)
+    status = run.status()
+    assert (status["error"], status["hindered"], status["attempts"]) == (
+        "rank 1: killed by SIGKILL (out of memory?)", True, 1
+    )
+    run.set_status("failed", error="RuntimeError: loss is nan")
+    rank_processes.settle(run, 1, [1, -signal.SIGKILL], logs)
+    assert run.status()["error"] == "RuntimeError: loss is nan"
+
+
 def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "harness.cluster.rank_processes", str(run.folder)]

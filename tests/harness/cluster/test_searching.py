@@ -1,6 +1,7 @@
 """Searches that propose, pause, and run trials of several ranks, by Ray on this machine."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +158,10 @@ def test_ranks_of_a_trial_end_together_and_a_failed_trial_has_its_cause_and_ends
     assert views[0].note == "RuntimeError: the toy broke, as it was told to; wind it up"
     assert views[1].note == "rank 0: killed by SIGKILL (out of memory?)"
     assert all(Path(view.status["log"]).exists() for view in views[:2])
+    # the actors too run the frozen code, not that of the present folder
+    text = next(sweep.folder.glob("jobs/*/worker-0.log")).read_text()
+    files = re.findall(r'File "(.*)", line \d+, in next_result', text)
+    assert {Path(file).parents[4] for file in files} == {sweep.folder / "code"}
     for view in views[2:]:
         run = view.trial.run
         seen = [read_json(run.folder / f"seen-{rank}.json") for rank in range(2)]

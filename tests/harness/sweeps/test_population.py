@@ -49,10 +49,10 @@ DIMENSIONS = (
 NOW: dict[str, Any] = {"lr": 0.01, "weight": 0.9, "count": 4, "kind": "a", "tokens": 2}
 
 
-def explored(name: str, resample: float = 0.0, **now: Any) -> dict[str, Any]:
+def explored(name: str, resample: float = 0.0, seed: int = 0, **now: Any) -> dict[str, Any]:
     return explore(
         DIMENSIONS, {**NOW, **now}, {"lr", "weight", "count", "kind"}, name=name, epoch=2,
-        factor=1.2, resample=resample,
+        factor=1.2, resample=resample, seed=seed,
     )
 
 
@@ -64,6 +64,19 @@ def test_settings_move_by_the_factor_within_their_ranges_and_shapes_stay() -> No
     assert {one["kind"] for one in found} == {"a", "b"}
     assert {one["tokens"] for one in found} == {2}
     assert explored("x") == explored("x")
+
+
+def test_another_search_seed_changes_runs_in_another_way() -> None:
+    names = [str(number) for number in range(200)]
+    zero, one = ([explored(name, resample=1.0, seed=seed)["lr"] for name in names]
+                 for seed in (0, 1))
+    assert set(zero).isdisjoint(one)
+    moved = [[explored(name, seed=seed)["lr"] > NOW["lr"] for name in names] for seed in (0, 1)]
+    # up or down by chance: half of them differ, with a standard deviation of 7
+    assert 70 < sum(a != b for a, b in zip(*moved, strict=True)) < 130
+    sources = [[source_for("a", SCORES, share=0.25, mode="max", epoch=epoch, seed=seed)
+                for epoch in range(50)] for seed in (0, 1)]
+    assert sources[0] != sources[1]
 
 
 def test_what_is_left_out_stays_so_and_nothing_else_is_left_out() -> None:

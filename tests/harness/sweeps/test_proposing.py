@@ -1,5 +1,6 @@
 """Proposals: better than chance, the same after a kill, and only what the search allows."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,13 @@ def height(point: Point) -> float:
     return -far - 0.3 * (point["train.name"] != [1, 2])
 
 
-def search(algorithm: Algorithm, count: int, seed: int, **options: Any) -> list[TriedPoint]:
+def search(
+    algorithm: Algorithm, count: int, seed: int, *, search_seed: int = 0, **options: Any
+) -> list[TriedPoint]:
     tried: list[TriedPoint] = []
+    bowl = dataclasses.replace(BOWL, seed=search_seed)
     for _ in range(count):
-        point = propose(BOWL, algorithm, tried, seed=seed, **{"modes": ["max"], **options})
+        point = propose(bowl, algorithm, tried, seed=seed, **{"modes": ["max"], **options})
         assert point is not None
         tried.append(TriedPoint(point, "complete", [height(point)]))
     return tried
@@ -50,6 +54,8 @@ def test_the_same_search_proposes_the_same_points_and_another_seed_others() -> N
     first = search(Tpe(startup=3), 8, seed=1)
     assert search(Tpe(startup=3), 8, seed=1) == first
     assert search(Tpe(startup=3), 8, seed=2) != first
+    other = search(Tpe(startup=3), 8, seed=1, search_seed=1)
+    assert {one.point["train.lr"] for one in first}.isdisjoint(o.point["train.lr"] for o in other)
     # as after a kill: nothing but the points is needed
     again = propose(BOWL, Tpe(startup=3), first[:6], modes=["max"], seed=1)
     assert again == first[6].point

@@ -1,7 +1,9 @@
 """A sweep's points: the grid, draws of the rest, and what conditions leave of them."""
 
+import dataclasses
+import hashlib
 import json
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,44 @@ def test_proposed_points_are_read_in_order_and_a_line_cut_short_is_left_out(
     assert read_points(tmp_path) == points
 
 
+def test_another_search_seed_shares_no_draw_and_the_default_draws_as_ever(tmp_path: Path) -> None:
+    zero = space(dimension("train.lr", "uniform", (0.0, 1.0)), constraints=("train.lr <= 0.9",))
+    drawn = {seed: {point["train.lr"] for point in dataclasses.replace(zero, seed=seed).points(30)}
+             for seed in range(5)}
+    assert all(len(values) == 30 for values in drawn.values())
+    assert not any(drawn[one] & drawn[other] for one, other in combinations(drawn, 2))
+    digest = hashlib.sha256(b"train.lr 5").digest()
+    assert list(zero.points(6))[5] == {
+        "train.lr": float(f"{int.from_bytes(digest[:7], 'big') / 2**56:.6g}")
+    }
+    add_point(tmp_path, {"a": 1})
+    before = points_file(tmp_path).read_text()
+    add_point(tmp_path, {"a": 2}, 7)
+    assert before == '{"point": {"a": 1}}\n'
+    assert points_file(tmp_path).read_text().startswith(before)
+    assert (read_points(tmp_path), read_points(tmp_path, 7)) == ([{"a": 1}], [{"a": 2}])
+
+
 # --- as a sweep file says it ---
+
+
+def test_a_search_seed_needs_something_to_draw_and_names_runs_that_a_population_changes(
+    read: Any
+) -> None:
+    grid = "recipe: base\nsearch_seed: 2\nsearch: {train.lr: {grid: [0.1, 0.2]}}\n"
+    assert faults_of(read, grid) == [
+        "tried.yaml, line 2: search_seed: nothing is drawn: no searched key is random (choice, "
+        "uniform, loguniform, randint)"
+    ]
+    assert faults_of(read, grid.replace("2\n", "-1\n")) == [
+        "tried.yaml, line 2: search_seed: must be at least 0, found -1"
+    ]
+    names = [[trial.signature for trial in read(grid, "scheduler=pbt", "backend=ray", *more).trials]
+             for more in ([], ["search_seed=0"])]
+    assert [name.replace("pbt-2-", "pbt-") for name in names[0]] == names[1]
+    assert set(names[0]).isdisjoint(names[1])
+
+
 
 
 def test_a_sweep_file_has_conditions_and_constraints(read: Any) -> None:

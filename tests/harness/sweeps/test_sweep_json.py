@@ -26,6 +26,7 @@ search:
   stage2.erase_area: {choice: [[0.02, 0.33], [0.1, 0.2]]}
 constraints: [stage2.vss_weight != 0.5]
 samples: 5
+search_seed: 3
 seeds: [3, 4]
 backend: ray
 algorithm: {tpe: {startup: 2}}
@@ -48,7 +49,7 @@ def test_a_thawed_sweep_makes_the_trials_of_the_one_that_was_frozen(tmp_path: Pa
                              "stage2.erase_area": [0.1, 0.2]}
     sweep.folder.mkdir(parents=True)
     for one in (point, {"stage2.vss_weight": 7.0}):  # the second is of an earlier form of the file
-        add_point(sweep.folder, one)
+        add_point(sweep.folder, one, 3)
     known = with_proposed(sweep)
     found = thaw(json.loads(json.dumps(freeze(sweep))))
     assert [t.signature for t in known.trials] == [t.signature for t in found.trials]

@@ -1,16 +1,20 @@
 """Sweeps on this machine: workers, their deaths, and what is left."""
 
 import os
+import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import gettempdir
 from types import ModuleType
 
 import pytest
 
 from harness.base.files import read_json
+from harness.base.locks import held_lock, lock_holder
 from harness.cluster.launch import cancel, launch
 from harness.cluster.local import slots
 from harness.cluster.local.place import living_workers
@@ -120,6 +124,40 @@ def test_trials_on_their_way_are_not_started_again_and_new_ones_wait_for_a_slot(
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
+def test_a_worker_that_waits_for_a_slot_reads_little_and_takes_it_within_a_second(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    grid = [n / 100 for n in range(100)]
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": grid}}, recipe=SLOW)
+    with held_lock(sweep.folder / "jobs" / "slot-0.lock"):
+        launch(sweep, "local", jobs=1)
+        [worker] = living_workers(sweep.folder)
+        time.sleep(1.0)  # its first pauses are shorter
+        before = reads(worker["pid"])
+        time.sleep(2.0)
+        # all statuses, five times a second, would be 1,000 reads a second
+        assert reads(worker["pid"]) - before < 50
+    released = time.monotonic()
+    lock = sweep.folder / "jobs" / "slot-0.lock"
+    toy.until(lambda: lock_holder(lock) is not None, every=0.02)
+    assert time.monotonic() - released < 1.8
+    cancel(sweep)
+
+
+def test_a_worker_that_writes_the_page_ends_when_it_is_told_to(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    recipe = {"run": {"runs": str(tmp_path / "runs"), "report": "toy_experiment.slow_report"}}
+    sweep = toy.make_sweep(tmp_path, {}, recipe=recipe)
+    launch(sweep, "local")
+    toy.until(lambda: lock_holder(sweep.folder / "jobs" / "page.lock") is not None)
+    [worker] = living_workers(sweep.folder)
+    os.kill(worker["pid"], signal.SIGTERM)
+    toy.until(lambda: not alive(worker["pid"]), seconds=5)
+    assert states(sweep) == ["complete"]
+    assert not (sweep.folder / "jobs" / "page.lock").exists()
+
+
 def test_workers_belong_to_no_terminal(toy: ModuleType, tmp_path: Path) -> None:
     sweep = toy.make_sweep(tmp_path, {}, recipe=SLOW)
     launch(sweep, "local")
@@ -141,6 +179,9 @@ def test_several_ranks_share_world_and_port_and_see_no_gpu_where_the_sweep_wants
     assert {s["WORLD_SIZE"] for s in seen} == {"4"}
     assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
     assert {s["CUDA_VISIBLE_DEVICES"] for s in seen} == {""}
+    # compiled code stays on the node
+    caches = f"{gettempdir()}/svll-{os.getuid()}"
+    assert {s["TRITON_CACHE_DIR"] for s in seen} == {f"{caches}/triton"}
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_named(toy: ModuleType, tmp_path: Path) -> None:
@@ -220,6 +261,11 @@ def test_a_killed_workers_gpu_stays_taken_until_its_trial_has_saved(
 
 
 # --- helpers ---
+
+
+def reads(pid: int) -> int:
+    """Return how often a process has read from files."""
+    return int(re.findall(r"syscr: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
 
 
 def states(sweep: Sweep) -> list[str]:

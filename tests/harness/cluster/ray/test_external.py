@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from harness.base.errors import UserError
+from harness.base.files import read_json
 from harness.cluster.launch import launch
 from harness.cluster.local.place import end_workers, living_workers
 from harness.cluster.ray import external, nodes
@@ -52,6 +53,9 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
         launch(sweep, "local")
         toy.until(lambda: not living_workers(sweep.folder), seconds=200)
         assert [view.state for view in survey(sweep)] == ["complete"] * 3
+        seen = read_json(sweep.trials[0].run.folder / "seen-0.json")
+        # compiled code stays on the node, though not our job started Ray there
+        assert seen["TRITON_CACHE_DIR"] == f"{tempfile.gettempdir()}/svll-{os.getuid()}/triton"
         [node] = external.nodes_of(address)
         assert node["CPU"] == 2
     finally:

@@ -75,6 +75,21 @@ def test_a_search_that_was_killed_proposes_what_the_undisturbed_one_would(
     assert read_points(sweep.folder) == expected
 
 
+def test_another_search_seed_begins_a_search_of_its_own_in_the_same_folder(
+    make: Callable[..., Sweep]
+) -> None:
+    first = make()
+    taken(Points(first, []))
+    second = make(search_seed=1)
+    assert (second.trials, second.to_propose) == ((), 3)
+    found = taken(Points(second, []))
+    assert len(found) == 3
+    known = [with_proposed(sweep) for sweep in (first, second)]
+    assert [len(sweep.trials) for sweep in known] == [3, 3]
+    drawn = [{trial.point["work.quality"] for trial in sweep.trials} for sweep in known]
+    assert drawn[0].isdisjoint(drawn[1])
+
+
 def test_the_metric_of_a_point_is_the_mean_over_its_seeds_once_all_are_complete(
     make: Callable[..., Sweep]
 ) -> None:

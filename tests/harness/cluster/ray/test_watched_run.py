@@ -221,6 +221,40 @@ def test_a_run_that_is_signalled_by_the_scheduler_saves_and_its_place_stays_take
     assert time.time() - run.status()["time"] > 1.5
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_noticed_at_once_and_named_though_the_other_hangs(
+    toy: ModuleType, make_run: Any, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    monkeypatch.setattr(watched_run, "LOST_LIMIT_S", 1.0)
+    run = make_run(epochs=100, epoch_s=60.0)
+    watched = WatchedRun(run, log_file=run.folder.parent / "out.0.log",
+                         group=RankGroup(ranks=2, world=2))
+    seen = [run.folder / f"seen-{rank}.json" for rank in range(2)]
+    pids: list[int] = []
+    times: list[float] = []
+
+    def kill() -> None:
+        toy.until(lambda: all(file.exists() for file in seen))
+        pids.extend(read_json(file)["pid"] for file in seen)
+        os.kill(pids[1 - killed], signal.SIGSTOP)  # as in a collective, which has no end
+        os.kill(pids[killed], signal.SIGKILL)
+        times.append(time.monotonic())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TrialFailed, match=f"rank {killed}: killed by SIGKILL"):
+        watched.next_result()
+    assert time.monotonic() - times[0] < 3.5
+    killer.join()
+    status = run.status()
+    assert (status["state"], status["hindered"]) == ("failed", True)
+    assert status["error"] == f"rank {killed}: killed by SIGKILL (out of memory?)"
+    assert status["log"] == str(run.folder.parent / f"out.{killed}.log")
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_a_run_sees_one_rank_its_cores_and_no_gpu_that_it_did_not_ask_for(
     make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
