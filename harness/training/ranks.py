@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.base.machine import free_port, machine_gpus, visible_gpus
+from harness.runs import stopping
+from harness.runs.stopping import Stopped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -168,18 +170,43 @@ def largest(value: int) -> int:
     return int(vote.item())
 
 
+def check_stop(doing: str) -> None:
+    """Raise Stopped on every rank if any was asked to stop; every rank must call this. doing: what
+    the message says, after "while"."""
+    if any_rank(stopping.stop_requested()):
+        raise Stopped(f"on request while {doing}")
+
+
+def stoppable(items: stopping.Counted[T], doing: str) -> Iterator[T]:
+    """Yield this rank's items; `check_stop` before each. Every rank must go through all of its
+    items, whose numbers may differ."""
+    return stopping.stoppable(items, doing, largest)
+
+
+@contextmanager
+def stopping_at_once(doing: str) -> Iterator[None]:
+    """Let a stop end the body at once (see `stop_at_once`), and be raised on every rank after it.
+    Every rank must call this, with a body in which no rank waits for another."""
+    with suppress(Stopped), stopping.stop_at_once(doing):
+        yield
+    check_stop(doing)
+
+
 @contextmanager
 def leader_first() -> Iterator[bool]:
     """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends. A failure
-    of rank 0 is raised on every rank, so that none waits forever."""
+    of rank 0 is raised on every rank, so that none waits forever; Stopped stays Stopped."""
     caught: BaseException | None = None
     try:
         yield rank() == 0
     except BaseException as error:
         caught = error
-    failure = from_leader(None if caught is None else f"{type(caught).__name__}: {caught}")
+    is_plain = caught is None or isinstance(caught, Stopped)
+    failure = from_leader(caught if is_plain else f"{type(caught).__name__}: {caught}")
     if caught is not None:
         raise caught
+    if isinstance(failure, Stopped):
+        raise failure
     if failure is not None:
         raise RuntimeError(f"rank 0 failed: {failure}")
 

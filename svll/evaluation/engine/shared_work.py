@@ -8,10 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness.runs import stopping
+
+RANKING = "ranking features"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,19 @@ class Share:
         parts = [torch.empty_like(sent) for _ in range(self.count)]
         dist.all_gather(parts, sent)
         return np.stack([part.cpu().numpy() for part in parts])
+
+    def check_stop(self) -> None:
+        """Raise Stopped in every process if any was asked to stop; each must call this."""
+        if self._largest(int(stopping.stop_requested())):
+            raise stopping.Stopped(f"on request while {RANKING}")
+
+    def stoppable(self, items: stopping.Counted[T]) -> Iterator[T]:
+        """Yield this process's items; `check_stop` before each. Every process must go through all
+        of its items, whose numbers may differ."""
+        return stopping.stoppable(items, RANKING, self._largest)
+
+    def _largest(self, number: int) -> int:
+        return int(self.largest(np.array([number]))[0])
 
     def _reduced(self, values: NDArray[Any], operation: str) -> NDArray[Any]:
         if self.count == 1:
