@@ -6,6 +6,8 @@ ended, even if it failed: then they compute the shared files themselves.
 
 import io
 import logging
+import os
+import signal
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +21,22 @@ from rich.table import Table
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.base.mappings import lookup
+from harness.base.units import counted
 from harness.cluster import pages
-from harness.cluster.rank_processes import log_to_stderr
+from harness.cluster.rank_processes import TrialFailed, log_to_stderr, stop_on
 from harness.cluster.records import Record, jobs_folder
 from harness.cluster.slurm import commands
 from harness.cluster.slurm import script as slurm
-from harness.cluster.slurm.job import keep_caches_here, set_slurm_ranks
+from harness.cluster.slurm.job import (
+    MAX_TIME_OUTS,
+    keep_caches_here,
+    requeue,
+    set_slurm_ranks,
+)
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
+from harness.runs.stopping import Stopped, stop_at_once, stop_on_signals
 from harness.sweeps.keys import Resources
 from harness.sweeps.reading import Sweep, Trial
 
@@ -106,19 +115,44 @@ def _submit(sweep: Sweep, which: str, function: Any, *arguments: Any) -> str:
 # --- in the jobs ---
 
 
-def make_shared(run_folders: list[str]) -> None:
-    """Call the runs' `run.prepare` function on every rank; called by submitit."""
+@contextmanager
+def _requeued_when_stopped() -> Iterator[None]:
+    """Requeue the job when a signal stops the body: as often as its sweep's trials may reach their
+    time limit. The other jobs wait until it has ended for good."""
+    # first of all: submitit's own handler would end the job
+    stop_on(signal.SIGUSR2, signal.SIGTERM)
     log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
-    runs = [Run(Path(folder)) for folder in run_folders]
-    load_function(runs[0], "prepare")(runs)
+    try:
+        with stop_on_signals():
+            yield
+    except Stopped as reason:
+        log.warning("stopped %s", reason)
+        most = int(os.environ.get(MAX_TIME_OUTS, "20"))
+        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= most:
+            raise TrialFailed(f"stopped after {counted(most, 'restart')} "
+                              "(resources.max_time_outs)") from None
+        if os.environ["RANK"] == "0":
+            requeue()
+        # no return: a result that submitit wrote in part would break the next attempt's
+        raise SystemExit(0) from None
+
+
+def make_shared(run_folders: list[str]) -> None:
+    """Call the runs' `run.prepare` function on every rank; called by submitit."""
+    with _requeued_when_stopped():
+        runs = [Run(Path(folder)) for folder in run_folders]
+        load_function(runs[0], "prepare")(runs)
 
 
 def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
-    log_to_stderr()
-    folder = Path(sweep_folder)
+    with _requeued_when_stopped(), stop_at_once("writing the report"):
+        _write_report(Path(sweep_folder), summary_file)
+
+
+def _write_report(folder: Path, summary_file: str) -> None:
     sweep = read_json(Path(summary_file))
     text = io.StringIO()
     console = Console(file=text, width=200)

@@ -10,16 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from svll.base.feature_file import read_features
-from svll.base.records import Dataset, Records, Row
 from svll.reuse import cache
-from svll.reuse.cache import make_once, shared_features, shared_json
+from svll.reuse.cache import make_once, shared_json
 
 OTHER = textwrap.dedent("""
     import os, signal, sys, time
@@ -211,29 +207,3 @@ def test_what_is_there_is_never_made_again(tmp_path: Path) -> None:
     assert shared_json(path, lambda: {"value": 1}) == {"value": 1}
     assert shared_json(path, lambda: {"value": 2}) == {"value": 1}
     assert json.loads(path.read_text()) == {"value": 1}
-
-
-# --- features ---
-
-
-def dataset(count: int = 5) -> Dataset:
-    train = Records.from_rows(
-        [Row(f"/data/é {n}.jpg", identity=n // 2, camera=n % 3, view=n) for n in range(count)]
-    )
-    return Dataset("made", "cross_camera", train=train, query=train, gallery=train)
-
-
-def test_features_come_back_as_they_were_made(tmp_path: Path) -> None:
-    path, data = tmp_path / "0123.h5", dataset()
-    features = torch.randn(5, 3)
-    made = shared_features(path, data, lambda: features)
-    assert torch.equal(made, features)
-    assert torch.equal(shared_features(path, data, lambda: features + 1), features)
-    found = read_features(path).groups["train"]
-    for ours, written in [
-        (data.train.identities, found.identities), (data.train.cameras, found.cameras),
-        (data.train.views, found.views),
-    ]:
-        assert written is not None
-        np.testing.assert_array_equal(ours, written)
-    assert found.paths == data.train.paths
