@@ -23,9 +23,8 @@ _interruptible: str | None = None
 """What the main thread is doing while a signal may raise Stopped in it."""
 
 
-class Stopped(BaseException):
-    """The run stopped on request, after it saved; the message says where. Not an Exception, as
-    libraries catch those of a failed download and try again."""
+class Stopped(Exception):
+    """The run stopped on request, after it saved; the message says where."""
 
 
 def request_stop(signum: int | None = None, frame: FrameType | None = None) -> None:
@@ -67,19 +66,19 @@ def stoppable(items: Counted[T], doing: str, largest: Callable[[int], int]) -> I
         yield from islice(remaining, 1)
 
 
-@contextmanager
-def stop_at_once(doing: str) -> Iterator[None]:
-    """Let a signal raise Stopped anywhere in the body, such as a download or a long import.
+def at_once(doing: str, function: Callable[[], T]) -> T:
+    """Call a function in which a signal raises Stopped anywhere, such as in a download.
 
     Only for work of one process that a kill could end as well. The signals are those of
-    `stop_on_signals`; elsewhere this does nothing.
+    `stop_on_signals`; outside of it and of the main thread, they do what they did. Check again
+    after it: a library may catch Stopped and go on.
     """
     global _interruptible
     if threading.current_thread() is threading.main_thread():
         _interruptible = doing
     try:
         check_stop(doing)
-        yield
+        return function()
     finally:
         _interruptible = None
 
@@ -100,7 +99,7 @@ def stop_on_signals() -> Iterator[None]:
             raise KeyboardInterrupt
         request_stop()
         if (doing := _interruptible) is not None:
-            _interruptible = None  # once: the next signal may find the body ended
+            _interruptible = None  # once: the next signal may come after its end
             check_stop(doing)
 
     is_main = threading.current_thread() is threading.main_thread()

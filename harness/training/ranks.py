@@ -183,13 +183,14 @@ def stoppable(items: stopping.Counted[T], doing: str) -> Iterator[T]:
     return stopping.stoppable(items, doing, largest)
 
 
-@contextmanager
-def stopping_at_once(doing: str) -> Iterator[None]:
-    """Let a stop end the body at once (see `stop_at_once`), and be raised on every rank after it.
-    Every rank must call this, with a body in which no rank waits for another."""
-    with suppress(Stopped), stopping.stop_at_once(doing):
-        yield
+def at_once(doing: str, function: Callable[[], T]) -> T:
+    """Call a function on every rank, which a stop ends at once (see `stopping.at_once`); Stopped is
+    then raised on every rank. In the function no rank may wait for another."""
+    found: list[T] = []
+    with suppress(Stopped):
+        found.append(stopping.at_once(doing, function))
     check_stop(doing)
+    return found[0]
 
 
 @contextmanager

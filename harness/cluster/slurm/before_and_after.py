@@ -36,7 +36,7 @@ from harness.cluster.slurm.job import (
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
-from harness.runs.stopping import Stopped, stop_at_once, stop_on_signals
+from harness.runs.stopping import Stopped, at_once, stop_on_signals
 from harness.sweeps.keys import Resources
 from harness.sweeps.reading import Sweep, Trial
 
@@ -148,8 +148,8 @@ def make_shared(run_folders: list[str]) -> None:
 
 def write_report(sweep_folder: str, summary_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
-    with _requeued_when_stopped(), stop_at_once("writing the report"):
-        _write_report(Path(sweep_folder), summary_file)
+    with _requeued_when_stopped():
+        at_once("writing the report", lambda: _write_report(Path(sweep_folder), summary_file))
 
 
 def _write_report(folder: Path, summary_file: str) -> None:
