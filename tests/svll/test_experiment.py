@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.images.loader import ImageLoader
 from harness.runs import stopping
+from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
-from harness.training import loop
+from harness.training import loop, ranks
 from harness.training.checkpoints import latest
 from svll.base.feature_file import read_features
 from svll.config import RECIPES, Config
@@ -367,6 +369,40 @@ def test_a_run_stopped_anywhere_outside_of_training_ends_with_the_same_numbers(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     # what the attempts before had done was not done again
     assert again.seen["_all: encoding images"] == 0
+
+
+def carry_out(folder: str, stops: dict[str, int]) -> list[Any]:
+    """Run on this rank to the end; the last rank alone is asked to stop, once at each place.
+    Returns how each attempt ended, the metric log and the result."""
+    run, endings = Run(Path(folder)), []
+    for stop_at in (*stops.items(), None):
+        with pytest.MonkeyPatch.context() as patch:
+            if ranks.rank() == ranks.world_size() - 1:
+                Places(patch).stop_at = stop_at
+            endings.append(execute(run))
+        ranks.barrier()  # rank 0 writes the status last
+        endings.append(run.status().get("reason", ""))
+        ranks.barrier()
+    return [endings, numbers(run), result(run)]
+
+
+def test_two_ranks_of_which_one_is_told_to_stop_end_with_the_same_numbers(
+    two_ranks: Any, watched: tuple[Run, Counter[str]], tmp_path: Path
+) -> None:
+    yaml_text = watched[0].config_file.read_text()
+    stops = {"_all: encoding images": 2, "validate: ranking features": 1,
+             "_test: encoding images": 2, "_test: ranking features": 1}
+    found = {}
+    for name, places in (("calm", {}), ("stopped", stops)):
+        run = Run(tmp_path / name / "test" / watched[0].signature)
+        run.create(yaml_text)
+        found[name] = two_ranks(carry_out, folder=run.folder, stops=places)
+    for rank, (endings, *_) in enumerate(found["stopped"]):
+        reasons = [f"on request while {place.partition(': ')[2]}" for place in stops]
+        assert endings == [*chain.from_iterable(("stopped", r) for r in reasons), "complete", ""], (
+            rank
+        )
+    assert found["stopped"][0][1:] == found["calm"][0][1:]
 
 
 def test_weights_of_zero_are_plain_clip_reid(brief: Run) -> None:
