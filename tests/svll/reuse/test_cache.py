@@ -1,6 +1,8 @@
 """What runs share is made once, whoever comes first and however they end."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
+from harness.runs.stopping import Stopped, stop_on_signals
 from svll.reuse import cache
 from svll.reuse.cache import make_once, shared_json
 
@@ -164,6 +167,17 @@ def test_of_many_that_start_together_exactly_one_makes_the_file(
     assert other.answer() == "done"
     made = [path.name.split(".")[0] for path in tmp_path.glob("*.made.*")]
     assert sorted(made, key=int) == [str(number) for number in range(12)]
+
+
+def test_a_run_that_waits_for_another_can_be_stopped(tmp_path: Path, maker: Other) -> None:
+    path = tmp_path / "shared.json"
+    with stop_on_signals():
+        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(Stopped, match=r"on request while waiting for shared\.json"):
+            make_once(path, lambda: pytest.fail("the other process makes it"))
+    maker.send("go on")
+    assert maker.answer() == "done"
+    assert path.read_text() == "by the other process"
 
 
 def test_a_maker_that_is_killed_is_noticed_and_replaced(tmp_path: Path, maker: Other) -> None:
