@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.base.machine import usable_cores
 from harness.runs.run import Run
+from harness.runs.stopping import at_once
 from harness.training import ranks
 from svll.config import Config
 from svll.data import run_checks
@@ -59,17 +61,25 @@ def starting_clip(config: Config) -> Clip:
 
 
 def load_inputs(run: Run, config: Config) -> Inputs:
-    """Load a run's inputs on every rank; raises UserError if missing or not those of the run."""
-    cache = run.folder.parent.parent / "cache"
+    """Load a run's inputs on every rank; raises UserError if missing or not those of the run, and
+    Stopped."""
+    cache, reading = run.folder.parent.parent / "cache", "reading the datasets"
+    load = partial(load_datasets, config.data, cache / "data")
     with ranks.leader_first() as acts:  # rank 0 may have to draw a dataset
-        early = load_datasets(config.data, cache / "data") if acts else None
-    datasets = early or load_datasets(config.data, cache / "data")
-    check_pinned(config, datasets)
-    check_weights(config.model)
+        early = at_once(reading, load) if acts else None
+
+    def checked() -> Datasets:
+        datasets = early or load()
+        check_pinned(config, datasets)
+        check_weights(config.model)
+        return datasets
+
+    datasets = ranks.at_once(reading, checked)
     staged_roots = staged(datasets.every, config.data.stage)
     splits = split(datasets, validation=config.data.validation, seed=config.seed,
                    protocol=config.evaluation.protocol)
-    clip = starting_clip(config)
+    # which may be downloaded
+    clip = ranks.at_once("loading the model", lambda: starting_clip(config))
     clip.image.recompute = clip.text.recompute = config.engine.recompute
     log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
              "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,

@@ -209,7 +209,8 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
 
 
 def text_features(objective: PromptObjective) -> Tensor:
-    """Return the features [N, D] of all identities' prompts."""
+    """Return the features [N, D] of all identities' prompts; raises Stopped on every rank."""
     parts = torch.arange(len(objective.prompts.tokens), device=ranks.device()).split(256)
     with torch.no_grad():
-        return torch.cat([objective.encode([objective.prompts(p)]).float() for p in parts])
+        return torch.cat([objective.encode([objective.prompts(part)]).float()
+                          for part in ranks.stoppable(parts, "encoding the prompts")])

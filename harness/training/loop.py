@@ -47,7 +47,8 @@ class Stage:
     batches: Callable[[int, int], Iterator[Any]]
     """Maps (epoch, first step) to the batches of the epoch from that step on."""
     validate: Callable[[int], dict[str, Any]]
-    """Called after each epoch on every rank; returns metrics to log, possibly none."""
+    """Called after each epoch on every rank; returns metrics to log, possibly none. May raise
+    Stopped, on every rank."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,13 @@ def _train_epoch(
                 writer.finish()
                 raise Stopped(f"on request in {stage.name}, epoch {at.epoch}, after step {at.step}")
     assert at.step == count, f"{stage.name}: got {at.step} batches, expected {count}"
-    speed = stage.batch * max(1, count - first) / (time.perf_counter() - started)
-    line = _finish_epoch(stage, run, recording, at, lr, speed, pace)
+    speed = stage.batch * (count - first) / (time.perf_counter() - started)
+    try:
+        line = _finish_epoch(stage, run, recording, at, lr, speed, pace)
+    except Stopped:  # in the validation, which the next attempt begins with
+        writer.save(engine, at)
+        writer.finish()
+        raise
     at.first = at.first or {name: value / at.step for name, value in at.sums.items()}
     at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
     writer.save(engine, at, lookup(line, recording.score_key))

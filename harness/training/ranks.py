@@ -21,7 +21,8 @@ from torch import Tensor
 
 from harness.base.errors import UserError
 from harness.base.machine import machine_gpus, visible_gpus
-from harness.runs import peers
+from harness.runs import peers, stopping
+from harness.runs.stopping import Stopped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -194,18 +195,44 @@ def largest(value: int) -> int:
     return int(vote.item())
 
 
+def check_stop(doing: str) -> None:
+    """Raise Stopped on every rank if any was asked to stop; every rank must call this. doing: what
+    the message says, after "while"."""
+    if any_rank(stopping.stop_requested()):
+        raise Stopped(f"on request while {doing}")
+
+
+def stoppable(items: stopping.Counted[T], doing: str) -> Iterator[T]:
+    """Yield this rank's items; `check_stop` before each. Every rank must go through all of its
+    items, whose numbers may differ."""
+    return stopping.stoppable(items, doing, largest)
+
+
+def at_once(doing: str, function: Callable[[], T]) -> T:
+    """Call a function on every rank, which a stop ends at once (see `stopping.at_once`); Stopped is
+    then raised on every rank. In the function no rank may wait for another."""
+    found: list[T] = []
+    with suppress(Stopped):
+        found.append(stopping.at_once(doing, function))
+    check_stop(doing)
+    return found[0]
+
+
 @contextmanager
 def leader_first() -> Iterator[bool]:
     """Yield True on rank 0 and False elsewhere; the others wait until rank 0's body ends. A failure
-    of rank 0 is raised on every rank, so that none waits forever."""
+    of rank 0 is raised on every rank, so that none waits forever; Stopped stays Stopped."""
     caught: BaseException | None = None
     try:
         yield rank() == 0
     except BaseException as error:
         caught = error
-    failure = from_leader(None if caught is None else f"{type(caught).__name__}: {caught}")
+    is_plain = caught is None or isinstance(caught, Stopped)
+    failure = from_leader(caught if is_plain else f"{type(caught).__name__}: {caught}")
     if caught is not None:
         raise caught
+    if isinstance(failure, Stopped):
+        raise failure
     if failure is not None:
         raise RuntimeError(f"rank 0 failed: {failure}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.base.mappings import lookup
 from harness.runs.run import Run
+from harness.runs.stopping import at_once
 from harness.training import ranks
 from harness.training.wandb import WandbWriter, check_installed
 
@@ -55,7 +56,8 @@ def open_writers(
         if acts and tensorboard:
             writers.append(TensorBoardWriter(run.tensorboard))
         if acts and wandb:
-            writers.append(WandbWriter(run, wandb, config))
+            writers.append(at_once("connecting to Weights & Biases",
+                                   lambda: WandbWriter(run, wandb, config)))
     failed = True
     try:
         yield tuple(writers)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.base.errors import UserError
+from harness.runs.stopping import check_stop
 from svll.config import Model, Stage2
 from svll.data.checking import decode, has_match, single_images, unmatched
 from svll.data.datasets import Datasets
@@ -19,13 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def check_decoding(datasets: Datasets, staged: Mapping[str, str], *, threads: int) -> None:
-    """Decode every image once; raises UserError that lists the broken ones.
+    """Decode every image once; raises UserError that lists the broken ones, and Stopped.
 
     staged: the copies of images on this node, by the images' paths.
     """
     every = dict.fromkeys(path for dataset in datasets.every for path in dataset.files())
     paths = {staged.get(path, path): path for path in every}
-    broken = decode(list(paths), threads=threads, progress=None)
+    broken = decode(list(paths), threads=threads,
+                    progress=lambda *_: check_stop("checking that all images decode"))
     if broken:
         listed = "\n".join(f"  {paths[path]}: {reason}" for path, reason in broken[:SHOWN])
         raise UserError(

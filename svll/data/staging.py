@@ -13,23 +13,27 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from harness.base.errors import Hindered, UserError
 from harness.base.locks import Busy, held_lock
 from harness.base.paths import expanded, unknown_in
+from harness.runs.stopping import Stopped, check_stop
 from svll.base.records import MISSING, Dataset, file_size
 
 log = logging.getLogger(__name__)
 THREADS = 16
 """Files copied at a time: most of the time is waiting for the file server."""
 POLL_S = 0.5
+COPYING = "copying images to this node"
 
 
 def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
     """Copy the images to each node unless `place` is None; returns the copies by original path.
 
-    Every rank must call it. Raises UserError on all ranks when one node cannot store the copy.
+    Every rank must call it. Raises UserError on all ranks when one node cannot store the copy, and
+    Stopped on all when one was asked to stop; the next attempt goes on with the copy.
     """
     from harness.training import ranks  # imports torch
 
@@ -38,10 +42,12 @@ def staged(datasets: Sequence[Dataset], place: str | None) -> dict[str, str]:
     failure: Exception | None = None
     if os.environ.get("LOCAL_RANK", "0") == "0":
         try:
-            stage(datasets, place)
+            with suppress(Stopped):
+                stage(datasets, place)
         except Exception as error:  # the other ranks wait for the outcome
             failure = error
-    # collective calls: every rank must make both
+    # collective calls: every rank must make all
+    ranks.check_stop(COPYING)
     failed = ranks.any_rank(failure is not None)
     hindered = ranks.any_rank(isinstance(failure, Hindered | OSError))
     if failed:
@@ -115,6 +121,7 @@ def _complete(dataset: Dataset, targets: Mapping[str, Path], folder: Path) -> No
                 log.info("waiting for the copy of %s (%s)", dataset.name, holder)
             is_logged = True
             time.sleep(POLL_S)
+            check_stop(COPYING)
 
 
 def _missing(dataset: Dataset, targets: Mapping[str, Path]) -> dict[str, Path]:
@@ -144,6 +151,7 @@ def _copy(dataset: Dataset, missing: Mapping[str, Path], folder: Path) -> None:
 
 
 def _copy_one(source: str, target: Path) -> None:
+    check_stop(COPYING)
     private = target.with_name(f".{target.name}.part")  # the lock makes this name safe
     shutil.copyfile(source, private)
     os.replace(private, target)

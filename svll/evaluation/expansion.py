@@ -56,6 +56,7 @@ def expand_queries(
         nearest = np.take_along_axis(found.nearest, order, 1)
         weights = np.take_along_axis(found.scores, order, 1).clip(min=0.0) ** options.alpha
         total = block.features.astype(np.float64)
+        share.check_stop()
         for first, part in gallery.blocks(GALLERY_BLOCK):
             lists = first, part.features, nearest, weights, total
             spread(kernels.add_weighted, len(total), *lists)

@@ -42,6 +42,8 @@ from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.pair import is_integer
 
 BLOCK = 3072  # 36 MB of products at a time, the fastest size seen
+ORDERED = 4096
+"""Rows whose neighbours are ordered at a time: some seconds for slow cores and wide features."""
 KEPT_BYTES = 2**30
 """Products of queries and gallery up to this size are kept for ranking."""
 
@@ -200,7 +202,7 @@ def _neighbours(
     ))
     half = rows.half.astype(np.float32)
     sent = products.send(rows.features)
-    for part, other in _pairs_once(total)[share.index :: share.count]:
+    for part, other in share.stoppable(_pairs_once(total)[share.index :: share.count]):
         product = products(sent[part], sent[other])
         i, j = part.start, other.start
         lists = product, half, i, j, best
@@ -252,7 +254,8 @@ def _order_exactly(
     values, indices = merge_best(share.gather(values), share.gather(indices))
     nearest = np.zeros((len(rows.half), count), np.int32)
     scores = np.zeros(nearest.shape)
-    first, last = share.span(len(nearest))
-    spread(kernels.order_exactly, last - first, first, rows.features, rows.half, slack,
-           np.float32(sign), values, indices, nearest, scores)
+    start, stop = share.span(len(nearest))
+    for first in share.stoppable(range(start, stop, ORDERED)):
+        spread(kernels.order_exactly, min(ORDERED, stop - first), first, rows.features, rows.half,
+               slack, np.float32(sign), values, indices, nearest, scores)
     return share.add(nearest), share.add(scores)

@@ -1,14 +1,16 @@
 """From images to features: of the frozen encoder, for stage 1, and of trained models, for tests.
 
 Ranks share the work. Features for a file are written as part files and merged in the end: no image
-is lost or repeated for any number of ranks, and a kill loses little.
+is lost or repeated for any number of ranks, a stop loses nothing, and a kill little.
 """
 
 import logging
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,33 +71,35 @@ def encode_shard(records: Records, reader: Reader, encode: Encode) -> Tensor:
 def _encoded(
     records: Records, reader: Reader, encode: Encode, batches: Sequence[NDArray[np.int64]]
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Encode some batches of rows [B]; yields each with its features [B, D] on the CPU."""
-    if not batches:
-        return
+    """Encode some batches of rows [B]; yields each with its features [B, D] on the CPU. Every rank
+    must take all of them. Raises Stopped on every rank when one was asked to stop."""
     loader = ImageLoader(
         reader.places(records.paths),
         Transform(reader.height, reader.width, TEST_RESIZE, reader.mean, reader.std),
         batch_size=reader.batch, seed=0, threads=reader.threads, device=reader.device,
     )
+    slices = [_slices(reader, len(batch)) for batch in batches]
+    turns = ranks.stoppable(list(chain.from_iterable(slices)), "encoding images")
     try:
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:
             for batch in loader.epoch(batches, batches, epoch=0):
-                rows = batch["rows"].cpu().numpy()
+                rows, images = batch["rows"].cpu().numpy(), batch["image"]
                 with autocast(reader.device, reader.precision):
-                    found = _in_slices(encode, batch["image"], rows)
+                    parts = islice(turns, len(_slices(reader, len(rows))))
+                    found = torch.cat([encode(images[part], rows[part]) for part in parts])
                 yield rows, found.float().cpu()
                 advance("")
+            deque(turns, maxlen=0)  # of ranks with more slices
     finally:
         loader.close()
 
 
-def _in_slices(encode: Encode, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    """Encode a batch; on a CPU in slices that fit its cache, with ViT-B/16 a quarter faster."""
-    if images.device.type != "cpu":
-        return encode(images, rows)
-    size = max(1, SLICE_BYTES // images[0].nbytes)
-    parts = range(0, len(images), size)
-    return torch.cat([encode(images[i : i + size], rows[i : i + size]) for i in parts])
+def _slices(reader: Reader, count: int) -> list[slice]:
+    """Cut a batch for the encoder: on a CPU into slices that fit its cache, with ViT-B/16 a quarter
+    faster."""
+    size = max(1, SLICE_BYTES // (3 * 4 * reader.height * reader.width))
+    size = size if reader.device == "cpu" else count
+    return [slice(first, first + size) for first in range(0, count, size)]
 
 
 def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
@@ -154,7 +158,7 @@ class FeatureTarget(NamedTuple):
     protocol: str
     key: str
     """A hash of everything that can change the features; parts under another key are not used."""
-    first_camera: int
+    first_camera: int | None = None
     """The dataset's number of camera 0."""
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -168,31 +172,43 @@ def encode_to_file(
     target: FeatureTarget, query: Records, gallery: Records, reader: Reader, side: Side,
     encode: EncodeWithSide,
 ) -> None:
-    """Write the test features of a query and gallery, on all ranks; see `encode_pair`.
-
-    Batches depend on the rows alone, not on the number of ranks, and ranks take whole batches in
-    turn. Each writes a part file every PART_S seconds; after a kill, the next attempt, with any
-    number of ranks, encodes only the batches that no part has. As batches are the same, features
-    are equal to the last bit.
+    """Write the test features of a query and gallery, as `encode_groups` does; see `encode_pair`.
     """
     images, rows = each_once(query, gallery)
+    groups = {"query": query, "gallery": gallery}
+    encode_groups(target, images, groups, rows, reader, _with_side(images, side, encode))
+
+
+def encode_groups(
+    target: FeatureTarget, images: Records, groups: Mapping[str, Records],
+    rows: Mapping[str, NDArray[np.int64]], reader: Reader, encode: Encode,
+) -> None:
+    """Write the features of images in groups, on all ranks; rows [n]: those of a group.
+
+    Batches depend on the rows alone, not on the number of ranks, and ranks take whole batches in
+    turn. Each writes a part file every PART_S seconds and when it is stopped; the next attempt,
+    with any number of ranks, encodes only the batches that no part has. As batches are the same,
+    features are equal to the last bit.
+    """
     every = np.arange(len(images), dtype=np.int64)
     batches = [every[i : i + reader.batch] for i in range(0, len(every), reader.batch)]
     left = [batches[i] for i in _left(target, len(images), reader.batch)]
     own = left[ranks.rank() :: ranks.world_size()]
     pending: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
     written = time.monotonic()
-    for found, features in _encoded(images, reader, _with_side(images, side, encode), own):
-        pending.append((found, features.numpy().astype(target.dtype)))
-        if time.monotonic() - written >= PART_S:
-            _write(target, pending)
-            written = time.monotonic()
-    _write(target, pending)
+    try:
+        for found, features in _encoded(images, reader, encode, own):
+            pending.append((found, features.numpy().astype(target.dtype)))
+            if time.monotonic() - written >= PART_S:
+                _write(target, pending)
+                written = time.monotonic()
+    finally:
+        _write(target, pending)
     ranks.barrier()
     with ranks.leader_first() as acts:
         if acts:
             merge_parts(
-                target.parts, target.path, {"query": query, "gallery": gallery}, rows,
+                target.parts, target.path, groups, rows,
                 dataset=target.dataset, model=target.model, protocol=target.protocol,
                 key=target.key, first_camera=target.first_camera,
             )

@@ -11,30 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
+from harness.runs.stopping import check_stop
 from harness.training import ranks
-from svll.base.feature_file import FeatureGroup, read_features, write_features
-from svll.base.records import Dataset
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
-
-
-def shared_features(path: Path, dataset: Dataset, compute: Callable[[], Tensor]) -> Tensor:
-    """Return the training images' features [n, D] from `path`; all ranks `compute` missing ones."""
-
-    def make() -> None:
-        group = FeatureGroup.of(compute().numpy(), dataset.train)
-        ranks.on_leader(
-            lambda: write_features(path, {"train": group}, dataset=dataset.name, model=path.stem)
-        )
-
-    make_once(path, make)
-    return torch.from_numpy(read_features(path).groups["train"].features)
 
 
 def shared_json(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -69,4 +52,5 @@ def _claim(path: Path, stack: ExitStack) -> bool:
                 log.info("waiting for %s (%s)", path.name, holder)
             is_waiting = True
             time.sleep(POLL_S)
+            check_stop(f"waiting for {path.name}")
     return False

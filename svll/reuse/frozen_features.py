@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.training import ranks
+from svll.base.feature_file import read_features
 from svll.base.records import Dataset
 from svll.config import Config
-from svll.features.extract import Reader, encode_all
+from svll.features.extract import FeatureTarget, Reader, encode_groups
 from svll.features.feature_hashes import feature_key
 from svll.models.clip import Clip
-from svll.reuse.cache import shared_features
+from svll.reuse.cache import make_once
 
 
 class FrozenFeatures:
@@ -32,25 +34,29 @@ class FrozenFeatures:
             return None
         return features[torch.tensor([rows[path] for path in paths], dtype=torch.long)]
 
-    @cached_property
+    @property
     def files(self) -> list[Path]:
         """The paths of the sets' files."""
+        return [self._folder / f"{self._key(dataset)}.h5" for dataset in self._datasets]
+
+    def _key(self, dataset: Dataset, *more: int) -> str:
         weights = self._clip.weights_hash
-        keys = [
-            feature_key(dataset.fingerprint, weights, self._config, self._reader)
-            for dataset in self._datasets
-        ]
-        return [self._folder / f"{key}.h5" for key in keys]
+        return feature_key(dataset.fingerprint, weights, self._config, self._reader, *more)
 
     @cached_property
     def _all(self) -> tuple[Tensor, dict[str, int]]:
         """The features of all sets, and the row of each image."""
-        encoder = self._clip.image.to(ranks.device()).eval()
         features, rows = [], dict[str, int]()
         for dataset, file in zip(self._datasets, self.files, strict=True):
-            compute = partial(
-                encode_all, dataset.train, self._reader, lambda batch, _: encoder(batch).fp
-            )
-            features.append(shared_features(file, dataset, compute))
+            make_once(file, partial(self._make, dataset, file))
+            features.append(torch.from_numpy(read_features(file).groups["train"].features))
             rows |= {path: row for row, path in enumerate(dataset.train.paths, start=len(rows))}
         return torch.cat(features), rows
+
+    def _make(self, dataset: Dataset, file: Path) -> None:
+        encoder, images = self._clip.image.to(ranks.device()).eval(), dataset.train
+        # other batches may round in another way, so parts of one attempt go on with its batches
+        target = FeatureTarget(file, dataset.name, file.stem, "",
+                               self._key(dataset, self._reader.batch))
+        encode_groups(target, images, {"train": images}, {"train": np.arange(len(images))},
+                      self._reader, lambda batch, _: encoder(batch).fp)

@@ -19,6 +19,7 @@ import toy_experiment as toy  # noqa: E402
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json, write_json  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
+from harness.cluster.slurm.before_and_after import read_ids  # noqa: E402
 from harness.cluster.slurm.commands import my_jobs  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
@@ -29,13 +30,16 @@ def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
-def test_trials_wait_for_what_they_share_and_the_report_waits_for_them(
-    slurm: Any, tmp_path: Path
+def test_trials_wait_for_what_they_share_though_that_job_is_stopped_and_the_report_for_them(
+    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TOY_PREPARE_S", "100")
     search = {"work.quality": {"grid": [0.1, 0.9, 0.5]}, "work.fail": {"grid": ["no", "raise"]}}
     sweep = toy.make_sweep(tmp_path, search, prepare=True, report=True)
     launch(sweep, "slurm")
     toy.until(lambda: [view.note for view in survey(sweep)] == ["Dependency"] * 6)
+    toy.until((sweep.folder / "preparing.json").exists)
+    slurm.run("scancel", "--signal=USR2", read_ids(sweep.folder)[0])
     report = sweep.folder / "report.txt"
     toy.until(report.exists, seconds=120)
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]

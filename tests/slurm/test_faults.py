@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ TOYS = Path(__file__).parents[1] / "toy"
 sys.path.insert(0, str(TOYS))
 
 import toy_experiment as toy  # noqa: E402
-from faulty_experiment import Strike, steps  # noqa: E402
+from faulty_experiment import Strike, encoded, steps  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
 from harness.cluster.known_places import all_places  # noqa: E402
@@ -59,6 +60,8 @@ class Disturbance:
     strike: Strike | None = None
     act: Callable[[Any, Sweep], None] | None = None
     """Done from outside, once stage 2 is being trained."""
+    is_early: bool = False
+    """`act` begins with the trial."""
     note: str = ""
     """What --status says in the end; empty when the trial goes on by itself."""
     before: Callable[[Any, Sweep], None] | None = None
@@ -66,6 +69,7 @@ class Disturbance:
     """Done before the sweep is launched again."""
     time: str = "15m"
     pace_s: float = 0.15
+    encode_s: float = 0.0
     nodes: int = 1
     """Over which the ranks are spread."""
 
@@ -76,6 +80,24 @@ def requeue(slurm: Any, sweep: Sweep) -> None:
 
 def user_signal(slurm: Any, sweep: Sweep) -> None:
     slurm.run("scancel", "--signal=USR2", job_of(sweep))
+
+
+def signals_while_encoding(slurm: Any, sweep: Sweep) -> None:
+    """Stop the trial while it encodes its training images, and again while it encodes its tests."""
+    run = sweep.trials[0].run
+    for attempt, file in enumerate([run.config_file, run.weights_file], start=1):
+        toy.until(file.exists, seconds=PATIENCE_S)
+        before = encoded(run)
+        toy.until(lambda before=before: encoded(run) > before, seconds=PATIENCE_S)
+        sent = time.time()
+        user_signal(slurm, sweep)
+        toy.until(lambda attempt=attempt: run.status()["attempts"] == attempt
+                  and run.status()["state"] == "stopped", every=0.05)
+        status = run.status()
+        assert status["reason"] == "on request while encoding images"
+        assert status["time"] - sent < 5.0
+    assert list(run.folder.parents[1].glob("cache/stage1/*.h5"))
+    assert list(run.folder.glob("features.parts/*/part-*"))
 
 
 def damage(slurm: Any, sweep: Sweep) -> None:
@@ -116,6 +138,9 @@ DISTURBANCES = {
     # most of it is sleep, or starting would take all of so short a limit
     "time limit of 2 minutes": Disturbance(ranks=1, time="2m", pace_s=7.0),
     "scancel --signal=USR2": Disturbance(ranks=1, act=user_signal),
+    "USR2 in frozen, then in test features": Disturbance(
+        ranks=1, act=signals_while_encoding, is_early=True, encode_s=1.0
+    ),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
     "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request in stage2"),
     "disk full": Disturbance(
@@ -133,6 +158,7 @@ COURSES = [
     ["disk full", "scancel --signal=USR2"],
     ["time limit of 2 minutes"],
     ["scontrol requeue"],
+    ["USR2 in frozen, then in test features"],
 ]
 """What happens to each trial, one after the other; it is launched again in between."""
 
@@ -186,7 +212,7 @@ def carry_out(slurm: Any, folder: Path, course: dict[str, Disturbance]) -> dict[
             how.before(slurm, sweep)
         before, attempts = stage2_steps(run), run.status().get("attempts", 0)
         assert len(launch(sweep, "slurm")) == 1
-        if how.act:
+        if how.act and not how.is_early:
             toy.until(lambda before=before: stage2_steps(run) >= before + 4, seconds=PATIENCE_S)
         counts.append(trained_again(run))
         if how.act:
@@ -218,7 +244,8 @@ def make_sweep(folder: Path, how: Disturbance) -> Sweep:
             "nodes": how.nodes, "tasks": how.ranks // how.nodes, "time": how.time,
         },
         "slurm": {
-            "env": {"PACE_S": how.pace_s}, **({"nodelist": "node1"} if how.ranks == 1 else {}),
+            "env": {"PACE_S": how.pace_s, "ENCODE_S": how.encode_s},
+            **({"nodelist": "node1"} if how.ranks == 1 else {}),
         },
     }))
     overrides = [*SETTINGS, f"data.root={folder.parent / 'world'}", f"run.runs={folder / 'runs'}"]

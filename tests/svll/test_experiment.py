@@ -3,7 +3,10 @@
 import json
 import math
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,16 @@ from harness.config.signature import signature
 from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.images.loader import ImageLoader
+from harness.runs import stopping
+from harness.runs.execute import execute
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
-from harness.training import loop
+from harness.training import loop, ranks
 from harness.training.checkpoints import latest
 from svll.base.feature_file import read_features
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation.engine.shared_work import RANKING
 from svll.experiment import run as experiment
 from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
@@ -287,6 +293,120 @@ def test_a_run_that_was_stopped_ends_with_the_numbers_of_one_that_was_not(
     experiment(run)
     assert numbers(run) == numbers(finished)
     assert result(run) == result(finished)
+
+
+# --- stops outside of training ---
+
+
+STEPS = ("load_inputs", "check_decoding", "_all", "validate", "learn_prompts", "_test",
+         "initial_metrics")
+"""Functions that a run goes through, by which places are named."""
+PLACES = {
+    "load_inputs: reading the datasets", "load_inputs: loading the model",
+    "check_decoding: checking that all images decode", "_all: encoding images",
+    "validate: encoding the prompts", "validate: ranking features",
+    "learn_prompts: encoding the prompts", "validate: encoding images", "_test: encoding images",
+    "_test: ranking features", "initial_metrics: encoding images",
+    "initial_metrics: ranking features",
+}
+
+
+class Places:
+    """Stands in for `stopping.stop_requested`: counts who asks, and says yes at chosen places."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen: Counter[str] = Counter()
+        self.stop_at: tuple[str, int] | None = None
+        self.requested = False
+        patch.setattr(stopping, "stop_requested", self)
+
+    def __call__(self) -> bool:
+        frame, doing, step = sys._getframe(1), "", ""
+        while frame is not None and not step:
+            doing = doing or frame.f_locals.get("doing", "")
+            step = frame.f_code.co_name if frame.f_code.co_name in STEPS else ""
+            frame = frame.f_back  # type: ignore[assignment]
+        place = f"{step}: {doing or RANKING}"
+        self.seen[place] += 1
+        self.requested |= self.stop_at == (place, self.seen[place])
+        return self.requested
+
+
+@pytest.fixture(scope="module")
+def watched(runs: Path, finished: Run) -> tuple[Run, Counter[str]]:
+    """A run of one epoch a stage that nothing disturbs, and the places where a stop could end it,
+    with the number of times."""
+    run = make_run(runs / "watched", *BRIEF, "stage2.epochs=1", "evaluation.batch=16",
+                   f"data.root={next((finished.folder.parents[1] / 'cache/data').iterdir())}")
+    with pytest.MonkeyPatch.context() as patch:
+        places = Places(patch)
+        experiment(run)
+    return run, places.seen
+
+
+def test_a_run_stopped_anywhere_outside_of_training_ends_with_the_same_numbers(
+    watched: tuple[Run, Counter[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, visits = watched
+    assert visits.keys() == PLACES
+    run = Run(tmp_path / "test" / calm.signature)
+    run.create(calm.config_file.read_text())
+    for place, count in visits.items():  # in the order of a run
+        places = Places(monkeypatch)
+        places.stop_at = place, min(2, count)  # in the midst of a loop
+        with pytest.raises(Stopped, match=f"while {place.partition(': ')[2]}"):
+            experiment(run)
+        if place == "_all: encoding images":
+            assert list((tmp_path / "cache").glob("stage1/*.parts/*/part-*")), "kept"
+        if place.startswith("validate"):
+            found = latest(run.checkpoints, signature=run.signature)
+            assert found is not None
+            assert found[1].step > 0, "the epoch is not trained again"
+        if place == "_test: encoding images":
+            assert list(run.folder.glob("features.parts/*/part-*")), "kept"
+        assert not run.is_complete()
+    again = Places(monkeypatch)
+    experiment(run)
+    assert numbers(run) == numbers(calm)
+    assert result(run) == result(calm)
+    weights, expected = load_file(run.weights_file), load_file(calm.weights_file)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    # what the attempts before had done was not done again
+    assert again.seen["_all: encoding images"] == 0
+
+
+def carry_out(folder: str, stops: dict[str, int]) -> list[Any]:
+    """Run on this rank to the end; the last rank alone is asked to stop, once at each place.
+    Returns how each attempt ended, the metric log and the result."""
+    run, endings = Run(Path(folder)), []
+    for stop_at in (*stops.items(), None):
+        with pytest.MonkeyPatch.context() as patch:
+            if ranks.rank() == ranks.world_size() - 1:
+                Places(patch).stop_at = stop_at
+            endings.append(execute(run))
+        ranks.barrier()  # rank 0 writes the status last
+        endings.append(run.status().get("reason", ""))
+        ranks.barrier()
+    return [endings, numbers(run), result(run)]
+
+
+def test_two_ranks_of_which_one_is_told_to_stop_end_with_the_same_numbers(
+    two_ranks: Any, watched: tuple[Run, Counter[str]], tmp_path: Path
+) -> None:
+    yaml_text = watched[0].config_file.read_text()
+    stops = {"_all: encoding images": 2, "validate: ranking features": 1,
+             "_test: encoding images": 2}
+    found = {}
+    for name, places in (("calm", {}), ("stopped", stops)):
+        run = Run(tmp_path / name / "test" / watched[0].signature)
+        run.create(yaml_text)
+        found[name] = two_ranks(carry_out, folder=run.folder, stops=places)
+    for rank, (endings, *_) in enumerate(found["stopped"]):
+        reasons = [f"on request while {place.partition(': ')[2]}" for place in stops]
+        assert endings == [*chain.from_iterable(("stopped", r) for r in reasons), "complete", ""], (
+            rank
+        )
+    assert found["stopped"][0][1:] == found["calm"][0][1:]
 
 
 def test_weights_of_zero_are_plain_clip_reid(brief: Run) -> None:

@@ -7,7 +7,7 @@ steps.txt there, so that a test sees what was done twice. Child processes import
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from harness.runs.run import Run
 
 PACE_S = float(os.environ.get("PACE_S", "0.15"))
 """How much longer a step takes, so that what happens from outside happens in the midst."""
+ENCODE_S = float(os.environ.get("ENCODE_S", "0"))
+"""How much longer a batch of images takes to be encoded."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,18 @@ def steps(run: Run) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def encoded(run: Run) -> int:
+    """How many batches of images were encoded."""
+    file = run.folder / "batches.txt"
+    return len(file.read_text()) if file.exists() else 0
+
+
 def run(run: Run, report: Any = None) -> Any:
     from svll import experiment
 
     rank = int(os.environ.get("RANK", "0"))
     note_steps(run.folder / "steps.txt", rank)
+    note_batches(run.folder / "batches.txt")
     plan = run.folder / "strike.json"
     if plan.exists() and (strike := Strike(**read_json(plan))).rank == rank:
         arm(strike, plan)
@@ -63,6 +72,21 @@ def note_steps(file: Path, rank: int) -> None:
         return losses
 
     loop.train_step = step
+
+
+def note_batches(file: Path) -> None:
+    from svll.features import extract
+
+    before = extract._encoded
+
+    def encoded(*arguments: Any) -> Iterator[Any]:
+        for batch in before(*arguments):
+            with file.open("a") as notes:
+                notes.write(".")
+            time.sleep(ENCODE_S)
+            yield batch
+
+    extract._encoded = encoded
 
 
 def arm(strike: Strike, plan: Path) -> None:

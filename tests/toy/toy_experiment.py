@@ -21,7 +21,7 @@ from harness.base.files import read_json, write_json
 from harness.config.fields import changeable, runtime
 from harness.runs.experiment import Experiment
 from harness.runs.run import Run
-from harness.runs.stopping import Stopped, stop_requested
+from harness.runs.stopping import Stopped, check_stop, stop_requested
 from harness.runs.takeovers import changed_settings
 from harness.sweeps.reading import Sweep, read_sweep
 
@@ -75,7 +75,11 @@ def slow_report(folder: Path) -> None:
 
 def prepare(runs: list[Run]) -> None:
     """Make a file that all runs share, not too fast."""
-    time.sleep(2.0)
+    beginning = runs[0].folder.parent / "preparing.json"
+    again = beginning.exists()
+    write_json(beginning, {"time": time.time()})
+    rest(2.0 if again or "TOY_PREPARE_S" not in os.environ else float(os.environ["TOY_PREPARE_S"]))
+    check_stop("preparing")
     write_json(runs[0].folder.parent / "shared.json", [run.signature for run in runs])
 
 

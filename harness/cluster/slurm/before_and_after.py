@@ -7,7 +7,9 @@ trials' own, so a launch settles them and a cancellation finds them.
 
 import io
 import logging
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,15 +23,17 @@ from harness.base.caches import keep_caches_here
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.mappings import lookup
+from harness.base.units import counted
 from harness.cluster import pages, snapshots
 from harness.cluster.place import Submission
-from harness.cluster.rank_processes import log_to_stderr
+from harness.cluster.rank_processes import TrialFailed, log_to_stderr, stop_on
 from harness.cluster.records import Record, new_record, read_record, read_records
 from harness.cluster.slurm import commands
-from harness.cluster.slurm.job import set_slurm_ranks
+from harness.cluster.slurm.job import MAX_TIME_OUTS, requeue, set_slurm_ranks
 from harness.config.values import to_yaml
 from harness.runs.execute import load_function
 from harness.runs.run import Run
+from harness.runs.stopping import Stopped, at_once, stop_on_signals
 from harness.sweeps.keys import Resources
 from harness.sweeps.reading import Sweep, Trial, expand
 
@@ -151,21 +155,46 @@ def _submission(sweep: Sweep, record: Record) -> Submission:
 # --- in the jobs ---
 
 
-def make_shared(record_file: str) -> None:
-    """Call the runs' `run.prepare` function on every rank; called by submitit."""
+@contextmanager
+def _requeued_when_stopped() -> Iterator[None]:
+    """Requeue the job when a signal stops the body: as often as its sweep's trials may reach their
+    time limit. The other jobs wait until it has ended for good."""
+    # first of all: submitit's own handler would end the job
+    stop_on(signal.SIGUSR2, signal.SIGTERM)
     log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
-    record = read_record(Path(record_file))
-    runs = record.runs(record.options["about"])
-    load_function(runs[0], "prepare")(runs)
+    try:
+        with stop_on_signals():
+            yield
+    except Stopped as reason:
+        log.warning("stopped %s", reason)
+        most = int(os.environ.get(MAX_TIME_OUTS, "20"))
+        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= most:
+            raise TrialFailed(f"stopped after {counted(most, 'restart')} "
+                              "(resources.max_time_outs)") from None
+        if os.environ["RANK"] == "0":
+            requeue()
+        # no return: a result that submitit wrote in part would break the next attempt's
+        raise SystemExit(0) from None
+
+
+def make_shared(record_file: str) -> None:
+    """Call the runs' `run.prepare` function on every rank; called by submitit."""
+    with _requeued_when_stopped():
+        record = read_record(Path(record_file))
+        runs = record.runs(record.options["about"])
+        load_function(runs[0], "prepare")(runs)
 
 
 def write_report(record_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
-    log_to_stderr()
-    keep_caches_here()
-    record = read_record(Path(record_file))
+    with _requeued_when_stopped():
+        record = read_record(Path(record_file))
+        at_once("writing the report", lambda: _write_report(record))
+
+
+def _write_report(record: Record) -> None:
     folder, sweep = record.sweep_folder, record.options["summary"]
     text = io.StringIO()
     console = Console(file=text, width=200)

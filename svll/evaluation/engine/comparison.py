@@ -58,7 +58,7 @@ class Comparison:
         block = self.queries.block(chunk.first, chunk.last)
         plain, largest = self._match_scores(chunk, block)
         counts = [_Counts(self, chunk, block, extras, plain, largest) for extras in settings]
-        for first, part in self.blocks:
+        for first, part in self.share.stoppable(self.blocks):
             for base, product, inverse in self._multiplied(chunk, block, first, part):
                 for count in counts[:-1]:
                     count.add(product.copy(), inverse, base, first, part)
@@ -88,7 +88,7 @@ class Comparison:
         by_column = np.argsort(columns, kind="stable")
         ascending = columns[by_column]
         largest = np.zeros(2)
-        for first, part in self.blocks:
+        for first, part in self.share.stoppable(self.blocks):
             largest = np.maximum(largest, [part.norms.max(), part.half.max()])
             edges = np.searchsorted(ascending, [first, first + len(part.half)])
             here = by_column[edges[0] : edges[1]]
@@ -146,7 +146,7 @@ class _Counts:
             doubtful &= values.shape[1] < len(parent.gallery)
             candidates = kernels.Candidates(values, indices, doubtful)
             held = np.zeros(queries, np.int64)
-            for first, part in parent.blocks:
+            for first, part in parent.share.stoppable(parent.blocks):
                 sides, unranked = _sides(self._block, first, part), self._unranked(first, part)
                 spread(kernels.order_block, queries, sides, self._extras, candidates, unranked,
                        scores, nearest, held)

@@ -143,6 +143,10 @@ class Passes:
         self._read = partial(rows.blocks, size, span, stored=True)
         self._small = (span[1] - span[0]) * 4 * rows.features.shape[1] <= SMALL_BYTES
         self._held: list[tuple[int, Block]] = []
+        self._count = -(-(span[1] - span[0]) // size)
+
+    def __len__(self) -> int:
+        return self._count
 
     def __iter__(self) -> Iterator[tuple[int, Block]]:
         if self._small and not self._held:

@@ -148,8 +148,12 @@ def spread(kernel: Callable[..., Any], items: int, *arguments: Any, pieces: int 
         return
     pool = _threads(threads)
     tasks = [pool.submit(partial(kernel, int(a), int(b), *arguments)) for a, b in pairwise(edges)]
-    for task in tasks:
-        task.result()
+    try:
+        for task in tasks:
+            task.result()
+    finally:  # after an interrupt, the process's end would wait for those that have not begun
+        for task in tasks:
+            task.cancel()
 
 
 @cache

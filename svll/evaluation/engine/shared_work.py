@@ -7,12 +7,16 @@ None depends on the rank that computed it, so any number of ranks gives the same
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.runs import stopping
 from harness.runs.peers import own_place
+
+RANKING = "ranking features"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,19 @@ class Share:
         parts = [torch.empty_like(sent) for _ in range(self.count)]
         dist.all_gather(parts, sent)
         return np.stack([part.cpu().numpy() for part in parts])
+
+    def check_stop(self) -> None:
+        """Raise Stopped in every process if any was asked to stop; each must call this."""
+        if self._largest(int(stopping.stop_requested())):
+            raise stopping.Stopped(f"on request while {RANKING}")
+
+    def stoppable(self, items: stopping.Counted[T]) -> Iterator[T]:
+        """Yield this process's items; `check_stop` before each. Every process must go through all
+        of its items, whose numbers may differ."""
+        return stopping.stoppable(items, RANKING, self._largest)
+
+    def _largest(self, number: int) -> int:
+        return int(self.largest(np.array([number]))[0])
 
     def _reduced(self, values: NDArray[Any], operation: str) -> NDArray[Any]:
         if self.count == 1:

@@ -5,10 +5,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
-from harness.runs.stopping import request_stop, stop_after, stop_on_signals, stop_requested
+from harness.runs.stopping import (
+    Stopped,
+    at_once,
+    request_stop,
+    stop_after,
+    stop_on_signals,
+    stop_requested,
+)
 
 CAUGHT = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -99,6 +108,35 @@ def test_handlers_are_put_back_after_a_failure() -> None:
     with pytest.raises(ValueError, match="inside"), stop_on_signals():
         fail()
     assert handlers() == before
+
+
+def test_a_signal_ends_a_call_that_asks_for_it_at_once_and_only_that() -> None:
+    with stop_on_signals():
+        threading.Timer(0.2, tell, [signal.SIGUSR2]).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped, match="on request while downloading"):
+            at_once("downloading", lambda: time.sleep(60.0))
+        assert time.monotonic() - began < 30.0
+        assert stop_requested()
+        tell(signal.SIGTERM)  # the call is over
+        with pytest.raises(Stopped, match="while reading"):
+            at_once("reading", lambda: pytest.fail("a stop was requested before"))
+    with stop_on_signals():
+        assert at_once("adding", lambda: 1 + 1) == 2
+        tell(signal.SIGTERM)
+        assert stop_requested()
+
+
+def test_a_stop_that_a_library_takes_for_a_failure_is_still_requested() -> None:
+    def attempt() -> str:
+        for _ in range(2):
+            with suppress(Exception):  # as a download that is tried again
+                tell(signal.SIGUSR2)
+        return "gave up"
+
+    with stop_on_signals():
+        assert at_once("downloading", attempt) == "gave up"
+        assert stop_requested()
 
 
 def test_outside_the_main_thread_nothing_is_changed() -> None:

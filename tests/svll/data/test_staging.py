@@ -2,20 +2,26 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.base.errors import Hindered, UserError
+from harness.base.locks import held_lock
+from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from svll.base.records import Dataset, Records, Row
+from svll.data import staging
 from svll.data.readers import csv_list
 from svll.data.readers.drawn_world import load_world
-from svll.data.staging import stage, staged_folder, staged_paths
+from svll.data.staging import stage, staged, staged_folder, staged_paths
 from svll.world.world import World, write_world
 
 WORLD = World(train_identities=4, test_identities=4, shots=2)
@@ -71,6 +77,39 @@ def test_every_image_is_copied_below_a_folder_named_by_the_fingerprint(
     [folder] = tmp_path.iterdir()
     assert folder.name == f"svll-{os.getuid()}-{dataset.fingerprint}"
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_copy_that_was_stopped_goes_on_where_it_was(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+
+    def copy(source: str, target: Path) -> None:
+        copied.append(source)
+        if len(copied) == 5:
+            request_stop()
+        shutil.copyfile(source, target)
+
+    monkeypatch.setattr(staging, "THREADS", 2)
+    monkeypatch.setattr(staging, "shutil", SimpleNamespace(
+        copyfile=copy, disk_usage=shutil.disk_usage
+    ))
+    with stop_on_signals(), pytest.raises(Stopped, match="while copying images to this node"):
+        staged([dataset], str(tmp_path))
+    assert 5 <= len(copied) <= 6
+    staged([dataset], str(tmp_path))
+    assert sorted(copied) == dataset.files()
+    assert_whole(dataset, tmp_path)
+
+
+def test_a_run_that_waits_for_the_copy_of_another_can_be_stopped(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = staged_folder(dataset, str(tmp_path))
+    with held_lock(folder.with_name(f"{folder.name}.lock")), stop_on_signals():
+        threading.Timer(0.3, request_stop).start()
+        with pytest.raises(Stopped, match="while copying images to this node"):
+            staged([dataset], str(tmp_path))
 
 
 def test_what_is_there_is_not_copied_again_and_what_a_cleaner_took_is(

@@ -15,7 +15,7 @@ from PIL import Image
 from svll.base.feature_file import read_features
 from svll.base.records import Records
 from svll.features import extract as module
-from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
+from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_shard, encode_to_file
 
 COUNT, BATCH, WIDTH = 37, 8, 6  # a prime number of images
 
@@ -161,18 +161,17 @@ def test_in_memory_it_is_the_same_pair(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 3 * 3 * 16 * 8 * 4])
 def test_a_batch_in_slices_gives_what_it_gives_whole(
-    size: int, monkeypatch: pytest.MonkeyPatch
+    size: int, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = torch.randn(8, 3, 16, 8, generator=torch.Generator().manual_seed(1))
-    rows = np.arange(40, 48)
-    seen: list[int] = []
+    images, seen = records(photos, list(range(20, 31))), list[int]()
 
     def encode_rows(part: torch.Tensor, places: Any) -> torch.Tensor:
         seen.append(len(part))
         assert len(part) == len(places)
         return part.flatten(1)[:, :5] + torch.from_numpy(places)[:, None]
 
-    whole = module._in_slices(encode_rows, images, rows)
+    reader = Reader(16, 8, BATCH, 1, "cpu")
+    whole = encode_shard(images, reader, encode_rows)
     monkeypatch.setattr(module, "SLICE_BYTES", size)
-    assert torch.equal(module._in_slices(encode_rows, images, rows), whole)
-    assert seen == [8, *([1] * 8 if size == 1 else [3, 3, 2])]
+    assert torch.equal(encode_shard(images, reader, encode_rows), whole)
+    assert seen == [8, 3, *([1] * 11 if size == 1 else [3, 3, 2, 3])]

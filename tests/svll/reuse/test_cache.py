@@ -1,6 +1,8 @@
 """What runs share is made once, whoever comes first and however they end."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,16 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from svll.base.feature_file import read_features
-from svll.base.records import Dataset, Records, Row
+from harness.runs.stopping import Stopped, stop_on_signals
 from svll.reuse import cache
-from svll.reuse.cache import make_once, shared_features, shared_json
+from svll.reuse.cache import make_once, shared_json
 
 OTHER = textwrap.dedent("""
     import os, signal, sys, time
@@ -170,6 +169,17 @@ def test_of_many_that_start_together_exactly_one_makes_the_file(
     assert sorted(made, key=int) == [str(number) for number in range(12)]
 
 
+def test_a_run_that_waits_for_another_can_be_stopped(tmp_path: Path, maker: Other) -> None:
+    path = tmp_path / "shared.json"
+    with stop_on_signals():
+        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(Stopped, match=r"on request while waiting for shared\.json"):
+            make_once(path, lambda: pytest.fail("the other process makes it"))
+    maker.send("go on")
+    assert maker.answer() == "done"
+    assert path.read_text() == "by the other process"
+
+
 def test_a_maker_that_is_killed_is_noticed_and_replaced(tmp_path: Path, maker: Other) -> None:
     waiting = Waiting(tmp_path / "shared.json")
     time.sleep(0.3)
@@ -211,29 +221,3 @@ def test_what_is_there_is_never_made_again(tmp_path: Path) -> None:
     assert shared_json(path, lambda: {"value": 1}) == {"value": 1}
     assert shared_json(path, lambda: {"value": 2}) == {"value": 1}
     assert json.loads(path.read_text()) == {"value": 1}
-
-
-# --- features ---
-
-
-def dataset(count: int = 5) -> Dataset:
-    train = Records.from_rows(
-        [Row(f"/data/é {n}.jpg", identity=n // 2, camera=n % 3, view=n) for n in range(count)]
-    )
-    return Dataset("made", "cross_camera", train=train, query=train, gallery=train)
-
-
-def test_features_come_back_as_they_were_made(tmp_path: Path) -> None:
-    path, data = tmp_path / "0123.h5", dataset()
-    features = torch.randn(5, 3)
-    made = shared_features(path, data, lambda: features)
-    assert torch.equal(made, features)
-    assert torch.equal(shared_features(path, data, lambda: features + 1), features)
-    found = read_features(path).groups["train"]
-    for ours, written in [
-        (data.train.identities, found.identities), (data.train.cameras, found.cameras),
-        (data.train.views, found.views),
-    ]:
-        assert written is not None
-        np.testing.assert_array_equal(ours, written)
-    assert found.paths == data.train.paths
