@@ -22,6 +22,7 @@ from typing import Any
 
 from harness.base.errors import Hindered, UserError
 from harness.runs.connections import LOOPBACK, Connections, Failure
+from harness.runs.stopping import Stopped
 
 ATTEMPT = "SVLL_ATTEMPT"
 """Environment variable: a text that only the ranks of one attempt share. Without it they are known
@@ -63,7 +64,7 @@ def together(folder: Path, *, watched: bool = True) -> Iterator[None]:
     try:
         peers.open()
         yield
-    except SystemExit:
+    except (SystemExit, Stopped):  # all ranks agree on a stop
         raise
     except BaseException as error:
         end_here()

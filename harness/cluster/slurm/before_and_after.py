@@ -31,6 +31,7 @@ from harness.cluster.records import Record, new_record, read_record, read_record
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.job import MAX_TIME_OUTS, requeue, set_slurm_ranks
 from harness.config.values import to_yaml
+from harness.runs import peers
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, at_once, stop_on_signals
@@ -156,17 +157,20 @@ def _submission(sweep: Sweep, record: Record) -> Submission:
 
 
 @contextmanager
-def _requeued_when_stopped() -> Iterator[None]:
-    """Requeue the job when a signal stops the body: as often as its sweep's trials may reach their
-    time limit. The other jobs wait until it has ended for good."""
+def _requeued_when_stopped(record_file: str) -> Iterator[Record]:
+    """Yield the job's record when all its ranks have met; requeue the job when a signal stops the
+    body, as often as its sweep's trials may reach their time limit. The other jobs wait until it
+    has ended for good."""
     # first of all: submitit's own handler would end the job
     stop_on(signal.SIGUSR2, signal.SIGTERM)
     log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
+    record = read_record(Path(record_file))
     try:
-        with stop_on_signals():
-            yield
+        with peers.together(Path(record.folder)), stop_on_signals():
+            peers.meet()
+            yield record
     except Stopped as reason:
         log.warning("stopped %s", reason)
         most = int(os.environ.get(MAX_TIME_OUTS, "20"))
@@ -181,16 +185,14 @@ def _requeued_when_stopped() -> Iterator[None]:
 
 def make_shared(record_file: str) -> None:
     """Call the runs' `run.prepare` function on every rank; called by submitit."""
-    with _requeued_when_stopped():
-        record = read_record(Path(record_file))
+    with _requeued_when_stopped(record_file) as record:
         runs = record.runs(record.options["about"])
         load_function(runs[0], "prepare")(runs)
 
 
 def write_report(record_file: str) -> None:
     """Write the trials, best first, to report.txt, then the sweep's page; called by submitit."""
-    with _requeued_when_stopped():
-        record = read_record(Path(record_file))
+    with _requeued_when_stopped(record_file) as record:
         at_once("writing the report", lambda: _write_report(record))
 
 
