@@ -1,5 +1,6 @@
 """Declaration, logging and exit status of all commands."""
 
+import errno
 import io
 import logging
 import re
@@ -97,6 +98,11 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
         status: Any = app(standalone_mode=False)  # 130 after an interrupt
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # wherever such a name is first looked up
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another", file=sys.stderr)
         status = 1
     except typer.TyperException as error:  # wrong usage
         option, message = str(getattr(error, "option_name", None)), error.format_message()

@@ -2,7 +2,16 @@
 
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+
+from harness.base.errors import UserError
+
+SEARCH_PATH = {":": "separates the folders in PYTHONPATH, where jobs find their code"}
+"""What a path may not hold where Python finds modules in it, and why."""
+NO_UTF8 = "bytes that are not UTF-8"
+RUNS = {NO_UTF8: "cannot be in the path of TensorBoard's files"}
+"""What the path of a run may not hold."""
 
 
 def expanded(path: str) -> str:
@@ -42,3 +51,17 @@ def shown(path: str | os.PathLike[str]) -> str:
 def is_utf8(text: str) -> bool:
     """Return whether a name is UTF-8, that is, has no lone surrogates for other bytes."""
     return not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def refuse(where: str, path: str | os.PathLike[str], letters: Mapping[str, str]) -> None:
+    """Raise UserError for a path that would be read as another one.
+
+    where: what sets the path. letters: why each text may not be in it; the key NO_UTF8 stands for
+    names that are not UTF-8.
+    """
+    text = os.fspath(path)
+    found = [f"{letter if letter == NO_UTF8 else repr(letter)} {why}" for letter, why in letters.items()
+             if (not is_utf8(text) if letter == NO_UTF8 else letter in text)]
+    if found:
+        raise UserError(f"{where}: {shown(text)!r} cannot be used here: {'; '.join(found)}; "
+                        "name a folder without that")

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.base.errors import UserError
 from harness.base.files import own_folder
+from harness.base.paths import RUNS, SEARCH_PATH, refuse
 from harness.cluster.records import Record
 from harness.runs.environment import note_git_state
 from harness.sweeps.reading import Sweep
@@ -84,6 +86,16 @@ def current_code(sweep: Sweep) -> Code:
     packages = dict.fromkeys(name.partition(".")[0] for name in names)
     files = {name: path for package in packages for name, path in _package_files(package)}
     return Code(files, sweep.folder.resolve() / "code" / _digest(files))
+
+
+def check_folders(
+    sweep: Sweep, letters: Mapping[str, str] = MappingProxyType({}),
+    here: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raise UserError for folders that a sweep's jobs would not find. letters: what else may not be
+    in the path of its folder; here: in that of the current one (see `paths.refuse`)."""
+    refuse(f"{sweep.file}: run.runs", sweep.folder.resolve(), RUNS | SEARCH_PATH | {**letters})
+    refuse("the current folder", os.getcwd(), SEARCH_PATH | {**here})
 
 
 def _unchanged(folder: Path) -> Path:

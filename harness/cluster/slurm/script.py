@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.paths import NO_UTF8
 from harness.base.units import gigabytes, minutes
 from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S
 from harness.cluster.snapshots import SAFE_PATH
@@ -21,6 +22,13 @@ GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only")
 """sbatch options that would break the job-to-trial mapping."""
+
+NO_TEXT = {NO_UTF8: "cannot be in a script for sbatch"}
+UNREADABLE = {
+    "%": "begins a placeholder such as %j in the names of SLURM's logs",
+    "\\": "changes how SLURM reads the names of logs", "\n": "ends an option of sbatch",
+}
+"""What the path of a sweep's folder may not hold, and why; NO_TEXT: the current folder's."""
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
