@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -48,6 +49,17 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def typed(path: str | os.PathLike[str], before: str = "") -> str:
+    """Return a path as it is typed in a shell, within one line; before: text such as `key=`."""
+    text = os.fspath(path)
+    text = before + (f"./{text}" if text.startswith("-") and not before else text)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = [letter if letter.isprintable() and letter not in "'\\" else
+               "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter)) for letter in text]
+    return f"$'{''.join(escaped)}'"
+
+
 def is_utf8(text: str) -> bool:
     """Return whether a name is UTF-8, that is, has no lone surrogates for other bytes."""
     return not any("\udc80" <= letter <= "\udcff" for letter in text)
@@ -60,7 +72,8 @@ def refuse(where: str, path: str | os.PathLike[str], letters: Mapping[str, str])
     names that are not UTF-8.
     """
     text = os.fspath(path)
-    found = [f"{letter if letter == NO_UTF8 else repr(letter)} {why}" for letter, why in letters.items()
+    found = [f"{letter if letter == NO_UTF8 else repr(letter)} {why}"
+             for letter, why in letters.items()
              if (not is_utf8(text) if letter == NO_UTF8 else letter in text)]
     if found:
         raise UserError(f"{where}: {shown(text)!r} cannot be used here: {'; '.join(found)}; "
