@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from harness.base.errors import UserError
 from harness.base.files import own_folder, read_json, write_json
+from harness.base.reading import retried
 from harness.runs.run import Run
 
 Cluster = Literal["slurm", "local"]
@@ -83,7 +84,9 @@ def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:
 def read_records(sweep_folder: Path) -> list[Record]:
     """Return a sweep's submissions, oldest first. Raises UserError for a record that cannot be
     read: without it, its trials would be submitted twice."""
-    records = [read_record(path) for path in jobs_folder(sweep_folder).glob("*/record.json")]
+    # listed again with them: a record may be removed, or seem to be so for a moment
+    records = retried(lambda: [*map(read_record, jobs_folder(sweep_folder).glob("*/record.json"))],
+                      UserError)
     return sorted(records, key=lambda record: record.time)
 
 

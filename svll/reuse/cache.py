@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
+from harness.base.reading import exists
 from harness.training import ranks
 from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.base.records import Dataset
@@ -60,10 +61,10 @@ def _claim(path: Path, stack: ExitStack) -> bool:
     """Take the lock of a missing file, waiting for its holder; returns whether to make the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_waiting = False
-    while not path.exists():
+    while not exists(path):
         try:
             stack.enter_context(held_lock(path.with_name(f"{path.name}.lock")))
-            return not path.exists()
+            return not exists(path)
         except Busy as holder:
             if not is_waiting:
                 log.info("waiting for %s (%s)", path.name, holder)
