@@ -12,6 +12,7 @@ from harness.cluster import array_plan, snapshots
 from harness.cluster.known_places import all_places, place_named
 from harness.cluster.pages import write_summary
 from harness.cluster.place import Place, Submission
+from harness.cluster.pruning import prune
 from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import Cluster, Record, new_record, read_records
 from harness.cluster.states import ALIVE, TrialState, is_searched, launch_lock, survey
@@ -64,6 +65,7 @@ def launch(
             sweep = replace(with_proposed(sweep), probes=sweep.probes)
         states = survey(sweep)
         write_summary(sweep)
+        prune(sweep.folder)
         waiting = due(states, retry_failed=retry_failed)
         if is_searched(sweep):  # the running search will start these trials itself
             return []

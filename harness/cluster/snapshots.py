@@ -22,6 +22,7 @@ from types import MappingProxyType
 from harness.base.errors import UserError
 from harness.base.files import own_folder
 from harness.base.paths import RUNS, SEARCH_PATH, refuse
+from harness.base.unused import mark_used
 from harness.cluster.records import Record
 from harness.runs.environment import note_git_state
 from harness.sweeps.reading import Sweep
@@ -56,6 +57,7 @@ class Code:
         try:
             own_folder(self.folder.parent)
             if self.folder.exists():
+                mark_used(self.folder)
                 return _unchanged(self.folder)
             for name, source in self.files.items():
                 target = private / name
@@ -85,7 +87,12 @@ def current_code(sweep: Sweep) -> Code:
     names += [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
     packages = dict.fromkeys(name.partition(".")[0] for name in names)
     files = {name: path for package in packages for name, path in _package_files(package)}
-    return Code(files, sweep.folder.resolve() / "code" / _digest(files))
+    return Code(files, code_folder(sweep.folder.resolve()) / _digest(files))
+
+
+def code_folder(sweep_folder: Path) -> Path:
+    """Return where the frozen code of a sweep's jobs is."""
+    return sweep_folder / "code"
 
 
 def check_folders(
