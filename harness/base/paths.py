@@ -16,19 +16,26 @@ RUNS = {NO_UTF8: "cannot be in the path of TensorBoard's files"}
 
 
 def expanded(path: str) -> str:
-    """Return a path with `~` and `$VARIABLE` replaced as a shell does, except in a name that exists
+    """Return a path with `~` and `$VARIABLE` replaced as a shell does, except in names that exist
     as written and for a variable that is not set."""
-    if ("~" not in path and "$" not in path) or os.path.lexists(path):
+    if ("~" not in path and "$" not in path) or _is_there(path):
         return path
     return os.path.expanduser(os.path.expandvars(path))
 
 
 def unknown_in(path: str) -> str:
     """Return what `expanded` could not replace, such as `$SCRATCH` or `~anna`; "" when nothing."""
-    if os.path.lexists(path):
+    if _is_there(path):
         return ""
     left = re.search(r"\$(\w+|\{\w+\})", path) or re.match(r"~[^/]*", path)
     return left[0] if left else ""
+
+
+def _is_there(path: str) -> bool:
+    """Return whether a path exists as written, or its folder up to the last `$` in a name."""
+    head, dollar, tail = path.rpartition("$")
+    named = head + dollar + tail.partition("/")[0]
+    return os.path.lexists(path) or (bool(dollar) and os.path.lexists(named))
 
 
 def normal(path: str) -> str:

@@ -27,6 +27,9 @@ def test_home_and_variables_are_replaced_as_a_shell_does(
     for name in ("~", "$HOME", "a$NOWHERE"):  # files of such names are meant as they are written
         (tmp_path / name).touch()
         assert (expanded(name), unknown_in(name)) == (name, "")
+    (tmp_path / "a$HOME").mkdir()  # what is made in it, too
+    assert expanded("a$HOME/new/runs") == "a$HOME/new/runs"
+    assert expanded("$HOME/a$HOME/new") == "/home/anna/a/home/anna/new"
 
 
 def test_two_spellings_of_a_file_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
