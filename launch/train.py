@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import UserError
-from harness.base.paths import RUNS, refuse
+from harness.base.paths import SAFETENSORS, refuse
 from harness.base.units import counted
 from harness.config.build import build
 from harness.config.fields import text_fields
@@ -76,7 +76,7 @@ def main(
     pinned = pin(config)
     run = Run(Path(place.runs).absolute() / (place.name or recipe_stem(recipe)) / signature(pinned))
     if not run.is_complete():
-        refuse("run.runs", run.folder, RUNS)
+        refuse("run.runs", run.folder, SAFETENSORS)
         _check(config, int(os.environ.get("WORLD_SIZE", "1")))
     run.create(to_yaml(pinned))
     if profile:

@@ -11,8 +11,8 @@ from harness.base.errors import UserError
 SEARCH_PATH = {":": "separates the folders in PYTHONPATH, where jobs find their code"}
 """What a path may not hold where Python finds modules in it, and why."""
 NO_UTF8 = "bytes that are not UTF-8"
-RUNS = {NO_UTF8: "cannot be in the path of TensorBoard's files"}
-"""What the path of a run may not hold."""
+SAFETENSORS = {NO_UTF8: "cannot be in the path of weights (safetensors)"}
+"""What the path of a run and of a weights file may not hold."""
 
 
 def expanded(path: str) -> str:

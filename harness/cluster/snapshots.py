@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from harness.base.errors import UserError
 from harness.base.files import own_folder
-from harness.base.paths import RUNS, SEARCH_PATH, refuse
+from harness.base.paths import SAFETENSORS, SEARCH_PATH, refuse
 from harness.base.unused import mark_used
 from harness.cluster.records import Record
 from harness.runs.environment import note_git_state
@@ -101,7 +101,8 @@ def check_folders(
 ) -> None:
     """Raise UserError for folders that a sweep's jobs would not find. letters: what else may not be
     in the path of its folder; here: in that of the current one (see `paths.refuse`)."""
-    refuse(f"{sweep.file}: run.runs", sweep.folder.resolve(), RUNS | SEARCH_PATH | {**letters})
+    every = SAFETENSORS | SEARCH_PATH | {**letters}
+    refuse(f"{sweep.file}: run.runs", sweep.folder.resolve(), every)
     refuse("the current folder", os.getcwd(), SEARCH_PATH | {**here})
 
 

@@ -91,7 +91,7 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
     ("odd", "keys", "where", "why"),
     [
         ("a:b", {}, "local", "':' separates the folders in PYTHONPATH, where jobs find their code"),
-        (b"a\xff", {}, "local", f"{NO_UTF8} cannot be in the path of TensorBoard's files"),
+        (b"a\xff", {}, "local", f"{NO_UTF8} cannot be in the path of weights"),
         (b"a\xff", {"backend": "ray"}, "local", f"{NO_UTF8} cannot be in a message between Ray's"),
         ("a$b", {"backend": "ray", "ray": {"address": "nowhere:1"}}, "local",
          "'$' begins a variable, which Ray replaces"),
@@ -99,7 +99,7 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
         ("a%jb", {}, "slurm", "'%' begins a placeholder such as %j in the names of SLURM's logs"),
         ("a\\b", {}, "slurm", "'\\\\' changes how SLURM reads the names of logs"),
         ("a\nb", {}, "slurm", "'\\n' ends an option of sbatch"),
-        (b"a\xff", {}, "slurm", f"{NO_UTF8} cannot be in the path of TensorBoard's files"),
+        (b"a\xff", {}, "slurm", f"{NO_UTF8} cannot be in the path of weights"),
     ],
 )
 def test_a_folder_that_jobs_would_not_find_is_refused_by_name(
