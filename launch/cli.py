@@ -1,5 +1,6 @@
 """Declaration, logging and exit status of all commands."""
 
+import errno
 import io
 import logging
 import re
@@ -99,6 +100,11 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
     except (UserError, PermissionError) as error:
         told = denied(error) if isinstance(error, PermissionError) else error
         print(f"error: {told}", file=sys.stderr)
+        status = 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # wherever such a name is first looked up
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another", file=sys.stderr)
         status = 1
     except typer.TyperException as error:  # wrong usage
         option, message = str(getattr(error, "option_name", None)), error.format_message()

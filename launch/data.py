@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.base.paths import typed
 from harness.training import progress
 from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
 from svll.base.protocol_names import PROTOCOLS
@@ -113,7 +114,8 @@ def split(
     own_split.write_split(root, out, options)
     dataset = csv_list.load(out)
     _print_parts(dataset, 10)
-    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list data.root={out}")
+    typer.echo(f"{out}: protocol {dataset.protocol}; to use it: data.name=list "
+               f"{typed(out, 'data.root=')}")
 
 
 def _print_parts(dataset: "Dataset", width: int) -> None:

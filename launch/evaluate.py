@@ -25,6 +25,7 @@ import typer
 
 from harness.base.errors import UserError
 from harness.base.files import check_writable
+from harness.base.paths import typed
 from harness.reporting.terminal import wide
 from launch.cli import command, refuse_without
 from svll.base.protocol_names import Protocol
@@ -161,7 +162,7 @@ def _files(
         raise UserError(f"{', '.join(keys)} without --weights has no effect")
     if files and save is not None:
         raise UserError(f"--save goes with --weights; to save the features of a file: python "
-                        f"launch/features.py {files[0]} --save {save}")
+                        f"launch/features.py {typed(files[0])} --save {typed(save)}")
     return files
 
 

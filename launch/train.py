@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import UserError
+from harness.base.paths import SAFETENSORS, refuse
 from harness.base.units import counted
 from harness.config.build import build
 from harness.config.fields import text_fields
@@ -80,6 +81,7 @@ def main(
     run = Run(runs / (place.name or recipe_stem(recipe)) / signature(pinned))
     with peers.together(runs):
         if not run.is_complete():
+            refuse("run.runs", run.folder, SAFETENSORS)
             try:
                 _check(config, world)
             except Stopped as reason:

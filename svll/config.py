@@ -391,6 +391,8 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _unset("runs", self.runs)
+        if "/" in self.name or self.name in (".", ".."):
+            yield "name", f"{self.name!r} must be the name of a folder in run.runs, not a path"
         yield from _at_least(self, 1, "log_every")
         yield from _positive(self, "save_every", "divergence")
         if set(self.wandb) & set("/\\#?%:") or len(self.wandb) > 128:
@@ -453,7 +455,9 @@ def _patch_size(name: str) -> int | None:
 
 
 def _unset(key: str, path: str | None) -> Faults:
-    """Yield a path with an unknown variable or user name."""
+    """Yield a path with an unknown variable or user name, or with a character of no file name."""
+    if "\0" in (path or ""):
+        yield key, f"{path!r} has a NUL character, which no file name has"
     if unknown := unknown_in(path or ""):
         yield key, f"{path}: {unknown} is not known on this machine"
 

@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from harness.base.files import atomic_write, is_private, own_folder
+from harness.base.unused import mark_used, remove, unused
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_
 """Settings of numba.config that change the compiled code."""
 VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag)
 HASH_BYTES = 32
-DAY_S = 86_400.0
-UNUSED_DAYS = 60
-"""Files that were not read for so long are deleted."""
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,10 +68,8 @@ class _Cache(NullCache):
             if is_private(file.parent):
                 with atomic_write(file) as private:
                     private.write_bytes(hashlib.sha256(content).digest() + content)
-                for other in file.parent.iterdir():
-                    with suppress(FileNotFoundError):
-                        if time.time() - other.stat().st_mtime > UNUSED_DAYS * DAY_S:
-                            other.unlink()
+                for other in unused(file.parent):
+                    remove(other)
 
     def _file(self, sig: Any, codegen: Any) -> Path:
         function = self._compiled.py_func
@@ -106,8 +101,7 @@ def _intact(file: Path) -> bytes | None:
     with suppress(FileNotFoundError):
         content = file.read_bytes()
         if content[:HASH_BYTES] == hashlib.sha256(content[HASH_BYTES:]).digest():
-            if time.time() - file.stat().st_mtime > DAY_S:
-                os.utime(file)  # it is in use
+            mark_used(file)
             return content[HASH_BYTES:]
     return None
 

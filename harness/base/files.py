@@ -14,6 +14,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.locks import check_held
 from harness.base.machine import user_name
+from harness.base.reading import retried
 
 LOG_LINES = 20
 
@@ -127,7 +128,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the JSON value in `path`. Raises FileNotFoundError, ValueError."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return retried(lambda: json.loads(Path(path).read_text(encoding="utf-8")), ValueError)
 
 
 def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
@@ -138,9 +139,12 @@ def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> Non
 def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
     """Return the value of each line, without a last line that a kill cut short; [] if there is no
     file. Raises ValueError for another damaged line."""
-    with suppress(FileNotFoundError):
+    def read() -> list[Any]:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
+
+    with suppress(FileNotFoundError):
+        return retried(read, ValueError)
     return []
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import Hindered, UserError
+from harness.base.reading import retried
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
@@ -186,7 +187,7 @@ def _is_own(path: Path, token: str) -> bool:
 def _holder(path: Path) -> dict[str, Any] | None:
     """Return the content of a lock file; empty when it is damaged, None when there is none."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = retried(lambda: json.loads(path.read_text(encoding="utf-8")), ValueError)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -202,7 +203,7 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     if _is_here(holder):
         return start_time(int(holder["pid"])) == holder.get("started") is not None
     try:
-        return _now_at(path.parent) - path.stat().st_mtime < STALE_S
+        return _now_at(path.parent) - retried(path.stat).st_mtime < STALE_S
     except FileNotFoundError:
         return False
 

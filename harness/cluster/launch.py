@@ -15,6 +15,7 @@ from harness.cluster import array_plan, snapshots
 from harness.cluster.known_places import Places, all_places, place_named
 from harness.cluster.pages import write_summary
 from harness.cluster.place import Place, Submission
+from harness.cluster.pruning import prune
 from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import Cluster, NotYours, Record, new_record, read_records
 from harness.cluster.states import ALIVE, TrialState, hidden, is_searched, launch_lock, survey
@@ -72,6 +73,7 @@ def launch(
             sweep = replace(with_proposed(sweep), probes=sweep.probes)
         states = _states(sweep, places, retry_failed)
         write_summary(sweep)
+        prune(sweep.folder)
         waiting = due(states, retry_failed=retry_failed)
         records = _own_records(sweep)
         unseen = {r.token: _out_of_reach(r, sweep, places) for r in records if hidden(r, places)}

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from harness.base.errors import UserError
 from harness.base.files import denied, own_folder, owner_of, read_json, write_json
 from harness.base.machine import user_name
+from harness.base.reading import retried
 from harness.runs.run import Run
 
 Cluster = Literal["slurm", "local"]
@@ -121,8 +122,14 @@ def read_records(sweep_folder: Path) -> list[Record]:
     """Return a sweep's submissions, oldest first. Raises NotYours, and UserError for a record that
     cannot be read: without it, its trials would be submitted twice."""
     folder = jobs_folder(sweep_folder)
-    try:
+
+    def read() -> list[Record]:
         files = [folder / token / "record.json" for token in os.listdir(folder)]
+        return [read_record(file) for file in files if file.exists()]
+
+    try:
+        # listed again with them: a record may be removed, or seem to be so for a moment
+        records = retried(read, UserError)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
@@ -130,7 +137,6 @@ def read_records(sweep_folder: Path) -> list[Record]:
         if owner.endswith(f"(uid {os.getuid()})"):  # a mode or a lapsed ticket, not another user
             raise denied(error) from None
         raise NotYours(sweep_folder, owner) from None
-    records = [read_record(file) for file in files if file.exists()]
     return sorted(records, key=lambda record: record.time)
 
 

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.base.errors import UserError
 from harness.base.files import own_folder
+from harness.base.paths import SAFETENSORS, SEARCH_PATH, refuse
+from harness.base.unused import mark_used
 from harness.cluster.records import Record
 from harness.runs.environment import note_git_state
 from harness.sweeps.reading import Sweep
@@ -54,6 +57,7 @@ class Code:
         try:
             own_folder(self.folder.parent)
             if self.folder.exists():
+                mark_used(self.folder)
                 return _unchanged(self.folder)
             for name, source in self.files.items():
                 target = private / name
@@ -83,7 +87,23 @@ def current_code(sweep: Sweep) -> Code:
     names += [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
     packages = dict.fromkeys(name.partition(".")[0] for name in names)
     files = {name: path for package in packages for name, path in _package_files(package)}
-    return Code(files, sweep.folder.resolve() / "code" / _digest(files))
+    return Code(files, code_folder(sweep.folder.resolve()) / _digest(files))
+
+
+def code_folder(sweep_folder: Path) -> Path:
+    """Return where the frozen code of a sweep's jobs is."""
+    return sweep_folder / "code"
+
+
+def check_folders(
+    sweep: Sweep, letters: Mapping[str, str] = MappingProxyType({}),
+    here: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raise UserError for folders that a sweep's jobs would not find. letters: what else may not be
+    in the path of its folder; here: in that of the current one (see `paths.refuse`)."""
+    every = SAFETENSORS | SEARCH_PATH | {**letters}
+    refuse(f"{sweep.file}: run.runs", sweep.folder.resolve(), every)
+    refuse("the current folder", os.getcwd(), SEARCH_PATH | {**here})
 
 
 def _unchanged(folder: Path) -> Path:

@@ -10,6 +10,10 @@ from harness.base.paths import is_utf8
 from harness.config.fields import removed_keys, subsections
 from harness.config.yaml_files import NotYaml, Texts, nowhere, parse
 
+MARKED = tuple("'\"|>![{")
+"""First characters of values that are written in YAML's way."""
+NULLS = ("", "~", "null", "Null", "NULL")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,20 +75,37 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
     settings: list[Setting] = []
     faults: list[str] = []
     for number, word in enumerate(overrides, start=1):
-        key, equals, text = (part.strip() for part in word.partition("="))
+        key, equals, text = word.partition("=")
+        if key != key.rstrip():  # of the form `key = value`
+            text = text.strip()
+        key = key.strip()
         where = f"command line, override {number}"
         if not equals or not key:
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         try:
-            # a name that is not UTF-8 cannot be YAML, so it is a string
-            value = parse(text, texts, key)[0] if is_utf8(text) else text
-            settings.append(Setting(key, value, where))
+            settings.append(Setting(key, _value(key, text, texts), where))
         except NotYaml as error:
-            faults.append(f"{where}: {key}: {text!r} is not a YAML value: {error}")
+            faults.append(f"{where}: {key}: {text.strip()!r} is not a YAML value: {error}")
     if faults:
         raise UserError("\n".join(faults))
     return settings
+
+
+def _value(key: str, text: str, texts: Texts) -> Any:
+    """Return the value of a text on the command line. Raises NotYaml."""
+    if not is_utf8(text):  # cannot be YAML, so it is a string
+        return text
+    # YAML would cut a path at ` #`, fold its line breaks, strip it, take `&a` for null
+    is_plain = texts(key) and not text.strip().startswith(MARKED)
+    try:
+        value = parse(text.strip(), texts, key)[0]
+    except NotYaml:
+        if not is_plain:
+            raise
+        value = text
+    is_text = isinstance(value, str) or (value is None and text.strip() not in NULLS)
+    return text if is_plain and is_text else value
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

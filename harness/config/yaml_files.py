@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from harness.base.errors import UserError, hint
+from harness.base.reading import retried
 
 ENDINGS = (".yaml", ".yml")
 VERBATIM = "verbatim"
@@ -69,7 +70,7 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
     """Return a YAML mapping and the line of each dotted key. Raises UserError if the file is
     missing, is not YAML, is not a mapping or has a key twice."""
     try:
-        content = path.read_bytes()
+        content = retried(path.read_bytes)
     except FileNotFoundError:
         others = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
         raise UserError(f"{path}: no such file{hint(path.name, others, '')}") from None

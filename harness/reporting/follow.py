@@ -7,14 +7,16 @@ from datetime import datetime
 from rich.console import Console
 from rich.live import Live
 
+from harness.base.errors import UserError
 from harness.cluster.known_places import Places, all_places
-from harness.cluster.states import ALIVE, TrialState, is_searched, survey
+from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting.terminal import live_table, progress, say, trial_line
 from harness.sweeps.reading import Sweep
 
 Show = Callable[[Sequence[TrialState]], None]
 POLL_S = 1.0
 SQUEUE_EVERY_S = 15.0  # largest age of a scheduler's answer
+PATIENCE_S = 30.0  # how long files may be unreadable
 LINE_EVERY_S = 10.0  # least time between two log lines on a trial's epochs
 
 
@@ -29,13 +31,32 @@ def follow(sweep: Sweep, console: Console) -> list[TrialState]:
 
 
 def _poll(sweep: Sweep, places: Places, show: Show) -> list[TrialState]:
+    seen, was_over = time.monotonic(), False
     while True:
-        states = survey(sweep, places)
-        show(states)
-        if not any(one.state in ALIVE for one in states) and not is_searched(sweep, places):
+        try:
+            states = survey(sweep, places)
+            is_over = not any(one.state in ALIVE for one in states)
+            is_over = is_over and not is_searched(sweep, places)
+            show(states)
+        except BrokenPipeError:  # the reader of the output has ended
+            raise
+        except (OSError, UserError) as error:  # until then the last good states are shown
+            if time.monotonic() - seen > PATIENCE_S:
+                raise UserError(_lasting(error)) from None
+            time.sleep(POLL_S)
+            continue
+        # a folder that is missing for a moment looks like a trial that has not begun
+        if is_over and (was_over or all(one.state in DONE for one in states)):
             return states
+        seen, was_over = time.monotonic(), is_over
         # a thousand status files take a while to read: pause in proportion, for the file system
         time.sleep(max(POLL_S, len(states) / 200))
+
+
+def _lasting(error: OSError | UserError) -> str:
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return (f"{text}\nno longer followed: this has lasted for {PATIENCE_S:.0f} s; trials continue "
+            "(--status shows, --cancel ends them)")
 
 
 def _line_printer(sweep: Sweep, console: Console) -> Show:

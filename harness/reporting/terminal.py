@@ -36,8 +36,8 @@ def progress(run: Run, metric: str) -> dict[str, Any]:
     for text in reversed(tail(run.metrics_file, TAIL_BYTES).split("\n")[:-1]):
         try:
             entry = json.loads(text)
-        except ValueError:  # the first line of the tail, cut
-            break
+        except ValueError:  # the first line of the tail, cut; or NULs, on a network file system
+            continue
         value = lookup(entry, metric)
         values = {key: entry[key] for key in ("stage", "epoch", "loss") if key in entry}
         newest = values | ({} if value is None else {"metric": value}) | newest

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from harness.base.errors import UserError
 from harness.base.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from harness.base.locks import check_held, held_lock, writing
+from harness.base.reading import exists
 from harness.runs.stopping import request_stop
 
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
@@ -106,7 +107,7 @@ class Run:
 
     def is_complete(self) -> bool:
         """Return whether the result is on disk, whatever exit status a process had."""
-        return self.result_file.exists()
+        return exists(self.result_file)
 
     # --- metric log ---
 

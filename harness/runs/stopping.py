@@ -97,8 +97,9 @@ def at_once(doing: str, function: Callable[[], T]) -> T:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Let USR2, TERM, INT and the alarm of `stop_after` request a stop while the body runs; a second
-    INT interrupts at once.
+    """Let USR2, TERM, INT and the alarm of `stop_after` request a stop while the body runs.
+
+    A second INT interrupts at once.
 
     An earlier request is valid for the body; all are cleared after it. Outside the main thread, no
     handler is changed, as signals cannot be caught there. Forked child processes get the default

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from harness.base.errors import UserError
 from harness.base.files import atomic_write, read_json, write_text
 from harness.base.mappings import numeric_leaves
+from harness.base.paths import typed
 from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.run import Run, epoch_lines, state_of
 from harness.runs.takeovers import changed_settings, changes
@@ -269,12 +270,12 @@ def write_best(
     width = f" +- {best.half_width:.4f} (95 %)" if best.half_width is not None else ""
     point = " ".join(f"{key}={json.dumps(value)}" for key, value in best.point.items())
     runs = ", ".join(one.run.signature for one in best.outcomes)
-    warning = f"# Settings changed during training ({run.changes_file}): the last.\n"
+    warning = f"# Settings changed during training ({typed(run.changes_file)}): the last.\n"
     path = results.folder / BEST
-    head = (f"# The best of {len(ranked)} points of the sweep {results.name}, selected on "
+    head = (f"# The best of {len(ranked)} points of the sweep {typed(results.name)}, selected on "
             f"{results.selected_on}:\n# {results.metric} {best.mean:.4f}{width}, "
             f"{len(best.values)} seed(s), runs {runs}\n# {point}\n{warning if changed else ''}"
-            f"#   python launch/train.py --recipe {path}\n")
+            f"#   python launch/train.py --recipe {typed(path)}\n")
     write_text(path, head + to_text(settings))
     return path
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.paths import typed
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.runs.run import Run
@@ -39,5 +40,6 @@ def check_is_run(run: Run) -> None:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: is missing; python launch/features.py {path.parent} makes it")
+        raise UserError(f"{path}: is missing; python launch/features.py {typed(path.parent)} makes "
+                        "it")
     return path

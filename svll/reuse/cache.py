@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock
+from harness.base.reading import exists
 from harness.runs.stopping import check_stop
 from harness.training import ranks
 
@@ -43,10 +44,10 @@ def _claim(path: Path, stack: ExitStack) -> bool:
     """Take the lock of a missing file, waiting for its holder; returns whether to make the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_waiting = False
-    while not path.exists():
+    while not exists(path):
         try:
             stack.enter_context(held_lock(path.with_name(f"{path.name}.lock")))
-            return not path.exists()
+            return not exists(path)
         except Busy as holder:
             if not is_waiting:
                 log.info("waiting for %s (%s)", path.name, holder)

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
+from harness.base.paths import SAFETENSORS, refuse
 from svll.config import Config, Data, Model
 from svll.data import datasets
 
@@ -142,6 +143,8 @@ def check_given(model: Model) -> None:
     """Raise UserError for a weights file that does not exist."""
     # tags of open_clip have neither folders nor such suffixes
     weights = model.weights or ""
+    if weights.endswith(".safetensors"):
+        refuse("model.weights", weights, SAFETENSORS)
     if ("/" in weights or weights.endswith(SUFFIXES)) and weights_file(model) is None:
         raise UserError(f"model.weights: {weights}: no such file; give a weights file, or a tag of "
                         "open_clip such as openai")

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import link_folder, read_json, write_json, write_text
+from harness.base.unused import mark_used, remove, unused
 from harness.config.signature import signature
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
@@ -67,6 +68,8 @@ def share_stage1(run: Run, folder: Path, *, epochs: int) -> None:
             write_text(private / "metrics.jsonl", lines)
             write_json(private / "about.json", {"of": run.signature, "epochs": epochs})
             private.rename(folder)
+            for old in unused(folder.parent):
+                remove(old)
         except OSError as error:
             if not folder.exists():  # else another run was first
                 log.warning("%s: stage 1 is not kept for other runs: %s", folder, error.strerror)
@@ -110,6 +113,7 @@ def _copied(folder: Path, own: Path) -> tuple[dict[str, Any], list[dict[str, Any
     """Link `folder` to `own`; return about.json and log lines, None when missing or damaged."""
     if not folder.exists():
         return None
+    mark_used(folder)
     try:
         link_folder(folder, own)
         about = dict(read_json(own / "about.json"))

@@ -102,7 +102,7 @@ class Walk:
     def data_words(self) -> list[str]:
         """key=value that say which datasets, and where; they are there then."""
         assert self.trees
-        return _split(self.layout.words.format(root=self.root))
+        return [word.format(root=self.root) for word in _split(self.layout.words)]
 
     def words(self, *more: str, runs: Path | None = None) -> list[str]:
         """Options and key=value of train.py."""

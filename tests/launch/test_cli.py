@@ -44,6 +44,16 @@ def test_a_users_mistake_is_one_message_and_status_1(monkeypatch, capsys):
     assert err == "error: f.yaml, line 3: no key a\nf.yaml, line 4: no key b\n"
 
 
+def test_a_name_that_no_file_system_takes_is_one_message_and_status_1(monkeypatch, capsys):
+    name = "x" * 300
+
+    def look() -> int:
+        return int(os.path.exists(name) or Path(name).exists())
+
+    status, out, err = end(monkeypatch, capsys, look)
+    assert (status, out, err) == (1, "", f"error: {name}: File name too long; name another\n")
+
+
 def test_wrong_usage_is_one_line_and_status_2(monkeypatch, capsys):
     def sized(size: int) -> int:
         return size

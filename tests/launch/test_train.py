@@ -1,5 +1,6 @@
 """One run from the command line: what it would cost, and what it needs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_an_impossible_runs_folder_is_reported_in_one_line(tmp_path: Path) -> No
         assert err.startswith(f"error: {tmp_path / place}/synthetic/")
         assert err.endswith("or name another place (run.runs=FOLDER)\n")
         assert err.count("\n") == 1
+
+
+def test_folders_that_weights_cannot_be_in_are_refused_by_name(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a\xff")
+    (tmp_path / odd).mkdir()
+    (tmp_path / odd / "w.safetensors").touch()
+    why = ("cannot be used here: bytes that are not UTF-8 cannot be in the path of weights "
+           "(safetensors); name a folder without that\n")
+    for word, place in ((f"run.runs={odd}", f"run.runs: {str(tmp_path)!r}"[:-1]),
+                        (f"model.weights={odd}/w.safetensors", "model.weights: 'a")):
+        status, _, err = called("train", "--recipe", "synthetic_tiny", word)
+        assert status == 1
+        assert err.splitlines()[-1].startswith(f"error: {place}")
+        assert err.endswith(why)
+    assert not list(tmp_path.glob("**/config.yaml"))
 
 
 def test_the_option_that_deepspeed_adds_is_taken_and_not_shown() -> None:

@@ -321,8 +321,11 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     source.write_text(WAITING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
-    where = {"runs": str(tmp_path / "runs"), "experiment": "waiting.run"}
-    sweep = toy.make_sweep(tmp_path, {}, recipe={"run": where})
+    here = tmp_path / toy.ODD
+    here.mkdir()
+    monkeypatch.chdir(here)
+    where = {"runs": str(here / "runs"), "experiment": "waiting.run"}
+    sweep = toy.make_sweep(here, {}, recipe={"run": where})
     launch(sweep, "slurm")
     run = sweep.trials[0].run
     toy.until((run.folder / "begun").exists)
@@ -330,7 +333,10 @@ def test_a_job_that_is_put_back_runs_the_code_that_was_submitted(
     slurm.run("scancel", "--signal=USR2", job_of(sweep, 0))
     over(sweep, patience_s=120)
     assert run.result() == {"mAP": 0.5, "word": "old"}
-    assert run.status()["code"] == read_records(sweep.folder)[0].options["code"]
+    [record] = read_records(sweep.folder)
+    assert run.status()["code"] == record.options["code"]
+    log = Path(record.folder) / f"{job_of(sweep, 0)}_0_log.err"
+    assert "was requeued" in log.read_text()
 
 
 def test_a_trial_resumes_after_a_short_time_limit_which_it_uses_but_not_for_ever(

@@ -387,6 +387,14 @@ def test_home_and_variables_are_expanded_alike_in_every_key_of_a_path(
     ]
 
 
+def test_names_that_no_folder_can_have_are_refused() -> None:
+    assert faults_of("run.name=a/b") == [
+        "command line, override 1: run.name: 'a/b' must be the name of a folder in run.runs, not a "
+        "path"
+    ]
+    assert len(faults_of("run.name=..")) == len(faults_of('data.root="a\\0"')) == 1
+
+
 def test_a_folder_that_is_not_utf_8_is_kept_in_the_configuration(tmp_path: Path) -> None:
     root = os.fsdecode(b"/data/\xb2\xe2")
     text = to_yaml(config_of(f"data.root={root}"))

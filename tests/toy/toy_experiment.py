@@ -25,6 +25,11 @@ from harness.runs.stopping import Stopped, check_stop, stop_requested
 from harness.runs.takeovers import changed_settings
 from harness.sweeps.reading import Sweep, read_sweep
 
+ODD = "-a 'b\" # x, $HOME[*]?{}&;|~=+\N{GRINNING FACE}\t. "
+"""A folder's name with every character that no place, not even SLURM, reads otherwise."""
+ODD_HERE = f"{ODD}%j\\\n"
+"""And with those that only SLURM does."""
+
 
 @dataclass
 class Work:

@@ -19,7 +19,7 @@ from harness.cluster.local import slots
 from harness.cluster.place import Job, Place, Room, Submission, Task
 from harness.cluster.rank_processes import GRACE_S, POLL_S, Process, start_process
 from harness.cluster.records import Cluster, Record, jobs_folder
-from harness.cluster.snapshots import search_path
+from harness.cluster.snapshots import check_folders, search_path
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 
@@ -34,6 +34,9 @@ class ThisMachine(Place):
 
     name: Cluster = "local"
     title: str = "on this machine"
+
+    def check(self, sweep: Sweep, jobs: int) -> None:
+        check_folders(sweep)
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:
         resources = slots.with_gpus(sweep.resources)

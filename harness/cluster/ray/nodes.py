@@ -29,6 +29,7 @@ from typing import Any
 from harness.base.files import log_tail, read_json, write_json
 from harness.base.locks import held_lock, lock_holder
 from harness.base.machine import cgroup_texts, user_name
+from harness.base.reading import exists
 from harness.cluster.rank_processes import Process, end_with_parent, start_process
 from harness.runs.stopping import stop_requested
 from harness.sweeps.keys import Resources
@@ -70,7 +71,7 @@ class Rendezvous:
 
     def read(self) -> dict[str, Any]:
         """Return what the head has written so far."""
-        return dict(read_json(self.file)) if self.file.exists() else {}
+        return dict(read_json(self.file)) if exists(self.file) else {}
 
     def write(self, **facts: Any) -> None:
         """Add facts; only the head writes."""

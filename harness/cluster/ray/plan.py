@@ -5,10 +5,12 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 
 from harness.base.errors import UserError
+from harness.base.paths import NO_UTF8
 from harness.base.units import gigabytes
 from harness.cluster.place import Place, Room, Submission
 from harness.cluster.ray import external
 from harness.cluster.records import Record
+from harness.cluster.snapshots import check_folders
 from harness.config.fields import changeable_keys
 from harness.sweeps.keys import Allocation, HyperBand, Pbt, Resources
 from harness.sweeps.reading import Sweep, Trial, expand
@@ -18,6 +20,9 @@ from harness.sweeps.sweep_json import freeze
 
 def check(sweep: Sweep) -> None:
     """Raise UserError for what this backend cannot do."""
+    letters = {NO_UTF8: "cannot be in a message between Ray's processes"}
+    expanded = {"$": "begins a variable, which Ray replaces"} if sweep.ray.address else {}
+    check_folders(sweep, letters | expanded, letters | expanded)
     faults = [*_faults(sweep), *_population_faults(sweep)]
     if faults:
         raise UserError("\n".join(f"{sweep.file}: {fault}" for fault in faults))

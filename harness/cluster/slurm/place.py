@@ -15,6 +15,7 @@ from harness.cluster.place import Job, NoAnswer, Place, Room, Submission, Task
 from harness.cluster.records import EVERY, Cluster, Record, read_records
 from harness.cluster.slurm import before_and_after, commands, script, site
 from harness.cluster.slurm.job import requeue, run_trial
+from harness.cluster.snapshots import check_folders
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep, Trial
 
@@ -37,6 +38,7 @@ class Slurm(Place):
     _deaths: dict[str, str] = field(default_factory=dict)
 
     def check(self, sweep: Sweep, jobs: int) -> None:
+        check_folders(sweep, script.UNREADABLE, script.NO_TEXT)
         site.check(sweep, jobs + before_and_after.job_count(sweep, jobs))
 
     def room(self, sweep: Sweep, limit: int | None, trials_per_gpu: int = 1) -> Room:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.paths import NO_UTF8
 from harness.base.units import gigabytes, minutes
 from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S, save_time_s
 from harness.cluster.snapshots import SAFE_PATH
@@ -26,6 +27,13 @@ DEFAULTS = {f"SBATCH_{key.upper()}": key for key in
             ("account", "constraint", "partition", "qos", "reservation", "wckey")}
 """Variables of sbatch that stand for options which the sweep leaves out. All others are hidden from
 sbatch, because it would prefer them to the script."""
+
+NO_TEXT = {NO_UTF8: "cannot be in a script for sbatch"}
+UNREADABLE = {
+    "%": "begins a placeholder such as %j in the names of SLURM's logs",
+    "\\": "changes how SLURM reads the names of logs", "\n": "ends an option of sbatch",
+}
+"""What the path of a sweep's folder may not hold, and why; NO_TEXT: the current folder's."""
 
 
 def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:

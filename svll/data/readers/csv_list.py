@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
-from harness.base.paths import is_utf8, normal, shown
+from harness.base.paths import is_utf8, normal, shown, typed
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import PARTS, Dataset, Records, Row
 from svll.data.readers.common import JUNK, is_image, raise_faults, without_junk
@@ -57,7 +57,7 @@ def load(file: str | Path) -> Dataset:
     entries = read(file)
     if any(entry.split is None for entry in entries):
         raise UserError(f"{file} has no column split ({', '.join(PARTS)}). To draw one: python "
-                        f"launch/data.py split --root {file} --out NEW.csv")
+                        f"launch/data.py split --root {typed(file)} --out NEW.csv")
     kept = without_junk(file, entries)
     parts = _parts(kept)
     _check_parts(file, parts)

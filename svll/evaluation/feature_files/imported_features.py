@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
+from harness.base.paths import typed
 from svll.base.feature_file import FeatureGroup
 
 GROUPS = {"query": ("query", "q", "probe"),
@@ -37,7 +38,7 @@ FIELDS = {"features": ("features", "feature", "feats", "feat", "f"),
           "cameras": ("cameras", "camera", "camids", "camid", "cams", "cam")}
 EXPECTED = ("query_features [n, d], query_identities [n], query_cameras [n], and also of gallery; "
             "or query_f, query_label, query_cam, gallery_f, ...; or qf, q_pids, q_camids, gf, ...")
-WEIGHTS = "{path}: these are weights, not features: use --weights {path} --recipe NAME"
+WEIGHTS = "{path}: these are weights, not features: use --weights {typed} --recipe NAME"
 KINDS = {".npz": "npz", ".mat": "mat", ".pt": "pt", ".pth": "pt"}
 BLOCK = 4096
 
@@ -58,16 +59,16 @@ def read_foreign(path: Path, kind: str | None = None) -> dict[str, FeatureGroup]
         raise UserError(f"{path}: no such file")
     kind = kind or KINDS.get(path.suffix.lower())
     if path.suffix == ".safetensors":
-        raise UserError(WEIGHTS.format(path=path))
+        raise UserError(WEIGHTS.format(path=path, typed=typed(path)))
     if kind not in READERS:
         raise UserError(f"{path}: unknown kind of file; features of another toolbox: python "
-                        f"launch/features.py {path} --format {'|'.join(READERS)} --save "
-                        f"FEATURES.h5; weights: --weights {path} --recipe NAME")
+                        f"launch/features.py {typed(path)} --format {'|'.join(READERS)} --save "
+                        f"FEATURES.h5; weights: --weights {typed(path)} --recipe NAME")
     faults: list[str] = []
     with READERS[kind](path) as entries:
         keys = _keys(entries, faults)
         if not any(keys.values()) and any(key.endswith(".weight") for key in entries):
-            raise UserError(WEIGHTS.format(path=path))
+            raise UserError(WEIGHTS.format(path=path, typed=typed(path)))
         read = {name: _group(of_group, entries, faults) for name, of_group in keys.items()}
         groups = {name: group for name, group in read.items() if group is not None}
         listed_keys = ", ".join(entries) or "none"

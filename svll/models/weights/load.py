@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from harness.base.paths import expanded
+from harness.base.paths import SAFETENSORS, expanded, refuse
 from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.sources import as_given_now, settings_of
@@ -75,6 +75,8 @@ def _read(file: Path) -> tuple[Any, dict[str, str]]:
     """Return a file's content, and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
+    if file.suffix == ".safetensors":
+        refuse("weights", file, SAFETENSORS)
     try:
         if file.suffix != ".safetensors":
             return torch.load(file, weights_only=True, map_location="cpu"), {}

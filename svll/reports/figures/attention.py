@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
+from harness.base.paths import typed
 from harness.base.rng import generator
 from harness.reporting.drawing import look, new_figure
 from svll.base.feature_file import FeatureFile, open_features
@@ -159,13 +160,13 @@ def _paths(folder: Path, file: FeatureFile, rows: Integers) -> list[str]:
     known = file.groups["query"].paths
     if known is None:
         raise UserError(f"{file.path}: has no image paths; to make it again, delete it and run "
-                        f"python launch/features.py {folder}")
+                        f"python launch/features.py {typed(folder)}")
     paths = [known[row] for row in rows]
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; put the dataset back, or delete {file.path} "
-                            f"and run python launch/features.py {folder} data.root=DIR with its "
-                            "new folder")
+                            f"and run python launch/features.py {typed(folder)} data.root=DIR with "
+                            "its new folder")
     return paths
 
 

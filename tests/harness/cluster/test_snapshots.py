@@ -1,16 +1,19 @@
 """Jobs run the code that was submitted, whatever has been edited since."""
 
 import logging
+import os
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import harness
 from harness.base.errors import UserError
+from harness.base.paths import NO_UTF8, shown
 from harness.cluster import snapshots, states
 from harness.cluster.launch import launch
 from harness.cluster.local import worker
@@ -44,9 +47,10 @@ def sweep(
     (package / "__pycache__" / "words.pyc").write_bytes(b"x")
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    runs = str(tmp_path / toy.ODD_HERE / "runs")  # where the code is copied to and found
     yield toy.make_sweep(
-        tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
-        recipe={"run": {"runs": str(tmp_path / "runs"), "experiment": "helping.run"}},
+        tmp_path / toy.ODD_HERE, {"work.quality": {"grid": [0.1, 0.2]}},
+        recipe={"run": {"runs": runs, "experiment": "helping.run"}},
     )
     for name in [name for name in sys.modules if name.startswith("helping")]:
         del sys.modules[name]
@@ -81,6 +85,46 @@ def test_the_snapshot_has_the_packages_as_they_are_and_nothing_compiled(sweep: S
     for name in expected:
         assert (folder / name).read_bytes() == (root / name).read_bytes()
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("odd", "keys", "where", "why"),
+    [
+        ("a:b", {}, "local", "':' separates the folders in PYTHONPATH, where jobs find their code"),
+        (b"a\xff", {}, "local", f"{NO_UTF8} cannot be in the path of weights"),
+        (b"a\xff", {"backend": "ray"}, "local", f"{NO_UTF8} cannot be in a message between Ray's"),
+        ("a$b", {"backend": "ray", "ray": {"address": "nowhere:1"}}, "local",
+         "'$' begins a variable, which Ray replaces"),
+        ("a:b", {}, "slurm", "':' separates the folders in PYTHONPATH, where jobs find their code"),
+        ("a%jb", {}, "slurm", "'%' begins a placeholder such as %j in the names of SLURM's logs"),
+        ("a\\b", {}, "slurm", "'\\\\' changes how SLURM reads the names of logs"),
+        ("a\nb", {}, "slurm", "'\\n' ends an option of sbatch"),
+        (b"a\xff", {}, "slurm", f"{NO_UTF8} cannot be in the path of weights"),
+    ],
+)
+def test_a_folder_that_jobs_would_not_find_is_refused_by_name(
+    toy: ModuleType, tmp_path: Path, odd: str | bytes, keys: dict[str, Any], where: str, why: str,
+) -> None:
+    folder = tmp_path / os.fsdecode(odd)
+    sweep = toy.make_sweep(folder, {}, **keys)
+    with pytest.raises(UserError) as caught:
+        launch(sweep, where)
+    start = f"{shown(sweep.file)}: run.runs: {shown(sweep.folder)!r} cannot be used here: {why}"
+    assert shown(str(caught.value)).startswith(start)
+    assert str(caught.value).endswith("; name a folder without that")
+    assert survey(sweep)[0].state == "missing"
+
+
+@pytest.mark.parametrize(("odd", "where"), [("a:b", "local"), (b"a\xff", "slurm")])
+def test_a_current_folder_that_jobs_would_not_find_is_refused_by_name(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str | bytes, where: str,
+) -> None:
+    sweep, here = toy.make_sweep(tmp_path, {}), tmp_path / os.fsdecode(odd)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError) as caught:
+        launch(sweep, where)
+    assert str(caught.value).startswith(f"the current folder: {shown(here)!r} cannot be used here")
 
 
 def test_the_same_code_is_the_same_folder_and_other_code_another(

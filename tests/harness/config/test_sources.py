@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.recipes import read_recipe
@@ -28,3 +30,16 @@ def test_a_text_field_gets_a_number_as_it_was_written(write: Any) -> None:
     assert car.engine.power == 1e4
     words = ["name=1e4", "garage=0012.10", "notes=[1e3, TRUE]", "engine.power=1e4"]
     assert build(Car, parse_overrides(words, text_fields(Car))) == car
+
+
+@pytest.mark.parametrize("text", [
+    "a #b", "a\nb", "a\r\nb", "a\tb", " a ", "-a", "%a", "@a", "`a", "*", "&a", "a, b", "a\\b",
+])
+def test_a_text_field_gets_what_the_shell_passed_where_yaml_would_change_it(text: str) -> None:
+    texts = text_fields(Car)
+    assert build(Car, parse_overrides([f"name={text}", f"garage={text}"], texts)) == Car(
+        name=text, garage=text
+    )
+    as_typed = parse_overrides(["name = a ", 'garage="a #b "', "notes=[a #c\n]"], texts)
+    assert build(Car, as_typed) == Car(name="a", garage="a #b ", notes=["a"])
+    assert build(Car, parse_overrides(["colour=~"], texts)).colour is None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +200,17 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_no_run_ends(
                     "stage1-0003-000000")
     shared_prompts.share_stage1(Run(tmp_path / "run"), blocked / "key", epochs=2)
     assert f"{blocked / 'key'}: stage 1 is not kept for other runs" in caplog.text
+
+
+def test_a_stage_1_that_no_run_took_for_long_is_deleted_when_another_is_kept(
+    first: Run, tmp_path: Path
+) -> None:
+    used, left = tmp_path / "prompts" / "used", tmp_path / "prompts" / "left"
+    for folder in (used, left):
+        shutil.copytree(shared_folder(first), folder)
+        os.utime(folder, (1, 1))
+    assert shared_prompts._copied(used, tmp_path / "own") is not None
+    run = Run(tmp_path / "run")
+    shutil.copytree(used / "checkpoint", run.checkpoints / "stage1-0003-000000")
+    shared_prompts.share_stage1(run, used.with_name("new"), epochs=2)
+    assert {path.name for path in used.parent.iterdir()} == {"used", "new"}

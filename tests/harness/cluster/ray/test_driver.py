@@ -88,7 +88,7 @@ def test_a_search_is_closed_and_once_cancelled_ends_in_what_the_array_backend_gi
 ) -> None:
     search = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
     recipe = {"work": {"epochs": 50, "epoch_s": 0.5}}  # the strangers take their time
-    sweep = make_search(tmp_path / "ray", search, recipe=recipe)
+    sweep = make_search(tmp_path / toy.ODD_HERE, search, recipe=recipe)
     launch(sweep, "local", jobs=2)
     toy.until(lambda: progressed(sweep) == 2, seconds=PATIENCE_S)
     rendezvous = rendezvous_of(sweep)

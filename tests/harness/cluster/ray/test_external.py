@@ -46,8 +46,8 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
     address: str, toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(
-        tmp_path / "mine", {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, backend="ray",
-        ray={"address": address},
+        tmp_path / toy.ODD_HERE.replace("$", ""),  # which Ray would expand
+        {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, backend="ray", ray={"address": address},
     )
     try:
         launch(sweep, "local")
