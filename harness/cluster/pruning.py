@@ -81,4 +81,4 @@ def _is_spent(
     if any(lock_holder(lock) is not None for lock in locks):
         return False
     keys = [EVERY] if EVERY in record.jobs else record.trials
-    return not place_named(record.cluster, places).jobs(dict.fromkeys(keys, [record]))
+    return not place_named(record.cluster, places).jobs({key: [record] for key in keys})
