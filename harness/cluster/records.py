@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import own_folder, read_json, write_json
+from harness.base.files import make_folder, own_folder, read_json, write_json
 from harness.runs.run import Run
 
 Cluster = Literal["slurm", "local"]
@@ -67,7 +67,7 @@ def new_record(sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **op
     """Return a record that is not yet on disk; its folder is created."""
     token = uuid.uuid4().hex[:10]
     folder = jobs_folder(sweep_folder.resolve(), create=True) / token
-    folder.mkdir(mode=0o700)
+    make_folder(folder, mode=0o700)
     return Record(token, cluster, time.time(), list(trials), options=opts, folder=str(folder))
 
 

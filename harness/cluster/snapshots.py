@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.base.files import own_folder
+from harness.base.files import own_folder, rename, sync_all
 from harness.cluster.records import Record
 from harness.runs.environment import note_git_state
 from harness.sweeps.reading import Sweep
@@ -62,8 +62,9 @@ class Code:
             # the hash of the copies, because a file may have been edited meanwhile
             folder = self.folder.with_name(_digest(_files_in(private)))
             note_git_state(folder, Path(__file__).parents[2])
+            sync_all(private)
             try:
-                private.rename(folder)
+                rename(private, folder)
             except OSError:
                 if not folder.exists():
                     raise

@@ -17,7 +17,7 @@ from harness.cluster import pages
 from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
-from harness.cluster.rank_processes import GRACE_S, POLL_S, log_to_stderr, stop_on
+from harness.cluster.rank_processes import GRACE_S, PARENT, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
 from harness.cluster.ray.plan import allocation, signatures_of
@@ -114,7 +114,7 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.driver", str(record.file),
              str(rendezvous.file)],
-            env={**own, **TUNE}, start_new_session=True, stdin=subprocess.DEVNULL,
+            env={**own, **TUNE, PARENT: str(os.getpid())}, start_new_session=True, stdin=subprocess.DEVNULL,
         )
         try:
             while driver.poll() is None and not stop_requested():
