@@ -16,13 +16,15 @@ file systems show blocks that were reserved and never written; all contents, but
 
 
 class Disk:
-    """What is durable below `root`, as far as it was written while `watch` was open."""
+    """What is durable below `root`: what was there before, and what is synced during `watch`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.contents: dict[int, bytes] = {}  # of files, by inode
         self.names: dict[int, dict[str, int]] = {}  # inodes of a folder's entries, by its inode
         self.handles: dict[int, int] = {}  # open files: an inode in use gets no second file
+        for place in (root, *root.rglob("*")):
+            self._note(place)
 
     @contextmanager
     def watch(self, crash: Callable[[], None]) -> Iterator[None]:

@@ -138,6 +138,7 @@ def train(
 def train_and_crash(folder: str, images: str, **options: Any) -> list[str]:
     """Train; writes what crashes of the machine may leave, at every moment, below `images`. Returns
     the folders of the run there."""
+    Path(folder).mkdir()
     disk, seen = Disk(Path(folder)), dict[str, str]()
 
     def crash() -> None:
@@ -149,7 +150,6 @@ def train_and_crash(folder: str, images: str, **options: Any) -> list[str]:
             if seen.setdefault(repr(found), str(image)) != str(image):
                 shutil.rmtree(image.parent)
 
-    write_text(Path(folder) / "began", "")
     with disk.watch(crash):
         train(folder, **options)
     return list(seen.values())

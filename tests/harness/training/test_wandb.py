@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.runs.run import Run
 from harness.training.wandb import check_installed
 from tests.wandb_files import records, rows
 
@@ -44,29 +45,32 @@ writer = WandbWriter(run, "persons", {{"stage1": {{"lr": 0.1}}}})
 
 
 def log_line(step: int) -> str:
-    return f"writer.write({SCALARS!r}, 'stage1', {step})\n"
+    return (f"run.log_metrics({{'stage': 'stage1', 'step': {step}}})\n"
+            f"writer.write({SCALARS!r}, 'stage1', {step})\n")
 
 
-def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name(tmp_path: Path) -> None:
+def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_repeats_no_step(tmp_path: Path) -> None:
     folder = tmp_path / "a sweep" / "0a1b2c3d4e5f"
     folder.mkdir(parents=True)
-    for step, failed in ((3, True), (7, False)):
-        lines = f"{log_line(step)}writer.close(failed={failed})"
-        assert run_script(folder, lines, WANDB_MODE="offline") == ""
-    first, second = records(folder)
+    # the second is cut off before it has repeated what the first sent after the checkpoint
+    attempts = [((3, 5, 6), True, [3, 5, 6]), ((5,), True, []), ((5, 6, 7), False, [7])]
+    for steps, failed, _ in attempts:
+        lines = "".join(map(log_line, steps))
+        assert run_script(folder, f"{lines}writer.close(failed={failed})", WANDB_MODE="offline") == ""
+        Run(folder).keep_metrics(1)
     ids = set()
-    for attempt, step, status in ((first, 3, 1), (second, 7, 0)):
+    for attempt, (_, failed, sent) in zip(records(folder), attempts, strict=True):
         (about,) = [record.run for record in attempt if record.HasField("run")]
         ids.add(about.run_id)
         assert about.display_name == "a sweep/0a1b2c3d4e5f"
         assert (about.project, about.run_group) == ("persons", "a sweep")
         config = {item.key: json.loads(item.value_json) for item in about.config.update}
         assert config["stage1"] == {"lr": 0.1}
-        assert rows(attempt) == [{**SCALARS, "stage1/step": step}]
+        assert rows(attempt) == [{**SCALARS, "stage1/step": step} for step in sent]
         axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
-        assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
+        assert axes == ({"stage1/*": "stage1/step", "prompts/*": "stage1/step"} if sent else {})
         (end,) = [record.exit for record in attempt if record.HasField("exit")]
-        assert end.exit_code == status
+        assert end.exit_code == failed
     [name] = ids
     assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
 
