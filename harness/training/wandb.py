@@ -41,7 +41,7 @@ class WandbWriter:
         self._run: Any = None
         self._sent: dict[str, int] = {}
         try:
-            self._sent = _sent_steps(run)
+            self._sent = sent_steps(run)
             self._run = _start(run, project, config)
         except Exception as error:  # any error: curves are never worth a run
             log.warning(
@@ -83,7 +83,7 @@ class WandbWriter:
             log.warning("W&B: %r; this attempt sends nothing more", error)
 
 
-def _sent_steps(run: Run) -> dict[str, int]:
+def sent_steps(run: Run) -> dict[str, int]:
     """Return the last step of each stage that earlier attempts logged, and so sent.
 
     It is noted in a file, because a resumed run's log loses lines and an attempt may end before it

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.base.files import write_json
 from harness.runs.run import Run
-from harness.training.wandb import check_installed
+from harness.training.wandb import check_installed, sent_steps
 from tests.wandb_files import records, rows
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +27,7 @@ def run_script(folder: Path, lines: str, **environment: str) -> str:
     script = f"""
 import json, logging, os, signal, subprocess, sys, time
 from pathlib import Path
+from harness.base.files import write_json
 from harness.runs.run import Run
 from harness.training.wandb import WandbWriter
 logging.basicConfig(format="%(message)s")
@@ -49,15 +51,15 @@ def log_line(step: int) -> str:
             f"writer.write({SCALARS!r}, 'stage1', {step})\n")
 
 
-def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_repeats_no_step(tmp_path: Path) -> None:
+def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_repeats_no_step(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "a sweep" / "0a1b2c3d4e5f"
     folder.mkdir(parents=True)
-    # the second is cut off before it has repeated what the first sent after the checkpoint
-    attempts = [((3, 5, 6), True, [3, 5, 6]), ((5,), True, []), ((5, 6, 7), False, [7])]
+    attempts = [((3, 5, 6), True, [3, 5, 6]), ((5, 6, 7), False, [7])]
     for steps, failed, _ in attempts:
-        lines = "".join(map(log_line, steps))
+        lines = "run.keep_metrics(1)\n" + "".join(map(log_line, steps))
         assert run_script(folder, f"{lines}writer.close(failed={failed})", WANDB_MODE="offline") == ""
-        Run(folder).keep_metrics(1)
     ids = set()
     for attempt, (_, failed, sent) in zip(records(folder), attempts, strict=True):
         (about,) = [record.run for record in attempt if record.HasField("run")]
@@ -68,11 +70,25 @@ def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_re
         assert config["stage1"] == {"lr": 0.1}
         assert rows(attempt) == [{**SCALARS, "stage1/step": step} for step in sent]
         axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
-        assert axes == ({"stage1/*": "stage1/step", "prompts/*": "stage1/step"} if sent else {})
+        assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
         (end,) = [record.exit for record in attempt if record.HasField("exit")]
         assert end.exit_code == failed
     [name] = ids
     assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
+
+
+def test_what_was_sent_is_known_after_several_kills_but_not_after_a_takeover(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path / "0a1b2c3d4e5f")
+    assert sent_steps(run) == {}
+    for stage, step in (("stage1", 9), ("stage2", 4), ("stage2", 8)):
+        run.log_metrics({"stage": stage, "step": step})
+    assert sent_steps(run) == {"stage1": 9, "stage2": 8}
+    run.keep_metrics(2)  # as a resume does
+    assert sent_steps(run) == {"stage1": 9, "stage2": 8}
+    write_json(run.changes_file, {"changes": [{"epoch": 1, "settings": {}}]})
+    assert sent_steps(run) == {"stage1": 9, "stage2": 4}
 
 
 @pytest.mark.parametrize(
