@@ -1,10 +1,11 @@
 """A disk that forgets: what a crash of the machine may leave of a folder, at any moment.
 
 Only what was fsynced is sure to stay: the content of files, and the names in folders. Of the rest
-the kernel may have written anything, which three images stand for.
+the kernel may have written anything, which images stand for.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 IMAGES = ("nothing more", "names", "contents")
 """What is left besides what was fsynced: nothing; all names, and zeros in place of contents, as
 file systems show blocks that were reserved and never written; all contents, but not their names."""
+INNER = "inner names"
+"""A further image, of a moment when no file was just moved out of a folder below the root: names
+there, but not those in the root itself."""
 
 
 class Disk:
@@ -29,15 +33,17 @@ class Disk:
     @contextmanager
     def watch(self, crash: Callable[[], None]) -> Iterator[None]:
         """Call `crash` before whatever makes something durable or changes a name."""
+        lock = threading.Lock()
         before = {name: getattr(os, name) for name in ("fsync", "rename", "replace")}
 
         def watched(name: str) -> Callable[..., Any]:
             def call(*arguments: Any, **named: Any) -> Any:
-                crash()
-                result = before[name](*arguments, **named)
-                if name == "fsync":
-                    self._note(Path(os.readlink(f"/proc/self/fd/{arguments[0]}")))
-                return result
+                with lock:  # several threads write
+                    crash()
+                    result = before[name](*arguments, **named)
+                    if name == "fsync":
+                        self._note(Path(os.readlink(f"/proc/self/fd/{arguments[0]}")))
+                    return result
             return call
 
         for name in before:
@@ -74,7 +80,7 @@ class Disk:
         if found.is_dir():
             target.mkdir(parents=True)
             names = self.names.get(inode, {})
-            if kind == "names":
+            if kind == "names" or (kind == INNER and inode != self._inode(self.root)):
                 names = {one.name: self._inode(one) for one in found.iterdir()}
             for name, entry in names.items():
                 self._write(entry, kind, target / name)

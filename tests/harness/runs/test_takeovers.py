@@ -8,7 +8,7 @@ import pytest
 from harness.base.files import read_json, write_json
 from harness.runs import takeovers
 from harness.runs.run import Run
-from tests.disk import IMAGES, Disk
+from tests.disk import IMAGES, INNER, Disk
 
 
 def trained(folder: Path, word: str) -> Run:
@@ -44,24 +44,25 @@ def test_a_takeover_brings_the_files_that_the_experiment_names_and_no_others(
 def test_a_takeover_is_whole_or_carried_out_again_after_a_crash_of_the_machine_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, run = trained(tmp_path / "disk", "good"), trained(tmp_path / "disk", "bad")
-    disk, images = Disk(tmp_path / "disk"), list[Path]()
+    source, run = trained(tmp_path / "source", "good"), trained(tmp_path / "disk", "bad")
+    takeovers.export(source, stage="fit", epoch=1, score=0.5, carried_files=("notes.txt",))
+    (source.folder / "notes.txt").write_text("later")
+    disk, images = Disk(run.folder), list[Path]()
 
     def crash() -> None:
         for kind in IMAGES:
-            images.append(tmp_path / f"{len(images)}")
+            images.append(tmp_path / f"{len(images)}" / run.signature)
             disk.image(kind, images[-1])
 
     with disk.watch(crash):
-        takeovers.export(source, stage="fit", epoch=1, score=0.5, carried_files=("notes.txt",))
-        (source.folder / "notes.txt").write_text("later")
         takeovers.plan(run, of=source, epoch=1, settings={})
         takeovers.carry_out(run)
-        crash()
+        images.append(tmp_path / "end" / run.signature)
+        disk.image(INNER, images[-1])
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     seen = []
     for image in images:
-        left = Run(image / "bad")
+        left = Run(image)
         if takeovers.is_planned(left):
             takeovers.carry_out(left)
         words = {left.metrics()[0]["word"], (left.folder / "notes.txt").read_text()}
@@ -71,4 +72,16 @@ def test_a_takeover_is_whole_or_carried_out_again_after_a_crash_of_the_machine_a
         assert state["signature"] == "bad"
         seen += words
     assert seen.count("good") > 40
-    assert seen[-len(IMAGES) :] == ["good"] * len(IMAGES)
+    assert seen[-1] == "good"
+
+
+def test_an_exported_state_outlasts_a_crash_of_the_machine(tmp_path: Path) -> None:
+    source = trained(tmp_path, "good")
+    disk = Disk(source.folder)
+    with disk.watch(lambda: None):
+        takeovers.export(source, stage="fit", epoch=1, score=0.5, carried_files=("notes.txt",))
+        disk.image("nothing more", tmp_path / "left")
+    left, whole = Run(tmp_path / "left").exports / "1", source.exports / "1"
+    assert len(list(whole.iterdir())) == 4
+    for file in whole.rglob("*.*"):
+        assert (left / file.relative_to(whole)).read_bytes() == file.read_bytes()
