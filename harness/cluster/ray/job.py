@@ -114,7 +114,8 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.driver", str(record.file),
              str(rendezvous.file)],
-            env={**own, **TUNE, PARENT: str(os.getpid())}, start_new_session=True, stdin=subprocess.DEVNULL,
+            env={**own, **TUNE, PARENT: str(os.getpid())}, start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             while driver.poll() is None and not stop_requested():

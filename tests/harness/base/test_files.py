@@ -149,7 +149,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 def test_the_umask_of_the_process_is_never_changed_as_other_threads_make_files_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("for a moment, files are open to all"))
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("files are open to all meanwhile"))
     write_text(tmp_path / "file.txt", "")
 
 

@@ -59,7 +59,8 @@ def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_re
     attempts = [((3, 5, 6), True, [3, 5, 6]), ((5, 6, 7), False, [7])]
     for steps, failed, _ in attempts:
         lines = "run.keep_metrics(1)\n" + "".join(map(log_line, steps))
-        assert run_script(folder, f"{lines}writer.close(failed={failed})", WANDB_MODE="offline") == ""
+        lines += f"writer.close(failed={failed})"
+        assert run_script(folder, lines, WANDB_MODE="offline") == ""
     ids = set()
     for attempt, (_, failed, sent) in zip(records(folder), attempts, strict=True):
         (about,) = [record.run for record in attempt if record.HasField("run")]
