@@ -25,7 +25,6 @@ from harness.base.files import write_text
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from harness.training import loop, ranks
-from tests.disk import IMAGES, Disk
 from tests.harness.training.test_engine import Settings
 
 ROWS, RATE = 4, 0.05
@@ -133,35 +132,6 @@ def train(
         except (Stopped, UserError, Cut) as error:
             ending = f"{type(error).__name__}: {error}"
     return {"ending": ending, "weights": weights, "reported": reported}
-
-
-def train_and_crash(folder: str, images: str, **options: Any) -> list[str]:
-    """Train; writes what crashes of the machine may leave, at every moment, below `images`. Returns
-    the folders of the run there."""
-    Path(folder).mkdir()
-    disk, seen = Disk(Path(folder)), dict[str, str]()
-
-    def crash() -> None:
-        for kind in IMAGES:
-            image = Path(images) / f"{len(seen):03d}, {kind}" / Path(folder).name
-            disk.image(kind, image)
-            found = {str(p.relative_to(image)): p.read_bytes() for p in sorted(image.rglob("*"))
-                     if p.is_file() and "/." not in str(p)}  # those of unfinished writers
-            if seen.setdefault(repr(found), str(image)) != str(image):
-                shutil.rmtree(image.parent)
-
-    with disk.watch(crash):
-        train(folder, **options)
-    return list(seen.values())
-
-
-def train_each(folders: list[str], **options: Any) -> list[dict[str, Any]]:
-    """Train in some folders in turn, on a disk that never crashes and so has no need to wait."""
-    fsync, os.fsync = os.fsync, lambda descriptor: None
-    try:
-        return [train(folder, **options) for folder in folders]
-    finally:
-        os.fsync = fsync
 
 
 def train_before_a_terminal(folder: str, columns: int) -> dict[str, Any]:
@@ -382,60 +352,6 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
     (Run(tmp_path).checkpoints / newest(tmp_path) / "weights.safetensors").write_bytes(b"half")
     assert call(train, **options)[0]["weights"] == weights
     assert log_of(tmp_path) == log
-
-
-def test_a_crash_of_the_machine_at_any_moment_loses_nothing_that_a_checkpoint_names(
-    undisturbed: Any, one_rank: Any, tmp_path: Path
-) -> None:
-    _, _, weights, log = undisturbed["one"]
-    (left,) = one_rank(train_and_crash, folder=tmp_path / "run", images=tmp_path, stages=2)
-    assert {Path(folder).parent.name.split(", ")[1] for folder in left} == set(IMAGES)
-    pointers = [Run(Path(folder)).checkpoints / "latest.json" for folder in left]
-    named = [newest(Path(f)) if p.exists() else "" for f, p in zip(left, pointers, strict=True)]
-    assert len(set(named)) == 1 + 2 * len(COUNTS)
-    (results,) = one_rank(train_each, folders=left, stages=2)
-    for folder, name, result in zip(left, named, results, strict=True):
-        assert (result["ending"], result["weights"]) == ("done", weights), folder
-        assert log_of(Path(folder)) == log, folder
-        for line in result["reported"][:1]:  # nothing if it was at the end
-            assert f"{line['stage']}-{line['epoch']:04d}-000000" >= name, folder
-
-
-def lose_lines(file: Path, count: int) -> None:
-    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-count]))
-
-
-def zero(file: Path, first: int, last: int) -> None:
-    """Put zeros in place of a part of a file, as a crash leaves blocks that were never written."""
-    content = file.read_bytes()
-    file.write_bytes(content[:first] + bytes(last - first) + content[last:])
-
-
-@pytest.mark.parametrize(("damage", "lines", "told"), [
-    ("a line lost", 5, "written after 6, there are 5; resuming from stage1-0002-000000"),
-    ("two lines lost", 4, "written after 5, there are 4; the stage starts over"),
-    ("no log", 0, "written after 6, there are 0; the stage starts over"),
-    ("zeros at the end", 5, "written after 6, there are 5; resuming from stage1-0002-000000"),
-    ("zeros within", 1, "metrics.jsonl: damaged after line 1, as by a crash of the machine"),
-])
-def test_a_log_shorter_than_its_checkpoint_goes_on_from_the_one_before_to_the_same_end(
-    one_rank: Any, tmp_path: Path, damage: str, lines: int, told: str
-) -> None:
-    one_rank(train, folder=tmp_path / "whole", log_every=1)
-    folder = tmp_path / "run"
-    options = {"folder": folder, "log_every": 1, "save_every_s": 0.0}
-    one_rank(train, disturbance={"kind": "cut", "epoch": 2, "step": 1}, **options)
-    file = Run(folder).metrics_file
-    size = file.stat().st_size
-    {
-        "a line lost": lambda: lose_lines(file, 1), "two lines lost": lambda: lose_lines(file, 2),
-        "no log": file.unlink, "zeros at the end": lambda: zero(file, size - 40, size),
-        "zeros within": lambda: zero(file, 300, 400),
-    }[damage]()
-    assert len(Run(folder).metrics()) == lines
-    (heard,) = one_rank(train_and_listen, folder=folder, log_every=1)
-    assert told in "\n".join(heard)
-    assert log_of(folder) == log_of(tmp_path / "whole")
 
 
 def newest(folder: Path) -> str:
