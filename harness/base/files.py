@@ -1,12 +1,18 @@
-"""Atomic writing: a reader, or a kill at any moment, sees the old file or the new one."""
+"""Atomic writing: a reader, or a kill at any moment, sees the old file or the new one.
+
+What is written here is durable, too, before the next line runs: a crash of the machine leaves the
+new file with its content and its name. So a file may name another that was written before it.
+"""
 
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,8 @@ from harness.base.machine import user_name
 from harness.base.reading import retried
 
 LOG_LINES = 20
+SYNC_THREADS = 16
+"""The disk makes files durable together that are synced at once: 500 in 0.1 s instead of 1.6 s."""
 
 
 @contextmanager
@@ -28,28 +36,52 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     process has lost.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    make_folder(final.parent)
+    private = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what the process's umask leaves of it
     os.close(handle)
-    private = Path(name)
     try:
         yield private
-        # mkstemp made it 0600, and a library may have put another file in its place
-        umask = os.umask(0)
-        os.umask(umask)
-        private.chmod(0o666 & ~umask)
-        with private.open("rb") as written:
-            os.fsync(written.fileno())
+        private.chmod(mode)  # a library may have put another file in its place
+        sync(private)
         check_held(final)
         os.replace(private, final)
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the rename durable
-        finally:
-            os.close(folder)
+        sync(final.parent)
     except BaseException:
         private.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the names in a folder: a crash of the machine keeps it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Make a folder durable with everything below it."""
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        list(threads.map(sync, [*folder.rglob("*"), folder]))
+
+
+def rename(private: Path, final: Path) -> None:
+    """Rename a file or folder durably within its folder; its content must be durable."""
+    private.rename(final)
+    sync(final.parent)
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Make a folder durably, with its parents; it may exist. mode: of this folder if it is new."""
+    if path.is_dir():
+        return
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for place in reversed(new):
+        sync(place.parent)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -75,7 +107,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def own_folder(path: Path) -> None:
     """Make a folder that only its owner may enter; restrict an existing one. Raises OSError."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path, mode=0o700)
     if path.stat().st_uid == os.getuid():
         path.chmod(0o700)
 
@@ -140,25 +172,38 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
     """Return the value of each line, without a last line that a kill cut short; [] if there is no
     file. Raises ValueError for another damaged line."""
     def read() -> list[Any]:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        values, damage = whole_lines(path)
+        if damage is not None:
+            raise damage
+        return values
 
+    return retried(read, ValueError)
+
+
+def whole_lines(path: str | os.PathLike[str]) -> tuple[list[Any], ValueError | None]:
+    """Return what `read_json_lines` does, up to the first damaged line, and what is wrong there."""
+    values: list[Any] = []
     with suppress(FileNotFoundError):
-        return retried(read, ValueError)
-    return []
+        for line in Path(path).read_bytes().split(b"\n")[:-1]:
+            try:
+                values += [json.loads(line.decode())] if line else []
+            except ValueError as error:
+                return values, error
+    return values, None
 
 
 def link_folder(source: Path, target: Path) -> None:
     """Replace the folder `target` by hard links (else copies) of the files in `source`, whole or
     not at all."""
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    private.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(private.parent)
     try:
         shutil.copytree(source, private, copy_function=_link)
+        sync_all(private)
         check_held(target)
         if target.exists():
             target.rename(private.with_suffix(".old"))
-        private.rename(target)
+        rename(private, target)
     finally:
         for left in (private, private.with_suffix(".old")):
             shutil.rmtree(left, ignore_errors=True)

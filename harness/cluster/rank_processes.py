@@ -39,6 +39,8 @@ BROKEN_S = 4.0
 """How long the other ranks may take to end after one has failed; they notice it by themselves."""
 POLL_S = 0.2
 REPLACED = ("MASTER_ADDR", "MASTER_PORT", peers.ATTEMPT)
+PARENT = "SVLL_PARENT_PID"
+"""The variable that tells a process who started it: the parent may be dead before it can look."""
 
 Process = subprocess.Popen[bytes]
 
@@ -61,9 +63,13 @@ def main(arguments: list[str]) -> int:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send TERM when the parent dies, so that a killed worker leaves no orphan."""
+    """Have the kernel send TERM when the process that started this one by `start_process` dies, so
+    that a killed worker leaves no orphan. End now if it has died already."""
     set_parent_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+    parent = os.environ.pop(PARENT, "")  # its own children have another
+    if parent and os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_on(*numbers: int) -> None:
@@ -132,7 +138,8 @@ def start_process(
     inherited: open files that it keeps, such as locks and pipes."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment,
+        return subprocess.Popen([sys.executable, "-m", module, *arguments],
+                                env={**environment, PARENT: str(os.getpid())},
                                 pass_fds=inherited, start_new_session=True,
                                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import denied, own_folder, owner_of, read_json, write_json
+from harness.base.files import denied, make_folder, own_folder, owner_of, read_json, write_json
 from harness.base.machine import user_name
 from harness.base.reading import retried
 from harness.runs.run import Run
@@ -104,7 +104,7 @@ def new_record(sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **op
     """Return a record that is not yet on disk; its folder is created."""
     token = uuid.uuid4().hex[:10]
     folder = jobs_folder(sweep_folder.resolve(), create=True) / token
-    folder.mkdir(mode=0o700)
+    make_folder(folder, mode=0o700)
     return Record(token, cluster, time.time(), list(trials), options=opts, folder=str(folder),
                   uid=os.getuid(), user=user_name())
 

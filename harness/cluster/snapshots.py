@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from harness.base.errors import UserError
-from harness.base.files import own_folder
+from harness.base.files import own_folder, rename, sync_all
 from harness.base.paths import SAFETENSORS, SEARCH_PATH, refuse
 from harness.base.unused import mark_used
 from harness.cluster.records import Record
@@ -66,8 +66,9 @@ class Code:
             # the hash of the copies, because a file may have been edited meanwhile
             folder = self.folder.with_name(_digest(_files_in(private)))
             note_git_state(folder, Path(__file__).parents[2])
+            sync_all(private)
             try:
-                private.rename(folder)
+                rename(private, folder)
             except OSError:
                 if not folder.exists():
                     raise

@@ -7,6 +7,7 @@ Only the folder holds the state of a run; a scheduler only knows why a job ended
 """
 
 import json
+import logging
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,11 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import UserError
-from harness.base.files import read_json, read_json_lines, write_json, write_json_lines, write_text
+from harness.base.files import (
+    make_folder,
+    read_json,
+    whole_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 from harness.base.locks import check_held, held_lock, writing
 from harness.base.reading import exists
 from harness.runs.stopping import request_stop
 
+log = logging.getLogger(__name__)
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
 
 
@@ -112,29 +121,28 @@ class Run:
     # --- metric log ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric log, without a last line that a kill cut short. Raises UserError for
-        any other damaged line."""
-        try:
-            return read_json_lines(self.metrics_file)
-        except ValueError as error:
-            raise UserError(f"{self.metrics_file}: a line is not JSON: {error}") from None
+        """Return the metric log up to the first line that a kill or a crash of the machine damaged.
+        Raises UserError for such a line if the run is complete: it would stay."""
+        entries, damage = whole_lines(self.metrics_file)
+        if damage is not None and self.is_complete():
+            raise UserError(f"{self.metrics_file}: a line is not JSON: {damage}")
+        return entries
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one line to the metric log. Raises LockLost, and ValueError for NaN."""
+        """Append one line to the metric log; `harness.base.files.sync` makes it durable. Raises
+        LockLost, and ValueError for NaN."""
         check_held(self.metrics_file)
         line = json.dumps(entry, allow_nan=False) + "\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.metrics_file.open("a", encoding="utf-8") as log:
-            log.write(line)
+        make_folder(self.folder)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def keep_metrics(self, count: int) -> None:
-        """Truncate the metric log to its first `count` lines: those before a checkpoint. Raises
-        UserError when the log is shorter."""
-        entries = self.metrics()
-        if len(entries) < count:
-            raise UserError(f"{self.metrics_file}: has {len(entries)} lines, the checkpoint was "
-                            f"written after {count}: it was changed. Restore it, or delete the run "
-                            "folder to start over.")
+        """Truncate the metric log to its first `count` lines: those before a checkpoint."""
+        entries, damage = whole_lines(self.metrics_file)
+        if damage is not None:
+            log.warning("%s: damaged after line %d, as by a crash of the machine; later lines are "
+                        "dropped (%s)", self.metrics_file, len(entries), damage)
         write_json_lines(self.metrics_file, entries[:count])
 
     # --- lock ---

@@ -20,7 +20,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import link_folder, read_json, write_json, write_json_lines, write_text
+from harness.base.files import (
+    link_folder,
+    read_json,
+    rename,
+    sync,
+    sync_all,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 from harness.config.sources import Setting
 from harness.runs.run import Run
 
@@ -59,8 +68,9 @@ def export(
     settings = {setting.key: setting.value for setting in changed_settings(run)}
     write_json(private / "about.json", {"score": score, "settings": settings})
     final = run.exports / str(epoch)
+    sync_all(private)
     shutil.rmtree(final, ignore_errors=True)  # the same epoch again, after a resume or a takeover
-    private.rename(final)
+    rename(private, final)
 
 
 def exported_score(run: Run, epoch: int) -> float | None:
@@ -113,6 +123,7 @@ def carry_out(run: Run) -> None:
         before = [one for one in changes(run) if one["epoch"] < takeover["epoch"]]
         write_json(run.changes_file, {"changes": [*before, takeover]})
     run.takeover_file.unlink()
+    sync(run.folder)  # it is not planned any more, before its state goes
     shutil.rmtree(incoming, ignore_errors=True)
 
 
@@ -128,7 +139,7 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
     for old in list(run.checkpoints.iterdir()):
         if old != private:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    private.rename(run.checkpoints / name)
+    rename(private, run.checkpoints / name)
     write_json(run.checkpoints / "latest.json", {"name": name})
 
 

@@ -12,7 +12,6 @@ it is used instead.
 """
 
 import logging
-import os
 import shutil
 import uuid
 import zlib
@@ -24,7 +23,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from harness.base.errors import Hindered, UserError
-from harness.base.files import read_json, write_json
+from harness.base.files import make_folder, read_json, rename, sync, write_json
 from harness.base.locks import check_held
 from harness.training import engine_state, ranks, rng_states
 
@@ -54,10 +53,13 @@ class Progress:
 
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, in a thread of rank 0 while training continues. A
-    context manager: on exit the last checkpoint is written. Every rank must make every call."""
+    context manager: on exit the last checkpoint is written. Every rank must make every call.
 
-    def __init__(self, folder: Path, *, signature: str) -> None:
-        self._folder, self._signature = folder, signature
+    log_file: the metric log, which is made durable before a checkpoint that counts its lines.
+    """
+
+    def __init__(self, folder: Path, *, signature: str, log_file: Path | None = None) -> None:
+        self._folder, self._signature, self._log_file = folder, signature, log_file
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -67,6 +69,7 @@ class CheckpointWriter:
         The checkpoint with the highest `score` is never pruned; only rank 0's score is used. Raises
         Hindered when the previous checkpoint could not be written, as on a full disk.
         """
+        self.finish()  # first: two checkpoints in memory would be twice as large
         weights, moments, steps = engine_state.collect(engine)
         rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
         tensors = {"weights": weights, "moments": moments,
@@ -76,10 +79,11 @@ class CheckpointWriter:
                  "progress": asdict(progress), "optimizer_steps": steps,
                  "scaler": scaler.state_dict() if scaler is not None else None,
                  "ranks": ranks.world_size()}
-        self.finish()
         if ranks.rank() == 0:
             path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
-            self._pending = self._thread.submit(_write, path, tensors, state, score)
+            self._pending = self._thread.submit(
+                _write, path, tensors, state, score, self._log_file
+            )
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk; raises Hindered when it cannot be written."""
@@ -98,7 +102,8 @@ class CheckpointWriter:
 
 
 def _write(
-    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], score: float | None
+    path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], score: float | None,
+    log_file: Path | None,
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -106,18 +111,17 @@ def _write(
     folder, name = path.parent, path.name
     private = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
-        private.mkdir(parents=True)
+        make_folder(private)
         for kind, named in tensors.items():
             save_file(named, private / f"{kind}.safetensors")
         state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
         write_json(private / "state.json", state)
-        for part in private.iterdir():
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+        for part in [*private.iterdir(), *([log_file] if log_file and log_file.exists() else [])]:
+            sync(part)
         check_held(path)
         if path.exists():  # the same place, reached again after a resume
             path.rename(folder / f".{name}.{uuid.uuid4().hex}.old")
-        private.rename(path)
+        rename(private, path)
         write_json(folder / "latest.json", {"name": name})
         before = best(folder)
         if score is not None and (before is None or score > before[1]):
@@ -141,35 +145,50 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def latest(folder: Path, *, signature: str) -> tuple[Path, Progress] | None:
-    """Return the newest checkpoint and its place in the run, None when none was ever written.
+def latest(
+    folder: Path, *, signature: str, lines: int | None = None
+) -> tuple[Path, Progress] | None:
+    """Return the newest checkpoint and its place in the run, None when there is none to go on from.
 
-    Damaged checkpoints are skipped with a warning. Raises UserError when all are damaged, or when
-    another run wrote one: a resume never starts over silently.
+    lines: how many the metric log has. Damaged checkpoints, and those that count more lines, are
+    skipped with a warning. Raises UserError when all are damaged, or when another run wrote one: a
+    resume never starts over silently.
     """
     try:
         pointed = str(read_json(folder / "latest.json")["name"])
     except DAMAGED:
         pointed = ""
-    faults = []
+    faults, is_readable = [], False
     for path in _newest_first(folder, pointed):
         try:
             progress = read_progress(path, signature)
         except DAMAGED as error:
             faults.append(f"{path}: cannot be read: {error!r}")
             continue
+        is_readable = True
+        if lines is not None and progress.metric_lines > lines:
+            faults.append(f"{path}: not used, because the metric log has lost lines: it was written"
+                          f" after {progress.metric_lines}, there are {lines}")
+            continue
         for fault in faults:
             log.warning("%s; resuming from %s", fault, path.name)
         return path, progress
-    if faults:
+    if faults and not is_readable:
         listed = "\n".join(faults)
         raise UserError(f"{listed}\ndelete the folder {folder} to start over")
+    for fault in faults:
+        log.warning("%s; the stage starts over", fault)
     return None
 
 
+def exist(folder: Path) -> bool:
+    """Return whether a folder has checkpoints, damaged or not."""
+    return bool(_newest_first(folder, ""))
+
+
 def remove_newer(path: Path) -> None:
-    """Remove the checkpoints that were written after `path`, from which a resume starts. They are
-    damaged, and would count as newer than the checkpoints that are written next."""
+    """Remove the checkpoints that were written after `path`, from which a resume starts. They
+    cannot be used, and would count as newer than the checkpoints that are written next."""
     for other in _newest_first(path.parent, path.name)[1:]:
         if other.stat().st_mtime_ns > path.stat().st_mtime_ns:
             log.warning("%s is removed: its steps are trained again", other)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from harness.base.errors import UserError
-from harness.training import ranks
+from harness.training import engine_state, ranks
 
 Precision = Literal["bf16", "fp16", "fp32"]
 BUCKET = 50_000_000
@@ -29,8 +29,10 @@ def start_engine(
     """Return a DeepSpeed engine around a module; `batch` counts a step's samples on all ranks.
 
     Trained weights stay fp32; bf16 and fp16 are autocast in the forward pass (fp16 with a gradient
-    scaler). DeepSpeed's checkpoints are not used. Raises UserError for fp16 with ZeRO.
+    scaler). DeepSpeed's checkpoints are not used. Raises UserError for fp16 with ZeRO, and for an
+    optimizer with state that checkpoints do not hold.
     """
+    engine_state.check_saved(optimizer)
     if settings.precision == "fp16" and settings.zero:
         # on overflow DeepSpeed 0.19.8 skips the step before it updates its scaler
         raise UserError(f"engine.precision=fp16 does not go with engine.zero={settings.zero}: "

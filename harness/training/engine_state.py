@@ -1,23 +1,61 @@
 """The trained state of a DeepSpeed engine, read and restored: weights, moments, step counts.
 Tensors are whole and named by parameter, whether or not ZeRO splits them over the ranks."""
 
+import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.base.errors import UserError
+from harness.training import ranks
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ADVICE = "use Adam, AdamW or SGD without momentum"
+
+
+def check_saved(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UserError unless checkpoints hold an optimizer's whole state: Adam's, or none. A copy
+    of the optimizer shows its state after one step of small parameters."""
+    probe = copy.copy(optimizer)
+    probe.state = defaultdict(dict)
+    probe.param_groups = [dict(group) for group in optimizer.param_groups]
+    for group in probe.param_groups:
+        like = group["params"][0]
+        group["params"] = [nn.Parameter(like.new_zeros([1] * like.dim()))]
+        group["params"][0].grad = like.new_zeros([1] * like.dim())
+    name = type(optimizer).__name__
+    try:
+        probe.step()
+    except (TypeError, RuntimeError) as error:  # as of LBFGS, SparseAdam
+        raise UserError(f"{name}: not an optimizer for this loop ({error}); {ADVICE}") from None
+    kept = {key for state in probe.state.values() for key in state}
+    if kept and kept != {"step", *MOMENTS}:
+        lost = sorted(kept - {"step", *MOMENTS}) or ["other state than Adam"]
+        raise UserError(f"{name}: keeps {', '.join(lost)}, which a checkpoint does not hold, so a "
+                        f"resumed run would lose it; {ADVICE}")
 
 
 def collect(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Return whole weights (with buffers), moments and step counts, on the CPU; on every rank."""
+    """Return whole weights (with buffers), moments and step counts, copied to the CPU. Every rank
+    must call this, but only rank 0 gets copies; the others return empty mappings."""
+    is_split, keeps = _is_split(engine), ranks.rank() == 0
+    if not (keeps or is_split):
+        return {}, {}, {}
     _link_moments(engine)
+    weights, moments = dict[str, Tensor](), dict[str, Tensor]()
     parameters = trained(engine.module)
     steps = {name: _step_of(engine, parameter) for name, parameter in parameters}
-    weights = {name: _whole(engine, parameter) for name, parameter in parameters}
-    moments = {f"{name}.{moment}": _whole(engine, parameter, moment)
-               for name, parameter in parameters if steps[name] for moment in MOMENTS}
-    running = {n: b.detach().cpu().clone() for n, b in buffers(engine.module).items()}
+    for name, parameter in parameters:
+        for moment in ("", *(MOMENTS if steps[name] else ())):
+            whole = _whole(engine, parameter, moment)  # under ZeRO, made by all ranks together
+            if keeps:
+                to, key = (moments, f"{name}.{moment}") if moment else (weights, name)
+                to[key] = whole.detach().to("cpu", copy=not is_split)
+    if not keeps:
+        return {}, {}, {}
+    running = {n: b.detach().to("cpu", copy=True) for n, b in buffers(engine.module).items()}
     return weights | running, moments, steps
 
 
@@ -84,15 +122,13 @@ def _link_moments(engine: Any) -> None:
 
 
 def _whole(engine: Any, parameter: nn.Parameter, moment: str = "") -> Tensor:
-    """Return a parameter, or one of its moments."""
+    """Return a parameter, or one of its moments; under ZeRO as a new tensor, by a collective."""
     if not _is_split(engine):
-        tensor = _inner(engine).state[parameter][moment] if moment else parameter
-    else:
-        from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.utils import safe_get_full_optimizer_state as get
+        return _inner(engine).state[parameter][moment] if moment else parameter
+    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.utils import safe_get_full_optimizer_state as get
 
-        tensor = get(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
-    return tensor.detach().cpu().clone()
+    return get(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
 
 
 def _step_of(engine: Any, parameter: nn.Parameter) -> float:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +82,9 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     try:
         at, pace = _resume(stage, run, engine), progress.Pace()
         before = at.epoch
-        with CheckpointWriter(run.checkpoints, signature=run.signature) as writer:
+        with CheckpointWriter(
+            run.checkpoints, signature=run.signature, log_file=run.metrics_file
+        ) as writer:
             while at.epoch <= stage.epochs:
                 _train_epoch(stage, run, engine, settings, recording, writer, at, pace)
         if at.epoch > before:
@@ -94,28 +97,36 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
 
 def _resume(stage: Stage, run: Run, engine: Any) -> Progress:
     """Return where training resumes: at the last checkpoint, if it is one of this stage."""
-    last = ranks.on_leader(lambda: checkpoints.latest(run.checkpoints, signature=run.signature))
-    if last is None:
-        ranks.on_leader(lambda: _refuse_to_start_over(run))
+    last = ranks.on_leader(lambda: _last_checkpoint(run))
     if last is not None and last[1].stage == stage.name:
         path, at = last
         checkpoints.restore(path, engine)
         ranks.on_leader(lambda: checkpoints.remove_newer(path))
         log.info("%s resumes at epoch %d, step %d", stage.name, at.epoch, at.step)
     else:
-        at = Progress(stage.name, 1, 0, 0 if last is None else last[1].metric_lines)
+        at = Progress(stage.name, 1, 0, ranks.on_leader(lambda: _lines_before(stage, run)))
     ranks.on_leader(lambda: run.keep_metrics(at.metric_lines))
     return at
 
 
-def _refuse_to_start_over(run: Run) -> None:
-    """Raise UserError when a run without checkpoints must have had some. An epoch's line is written
-    before its checkpoint, which is written during the next epoch."""
-    epochs = epoch_lines(run)
-    if len(epochs) > 2:
+def _last_checkpoint(run: Run) -> tuple[Path, Progress] | None:
+    """Return the newest checkpoint whose lines are all in the metric log, and its place.
+
+    Raises UserError when a run without checkpoints must have had some. An epoch's line is written
+    before its checkpoint, which is written during the next epoch.
+    """
+    lines, epochs = run.metrics(), epoch_lines(run)
+    if len(epochs) > 2 and not checkpoints.exist(run.checkpoints):
         raise UserError(f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} "
                         f"has {len(epochs)} epochs; restore one, or delete the folder {run.folder} "
                         "to start over")
+    return checkpoints.latest(run.checkpoints, signature=run.signature, lines=len(lines))
+
+
+def _lines_before(stage: Stage, run: Run) -> int:
+    """Return how many lines of the metric log come before the first of a stage."""
+    stages = [line.get("stage") for line in run.metrics()]
+    return stages.index(stage.name) if stage.name in stages else len(stages)
 
 
 def _train_epoch(

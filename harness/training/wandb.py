@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.files import write_text
+from harness.base.files import read_json, write_json, write_text
 from harness.runs.run import Run
+from harness.runs.takeovers import changes
 
 log = logging.getLogger(__name__)
 FINISH_S = 15.0
@@ -29,8 +30,8 @@ def check_installed(project: str) -> None:
 class WandbWriter:
     """Sends curves to a W&B run, which is resumed whenever the run of that folder is.
 
-    Steps that a run repeats after a kill are sent again. Without a connection or a login, all data
-    stays in the run folder's wandb/, as with WANDB_MODE=offline.
+    Steps that a run repeats after a kill are not sent again: W&B would show both. Without a
+    connection or a login, all data stays in the run folder's wandb/, as with WANDB_MODE=offline.
     """
 
     def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
@@ -38,7 +39,9 @@ class WandbWriter:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._axes: dict[str, str] = {}
         self._run: Any = None
+        self._sent: dict[str, int] = {}
         try:
+            self._sent = sent_steps(run)
             self._run = _start(run, project, config)
         except Exception as error:  # any error: curves are never worth a run
             log.warning(
@@ -55,7 +58,7 @@ class WandbWriter:
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
         """Send numbers by name at a step, which is counted within the stage."""
         axis = f"{stage}/step"
-        if self._run is None:
+        if self._run is None or step <= self._sent.get(stage, 0):
             return
         with self._giving_up_on_failure():
             # W&B's steps must rise, but each stage counts from 0
@@ -78,6 +81,24 @@ class WandbWriter:
         except Exception as error:  # such as a signal to the whole job, W&B's process included
             self._run = None
             log.warning("W&B: %r; this attempt sends nothing more", error)
+
+
+def sent_steps(run: Run) -> dict[str, int]:
+    """Return the last step of each stage that earlier attempts logged, and so sent.
+
+    It is noted in a file, because a resumed run's log loses lines and an attempt may end before it
+    has repeated all of them. A run that continues from another run's state sends all that it logs.
+    """
+    file, takeovers = run.folder / "wandb_steps.json", len(changes(run))
+    try:
+        noted = read_json(file)
+        sent = dict(noted["steps"]) if noted["takeovers"] == takeovers else {}
+    except FileNotFoundError:
+        sent = {}
+    for line in run.metrics():
+        sent[line["stage"]] = max(line["step"], sent.get(line["stage"], 0))
+    write_json(file, {"takeovers": takeovers, "steps": sent})
+    return sent
 
 
 def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) -> Any:

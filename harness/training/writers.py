@@ -13,19 +13,24 @@ from harness.training.wandb import WandbWriter, check_installed
 
 
 class TensorBoardWriter:
-    """Curves in a folder that `tensorboard --logdir` shows."""
+    """Curves in a folder that `tensorboard --logdir` shows: a folder inside for each stage, as each
+    counts its steps from 1, and what a resumed run repeats replaces all later steps of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-        self._writer = SummaryWriter(str(folder))
+        self._folder = folder
+        self._stages: dict[str, Any] = {}
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
+        if stage not in self._stages:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+            self._stages[stage] = SummaryWriter(str(self._folder / stage), purge_step=step)
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            self._stages[stage].add_scalar(name, value, step)
 
     def close(self, *, failed: bool) -> None:
-        self._writer.close()
+        for writer in self._stages.values():
+            writer.close()
 
 
 CurveWriter = TensorBoardWriter | WandbWriter

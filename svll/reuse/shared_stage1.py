@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.files import link_folder, read_json, write_json, write_text
+from harness.base.files import link_folder, read_json, rename, sync, write_json, write_text
 from harness.base.unused import mark_used, remove, unused
 from harness.config.signature import signature
 from harness.runs.run import Run
@@ -67,7 +67,7 @@ def share_stage1(run: Run, folder: Path, *, epochs: int) -> None:
             lines = "".join(json.dumps(line) + "\n" for line in run.metrics()[:count])
             write_text(private / "metrics.jsonl", lines)
             write_json(private / "about.json", {"of": run.signature, "epochs": epochs})
-            private.rename(folder)
+            rename(private, folder)
             for old in unused(folder.parent):
                 remove(old)
         except OSError as error:
@@ -104,6 +104,7 @@ def _adopt(run: Run, folder: Path, record: RecordLine) -> bool:
         record(line)
         if stop_requested():
             return False
+    sync(run.metrics_file)  # before the checkpoint that counts its lines
     adopt_checkpoint(own / "checkpoint", run)
     shutil.rmtree(own, ignore_errors=True)
     return True

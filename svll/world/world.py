@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.errors import UserError
-from harness.base.files import read_json, write_json, write_text
+from harness.base.files import make_folder, read_json, rename, sync_all, write_json, write_text
 from harness.base.machine import usable_cores
 from svll.data.readers.drawn_world import VIEWS
 from svll.data.readers.market1501 import FOLDERS as PARTS
@@ -236,8 +236,9 @@ def write_world(world: World, root: str | Path) -> Path:
         return root
     private = root.parent / f".{root.name}.{uuid.uuid4().hex}"
     try:
-        private.mkdir(parents=True)
+        make_folder(private)
         _fill(world, private)
+        sync_all(private)
         _publish(private, root, world)
     except OSError as error:
         raise UserError(f"the synthetic world could not be written to {root}: {error}") from error
@@ -278,7 +279,7 @@ def _publish(private: Path, root: Path, world: World) -> None:
     """Rename the private folder to `root`; another process may have been faster."""
     for last in (False, False, True):
         try:
-            os.rename(private, root)  # replaces an empty folder, too
+            rename(private, root)  # replaces an empty folder, too
             return
         except OSError:
             if _is_whole(root, world):

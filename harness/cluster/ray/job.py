@@ -20,7 +20,7 @@ from harness.cluster.known_places import place_named
 from harness.cluster.local import slots
 from harness.cluster.local.place import worker_lock
 from harness.cluster.place import Place
-from harness.cluster.rank_processes import GRACE_S, POLL_S, log_to_stderr, stop_on
+from harness.cluster.rank_processes import GRACE_S, PARENT, POLL_S, log_to_stderr, stop_on
 from harness.cluster.ray import external, nodes
 from harness.cluster.ray.nodes import Node, RayFailed, Rendezvous
 from harness.cluster.ray.plan import allocation, ours, signatures_of
@@ -142,7 +142,8 @@ def _run_search(record: Record, rendezvous: Rendezvous, peer: str | None) -> Non
         driver = subprocess.Popen(
             [sys.executable, "-m", "harness.cluster.ray.driver", str(record.file),
              str(rendezvous.file)],
-            env={**own, **TUNE}, start_new_session=True, stdin=subprocess.DEVNULL,
+            env={**own, **TUNE, PARENT: str(os.getpid())}, start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             while driver.poll() is None and not stop_requested():

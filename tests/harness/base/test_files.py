@@ -16,12 +16,14 @@ from harness.base.files import (
     atomic_write,
     check_writable,
     link_folder,
+    own_folder,
     read_json,
     read_json_lines,
     write_json,
     write_json_lines,
     write_text,
 )
+from tests.disk import Disk
 
 UMASK = 0o022
 
@@ -142,6 +144,40 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~UMASK
+
+
+def test_the_umask_of_the_process_is_never_changed_as_other_threads_make_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("files are open to all meanwhile"))
+    write_text(tmp_path / "file.txt", "")
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_all_that_was_written_outlasts_a_crash_of_the_machine_with_the_names_of_new_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not can_link:
+        monkeypatch.setattr(os, "link", refuse)
+    (root := tmp_path / "disk").mkdir()
+    disk = Disk(root)
+    with disk.watch(lambda: None):
+        write_text(root / "new" / "folder" / "file.txt", "text")
+        own_folder(root / "own" / "folder")
+        (root / "new" / "unsynced.txt").write_text("more")
+        link_folder(root / "new", root / "far" / "linked")
+        (root / "new" / "unsynced.txt").unlink()
+        disk.image("nothing more", tmp_path / "left")
+    assert tree(tmp_path / "left") == tree(root)
+    assert (tmp_path / "left" / "far" / "linked" / "unsynced.txt").read_text() == "more"
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {place.relative_to(folder): place.read_bytes() if place.is_file() else None
+            for place in folder.rglob("*")}
 
 
 def test_of_many_writers_one_wins_whole(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from harness.base.locks import start_time
 from harness.cluster import rank_processes
 from harness.config.values import to_yaml
 from harness.runs.run import Run
@@ -38,6 +39,38 @@ def test_a_rank_saves_on_a_stop_request(toy: ModuleType, tmp_path: Path) -> None
     assert process.wait(20) == rank_processes.EXIT_STATUS["stopped"]
     assert run.status()["state"] == "stopped"
     assert json.loads((run.checkpoints / "0.json").read_text()) == {"epoch": 1}
+
+
+def test_a_process_whose_parent_was_killed_before_it_could_look_ends_and_does_nothing(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run, gate, log_file = make_run(toy, tmp_path), tmp_path / "gate", tmp_path / "rank.log"
+    # Python imports this at its start, before anything of ours
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    )
+    program = (
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from harness.cluster.rank_processes import start_process\n"
+        "run, log_file, first = sys.argv[1:]\n"
+        "path = os.pathsep.join([first, os.environ['PYTHONPATH']])\n"
+        "print(start_process('harness.cluster.rank_processes', run, log_file=Path(log_file),\n"
+        "                    environment={**os.environ, 'PYTHONPATH': path}).pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(run.folder), str(log_file), str(tmp_path)],
+        stdout=subprocess.PIPE, text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    assert start_time(child) is not None
+    gate.touch()
+    toy.until(lambda: start_time(child) is None)
+    assert run.status() == {"state": "new"}
+    assert log_file.read_text() == ""
 
 
 def test_a_second_process_in_a_run_folder_leaves_it_alone(

@@ -1,10 +1,14 @@
 """What a run hands to another: its checkpoint, its log, and the files that the experiment names."""
 
+import os
 from pathlib import Path
 
-from harness.base.files import write_json
+import pytest
+
+from harness.base.files import read_json, write_json
 from harness.runs import takeovers
 from harness.runs.run import Run
+from tests.disk import IMAGES, INNER, Disk
 
 
 def trained(folder: Path, word: str) -> Run:
@@ -35,3 +39,49 @@ def test_a_takeover_brings_the_files_that_the_experiment_names_and_no_others(
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "changes.json", "checkpoints", "metrics.jsonl", "notes.txt", "vocabulary.txt",
     ]
+
+
+def test_a_takeover_is_whole_or_carried_out_again_after_a_crash_of_the_machine_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, run = trained(tmp_path / "source", "good"), trained(tmp_path / "disk", "bad")
+    takeovers.export(source, stage="fit", epoch=1, score=0.5, carried_files=("notes.txt",))
+    (source.folder / "notes.txt").write_text("later")
+    disk, images = Disk(run.folder), list[Path]()
+
+    def crash() -> None:
+        for kind in IMAGES:
+            images.append(tmp_path / f"{len(images)}" / run.signature)
+            disk.image(kind, images[-1])
+
+    with disk.watch(crash):
+        takeovers.plan(run, of=source, epoch=1, settings={})
+        takeovers.carry_out(run)
+        images.append(tmp_path / "end" / run.signature)
+        disk.image(INNER, images[-1])
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    seen = []
+    for image in images:
+        left = Run(image)
+        if takeovers.is_planned(left):
+            takeovers.carry_out(left)
+        words = {left.metrics()[0]["word"], (left.folder / "notes.txt").read_text()}
+        words |= {"good"} if takeovers.changes(left) else {"bad"}
+        assert len(words) == 1, image
+        state = read_json(left.checkpoints / "fit-0002-000000" / "state.json")
+        assert state["signature"] == "bad"
+        seen += words
+    assert seen.count("good") > 40
+    assert seen[-1] == "good"
+
+
+def test_an_exported_state_outlasts_a_crash_of_the_machine(tmp_path: Path) -> None:
+    source = trained(tmp_path, "good")
+    disk = Disk(source.folder)
+    with disk.watch(lambda: None):
+        takeovers.export(source, stage="fit", epoch=1, score=0.5, carried_files=("notes.txt",))
+        disk.image("nothing more", tmp_path / "left")
+    left, whole = Run(tmp_path / "left").exports / "1", source.exports / "1"
+    assert len(list(whole.iterdir())) == 4
+    for file in whole.rglob("*.*"):
+        assert (left / file.relative_to(whole)).read_bytes() == file.read_bytes()

@@ -49,7 +49,7 @@ def save_twice(run: str, synced: int) -> str:
     return "saved"
 
 
-@pytest.mark.parametrize("synced", [1, 3, 7])  # in its state.json, then its tensors, the pointer
+@pytest.mark.parametrize("synced", [2, 4, 9])  # in its state.json, then its tensors, the pointer
 def test_a_process_that_lost_its_run_leaves_the_newest_checkpoint_and_all_its_ranks_end(
     two_ranks: Any, tmp_path: Path, synced: int
 ) -> None:
@@ -60,4 +60,4 @@ def test_a_process_that_lost_its_run_leaves_the_newest_checkpoint_and_all_its_ra
     there = sorted(os.listdir(tmp_path / "checkpoints"))
     assert json.loads((tmp_path / "checkpoints/latest.json").read_text())["name"] == there[1]
     assert there[:2] == ["latest.json", "toy-0001-000001"]
-    assert len(there) == 2 or synced == 7  # a whole one that the pointer does not name
+    assert len(there) == 2 or synced == 9  # a whole one that the pointer does not name

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from harness.training import ranks
 from harness.training.engine import start_engine
+from harness.training.engine_state import check_saved
 
 STEPS, ROWS, RATE = 8, 12, 0.05
 
@@ -142,3 +143,33 @@ def test_fp16_with_zero_is_refused_because_it_would_train_nothing(one_rank: Any,
         f"engine.precision=fp16 does not go with engine.zero={zero}: after an overflow the scale "
         "is never lowered and nothing is trained; use engine.precision=bf16 or engine.zero=0"
     )
+
+
+@pytest.mark.parametrize(("name", "options", "reason"), [
+    ("SGD", {"momentum": 0.9}, "keeps momentum_buffer, which a checkpoint does not hold"),
+    ("Adam", {"amsgrad": True}, "keeps max_exp_avg_sq, which a checkpoint does not hold"),
+    ("NAdam", {}, "keeps mu_product, which a checkpoint does not hold"),
+    ("Adagrad", {}, "keeps sum, which a checkpoint does not hold"),
+    ("Muon", {}, "keeps momentum_buffer, which a checkpoint does not hold"),
+    ("LBFGS", {}, "not an optimizer for this loop"),
+])
+def test_an_optimizer_whose_state_a_checkpoint_would_lose_is_refused_by_name(
+    name: str, options: dict[str, Any], reason: str
+) -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    before = layer.weight.clone()
+    optimizer = getattr(torch.optim, name)(layer.parameters(), **options)
+    with pytest.raises(UserError, match=rf"^{name}: {reason}.*; use Adam, AdamW or SGD without"):
+        start_engine(layer, optimizer, 2, Settings())
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam", "SGD"])
+def test_an_optimizer_that_checkpoints_hold_is_left_as_it_was(name: str) -> None:
+    layer = nn.Linear(4, 4)
+    before = layer.weight.clone()
+    optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.1)
+    check_saved(optimizer)
+    assert not optimizer.state
+    assert torch.equal(layer.weight, before)
+    assert optimizer.param_groups[0]["params"][0] is layer.weight

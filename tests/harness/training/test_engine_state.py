@@ -76,6 +76,17 @@ def train(
     return weights.tolist()
 
 
+def collected(zero: int) -> list[int]:
+    """Bytes of weights and of moments, and step counts, that a rank holds for a checkpoint."""
+    engine = start(zero)
+    rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
+    engine.backward(engine(rows[ranks.shard(ROWS)]))
+    engine.step()
+    *tensors, steps = engine_state.collect(engine)
+    engine.destroy()
+    return [*(sum(t.nbytes for t in named.values()) for named in tensors), len(steps)]
+
+
 # --- going on ---
 
 
@@ -160,6 +171,14 @@ def test_a_parameter_that_no_loss_reaches_goes_on_too(
     one_rank(train, to=tmp_path / "resumed", since=tmp_path / "stopped", first=SPLIT, last=STEPS,
              **options)
     assert_same(content(tmp_path / "resumed"), content(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_only_the_rank_that_writes_a_checkpoint_holds_a_copy(two_ranks: Any, zero: int) -> None:
+    numbers = (5 * 6 + 6) + 6 + (6 * 3 + 3)  # of both layers, and the scale of the norm
+    statistics = 2 * 6 * 4 + 8
+    held = [4 * numbers + statistics, 2 * 4 * numbers, 5]
+    assert two_ranks(collected, zero=zero) == [held, [0, 0, 0]]
 
 
 def test_only_what_is_trained_is_saved(one_rank: Any, tmp_path: Path) -> None:

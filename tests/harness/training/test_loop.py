@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
+from harness.base.files import write_text
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from harness.training import loop, ranks
@@ -127,7 +128,7 @@ def train(
                 stage = make_stage(f"stage{number}", disturbs, optimizer)
                 module = loop.train(stage, run, Settings(**settings), recording)
                 weights = torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
-                done.touch()
+                write_text(done, "")
         except (Stopped, UserError, Cut) as error:
             ending = f"{type(error).__name__}: {error}"
     return {"ending": ending, "weights": weights, "reported": reported}
@@ -151,7 +152,7 @@ def train_before_a_terminal(folder: str, columns: int) -> dict[str, Any]:
     os.environ.update(TERM="xterm", COLUMNS=str(columns), RANK="0")
     try:
         with os.fdopen(theirs, "w") as sys.stderr:
-            lines = train_and_listen(folder, {"epoch": 2, "step": 3, "kind": "wait"})
+            lines = train_and_listen(folder, disturbance={"epoch": 2, "step": 3, "kind": "wait"})
     finally:
         sys.stderr = stderr
         os.environ.clear()
@@ -161,8 +162,8 @@ def train_before_a_terminal(folder: str, columns: int) -> dict[str, Any]:
     return {"shown": b"".join(shown).decode(), "lines": lines}
 
 
-def train_and_listen(folder: str, disturbance: dict[str, Any] | None = None) -> list[str]:
-    """Train; returns what the loop logs."""
+def train_and_listen(folder: str, **options: Any) -> list[str]:
+    """Train; returns what the harness logs."""
     lines: list[str] = []
 
     class Listener(logging.Handler):
@@ -170,12 +171,12 @@ def train_and_listen(folder: str, disturbance: dict[str, Any] | None = None) -> 
             lines.append(record.getMessage())
 
     listener = Listener()
-    loop.log.addHandler(listener)
+    logging.getLogger("harness").addHandler(listener)
     loop.log.setLevel(logging.INFO)
     try:
-        train(folder, disturbance=disturbance)
+        train(folder, **options)
     finally:
-        loop.log.removeHandler(listener)
+        logging.getLogger("harness").removeHandler(listener)
     return lines
 
 

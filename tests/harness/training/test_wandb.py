@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.training.wandb import check_installed
+from harness.base.files import write_json
+from harness.runs.run import Run
+from harness.training.wandb import check_installed, sent_steps
 from tests.wandb_files import records, rows
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +27,7 @@ def run_script(folder: Path, lines: str, **environment: str) -> str:
     script = f"""
 import json, logging, os, signal, subprocess, sys, time
 from pathlib import Path
+from harness.base.files import write_json
 from harness.runs.run import Run
 from harness.training.wandb import WandbWriter
 logging.basicConfig(format="%(message)s")
@@ -44,31 +47,49 @@ writer = WandbWriter(run, "persons", {{"stage1": {{"lr": 0.1}}}})
 
 
 def log_line(step: int) -> str:
-    return f"writer.write({SCALARS!r}, 'stage1', {step})\n"
+    return (f"run.log_metrics({{'stage': 'stage1', 'step': {step}}})\n"
+            f"writer.write({SCALARS!r}, 'stage1', {step})\n")
 
 
-def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name(tmp_path: Path) -> None:
+def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_repeats_no_step(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "a sweep" / "0a1b2c3d4e5f"
     folder.mkdir(parents=True)
-    for step, failed in ((3, True), (7, False)):
-        lines = f"{log_line(step)}writer.close(failed={failed})"
+    attempts = [((3, 5, 6), True, [3, 5, 6]), ((5, 6, 7), False, [7])]
+    for steps, failed, _ in attempts:
+        lines = "run.keep_metrics(1)\n" + "".join(map(log_line, steps))
+        lines += f"writer.close(failed={failed})"
         assert run_script(folder, lines, WANDB_MODE="offline") == ""
-    first, second = records(folder)
     ids = set()
-    for attempt, step, status in ((first, 3, 1), (second, 7, 0)):
+    for attempt, (_, failed, sent) in zip(records(folder), attempts, strict=True):
         (about,) = [record.run for record in attempt if record.HasField("run")]
         ids.add(about.run_id)
         assert about.display_name == "a sweep/0a1b2c3d4e5f"
         assert (about.project, about.run_group) == ("persons", "a sweep")
         config = {item.key: json.loads(item.value_json) for item in about.config.update}
         assert config["stage1"] == {"lr": 0.1}
-        assert rows(attempt) == [{**SCALARS, "stage1/step": step}]
+        assert rows(attempt) == [{**SCALARS, "stage1/step": step} for step in sent]
         axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
         assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
         (end,) = [record.exit for record in attempt if record.HasField("exit")]
-        assert end.exit_code == status
+        assert end.exit_code == failed
     [name] = ids
     assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
+
+
+def test_what_was_sent_is_known_after_several_kills_but_not_after_a_takeover(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path / "0a1b2c3d4e5f")
+    assert sent_steps(run) == {}
+    for stage, step in (("stage1", 9), ("stage2", 4), ("stage2", 8)):
+        run.log_metrics({"stage": stage, "step": step})
+    assert sent_steps(run) == {"stage1": 9, "stage2": 8}
+    run.keep_metrics(2)  # as a resume does
+    assert sent_steps(run) == {"stage1": 9, "stage2": 8}
+    write_json(run.changes_file, {"changes": [{"epoch": 1, "settings": {}}]})
+    assert sent_steps(run) == {"stage1": 9, "stage2": 4}
 
 
 @pytest.mark.parametrize(

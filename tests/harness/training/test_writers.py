@@ -9,7 +9,7 @@ import pytest
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from harness.training import writers
-from harness.training.writers import open_writers, scalars_of
+from harness.training.writers import TensorBoardWriter, open_writers, scalars_of
 
 
 def test_curves_are_the_losses_the_learning_rate_and_the_metrics_to_be_shown() -> None:
@@ -22,6 +22,32 @@ def test_curves_are_the_losses_the_learning_rate_and_the_metrics_to_be_shown() -
         "second/loss": 2.5, "second/lr": 0.1, "second/losses/fit": 1.0,
         "second/losses/size": 1.5, "validation/accuracy": 0.5,
     }
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once_as_the_last_attempt_had_it(
+    tmp_path: Path,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    attempts = [
+        [("first", step, 1.0) for step in range(1, 8)],
+        [("first", 8, 2.0), ("second", 1, 2.0), ("second", 2, 2.0), ("second", 3, 2.0)],
+        [("second", 2, 3.0), ("second", 4, 3.0)],  # killed after step 1, and another log_every
+    ]
+    for lines in attempts:
+        writer = TensorBoardWriter(tmp_path)
+        for stage, step, value in lines:
+            writer.write({f"{stage}/loss": value, "validation/mAP": value}, stage, step)
+        writer.close(failed=True)
+    shown = {
+        "first": [*((step, 1.0) for step in range(1, 8)), (8, 2.0)],
+        "second": [(1, 2.0), (2, 3.0), (4, 3.0)],
+    }
+    for stage, points in shown.items():
+        board = EventAccumulator(str(tmp_path / stage))
+        board.Reload()
+        for name in (f"{stage}/loss", "validation/mAP"):
+            assert [(event.step, event.value) for event in board.Scalars(name)] == points
 
 
 class Remembering:

@@ -16,12 +16,13 @@ from harness.config.recipes import read_recipe
 from harness.runs import stopping
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped
-from harness.training import loop
+from harness.training import checkpoints, loop
 from svll.base.run_files import TAKEN, prompts_file, taken_epochs
 from svll.config import Config
 from svll.experiment import run as experiment
 from svll.reuse import shared_stage1 as shared_prompts
 from svll.reuse.shared_stage1 import prompts_key
+from tests.disk import IMAGES, Disk
 from tests.svll.test_experiment import make_run
 
 OTHER_STAGE2 = ("stage2.vss_weight=0", "stage2.lr=1e-4", "run.keep_checkpoints=true")
@@ -157,6 +158,41 @@ def test_what_cannot_be_taken_is_left_alone_by_the_run(
     assert kept.exists() != damaged
     assert ("is damaged" if damaged else "cannot be read") in caplog.text
     assert sorted(path.name for path in run.folder.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_stage_1_is_whole_for_other_runs_after_a_crash_of_the_machine_at_any_moment(
+    first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, images = tmp_path / "disk", list[Path]()
+    source, kept = Run(root / first.signature), shared_folder(first)
+    shutil.copytree(kept / "checkpoint", source.checkpoints / "stage1-0003-000000")
+    shutil.copy(kept / "metrics.jsonl", source.metrics_file)
+    disk = Disk(root)
+
+    def crash() -> None:
+        for kind in IMAGES:
+            images.append(tmp_path / f"{len(images)}")
+            disk.image(kind, images[-1])
+
+    def adopted(root: Path) -> bool:
+        """Whether the run there goes on after another's stage 1."""
+        run = Run(root / "run")
+        shared_prompts.adopt_stage1(run, root / "kept", run.log_metrics)
+        lines = len(run.metrics())
+        found = checkpoints.latest(run.checkpoints, signature="run", lines=lines)
+        assert (lines, run.metrics()) == ((0, []) if found is None else
+                                          (found[1].metric_lines, source.metrics()))
+        return found is not None
+
+    with disk.watch(crash):
+        shared_prompts.share_stage1(source, root / "kept", epochs=2)
+        assert adopted(root)
+        crash()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    there = [(image / "kept").exists() or (image / "run").exists() for image in images]
+    assert [adopted(image) for image in images] == there
+    assert there[-len(IMAGES) :] == [True] * len(IMAGES)
+    assert not caplog.messages
 
 
 def test_what_changes_stage_1_or_its_log_has_another_name(first: Run) -> None:
