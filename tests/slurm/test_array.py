@@ -19,13 +19,13 @@ import toy_experiment as toy  # noqa: E402
 
 from harness.base.files import read_json  # noqa: E402
 from harness.cluster.causes import NOT_BEGUN  # noqa: E402
-from harness.cluster.known_places import all_places  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.records import read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
-from harness.cluster.states import ALIVE, survey  # noqa: E402
+from harness.cluster.states import survey  # noqa: E402
 from harness.reporting.terminal import troubles  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
+from tests.slurm.sweeps import assert_whole, job_of, mine, over, states, until_running  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -157,92 +157,6 @@ def lose_a_node(slurm: Any, sweep: Sweep) -> None:
     toy.until(lambda: len(sweep.trials[0].run.metrics()) >= 2)
     slurm.kill_node("node2")
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=power cut")
-
-
-def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
-    slurm: Any, tmp_path: Path
-) -> None:
-    resources = {"nodes": 2, "tasks": 2, "cpus": 1, "time": "5m"}
-    sweep = toy.make_sweep(tmp_path, {}, resources=resources, slurm={"env": {"TOY": "a b'c"}})
-    launch(sweep, "slurm")
-    over(sweep)
-    [trial] = sweep.trials
-    files = [trial.run.folder / f"seen-{rank}.json" for rank in range(4)]
-    seen = [read_json(file) for file in files]
-    assert [s["LOCAL_RANK"] for s in seen] == ["0", "1", "0", "1"]
-    assert [s["host"] for s in seen] == ["node1", "node1", "node2", "node2"]
-    assert {(s["WORLD_SIZE"], s["MASTER_ADDR"], s["TOY"]) for s in seen} == {
-        ("4", "node1", "a b'c")
-    }
-    assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
-    assert {s["OMP_NUM_THREADS"] for s in seen} == {"1"}
-
-
-def test_a_trial_ends_soon_after_one_of_its_ranks_has_died_and_is_due_again(
-    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
-) -> None:
-    no_python = tmp_path / "python"
-    no_python.write_text(
-        f'#!/bin/sh\n[ $(hostname) = node1 ] && exec {sys.executable} "$@"\n'
-        f"until ls {tmp_path}/mute/runs/toys/*/.ranks-*; do sleep 0.1; done\nexit 2\n"
-    )
-    no_python.chmod(0o755)
-    recipe, resources = {"work": {"epochs": 60, "epoch_s": 1.0}}, {"nodes": 2, "time": "5m"}
-    sweep = toy.make_sweep(tmp_path / "killed", {}, recipe=recipe, resources=resources)
-    mute = toy.make_sweep(tmp_path / "mute", {}, recipe=recipe, resources=resources,
-                          slurm={"python": str(no_python)})
-    run = sweep.trials[0].run
-    launch(mute, "slurm")
-    for rank in (1, 0):
-        lines = len(run.metrics())
-        launch(sweep, "slurm")
-        toy.until(lambda lines=lines: len(run.metrics()) > lines)
-        os.kill(read_json(run.folder / f"seen-{rank}.json")["pid"], signal.SIGKILL)
-        struck = time.time()
-        toy.until(lambda: not mine(sweep), every=0.5)
-        assert time.time() - struck < 5.0
-        [view] = survey(sweep)
-        assert (view.state, view.is_due) == ("failed", True)
-        assert view.note.startswith(f"rank {rank}: its process on node{rank + 1} ended without a")
-    [view] = survey(mute)
-    assert not mine(mute)
-    assert "ended by SIGTERM while it waited for 1 of 2 ranks at node1:" in view.note
-    assert (view.state, view.is_due, view.status["time"] - view.status["started"] < 5.0) == (
-        "failed", True, True
-    )
-    monkeypatch.setenv("TOY_WORK", '{"epoch_s": 0}')
-    launch(sweep, "slurm")
-    over(sweep)
-    assert_whole(sweep, epochs=60, attempts=3)
-    fault_table("kill -9 of one rank, two nodes", "at the next launch", "0 of 60", "equal")
-
-
-MEET = """
-import os, sys
-from pathlib import Path
-from harness.cluster.slurm.job import join_step
-from harness.runs import peers
-join_step()
-with peers.together(Path(sys.argv[1])):
-    peers.meet()
-    print(sys.argv[2], *peers.own_place(), os.uname().nodename, os.environ["MASTER_ADDR"])
-"""
-
-
-def test_two_steps_of_one_allocation_meet_side_by_side(
-    slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TOYS.parents[1]))
-    program = tmp_path / "meet.py"
-    program.write_text(MEET)
-    python = f"{sys.executable} {program} {tmp_path}"
-    steps = (f"srun --overlap --nodes=2 --ntasks=2 {python} a & "
-             f"srun --overlap --nodes=1 --nodelist=node2 --ntasks=2 {python} b & wait")
-    output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", steps)
-    assert sorted(output.splitlines()) == [
-        "a 0 2 node1 node1", "a 1 2 node2 node1", "b 0 2 node2 node2", "b 1 2 node2 node2"
-    ]
-    assert not list(tmp_path.glob(".ranks-*"))
 
 
 def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
@@ -486,31 +400,6 @@ def test_two_launchers_at_once_submit_each_trial_once(
 # --- helpers ---
 
 
-def states(sweep: Sweep) -> list[str]:
-    return [view.state for view in survey(sweep)]
-
-
-def over(sweep: Sweep, *, patience_s: float = 180) -> None:
-    """Wait until nothing of the sweep is on its way."""
-    places = all_places(max_age_s=1.0)
-    toy.until(
-        lambda: not any(v.state in ALIVE for v in survey(sweep, places)), seconds=patience_s
-    )
-
-
-def until_running(sweep: Sweep, index: int) -> None:
-    toy.until(lambda: sweep.trials[index].run.status()["state"] == "running")
-
-
-def job_of(sweep: Sweep, index: int) -> str:
-    return read_records(sweep.folder)[-1].jobs[sweep.trials[index].signature]
-
-
-def mine(sweep: Sweep) -> list[str]:
-    tokens = {record.token for record in read_records(sweep.folder)}
-    return [n for n, (_, _, name) in commands.my_jobs().items() if name.split(".")[-1] in tokens]
-
-
 def forget(record: Any) -> None:
     """Make a record look as its launcher left it just before it knew the ids."""
     dataclasses.replace(record, state="submitting", jobs={}).write()
@@ -518,11 +407,3 @@ def forget(record: Any) -> None:
 
 def sacct(slurm: Any, number: str) -> str:
     return slurm.run("sacct", "-X", "-n", "-P", "-j", number, "-o", "State,ExitCode").strip()
-
-
-def assert_whole(sweep: Sweep, *, epochs: int, attempts: int) -> None:
-    [trial] = sweep.trials
-    assert [entry["epoch"] for entry in trial.run.metrics()] == list(range(1, epochs + 1))
-    toy.until(lambda: trial.run.status()["state"] == "complete")  # a moment after its result
-    assert trial.run.status()["attempts"] == attempts
-    assert os.path.exists(trial.run.result_file)
