@@ -30,7 +30,8 @@ LATE_S = 60.0
 SHORT_LIMIT = "short_limit_s"
 """Entry of a status: the time limit is below the signal's delay."""
 MOST_IDLE = 3
-"""After so many time-outs in a row without a new checkpoint, a job is not requeued."""
+"""After so many time-outs in a row at the same place without a new checkpoint, a job is not
+requeued."""
 
 
 def run_trial(run_folder: str) -> str:
@@ -180,7 +181,9 @@ def _count_time_out(run: Run, status: dict[str, Any], limit_s: float) -> str:
     """Count a time-out in a status; returns why there may be no further one, "" if there may."""
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     status["time_outs"] = count = status.get("time_outs", 0) + 1
-    reached = " ".join(sorted(path.name for path in run.checkpoints.glob("[!.]*-*")))
+    # the reason, too: before and after training it says how far the run has come
+    reached = " ".join([*sorted(path.name for path in run.checkpoints.glob("[!.]*-*")),
+                        status.get("reason", "")])
     idle = status.get("idle_time_outs", 0) + 1 if reached == status.get("reached", "") else 0
     status |= {"reached": reached, "idle_time_outs": idle}
     log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)

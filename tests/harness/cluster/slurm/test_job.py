@@ -203,6 +203,20 @@ def test_a_run_that_its_time_limits_leave_no_step_is_not_requeued_for_ever(
     )
 
 
+def test_a_run_that_gets_further_without_checkpoints_is_requeued(
+    slurm_job: None, commands, tmp_path: Path
+) -> None:
+    run, requeued = Run(tmp_path), []
+    for kept in (100, 200, 300, 400, 500, 500, 500, 500):
+        facts = {k: v for k, v in run.status().items() if k not in ("state", "time", "reason")}
+        run.set_status("stopped", reason=f"while encoding images, {kept} are kept", **facts)
+        calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
+        calls.unlink(missing_ok=True)
+        job.requeue(run)
+        requeued.append(calls.exists())
+    assert requeued == [True] * 7 + [False]
+
+
 @pytest.mark.parametrize("limit", ["1:00", "10:00"])
 def test_only_a_short_limit_that_is_known_is_outlasted(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
