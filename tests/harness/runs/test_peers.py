@@ -35,6 +35,8 @@ def run(run, report=None):
             raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
         if os.environ["HOW"] == "raise":
             raise ValueError("no such thing")
+        if os.environ["HOW"] == "exit":
+            sys.exit("no licence")  # as a library may
         if os.environ["HOW"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
     lock = threading.Lock()
@@ -94,6 +96,7 @@ def ended(processes: dict[int, subprocess.Popen[str]]) -> dict[int, tuple[int, s
     [
         (0, "full", "metrics.jsonl: No space left on device", True),
         (2, "raise", "rank 2: ValueError: no such thing", False),
+        (1, "exit", "rank 1: SystemExit: no licence", False),
         (0, "kill", "rank 0: its process on HOST ended without a message", True),
         (1, "kill", "rank 1: its process on HOST ended without a message", True),
     ],
