@@ -86,12 +86,13 @@ def _requeue(record: Record, place: Place) -> None:
     The job's folder counts them, so that a new launch, which has another, counts anew.
     """
     own = Run(Path(record.folder))
-    place.requeue(own)
+    signatures = signatures_of(record, thaw(record.options["sweep"]))
+    runs = record.runs(ours(record, signatures))
+    place.requeue(own, runs)
     reason = own.status().get("reason")
     if reason is None:
         return
-    signatures = signatures_of(record, thaw(record.options["sweep"]))
-    for run in record.runs(ours(record, signatures)):
+    for run in runs:
         status = run.status()
         is_open = status["state"] in ("submitted", "running", "stopped")
         is_over = run.is_complete() or was_ended_early(run)

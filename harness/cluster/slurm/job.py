@@ -1,9 +1,12 @@
 """The job of one trial on SLURM, on every rank."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +131,9 @@ def outlast_early_signal(run: Run) -> None:
         log.warning("the time limit is %.0f s: stops %.0f s before it", limit_s, before_s)
 
 
-def requeue(run: Run | None = None) -> None:
-    """Requeue this job, unless it is being cancelled or has timed out too often.
+def requeue(run: Run | None = None, parts: Sequence[Run] = ()) -> None:
+    """Requeue this job, unless it is being cancelled or has timed out too often. run: its status
+    counts that. parts: the runs that the job carries out, if it is not `run`.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
     continue is still RUNNING then. The next launch resumes a job that was not requeued.
@@ -143,7 +147,7 @@ def requeue(run: Run | None = None) -> None:
                 return
             if run is not None and not is_counted:
                 is_counted = True
-                if not _may_continue(run, left_s, limit_s):
+                if not _may_continue(run, parts or [run], left_s, limit_s):
                     return
             _run(["scontrol", "requeue", str(job)])
             log.info("job %s was requeued", job)
@@ -154,7 +158,7 @@ def requeue(run: Run | None = None) -> None:
     log.error("job %s could not be requeued; launch the sweep again", job)
 
 
-def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
+def _may_continue(run: Run, parts: Sequence[Run], left_s: float, limit_s: float) -> bool:
     """Count a time-out or a preemption in the run's status; False after too many time-outs. Not by
     submitit, which takes every signal for a time-out if the limit is ten minutes or less."""
     status, delay_s = run.status(), _signal_delay_s()
@@ -166,7 +170,7 @@ def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
                     "next attempt outlasts the signal", left_s, limit_s, delay_s)
         why = ""
     elif by_limit:
-        why = _count_time_out(run, status, limit_s)
+        why = _count_time_out(parts, status, limit_s)
     else:
         status["preemptions"], why = status.get("preemptions", 0) + 1, ""
     if why:
@@ -177,14 +181,18 @@ def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
     return not why
 
 
-def _count_time_out(run: Run, status: dict[str, Any], limit_s: float) -> str:
+def _count_time_out(parts: Sequence[Run], status: dict[str, Any], limit_s: float) -> str:
     """Count a time-out in a status; returns why there may be no further one, "" if there may."""
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     status["time_outs"] = count = status.get("time_outs", 0) + 1
-    # the reason, too: before and after training it says how far the run has come
-    reached = " ".join([*sorted(path.name for path in run.checkpoints.glob("[!.]*-*")),
-                        status.get("reason", "")])
-    idle = status.get("idle_time_outs", 0) + 1 if reached == status.get("reached", "") else 0
+    saved = sorted(str(path) for run in parts for path in run.checkpoints.glob("[!.]*-*"))
+    reasons = []
+    for run in parts:  # before and after training, the reason says how far a run has come
+        with suppress(UserError):  # one run's damaged status does not end a search
+            reasons.append(str(run.status().get("reason")))
+    reached = hashlib.sha256("\n".join([*saved, *reasons]).encode(errors="surrogateescape")).hexdigest()[:16]
+    is_further = reached != status["reached"] if "reached" in status else bool(saved)
+    idle = 0 if is_further else status.get("idle_time_outs", 0) + 1
     status |= {"reached": reached, "idle_time_outs": idle}
     log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)
     if count > most:

@@ -217,6 +217,20 @@ def test_a_run_that_gets_further_without_checkpoints_is_requeued(
     assert requeued == [True] * 7 + [False]
 
 
+def test_a_search_is_requeued_as_long_as_one_of_its_runs_gets_further(
+    slurm_job: None, commands, tmp_path: Path
+) -> None:
+    own, runs, requeued = Run(tmp_path / "job"), [Run(tmp_path / "a"), Run(tmp_path / "b")], []
+    for step in (1, 2, 3, 4, 5, None, None, None):
+        if step is not None:
+            (runs[step % 2].checkpoints / f"stage1-0001-{step:06d}").mkdir(parents=True)
+        calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
+        calls.unlink(missing_ok=True)
+        job.requeue(own, runs)
+        requeued.append(calls.exists())
+    assert requeued == [True] * 7 + [False]
+
+
 @pytest.mark.parametrize("limit", ["1:00", "10:00"])
 def test_only_a_short_limit_that_is_known_is_outlasted(
     slurm_job: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
