@@ -190,7 +190,8 @@ def _count_time_out(parts: Sequence[Run], status: dict[str, Any], limit_s: float
     for run in parts:  # before and after training, the reason says how far a run has come
         with suppress(UserError):  # one run's damaged status does not end a search
             reasons.append(str(run.status().get("reason")))
-    reached = hashlib.sha256("\n".join([*saved, *reasons]).encode(errors="surrogateescape")).hexdigest()[:16]
+    text = "\n".join([*saved, *reasons])
+    reached = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     is_further = reached != status["reached"] if "reached" in status else bool(saved)
     idle = 0 if is_further else status.get("idle_time_outs", 0) + 1
     status |= {"reached": reached, "idle_time_outs": idle}
