@@ -19,7 +19,6 @@ import toy_experiment as toy  # noqa: E402
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json, write_json  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
-from harness.cluster.slurm.before_and_after import read_ids  # noqa: E402
 from harness.cluster.slurm.commands import my_jobs  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
@@ -39,7 +38,8 @@ def test_trials_wait_for_what_they_share_though_that_job_is_stopped_and_the_repo
     launch(sweep, "slurm")
     toy.until(lambda: [view.note for view in survey(sweep)] == ["Dependency"] * 6)
     toy.until((sweep.folder / "preparing.json").exists)
-    slurm.run("scancel", "--signal=USR2", read_ids(sweep.folder)[0])
+    [number] = [number for number, (_, _, name) in around(sweep).items() if ".before." in name]
+    slurm.run("scancel", "--signal=USR2", number)
     report = sweep.folder / "report.txt"
     toy.until(report.exists, seconds=120)
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
