@@ -82,6 +82,14 @@ def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Pat
     assert state(sweep, {}) == "died"
 
 
+def test_a_run_whose_folder_was_deleted_waits_for_its_job(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    _, name = submitted(sweep, {run.signature: "9"})
+    run.folder.rmdir()
+    assert state(sweep, {"9": ("PENDING", "Priority", name)}) == "queued"
+    assert state(sweep, {}) == "missing"
+
+
 def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
     toy: ModuleType, tmp_path: Path
 ) -> None:
