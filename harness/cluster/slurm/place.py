@@ -153,8 +153,8 @@ class Slurm(Place):
         hosts = tuple(SlurmJobEnvironment().hostnames)
         return Task(int(os.environ.get("SLURM_PROCID", "0")), attempt, hosts)
 
-    def requeue(self, counted: Run) -> None:
-        requeue(counted)
+    def requeue(self, counted: Run, progress: Sequence[Run]) -> None:
+        requeue(counted, progress)
 
 
 def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:
