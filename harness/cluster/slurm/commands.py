@@ -81,7 +81,8 @@ def call(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess
         return subprocess.run(command, input=text, capture_output=True, text=True,
                               timeout=ANSWER_LIMIT_S, env=clean_environment())
     except FileNotFoundError:
-        raise NoAnswer(f"{command[0]}: not on PATH; --cluster local runs here") from None
+        raise NoAnswer(f"{command[0]}: not on PATH; give the command on a login node of "
+                       "the SLURM cluster, or, for new sweeps, with --cluster local") from None
     except subprocess.TimeoutExpired:
         raise no_answer(command, f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
 

@@ -130,8 +130,10 @@ def outlast_early_signal(run: Run) -> None:
 
 
 def requeue(run: Run | None = None, progress: Sequence[Run] = ()) -> None:
-    """Requeue this job, unless it is being cancelled or has timed out too often. The status of `run`
-    keeps the count, if one is given; progress: the runs whose checkpoints show that work goes on.
+    """Requeue this job, unless it is being cancelled or has timed out too often.
+
+    run: its status keeps the count; without it nothing is counted. progress: the runs whose
+    checkpoints show that work goes on.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
     continue is still RUNNING then. The next launch resumes a job that was not requeued.

@@ -227,7 +227,8 @@ def test_a_search_is_requeued_as_long_as_any_of_its_runs_gets_on(
         ray_job._requeue(record, Slurm())
         requeued.append(calls.exists())
     assert requeued == [True] * 6 + [False]
-    assert "3 times in a row without a new checkpoint" in Run(Path(record.folder)).status()["reason"]
+    status = Run(Path(record.folder)).status()
+    assert "3 times in a row without a new checkpoint" in status["reason"]
 
 
 @pytest.mark.parametrize("limit", ["1:00", "10:00"])
