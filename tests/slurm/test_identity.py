@@ -130,6 +130,18 @@ def test_somebody_elses_sweep_is_told_as_such(slurm: Any) -> None:
         slurm.run("scancel", *jobs)
 
 
+def test_a_job_in_a_hidden_partition_is_seen(slurm: Any) -> None:
+    with as_nobody():  # root sees all
+        job = unrelated()
+    slurm.run("scontrol", "update", "PartitionName=main", "Hidden=YES")
+    try:
+        with as_nobody():
+            assert commands.my_jobs()[job][2] == "unrelated"
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=main", "Hidden=NO")
+        slurm.run("scancel", job)
+
+
 # --- helpers ---
 
 

@@ -95,8 +95,9 @@ def no_answer(command: Sequence[str], error: str) -> NoAnswer:
 def my_jobs() -> dict[str, tuple[str, str, str]]:
     """Return (state, reason, name) of the user's jobs by id (array_task), in one call. The reason
     BeginTime has the time at which the job may start."""
-    text = ask([
-        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%S|%j",
+    text = ask([  # without --all, jobs in hidden partitions would look as if they had ended
+        "squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}",
+        "--format=%i|%T|%r|%S|%j",
     ])
     rows = [line.strip().split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
     return {number: (state, f"{reason} {start}" if reason == "BeginTime" else reason, name)
