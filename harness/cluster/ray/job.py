@@ -86,11 +86,11 @@ def _requeue(record: Record, place: Place) -> None:
     The job's folder counts them, so that a new launch, which has another, counts anew.
     """
     own = Run(Path(record.folder))
-    place.requeue(own)
+    signatures = signatures_of(record, thaw(record.options["sweep"]))
+    place.requeue(own, record.runs(signatures))
     reason = own.status().get("reason")
     if reason is None:
         return
-    signatures = signatures_of(record, thaw(record.options["sweep"]))
     for run in record.runs(ours(record, signatures)):
         status = run.status()
         is_open = status["state"] in ("submitted", "running", "stopped")

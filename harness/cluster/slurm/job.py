@@ -1,9 +1,11 @@
 """The job of one trial on SLURM, on every rank."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def run_trial(run_folder: str) -> str:
         raise TrialFailed(run.status().get("error", "another rank failed"))
     if outcome == "stopped":
         if os.environ["RANK"] == "0":
-            requeue(run)
+            requeue(run, [run])
         # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
     return outcome
@@ -127,8 +129,11 @@ def outlast_early_signal(run: Run) -> None:
         log.warning("the time limit is %.0f s: stops %.0f s before it", limit_s, before_s)
 
 
-def requeue(run: Run | None = None) -> None:
+def requeue(run: Run | None = None, progress: Sequence[Run] = ()) -> None:
     """Requeue this job, unless it is being cancelled or has timed out too often.
+
+    run: its status keeps the count; without it nothing is counted. progress: the runs whose
+    checkpoints show that work goes on.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
     continue is still RUNNING then. The next launch resumes a job that was not requeued.
@@ -142,7 +147,7 @@ def requeue(run: Run | None = None) -> None:
                 return
             if run is not None and not is_counted:
                 is_counted = True
-                if not _may_continue(run, left_s, limit_s):
+                if not _may_continue(run, progress, left_s, limit_s):
                     return
             _run(["scontrol", "requeue", str(job)])
             log.info("job %s was requeued", job)
@@ -153,7 +158,9 @@ def requeue(run: Run | None = None) -> None:
     log.error("job %s could not be requeued; launch the sweep again", job)
 
 
-def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
+def _may_continue(
+    run: Run, progress: Sequence[Run], left_s: float, limit_s: float
+) -> bool:
     """Count a time-out or a preemption in the run's status; False after too many time-outs. Not by
     submitit, which takes every signal for a time-out if the limit is ten minutes or less."""
     status, delay_s = run.status(), _signal_delay_s()
@@ -165,7 +172,7 @@ def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
                     "next attempt outlasts the signal", left_s, limit_s, delay_s)
         why = ""
     elif by_limit:
-        why = _count_time_out(run, status, limit_s)
+        why = _count_time_out(status, _reached(progress), limit_s)
     else:
         status["preemptions"], why = status.get("preemptions", 0) + 1, ""
     if why:
@@ -176,11 +183,11 @@ def _may_continue(run: Run, left_s: float, limit_s: float) -> bool:
     return not why
 
 
-def _count_time_out(run: Run, status: dict[str, Any], limit_s: float) -> str:
-    """Count a time-out in a status; returns why there may be no further one, "" if there may."""
+def _count_time_out(status: dict[str, Any], reached: str, limit_s: float) -> str:
+    """Count a time-out in a status; returns why there may be no further one, "" if there may.
+    reached: see `_reached`."""
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     status["time_outs"] = count = status.get("time_outs", 0) + 1
-    reached = " ".join(sorted(path.name for path in run.checkpoints.glob("[!.]*-*")))
     idle = status.get("idle_time_outs", 0) + 1 if reached == status.get("reached", "") else 0
     status |= {"reached": reached, "idle_time_outs": idle}
     log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)
@@ -191,6 +198,15 @@ def _count_time_out(run: Run, status: dict[str, Any], limit_s: float) -> str:
         return (f"reached its time limit of {limit_s:.0f} s {counted(idle, 'time')} in a row "
                 "without a new checkpoint")
     return ""
+
+
+def _reached(runs: Sequence[Run]) -> str:
+    """Return a short text that changes with every new checkpoint or result of some runs; "" while
+    there is none."""
+    paths = [path for run in runs
+             for path in (*run.checkpoints.glob("[!.]*-*"), *run.folder.glob("result.json"))]
+    names = "\n".join(sorted(map(str, paths)))
+    return hashlib.sha256(os.fsencode(names)).hexdigest()[:12] if paths else ""
 
 
 def _signal_delay_s() -> float:
