@@ -107,9 +107,10 @@ def _check(config: Config, world: int) -> None:
         return
     with stop_on_signals():
         peers.meet(60 * config.engine.timeout)
-    from harness.training import ranks  # late: torch takes seconds
+        from harness.training import ranks  # late: torch takes seconds
 
-    ranks.init_ranks(config.engine.timeout)
+        ranks.init_ranks(config.engine.timeout)
+        ranks.check_stop("the ranks joined")
     try:
         with ranks.leader_first() as acts, quietly():
             if acts:

@@ -35,7 +35,11 @@ CLOCK_S = 60.0
 
 
 class Busy(UserError):
-    """A living process holds the lock."""
+    """A living process holds the lock: `who`."""
+
+    def __init__(self, message: str, who: str = "another process") -> None:
+        super().__init__(message)
+        self.who = who
 
 
 class LockLost(Busy):
@@ -130,7 +134,8 @@ def _acquire(path: Path) -> str:
                     continue
                 if holder and (_is_alive(path, holder)
                                or (not _is_here(holder) and is_beating(path))):
-                    raise Busy(f"{path.parent}: in use by {_description(holder)}") from None
+                    raise Busy(f"{path.parent}: in use by {_description(holder)}",
+                               _who(holder)) from None
                 _remove_stale(path, holder)
     finally:
         with suppress(OSError):  # a read-only file system has nothing to remove
@@ -140,10 +145,14 @@ def _acquire(path: Path) -> str:
 
 def _description(holder: dict[str, Any]) -> str:
     """Return who holds a lock and what to do about it."""
-    pid, host, job = holder["pid"], holder["host"], holder.get("job")
-    who = f"process {pid} on {host}" + (f" (job {job})" if job else "")
-    end = f"scancel {job}" if job else f"kill {pid} on {host}"
-    return f"{who}; wait until it has ended, or end it ({end}) and give the command again"
+    job = holder.get("job")
+    end = f"scancel {job}" if job else f"kill {holder['pid']} on {holder['host']}"
+    return f"{_who(holder)}; wait until it has ended, or end it ({end}) and give the command again"
+
+
+def _who(holder: dict[str, Any]) -> str:
+    job = holder.get("job")
+    return f"process {holder['pid']} on {holder['host']}" + (f" (job {job})" if job else "")
 
 
 @contextmanager

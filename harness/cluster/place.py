@@ -142,8 +142,8 @@ class Place(Protocol):
     def task(self) -> Task:
         """Return the task that this process is."""
 
-    def requeue(self, counted: Run, progress: Sequence[Run]) -> None:
+    def requeue(self, counted: Run, parts: Sequence[Run]) -> None:
         """Put this job back into the queue, where the place has one, unless its time limit ended it
-        too often. The status of `counted` keeps the count, and then the reason. progress: the runs
-        whose checkpoints show that work goes on."""
+        too often, or without any progress of the runs `parts`. The status of `counted` keeps the
+        count, and then the reason."""
         return

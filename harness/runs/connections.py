@@ -88,6 +88,7 @@ class Connections:
         self.hosts: dict[int, str] = {}
         self.leader: list[Any] = []
         self.left: set[int] = set()  # ranks that ended their work without a failure
+        self.asked_to_stop = self.is_closed = False
         self.failures: dict[int, Failure] = {}
         self.told: dict[str, int] = {}
         self.verdict: dict[str, Any] | None = None  # rank 0's last message, also to who comes late
@@ -136,6 +137,10 @@ class Connections:
             link.close()
             return
         with self.changed:
+            if self.is_closed:  # it came while this rank left
+                link.send(left=True)
+                link.close()
+                return
             self.links[rank], self.hosts[rank] = link, str(hello.get("host"))
             self.changed.notify_all()
             if self.verdict is not None:
@@ -162,7 +167,7 @@ class Connections:
 
     def meet(self, limit_s: float, terminated: list[int]) -> None:
         started = time.monotonic()
-        notice, pause = started + NOTICE_S[0], POLL_S
+        notice, pause, has_asked = started + NOTICE_S[0], POLL_S, False
         while not self.has_met:
             if self.rank == 0 and len(self.links) == self.world - 1:
                 self.has_met = True
@@ -174,8 +179,11 @@ class Connections:
             if terminated:
                 raise Hindered(f"ended by SIGTERM while it waited for {self._missing()}; if one "
                                "could not start, its log says why")
-            if stop_requested():
+            if stop_requested() and (self.rank == 0 or not self.links):
                 raise Stopped("on request, while it waited for other ranks")
+            if stop_requested() and not has_asked:  # rank 0 decides: all may have met just now
+                self.links[0].send(stop=True)
+                has_asked = True
             with self.changed:
                 if self.has_met or self._is_lost():
                     break
@@ -201,12 +209,15 @@ class Connections:
                 f"(rank {', '.join(map(str, missing))})")
 
     def _is_lost(self) -> bool:
-        return bool(self.failures or (self.left and not self.has_met))
+        return bool(self.failures or self._is_stopped())
+
+    def _is_stopped(self) -> bool:
+        return not self.has_met and bool(self.left or self.asked_to_stop)
 
     def _check(self) -> None:
         if self.failures:
             raise RankLost("another rank has failed")
-        if self.left and not self.has_met:
+        if self._is_stopped():
             raise Stopped("because another rank was stopped before all ranks had met")
 
     def agree(self, name: str, make: Callable[[], int]) -> int:
@@ -228,12 +239,13 @@ class Connections:
         while (message := link.receive()) is not None:
             with self.changed:
                 self.has_met |= "met" in message
+                self.asked_to_stop |= "stop" in message
                 self.told |= message.get("told", {})
                 self.left |= {rank} if "left" in message else set()
                 self.changed.notify_all()
             if "failed" in message:
                 self._learn(message.get("rank", rank), message["failed"])
-        if rank not in self.left and self.links.get(rank) is link:
+        if rank not in self.left and self.links.get(rank) is link and not self.is_closed:
             error = f"its process on {self.hosts[rank]} ended without a message"
             self._learn(rank, {"error": error, "lines": [error], "hindered": True,
                                "is_cause": True, "is_death": True})
@@ -256,18 +268,20 @@ class Connections:
         """End this process, unless its main thread ends by itself."""
         time.sleep(GRACE_S)
         self.claim_end("thread")
-        failure = self.cause(0.0)
-        assert failure is not None
-        log.error("ends: %s", failure["error"])
         try:
-            self.record(failure)
-        except Exception as error:
-            log.error("%s", error)
-        self._send_all(rank=self._cause()[0], failed=self._cause()[1])
-        if self.rank == 0:
-            self.file.unlink(missing_ok=True)
-        sys.stdout.flush()
-        os._exit(1)
+            failure = self.cause(0.0)
+            assert failure is not None
+            log.error("ends: %s", failure["error"])
+            try:
+                self.record(failure)
+            except Exception as error:
+                log.error("%s", error)
+            self._send_all(rank=self._cause()[0], failed=self._cause()[1])
+            if self.rank == 0:
+                self.file.unlink(missing_ok=True)
+            sys.stdout.flush()
+        finally:  # even if the output or the folder is on a full disk
+            os._exit(1)
 
     def claim_end(self, by: Literal["main", "thread"]) -> None:
         """Let only one thread end this process; the other one sleeps until then."""
@@ -325,7 +339,7 @@ class Connections:
     def close(self) -> None:
         """Leave the other ranks."""
         with self.changed:
-            self.ender = "main"
+            self.ender, self.is_closed = "main", True
         if self.rank not in self.failures:
             for link in self.links.values():
                 link.send(left=True)

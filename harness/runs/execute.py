@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
-from harness.base.locks import LockLost, job_id
+from harness.base.locks import LockLost, check_held, job_id
 from harness.config.yaml_files import read_yaml
 from harness.runs import peers
 from harness.runs.environment import CODE, environment
@@ -70,6 +70,7 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
     def end_as_another_failed(failure: peers.Failure) -> None:
         end_with("failed", log=str(run.log_file), **failure)
         if leader:
+            check_held(run.lock_file)
             run.lock_file.unlink(missing_ok=True)
         _end_for_rank_0(run, failure)
 

@@ -64,7 +64,7 @@ def together(folder: Path, *, watched: bool = True) -> Iterator[None]:
     try:
         peers.open()
         yield
-    except (SystemExit, Stopped):  # all ranks agree on a stop
+    except Stopped:  # all ranks agree on it
         raise
     except BaseException as error:
         end_here()

@@ -118,7 +118,7 @@ def _complete(dataset: Dataset, targets: Mapping[str, Path], folder: Path) -> No
                     raise UserError(f"data.stage: {next(iter(left))} changes while it is copied")
         except Busy as holder:
             if not is_logged:
-                log.info("waiting for the copy of %s (%s)", dataset.name, holder)
+                log.info("waiting for the copy of %s (%s)", dataset.name, holder.who)
             is_logged = True
             time.sleep(POLL_S)
             check_stop(COPYING)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.images.loader import ImageLoader
 from harness.images.views import Transform
+from harness.runs.stopping import Stopped
 from harness.training import progress, ranks
 from svll.base.records import Records
 from svll.features.parts import merge_parts, missing_rows, write_part
@@ -195,13 +196,16 @@ def encode_groups(
     left = [batches[i] for i in _left(target, len(images), reader.batch)]
     own = left[ranks.rank() :: ranks.world_size()]
     pending: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
-    written = time.monotonic()
+    kept, written = len(images) - sum(map(len, left)), time.monotonic()
     try:
         for found, features in _encoded(images, reader, encode, own):
             pending.append((found, features.numpy().astype(target.dtype)))
+            kept += len(found)
             if time.monotonic() - written >= PART_S:
                 _write(target, pending)
                 written = time.monotonic()
+    except Stopped as reason:
+        raise Stopped(f"{reason}; of {len(images)}, {kept} or more are kept") from None
     finally:
         _write(target, pending)
     ranks.barrier()

@@ -50,8 +50,8 @@ def _claim(path: Path, stack: ExitStack) -> bool:
             return not exists(path)
         except Busy as holder:
             if not is_waiting:
-                log.info("waiting for %s (%s)", path.name, holder)
+                log.info("waiting for %s (%s)", path.name, holder.who)
             is_waiting = True
             time.sleep(POLL_S)
-            check_stop(f"waiting for {path.name}")
+            check_stop(f"waiting for {path.name} ({holder.who})")
     return False

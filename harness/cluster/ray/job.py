@@ -87,11 +87,12 @@ def _requeue(record: Record, place: Place) -> None:
     """
     own = Run(Path(record.folder))
     signatures = signatures_of(record, thaw(record.options["sweep"]))
-    place.requeue(own, record.runs(signatures))
+    runs = record.runs(ours(record, signatures))
+    place.requeue(own, runs)
     reason = own.status().get("reason")
     if reason is None:
         return
-    for run in record.runs(ours(record, signatures)):
+    for run in runs:
         status = run.status()
         is_open = status["state"] in ("submitted", "running", "stopped")
         is_over = run.is_complete() or was_ended_early(run)

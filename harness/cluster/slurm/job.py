@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ LATE_S = 60.0
 SHORT_LIMIT = "short_limit_s"
 """Entry of a status: the time limit is below the signal's delay."""
 MOST_IDLE = 3
-"""After so many time-outs in a row without a new checkpoint, a job is not requeued."""
+"""After so many time-outs in a row at the same place without a new checkpoint, a job is not
+requeued."""
 
 
 def run_trial(run_folder: str) -> str:
@@ -129,11 +131,11 @@ def outlast_early_signal(run: Run) -> None:
         log.warning("the time limit is %.0f s: stops %.0f s before it", limit_s, before_s)
 
 
-def requeue(run: Run | None = None, progress: Sequence[Run] = ()) -> None:
+def requeue(run: Run | None = None, parts: Sequence[Run] = ()) -> None:
     """Requeue this job, unless it is being cancelled or has timed out too often.
 
-    run: its status keeps the count; without it nothing is counted. progress: the runs whose
-    checkpoints show that work goes on.
+    run: its status keeps the count; without it nothing is counted. parts: the runs that the job
+    carries out, if it is not `run`.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
     continue is still RUNNING then. The next launch resumes a job that was not requeued.
@@ -147,7 +149,7 @@ def requeue(run: Run | None = None, progress: Sequence[Run] = ()) -> None:
                 return
             if run is not None and not is_counted:
                 is_counted = True
-                if not _may_continue(run, progress, left_s, limit_s):
+                if not _may_continue(run, parts or [run], left_s, limit_s):
                     return
             _run(["scontrol", "requeue", str(job)])
             log.info("job %s was requeued", job)
@@ -158,9 +160,7 @@ def requeue(run: Run | None = None, progress: Sequence[Run] = ()) -> None:
     log.error("job %s could not be requeued; launch the sweep again", job)
 
 
-def _may_continue(
-    run: Run, progress: Sequence[Run], left_s: float, limit_s: float
-) -> bool:
+def _may_continue(run: Run, parts: Sequence[Run], left_s: float, limit_s: float) -> bool:
     """Count a time-out or a preemption in the run's status; False after too many time-outs. Not by
     submitit, which takes every signal for a time-out if the limit is ten minutes or less."""
     status, delay_s = run.status(), _signal_delay_s()
@@ -172,7 +172,7 @@ def _may_continue(
                     "next attempt outlasts the signal", left_s, limit_s, delay_s)
         why = ""
     elif by_limit:
-        why = _count_time_out(status, _reached(progress), limit_s)
+        why = _count_time_out(parts, status, limit_s)
     else:
         status["preemptions"], why = status.get("preemptions", 0) + 1, ""
     if why:
@@ -183,12 +183,13 @@ def _may_continue(
     return not why
 
 
-def _count_time_out(status: dict[str, Any], reached: str, limit_s: float) -> str:
-    """Count a time-out in a status; returns why there may be no further one, "" if there may.
-    reached: see `_reached`."""
+def _count_time_out(parts: Sequence[Run], status: dict[str, Any], limit_s: float) -> str:
+    """Count a time-out in a status; returns why there may be no further one, "" if there may."""
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     status["time_outs"] = count = status.get("time_outs", 0) + 1
-    idle = status.get("idle_time_outs", 0) + 1 if reached == status.get("reached", "") else 0
+    reached, has_saved = _reached(parts)
+    is_further = reached != status["reached"] if "reached" in status else has_saved
+    idle = 0 if is_further else status.get("idle_time_outs", 0) + 1
     status |= {"reached": reached, "idle_time_outs": idle}
     log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)
     if count > most:
@@ -200,13 +201,17 @@ def _count_time_out(status: dict[str, Any], reached: str, limit_s: float) -> str
     return ""
 
 
-def _reached(runs: Sequence[Run]) -> str:
-    """Return a short text that changes with every new checkpoint or result of some runs; "" while
-    there is none."""
-    paths = [path for run in runs
-             for path in (*run.checkpoints.glob("[!.]*-*"), *run.folder.glob("result.json"))]
-    names = "\n".join(sorted(map(str, paths)))
-    return hashlib.sha256(os.fsencode(names)).hexdigest()[:12] if paths else ""
+def _reached(runs: Sequence[Run]) -> tuple[str, bool]:
+    """Return a short text that changes whenever some runs have come further, and whether any has
+    saved. Before and after training, the reason of a stop says how far a run has come."""
+    saved = sorted(str(path) for run in runs
+                   for path in (*run.checkpoints.glob("[!.]*-*"), *run.folder.glob("result.json")))
+    reasons = []
+    for run in runs:
+        with suppress(UserError):  # one run's damaged status does not end a search
+            reasons.append(str(run.status().get("reason")))
+    text = "\n".join([*saved, *reasons])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], bool(saved)
 
 
 def _signal_delay_s() -> float:

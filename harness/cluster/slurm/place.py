@@ -157,8 +157,8 @@ class Slurm(Place):
         hosts = tuple(SlurmJobEnvironment().hostnames)
         return Task(int(os.environ.get("SLURM_PROCID", "0")), attempt, hosts)
 
-    def requeue(self, counted: Run, progress: Sequence[Run]) -> None:
-        requeue(counted, progress)
+    def requeue(self, counted: Run, parts: Sequence[Run]) -> None:
+        requeue(counted, parts)
 
 
 def _job_ids(records: Mapping[str, Record]) -> dict[str, str]:

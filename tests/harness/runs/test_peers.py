@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.runs import connections, peers
+from harness.runs.connections import Connections
 from harness.runs.run import Run
+from harness.runs.stopping import Stopped
 
 SOON_S = 5.0
 EXPERIMENT = """
@@ -25,11 +29,14 @@ from pathlib import Path
 def run(run, report=None):
     rank = os.environ["RANK"]
     (run.folder / f"begun-{rank}").write_text(str(os.getpid()))
+    print("begun")
     if os.environ["WHO"] == rank:
         if os.environ["HOW"] == "full":
             raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
         if os.environ["HOW"] == "raise":
             raise ValueError("no such thing")
+        if os.environ["HOW"] == "exit":
+            sys.exit("no licence")  # as a library may
         if os.environ["HOW"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
     lock = threading.Lock()
@@ -45,14 +52,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., dict[int, subprocess.Popen[s
     Run(tmp_path / "run").create("run:\n  experiment: blocked.run\n")
     started: list[subprocess.Popen[str]] = []
 
-    def start(numbers: Any, world: int = 3, **more: str) -> dict[int, subprocess.Popen[str]]:
+    def start(
+        numbers: Any, world: int = 3, output: Any = subprocess.PIPE, **more: str
+    ) -> dict[int, subprocess.Popen[str]]:
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         env = {**os.environ, "PYTHONPATH": path, "WORLD_SIZE": str(world), "WHO": "", "HOW": "",
                peers.ATTEMPT: "one", **more}
         processes = {
             rank: subprocess.Popen(
                 [sys.executable, "-m", "harness.cluster.rank_processes", str(tmp_path / "run")],
-                env={**env, "RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
+                env={**env, "RANK": str(rank)}, text=True, stdout=output,
                 stderr=subprocess.STDOUT,
             )
             for rank in numbers
@@ -87,6 +96,7 @@ def ended(processes: dict[int, subprocess.Popen[str]]) -> dict[int, tuple[int, s
     [
         (0, "full", "metrics.jsonl: No space left on device", True),
         (2, "raise", "rank 2: ValueError: no such thing", False),
+        (1, "exit", "rank 1: SystemExit: no licence", False),
         (0, "kill", "rank 0: its process on HOST ended without a message", True),
         (1, "kill", "rank 1: its process on HOST ended without a message", True),
     ],
@@ -104,6 +114,15 @@ def test_all_ranks_end_soon_after_one_has_failed_and_the_status_names_it(
     assert all(error.partition(": ")[2] in results[rank][1] for rank in range(3) if rank != who)
     assert not Run(tmp_path / "run").lock_file.exists()
     assert not list((tmp_path / "run").glob(".ranks-*"))
+
+
+def test_a_rank_whose_output_is_on_a_full_disk_ends_too(start: Any, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        processes = start([0], world=2, output=full, PYTHONUNBUFFERED="")
+    processes |= start([1], world=2, WHO="1", HOW="raise")
+    until((tmp_path / "run" / "begun-1").exists)
+    assert [code for code, _ in ended(processes).values()] == [1, 1]
+    assert Run(tmp_path / "run").status()["error"] == "rank 1: ValueError: no such thing"
 
 
 def test_ranks_end_soon_with_the_message_of_rank_0_that_found_its_folder_in_use(
@@ -145,6 +164,64 @@ def test_a_wait_for_other_ranks_ends_at_a_signal(start: Any, tmp_path: Path) -> 
     assert [code for code, _ in ended(waiting).values()] == [1]
     assert run.status()["error"].startswith("ended by SIGTERM while it waited for 2 of 3 ranks at ")
     assert run.status()["hindered"]
+
+
+def connected(folder: Path, world: int = 2) -> list[Connections]:
+    """Return ranks, in this process, that are connected and have not met."""
+    ranks = [Connections(folder / "ranks.json", rank, world, False) for rank in range(world)]
+    ranks[0].open()
+    for one in ranks[1:]:
+        one._connect()
+    until(lambda: len(ranks[0].links) == world - 1)
+    return ranks
+
+
+def test_a_rank_that_is_told_to_stop_leaves_only_if_rank_0_has_not_met_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "stop_requested", lambda: True)
+    seen, hears = threading.Event(), Connections._read
+    with monkeypatch.context() as patch:  # rank 1 is slow to hear what rank 0 says
+        patch.setattr(Connections, "_read", lambda *args: seen.wait() and hears(*args))
+        first, second = connected(tmp_path)
+        first.meet(10.0, [])
+        threading.Timer(0.3, seen.set).start()
+        second.meet(10.0, [])  # otherwise rank 0 would wait for it in a collective
+    assert first.has_met
+    assert second.has_met
+    for one in (first, second):
+        one.close()
+
+    first, second = connected(tmp_path)
+    ends: list[str] = []
+
+    def meet() -> None:
+        with suppress(Stopped):
+            second.meet(10.0, [])
+            ends.append("met")
+        ends.append("over")
+
+    other = threading.Thread(target=meet)
+    other.start()
+    until(lambda: first.asked_to_stop)
+    monkeypatch.setattr(connections, "stop_requested", lambda: False)
+    with pytest.raises(Stopped, match="another rank was stopped before all ranks had met"):
+        first._check()
+    first.close()
+    other.join(10.0)
+    assert ends == ["over"]
+    second.close()
+
+
+def test_a_rank_that_ends_first_is_no_failure_of_the_others(tmp_path: Path) -> None:
+    ranks = connected(tmp_path, world=3)
+    ranks[0].meet(10.0, [])
+    ranks[0].close()
+    until(lambda: all(one.left == {0} for one in ranks[1:]))
+    for one in ranks[1:]:
+        one.close()
+    time.sleep(0.2)
+    assert [one.failures for one in ranks] == [{}, {}, {}]
 
 
 def test_a_rank_that_waits_says_for_whom_and_gives_up_after_the_limit(

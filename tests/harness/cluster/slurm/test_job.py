@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,13 +13,9 @@ from harness.base import locks
 from harness.base.locks import lock_holder
 from harness.cluster import rank_processes
 from harness.cluster.rank_processes import TrialFailed
-from harness.cluster.ray import job as ray_job
-from harness.cluster.records import new_record
 from harness.cluster.slurm import job
-from harness.cluster.slurm.place import Slurm
 from harness.runs import stopping
 from harness.runs.run import Run
-from harness.sweeps.sweep_json import freeze
 
 SLURM = {
     "SLURM_JOB_ID": "41234", "SLURM_ARRAY_JOB_ID": "41230", "SLURM_ARRAY_TASK_ID": "4",
@@ -208,27 +203,32 @@ def test_a_run_that_its_time_limits_leave_no_step_is_not_requeued_for_ever(
     )
 
 
-def test_a_search_is_requeued_as_long_as_any_of_its_runs_gets_on(
-    slurm_job: None, commands, toy: ModuleType, tmp_path: Path
+def test_a_run_that_gets_further_without_checkpoints_is_requeued(
+    slurm_job: None, commands, tmp_path: Path
 ) -> None:
-    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2]}})
-    names = [trial.signature for trial in sweep.trials]
-    record = new_record(sweep.folder, "slurm", names, backend="ray",
-                        sweep={**freeze(sweep), "known": names})
-    first, second = (trial.run for trial in sweep.trials)
-    news = [first.checkpoints / "stage1-0001-000001", first.checkpoints / "stage1-0001-000002",
-            first.result_file, second.checkpoints / "stage1-0001-000001", None, None, None]
-    requeued = []
-    for new in news:
-        if new is not None:
-            new.mkdir(parents=True)
+    run, requeued = Run(tmp_path), []
+    for kept in (100, 200, 300, 400, 500, 500, 500, 500):
+        facts = {k: v for k, v in run.status().items() if k not in ("state", "time", "reason")}
+        run.set_status("stopped", reason=f"while encoding images, {kept} are kept", **facts)
         calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
         calls.unlink(missing_ok=True)
-        ray_job._requeue(record, Slurm())
+        job.requeue(run)
         requeued.append(calls.exists())
-    assert requeued == [True] * 6 + [False]
-    status = Run(Path(record.folder)).status()
-    assert "3 times in a row without a new checkpoint" in status["reason"]
+    assert requeued == [True] * 7 + [False]
+
+
+def test_a_search_is_requeued_as_long_as_one_of_its_runs_gets_further(
+    slurm_job: None, commands, tmp_path: Path
+) -> None:
+    own, runs, requeued = Run(tmp_path / "job"), [Run(tmp_path / "a"), Run(tmp_path / "b")], []
+    for step in (1, 2, 3, 4, 5, None, None, None):
+        if step is not None:
+            (runs[step % 2].checkpoints / f"stage1-0001-{step:06d}").mkdir(parents=True)
+        calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
+        calls.unlink(missing_ok=True)
+        job.requeue(own, runs)
+        requeued.append(calls.exists())
+    assert requeued == [True] * 7 + [False]
 
 
 @pytest.mark.parametrize("limit", ["1:00", "10:00"])
