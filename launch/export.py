@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from harness.base.files import check_writable
+from harness.base.paths import NO_UTF8, refuse
 from launch.cli import command, refuse_without
 
 MAX_IMAGES = 24
@@ -40,6 +41,7 @@ def main(
 ) -> int:
     """Export, compare with torch, and print the largest difference."""
     refuse_without("--camera", camera is not None, {"--dataset": dataset})
+    refuse("--out", out, {NO_UTF8: "cannot be in the path of an ONNX file"})
     check_writable(out)  # before the work
     from svll.data.readers.common import find_images
 

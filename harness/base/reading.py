@@ -35,4 +35,8 @@ def retried(read: Callable[[], T], *also: type[Exception]) -> T:
 
 def exists(path: Path) -> bool:
     """Return whether there is a file or folder. Raises OSError when that is not known."""
-    return retried(path.exists)
+    try:
+        retried(path.stat)  # since Python 3.14 Path.exists answers False to every error
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

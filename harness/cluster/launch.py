@@ -14,7 +14,7 @@ from harness.base.units import counted
 from harness.cluster import array_plan, snapshots
 from harness.cluster.known_places import Places, all_places, place_named
 from harness.cluster.pages import write_summary
-from harness.cluster.place import Place, Submission
+from harness.cluster.place import NoAnswer, Place, Submission
 from harness.cluster.pruning import prune
 from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import Cluster, NotYours, Record, new_record, read_records
@@ -76,7 +76,9 @@ def launch(
         prune(sweep.folder)
         waiting = due(states, retry_failed=retry_failed)
         records = _own_records(sweep)
-        unseen = {r.token: _out_of_reach(r, sweep, places) for r in records if hidden(r, places)}
+        shown = {one.token for one in states}
+        unseen = {r.token: why for r in records
+                  if r.token in shown and (why := _unseen(r, sweep, places))}
         for line in [*_counts(states, unseen), *shared_with(sweep, records)]:
             log.warning("%s", line)
         if is_searched(sweep, places):  # the running search will start these trials itself
@@ -119,11 +121,21 @@ def _states(sweep: Sweep, places: Places, retry_failed: bool) -> list[TrialState
         time.sleep(1.0)
 
 
+def _unseen(record: Record, sweep: Sweep, places: Places) -> str:
+    """Return why a submission's jobs cannot be seen from here, and what to do; "" if they can."""
+    try:
+        why = hidden(record, places)
+    except NoAnswer as error:
+        why = (f"submitted to the cluster {record.site}, which does not answer here "
+               f"({str(error).splitlines()[0]})")
+    return why and (f"{why}; give --cancel there, or, if that cluster is gone, delete the folders "
+                    f"in {sweep.folder / 'jobs'} whose record.json names it")
+
+
 def _out_of_reach(record: Record, sweep: Sweep, places: Places) -> str:
     """Return why a submission's jobs cannot be ended from here, and what to do; "" if they can."""
-    if why := hidden(record, places):
-        return (f"{why}; give --cancel there, or, if that cluster is gone, delete the folders in "
-                f"{sweep.folder / 'jobs'} whose record.json names it")
+    if why := _unseen(record, sweep, places):
+        return why
     if not record.is_from(sweep.origin):
         return f"submitted from {record.origin}; --cancel there ends them"
     return ""

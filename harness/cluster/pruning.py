@@ -21,6 +21,8 @@ from harness.runs.run import Run, state_of
 
 log = logging.getLogger(__name__)
 ENDED = ("complete", "ended early")
+ONE_LOOK_S = 60.0
+"""For how long a scheduler's answer is used: it is asked once for all records."""
 TOKEN = re.compile(r"[0-9a-f]{10}|\..*\.tmp")
 """Names of job folders, and of what a kill left of one."""
 
@@ -39,14 +41,14 @@ def prune(sweep_folder: Path) -> None:
             log.info("deleted %d old folders of jobs and frozen code", len(found))
 
 
-def unneeded(sweep_folder: Path, places: Places | None = None) -> list[Path]:
+def unneeded(sweep_folder: Path) -> list[Path]:
     """Return the job folders and frozen code that neither an unfinished trial nor a job needs, and
     that were not used for UNUSED_DAYS. Raises UserError when a scheduler does not answer."""
     folder = sweep_folder.resolve()
     jobs, codes = unused(jobs_folder(folder)), unused(code_folder(folder))
     if not jobs and not codes:
         return []
-    places = places or all_places()
+    places = all_places(max_age_s=ONE_LOOK_S)
     records = read_records(folder)
     runs = [Run(file.parent) for file in folder.glob("*/status.json")]
     open_runs = {run.signature: run.status() for run in runs if state_of(run) not in ENDED}

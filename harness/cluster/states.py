@@ -103,8 +103,9 @@ def _records_of(
 
 def _is_uncertain(one: TrialState, retry_failed: bool) -> bool:
     """Return whether a job may exist and change the state. The job of a trial that failed may still
-    run on another rank, or may have been requeued."""
-    return one.state != "missing" and (one.is_due or (retry_failed and one.state == "failed"))
+    run on another rank, or may have been requeued; that of a missing one may wait, if somebody
+    deleted the run's folder."""
+    return one.is_due or (retry_failed and one.state == "failed")
 
 
 def _jobs(records: Mapping[str, Sequence[Record]], places: Places) -> dict[str, Job]:
@@ -171,7 +172,7 @@ def _with_job(
             note = f"its job has not ended; {one.note}"
             return replace(one, state="queued", note=note, token=job.token)
         return replace(one, state=job.state, note=job.note, token=job.token)
-    if one.state == "failed":
+    if one.state in ("failed", "missing"):
         return one
     if unknown := [record for record in records if record.state == "submitting"]:
         if is_launching:

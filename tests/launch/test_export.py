@@ -100,3 +100,10 @@ def test_help_shows_the_examples_without_loading_torch() -> None:
     )
     assert "    python launch/export.py --weights" in done.stdout
     assert done.stdout.rstrip().endswith("False")
+
+
+def test_a_place_that_the_runtime_cannot_open_is_refused_before_the_work(tmp_path: Path) -> None:
+    status, _, err = called("export", "--weights", tmp_path, "--out", f"{tmp_path}/\udcff.onnx")
+    assert status == 1
+    assert "--out: " in err
+    assert "bytes that are not UTF-8 cannot be in the path of an ONNX file" in err

@@ -31,9 +31,10 @@ def job_of(sweep: Sweep, index: int) -> str:
     return read_records(sweep.folder)[-1].jobs[sweep.trials[index].signature]
 
 
-def mine(sweep: Sweep) -> list[str]:
+def mine(sweep: Sweep) -> dict[str, tuple[str, str, str]]:
+    """Return the jobs of a sweep as `my_jobs` does: its trials, and those before and after."""
     tokens = {record.token for record in read_records(sweep.folder)}
-    return [n for n, (_, _, name) in commands.my_jobs().items() if name.split(".")[-1] in tokens]
+    return {n: job for n, job in commands.my_jobs().items() if job[2].split(".")[-1] in tokens}
 
 
 def assert_whole(sweep: Sweep, *, epochs: int, attempts: int) -> None:

@@ -19,10 +19,9 @@ import toy_experiment as toy  # noqa: E402
 from harness.base.errors import UserError  # noqa: E402
 from harness.base.files import read_json, write_json  # noqa: E402
 from harness.cluster.launch import cancel, launch  # noqa: E402
-from harness.cluster.slurm.before_and_after import read_ids  # noqa: E402
 from harness.cluster.slurm.commands import my_jobs  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
-from harness.sweeps.reading import Sweep  # noqa: E402
+from tests.slurm.sweeps import mine  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,8 @@ def test_trials_wait_for_what_they_share_though_that_job_is_stopped_and_the_repo
     launch(sweep, "slurm")
     toy.until(lambda: [view.note for view in survey(sweep)] == ["Dependency"] * 6)
     toy.until((sweep.folder / "preparing.json").exists)
-    slurm.run("scancel", "--signal=USR2", read_ids(sweep.folder)[0])
+    [number] = [number for number, (_, _, name) in mine(sweep).items() if ".before." in name]
+    slurm.run("scancel", "--signal=USR2", number)
     report = sweep.folder / "report.txt"
     toy.until(report.exists, seconds=120)
     seen = [read_json(trial.run.folder / "seen-0.json") for trial in sweep.trials]
@@ -54,9 +54,9 @@ def test_trials_wait_for_what_they_share_though_that_job_is_stopped_and_the_repo
     assert sorted(places, reverse=True) == [places[0], places[2], places[1]]
     assert sum("failed: RuntimeError: the toy broke" in line for line in lines) == 3
     toy.until((sweep.folder / "reported.json").exists)
-    toy.until(lambda: not around(sweep))
+    toy.until(lambda: not mine(sweep))
     assert launch(sweep, "slurm") == []
-    assert not around(sweep), "the report is there"
+    assert not mine(sweep), "the report is there"
 
 
 def test_the_last_trial_writes_the_page_where_no_job_was_asked_to(
@@ -84,14 +84,15 @@ def test_a_cancelled_sweep_leaves_none_of_the_jobs_around_it(slurm: Any, tmp_pat
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
-    """Return a function that has sbatch submit and then do something else, at its n-th call."""
+    """Return a function that has sbatch submit and then do something else, at its n-th job."""
     real, folder = shutil.which("sbatch"), tmp_path / "bin"
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     def misbehaves(call: int, then: str) -> None:
         folder.mkdir()
         (folder / "sbatch").write_text(
-            f"#!/bin/sh\n{real} \"$@\" || exit\necho >> {folder}/calls\n"
+            f"#!/bin/sh\n{real} \"$@\" || exit\n"
+            f"case \"$*\" in *--test-only*) exit;; esac\necho >> {folder}/calls\n"
             f"test $(wc -l < {folder}/calls) -ne {call} || {{ {then}; }}\n"
         )
         (folder / "sbatch").chmod(0o755)
@@ -112,10 +113,10 @@ def test_each_job_is_there_once_after_a_launcher_was_killed_at_its_sbatch(
         launch(sweep, "slurm")
         os._exit(0)
     assert os.waitpid(launcher, 0)[1] == signal.SIGKILL
-    orphans = {number: state for number, (state, _, _) in around(sweep).items()}
+    orphans = {number: state for number, (state, _, _) in mine(sweep).items()}
     assert len(orphans) == call + (call > 1)  # two of them are the trials
     assert len(launch(sweep, "slurm")) == (0 if what == "after" else 2)
-    jobs = around(sweep)
+    jobs = mine(sweep)
     names = sorted(name.removesuffix(f".{name.split('.')[-1]}") for _, _, name in jobs.values())
     assert names == ["toys", "toys", "toys.after", "toys.before"]
     [report] = [number for number, (_, _, name) in jobs.items() if ".after." in name]
@@ -123,7 +124,7 @@ def test_each_job_is_there_once_after_a_launcher_was_killed_at_its_sbatch(
     [trials] = {number.partition("_")[0] for number in jobs if "_" in number}
     assert trials in waits_for
     cancel(sweep)
-    assert not around(sweep)
+    assert not mine(sweep)
 
 
 def test_a_job_that_sbatch_took_before_it_timed_out_is_cancelled(
@@ -136,15 +137,9 @@ def test_a_job_that_sbatch_took_before_it_timed_out_is_cancelled(
     sbatch(1, "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
     with pytest.raises(UserError, match=r"sbatch refused the job before the trials: .*timed out"):
         launch(sweep, "slurm")
-    assert [name.split(".")[1] for _, _, name in around(sweep).values()] == ["before"]
+    assert [name.split(".")[1] for _, _, name in mine(sweep).values()] == ["before"]
     cancel(sweep)
-    assert not around(sweep)
-
-
-def around(sweep: Sweep) -> dict[str, tuple[str, str, str]]:
-    """Return the jobs of a sweep: its trials, and those before and after."""
-    tokens = {folder.name for folder in (sweep.folder / "jobs").iterdir()}
-    return {n: job for n, job in my_jobs().items() if job[2].split(".")[-1] in tokens}
+    assert not mine(sweep)
 
 
 def test_the_report_is_of_the_trials_that_it_was_asked_for_with(

@@ -95,7 +95,7 @@ def signals_while_encoding(slurm: Any, sweep: Sweep) -> None:
                   and run.status()["state"] == "stopped", every=0.05)
         status = run.status()
         assert status["reason"].startswith("on request while encoding images; of ")
-        assert status["time"] - sent < 5.0
+        assert status["time"] - sent < 15.0
     assert list(run.folder.parents[1].glob("cache/stage1/*.h5"))
     assert list(run.folder.glob("features.parts/*/part-*"))
 

@@ -20,9 +20,9 @@ from harness.cluster.launch import cancel, launch  # noqa: E402
 from harness.cluster.records import NotYours, read_records  # noqa: E402
 from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
-from harness.sweeps.reading import Sweep  # noqa: E402
 from tests.commands import as_nobody, open_folder  # noqa: E402
 from tests.slurm.neighbour import neighbour  # noqa: E402
+from tests.slurm.sweeps import mine  # noqa: E402
 
 LATER: dict[str, Any] = {"slurm": {"begin": "now+1hour"}}
 TWO = {"work.quality": {"grid": [0.1, 0.2]}}
@@ -91,7 +91,7 @@ def test_launches_by_a_clock_that_is_wrong_leave_one_job_and_a_number_that_came_
     second.write()
     assert [one.state for one in survey(sweep)] == ["queued"]
     assert launch(sweep, "slurm") == []
-    assert mine(sweep) == set(second.jobs.values())
+    assert set(mine(sweep)) == set(second.jobs.values())
     other = unrelated()
     second.jobs = dict.fromkeys(second.jobs, other)
     second.write()
@@ -105,7 +105,7 @@ def test_somebody_elses_sweep_is_told_as_such(slurm: Any) -> None:
     with open_folder() as folder:
         sweep = toy.make_sweep(folder, TWO, **LATER)
         launch(sweep, "slurm")
-        jobs = mine(sweep)
+        jobs = set(mine(sweep))
         assert {one.state for one in survey(sweep)} == {"queued"}
         whose = "belongs to root (uid 0), who alone can see"
         with as_nobody():
@@ -115,7 +115,7 @@ def test_somebody_elses_sweep_is_told_as_such(slurm: Any) -> None:
             for act in (lambda: launch(sweep, "slurm"), lambda: cancel(sweep)):
                 with pytest.raises(NotYours, match=rf"toys: this sweep {whose[:16]}"):
                     act()
-        assert mine(sweep) == jobs
+        assert set(mine(sweep)) == jobs
         [record] = read_records(sweep.folder)  # root can read everybody's
         assert (record.uid, record.user) == (os.getuid(), "root")
         record.uid, record.user = 65534, "nobody"
@@ -126,8 +126,20 @@ def test_somebody_elses_sweep_is_told_as_such(slurm: Any) -> None:
         for act in (lambda: launch(sweep, "slurm"), lambda: cancel(sweep)):
             with pytest.raises(NotYours, match=r"belongs to nobody \(uid 65534\)"):
                 act()
-        assert mine(sweep) == jobs
+        assert set(mine(sweep)) == jobs
         slurm.run("scancel", *jobs)
+
+
+def test_a_job_in_a_hidden_partition_is_seen(slurm: Any) -> None:
+    with as_nobody():  # root sees all
+        job = unrelated()
+    slurm.run("scontrol", "update", "PartitionName=main", "Hidden=YES")
+    try:
+        with as_nobody():
+            assert commands.my_jobs()[job][2] == "unrelated"
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=main", "Hidden=NO")
+        slurm.run("scancel", job)
 
 
 # --- helpers ---
@@ -138,8 +150,3 @@ def unrelated(*options: str) -> str:
     command = ["sbatch", "--parsable", "--hold", "--job-name=unrelated", "--output=/dev/null",
                *options, "--wrap=true"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def mine(sweep: Sweep) -> set[str]:
-    tokens = {record.token for record in read_records(sweep.folder)}
-    return {n for n, (_, _, name) in commands.my_jobs().items() if name.split(".")[-1] in tokens}

@@ -68,14 +68,14 @@ def test_a_trial_ends_soon_after_one_of_its_ranks_has_died_and_is_due_again(
         os.kill(read_json(run.folder / f"seen-{rank}.json")["pid"], signal.SIGKILL)
         struck = time.time()
         toy.until(lambda: not mine(sweep), every=0.5)
-        assert time.time() - struck < 5.0
+        assert time.time() - struck < 15.0
         [view] = survey(sweep)
         assert (view.state, view.is_due) == ("failed", True)
         assert view.note.startswith(f"rank {rank}: its process on node{rank + 1} ended without a")
     [view] = survey(mute)
     assert not mine(mute)
     assert "ended by SIGTERM while it waited for 1 of 2 ranks at node1:" in view.note
-    assert (view.state, view.is_due, view.status["time"] - view.status["started"] < 5.0) == (
+    assert (view.state, view.is_due, view.status["time"] - view.status["started"] < 15.0) == (
         "failed", True, True
     )
     monkeypatch.setenv("TOY_WORK", '{"epoch_s": 0}')

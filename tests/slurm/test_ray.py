@@ -96,7 +96,7 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes_unless_a_rank_
     assert (len(sweep.trials), sweep.to_propose) == (4, 0)
     assert states(sweep)[0] == "failed"
     assert survey(sweep)[0].note == "rank 1: killed by SIGKILL (out of memory?)"
-    assert sweep.trials[0].run.status()["time"] - killed < 5.0
+    assert sweep.trials[0].run.status()["time"] - killed < 15.0
     assert set(states(sweep)[1:]) == {"complete", "ended early"}
     for trial in sweep.trials:
         seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]

@@ -45,7 +45,7 @@ def test_a_suspended_trial_goes_on_alone_and_one_that_was_overtaken_writes_nothi
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"grid": [0.1, 0.2]}},
-        recipe={"work": {"epochs": 6, "epoch_s": 1.0}},
+        recipe={"work": {"epochs": 9, "epoch_s": 1.0}},
     )
     launch(sweep, "slurm")
     own, lost = (trial.run for trial in sweep.trials)
@@ -72,11 +72,11 @@ def test_a_suspended_trial_goes_on_alone_and_one_that_was_overtaken_writes_nothi
     finally:
         urgent.kill()
         urgent.wait()
-    assert epochs(own) == list(range(1, 7))
+    assert epochs(own) == list(range(1, 10))
     assert own.status()["attempts"] == 1
     log = Path(record.folder, f"{record.jobs[lost.signature]}_0_log.err").read_text()
     assert "was suspended or cut off for too long, lost the lock and writes nothing more" in log
     assert [one.trial.run for one in launch(sweep, "slurm")] == [lost]
     toy.until(lost.is_complete)
-    assert epochs(lost) == list(range(1, 7))
-    fault_table("PreemptMode=SUSPEND,GANG, lock stale", "by itself", "0 of 6", "equal")
+    assert epochs(lost) == list(range(1, 10))
+    fault_table("PreemptMode=SUSPEND,GANG, lock stale", "by itself", "0 of 9", "equal")

@@ -70,8 +70,9 @@ class ThisMachine(Place):
         for key, own in records.items():
             for record in own:
                 note, [run] = notes[record.token], record.runs([key])
-                # workers skip trials that were stopped or have failed
-                if note is not None and run.status()["state"] in ("submitted", "new"):
+                # workers skip trials that were stopped or have failed; a search begins new ones
+                waiting = {"submitted", *(["new"] if record.options.get("function") else [])}
+                if note is not None and run.status()["state"] in waiting:
                     jobs[key] = Job("queued", note, record.token)
         return jobs
 

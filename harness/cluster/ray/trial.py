@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     pipes = ReportPipes(int(report_descriptor), int(answer_descriptor))
     run = Run(Path(folder))
     try:
-        if job_id() is not None:
+        if job_id() is not None and pipes.reports is not None:  # rank 0, which then locks it
             drop_own_lock(run)
         outcome = execute(run, report=pipes.report if pipes.reports is not None else None)
     except UserError as error:

@@ -67,8 +67,9 @@ def surrounding_jobs(
     report is missing, and submits its job, even if there is no trial to submit.
     """
     earlier = read_records(sweep.folder)
-    around = [record for record in earlier if record.options.get("around")]
-    jobs = commands.my_jobs() if around else {}
+    around = [r for r in earlier if r.options.get("around") and r.is_from(sweep.origin)]
+    here, jobs = (commands.cluster_name(), commands.my_jobs()) if around else ("", {})
+    around = [record for record in around if record.site in ("", here)]
     living = {number for record in earlier for number in commands.living(record, jobs)}
     missing = [record for record in around if _is_missing(record, living)]
     wanted = {trial.signature for trial in trials}

@@ -81,7 +81,8 @@ def call(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess
         return subprocess.run(command, input=text, capture_output=True, text=True,
                               timeout=ANSWER_LIMIT_S, env=clean_environment())
     except FileNotFoundError:
-        raise NoAnswer(f"{command[0]}: not on PATH; --cluster local runs here") from None
+        raise NoAnswer(f"{command[0]}: not on PATH; give the command on a login node of "
+                       "the SLURM cluster, or, for new sweeps, with --cluster local") from None
     except subprocess.TimeoutExpired:
         raise no_answer(command, f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
 
@@ -94,8 +95,9 @@ def no_answer(command: Sequence[str], error: str) -> NoAnswer:
 def my_jobs() -> dict[str, tuple[str, str, str]]:
     """Return (state, reason, name) of the user's jobs by id (array_task), in one call. The reason
     BeginTime has the time at which the job may start."""
-    text = ask([
-        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r|%S|%j",
+    text = ask([  # without --all, jobs in hidden partitions would look as if they had ended
+        "squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}",
+        "--format=%i|%T|%r|%S|%j",
     ])
     rows = [line.strip().split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
     return {number: (state, f"{reason} {start}" if reason == "BeginTime" else reason, name)

@@ -61,7 +61,7 @@ def run_trial(run_folder: str) -> str:
         raise TrialFailed(run.status().get("error", "another rank failed"))
     if outcome == "stopped":
         if os.environ["RANK"] == "0":
-            requeue(run)
+            requeue(run, [run])
         # no return: a result that submitit wrote in part would break the next attempt's
         raise SystemExit(0)
     return outcome
@@ -132,8 +132,10 @@ def outlast_early_signal(run: Run) -> None:
 
 
 def requeue(run: Run | None = None, parts: Sequence[Run] = ()) -> None:
-    """Requeue this job, unless it is being cancelled or has timed out too often. run: its status
-    counts that. parts: the runs that the job carries out, if it is not `run`.
+    """Requeue this job, unless it is being cancelled or has timed out too often.
+
+    run: its status keeps the count; without it nothing is counted. parts: the runs that the job
+    carries out, if it is not `run`.
 
     SLURM sends the same TERM before a preemption and for `scancel`, but only a job that may
     continue is still RUNNING then. The next launch resumes a job that was not requeued.
@@ -185,14 +187,8 @@ def _count_time_out(parts: Sequence[Run], status: dict[str, Any], limit_s: float
     """Count a time-out in a status; returns why there may be no further one, "" if there may."""
     most = int(os.environ.get(MAX_TIME_OUTS, "20"))
     status["time_outs"] = count = status.get("time_outs", 0) + 1
-    saved = sorted(str(path) for run in parts for path in run.checkpoints.glob("[!.]*-*"))
-    reasons = []
-    for run in parts:  # before and after training, the reason says how far a run has come
-        with suppress(UserError):  # one run's damaged status does not end a search
-            reasons.append(str(run.status().get("reason")))
-    text = "\n".join([*saved, *reasons])
-    reached = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    is_further = reached != status["reached"] if "reached" in status else bool(saved)
+    reached, has_saved = _reached(parts)
+    is_further = reached != status["reached"] if "reached" in status else has_saved
     idle = 0 if is_further else status.get("idle_time_outs", 0) + 1
     status |= {"reached": reached, "idle_time_outs": idle}
     log.info("time limit of %.0f s reached %s, at most %d", limit_s, counted(count, "time"), most)
@@ -203,6 +199,19 @@ def _count_time_out(parts: Sequence[Run], status: dict[str, Any], limit_s: float
         return (f"reached its time limit of {limit_s:.0f} s {counted(idle, 'time')} in a row "
                 "without a new checkpoint")
     return ""
+
+
+def _reached(runs: Sequence[Run]) -> tuple[str, bool]:
+    """Return a short text that changes whenever some runs have come further, and whether any has
+    saved. Before and after training, the reason of a stop says how far a run has come."""
+    saved = sorted(str(path) for run in runs
+                   for path in (*run.checkpoints.glob("[!.]*-*"), *run.folder.glob("result.json")))
+    reasons = []
+    for run in runs:
+        with suppress(UserError):  # one run's damaged status does not end a search
+            reasons.append(str(run.status().get("reason")))
+    text = "\n".join([*saved, *reasons])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16], bool(saved)
 
 
 def _signal_delay_s() -> float:

@@ -33,6 +33,8 @@ class Slurm(Place):
     name: Cluster = "slurm"
     title: str = "on SLURM"
     _site: str = ""
+    _silent_until: float = float("-inf")
+    """Before then SLURM is not asked for its name again: each record asks for it."""
     _jobs: dict[str, tuple[str, str, str]] | None = None
     _asked_at: float = float("-inf")
     _deaths: dict[str, str] = field(default_factory=dict)
@@ -65,11 +67,13 @@ class Slurm(Place):
     # --- submission, states, cancellation ---
 
     def site(self) -> str:
-        try:
-            self._site = self._site or commands.cluster_name()
-        except NoAnswer:
-            if not self.patient:
-                raise
+        if not self._site and time.monotonic() >= self._silent_until:
+            try:
+                self._site = commands.cluster_name()
+            except NoAnswer:
+                if not self.patient:
+                    raise
+                self._silent_until = time.monotonic() + commands.ANSWER_LIMIT_S
         return self._site
 
     def surrounding_jobs(

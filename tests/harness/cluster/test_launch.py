@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from harness.base.errors import UserError
-from harness.base.files import read_json
+from harness.base.files import read_json, write_json
 from harness.base.locks import held_lock
 from harness.cluster import array_plan
-from harness.cluster.launch import launch
+from harness.cluster.launch import cancel, launch
 from harness.cluster.local.place import ThisMachine
 from harness.cluster.ray import plan as ray_plan
 from harness.cluster.records import new_record
@@ -78,6 +78,28 @@ def test_a_launch_writes_down_its_trials_and_their_newest_settings(
     )
     launch(other, "local")
     assert "another.run" in other.trials[0].run.config_file.read_text()
+
+
+def test_where_there_is_no_slurm_trials_that_ended_there_hinder_neither_launch_nor_cancellation(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}})
+    done, running, missing = (trial.run for trial in sweep.trials)
+    record = new_record(sweep.folder, "slurm", [done.signature, running.signature])
+    record.site, record.origin = "far", sweep.origin
+    record.jobs = {done.signature: "7_0", running.signature: "7_1"}
+    record.write("submitted")
+    write_json(done.result_file, {})
+    running.set_status("running")
+    monkeypatch.setattr(ThisMachine, "submit", lambda *args, **options: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with running.lock():
+        assert [one.trial.run for one in launch(sweep, "local")] == [missing]
+        assert "1 trial submitted to the cluster far, which does not answer here" in caplog.text
+        with pytest.raises(UserError, match="far, which does not answer here"):
+            cancel(sweep)
+    assert missing.status()["state"] == "stopped"
 
 
 def test_a_second_launcher_is_refused(toy: ModuleType, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,13 +12,12 @@ import pytest
 from harness.base.files import write_json
 from harness.base.locks import held_lock
 from harness.base.unused import DAY_S, UNUSED_DAYS
-from harness.cluster.known_places import all_places
 from harness.cluster.launch import launch
 from harness.cluster.local.place import worker_lock
-from harness.cluster.place import Job, NoAnswer
+from harness.cluster.place import NoAnswer
 from harness.cluster.pruning import prune, unneeded
 from harness.cluster.records import Record, new_record, read_records
-from harness.cluster.slurm.place import Slurm
+from harness.cluster.slurm import commands
 from harness.sweeps.reading import Sweep
 
 OLD_S = (UNUSED_DAYS + 1) * DAY_S
@@ -108,18 +107,16 @@ def test_what_a_queued_job_needs_stays_and_so_does_all_when_the_scheduler_is_sil
     queued, over = submit(0, code="a", place="slurm"), submit(0, code="b", place="slurm")
     complete(sweep, 0)
 
-    def jobs(self: Slurm, records: Mapping[str, Record]) -> Mapping[str, Job]:
-        return {key: Job("queued") for key, one in records.items() if one.token == queued.token}
+    asked: list[int] = []
+    there = {"47_0": ("PENDING", "Priority", f"toys.{queued.token}")}  # both had this number
+    monkeypatch.setattr(commands, "my_jobs", lambda: asked.append(1) or there)
+    assert {path.name for path in unneeded(sweep.folder)} == {over.token, "b", "b.git.json"}
+    assert len(asked) == 1
 
-    monkeypatch.setattr(Slurm, "jobs", jobs)
-    assert {path.name for path in unneeded(sweep.folder, all_places())} == {
-        over.token, "b", "b.git.json"
-    }
-
-    def silent(self: Slurm, records: Mapping[str, Record]) -> Mapping[str, Job]:
+    def silent() -> None:
         raise NoAnswer("squeue: no answer")
 
-    monkeypatch.setattr(Slurm, "jobs", silent)
+    monkeypatch.setattr(commands, "my_jobs", silent)
     before = names(sweep)
     prune(sweep.folder)
     assert names(sweep) == before

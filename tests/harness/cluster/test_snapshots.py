@@ -18,9 +18,10 @@ from harness.cluster import snapshots, states
 from harness.cluster.launch import launch
 from harness.cluster.local import worker
 from harness.cluster.local.place import living_workers
-from harness.cluster.records import read_records
+from harness.cluster.records import new_record, read_records
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
+from tests.disk import Disk
 
 EXPERIMENT = """
 import time
@@ -233,3 +234,20 @@ def test_a_worker_leaves_a_trial_of_other_code_to_a_worker_of_its_submission(
     assert worker._open_trials(record) == [run]
     run.set_status("submitted", code=f"{record.options['code']}2")
     assert worker._open_trials(record) == []
+
+
+def test_frozen_code_and_the_record_that_names_it_outlast_a_crash_of_the_machine(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    (root := tmp_path / "runs").mkdir(exist_ok=True)
+    disk = Disk(root)
+    with disk.watch(lambda: None):
+        code = snapshots.current_code(sweep).freeze()
+        record = new_record(sweep.folder, "local", [], code=str(code))
+        record.write()
+        disk.image("nothing more", tmp_path / "left")
+    written = [file for file in root.rglob("*") if file.is_file()]
+    assert {record.file.resolve(), code / "helping" / "words.py"} <= set(written)
+    for file in written:
+        left = tmp_path / "left" / file.relative_to(root)
+        assert left.read_bytes() == file.read_bytes(), file

@@ -10,6 +10,7 @@ from harness.base.locks import held_lock
 from harness.cluster.known_places import all_places
 from harness.cluster.launch import due
 from harness.cluster.local.place import ThisMachine
+from harness.cluster.place import NoAnswer
 from harness.cluster.records import EVERY, new_record, read_records
 from harness.cluster.slurm import commands
 from harness.cluster.slurm.place import Slurm
@@ -80,6 +81,14 @@ def test_a_submitted_trial_without_a_job_has_died(toy: ModuleType, tmp_path: Pat
     assert state(sweep, {"9": ("PENDING", "Priority", name)}) == "queued"
     assert state(sweep, {"9": ("RUNNING", "None", name)}) == "running"
     assert state(sweep, {}) == "died"
+
+
+def test_a_run_whose_folder_was_deleted_waits_for_its_job(toy: ModuleType, tmp_path: Path) -> None:
+    sweep, run = one(toy, tmp_path)
+    _, name = submitted(sweep, {run.signature: "9"})
+    run.folder.rmdir()
+    assert state(sweep, {"9": ("PENDING", "Priority", name)}) == "queued"
+    assert state(sweep, {}) == "missing"
 
 
 def test_a_trial_between_mark_and_job_id_is_on_its_way_while_its_launcher_lives(
@@ -157,8 +166,20 @@ def test_a_controller_that_never_answered_is_waited_for_when_following(
         raise UserError("squeue: nothing within 30 s")
 
     monkeypatch.setattr(commands, "my_jobs", no_answer)
+    asked: list[int] = []
+
+    def no_name() -> str:
+        asked.append(1)
+        raise NoAnswer("scontrol: nothing within 30 s")
+
+    monkeypatch.setattr(commands, "cluster_name", no_name)
+    for _ in range(3):
+        record, _ = submitted(sweep, {run.signature: "9"})
+        record.site = "here"
+        record.write()
     [view] = survey(sweep, all_places(patient=True))
     assert (view.state, view.note) == ("queued", "SLURM does not answer")
+    assert len(asked) == 1  # not for each record
     with pytest.raises(UserError, match="nothing within 30 s"):
         survey(sweep)
 

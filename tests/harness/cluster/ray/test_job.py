@@ -43,6 +43,6 @@ def test_a_job_waits_for_the_run_that_still_saves_without_reading_all_the_time(
     job._wait_for_runs(record)
     waited = time.monotonic() - started
     saving.join()
-    assert 2.5 < waited < 5.0
+    assert 2.5 < waited < 15.0
     assert 1000 <= len(looks) < 1030  # each at the beginning and at the end, one in between
     assert set(looks[500:-500]) == {sweep.trials[7].run.lock_file}

@@ -194,7 +194,7 @@ def test_a_run_that_its_time_limits_leave_no_step_is_not_requeued_for_ever(
             (run.checkpoints / f"stage1-0001-{step:06d}").mkdir(parents=True)
         calls = commands("'RUNNING|0:40|1:00:00'", "exit 0")
         calls.unlink(missing_ok=True)
-        job.requeue(run)
+        job.requeue(run, [run])
         requeued.append(calls.exists())
     assert requeued == [True] * 7 + [False]
     assert run.status()["reason"] == (
