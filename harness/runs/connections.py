@@ -28,7 +28,8 @@ NOTICE_S = (5.0, 30.0)
 GRACE_S = 1.0
 """How long the main thread may take to end by itself after another rank has failed."""
 LINGER_S = 3.0
-"""How long a failed rank waits: rank 0 for ranks that have not connected, others for rank 0."""
+"""How long a failed rank waits: rank 0 for ranks that have not connected, others for rank 0, which
+writes the status. With `srun --kill-on-bad-exit` the first one that ends takes the others along."""
 HANDSHAKE_S = 2.0
 POLL_S = 0.1
 KEEPALIVE_S = 60
@@ -279,6 +280,7 @@ class Connections:
             self._send_all(rank=self._cause()[0], failed=self._cause()[1])
             if self.rank == 0:
                 self.file.unlink(missing_ok=True)
+            self._wait_for_rank_0(time.monotonic() + LINGER_S)
             sys.stdout.flush()
         finally:  # even if the output or the folder is on a full disk
             os._exit(1)
@@ -321,7 +323,12 @@ class Connections:
             time.sleep(POLL_S)
         for link in self.links.values():
             link.send(failed=failure)
-        self._wait(lambda: bool(self.failures.keys() - {self.rank} or self.left), deadline)
+        self._wait_for_rank_0(deadline)
+
+    def _wait_for_rank_0(self, deadline: float) -> None:
+        """On another rank, wait until rank 0 has failed too or its process has ended."""
+        if self.rank != 0:
+            self._wait(lambda: 0 in self.failures or 0 in self.left, deadline)
 
     def _wait(self, check: Callable[[], bool], deadline: float) -> None:
         with self.changed:

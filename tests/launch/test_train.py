@@ -10,6 +10,7 @@ import launch.train
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.runs.stopping import Stopped
 from harness.training import ranks
 from svll.config import RECIPES, Config
 from tests.commands import called, started
@@ -115,6 +116,7 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
     monkeypatch.setattr(launch.train, "preflight", lambda config, world: read.append(world))
     monkeypatch.setattr(ranks, "init_ranks", lambda timeout: None)
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "any_rank", lambda flag: flag)
     sent: list[str | None] = [None]
     monkeypatch.setattr(
         ranks.dist, "broadcast_object_list", lambda box, src: box.__setitem__(0, sent[0])
@@ -125,6 +127,9 @@ def test_the_first_of_several_ranks_reads_the_datasets_for_all(
         assert read == [2]
     sent[0] = "UserError: stage2.batch=64 asks for too many"
     with pytest.raises(UserError, match=r"rank 0 failed: UserError: stage2\.batch=64"):
+        launch.train._check(config, 2)
+    monkeypatch.setattr(ranks, "any_rank", lambda flag: True)
+    with pytest.raises(Stopped, match="while the ranks joined"):
         launch.train._check(config, 2)
 
 

@@ -25,7 +25,7 @@ SOON_S = 20.0
 """On a quiet machine they take 1 to 3 s; without what is tested here, half a minute or more."""
 EXPERIMENT = """
 import errno, os, signal, sys, threading, time
-from pathlib import Path
+from harness.runs.run import Run
 
 def run(run, report=None):
     rank = os.environ["RANK"]
@@ -40,6 +40,9 @@ def run(run, report=None):
             sys.exit("no licence")  # as a library may
         if os.environ["HOW"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["HOW"] == "slow disk":
+        set_status = Run.set_status
+        Run.set_status = lambda *args, **facts: (time.sleep(1.5), set_status(*args, **facts))
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()  # like a collective: no signal handler gets through
@@ -115,6 +118,15 @@ def test_all_ranks_end_soon_after_one_has_failed_and_the_status_names_it(
     assert all(error.partition(": ")[2] in results[rank][1] for rank in range(3) if rank != who)
     assert not Run(tmp_path / "run").lock_file.exists()
     assert not list((tmp_path / "run").glob(".ranks-*"))
+
+
+def test_no_rank_ends_before_the_status_is_written(start: Any, tmp_path: Path) -> None:
+    # srun --kill-on-bad-exit then ends rank 0 too
+    processes = start([0, 2], HOW="slow disk") | start([1], WHO="1", HOW="raise")
+    until(lambda: any(process.poll() is not None for process in processes.values()))
+    status = Run(tmp_path / "run").status()
+    assert (status["state"], status.get("error")) == ("failed", "rank 1: ValueError: no such thing")
+    ended(processes)
 
 
 def test_a_rank_whose_output_is_on_a_full_disk_ends_too(start: Any, tmp_path: Path) -> None:
