@@ -174,7 +174,7 @@ def test_a_signal_that_comes_at_the_start_because_the_limit_is_short_is_counted_
     counts = []
     for left, limit in (("0:50", "1:00"), ("0:11", "1:00"), ("0:50", "1:00"), ("3:00", "4:00")):
         calls = commands(f"'RUNNING|{left}|{limit}'", "exit 0")
-        job.requeue(run)
+        job.requeue(run, [run])
         counts.append(run.status().get("time_outs", 0))
     assert counts == [0, 1, 2, 2]
     assert run.status()["preemptions"] == 1
