@@ -166,7 +166,7 @@ def _may_continue(run: Run, parts: Sequence[Run], left_s: float, limit_s: float)
     status, delay_s = run.status(), _signal_delay_s()
     by_limit = left_s <= delay_s + LATE_S
     is_early = limit_s <= delay_s and left_s > save_time_s(limit_s) and SHORT_LIMIT not in status
-    if is_early and run in progress:  # the trials of a search get the signal too, and stop
+    if is_early and run in parts:  # the trials of a search get the signal too, and stop
         status[SHORT_LIMIT] = limit_s
         log.warning("SLURM's signal came %.0f s before the time limit of %.0f s, which is below "
                     "slurm.signal_delay_s (%.0f s): this is not counted as a time-out, and the "
