@@ -222,8 +222,9 @@ def _submit(
         submitted = f"{table.trials(len(waiting))} submitted {place.title}"
         say(console, f"{submitted}; files: {sweep.folder}")
     say(console, *described)
-    states = survey(sweep)
-    searched = sweep.algorithm is not None and is_searched(sweep)
+    places = all_places(patient=True)  # it was submitted, whatever answers now
+    states = survey(sweep, places)
+    searched = sweep.algorithm is not None and is_searched(sweep, places)
     if searched:
         say(console, f"A search is running {place.title}; points: {points_file(sweep.folder)}")
     if not waiting and not searched:

@@ -242,17 +242,23 @@ def cancel(sweep: Sweep) -> list[TrialState]:
         alive = [one for one in survey(sweep, places) if one.state in (*ALIVE, "died")]
         ended = [one for one in alive if one.token not in kept]
         runs = [one.trial.run for one in ended]
+        faults, failed = [], set[str]()
         for place in places.values():
             own = [r for r in records if r.cluster == place.name and r.token not in kept]
-            place.cancel(sweep, own, runs)
+            try:
+                place.cancel(sweep, own, runs)
+            except UserError as error:  # the jobs of the other places end all the same
+                faults.append(str(error))
+                failed |= {record.token for record in own}
+                continue
             for record in own:
                 if record.state != "ended":
                     record.write("ended")
-        for run in runs:
+        for run in (one.trial.run for one in ended if one.token not in failed):
             status = run.status()
             if status["state"] in ("submitted", "running"):
                 facts = {key: status[key] for key in ("attempts", "started") if key in status}
                 run.set_status("stopped", reason="cancelled", **facts)
-    if lines := _counts(alive, kept):
+    if lines := [*faults, *_counts(alive, kept)]:
         raise UserError("\n".join(lines))
     return ended

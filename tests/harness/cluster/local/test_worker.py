@@ -13,11 +13,13 @@ from types import ModuleType
 
 import pytest
 
+from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.locks import held_lock, lock_holder
 from harness.cluster.launch import cancel, launch
 from harness.cluster.local import slots
 from harness.cluster.local.place import living_workers
+from harness.cluster.slurm.place import Slurm
 from harness.cluster.states import ALIVE, survey
 from harness.sweeps.reading import Sweep
 
@@ -93,15 +95,20 @@ def test_a_trial_killed_with_its_worker_resumes_from_its_last_checkpoint(
     assert_whole(sweep, epochs=8)
 
 
-def test_cancelling_lets_trials_save_and_leaves_no_process(
-    toy: ModuleType, tmp_path: Path
+def test_cancelling_lets_trials_save_and_leaves_no_process_though_slurm_does_not_answer(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fails(*arguments: object) -> None:
+        raise UserError("SLURM has not ended 1 job yet: 7")
+
+    monkeypatch.setattr(Slurm, "cancel", fails)
     sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3]}}, recipe=SLOW)
     launch(sweep, "local", jobs=2)
     toy.until(lambda: all(len(t.run.metrics()) >= 1 for t in sweep.trials[:2]))
     processes = [read_json(t.run.folder / "seen-0.json")["pid"] for t in sweep.trials[:2]]
     processes += [worker["pid"] for worker in living_workers(sweep.folder)]
-    assert len(cancel(sweep)) == 3
+    with pytest.raises(UserError, match="SLURM has not ended 1 job yet: 7"):
+        cancel(sweep)
     assert states(sweep) == ["stopped"] * 3
     assert not any(alive(pid) for pid in processes)
     assert len(launch(sweep, "local", jobs=3)) == 3
