@@ -106,7 +106,8 @@ def test_two_steps_of_one_allocation_meet_side_by_side(
     python = f"{sys.executable} {program} {tmp_path}"
     steps = (f"srun --overlap --nodes=2 --ntasks=2 {python} a & "
              f"srun --overlap --nodes=1 --nodelist=node2 --ntasks=2 {python} b & wait")
-    output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", steps)
+    output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", steps,
+                       timeout=180)
     assert sorted(output.splitlines()) == [
         "a 0 2 node1 node1", "a 1 2 node2 node1", "b 0 2 node2 node2", "b 1 2 node2 node2"
     ]

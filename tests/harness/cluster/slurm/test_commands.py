@@ -46,7 +46,7 @@ def test_the_queue_is_read_in_one_call_whatever_the_users_own_settings(
         "13": ("PENDING", "BeginTime 2031-12-01T18:30:00", "toys.abd"),
     }
     [call] = calls.read_text().splitlines()
-    assert call.startswith(" --noheader")
+    assert call.startswith(" --all --noheader")
     assert f"--user={os.getuid()}" in call.split()
 
 
