@@ -231,15 +231,15 @@ def test_a_worker_leaves_a_trial_of_other_code_to_a_worker_of_its_submission(
     run = sweep.trials[0].run
     run.result_file.unlink()
     run.set_status("submitted", code=record.options["code"])
-    assert worker._open_trials(record) == [run]
+    assert list(worker._OpenTrials(record)) == [run]
     run.set_status("submitted", code=f"{record.options['code']}2")
-    assert worker._open_trials(record) == []
+    assert not worker._OpenTrials(record)
 
 
 def test_frozen_code_and_the_record_that_names_it_outlast_a_crash_of_the_machine(
     sweep: Sweep, tmp_path: Path
 ) -> None:
-    (root := tmp_path / "runs").mkdir(exist_ok=True)
+    (root := sweep.folder.parent.resolve()).mkdir(exist_ok=True)
     disk = Disk(root)
     with disk.watch(lambda: None):
         code = snapshots.current_code(sweep).freeze()
