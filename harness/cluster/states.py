@@ -64,7 +64,8 @@ def survey(
     states = {trial.signature: _by_folder(sweep, trial, own[trial.signature]) for trial in trials}
     uncertain = {key: own[key] for key, one in states.items() if _is_uncertain(one, retry_failed)}
     if unseen:
-        return [replace(one, state="queued", note=unseen) if key in uncertain else one
+        return [replace(one, state="queued", note=unseen)
+                if key in uncertain and one.state != "missing" else one
                 for key, one in states.items()]
     if any(uncertain.values()):
         jobs = _jobs(uncertain, places)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_junk_is_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_without_a_split_the_command_that_makes_one_is_named(tmp_path: Path) -> None:
     path = listed(tmp_path, "path,identity\n1.jpg,1\n")
     (fault,) = faults(path)
-    assert f"python launch/data.py split --root {path} --out NEW.csv" in fault
+    assert f"python launch/data.py split --root {shlex.quote(str(path))} --out NEW.csv" in fault
 
 
 def test_all_faults_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
