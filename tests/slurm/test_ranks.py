@@ -106,9 +106,13 @@ def test_two_steps_of_one_allocation_meet_side_by_side(
     python = f"{sys.executable} {program} {tmp_path}"
     steps = (f"srun --overlap --nodes=2 --ntasks=2 {python} a & "
              f"srun --overlap --nodes=1 --nodelist=node2 --ntasks=2 {python} b & wait")
-    output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", steps,
-                       timeout=180)
+    errors = tmp_path / "errors"
+    for _ in range(3):  # credentials of steps last for seconds here: a busy machine may need longer
+        output = slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "bash", "-c",
+                           f"exec 2> {errors}; {steps}", timeout=180)
+        if "credential" not in errors.read_text():
+            break
     assert sorted(output.splitlines()) == [
         "a 0 2 node1 node1", "a 1 2 node2 node1", "b 0 2 node2 node2", "b 1 2 node2 node2"
-    ]
+    ], errors.read_text()
     assert not list(tmp_path.glob(".ranks-*"))
