@@ -98,8 +98,8 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
     try:
         status: Any = app(standalone_mode=False)  # 130 after an interrupt
     except (UserError, PermissionError) as error:
-        told = denied(error) if isinstance(error, PermissionError) else error
-        print(f"error: {told}", file=sys.stderr)
+        shown = denied(error) if isinstance(error, PermissionError) else error
+        print(f"error: {shown}", file=sys.stderr)
         status = 1
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # wherever such a name is first looked up

@@ -212,7 +212,7 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     if _is_here(holder):
         return start_time(int(holder["pid"])) == holder.get("started") is not None
     try:
-        return _now_at(path.parent) - retried(path.stat).st_mtime < STALE_S
+        return now_at(path.parent) - retried(path.stat).st_mtime < STALE_S
     except FileNotFoundError:
         return False
 
@@ -232,7 +232,7 @@ _clocks: dict[int, tuple[float, float]] = {}
 """By file system: when its clock was measured, and how far it was ahead; by the monotonic clock."""
 
 
-def _now_at(folder: Path) -> float:
+def now_at(folder: Path) -> float:
     """Return the time by the clock with which a folder's file system dates files; by this host's
     where it cannot be written."""
     device, now = folder.stat().st_dev, time.monotonic()

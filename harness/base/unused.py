@@ -5,11 +5,12 @@ What uses a file or folder marks it (`mark_used`): its time of change is its las
 
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from harness.base.locks import now_at
 
 UNUSED_DAYS = 30
 DAY_S = 86_400.0
@@ -27,8 +28,7 @@ def unused(folder: Path) -> list[Path]:
     machine's may be wrong."""
     if not folder.is_dir():
         return []
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        now = os.fstat(probe.fileno()).st_mtime
+    now = now_at(folder)
     oldest = now - UNUSED_DAYS * DAY_S
     return sorted(path for path in folder.iterdir() if _last_use(path, now) < oldest)
 

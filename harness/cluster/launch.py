@@ -171,8 +171,8 @@ def _submit(
             signatures = [trial.signature for trial in submission.trials]
             with _marked([before[signature] for signature in signatures], sweep), _told(records):
                 record = new_record(sweep.folder, place.name, signatures, **submission.options,
-                                    function=submission.function, code=str(sweep.code or ""))
-                record.origin, record.site = sweep.origin, site
+                                    function=submission.function, code=str(sweep.code or ""),
+                                    origin=sweep.origin, site=site)
                 record.time = newest = max(record.time, newest + 1.0)
                 record.write()
                 before_it = [] if submission.follows is None else [records[submission.follows]]

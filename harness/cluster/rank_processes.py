@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from harness.runs.stopping import request_stop, stop_requested
 log = logging.getLogger(__name__)
 
 EXIT_STATUS = {"complete": 0, "failed": 1, "stopped": 3}
+FINE = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
+"""Exit statuses of ranks that run or have ended well."""
 IN_USE_STATUS = 2
 """Exit status of a rank that found another process in its run folder."""
 HINDERED_STATUS = 4
@@ -160,11 +162,9 @@ def wait(processes: Sequence[Process]) -> int | None:
             for process in processes:
                 process.terminate()
         if deadline is not None and time.monotonic() > deadline:
-            for process in processes:
-                _kill_session(process)
+            end_helpers(processes)
         time.sleep(POLL_S)
-    for process in processes:
-        _kill_session(process)  # helpers that a killed rank left behind
+    end_helpers(processes)
     return broken if broken is not None else _failed_rank(processes)
 
 
@@ -182,13 +182,14 @@ def end_within(processes: Sequence[Process], limit_s: float) -> list[int]:
 
 
 def _failed_rank(processes: Sequence[Process]) -> int | None:
-    fine = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
-    return next((r for r, p in enumerate(processes) if p.poll() not in fine), None)
+    return next((r for r, p in enumerate(processes) if p.poll() not in FINE), None)
 
 
-def _kill_session(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def end_helpers(processes: Iterable[Process]) -> None:
+    """Kill ranks and the processes that they have started or, killed, left behind."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def settle(run: Run, broken: int | None, codes: Sequence[int], logs: Sequence[Path]) -> None:

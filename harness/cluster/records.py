@@ -100,13 +100,16 @@ class Record:
         write_json(self.file, dataclasses.asdict(self))
 
 
-def new_record(sweep_folder: Path, cluster: Cluster, trials: Iterable[str], **opts: Any) -> Record:
+def new_record(
+    sweep_folder: Path, cluster: Cluster, trials: Iterable[str], *, origin: str = "",
+    site: str = "", **opts: Any,
+) -> Record:
     """Return a record that is not yet on disk; its folder is created."""
     token = uuid.uuid4().hex[:10]
     folder = jobs_folder(sweep_folder.resolve(), create=True) / token
     make_folder(folder, mode=0o700)
     return Record(token, cluster, time.time(), list(trials), options=opts, folder=str(folder),
-                  uid=os.getuid(), user=user_name())
+                  origin=origin, site=site, uid=os.getuid(), user=user_name())
 
 
 def jobs_folder(sweep_folder: Path, *, create: bool = False) -> Path:

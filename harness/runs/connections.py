@@ -91,7 +91,7 @@ class Connections:
         self.left: set[int] = set()  # ranks that ended their work without a failure
         self.asked_to_stop = self.is_closed = False
         self.failures: dict[int, Failure] = {}
-        self.told: dict[str, int] = {}
+        self.agreed: dict[str, int] = {}
         self.verdict: dict[str, Any] | None = None  # rank 0's last message, also to who comes late
         self.has_met = False
         self.ender: Literal["", "main", "thread"] = ""
@@ -104,17 +104,18 @@ class Connections:
         if self.rank != 0:
             return
         host = os.environ.get("MASTER_ADDR", LOOPBACK[0])
-        near = host in LOOPBACK
+        if near := host in LOOPBACK:
+            host = LOOPBACK[0]
         both = not near and socket.has_dualstack_ipv6()
         self.server = socket.create_server(
-            (LOOPBACK[0] if near else "", 0), dualstack_ipv6=both,
+            (host if near else "", 0), dualstack_ipv6=both,
             family=socket.AF_INET6 if both else socket.AF_INET,
         )
         self.token, self.port = secrets.token_hex(16), self.server.getsockname()[1]
-        self.address = f"{LOOPBACK[0] if near else host}:{self.port}"
+        self.address = f"{host}:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
         with writing(self.folder):
-            write_json(self.file, {"host": self.address.rpartition(":")[0], "port": self.port,
+            write_json(self.file, {"host": host, "port": self.port,
                                    "token": self.token, "process": _process()})
 
     def _accept(self) -> None:
@@ -223,15 +224,15 @@ class Connections:
 
     def agree(self, name: str, make: Callable[[], int]) -> int:
         if self.rank == 0:
-            self.told[name] = make()
-            self._send_all(told=self.told)
+            self.agreed[name] = make()
+            self._send_all(agreed=self.agreed)
         with self.changed:
-            while name not in self.told and not self.failures and not self.left:
+            while name not in self.agreed and not self.failures and not self.left:
                 self.changed.wait(POLL_S)
         self._check()
-        if name not in self.told:
+        if name not in self.agreed:
             raise Stopped("because another rank was stopped")
-        return self.told[name]
+        return self.agreed[name]
 
     # --- ending ---
 
@@ -241,7 +242,7 @@ class Connections:
             with self.changed:
                 self.has_met |= "met" in message
                 self.asked_to_stop |= "stop" in message
-                self.told |= message.get("told", {})
+                self.agreed |= message.get("agreed", {})
                 self.left |= {rank} if "left" in message else set()
                 self.changed.notify_all()
             if "failed" in message:

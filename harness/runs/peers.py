@@ -52,7 +52,7 @@ def together(folder: Path, *, watched: bool = True) -> Iterator[None]:
     """Connect with the other ranks of this attempt while the body runs; `meet` waits for them.
 
     folder: the same for all ranks, on a file system that they share. An exception of the body is
-    told to the others. watched: end this process when another rank has failed. Does nothing for a
+    sent to the others. watched: end this process when another rank has failed. Does nothing for a
     single rank, or inside another `together`.
     """
     global _own

@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from harness.base.errors import UserError
 from harness.base.mappings import lookup
 from harness.runs.execute import Report
-from harness.runs.run import Run, epoch_lines
+from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_requested
 from harness.training import checkpoints, progress, ranks
 from harness.training.checkpoints import CheckpointWriter, Progress
@@ -115,10 +115,11 @@ def _last_checkpoint(run: Run) -> tuple[Path, Progress] | None:
     Raises UserError when a run without checkpoints must have had some. An epoch's line is written
     before its checkpoint, which is written during the next epoch.
     """
-    lines, epochs = run.metrics(), epoch_lines(run)
-    if len(epochs) > 2 and not checkpoints.exist(run.checkpoints):
+    lines = run.metrics()
+    epochs = sum(line.get("kind") == "epoch" for line in lines)
+    if epochs > 2 and not checkpoints.exist(run.checkpoints):
         raise UserError(f"{run.checkpoints}: there is no checkpoint, but {run.metrics_file.name} "
-                        f"has {len(epochs)} epochs; restore one, or delete the folder {run.folder} "
+                        f"has {epochs} epochs; restore one, or delete the folder {run.folder} "
                         "to start over")
     return checkpoints.latest(run.checkpoints, signature=run.signature, lines=len(lines))
 

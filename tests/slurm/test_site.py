@@ -1,4 +1,4 @@
-"""What a real SLURM would refuse is told before anything is submitted; what it lets wait is not."""
+"""A real SLURM says what it would refuse before anything is submitted, and lets other jobs wait."""
 
 import dataclasses
 import logging
@@ -61,7 +61,7 @@ def changed(sweep: Sweep, options: dict[str, str], resources: dict[str, Any]) ->
     )
 
 
-def told(sweep: Sweep, jobs: int = 3) -> list[str]:
+def faults(sweep: Sweep, jobs: int = 3) -> list[str]:
     """What the check says, less the file's name."""
     try:
         site.check(sweep, jobs)
@@ -70,7 +70,7 @@ def told(sweep: Sweep, jobs: int = 3) -> list[str]:
     return []
 
 
-def test_what_slurm_would_refuse_is_told_in_its_words_with_the_key(
+def test_what_slurm_would_refuse_is_reported_in_its_words_with_the_key(
     strict: Any, sweep: Sweep
 ) -> None:
     account = "Invalid account or account/partition combination specified"
@@ -98,12 +98,12 @@ def test_what_slurm_would_refuse_is_told_in_its_words_with_the_key(
         ({"exclude": "node1"}, {"nodes": 2}, f"resources: {NODES}; main has 2 nodes with at most "
          "2 CPUs, 8000 MB and 0 GPUs"),
     ]
-    found = [told(changed(sweep, options, resources)) for options, resources, _ in cases]
+    found = [faults(changed(sweep, options, resources)) for options, resources, _ in cases]
     assert found == [[words] for *_, words in cases]
-    assert told(changed(sweep, {"account": "lab"}, {}), jobs=2) == []
+    assert faults(changed(sweep, {"account": "lab"}, {}), jobs=2) == []
     strict.run("scontrol", "update", "partitionname=main", "maxtime=60")
     try:
-        assert told(changed(sweep, {"qos": "moon"}, {"time": "2h"})) == [
+        assert faults(changed(sweep, {"qos": "moon"}, {"time": "2h"})) == [
             "resources.time: 2h is more than the 1 h that main allows; a trial that takes longer "
             "continues in a further job",
             "slurm.qos: Invalid qos specification; yours: normal",
@@ -126,16 +126,16 @@ def test_what_slurm_lets_wait_is_not_refused(
     strict.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
         # jobs of another account do not count
-        assert told(changed(sweep, {"account": "lab"}, {}), jobs=2) == []
-        assert told(changed(sweep, {"partition": "urgent,main"}, {})) == []
+        assert faults(changed(sweep, {"account": "lab"}, {}), jobs=2) == []
+        assert faults(changed(sweep, {"partition": "urgent,main"}, {})) == []
         assert caplog.messages == []
-        assert told(changed(sweep, {"partition": "urgent"}, {})) == []
-        assert told(changed(sweep, {}, {"nodes": 2})) == []
+        assert faults(changed(sweep, {"partition": "urgent"}, {})) == []
+        assert faults(changed(sweep, {}, {"nodes": 2})) == []
         assert caplog.messages == [
             f"{sweep.file}: slurm.partition: jobs wait until urgent is up",
             f"jobs wait for nodes that are down, drained or reserved: {NODES}",
         ]
-        assert len(told(changed(sweep, {}, {"cpus": 64}))) == 1
+        assert len(faults(changed(sweep, {}, {"cpus": 64}))) == 1
     finally:
         strict.run("scontrol", "update", "nodename=node2", "state=resume")
         strict.run("scontrol", "update", "partitionname=urgent", "state=up")

@@ -5,16 +5,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.cluster.rank_processes import (
-    EXIT_STATUS,
+    FINE,
     POLL_S,
     Process,
     RankGroup,
+    end_helpers,
     end_within,
     start_process,
 )
@@ -31,8 +31,7 @@ Lost = tuple[int, int]
 def first_lost(codes: Mapping[int, int | None]) -> Lost | None:
     """Return the lost rank among exit statuses by rank, None if all run or have ended well. A
     killed rank comes first, because the others fail without it."""
-    fine = (None, EXIT_STATUS["complete"], EXIT_STATUS["stopped"])
-    lost = [(rank, code) for rank, code in codes.items() if code not in fine]
+    lost = [(rank, code) for rank, code in codes.items() if code not in FINE]
     return min(lost, key=lambda one: (one[1] >= 0, one[0]), default=None)
 
 
@@ -123,7 +122,7 @@ def start_elsewhere(run: Run, group: RankGroup, gpus: float, log_file: Path) -> 
 
     working_folder = os.getcwd()
     actor = ray.remote(num_cpus=group.cpus * group.ranks, num_gpus=gpus,
-                       max_concurrency=2)(Ranks)  # it watches while it is told to end
+                       max_concurrency=2)(Ranks)  # it watches while it is asked to end
     reserved = ray.util.get_current_placement_group()
     found = []
     for node in range(1, group.world // group.ranks):
@@ -153,10 +152,3 @@ def start_rank(
         log_file=log_file, environment=group.environment(local),
         inherited=[pipe for pipe in (reports, answers) if pipe >= 0],
     )
-
-
-def end_helpers(processes: Iterable[Process]) -> None:
-    """Kill the processes that ranks have left behind."""
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)

@@ -22,6 +22,7 @@ from harness.cluster.rank_processes import (
     Process,
     RankGroup,
     TrialFailed,
+    end_helpers,
     end_within,
     settle,
 )
@@ -29,7 +30,6 @@ from harness.cluster.ray.followers import (
     FollowerRanks,
     Followers,
     Lost,
-    end_helpers,
     first_lost,
     log_of,
     own_gpus,

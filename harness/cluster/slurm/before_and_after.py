@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from harness.base.files import write_text
 from harness.base.mappings import lookup
 from harness.base.units import counted
 from harness.cluster import pages, snapshots
-from harness.cluster.place import Submission
+from harness.cluster.place import Place, Submission
 from harness.cluster.rank_processes import TrialFailed, log_to_stderr, stop_on
 from harness.cluster.records import Record, new_record, read_record, read_records
 from harness.cluster.slurm import commands
@@ -44,7 +44,6 @@ REPORT = "report.txt"
 KEPT = ("partition", "account", "qos", "setup", "python", "env")
 """Keys of `slurm` for the job that reports; it needs no GPU and no particular node."""
 FUNCTIONS = {"before": "make_shared", "after": "write_report"}
-Submit = Callable[[Submission, Record, Sequence[str]], None]
 
 
 def is_prepared(sweep: Sweep, trials: int) -> bool:
@@ -59,7 +58,7 @@ def job_count(sweep: Sweep, trials: int) -> int:
 
 @contextmanager
 def surrounding_jobs(
-    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record], submit: Submit
+    sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record], slurm: Place
 ) -> Iterator[Sequence[str]]:
     """Submit the job before the trials, run the body, submit the job after; see `place.Place`.
 
@@ -68,7 +67,7 @@ def surrounding_jobs(
     """
     earlier = read_records(sweep.folder)
     around = [r for r in earlier if r.options.get("around") and r.is_from(sweep.origin)]
-    here, jobs = (commands.cluster_name(), commands.my_jobs()) if around else ("", {})
+    here, jobs = (slurm.site(), commands.my_jobs()) if around else ("", {})
     around = [record for record in around if record.site in ("", here)]
     living = {number for record in earlier for number in commands.living(record, jobs)}
     missing = [record for record in around if _is_missing(record, living)]
@@ -80,12 +79,12 @@ def surrounding_jobs(
         sweep = replace(sweep, code=sweep.code or snapshots.current_code(sweep).freeze())
         columns = dict(sweep.experiment.columns)
         about = {**pages.summary(sweep, reported), "columns": columns}
-        report = _record(sweep, "after", reported, summary=about)
+        report = _record(sweep, "after", reported, slurm, summary=about)
     before: list[str] = []
     try:
         if is_prepared(sweep, len(trials)):
             shared = [r for r in around if _is_shared(r, trials) and living & {*r.jobs.values()}]
-            before = [*(shared or [_submit_before(sweep, trials, submit)])[0].jobs.values()]
+            before = [*(shared or [_submit_before(sweep, trials, slurm)])[0].jobs.values()]
         yield before
     except UserError:
         if not records:  # nothing waits for the first job, and nothing is to be reported
@@ -99,7 +98,7 @@ def surrounding_jobs(
     awaited = {number for record in records for number in record.jobs.values()}
     awaited |= living & {record.jobs.get(s, "") for record in earlier for s in wanted}
     try:
-        _submit_after(sweep, report, sorted(awaited), submit)
+        _submit_after(sweep, report, sorted(awaited), slurm)
     except UserError as error:
         log.warning("%s; the trials were submitted, their report was not", error)
     for record in missing:
@@ -122,30 +121,31 @@ def _is_shared(record: Record, trials: Sequence[Trial]) -> bool:
 
 
 def _record(
-    sweep: Sweep, which: Literal["before", "after"], trials: Sequence[Trial], **options: Any
+    sweep: Sweep, which: Literal["before", "after"], trials: Sequence[Trial], slurm: Place,
+    **options: Any,
 ) -> Record:
     """Return the record, on disk, of a job that is about these trials."""
     record = new_record(
         sweep.folder, "slurm", [], around=which, about=[trial.signature for trial in trials],
-        function=f"{__name__}.{FUNCTIONS[which]}", code=str(sweep.code or ""), **options,
+        function=f"{__name__}.{FUNCTIONS[which]}", code=str(sweep.code or ""),
+        origin=sweep.origin, site=slurm.site(), **options,
     )
-    record.origin, record.site = sweep.origin, commands.cluster_name()
     record.write()
     return record
 
 
-def _submit_before(sweep: Sweep, trials: Sequence[Trial], submit: Submit) -> Record:
+def _submit_before(sweep: Sweep, trials: Sequence[Trial], slurm: Place) -> Record:
     for trial in trials:
         write_text(trial.run.config_file, to_yaml(trial.config))
-    record = _record(sweep, "before", trials)
-    submit(_submission(sweep, record), record, ())
+    record = _record(sweep, "before", trials, slurm)
+    slurm.submit(_submission(sweep, record), record)
     return record
 
 
-def _submit_after(sweep: Sweep, record: Record, jobs: Sequence[str], submit: Submit) -> None:
+def _submit_after(sweep: Sweep, record: Record, jobs: Sequence[str], slurm: Place) -> None:
     own = {key: value for key, value in sweep.slurm.items() if key in (*KEPT, "job_name")}
     small = replace(sweep, resources=Resources(time="10m"), slurm=own)
-    submit(_submission(small, record), record, jobs)
+    slurm.submit(_submission(small, record), record, jobs)
 
 
 def _submission(sweep: Sweep, record: Record) -> Submission:

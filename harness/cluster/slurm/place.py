@@ -79,7 +79,7 @@ class Slurm(Place):
     def surrounding_jobs(
         self, sweep: Sweep, trials: Sequence[Trial], records: Sequence[Record]
     ) -> AbstractContextManager[Sequence[str]]:
-        return before_and_after.surrounding_jobs(sweep, trials, records, self.submit)
+        return before_and_after.surrounding_jobs(sweep, trials, records, self)
 
     def submit(self, submission: Submission, record: Record, after: Sequence[str] = ()) -> None:
         """Submit one array of jobs, or the one job of a function.

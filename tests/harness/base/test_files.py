@@ -153,15 +153,21 @@ def test_the_umask_of_the_process_is_never_changed_as_other_threads_make_files_t
     write_text(tmp_path / "file.txt", "")
 
 
-@pytest.mark.parametrize("can_link", [True, False])
-def test_all_that_was_written_outlasts_a_crash_of_the_machine_with_the_names_of_new_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
-) -> None:
+@pytest.fixture(params=[True, False])
+def can_link(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has hard links."""
     def refuse(source: str, target: str) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    if not can_link:
+    if not request.param:
         monkeypatch.setattr(os, "link", refuse)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("can_link")
+def test_all_that_was_written_outlasts_a_crash_of_the_machine_with_the_names_of_new_folders(
+    tmp_path: Path,
+) -> None:
     (root := tmp_path / "disk").mkdir()
     disk = Disk(root)
     with disk.watch(lambda: None):
@@ -207,15 +213,9 @@ def test_of_many_writers_one_wins_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize("can_link", [True, False])
 def test_a_folder_is_linked_or_else_copied_in_place_of_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+    tmp_path: Path, can_link: bool
 ) -> None:
-    def refuse(source: str, target: str) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    if not can_link:
-        monkeypatch.setattr(os, "link", refuse)
     source, target = tmp_path / "source", tmp_path / "deep" / "target"
     for folder, text in ((source, "new"), (target, "old")):
         folder.mkdir(parents=True)
