@@ -7,7 +7,7 @@ import pytest
 
 from harness.cluster.records import Record, new_record
 from harness.cluster.slurm import commands
-from harness.cluster.slurm.before_and_after import surrounding_jobs
+from harness.cluster.slurm.place import Slurm
 
 
 def test_a_missing_report_is_taken_up_only_where_it_was_asked_for(
@@ -18,12 +18,13 @@ def test_a_missing_report_is_taken_up_only_where_it_was_asked_for(
     monkeypatch.setattr(commands, "cluster_name", lambda: "here")
     (tmp_path / "elsewhere").mkdir()
     submitted: list[Record] = []
+    monkeypatch.setattr(Slurm, "submit", lambda self, jobs, record, after: submitted.append(record))
     for site, origin in [("there", sweep.origin), ("here", f"{tmp_path}/elsewhere"),
                          ("here", sweep.origin)]:
         record = new_record(sweep.folder, "slurm", [], around="after",
                             about=[trial.signature for trial in sweep.trials])
         record.site, record.origin = site, origin
         record.write("submitted")
-        with surrounding_jobs(sweep, [], [], lambda _, one, after: submitted.append(one)):
+        with Slurm().surrounding_jobs(sweep, [], []):
             pass
     assert [record.options["about"] for record in submitted] == [[sweep.trials[0].signature]]
