@@ -183,10 +183,21 @@ def _beat(
 ) -> None:
     while not ended.wait(HEARTBEAT_S):
         with suppress(OSError):  # a network file system may fail once; the next beat may succeed
-            if _is_own(path, token):
-                os.utime(path)
-            elif on_loss is not None:
+            if not _touch_own(path, token) and on_loss is not None:
                 on_loss()
+
+
+def _touch_own(path: Path, token: str) -> bool:
+    """Date the lock now if it is ours, and return whether it is. One that replaces it meanwhile is
+    another file, and keeps its date."""
+    try:
+        with path.open("rb") as lock:
+            own = token.encode() in lock.read()
+            if own:
+                os.utime(lock.fileno())
+    except FileNotFoundError:
+        return False
+    return own
 
 
 def _is_own(path: Path, token: str) -> bool:

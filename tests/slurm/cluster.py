@@ -331,6 +331,8 @@ class Cluster:
         # submitit asks sacct for the states of jobs, so accounting must know the cluster
         self._wait("slurmdbd", lambda: self._works("sacctmgr", "-n", "list", "cluster"))
         self.run("sacctmgr", "-i", "add", "cluster", "kit")
+        # accounts have limits, so each user who submits needs one
+        self.run("sacctmgr", "-i", "add", "user", "nobody", "account=root")
         self._start_controller()
 
     def _start_controller(self) -> None:

@@ -142,7 +142,7 @@ DISTURBANCES = {
         ranks=1, act=signals_while_encoding, is_early=True, encode_s=1.0
     ),
     "scontrol requeue": Disturbance(ranks=1, act=requeue),
-    "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request in stage2"),
+    "last checkpoint damaged": Disturbance(ranks=1, act=damage, note="on request"),
     "disk full": Disturbance(
         ranks=1, before=small_disk, repair=larger_disk, note="No space left on device"
     ),

@@ -27,9 +27,6 @@ NODES = "Requested node configuration is not available"
 @pytest.fixture(scope="module")
 def strict(slurm: Any) -> Iterator[Any]:
     """The cluster, where accounts have limits: root may use `lab` and `root`, but not `other`."""
-    plain = slurm.conf.read_text()
-    slurm.conf.write_text(f"{plain}\nAccountingStorageEnforce=limits,qos\n")
-    slurm.restart_controller()
     for words in (("account", "lab", "cluster=kit"), ("account", "other", "cluster=kit"),
                   ("user", "root", "account=lab")):
         slurm.run("sacctmgr", "-i", "add", *words)
@@ -40,8 +37,6 @@ def strict(slurm: Any) -> Iterator[Any]:
     finally:
         slurm.run("sacctmgr", "-i", "delete", "user", "root", "account=lab")
         slurm.run("sacctmgr", "-i", "delete", "account", "lab,other")
-        slurm.conf.write_text(plain)
-        slurm.restart_controller()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def suspending(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The cluster, where jobs of the partition `urgent` suspend those of `main`."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
     monkeypatch.setattr(locks, "STALE_S", STALE_S)
+    monkeypatch.setattr(locks, "WATCHED_BEATS", 0.1)
     with slurm.configured("PreemptMode=REQUEUE\nSlurm", "PreemptMode=SUSPEND,GANG\nSlurm"):
         slurm.restart_controller()
         with slurm.configured("PreemptMode=REQUEUE Grace", "PreemptMode=SUSPEND Grace"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.base import locks
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
 from harness.cluster.rank_processes import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
@@ -160,7 +161,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("what", ["a_line", "the_result", "a_failure", "a_stop"])
 def test_a_process_that_was_suspended_until_another_took_its_run_ends_and_adds_nothing(
-    make: Any, tmp_path: Path, what: str
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     run = make(f"add_{what}")
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
@@ -175,6 +176,7 @@ def test_a_process_that_was_suspended_until_another_took_its_run_ends_and_adds_n
         first.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         os.utime(run.lock_file, (1, 1))  # as if it had not been touched for long
+        monkeypatch.setattr(locks, "WATCHED_BEATS", 0.1)  # instead of 12 s
         with run.lock():
             before = {path: path.read_bytes() for path in run.folder.iterdir()}
             os.utime(run.lock_file, (1, 1))

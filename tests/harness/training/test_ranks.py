@@ -288,7 +288,7 @@ def test_ranks_of_torchrun_end_soon_after_one_has_failed_while_the_other_is_in_a
     assert done.returncode != 0
     assert run.status()["error"] == "metrics.jsonl: No space left on device"
     assert run.status()["hindered"]
-    assert "ends: rank 0: metrics.jsonl: No space left on device" in done.stderr
+    assert "rank 0: metrics.jsonl: No space left on device" in done.stderr  # of rank 1
     begun = [read_json(run.folder / f"begun-{rank}.json") for rank in range(2)]
     assert {one["MASTER_PORT"] for one in begun} == {str(port)}
     # 3 s on a quiet machine, of which torch's end takes 1; torchrun alone would wait for 30
