@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-FIRST = ("slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/", "harness/cluster/")
+FIRST = (
+    "slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/test_ray.py",
+    "harness/cluster/test_searching.py", "harness/cluster/ray/", "slurm/test_places.py",
+    "harness/cluster/", "slurm/",
+)
+"""In turns those that wait (for SLURM) and those that compute."""
 SLOW = (
     "slurm/", "end_to_end/", "harness/cluster/local/test_worker.py",
     "harness/cluster/test_pages.py", "harness/cluster/ray/test_external.py",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from harness.base.errors import Hindered
 from harness.base.files import read_json, write_json
 from harness.base.locks import writing
-from harness.runs.stopping import Stopped, stop_requested
+from harness.runs.stopping import Stopped, stop_requested, was_terminated
 
 log = logging.getLogger(__name__)
 Failure = dict[str, Any]
@@ -167,7 +167,7 @@ class Connections:
         self.leader, self.hosts[0], self.links[0] = found["process"], found["process"][0], link
         threading.Thread(target=self._read, args=(0, link), daemon=True).start()
 
-    def meet(self, limit_s: float, terminated: list[int]) -> None:
+    def meet(self, limit_s: float) -> None:
         started = time.monotonic()
         notice, pause, has_asked = started + NOTICE_S[0], POLL_S, False
         while not self.has_met:
@@ -178,7 +178,7 @@ class Connections:
                 break
             if self.rank != 0 and not self.links:
                 self._connect()
-            if terminated:
+            if was_terminated():
                 raise Hindered(f"ended by SIGTERM while it waited for {self._missing()}; if one "
                                "could not start, its log says why")
             if stop_requested() and (self.rank == 0 or not self.links):

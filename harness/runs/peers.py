@@ -12,12 +12,10 @@ spend seconds to import it.
 
 import os
 import re
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from harness.base.errors import Hindered, UserError
@@ -79,22 +77,10 @@ def together(folder: Path, *, watched: bool = True) -> Iterator[None]:
 
 def meet(limit_s: float = MEET_LIMIT_S) -> None:
     """Wait until all ranks are connected. Raises Stopped after a stop request to any rank, RankLost
-    when another rank fails, Hindered after the limit and after TERM: starters of ranks send that
-    when a rank cannot start."""
-    if _own is None:
-        return
-    terminated: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        terminated.append(signum)
-        if callable(before):
-            before(signum, frame)
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        _own.meet(limit_s, terminated)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    when another rank fails, Hindered after the limit and if TERM came, even before: starters of
+    ranks send that when a rank cannot start."""
+    if _own is not None:
+        _own.meet(limit_s)
 
 
 def is_joined() -> bool:

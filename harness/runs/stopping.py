@@ -19,6 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 _requested = False
 """Not a threading.Event: with its lock, a signal during another's handler would deadlock."""
+_terminated = False
 _ignored: set[int] = set()
 """Signals whose next arrival is ignored."""
 _interruptible: str | None = None
@@ -31,11 +32,12 @@ class Stopped(Exception):
 
 def request_stop(signum: int | None = None, frame: FrameType | None = None) -> None:
     """Ask this process to save and stop; usable as a signal handler."""
-    global _requested
+    global _requested, _terminated
     if signum in _ignored:
         _ignored.remove(signum)
     else:
         _requested = True
+        _terminated = _terminated or signum == signal.SIGTERM
 
 
 def stop_after(seconds: float, *, instead_of: int) -> None:
@@ -48,6 +50,11 @@ def stop_after(seconds: float, *, instead_of: int) -> None:
 def stop_requested() -> bool:
     """Return whether this process, that is this rank alone, was asked to stop."""
     return _requested
+
+
+def was_terminated() -> bool:
+    """Return whether this process was asked to stop by TERM."""
+    return _terminated
 
 
 def check_stop(doing: str) -> None:
@@ -105,7 +112,7 @@ def stop_on_signals() -> Iterator[None]:
     handler is changed, as signals cannot be caught there. Forked child processes get the default
     handlers, so that signals can end them.
     """
-    global _requested
+    global _requested, _terminated
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         global _interruptible
@@ -133,4 +140,4 @@ def stop_on_signals() -> Iterator[None]:
         inside = False
         for number, handler in before.items():
             signal.signal(number, handler)
-        _requested = False
+        _requested = _terminated = False

@@ -22,6 +22,7 @@ from harness.base.machine import has_gpu
 from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.slurm.job import set_slurm_ranks
 from harness.runs import peers
+from harness.runs.stopping import stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,8 @@ def _all_reduce(folder: Path) -> Finding:
 
     from harness.training import ranks
 
-    with peers.together(folder, watched=False):  # a rank that fails must not end the others
+    # a rank that fails must not end the others
+    with peers.together(folder, watched=False), stop_on_signals():
         peers.meet(60 * TIMEOUT_MIN)
         ranks.init_ranks(TIMEOUT_MIN)
     world = ranks.world_size()

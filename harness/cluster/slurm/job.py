@@ -20,7 +20,7 @@ from harness.cluster.slurm.commands import clean_environment
 from harness.runs import peers
 from harness.runs.execute import execute
 from harness.runs.run import Run
-from harness.runs.stopping import stop_after, stop_requested
+from harness.runs.stopping import stop_after, stop_requested, was_terminated
 
 REQUEUE_TRIES = 3
 REQUEUE_LIMIT_S = 30.0
@@ -51,7 +51,10 @@ def run_trial(run_folder: str) -> str:
         drop_own_lock(run)
     try:
         outlast_early_signal(run)
-        outcome = "stopped" if stop_requested() else execute(run)
+        is_over = stop_requested()
+        if os.environ["WORLD_SIZE"] != "1" and was_terminated():
+            is_over = False  # srun sends TERM if another rank cannot start: `execute` says so
+        outcome = "stopped" if is_over else execute(run)
         if outcome != "stopped" and os.environ["RANK"] == "0":
             pages.write_if_over(run.folder.parent)
     except UserError as error:  # its message, not a traceback

@@ -197,9 +197,9 @@ def test_a_rank_that_is_told_to_stop_leaves_only_if_rank_0_has_not_met_the_other
     with monkeypatch.context() as patch:  # rank 1 is slow to hear what rank 0 says
         patch.setattr(Connections, "_read", lambda *args: seen.wait() and hears(*args))
         first, second = connected(tmp_path)
-        first.meet(10.0, [])
+        first.meet(10.0)
         threading.Timer(0.3, seen.set).start()
-        second.meet(10.0, [])  # otherwise rank 0 would wait for it in a collective
+        second.meet(10.0)  # otherwise rank 0 would wait for it in a collective
     assert first.has_met
     assert second.has_met
     for one in (first, second):
@@ -210,7 +210,7 @@ def test_a_rank_that_is_told_to_stop_leaves_only_if_rank_0_has_not_met_the_other
 
     def meet() -> None:
         with suppress(Stopped):
-            second.meet(10.0, [])
+            second.meet(10.0)
             ends.append("met")
         ends.append("over")
 
@@ -228,7 +228,7 @@ def test_a_rank_that_is_told_to_stop_leaves_only_if_rank_0_has_not_met_the_other
 
 def test_a_rank_that_ends_first_is_no_failure_of_the_others(tmp_path: Path) -> None:
     ranks = connected(tmp_path, world=3)
-    ranks[0].meet(10.0, [])
+    ranks[0].meet(10.0)
     ranks[0].close()
     until(lambda: all(one.left == {0} for one in ranks[1:]))
     for one in ranks[1:]:

@@ -272,6 +272,21 @@ def test_a_signal_before_the_run_has_begun_puts_the_job_back_at_once(
     assert calls.read_text().splitlines() == ["requeue 41230_4"]
 
 
+def test_a_job_whose_other_rank_cannot_start_fails_and_is_not_put_back(
+    slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands("RUNNING", "exit 0")
+    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    # srun sends TERM to the first rank before it waits for the other one
+    monkeypatch.setattr(job, "check_cores", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    Run(tmp_path).create("run: {experiment: os.getcwd}\n")
+    with pytest.raises(TrialFailed, match=r"^ended by SIGTERM while it waited for 1 of 2 ranks"):
+        job.run_trial(str(tmp_path))
+    assert not calls.exists()
+    assert Run(tmp_path).status()["hindered"]
+
+
 def test_only_the_first_rank_puts_a_stopped_job_back(
     slurm_job: None, own_signals: None, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
