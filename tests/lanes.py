@@ -16,9 +16,9 @@ HERE = Path(__file__).parent
 FIRST = (
     "slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/test_ray.py",
     "harness/cluster/test_searching.py", "harness/cluster/ray/", "slurm/test_places.py",
-    "harness/cluster/", "slurm/",
+    "harness/cluster/", "slurm/", "launch/", "svll/reports/", "svll/test_", "test_documents.py",
 )
-"""In turns those that wait (for SLURM) and those that compute."""
+"""The longest, in turns those that wait (for SLURM) and those that compute."""
 SLOW = (
     "slurm/", "end_to_end/", "harness/cluster/local/test_worker.py",
     "harness/cluster/test_pages.py", "harness/cluster/ray/test_external.py",

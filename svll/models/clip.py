@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_clip(
     Raises UserError for an unknown name or tag, a missing or wrong file, an activation that the
     weights were not trained with, and an architecture other than a plain ViT or ResNet.
     """
-    import open_clip  # takes four seconds
+    open_clip = import_open_clip()
 
     source = weights_source(name, weights)
     if source is None:
@@ -68,9 +69,23 @@ def load_clip(
     return Clip(image, TextEncoder(model), tokenizer_for(name), digest)
 
 
+def import_open_clip() -> Any:
+    """Import open_clip, which takes seconds; without wandb, which timm would import for half a
+    second of no use here."""
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        import open_clip
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+    return open_clip
+
+
 def fetch(name: str, weights: str | None) -> None:
     """Download the weights of an open_clip tag, for jobs without network; UserError on failure."""
-    import open_clip
+    open_clip = import_open_clip()
 
     source = weights_source(name, weights)
     if source is None or Path(source).is_file():
@@ -81,7 +96,7 @@ def fetch(name: str, weights: str | None) -> None:
 
 def model_config(name: str) -> dict[str, Any]:
     """Return open_clip's configuration of a model, also the shipped one; UserError if unknown."""
-    import open_clip
+    open_clip = import_open_clip()
 
     open_clip.add_model_config(HERE / "svll-tiny.json")
     if name not in open_clip.list_models():
@@ -93,7 +108,7 @@ def model_config(name: str) -> dict[str, Any]:
 
 def empty_model(config: dict[str, Any]) -> Any:
     """Return open_clip's model of a configuration on the meta device: shapes without numbers."""
-    import open_clip
+    open_clip = import_open_clip()
 
     with torch.device("meta"):
         return open_clip.CLIP(**config)
@@ -124,7 +139,7 @@ def _is_plain(config: dict[str, Any]) -> bool:
 
 def tokenizer_for(name: str) -> Any:
     """Return the tokenizer of a model; the tiny model has its own small vocabulary."""
-    import open_clip
+    open_clip = import_open_clip()
 
     if name == TINY:
         return open_clip.tokenizer.SimpleTokenizer(bpe_path=str(TINY_MERGES))
@@ -133,7 +148,7 @@ def tokenizer_for(name: str) -> Any:
 
 def weights_source(name: str, weights: str | None) -> str | None:
     """Return open_clip's `pretrained` for `model.weights`; raises UserError as `load_clip` does."""
-    import open_clip
+    open_clip = import_open_clip()
 
     if not _is_plain(model_config(name)):
         raise UserError(
