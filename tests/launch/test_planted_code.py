@@ -103,7 +103,9 @@ def test_the_payload_is_one_that_works(tmp_path: Path) -> None:
     assert canary.exists()
 
 
-def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path: Path) -> None:
+def test_what_is_planted_beside_a_runs_files_is_left_alone(
+    begun: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, canary = copied(begun, tmp_path), tmp_path / "executed"
     for name in NAMES:
         path = run.folder / name
@@ -114,12 +116,12 @@ def test_what_is_planted_beside_a_runs_files_is_left_alone(begun: Run, tmp_path:
     done = train(run, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumes at epoch" in run.log_file.read_text()
-    shown = command("evaluate.py", str(run.folder), cwd=run.folder)
-    assert shown.returncode == 0, shown.stderr
     words = ("--recipe", "synthetic_tiny", f"run.runs={tmp_path / 'runs'}", "--status")
     told = command("slurm.py", *words, cwd=run.folder)
     assert told.returncode == 0, told.stderr
     assert "1 complete" in told.stdout
+    monkeypatch.chdir(run.folder)
+    assert called("evaluate", run.folder).status == 0
     assert not canary.exists()
     for form in (as_pickle, as_archive):
         run.features_file.write_bytes(form(canary))
