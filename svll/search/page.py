@@ -57,12 +57,13 @@ def search_page(results: SearchResults) -> str:
     count, faults = len(results.queries), results.faults
     parts = [
         element("p", f"{counted(count, 'query image')} of {shown(results.query)} against "
-                f"{counted(results.images, 'gallery image')} of {shown(results.gallery)}, by cosine "
-                f"similarity of features of {shown(results.weights)}."),
+                f"{counted(results.images, 'gallery image')} of {shown(results.gallery)}, by "
+                f"cosine similarity of features of {shown(results.weights)}."),
         note(results.criterion),
     ]
     if faults:
-        parts.append(note(f"Skipped {counted(len(faults), 'image')} that cannot be read, listed at the end."))
+        skipped = counted(len(faults), "image")
+        parts.append(note(f"Skipped {skipped} that cannot be read, listed at the end."))
     if count > MOST_QUERIES:
         parts.append(note(
             f"The first {MOST_QUERIES} of {count} queries are shown; search.csv has all."

@@ -303,7 +303,12 @@ def _split(root: Path, out: Path) -> dict[str, list[Any]]:
     """Split a user's images; what is written is read back as it was."""
     entries = own_split.write_split(root, out, own_split.Options(validation=0))
     before = out.read_bytes()
-    assert sorted(csv_list.read(out), key=lambda e: e.path) == sorted(entries, key=lambda e: e.path)
+    written, wanted = ({e.path: e for e in some} for some in (csv_list.read(out), entries))
+    assert {path: (e.split, e.camera) for path, e in written.items()} == {
+        path: (e.split, e.camera) for path, e in wanted.items()
+    }
+    same = {(written[path].identity, e.identity) for path, e in wanted.items()}
+    assert len({one for one, _ in same}) == len({other for _, other in same}) == len(same)
     assert len(csv_list.load(out).files()) == len(entries)
     out.unlink()
     own_split.write_split(root, out, own_split.Options(validation=0))

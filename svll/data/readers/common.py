@@ -201,7 +201,8 @@ def _skipped_text(names: Iterable[str]) -> str:
             (folders, "folder", examples(folders)),
         ) if found
     ]
-    return f"Skipped {' and '.join(parts)}" if parts else ""
+    together = " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
+    return f"Skipped {together}" if parts else ""
 
 
 def no_images(folder: Path, skipped: Iterable[str]) -> UserError:
