@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from svll.base.records import Dataset, Records, Row
 from svll.data.readers import common
 from svll.data.readers.common import Benchmark, Counts, Listed, Published
@@ -49,6 +50,9 @@ def load(root: str | Path, size: int = 800) -> Dataset:
         _records(common.read_lists(folder / name), folder / IMAGES, by_stem)
         for name in (TRAIN_LIST, test_list)
     )
+    if both := sorted(set(train.paths) & set(test.paths)):
+        raise UserError(f"{folder}: {counted(len(both), 'image')} in both {TRAIN_LIST} and "
+                        f"{test_list} ({common.examples(both)})")
     dataset = Dataset(benchmark.name, "random_gallery", train=train, query=test, gallery=test)
     if unlisted := set(names) - {Path(path).name for path in dataset.files()}:
         # most of the images belong to larger test sets
