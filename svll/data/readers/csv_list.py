@@ -134,13 +134,15 @@ def write(file: Path, entries: Sequence[Entry]) -> None:
     """
     folder = os.path.abspath(file.parent)
     used = [c for c in COLUMNS if any(getattr(entry, c) is not None for entry in entries)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(used)
+    rows = [used]
     for entry in entries:
         path = os.path.abspath(entry.path).removeprefix(folder + os.sep).replace(os.sep, "/")
         path = path if path == path.lstrip() else f"./{path}"  # readers strip cells
-        writer.writerow([path, *(getattr(entry, column) for column in used[1:])])
+        rows.append([path, *(getattr(entry, column) for column in used[1:])])
+    text = io.StringIO()
+    has_returns = any("\r" in cell for row in rows for cell in row)  # which csv would not quote
+    quoting = csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     write_text(file, text.getvalue(), errors="surrogateescape")
 
 

@@ -152,7 +152,8 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         ("2_c1.jpg", "bert", None),
     ]  # fmt: skip
     messages = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
-    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
+    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1) "
+                        "and 1 folder (.git/)"]
     assert "1 folders have no images (nobody)" in caplog.text
 
 

@@ -270,7 +270,7 @@ def test_numbers_are_kept_up_to_18_digits(tmp_path: Path) -> None:
 
 
 def test_a_column_of_whole_numbers_is_read_in_any_notation(tmp_path: Path) -> None:
-    lines = ['1.jpg,7.0,1', '2.jpg,1e+05,"2,0"', '3.jpg,8,3.', '4.jpg,\uff19,+4', '5.jpg, "7" ,1']
+    lines = ['1.jpg,7.0,1', '2.jpg,1e+05,"2,0"', '3.jpg,8,3.', '4.jpg,\uff19,+4', '5.jpg, "7",1']
     entries = read(listed(tmp_path, "path,identity,camera\n" + "\n".join(lines)))
     assert [entry.identity for entry in entries] == ["7", "100000", "8", "9", "7"]
     assert [entry.camera for entry in entries] == ["1", "2", "3", "4", "1"]
