@@ -217,7 +217,7 @@ def read_folder(value: tuple[str, list[tuple[str, str, int]], bytes | None], fol
         else:
             read = {path: labels for part in _columns(load_benchmark(name, root)).values()
                     for path, *labels in part}
-    _check_told(root, set(read), "\n".join(said))
+    _check_told(root / LISTED.get(name, ""), set(read), "\n".join(said))
     if name in NAMED:
         first = min(1, *(_in_name(path)[1] for path in read))
         wrong = {path: labels for path, labels in read.items()
@@ -274,7 +274,6 @@ def _listed(name: str, top: Path) -> None:
 
 
 def _put(path: Path, kind: str, root: Path) -> None:
-    assert not path.exists() or path.is_file()
     if kind == "file":
         path.touch()
     elif kind in ("folder", "full folder"):
@@ -330,7 +329,7 @@ def _check_told(root: Path, read: set[str], said: str) -> None:
             above = os.path.relpath(path, root).split(os.sep)
             if name in said or f"{ending} " in said or any(f"{one}/" in said for one in above):
                 continue
-            if "@eaDir" not in above:
+            if not {"@eaDir", "train_test_split"} & set(above):
                 untold.append(path)
     assert len(untold) <= junk, untold
 

@@ -177,7 +177,7 @@ def log_beside(folder: Path, used: Collection[str]) -> None:
     if images:
         log.warning("%s: %s beside the folders of images, not read (%s)", folder,
                     counted(len(images), "image"), examples(images))
-    if others := [name for name in others if not is_hidden(name)]:
+    if others := [name for name in others if not is_left_by_a_system(name.rstrip("/"))]:
         log.info("%s: not read: %s", folder, examples(others))
 
 
