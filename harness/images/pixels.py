@@ -72,7 +72,7 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
                 return unsupported(image)
             if whole:
                 image.load()  # PIL's verify() does not notice truncation
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except IsADirectoryError:
         return "a folder"

@@ -182,6 +182,8 @@ def _faults(file: h5py.File, name: str) -> Iterable[str]:
             yield f"{name}/{label} has shape {list(values.shape)}; expected {[features.shape[0]]}"
         elif label != "path" and values.dtype.kind not in "iu":
             yield f"{name}/{label} is {values.dtype}; expected integers"
+        elif values.dtype == np.uint64 and (values[:] > np.iinfo(np.int64).max).any():
+            yield f"{name}/{label} has numbers of 2^63 and more; expected int64 (junk is -1)"
         elif label == "path" and h5py.check_string_dtype(values.dtype) is None:
             yield f"{name}/path is {values.dtype}; expected UTF-8 text"
 

@@ -1,5 +1,6 @@
 """A dataset's images as columns: paths, identities, cameras, views."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ PARTS = ("train", "validation", "query", "gallery")
 """The parts of a dataset, in the order in which they are listed and hashed."""
 MISSING = -1
 """The size of a listed file that does not exist."""
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def usual_first_camera(dataset: str) -> int | None:
@@ -182,8 +184,10 @@ def _below(folder: str, path: str) -> str:
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
-    """Return a file's bytes, MISSING when it does not exist."""
+    """Return a file's bytes, MISSING when there is none or can be none of that name."""
     try:
         return os.path.getsize(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise
         return MISSING

@@ -14,9 +14,11 @@ from pathlib import Path
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.rng import generator
-from svll.data.readers import common, csv_list
-from svll.data.readers.common import EXAMPLE, examples, is_left_by_a_system, raise_faults
+from harness.base.units import counted
+from svll.data.readers import common, csv_list, labels
+from svll.data.readers.common import EXAMPLE, examples, is_hidden, raise_faults
 from svll.data.readers.csv_list import Entry
+from svll.data.readers.labels import JUNK
 
 _PARTS, _QUERIES = 31, 32
 """Keys of the generators: an identity's part, a test identity's queries."""
@@ -95,28 +97,34 @@ def collect(root: str | Path) -> list[Entry]:
 
 
 def _of_folder(root: Path) -> list[Entry]:
-    names = sorted(name for name in os.listdir(root) if not is_left_by_a_system(name))
-    folders = [name for name in names if (root / name).is_dir()]
-    images = [name for name in names if (root / name).is_file() and common.is_image(name)]
+    below = sorted(name for name in os.listdir(root) if not is_hidden(name))
+    folders = [name for name in below if (root / name).is_dir()]
+    skipped: list[str] = []
+    images = common.image_names(root, skipped, ignoring=folders)
     if folders and images:
         raise UserError(f"{root} holds {len(folders)} folders ({examples(folders)}) and "
                         f"{len(images)} images beside them ({examples(images)}); either have a "
                         "folder per identity or none at all")
-    return _of_folders(root, folders) if folders else _of_names(root)
+    return _of_folders(root, folders, skipped) if folders else _of_names(root)
 
 
-def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
-    skipped: list[str] = []
+def _of_folders(root: Path, names: Sequence[str], skipped: list[str]) -> list[Entry]:
+    """Return the images of the folders `names`, one per identity; skipped: other names at `root`,
+    for the log."""
+    identities = {name: str(JUNK) if labels.is_junk(name) else name for name in names}
+    raise_faults([f"{root / name}: {fault}" for name, identity in identities.items()
+                  if (fault := labels.fault("identity", identity))])
+    _refuse_linked_twice(root, names)
     entries = [
         Entry(path, identity)
-        for identity in identities for path in _images(root / identity, skipped)
+        for name, identity in identities.items() for path in _images(root / name, skipped)
     ]
     common.log_skipped(root, skipped)
-    if empty := sorted(set(identities) - {entry.identity for entry in entries}):
+    if empty := sorted(set(identities.values()) - {entry.identity for entry in entries}):
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
-    labels = [common.parse_name(os.path.basename(entry.path)) for entry in entries]
-    cameras = [str(label[1]) for label in labels if label]
-    strange = [e.path for e, label in zip(entries, labels, strict=True) if not label]
+    parsed = [common.parse_name(os.path.basename(entry.path)) for entry in entries]
+    cameras = [str(label[1]) for label in parsed if label]
+    strange = [e.path for e, label in zip(entries, parsed, strict=True) if not label]
     if not strange:
         return [replace(e, camera=camera) for e, camera in zip(entries, cameras, strict=True)]
     if len(cameras) > len(strange):
@@ -131,10 +139,21 @@ def _of_folders(root: Path, identities: Sequence[str]) -> list[Entry]:
     return entries
 
 
+def _refuse_linked_twice(root: Path, names: Sequence[str]) -> None:
+    """Refuse two identities that are one folder, by a link."""
+    first: dict[str, str] = {}
+    for name in names:
+        before = first.setdefault(os.path.realpath(root / name), name)
+        if before != name:
+            raise UserError(f"{root}: {before} and {name} are the same folder; remove one of them")
+
+
 def _images(folder: Path, skipped: list[str]) -> Iterator[str]:
-    """Yield the images below a folder, at any depth; other files are added to `skipped`."""
-    for place, below, _ in os.walk(folder):
-        below[:] = [name for name in below if not is_left_by_a_system(name)]
+    """Yield the images below a folder, at any depth; other files and linked or hidden folders are
+    added to `skipped`."""
+    for place, below, _ in os.walk(folder, onerror=common.unreadable):
+        below[:] = [name for name in below
+                    if not is_hidden(name) and not os.path.islink(os.path.join(place, name))]
         names = common.image_names(Path(place), skipped, ignoring=below)
         yield from (os.path.join(place, name) for name in names)
 
@@ -146,6 +165,9 @@ def _of_names(root: Path) -> list[Entry]:
     if strange:
         raise UserError(f"{root}: {len(strange)} images are neither in a folder per identity nor "
                         f"named like {EXAMPLE} (identity and camera first): {examples(strange)}")
+    if zeros := sum(row.identity == 0 for row in rows):
+        log.warning("%s: %s of identity 0, which Market-1501 gives to many people (distractors); "
+                    "here it is one identity", root, counted(zeros, "image"))
     return [Entry(row.path, str(row.identity), str(row.camera)) for row in rows]
 
 

@@ -17,7 +17,7 @@ from harness.config.values import to_mapping
 from svll.config import Config, Data
 from svll.data import datasets, staging
 from svll.data.benchmarks import describe
-from svll.data.run_checks import check_batch, check_matches
+from svll.data.run_checks import check_batch, check_matches, log_side_information
 from svll.data.sampler import identity_batches
 from svll.data.splits import split
 from svll.reuse.fingerprints import check_given
@@ -113,6 +113,7 @@ def _size(config: Config, world: int, loaded: Loaded) -> TrainingSize:
                     raise UserError(f"{fault}\nthen: {further}") from None
         raise
     check_batch(stage, splits.identities, world)
+    log_side_information(splits, config.model)
     check_matches(splits)
     order = identity_batches(splits.labels, batch=stage.batch, instances=stage.instances,
                              seed=config.seed, epoch=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.base.files import atomic_write, write_text
 from harness.base.paths import shown
+from harness.base.units import counted
 from harness.reporting.page import Html, element, image, note, page, section, table
 from svll.reports.thumbnails import thumbnail
 from svll.search.search import Hit, QueryResult, SearchResults
@@ -55,13 +56,14 @@ def search_page(results: SearchResults) -> str:
     small = lru_cache(maxsize=1000)(partial(thumbnail, size=THUMBNAIL))
     count, faults = len(results.queries), results.faults
     parts = [
-        element("p", f"{count} query images of {shown(results.query)} against {results.images} "
-                f"gallery images of {shown(results.gallery)}, by cosine similarity of features of "
-                f"{shown(results.weights)}."),
+        element("p", f"{counted(count, 'query image')} of {shown(results.query)} against "
+                f"{counted(results.images, 'gallery image')} of {shown(results.gallery)}, by "
+                f"cosine similarity of features of {shown(results.weights)}."),
         note(results.criterion),
     ]
     if faults:
-        parts.append(note(f"Skipped {len(faults)} images that cannot be read, listed at the end."))
+        skipped = counted(len(faults), "image")
+        parts.append(note(f"Skipped {skipped} that cannot be read, listed at the end."))
     if count > MOST_QUERIES:
         parts.append(note(
             f"The first {MOST_QUERIES} of {count} queries are shown; search.csv has all."

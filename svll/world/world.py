@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def named_world(size: str | int, kind: Kind = "person", seed: int = 1) -> World:
     size = str(size)
     if size in SIZES:
         return replace(SIZES[size], kind=kind, seed=seed, height=0, width=0)
-    if not size.isdecimal() or int(size) < 2:
+    if not re.fullmatch(r"\d{1,9}", size, re.ASCII) or int(size) < 2:
         raise UserError(f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number "
                         "of identities, at least 2")
     return World(int(size), int(size), kind=kind, seed=seed)

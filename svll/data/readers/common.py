@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import Dataset, Records, Row
+from svll.data.readers.labels import JUNK
 
-JUNK = -1
-"""The identity of detections that show nobody; benchmarks leave them out."""
 EXAMPLE = "0002_c1s1_000451_00.jpg"
 """A well-formed image name in Market-1501's layout."""
 SHOWN = 5
@@ -28,7 +28,11 @@ SHOWN = 5
 LISTED = 20
 """How many faults of a list an error shows."""
 
-_LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
+_LEFT_BY_SYSTEMS = {
+    ".ds_store", "thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin",
+    "lost+found", "system volume information",
+}
+"""In lower case; `@eaDir` of a Synology disk has small copies of all images."""
 _NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,9})(?!\d)", re.ASCII)
 
 log = logging.getLogger(__name__)
@@ -125,25 +129,56 @@ def _lacks(folder: Path, layouts: Sequence[Sequence[str]]) -> str:
 
 def is_image(name: str) -> bool:
     """Tell whether a file name is an image's; case does not matter."""
-    return name.lower().endswith(IMAGE_ENDINGS) and not is_left_by_a_system(name)
+    return name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name)
 
 
 def is_left_by_a_system(name: str) -> bool:
-    """Tell whether an operating system made the file; those of macOS begin with a dot."""
-    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+    """Tell whether an operating system made a file or folder, whatever its ending."""
+    return name.startswith("._") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a name begins with a dot, or an operating system made it."""
+    return name.startswith(".") or is_left_by_a_system(name)
 
 
 def image_names(folder: Path, skipped: list[str], *, ignoring: Collection[str] = ()) -> list[str]:
     """Return the names of the images directly in a folder, sorted.
 
     Adds the names of other files, and of folders with a slash at the end, to `skipped` for
-    `log_skipped`; names in `ignoring` are left out.
+    `log_skipped`; names in `ignoring` are left out. Raises UserError for a file.
     """
-    names = sorted(set(os.listdir(folder)) - set(ignoring))
-    skipped += [
-        f"{name}/" if (folder / name).is_dir() else name for name in names if not is_image(name)
-    ]
-    return [name for name in names if is_image(name)]
+    try:
+        with os.scandir(folder) as entries:
+            found = {e.name: _is_folder(e) for e in entries if e.name not in ignoring}
+    except NotADirectoryError as error:
+        unreadable(error)
+    images = sorted(name for name, is_folder in found.items() if is_image(name) and not is_folder)
+    others = sorted(found.keys() - set(images))
+    skipped += [f"{name}/" if found[name] else name for name in others]
+    return images
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def unreadable(error: OSError) -> NoReturn:
+    """Raise the error of a folder that cannot be listed; `os.walk` would pass it over."""
+    if isinstance(error, NotADirectoryError):
+        raise UserError(f"{error.filename} is a file; a folder of images is needed") from None
+    raise error
+
+
+def log_beside(folder: Path, used: Collection[str]) -> None:
+    """Log what lies in a dataset's folder beside the parts that are `used`."""
+    others: list[str] = []
+    images = image_names(folder, others, ignoring=used)
+    if images:
+        log.warning("%s: %s beside the folders of images, not read (%s)", folder,
+                    counted(len(images), "image"), examples(images))
+    if others := [name for name in others if not is_left_by_a_system(name.rstrip("/"))]:
+        log.info("%s: not read: %s", folder, examples(others))
 
 
 def log_skipped(where: object, skipped: Iterable[str]) -> None:
@@ -156,16 +191,18 @@ def _skipped_text(names: Iterable[str]) -> str:
     """Return a sentence on files, by their endings, and folders; empty where there are none."""
     names = [name for name in names if not is_left_by_a_system(name.rstrip("/"))]
     folders = [name for name in names if name.endswith("/")]
-    endings = Counter(
-        os.path.splitext(name)[1].lower() or "no ending" for name in names if name[-1:] != "/"
-    )
-    parts = []
-    if files := endings.total():
-        kinds = ", ".join(f"{ending} {count}" for ending, count in endings.most_common())
-        parts.append(f"{files} file{'s' * (files > 1)} (unsupported: {kinds})")
-    if folders:
-        parts.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} ({examples(folders)})")
-    return f"Skipped {' and '.join(parts)}" if parts else ""
+    files = [name for name in names if not name.startswith(".") and not name.endswith("/")]
+    hidden = [name for name in names if name[0] == "." and name.lower().endswith(IMAGE_ENDINGS)]
+    endings = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in files)
+    kinds = ", ".join(f"{ending} {count}" for ending, count in endings.most_common())
+    parts = [
+        f"{counted(len(found), what)} ({text})" for found, what, text in (
+            (files, "file", f"unsupported: {kinds}"), (hidden, "hidden image", examples(hidden)),
+            (folders, "folder", examples(folders)),
+        ) if found
+    ]
+    together = " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
+    return f"Skipped {together}" if parts else ""
 
 
 def no_images(folder: Path, skipped: Iterable[str]) -> UserError:
@@ -182,31 +219,32 @@ def examples(names: Sequence[str]) -> str:
 def find_images(place: Path) -> list[Path]:
     """Return the images below a folder, sorted, or `place` itself if it is a file.
 
-    Names that begin with a dot are left out, since operating systems make such files. Other files
-    are counted in the log. Raises UserError when there are no images.
+    Other files, hidden images and hidden folders are counted in the log. Raises UserError when
+    there are no images.
     """
     if place.is_file():
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: no such folder or image")
-    files = sorted(path for folder in _folders(place) for path in folder.iterdir()
-                   if path.is_file())
-    images = [path for path in files if is_image(path.name)]
-    skipped = [path.name for path in files if not is_image(path.name)]
+    skipped: list[str] = []
+    images = sorted(folder / name for folder, below in folders(place)
+                    for name in image_names(folder, skipped, ignoring=below))
     if not images:
         raise no_images(place, skipped)
     log_skipped(place, skipped)
     return images
 
 
-def _folders(place: Path) -> Iterator[Path]:
-    """Yield a folder and those below it, linked ones too, each once."""
+def folders(place: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, linked ones too, each once, and the names of the folders
+    in it, without hidden ones."""
     seen = set()
-    for name, below, _ in os.walk(place, followlinks=True):
+    for name, below, _ in os.walk(place, followlinks=True, onerror=unreadable):
         real = os.path.realpath(name)
-        below[:] = [] if real in seen else [one for one in below if not one.startswith(".")]
+        shown = [one for one in below if not is_hidden(one)]
+        below[:] = [] if real in seen else shown
         if real not in seen:
-            yield Path(name)
+            yield Path(name), shown
         seen.add(real)
 
 
@@ -243,6 +281,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
+    if "\0" in text:
+        number = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}, line {number}: a zero byte; the file is damaged")
     # not splitlines(), which also splits at characters that may occur in a name
     lines = enumerate(text.split("\n"), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]

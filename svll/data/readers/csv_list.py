@@ -1,7 +1,7 @@
 """A user's own images as a CSV file: path,identity[,camera][,view][,split].
 
-Identities, cameras and views may be any text. Where they are not all numbers, they are numbered
-from 0 in sorted order. Paths are relative to the file's folder.
+Identities, cameras and views may be any text. Where they are not all whole numbers, they are
+numbered from 0 in sorted order, which the log says. Paths are relative to the file's folder.
 """
 
 import csv
@@ -18,15 +18,16 @@ import numpy as np
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.base.paths import is_utf8, normal, shown, typed
+from harness.base.units import counted
 from harness.images.pixels import IMAGE_ENDINGS
 from svll.base.records import PARTS, Dataset, Records, Row
-from svll.data.readers.common import JUNK, is_image, raise_faults, without_junk
+from svll.data.readers import labels
+from svll.data.readers.common import examples, is_image, raise_faults, without_junk
+from svll.data.readers.labels import JUNK
 
 LABELS = ("identity", "camera", "view")
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
-_WHOLE = re.compile(r"(-?\d{1,18})(?:\.0+)?", re.ASCII)
-"""An integer, also as written by tools that store all numbers as floats: 7.0."""
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,11 @@ def load(file: str | Path) -> Dataset:
         raise UserError(f"{file} has no column split ({', '.join(PARTS)}). To draw one: python "
                         f"launch/data.py split --root {typed(file)} --out NEW.csv")
     kept = without_junk(file, entries)
+    if not kept:
+        raise UserError(f"{file}: all {counted(len(entries), 'image')} are junk (identity {JUNK})")
     parts = _parts(kept)
     _check_parts(file, parts)
+    _log_texts(file, kept)
     has_cameras = all(entry.camera is not None for entry in kept)
     if not has_cameras:
         log.info("%s: no column camera, so no gallery image is left out (all_gallery)", file)
@@ -85,7 +89,7 @@ def read(file: Path) -> list[Entry]:
             values = dict(zip(header, cells, strict=True))
             written = values["path"]
             values["path"] = path = _absolute(folder, written)
-            if _is_junk("identity", values["identity"]):
+            if labels.is_junk(values["identity"]):
                 values["identity"] = str(JUNK)
             if (before := first.setdefault(path, number)) != number:
                 line_faults.append(f"{written} is on line {before} already")
@@ -94,21 +98,25 @@ def read(file: Path) -> list[Entry]:
                                    "save the list as UTF-8")
             entries.append(Entry(**values))
         faults += [f"{file}, line {number}: {fault}" for fault in line_faults]
-    entries = _without_points(entries)
+    entries = _plain(entries)
     raise_faults(faults or [f"{file}: {fault}" for fault in ambiguities(entries)])
     if not entries:
         raise UserError(f"{file} lists no images")
     return entries
 
 
-def _without_points(entries: list[Entry]) -> list[Entry]:
-    """Return entries with integers for floats, 7 for 7.0, in columns of integers only."""
+def _plain(entries: list[Entry]) -> list[Entry]:
+    """Return entries with digits for numbers, 7 for 7.0, in columns of whole numbers only."""
     for column in LABELS:
-        texts = {getattr(entry, column) for entry in entries}
-        plain = {text: match[1] for text in texts if text and (match := _WHOLE.fullmatch(text))}
-        if len(plain) == len(texts) and plain.keys() != set(plain.values()):
+        texts = {getattr(entry, column) for entry in entries} - {None}
+        plain = {text: labels.whole(text) or text for text in texts}
+        if all(_is_number(text) for text in plain.values()) and plain.keys() != set(plain.values()):
             entries = [replace(e, **{column: plain[getattr(e, column)]}) for e in entries]
     return entries
+
+
+def _is_number(text: str) -> bool:
+    return text == str(JUNK) or _NUMBER.fullmatch(text) is not None
 
 
 def _absolute(folder: str, written: str) -> str:
@@ -126,12 +134,15 @@ def write(file: Path, entries: Sequence[Entry]) -> None:
     """
     folder = os.path.abspath(file.parent)
     used = [c for c in COLUMNS if any(getattr(entry, c) is not None for entry in entries)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(used)
+    rows = [used]
     for entry in entries:
         path = os.path.abspath(entry.path).removeprefix(folder + os.sep).replace(os.sep, "/")
-        writer.writerow([path, *(getattr(entry, column) for column in used[1:])])
+        path = path if path == path.lstrip() else f"./{path}"  # readers strip cells
+        rows.append([path, *(getattr(entry, column) for column in used[1:])])
+    text = io.StringIO()
+    has_returns = any("\r" in cell for row in rows for cell in row)  # which csv would not quote
+    quoting = csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     write_text(file, text.getvalue(), errors="surrogateescape")
 
 
@@ -143,7 +154,7 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
     try:
         # file names need not be UTF-8; a table whose first line is not UTF-8 is no list
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            reader = csv.reader(text, strict=True)
+            reader = csv.reader(text, strict=True, skipinitialspace=True)
             rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
         rows = [(number, cells) for number, cells in rows if any(cells)]
         for _, header in rows[:1]:
@@ -153,7 +164,7 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"{file}: no such file; a CSV file of images is needed") from None
     except UnicodeError:
         raise UserError(f"{file} is not UTF-8; save the list as UTF-8") from None
-    except (OSError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from None
 
 
@@ -174,25 +185,27 @@ def _faults(header: list[str], cells: list[str]) -> Iterator[str]:
     for name, cell in zip(header, cells, strict=True):
         if not cell:
             yield f"{name} is empty"
-        elif name == "path" and not is_image(cell.replace("\\", "/").rpartition("/")[2]):
+        elif "\0" in cell:
+            yield f"{name} holds a zero byte"
+        elif name == "path" and not _names_image(cell):
             yield f"{cell} is no image ({', '.join(IMAGE_ENDINGS)})"
         elif name == "split" and cell not in PARTS:
             yield f"split is {cell!r}; one of {', '.join(PARTS)}"
-        elif cell.startswith("-") and _WHOLE.fullmatch(cell) and not _is_junk(name, cell):
-            yield f"{name} is {cell}; numbers may not be negative"
+        elif name in LABELS and (fault := labels.fault(name, cell)):
+            yield fault
 
 
-def _is_junk(column: str, cell: str) -> bool:
-    match = _WHOLE.fullmatch(cell)
-    return column == "identity" and match is not None and int(match[1]) == JUNK
+def _names_image(path: str) -> bool:
+    """Return whether a path is an image's by its name, after slashes or Windows' backslashes."""
+    return any(is_image(re.split(cut, path)[-1]) for cut in (r"/", r"[/\\]"))
 
 
 def _parts(entries: Sequence[Entry]) -> dict[str, Records]:
     """Return the parts, each sorted by path: the order of lines must not change a result."""
-    labels = {column: numbers(getattr(entry, column) for entry in entries) for column in LABELS}
+    known = {column: numbers(getattr(entry, column) for entry in entries) for column in LABELS}
     rows: dict[str | None, list[Row]] = {part: [] for part in PARTS}
     for entry in entries:
-        own = (known.get(getattr(entry, column), 0) for column, known in labels.items())
+        own = (of_text.get(getattr(entry, column), 0) for column, of_text in known.items())
         rows[entry.split].append(Row(entry.path, *own))
     return {part: Records.from_rows(sorted(rows[part])) for part in PARTS}
 
@@ -206,17 +219,25 @@ def numbers(texts: Iterable[str | None]) -> dict[str, int]:
 
 
 def ambiguities(entries: Sequence[Entry]) -> list[str]:
-    """Return a sentence for each column in which two texts, such as 7 and 007, are one number."""
-    faults = []
+    """Return a sentence for each two texts of a column, such as 7 and 007, that are one label."""
+    return [
+        fault for column in LABELS
+        for fault in labels.alike(column, {getattr(e, column) for e in entries} - {None, str(JUNK)})
+    ]
+
+
+def _log_texts(file: Path, entries: Sequence[Entry]) -> None:
+    """Log where texts are numbered: their numbers hold for this list alone."""
     for column in LABELS:
-        texts = {getattr(entry, column) for entry in entries} - {None, str(JUNK)}
-        first: dict[int, str] = {}
-        for text in sorted(texts) if all(map(_NUMBER.fullmatch, texts)) else ():
-            if (before := first.setdefault(int(text), text)) != text:
-                faults.append(f"column {column} has both {before} and {text}, which are one "
-                              "number; write them alike, or any of them with a letter if they "
-                              "differ")
-    return faults
+        texts_of = ((getattr(entry, column), entry.path) for entry in reversed(entries))
+        first = {text: path for text, path in texts_of if text is not None}
+        texts = sorted(text for text in first if not _NUMBER.fullmatch(text))
+        numbered = f"so all {len(first)} are numbered from 0 in sorted order"
+        if texts and 2 * len(texts) <= len(first):
+            log.warning("%s: column %s has numbers and %s, such as %r of %s, %s", file, column,
+                        counted(len(texts), "text"), texts[0], first[texts[0]], numbered)
+        elif texts and column != "identity":
+            log.info("%s: column %s has texts (%s), %s", file, column, examples(texts), numbered)
 
 
 def _check_parts(file: Path, parts: dict[str, Records]) -> None:

@@ -3,11 +3,13 @@
 An image's name gives its identity and camera: 0002_c1s1_000451_03.jpg.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from harness.base.errors import UserError
+from harness.base.units import counted
 from svll.base.records import Dataset, Records, Row
 from svll.data.readers import common
 from svll.data.readers.common import Benchmark, Counts, Published
@@ -30,6 +32,8 @@ OWN = Benchmark(
     "python launch/data.py split --root DIR --out FILE.csv",
 )
 
+log = logging.getLogger(__name__)
+
 
 def load(
     root: str | Path, benchmark: Benchmark = BENCHMARK, *, parts: Mapping[str, str] = FOLDERS,
@@ -49,6 +53,10 @@ def load(
         for part, below in parts.items()
     }
     common.log_skipped(folder, skipped)
+    if views is None:  # a drawn world has nothing else
+        common.log_beside(folder, parts.values())
+    if benchmark.published:
+        _log_distractors({folder / parts[part]: rows[part] for part in ("train", "query")})
     # names count cameras from 1, or from 0 where any name has a camera 0
     first = min(1, min(row.camera for part in rows.values() for row in part))
     train, query, gallery = (
@@ -57,6 +65,14 @@ def load(
     dataset = Dataset(benchmark.name, "cross_camera", train, query, gallery, first_camera=first)
     common.warn_of_counts(dataset, benchmark, folder)
     return dataset
+
+
+def _log_distractors(rows: Mapping[Path, list[Row]]) -> None:
+    """Warn of identity 0 outside of a gallery, where benchmarks have it for many people."""
+    for folder, images in rows.items():
+        if found := sum(image.identity == 0 for image in images):
+            log.warning("%s: %s of identity 0, which stands for distractors in a gallery; here "
+                        "it is one identity", folder, counted(found, "image"))
 
 
 def _rows(folder: Path, example: str, views: Mapping[str, int], skipped: list[str]) -> list[Row]:

@@ -7,7 +7,6 @@ faces, in other folders; results of the two versions are not comparable.
 import logging
 import os
 import re
-from itertools import chain
 from pathlib import Path
 
 from harness.base.errors import UserError
@@ -94,16 +93,14 @@ def _camera(line: Listed) -> int:
 
 def _log_unlisted(folder: Path, parts: list[Path], listed: set[str]) -> None:
     """Log the images that no list names, and files that are no images."""
-    files = [
-        os.path.join(place, name)
-        for place, _, names in chain.from_iterable(map(os.walk, parts)) for name in sorted(names)
-    ]
+    skipped: list[str] = []
     images = sorted(
-        os.path.relpath(path, folder) for path in files
-        if path not in listed and common.is_image(os.path.basename(path))
+        os.path.relpath(path, folder) for part in parts for place, below in common.folders(part)
+        for name in common.image_names(place, skipped, ignoring=below)
+        if (path := f"{place}{os.sep}{name}") not in listed
     )
     if images:
         log.warning("%s: Skipped %d images that are in no list (%s)", folder, len(images),
                     common.examples(images))
-    others = map(os.path.basename, files)
-    common.log_skipped(folder, [name for name in others if not common.is_image(name)])
+    common.log_skipped(folder, skipped)
+    common.log_beside(folder, [*(part.name for part in parts), *_LIST_NAMES])

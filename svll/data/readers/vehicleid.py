@@ -7,6 +7,8 @@ times a random draw of one image per vehicle as the gallery; the others are the 
 import logging
 from pathlib import Path
 
+from harness.base.errors import UserError
+from harness.base.units import counted
 from svll.base.records import Dataset, Records, Row
 from svll.data.readers import common
 from svll.data.readers.common import Benchmark, Counts, Listed, Published
@@ -43,18 +45,33 @@ def load(root: str | Path, size: int = 800) -> Dataset:
     skipped: list[str] = []
     names = common.image_names(folder / IMAGES, skipped)
     common.log_skipped(folder / IMAGES, skipped)
-    by_stem = {name.rpartition(".")[0]: name for name in names}  # lists lack the ending
+    by_stem = _by_stem(folder / IMAGES, names)
     train, test = (
         _records(common.read_lists(folder / name), folder / IMAGES, by_stem)
         for name in (TRAIN_LIST, test_list)
     )
+    if both := sorted(set(train.paths) & set(test.paths)):
+        raise UserError(f"{folder}: {counted(len(both), 'image')} in both {TRAIN_LIST} and "
+                        f"{test_list} ({common.examples(both)})")
     dataset = Dataset(benchmark.name, "random_gallery", train=train, query=test, gallery=test)
     if unlisted := set(names) - {Path(path).name for path in dataset.files()}:
         # most of the images belong to larger test sets
-        log.info("%s: %d images are neither in %s nor in %s", folder, len(unlisted), TRAIN_LIST,
-                 test_list)
+        log.info("%s: %d images are neither in %s nor in %s (%s)", folder, len(unlisted),
+                 TRAIN_LIST, test_list, common.examples(sorted(unlisted)))
+    common.log_beside(folder, [IMAGES, Path(TRAIN_LIST).parts[0]])
     common.warn_of_counts(dataset, benchmark, folder)
     return dataset
+
+
+def _by_stem(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return image names by what lists call them, without the ending; UserError for two that differ
+    in the ending only."""
+    by_stem: dict[str, str] = {}
+    for name in names:
+        if (before := by_stem.setdefault(name.rpartition(".")[0], name)) != name:
+            raise UserError(f"{folder}: {before} and {name} have one name in the lists; remove one "
+                            "of them")
+    return by_stem
 
 
 def _records(lines: list[Listed], folder: Path, by_stem: dict[str, str]) -> Records:

@@ -105,6 +105,8 @@ def test_a_foreign_file_needs_only_features_identity_and_camera(tmp_path):
         ({"leave_out": ["query/camera"]}, "query/camera is missing"),
         ({"datasets": {"query/identity": np.arange(5)}}, r"identity has shape \[5\]; .* \[4\]"),
         ({"datasets": {"query/camera": np.ones(4)}}, "query/camera is float64; expected integers"),
+        ({"datasets": {"query/identity": np.array([1, 2, 3, 2**63], np.uint64)}},
+         r"query/identity has numbers of 2\^63 and more; expected int64 \(junk is -1\)"),
         ({"datasets": {"query/features": np.ones(4)}}, r"features is float64 \[4\]; .* \[n, d\]"),
         ({"datasets": {"query/path": np.ones(4)}}, "query/path is float64; expected UTF-8"),
     ],
@@ -224,3 +226,18 @@ def test_importing_the_cache_imports_no_heavy_package():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "deepspeed", "nvidia", "open_clip"} & set(done.stdout.split())
 
+
+
+def test_large_labels_come_back_as_they_were(tmp_path):
+    labels = np.array([10**12, 10**18 - 1, -1], np.int64)
+    cameras = np.array([70_000, 2**31, 2**40], np.int64)
+    views = np.array([300, 2**31, 0], np.int64)
+    written = FeatureGroup(np.ones((3, 2), np.float32), labels, cameras, views)
+    write_features(tmp_path / "f.h5", {"query": written}, dataset="list", model="m")
+    read = read_features(tmp_path / "f.h5").groups["query"]
+    assert (read.identities == labels).all()
+    assert (read.cameras == cameras).all()
+    assert (read.views == views).all()
+    small = {"query/identity": np.array([1, 2, 3, 2**63 - 1], np.uint64)}
+    found = read_features(foreign(tmp_path / "u.h5", datasets=small)).groups["query"]
+    assert found.identities.tolist() == [1, 2, 3, 2**63 - 1]

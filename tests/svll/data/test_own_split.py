@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def test_a_folder_per_identity_is_read_at_any_depth(
         ("2_c1.jpg", "bert", None),
     ]  # fmt: skip
     messages = [record.getMessage() for record in caplog.records if "Skipped" in record.message]
-    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1)"]
+    assert messages == [f"{tmp_path}: Skipped 4 files (unsupported: .heic 2, .gif 1, no ending 1) "
+                        "and 1 folder (.git/)"]
     assert "1 folders have no images (nobody)" in caplog.text
 
 
@@ -275,3 +277,53 @@ def test_which_image_asks_depends_on_the_seed() -> None:
     assert len(both) > 20
     same = sum(asking[0][identity] == asking[1][identity] for identity in both)
     assert same < len(both) / 2
+
+
+def test_files_beside_and_links_below_folders_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("anna/1.jpg", "anna/.2.jpg", "bert/1.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "anna" / "more").symlink_to(tmp_path / "bert")
+    (tmp_path / "anna" / "3.jpg").symlink_to("nowhere")
+    assert [Path(entry.path).name for entry in collect(tmp_path)] == ["1.jpg", "3.jpg", "1.jpg"]
+    assert caplog.messages == [
+        f"{tmp_path}: Skipped 1 file (unsupported: .txt 1), 1 hidden image (.2.jpg) and 1 "
+        "folder (more/)"
+    ]
+    (tmp_path / "carl").symlink_to(tmp_path / "bert")
+    with pytest.raises(UserError, match="bert and carl are the same folder"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["NA", "-2", "1,000", "1E+12"])
+def test_folders_that_a_list_could_not_name_are_refused_before_it_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    for who in ("a", "b", "c", "d", name):
+        for number in range(2):
+            picture(tmp_path / "own" / who / f"{number}.jpg")
+    with pytest.raises(UserError, match=rf"own/{re.escape(name)}: identity is {re.escape(name)}"):
+        write_split(tmp_path / "own", tmp_path / "out.csv", NO_VALIDATION)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_odd_names_are_read_back_as_they_were(tmp_path: Path) -> None:
+    for who in (" a", "b,\n", 'c"', "d\r", "-1.0"):
+        for number in range(2):
+            picture(tmp_path / who / f"\\.{number}.jpg")
+    entries = write_split(tmp_path, tmp_path / "out.csv", NO_VALIDATION)
+    assert {Path(entry.path).parent.name for entry in entries} == {" a", "b,\n", 'c"', "d\r"}
+    found = csv_list.read(tmp_path / "out.csv")
+    assert sorted(entry.path for entry in found) == sorted(entry.path for entry in entries)
+    assert {entry.identity for entry in found} == {"a", "b,", 'c"', "d"}
+
+
+def test_images_of_identity_0_in_a_flat_folder_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("0000_c1s1_1.jpg", "0000_c2s1_1.jpg", "0001_c2s1_1.jpg"):
+        picture(tmp_path / name)
+    assert len(collect(tmp_path)) == 3
+    assert "2 images of identity 0, which Market-1501 gives to many people" in caplog.text

@@ -12,7 +12,7 @@ from svll.base.protocol_names import PROTOCOLS
 from svll.base.records import Dataset, Records, Row
 from svll.data.datasets import Datasets
 from svll.data.side_labels import UNSEEN
-from svll.data.splits import Splits, split
+from svll.data.splits import Splits, join, split
 from svll.evaluation import evaluate_ranking
 
 IDENTITIES = [3, 8, 15, 16, 23, 42, 108, 111, 200, 201, 202, 305]
@@ -317,3 +317,18 @@ def test_sets_of_different_protocols_have_no_common_validation_part() -> None:
     assert len(split(Datasets(sets, sets), validation=0.0, seed=1).validation.query) == 0
     named = split(Datasets(sets, sets), validation=0.5, seed=1, protocol="all_gallery")
     assert named.validation.protocol == "all_gallery"
+
+
+def test_large_labels_are_joined_as_they_are() -> None:
+    far = Records.from_rows([Row("a.jpg", 10**12, 70_000), Row("b.jpg", 10**18 - 1, 2**31)])
+    near = Records.from_rows([Row("c.jpg", 0, 0), Row("d.jpg", 1, 1)])
+    first, second = (
+        Dataset(name, "cross_camera", part, Records.empty(), Records.empty())
+        for name, part in (("list", far), ("folder", near))
+    )
+    whole, joined = join((first, second))
+    assert whole.identities.tolist() == [10**12, 10**18 - 1, 10**18, 10**18 + 1]
+    assert whole.cameras.tolist() == [70_000, 2**31, 2**31 + 1, 2**31 + 2]
+    splits = split(Datasets((first, second), ()), validation=0.0, seed=1)
+    assert splits.labels.tolist() == [0, 1, 2, 3]
+    assert [place.tolist() for place in splits.places(splits.train)] == [[0, 1, 2, 3], [0, 0, 1, 1]]

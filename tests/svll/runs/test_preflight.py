@@ -1,5 +1,6 @@
 """What a run would refuse is refused before it has a folder, and the training part is sized."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -127,3 +128,13 @@ def test_a_batch_is_shared_by_all_ranks() -> None:
 def test_what_cannot_be_found_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         preflight(config_of("synthetic_tiny", *words))
+
+
+def test_side_information_that_a_list_cannot_give_is_told_as_in_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of("synthetic_tiny", "data.name=list", "model.sie=camera",
+                       f"data.root={own_list(tmp_path, 10)}", "data.validation=0")
+    with caplog.at_level(logging.INFO):
+        assert preflight(config).cameras == 0
+    assert "images are unknown: model.sie=camera is none here" in caplog.text

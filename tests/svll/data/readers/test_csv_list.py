@@ -142,8 +142,10 @@ def test_a_header_of_other_columns_is_an_error(tmp_path: Path, header: str, mess
 def test_two_texts_that_are_one_number_are_an_error(tmp_path: Path) -> None:
     (fault,) = faults(listed(tmp_path, "path,identity,split\n1.jpg,7,train\n2.jpg,007,train\n"))
     assert "column identity has both 007 and 7, which are one number" in fault
-    mixed = listed(tmp_path, "path,identity,split\n1.jpg,7,train\n2.jpg,007,train\n3.jpg,a,train\n")
-    assert load(mixed).train.identities.tolist() == [1, 0, 2]
+    for other in ("7.0", "007"):  # whatever else the column holds
+        lines = f"1.jpg,7,train\n2.jpg,{other},train\n3.jpg,a,train\n"
+        (fault,) = faults(listed(tmp_path, f"path,identity,split\n{lines}"))
+        assert f"has both {min('7', other)} and {max('7', other)}, which are one number" in fault
 
 
 def test_queries_need_a_gallery_and_the_other_way_round(tmp_path: Path) -> None:
@@ -232,3 +234,64 @@ def test_junk_is_junk_however_a_table_writes_whole_numbers(tmp_path: Path, junk:
     ]
     names = listed(tmp_path, f"path,identity,split\n1.jpg,{junk},train\n2.jpg,anna,train\n")
     assert len(load(names).train) == 1
+
+
+@pytest.mark.parametrize("stray", ["x7", "\u00bd", "7.5", "9" * 19])
+def test_a_text_among_numbers_is_warned_of_with_its_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stray: str
+) -> None:
+    lines = ["1.jpg,1,10,train", "2.jpg,1,9,train", f"3.jpg,1,{stray},train"]
+    with caplog.at_level(logging.INFO):
+        path = listed(tmp_path, "path,identity,camera,split\n" + "\n".join(lines))
+        assert load(path).train.cameras.tolist() == [
+            sorted(["10", "9", stray]).index(text) for text in ("10", "9", stray)
+        ]
+    assert (f"column camera has numbers and 1 text, such as {stray!r} of {tmp_path / '3.jpg'}, so "
+            "all 3 are numbered from 0 in sorted order") in caplog.text
+
+
+def test_texts_as_cameras_are_logged_with_their_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        load(listed(tmp_path, "path,identity,camera,split\n1.jpg,a,yard,train\n2.jpg,b,door,train"))
+    [message] = caplog.messages
+    assert message.endswith("column camera has texts (door, yard), so all 2 are numbered from 0 in "
+                            "sorted order")
+
+
+def test_numbers_are_kept_up_to_18_digits(tmp_path: Path) -> None:
+    path = listed(tmp_path, "path,identity,camera,view,split\n"
+                  f"1.jpg,{10**12},70000,300,train\n2.jpg,{10**18 - 1},{2**31},{2**40},train\n")
+    train = load(path).train
+    assert train.identities.tolist() == [10**12, 10**18 - 1]
+    assert train.cameras.tolist() == [70000, 2**31]
+    assert train.views.tolist() == [300, 2**40]
+
+
+def test_a_column_of_whole_numbers_is_read_in_any_notation(tmp_path: Path) -> None:
+    lines = ['1.jpg,7.0,1', '2.jpg,1e+05,"2,0"', '3.jpg,8,3.', '4.jpg,\uff19,+4', '5.jpg, "7",1']
+    entries = read(listed(tmp_path, "path,identity,camera\n" + "\n".join(lines)))
+    assert [entry.identity for entry in entries] == ["7", "100000", "8", "9", "7"]
+    assert [entry.camera for entry in entries] == ["1", "2", "3", "4", "1"]
+
+
+def test_missing_labels_and_odd_cells_are_faults_with_their_lines(tmp_path: Path) -> None:
+    path = listed(tmp_path, "path,identity,camera,split\n1.jpg,NA,1,train\n2.jpg,1,nan,train\n"
+                  '3.jpg,"1,000",1,Train\n4\0.jpg,1E+12,\u22122,train\n')
+    missing = "which stands for a missing value; give every image its label"
+    assert faults(path) == [
+        f"{path}, line 2: identity is NA, {missing}",
+        f"{path}, line 3: camera is nan, {missing}",
+        f"{path}, line 4: identity is 1,000; write numbers without separators",
+        f"{path}, line 4: split is 'Train'; one of train, validation, query, gallery",
+        f"{path}, line 5: path holds a zero byte",
+        f"{path}, line 5: identity is 1E+12, which may be rounded; store long numbers with all "
+        "their digits, as text",
+        f"{path}, line 5: camera is \u22122; numbers may not be negative",
+    ]
+
+
+def test_a_list_of_junk_only_is_an_error(tmp_path: Path) -> None:
+    [fault] = faults(listed(tmp_path, "path,identity,split\n1.jpg,-1,train\n2.jpg,-1.0,query\n"))
+    assert fault.endswith("all 2 images are junk (identity -1)")

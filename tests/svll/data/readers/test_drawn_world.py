@@ -22,3 +22,13 @@ def test_each_image_has_the_view_that_is_listed_for_it(tmp_path: Path) -> None:
 def test_a_folder_without_a_list_of_views_is_no_drawn_world(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no synthetic world: there is no .*views\.txt"):
         load_world(tmp_path)
+
+
+def test_a_damaged_list_of_views_is_an_error(tmp_path: Path) -> None:
+    root = write_world(World(2, 2, kind="vehicle", shots=1), tmp_path / "cars")
+    lines = (root / VIEWS).read_text().splitlines()
+    for kept, fault in ((lines[:-1], f"lacks 1 image, such as {lines[-1].split()[0]}; delete"),
+                        ([*lines[:-1], "query/a.jpg x"], r"line \d+: expected an image and its")):
+        (root / VIEWS).write_text("\n".join(kept))
+        with pytest.raises(UserError, match=fault):
+            load_world(root)

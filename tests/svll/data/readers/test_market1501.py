@@ -115,3 +115,35 @@ def test_an_empty_part_is_an_error(folder: Path) -> None:
         path.unlink()
     with pytest.raises(UserError, match="query: no images there"):
         load(folder)
+
+
+def test_what_lies_beside_the_parts_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "0009_c1s1_1.jpg").touch()
+    (folder / "gt_bbox").mkdir()
+    (folder / "query" / "0009_c1s1_1.jpg").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert len(load(folder).query) == len(QUERY)
+    assert f"{folder}: Skipped 1 folder (0009_c1s1_1.jpg/)" in caplog.text
+    assert "1 image beside the folders of images, not read (0009_c1s1_1.jpg)" in caplog.text
+    assert f"{folder}: not read: gt_bbox/" in caplog.text
+
+
+def test_distractors_outside_of_the_gallery_are_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "bounding_box_train" / "0000_c1s1_1.jpg").touch()
+    assert load(folder).train.identities.tolist() == [0, 2, 2, 7]
+    warning = "bounding_box_train: 1 image of identity 0, which stands for distractors"
+    assert warning in caplog.text
+    caplog.clear()
+    load(folder, OWN)
+    assert warning not in caplog.text
+
+
+def test_a_part_that_is_a_file_is_an_error(folder: Path) -> None:
+    (folder / "query").rename(folder / "other")
+    (folder / "query").touch()
+    with pytest.raises(UserError, match="query is a file; a folder of images is needed"):
+        load(folder)

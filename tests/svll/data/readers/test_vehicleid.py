@@ -51,3 +51,18 @@ def test_of_very_many_faults_twenty_are_shown_and_the_rest_counted(tmp_path: Pat
         load_benchmark("vehicleid_800", tmp_path)
     assert len(str(caught.value).splitlines()) == 21
     assert str(caught.value).endswith("and 5 more lines at fault")
+
+
+def test_two_files_that_lists_call_alike_are_an_error(tmp_path: Path) -> None:
+    tree = trees.vehicleid(tmp_path)
+    trees.picture(tree.folder / "image" / "0000001.png", "PNG")
+    with pytest.raises(UserError, match=r"0000001\.jpg and 0000001\.png have one name in the list"):
+        load_benchmark("vehicleid", tmp_path)
+
+
+def test_an_image_in_both_training_and_test_is_an_error(tmp_path: Path) -> None:
+    tree = trees.vehicleid(tmp_path)
+    path = tree.folder / "train_test_split" / "test_list_800.txt"
+    trees.write_list(path, ["0000010 4", "0000001 4"])
+    with pytest.raises(UserError, match=r"1 image in both .*train_list\.txt and .*0000001\.jpg"):
+        load_benchmark("vehicleid", tmp_path)
