@@ -8,10 +8,22 @@ import ast
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+LONGEST = 1000
+"""Characters of a condition: of deeper ones Python's parser fails."""
+
+
+def _product(a: Any, b: Any) -> Any:
+    """Return a product of numbers; of a string and a number it could fill the memory."""
+    if not isinstance(a, int | float) or not isinstance(b, int | float):
+        raise TypeError
+    return a * b
+
+
 ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: _product, ast.Div: operator.truediv,
 }
 COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
@@ -34,16 +46,25 @@ class Condition:
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Return whether it is true of the values; False if it cannot be computed (null > 1)."""
         try:
-            return bool(_value(ast.parse(self.text, mode="eval").body, value_of))
-        except (TypeError, ZeroDivisionError):
+            return bool(_value(_parsed(self.text), value_of))
+        except (TypeError, ArithmeticError):
             return False
+
+
+@lru_cache
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None:
     """Return a condition; None, with a fault, for an invalid one."""
     try:
-        names = tuple(dict.fromkeys(_names(ast.parse(text, mode="eval").body)))
-    except (SyntaxError, TypeError, ValueError) as error:
+        if not isinstance(text, str):
+            raise ValueError("not a string")
+        if len(text) > LONGEST:
+            raise ValueError(f"longer than {LONGEST} characters")
+        names = tuple(dict.fromkeys(_names(_parsed(text))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         faults.append(f"{where}: {text!r} is not a condition ({message}); write it as "
                       "first.weight + second.weight <= 1")
@@ -64,7 +85,10 @@ def _names(node: ast.expr) -> Iterator[str]:
     allowed = (ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Constant, ast.List, ast.Tuple)
     operators = {type(one) for one in (getattr(node, "op", None), *getattr(node, "ops", ()))}
     known = {*ARITHMETIC, *COMPARISONS, ast.And, ast.Or, ast.Not, ast.USub, type(None)}
-    if not isinstance(node, allowed) or operators - known:
+    strange = isinstance(node, ast.Constant) and not isinstance(
+        node.value, str | int | float | None
+    )
+    if not isinstance(node, allowed) or strange or operators - known:
         raise ValueError(f"{ast.unparse(node)} cannot be used here")
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
