@@ -57,15 +57,28 @@ class _Loader(yaml.SafeLoader):
     copies = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        is_alias = self.check_event(yaml.AliasEvent)
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         node = super().compose_node(parent, index)
         if not is_alias or node is None or node.end_mark is None:  # None: an alias in itself
             return node
         self.copies += sum(1 for _ in islice(_nodes(node), MOST_COPIES + 1))
         if self.copies > MOST_COPIES:
             raise yaml.composer.ComposerError(
-                None, None, f"aliases stand for more than {MOST_COPIES} values", node.start_mark)
+                None, None, f"aliases stand for more than {MOST_COPIES} values", mark)
         return copy.deepcopy(node)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Put what `<<` merges before the mapping's own keys, which win, as the earlier ones of a
+        list do (in PyYAML 6.0.4 the later ones)."""
+        merged: list[Any] = []
+        for item in [item for name, item in node.value if name.tag == MERGE]:
+            for one in reversed(item.value) if isinstance(item, yaml.SequenceNode) else [item]:
+                if not isinstance(one, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "<<: expected a mapping, or a list of mappings", one.start_mark)
+                self.flatten_mapping(one)
+                merged += one.value
+        node.value = merged + [pair for pair in node.value if pair[0].tag != MERGE]
 
     def construct_plain(self, node: Any) -> Any:
         """Return the value of a bool, an int or a float. Raises an error for a text that only YAML
@@ -194,18 +207,18 @@ def _look_through(
             _look_through(item, inside, texts, lines, faults)
     elif isinstance(node, yaml.MappingNode):
         for name, item in node.value:
-            if name.tag == MERGE:  # what is merged has this mapping's keys
-                for one in item.value if isinstance(item, yaml.SequenceNode) else [item]:
-                    _look_through(one, key, texts, {}, faults)
-                continue
-            if isinstance(name, yaml.ScalarNode):
+            if isinstance(name, yaml.ScalarNode) and name.tag != MERGE:
                 name.tag = f"{TAG}str"
             below = f"{key}.{name.value}" if key else str(name.value)
             line = name.start_mark.line + 1
             if below in lines:
                 faults.append((line, f"{below} appears twice (first on line {lines[below]})"))
+                continue
+            lines[below] = line
+            if name.tag == MERGE:  # what is merged has this mapping's keys
+                for one in item.value if isinstance(item, yaml.SequenceNode) else [item]:
+                    _look_through(one, key, texts, {}, faults)
             else:
-                lines[below] = line
                 _look_through(item, below, texts, lines, faults)
 
 

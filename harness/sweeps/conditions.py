@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-LONGEST = 1000
-"""Characters of a condition: of deeper ones Python's parser fails."""
+LONGEST, DEEPEST = 1000, 100
+"""Characters of a condition, and parts within one another: of more, Python's parser may fail."""
 
 
 def _product(a: Any, b: Any) -> Any:
@@ -75,8 +75,25 @@ def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None
     return Condition(text, where, names)
 
 
-def _names(node: ast.expr) -> Iterator[str]:
+def compared(condition: Condition) -> Iterator[tuple[str, Any]]:
+    """Yield each key with the strings and numbers that it is compared with."""
+    for node in ast.walk(_parsed(condition.text)):
+        if not isinstance(node, ast.Compare):
+            continue
+        for op, left, right in zip(node.ops, [node.left, *node.comparators], node.comparators,
+                                   strict=False):
+            is_in = isinstance(op, ast.In | ast.NotIn)
+            pairs = [(left, one) for one in getattr(right, "elts", [])] if is_in else [
+                (left, right), (right, left)]
+            yield from ((key, value.value) for one, value in pairs
+                        if isinstance(value, ast.Constant) and value.value is not None
+                        and (key := _key(one)) is not None and key not in WORDS)
+
+
+def _names(node: ast.expr, above: int = 0) -> Iterator[str]:
     """Yield the keys of an expression. Raises ValueError for parts that are not allowed."""
+    if above > DEEPEST:
+        raise ValueError("is nested too deeply")
     key = _key(node)
     if key is not None:
         if key not in WORDS:
@@ -92,7 +109,7 @@ def _names(node: ast.expr) -> Iterator[str]:
         raise ValueError(f"{ast.unparse(node)} cannot be used here")
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
-            yield from _names(child)
+            yield from _names(child, above + 1)
 
 
 def _key(node: ast.expr) -> str | None:

@@ -33,7 +33,7 @@ MANY = 10_000
 """Larger spaces are not enumerated."""
 TRIES = 1000
 """How often a draw is repeated that a constraint forbids."""
-MOST_FORBIDDEN = 300_000
+MOST_FORBIDDEN = 200_000
 """Of more forbidden draws of a sweep, the constraints are refused: they take seconds."""
 
 

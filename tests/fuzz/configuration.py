@@ -149,12 +149,15 @@ def sweeps() -> SearchStrategy[bytes]:
                   st.lists(st.sampled_from((0.1, 0.10, 1, 1.0, "1e-4", 1e-4, 2)), max_size=4)),
         st.tuples(st.sampled_from(RANGES), st.lists(numbers, min_size=2, max_size=2)),
         st.tuples(st.sampled_from(RANGES), st.sampled_from(([0.1, 0.2], [1, 9], [1.0000001, 1.00000011]))),
-        st.just(("grid", list(range(1, 1000)))), odd_texts().map(lambda kind: (kind, [1])),
+        odd_texts().map(lambda kind: (kind, [1])),
     ).map(lambda pair: dict([pair]))
     conditions = st.one_of(st.sampled_from(CONDITIONS), odd_texts())
     dimensions = st.one_of(spaces, spaces, st.tuples(spaces, conditions).map(
         lambda pair: {**pair[0], "when": pair[1]}), odd_values())
-    search = st.dictionaries(st.one_of(st.sampled_from(SEARCHED), keys()), dimensions, max_size=4)
+    search = st.one_of(
+        st.dictionaries(st.one_of(st.sampled_from(SEARCHED), keys()), dimensions, max_size=3),
+        st.just(dict.fromkeys(SEARCHED, {"grid": list(range(1, 200))})),
+    )
     texts = st.dictionaries(odd_texts(), odd_values(), max_size=2)
     options = st.dictionaries(
         st.one_of(st.sampled_from(("account", "comment", "env", "setup", "exclusive", "mem-per-cpu",

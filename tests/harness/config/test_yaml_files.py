@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.yaml_files import parse, read_yaml, to_text
+from harness.config.yaml_files import NotYaml, parse, read_yaml, to_text
 
 
 def faults_of(path: Path) -> list[str]:
@@ -82,9 +82,9 @@ def test_what_an_alias_stands_for_is_text_only_under_a_key_of_text() -> None:
                           "'tag:yaml.org,2002:set'"),
         ('b: 1\na: "\\ud83d"\n', ", line 2: '\\ud83d' is half of a character; write the whole one"),
         ('a: "\\U0FFFFFFF"\n', ", line 1: cannot be read: chr() arg not in range(0x110000)"),
-        ("a: " + "[" * 5000 + "\n", ", line 1: is nested too deeply"),
+        ("a: " + "[" * 1000 + "\n", ", line 1: is nested too deeply"),
         ("a: &a [" + "x, " * 99 + "]\nb: &b [" + "*a, " * 99 + "]\nc: [" + "*b, " * 99 + "]\n",
-         ", line 1: aliases stand for more than 10000 values"),
+         ", line 3: aliases stand for more than 10000 values"),
         ("a: 1\nb: \x07\n", ", line 2: the character '\\x07' is not allowed in YAML"),
         ("a: &a {b: *a}\n", ", line 1: is nested too deeply"),
         ("doors: 4\nengine:\n  power: 1\n  power: 2\n",
@@ -149,3 +149,8 @@ def test_what_is_merged_into_a_mapping_is_read_as_that_mappings_keys() -> None:
     assert found["a"] == {"name": "0123", "size": 2}
     assert found["b"] == {"name": "0123", "size": 1e3}
     assert lines["a.size"] == 2
+    with pytest.raises(NotYaml, match=r"^a.<< appears twice \(first on line 1\)$"):
+        parse("a: {<<: {b: 1}, <<: {b: 2}}")
+    for text in ("a: {<<: 5}", "a: {<<: [{b: 1}, 5]}"):
+        with pytest.raises(NotYaml, match=r"^<<: expected a mapping, or a list of mappings$"):
+            parse(text)
