@@ -118,7 +118,8 @@ class Data:
             yield "unlisted_views", (f"only {VIEWS_LISTED} has viewpoint lists, not "
                                      f"{', '.join(dict.fromkeys(used))}; set "
                                      "data.unlisted_views=keep")
-        yield from _at_least(self, 8, "height", "width", unit=" pixels")
+        yield from _between(self, 8, 4096, "height", "width")
+        yield from _between(self, 0, 1024, "threads")
         if not all(0 <= one <= 1 for one in self.mean):
             yield "mean", f"must lie between 0 and 1, found {list(self.mean)}"
         if min(self.std) <= 0:
@@ -175,7 +176,7 @@ class Model:
             yield "sie", f"{self.name} has no class token to add it to; set model.sie=none"
         yield from _at_least(self, 1, "stride", unit=" pixel")
         yield from _between(self, 1, 16, "prompt_tokens")
-        yield from _at_least(self, 1, "head_hidden", "head_out", "predictor_hidden")
+        yield from _between(self, 1, 2**14, "head_hidden", "head_out", "predictor_hidden")
 
 
 @dataclass
@@ -281,7 +282,8 @@ class Stage2:
             yield "batch", "must hold at least 2 identities, or triplets have no negatives"
         yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
         yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
-        yield from _not_negative(self, "bias_lr_factor", "pad", "gamma", "sampled_classes")
+        yield from _not_negative(self, "bias_lr_factor", "gamma", "sampled_classes")
+        yield from _between(self, 0, 4096, "pad")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
         yield from _positive(self, "vss_temperature")
@@ -319,7 +321,7 @@ class EngineConfig:
                                 "engine.precision=bf16 or engine.zero=0")
         yield from _at_least(self, 1, "accumulation")
         yield from _not_negative(self, "clipping")
-        yield from _positive(self, "timeout")
+        yield from _between(self, 1e-6, 525_600, "timeout")
 
 
 @dataclass
@@ -459,8 +461,9 @@ def _patch_size(name: str) -> int | None:
 
 def _unset(key: str, path: str | None) -> Faults:
     """Yield a path with an unknown variable or user name, or that no file can have."""
-    yield from _no_name(key, path)
-    if unknown := unknown_in(path or ""):
+    if faults := list(_no_name(key, path)):
+        yield from faults
+    elif unknown := unknown_in(path or ""):
         yield key, f"{path}: {unknown} is not known on this machine"
 
 

@@ -46,9 +46,9 @@ def at_type(value: Any, kind: Any) -> Any:
         return TRUTHS[str(value).lower()]
     elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value) + 0.0  # -0.0 is 0.0, and not another run
-    elif kind is str and type(value) is str and value != MISSING:
-        return value
-    elif kind is int and type(value) is int and value in INTEGERS:
+    elif kind in (int, str) and type(value) is kind and (
+        value in INTEGERS if kind is int else value != MISSING
+    ):
         return value
     raise ValueError(misfit(value, kind))
 

@@ -90,7 +90,8 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError
             if kind == "bool":
                 return text.lower() == "true"
-            value = int(text, 0) if kind == "int" else float(re.sub(r"\.(?=[in])", "", text.lower()))
+            number = re.sub(r"\.(?=[in])", "", text.lower())  # .inf, .nan
+            value = int(text, 0) if kind == "int" else float(number)
             str(value)
         except ValueError:
             raise yaml.constructor.ConstructorError(

@@ -12,6 +12,7 @@ from unittest import mock
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+import svll.search.search  # noqa: F401  torch: before the first input is tried
 from harness.cluster.pages import write_summary
 from harness.cluster.slurm import script
 from harness.config.build import build
@@ -64,8 +65,8 @@ def _is_bytes(value: Any) -> bool:
 
 SPELLINGS = (
     ("seed: 7", "'seed': +7", "seed:   0x7   # seven", '"seed": &s 7', "seed: !!int 7"),
-    ("stage1: {lr: 1e-4}", "stage1.lr: 0.0001", "stage1:\n  lr: 1.0E-4", "stage1:\n  lr:\n    .0001",
-     "stage1: {<<: {lr: 1e-4}}", "stage1: {<<: {lr: 1}, lr: 1e-4}"),
+    ("stage1: {lr: 1e-4}", "stage1.lr: 0.0001", "stage1:\n  lr: 1.0E-4",
+     "stage1:\n  lr:\n    .0001", "stage1: {<<: {lr: 1e-4}}", "stage1: {<<: {lr: 1}, lr: 1e-4}"),
     ("stage2: {milestones: [3, 5], margin: ~}", "stage2:\n  milestones:\n  - 3\n  - 5\n  margin:",
      "stage2.milestones: [ 3,5 , ]\n\nstage2.margin: null"),
     ("run: {name: 0123}", "run.name: '0123'", 'run: {"name": "0123"}', "run:\n    name:    0123",
@@ -81,7 +82,8 @@ LINES = (
     "seed: !!set {a}", "seed: !!binary x", "seed: 0x" + "f" * 4000, "extends: recipe",
     "extends: [synthetic, synthetic]", "extends: ../x", "extends: 5", "extends: " + "a" * 300,
     "with: {synthetic: {seed: 5}}", "with: {<<: {synthetic: {seed: 5}}}", "with: {no: 1}",
-    "stage1: {<<: [{lr: 1}, {lr: 2}]}", "stage1: {<<: 5}", "<<: {seed: 5}", "? [a]\n: b", "\tseed: 1",
+    "stage1: {<<: [{lr: 1}, {lr: 2}]}", "stage1: {<<: 5}", "<<: {seed: 5}", "? [a]\n: b",
+    "\tseed: 1",
     "seed: ${stage1.epochs}", "run.name: ${run.wandb}{seed}\nrun.wandb: $", "seed: ${seed}",
     "run.name: ${run.wandb}\nrun.wandb: ${run.name}", "data.root: ${run.runs}/x", "---", "...",
     "run.runs: ~/x", "run.runs: $NOWHERE", 'run.runs: "~\\0"', 'run.name: "\\ud800"', "%YAML 9.9",
@@ -148,7 +150,8 @@ def sweeps() -> SearchStrategy[bytes]:
         st.tuples(st.sampled_from(("grid", "choice")),
                   st.lists(st.sampled_from((0.1, 0.10, 1, 1.0, "1e-4", 1e-4, 2)), max_size=4)),
         st.tuples(st.sampled_from(RANGES), st.lists(numbers, min_size=2, max_size=2)),
-        st.tuples(st.sampled_from(RANGES), st.sampled_from(([0.1, 0.2], [1, 9], [1.0000001, 1.00000011]))),
+        st.tuples(st.sampled_from(RANGES),
+                  st.sampled_from(([0.1, 0.2], [1, 9], [1.0000001, 1.00000011]))),
         odd_texts().map(lambda kind: (kind, [1])),
     ).map(lambda pair: dict([pair]))
     conditions = st.one_of(st.sampled_from(CONDITIONS), odd_texts())
@@ -156,7 +159,7 @@ def sweeps() -> SearchStrategy[bytes]:
         lambda pair: {**pair[0], "when": pair[1]}), odd_values())
     search = st.one_of(
         st.dictionaries(st.one_of(st.sampled_from(SEARCHED), keys()), dimensions, max_size=3),
-        st.just(dict.fromkeys(SEARCHED, {"grid": list(range(1, 200))})),
+        st.just({key: {"grid": list(range(1, 200))} for key in SEARCHED}),
     )
     texts = st.dictionaries(odd_texts(), odd_values(), max_size=2)
     options = st.dictionaries(
@@ -172,7 +175,8 @@ def sweeps() -> SearchStrategy[bytes]:
         "overrides": st.dictionaries(keys(), odd_values(), max_size=2),
         "resources": st.dictionaries(
             st.sampled_from(("nodes", "gpus", "tasks", "cpus", "time", "memory", "max_time_outs")),
-            st.one_of(odd_values(), st.sampled_from(("9" * 400 + "h", "9" * 400 + "GB", "1h", "٣h"))),
+            st.one_of(odd_values(),
+                      st.sampled_from(("9" * 400 + "h", "9" * 400 + "GB", "1h", "٣h"))),
             max_size=2),
         "scheduler": odd_values(), "algorithm": st.one_of(st.just("tpe"), odd_values()),
         "objectives": odd_values(), "backend": st.sampled_from(("ray", "array", 1)),
@@ -230,7 +234,8 @@ def _check_script(sweep: Sweep) -> None:
     for key, value in sweep.slurm.items():
         name = f"--{key.replace('_', '-')}"
         if isinstance(value, str) and key not in ("python", "job_name"):
-            [found] = [shlex.split(line)[1] for line in lines if line.startswith(f"#SBATCH {name}=")]
+            [found] = [shlex.split(line, posix=True)[1] for line in lines
+                       if line.startswith(f"#SBATCH {name}=")]
             assert found.replace("\\\\", "\\") == f"{name}={value}"
 
 

@@ -95,9 +95,8 @@ def test_every_option_that_takes_a_path_is_tried(monkeypatch: pytest.MonkeyPatch
                                 raising=False)
         module.main()
         functions = [one.callback for one in apps[-1].registered_commands]
-        for name, parameter in [
-            pair for function in functions for pair in inspect.signature(function).parameters.items()
-        ]:
+        signatures = [inspect.signature(function) for function in functions if function]
+        for name, parameter in [pair for one in signatures for pair in one.parameters.items()]:
             kind = typing.get_args(parameter.annotation)[0]
             option = f"--{name.replace('_', '-')} "
             if "Option" in str(parameter.annotation) and re.search(r"\bstr\b|Path", str(kind)) and (

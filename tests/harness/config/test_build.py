@@ -41,7 +41,7 @@ def test_later_settings_win_over_earlier_ones() -> None:
     ("word", "value"),
     [
         ("engine.power=1e-4", 1e-4), ("engine.power=2", 2.0), ("seats=null", None),
-        ("seats=null", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
+        ("seats=NULL", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
         ("engine.gears=[]", []), ("engine.gears=[1, 5]", [1, 5]), ("engine.level=2", 2),
         ("name='12'", "12"), ("name=a=b", "a=b"), ("engine.gears=[3]", [3]),
         ("engine.power=1E6", 1e6), ("engine.power=1e+3", 1e3), ("engine.power=.5", 0.5),

@@ -44,7 +44,8 @@ def test_nothing_is_converted_silently(kind: Any, fitting: list[Any], others: li
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [
-        (float, 1, 1.0), (float, -0.0, 0.0), (bool, "yes", True), (bool, "Off", False), (list[float], (1,), [1.0]),
+        (float, 1, 1.0), (float, -0.0, 0.0), (bool, "yes", True), (bool, "Off", False),
+        (list[float], (1,), [1.0]),
         (tuple[float, float], [1, 0.5], (1.0, 0.5)), (dict[str, str], {1: "a"}, {"1": "a"}),
     ],
 )

@@ -18,6 +18,8 @@ from harness.sweeps.keys import (
     sweep_texts,
 )
 
+NO_LETTERS = "a NUL character, or bytes that are not UTF-8, cannot be in a script"
+
 
 @dataclass
 class Config:
@@ -77,10 +79,8 @@ def test_a_word_in_the_section_slurm_is_its_own_text(written: str) -> None:
     ("signal_delay_s: 9999999999",
      "signal_delay_s: expected an integer of at least 1, found '9999999999'"),
     ("env: {A\u00e9: 1}", "env: 'A\u00e9' is not a variable name"),
-    ('comment: "a\\0b"', "comment: 'a\\x00b': a NUL character, or bytes that are not UTF-8, cannot be in "
-                        "a script"),
-    ('env: {A: "\\udcff"}', "env: '\\udcff': a NUL character, or bytes that are not UTF-8, cannot be in "
-                           "a script"),
+    ('comment: "a\\0b"', f"comment: 'a\\x00b': {NO_LETTERS}"),
+    ('env: {A: "\\udcff"}', f"env: '\\udcff': {NO_LETTERS}"),
 ])
 def test_empty_values_and_flags_that_cannot_be_negated_are_named(line: str, fault: str) -> None:
     assert read(f"slurm:\n  {line}\n")[1] == [f"file: slurm.{fault}"]

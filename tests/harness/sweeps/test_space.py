@@ -282,7 +282,8 @@ def test_population_based_training_needs_a_search(read: Any) -> None:
 ])
 def test_a_damaged_file_of_points_is_reported(tmp_path: Path, text: str) -> None:
     points_file(tmp_path).write_text(text)
-    with pytest.raises(UserError, match=rf"^{re.escape(str(points_file(tmp_path)))}: cannot be read"):
+    file = re.escape(str(points_file(tmp_path)))
+    with pytest.raises(UserError, match=rf"^{file}: cannot be read"):
         read_points(tmp_path)
 
 
@@ -310,8 +311,8 @@ def test_the_number_of_all_points_of_wide_ranges_is_not_too_large_to_count() -> 
      "tried.yaml: 116640 trials (grid x samples x seeds), at most 100000 are possible; search with "
      "choice, and draw fewer samples"),
     ("{train.lr: {uniform: [0, 1]}}", "samples: 1000\nconstraints: [train.lr < 0]",
-     "tried.yaml, line 4: constraints: 201000 draws were forbidden, and only 0 points found; search "
-     "narrower ranges"),
+     "tried.yaml, line 4: constraints: 201000 draws were forbidden, and only 0 points found; "
+     "search narrower ranges"),
 ])
 def test_what_would_take_minutes_is_refused_at_once(
     read: Any, search: str, more: str, message: str
@@ -340,8 +341,9 @@ def test_a_range_that_cannot_be_drawn_from_is_refused(read: Any, search: str, fo
 def test_a_condition_that_no_value_of_its_key_meets_is_a_mistake(
     read: Any, text: str, fault: str
 ) -> None:
-    found = f"recipe: base\nsearch: {{train.lr: {{grid: [0.1, 1]}}}}\nconstraints: [{json.dumps(text)}]"
-    assert faults_of(read, found) == [f"tried.yaml, line 3: constraints: {fault}"]
+    found = faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [0.1, 1]}}\n"
+                            f"constraints: [{json.dumps(text)}]")
+    assert found == [f"tried.yaml, line 3: constraints: {fault}"]
 
 
 def test_a_condition_may_compare_any_numbers(read: Any) -> None:
