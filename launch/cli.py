@@ -15,7 +15,7 @@ import typer
 
 from harness.base.errors import UserError
 from harness.base.files import denied
-from harness.base.paths import expanded
+from harness.base.paths import expanded, unknown_in
 from harness.config.help import config_help
 from harness.runs.run import Run
 
@@ -66,11 +66,15 @@ def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _path(value: Any) -> Any:
+    """Return a value with its paths expanded. Raises UserError for an unknown variable."""
     if isinstance(value, list):
         return [_path(item) for item in value]
-    if isinstance(value, str) and not OVERRIDE.match(value):
-        return expanded(value)
-    return Path(expanded(str(value))) if isinstance(value, Path) else value
+    if not isinstance(value, str | Path) or (isinstance(value, str) and OVERRIDE.match(value)):
+        return value
+    path = expanded(str(value))
+    if unknown := unknown_in(path):
+        raise UserError(f"{value}: {unknown} is not known on this machine")
+    return type(value)(path)
 
 
 def new_app() -> typer.Typer:
@@ -96,6 +100,7 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     set_up_logging()
     try:
+        _refuse_empty(sys.argv[1:])
         status: Any = app(standalone_mode=False)  # 130 after an interrupt
     except (UserError, PermissionError) as error:
         shown = denied(error) if isinstance(error, PermissionError) else error
@@ -117,6 +122,14 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
     if status == 130:
         print("interrupted", file=sys.stderr)
     sys.exit(status or 0)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise UserError for an empty word: as a path it would be the current folder."""
+    for number, word in enumerate(words, start=1):
+        if not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word):
+            raise UserError(f"word {number} of the command line, {word!r}, is empty: was a "
+                            "variable not set?")
 
 
 def set_up_logging() -> None:

@@ -177,7 +177,7 @@ def _settings(k1: str | None, k2: str | None, weight: str | None) -> "list[KReci
 
 def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        return [kind(word) for word in (text or "").split(",") if word]
+        return [] if text is None else [kind(word) for word in text.split(",")]
     except ValueError:
         what = "integers" if kind is int else "numbers"
         raise UserError(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None

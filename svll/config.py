@@ -101,6 +101,7 @@ class Data:
     def faults(self) -> Faults:
         for key, root in [("root", self.root), *(("roots", root) for root in self.roots.values())]:
             yield from _unset(key, root)
+        yield from _no_name("stage", self.stage)
         if not 0 <= self.validation < 1:
             yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
         named = {
@@ -117,7 +118,10 @@ class Data:
             yield "unlisted_views", (f"only {VIEWS_LISTED} has viewpoint lists, not "
                                      f"{', '.join(dict.fromkeys(used))}; set "
                                      "data.unlisted_views=keep")
-        yield from _at_least(self, 8, "height", "width", unit=" pixels")
+        yield from _between(self, 8, 4096, "height", "width")
+        yield from _between(self, 0, 1024, "threads")
+        if not all(0 <= one <= 1 for one in self.mean):
+            yield "mean", f"must lie between 0 and 1, found {list(self.mean)}"
         if min(self.std) <= 0:
             yield "std", f"must be greater than 0, found {list(self.std)}"
 
@@ -172,7 +176,7 @@ class Model:
             yield "sie", f"{self.name} has no class token to add it to; set model.sie=none"
         yield from _at_least(self, 1, "stride", unit=" pixel")
         yield from _between(self, 1, 16, "prompt_tokens")
-        yield from _at_least(self, 1, "head_hidden", "head_out", "predictor_hidden")
+        yield from _between(self, 1, 2**14, "head_hidden", "head_out", "predictor_hidden")
 
 
 @dataclass
@@ -278,7 +282,8 @@ class Stage2:
             yield "batch", "must hold at least 2 identities, or triplets have no negatives"
         yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
         yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
-        yield from _not_negative(self, "bias_lr_factor", "pad", "gamma", "sampled_classes")
+        yield from _not_negative(self, "bias_lr_factor", "gamma", "sampled_classes")
+        yield from _between(self, 0, 4096, "pad")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
         yield from _positive(self, "vss_temperature")
@@ -316,7 +321,7 @@ class EngineConfig:
                                 "engine.precision=bf16 or engine.zero=0")
         yield from _at_least(self, 1, "accumulation")
         yield from _not_negative(self, "clipping")
-        yield from _positive(self, "timeout")
+        yield from _between(self, 1e-6, 525_600, "timeout")
 
 
 @dataclass
@@ -391,7 +396,7 @@ class Place:
 
     def faults(self) -> Faults:
         yield from _unset("runs", self.runs)
-        if "/" in self.name or self.name in (".", ".."):
+        if set(self.name) & set("/\0") or self.name in (".", ".."):
             yield "name", f"{self.name!r} must be the name of a folder in run.runs, not a path"
         yield from _at_least(self, 1, "log_every")
         yield from _positive(self, "save_every", "divergence")
@@ -450,16 +455,24 @@ def _patch_size(name: str) -> int | None:
     """Return the patch size in a model's name (ViT-B-16: 16); importing open_clip takes seconds."""
     if name == "svll-tiny":
         return 8
-    size = re.match(r"ViT-[^-]+-(\d+)(-|$)", name)
+    size = re.match(r"ViT-[^-]+-(\d{1,9})(-|$)", name)
     return int(size[1]) if size else None
 
 
 def _unset(key: str, path: str | None) -> Faults:
-    """Yield a path with an unknown variable or user name, or with a character of no file name."""
+    """Yield a path with an unknown variable or user name, or that no file can have."""
+    if faults := list(_no_name(key, path)):
+        yield from faults
+    elif unknown := unknown_in(path or ""):
+        yield key, f"{path}: {unknown} is not known on this machine"
+
+
+def _no_name(key: str, path: str | None) -> Faults:
+    """Yield an empty path, or one with a character of no file name."""
+    if path == "":
+        yield key, "is empty; name a file or folder"
     if "\0" in (path or ""):
         yield key, f"{path!r} has a NUL character, which no file name has"
-    if unknown := unknown_in(path or ""):
-        yield key, f"{path}: {unknown} is not known on this machine"
 
 
 def _at_least(node: object, least: int, *keys: str, unit: str = "") -> Faults:

@@ -20,7 +20,10 @@ def expanded(path: str) -> str:
     as written and for a variable that is not set."""
     if ("~" not in path and "$" not in path) or _is_there(path):
         return path
-    return os.path.expanduser(os.path.expandvars(path))
+    try:
+        return os.path.expanduser(os.path.expandvars(path))
+    except ValueError:  # `~` with a character that no user's name has
+        return path
 
 
 def unknown_in(path: str) -> str:

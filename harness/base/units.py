@@ -13,11 +13,11 @@ def minutes(text: str) -> int:
     """Return the minutes, rounded up, of a time such as 90m, 4h or 1d12h, or of SLURM's 12:00:00,
     1-12 or 1-12:00:00; 0 for any other text, such as 4:00, which is four minutes to SLURM."""
     text = text.strip().lower()
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::([0-5]?\d))?(?::([0-5]?\d))?", text)
+    clock = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::([0-5]?\d))?(?::([0-5]?\d))?", text)
     if clock and (clock[1] or clock[4]):
         return math.ceil(sum(int(part or 0) * unit for part, unit in
                              zip(clock.groups(), (1440, 60, 1, 1 / 60), strict=True)))
-    if not re.fullmatch(r"(\d+(\.\d+)?\s*[dhms]\s*)+", text):
+    if not re.fullmatch(r"(\d{1,9}(\.\d+)?\s*[dhms]\s*)+", text):
         return 0
     unit = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)
@@ -26,7 +26,7 @@ def minutes(text: str) -> int:
 
 def gigabytes(text: str) -> float:
     """Return the gigabytes of a size such as 500MB, 32GB or 32GiB; 0 for any other text."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt])(?:i?b)?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([mgt])(?:i?b)?", text.strip().lower())
     if match is None:
         return 0.0
     return float(match[1]) * {"m": 1 / 1024, "g": 1.0, "t": 1024.0}[match[2]]

@@ -82,7 +82,10 @@ class Base(Generic[T]):
             return config
         value = _resolved(written, config, self._is_text(key))
         own: list[str] = []
-        config = self._set(config, dataclasses.replace(setting, value=value), own)
+        if _references(value):  # the parts of two values would be one more reference
+            own = [f"{setting.where}: {key}: {value!r} refers to a key once more"]
+        else:
+            config = self._set(config, dataclasses.replace(setting, value=value), own)
         faults += [f"{fault} (from {written!r})" for fault in own]
         return config
 

@@ -13,6 +13,8 @@ REFERENCE = re.compile(r"\$\{([a-z][^}]*)\}")
 MISSING = "???"
 """Hydra's mark of a required value; no string field accepts it."""
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+INTEGERS = range(-(2**63), 2**63)
+"""Larger ones would be cut to 64 bits somewhere: two seeds would be one."""
 NAMES = {int: "an integer", float: "a number", str: "a string"}
 
 
@@ -43,15 +45,20 @@ def at_type(value: Any, kind: Any) -> Any:
     elif kind is bool and str(value).lower() in TRUTHS and isinstance(value, bool | str):
         return TRUTHS[str(value).lower()]
     elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    elif kind in (int, str) and type(value) is kind and value != MISSING:
+        return float(value) + 0.0  # -0.0 is 0.0, and not another run
+    elif kind in (int, str) and type(value) is kind and (
+        value in INTEGERS if kind is int else value != MISSING
+    ):
         return value
     raise ValueError(misfit(value, kind))
 
 
 def misfit(value: Any, kind: Any) -> str:
     """Return the message for a value that does not fit a type."""
-    return f"expected {type_words(kind)}, found {value!r}"
+    words = type_words(kind)
+    if type(value) is int and value not in INTEGERS:
+        words = words.replace("an integer", "an integer of 64 bits")
+    return f"expected {words}, found {value!r}"
 
 
 def type_words(kind: Any) -> str:

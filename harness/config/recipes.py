@@ -13,6 +13,7 @@ These settings come directly after the second of the two, so a third recipe stil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile  # False, and no error, for a name that no file can have
 from pathlib import Path
 
 from harness.base.errors import UserError
@@ -105,7 +106,7 @@ def _read(
     if not isinstance(beside, dict) or not all(isinstance(one, dict) for one in beside.values()):
         raise UserError(f"{where}: expected settings by the name of a recipe, found {beside!r}")
     for other in beside:
-        _file(other, folders, f"{path}, line {lines[f'with.{other}']}: with")
+        _file(other, folders, f"{path}, line {lines.get(f'with.{other}', 1)}: with")
     yield _Recipe(name, as_given_now(settings_of(value, lines, path, schema), schema),
                   {other: settings_of(settings, lines, path, schema, f"with.{other}.")
                    for other, settings in beside.items()})
@@ -127,7 +128,7 @@ def _files(
 
 def _split(name: str, folders: Sequence[Path]) -> list[str]:
     """Split a name at `+`, unless it is the name of a file."""
-    is_file = name.endswith(ENDINGS) and any((one / expanded(name)).is_file() for one in folders)
+    is_file = name.endswith(ENDINGS) and any(isfile(one / expanded(name)) for one in folders)
     return [name] if is_file else [word.strip() for word in name.split("+")]
 
 
@@ -135,7 +136,7 @@ def _parted(name: str, folders: Sequence[Path]) -> list[str]:
     """Return market1501_rn50, as earlier versions called it, as market1501, rn50; paths alike."""
     ending = Path(name).suffix if name.endswith(ENDINGS) else ""
     head, _, tail = name.removesuffix(ending).rpartition("_")
-    is_part = any((folder / PARTS / f"{tail}.yaml").is_file() for folder in folders)
+    is_part = any(isfile(folder / PARTS / f"{tail}.yaml") for folder in folders)
     if not head or not is_part or _found(name, folders):
         return [name]
     return [*_parted(head + ending, folders), tail]
@@ -159,7 +160,7 @@ def _found(name: str, folders: Sequence[Path]) -> list[Path]:
         files = [folder / expanded(name) for folder in folders]
     else:
         files = [folder / part / f"{name}.yaml" for folder in folders for part in ("", PARTS)]
-    return [file for file in files if file.is_file()]
+    return [file for file in files if isfile(file)]
 
 
 def _known(folders: Sequence[Path]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 from harness.base.errors import UserError, hint
 from harness.base.paths import is_utf8
 from harness.config.fields import removed_keys, subsections
-from harness.config.yaml_files import NotYaml, Texts, nowhere, parse
+from harness.config.yaml_files import VERBATIM, NotYaml, Texts, nowhere, parse
 
 MARKED = tuple("'\"|>![{")
 """First characters of values that are written in YAML's way."""
-NULLS = ("", "~", "null", "Null", "NULL")
+NULLS = ("~", "null", "Null", "NULL")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
         where = f"command line, override {number}"
         if not equals or not key:
             faults.append(f"{where}: {word!r} is not of the form key=value")
+            continue
+        if not text.strip() and texts(key) != VERBATIM:  # `model.weights=$FILE`, and no $FILE
+            faults.append(f"{where}: {key}: is empty; write a value, or null")
             continue
         try:
             settings.append(Setting(key, _value(key, text, texts), where))

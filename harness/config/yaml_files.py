@@ -7,7 +7,9 @@ An integer with a leading zero is a string too: YAML 1.1 reads 010 as 8, and an 
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ SCALARS = {"null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
                      r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
            "merge": (r"<<", ["<"])}
 """The core schema of YAML 1.2, and 1.1's `<<`: pattern and first characters of each kind."""
+MERGE = f"{TAG}merge"
+KNOWN_TAGS = (None, *(f"{TAG}{kind}" for kind in ("null", "str", "seq", "map")))
+"""Tags whose values PyYAML makes; None: the error for tags that are not known here."""
+LARGEST = 1_000_000
+"""Bytes of a file: a configuration has fewer, and PyYAML reads this many in ten seconds."""
+MOST_COPIES = 10_000
+"""Values that aliases may stand for, all together: nine lines of aliases could be a billion."""
 
 
 class NotYaml(ValueError):
@@ -44,12 +53,58 @@ class _Loader(yaml.SafeLoader):
     """A loader that copies an alias's node, as a string key reads it differently."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in KNOWN_TAGS}  # noqa: RUF012
+    copies = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        is_alias = self.check_event(yaml.AliasEvent)
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         node = super().compose_node(parent, index)
-        is_whole = node is not None and node.end_mark is not None  # False for an alias in itself
-        return copy.deepcopy(node) if is_alias and is_whole else node
+        if not is_alias or node is None or node.end_mark is None:  # None: an alias in itself
+            return node
+        self.copies += sum(1 for _ in islice(_nodes(node), MOST_COPIES + 1))
+        if self.copies > MOST_COPIES:
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases stand for more than {MOST_COPIES} values", mark)
+        return copy.deepcopy(node)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Put what `<<` merges before the mapping's own keys, which win, as the earlier ones of a
+        list do (in PyYAML 6.0.4 the later ones)."""
+        merged: list[Any] = []
+        for item in [item for name, item in node.value if name.tag == MERGE]:
+            for one in reversed(item.value) if isinstance(item, yaml.SequenceNode) else [item]:
+                if not isinstance(one, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "<<: expected a mapping, or a list of mappings", one.start_mark)
+                self.flatten_mapping(one)
+                merged += one.value
+        node.value = merged + [pair for pair in node.value if pair[0].tag != MERGE]
+
+    def construct_plain(self, node: Any) -> Any:
+        """Return the value of a bool, an int or a float. Raises an error for a text that only YAML
+        1.1 reads as one, such as `!!int 010`, and for a number that Python cannot print."""
+        text, kind = self.construct_scalar(node), node.tag.removeprefix(TAG)
+        kinds = ("int", "float") if kind == "float" else (kind,)
+        try:
+            if not any(re.fullmatch(SCALARS[one][0], text) for one in kinds):
+                raise ValueError
+            if kind == "bool":
+                return text.lower() == "true"
+            number = re.sub(r"\.(?=[in])", "", text.lower())  # .inf, .nan
+            value = int(text, 0) if kind == "int" else float(number)
+            str(value)
+        except ValueError:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text!r} does not fit its tag: {kind}", node.start_mark) from None
+        return value
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """Yield a node and all below it."""
+    yield node
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for one in item if isinstance(item, tuple) else (item,):
+            yield from _nodes(one)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -59,6 +114,8 @@ class _Dumper(yaml.SafeDumper):
 for _kind, (_pattern, _first) in SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"{TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
+for _tag in PLAIN:
+    _Loader.add_constructor(_tag, _Loader.construct_plain)
 
 
 def nowhere(key: str) -> bool:
@@ -70,12 +127,14 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
     """Return a YAML mapping and the line of each dotted key. Raises UserError if the file is
     missing, is not YAML, is not a mapping or has a key twice."""
     try:
-        content = retried(path.read_bytes)
+        content = retried(partial(_read, path))
     except FileNotFoundError:
         others = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
         raise UserError(f"{path}: no such file{hint(path.name, others, '')}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > LARGEST:
+        raise UserError(f"{path}: is no configuration: larger than {LARGEST} bytes")
     try:
         value, lines = parse(content.decode("utf-8-sig"), texts)
     except UnicodeDecodeError as error:
@@ -90,6 +149,11 @@ def read_yaml(path: Path, texts: Texts = nowhere) -> tuple[dict[str, Any], dict[
         found = kinds.get(type(value), type(value).__name__)
         raise UserError(f"{path}, line 1: expected `key: value` lines, found {found}")
     return value or {}, lines
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST + 1)
 
 
 def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[str, int]]:
@@ -113,8 +177,8 @@ def parse(text: str, texts: Texts = nowhere, key: str = "") -> tuple[Any, dict[s
         raise NotYaml((mark.line + 1 if mark else 1, _problem(error))) from None
     except RecursionError:
         raise NotYaml((1, "is nested too deeply")) from None
-    except (yaml.YAMLError, ValueError, LookupError) as error:  # `!!int x`
-        raise NotYaml((1, f"a value does not fit its tag: {error}")) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # an escape of no character
+        raise NotYaml((1, f"cannot be read: {error}")) from None
     if faults:
         raise NotYaml(*faults)
     return value, lines
@@ -132,6 +196,9 @@ def _look_through(
 ) -> None:
     """Record each key's line, report duplicate keys and tag the values of string keys as such."""
     if isinstance(node, yaml.ScalarNode):
+        if lone := re.search(r"[\ud800-\udc7f\udd00-\udfff]", node.value):
+            faults.append((node.start_mark.line + 1,
+                           f"{lone[0]!r} is half of a character; write the whole one"))
         kind = texts(key)
         if (kind and node.tag in PLAIN) or (kind == VERBATIM and node.tag == NULL):
             node.tag = f"{TAG}str"
@@ -141,14 +208,18 @@ def _look_through(
             _look_through(item, inside, texts, lines, faults)
     elif isinstance(node, yaml.MappingNode):
         for name, item in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.tag != f"{TAG}merge":
+            if isinstance(name, yaml.ScalarNode) and name.tag != MERGE:
                 name.tag = f"{TAG}str"
             below = f"{key}.{name.value}" if key else str(name.value)
             line = name.start_mark.line + 1
             if below in lines:
                 faults.append((line, f"{below} appears twice (first on line {lines[below]})"))
+                continue
+            lines[below] = line
+            if name.tag == MERGE:  # what is merged has this mapping's keys
+                for one in item.value if isinstance(item, yaml.SequenceNode) else [item]:
+                    _look_through(one, key, texts, {}, faults)
             else:
-                lines[below] = line
                 _look_through(item, below, texts, lines, faults)
 
 

@@ -8,10 +8,22 @@ import ast
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+LONGEST, DEEPEST = 1000, 100
+"""Characters of a condition, and parts within one another: of more, Python's parser may fail."""
+
+
+def _product(a: Any, b: Any) -> Any:
+    """Return a product of numbers; of a string and a number it could fill the memory."""
+    if not isinstance(a, int | float) or not isinstance(b, int | float):
+        raise TypeError
+    return a * b
+
+
 ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: _product, ast.Div: operator.truediv,
 }
 COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
@@ -34,16 +46,25 @@ class Condition:
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Return whether it is true of the values; False if it cannot be computed (null > 1)."""
         try:
-            return bool(_value(ast.parse(self.text, mode="eval").body, value_of))
-        except (TypeError, ZeroDivisionError):
+            return bool(_value(_parsed(self.text), value_of))
+        except (TypeError, ArithmeticError):
             return False
+
+
+@lru_cache
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None:
     """Return a condition; None, with a fault, for an invalid one."""
     try:
-        names = tuple(dict.fromkeys(_names(ast.parse(text, mode="eval").body)))
-    except (SyntaxError, TypeError, ValueError) as error:
+        if not isinstance(text, str):
+            raise ValueError("not a string")
+        if len(text) > LONGEST:
+            raise ValueError(f"longer than {LONGEST} characters")
+        names = tuple(dict.fromkeys(_names(_parsed(text))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         faults.append(f"{where}: {text!r} is not a condition ({message}); write it as "
                       "first.weight + second.weight <= 1")
@@ -54,8 +75,25 @@ def read_condition(text: Any, where: str, faults: list[str]) -> Condition | None
     return Condition(text, where, names)
 
 
-def _names(node: ast.expr) -> Iterator[str]:
+def compared(condition: Condition) -> Iterator[tuple[str, Any]]:
+    """Yield each key with the strings and numbers that it is compared with."""
+    for node in ast.walk(_parsed(condition.text)):
+        if not isinstance(node, ast.Compare):
+            continue
+        for op, left, right in zip(node.ops, [node.left, *node.comparators], node.comparators,
+                                   strict=False):
+            is_in = isinstance(op, ast.In | ast.NotIn)
+            pairs = [(left, one) for one in getattr(right, "elts", [])] if is_in else [
+                (left, right), (right, left)]
+            yield from ((key, value.value) for one, value in pairs
+                        if isinstance(value, ast.Constant) and value.value is not None
+                        and (key := _key(one)) is not None and key not in WORDS)
+
+
+def _names(node: ast.expr, above: int = 0) -> Iterator[str]:
     """Yield the keys of an expression. Raises ValueError for parts that are not allowed."""
+    if above > DEEPEST:
+        raise ValueError("is nested too deeply")
     key = _key(node)
     if key is not None:
         if key not in WORDS:
@@ -64,11 +102,14 @@ def _names(node: ast.expr) -> Iterator[str]:
     allowed = (ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Constant, ast.List, ast.Tuple)
     operators = {type(one) for one in (getattr(node, "op", None), *getattr(node, "ops", ()))}
     known = {*ARITHMETIC, *COMPARISONS, ast.And, ast.Or, ast.Not, ast.USub, type(None)}
-    if not isinstance(node, allowed) or operators - known:
+    strange = isinstance(node, ast.Constant) and not isinstance(
+        node.value, str | int | float | None
+    )
+    if not isinstance(node, allowed) or strange or operators - known:
         raise ValueError(f"{ast.unparse(node)} cannot be used here")
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
-            yield from _names(child)
+            yield from _names(child, above + 1)
 
 
 def _key(node: ast.expr) -> str | None:

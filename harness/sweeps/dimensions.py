@@ -11,6 +11,8 @@ from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+LARGEST = 2**53
+"""Above it, floats do not hold all integers, so some would never be drawn."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Dimension:
         if self.kind == "randint":
             return low + int(share * (high - low))
         if self.kind == "uniform":
-            return short(low + share * (high - low))
-        return short(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+            drawn = low + share * (high - low)
+        else:
+            drawn = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        return min(max(short(drawn), low), high)
 
     def holds(self, value: Any) -> bool:
         """Return whether the value is one of those that are searched."""
@@ -107,4 +111,10 @@ def _is_range(kind: Kind, values: list[Any]) -> bool:
     if len(values) != 2 or any(type(v) not in wanted for v in values):
         return False
     low, high = values
-    return bool(math.isfinite(high - low) and low < high and (kind != "loguniform" or low > 0))
+    if kind == "randint":
+        return bool(-LARGEST <= low < high <= LARGEST)
+    try:
+        return bool(math.isfinite(float(high) - float(low)) and low < high
+                    and (kind != "loguniform" or low > 0))
+    except OverflowError:  # an integer that no float holds
+        return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from harness.base.errors import UserError, collecting, hint
+from harness.base.paths import is_utf8
 from harness.base.units import gigabytes, minutes
 from harness.config.build import build
 from harness.config.casts import TRUTHS
@@ -347,7 +348,8 @@ def choose(
     for setting in settings:
         kind, _, option = setting.key.partition(".")
         where = f"{setting.where}: {section}"
-        options = {option: setting.value} if option else setting.value or {}
+        options = {option: setting.value} if option else setting.value
+        options = {} if options is None else options
         if kind not in kinds:
             faults.append(f"{where}: no {section} {kind!r}{hint(kind, [*kinds, 'none'])}")
         elif not isinstance(options, dict):
@@ -376,8 +378,10 @@ def read_slurm(settings: list[Setting], faults: list[str]) -> dict[str, Any]:
             continue
         if value in NULLS:
             continue
-        if found := list(_slurm_faults(key, value)):
+        if found := [*_slurm_faults(key, value), *_letter_faults(value)]:
             faults.extend(f"{where}.{key}: {fault}" for fault in found)
+        elif key in options:
+            faults.append(f"{where}.{key}: is set twice, also with - for _")
         elif key in SLURM_COUNTS:
             options[key] = int(value)
         else:
@@ -394,7 +398,7 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         if not isinstance(value, dict):
             yield "expected NAME: value pairs"
         for name in value if isinstance(value, dict) else ():
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 yield f"{name!r} is not a variable name"
             elif not isinstance(value[name], str):
                 yield f"{name}: expected one value, found {value[name]!r}"
@@ -404,9 +408,17 @@ def _slurm_faults(key: str, value: Any) -> Iterator[str]:
         yield f"expected one value, found {value!r}"
     elif "\n" in value:
         yield "must be one line"
-    elif key in SLURM_COUNTS and not re.fullmatch(r"0*[1-9]\d*", value):
+    elif key in SLURM_COUNTS and not re.fullmatch(r"0*[1-9][0-9]{0,8}", value):
         yield f"expected an integer of at least 1, found {value!r}"
     elif key in SLURM_FLAGS and value.lower() in TRUTHS.keys() - {"true", "false"}:
         yield f"write true or false, found {value!r}"
     elif key in SLURM_FLAGS and value.lower() == "false" and key != "requeue":
         yield "sbatch cannot negate it; write null to leave it out"
+
+
+def _letter_faults(value: Any) -> Iterator[str]:
+    """Yield messages about texts of an option that the script of a job cannot hold."""
+    several = value.values() if isinstance(value, dict) else value
+    for text in [value] if isinstance(value, str) else several or ():
+        if isinstance(text, str) and ("\0" in text or not is_utf8(text)):
+            yield f"{text!r}: a NUL character, or bytes that are not UTF-8, cannot be in a script"

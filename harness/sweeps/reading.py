@@ -32,6 +32,9 @@ from harness.sweeps.space import RECIPE, Point, Space, read_points
 
 log = logging.getLogger(__name__)
 
+MOST_TRIALS = 100_000
+"""A larger sweep would take minutes to read, each time."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -291,10 +294,19 @@ def _with_trials(sweep: Sweep, usable: bool, where: str, faults: list[str]) -> S
     with all faults.
     """
     searches = sweep.algorithm is not None
-    points = list(sweep.space.points(1 if searches else sweep.samples)) if usable else []
+    samples, points = 1 if searches else sweep.samples, list[Point]()
+    count = sweep.space.size(samples) * len(sweep.seeds)
+    if count > MOST_TRIALS:
+        faults.append(f"{sweep.file}: {count} trials (grid x samples x seeds), at most "
+                      f"{MOST_TRIALS} are possible; search with choice, and draw fewer samples")
+    elif usable:
+        try:
+            points = list(sweep.space.points(samples))
+        except UserError as error:
+            faults.append(f"{where}: {error}")
     if not points and not faults:
         faults.append(f"{where}: constraints: no point of the search meets them")
-    corners = sweep.space.corners() if searches and usable else ()
+    corners = sweep.space.corners() if searches and points else ()
     trials = _expand(sweep, [*points, *corners], faults)
     if searches:
         return dataclasses.replace(with_proposed(sweep), probes=trials)

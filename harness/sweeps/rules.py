@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 from harness.base.errors import hint
+from harness.config.casts import at_type, misfit
 from harness.config.fields import field_types
 from harness.config.sources import Setting
-from harness.sweeps.conditions import Condition
+from harness.sweeps.conditions import Condition, compared
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Algorithm, Pbt, Scheduler, SweepFile
 from harness.sweeps.space import RECIPE
@@ -53,15 +56,30 @@ def check_conditions(
     # the sweep sets the seed, and the recipe's name is known only where recipes are searched
     known = [key for key in field_types(schema) if key != "seed"]
     known += [RECIPE] if any(dimension.key == RECIPE for dimension in dimensions) else []
+    kinds = {**field_types(schema), RECIPE: str}
     for condition in [*constraints, *(d.when for d in dimensions if d.when)]:
         faults += [f"{condition.where}: no key {name}{hint(name, known)}"
                    for name in condition.names if name not in known]
+        faults += [f"{condition.where}: {name} is compared with {value!r}: "
+                   f"{misfit(value, kinds[name])}"
+                   for name, value in compared(condition)
+                   if name in known and not _may_be(value, kinds[name])]
     for place, dimension in enumerate(dimensions):
         later = {d.key for d in dimensions[place:]}
         faults += [f"{dimension.where}: {dimension.key}: when uses {name}, which must be searched "
                    "above it" for name in (dimension.when.names if dimension.when else ())
                    if name in later]
     return len(faults) == before
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Return whether a key of this type may be compared with a value: any number fits a number."""
+    tried = [value] if isinstance(value, str) else [value, 1, 0.5, True]
+    for one in tried:
+        with suppress(ValueError):
+            at_type(one, kind)
+            return True
+    return False
 
 
 def algorithm_faults(where: str, head: SweepFile, dimensions: Sequence[Dimension]) -> Iterator[str]:

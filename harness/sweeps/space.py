@@ -19,7 +19,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from harness.base.errors import UserError
 from harness.base.files import read_json_lines, write_json_lines
+from harness.config.casts import at_type
 from harness.config.values import value_at
 from harness.sweeps.conditions import Condition
 from harness.sweeps.dimensions import Dimension
@@ -31,6 +33,8 @@ MANY = 10_000
 """Larger spaces are not enumerated."""
 TRIES = 1000
 """How often a draw is repeated that a constraint forbids."""
+MOST_FORBIDDEN = 200_000
+"""Of more forbidden draws of a sweep, the constraints are refused: they take seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ class Space:
         """Return all points of a space of choices and integers; None if it has too many."""
         if any(dimension.kind in ("uniform", "loguniform") for dimension in self.dimensions):
             return None
-        values = [range(*d.values) if d.kind == "randint" else d.values for d in self.dimensions]
-        if math.prod(map(len, values)) > MANY:
+        if math.prod(map(len_of, self.dimensions)) > MANY:
             return None
+        values = [range(*d.values) if d.kind == "randint" else d.values for d in self.dimensions]
         found: dict[str, Point] = {}
         for combination in product(*values):
             point = self._of(combination)
@@ -108,32 +112,50 @@ class Space:
         chosen = dict(zip((d.key for d in self.dimensions), values, strict=True))
         return self.pick(lambda dimension: chosen[dimension.key])
 
+    def size(self, samples: int) -> int:
+        """Return the number of points before constraints."""
+        return samples * math.prod(len(d.values) for d in self.dimensions if not d.is_random)
+
     def points(self, samples: int) -> Iterator[Point]:
-        """Yield the points: draws within combinations of the grid, in the file's order."""
+        """Yield the points: draws within combinations of the grid, in the file's order. Raises
+        UserError if constraints forbid nearly all draws."""
         grid = [d for d in self.dimensions if not d.is_random]
-        seen = set()
+        seen: set[str] = set()
+        forbidden = 0
         for values in product(*(d.values for d in grid)):
             combination = dict(zip((d.key for d in grid), values, strict=True))
             for n in range(samples):
-                point = self._drawn(combination, n)
+                point, attempts = self._drawn(combination, n)
+                forbidden += attempts
+                if forbidden > MOST_FORBIDDEN:
+                    raise UserError(f"constraints: {forbidden} draws were forbidden, and only "
+                                    f"{len(seen)} points found; search narrower ranges")
                 text = json.dumps(point, sort_keys=True)
                 # without conditions, a grid that names a run twice is a mistake to report
                 if point is not None and not (self.is_conditional and text in seen):
                     seen.add(text)
                     yield point
 
-    def _drawn(self, combination: Point, n: int) -> Point | None:
-        """Return draw `n` within a combination of the grid, None if constraints forbid all."""
+    def _drawn(self, combination: Point, n: int) -> tuple[Point | None, int]:
+        """Return draw `n` within a combination of the grid, None if constraints forbid all, and how
+        many were forbidden."""
         def choose(attempt: int, dimension: Dimension) -> Any:
             if dimension.is_random:
                 return dimension.draw(n, attempt, self.seed)
             return combination[dimension.key]
 
-        for attempt in range(TRIES if self.is_random and self.constraints else 1):
+        attempts = TRIES if self.is_random and self.constraints else 1
+        for attempt in range(attempts):
             point = self.pick(partial(choose, attempt))
             if self.allows(point):
-                return point
-        return None
+                return point, attempt
+        return None, attempts if attempts > 1 else 0
+
+
+def len_of(dimension: Dimension) -> int:
+    """Return the number of values of a grid, a choice or integers."""
+    values = dimension.values
+    return values[1] - values[0] if dimension.kind == "randint" else len(values)
 
 
 def points_file(folder: Path) -> Path:
@@ -142,9 +164,16 @@ def points_file(folder: Path) -> Path:
 
 
 def read_points(folder: Path, seed: int = 0) -> list[Point]:
-    """Return the points that the search of a seed has proposed, in order."""
-    lines = read_json_lines(points_file(folder))
-    return [line["point"] for line in lines if line.get("search_seed", 0) == seed]
+    """Return the points that the search of a seed has proposed, in order. Raises UserError for a
+    damaged file."""
+    file = points_file(folder)
+    try:
+        lines = [at_type(line, dict[str, Any]) for line in read_json_lines(file)]
+        return [at_type(line["point"], dict[str, Any]) for line in lines
+                if line.get("search_seed", 0) == seed]
+    except (ValueError, KeyError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read: {error!r}; put an earlier copy back, or delete "
+                        "it and search anew") from None
 
 
 def add_point(folder: Path, point: Point, seed: int = 0) -> None:

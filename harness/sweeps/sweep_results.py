@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from harness.base.errors import UserError
 from harness.base.files import atomic_write, read_json, write_text
 from harness.base.mappings import numeric_leaves
 from harness.base.paths import typed
+from harness.config.casts import at_type
 from harness.config.yaml_files import read_yaml, to_text
 from harness.runs.run import Run, epoch_lines, state_of
 from harness.runs.takeovers import changed_settings, changes
@@ -28,6 +30,7 @@ MOST_POINTS = 200
 LEAST_POINTS = 4
 """Fewer complete points give no importance."""
 CONFIDENCE = 0.95
+Mode = Literal["max", "min"]
 BEST = "best.yaml"
 POSITION = ("epoch", "step")
 """Numbers of an epoch's line that are no metrics."""
@@ -97,7 +100,7 @@ class SweepResults:
     name: str
     folder: Path
     metric: str
-    mode: Literal["max", "min"]
+    mode: Mode
     outcomes: Sequence[Outcome]
     objectives: Mapping[str, str] = field(default_factory=dict)
     """Further objectives: `max` or `min` by key."""
@@ -175,14 +178,17 @@ def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
 def read_outcomes(folder: Path) -> SweepResults:
     """Read a sweep folder. Raises UserError for any other folder."""
     try:
-        record = read_json(folder / "sweep.json")
-        metric, objectives = str(record["metric"]), record.get("objectives", {})
-        results = SweepResults(record["name"], folder, metric, record["mode"], [], objectives)
-        trials = [(t["point"], int(t["seed"]), Run(folder / t["signature"]))
-                  for t in record["trials"]]
-    except FileNotFoundError:
+        record = at_type(read_json(folder / "sweep.json"), dict[str, Any])
+        name, metric = (at_type(record[key], str) for key in ("name", "metric"))
+        mode = at_type(record["mode"], Mode)
+        objectives = at_type(record.get("objectives", {}), dict[str, Mode])
+        results = SweepResults(name, folder, metric, mode, [], objectives)
+        trials = [(at_type(t["point"], dict[str, Any]), at_type(t["seed"], int),
+                   Run(folder / _plain_name(t["signature"])))
+                  for t in at_type(record["trials"], list[dict[str, Any]])]
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not a sweep folder: it has no sweep.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
     outcomes = []
     for point, seed, run in trials:
@@ -193,6 +199,13 @@ def read_outcomes(folder: Path) -> SweepResults:
         numbers = {k: v for k, v in numbers.items() if k not in POSITION}
         outcomes.append(Outcome(point, seed, run, state_of(run), numbers.get(metric), numbers))
     return replace(results, outcomes=outcomes)
+
+
+def _plain_name(signature: Any) -> str:
+    """Return the name of a run's folder. Raises ValueError for any other value."""
+    if not isinstance(signature, str) or not re.fullmatch(r"[\w-]+", signature):
+        raise ValueError(f"{signature!r} is not the name of a run")
+    return signature
 
 
 def numbers_of(run: Run) -> dict[str, float]:

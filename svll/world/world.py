@@ -49,6 +49,10 @@ Kind = Literal["person", "vehicle"]
 _DISTRACTORS, _JUNK, _PASSERS_BY = 1_000_000_000, 1_100_000_000, 1_200_000_000
 
 
+LARGEST = 200_000
+"""Images of all identities under one camera: more would take days to draw."""
+
+
 @dataclass(frozen=True)
 class World:
     """The number, kind and look of the figures."""
@@ -71,6 +75,10 @@ class World:
     """Identities begin after this one: worlds with disjoint ranges share no identity."""
 
     def __post_init__(self) -> None:
+        if (self.train_identities + self.test_identities) * self.shots > LARGEST:
+            raise UserError(f"a world of {self.train_identities} and {self.test_identities} "
+                            f"identities, {self.shots} images each per camera, is too large; at "
+                            f"most {LARGEST} images per camera are drawn")
         height, width = (96, 48) if self.kind == "person" else (80, 80)
         object.__setattr__(self, "height", self.height or height)
         object.__setattr__(self, "width", self.width or width)
@@ -110,7 +118,7 @@ def named_world(size: str | int, kind: Kind = "person", seed: int = 1) -> World:
     size = str(size)
     if size in SIZES:
         return replace(SIZES[size], kind=kind, seed=seed, height=0, width=0)
-    if not re.fullmatch(r"\d{1,9}", size, re.ASCII) or int(size) < 2:
+    if not re.fullmatch(r"0*[0-9]{1,18}", size) or int(size) < 2:
         raise UserError(f"no synthetic world of size {size!r}: give {', '.join(SIZES)} or a number "
                         "of identities, at least 2")
     return World(int(size), int(size), kind=kind, seed=seed)

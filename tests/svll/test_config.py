@@ -1,6 +1,7 @@
 """The defaults are the method's, and what cannot work is refused with its place and a way out."""
 
 import os
+import typing
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from harness.base.errors import UserError
 from harness.cluster.causes import with_next_step
 from harness.config.build import build
+from harness.config.casts import type_words
 from harness.config.fields import field_types
 from harness.config.recipes import read_recipe
 from harness.config.signature import signature
@@ -80,7 +82,11 @@ FAULTY = {
     "seed=-1": "not negative, found -1",
     "data.validation=1.0": "less than 1, found 1.0",
     "data.validation=-0.1": "at least 0",
-    "data.height=7": "at least 8 pixels",
+    "data.height=7": "between 8 and 4096, found 7",
+    "data.width=9000000000000000000": "between 8 and 4096",
+    "data.threads=-1": "between 0 and 1024",
+    "stage2.pad=5000": "between 0 and 4096",
+    "engine.timeout=1e300": "between 1e-06 and 525600, found 1e+300",
     "data.world.train_identities=1": "at least 2 identities",
     "data.world.shots=0": "at least 1",
     "data.world.occlusion=1.5": "between 0 and 1, found 1.5",
@@ -88,7 +94,8 @@ FAULTY = {
     "model.stride=17": "17 is larger than the patch of ViT-B-16-quickgelu (16)",
     "model.prompt_tokens=0": "between 1 and 16, found 0",
     "model.prompt_tokens=17": "between 1 and 16, found 17",
-    "model.head_out=0": "at least 1",
+    "model.head_out=0": "between 1 and 16384, found 0",
+    "model.head_hidden=100000": "between 1 and 16384",
     "stage1.epochs=-1": "not negative, found -1",
     "stage1.batch=0": "at least 1, found 0",
     "stage2.lr=-1": "finite and not negative, found -1",
@@ -140,6 +147,10 @@ TOGETHER = {
     ("data.test=[market]",): "no dataset 'market'; choose one of synthetic, market1501",
     ("data.roots={vehicleid: /data}",): "no dataset 'vehicleid'; choose one of synthetic",
     ("data.std=[0.5, 0.0, 0.5]",): "must be greater than 0",
+    ("data.mean=[123.7, 116.3, 103.5]",): "between 0 and 1, found [123.7, 116.3, 103.5]",
+    ("run.runs=''",): "is empty; name a file or folder",
+    ("model.weights=''",): "is empty; name a file or folder",
+    ("seed=18446744073709551616",): "expected an integer of 64 bits, found 18446744073709551616",
     ("data.world.query_occlusion=1.5",): "between 0 and 1",
     ("run.wandb=team/project",): "none of /",
 }
@@ -392,7 +403,9 @@ def test_names_that_no_folder_can_have_are_refused() -> None:
         "command line, override 1: run.name: 'a/b' must be the name of a folder in run.runs, not a "
         "path"
     ]
-    assert len(faults_of("run.name=..")) == len(faults_of('data.root="a\\0"')) == 1
+    for word in ("run.name=..", 'run.name="a\\0"', 'data.root="a\\0"', 'data.stage="a\\0"',
+                 'run.runs="~\\0"'):
+        assert len(faults_of(word)) == 1
 
 
 def test_a_folder_that_is_not_utf_8_is_kept_in_the_configuration(tmp_path: Path) -> None:
@@ -401,3 +414,17 @@ def test_a_folder_that_is_not_utf_8_is_kept_in_the_configuration(tmp_path: Path)
     text.encode()  # the file is UTF-8
     (tmp_path / "config.yaml").write_text(text)
     assert build(Config, read_recipe(tmp_path / "config.yaml", Config)).data.root == root
+
+
+NUMBERS = [key for key, kind in field_types(Config).items() if "number" in type_words(kind)]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_may_be_infinite_or_none_at_all(key: str) -> None:
+    for value in (".nan", ".inf", "-.inf", "1e400", "nan", "1_0", "0.1.2"):
+        is_list = type_words(field_types(Config)[key]).startswith("a list")
+        count = len(typing.get_args(field_types(Config)[key]))
+        text = f"[{', '.join([value] * count)}]" if is_list else value
+        [fault] = faults_of(f"{key}={text}")
+        assert fault.startswith(f"command line, override 1: {key}: expected ")
+    assert len(NUMBERS) > 30

@@ -19,6 +19,9 @@ def test_times_and_sizes_are_read_with_their_units() -> None:
         32, 0.5, 1024, 1.5, 32, 8
     ]
     assert [gigabytes(t) for t in ("", "32", "32KB", "GB")] == [0] * 4
+    assert [gigabytes("9" * 400 + "GB"), minutes("9" * 400 + "h"), minutes("9" * 5000 + "-1")] == [
+        0, 0, 0
+    ]
 
 
 def test_counts_have_singular_and_plural() -> None:

@@ -41,7 +41,7 @@ def test_later_settings_win_over_earlier_ones() -> None:
     ("word", "value"),
     [
         ("engine.power=1e-4", 1e-4), ("engine.power=2", 2.0), ("seats=null", None),
-        ("seats=", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
+        ("seats=NULL", None), ("seats=5", 5), ("open=true", True), ("engine.fuel=petrol", "petrol"),
         ("engine.gears=[]", []), ("engine.gears=[1, 5]", [1, 5]), ("engine.level=2", 2),
         ("name='12'", "12"), ("name=a=b", "a=b"), ("engine.gears=[3]", [3]),
         ("engine.power=1E6", 1e6), ("engine.power=1e+3", 1e3), ("engine.power=.5", 0.5),
@@ -215,3 +215,9 @@ def test_trees_built_from_a_common_base_are_those_built_from_all_settings(
         assert outcome(lambda more=more: base.build(more)) == outcome(
             lambda more=more: build(WholeConfig, [*first, *more])
         )
+
+
+def test_two_values_do_not_make_one_more_reference() -> None:
+    [fault] = faults_of(made, "colour=$", "name=${colour}{doors}")
+    assert fault == ("command line, override 2: name: '${doors}' refers to a key once more (from "
+                     "'${colour}{doors}')")

@@ -22,7 +22,7 @@ def test_types_are_described_in_words(kind: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "fitting", "others"),
     [
-        (int, [3, -1], [3.0, True, "3", None, [3]]),
+        (int, [3, -1, 2**63 - 1, -(2**63)], [3.0, True, "3", None, [3], 2**63, 10**30]),
         (float, [0.5, -1.0], [True, "0.5", None, float("nan"), float("inf"), 10**400]),
         (bool, [True, False], [1, 0, "1", "y", None]),
         (str, ["3", "none", ""], [3, True, None, "???"]),
@@ -44,9 +44,17 @@ def test_nothing_is_converted_silently(kind: Any, fitting: list[Any], others: li
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [
-        (float, 1, 1.0), (bool, "yes", True), (bool, "Off", False), (list[float], (1,), [1.0]),
+        (float, 1, 1.0), (float, -0.0, 0.0), (bool, "yes", True), (bool, "Off", False),
+        (list[float], (1,), [1.0]),
         (tuple[float, float], [1, 0.5], (1.0, 0.5)), (dict[str, str], {1: "a"}, {"1": "a"}),
     ],
 )
 def test_what_can_mean_one_thing_only_is_converted(kind: Any, value: Any, expected: Any) -> None:
     assert repr(at_type(value, kind)) == repr(expected)
+
+
+def test_an_integer_that_would_be_cut_to_64_bits_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^expected an integer of 64 bits, found 18446744073709"):
+        at_type(2**64, int)
+    with pytest.raises(ValueError, match=r"^expected an integer, found '3'$"):
+        at_type("3", int)

@@ -12,7 +12,7 @@ from tests.harness.config.car import Car, faults_of
 
 
 def test_words_of_a_command_line_that_are_no_settings_are_all_reported() -> None:
-    words = ["doors", "doors=2", "=3", "name=[a", "engine.span={a: 1, a: 2}"]
+    words = ["doors", "doors=2", "=3", "name=[a", "engine.span={a: 1, a: 2}", "doors=", "name= "]
     assert faults_of(parse_overrides, words) == [
         "command line, override 1: 'doors' is not of the form key=value",
         "command line, override 3: '=3' is not of the form key=value",
@@ -20,6 +20,8 @@ def test_words_of_a_command_line_that_are_no_settings_are_all_reported() -> None
         "'<stream end>'",
         "command line, override 5: engine.span: '{a: 1, a: 2}' is not a YAML value: engine.span.a "
         "appears twice (first on line 1)",
+        "command line, override 6: doors: is empty; write a value, or null",
+        "command line, override 7: name: is empty; write a value, or null",
     ]
 
 

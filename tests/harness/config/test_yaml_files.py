@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.yaml_files import parse, read_yaml, to_text
+from harness.config.yaml_files import NotYaml, parse, read_yaml, to_text
 
 
 def faults_of(path: Path) -> list[str]:
@@ -71,8 +71,20 @@ def test_what_an_alias_stands_for_is_text_only_under_a_key_of_text() -> None:
         ("a: !!python/object:os.system x\n",
          ", line 1: could not determine a constructor for the tag "
          "'tag:yaml.org,2002:python/object:os.system'"),
-        ("a: !!int x\n", ", line 1: a value does not fit its tag: invalid literal for int() with "
-                         "base 10: 'x'"),
+        ("b: 1\na: !!int x\n", ", line 2: 'x' does not fit its tag: int"),
+        ("a: !!int 010\n", ", line 1: '010' does not fit its tag: int"),
+        ("a: !!int 1_000\n", ", line 1: '1_000' does not fit its tag: int"),
+        ("a: !!float 1:30\n", ", line 1: '1:30' does not fit its tag: float"),
+        ("a: !!bool yes\n", ", line 1: 'yes' does not fit its tag: bool"),
+        ("b: 1\na: !!timestamp x\n", ", line 2: could not determine a constructor for the tag "
+                                     "'tag:yaml.org,2002:timestamp'"),
+        ("a: !!set {b}\n", ", line 1: could not determine a constructor for the tag "
+                          "'tag:yaml.org,2002:set'"),
+        ('b: 1\na: "\\ud83d"\n', ", line 2: '\\ud83d' is half of a character; write the whole one"),
+        ('a: "\\U0FFFFFFF"\n', ", line 1: cannot be read: chr() arg not in range(0x110000)"),
+        ("a: " + "[" * 1000 + "\n", ", line 1: is nested too deeply"),
+        ("a: &a [" + "x, " * 99 + "]\nb: &b [" + "*a, " * 99 + "]\nc: [" + "*b, " * 99 + "]\n",
+         ", line 3: aliases stand for more than 10000 values"),
         ("a: 1\nb: \x07\n", ", line 2: the character '\\x07' is not allowed in YAML"),
         ("a: &a {b: *a}\n", ", line 1: is nested too deeply"),
         ("doors: 4\nengine:\n  power: 1\n  power: 2\n",
@@ -115,3 +127,30 @@ def test_an_empty_file_has_no_settings(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("# only a comment\n")
     assert read_yaml(path) == ({}, {})
+
+
+def test_a_number_too_long_to_be_printed_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(f"a: 1\nb: 0x{'f' * 4000}\n")
+    [fault] = faults_of(path)
+    assert fault.startswith(f"{path}, line 2: '0xfff")
+    assert fault.endswith("does not fit its tag: int")
+
+
+def test_what_no_configuration_can_be_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text("a: 1\n" + "#" * 1_000_000)
+    for path in (Path("/dev/zero"), tmp_path / "large.yaml"):
+        assert faults_of(path) == [f"{path}: is no configuration: larger than 1000000 bytes"]
+
+
+def test_what_is_merged_into_a_mapping_is_read_as_that_mappings_keys() -> None:
+    text = "x: &x {name: 0123, size: 1e3}\na: {<<: *x, size: 2}\nb: {<<: [*x, {name: 5}]}\n"
+    found, lines = parse(text, lambda key: key.endswith("name"))
+    assert found["a"] == {"name": "0123", "size": 2}
+    assert found["b"] == {"name": "0123", "size": 1e3}
+    assert lines["a.size"] == 2
+    with pytest.raises(NotYaml, match=r"^a.<< appears twice \(first on line 1\)$"):
+        parse("a: {<<: {b: 1}, <<: {b: 2}}")
+    for text in ("a: {<<: 5}", "a: {<<: [{b: 1}, 5]}"):
+        with pytest.raises(NotYaml, match=r"^<<: expected a mapping, or a list of mappings$"):
+            parse(text)

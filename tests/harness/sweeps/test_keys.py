@@ -7,7 +7,18 @@ import pytest
 
 from harness.config.sources import Setting, parse_overrides
 from harness.config.yaml_files import parse
-from harness.sweeps.keys import FREE, entries, read_slurm, sort_settings, sweep_texts
+from harness.sweeps.keys import (
+    FREE,
+    SCHEDULERS,
+    Asha,
+    choose,
+    entries,
+    read_slurm,
+    sort_settings,
+    sweep_texts,
+)
+
+NO_LETTERS = "a NUL character, or bytes that are not UTF-8, cannot be in a script"
 
 
 @dataclass
@@ -65,9 +76,28 @@ def test_a_word_in_the_section_slurm_is_its_own_text(written: str) -> None:
     ("setup: [a, '']", "setup: expected a list of strings"),
     ("env: {A: [1]}", "env: A: expected one value, found ['1']"),
     ("array_parallelism: 0", "array_parallelism: expected an integer of at least 1, found '0'"),
+    ("signal_delay_s: 9999999999",
+     "signal_delay_s: expected an integer of at least 1, found '9999999999'"),
+    ("env: {A\u00e9: 1}", "env: 'A\u00e9' is not a variable name"),
+    ('comment: "a\\0b"', f"comment: 'a\\x00b': {NO_LETTERS}"),
+    ('env: {A: "\\udcff"}', f"env: '\\udcff': {NO_LETTERS}"),
 ])
 def test_empty_values_and_flags_that_cannot_be_negated_are_named(line: str, fault: str) -> None:
     assert read(f"slurm:\n  {line}\n")[1] == [f"file: slurm.{fault}"]
     key, _, value = line.partition(": ")
     told = [f"command line, override 1: slurm.{fault}"]
     assert read("", f"slurm.{key.rstrip(':')}={value}")[1] == told
+
+
+def test_an_option_that_is_set_twice_is_a_mistake() -> None:
+    assert read("slurm: {mem-per-cpu: 1GB, mem_per_cpu: 2GB}")[1] == [
+        "file: slurm.mem_per_cpu: is set twice, also with - for _"
+    ]
+
+
+@pytest.mark.parametrize("value", [False, 0, "", []])
+def test_a_scheduler_is_not_chosen_by_a_value_that_says_no(value: Any) -> None:
+    faults: list[str] = []
+    assert choose(SCHEDULERS, [Setting("asha", value, "file")], "scheduler", faults) is None
+    assert faults == [f"file: scheduler.asha: expected a mapping, found {value!r}"]
+    assert choose(SCHEDULERS, [Setting("asha", None, "file")], "scheduler", []) == Asha()

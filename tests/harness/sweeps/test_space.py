@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import re
+import time
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.base.errors import UserError
 from harness.sweeps.conditions import Condition, read_condition
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.space import Point, Space, add_point, points_file, read_points
@@ -272,3 +275,80 @@ def test_a_search_is_checked_before_anything_is_proposed(read: Any) -> None:
 def test_population_based_training_needs_a_search(read: Any) -> None:
     [line] = faults_of(read, "recipe: base\nscheduler: pbt\n")
     assert line == "tried.yaml, line 2: scheduler: pbt needs backend: ray"
+
+
+@pytest.mark.parametrize("text", [
+    '{"point": {"a": 1}}\nnot json\n', "[1]\n", '{"point": 5}\n', "{}\n", "[" * 5000 + "\n",
+])
+def test_a_damaged_file_of_points_is_reported(tmp_path: Path, text: str) -> None:
+    points_file(tmp_path).write_text(text)
+    file = re.escape(str(points_file(tmp_path)))
+    with pytest.raises(UserError, match=rf"^{file}: cannot be read"):
+        read_points(tmp_path)
+
+
+@given(st.floats(-1e3, 1e3), st.integers(0, 100), st.sampled_from(["uniform", "loguniform"]))
+def test_a_draw_lies_in_its_range_however_narrow_that_is(low: float, n: int, kind: Any) -> None:
+    low = abs(low) + 1e-3 if kind == "loguniform" else low
+    high = low + abs(low) * 1e-9 + 1e-9
+    one = dimension("train.lr", kind, (low, high))
+    assert low <= one.draw(n) <= high
+
+
+def test_the_number_of_all_points_of_wide_ranges_is_not_too_large_to_count() -> None:
+    assert space(dimension("train.width", "randint", (-(2**53), 2**53))).every() is None
+    assert space(dimension("train.width", "randint", (3, 5))).every() == [
+        {"train.width": 3}, {"train.width": 4}
+    ]
+
+
+@pytest.mark.parametrize(("search", "more", "message"), [
+    ("{train.lr: {uniform: [0, 1]}}", "samples: 1000000000",
+     "tried.yaml: 1000000000 trials (grid x samples x seeds), at most 100000 are possible; search "
+     "with choice, and draw fewer samples"),
+    ("{train.width: {grid: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]}, "
+     "train.lr: {grid: *a}, train.epochs: {grid: *a}}", f"seeds: {list(range(20))}",
+     "tried.yaml: 116640 trials (grid x samples x seeds), at most 100000 are possible; search with "
+     "choice, and draw fewer samples"),
+    ("{train.lr: {uniform: [0, 1]}}", "samples: 1000\nconstraints: [train.lr < 0]",
+     "tried.yaml, line 4: constraints: 201000 draws were forbidden, and only 0 points found; "
+     "search narrower ranges"),
+])
+def test_what_would_take_minutes_is_refused_at_once(
+    read: Any, search: str, more: str, message: str
+) -> None:
+    started = time.process_time()
+    assert message in faults_of(read, f"recipe: base\nsearch: {search}\n{more}\n")
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(("search", "found"), [
+    (f"randint: [0, {2**53 + 1}]", "integers"), ("randint: [0, 1" + "0" * 400 + "]", "integers"),
+    ("uniform: [0, 1" + "0" * 400 + "]", "numbers"), ("uniform: [-1e308, 1e308]", "numbers"),
+    ("loguniform: [1, 1" + "0" * 400 + "]", "numbers above 0"),
+])
+def test_a_range_that_cannot_be_drawn_from_is_refused(read: Any, search: str, found: str) -> None:
+    [fault, *_] = faults_of(read, f"recipe: base\nsearch: {{train.lr: {{{search}}}}}\n")
+    assert f": expected two rising {found}, found [" in fault
+
+
+@pytest.mark.parametrize(("text", "fault"), [
+    ("train.lr < '1e-4'", "train.lr is compared with '1e-4': expected a number, found '1e-4'"),
+    ("'3' == train.epochs", "train.epochs is compared with '3': expected an integer, found '3'"),
+    ("train.lr > 0 and train.name in ['wide', 5]",
+     "train.name is compared with 5: expected a string, found 5"),
+])
+def test_a_condition_that_no_value_of_its_key_meets_is_a_mistake(
+    read: Any, text: str, fault: str
+) -> None:
+    found = faults_of(read, "recipe: base\nsearch: {train.lr: {grid: [0.1, 1]}}\n"
+                            f"constraints: [{json.dumps(text)}]")
+    assert found == [f"tried.yaml, line 3: constraints: {fault}"]
+
+
+def test_a_condition_may_compare_any_numbers(read: Any) -> None:
+    for text in ("train.epochs < 6.5", "train.lr == 1", "2 < train.epochs", "train.lr in [0.1, 1]",
+                 "'a' in train.name", "train.name in 'plainly'", "train.lr != null"):
+        found = read(f"recipe: base\nsearch: {{train.lr: {{grid: [0.1, 1]}}}}\nconstraints: "
+                     f"[{json.dumps(text)}]")
+        assert found.trials

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -177,3 +178,30 @@ def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> N
     assert path is not None
     assert "Settings changed during training" in path.read_text()
     assert yaml.safe_load(path.read_text())["data"]["validation"] == 0.5
+
+
+@pytest.mark.parametrize("change", [
+    {"mode": "most"}, {"metric": 5}, {"objectives": []}, {"objectives": {"a": "up"}},
+    {"trials": {}}, {"trials": [5]}, {"trials": [{"point": [], "seed": 1, "signature": "a"}]},
+    {"trials": [{"point": {}, "seed": 1e400, "signature": "a"}]},
+    {"trials": [{"point": {}, "seed": "1", "signature": "a"}]},
+    {"trials": [{"point": {}, "seed": 1, "signature": "../a"}]}, {"name": None},
+])
+def test_a_sweep_json_that_no_launch_has_written_is_reported(
+    make: Made, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    make(({"a": 1}, {1: 0.5}))
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: cannot be read: "):
+        sweep_results.read_outcomes(tmp_path)
+
+
+def test_a_sweep_json_that_is_no_record_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.json"
+    for text in ("[" * 100_000, "5", "{", "[]"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"sweep.json: cannot be read: "):
+            sweep_results.read_outcomes(tmp_path)
+    with pytest.raises(UserError, match=r": not a sweep folder: it has no sweep.json$"):
+        sweep_results.read_outcomes(file)
