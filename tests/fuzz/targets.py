@@ -1,8 +1,8 @@
 """All targets, by name."""
 
-from tests.fuzz import configuration
+from tests.fuzz import checkpoints, configuration
 from tests.fuzz.trying import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for module in (configuration,) for target in module.TARGETS
+    target.name: target for module in (checkpoints, configuration) for target in module.TARGETS
 }

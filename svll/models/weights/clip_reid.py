@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svll.models.clip import empty_model, image_encoder
 from svll.models.reid import ReIDModel
-from svll.models.state_dict import StateDict
+from svll.models.files.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 from svll.models.trained_model import LoadedModel, PromptedText, published_model, published_side
 from svll.models.weights.input_size import GivenSize, InputSize
