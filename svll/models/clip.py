@@ -4,7 +4,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,11 +81,9 @@ def _model_of_file(name: str, file: Path) -> Any:
         state = _read(name, file)
         if "logit_scale" in state and state["logit_scale"].numel() == 1:
             state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-        try:
+        with suppress(RuntimeError, ValueError, IndexError, AssertionError):  # unfit, as told below
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise UserError(f"{where}: positions of another kind: {error}") from None
     StateDict(state, where).load_into(model, assign=True)
     return model
 

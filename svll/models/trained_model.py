@@ -121,6 +121,8 @@ def published_side(vectors: Tensor, width: int, where: str, *, weight: float) ->
 
     Files do not separate cameras from views: 160 are VeRi-776's, all others one per camera.
     """
+    if not len(vectors):
+        raise UserError(f"{where}: does not fit: side information of no camera")
     both = len(vectors) == VERI_CAMERAS * VERI_VIEWS
     kind, cameras, views = (
         ("camera_view", VERI_CAMERAS, VERI_VIEWS) if both else ("camera", len(vectors), 1)

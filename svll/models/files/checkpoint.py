@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.base.errors import UserError
@@ -64,8 +66,6 @@ def read_checkpoint(path: Path, kind: Kind) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return _model(load_file(path), path, kind, lambda _: torch.empty(0))
         with opened_zip(path) as file:
             if file is None:
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path, kind: Kind) -> dict[str, Tensor]:
             return _model(content, path, kind, entries.numbers)
     except Refused as error:
         raise UserError(f"{path}: not read, because {error}") from None
-    except FAULTS as error:
+    except (*FAULTS, SafetensorError) as error:
         raise damaged(path, error) from None
 
 
@@ -120,9 +120,9 @@ def _model(content: Any, path: Path, kind: Kind, numbers: Numbers) -> dict[str, 
     if not models:
         raise UserError(f"{path}: {_unknown(content, kind)}; expected are {kind.expected}")
     first, *others = models
-    tensors = _read(first, path, numbers)
+    tensors = _read(first, path, kind, numbers)
     for other in others:
-        more = _read(other, path, numbers)
+        more = _read(other, path, kind, numbers)
         if more.keys() != tensors.keys() or not all(_equal(tensors[n], more[n]) for n in more):
             raise UserError(f"{path}: holds two different models: {_shown(first.place)} and "
                             f"{_shown(other.place)}; save the one that you mean in a separate file")
@@ -182,11 +182,11 @@ def _unknown(content: Any, kind: Kind) -> str:
     return f"unknown tensor names (holds {', '.join(largest[:3]) or 'no tensors'})"
 
 
-def _read(model: Model, path: Path, numbers: Numbers) -> dict[str, Tensor]:
+def _read(model: Model, path: Path, kind: Kind, numbers: Numbers) -> dict[str, Tensor]:
     """Return a model's tensors; UserError for different ones of one name."""
     for name, value in model.mapping.items():
-        if isinstance(value, Inert) and value.kind.startswith("torch._"):
-            raise Refused(f"its {name} is a sparse, quantised or otherwise special tensor")
+        if _is_lost(name, value, kind):
+            raise Refused(f"its {name} is no tensor, or a sparse, quantised or other special one")
     tensors = {}
     for name, values in model.named.items():
         first, *others = [_tensor(value, numbers) for value in values]
@@ -195,6 +195,16 @@ def _read(model: Model, path: Path, numbers: Numbers) -> dict[str, Tensor]:
                             f", apart from {' and '.join(sorted(ADDED))}; save only one of them")
         tensors[name] = first
     return tensors
+
+
+def _is_lost(name: Any, value: Any, kind: Kind) -> bool:
+    """Return whether a value beside a model's tensors looks like one of them."""
+    if not isinstance(name, str) or isinstance(value, Stored | Tensor):
+        return False
+    if any(f".{word}" in f".{_plain(name)}" for word in kind.beginnings):
+        return True
+    return isinstance(value, Inert) and (
+        value.kind.startswith("torch._") or value.kind.endswith(".multiarray._reconstruct"))
 
 
 def _tensor(value: Value, numbers: Numbers) -> Tensor:

@@ -81,6 +81,10 @@ class Inert(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __call__(self, *_: Any, **__: Any) -> "Inert":
+        """Stand for what the object's method would have returned."""
+        return Inert()
+
     def append(self, _: Any) -> None:
         """Leave an item of a list out."""
 

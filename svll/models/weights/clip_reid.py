@@ -86,8 +86,8 @@ def _end_of_text(after: Tensor) -> int:
 
 def _identities(state: StateDict) -> int:
     """Return the number of classes, on which classifiers and prompts must agree."""
-    names = ("classifier.weight", "classifier_proj.weight", "prompt_learner.cls_ctx")
-    counts = {name: len(state.tensors[name]) for name in names if name in state}
+    axes = {"classifier.weight": 2, "classifier_proj.weight": 2, "prompt_learner.cls_ctx": 3}
+    counts = {name: len(state.get(name, axes=n)) for name, n in axes.items() if name in state}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise state.fault(f"the number of identities differs between its parts: {listed}")

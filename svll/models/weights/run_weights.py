@@ -47,7 +47,7 @@ def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
     """Load the saved tokens into `prompts`; raises UserError when they do not fit."""
     state = _read(prompts_file(run))
-    found, expected = len(state.tensors.get("tokens", prompts.tokens)), len(prompts.tokens)
+    found, expected = len(state.get("tokens", axes=3)), len(prompts.tokens)
     if found != expected:
         raise UserError(f"{state.where}: prompts of {found} identities, the training part has "
                         f"{expected}{_AGAIN}")
@@ -119,7 +119,8 @@ def read_tensors(path: Path, *, is_ours: bool = False) -> tuple[dict[str, Tensor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = dict(file.metadata() or {})
         if CHECKSUM in about and about[CHECKSUM] != checksum(tensors, about):
-            raise ValueError("its content does not match its checksum")
+            raise ValueError("it does not match its checksum; copy it again, or take the checksum out "
+                             "of its metadata if it was changed on purpose")
         is_ours = is_ours or about.get("format") == FORMAT
         if is_ours and (unknown := sorted(about.keys() - ABOUT)):
             raise ValueError(f"unknown metadata {unknown[0][:50]}")

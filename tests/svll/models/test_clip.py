@@ -175,14 +175,14 @@ def test_a_file_with_something_else_is_named(tmp_path: Path, value: object) -> N
 
 
 @pytest.mark.parametrize(
-    ("other", "reason"), [("svll-tiny", "shape"), ("svll-test-deep", "Unexpected key(s)")]
+    ("other", "reason"), [("svll-tiny", "in the file, [32] here"), ("svll-test-deep", "is unexpected")]
 )
 def test_weights_of_another_architecture_are_named(
     tmp_path: Path, other: str, reason: str
 ) -> None:
     path, _ = saved(tmp_path, other)
     message = refusal("svll-test", str(path))
-    assert f"{path} does not fit svll-test" in message
+    assert f"{path} in svll-test: does not fit" in message
     assert reason in message
     assert len(message) < 300 + len(str(path)) + 60
 
