@@ -183,7 +183,7 @@ WORDS = [
     b"}", b"]", b")", b"\x8f", b"(", b"t", b"\x85", b"\x86", b"\x87", b"R", b"R", b"R", b"b", b"b",
     b"\x81", b"\x92", b"Q", b"a", b"e", b"s", b"u", b"\x90", b"o", b"0", b"1", b"2", b"l", b"d",
     b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"r\xff\xff\xff\xff", b"\x94", b"\x93", b"\x82\x01",
-    b"i" + b"os\nsystem\n", b"P0\n", b"U\x1aopen('executed', 'w').close()",
+    b"i" + b"os\nsystem\n", b"P0\n", b"U\x1dopen('executed', 'w').close()",
     b"U\x0etouch executed", b"\x8a\x02\xff\x00", b"\x96\xff\xff\xff\xff\xff\x00\x00\x00", b"\x97",
 ]
 
