@@ -7,15 +7,17 @@
 
 Weights and moments are whole tensors by parameter name, so one rank without ZeRO can resume what
 two ranks under ZeRO 2 wrote. DeepSpeed's loader is never called: it unpickles, and it trains from
-scratch when it finds nothing. Checksums in state.json reveal a damaged checkpoint; the one before
-it is used instead.
+scratch when it finds nothing. Checksums in state.json, of the other files and of itself, reveal a
+damaged checkpoint; the one before it is used instead.
 """
 
+import json
 import logging
 import shutil
 import uuid
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,9 +33,11 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept besides the best: the newest, and the one before in case that is damaged."""
+VERSION = 2
+"""Of state.json; version 1 had neither score nor a checksum of itself."""
 PIECE = 2**22
 """Bytes read at a time for a checksum."""
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a missing or damaged JSON file raises."""
 
 
@@ -75,10 +79,10 @@ class CheckpointWriter:
         tensors = {"weights": weights, "moments": moments,
                    "rng": {str(rank): row.clone() for rank, row in enumerate(rows)}}
         scaler = engine.torch_autocast_z0_gradscaler
-        state = {"format": "svll-checkpoint", "version": 1, "signature": self._signature,
+        state = {"format": "svll-checkpoint", "version": VERSION, "signature": self._signature,
                  "progress": asdict(progress), "optimizer_steps": steps,
                  "scaler": scaler.state_dict() if scaler is not None else None,
-                 "ranks": ranks.world_size()}
+                 "ranks": ranks.world_size(), "score": score}
         if ranks.rank() == 0:
             path = self._folder / f"{progress.stage}-{progress.epoch:04d}-{progress.step:06d}"
             self._pending = self._thread.submit(
@@ -115,6 +119,7 @@ def _write(
         for kind, named in tensors.items():
             save_file(named, private / f"{kind}.safetensors")
         state["checksums"] = {file.name: _checksum(file) for file in private.iterdir()}
+        state["checksum"] = _state_checksum(state)
         write_json(private / "state.json", state)
         for part in [*private.iterdir(), *([log_file] if log_file and log_file.exists() else [])]:
             sync(part)
@@ -143,6 +148,13 @@ def _checksum(path: Path) -> int:
         while piece := file.read(PIECE):
             crc = zlib.crc32(piece, crc)
     return crc
+
+
+def _state_checksum(state: dict[str, Any]) -> int:
+    """Return the CRC-32 of a state.json, apart from its run, which a takeover replaces."""
+    counted = {key: value for key, value in state.items() if key not in ("checksum", "signature")}
+    as_read = json.loads(json.dumps(counted))
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def latest(
@@ -210,13 +222,37 @@ def best_weights(folder: Path, *, signature: str) -> tuple[Path, float, dict[str
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """Return the checkpoint with the highest score, and the score; None when none has a score."""
+    """Return the checkpoint with the highest score, and the score; None when none has a score.
+
+    If best.json is damaged, the scores in the checkpoints count.
+    """
     try:
         pointer = read_json(folder / "best.json")
         path, score = folder / str(pointer["name"]), float(pointer["score"])
-    except DAMAGED:
+    except FileNotFoundError:
         return None
-    return (path, score) if path.is_dir() else None
+    except DAMAGED as error:
+        fault = repr(error)
+    else:
+        if path.is_dir() and _has_score(path, score):
+            return path, score
+        fault = f"{path.name} has not the score {score}"
+    log.warning("%s: cannot be used: %s", folder / "best.json", fault)
+    found: tuple[Path, float] | None = None
+    for path in reversed(_newest_first(folder, "")):  # of equal ones the first is the best
+        with suppress(*DAMAGED):  # TypeError for None, a checkpoint without a score
+            score = float(_read_state(path)["score"])
+            if found is None or score > found[1]:
+                found = path, score
+    return found
+
+
+def _has_score(path: Path, score: float) -> bool:
+    """Return whether a checkpoint says that it has this score, or does not say."""
+    try:
+        return bool(_read_state(path).get("score", score) == score)
+    except DAMAGED:
+        return True
 
 
 def _newest_first(folder: Path, first: str) -> list[Path]:
@@ -228,7 +264,7 @@ def _newest_first(folder: Path, first: str) -> list[Path]:
 def read_progress(path: Path, signature: str) -> Progress:
     """Return a checkpoint's place in the run, after verifying its files. Raises UserError when
     another run wrote it, one of DAMAGED when it is damaged."""
-    state = read_json(path / "state.json")
+    state = _read_state(path)
     progress = Progress(**state["progress"])
     if state["signature"] != signature:
         raise UserError(f"{path}: written by run {state['signature']}, not by {signature}")
@@ -236,6 +272,17 @@ def read_progress(path: Path, signature: str) -> Progress:
         if _checksum(path / name) != checksum:
             raise ValueError(f"{name} does not match its checksum")
     return progress
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.json; raises one of DAMAGED when it does not match its checksum."""
+    state = dict(read_json(path / "state.json"))
+    if "checksum" in state:
+        if state["checksum"] != _state_checksum(state):
+            raise ValueError("state.json does not match its checksum")
+    elif state.get("version", 1) != 1:
+        raise ValueError("state.json has no checksum")
+    return state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,18 +5,19 @@ import logging
 import pickle
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from svll.models.openai_archive import is_archive, read_archive
+from svll.models.files.checkpoint import Kind, read_checkpoint
+from svll.models.files.openai_archive import is_archive, read_archive
 from svll.models.resnet import ResNetEncoder
-from svll.models.state_dict import StateDict
+from svll.models.files.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageEncoder
 
@@ -29,7 +30,8 @@ _READ_FAULTS = (
     RuntimeError, KeyError, OSError, ValueError, EOFError, StopIteration, AttributeError, TypeError,
     pickle.UnpicklingError, SafetensorError,
 )
-"""What open_clip raises for files that are not weights of the model; each was seen."""
+"""What open_clip raises for weights that it cannot load; each was seen."""
+CLIPS = Kind(("visual.",), "visual.* and transformer.* of CLIP")
 
 
 class Clip(NamedTuple):
@@ -56,10 +58,8 @@ def load_clip(
     source = weights_source(name, weights)
     if source is None:
         log.warning("model.weights is null: CLIP starts from random weights")
-    if source and is_archive(Path(source)):
-        model = empty_model(model_config(name))
-        tensors = read_archive(Path(source))
-        StateDict(tensors, f"model.weights: {source} in {name}").load_into(model, assign=True)
+    if source and Path(source).is_file():
+        model = _model_of_file(name, Path(source))
     else:
         with torch.random.fork_rng(devices=[]), _named_faults(name, source):
             torch.manual_seed(seed)
@@ -81,6 +81,34 @@ def import_open_clip() -> Any:
         if hidden:
             del sys.modules["wandb"]
     return open_clip
+
+
+def _model_of_file(name: str, file: Path) -> Any:
+    """Return open_clip's model with the weights of a file; positions for images or texts of other
+    lengths are resized as open_clip resizes them."""
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    model = empty_model(model_config(name))
+    where = f"model.weights: {file} in {name}"
+    if is_archive(file):
+        state = read_archive(file)
+    else:
+        state = _read(name, file)
+        if "logit_scale" in state and state["logit_scale"].numel() == 1:
+            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+        with suppress(RuntimeError, ValueError, IndexError, AssertionError):  # unfit, as told below
+            resize_pos_embed(state, model)
+            resize_text_pos_embed(state, model)
+    StateDict(state, where).load_into(model, assign=True)
+    return model
+
+
+def _read(name: str, file: Path) -> dict[str, Tensor]:
+    try:
+        return read_checkpoint(file, CLIPS)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"model.weights: {file} does not fit {name}: {reason}") from None
 
 
 def fetch(name: str, weights: str | None) -> None:
@@ -187,8 +215,6 @@ def _named_faults(name: str, source: str | None) -> Iterator[None]:
         # torch's message recommends running the file's code
         if isinstance(error, pickle.UnpicklingError):
             reason = "not a checkpoint, or it holds more than tensors"
-        if source and Path(source).is_file():
-            raise UserError(f"model.weights: {source} does not fit {name}: {reason}") from None
         raise UserError(
             f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
             "Without network, download the file elsewhere and give its path."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, owner
 from svll.models.reid import SideInformation
-from svll.models.state_dict import StateDict
+from svll.models.files.state_dict import StateDict
 from svll.models.text_encoder import TextEncoder
 
 Colour = tuple[float, float, float]
@@ -121,6 +121,8 @@ def published_side(vectors: Tensor, width: int, where: str, *, weight: float) ->
 
     Files do not separate cameras from views: 160 are VeRi-776's, all others one per camera.
     """
+    if not len(vectors):
+        raise UserError(f"{where}: does not fit: side information of no camera")
     both = len(vectors) == VERI_CAMERAS * VERI_VIEWS
     kind, cameras, views = (
         ("camera_view", VERI_CAMERAS, VERI_VIEWS) if both else ("camera", len(vectors), 1)

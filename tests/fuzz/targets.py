@@ -1,9 +1,9 @@
 """All targets, by name."""
 
-from tests.fuzz import configuration, datasets
+from tests.fuzz import checkpoints, configuration, datasets, feature_files, run_files
 from tests.fuzz.trying import Target
 
+MODULES = (checkpoints, configuration, datasets, feature_files, run_files)
 TARGETS: dict[str, Target] = {
-    target.name: target for module in (configuration, datasets)
-    for target in module.TARGETS
+    target.name: target for module in MODULES for target in module.TARGETS
 }

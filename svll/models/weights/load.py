@@ -4,13 +4,11 @@ Sizes, strides, cameras and identities are read from the file. Nothing in a file
 """
 
 import json
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.base.errors import UserError
 from harness.base.paths import SAFETENSORS, expanded, refuse
@@ -24,14 +22,20 @@ from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
 from svll.models.clip import empty_model, image_encoder, model_config
-from svll.models.openai_archive import is_archive
+from svll.models.files.checkpoint import Kind, read_checkpoint
+from svll.models.files.openai_archive import is_archive
+from svll.models.files.state_dict import StateDict
 from svll.models.reid import ReIDModel, learned_side_information
-from svll.models.state_dict import StateDict
 from svll.models.trained_model import LoadedModel
 from svll.models.weights.clip_reid import clip_reid_model
 from svll.models.weights.input_size import GivenSize
-from svll.models.weights.run_weights import FORMAT, VERSION
+from svll.models.weights.run_weights import FORMAT, VERSION, read_tensors
 from svll.models.weights.transreid import transreid_model
+
+PUBLISHED = Kind(
+    ("image_encoder.", "base.patch_embed."),
+    "weights of a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID",
+)
 
 
 def model_from_file(
@@ -41,8 +45,8 @@ def model_from_file(
     """Load a run's weights (file or run folder) or a `.pth` of CLIP-ReID, SVLL-ReID or TransReID.
 
     `height`, `width` and `stride` are for a published file whose number of positions leaves them
-    open. Raises UserError, naming the file, when it cannot be read, would execute code, has unknown
-    tensor names, or lacks a tensor or has one of another size.
+    open. Raises UserError, naming the file, when it cannot be read, is damaged, has no model of these
+    kinds or two different ones, lacks a tensor, or has one of another size or that is not finite.
     """
     file = Path(expanded(str(path)))
     if file.is_dir():
@@ -53,57 +57,26 @@ def model_from_file(
         raise UserError(f"{file}: a TorchScript archive, which is CLIP before ReID training; give "
                         "it as model.weights to train from it")
     given = GivenSize(str(file), height, width, stride)
-    content, metadata = _read(file)
-    if metadata.get("format") == FORMAT:
-        model = _own(StateDict(content, given.where), metadata, given)
+    state, metadata = _read(file)
+    if metadata:
+        model = _own(state, metadata, given)
+    elif state.below("image_encoder.").tensors:
+        model = clip_reid_model(state, given)
     else:
-        model = _published(StateDict(_unwrapped(content), given.where), given)
+        model = transreid_model(state, given)
     return model.requires_grad_(False).eval().to(device)
 
 
-def _published(state: StateDict, given: GivenSize) -> LoadedModel:
-    if state.below("image_encoder.").tensors:
-        return clip_reid_model(state, given)
-    if state.below("base.patch_embed.").tensors:
-        return transreid_model(state, given)
-    seen = ", ".join(list(state.tensors)[:3]) or "no tensors"
-    raise UserError(f"{state.where}: unknown tensor names (holds {seen}); expected are weights of "
-                    "a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID")
-
-
-def _read(file: Path) -> tuple[Any, dict[str, str]]:
-    """Return a file's content, and the metadata of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
+def _read(file: Path) -> tuple[StateDict, dict[str, str]]:
+    """Return a file's tensors, and the metadata if it is a weights file of ours."""
     if file.suffix == ".safetensors":
         refuse("weights", file, SAFETENSORS)
-    try:
-        if file.suffix != ".safetensors":
-            return torch.load(file, weights_only=True, map_location="cpu"), {}
-        with safe_open(file, framework="pt") as opened:
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return state, opened.metadata() or {}
-    except pickle.UnpicklingError:
-        # torch's message recommends running the file's code
-        raise UserError(
-            f"{file}: not read: not a checkpoint, or it holds more than tensors, such as code"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"{file}: damaged, or not a weights file ({first[0][:200]})") from None
-
-
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """Return a state dict's tensors in fp32; it may be wrapped in `state_dict` or `model`."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        return {}
-    return {
-        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in content.items() if isinstance(value, Tensor)
-    }
+        state, metadata = read_tensors(file)
+        if metadata.get("format") == FORMAT:
+            return StateDict(state, str(file)), metadata
+    found = read_checkpoint(file, PUBLISHED)
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
+    return StateDict(floats, str(file)), {}
 
 
 def _own(state: StateDict, metadata: dict[str, str], given: GivenSize) -> LoadedModel:

@@ -1,15 +1,19 @@
 """Our weights files: the results of a run's stages, prompts after stage 1, the model after stage 2.
 
-A model's file has its tensors, with its configuration and labels as metadata.
+A model's file has its tensors, with its configuration and labels as metadata. A checksum over all of
+that is in the metadata too, because a changed number would not be noticed otherwise.
 """
 
 import logging
+import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.base.errors import Hindered, UserError
@@ -20,12 +24,18 @@ from harness.training import checkpoints
 from svll.base.run_files import prompts_file
 from svll.config import Config
 from svll.data.side_labels import SideLabels
+from svll.models.files.checkpoint import damaged
+from svll.models.files.pickled import FAULTS
+from svll.models.files.state_dict import StateDict
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel
-from svll.models.state_dict import StateDict
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "svll-weights", "1"
+CHECKSUM = "checksum"
+"""The metadata's key; files of earlier versions have none."""
+ABOUT = {"format", "version", "config", "side_labels", "cameras", "identities", CHECKSUM}
+"""Keys that our files have had; there are others in one whose header is damaged."""
 _AGAIN = "; put it back as it was, or delete the run folder to start afresh"
 
 
@@ -37,7 +47,7 @@ def save_prompts(run: Run, prompts: PromptLearner, config: Config) -> None:
 def load_prompts(run: Run, prompts: PromptLearner) -> None:
     """Load the saved tokens into `prompts`; raises UserError when they do not fit."""
     state = _read(prompts_file(run))
-    found, expected = len(state.tensors.get("tokens", prompts.tokens)), len(prompts.tokens)
+    found, expected = len(state.get("tokens", axes=3)), len(prompts.tokens)
     if found != expected:
         raise UserError(f"{state.where}: prompts of {found} identities, the training part has "
                         f"{expected}{_AGAIN}")
@@ -85,14 +95,43 @@ def save_tensors(path: Path, state: dict[str, Tensor], about: dict[str, str]) ->
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         with atomic_write(path) as private:
-            save_file(tensors, private, metadata=about)
+            save_file(tensors, private, metadata=about | {CHECKSUM: checksum(tensors, about)})
     except (OSError, SafetensorError) as error:  # a full disk raises the second
         raise Hindered(f"{path}: cannot be written: {error}") from None
 
 
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Return a CRC-32 over tensors and metadata; the metadata's own checksum does not count."""
+    words = sorted((key, value) for key, value in about.items() if key != CHECKSUM)
+    crc = zlib.crc32(repr(words).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), crc)
+        if tensor.numel():
+            crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def read_tensors(path: Path, *, is_ours: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file. Raises UserError when it cannot be
+    read, or when it is one of ours, which its metadata may say too, and was changed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = dict(file.metadata() or {})
+        if CHECKSUM in about and about[CHECKSUM] != checksum(tensors, about):
+            raise ValueError("it does not match its checksum; copy it again, or take the checksum out "
+                             "of its metadata if it was changed on purpose")
+        is_ours = is_ours or about.get("format") == FORMAT
+        if is_ours and (unknown := sorted(about.keys() - ABOUT)):
+            raise ValueError(f"unknown metadata {unknown[0][:50]}")
+    except (*FAULTS, SafetensorError) as error:
+        raise damaged(path, error) from None
+    return tensors, about
+
+
 def _read(path: Path) -> StateDict:
     try:
-        return StateDict(load_file(path), str(path), hint=_AGAIN)
-    except (OSError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be used ({first}){_AGAIN}") from None
+        return StateDict(read_tensors(path, is_ours=True)[0], str(path), hint=_AGAIN)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: cannot be used ({reason}){_AGAIN}") from None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svll.models.reid import SideInformation
-from svll.models.state_dict import StateDict
+from svll.models.files.state_dict import StateDict
 from svll.models.trained_model import LoadedModel, published_model, published_side
 from svll.models.weights.input_size import GivenSize
 
@@ -125,4 +125,6 @@ def _block(base: StateDict, width: int) -> Block:
 def transreid_model(state: StateDict, given: GivenSize) -> LoadedModel:
     """Return the model of a state dict; raises UserError when a tensor is missing or unfit."""
     model = TransReID(state, given)
-    return published_model(model, None, model.size, len(state.tensors.get("classifier.weight", ())))
+    name = "classifier.weight"
+    identities = len(state.get(name, axes=2)) if name in state else 0
+    return published_model(model, None, model.size, identities)

@@ -207,6 +207,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "the state is empty": lambda path: (path / "state.json").write_text(""),
     "the state has no signature": lambda path: drop(path / "state.json", "signature"),
     "the state has no progress": lambda path: drop(path / "state.json", "progress"),
+    "the state has no checksum": lambda path: drop(path / "state.json", "checksum"),
+    "the step is another": lambda path: edit(path / "state.json", '"step": ', '"step": 1'),
+    "a moment's count is another": lambda path: edit(path / "state.json", '.bias": ', '.bias": 1'),
 }
 
 
@@ -214,6 +217,12 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
+
+
+def edit(file: Path, text: str, other: str) -> None:
+    content = file.read_text()
+    assert text in content
+    file.write_text(content.replace(text, other))
 
 
 def drop(file: Path, key: str) -> None:
@@ -316,6 +325,32 @@ def test_a_damaged_best_checkpoint_is_told_and_left_out(
     flip(path / "weights.safetensors")
     assert checkpoints.best_weights(tmp_path, signature="a run") is None
     assert "the best checkpoint is ignored, it cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"name": "toy-0001-000001", "score": 9.0}', '{"name": "x", "score": 0.9}',
+     '{"name": "toy-0001-000003", "score": 0.9}'],
+)
+def test_a_damaged_pointer_to_the_best_checkpoint_loses_it_neither_now_nor_later(
+    one_rank: Any, tmp_path: Path, text: str
+) -> None:
+    one_rank(save_scores, folder=str(tmp_path), scores=[0.1, 0.9, None, 0.3])
+    (tmp_path / "best.json").write_text(text)
+    found = checkpoints.best(tmp_path)
+    assert found == (tmp_path / "toy-0001-000001", 0.9)
+    one_rank(save_scores, folder=str(tmp_path), scores=[0.2])
+    assert checkpoints.best(tmp_path) == found
+
+
+def test_a_checkpoint_of_the_first_version_is_read(saved: Path) -> None:
+    path = saved / "toy-0001-000002"
+    for key in ("checksum", "score"):
+        drop(path / "state.json", key)
+    edit(path / "state.json", '"version": 2', '"version": 1')
+    found = checkpoints.latest(saved, signature="a run")
+    assert found is not None
+    assert found[1].step == 2
 
 
 def test_an_older_checkpoint_can_be_pointed_at(one_rank: Any, tmp_path: Path) -> None:

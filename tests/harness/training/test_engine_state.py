@@ -94,7 +94,7 @@ def content(folder: Path) -> dict[str, Any]:
     """All that the newest checkpoint of a folder holds, less what depends on how it was written."""
     path = folder / json.loads((folder / "latest.json").read_text())["name"]
     state = json.loads((path / "state.json").read_text())
-    del state["ranks"], state["checksums"]
+    del state["ranks"], state["checksums"], state["checksum"]
     return {
         "weights": load_file(path / "weights.safetensors"),
         "moments": load_file(path / "moments.safetensors"), "state": state,

@@ -292,3 +292,52 @@ def test_activations_are_quick_gelu(tmp_path: Path) -> None:
     model = load_model(saved(tmp_path, published()))
     kinds = {type(m).__name__ for m in model.modules() if "GELU" in type(m).__name__}
     assert kinds == {"QuickGELU"}
+
+
+# --- numbers that are no weights ---
+
+
+@pytest.mark.parametrize("name", ["image_encoder.proj", "cv_embed", "prompt_learner.cls_ctx"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "has 1 numbers that are NaN or infinite"),
+        ("inf", "has 1 numbers that are NaN or infinite"),
+        ("int8", "is of torch.int8 in the file, expected floating point numbers"),
+        ("bool", "is of torch.bool in the file, expected floating point numbers"),
+    ],
+)
+def test_tensors_that_are_not_finite_or_are_quantised_are_named(
+    tmp_path: Path, name: str, kind: str, message: str
+) -> None:
+    state = published()
+    if kind in ("nan", "inf"):
+        state[name].view(-1)[3] = float(kind)
+    else:
+        state[name] = state[name].to(getattr(torch, kind))
+    found = refusal(tmp_path, state)
+    assert message in found
+    assert name in found or name == "cv_embed"
+
+
+def test_bfloat16_and_double_give_the_features_of_their_numbers(tmp_path: Path) -> None:
+    image = torch.randn(1, 3, 256, 128)
+    for kind in (torch.bfloat16, torch.float64):
+        state = {n: v.to(kind) if v.is_floating_point() else v for n, v in published().items()}
+        rounded = {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
+        expected = load_model(saved(tmp_path, rounded)).encode_image(image)
+        assert torch.equal(load_model(saved(tmp_path, state)).encode_image(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("classifier.weight", ()), ("cv_embed", (0, 128)), ("image_encoder.conv1.weight", (0, 3, 16, 16)),
+     ("image_encoder.conv1.weight", (128, 3, 0, 0)), ("image_encoder.positional_embedding", (0, 128)),
+     ("image_encoder.conv1.weight", (100, 3, 16, 16)), ("prompt_learner.token_suffix", (1, 0, 64)),
+     ("prompt_learner.token_suffix", (0, 68, 64)), ("prompt_learner.cls_ctx", (7, 100, 64)),
+     ("text_encoder.positional_embedding", (3, 64)), ("text_encoder.positional_embedding", (77, 0))],
+)
+def test_tensors_of_senseless_sizes_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    refusal(tmp_path, published() | {name: torch.zeros(shape)})

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from harness.base.errors import UserError
 from harness.runs.run import Run
 from svll.config import Config
 from svll.data.side_labels import SideLabels
+from svll.models import load_model
 from svll.models.clip import Clip, load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ReIDModel, SideInformation
@@ -105,3 +107,42 @@ def test_a_damaged_file_is_named(clip: Clip, tmp_path: Path, content: bytes) -> 
     run.weights_file.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be used .*put it back"):
         storage.load_run_weights(run, saved)
+
+
+# --- what was changed ---
+
+
+def test_a_flipped_bit_anywhere_in_a_models_file_is_noticed(clip: Clip, tmp_path: Path) -> None:
+    run, _ = saved_model(clip, tmp_path)
+    whole = run.weights_file.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    for place in (*range(9, 8 + header, 97), 9 + header, len(whole) // 2, len(whole) - 1):
+        content = bytearray(whole)
+        content[place] ^= 1
+        run.weights_file.write_bytes(content)
+        with pytest.raises(UserError):
+            load_model(run.weights_file)
+
+
+def test_changed_prompts_are_refused_and_older_ones_are_read(clip: Clip, tmp_path: Path) -> None:
+    run, saved, other = Run(tmp_path), prompts(clip, 6), prompts(clip, 6)
+    storage.save_prompts(run, saved, Config())
+    path = run.folder / "prompts.safetensors"
+    tensors, about = storage.read_tensors(path)
+    changed = {"tokens": tensors["tokens"] + 1}
+    save_file(changed, path, metadata=about)
+    with pytest.raises(UserError, match=r"prompts\.safetensors: cannot be used .*its checksum"):
+        storage.load_prompts(run, other)
+    save_file(changed, path, metadata={"config": about["config"]})  # no checksum to compare with
+    storage.load_prompts(run, other)
+    assert torch.equal(other.tokens, saved.tokens + 1)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (6, 4, 128, 1)])
+def test_prompts_with_other_axes_are_refused(
+    clip: Clip, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    run = Run(tmp_path)
+    storage.save_tensors(run.folder / "prompts.safetensors", {"tokens": torch.ones(shape)}, {})
+    with pytest.raises(UserError, match="in the file, expected 3 axes"):
+        storage.load_prompts(run, prompts(clip, 6))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
@@ -43,6 +44,8 @@ class StateDict:
         if width not in (None, tensor.shape[-1]):
             found, here = list(tensor.shape), [*tensor.shape[:-1], width]
             raise self.fault(f"{self.prefix}{name} is {found} in the file, {here} here")
+        if fault := _unfit(tensor):
+            raise self.fault(f"{self.prefix}{name} {fault}")
         return tensor
 
     def count(self, prefix: str) -> int:
@@ -53,7 +56,8 @@ class StateDict:
         """Load exactly the tensors of `module`; `assign` for a module on torch's meta device.
 
         Floating point numbers become the module's type. Raises UserError naming each tensor that is
-        missing, unexpected, or of another shape, the latter with both sizes.
+        missing, unexpected, or of another shape, the latter with both sizes; if there are none, each
+        that holds no floating point numbers but should, NaN or infinity.
         """
         own, state = module.state_dict(), self.tensors
         faults = [
@@ -62,12 +66,26 @@ class StateDict:
         ]
         faults += [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name} is unexpected" for name in state if name not in own]
+        self._raise(faults)
+        found = [(name, _unfit(state[name])) for name in own if own[name].is_floating_point()]
+        self._raise([f"{name} {fault}" for name, fault in found if fault])
+        kept = {name: value.to(own[name].dtype) for name, value in state.items()}
+        module.load_state_dict(kept, assign=assign)
+
+    def _raise(self, faults: list[str]) -> None:
         if faults:
             rest = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
             raise self.fault("; ".join(self.prefix + fault for fault in faults[:SHOWN]) + rest)
-        kept = {name: value.to(own[name].dtype) for name, value in state.items()}
-        module.load_state_dict(kept, assign=assign)
 
     def fault(self, text: str) -> UserError:
         """Return the error for tensors that do not fit."""
         return UserError(f"{self.where}: does not fit: {text}{self.hint}")
+
+
+def _unfit(tensor: Tensor) -> str:
+    """Return why a tensor's numbers are no weights, "" if they are. Integers and
+    numbers of 8 bits are quantised weights, which mean something else."""
+    if not tensor.is_floating_point() or tensor.itemsize < 2:
+        return f"is of {tensor.dtype} in the file, expected floating point numbers"
+    wrong = int((~torch.isfinite(tensor.float())).sum())
+    return f"has {wrong} numbers that are NaN or infinite" if wrong else ""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.models.clip import load_clip
-from svll.models.openai_archive import is_archive, read_archive
+from svll.models.files.openai_archive import is_archive, read_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
