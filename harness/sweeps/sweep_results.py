@@ -8,6 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from harness.base.files import atomic_write, read_json, write_text
 from harness.base.mappings import numeric_leaves
 from harness.base.paths import typed
 from harness.config.yaml_files import read_yaml, to_text
-from harness.runs.run import Run, epoch_lines, state_of
+from harness.runs.run import NAME, Run, epoch_lines, state_of
 from harness.runs.takeovers import changed_settings, changes
 from harness.sweeps.space import Point
 
@@ -155,7 +156,13 @@ class SweepResults:
     @property
     def has_changed(self) -> bool:
         """Whether a run's settings changed during training, so that its point means little."""
-        return any(changes(one.run) for one in self.outcomes)
+        return any(_has_changed(one.run) for one in self.outcomes)
+
+
+def _has_changed(run: Run) -> bool:
+    with suppress(UserError):  # what it was is not known
+        return bool(changes(run))
+    return True
 
 
 def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
@@ -174,16 +181,19 @@ def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
 
 def read_outcomes(folder: Path) -> SweepResults:
     """Read a sweep folder. Raises UserError for any other folder."""
+    file = folder / "sweep.json"
     try:
-        record = read_json(folder / "sweep.json")
-        metric, objectives = str(record["metric"]), record.get("objectives", {})
-        results = SweepResults(record["name"], folder, metric, record["mode"], [], objectives)
-        trials = [(t["point"], int(t["seed"]), Run(folder / t["signature"]))
-                  for t in record["trials"]]
+        record = read_json(file)
+        if fault := _record_fault(record):
+            raise ValueError(fault)
     except FileNotFoundError:
         raise UserError(f"{folder}: not a sweep folder: it has no sweep.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read: {error}; the sweep's next launch writes it "
+                        "again") from None
+    metric, objectives = record["metric"], record.get("objectives", {})
+    results = SweepResults(record["name"], folder, metric, record["mode"], [], objectives)
+    trials = [(t["point"], t["seed"], Run(folder / t["signature"])) for t in record["trials"]]
     outcomes = []
     for point, seed, run in trials:
         try:
@@ -193,6 +203,28 @@ def read_outcomes(folder: Path) -> SweepResults:
         numbers = {k: v for k, v in numbers.items() if k not in POSITION}
         outcomes.append(Outcome(point, seed, run, state_of(run), numbers.get(metric), numbers))
     return replace(results, outcomes=outcomes)
+
+
+def _record_fault(record: Any) -> str:
+    """Say why a value is not what `harness.cluster.pages` writes to sweep.json; "" if it is."""
+    if not isinstance(record, dict):
+        return "it is not a JSON object"
+    objectives, trials = record.get("objectives", {}), record.get("trials")
+    name, metric = record.get("name"), record.get("metric")
+    if not (isinstance(name, str) and Path(name).name == name and isinstance(metric, str)):
+        return "name or metric is missing"
+    if not isinstance(objectives, dict) or any(
+        mode not in ("max", "min") for mode in (record.get("mode"), *objectives.values())
+    ):
+        return "mode and objectives are not max or min"
+    if not isinstance(trials, list):
+        return "there is no list of trials"
+    for number, trial in enumerate(trials, start=1):
+        is_whole = isinstance(trial, dict) and isinstance(trial.get("point"), dict)
+        if not (is_whole and type(trial.get("seed")) is int
+                and NAME.fullmatch(str(trial.get("signature")))):
+            return f"trial {number} lacks point, seed or signature"
+    return ""
 
 
 def numbers_of(run: Run) -> dict[str, float]:
