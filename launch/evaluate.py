@@ -97,7 +97,7 @@ def main(
         help="Write each query's metrics and nearest images to this CSV file; under "
              "random_gallery, those of the first draw.")] = None,
     top_k: Annotated[int | None, typer.Option(
-        help="With --per-query: number of nearest images. [default: 10]")] = None,
+        min=1, help="With --per-query: number of nearest images. [default: 10]")] = None,
     as_json: Annotated[bool, typer.Option(
         "--json", help="Print a JSON array: an object for each file and setting.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -137,7 +137,7 @@ def main(
         options = Options(
             metric=metric, normalise=normalise, share=share,
             expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),
-            top_k=0 if per_query is None else top_k or 10,
+            top_k=0 if per_query is None else 10 if top_k is None else top_k,
         )
         extra = {"bootstrap": bootstrap, "camera_pairs": camera_pairs}
         scores = [one for source in sources for one in score(source, settings, options, **extra)]
@@ -177,7 +177,7 @@ def _settings(k1: str | None, k2: str | None, weight: str | None) -> "list[KReci
 
 def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        return [kind(word) for word in (text or "").split(",") if word]
+        return [] if text is None else [kind(word) for word in text.split(",")]
     except ValueError:
         what = "integers" if kind is int else "numbers"
         raise UserError(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None

@@ -75,8 +75,8 @@ def check_attributes(
     path: Path, file: h5py.File, expected: str, version: int, *, anew: str = "write it again"
 ) -> Arrays | None:
     """Raise UserError unless the file is of this format and version, complete, and as its writer
-    left it. Returns all arrays but features, None where there is no checksum to compare. anew: advice about
-    damaged files. Raises one of DAMAGE."""
+    left it. Returns all arrays but features, None where there is no checksum to compare. anew:
+    advice about damaged files. Raises one of DAMAGE."""
     name, written = (text_of(file, key) for key in ("format", "version"))
     if name != expected:
         raise UserError(f"{path}: the attribute format is {name!r}, expected {expected!r}: not a "

@@ -212,7 +212,7 @@ def _faults(name: str, items: Mapping[str, Any]) -> Iterable[str]:
                 yield f"{name}/{label} is missing"
         elif not isinstance(values, h5py.Dataset):
             yield f"{name}/{label} is no dataset"
-        elif isinstance(features, h5py.Dataset) and values.shape != features.shape[:1]:
+        elif getattr(features, "ndim", 0) == 2 and values.shape != features.shape[:1]:
             yield f"{name}/{label} has shape {list(values.shape)}; expected {[features.shape[0]]}"
         elif label != "path" and values.dtype.kind not in "iu":
             yield f"{name}/{label} is {values.dtype}; expected integers"

@@ -7,6 +7,7 @@
 Neighbours come from the whole gallery except junk, without any labels.
 """
 
+import math
 from copy import copy
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ class QueryExpansion:
 
     def __post_init__(self) -> None:
         values = ("count", self.count, 1), ("alpha", self.alpha, 0)
-        if faults := [f"{name} is {value}; at least {least} is needed"
-                      for name, value, least in values if value < least]:
+        if faults := [f"{name} is {value}; a number of at least {least} is needed"
+                      for name, value, least in values if not least <= value < math.inf]:
             raise UserError("query expansion: " + "; ".join(faults))
 
 

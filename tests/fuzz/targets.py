@@ -1,8 +1,8 @@
 """All targets, by name."""
 
-from tests.fuzz import configuration
+from tests.fuzz import configuration, feature_files, run_files
 from tests.fuzz.trying import Target
 
-TARGETS: dict[str, Target] = {
-    target.name: target for module in (configuration,) for target in module.TARGETS
-}
+MODULES = (configuration, feature_files, run_files)
+TARGETS: dict[str, Target] = {target.name: target for module in MODULES
+                              for target in module.TARGETS}
