@@ -97,7 +97,7 @@ def main(
         help="Write each query's metrics and nearest images to this CSV file; under "
              "random_gallery, those of the first draw.")] = None,
     top_k: Annotated[int | None, typer.Option(
-        help="With --per-query: number of nearest images. [default: 10]")] = None,
+        min=1, help="With --per-query: number of nearest images. [default: 10]")] = None,
     as_json: Annotated[bool, typer.Option(
         "--json", help="Print a JSON array: an object for each file and setting.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -137,7 +137,7 @@ def main(
         options = Options(
             metric=metric, normalise=normalise, share=share,
             expand=None if expand is None else QueryExpansion(expand, alpha or 0.0),
-            top_k=0 if per_query is None else top_k or 10,
+            top_k=0 if per_query is None else 10 if top_k is None else top_k,
         )
         extra = {"bootstrap": bootstrap, "camera_pairs": camera_pairs}
         scores = [one for source in sources for one in score(source, settings, options, **extra)]

@@ -46,10 +46,13 @@ def main(
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):
         raise UserError("--threshold gives the threshold; leave out --threshold-from and --at-fpr")
-    from svll.search.page import write_search
+    from svll.search.page import check_out, write_search
     from svll.search.search import search  # torch, Numba: not for --help
 
-    check_writable(out / "search.html")  # before hours of encoding
+    for name in ("search.html", "search.csv"):
+        check_writable(out / name)  # before hours of encoding
+    if check_out(out):
+        typer.echo(f"{shown(out)}: replaces the results of an earlier search there", err=True)
     results = search(weights, query, gallery, top_k=top_k,
                      threshold=_threshold(weights, threshold, threshold_from, at_fpr))
     try:
@@ -87,8 +90,8 @@ def _print(results: "SearchResults") -> None:
             name = name_in(hits[0].path, results.gallery)
             nearest = f"{name}  {hits[0].similarity:.4f}  {hits[0].label}".rstrip()
         typer.echo(f"{name_in(query, results.query)} -> {nearest}")
-    if len(results.queries) > PRINTED:
-        typer.echo(f"... and {len(results.queries) - PRINTED} more queries")
+    if (left := len(results.queries) - PRINTED) > 0:
+        typer.echo(f"... and {left} more {'query' if left == 1 else 'queries'}")
     typer.echo(results.criterion)
 
 

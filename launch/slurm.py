@@ -26,7 +26,7 @@ from harness.cluster.known_places import all_places, default_place, place_named
 from harness.cluster.launch import PLANS, due, launch, shared_with
 from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
-from harness.cluster.records import NotYours, read_records
+from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
@@ -187,23 +187,26 @@ def _dry_run(
 
 
 def _status(sweep: Sweep, console: Console) -> int:
-    states = survey(sweep, all_places(patient=True))
+    faults: list[str] = []
+    states = survey(sweep, all_places(patient=True), faults=faults)
     if states:
         console.print(table.live_table(sweep, states, most=STATUS_ROWS))
     else:
         say(console, f"{sweep.name}: {table.counts(states)}")
     _print_troubles(states, console)
     _print_failed(states, console, retry_failed=False)
+    notes = [one.note for one in states]
     try:
         records = read_records(sweep.folder)
-    except NotYours as error:
+    except UserError as error:  # another user's, or damaged
         say(console, f"warning: {error}")
-        return 0
+        return int(bool(faults))
+    say(console, *(f"warning: {fault}" for fault in faults if fault not in notes))
     alive = [one.trial.signature for one in states if one.state in ALIVE]
     for line in snapshots.differences(sweep, alive, records):
         say(console, f"warning: trials run as they were submitted: {line}")
     say(console, *(f"warning: {line}" for line in shared_with(sweep, records)))
-    return 0
+    return int(bool(faults))
 
 
 def _submit(

@@ -46,7 +46,7 @@ def main(
     from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.score_text import protocol_lines, verification_lines
     from svll.evaluation.feature_files.scores import verification_score
-    from svll.evaluation.feature_files.sources import open_sources
+    from svll.evaluation.feature_files.sources import open_sources, warn_of_models
     from svll.search.threshold import calibrated_threshold
 
     with (
@@ -58,7 +58,11 @@ def main(
         threshold = None
         if threshold_from is not None:
             found = calibrated_threshold(threshold_from, at_fpr, protocol, share=share)
+            assert found.calibration is not None
             threshold = found.similarity
+            for source in sources:
+                found.check_width(source.query.features.shape[1])
+                warn_of_models([found.calibration.model, source.model], source.where)
         scores = [verification_score(source, threshold, share=share) for source in sources]
         if share.index > 0:
             return 0

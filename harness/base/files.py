@@ -20,7 +20,7 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.base.locks import check_held
 from harness.base.machine import user_name
-from harness.base.reading import retried
+from harness.base.reading import from_json, retried
 
 LOG_LINES = 20
 SYNC_THREADS = 16
@@ -160,12 +160,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the JSON value in `path`. Raises FileNotFoundError, ValueError."""
-    return retried(lambda: json.loads(Path(path).read_text(encoding="utf-8")), ValueError)
+    return retried(lambda: from_json(Path(path).read_text("utf-8-sig")), ValueError)
 
 
 def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
-    """Replace the file at `path` with a line of JSON for each value, atomically."""
-    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+    """Replace the file at `path` with a line of JSON for each value, atomically; see `write_json`.
+    """
+    write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
@@ -186,7 +187,7 @@ def whole_lines(path: str | os.PathLike[str]) -> tuple[list[Any], ValueError | N
     with suppress(FileNotFoundError):
         for line in Path(path).read_bytes().split(b"\n")[:-1]:
             try:
-                values += [json.loads(line.decode())] if line else []
+                values += [from_json(line.decode("utf-8-sig"))] if line.strip() else []
             except ValueError as error:
                 return values, error
     return values, None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import Hindered, UserError
-from harness.base.reading import retried
+from harness.base.reading import from_json, retried
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
@@ -207,12 +207,15 @@ def _is_own(path: Path, token: str) -> bool:
 def _holder(path: Path) -> dict[str, Any] | None:
     """Return the content of a lock file; empty when it is damaged, None when there is none."""
     try:
-        holder = retried(lambda: json.loads(path.read_text(encoding="utf-8")), ValueError)
+        holder = retried(lambda: from_json(path.read_text(encoding="utf-8")), ValueError)
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) and {"host", "pid", "token"} <= holder.keys() else {}
+    kinds = {"host": str, "pid": int, "token": str}
+    is_whole = isinstance(holder, dict) and all(isinstance(holder.get(key), kind)
+                                                for key, kind in kinds.items())
+    return holder if is_whole else {}
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
@@ -221,7 +224,7 @@ def _is_here(holder: dict[str, Any]) -> bool:
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     if _is_here(holder):
-        return start_time(int(holder["pid"])) == holder.get("started") is not None
+        return start_time(holder["pid"]) == holder.get("started") is not None
     try:
         return now_at(path.parent) - retried(path.stat).st_mtime < STALE_S
     except FileNotFoundError:

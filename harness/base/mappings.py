@@ -15,8 +15,12 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def numeric_leaves(value: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a nested mapping by dotted key, such as `validation.accuracy`."""
-    return {key: item for key, item in leaves(value).items()
-            if isinstance(item, int | float) and not isinstance(item, bool)}
+    return {key: item for key, item in leaves(value).items() if is_number(item)}
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number: neither True nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:

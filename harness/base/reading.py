@@ -5,16 +5,20 @@ cut short; after a server's restart a read may fail once. Such a read is tried a
 """
 
 import errno
+import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOMENTARY = (errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN,
              errno.ENOTCONN, errno.ESHUTDOWN)
 """Errors of a network file system that may pass."""
 PAUSES_S = (0.05, 0.2, 0.75)
+MOST_DIGITS = 300
+"""Of an integer: a float holds 308."""
 
 
 def retried(read: Callable[[], T], *also: type[Exception]) -> T:
@@ -40,3 +44,28 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also for what Python alone accepts: NaN,
+    infinity and larger numbers than a float holds; and for nesting that is too deep."""
+    try:
+        return json.loads(text, parse_constant=_refused, parse_float=_float, parse_int=_int)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refused(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused(text[:20])
+
+
+def _int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return int(text)

@@ -16,11 +16,12 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.base.errors import UserError
 from harness.base.files import denied, make_folder, own_folder, owner_of, read_json, write_json
 from harness.base.machine import user_name
+from harness.base.mappings import is_number
 from harness.base.reading import retried
 from harness.runs.run import Run
 
@@ -146,7 +147,24 @@ def read_records(sweep_folder: Path) -> list[Record]:
 def read_record(path: Path) -> Record:
     """Return the submission in a file; see `read_records`."""
     try:
-        return Record(**{**read_json(path), "folder": str(path.parent)})
-    except (ValueError, TypeError, OSError) as error:
+        record = Record(**{**read_json(path), "folder": str(path.parent)})
+        if fault := _fault(record):
+            raise ValueError(fault)
+        return record
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path}: not a record of submitted jobs ({error}); fix it, or delete it "
                         "once its jobs have ended") from None
+
+
+
+def _fault(record: Record) -> str:
+    """Say which value of a record that was read cannot be right; "" for none."""
+    texts = (record.token, record.site, record.origin, record.user, *record.trials, *record.jobs,
+             *record.jobs.values(), record.options.get("code", ""))
+    are_known = record.cluster in get_args(Cluster) and record.state in get_args(State)
+    if not (are_known and all(isinstance(text, str) for text in texts)):
+        return "state, cluster, trials or jobs are of a wrong kind"
+    if not (is_number(record.time) and isinstance(record.uid, int | None)
+            and isinstance(record.trials, list)):
+        return "time, uid or trials are of a wrong kind"
+    return ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.base.errors import UserError
 from harness.base.locks import lock_holder
 from harness.cluster.causes import with_next_step
 from harness.cluster.known_places import Places, all_places, place_named
@@ -19,7 +20,8 @@ from harness.runs.run import CLAIM
 from harness.sweeps.reading import Sweep, Trial, expand, with_proposed
 
 State = Literal[
-    "missing", "queued", "running", "stopped", "died", "failed", "ended early", "complete"
+    "missing", "queued", "running", "stopped", "died", "failed", "unreadable", "ended early",
+    "complete",
 ]
 ALIVE = ("queued", "running")
 DONE = ("complete", "ended early")
@@ -42,26 +44,36 @@ class TrialState:
         """Whether a launch would submit it; --retry-failed adds those that failed by themselves."""
         if self.state == "failed":
             return bool(self.status.get("hindered"))
-        return self.state not in (*ALIVE, *DONE)
+        return self.state not in (*ALIVE, *DONE, "unreadable")
 
 
 def survey(
-    sweep: Sweep, places: Places | None = None, *, retry_failed: bool = False
+    sweep: Sweep, places: Places | None = None, *, retry_failed: bool = False,
+    faults: list[str] | None = None,
 ) -> list[TrialState]:
-    """Return every trial's state, in the sweep's order. retry_failed: find out too whether the jobs
-    of failed trials have ended. Raises UserError when a file cannot be read, or when a scheduler
-    that has jobs does not answer."""
+    """Return every trial's state, in the sweep's order.
+
+    retry_failed: find out too whether the jobs of failed trials have ended. faults: gets what is
+    wrong with files that cannot be read, whose trials are then unreadable; None: UserError. Raises
+    UserError also when a scheduler that has jobs does not answer.
+    """
     places = places or all_places()
     was_launching = lock_holder(launch_lock(sweep)) is not None
     try:
         records, unseen = read_records(sweep.folder), ""
     except NotYours as error:
         records, unseen = [], f"the sweep belongs to {error.owner}, who alone can see its jobs"
+    except UserError as error:
+        if faults is None:
+            raise
+        faults.append(str(error))
+        records, unseen = [], "its jobs are not known, as a record of them cannot be read"
     if sweep.algorithm is not None:  # points that were proposed since
         sweep = with_proposed(sweep)
     trials = expand(sweep)
     own = _records_of(trials, records, is_proposed=sweep.algorithm is not None)
-    states = {trial.signature: _by_folder(sweep, trial, own[trial.signature]) for trial in trials}
+    states = {trial.signature: _first_look(sweep, trial, own[trial.signature], faults)
+              for trial in trials}
     uncertain = {key: own[key] for key, one in states.items() if _is_uncertain(one, retry_failed)}
     if unseen:
         return [replace(one, state="queued", note=unseen)
@@ -72,7 +84,7 @@ def survey(
         is_launching = was_launching or lock_holder(launch_lock(sweep)) is not None
         for key, known in uncertain.items():
             # read again: a job that is gone now may have ended well since the first look
-            one = _by_folder(sweep, states[key].trial, known)
+            one = _first_look(sweep, states[key].trial, known, faults)
             if known and _is_uncertain(one, retry_failed):
                 one = _with_job(one, known, jobs.get(key), is_launching)
             states[key] = one
@@ -136,6 +148,22 @@ def hidden(record: Record, places: Places) -> str:
     if here and here != record.site:
         return f"submitted to the cluster {record.site}, which cannot be asked from here ({here})"
     return ""
+
+
+def _first_look(
+    sweep: Sweep, trial: Trial, records: Sequence[Record], faults: list[str] | None
+) -> TrialState:
+    """Return what `_by_folder` does; with `faults`, `unreadable` for a run with a damaged file."""
+    try:
+        one = _by_folder(sweep, trial, records)
+        if faults is not None and one.state == "complete":
+            trial.run.result()
+    except UserError as error:
+        if faults is None:
+            raise
+        faults.append(str(error))
+        return TrialState(trial, "unreadable", {}, str(error))
+    return one
 
 
 def _by_folder(sweep: Sweep, trial: Trial, records: Sequence[Record]) -> TrialState:

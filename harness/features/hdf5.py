@@ -1,4 +1,8 @@
-"""HDF5 files that are complete or absent, and errors that name the file."""
+"""HDF5 files that are complete or absent, and errors that name the file.
+
+The attribute `complete` is written last. In our files it is the checksum of everything else, see
+`harness.features.content`; other writers may set it to True.
+"""
 
 import errno
 import os
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import atomic_write
+from harness.features.content import DAMAGE, Arrays, content_of
 
 CHUNK_BYTES = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +43,7 @@ def new_file(path: Path, size: int) -> Iterator[h5py.File]:
                 os.posix_fallocate(file.id.get_vfd_handle(), 0, size)
                 yield file
                 file.flush()
-                file.attrs["complete"] = True
+                file.attrs["complete"] = content_of(file)[0]
     except OSError as error:
         if error.errno not in FULL:
             raise Hindered(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -60,25 +65,46 @@ def as_user_error(path: Path) -> Iterator[None]:
     """Turn errors of reading `path` in the body into a UserError that names it."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: cannot be read as HDF5: another format, cut short or damaged; "
                         f"write it again ({reason})") from error
 
 
-def check_attributes(path: Path, file: h5py.File, expected: str, version: int) -> None:
-    """Raise UserError unless the file is of this format and version, and complete."""
-    name, written = file.attrs.get("format"), file.attrs.get("version")
-    if isinstance(name, bytes):  # text as C and MATLAB write it
-        name = name.decode()
+def check_attributes(
+    path: Path, file: h5py.File, expected: str, version: int, *, anew: str = "write it again"
+) -> Arrays | None:
+    """Raise UserError unless the file is of this format and version, complete, and as its writer
+    left it. Returns all arrays but features, None where there is no checksum to compare. anew:
+    advice about damaged files. Raises one of DAMAGE."""
+    name, written = (text_of(file, key) for key in ("format", "version"))
     if name != expected:
         raise UserError(f"{path}: the attribute format is {name!r}, expected {expected!r}: not a "
                         "file of this project, or converted without its attributes")
-    if written != version:
+    if written != str(version):
         raise UserError(f"{path}: format version {written}, this program reads {version}; extract "
                         "the features again with this program, or use the one that wrote it")
-    if not file.attrs.get("complete", False):
+    complete = file.attrs.get("complete", False)
+    if isinstance(complete, str):
+        found, arrays = content_of(file)
+        if complete != found:
+            raise UserError(f"{path}: damaged, or changed after it was written (checksum); {anew}; "
+                            "after a change on purpose, set its attribute complete to True")
+        return arrays
+    if not np.all(complete):
         raise UserError(f"{path}: not complete: its writer was stopped; write it again")
+    return None
+
+
+def text_of(file: h5py.File, name: str) -> str | None:
+    """Return an attribute of the file as text, also as C and MATLAB write it; None for none."""
+    value = file.attrs.get(name)
+    if value is None:
+        return None
+    found = np.asarray(value).reshape(-1).tolist()
+    if len(found) != 1:
+        raise ValueError(f"the attribute {name} holds {len(found)} values; one is needed")
+    return found[0].decode() if isinstance(found[0], bytes) else str(found[0])
 
 
 def put_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:

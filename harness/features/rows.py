@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.base.machine import usable_cores
+from harness.features.content import DAMAGE, SUMS
 from harness.features.hdf5 import chunk_rows
 
-SUMS = "features_sums"
 LINE = 4096
 """Bytes in a line of `checksum`."""
 THREADS = 8
@@ -71,20 +71,30 @@ class StoredRows:
 
     def __init__(
         self, path: Path, dataset: h5py.Dataset, sums: h5py.Dataset | None, *,
-        anew: str = "write the file again",
+        anew: str = "write the file again", sure: bool = False,
     ) -> None:
-        """dataset: features [n, d]; sums: their checksums; anew: advice about damaged rows."""
-        self._path, self._dataset, self._anew = path, dataset, anew
+        """dataset: features [n, d]; sums: their checksums; anew: advice about damaged rows; sure:
+        whether the checksums are known to be right, so that rows which differ are damaged."""
+        self._path, self._dataset, self._anew, self._sure = path, dataset, anew, sure
         self.shape: tuple[int, int] = dataset.shape
         self.dtype: np.dtype[Any] = dataset.dtype
         self.ndim = 2
-        self._sums = _usable(sums, dataset)
+        self._is_plain = _is_plain(dataset)
         row_bytes = self.dtype.itemsize * self.shape[1]
-        self._rows = (dataset.chunks or (chunk_rows(len(self) or 1, row_bytes or 1),))[0]
-        """Rows of a block: a chunk, where there are any."""
+        usual = chunk_rows(len(self) or 1, row_bytes or 1)
+        self._rows = usual if sure else (dataset.chunks or (usual,))[0]
+        """Rows of a block: a chunk, where there are any, unless the file was converted."""
+        self._sums = self._usable(sums)
         self._handle = dataset.file.id.get_vfd_handle()
         self._last: tuple[int, NDArray[Any] | None] = -1, None
         """Number and rows of the block in which a read ended: the next often begins in it."""
+
+    def _usable(self, sums: Any) -> NDArray[np.uint32] | None:
+        """Return the checksums if they are those of this object's blocks."""
+        if not (self._sure or self._is_plain) or not isinstance(sums, h5py.Dataset):
+            return None
+        fit = sums.shape == (-(-len(self) // self._rows),) and sums.dtype == np.uint32
+        return sums[:] if fit else None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -141,23 +151,37 @@ class StoredRows:
     def _read_block(self, block: int, whole: NDArray[Any]) -> None:
         """Read all rows of a block: its bytes in the file, or by HDF5 if these do not match."""
         assert self._sums is not None
-        start, target = block * self._rows, memoryview(whole.data).cast("B")
-        with suppress(OSError, RuntimeError):
+        start = block * self._rows
+        if self._is_plain and self._read_bytes(start, whole) and self._fits(block, whole):
+            return
+        self._read_by_hdf5(start, whole)
+        if self._sure and not self._fits(block, whole):
+            raise self._damage(start, start + len(whole))
+
+    def _read_bytes(self, start: int, whole: NDArray[Any]) -> bool:
+        """Read a chunk's bytes, which begin with row `start`; returns whether all were there."""
+        target = memoryview(whole.data).cast("B")
+        with suppress(*DAMAGE):
             place = self._dataset.id.get_chunk_info_by_coord((start, 0)).byte_offset
             while len(target) and place is not None:  # a file system may give less than requested
                 count = os.preadv(self._handle, [target], place)
                 target, place = target[count:], place + count if count else None
-        if len(target) or checksum(whole) != self._sums[block]:
-            self._read_by_hdf5(start, whole)
+        return not len(target)
+
+    def _fits(self, block: int, whole: NDArray[Any]) -> bool:
+        assert self._sums is not None
+        return bool(checksum(whole) == self._sums[block])
 
     def _read_by_hdf5(self, first: int, out: NDArray[Any]) -> None:
         try:
             self._dataset.read_direct(out, np.s_[first : first + len(out)])
-        except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
-            low, high = self._bad_rows(first, first + len(out))
-            raise UserError(f"{self._path}: rows {low} to {high - 1} of {self._dataset.name[1:]} "
-                            "are damaged: they differ from what was written (checksum); "
-                            f"{self._anew}") from error
+        except DAMAGE as error:
+            raise self._damage(*self._bad_rows(first, first + len(out))) from error
+
+    def _damage(self, low: int, high: int) -> UserError:
+        return UserError(f"{self._path}: rows {low} to {high - 1} of {self._dataset.name[1:]} are "
+                         "damaged: they differ from what was written (checksum); "
+                         f"{self._anew}")
 
     def _bad_rows(self, first: int, last: int) -> tuple[int, int]:
         """Return the first block of rows, from `first` to `last`, that cannot be read."""
@@ -165,20 +189,18 @@ class StoredRows:
             low, high = max(start, first), min(start + self._rows, last)
             try:
                 self._dataset[low:high]
-            except (OSError, RuntimeError):
+            except DAMAGE:
                 return low, high
         return first, last
 
 
-def _usable(sums: Any, dataset: h5py.Dataset) -> NDArray[np.uint32] | None:
-    """Return the checksums if they and the features are laid out as by `put_features`."""
+def _is_plain(dataset: h5py.Dataset) -> bool:
+    """Return whether the bytes of chunks are whole rows, as put_features writes them."""
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(place)[0] for place in range(settings.get_nfilters())]
-    if filters != [h5py.h5z.FILTER_FLETCHER32] or not isinstance(sums, h5py.Dataset):
-        return None
-    (rows, width), (count, whole) = dataset.chunks, dataset.shape
-    fit = width == whole and sums.shape == (-(-count // rows),) and sums.dtype == np.uint32
-    return sums[:] if fit and dataset.dtype in (np.float32, np.float16) else None
+    return (filters == [h5py.h5z.FILTER_FLETCHER32] and dataset.chunks is not None
+            and dataset.chunks[1] == dataset.shape[1]
+            and dataset.dtype in (np.float32, np.float16))
 
 
 @cache

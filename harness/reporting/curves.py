@@ -59,7 +59,7 @@ def _panels(
         panels = figure.subplots(rows, ACROSS, squeeze=False).ravel()
         for axes, key in zip(panels, keys, strict=False):
             for colour, one, log in zip(LINES, runs, logs, strict=False):
-                lines = [line for line in log if key in line]
+                lines = [line for line in log if key in line and "epoch" in line]
                 axes.plot(
                     [line["epoch"] for line in lines], [line[key] for line in lines], color=colour,
                     label=one.label, linewidth=1.2, marker="." if len(lines) < 3 else None,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from harness.reporting import page
 from harness.reporting.curves import LabelledRun
 from harness.reporting.page import Html
 from harness.runs.run import Run, state_of
+from harness.runs.takeovers import changes
 
 FILES = ("log.txt", "config.yaml", "metrics.jsonl", "result.json")  # what a run's row links to
 UNKNOWN = "?"
 
 
-def _read(read: Callable[[], Any], otherwise: Any) -> Any:
+def read_or(read: Callable[[], Any], otherwise: Any) -> Any:
     """Return what `read` returns, or `otherwise` when a file is missing or damaged."""
     with suppress(UserError, ValueError, OSError, AttributeError):
         return read()
@@ -28,29 +30,38 @@ def _read(read: Callable[[], Any], otherwise: Any) -> Any:
 
 def result_of(run: Run) -> dict[str, Any]:
     """Return a run's result; {} when there is none, or none that can be read."""
-    return _read(run.result, None) or {}
+    return read_or(run.result, None) or {}
 
 
 def config_of(run: Run) -> dict[str, Any]:
     """Return a run's configuration by dotted key, whatever version wrote it; {} for none."""
-    return _read(lambda: leaves(read_yaml(run.config_file)[0]), {})
+    return read_or(lambda: leaves(read_yaml(run.config_file)[0]), {})
 
 
 def environment_of(run: Run) -> dict[str, Any]:
     """Return a run's environment by dotted key; {} when it is not recorded."""
-    return _read(lambda: leaves(read_json(run.environment_file)), {})
+    return read_or(lambda: leaves(_environment(run)), {})
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    try:
+        return dict(read_json(run.environment_file))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run.environment_file}: cannot be read: {error}") from None
 
 
 def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
     """Return a row per run; columns: title and result key of numbers; folder: the page's."""
     rows = []
     for label, run in runs:
-        status, result = _read(run.status, {}), numeric_leaves(result_of(run))
+        status, result = read_or(run.status, {}), numeric_leaves(result_of(run))
         seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
         files = [file for name in FILES if (file := run.folder / name).exists()]
         links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
         # counted, not parsed: the logs of a thousand runs would take a second
-        epochs = _read(run.metrics_file.read_bytes, b"").count(b'"kind": "epoch"')
+        epochs = read_or(run.metrics_file.read_bytes, b"").count(b'"kind": "epoch"')
         rows.append([label, state_of(run), status.get("host"), status.get("attempts"),
                      epochs, seconds and round(seconds / 60, 1),
                      *(None if value is None else f"{value:.4f}" for value in numbers),
@@ -65,16 +76,16 @@ def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
     """Return the state and error of each run that is not complete, and each damaged file."""
     lines = []
     for label, run in runs:
-        status, state = _read(run.status, {}), state_of(run)
+        status, state = read_or(run.status, {}), state_of(run)
         why = status.get("error") or status.get("reason")
         if state != "complete":
             lines.append(f"{label}: {state}{f': {why}' if why else ''}")
         if not config_of(run):
             lines.append(f"{label}: {run.config_file.name} is missing or cannot be read")
-        for read in (run.status, run.result):
+        for read in (run.status, run.result, partial(changes, run), partial(_environment, run)):
             try:
                 read()
-            except (UserError, ValueError) as error:
+            except UserError as error:
                 lines.append(f"{label}: {error}")
     return lines
 

@@ -1,6 +1,5 @@
 """A sweep in a terminal: live table, log lines, final ranking, failures."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +12,18 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from harness.base.files import tail
-from harness.base.mappings import lookup
+from harness.base.mappings import is_number, lookup
+from harness.base.reading import from_json
 from harness.base.units import counted
 from harness.cluster.states import ALIVE, DONE, TrialState
 from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 
 COLOURS = {"missing": "dim", "queued": "cyan", "running": "blue", "stopped": "yellow",
-           "died": "red", "failed": "red", "ended early": "magenta", "complete": "green"}
-BAD = ("failed", "died", "stopped")
-FIRST_SHOWN = ("running", "failed", "died", "stopped", "queued", "missing", *DONE)
+           "died": "red", "failed": "red", "unreadable": "red", "ended early": "magenta",
+           "complete": "green"}
+BAD = ("failed", "died", "stopped", "unreadable")
+FIRST_SHOWN = ("running", "unreadable", "failed", "died", "stopped", "queued", "missing", *DONE)
 """States in the order in which a live table of many trials shows them."""
 trials = partial(counted, one="trial")  # 1 trial, 2 trials, ...
 TAIL_BYTES = 65536  # how much of a metric log is read for its last lines
@@ -35,8 +36,10 @@ def progress(run: Run, metric: str) -> dict[str, Any]:
     # what follows the last newline is still being written
     for text in reversed(tail(run.metrics_file, TAIL_BYTES).split("\n")[:-1]):
         try:
-            entry = json.loads(text)
+            entry = from_json(text)
         except ValueError:  # the first line of the tail, cut; or NULs, on a network file system
+            continue
+        if not isinstance(entry, dict):
             continue
         value = lookup(entry, metric)
         values = {key: entry[key] for key in ("stage", "epoch", "loss") if key in entry}
@@ -60,9 +63,10 @@ def live_table(sweep: Sweep, states: Sequence[TrialState], most: int = 40) -> Ta
         result = one.trial.run.result() if one.state == "complete" else None
         table.add_row(str(one.trial.index), escape(one.trial.title), one.trial.signature,
                       f"[{COLOURS[one.state]}]{one.state}[/]", escape(one.status.get("host", "")),
-                      str(one.status.get("attempts") or ""), str(newest.get("stage", "")),
-                      str(newest.get("epoch", "")), number(newest.get("loss")),
-                      fraction(lookup(result, sweep.metric) if result else newest.get("metric")),
+                      str(one.status.get("attempts") or ""), escape(str(newest.get("stage", ""))),
+                      escape(str(newest.get("epoch", ""))), escape(number(newest.get("loss"))),
+                      escape(fraction(lookup(result, sweep.metric) if result
+                                      else newest.get("metric"))),
                       clock(elapsed(one)), escape(one.note))
     if len(shown) < len(states):
         table.caption = f"{len(states) - len(shown)} more"
@@ -80,7 +84,8 @@ def elapsed(one: TrialState) -> float | None:
     """Return how long the trial's last attempt ran, in seconds."""
     if one.state == "complete":
         # the status is written a moment after the result
-        return one.status.get("seconds") or (one.trial.run.result() or {}).get("seconds")
+        seconds = one.status.get("seconds") or (one.trial.run.result() or {}).get("seconds")
+        return seconds if is_number(seconds) else None
     started = one.status.get("started")
     if started is None:
         return None
@@ -102,13 +107,14 @@ def final_table(sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str
     for rank, (one, result) in enumerate(results, start=1):
         table.add_row(str(rank), *(escape(number(one.trial.point.get(key))) for key in keys),
                       str(one.trial.seed),
-                      *(fraction(lookup(result, key)) for key in (sweep.metric, *columns.values())),
+                      *(escape(fraction(lookup(result, key)))
+                        for key in (sweep.metric, *columns.values())),
                       clock(elapsed(one)), escape(str(one.trial.run.folder)))
     return table
 
 
 def _rank(sweep: Sweep, value: Any) -> float:
-    if not isinstance(value, int | float) or math.isnan(value):
+    if not is_number(value):
         return math.inf
     return -value if sweep.mode == "max" else value
 
@@ -159,8 +165,8 @@ def number(value: Any) -> str:
 
 
 def fraction(value: Any) -> str:
-    """Return a metric in four decimals, "" for None."""
-    return "" if value is None else f"{value:.4f}"
+    """Return a metric in four decimals, any other value as `number` does."""
+    return f"{value:.4f}" if is_number(value) else number(value)
 
 
 def clock(seconds: float | None) -> str:

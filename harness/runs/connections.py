@@ -155,16 +155,17 @@ class Connections:
             pass  # NFS shows new names in a folder late, except after a change by this machine
         try:
             found = read_json(self.file)
-            link = Link(socket.create_connection((found["host"], found["port"]), HANDSHAKE_S))
-        except (OSError, ValueError):  # not yet, or left by an earlier attempt
+            place, token, leader = (found["host"], found["port"]), found["token"], found["process"]
+            link = Link(socket.create_connection(place, HANDSHAKE_S))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):  # not yet, or left
             return
-        link.send(token=found["token"], rank=self.rank, host=_process()[0])
+        link.send(token=token, rank=self.rank, host=_process()[0])
         if link.receive() is None:
             link.close()
             return
         link.connection.settimeout(None)
         link.send(here=True)
-        self.leader, self.hosts[0], self.links[0] = found["process"], found["process"][0], link
+        self.leader, self.hosts[0], self.links[0] = leader, leader[0], link
         threading.Thread(target=self._read, args=(0, link), daemon=True).start()
 
     def meet(self, limit_s: float) -> None:

@@ -8,11 +8,12 @@ Only the folder holds the state of a run; a scheduler only knows why a job ended
 
 import json
 import logging
+import re
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.base.errors import UserError
 from harness.base.files import (
@@ -29,6 +30,15 @@ from harness.runs.stopping import request_stop
 
 log = logging.getLogger(__name__)
 State = Literal["new", "submitted", "running", "stopped", "failed", "complete"]
+STATUS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("time", "started", "seconds"), (int, float)),
+    **dict.fromkeys(("attempts", "pid"), int),
+    **dict.fromkeys(("host", "error", "reason", "log", "code"), str),
+    **dict.fromkeys(("hindered", "pruned"), bool), "lines": list,
+}
+"""Types of what a status may hold besides its state; other entries are not shown."""
+NAME = re.compile(r"\w[\w.-]*")
+"""Names of run folders, and of kinds and stages in a metric log."""
 
 
 class _File:
@@ -89,15 +99,18 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """Return the last written status, `{"state": "new"}` when there is none. Raises UserError
-        when the file is not JSON: as "no status" it would submit the run twice."""
+        when the file is damaged: as "no status" it would submit the run twice."""
         try:
-            return dict(read_json(self.status_file))
+            status = read_json(self.status_file)
+            if fault := _status_fault(status):
+                raise ValueError(fault)
+            return dict(status)
         except FileNotFoundError:
             return {"state": "new"}
         except NotADirectoryError:
             file = next(place for place in self.status_file.parents if place.is_file())
             raise UserError(f"{file}: is a file; name a folder (run.runs=FOLDER)") from None
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"{self.status_file}: cannot be read ({error}); fix or delete this "
                             "file") from None
 
@@ -108,11 +121,15 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return the final metrics, or None when the run is not complete."""
         try:
-            return dict(read_json(self.result_file))
+            result = read_json(self.result_file)
+            if not isinstance(result, dict):
+                raise ValueError("it is not a JSON object")
+            return result
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.result_file}: cannot be read: {error}") from None
+        except ValueError as error:
+            raise UserError(f"{self.result_file}: cannot be read: {error}; put a copy back, or "
+                            "delete this file and give the command of the run again") from None
 
     def is_complete(self) -> bool:
         """Return whether the result is on disk, whatever exit status a process had."""
@@ -123,10 +140,18 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metric log up to the first line that a kill or a crash of the machine damaged.
         Raises UserError for such a line if the run is complete: it would stay."""
-        entries, damage = whole_lines(self.metrics_file)
+        entries, damage = self._whole_lines()
         if damage is not None and self.is_complete():
-            raise UserError(f"{self.metrics_file}: a line is not JSON: {damage}")
+            raise UserError(f"{self.metrics_file}: line {len(entries) + 1} is damaged: {damage}")
         return entries
+
+    def _whole_lines(self) -> tuple[list[dict[str, Any]], ValueError | None]:
+        """Return the entries before the first damaged line, and what is wrong with that."""
+        lines, damage = whole_lines(self.metrics_file)
+        for number, line in enumerate(lines):
+            if fault := _line_fault(line):
+                return lines[:number], ValueError(fault)
+        return lines, damage
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
         """Append one line to the metric log; `harness.base.files.sync` makes it durable. Raises
@@ -139,7 +164,7 @@ class Run:
 
     def keep_metrics(self, count: int) -> None:
         """Truncate the metric log to its first `count` lines: those before a checkpoint."""
-        entries, damage = whole_lines(self.metrics_file)
+        entries, damage = self._whole_lines()
         if damage is not None:
             log.warning("%s: damaged after line %d, as by a crash of the machine; later lines are "
                         "dropped (%s)", self.metrics_file, len(entries), damage)
@@ -157,6 +182,37 @@ class Run:
         folder cannot be written.
         """
         return held_lock(self.lock_file, on_loss=request_stop)
+
+
+def _status_fault(status: Any) -> str:
+    """Say why a value is no status; "" if it is one."""
+    if not isinstance(status, dict) or status.get("state") not in get_args(State):
+        return "it has no state of a run"
+    for key, kinds in STATUS.items():
+        value = status.get(key, kinds)
+        if value is not kinds and not _is_of(value, kinds):
+            return f"{key} is {value!r:.50}"
+    if not all(isinstance(line, str) for line in status.get("lines", ())):
+        return "lines are not all texts"
+    return ""
+
+
+def _line_fault(line: Any) -> str:
+    """Say why a value is no entry of a metric log; "" if it is one."""
+    if not isinstance(line, dict):
+        return "it is not a JSON object"
+    for key in ("kind", "stage"):
+        if not (isinstance(name := line.get(key, "none"), str) and NAME.fullmatch(name)):
+            return f"{key} is {name!r:.50}"
+    for key in ("epoch", "step"):
+        if not _is_of(number := line.get(key, 0), int):
+            return f"{key} is {number!r:.50}"
+    return ""
+
+
+def _is_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value is of a type; True and False are no numbers."""
+    return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
 
 
 def state_of(run: Run) -> str:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.base.errors import UserError
 from harness.base.files import (
     link_folder,
     read_json,
@@ -30,6 +31,7 @@ from harness.base.files import (
     write_json_lines,
     write_text,
 )
+from harness.base.mappings import is_number
 from harness.config.sources import Setting
 from harness.runs.run import Run
 
@@ -144,10 +146,17 @@ def adopt_checkpoint(source: Path, run: Run) -> None:
 
 
 def changes(run: Run) -> list[dict[str, Any]]:
-    """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`."""
-    with suppress(FileNotFoundError):
-        return list(read_json(run.changes_file)["changes"])
-    return []
+    """Return a run's takeovers in order: `of` which run, after which `epoch`, new `settings`.
+    Raises UserError for a damaged file."""
+    try:
+        found = read_json(run.changes_file)["changes"]
+        if not all(isinstance(one["settings"], dict) and is_number(one["epoch"]) for one in found):
+            raise ValueError("a takeover without settings or epoch")
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run.changes_file}: cannot be read: {error}; put a copy back") from None
+    return list(found)
 
 
 def changed_settings(run: Run) -> list[Setting]:

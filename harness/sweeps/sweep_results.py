@@ -9,6 +9,7 @@ import random
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.base.mappings import numeric_leaves
 from harness.base.paths import typed
 from harness.config.casts import at_type
 from harness.config.yaml_files import read_yaml, to_text
-from harness.runs.run import Run, epoch_lines, state_of
+from harness.runs.run import NAME, Run, epoch_lines, state_of
 from harness.runs.takeovers import changed_settings, changes
 from harness.sweeps.space import Point
 
@@ -158,7 +159,13 @@ class SweepResults:
     @property
     def has_changed(self) -> bool:
         """Whether a run's settings changed during training, so that its point means little."""
-        return any(changes(one.run) for one in self.outcomes)
+        return any(_has_changed(one.run) for one in self.outcomes)
+
+
+def _has_changed(run: Run) -> bool:
+    with suppress(UserError):  # what it was is not known
+        return bool(changes(run))
+    return True
 
 
 def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
@@ -177,8 +184,9 @@ def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
 
 def read_outcomes(folder: Path) -> SweepResults:
     """Read a sweep folder. Raises UserError for any other folder."""
+    file = folder / "sweep.json"
     try:
-        record = at_type(read_json(folder / "sweep.json"), dict[str, Any])
+        record = at_type(read_json(file), dict[str, Any])
         name, metric = (at_type(record[key], str) for key in ("name", "metric"))
         mode = at_type(record["mode"], Mode)
         objectives = at_type(record.get("objectives", {}), dict[str, Mode])
@@ -189,7 +197,8 @@ def read_outcomes(folder: Path) -> SweepResults:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not a sweep folder: it has no sweep.json") from None
     except (ValueError, KeyError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{folder / 'sweep.json'}: cannot be read: {error!r}") from None
+        raise UserError(f"{file}: cannot be read: {error!r}; the sweep's next launch writes it "
+                        "again") from None
     outcomes = []
     for point, seed, run in trials:
         try:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.base.mappings import lookup
+from harness.base.mappings import is_number, lookup
 from harness.runs.run import Run
 from harness.runs.stopping import at_once
 from harness.training import ranks
@@ -39,11 +39,12 @@ CurveWriter = TensorBoardWriter | WandbWriter
 def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
     """Return the numbers in a line of the metric log by the names of their curves. `<stage>/loss`,
     `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`."""
-    stage = line["stage"]
-    scalars = {f"{stage}/{name}": line[name] for name in ("loss", "lr")}
-    scalars |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-    scores = {key.replace(".", "/"): lookup(line, key) for key in metrics}
-    return scalars | {name: value for name, value in scores.items() if value is not None}
+    stage, losses = line.get("stage", ""), line.get("losses")
+    scalars = {f"{stage}/{name}": line.get(name) for name in ("loss", "lr")}
+    if isinstance(losses, Mapping):
+        scalars |= {f"{stage}/losses/{name}": value for name, value in losses.items()}
+    scalars |= {key.replace(".", "/"): lookup(line, key) for key in metrics}
+    return {name: value for name, value in scalars.items() if is_number(value)}
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """The feature cache: one HDF5 file with the features of a dataset's images and their labels.
 
     /                  format = "svll-features", version, dataset, model, protocol, key, created,
-                       complete
+                       complete: the checksum of all this, or True
     /query, /gallery, /train, or any other group:
         features [n, d]    float32 or float16, in chunks of rows, with checksums
         identity [n]       int64; -1 is junk
-        camera [n]         int64
+        camera [n]         int64; -1 is unknown
         view [n], path [n] int64, UTF-8; optional
         features_sums      checksums for fast readers, see `harness.features.rows`; optional
 
-Anyone may write such a file: of a group only features, identity and camera are required. A
-finished file is never changed, and readers take no lock. `svll.features.parts` shares the writing
-among ranks.
+Anyone may write such a file: of a group only features, identity and camera are required, and they
+must be in the file itself. A finished file is never changed, and readers take no lock.
+`svll.features.parts` shares the writing among ranks.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,11 +29,14 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.features import hdf5
-from harness.features.rows import SUMS, StoredRows, put_features
+from harness.features.content import SUMS, Arrays, absent, read_array
+from harness.features.rows import StoredRows, put_features
+from svll.base.labels import whole_numbers
 from svll.base.records import Records
 
 FORMAT, VERSION = "svll-features", 1
 ATTRIBUTES = ("dataset", "model", "created", "protocol", "key")
+LABELS = ("identity", "camera", "view", "path")
 
 Integers = NDArray[np.int64]
 StrPath = str | os.PathLike[str]
@@ -135,50 +139,80 @@ def open_features(
 def _get_file(
     path: Path, file: h5py.File, groups: Sequence[str] | None, optional: Sequence[str]
 ) -> FeatureFile:
-    hdf5.check_attributes(path, file, FORMAT, VERSION)
+    known = hdf5.check_attributes(path, file, FORMAT, VERSION)
     names = list(file) if groups is None else list(groups)
-    names += [name for name in optional if name in file and name not in names]
-    faults = [fault for name in names for fault in _faults(file, name)]
+    names += [name for name in optional if name in list(file) and name not in names]
+    faults: list[str] = []
+    found = {name: _get_group(path, file, name, faults, known) for name in names}
+    first = hdf5.text_of(file, "first_camera")
+    if first is not None and not re.fullmatch(r"\d{1,9}", first):
+        faults.append(f"the attribute first_camera is {first}; expected an integer, 0 or more")
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{path}: not a usable feature cache:\n{listed}")
-    first = file.attrs.get("first_camera")
     return FeatureFile(
-        path=path, groups={name: _get_group(path, file[name]) for name in names},
+        path=path, groups={name: group for name, group in found.items() if group is not None},
         first_camera=None if first is None else int(first),
-        **{name: str(file.attrs.get(name, "")) for name in ATTRIBUTES},
+        **{name: hdf5.text_of(file, name) or "" for name in ATTRIBUTES},
     )
 
 
-def _get_group(path: Path, group: h5py.Group) -> FeatureGroup:
-    return FeatureGroup(
-        features=StoredRows(path, group["features"], group.get(SUMS)),
-        identities=group["identity"][:].astype(np.int64),
-        cameras=group["camera"][:].astype(np.int64),
-        views=group["view"][:].astype(np.int64) if "view" in group else None,
-        # File names need not be valid UTF-8; surrogates carry their bytes through.
-        paths=tuple(group["path"].asstr("utf-8", "surrogateescape")[:])
-        if "path" in group else None,
-    )
-
-
-def _faults(file: h5py.File, name: str) -> Iterable[str]:
-    """Yield why group `name` cannot be used."""
-    group = file.get(name)
+def _get_group(
+    path: Path, file: h5py.File, name: str, faults: list[str], known: Arrays | None
+) -> FeatureGroup | None:
+    """Return a group, or None and why it cannot be used. known: the arrays of a file as it was
+    written; None: of any other, from which they are read."""
+    group, before = _own(file, name, faults), len(faults)
     if not isinstance(group, h5py.Group):
-        yield f"there is no group {name} (groups: {', '.join(file) or 'none'})"
-        return
-    features = group.get("features")
+        faults.append(f"there is no group {name} (groups: {', '.join(file) or 'none'})")
+        return None
+    items = {label: _own(group, label, faults, f"{name}/") for label in ("features", *LABELS, SUMS)}
+    faults.extend(_faults(name, items))
+    if len(faults) > before:
+        return None
+    arrays = {label: known[f"{name}/{label}"] if known is not None else read_array(items[label])
+              for label in LABELS if items[label] is not None}
+    paths, labels = arrays.pop("path", None), dict[str, Integers]()
+    for label, values in arrays.items():
+        try:
+            labels[label] = whole_numbers(values)
+        except ValueError as error:
+            faults.append(f"{name}/{label}: {error}")
+    if len(faults) > before:
+        return None
+    return FeatureGroup(
+        StoredRows(path, items["features"], items[SUMS], sure=known is not None),
+        labels["identity"], labels["camera"], labels.get("view"),
+        # file names need not be valid UTF-8; surrogates carry their bytes through
+        None if paths is None else tuple(text.decode("utf-8", "surrogateescape")
+                                         for text in paths.tolist()),
+    )
+
+
+def _own(group: h5py.Group, name: str, faults: list[str], where: str = "") -> Any:
+    """Return what a group has under a name, None for nothing or a link to another file."""
+    link = group.get(name, getlink=True) if name in list(group) else None
+    if isinstance(link, h5py.ExternalLink):  # that file may be gone, or a pipe
+        faults.append(f"{where}{name} is a link to {link.filename}; copy it into this file")
+        return None
+    return None if link is None else group.get(name)
+
+
+def _faults(name: str, items: Mapping[str, Any]) -> Iterable[str]:
+    """Yield why the datasets of group `name` cannot be used."""
+    features = items["features"]
     if not isinstance(features, h5py.Dataset):
         yield f"{name}/features is missing"
     elif features.ndim != 2 or features.dtype.kind != "f":
         yield f"{name}/features is {features.dtype} {list(features.shape)}; expected floats [n, d]"
-    for label in ("identity", "camera", "view", "path"):
-        values = group.get(label)
+    for label in LABELS:
+        values = items[label]
         if values is None:
-            if label in ("identity", "camera"):
+            if label in LABELS[:2]:
                 yield f"{name}/{label} is missing"
-        elif isinstance(features, h5py.Dataset) and values.shape != features.shape[:1]:
+        elif not isinstance(values, h5py.Dataset):
+            yield f"{name}/{label} is no dataset"
+        elif getattr(features, "ndim", 0) == 2 and values.shape != features.shape[:1]:
             yield f"{name}/{label} has shape {list(values.shape)}; expected {[features.shape[0]]}"
         elif label != "path" and values.dtype.kind not in "iu":
             yield f"{name}/{label} is {values.dtype}; expected integers"
@@ -186,6 +220,9 @@ def _faults(file: h5py.File, name: str) -> Iterable[str]:
             yield f"{name}/{label} has numbers of 2^63 and more; expected int64 (junk is -1)"
         elif label == "path" and h5py.check_string_dtype(values.dtype) is None:
             yield f"{name}/path is {values.dtype}; expected UTF-8 text"
+    for label in ("features", *LABELS):
+        if isinstance(values := items[label], h5py.Dataset) and (why := absent(values)):
+            yield f"{name}/{label}: {why}"
 
 
 def _size(group: FeatureGroup) -> int:

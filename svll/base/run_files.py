@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.runs.run import Run
 
@@ -17,8 +18,12 @@ def prompts_file(run: Run) -> Path:
 
 
 def taken_epochs(run: Run) -> int:
-    """Return how many epochs in a run's log were trained by the run whose stage 1 it reused."""
+    """Return how many epochs in a run's log were trained by the run whose stage 1 it reused. Raises
+    UserError for a damaged file."""
+    file = run.folder / TAKEN
     try:
-        return int(read_json(run.folder / TAKEN)["epochs"])
+        return int(read_json(file)["epochs"])
     except FileNotFoundError:
         return 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}; put a copy back") from None

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
+from harness.features.content import DAMAGE, SUMS
 from harness.features.hdf5 import check_attributes, new_file, open_file, put_column, stored_bytes
-from harness.features.rows import SUMS, StoredRows, put_features
+from harness.features.rows import StoredRows, put_features
 from svll.base.feature_file import FeatureGroup, Integers, Labelled, StrPath, write_features
 
 FORMAT, VERSION = "svll-features-part", 1
@@ -131,8 +132,9 @@ def _read_part(path: Path) -> tuple[Integers, StoredRows]:
     """Return the images [m] of a part and their features [m, d], which keep the file open."""
     try:
         file = open_file(path)
-        check_attributes(path, file, FORMAT, VERSION)
-        return file["row"][:], StoredRows(path, file["features"], file.get(SUMS), anew=AGAIN)
-    except (OSError, RuntimeError, KeyError) as error:
+        known = check_attributes(path, file, FORMAT, VERSION, anew=AGAIN)
+        return file["row"][:], StoredRows(path, file["features"], file.get(SUMS), anew=AGAIN,
+                                          sure=known is not None)
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: a damaged part; {AGAIN} ({reason})") from error

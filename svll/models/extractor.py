@@ -62,7 +62,10 @@ class Extractor:
         for rows, batch in _batches(listed, self.model, self.batch):
             order.append(rows)
             found.append(self.encode_batch(batch, None if places is None else places[rows]))
-        return _in_order(order, found).numpy() if found else np.empty((0, 0), dtype=np.float32)
+        if not found:
+            image = torch.zeros(1, 3, self.model.height, self.model.width)
+            return self.encode_batch(image)[:0].numpy()  # none, as wide as its feature
+        return _in_order(order, found).numpy()
 
     def read(self, paths: Sequence[str], broken: list[Fault]) -> Batches:
         """Yield rows [b] of `paths` and images [b, 3, H, W]; unreadable files go to `broken`."""

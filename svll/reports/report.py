@@ -6,6 +6,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,14 +159,15 @@ def _results(subject: Subject, figures: Path) -> Html:
 
 def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
     notes = runs_page.incomplete(runs)
-    reusing = sum(taken_epochs(one.run) > 0 for one in runs)
+    reusing = sum(runs_page.read_or(partial(taken_epochs, one.run), 0) > 0 for one in runs)
     if reusing:
         notes.append(f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in "
                      "their folders): their minutes leave it out; its images per second and memory "
                      "are the other run's.")
     columns = dict(NUMBERS)
     for one in runs:
-        for name in runs_page.result_of(one.run).get("tests", {}):
+        tests = runs_page.result_of(one.run).get("tests")
+        for name in tests if isinstance(tests, dict) else ():
             columns |= {f"{name} mAP": f"tests.{name}.mAP", f"{name} Rank-1": f"tests.{name}.cmc.1"}
     return page.section("Runs", runs_page.runs_table(runs, columns, folder), *map(page.note, notes))
 

@@ -22,14 +22,26 @@ POLL_S = 0.5
 
 
 def shared_json(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a mapping from `path`, made if missing; `compute` is called on every rank."""
+    """Return a mapping from `path`, made if missing or damaged; `compute` is called on every rank.
+    """
 
     def make() -> None:
         value = compute()
         ranks.on_leader(lambda: write_json(path, value))
 
+    ranks.on_leader(lambda: _remove_damaged(path))
     make_once(path, make)
     return dict(read_json(path))
+
+
+def _remove_damaged(path: Path) -> None:
+    try:
+        dict(read_json(path))
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError) as error:
+        log.warning("%s: is damaged, so it is made again: %s", path, error)
+        path.unlink(missing_ok=True)
 
 
 def make_once(path: Path, make: Callable[[], None]) -> None:

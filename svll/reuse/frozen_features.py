@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.base.errors import UserError
 from harness.training import ranks
 from svll.base.feature_file import read_features
 from svll.base.records import Dataset
@@ -49,7 +52,7 @@ class FrozenFeatures:
         features, rows = [], dict[str, int]()
         for dataset, file in zip(self._datasets, self.files, strict=True):
             make_once(file, partial(self._make, dataset, file))
-            features.append(torch.from_numpy(read_features(file).groups["train"].features))
+            features.append(torch.from_numpy(_read(file)))
             rows |= {path: row for row, path in enumerate(dataset.train.paths, start=len(rows))}
         return torch.cat(features), rows
 
@@ -60,3 +63,11 @@ class FrozenFeatures:
                                self._key(dataset, self._reader.batch))
         encode_groups(target, images, {"train": images}, {"train": np.arange(len(images))},
                       self._reader, lambda batch, _: encoder(batch).fp)
+
+
+def _read(file: Path) -> NDArray[Any]:
+    try:
+        return read_features(file, ["train"]).groups["train"].features
+    except UserError as error:
+        raise UserError(f"{error}\n{file} only saves time: delete it, and the next attempt makes it "
+                        "again") from None

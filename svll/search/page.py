@@ -2,9 +2,11 @@
 
 import csv
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
+from harness.base.errors import UserError
 from harness.base.files import atomic_write, write_text
 from harness.base.paths import shown
 from harness.base.units import counted
@@ -14,6 +16,9 @@ from svll.search.search import Hit, QueryResult, SearchResults
 
 MOST_QUERIES = 100  # most queries on the page, as larger pages are slow; the table has all
 THUMBNAIL = (128, 160)  # largest width and height in pixels
+COLUMNS = ("query", "rank", "gallery", "similarity", "accepted")
+TITLE = "Image search"
+HEAD_BYTES = 1000  # where a file of ours has its title or its columns
 STYLE = """
 .answer { display: flex; gap: 1.2rem; align-items: flex-start; }
 .hits { display: flex; flex-wrap: wrap; gap: .5rem; align-items: stretch; }
@@ -36,6 +41,19 @@ def write_search(results: SearchResults, out: Path) -> list[Path]:
     return files
 
 
+def check_out(out: Path) -> bool:
+    """Return whether a folder holds the results of an earlier search, which a new one replaces.
+    Raises UserError for files of these names that are something else."""
+    found = False
+    for name, start in (("search.html", TITLE), ("search.csv", ",".join(COLUMNS))):
+        with suppress(FileNotFoundError), (out / name).open("rb") as file:
+            if start.encode() not in file.read(HEAD_BYTES):
+                raise UserError(f"{out / name}: exists and is not the result of a search; name "
+                                "another folder (--out)")
+            found = True
+    return found
+
+
 def _write_csv(results: SearchResults, path: Path) -> None:
     """Write a line for each query and hit; names that are not UTF-8 keep their bytes."""
     with (
@@ -43,7 +61,7 @@ def _write_csv(results: SearchResults, path: Path) -> None:
         private.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["query", "rank", "gallery", "similarity", "accepted"])
+        writer.writerow(COLUMNS)
         for query, hits in results.queries:
             for place, hit in enumerate(hits, start=1):
                 accepted = "" if hit.accepted is None else str(hit.accepted).lower()
@@ -72,7 +90,7 @@ def search_page(results: SearchResults) -> str:
     if faults:
         rows = [[shown(path), reason] for path, reason in faults]
         parts.append(section("Skipped images", table(["image", "reason"], rows)))
-    return page("Image search", *parts, style=STYLE)
+    return page(TITLE, *parts, style=STYLE)
 
 
 def _section(results: SearchResults, one: QueryResult, small: Thumbnail) -> Html:

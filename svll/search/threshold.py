@@ -19,6 +19,7 @@ class Calibration(NamedTuple):
     width: int  # numbers in a feature
     at_fpr: float | None  # the FPR asked for; None: equal error rate
     rates: Rates
+    model: str = ""  # that made the features, if their file says so
 
 
 class Threshold(NamedTuple):
@@ -66,8 +67,9 @@ def calibrated_threshold(
             similarity = verification.threshold(at_fpr)
         except UserError as error:
             raise UserError(f"{shown(path)}: no threshold can be found on it: {error}") from None
-        width = source.query.features.shape[1]
-    return Threshold(similarity, Calibration(path, width, at_fpr, verification.at(similarity)))
+        width, model = source.query.features.shape[1], source.model
+    return Threshold(similarity, Calibration(path, width, at_fpr, verification.at(similarity),
+                                            model))
 
 
 def own_features(weights: Path) -> Path | None:

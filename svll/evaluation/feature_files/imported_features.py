@@ -11,12 +11,15 @@ Python objects is refused.
 Letters: n images of a group, d width.
 """
 
+import lzma
 import pickle
 import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,7 +31,9 @@ from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.base.paths import typed
+from harness.features.content import DAMAGE, absent
 from svll.base.feature_file import FeatureGroup
+from svll.base.labels import SAVE, whole_numbers
 
 GROUPS = {"query": ("query", "q", "probe"),
           "gallery": ("gallery", "g"),
@@ -41,6 +46,10 @@ EXPECTED = ("query_features [n, d], query_identities [n], query_cameras [n], and
 WEIGHTS = "{path}: these are weights, not features: use --weights {typed} --recipe NAME"
 KINDS = {".npz": "npz", ".mat": "mat", ".pt": "pt", ".pth": "pt"}
 BLOCK = 4096
+BROKEN = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
+          ArithmeticError, MemoryError, AssertionError, SyntaxError, struct.error, zlib.error,
+          lzma.LZMAError, zipfile.BadZipFile, tokenize.TokenError, pickle.UnpicklingError)
+"""What zipfile, numpy, scipy and torch raise for damaged files."""
 
 Entries = dict[str, Callable[[], NDArray[Any]]]
 """The arrays of a file, each read when called; ValueError if it cannot be read."""
@@ -141,13 +150,7 @@ def _labels(values: NDArray[Any]) -> NDArray[np.int64]:
         raise ValueError(f"holds {_kind(values)}; integers are needed")
     if values.size != max(values.shape, default=1):
         raise ValueError(f"has shape {list(values.shape)}; expected [n], [1, n] or [n, 1]")
-    flat = values.reshape(-1)
-    with np.errstate(invalid="ignore"):
-        whole = flat.astype(np.int64)
-    bad = np.flatnonzero(whole != flat)
-    if len(bad):
-        raise ValueError(f"number {bad[0]} is {flat[bad[0]]}; integers are needed")
-    return whole
+    return whole_numbers(values.reshape(-1))
 
 
 def _features(values: NDArray[Any]) -> NDArray[Any]:
@@ -186,24 +189,30 @@ def _damaged(path: Path, kind: str, error: Exception) -> UserError:
 
 @contextmanager
 def _open_npz(path: Path) -> Iterator[Entries]:
-    if not zipfile.is_zipfile(path):
-        raise _damaged(path, "npz", ValueError("not a zip archive"))
-    with np.load(path, allow_pickle=False) as file:
-        yield {key: partial(_npz_entry, file, key) for key in file.files}
-
-
-def _npz_entry(file: Mapping[str, Any], key: str) -> NDArray[Any]:
     try:
-        values = file[key]
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise
-        raise ValueError("holds Python objects (a pickle), which could run code and is not opened; "
-                         "save it as an array of numbers") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"is damaged ({error})") from error
-    if not isinstance(values, np.ndarray):
-        raise ValueError("is not a numpy array")
+        archive = zipfile.ZipFile(path)
+    except BROKEN as error:
+        raise _damaged(path, "npz", error) from error
+    with archive:
+        yield {name.removesuffix(".npy"): partial(_npz_entry, archive, name)
+               for name in archive.namelist()}
+
+
+def _npz_entry(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Read an array to the end of its entry, where zipfile compares the checksum."""
+    if archive.namelist().count(name) > 1:
+        raise ValueError("appears more than once")
+    try:
+        with archive.open(name) as entry:
+            values = np.lib.format.read_array(entry, allow_pickle=False)
+            rest = entry.read(1)
+    except BROKEN as error:
+        if "allow_pickle" in str(error):
+            raise ValueError("holds Python objects (a pickle), which could run code and is not "
+                             "opened; save it as an array of numbers") from None
+        raise ValueError(f"is damaged, or not a numpy array ({error})") from error
+    if rest:
+        raise ValueError("is damaged: something follows the array")
     return values
 
 
@@ -218,33 +227,36 @@ def _open_mat(path: Path) -> Iterator[Entries]:
         if isinstance(item, h5py.Dataset) and not name.startswith("#"):
             entries[name] = partial(_matlab_73_entry, item)
 
-    try:
-        with h5py.File(path, "r", locking=False) as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(path, "r", locking=False))
             file.visititems(add)
-            yield entries
-    except (OSError, RuntimeError) as error:
-        raise _damaged(path, "mat", error) from error
+        except DAMAGE as error:
+            raise _damaged(path, "mat", error) from error
+        yield entries
 
 
 def _matlab_73_entry(item: h5py.Dataset) -> NDArray[Any]:
     """Read a dataset of a version 7.3 file, which stores matrices transposed."""
-    stored = item.attrs.get("MATLAB_class")
+    try:
+        stored = item.attrs.get("MATLAB_class")
+        name = stored.decode() if isinstance(stored, bytes) else str(stored)
+        is_empty, why = bool(item.attrs.get("MATLAB_empty", 0)), absent(item)
+        if stored is not None and name not in ("cell", "char", "logical") and not (is_empty or why):
+            return np.asarray(item[()]).T
+    except DAMAGE as error:
+        raise ValueError(f"is damaged ({error})") from error
     if stored is None:
         raise ValueError("was not written by MATLAB, so rows and columns cannot be told apart")
-    name = stored.decode() if isinstance(stored, bytes) else str(stored)
-    if item.attrs.get("MATLAB_empty", 0):
+    if is_empty:
         return np.zeros((0, 0))  # the file stores the shape
-    if name in ("cell", "char", "logical"):
-        raise ValueError(f"is of MATLAB's class {name}; numbers are needed")
-    return np.asarray(item[()]).T
+    raise ValueError(why or f"is of MATLAB's class {name}; numbers are needed")
 
 
 def _matlab_5(path: Path) -> Entries:
     from scipy import io  # 0.2 s, for this kind only
 
-    broken = (  # all that scipy raises for damaged files
-        io.matlab.MatReadError, OSError, ValueError, TypeError, KeyError, EOFError, zlib.error
-    )
+    broken = (io.matlab.MatReadError, *BROKEN)
 
     def load(name: str) -> NDArray[Any]:
         try:
@@ -257,9 +269,9 @@ def _matlab_5(path: Path) -> Entries:
         for name, _, kind in io.whosmat(path):
             if kind != "struct":
                 entries[name] = partial(load, name)
-            elif (struct := load(name)).size == 1:  # larger ones hold no group
-                one = struct.reshape(-1)[0]
-                fields = struct.dtype.names or ()
+            elif (whole := load(name)).size == 1:  # larger ones hold no group
+                one = whole.reshape(-1)[0]
+                fields = whole.dtype.names or ()
                 entries |= {f"{name}/{field}": partial(_dense, one[field]) for field in fields}
     except broken as error:
         raise _damaged(path, "mat", error) from error
@@ -277,19 +289,29 @@ def _open_pt(path: Path) -> Iterator[Entries]:
     import torch  # 2 s, for this kind only
 
     try:
-        mmap = zipfile.is_zipfile(path)  # not a file older than torch 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        is_zip = zipfile.is_zipfile(path)  # not a file older than torch 1.6
+        if is_zip:
+            _check_sums(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        found = list(_flat(content)) if isinstance(content, dict) else None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds Python objects other than tensors, numbers and lists, "
                         "which could run code and are not opened, or was not written by "
                         "torch.save; instead of numpy arrays, save torch.as_tensor(values)"
                         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except BROKEN as error:
         raise _damaged(path, "pt", error) from error
-    if not isinstance(content, dict):
+    if found is None:
         raise UserError(f"{path}: holds one {type(content).__name__}, not a dict of tensors\n"
                         f"keys expected: {EXPECTED}")
-    yield {key: partial(_array, value) for key, value in _flat(content)}
+    yield {key: partial(_array, value) for key, value in found}
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of a zip archive, which torch does not; ValueError for a wrong one."""
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise ValueError(f"{name} does not match its checksum")
 
 
 def _flat(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -304,12 +326,19 @@ def _array(value: Any) -> NDArray[Any]:
     """Return a tensor or a list as an array; bfloat16, which numpy lacks, as float32."""
     import torch
 
-    if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_quantized:
-            raise ValueError("is a sparse or quantised tensor; a plain one is needed")
-        value = value.detach()
-        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-    return np.asarray(value)  # ValueError for lists of different lengths
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)  # ValueError for lists of different lengths
+    if value.layout is not torch.strided or value.is_quantized:
+        raise ValueError("is a sparse or quantised tensor; a plain one is needed")
+    value = value.detach()
+    if value.dtype is torch.bfloat16:
+        if value.ndim < 2 or value.shape[1] == 1:
+            raise ValueError(f"holds bfloat16, which has integers only up to 256; {SAVE}")
+        value = value.float()
+    try:
+        return value.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"holds {value.dtype}: {error}") from error
 
 
 READERS: dict[str, Callable[[Path], AbstractContextManager[Entries]]] = {

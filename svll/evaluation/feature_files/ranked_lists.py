@@ -1,5 +1,6 @@
 """The ranked lists of selected queries."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -110,8 +111,8 @@ def _list(source: Source, result: RankingResult, row: int) -> RankedList:
 def _row(source: Source, word: str) -> int:
     """Return the row of the query that a row number, a path, or the end of a path names."""
     paths, count = source.asking.paths, len(source.asking.identities)
-    if word.isdecimal():
-        if int(word) < count:
+    if re.fullmatch("[0-9]+", word):
+        if len(word) < 19 and int(word) < count:
             return int(word)
         raise UserError(f"{source.where}: there is no query {word}; rows are 0 to {count - 1}")
     if paths is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
+from harness.base.units import counted
 from svll.base.protocol_names import PROTOCOLS
 from svll.evaluation.feature_files.scores import Score, VerificationScore
 from svll.evaluation.feature_files.sources import Source
@@ -62,7 +63,8 @@ def score_lines(item: Score) -> Iterator[str]:
         yield f"{name:8}{value:.4f}{interval if name == 'mAP' else ''}"
     skipped = f", {result.skipped} without a match left out" if result.skipped else ""
     text = settings_text(item.settings)
-    yield f"{result.queries} queries{skipped}; {item.source.protocol}, {text}"
+    queries = counted(result.queries, "query", "queries")
+    yield f"{queries}{skipped}; {item.source.protocol}, {text}"
 
 
 def more_lines(scores: Sequence[Score]) -> Iterator[str]:

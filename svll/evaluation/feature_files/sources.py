@@ -1,5 +1,6 @@
 """Sources of features to score: feature caches, shards of a gallery, files of other toolboxes."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from svll.evaluation.multi_query import average_queries
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair
 from svll.features.files import feature_files
+
+log = logging.getLogger(__name__)
 
 Number = TypeVar("Number", int, Integers)
 OURS = (".h5", ".hdf5")
@@ -38,6 +41,8 @@ class Source:
     """The dataset's number of camera 0; None: unknown, shown as 0."""
     multi_query_names: tuple[Sequence[str] | None, Sequence[str] | None] | None = None
     """Names of averaged queries, which have no paths, and of gallery images."""
+    model: str = ""
+    """What made the features, if the file says so."""
 
     @property
     def asking(self) -> FeatureGroup:
@@ -83,7 +88,7 @@ class Source:
                 rows = group.features[:]
                 stored = rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
                 groups[name] = replace(group, features=stored)
-        write_features(path, groups, dataset=self.dataset, model=self.where,
+        write_features(path, groups, dataset=self.dataset, model=self.model or self.where,
                        protocol=self.protocol, first_camera=self.first_camera)
 
     def multi_query(self) -> "Source":
@@ -116,10 +121,12 @@ def open_source(
     `read_foreign` and `protocol_in_force` do.
     """
     with ExitStack() as stack:
+        model = ""
         if kind is None and path.suffix.lower() in OURS:
             names = ["query"] if shards else ["query", "gallery"]
             file = stack.enter_context(open_features(path, names, optional=(MORE,)))
             groups, dataset, named = dict(file.groups), file.dataset or path.stem, file.protocol
+            model = file.model
             if (first_camera := file.first_camera) is None:
                 first_camera = usual_first_camera(dataset)
         else:
@@ -129,6 +136,7 @@ def open_source(
         if shards:
             files = [stack.enter_context(open_features(shard, ["gallery"])) for shard in shards]
             groups["gallery"] = _stacked([file.groups["gallery"] for file in files])
+            warn_of_models([model, *(shard.model for shard in files)], str(path))
         if missing := [name for name in ("query", "gallery") if name not in groups]:
             raise UserError(f"{path}: holds {', '.join(groups)} but no "
                             f"{' and no '.join(missing)}; give the file that has them")
@@ -139,7 +147,8 @@ def open_source(
         )
         where, own = str(path), named or "cross_camera"
         protocol = protocol_in_force(protocol, own, where, is_one_set=is_one_set)
-        yield Source(where, dataset, protocol, query, known, groups.get(MORE), first_camera)
+        yield Source(where, dataset, protocol, query, known, groups.get(MORE), first_camera,
+                     model=model)
 
 
 @contextmanager
@@ -178,3 +187,10 @@ def find_shards(patterns: Sequence[str]) -> list[Path]:
             raise UserError(f"{pattern}: no such file")
         found += here
     return found
+
+
+def warn_of_models(models: Sequence[str], where: str) -> None:
+    """Log that features which are compared name several models; names may differ for one model."""
+    if len(names := sorted({*models} - {""})) > 1:
+        log.warning("%s: compared features name several models: %s; only features of one model can "
+                    "be compared", where, ", ".join(names))

@@ -12,8 +12,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.features import rows as feature_rows
+from harness.features.content import SUMS
 from harness.features.hdf5 import new_file, open_file, stored_bytes
-from harness.features.rows import SUMS, StoredRows, checksum, put_features
+from harness.features.rows import StoredRows, checksum, put_features
 
 OURS = {"chunks": (600, 400), "fletcher32": True}
 """How 3,000 rows of 1,600 bytes are laid out: in even shares of at most 1 MiB."""

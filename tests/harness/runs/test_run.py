@@ -44,7 +44,7 @@ def test_a_log_ends_at_a_damaged_line_which_is_an_error_only_if_the_run_is_compl
         log.write(damage + b'{"epoch": 3}\n')
     assert run.metrics() == [{"epoch": 1}]
     write_text(run.result_file, "{}")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         run.metrics()
     run.result_file.unlink()
     run.keep_metrics(5)

@@ -93,7 +93,7 @@ def test_a_damaged_part_is_reported_with_what_to_do_and_no_cache_is_made(tmp_pat
     for damaged, fault in (
         (content[:place] + b"\xff" + content[place + 1 :], "rows 0 to 19 of features are damaged"),
         (content[:place], "a damaged part"),
-        (content.replace(b"row\0", b"low\0"), "a damaged part"),
+        (content.replace(b"row\0", b"low\0"), "damaged, or changed after it was written"),
     ):
         part.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"{part.name}: {fault}.*; remove it and give the"):
