@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from PIL import Image
 
 ORIENTATION = 0x0112
+_MARK = 42
+"""After the letters of the byte order."""
 _TEXTS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x8298)
 _FRACTIONS = {0x011A: 1, 0x011B: 1, 0x013E: 2, 0x013F: 6, 0x0211: 3, 0x0214: 6}
 """Tags of fractions of 8 bytes, and how many."""
@@ -26,10 +28,10 @@ def turn_of(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
     if image.format == "TIFF" or getattr(image, "is_animated", False):
         return None, True
     block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    order = "<" if block[:2] == b"II" else ">"  # DALI looks for no other letters
     orientation, found, is_whole = 1, False, True
     try:
-        for tag, value, end in _entries(block, order) if order else ():
+        for tag, value, end in _entries(block, order):
             if tag == ORIENTATION and not found:
                 orientation, found = value, True
             is_whole &= end <= len(block)
@@ -40,6 +42,8 @@ def turn_of(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
 
 def _entries(block: bytes, order: str) -> Iterator[tuple[int, int, int]]:
     """Yield tag, first number and end of each entry; struct.error where the block is cut short."""
+    if block[2:4] != struct.pack(f"{order}H", _MARK):
+        return
     [start] = struct.unpack_from(f"{order}I", block, 4)
     [count] = struct.unpack_from(f"{order}H", block, start)
     for place in range(start + 2, start + 2 + 12 * count, 12):

@@ -90,7 +90,7 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
             turn, is_whole = turn_of(image)
             if turn is not None and not is_whole:
                 return _DAMAGED_EXIF
-            if image.format == "WEBP" and not _is_readable_webp(path):
+            if not _CHECKS.get(image.format or "", lambda _: True)(path):
                 return unsupported(image)
             if whole or image.format in _LENIENT:
                 image.load()  # PIL's verify() does not notice truncation
@@ -124,12 +124,28 @@ def _is_readable_webp(path: str) -> bool:
         header = file.read(16)
         if header[12:] != b"VP8X":
             return True  # it reads no further
-        place, end, has_odd = 12, 8 + int.from_bytes(header[4:8], "little"), False
+        place, end = 12, 8 + int.from_bytes(header[4:8], "little")
+        has_odd, frames = False, 0
         while place + 8 <= end:
             file.seek(place)
             kind, size = file.read(4), int.from_bytes(file.read(4), "little")
-            if kind == b"EXIF" and has_odd:
+            frames += kind == b"ANMF"
+            if kind == b"EXIF" and (has_odd or frames == 1):  # PIL calls one frame no animation
                 return False
             has_odd |= size % 2 == 1
             place += 8 + size + size % 2
         return place == end == os.path.getsize(path)
+
+
+def _is_readable_bmp(path: str) -> bool:
+    """Return whether a BMP's palette has the room that its header gives it: DALI trusts the one,
+    PIL the other."""
+    with open(path, "rb") as file:
+        header = file.read(50)
+    start, size, colours = (int.from_bytes(header[at : at + 4], "little") for at in (10, 14, 46))
+    bits = int.from_bytes(header[28:30], "little")
+    return bits > 8 or size < 40 or 14 + size + 4 * (colours or 1 << bits) <= start
+
+
+_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp}
+"""By format: what PIL's headers do not tell."""
