@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from harness.base.errors import UserError
 from harness.images.orientation import ORIENTATION, turn_of
@@ -69,9 +69,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _loaded(image: Image.Image) -> Image.Image:
     """Return a copy of an opened image."""
-    name = getattr(image, "filename", "")
-    if image.format != "TIFF" or not name:
+    if not isinstance(image, ImageFile.ImageFile):
         return image.copy()
+    name = image.filename
     try:
         image.filename = ""  # else PIL 13 maps the file, with width for height if it is turned
         return image.copy()

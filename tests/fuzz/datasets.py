@@ -385,7 +385,7 @@ def read_image(value: tuple[str, bytes], folder: Path) -> None:
 
 
 TARGETS = [
-    Target("lists", lists(), read_list, examples=400),
-    Target("folders", folders(), read_folder, examples=150),
-    Target("images", images(), read_image, examples=60),
+    Target("lists", lists(), read_list, examples=120),
+    Target("folders", folders(), read_folder, examples=80),
+    Target("images", images(), read_image, examples=50),
 ]
