@@ -3,28 +3,32 @@
 One rule holds for training, tests, `encode`, search, attention maps and pages. An image becomes
 8-bit RGB, upright:
 
-- It is turned and mirrored by its EXIF orientation; without that tag it stays as stored.
+- It is turned and mirrored by its EXIF orientation; without that tag, and as a moving WebP, it
+  stays as stored. A damaged EXIF block with an orientation is refused.
 - Alpha and transparent palette entries are dropped; what is stored under them is seen.
 - 16 bits a colour become 8: round(value / 257). Colour profiles are ignored.
 - Of several pages or frames the first is used (TIFF, WebP).
 
 DALI reads files by this rule (`harness.images.decoding`), `upright` opened PIL images. Pixels are
-equal, except that PIL opens colour images of 16 bits one level off.
+equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) one level off.
 """
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from harness.base.errors import UserError
+from harness.images.orientation import ORIENTATION, turn_of
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Accepted file extensions, in lower case."""
 NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL's decoders raise for broken content."""
+_LENIENT = ("BMP", "TIFF")
+"""Formats of which DALI reads files that are cut short, as black or grey pixels."""
+_DAMAGED_EXIF = "a damaged EXIF block that turns it; store it without"
 _SHOWN = 20
 """Files that an error names."""
 Fault = tuple[str, str]
@@ -51,15 +55,28 @@ def upright(image: Image.Image) -> Image.Image:
     and one of NO_IMAGE for broken content."""
     if not _is_supported(image):
         raise UserError(f"an image of mode {image.mode} is not supported; convert it to RGB")
-    plain = image.copy()
-    # Without XMP, where PIL would look for an orientation too.
-    plain.info = {key: plain.info[key] for key in ("exif",) if key in plain.info}
-    with suppress(Exception):  # whatever PIL raises for a damaged EXIF: DALI ignores that
-        plain = ImageOps.exif_transpose(plain)
+    turn, is_whole = turn_of(image)
+    if turn is not None and not is_whole:
+        raise UserError(f"an image has {_DAMAGED_EXIF}")
+    plain = _loaded(image)
+    plain = plain if turn is None else plain.transpose(turn)
+    plain.info = {}
     if plain.mode.startswith("I;16"):
         levels = (np.asarray(plain).astype(np.uint32) + 128) // 257
         plain = Image.fromarray(levels.astype(np.uint8))
     return plain.convert("RGB")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Return a copy of an opened image."""
+    if not isinstance(image, ImageFile.ImageFile):
+        return image.copy()
+    name = image.filename
+    try:
+        image.filename = ""  # else PIL 13 maps the file, with width for height if it is turned
+        return image.copy()
+    finally:
+        image.filename = name
 
 
 def why_unreadable(path: str, *, whole: bool) -> str | None:
@@ -70,7 +87,12 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
         with Image.open(path) as image:
             if not _is_supported(image):
                 return unsupported(image)
-            if whole:
+            turn, is_whole = turn_of(image)
+            if turn is not None and not is_whole:
+                return _DAMAGED_EXIF
+            if not _CHECKS.get(image.format or "", lambda _: True)(path):
+                return unsupported(image)
+            if whole or image.format in _LENIENT:
                 image.load()  # PIL's verify() does not notice truncation
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
@@ -89,5 +111,41 @@ def unsupported(image: Image.Image) -> str:
 
 
 def _is_supported(image: Image.Image) -> bool:
-    """Return whether DALI decodes this kind; for others it returns white without an error."""
+    """Return whether DALI decodes this kind; others come out white or dark without an error."""
+    if image.format == "TIFF" and image.mode == "RGBA":  # if turned, colours are times alpha
+        return getattr(image, "tag_v2", {}).get(ORIENTATION, 1) == 1
     return image.mode not in ("F", "I") and (image.format, image.mode) != ("TIFF", "LA")
+
+
+def _is_readable_webp(path: str) -> bool:
+    """Return whether DALI's parser stays within a WebP: it trusts the sizes of chunks, and looks
+    for EXIF in the wrong place after a chunk of odd size, which a further byte pads."""
+    with open(path, "rb") as file:
+        header = file.read(16)
+        if header[12:] != b"VP8X":
+            return True  # it reads no further
+        place, end = 12, 8 + int.from_bytes(header[4:8], "little")
+        has_odd, frames = False, 0
+        while place + 8 <= end:
+            file.seek(place)
+            kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+            frames += kind == b"ANMF"
+            if kind == b"EXIF" and (has_odd or frames == 1):  # PIL calls one frame no animation
+                return False
+            has_odd |= size % 2 == 1
+            place += 8 + size + size % 2
+        return place == end == os.path.getsize(path)
+
+
+def _is_readable_bmp(path: str) -> bool:
+    """Return whether a BMP's palette has the room that its header gives it: DALI trusts the one,
+    PIL the other."""
+    with open(path, "rb") as file:
+        header = file.read(50)
+    start, size, colours = (int.from_bytes(header[at : at + 4], "little") for at in (10, 14, 46))
+    bits = int.from_bytes(header[28:30], "little")
+    return bits > 8 or size < 40 or 14 + size + 4 * (colours or 1 << bits) <= start
+
+
+_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp}
+"""By format: what PIL's headers do not tell."""

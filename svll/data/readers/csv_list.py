@@ -141,8 +141,9 @@ def write(file: Path, entries: Sequence[Entry]) -> None:
         rows.append([path, *(getattr(entry, column) for column in used[1:])])
     text = io.StringIO()
     has_returns = any("\r" in cell for row in rows for cell in row)  # which csv would not quote
-    quoting = csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL
+    ).writerows(rows)
     write_text(file, text.getvalue(), errors="surrogateescape")
 
 

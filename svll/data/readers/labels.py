@@ -82,14 +82,15 @@ def fault(column: str, text: str) -> str:
 
 def alike(column: str, texts: Iterable[str]) -> list[str]:
     """Return a sentence for each two texts of a column that are one number or look alike."""
-    faults, first = [], {}
+    faults: list[str] = []
+    first: dict[object, str] = {}
     for text in sorted(texts):
         digits = whole(text)
         key: object = looks(text) if digits is None else int(digits)
         if (before := first.setdefault(key, text)) == text:
             continue
         if digits is None:
-            faults.append(f"column {column} has both {ascii(before)} and {ascii(text)}, which look "
+            faults.append(f"column {column} has both {before!a} and {text!a}, which look "
                           "alike; write them alike if they mean one thing")
         else:
             faults.append(f"column {column} has both {before} and {text}, which are one number; "

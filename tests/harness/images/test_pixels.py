@@ -1,5 +1,6 @@
 """The pixels that files become: those of the picture they were made of, by whatever way."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,92 @@ def test_an_error_names_the_first_files_and_counts_the_others() -> None:
     assert first == "cannot decode 70 images; replace or remove:"
     assert named == [f"  {n}.jpg: empty" for n in range(20)]
     assert last == "  and 50 more"
+
+
+def saved(path: Path, block: bytes) -> str:
+    PICTURE.save(path, exif=b"Exif\0\0" + block)
+    return str(path)
+
+
+def exif(*entries: tuple[int, int, int, int], order: str = "<", count: int | None = None) -> bytes:
+    """An EXIF block of entries: tag, type, size and value or offset."""
+    letters = b"II*\0" if order == "<" else b"MM\0*"
+    head = struct.pack(f"{order}IH", 8, len(entries) if count is None else count)
+    return letters + head + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+
+
+def test_a_damaged_exif_block_that_turns_an_image_is_refused(tmp_path: Path) -> None:
+    """DALI turns the pixels, but not the size: noise."""
+    turning = (picture_files.ORIENTATION, 3, 1, 6)
+    blocks = {
+        "count": exif(turning, count=300), "text": exif(turning, (0x10F, 2, 100, 8)),
+        "fraction": exif((0x11A, 5, 1, 2**32 - 8), turning),
+    }
+    for name, block in blocks.items():
+        path = saved(tmp_path / f"{name}.png", block)
+        assert check_images([path], threads=1) == [
+            (path, "a damaged EXIF block that turns it; store it without")
+        ]
+        with Image.open(path) as image, pytest.raises(UserError, match="damaged EXIF"):
+            upright(image)
+        plain = Path(saved(tmp_path / f"plain {name}.png", block.replace(b"\x06\0\0\0", bytes(4))))
+        assert (decoded([plain])[0] == np.asarray(PICTURE)).all()
+        assert (opened(plain) == np.asarray(PICTURE)).all()
+
+
+def test_opened_images_are_turned_by_the_entry_that_turns_files(tmp_path: Path) -> None:
+    tag = picture_files.ORIENTATION
+    blocks = [
+        exif((tag, 4, 2, 6)), exif((tag, 3, 1, 6 << 16), order=">"), exif((tag, 3, 1, 9)),
+        exif((tag, 4, 1, 6), order=">"), exif((tag, 3, 1, 1), (tag, 3, 1, 6)),
+        exif((tag, 3, 1, 8), (tag, 3, 1, 6)), exif((tag, 3, 1, 6))[:-4], exif((tag, 3, 1, 6))[:9],
+    ]
+    paths = [Path(saved(tmp_path / f"{n}.jpg", block)) for n, block in enumerate(blocks)]
+    refused = dict(check_images([str(path) for path in paths], threads=1))
+    assert [path.name for path in paths if str(path) in refused] == []
+    turned = [pixels.shape == (37, 61, 3) for pixels in decoded(paths)]
+    assert turned == [True, True, False, False, False, True, False, False]
+    for path, pixels in zip(paths, decoded(paths), strict=True):
+        assert (opened(path) == pixels).all(), path
+
+
+def test_turned_tiffs_and_webps_that_decoders_read_differently_are_alike_or_refused(
+    tmp_path: Path
+) -> None:
+    grey = picture_files.turned(tmp_path / "grey.tif", PICTURE.convert("L"), 6)
+    assert (opened(grey) == decoded([grey])[0]).all()
+    tag = Image.Exif()
+    tag[picture_files.ORIENTATION] = 6
+    moving = tmp_path / "moving.webp"
+    PICTURE.save(moving, exif=tag, save_all=True, append_images=[PICTURE.rotate(180)])
+    assert (opened(moving) == decoded([moving])[0]).all()
+    alpha = picture_files.turned(tmp_path / "a.tif", picture_files.seen_through(PICTURE), 6)
+    PICTURE.save(tmp_path / "b.webp", lossless=True, exif=tag)  # a chunk of odd size before EXIF
+    content = (tmp_path / "b.webp").read_bytes()
+    (tmp_path / "c.webp").write_bytes(content + bytes(300))
+    paths = [str(alpha), str(tmp_path / "b.webp"), str(tmp_path / "c.webp")]
+    faults = check_images(paths, threads=1)
+    assert [path for path, _ in faults] == paths
+    assert all(reason.startswith("not supported (") for _, reason in faults)
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tif"])
+def test_a_file_that_is_cut_short_is_refused_though_the_decoder_fills_it_up(
+    tmp_path: Path, ending: str
+) -> None:
+    PICTURE.save(tmp_path / f"whole.{ending}")
+    content = (tmp_path / f"whole.{ending}").read_bytes()
+    path = tmp_path / f"cut.{ending}"
+    path.write_bytes(content[:-40])
+    [(name, reason)] = check_images([str(path)], threads=1)
+    assert name == str(path)
+    assert "truncated" in reason or "damaged" in reason
+
+
+def test_a_bmp_without_room_for_its_palette_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    PICTURE.quantize(64).save(path)
+    content = bytearray(path.read_bytes())
+    content[46:50] = bytes(4)  # the number of colours; 0 stands for 256
+    path.write_bytes(content)
+    assert len(check_images([str(path)], threads=1)) == 1

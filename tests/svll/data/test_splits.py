@@ -326,7 +326,7 @@ def test_large_labels_are_joined_as_they_are() -> None:
         Dataset(name, "cross_camera", part, Records.empty(), Records.empty())
         for name, part in (("list", far), ("folder", near))
     )
-    whole, joined = join((first, second))
+    whole, _ = join((first, second))
     assert whole.identities.tolist() == [10**12, 10**18 - 1, 10**18, 10**18 + 1]
     assert whole.cameras.tolist() == [70_000, 2**31, 2**31 + 1, 2**31 + 2]
     splits = split(Datasets((first, second), ()), validation=0.0, seed=1)
