@@ -97,7 +97,7 @@ def main(
         help="Write each query's metrics and nearest images to this CSV file; under "
              "random_gallery, those of the first draw.")] = None,
     top_k: Annotated[int | None, typer.Option(
-        help="With --per-query: number of nearest images. [default: 10]")] = None,
+        min=1, help="With --per-query: number of nearest images. [default: 10]")] = None,
     as_json: Annotated[bool, typer.Option(
         "--json", help="Print a JSON array: an object for each file and setting.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
