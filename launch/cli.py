@@ -152,7 +152,8 @@ def set_up_logging() -> None:
 
 def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -> None:
     """Raise UserError for options that have no effect without another one."""
-    names = [name for name, value in given.items() if value]
+    names = [name for name, value in given.items()
+             if value is not None and value is not False and value not in ([], ())]
     if names and not is_there:
         raise UserError(f"{', '.join(names)} without {needed} has no effect; add {needed}")
 

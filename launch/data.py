@@ -46,7 +46,7 @@ def check(
     content: Annotated[bool, typer.Option(
         "--content", help="Also hash the bytes of all images.")] = False,
     threads: Annotated[int, typer.Option(
-        min=0, help="Number of decoding threads; 0 uses all cores.")] = 0,
+        min=0, max=1024, help="Number of decoding threads; 0 uses all cores.")] = 0,
 ) -> int:
     """Count a dataset's images, and decode each with the decoder that training uses.
 

@@ -302,7 +302,7 @@ def give(value: tuple[str, list[str]], folder: Path) -> None:
 
 
 TARGETS = [
-    Target("recipes", recipes(), read, examples=120),
-    Target("sweeps", sweeps(), read_sweep_file, examples=80),
-    Target("command_words", command_words(), give, examples=60),
+    Target("recipes", recipes(), read, examples=50),
+    Target("sweeps", sweeps(), read_sweep_file, examples=35),
+    Target("command_words", command_words(), give, examples=50),
 ]

@@ -253,3 +253,32 @@ def test_names_that_are_not_utf_8_are_printed_with_backslashes(tmp_path):
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\udce9\n", b"")
+
+
+@pytest.mark.parametrize("words", [["--root", ""], ["--root", " "], ["--root="], ["--root=a", ""]])
+def test_an_empty_word_is_no_path_to_the_current_folder(monkeypatch, capsys, words):
+    def toy(root: Annotated[Path, typer.Option()]) -> int:
+        return 0
+
+    status, out, err = end(monkeypatch, capsys, toy, *words)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"error: word \d of the command line, '.*', is empty: was a variable not "
+                        r"set\?\n", err)
+    assert end(monkeypatch, capsys, toy, "--root=.")[0] == 0
+
+
+def test_a_path_with_an_unknown_variable_is_refused(monkeypatch, capsys):
+    def toy(root: Annotated[Path, typer.Option()]) -> int:
+        return 0
+
+    status, _, err = end(monkeypatch, capsys, toy, "--root=$NO_SUCH_PLACE/x")
+    assert (status, err) == (
+        1, "error: $NO_SUCH_PLACE/x: $NO_SUCH_PLACE is not known on this machine\n"
+    )
+
+
+def test_an_option_that_is_0_is_given_too() -> None:
+    cli.refuse_without("--a", None, {"--b": None, "--c": False, "--d": [], "--e": ()})
+    cli.refuse_without("--a", "there", {"--b": 0})
+    with pytest.raises(UserError, match="^--b, --c without --a has no effect; add --a$"):
+        cli.refuse_without("--a", None, {"--b": 0, "--c": 0.0})

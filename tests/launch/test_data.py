@@ -129,3 +129,10 @@ def test_the_command_starts_from_any_folder(
     assert status == 0, err
     assert out.endswith("all 9 images decode\n")
     assert "INFO decoding: 9 of 9" in err
+
+
+@pytest.mark.parametrize("threads", [-1, 100_000, 10**12])
+def test_more_threads_than_a_machine_starts_are_refused(run, tmp_path, threads):
+    status, out, err = run("check", "folder", "--root", tmp_path, "--threads", threads)
+    assert (status, out) == (2, "")
+    assert "--threads" in err

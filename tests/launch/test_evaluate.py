@@ -143,6 +143,10 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
          "--no-camera-filter and --cross-camera-only: choose one"),
         (["--features", "f.h5", "--csv", "--camera-pairs"], "no room for --camera-pairs"),
         (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected integers"),
+        (["--features", "f.h5", "--rerank", "--k1", "10,,20"], "--k1 10,,20: expected integers"),
+        (["--features", "f.h5", "--rerank", "--weight", ","], "--weight ,: expected numbers"),
+        (["--features", "f.h5", "--rerank", "--weight", "nan"], "weight is nan; it must lie"),
+        (["--features", "f.h5", "--alpha", 0], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
         (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth"], "--weights also needs --recipe NAME"),
@@ -154,6 +158,12 @@ def test_options_that_do_not_go_together_are_told(run, words, told):
     status, out, err = run(*words)
     assert (status, out) == (1, "")
     assert told in err
+
+
+def test_no_nearest_images_are_not_ten(run):
+    status, out, err = run("f.h5", "--per-query", "q.csv", "--top-k", 0)
+    assert (status, out) == (2, "")
+    assert "--top-k" in err
 
 
 @pytest.mark.parametrize(

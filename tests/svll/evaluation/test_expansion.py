@@ -61,5 +61,8 @@ def test_expansion_does_not_see_labels():
 def test_impossible_settings_and_raw_lengths_are_refused():
     with pytest.raises(UserError, match=r"count is 0; .*; alpha is -1; at least 0"):
         QueryExpansion(0, -1)
+    for alpha in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=rf"^query expansion: alpha is {alpha}; at least 0"):
+            QueryExpansion(3, alpha)
     with pytest.raises(UserError, match="needs features of unit length"):
         evaluate_ranking(*world(), normalise=False, expand=QueryExpansion())

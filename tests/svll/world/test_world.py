@@ -258,3 +258,13 @@ def test_folders_with_something_else_in_them_are_left_alone(tmp_path: Path) -> N
     root = write_world(SMALLEST, tmp_path / "world")
     with pytest.raises(UserError, match="holds another synthetic world"):
         write_world(replace(SMALLEST, seed=2), root)
+
+
+def test_a_world_that_nobody_can_draw_is_refused_at_once() -> None:
+    for size in ("9" * 5000, "-5", "1e3", "\u0663", "\u00bd", " 5"):
+        with pytest.raises(UserError, match=r"^no synthetic world of size "):
+            named_world(size)
+    for world in ((10**6, 2, 3), (2, 10**6, 3), (2, 2, 10**18)):
+        with pytest.raises(UserError, match=r"is too large; at most 200000 images per camera"):
+            World(*world[:2], shots=world[2])
+    assert named_world("0005") == World(5, 5)
