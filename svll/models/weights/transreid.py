@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svll.models.reid import SideInformation
 from svll.models.files.state_dict import StateDict
+from svll.models.reid import SideInformation
 from svll.models.trained_model import LoadedModel, published_model, published_side
 from svll.models.weights.input_size import GivenSize
 
