@@ -239,6 +239,7 @@ def read_start(given: tuple[list[str], list[str], list[str], str], folder: Path)
 
 
 def starts() -> st.SearchStrategy[Any]:
+    shipped()  # the first model takes long, because libraries are imported
     words = st.sampled_from([*sorted(ADDED), "model", "clip", "visual"])
     names = st.sampled_from(["state_dict", "model", "net"])
     few = st.lists(st.sampled_from(sorted(HARMLESS)), max_size=2)
@@ -274,7 +275,7 @@ def read_run_file(content: bytes, folder: Path) -> None:
 
 
 def run_files() -> st.SearchStrategy[bytes]:
-    whole = run_file()
+    whole, _ = run_file(), run_features()
     end = 8 + int.from_bytes(whole[:8], "little")
     header = damaged(whole[8:end])
     return st.one_of(
@@ -403,15 +404,19 @@ def folders() -> st.SearchStrategy[Any]:
     return st.sampled_from(sorted(saved())).flatmap(of)
 
 
+def published() -> st.SearchStrategy[bytes]:
+    undisturbed()
+    return damaged(file_of(False)) | damaged(file_of(True))
+
+
 TARGETS = [
-    Target("published", st.deferred(lambda: damaged(file_of(False)) | damaged(file_of(True))),
-           read_published, examples=120),
-    Target("wrapped", st.deferred(lambda: wrappings()), read_wrapped, examples=60),
-    Target("changed", st.deferred(changed), read_changed, examples=100),
-    Target("pickles", st.deferred(pickled), read_pickle, examples=200),
-    Target("starts", st.deferred(starts), read_start, examples=10),
-    Target("run_weights", st.deferred(run_files), read_run_file, examples=60),
-    Target("metadata", st.deferred(metadata), read_metadata, examples=30),
+    Target("published", st.deferred(published), read_published, examples=80),
+    Target("wrapped", st.deferred(lambda: wrappings()), read_wrapped, examples=40),
+    Target("changed", st.deferred(changed), read_changed, examples=80),
+    Target("pickles", st.deferred(pickled), read_pickle, examples=150),
+    Target("starts", st.deferred(starts), read_start, examples=8),
+    Target("run_weights", st.deferred(run_files), read_run_file, examples=30),
+    Target("metadata", st.deferred(metadata), read_metadata, examples=15),
     Target("prompts", st.deferred(prompts_files), read_prompts, examples=40),
-    Target("checkpoints", st.deferred(folders), read_checkpoints, examples=80),
+    Target("checkpoints", st.deferred(folders), read_checkpoints, examples=60),
 ]

@@ -33,8 +33,8 @@ from svll.models.files.pickled import (
 
 ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that come from what a model was wrapped in."""
-DEEPEST = 4
-"""Mappings inside of each other that are looked through."""
+DEEPEST = 100
+"""Mappings inside of each other."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """At the beginning of a file of torch before 1.6, which is no zip."""
 Value = Stored | Tensor
@@ -144,10 +144,12 @@ def _mappings(
     """Yield all mappings of a file with their places in it, each once."""
     if not isinstance(content, dict) or id(content) in seen:
         return
+    if place.count("\n") > DEEPEST:
+        raise Refused(f"more than {DEEPEST} of its mappings are inside of each other")
     seen.add(id(content))
     yield place, content
     for key, value in content.items():
-        if isinstance(key, str) and place.count("\n") < DEEPEST:
+        if isinstance(key, str):
             yield from _mappings(value, f"{place}\n{key}", seen)
 
 

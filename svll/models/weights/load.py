@@ -110,7 +110,7 @@ def _parsed(
         stored = metadata.get("side_labels")
         labels = None if stored is None else SideLabels.from_json(stored)
         cameras = [] if labels else [int(camera) for camera in json.loads(metadata["cameras"])]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{state.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
     size = {"height": config.data.height, "width": config.data.width}

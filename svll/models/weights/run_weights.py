@@ -119,8 +119,8 @@ def read_tensors(path: Path, *, is_ours: bool = False) -> tuple[dict[str, Tensor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = dict(file.metadata() or {})
         if CHECKSUM in about and about[CHECKSUM] != checksum(tensors, about):
-            raise ValueError("it does not match its checksum; copy it again, or remove the checksum "
-                             "from its metadata if it was changed on purpose")
+            raise ValueError("it does not match its checksum; copy it again, or remove the "
+                             "checksum from its metadata if it was changed on purpose")
         is_ours = is_ours or about.get("format") == FORMAT
         if is_ours and (unknown := sorted(about.keys() - ABOUT)):
             raise ValueError(f"unknown metadata {unknown[0][:50]}")

@@ -159,6 +159,18 @@ def test_a_whole_module_is_refused_with_what_to_save(tmp_path: Path) -> None:
     assert message.startswith("holds an object of torch.nn.modules.linear.Linear; save its state")
 
 
+def test_models_deep_inside_of_a_file_count_too(tmp_path: Path) -> None:
+    content: dict[str, Any] = STATE
+    for _ in range(9):
+        content = {"in": content}
+    assert_read(saved(tmp_path, content))
+    other = {name: value + 1 for name, value in STATE.items()}
+    assert "holds two different models" in refusal(saved(tmp_path, content | {"model": other}))
+    for _ in range(200):
+        content = {"in": content}
+    assert "more than 100 of its mappings" in refusal(saved(tmp_path, content))
+
+
 def test_mappings_inside_of_themselves_end(tmp_path: Path) -> None:
     content: dict[str, Any] = {"model": STATE}
     content["self"] = content
