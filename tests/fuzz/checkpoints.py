@@ -155,7 +155,8 @@ def read_changed(given: tuple[list[tuple[str, str]], dict[str, str]], folder: Pa
         state[name] = CHANGES[change](transreid()[name])
     state |= {name: transreid()[of] for name, of in others.items() if name not in state}
     # with these, numbers or cameras are others, and rightly so
-    rightly = any(change == "expanded" or name == "base.sie_embed" for name, change in changes)
+    rightly = any(change in ("expanded", "transposed") or name == "base.sie_embed"
+                  for name, change in changes)
     path = folder / "w.pth"
     path.write_bytes(as_file(state))
     found = features(path, **SIZE)

@@ -212,7 +212,7 @@ def _is_lost(name: Any, value: Any, kind: Kind) -> bool:
     """Return whether a value beside a model's tensors looks like one of them."""
     if not isinstance(name, str) or isinstance(value, Stored | Tensor):
         return False
-    if any(f".{word}" in f".{_plain(name)}" for word in kind.beginnings):
+    if any(f".{word.split('.')[0]}." in f".{_plain(name)}" for word in kind.beginnings):
         return True
     return isinstance(value, Inert) and (
         value.kind.startswith("torch._") or value.kind.endswith(".multiarray._reconstruct"))
