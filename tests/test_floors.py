@@ -15,8 +15,9 @@ FLOORS = {
     ),
     "svll": (
         "base", "config", "losses", "prompt_augmentation", "prompt_quality",
-        "evaluation.engine", "evaluation", "data.readers", "world", "data", "models.files", "models",
-        "models.weights", "features", "reuse", "evaluation.feature_files", "inputs", "scoring",
+        "evaluation.engine", "evaluation", "data.readers", "world", "data", "models.files",
+        "models", "models.weights", "features", "reuse", "evaluation.feature_files", "inputs",
+        "scoring",
         "stage1", "stage2", "experiment", "runs", "reports.figures", "reports", "search",
     ),
 }

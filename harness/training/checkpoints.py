@@ -275,7 +275,7 @@ def read_progress(path: Path, signature: str) -> Progress:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json; raises one of DAMAGED when it does not match its checksum."""
+    """Return a checkpoint's state.json; raises one of DAMAGED unless it matches its checksum."""
     state = dict(read_json(path / "state.json"))
     if "checksum" in state:
         if state["checksum"] != _state_checksum(state):

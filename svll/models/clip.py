@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from harness.base.errors import UserError
 from svll.models.files.checkpoint import Kind, read_checkpoint
 from svll.models.files.openai_archive import is_archive, read_archive
-from svll.models.resnet import ResNetEncoder
 from svll.models.files.state_dict import StateDict
+from svll.models.resnet import ResNetEncoder
 from svll.models.text_encoder import TextEncoder
 from svll.models.vit import ImageEncoder
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from svll.data.side_labels import UNNAMED, UNSEEN, SideLabels, owner
-from svll.models.reid import SideInformation
 from svll.models.files.state_dict import StateDict
+from svll.models.reid import SideInformation
 from svll.models.text_encoder import TextEncoder
 
 Colour = tuple[float, float, float]

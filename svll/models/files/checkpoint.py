@@ -33,8 +33,8 @@ from svll.models.files.pickled import (
 
 ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that come from what a model was wrapped in."""
-DEEPEST = 4
-"""Mappings inside of each other that are looked through."""
+DEEPEST = 100
+"""Mappings inside of each other."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """At the beginning of a file of torch before 1.6, which is no zip."""
 Value = Stored | Tensor
@@ -65,24 +65,33 @@ def read_checkpoint(path: Path, kind: Kind) -> dict[str, Tensor]:
     different tensors of one name.
     """
     try:
-        if path.suffix == ".safetensors":
-            return _model(load_file(path), path, kind, lambda _: torch.empty(0))
-        with opened_zip(path) as file:
-            if file is None:
-                return _old_model(path, kind)
-            entries = Zip(file)
-            content = Unpickler(BytesIO(entries.read("data.pkl"))).load()
-            return _model(content, path, kind, entries.numbers)
+        return _found(path, kind)
     except Refused as error:
-        raise UserError(f"{path}: not read, because {error}") from None
+        raise UserError(f"{path}: not read, because {_clean(str(error))}") from None
     except (*FAULTS, SafetensorError) as error:
         raise damaged(path, error) from None
+
+
+def _found(path: Path, kind: Kind) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _model(load_file(path), path, kind, lambda _: torch.empty(0))
+    with opened_zip(path) as file:
+        if file is None:
+            return _old_model(path, kind)
+        entries = Zip(file)
+        content = Unpickler(BytesIO(entries.read("data.pkl"))).load()
+        return _model(content, path, kind, entries.numbers)
 
 
 def damaged(path: Path, error: Exception) -> UserError:
     """Return the error of a file that cannot be read."""
     first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-    return UserError(f"{path}: damaged, or not a weights file ({first[0][:200]})")
+    return UserError(f"{path}: damaged, or not a weights file ({_clean(first[0][:200])})")
+
+
+def _clean(text: str) -> str:
+    """Return a text of a file as one that can be printed; a pickle's may be no Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _old_model(path: Path, kind: Kind) -> dict[str, Tensor]:
@@ -135,19 +144,21 @@ def _mappings(
     """Yield all mappings of a file with their places in it, each once."""
     if not isinstance(content, dict) or id(content) in seen:
         return
+    if place.count("\n") > DEEPEST:
+        raise Refused(f"more than {DEEPEST} of its mappings are inside of each other")
     seen.add(id(content))
     yield place, content
     for key, value in content.items():
-        if isinstance(key, str) and place.count("\n") < DEEPEST:
+        if isinstance(key, str):
             yield from _mappings(value, f"{place}\n{key}", seen)
 
 
 def _shown(place: str) -> str:
-    return ".".join(place.split("\n")[1:])[:100] or "its top"
+    return _clean(".".join(place.split("\n")[1:])[:100]) or "its top"
 
 
 def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ADDED)
+    return ".".join(part for part in _clean(name).split(".") if part not in ADDED)
 
 
 def _named(mapping: Mapping[Any, Any], kind: Kind) -> Named:
@@ -166,7 +177,7 @@ def _named(mapping: Mapping[Any, Any], kind: Kind) -> Named:
 
 def _unknown(content: Any, kind: Kind) -> str:
     """Return what is wrong with a file in which no model was found."""
-    names = [[name for name, value in mapping.items()
+    names = [[_clean(name) for name, value in mapping.items()
               if isinstance(name, str) and isinstance(value, Stored | Tensor)]
              for _, mapping in _mappings(content, "", set())]
     for some in names:
@@ -177,7 +188,7 @@ def _unknown(content: Any, kind: Kind) -> str:
             return (f"its tensors' names begin in different ways ({inner[0]}, {others[0]}); save "
                     "the model's own state_dict()")
     if isinstance(content, Inert) and content.kind:
-        return f"holds an object of {content.kind[:100]}; save its state_dict()"
+        return f"holds an object of {_clean(content.kind)[:100]}; save its state_dict()"
     largest = max(names, key=len, default=[])
     return f"unknown tensor names (holds {', '.join(largest[:3]) or 'no tensors'})"
 
@@ -201,7 +212,7 @@ def _is_lost(name: Any, value: Any, kind: Kind) -> bool:
     """Return whether a value beside a model's tensors looks like one of them."""
     if not isinstance(name, str) or isinstance(value, Stored | Tensor):
         return False
-    if any(f".{word}" in f".{_plain(name)}" for word in kind.beginnings):
+    if any(f".{word.split('.')[0]}." in f".{_plain(name)}" for word in kind.beginnings):
         return True
     return isinstance(value, Inert) and (
         value.kind.startswith("torch._") or value.kind.endswith(".multiarray._reconstruct"))

@@ -177,7 +177,7 @@ def _check(data: Any) -> None:
     short, and for words that could take much memory or find objects in another way."""
     start = data.tell()
     for number, (word, argument, _) in enumerate(pickletools.genops(data)):
-        if word.name.endswith("PUT") and not 0 <= int(argument) <= number:
+        if word.name.endswith("PUT") and not 0 <= int(argument or 0) <= number:
             raise ValueError("a pickle with wrong numbers")
         if word.name.startswith("EXT"):
             raise ValueError("a pickle of objects without names")

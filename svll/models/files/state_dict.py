@@ -56,8 +56,8 @@ class StateDict:
         """Load exactly the tensors of `module`; `assign` for a module on torch's meta device.
 
         Floating point numbers become the module's type. Raises UserError naming each tensor that is
-        missing, unexpected, or of another shape, the latter with both sizes; if there are none, each
-        that holds no floating point numbers but should, NaN or infinity.
+        missing, unexpected, or of another shape, the latter with both sizes; if there are none,
+        each that should hold finite floating point numbers and does not.
         """
         own, state = module.state_dict(), self.tensors
         faults = [
@@ -83,8 +83,8 @@ class StateDict:
 
 
 def _unfit(tensor: Tensor) -> str:
-    """Return why a tensor's numbers are no weights, "" if they are. Integers and
-    numbers of 8 bits are quantised weights, which mean something else."""
+    """Return why a tensor's numbers are no weights, "" if they are. Integers and numbers of 8 bits
+    are quantised weights, which mean something else."""
     if not tensor.is_floating_point() or tensor.itemsize < 2:
         return f"is of {tensor.dtype} in the file, expected floating point numbers"
     wrong = int((~torch.isfinite(tensor.float())).sum())

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from svll.models.clip import empty_model, image_encoder
-from svll.models.reid import ReIDModel
 from svll.models.files.state_dict import StateDict
+from svll.models.reid import ReIDModel
 from svll.models.text_encoder import TextEncoder
 from svll.models.trained_model import LoadedModel, PromptedText, published_model, published_side
 from svll.models.weights.input_size import GivenSize, InputSize

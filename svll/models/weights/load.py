@@ -5,7 +5,6 @@ Sizes, strides, cameras and identities are read from the file. Nothing in a file
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -45,8 +44,8 @@ def model_from_file(
     """Load a run's weights (file or run folder) or a `.pth` of CLIP-ReID, SVLL-ReID or TransReID.
 
     `height`, `width` and `stride` are for a published file whose number of positions leaves them
-    open. Raises UserError, naming the file, when it cannot be read, is damaged, has no model of these
-    kinds or two different ones, lacks a tensor, or has one of another size or that is not finite.
+    open. Raises UserError, naming the file, when it is damaged, has no model of these kinds or two
+    different ones, or when a tensor is missing, of another size or not finite.
     """
     file = Path(expanded(str(path)))
     if file.is_dir():
@@ -111,7 +110,7 @@ def _parsed(
         stored = metadata.get("side_labels")
         labels = None if stored is None else SideLabels.from_json(stored)
         cameras = [] if labels else [int(camera) for camera in json.loads(metadata["cameras"])]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{state.where}: its metadata cannot be read ({error})") from None
     config = build(Config, settings)
     size = {"height": config.data.height, "width": config.data.width}

@@ -1,7 +1,7 @@
 """Our weights files: the results of a run's stages, prompts after stage 1, the model after stage 2.
 
-A model's file has its tensors, with its configuration and labels as metadata. A checksum over all of
-that is in the metadata too, because a changed number would not be noticed otherwise.
+A model's file has its tensors, with its configuration and labels as metadata. A checksum over all
+of that is in the metadata too, because a changed number would not be noticed otherwise.
 """
 
 import logging
@@ -107,20 +107,20 @@ def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), crc)
         if tensor.numel():
-            crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+            crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
 
 
 def read_tensors(path: Path, *, is_ours: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. Raises UserError when it cannot be
-    read, or when it is one of ours, which its metadata may say too, and was changed."""
+    """Return the tensors and the metadata of a safetensors file; is_ours: even if it does not say
+    so. Raises UserError when it cannot be read, or when it is ours and was changed."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = dict(file.metadata() or {})
         if CHECKSUM in about and about[CHECKSUM] != checksum(tensors, about):
-            raise ValueError("it does not match its checksum; copy it again, or take the checksum out "
-                             "of its metadata if it was changed on purpose")
+            raise ValueError("it does not match its checksum; copy it again, or remove the "
+                             "checksum from its metadata if it was changed on purpose")
         is_ours = is_ours or about.get("format") == FORMAT
         if is_ours and (unknown := sorted(about.keys() - ABOUT)):
             raise ValueError(f"unknown metadata {unknown[0][:50]}")

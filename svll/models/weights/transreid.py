@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svll.models.reid import SideInformation
 from svll.models.files.state_dict import StateDict
+from svll.models.reid import SideInformation
 from svll.models.trained_model import LoadedModel, published_model, published_side
 from svll.models.weights.input_size import GivenSize
 
@@ -53,6 +53,8 @@ class TransReID(nn.Module):
         tensors = state.below("base.")
         width, _, patch, _ = tensors.get("patch_embed.proj.weight", axes=4).shape
         positions = tensors.get("pos_embed", axes=3).shape[1]
+        if not width or not patch:
+            raise tensors.fault("its patches have no size")
         self.size, depth = given.match(positions - 1, patch=patch), tensors.count("blocks.")
         self.base: Any = nn.Module()
         stride = self.size.stride
@@ -118,6 +120,8 @@ def _block(base: StateDict, width: int) -> Block:
     bias = "blocks.0.attn.qkv.bias" in base
     hidden = len(base.get("blocks.0.mlp.fc1.weight", axes=2))
     heads = max(1, width // 64) if bias else 8
+    if width % heads:
+        raise base.fault(f"a width of {width} is none for {heads} heads")
     scale = (width / heads if bias else width) ** -0.5
     return Block(width, heads=heads, hidden=hidden, bias=bias, scale=scale)
 

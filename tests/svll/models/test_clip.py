@@ -185,7 +185,8 @@ def test_a_file_with_something_else_is_named(tmp_path: Path, value: object) -> N
 
 
 @pytest.mark.parametrize(
-    ("other", "reason"), [("svll-tiny", "in the file, [32] here"), ("svll-test-deep", "is unexpected")]
+    ("other", "reason"),
+    [("svll-tiny", "in the file, [32] here"), ("svll-test-deep", "is unexpected")],
 )
 def test_weights_of_another_architecture_are_named(
     tmp_path: Path, other: str, reason: str

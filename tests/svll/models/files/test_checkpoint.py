@@ -123,7 +123,8 @@ def test_tensors_come_back_whatever_their_layout_and_share_no_numbers(tmp_path: 
 
 def test_two_different_models_are_refused_with_both_names(tmp_path: Path) -> None:
     other = {name: value + 1 for name, value in STATE.items()}
-    message = refusal(saved(tmp_path, {"last": {"model": STATE}, "ema": prefixed("module.", other)}))
+    models = {"last": {"model": STATE}, "ema": prefixed("module.", other)}
+    message = refusal(saved(tmp_path, models))
     assert message == ("holds two different models: last.model and ema; save the one that you mean "
                        "in a separate file")
     assert_read(saved(tmp_path, {"model": STATE, "state_dict": prefixed("module.")}))
@@ -155,7 +156,19 @@ def test_what_should_be_a_tensor_and_is_none_is_named(tmp_path: Path, value: Any
 
 def test_a_whole_module_is_refused_with_what_to_save(tmp_path: Path) -> None:
     message = refusal(saved(tmp_path, torch.nn.Linear(2, 2)))
-    assert message.startswith("holds an object of torch.nn.modules.linear.Linear; save its state_di")
+    assert message.startswith("holds an object of torch.nn.modules.linear.Linear; save its state")
+
+
+def test_models_deep_inside_of_a_file_count_too(tmp_path: Path) -> None:
+    content: dict[str, Any] = STATE
+    for _ in range(9):
+        content = {"in": content}
+    assert_read(saved(tmp_path, content))
+    other = {name: value + 1 for name, value in STATE.items()}
+    assert "holds two different models" in refusal(saved(tmp_path, content | {"model": other}))
+    for _ in range(200):
+        content = {"in": content}
+    assert "more than 100 of its mappings" in refusal(saved(tmp_path, content))
 
 
 def test_mappings_inside_of_themselves_end(tmp_path: Path) -> None:
@@ -210,8 +223,8 @@ def tensor(before: bytes = b"") -> bytes:
         b"cos\nsystem\nU\x0etouch executed\x85R0",
         b"cbuiltins\neval\nU\x1dopen('executed', 'w').close()\x85R0",
         b"cbuiltins\nexec\nU\x1dopen('executed', 'w').close()\x85R0",
-        b"cbuiltins\ngetattr\ncbuiltins\n__import__\nU\x02os\x85RU\x06system\x86RU\x0etouch executed"
-        b"\x85R0",
+        b"cbuiltins\ngetattr\ncbuiltins\n__import__\nU\x02os\x85RU\x06system\x86R"
+        b"U\x0etouch executed\x85R0",
         b"cos\nsystem\nU\x0etouch executed\x85\x810", b"(U\x0etouch executedios\nsystem\n0",
         b"(cos\nsystem\nU\x0etouch executedo0", b"cpathlib\nPath\nU\x08executed\x85R}b0",
         b"csubprocess\ngetoutput\n)R}U\x0c__setstate__cos\nsystem\nsb0",
@@ -244,7 +257,8 @@ def test_these_words_execute_code_where_pickle_reads_them(
     "words",
     [
         b"cos\nsystem\n(U\x01aQ0", b"Pos.system\n0", b"(U\x06modulecos\nsystem\nU\x010NK\x01tQ0",
-        b"cos\nsystem\nN}U\x0c__setstate__Ns\x86b0", b"\x82\x010", REBUILD + b"N(U\x08__code__cos\nsystem\nd\x86b0", REBUILD + b"(Ntb0",
+        b"cos\nsystem\nN}U\x0c__setstate__Ns\x86b0", b"\x82\x010",
+        REBUILD + b"N(U\x08__code__cos\nsystem\nd\x86b0", REBUILD + b"(Ntb0",
         b"ctorch\nFloatStorage\nU\x0etouch executed\x85R0", b"ctorch\nFloatStorage\n)\x810",
         REBUILD + b"(NK\x00K\x01\x85K\x01\x85tR0", b"r\xff\xff\xff\xff0", b"Nr\xff\xff\xff\x7f0",
         REBUILD + b"(U\x07storageNU\x010NK\x01tQK\x00U\x01a\x85K\x01\x85tR0",
@@ -263,8 +277,9 @@ def test_words_that_mean_nothing_are_refused_and_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("size", "stride"), [(b"K\x02K\x04\x86", b"K\x03K\x01\x86"), (b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
-                         (b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", b"K\x00\x85")],
+    ("size", "stride"),
+    [(b"K\x02K\x04\x86", b"K\x03K\x01\x86"), (b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
+     (b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", b"K\x00\x85")],
     ids=["beyond the numbers", "negative", "huge"],
 )
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, size: bytes, stride: bytes) -> None:

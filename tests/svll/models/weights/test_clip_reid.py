@@ -331,11 +331,16 @@ def test_bfloat16_and_double_give_the_features_of_their_numbers(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("classifier.weight", ()), ("cv_embed", (0, 128)), ("image_encoder.conv1.weight", (0, 3, 16, 16)),
-     ("image_encoder.conv1.weight", (128, 3, 0, 0)), ("image_encoder.positional_embedding", (0, 128)),
-     ("image_encoder.conv1.weight", (100, 3, 16, 16)), ("prompt_learner.token_suffix", (1, 0, 64)),
-     ("prompt_learner.token_suffix", (0, 68, 64)), ("prompt_learner.cls_ctx", (7, 100, 64)),
-     ("text_encoder.positional_embedding", (3, 64)), ("text_encoder.positional_embedding", (77, 0))],
+    [
+        ("classifier.weight", ()), ("cv_embed", (0, 128)),
+        ("image_encoder.conv1.weight", (0, 3, 16, 16)),
+        ("image_encoder.conv1.weight", (128, 3, 0, 0)),
+        ("image_encoder.conv1.weight", (100, 3, 16, 16)),
+        ("image_encoder.positional_embedding", (0, 128)),
+        ("prompt_learner.token_suffix", (1, 0, 64)), ("prompt_learner.token_suffix", (0, 68, 64)),
+        ("prompt_learner.cls_ctx", (7, 100, 64)), ("text_encoder.positional_embedding", (3, 64)),
+        ("text_encoder.positional_embedding", (77, 0)),
+    ],
 )
 def test_tensors_of_senseless_sizes_are_refused(
     tmp_path: Path, name: str, shape: tuple[int, ...]

@@ -177,6 +177,7 @@ def test_weights_of_an_older_run_load_whatever_it_was_ranked_by(tmp_path: Path) 
     [
         ({"version": "2"}, "format version 2, this program reads version 1"),
         ({"side_labels": "{"}, "its metadata cannot be read"),
+        ({"side_labels": "[" * 100_000}, "its metadata cannot be read"),
         ({"config": "data: [1"}, "its metadata cannot be read"),
         ({"config": "data: {hight: 3}"}, "(its configuration), line 1: no key data.hight"),
         ({"config": "model: {name: ViT-X}"}, "knows no model 'ViT-X'"),

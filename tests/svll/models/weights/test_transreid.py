@@ -201,3 +201,26 @@ def test_a_tensor_of_another_size_is_reported_with_both(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_model(saved(tmp_path, published() | {name: torch.zeros(shape)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("base.patch_embed.proj.weight", (0, 3, 16, 16)), ("base.sie_embed", (0, 1, 128)),
+        ("base.patch_embed.proj.weight", (128, 3, 0, 0)), ("classifier.weight", ()),
+        ("base.patch_embed.proj.weight", (130, 3, 16, 16)),
+    ],
+)
+def test_tensors_of_senseless_sizes_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(UserError, match=r"vit_transreid\.pth: does not fit"):
+        load_model(saved(tmp_path, published(sie=6) | {name: torch.zeros(shape)}))
+
+
+def test_a_value_that_is_no_tensor_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    state: dict[str, Any] = published(sie=6)
+    for name in ("base.sie_embed", "base.blocks.0.attn.qkv.bias"):
+        for value in (None, state[name].numpy()):
+            with pytest.raises(UserError, match=f"its {name} is no tensor"):
+                load_model(saved(tmp_path, state | {name: value}))
