@@ -187,9 +187,10 @@ def test_other_files_are_not_replaced_and_an_earlier_search_is_with_a_word(
         told = f"error: {out / name}: exists and is not the result of a search; name another folder"
         assert (status, printed, error.startswith(told)) == (1, "", True)
         assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine\n")]
-    again = f"{tmp_path}: replaces the results of an earlier search there"
+    out = tmp_path / "new"
+    again = f"{out}: replaces the results of an earlier search there"
     for is_there in (False, True):
-        status, _, error = run(*asked(place, tmp_path), "--top-k", 1)
+        status, _, error = run(*asked(place, out), "--top-k", 1)
         assert (status, again in error) == (0, is_there)
 
 
