@@ -40,7 +40,7 @@ def scalars_of(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, flo
     """Return the numbers in a line of the metric log by the names of their curves. `<stage>/loss`,
     `<stage>/lr`, `<stage>/losses/<name>` and, if the line has them, `metrics`."""
     stage, losses = line.get("stage", ""), line.get("losses")
-    scalars = {f"{stage}/{name}": line.get(name) for name in ("loss", "lr")}
+    scalars: dict[str, Any] = {f"{stage}/{name}": line.get(name) for name in ("loss", "lr")}
     if isinstance(losses, Mapping):
         scalars |= {f"{stage}/losses/{name}": value for name, value in losses.items()}
     scalars |= {key.replace(".", "/"): lookup(line, key) for key in metrics}

@@ -19,10 +19,10 @@ def whole_numbers(values: NDArray[Any]) -> NDArray[np.int64]:
     changed."""
     kind, flat = values.dtype.kind, values.reshape(-1)
     if kind == "f":
-        is_whole = (np.trunc(flat) == flat) & (np.abs(flat) < 2.0**63)  # not for NaN
-        _refuse(flat, ~is_whole, "integers are needed")
-        most = 2.0 ** (np.finfo(values.dtype).nmant + 1)
-        _refuse(flat, np.abs(flat) >= most,
+        size = np.abs(flat.astype(np.float64))
+        _refuse(flat, ~((np.trunc(flat) == flat) & (size < 2.0**63)), "integers are needed")
+        most = 2.0 ** min(np.finfo(values.dtype).nmant + 1, 53)
+        _refuse(flat, size >= most,
                 f"{values.dtype} holds integers exactly only below {most:,.0f}, so two labels may "
                 f"have become one; {SAVE}")
     elif values.size:

@@ -34,7 +34,7 @@ class QueryExpansion:
 
     def __post_init__(self) -> None:
         values = ("count", self.count, 1), ("alpha", self.alpha, 0)
-        if faults := [f"{name} is {value}; a number of at least {least} is needed"
+        if faults := [f"{name} is {value}; at least {least} is needed"
                       for name, value, least in values if not least <= value < math.inf]:
             raise UserError("query expansion: " + "; ".join(faults))
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError, named
 from harness.base.rng import generator
+from svll.base.labels import whole_numbers
 from svll.base.protocol_names import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.evaluation.engine.shared_work import Share
@@ -66,6 +67,8 @@ def evaluate_ranking(
         query, query_identities = gallery, gallery_identities
         query_cameras = gallery_cameras = None
     protocol = _usable(protocol, query_cameras is not None, gallery_cameras is not None)
+    _check_labels(query_identities=query_identities, gallery_identities=gallery_identities,
+                  query_cameras=query_cameras, gallery_cameras=gallery_cameras)
     pair = Pair(group_of(query, query_identities, query_cameras, query_images),
                 group_of(gallery, gallery_identities, gallery_cameras, gallery_images))
     if isinstance(rerank, bool):
@@ -87,6 +90,17 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
         raise UserError(f"the protocol {protocol} compares cameras; give query_cameras and "
                         "gallery_cameras, or protocol='all_gallery'")
     return protocol
+
+
+def _check_labels(**given: ArrayLike | None) -> None:
+    """Raise UserError for integers that their type may have changed, such as -1 in uint8."""
+    for name, values in given.items():
+        array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+        if array.dtype.kind in "iu":
+            try:
+                whole_numbers(array)
+            except ValueError as error:
+                raise UserError(f"{name}: {error}") from None
 
 
 def evaluate_protocol(

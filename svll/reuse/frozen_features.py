@@ -69,5 +69,5 @@ def _read(file: Path) -> NDArray[Any]:
     try:
         return read_features(file, ["train"]).groups["train"].features
     except UserError as error:
-        raise UserError(f"{error}\n{file} only saves time: delete it, and the next attempt makes it "
-                        "again") from None
+        raise UserError(f"{error}\n{file} only saves time: delete it, and the next attempt makes "
+                        "it again") from None

@@ -443,3 +443,11 @@ def test_names_that_are_not_utf_8_keep_their_bytes_in_the_table_of_queries(run, 
     write_features(tmp_path / "named.h5", named, dataset="toy", model="m")
     assert run("--features", tmp_path / "named.h5", "--per-query", tmp_path / "q.csv")[0] == 0
     assert b",\xb2\xe27.jpg," in (tmp_path / "q.csv").read_bytes()
+
+
+def test_no_nearest_image_and_an_empty_list_of_settings_are_refused(run, file, tmp_path):
+    status, _, err = run(file, "--per-query", tmp_path / "q.csv", "--top-k", 0)
+    assert status == 2
+    assert "--top-k" in err
+    status, _, err = run(file, "--rerank", "--k1", ",")
+    assert (status, err) == (1, "error: --k1 ,: expected integers, as in 20 or 10,20,30\n")

@@ -46,6 +46,7 @@ def test_shards_and_float64_features_become_one_feature_file(run, file, parts, t
     with h5py.File(file, "r+") as content:
         del content["query/features"]
         content["query/features"] = parts["query"].features.astype(np.float64)
+        content.attrs["complete"] = True  # changed on purpose
     words = file, "--gallery", tmp_path / "shards" / "*.h5", "--save", tmp_path / "kept.h5"
     assert run(*words).status == 0
     check_same(tmp_path / "kept.h5", parts)

@@ -135,7 +135,7 @@ def test_what_cannot_be_reported_is_told(
     assert (status, told) == (1, "error: --compare: there is no rank 3; ranks are 1 to 2\n")
     other = sweep / "0.0-2" / "features.h5"
     with h5py.File(other, "r+") as file:
-        file.attrs["protocol"] = "all_gallery"
+        file.attrs.update(protocol="all_gallery", complete=True)  # changed on purpose
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
     assert f"{other}: is ranked by all_gallery, " in told

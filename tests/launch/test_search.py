@@ -174,3 +174,28 @@ def test_help_begins_with_an_example_without_loading_torch() -> None:
     )
     assert "    python launch/search.py --weights" in done.stdout
     assert done.stdout.rstrip().endswith("False False")
+
+
+def test_other_files_are_not_replaced_and_an_earlier_search_is_with_a_word(
+    run: Command, place: Path, tmp_path: Path
+) -> None:
+    for name in ("search.csv", "search.html"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine\n")
+        status, printed, error = run(*asked(place, out))
+        told = f"error: {out / name}: exists and is not the result of a search; name another folder"
+        assert (status, printed, error.startswith(told)) == (1, "", True)
+        assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine\n")]
+    out = tmp_path / "new"
+    again = f"{out}: replaces the results of an earlier search there"
+    for is_there in (False, True):
+        status, _, error = run(*asked(place, out), "--top-k", 1)
+        assert (status, again in error) == (0, is_there)
+
+
+def test_one_query_image_is_one(run: Command, place: Path, tmp_path: Path) -> None:
+    assert run(*asked(place, tmp_path), "--query", place / "q" / "no <b>0.jpg").status == 0
+    page = (tmp_path / "search.html").read_text(encoding="utf-8")
+    assert ">1 query image of " in page
+    assert " against 4 gallery images of " in page

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -259,3 +260,20 @@ def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_s
     assert "not tested: there is only one rank" in cells
     assert "gpus: 0; 1 asked" in seen.out  # the driver names one that torch does not find
     assert f"files: {tmp_path}/runs/.doctor" in seen.out
+
+
+def test_status_names_a_damaged_file_and_shows_all_other_trials(
+    launch: Command, tmp_path: Path
+) -> None:
+    recipe = ("--recipe", "synthetic_tiny", "seeds=[1,2]", "--cluster", "local")
+    before = launch(*recipe, "--status").out
+    first, second = dict.fromkeys(re.findall(r"\b[0-9a-f]{12}\b", before))
+    file = tmp_path / "runs" / "synthetic_tiny" / first / "status.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"state": ')
+    shown = launch(*recipe, "--status")
+    assert (shown.status, shown.err) == (1, "")
+    assert "2 trials: 1 missing, 1 unreadable" in shown.out
+    assert f"unreadable: {file}: cannot be read" in shown.out
+    assert second in shown.out
+    assert f"{file}: cannot be read" in launch(*recipe).err

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -140,3 +140,16 @@ def test_a_gallery_in_shards_gives_the_same_numbers_alone_and_on_ranks(
     )
     assert alone.status == 0, alone.err
     assert alone.out == shards.out == ranks.stdout
+
+
+def test_a_threshold_of_features_of_another_width_or_model_is_told(run, file, parts, tmp_path):
+    other = tmp_path / "other.h5"
+    write_features(other, parts, dataset="more", model="another")
+    status, _, err = run(file, "--threshold-from", other)
+    assert status == 0
+    assert f"{file}: compared features name several models: another, m; only features of" in err
+    narrow = {side: replace(one, features=one.features[:, :6]) for side, one in parts.items()}
+    write_features(other, narrow, dataset="more", model="m")
+    status, _, err = run(file, "--threshold-from", other)
+    told = f"error: {other}: its features have 6 numbers, this model's 8; find the threshold on "
+    assert (status, err) == (1, f"{told}features of this model\n")

@@ -359,3 +359,14 @@ def test_a_holder_that_is_asked_to_end_gives_the_lock_back(run: Run, hold: Any) 
     process.send_signal(signal.SIGINT)
     process.wait(timeout=30)
     assert not run.lock_file.exists()
+
+
+@pytest.mark.parametrize("odd", [{"pid": "5"}, {"pid": None}, {"host": 5}, {"token": []}])
+def test_a_lock_file_with_an_odd_value_is_nobodys(tmp_path: Path, odd: dict[str, object]) -> None:
+    path = tmp_path / "lock.json"
+    with held_lock(path):
+        whole = json.loads(path.read_text())
+        assert lock_holder(path) == whole
+        path.write_text(json.dumps(whole | odd))
+        assert lock_holder(path) is None
+        path.write_text(json.dumps(whole))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.reading import PAUSES_S, exists, retried
+from harness.base.reading import PAUSES_S, exists, from_json, retried
 
 
 def failing(*errors: Exception | None) -> Callable[[], int]:
@@ -42,3 +42,16 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_one_that_goes_on_fail
             retried(failing(lasting))
     assert waited == [PAUSES_S[0]]
     assert (exists(tmp_path), exists(tmp_path / "nothing")) == (True, False)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e400", "-1e999",
+                                  "1" * 400, "[" * 100_000, "", "\0\0", "{"])  # fmt: skip
+def test_what_is_no_json_or_no_number_of_a_float_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        from_json(text)
+
+
+def test_json_is_read_with_every_digit() -> None:
+    assert from_json('{"a": [1, -0.1, 1e-320, 18446744073709551616, true, null, "\\ud83d"]}') == {
+        "a": [1, -0.1, 1e-320, 2**64, True, None, "\ud83d"]
+    }

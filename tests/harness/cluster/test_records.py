@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.base.files import read_json, write_json
 from harness.cluster.records import NotYours, new_record, read_records
 from tests.commands import as_nobody, open_folder
 
@@ -49,3 +50,17 @@ def test_records_that_cannot_be_listed_are_an_error_and_not_none(tmp_path: Path)
             with pytest.raises(UserError, match=r"own/jobs: Permission denied; .*you are nobody"):
                 read_records(own)
             (own / "jobs").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("trials", "abc"), ("trials", [5]), ("jobs", []), ("jobs", {"a": 5}), ("time", "now"),
+     ("state", "gone"), ("cluster", "moon"), ("options", []), ("options", {"code": 5}),
+     ("uid", "me"), ("more", 1)],
+)  # fmt: skip
+def test_a_record_with_an_odd_value_is_named(tmp_path: Path, key: str, value: object) -> None:
+    record = new_record(tmp_path, "local", ["a"])
+    record.write()
+    write_json(record.file, {**read_json(record.file), key: value})
+    with pytest.raises(UserError, match=r"record\.json: not a record of submitted jobs"):
+        read_records(tmp_path)

@@ -242,3 +242,36 @@ def test_any_living_job_of_a_trial_counts_whichever_was_recorded_last(
     for record in read_records(sweep.folder):
         record.write("ended")
     assert state(sweep, {"3": ("PENDING", "", names["3"])}) == "died"
+
+
+def test_a_damaged_file_is_named_and_all_other_trials_are_shown(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {"work.quality": {"grid": [0.1, 0.2, 0.3, 0.4]}})
+    runs = [trial.run for trial in sweep.trials]
+    for run in runs:
+        run.set_status("failed", error="x")
+    runs[1].status_file.write_text('{"state": 5}')
+    runs[2].result_file.write_text('{"mAP": NaN}')
+    faults: list[str] = []
+    found = survey(sweep, faults=faults)
+    assert [one.state for one in found] == ["failed", "unreadable", "unreadable", "failed"]
+    assert not any(one.is_due for one in found)
+    assert [str(runs[1].status_file) in faults[0], str(runs[2].result_file) in faults[1]] == [
+        True, True
+    ]  # fmt: skip
+    assert [one.note for one in found][1:3] == faults
+
+
+def test_without_a_record_that_can_be_read_no_trial_counts_as_dead(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    sweep, run = one(toy, tmp_path)
+    run.set_status("running")
+    new_record(sweep.folder, "local", [run.signature]).file.write_text("{}")
+    faults: list[str] = []
+    [found] = survey(sweep, faults=faults)
+    assert (found.state, found.note) == (
+        "queued", "its jobs are not known, as a record of them cannot be read"
+    )
+    assert "record.json: not a record of submitted jobs" in faults[0]

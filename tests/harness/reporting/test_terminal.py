@@ -186,3 +186,21 @@ def test_small_formats() -> None:
 
 def test_counts_name_every_state_that_occurs(sweep) -> None:
     assert counts(survey(sweep)) == "4 trials: 1 missing, 3 complete"
+
+
+def test_odd_values_of_a_log_are_shown_as_they_are_and_never_as_numbers(sweep) -> None:
+    run = sweep.trials[3].run
+    run.set_status("running", host="[/b]")
+    lines = ["5", "[1]", '"loss"', '{"stage": "[/a]", "epoch": 1, "loss": true}',
+             '{"stage": "[/a]", "epoch": 2, "loss": "[bold]", "validation": {"mAP": true}}',
+             '{"loss": NaN, "epoch": 7}']
+    run.metrics_file.write_text("\n".join(lines) + "\n")
+    assert progress(run, sweep.metric) == {
+        "stage": "[/a]", "epoch": 2, "loss": "[bold]", "metric": True
+    }
+    with run.lock():
+        states = survey(sweep)
+        row = next(row for row in shown(live_table(sweep, states)).splitlines() if "[/b]" in row)
+        assert cells(row)[4:] == ["[/b]", "", "[/a]", "2", "[bold]", "True", "", ""]
+        assert trial_line(sweep, states[3]).endswith(": running [/a] epoch 2 loss [bold] "
+                                                     "validation.mAP True on [/b]")

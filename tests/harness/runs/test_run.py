@@ -142,3 +142,48 @@ def test_the_log_is_cut_back_to_what_a_checkpoint_knew_of(run: Run) -> None:
     assert run.metrics() == lines(1, 2, 33)
     run.keep_metrics(0)
     assert run.metrics() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "it has no state of a run"), ("[]", "no state"), ('{"state": "dead"}', "no state"),
+        ('{"state": ["new"]}', "no state"), ('{"state": "new", "time": NaN}', "NaN is not JSON"),
+        ('{"state": "failed", "host": 5}', "host is 5"),
+        ('{"state": "failed", "attempts": true}', "attempts is True"),
+        ('{"state": "failed", "started": "now"}', "started is 'now'"),
+        ('{"state": "failed", "lines": [1]}', "lines are not all texts"),
+        ('{"state": "failed", "log": null}', "log is None"),
+    ],
+)  # fmt: skip
+def test_a_status_with_odd_values_is_named(run: Run, text: str, told: str) -> None:
+    write_text(run.status_file, text)
+    with pytest.raises(UserError, match=rf"status\.json: cannot be read \(.*{told}.*; fix or del"):
+        run.status()
+
+
+def test_a_status_that_an_editor_saved_with_a_mark_and_windows_lines_is_read(run: Run) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.status_file.write_bytes(b'\xef\xbb\xbf{\r\n"state": "failed",\r\n"error": "x"}\r\n')
+    assert run.status() == {"state": "failed", "error": "x"}
+
+
+@pytest.mark.parametrize("text", ["NaN", "[]", '{"mAP": NaN}', '{"mAP": 1e400}', "5", "[[1, 2]]"])
+def test_a_result_that_is_no_json_object_is_named(run: Run, text: str) -> None:
+    write_text(run.result_file, text)
+    with pytest.raises(UserError, match=r"result\.json: cannot be read: .*; put a copy back"):
+        run.result()
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "[]", '"stage"', '{"epoch": "3"}', '{"epoch": 2.5}', '{"stage": "../up"}',
+             '{"stage": ["a"]}', '{"kind": null}', '{"step": true}', '{"loss": NaN}'],
+)  # fmt: skip
+def test_a_log_ends_at_a_line_that_is_no_entry(run: Run, line: str) -> None:
+    run.log_metrics({"epoch": 1, "stage": "stage1"})
+    with run.metrics_file.open("a") as log:
+        log.write(line + '\n{"epoch": 3}\n')
+    assert run.metrics() == [{"epoch": 1, "stage": "stage1"}]
+    write_text(run.result_file, "{}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        run.metrics()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.files import read_json, write_json
+from harness.base.errors import UserError
+from harness.base.files import read_json, write_json, write_text
 from harness.runs import takeovers
 from harness.runs.run import Run
 from tests.disk import IMAGES, INNER, Disk
@@ -85,3 +86,12 @@ def test_an_exported_state_outlasts_a_crash_of_the_machine(tmp_path: Path) -> No
     assert len(list(whole.iterdir())) == 4
     for file in whole.rglob("*.*"):
         assert (left / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"changes": 5}', '{"changes": [{}]}',
+                                  '{"changes": [{"epoch": 1, "settings": []}]}'])  # fmt: skip
+def test_damaged_takeovers_of_a_run_are_named(tmp_path: Path, text: str) -> None:
+    run = Run(tmp_path / "run")
+    write_text(run.changes_file, text)
+    with pytest.raises(UserError, match=r"changes\.json: cannot be read"):
+        takeovers.changes(run)

@@ -155,6 +155,26 @@ def test_a_folder_that_is_no_sweeps_is_reported(tmp_path: Path) -> None:
         sweep_results.read_outcomes(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", "../up"), ("name", 5), ("metric", None), ("mode", "sideways"), ("mode", ["max"]),
+     ("objectives", []), ("objectives", {"a": "more"}), ("trials", {}), ("trials", [5]),
+     ("trials", [{"point": [], "seed": 1, "signature": "a"}]),
+     ("trials", [{"point": {}, "seed": 1.5, "signature": "a"}]),
+     ("trials", [{"point": {}, "seed": 1, "signature": "../a"}])],
+)  # fmt: skip
+def test_a_sweep_file_with_an_odd_value_is_named_not_guessed(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    trials = [{"point": {}, "seed": 1, "signature": "a"}]
+    whole = {"name": "x", "metric": "mAP", "mode": "max", "trials": trials}
+    write_json(tmp_path / "sweep.json", whole)
+    assert len(sweep_results.read_outcomes(tmp_path).outcomes) == 1
+    write_json(tmp_path / "sweep.json", whole | {key: value})
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
+        sweep_results.read_outcomes(tmp_path)
+
+
 def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
     rows = [({"a": 1}, {1: 0.9}), ({"a": 2}, {1: 0.8}), ({"a": 3}, {1: 0.7}), ({"a": 4}, {1: 0.6})]
     sweeping = make(*rows, objectives={"speed": "max"})
@@ -205,3 +225,9 @@ def test_a_sweep_json_that_is_no_record_is_reported(tmp_path: Path) -> None:
             sweep_results.read_outcomes(tmp_path)
     with pytest.raises(UserError, match=r": not a sweep folder: it has no sweep.json$"):
         sweep_results.read_outcomes(file)
+
+
+def test_a_damaged_record_of_changes_counts_as_a_change_and_the_sweep_is_read(make: Made) -> None:
+    sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
+    (sweeping.outcomes[0].run.folder / "changes.json").write_text("{")
+    assert sweep_results.read_outcomes(sweeping.folder).has_changed

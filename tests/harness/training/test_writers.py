@@ -98,3 +98,9 @@ def test_only_the_first_rank_has_writers(two_ranks: Any, tmp_path: Path) -> None
 def count_writers(folder: str) -> int:
     with open_writers(Run(Path(folder)), tensorboard=True, wandb="", config={}) as opened:
         return len(opened)
+
+
+def test_a_line_with_odd_values_gives_the_numbers_that_it_has() -> None:
+    line = {"stage": "s", "loss": "x", "lr": True, "losses": {"a": 1.5, "b": None}, "m": {"n": 2}}
+    assert scalars_of(line, ["m.n", "m.o"]) == {"s/losses/a": 1.5, "m/n": 2}
+    assert scalars_of({"losses": 5}, ["m.n"]) == {}

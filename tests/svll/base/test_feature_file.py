@@ -241,3 +241,132 @@ def test_large_labels_come_back_as_they_were(tmp_path):
     small = {"query/identity": np.array([1, 2, 3, 2**63 - 1], np.uint64)}
     found = read_features(foreign(tmp_path / "u.h5", datasets=small)).groups["query"]
     assert found.identities.tolist() == [1, 2, 3, 2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("query/identity", np.array([0, 1, 2, -1]).astype(np.uint8), "query/identity: number 3 is"),
+        ("query/identity", np.array([0, 1, 2, 2**63], np.uint64), "number 3 is 922337203685477580"),
+        ("query/camera", np.array([0, 1, 2, 200]).astype(np.int8), "query/camera: number 3 is -56"),
+    ],
+)  # fmt: skip
+def test_labels_that_their_type_changed_are_named(tmp_path, name, value, told):
+    with pytest.raises(UserError, match=told):
+        read_features(foreign(tmp_path / "f.h5", datasets={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("first_camera", 1.5, "the attribute first_camera is 1.5; expected an integer"),
+        ("first_camera", "one", "the attribute first_camera is one"),
+        ("protocol", ["all_gallery", "cross_camera"], "the attribute protocol holds 2 values"),
+        ("version", "two", "format version two, this program reads 1"),
+    ],
+)
+def test_odd_attributes_are_named(tmp_path, name, value, told):
+    with pytest.raises(UserError, match=told):
+        read_features(foreign(tmp_path / "f.h5", **{name: value}))
+
+
+def test_attributes_may_be_text_as_c_and_matlab_write_it(tmp_path):
+    path = foreign(tmp_path / "f.h5", protocol=np.bytes_(b"all_gallery"), first_camera=[1])
+    read = read_features(path)
+    assert (read.protocol, read.first_camera) == ("all_gallery", 1)
+
+
+def small(path, protocol="all_gallery"):
+    """A small file; returns its bytes."""
+    write_features(path, {"query": group(seed=1), "gallery": group(seed=2)}, dataset="d", model="m",
+                   protocol=protocol, first_camera=1)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"all_gallery", b"all_gaLlery"), (b"all_gallery", b"\0" * 11),  # as none: cross_camera
+        ("größe 3.jpg".encode(), "größe 4.jpg".encode()),
+        (b"first_camera\0", b"first_c\0\0\0\0\0\0"),
+        (b"camera\0", b"view\0\0\0"),
+    ],
+)  # fmt: skip
+def test_damage_that_hdf5_does_not_see_is_told(tmp_path, before, after):
+    content = small(tmp_path / "f.h5")
+    assert before in content
+    (tmp_path / "f.h5").write_bytes(content.replace(before, after, 1))
+    with pytest.raises(UserError, match=r"f\.h5: "):
+        read_features(tmp_path / "f.h5")
+
+
+def test_a_chunk_in_the_place_of_another_is_told_although_its_own_checksum_is_right(tmp_path):
+    path = tmp_path / "f.h5"
+    small(path)
+    with h5py.File(path) as file:
+        here, other = (file[f"{side}/features"].id.get_chunk_info(0).byte_offset
+                       for side in ("query", "gallery"))
+    content = path.read_bytes()
+    places = here.to_bytes(8, "little"), other.to_bytes(8, "little")
+    assert content.count(places[0]) == 1
+    path.write_bytes(content.replace(*places))
+    with pytest.raises(UserError, match="rows 0 to 6 of query/features are damaged"):
+        read_features(path)
+
+
+def test_a_file_that_was_changed_on_purpose_is_read_once_it_says_so(tmp_path):
+    path = tmp_path / "f.h5"
+    small(path)
+    with h5py.File(path, "r+") as file:
+        file["query/identity"][0] = 77
+    with pytest.raises(UserError, match="set its attribute complete to True"):
+        read_features(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["complete"] = True
+    assert read_features(path).groups["query"].identities[0] == 77
+
+
+def test_a_converted_copy_is_compared_with_what_was_written(tmp_path):
+    path, packed = tmp_path / "f.h5", tmp_path / "packed.h5"
+    small(path)
+    with h5py.File(path) as file, h5py.File(packed, "w") as copy:
+        for side in ("query", "gallery"):
+            for name, values in file[side].items():
+                more = {"compression": "gzip", "chunks": (2, 3)} if name == "features" else {}
+                copy.create_dataset(f"{side}/{name}", data=values[()], dtype=values.dtype, **more)
+        copy.attrs.update(file.attrs)
+    written = read_features(path)
+    assert_same(read_features(packed).groups["query"], written.groups["query"])
+    with h5py.File(packed, "r+") as copy:
+        copy["query/features"][3] = 0
+    with pytest.raises(UserError, match="rows 0 to 6 of query/features are damaged"):
+        read_features(packed)
+
+
+def test_a_small_file_that_declares_a_trillion_rows_is_refused_at_once(tmp_path):
+    for chunks in (None, (1000, 3)):
+        path = tmp_path / "f.h5"
+        with h5py.File(foreign(path), "r+") as file:
+            del file["query/features"], file["query/identity"], file["query/camera"]
+            file.create_dataset("query/features", (10**12, 3), "f4", chunks=chunks)
+            for name in ("identity", "camera"):
+                file.create_dataset(f"query/{name}", (10**12,), "i8", chunks=chunks and (1000,))
+        with pytest.raises(UserError, match=r"query/identity: 0 of \d+ (bytes|chunks) are there"):
+            read_features(path)
+
+
+def test_what_lies_in_other_files_is_refused_not_read_as_zeros(tmp_path):
+    path = foreign(tmp_path / "f.h5", leave_out=["query/features"])
+    layout = h5py.VirtualLayout((4, 3), "f4")
+    layout[:] = h5py.VirtualSource("gone.h5", "x", (4, 3))
+    with h5py.File(path, "r+") as file:
+        file.create_virtual_dataset("query/features", layout)
+        assert not file["query/features"][:].any()
+    with pytest.raises(UserError, match="query/features: its values are in other files; copy them"):
+        read_features(path)
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(path, "r+") as file:
+        del file["query/features"]
+        file["query/features"] = h5py.ExternalLink("pipe", "/x")
+    with pytest.raises(UserError, match="query/features is a link to pipe; copy it into this file"):
+        read_features(path)

@@ -66,3 +66,9 @@ def test_impossible_settings_and_raw_lengths_are_refused():
             QueryExpansion(3, alpha)
     with pytest.raises(UserError, match="needs features of unit length"):
         evaluate_ranking(*world(), normalise=False, expand=QueryExpansion())
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_a_power_that_is_no_number_is_refused(alpha):
+    with pytest.raises(UserError, match=f"alpha is {alpha}; at least 0 is needed"):
+        QueryExpansion(5, alpha)

@@ -313,3 +313,18 @@ def test_a_browser_executes_nothing_of_a_page(tab: Tab, tmp_path: Path) -> None:
 def test_figures_are_written_as_pictures_too(report: Path) -> None:
     picture = Image.open(io.BytesIO((report.parent / "figures/weights-map.png").read_bytes()))
     assert picture.size[0] > 500
+
+
+def test_damaged_files_of_a_run_are_named_and_all_runs_are_shown(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run = make_run(tmp_path, 1.0, 1e-3, 1, name=name)
+        finish(run, 0.5)
+    for file in (run.status_file, run.result_file, run.changes_file, run.environment_file,
+                 run.folder / "stage1.json"):
+        file.write_text('{"state": 5, "mAP": NaN}' if file == run.result_file else "[5]")
+    read = Read(write_report([tmp_path], tmp_path / "report.html"))
+    for file in (run.status_file, run.result_file, run.changes_file, run.environment_file):
+        assert f"b: {file}: cannot be read" in read.text
+    rows = [row for table in read.tables for row in table]
+    assert any(row[:1] == ["a"] and "0.5000" in row for row in rows)
+    assert any(row[:2] == ["b", "unreadable"] for row in rows)

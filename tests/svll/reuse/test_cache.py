@@ -221,3 +221,14 @@ def test_what_is_there_is_never_made_again(tmp_path: Path) -> None:
     assert shared_json(path, lambda: {"value": 1}) == {"value": 1}
     assert shared_json(path, lambda: {"value": 2}) == {"value": 1}
     assert json.loads(path.read_text()) == {"value": 1}
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", '{"mAP": NaN}', "\0" * 9])
+def test_a_damaged_mapping_is_made_again_with_a_warning(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert shared_json(path, lambda: {"a": 1}) == {"a": 1}
+    assert "a.json: is damaged, so it is made again" in caplog.text
+    assert shared_json(path, lambda: {"a": 2}) == {"a": 1}

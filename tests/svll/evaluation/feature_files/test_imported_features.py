@@ -1,5 +1,6 @@
 """Files as other toolboxes write them, written here and read back."""
 
+import io
 import os
 import pickle
 import re
@@ -355,3 +356,120 @@ def test_a_damaged_array_in_an_npz_is_told(tmp_path):
     (tmp_path / "f.npz").write_bytes(content)
     with pytest.raises(UserError, match="query_cameras: is damaged"):
         read_foreign(tmp_path / "f.npz")
+
+
+def entry(content: bytes, flat: dict) -> bytes:
+    """An npz of the arrays `flat`, in which the camera array of the queries is `content`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for key, values in flat.items():
+            raw = io.BytesIO()
+            np.save(raw, values)
+            archive.writestr(f"{key}.npy", content if key == "query_cameras" else raw.getvalue())
+    return file.getvalue()
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }\n"),
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (5,), }\n", bytes(48)),
+        npy("{'descr': (('x', '\n", bytes(40)), npy("{" * 400, bytes(40)), b"", b"\x93NUMPY",
+        b"text",
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-5,), }\n", bytes(40)),
+    ],
+)  # fmt: skip
+def test_arrays_of_an_npz_that_declare_what_is_not_there_are_told(tmp_path, content):
+    (tmp_path / "f.npz").write_bytes(entry(content, renamed(world(), *SPELLINGS["plural"])))
+    with pytest.raises(UserError, match="query_cameras: is damaged"):
+        read_foreign(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize("start", [b"MZ", b"\x93NUMPY\x01\x00", b"\x80\x04"])
+def test_a_zip_archive_that_begins_as_another_file_is_told_or_read(tmp_path, start):
+    """numpy.load decides by the first bytes, and would take the third for a pickle."""
+    flat = renamed(world(), *SPELLINGS["plural"])
+    np.savez(tmp_path / "f.npz", **flat)
+    content = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "f.npz").write_bytes(start + content)
+    assert_read(read_foreign(tmp_path / "f.npz"), world())
+    (tmp_path / "f.npz").write_bytes(content[:-30] + content[-22:])
+    with pytest.raises(UserError, match=r"f\.npz: "):
+        read_foreign(tmp_path / "f.npz")
+
+
+def test_an_encrypted_npz_is_told(tmp_path):
+    np.savez(tmp_path / "f.npz", **renamed(world(), *SPELLINGS["plural"]))
+    content = bytearray((tmp_path / "f.npz").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + place] |= 1
+    (tmp_path / "f.npz").write_bytes(content)
+    with pytest.raises(UserError, match="query_cameras: is damaged"):
+        read_foreign(tmp_path / "f.npz")
+
+
+def test_a_bit_that_flipped_in_a_tensor_is_told(tmp_path):
+    flat = renamed(world(), *SPELLINGS["plural"])
+    torch.save({key: torch.tensor(values) for key, values in flat.items()}, tmp_path / "f.pt")
+    content = (tmp_path / "f.pt").read_bytes()
+    place = content.index(flat["gallery_features"].tobytes()) + 3
+    damaged = content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+    (tmp_path / "f.pt").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"f\.pt: cannot be read as pt: .* not match its checksum"):
+        read_foreign(tmp_path / "f.pt")
+
+
+def test_a_pt_that_holds_itself_is_told(tmp_path):
+    content: dict = {}
+    content["a"] = content
+    torch.save(content, tmp_path / "f.pt")
+    with pytest.raises(UserError, match=r"f\.pt: cannot be read as pt: .* recursion"):
+        read_foreign(tmp_path / "f.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "told"),
+    [
+        ("query_cameras", np.array([1, 2, 3, 4, 255], np.uint8), "query_cameras: number 4 is 255"),
+        ("query_identities", np.arange(2**24, 2**24 + 5).astype(np.float32),
+         "query_identities: number 0 is 16777216.0; float32 holds integers exactly only below"),
+        ("query_identities", np.array([1, 2, 3, 4, 200]).astype(np.int8), "number 4 is -56"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["npz", "mat"])
+def test_labels_that_their_type_changed_are_told(tmp_path, kind, key, values, told):
+    flat = renamed(world(), *SPELLINGS["plural"]) | {key: values}
+    save = {"npz": lambda path: np.savez(path, **flat),
+            "mat": lambda path: scipy.io.savemat(path, flat)}
+    save[kind](tmp_path / f"f.{kind}")
+    with pytest.raises(UserError, match=told):
+        read_foreign(tmp_path / f"f.{kind}")
+
+
+def test_labels_in_bfloat16_are_told(tmp_path):
+    def spoil(flat):
+        flat.update((key, torch.as_tensor(values)) for key, values in flat.items())
+        flat["query_identities"] = torch.tensor([1, 2, 3, 4, 257]).bfloat16()
+
+    message = fault(tmp_path, spoil, "pt")
+    assert "query_identities: holds bfloat16, which has integers only up to 256; save" in message
+
+
+def test_a_virtual_dataset_of_7_3_is_refused_not_read_as_zeros(tmp_path):
+    layout = h5py.VirtualLayout((7, 5), "f4")
+    layout[:] = h5py.VirtualSource("gone.h5", "x", (7, 5))
+    with h5py.File(tmp_path / "f.mat", "w") as file:
+        for key, values in renamed(world(), *SPELLINGS["plural"]).items():
+            if key == "query_features":
+                file.create_virtual_dataset(key, layout)
+            else:
+                file[key] = values.T
+            file[key].attrs["MATLAB_class"] = "double"
+    with pytest.raises(UserError, match="query_features: its values are in other files"):
+        read_foreign(tmp_path / "f.mat")

@@ -111,6 +111,8 @@ def test_queries_are_found_by_row_path_and_end_of_path_in_the_order_asked(tmp_pa
     ("word", "message"),
     [
         ("30", "there is no query 30; rows are 0 to 29"),
+        ("1" * 5000, f"there is no query {'1' * 5000}; rows are 0 to 29"),
+        ("٣", "no query's path is or ends with '٣'; they look like a/0_b.jpg"),
         ("0.jpg", "no query's path is or ends with '0.jpg'; they look like a/0_b.jpg"),
         ("b.jpg", "2 queries' paths end with 'b.jpg'; give more of the path, as in c/b.jpg"),
     ],

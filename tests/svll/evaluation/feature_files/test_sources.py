@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from harness.base.errors import UserError
-from svll.base.feature_file import FeatureGroup, write_features
+from svll.base.feature_file import FeatureGroup, read_features, write_features
 from svll.evaluation.feature_files.sources import open_source
+from tests.launch.made_features import group
 
 
 def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(tmp_path: Path) -> None:
@@ -24,3 +25,16 @@ def test_a_gallery_is_drawn_where_query_and_gallery_are_one_set_alone(tmp_path: 
         open_source(tmp_path / "two.h5", protocol="random_gallery"),
     ):
         pass
+
+
+def test_shards_of_another_model_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = {"query": group(5, 1), "gallery": group(9, 2)}
+    for name, model in (("a", "m1"), ("b", "m1"), ("c", "m2"), ("d", "")):
+        write_features(tmp_path / f"{name}.h5", parts, dataset="toy", model=model)
+    for shard, told in (("b", ""), ("d", ""), ("c", "name several models: m1, m2; only features")):
+        caplog.clear()
+        with open_source(tmp_path / "a.h5", shards=[tmp_path / f"{shard}.h5"]) as source:
+            assert told in caplog.text
+            assert bool(caplog.text) == bool(told)
+            source.save(tmp_path / "whole.h5")
+        assert read_features(tmp_path / "whole.h5").model == "m1"
