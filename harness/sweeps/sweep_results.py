@@ -6,7 +6,6 @@ import io
 import json
 import math
 import random
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -187,7 +186,7 @@ def read_outcomes(folder: Path) -> SweepResults:
     file = folder / "sweep.json"
     try:
         record = at_type(read_json(file), dict[str, Any])
-        name, metric = (at_type(record[key], str) for key in ("name", "metric"))
+        name, metric = _plain_name(record["name"]), at_type(record["metric"], str)
         mode = at_type(record["mode"], Mode)
         objectives = at_type(record.get("objectives", {}), dict[str, Mode])
         results = SweepResults(name, folder, metric, mode, [], objectives)
@@ -210,11 +209,11 @@ def read_outcomes(folder: Path) -> SweepResults:
     return replace(results, outcomes=outcomes)
 
 
-def _plain_name(signature: Any) -> str:
-    """Return the name of a run's folder. Raises ValueError for any other value."""
-    if not isinstance(signature, str) or not re.fullmatch(r"[\w-]+", signature):
-        raise ValueError(f"{signature!r} is not the name of a run")
-    return signature
+def _plain_name(value: Any) -> str:
+    """Return the name of a sweep or run. Raises ValueError for any other value."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a sweep or run")
+    return value
 
 
 def numbers_of(run: Run) -> dict[str, float]:
