@@ -280,5 +280,5 @@ def test_a_path_with_an_unknown_variable_is_refused(monkeypatch, capsys):
 def test_an_option_that_is_0_is_given_too() -> None:
     cli.refuse_without("--a", None, {"--b": None, "--c": False, "--d": [], "--e": ()})
     cli.refuse_without("--a", "there", {"--b": 0})
-    with pytest.raises(UserError, match="^--b, --c without --a has no effect; add --a$"):
+    with pytest.raises(UserError, match=r"^--b, --c without --a has no effect; add --a$"):
         cli.refuse_without("--a", None, {"--b": 0, "--c": 0.0})
