@@ -411,12 +411,12 @@ def published() -> st.SearchStrategy[bytes]:
 
 
 TARGETS = [
-    Target("published", st.deferred(published), read_published, examples=80),
+    Target("published", st.deferred(published), read_published, examples=60),
     Target("wrapped", st.deferred(lambda: wrappings()), read_wrapped, examples=40),
-    Target("changed", st.deferred(changed), read_changed, examples=80),
-    Target("pickles", st.deferred(pickled), read_pickle, examples=150),
+    Target("changed", st.deferred(changed), read_changed, examples=60),
+    Target("pickles", st.deferred(pickled), read_pickle, examples=90),
     Target("starts", st.deferred(starts), read_start, examples=8),
-    Target("run_weights", st.deferred(run_files), read_run_file, examples=30),
+    Target("run_weights", st.deferred(run_files), read_run_file, examples=20),
     Target("metadata", st.deferred(metadata), read_metadata, examples=15),
     Target("prompts", st.deferred(prompts_files), read_prompts, examples=40),
     Target("checkpoints", st.deferred(folders), read_checkpoints, examples=60),

@@ -219,10 +219,8 @@ def _is_lost(name: Any, value: Any, kind: Kind) -> bool:
 
 
 def _tensor(value: Value, numbers: Numbers) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    # tensors of a file may share their numbers, those of a model must not
-    view = value.tensor(numbers(value.storage))
+    # tensors of a file may share their numbers, and safetensors' are the file; a model's must not
+    view = value if isinstance(value, Tensor) else value.tensor(numbers(value.storage))
     return view.clone(memory_format=torch.contiguous_format)
 
 
