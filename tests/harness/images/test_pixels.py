@@ -139,6 +139,7 @@ def test_a_damaged_exif_block_that_turns_an_image_is_refused(tmp_path: Path) -> 
         assert (opened(plain) == np.asarray(PICTURE)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_opened_images_are_turned_by_the_entry_that_turns_files(tmp_path: Path) -> None:
     tag = picture_files.ORIENTATION
     blocks = [
