@@ -10,7 +10,7 @@ One rule holds for training, tests, `encode`, search, attention maps and pages. 
 - Of several pages or frames the first is used (TIFF, WebP).
 
 DALI reads files by this rule (`harness.images.decoding`), `upright` opened PIL images. Pixels are
-equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) one level off.
+equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) a level or two off.
 """
 
 import os
