@@ -52,7 +52,7 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
 def test_hidden_images_and_folders_and_broken_links_are_not_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.jpg", ".b.jpg", "._a.jpg", ".trash/c.jpg", "@eaDir/a.jpg/small.jpg", "._d/e.jpg",
+    for name in ("a.jpg", ".b.jpg", "._a.jpg", ".trash/c.jpg", "@eaDir/a.jpg/b.jpg", "._d/e.jpg",
                  ".rc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
