@@ -14,6 +14,7 @@ equal, except that PIL opens colour images of 16 bits and of four colours (CMYK)
 """
 
 import os
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,9 @@ from harness.images.orientation import ORIENTATION, turn_of
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Accepted file extensions, in lower case."""
-NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What PIL's decoders raise for broken content."""
+NO_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
+            AttributeError, struct.error, Image.DecompressionBombError)
+"""What PIL's decoders raise for broken content, some by mistake."""
 _LENIENT = ("BMP", "TIFF")
 """Formats of which DALI reads files that are cut short, as black or grey pixels."""
 _DAMAGED_EXIF = "a damaged EXIF block that turns it; store it without"

@@ -196,3 +196,14 @@ def test_a_bmp_without_room_for_its_palette_is_refused(tmp_path: Path) -> None:
     content[46:50] = bytes(4)  # the number of colours; 0 stands for 256
     path.write_bytes(content)
     assert len(check_images([str(path)], threads=1)) == 1
+
+
+def test_a_damaged_tag_of_a_tiff_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    picture_files.deep(PICTURE).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x11\x01\x04\0") + 2] = 7  # the strips' offsets are no number
+    path.write_bytes(content)
+    [(name, reason)] = check_images([str(path)], threads=1)
+    assert name == str(path)
+    assert reason.startswith("damaged (")
