@@ -149,5 +149,14 @@ def _is_readable_bmp(path: str) -> bool:
     return bits > 8 or size < 40 or 14 + size + 4 * (colours or 1 << bits) <= start
 
 
-_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp}
+def _is_readable_tiff(path: str) -> bool:
+    """Return whether a TIFF has strips for all its rows; where they lack, decoders differ."""
+    with Image.open(path) as image:
+        tags = getattr(image, "tag_v2", {})
+        height, strips = int(tags[257]), tags.get(273)
+        rows = max(1, min(int(tags.get(278, height)), height))
+        return not strips or len(strips) % -(-height // rows) == 0
+
+
+_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp, "TIFF": _is_readable_tiff}
 """By format: what PIL's headers do not tell."""

@@ -207,3 +207,13 @@ def test_a_damaged_tag_of_a_tiff_is_a_fault_of_the_file(tmp_path: Path) -> None:
     [(name, reason)] = check_images([str(path)], threads=1)
     assert name == str(path)
     assert reason.startswith("damaged (")
+
+
+def test_a_tiff_without_strips_for_all_its_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    picture_files.deep(PICTURE).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\x01\x01\x04\0\x01\0\0\0") + 8  # the height
+    content[place : place + 2] = (2 * PICTURE.height).to_bytes(2, "little")
+    path.write_bytes(content)
+    assert [name for name, _ in check_images([str(path)], threads=1)] == [str(path)]
