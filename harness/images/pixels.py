@@ -10,10 +10,11 @@ One rule holds for training, tests, `encode`, search, attention maps and pages. 
 - Of several pages or frames the first is used (TIFF, WebP).
 
 DALI reads files by this rule (`harness.images.decoding`), `upright` opened PIL images. Pixels are
-equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) one level off.
+equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) a level or two off.
 """
 
 import os
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,9 @@ from harness.images.orientation import ORIENTATION, turn_of
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Accepted file extensions, in lower case."""
-NO_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What PIL's decoders raise for broken content."""
+NO_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
+            AttributeError, struct.error, Image.DecompressionBombError)
+"""What PIL's decoders raise for broken content, some by mistake."""
 _LENIENT = ("BMP", "TIFF")
 """Formats of which DALI reads files that are cut short, as black or grey pixels."""
 _DAMAGED_EXIF = "a damaged EXIF block that turns it; store it without"
@@ -147,5 +149,14 @@ def _is_readable_bmp(path: str) -> bool:
     return bits > 8 or size < 40 or 14 + size + 4 * (colours or 1 << bits) <= start
 
 
-_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp}
+def _is_readable_tiff(path: str) -> bool:
+    """Return whether a TIFF has strips for all its rows; where they lack, decoders differ."""
+    with Image.open(path) as image:
+        tags = getattr(image, "tag_v2", {})
+        height, strips = int(tags[257]), tags.get(273)
+        rows = max(1, min(int(tags.get(278, height)), height))
+        return not strips or len(strips) % -(-height // rows) == 0
+
+
+_CHECKS = {"WEBP": _is_readable_webp, "BMP": _is_readable_bmp, "TIFF": _is_readable_tiff}
 """By format: what PIL's headers do not tell."""

@@ -133,8 +133,10 @@ def is_image(name: str) -> bool:
 
 
 def is_left_by_a_system(name: str) -> bool:
-    """Tell whether an operating system made a file or folder, whatever its ending."""
-    return name.startswith("._") or name.lower() in _LEFT_BY_SYSTEMS
+    """Tell whether an operating system made a file, or a folder, which has a slash at its end."""
+    return name.lower().removesuffix("/") in _LEFT_BY_SYSTEMS or (
+        name.startswith("._") and not name.endswith("/")
+    )
 
 
 def is_hidden(name: str) -> bool:
@@ -177,7 +179,7 @@ def log_beside(folder: Path, used: Collection[str]) -> None:
     if images:
         log.warning("%s: %s beside the folders of images, not read (%s)", folder,
                     counted(len(images), "image"), examples(images))
-    if others := [name for name in others if not is_left_by_a_system(name.rstrip("/"))]:
+    if others := [name for name in others if not is_left_by_a_system(name)]:
         log.info("%s: not read: %s", folder, examples(others))
 
 
@@ -189,7 +191,7 @@ def log_skipped(where: object, skipped: Iterable[str]) -> None:
 
 def _skipped_text(names: Iterable[str]) -> str:
     """Return a sentence on files, by their endings, and folders; empty where there are none."""
-    names = [name for name in names if not is_left_by_a_system(name.rstrip("/"))]
+    names = [name for name in names if not is_left_by_a_system(name)]
     folders = [name for name in names if name.endswith("/")]
     files = [name for name in names if not name.startswith(".") and not name.endswith("/")]
     hidden = [name for name in names if name[0] == "." and name.lower().endswith(IMAGE_ENDINGS)]

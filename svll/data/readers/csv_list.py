@@ -122,7 +122,7 @@ def _is_number(text: str) -> bool:
 def _absolute(folder: str, written: str) -> str:
     """Return the absolute path of a path in a list, which may have backslashes from Windows."""
     path = normal(os.path.join(folder, written))
-    if "\\" in written and not os.path.exists(path):
+    if "\\" in written and not os.path.lexists(path):
         path = normal(os.path.join(folder, written.replace("\\", "/")))
     return path
 

@@ -139,6 +139,7 @@ def test_a_damaged_exif_block_that_turns_an_image_is_refused(tmp_path: Path) -> 
         assert (opened(plain) == np.asarray(PICTURE)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_opened_images_are_turned_by_the_entry_that_turns_files(tmp_path: Path) -> None:
     tag = picture_files.ORIENTATION
     blocks = [
@@ -195,3 +196,24 @@ def test_a_bmp_without_room_for_its_palette_is_refused(tmp_path: Path) -> None:
     content[46:50] = bytes(4)  # the number of colours; 0 stands for 256
     path.write_bytes(content)
     assert len(check_images([str(path)], threads=1)) == 1
+
+
+def test_a_damaged_tag_of_a_tiff_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    picture_files.deep(PICTURE).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x11\x01\x04\0") + 2] = 7  # the strips' offsets are no number
+    path.write_bytes(content)
+    [(name, reason)] = check_images([str(path)], threads=1)
+    assert name == str(path)
+    assert reason.startswith("damaged (")
+
+
+def test_a_tiff_without_strips_for_all_its_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    picture_files.deep(PICTURE).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\x01\x01\x04\0\x01\0\0\0") + 8  # the height
+    content[place : place + 2] = (2 * PICTURE.height).to_bytes(2, "little")
+    path.write_bytes(content)
+    assert [name for name, _ in check_images([str(path)], threads=1)] == [str(path)]

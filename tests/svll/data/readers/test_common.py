@@ -52,7 +52,8 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
 def test_hidden_images_and_folders_and_broken_links_are_not_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.jpg", ".b.jpg", "._a.jpg", ".trash/c.jpg", "@eaDir/a.jpg/small.jpg", ".rc"):
+    for name in ("a.jpg", ".b.jpg", "._a.jpg", ".trash/c.jpg", "@eaDir/a.jpg/b.jpg", "._d/e.jpg",
+                 ".rc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "gone.jpg").symlink_to("nowhere")
@@ -61,7 +62,7 @@ def test_hidden_images_and_folders_and_broken_links_are_not_passed_over(
     assert found == ["a.jpg", "gone.jpg", "round.jpg"]
     assert [file_size(tmp_path / name) for name in found] == [0, -1, -1]
     [message] = caplog.messages
-    assert message == f"{tmp_path}: Skipped 1 hidden image (.b.jpg) and 1 folder (.trash/)"
+    assert message == f"{tmp_path}: Skipped 1 hidden image (.b.jpg) and 2 folders (._d/, .trash/)"
 
 
 def test_a_list_with_a_zero_byte_is_an_error_with_its_line(tmp_path: Path) -> None:
