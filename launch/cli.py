@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -165,16 +165,25 @@ def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None
 
 def print_result(finished: Run) -> None:
     """Print a complete run's metrics on each test set, and its folder."""
-    result = finished.result() or {}
+    try:
+        lines = list(_result_lines(finished.result() or {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{finished.result_file}: cannot be read ({error!r}); put a copy back, or "
+                        "delete this file and give the command again") from None
+    lines.append(("files", str(finished.folder)))
+    width = max(map(len, ["validation", *(label for label, _ in lines)]))
+    for label, text in lines:
+        typer.echo(f"{label:{width}} {text}")
+
+
+def _result_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a label and the metrics of each test set, and of the validation part."""
     tests: Mapping[str, Any] = result.get("tests") or {"test": result}
-    has_initial = any(test.get("initial") for test in tests.values())
-    width = max(map(len, ["before training" if has_initial else "validation", *tests]))
     for name, numbers in tests.items():
         for label, found in {name: numbers, "before training": numbers.get("initial")}.items():
             if found:
                 rank1 = found["cmc"]["1"]
                 protocol = f"  {found['protocol']}" if "protocol" in found else ""
-                typer.echo(f"{label:{width}} mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}")
+                yield label, f"mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}"
     if validation := result.get("validation"):
-        typer.echo(f"{'validation':{width}} mAP {validation['mAP']:.4f}")
-    typer.echo(f"{'files':{width}} {finished.folder}")
+        yield "validation", f"mAP {validation['mAP']:.4f}"

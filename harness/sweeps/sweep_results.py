@@ -282,6 +282,9 @@ def write_best(
         node, (*above, last) = settings, key.split(".")
         for part in above:
             node = node.get(part, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{run.config_file}: {part} is {node!r}, not a group of keys; put "
+                                "a copy back")
         if value is None:
             node.pop(last, None)
         elif key in absent and key not in changed:

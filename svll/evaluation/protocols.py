@@ -92,10 +92,10 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
     return protocol
 
 
-def _check_labels(**given: ArrayLike | None) -> None:
+def _check_labels(**given: Any) -> None:
     """Raise UserError for integers that their type may have changed, such as -1 in uint8."""
     for name, values in given.items():
-        array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+        array = np.asarray(values.cpu() if values is not None and hasattr(values, "cpu") else values)
         if array.dtype.kind in "iu":
             try:
                 whole_numbers(array)

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.files import link_folder, read_json, rename, sync, write_json, write_text
+from harness.base.reading import from_json
 from harness.base.unused import mark_used, remove, unused
 from harness.config.signature import signature
 from harness.runs.run import Run
@@ -119,7 +120,7 @@ def _copied(folder: Path, own: Path) -> tuple[dict[str, Any], list[dict[str, Any
         link_folder(folder, own)
         about = dict(read_json(own / "about.json"))
         text = (own / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [dict(from_json(line)) for line in text.splitlines()]
         progress = checkpoints.read_progress(own / "checkpoint", about["of"])
         if len(lines) != progress.metric_lines:
             raise ValueError(f"{len(lines)} of {progress.metric_lines} lines")

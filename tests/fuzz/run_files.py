@@ -292,5 +292,5 @@ def read_report(sweep: Sweep, name: str) -> list[str]:
     return [line for line in notes if "cannot be read" in line]
 
 
-TARGETS = [Target("metric_logs", logs(), read_log, examples=30),
+TARGETS = [Target("metric_logs", logs(), read_log, examples=20),
            Target("status_files", run_files(), read_run_files, examples=40)]

@@ -1,6 +1,7 @@
 """How every command ends, and how it logs."""
 
 import importlib
+import json
 import logging
 import os
 import re
@@ -14,7 +15,9 @@ import pytest
 import typer
 
 from harness.base.errors import UserError
+from harness.runs.run import Run
 from launch import cli
+from launch.cli import print_result
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -282,3 +285,22 @@ def test_an_option_that_is_0_is_given_too() -> None:
     cli.refuse_without("--a", "there", {"--b": 0})
     with pytest.raises(UserError, match=r"^--b, --c without --a has no effect; add --a$"):
         cli.refuse_without("--a", None, {"--b": 0, "--c": 0.0})
+
+
+def test_a_result_that_is_not_of_a_run_is_named_and_none_of_it_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = Run(tmp_path)
+    whole = {"mAP": 0.5, "cmc": {"1": 0.25}, "initial": {"mAP": 0.125, "cmc": {"1": 0.5}}}
+    finished.result_file.write_text(json.dumps(whole))
+    print_result(finished)
+    assert capsys.readouterr().out.splitlines() == [
+        "test            mAP 0.5000  Rank-1 0.2500", "before training mAP 0.1250  Rank-1 0.5000",
+        f"files           {tmp_path}",
+    ]  # fmt: skip
+    for odd in ({}, {"mAP": 0.5}, {"mAP": "x", "cmc": {"1": 1}}, {"tests": [1]},
+                whole | {"validation": 5}):  # fmt: skip
+        finished.result_file.write_text(json.dumps(odd))
+        with pytest.raises(UserError, match=r"result\.json: cannot be read"):
+            print_result(finished)
+        assert capsys.readouterr().out == ""

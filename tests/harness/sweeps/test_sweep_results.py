@@ -231,3 +231,11 @@ def test_a_damaged_record_of_changes_counts_as_a_change_and_the_sweep_is_read(ma
     sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
     (sweeping.outcomes[0].run.folder / "changes.json").write_text("{")
     assert sweep_results.read_outcomes(sweeping.folder).has_changed
+
+
+def test_a_damaged_configuration_of_the_best_run_is_named(make: Made) -> None:
+    sweeping = make(({"a": 1}, {1: 0.9}), ({"a": 2}, {1: 0.8}))
+    file = sweeping.ranked()[0].outcomes[0].run.config_file
+    file.write_text("data: 5\n")
+    with pytest.raises(UserError, match=rf"{file}: data is 5, not a group of keys"):
+        sweep_results.write_best(sweeping, without={"data.validation": 0.0})
