@@ -116,6 +116,8 @@ def _is_supported(image: Image.Image) -> bool:
     """Return whether DALI decodes this kind; others come out white or dark without an error."""
     if image.format == "TIFF" and image.mode == "RGBA":  # if turned, colours are times alpha
         return getattr(image, "tag_v2", {}).get(ORIENTATION, 1) == 1
+    if image.format == "JPEG" and image.mode == "CMYK":  # else decoders differ in what is ink
+        return "adobe" in image.info
     return image.mode not in ("F", "I") and (image.format, image.mode) != ("TIFF", "LA")
 
 

@@ -318,7 +318,8 @@ def _split(root: Path, out: Path) -> dict[str, list[Any]]:
 
 def _check_told(root: Path, read: set[str], said: str) -> None:
     """Assert that each image below `root` was read, or the log has its name, ending or folder."""
-    junk = sum(map(int, re.findall(r"dropped (\d+) junk", said)))
+    counts = r"(\d+) (?:junk|images are neither|images that are in no list)"
+    junk = sum(map(int, re.findall(counts, said)))
     untold = []
     for place, below, names in os.walk(root):
         links = [name for name in below if os.path.islink(os.path.join(place, name))]
