@@ -216,8 +216,6 @@ def _faults(name: str, items: Mapping[str, Any]) -> Iterable[str]:
             yield f"{name}/{label} has shape {list(values.shape)}; expected {[features.shape[0]]}"
         elif label != "path" and values.dtype.kind not in "iu":
             yield f"{name}/{label} is {values.dtype}; expected integers"
-        elif values.dtype == np.uint64 and (values[:] > np.iinfo(np.int64).max).any():
-            yield f"{name}/{label} has numbers of 2^63 and more; expected int64 (junk is -1)"
         elif label == "path" and h5py.check_string_dtype(values.dtype) is None:
             yield f"{name}/path is {values.dtype}; expected UTF-8 text"
     for label in ("features", *LABELS):

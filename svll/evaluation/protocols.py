@@ -95,7 +95,8 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
 def _check_labels(**given: Any) -> None:
     """Raise UserError for integers that their type may have changed, such as -1 in uint8."""
     for name, values in given.items():
-        array = np.asarray(values.cpu() if values is not None and hasattr(values, "cpu") else values)
+        on_gpu = values is not None and hasattr(values, "cpu")
+        array = np.asarray(values.cpu() if on_gpu else values)
         if array.dtype.kind in "iu":
             try:
                 whole_numbers(array)
