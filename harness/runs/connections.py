@@ -155,7 +155,7 @@ class Connections:
             pass  # NFS shows new names in a folder late, except after a change by this machine
         try:
             found = read_json(self.file)
-            place, token, leader = (found["host"], found["port"]), found["token"], found["process"]
+            place, token = (found["host"], found["port"]), found["token"]
             link = Link(socket.create_connection(place, HANDSHAKE_S))
         except (OSError, ValueError, KeyError, TypeError, OverflowError):  # not yet, or left
             return
@@ -165,7 +165,7 @@ class Connections:
             return
         link.connection.settimeout(None)
         link.send(here=True)
-        self.leader, self.hosts[0], self.links[0] = leader, leader[0], link
+        self.leader, self.hosts[0], self.links[0] = found["process"], found["process"][0], link
         threading.Thread(target=self._read, args=(0, link), daemon=True).start()
 
     def meet(self, limit_s: float) -> None:

@@ -312,7 +312,7 @@ def read_lists(value: tuple[str, Any], folder: Path) -> None:
     if kind == "queries":
         for word, one in zip(given, found.shown, strict=True):
             path = source.query.paths[one.row]
-            assert path == word or path.endswith(f"/{word}") or str(one.row) == word
+            assert path == word or path.endswith(f"/{word}") or one.row == int(word)
     only = given[1] - 1 if kind == "cameras" else None
     by_row = plain_ranking(source, only_camera=only)
     for one in found.shown:

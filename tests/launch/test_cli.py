@@ -298,7 +298,7 @@ def test_a_result_that_is_not_of_a_run_is_named_and_none_of_it_is_printed(
         "test            mAP 0.5000  Rank-1 0.2500", "before training mAP 0.1250  Rank-1 0.5000",
         f"files           {tmp_path}",
     ]  # fmt: skip
-    for odd in ({}, {"mAP": 0.5}, {"mAP": "x", "cmc": {"1": 1}}, {"tests": [1]},
+    for odd in ({"mAP": 0.5}, {"mAP": "x", "cmc": {"1": 1}}, {"tests": [1]},
                 whole | {"validation": 5}):  # fmt: skip
         finished.result_file.write_text(json.dumps(odd))
         with pytest.raises(UserError, match=r"result\.json: cannot be read"):
