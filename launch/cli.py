@@ -181,7 +181,7 @@ def _result_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     tests: Mapping[str, Any] = result.get("tests") or {"test": result}
     for name, numbers in tests.items():
         for label, found in {name: numbers, "before training": numbers.get("initial")}.items():
-            if found is not None:
+            if found:
                 rank1 = found["cmc"]["1"]
                 protocol = f"  {found['protocol']}" if "protocol" in found else ""
                 yield label, f"mAP {found['mAP']:.4f}  Rank-1 {rank1:.4f}{protocol}"
