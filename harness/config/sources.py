@@ -84,7 +84,8 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
             faults.append(f"{where}: {word!r} is not of the form key=value")
             continue
         if not text.strip() and texts(key) != VERBATIM:  # `model.weights=$FILE`, and no $FILE
-            faults.append(f"{where}: {key}: is empty; write a value, or null")
+            faults.append(f"{where}: {key}: is empty; write a value, null, or "
+                          "'\"\"' for a text without letters")
             continue
         try:
             settings.append(Setting(key, _value(key, text, texts), where))
