@@ -196,9 +196,7 @@ def _look_through(
 ) -> None:
     """Record each key's line, report duplicate keys and tag the values of string keys as such."""
     if isinstance(node, yaml.ScalarNode):
-        if lone := re.search(r"[\ud800-\udc7f\udd00-\udfff]", node.value):
-            faults.append((node.start_mark.line + 1,
-                           f"{lone[0]!r} is half of a character; write the whole one"))
+        faults.extend(_halves(node))
         kind = texts(key)
         if (kind and node.tag in PLAIN) or (kind == VERBATIM and node.tag == NULL):
             node.tag = f"{TAG}str"
@@ -212,6 +210,9 @@ def _look_through(
                 name.tag = f"{TAG}str"
             below = f"{key}.{name.value}" if key else str(name.value)
             line = name.start_mark.line + 1
+            if halves := _halves(name):
+                faults.extend(halves)
+                continue
             if below in lines:
                 faults.append((line, f"{below} appears twice (first on line {lines[below]})"))
                 continue
@@ -221,6 +222,13 @@ def _look_through(
                     _look_through(one, key, texts, {}, faults)
             else:
                 _look_through(item, below, texts, lines, faults)
+
+
+def _halves(node: Any) -> list[tuple[int, str]]:
+    """Return the fault of a scalar with half of a character, which cannot be printed."""
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    return [(node.start_mark.line + 1, f"{lone!r} is half of a character; write the whole one")
+            for lone in re.findall(r"[\ud800-\udc7f\udd00-\udfff]", text)[:1]]
 
 
 def to_text(value: Any, **layout: Any) -> str:

@@ -234,7 +234,7 @@ def best(folder: Path) -> tuple[Path, float] | None:
     except DAMAGED as error:
         fault = repr(error)
     else:
-        if path.is_dir() and _has_score(path, score):
+        if path in _newest_first(folder, "") and _has_score(path, score):
             return path, score
         fault = f"{path.name} has not the score {score}"
     log.warning("%s: cannot be used: %s", folder / "best.json", fault)

@@ -81,6 +81,7 @@ def test_what_an_alias_stands_for_is_text_only_under_a_key_of_text() -> None:
         ("a: !!set {b}\n", ", line 1: could not determine a constructor for the tag "
                           "'tag:yaml.org,2002:set'"),
         ('b: 1\na: "\\ud83d"\n', ", line 2: '\\ud83d' is half of a character; write the whole one"),
+        ('b: 1\n"\\ud83d": a\n', ", line 2: '\\ud83d' is half of a character; write the whole one"),
         ('a: "\\U0FFFFFFF"\n', ", line 1: cannot be read: chr() arg not in range(0x110000)"),
         ("a: " + "[" * 1000 + "\n", ", line 1: is nested too deeply"),
         ("a: &a [" + "x, " * 99 + "]\nb: &b [" + "*a, " * 99 + "]\nc: [" + "*b, " * 99 + "]\n",

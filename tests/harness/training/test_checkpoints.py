@@ -330,7 +330,7 @@ def test_a_damaged_best_checkpoint_is_told_and_left_out(
 @pytest.mark.parametrize(
     "text",
     ["", "[]", '{"name": "toy-0001-000001", "score": 9.0}', '{"name": "x", "score": 0.9}',
-     '{"name": "toy-0001-000003", "score": 0.9}'],
+     '{"name": "..", "score": 9}', '{"name": "toy-0001-000003", "score": 0.9}'],
 )
 def test_a_damaged_pointer_to_the_best_checkpoint_loses_it_neither_now_nor_later(
     one_rank: Any, tmp_path: Path, text: str
