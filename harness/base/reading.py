@@ -46,7 +46,6 @@ def exists(path: Path) -> bool:
     return True
 
 
-
 def from_json(text: str | bytes) -> Any:
     """Return the value of a JSON text. Raises ValueError, also for what Python alone accepts: NaN,
     infinity and larger numbers than a float holds; and for nesting that is too deep."""

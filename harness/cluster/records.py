@@ -156,7 +156,6 @@ def read_record(path: Path) -> Record:
                         "once its jobs have ended") from None
 
 
-
 def _fault(record: Record) -> str:
     """Say which value of a record that was read cannot be right; "" for none."""
     texts = (record.token, record.site, record.origin, record.user, *record.trials, *record.jobs,

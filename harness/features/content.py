@@ -32,7 +32,8 @@ def content_of(file: h5py.File) -> tuple[str, Arrays]:
         content = b""
         if isinstance(item, h5py.Dataset):
             about += [str(item.dtype), item.shape]
-            has_sums = name.rpartition("/")[2] == "features" and f"{name}_sums" in found
+            place, _, own = name.rpartition("/")
+            has_sums = own == "features" and f"{place}/{SUMS}".lstrip("/") in found
             if not has_sums:
                 arrays[name] = read_array(item)
                 content = _bytes(arrays[name])

@@ -90,7 +90,7 @@ class Space:
         """Return all points of a space of choices and integers; None if it has too many."""
         if any(dimension.kind in ("uniform", "loguniform") for dimension in self.dimensions):
             return None
-        if math.prod(map(len_of, self.dimensions)) > MANY:
+        if math.prod(map(_count, self.dimensions)) > MANY:
             return None
         values = [range(*d.values) if d.kind == "randint" else d.values for d in self.dimensions]
         found: dict[str, Point] = {}
@@ -152,7 +152,7 @@ class Space:
         return None, attempts if attempts > 1 else 0
 
 
-def len_of(dimension: Dimension) -> int:
+def _count(dimension: Dimension) -> int:
     """Return the number of values of a grid, a choice or integers."""
     values = dimension.values
     return values[1] - values[0] if dimension.kind == "randint" else len(values)

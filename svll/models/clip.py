@@ -96,7 +96,8 @@ def _model_of_file(name: str, file: Path) -> Any:
         state = _read(name, file)
         if "logit_scale" in state and state["logit_scale"].numel() == 1:
             state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-        with suppress(RuntimeError, ValueError, IndexError, AssertionError):  # unfit, as told below
+        # what does not fit is named by load_into
+        with suppress(RuntimeError, ValueError, IndexError, AssertionError):
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
     StateDict(state, where).load_into(model, assign=True)

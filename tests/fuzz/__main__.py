@@ -1,6 +1,6 @@
 """Try odd inputs on every target, or on those that are named, and print how they ended.
 
-Each target has a process of its own, which may die of an input; as many run at the same time as
+Each target has a separate process, which may die of an input; as many run at the same time as
 there are processors.
 """
 

@@ -70,18 +70,18 @@ def test_home_and_variables_mean_the_same_in_every_option(
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "x").write_text("junk")
 
-    def told(path: str) -> str:
+    def said(path: str) -> str:
         ended = called(*shlex.split(line.replace("PATH", path)))
         assert ended.status in (1, 2) or "run.runs" in line
         assert "Traceback" not in ended.err
         text = re.sub(r"(?m)^[-0-9]+ [:,0-9]+ INFO .*\n", "", ended.out + ended.err)
         return text.replace(path, f"{tmp_path}/home/x")  # as it was typed
 
-    expected = told(f"{tmp_path}/home/x")
+    expected = said(f"{tmp_path}/home/x")
     for path in ("~/x", "$HOME/x", "${HOME}/x"):
-        assert told(path) == expected
+        assert said(path) == expected
     if "+" not in line:
-        assert "$NOWHERE is not known on this machine" in told("$NOWHERE/x")
+        assert "$NOWHERE is not known on this machine" in said("$NOWHERE/x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 

@@ -184,8 +184,8 @@ def test_other_files_are_not_replaced_and_an_earlier_search_is_with_a_word(
         out.mkdir()
         (out / name).write_text("mine\n")
         status, printed, error = run(*asked(place, out))
-        told = f"error: {out / name}: exists and is not the result of a search; name another folder"
-        assert (status, printed, error.startswith(told)) == (1, "", True)
+        said = f"error: {out / name}: exists and is not the result of a search; name another folder"
+        assert (status, printed, error.startswith(said)) == (1, "", True)
         assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine\n")]
     out = tmp_path / "new"
     again = f"{out}: replaces the results of an earlier search there"

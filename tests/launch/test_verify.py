@@ -151,5 +151,5 @@ def test_a_threshold_of_features_of_another_width_or_model_is_told(run, file, pa
     narrow = {side: replace(one, features=one.features[:, :6]) for side, one in parts.items()}
     write_features(other, narrow, dataset="more", model="m")
     status, _, err = run(file, "--threshold-from", other)
-    told = f"error: {other}: its features have 6 numbers, this model's 8; find the threshold on "
-    assert (status, err) == (1, f"{told}features of this model\n")
+    said = f"error: {other}: its features have 6 numbers, this model's 8; find the threshold on "
+    assert (status, err) == (1, f"{said}features of this model\n")

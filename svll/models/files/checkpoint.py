@@ -74,13 +74,18 @@ def read_checkpoint(path: Path, kind: Kind) -> dict[str, Tensor]:
 
 def _found(path: Path, kind: Kind) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return _model(load_file(path), path, kind, lambda _: torch.empty(0))
+        return model_among(load_file(path), path, kind)
     with opened_zip(path) as file:
         if file is None:
             return _old_model(path, kind)
         entries = Zip(file)
         content = Unpickler(BytesIO(entries.read("data.pkl"))).load()
         return _model(content, path, kind, entries.numbers)
+
+
+def model_among(tensors: dict[str, Tensor], path: Path, kind: Kind) -> dict[str, Tensor]:
+    """Return what `read_checkpoint` does, of tensors that were read already."""
+    return _model(tensors, path, kind, lambda _: torch.empty(0))
 
 
 def damaged(path: Path, error: Exception) -> UserError:

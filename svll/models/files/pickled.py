@@ -127,7 +127,7 @@ def _stored(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
 
 
 def _typed(make: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """Return a tensor that has attributes, or is of a class of its own, as a plain one."""
+    """Return a tensor with attributes, or of a class derived from it, as a plain one."""
     return make(*arguments)
 
 
@@ -185,7 +185,7 @@ def _check(data: Any) -> None:
 
 
 class Zip:
-    """A zip file of torch.save or TorchScript: a pickle, and numbers in entries of their own."""
+    """A zip file of torch.save or TorchScript: a pickle, and each storage's numbers in an entry."""
 
     def __init__(self, file: zipfile.ZipFile) -> None:
         names = file.namelist()

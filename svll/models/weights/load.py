@@ -21,7 +21,7 @@ from svll.config import Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
 from svll.models.clip import empty_model, image_encoder, model_config
-from svll.models.files.checkpoint import Kind, read_checkpoint
+from svll.models.files.checkpoint import Kind, model_among, read_checkpoint
 from svll.models.files.openai_archive import is_archive
 from svll.models.files.state_dict import StateDict
 from svll.models.reid import ReIDModel, learned_side_information
@@ -73,7 +73,9 @@ def _read(file: Path) -> tuple[StateDict, dict[str, str]]:
         state, metadata = read_tensors(file)
         if metadata.get("format") == FORMAT:
             return StateDict(state, str(file)), metadata
-    found = read_checkpoint(file, PUBLISHED)
+        found = model_among(state, file, PUBLISHED)
+    else:
+        found = read_checkpoint(file, PUBLISHED)
     floats = {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
     return StateDict(floats, str(file)), {}
 

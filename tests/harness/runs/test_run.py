@@ -145,7 +145,7 @@ def test_the_log_is_cut_back_to_what_a_checkpoint_knew_of(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ("{}", "it has no state of a run"), ("[]", "no state"), ('{"state": "dead"}', "no state"),
         ('{"state": ["new"]}', "no state"), ('{"state": "new", "time": NaN}', "NaN is not JSON"),
@@ -156,9 +156,9 @@ def test_the_log_is_cut_back_to_what_a_checkpoint_knew_of(run: Run) -> None:
         ('{"state": "failed", "log": null}', "log is None"),
     ],
 )  # fmt: skip
-def test_a_status_with_odd_values_is_named(run: Run, text: str, told: str) -> None:
+def test_a_status_with_odd_values_is_named(run: Run, text: str, said: str) -> None:
     write_text(run.status_file, text)
-    with pytest.raises(UserError, match=rf"status\.json: cannot be read \(.*{told}.*; fix or del"):
+    with pytest.raises(UserError, match=rf"status\.json: cannot be read \(.*{said}.*; fix or del"):
         run.status()
 
 

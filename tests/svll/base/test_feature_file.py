@@ -244,20 +244,20 @@ def test_large_labels_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "reason"),
     [
         ("query/identity", np.array([0, 1, 2, -1]).astype(np.uint8), "query/identity: number 3 is"),
         ("query/identity", np.array([0, 1, 2, 2**63], np.uint64), "number 3 is 922337203685477580"),
         ("query/camera", np.array([0, 1, 2, 200]).astype(np.int8), "query/camera: number 3 is -56"),
     ],
 )  # fmt: skip
-def test_labels_that_their_type_changed_are_named(tmp_path, name, value, told):
-    with pytest.raises(UserError, match=told):
+def test_labels_that_their_type_changed_are_named(tmp_path, name, value, reason):
+    with pytest.raises(UserError, match=reason):
         read_features(foreign(tmp_path / "f.h5", datasets={name: value}))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "reason"),
     [
         ("first_camera", 1.5, "the attribute first_camera is 1.5; expected an integer"),
         ("first_camera", "one", "the attribute first_camera is one"),
@@ -265,8 +265,8 @@ def test_labels_that_their_type_changed_are_named(tmp_path, name, value, told):
         ("version", "two", "format version two, this program reads 1"),
     ],
 )
-def test_odd_attributes_are_named(tmp_path, name, value, told):
-    with pytest.raises(UserError, match=told):
+def test_odd_attributes_are_named(tmp_path, name, value, reason):
+    with pytest.raises(UserError, match=reason):
         read_features(foreign(tmp_path / "f.h5", **{name: value}))
 
 

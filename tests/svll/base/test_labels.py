@@ -21,7 +21,7 @@ def test_labels_that_their_type_holds_come_back_as_int64(values):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "reason"),
     [
         (np.array([7.0, 7.5]), "number 1 is 7.5; integers are needed"),
         (np.array([1.0, np.nan]), "number 1 is nan; integers are needed"),
@@ -40,6 +40,6 @@ def test_labels_that_their_type_holds_come_back_as_int64(values):
         (np.array([-2.0]), "number 0 is -2.0; labels are not negative"),
     ],
 )  # fmt: skip
-def test_labels_that_their_type_may_have_changed_are_refused(values, told):
-    with pytest.raises(ValueError, match=told):
+def test_labels_that_their_type_may_have_changed_are_refused(values, reason):
+    with pytest.raises(ValueError, match=reason):
         whole_numbers(values)

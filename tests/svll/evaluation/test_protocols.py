@@ -184,15 +184,15 @@ def test_arguments_that_cannot_be_are_named_with_what_is_meant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "told"),
+    ("name", "values", "reason"),
     [
         ("query_identities", np.array([1, -1]).astype(np.uint8), "number 1 is 255; the largest"),
         ("gallery_identities", np.array([1, 200]).astype(np.int8), "number 1 is -56; labels are"),
         ("gallery_cameras", np.array([1, 2**63], np.uint64), "number 1 is 9223372036854775808"),
     ],
 )  # fmt: skip
-def test_labels_that_their_type_changed_are_refused(name, values, told):
+def test_labels_that_their_type_changed_are_refused(name, values, reason):
     labels = {"query_identities": [1, 2], "gallery_identities": [1, 2], "query_cameras": [0, 0],
               "gallery_cameras": [1, 1], name: values}
-    with pytest.raises(UserError, match=f"{name}: {told}"):
+    with pytest.raises(UserError, match=f"{name}: {reason}"):
         evaluate_ranking(np.eye(2), np.eye(2), **labels)

@@ -434,7 +434,7 @@ def test_a_pt_that_holds_itself_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "told"),
+    ("key", "values", "reason"),
     [
         ("query_cameras", np.array([1, 2, 3, 4, 255], np.uint8), "query_cameras: number 4 is 255"),
         ("query_identities", np.arange(2**24, 2**24 + 5).astype(np.float32),
@@ -443,12 +443,12 @@ def test_a_pt_that_holds_itself_is_told(tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["npz", "mat"])
-def test_labels_that_their_type_changed_are_told(tmp_path, kind, key, values, told):
+def test_labels_that_their_type_changed_are_reported(tmp_path, kind, key, values, reason):
     flat = renamed(world(), *SPELLINGS["plural"]) | {key: values}
     save = {"npz": lambda path: np.savez(path, **flat),
             "mat": lambda path: scipy.io.savemat(path, flat)}
     save[kind](tmp_path / f"f.{kind}")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=reason):
         read_foreign(tmp_path / f"f.{kind}")
 
 

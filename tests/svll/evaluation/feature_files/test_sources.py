@@ -31,10 +31,10 @@ def test_shards_of_another_model_are_told(tmp_path: Path, caplog: pytest.LogCapt
     parts = {"query": group(5, 1), "gallery": group(9, 2)}
     for name, model in (("a", "m1"), ("b", "m1"), ("c", "m2"), ("d", "")):
         write_features(tmp_path / f"{name}.h5", parts, dataset="toy", model=model)
-    for shard, told in (("b", ""), ("d", ""), ("c", "name several models: m1, m2; only features")):
+    for shard, said in (("b", ""), ("d", ""), ("c", "name several models: m1, m2; only features")):
         caplog.clear()
         with open_source(tmp_path / "a.h5", shards=[tmp_path / f"{shard}.h5"]) as source:
-            assert told in caplog.text
-            assert bool(caplog.text) == bool(told)
+            assert said in caplog.text
+            assert bool(caplog.text) == bool(said)
             source.save(tmp_path / "whole.h5")
         assert read_features(tmp_path / "whole.h5").model == "m1"
