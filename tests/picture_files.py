@@ -102,9 +102,14 @@ def png16(levels: NDArray[np.uint8]) -> bytes:
     )
 
 
+def tag_of(orientation: int) -> Image.Exif:
+    tag = Image.Exif()
+    tag[ORIENTATION] = orientation
+    return tag
+
+
 def turned(path: Path, image: Image.Image, orientation: int) -> Path:
     """Save `image` as a camera held so would: turned, with the tag that turns it upright."""
-    how, tag = STORED[orientation], Image.Exif()
-    tag[ORIENTATION] = orientation
-    (image if how is None else image.transpose(how)).save(path, exif=tag)
+    how = STORED[orientation]
+    (image if how is None else image.transpose(how)).save(path, exif=tag_of(orientation))
     return path

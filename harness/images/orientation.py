@@ -23,11 +23,23 @@ _TURNS = {
 
 
 def turn_of(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
-    """Return what turns an opened image upright, None for nothing, and whether its EXIF block is
-    whole. PIL turns TIFFs itself; DALI turns no moving WebP."""
-    if image.format == "TIFF" or getattr(image, "is_animated", False):
+    """Return what turns an opened image upright, None for nothing, and whether decoders agree on
+    it: its EXIF blocks turn alike and are whole. PIL turns TIFFs itself; DALI turns no moving WebP,
+    and crashes on a moving PNG that is turned."""
+    is_moving = bool(getattr(image, "is_animated", False))
+    if image.format == "TIFF" or (image.format == "WEBP" and is_moving):
         return None, True
-    block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    segments = [content for name, content in getattr(image, "applist", ()) if name == "APP1"]
+    blocks = [content[6:] for content in segments if content[:8] in (b"Exif\0\0II", b"Exif\0\0MM")]
+    if not blocks:
+        blocks = [image.info.get("exif", b"").removeprefix(b"Exif\0\0")]
+    turns, whole = zip(*map(_turn, blocks), strict=True)
+    is_still = turns[0] is None or image.format != "PNG" or not is_moving
+    return turns[0], all(whole) and len({*turns}) == 1 and is_still
+
+
+def _turn(block: bytes) -> tuple[Image.Transpose | None, bool]:
+    """Return what an EXIF block turns, and whether it is whole or turns nothing."""
     order = "<" if block[:2] == b"II" else ">"  # DALI looks for no other letters
     orientation, found, is_whole = 1, False, True
     try:
@@ -37,7 +49,8 @@ def turn_of(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
             is_whole &= end <= len(block)
     except struct.error:
         is_whole = False
-    return _TURNS.get(orientation), is_whole
+    turn = _TURNS.get(orientation)
+    return turn, is_whole or turn is None
 
 
 def _entries(block: bytes, order: str) -> Iterator[tuple[int, int, int]]:

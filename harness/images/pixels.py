@@ -4,7 +4,8 @@ One rule holds for training, tests, `encode`, search, attention maps and pages. 
 8-bit RGB, upright:
 
 - It is turned and mirrored by its EXIF orientation; without that tag, and as a moving WebP, it
-  stays as stored. A damaged EXIF block with an orientation is refused.
+  stays as stored. An orientation that decoders read differently (a damaged
+  EXIF block, or two of them) is refused.
 - Alpha and transparent palette entries are dropped; what is stored under them is seen.
 - 16 bits a colour become 8: round(value / 257). Colour profiles are ignored.
 - Of several pages or frames the first is used (TIFF, WebP).
@@ -30,7 +31,7 @@ NO_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arithmetic
 """What PIL's decoders raise for broken content, some by mistake."""
 _LENIENT = ("BMP", "TIFF")
 """Formats of which DALI reads files that are cut short, as black or grey pixels."""
-_DAMAGED_EXIF = "a damaged EXIF block that turns it; store it without"
+_UNCLEAR_EXIF = "an EXIF orientation that decoders read differently; store it without"
 _SHOWN = 20
 """Files that an error names."""
 Fault = tuple[str, str]
@@ -57,10 +58,10 @@ def upright(image: Image.Image) -> Image.Image:
     and one of NO_IMAGE for broken content."""
     if not _is_supported(image):
         raise UserError(f"an image of mode {image.mode} is not supported; convert it to RGB")
-    turn, is_whole = turn_of(image)
-    if turn is not None and not is_whole:
-        raise UserError(f"an image has {_DAMAGED_EXIF}")
     plain = _loaded(image)
+    turn, is_clear = turn_of(image)  # a PNG's EXIF block may come after the pixels
+    if not is_clear:
+        raise UserError(f"an image has {_UNCLEAR_EXIF}")
     plain = plain if turn is None else plain.transpose(turn)
     plain.info = {}
     if plain.mode.startswith("I;16"):
@@ -89,9 +90,8 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
         with Image.open(path) as image:
             if not _is_supported(image):
                 return unsupported(image)
-            turn, is_whole = turn_of(image)
-            if turn is not None and not is_whole:
-                return _DAMAGED_EXIF
+            if not turn_of(image)[1]:
+                return _UNCLEAR_EXIF
             if not _CHECKS.get(image.format or "", lambda _: True)(path):
                 return unsupported(image)
             if whole or image.format in _LENIENT:

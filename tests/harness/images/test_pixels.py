@@ -1,6 +1,8 @@
 """The pixels that files become: those of the picture they were made of, by whatever way."""
 
+import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +132,9 @@ def test_a_damaged_exif_block_that_turns_an_image_is_refused(tmp_path: Path) -> 
     for name, block in blocks.items():
         path = saved(tmp_path / f"{name}.png", block)
         assert check_images([path], threads=1) == [
-            (path, "a damaged EXIF block that turns it; store it without")
+            (path, "an EXIF orientation that decoders read differently; store it without")
         ]
-        with Image.open(path) as image, pytest.raises(UserError, match="damaged EXIF"):
+        with Image.open(path) as image, pytest.raises(UserError, match="decoders read diff"):
             upright(image)
         plain = Path(saved(tmp_path / f"plain {name}.png", block.replace(b"\x06\0\0\0", bytes(4))))
         assert (decoded([plain])[0] == np.asarray(PICTURE)).all()
@@ -217,3 +219,43 @@ def test_a_tiff_without_strips_for_all_its_rows_is_refused(tmp_path: Path) -> No
     content[place : place + 2] = (2 * PICTURE.height).to_bytes(2, "little")
     path.write_bytes(content)
     assert [name for name, _ in check_images([str(path)], threads=1)] == [str(path)]
+
+
+def test_an_mpo_is_turned_as_the_jpeg_that_it_begins_with(tmp_path: Path) -> None:
+    """Many phones write one, and name it like a JPEG."""
+    path = tmp_path / "a.jpg"
+    PICTURE.save(path, "MPO", exif=picture_files.tag_of(6), save_all=True,
+                 append_images=[PICTURE.rotate(180)])
+    assert check_images([str(path)], threads=1) == []
+    assert opened(path).shape == (37, 61, 3)
+    assert (opened(path) == decoded([path])[0]).all()
+
+
+def test_an_exif_block_after_the_pixels_of_a_png_turns_them(tmp_path: Path) -> None:
+    content, end = io.BytesIO(), b"\0\0\0\0IEND"
+    PICTURE.save(content, "PNG")
+    block = b"eXIf" + exif((picture_files.ORIENTATION, 3, 1, 6))
+    chunk = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    path = tmp_path / "a.png"
+    path.write_bytes(content.getvalue().replace(end, chunk + end))
+    assert opened(path).shape == (37, 61, 3)
+    assert (opened(path) == decoded([path])[0]).all()
+
+
+def test_orientations_on_which_the_decoder_crashes_are_refused(tmp_path: Path) -> None:
+    moving = str(tmp_path / "moving.png")
+    PICTURE.save(moving, exif=picture_files.tag_of(6), save_all=True,
+                 append_images=[PICTURE.rotate(180)])
+    content = io.BytesIO()
+    PICTURE.save(content, "JPEG")
+    one, six = (b"Exif\0\0" + exif((picture_files.ORIENTATION, 3, 1, n)) for n in (1, 6))
+    paths = [moving]
+    for name, blocks in (("1 6", (one, six)), ("6 1", (six, one)), ("6 6", (six, six))):
+        segments = [b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks]
+        paths.append(str(tmp_path / f"{name}.jpg"))
+        Path(paths[-1]).write_bytes(content.getvalue()[:2] + b"".join(segments)
+                                    + content.getvalue()[2:])
+    refused = dict(check_images(paths, threads=1))
+    assert list(refused) == paths[:3]
+    assert all(reason.startswith("an EXIF orientation that") for reason in refused.values())
+    assert (opened(Path(paths[3])) == decoded([Path(paths[3])])[0]).all()
