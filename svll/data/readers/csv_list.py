@@ -152,11 +152,12 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
     if file.is_dir():
         lists = ", ".join(sorted(path.name for path in file.glob("*.csv"))) or "none is in it"
         raise UserError(f"{file} is a folder; name a CSV file ({lists})")
+    rows: list[tuple[int, list[str]]] = []
     try:
         # file names need not be UTF-8; a table whose first line is not UTF-8 is no list
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.reader(text, strict=True, skipinitialspace=True)
-            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            rows.extend((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
         rows = [(number, cells) for number, cells in rows if any(cells)]
         for _, header in rows[:1]:
             "".join(header).encode()
@@ -165,7 +166,11 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"{file}: no such file; a CSV file of images is needed") from None
     except UnicodeError:
         raise UserError(f"{file} is not UTF-8; save the list as UTF-8") from None
-    except (OSError, ValueError, csv.Error) as error:
+    except csv.Error as error:
+        line = rows[-1][0] + 1 if rows else 1
+        raise UserError(f"{file}, line {line}: cannot be read as CSV: {error}; close each quote, "
+                        "and write a quote inside of quotes twice") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from None
 
 

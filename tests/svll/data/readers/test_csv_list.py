@@ -64,6 +64,14 @@ def test_what_excel_writes_is_read(tmp_path: Path) -> None:
     assert dataset.train.paths == (str(tmp_path / "a, b.jpg"), str(tmp_path / "sub" / "c.jpg"))
 
 
+def test_an_open_quote_is_named_by_the_line_in_which_it_begins(tmp_path: Path) -> None:
+    path = listed(tmp_path, 'path,identity\n1.jpg,1\n"2.jpg,1\n3.jpg,2\n')
+    assert faults(path) == [
+        f"{path}, line 3: cannot be read as CSV: unexpected end of data; close each quote, and "
+        "write a quote inside of quotes twice"
+    ]
+
+
 def test_without_cameras_no_gallery_image_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
