@@ -85,7 +85,7 @@ def parse_overrides(overrides: Iterable[str], texts: Texts = nowhere) -> list[Se
             continue
         if not text.strip() and texts(key) != VERBATIM:  # `model.weights=$FILE`, and no $FILE
             faults.append(f"{where}: {key}: is empty; write a value, null, or "
-                          "'\"\"' for a text without letters")
+                          "'\"\"' for an empty string")
             continue
         try:
             settings.append(Setting(key, _value(key, text, texts), where))

@@ -21,9 +21,9 @@ def test_words_of_a_command_line_that_are_no_settings_are_all_reported() -> None
         "command line, override 5: engine.span: '{a: 1, a: 2}' is not a YAML value: engine.span.a "
         "appears twice (first on line 1)",
         "command line, override 6: doors: is empty; write a value, null, or '\"\"' "
-        "for a text without letters",
+        "for an empty string",
         "command line, override 7: name: is empty; write a value, null, or '\"\"' "
-        "for a text without letters",
+        "for an empty string",
     ]
 
 
