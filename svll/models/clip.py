@@ -207,7 +207,11 @@ def weights_source(name: str, weights: str | None) -> str | None:
 
 @contextmanager
 def _named_faults(name: str, source: str | None) -> Iterator[None]:
-    """Turn a failure of open_clip in the body into a UserError that names model and weights."""
+    """Turn a failure of open_clip in the body into a UserError that names model and weights, and
+    silence the Hugging Face hub, which warns of each of some ten attempts."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     except _READ_FAULTS as error:
@@ -220,6 +224,8 @@ def _named_faults(name: str, source: str | None) -> Iterator[None]:
             f"model.weights: {source!r} of {name} could not be loaded: {reason}\n"
             "Without network, download the file elsewhere and give its path."
         ) from None
+    finally:
+        hub.setLevel(level)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -147,14 +147,15 @@ def _mappings(
     content: Any, place: str, seen: set[int]
 ) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield all mappings of a file with their places in it, each once."""
-    if not isinstance(content, dict) or id(content) in seen:
+    if not isinstance(content, dict | list | tuple) or id(content) in seen:
         return
     if place.count("\n") > DEEPEST:
         raise Refused(f"more than {DEEPEST} of its mappings are inside of each other")
     seen.add(id(content))
-    yield place, content
-    for key, value in content.items():
-        if isinstance(key, str):
+    if isinstance(content, dict):
+        yield place, content
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(key, str | int):
             yield from _mappings(value, f"{place}\n{key}", seen)
 
 
@@ -192,10 +193,11 @@ def _unknown(content: Any, kind: Kind) -> str:
             others = [name for name in some if name.split(".")[0] != first] or some
             return (f"its tensors' names begin in different ways ({inner[0]}, {others[0]}); save "
                     "the model's own state_dict()")
-    if isinstance(content, Inert) and content.kind:
-        return f"holds an object of {_clean(content.kind)[:100]}; save its state_dict()"
-    largest = max(names, key=len, default=[])
-    return f"unknown tensor names (holds {', '.join(largest[:3]) or 'no tensors'})"
+    if tensors := max(names, key=len, default=[]):
+        return f"unknown tensor names (holds {', '.join(tensors[:3])})"
+    parts = [content, *(content.values() if isinstance(content, dict) else ())]
+    kinds = dict.fromkeys(_clean(part.kind)[:100] for part in parts if isinstance(part, Inert))
+    return f"holds no tensors, but {', '.join([*kinds][:3]) or 'other values'}; save a state_dict()"
 
 
 def _read(model: Model, path: Path, kind: Kind, numbers: Numbers) -> dict[str, Tensor]:

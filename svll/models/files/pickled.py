@@ -161,8 +161,11 @@ class Unpickler(pickle.Unpickler):
         made = type("Inert", (Inert,), {"kind": f"{module}.{name}"})
         return self._classes.setdefault((module, name), made)
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """Return the storage that a pickle refers to."""
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the storage that a pickle refers to, or the class of a module, which torch before
+        1.6 saves with its source."""
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
+            return pid[1]
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or any(pid[5:]):
             raise pickle.UnpicklingError("it refers to something other than a storage")
         _, kind, key, _, count = pid[:5]

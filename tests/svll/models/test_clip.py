@@ -1,6 +1,7 @@
 """CLIP taken apart gives what open_clip's own model gives, at any size and stride."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,20 @@ def test_a_prefix_encodes_as_all_77_tokens(tmp_path: Path, name: str) -> None:
         for row, end in enumerate(tokens.argmax(dim=1).tolist()):
             embedded = model.token_embedding(tokens[row : row + 1, : end + 1])
             torch.testing.assert_close(text(embedded)[0], expected[row], rtol=0, atol=1e-5)
+
+
+def test_a_download_that_fails_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Any) -> None:
+        for logger in (hub.getChild("utils._http"), logging.getLogger("other")):
+            logger.warning("'no route' thrown while requesting HEAD %s", logger.name)
+        raise FileNotFoundError("no route to the hub")
+
+    hub = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(hub, "propagate", True)
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(UserError, match="could not be loaded: no route to the hub\nWithout netw"):
+        clip_module.fetch("ViT-B-16-quickgelu", "openai")
+    assert [record.name for record in caplog.records] == ["other"]
+    assert hub.isEnabledFor(logging.WARNING)

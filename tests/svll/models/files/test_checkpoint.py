@@ -78,6 +78,10 @@ def test_the_names_of_wrappers_do_not_matter(tmp_path: Path, keys: list[str]) ->
     assert_read(saved(tmp_path, content))
 
 
+def test_a_model_in_a_list_is_found(tmp_path: Path) -> None:
+    assert_read(saved(tmp_path, (3, [{"model": STATE}, {"epoch": 4}])))
+
+
 class Own:
     """Of a program that is not installed here."""
 
@@ -154,9 +158,12 @@ def test_what_should_be_a_tensor_and_is_none_is_named(tmp_path: Path, value: Any
     assert message.startswith("not read, because its visual.extra is no tensor, or a sparse")
 
 
-def test_a_whole_module_is_refused_with_what_to_save(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, torch.nn.Linear(2, 2)))
-    assert message.startswith("holds an object of torch.nn.modules.linear.Linear; save its state")
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_whole_module_is_refused_with_what_to_save(tmp_path: Path, is_old: bool) -> None:
+    module = torch.nn.Linear(2, 2)
+    for content in (module, {"epoch": 3, "net": module}):
+        path = saved(tmp_path, content, _use_new_zipfile_serialization=not is_old)
+        assert refusal(path).startswith("holds no tensors, but torch.nn.modules.linear.Linear; save")
 
 
 def test_models_deep_inside_of_a_file_count_too(tmp_path: Path) -> None:
