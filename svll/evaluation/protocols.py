@@ -5,6 +5,7 @@
 are means over ten seeded draws.
 """
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,17 +15,22 @@ from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError, named
 from harness.base.rng import generator
+from harness.base.units import counted
 from svll.base.labels import whole_numbers
 from svll.base.protocol_names import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.expansion import QueryExpansion
 from svll.evaluation.own_images import image_numbers
-from svll.evaluation.pair import Pair, check_pair, group_of
+from svll.evaluation.pair import SIDES, Pair, check_pair, group_of
 from svll.evaluation.ranking import USUAL, Metric, Options, RankingResult, evaluate_settings
 from svll.evaluation.reranking import KReciprocal
 
 DRAWS = 10
+SHOWN = 5
+"""Rows that a warning names."""
+
+log = logging.getLogger(__name__)
 
 
 @named
@@ -77,7 +83,9 @@ def evaluate_ranking(
         raise UserError(f"rerank is {rerank!r}; give True for the usual settings, or others as in "
                         f"KReciprocal({KReciprocal()})")
     options = Options(max_rank, metric, normalise, expand, top_k, share)
-    return evaluate_protocol(protocol, pair, [rerank], options)[0]
+    result = evaluate_protocol(protocol, pair, [rerank], options)[0]
+    warn_of_zeros(result)
+    return result
 
 
 def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) -> str:
@@ -113,6 +121,17 @@ def evaluate_protocol(
     if protocol == "random_gallery":
         return evaluate_draws(pair.gallery.features, pair.gallery.identities, settings, options)
     return evaluate_settings(protocol_pair(protocol, pair), settings, options, protocol=protocol)
+
+
+def warn_of_zeros(result: RankingResult, where: str = "") -> None:
+    """Log which features are all zero: no image is nearer to them than another, so their order is
+    that of the gallery."""
+    for side, rows in zip(SIDES, result.zero_rows, strict=True):
+        if len(rows):
+            first = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
+            log.warning("%s%s features: only zeros in %s (%s), which say nothing of their images; "
+                        "extract these features again", where, side, counted(len(rows), "row"),
+                        first)
 
 
 def protocol_pair(protocol: str, pair: Pair) -> Pair:

@@ -17,7 +17,7 @@ Letters: Q queries, G gallery images, D width, P true matches of all queries of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +54,7 @@ class Options:
 
 
 USUAL = Options()
+NO_ROWS = np.zeros(0, np.int64)
 
 
 class NoMatch(UserError):
@@ -82,6 +83,8 @@ class RankingResult:
     draws: Floats | None = None
     """[draws, Q], the average precision in each draw of a gallery, if the metrics are means over
     draws; NaN where an image was no query. Other values per query are those of the first draw."""
+    zero_rows: tuple[Integers, Integers] = (NO_ROWS, NO_ROWS)
+    """Rows of query and gallery whose features are all zero; of draws, those of the first."""
 
     @property
     def mean_precision(self) -> Floats:
@@ -111,8 +114,8 @@ def evaluate_settings(
     its camera; other protocols put image numbers in the place of cameras (`protocol_pair`).
     """
     _check(pair, options)
-    tables = _tables(pair, settings, options, protocol)
-    return [table.result(options.max_rank) for table in tables]
+    tables, zero_rows = _tables(pair, settings, options, protocol)
+    return [replace(table.result(options.max_rank), zero_rows=zero_rows) for table in tables]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,17 +145,18 @@ def rerank(
     pair = Pair(group_of(query, strangers), group_of(gallery, known))
     options = Options(normalise=normalise, top_k=top_k)
     _check(pair, options, least=1)
-    [table] = _tables(pair, [setting], options)
+    [table], _ = _tables(pair, [setting], options)
     return Reranked(table.nearest, table.distances)
 
 
 def _tables(
     pair: Pair, settings: Sequence[KReciprocal | None], options: Options,
     protocol: str | None = None,
-) -> "list[_Table]":
-    """Rank under each setting; raise NoMatch if no query has a match, unless `protocol` is None."""
+) -> "tuple[list[_Table], tuple[Integers, Integers]]":
+    """Rank under each setting; return the tables and the `zero_rows` of both sides. Raise NoMatch if
+    no query has a match, unless `protocol` is None."""
     share = options.share or Share()
-    queries, gallery = pair.rows(unit=options.is_unit)
+    queries, gallery = sides = pair.rows(unit=options.is_unit)
     # no more than the usual memory for any number of settings
     matches = Matches(queries, gallery, len(settings))
     if protocol and not matches.found:
@@ -181,7 +185,8 @@ def _tables(
         ])
         for table, reranking, compared in zip(tables, rerankings, found, strict=True):
             table.fill(chunk, compared, queries, gallery, reranking, options.metric)
-    return tables
+    of_query, of_gallery = (np.flatnonzero(share.largest(side.is_zero)) for side in sides)
+    return tables, (of_query, of_gallery)
 
 
 class _Table:

@@ -57,6 +57,8 @@ class Rows:
         self.name, self.features, self.unit = name, features, unit
         self.kept = np.flatnonzero(identities != JUNK)
         self.identities, self.cameras = identities[self.kept], cameras[self.kept]
+        self.is_zero = np.zeros(len(identities), np.uint8)
+        """[n], 1 for rows of zeros, among those that were read."""
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -105,6 +107,7 @@ class Rows:
         squares = np.empty(len(features))
         spread(scale, len(features), features, squares)
         self._refuse(kept[~(np.sqrt(squares) < LARGEST_NORM)])  # NaN compares false
+        self.is_zero[kept[squares == 0.0]] = 1
         return features, squares
 
     def _source(self, rows: Integers) -> NDArray[Any]:

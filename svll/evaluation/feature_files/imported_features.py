@@ -145,12 +145,26 @@ def _group(keys: Mapping[str, str], entries: Entries, faults: list[str]) -> Feat
 
 
 def _labels(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return integers [n] from [n], [1, n] or [n, 1] of any number type."""
+    """Return integers [n] from [n], [1, n] or [n, 1] of any number type, or of texts like 0002."""
+    if values.dtype.kind in "US":
+        values = _written(np.char.strip(values.astype(str)))
     if values.dtype.kind not in "iuf":
         raise ValueError(f"holds {_kind(values)}; integers are needed")
     if values.size != max(values.shape, default=1):
         raise ValueError(f"has shape {list(values.shape)}; expected [n], [1, n] or [n, 1]")
     return whole_numbers(values.reshape(-1))
+
+
+def _written(texts: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the integers that texts are. Raises ValueError for other texts, which would have to be
+    numbered for query and gallery together."""
+    if wrong := [text for text in texts.flat if not re.fullmatch(r"-1|\d{1,18}", text, re.ASCII)]:
+        raise ValueError(f"holds text that is no integer, such as {str(wrong[0])!r}; number "
+                         "the texts, alike in query and gallery")
+    values: NDArray[np.int64] = texts.astype(np.int64)
+    if len(np.unique(values)) < len(np.unique(texts)):
+        raise ValueError("holds texts that are one number, such as 7 and 07; save integers")
+    return values
 
 
 def _features(values: NDArray[Any]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.feature_files.sources import Source
 from svll.evaluation.own_images import image_numbers
 from svll.evaluation.pair import Pair, check_pair
-from svll.evaluation.protocols import draw_pair, evaluate_protocol
+from svll.evaluation.protocols import draw_pair, evaluate_protocol, warn_of_zeros
 from svll.evaluation.ranking import USUAL, Options, RankingResult
 from svll.evaluation.reranking import KReciprocal
 from svll.evaluation.verification import Verification, verify
@@ -67,6 +67,7 @@ def score(
             check_pair(pair)
             pair = pair._replace(numbers=image_numbers(pair))
         results = evaluate_protocol(source.protocol, pair, settings, options)
+        warn_of_zeros(results[0], f"{source.where}: ")
         if camera_pairs:
             pairs = [[] for _ in settings] if notes else _pairs(source, pair, settings, options)
         if verification:

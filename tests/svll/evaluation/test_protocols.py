@@ -196,3 +196,17 @@ def test_labels_that_their_type_changed_are_refused(name, values, reason):
               "gallery_cameras": [1, 1], name: values}
     with pytest.raises(UserError, match=f"{name}: {reason}"):
         evaluate_ranking(np.eye(2), np.eye(2), **labels)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_features_of_zeros_are_told_once_with_their_rows(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    query, gallery, *labels = parts()
+    query[3], gallery[[1, 4, 5, 6, 8, 9]] = 0.0, 0.0
+    evaluate_ranking(query, gallery, *labels, protocol=protocol)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    if protocol != "random_gallery":  # of the first draw
+        assert said[0].startswith("query features: only zeros in 1 row (3), which say nothing")
+        assert said[1].startswith("gallery features: only zeros in 6 rows (1, 4, 5, 6, 8, ...), ")

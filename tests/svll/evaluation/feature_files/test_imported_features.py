@@ -210,6 +210,8 @@ def test_labels_of_any_number_type_and_shape_become_int64_rows(tmp_path):
     flat["query_identities"] = flat["query_identities"].astype(np.float64)[None]
     flat["query_cameras"] = flat["query_cameras"].astype(np.uint8)[:, None]
     flat["gallery_cameras"] = flat["gallery_cameras"].astype(">i4")
+    texts = [f"{number:04}" if number >= 0 else "-1" for number in flat["gallery_identities"]]
+    flat["gallery_identities"] = np.array(texts)
     flat["gallery_features"] = np.asfortranarray(flat["gallery_features"].astype(">f4"))
     flat["query_features"] = flat["query_features"].astype(np.float64)
     np.savez_compressed(tmp_path / "f.npz", **flat)
@@ -260,7 +262,7 @@ def test_every_fault_is_named_with_the_keys_found_and_expected(tmp_path):
         del flat["gallery_cameras"]
         flat["query_pids"] = flat["query_identities"]
         flat["query_cameras"] = np.array([1, 2, 3, 4, 1.5])
-        flat["gallery_identities"] = np.array(["0002"] * 12)
+        flat["gallery_identities"] = np.array(["x2"] * 12)
         flat["query_features"] = flat["query_features"].astype(float)
         flat["query_features"][3, 1] = np.nan
 
@@ -272,7 +274,8 @@ def test_every_fault_is_named_with_the_keys_found_and_expected(tmp_path):
         "query_features: row 3 holds NaN, infinity or numbers beyond float32; extract the features "
         "of this image again",
         "query_cameras: number 4 is 1.5; integers are needed",
-        "gallery_identities: holds text; integers are needed",
+        "gallery_identities: holds text that is no integer, such as 'x2'; number the texts, alike "
+        "in query and gallery",
     ]
     assert lines[-2].startswith("keys found: query_features, query_identities, query_cameras, gal")
     assert lines[-1].startswith("keys expected: query_features [n, d], query_identities [n]")
@@ -292,6 +295,7 @@ def test_every_fault_is_named_with_the_keys_found_and_expected(tmp_path):
         ("query_cameras", lambda x: x * np.nan, "number 0 is nan"),
         ("query_cameras", lambda x: x * 1e300, r"number 0 is .*e\+300; integers"),
         ("query_cameras", lambda x: x > 2, "holds booleans"),
+        ("query_cameras", lambda x: np.array(["7", "1", "2", "3", "07"]), "that are one number"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, key, change, message):
