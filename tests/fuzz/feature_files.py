@@ -174,13 +174,24 @@ def read_ours(value: tuple[str, Any], folder: Path) -> None:
         path.write_bytes(given)
         assert answer(path) == right(kind)
         return
+    values = applied(given)
     try:
-        write(path, applied(given))
+        write(path, values)
     except (TypeError, ValueError, OSError, LookupError, OverflowError, RuntimeError) as error:
         raise UserError("h5py does not write that") from error
     answer(path)
     with open_source(path) as source:
+        as_written(source, values, ("/features", "/identity", "/camera"))
         by_hand(source)
+
+
+def as_written(source: Source, values: Values, endings: tuple[str, str, str]) -> None:
+    """What was read is what was written, to the number; endings: of the names in `values`."""
+    for side, group in zip(SIDES, (source.query, source.gallery), strict=True):
+        rows, *labels = (np.asarray(values[f"{side}{ending}"]) for ending in endings)
+        assert np.array_equal(group.features[:], rows.astype(group.features.dtype), equal_nan=True)
+        for read, given in zip((group.identities, group.cameras), labels, strict=True):
+            assert read.tolist() == [int(one) for one in given.reshape(-1)]
 
 
 def by_hand(source: Source) -> None:
@@ -278,6 +289,7 @@ def read_foreign_file(value: tuple[str, Any], folder: Path) -> None:
         raise UserError("this cannot be written") from error
     answer(path)
     with open_source(path) as source:
+        as_written(source, flat, ("_f", "_label", "_cam"))
         by_hand(source)
 
 
