@@ -174,8 +174,8 @@ def read_ours(value: tuple[str, Any], folder: Path) -> None:
         path.write_bytes(given)
         assert answer(path) == right(kind)
         return
-    values = applied(given)
     try:
+        values = applied(given)
         write(path, values)
     except (TypeError, ValueError, OSError, LookupError, OverflowError, RuntimeError) as error:
         raise UserError("h5py does not write that") from error
