@@ -95,7 +95,7 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
             if not _CHECKS.get(image.format or "", lambda _: True)(path):
                 return unsupported(image)
             if whole or image.format in _LENIENT:
-                image.load()  # PIL's verify() does not notice truncation
+                _loaded(image)  # PIL's verify() does not notice truncation
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except IsADirectoryError:

@@ -153,8 +153,8 @@ def _tables(
     pair: Pair, settings: Sequence[KReciprocal | None], options: Options,
     protocol: str | None = None,
 ) -> "tuple[list[_Table], tuple[Integers, Integers]]":
-    """Rank under each setting; return the tables and the `zero_rows` of both sides. Raise NoMatch if
-    no query has a match, unless `protocol` is None."""
+    """Rank under each setting; return the tables and the `zero_rows` of both sides. Raise NoMatch
+    if no query has a match, unless `protocol` is None."""
     share = options.share or Share()
     queries, gallery = sides = pair.rows(unit=options.is_unit)
     # no more than the usual memory for any number of settings
