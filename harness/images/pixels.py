@@ -92,10 +92,10 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
                 return unsupported(image)
             if not turn_of(image)[1]:
                 return _UNCLEAR_EXIF
+            if whole or image.format in _LENIENT:
+                image.load()  # PIL's verify() does not notice truncation
             if not _CHECKS.get(image.format or "", lambda _: True)(path):
                 return unsupported(image)
-            if whole or image.format in _LENIENT:
-                _loaded(image)  # PIL's verify() does not notice truncation
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except IsADirectoryError:
@@ -142,13 +142,18 @@ def _is_readable_webp(path: str) -> bool:
 
 
 def _is_readable_bmp(path: str) -> bool:
-    """Return whether a BMP's palette has the room that its header gives it: DALI trusts the one,
-    PIL the other."""
+    """Return whether a BMP's palette has the room that its header gives it, of which DALI trusts the
+    one and PIL the other, and whether the last row is padded, without which DALI drops it."""
     with open(path, "rb") as file:
         header = file.read(50)
-    start, size, colours = (int.from_bytes(header[at : at + 4], "little") for at in (10, 14, 46))
+    start, size, width, height, packed, colours = (
+        int.from_bytes(header[at : at + 4], "little", signed=at in (18, 22))
+        for at in (10, 14, 18, 22, 30, 46))
     bits = int.from_bytes(header[28:30], "little")
-    return bits > 8 or size < 40 or 14 + size + 4 * (colours or 1 << bits) <= start
+    row = (width * bits + 31) // 32 * 4
+    has_all = packed != 0 or os.path.getsize(path) >= start + row * abs(height)
+    has_room = bits > 8 or 14 + size + 4 * (colours or 1 << bits) <= start
+    return size < 40 or (has_all and has_room)
 
 
 def _is_readable_tiff(path: str) -> bool:
