@@ -142,8 +142,8 @@ def _is_readable_webp(path: str) -> bool:
 
 
 def _is_readable_bmp(path: str) -> bool:
-    """Return whether a BMP's palette has the room that its header gives it, of which DALI trusts the
-    one and PIL the other, and whether the last row is padded, without which DALI drops it."""
+    """Return whether a BMP's palette has the room that its header gives it, as DALI trusts the one
+    and PIL the other, and whether its last row is padded, without which DALI reads other pixels."""
     with open(path, "rb") as file:
         header = file.read(50)
     start, size, width, height, packed, colours = (
