@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a user's own runs have compiled must not stand in for the code that is tested.
 os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(f"{__file__}/../../.pytest_cache/numba")
 
+import gc
 import inspect
 import json
 import select
@@ -25,6 +26,7 @@ from tests.summary import pytest_terminal_summary
 __all__ = [
     "pytest_collection_modifyitems", "pytest_terminal_summary", "pytest_xdist_make_scheduler",
 ]
+gc.set_threshold(100_000, 20, 20)  # looking for garbage took a fifth of large imports
 PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""
 FAREWELL_S = 5

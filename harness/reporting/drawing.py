@@ -59,6 +59,7 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
         for file in files:
             with atomic_write(file) as private:
                 figure.savefig(private, format=file.suffix[1:], dpi=DPI, facecolor="white")
+            figure.set_layout_engine("none")  # keeps the places: finding them is most of the time
     return files
 
 

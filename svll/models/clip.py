@@ -127,7 +127,8 @@ def model_config(name: str) -> dict[str, Any]:
     """Return open_clip's configuration of a model, also the shipped one; UserError if unknown."""
     open_clip = import_open_clip()
 
-    open_clip.add_model_config(HERE / "svll-tiny.json")
+    if TINY not in open_clip.list_models():  # adding one reads the files of all again
+        open_clip.add_model_config(HERE / "svll-tiny.json")
     if name not in open_clip.list_models():
         near = [m for m in open_clip.list_models() if m.lower() == name.lower().replace("/", "-")]
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from harness.base.errors import UserError
@@ -49,6 +50,19 @@ def test_a_figure_is_embedded_with_links_to_its_files_and_its_caption_as_text(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: cannot be written: "):
         embed(drawn(), tmp_path / "file" / "x", tmp_path, "")
+
+
+def test_a_figure_is_laid_out_once_for_the_page_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid_out, execute = [], ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute",
+                        lambda self, figure: laid_out.append(figure) or execute(self, figure))
+    figure = drawn()
+    html = embed(figure, tmp_path / "a", tmp_path, "")
+    assert laid_out == [figure]
+    places = re.findall(r'd="M [\d.]+ [\d.]+', (tmp_path / "a.svg").read_text())
+    assert places == re.findall(r'd="M [\d.]+ [\d.]+', html)
 
 
 def test_files_are_written_on_white(tmp_path: Path) -> None:

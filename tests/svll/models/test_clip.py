@@ -411,3 +411,11 @@ def test_a_download_that_fails_is_one_message(
         clip_module.fetch("ViT-B-16-quickgelu", "openai")
     assert [record.name for record in caplog.records] == ["other"]
     assert hub.isEnabledFor(logging.WARNING)
+
+
+def test_open_clips_models_are_read_once_however_often_one_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_module.model_config("svll-tiny")
+    monkeypatch.setattr(open_clip, "add_model_config", lambda path: pytest.fail("read again"))
+    assert clip_module.model_config("svll-tiny")["embed_dim"]
