@@ -276,8 +276,12 @@ def leave_ranks() -> None:
     if "deepspeed" in sys.modules:
         from deepspeed.comm import comm
         from deepspeed.runtime import torch_autocast
+        from deepspeed.utils import groups
 
-        comm.cdb = None
+        comm.cdb = groups._WORLD_GROUP = None
+        for name, value in vars(groups).items():  # the groups that it has made so far
+            if isinstance(value, dist.ProcessGroup):
+                setattr(groups, name, None)
         # a global of DeepSpeed 0.19.8: one fp16 engine changes all later ones of the process
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
 
