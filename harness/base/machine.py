@@ -90,10 +90,10 @@ def _names_a_gpu(visible: str) -> bool:
 def allotted_gpus() -> str:
     """Return the variable by which GPUs were given to this process, with its value; "" if none
     were. CUDA_VISIBLE_DEVICES decides where it is set, also when it names none."""
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
-        if (value := os.environ.get(name)) is not None:
-            return f"{name}={value}" if _names_a_gpu(value) else ""
-    return ""
+    visible, count = (os.environ.get(n) for n in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE"))
+    if visible is not None:
+        return f"CUDA_VISIBLE_DEVICES={visible}" if _names_a_gpu(visible) else ""
+    return f"SLURM_GPUS_ON_NODE={count}" if count not in (None, "", "0") else ""
 
 
 def visible_gpus() -> list[str]:

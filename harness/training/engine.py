@@ -60,4 +60,5 @@ def start_engine(
     engine, *_ = ranks.import_deepspeed().initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
+    ranks.limit_waits(engine.data_parallel_group)  # it is DeepSpeed's own
     return engine
