@@ -53,9 +53,10 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         raise UserError("\n".join(faults))
     # submitit's 90 s could be all of a short limit: the job would be stopped as it starts
     options.setdefault("signal_delay_s", int(save_time_s(60 * minutes(resources.time))))
+    has_gpu = gpus_per_node(sweep) > 0
     environment = {
         MAX_TIME_OUTS: resources.max_time_outs, SIGNAL_DELAY_S: options["signal_delay_s"],
-        **({} if gpus_per_node(sweep) else {NO_GPU: 1, "CUDA_VISIBLE_DEVICES": ""}),
+        NO_GPU: int(not has_gpu), **({} if has_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         **options.pop("env", {}),
     }
     options.pop("python", None)
