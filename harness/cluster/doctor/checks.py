@@ -32,7 +32,8 @@ PACKAGES = {
     "nvidia.dali": "nvidia-dali-cuda130", "submitit": "submitit", "ray": "ray", "numba": "numba",
 }
 """Modules, and the distributions that have their versions."""
-NEEDED = {"gpus": ("packages",), "all-reduce": ("packages",), "files": ("packages", "all-reduce")}
+NEEDED = {"gpus": ("packages",), "all-reduce": ("packages", "gpus"),
+          "files": ("packages", "gpus", "all-reduce")}
 """Checks that need the success of others."""
 TIMEOUT_MIN = 2.0
 NUMBERS = 2_000_000

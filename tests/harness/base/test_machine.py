@@ -93,8 +93,8 @@ def test_a_driver_that_is_missing_or_too_old_for_torch_is_reported_with_both_ver
          f"12 ({own} for CUDA 13.0; driver 535.183.01, up to CUDA 12.2)"),
         (None, (12, 2), "torch was built without CUDA "
          f"({own} without CUDA; driver 535.183.01, up to CUDA 12.2)"),
-        ((13, 0), None, "libcuda.so.1, the driver's library, is not found; in a container, start it "
-         f"with its GPUs (docker --gpus all, apptainer --nv) ({own} for CUDA 13.0; no driver)"),
+        ((13, 0), None, "libcuda.so.1, the driver's library, is not found; in a container, start "
+         f"it with its GPUs (docker --gpus all, apptainer --nv) ({own} for CUDA 13.0; no driver)"),
     ):
         monkeypatch.setattr(machine, "torch_cuda", lambda built=built: built)
         monkeypatch.setattr(machine, "driver_cuda", lambda runs=runs: runs)
