@@ -39,5 +39,5 @@ def test_a_graph_that_a_gpu_could_not_run_is_refused() -> None:
         (lambda: fn.resize(add_decoder(DEVICE), resize_x=4, device="cpu"), "(?i)gpu"),
         (lambda: fn.peek_image_shape(add_decoder(DEVICE)), "(?i)gpu"),
     ):
-        with pytest.raises((TypeError, ValueError, RuntimeError), match=message):
+        with pytest.raises((KeyError, TypeError, ValueError, RuntimeError), match=message):
             define(lambda wrong=wrong: [wrong()])
