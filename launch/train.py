@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import UserError
+from harness.base.machine import allotted_gpus
 from harness.base.paths import SAFETENSORS, refuse
 from harness.base.units import counted
 from harness.config.build import build
@@ -102,6 +103,7 @@ def main(
 def _check(config: Config, world: int) -> None:
     """Raise UserError for what the run would refuse; only the first rank reads the datasets."""
     if world == 1:
+        _check_gpus()
         with quietly():
             preflight(config)
         return
@@ -119,6 +121,14 @@ def _check(config: Config, world: int) -> None:
         if ranks.rank() == 0:
             raise
         raise UserError(str(error)) from None
+
+
+def _check_gpus() -> None:
+    """Raise UserError when torch cannot use the GPUs that this process was given, if any."""
+    if allotted_gpus():
+        from harness.training import ranks  # late: torch takes seconds
+
+        ranks.check_gpus()
 
 
 def _profile(run: Run, config: Config) -> int:
@@ -148,6 +158,7 @@ def _profile(run: Run, config: Config) -> int:
 def _dry_run(config: Config) -> int:
     from svll.runs.cost_estimate import estimate
 
+    _check_gpus()
     size = preflight(config)
     typer.echo(to_yaml(config))
     typer.echo(f"training part ({size.source}): {size.images} images, {size.identities} "

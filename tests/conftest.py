@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from harness.base import machine
 from tests.commands import free_port
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
@@ -56,6 +57,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], lis
         lines = [f"GPU {n}: NVIDIA H100 (UUID: {name})" for n, name in enumerate(names)]
         (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
         (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.setattr(machine, "driver_cuda", lambda: (99, 0))  # as new as any torch needs
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         # all of them: without the variable, processes would find the real ones of this machine
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))

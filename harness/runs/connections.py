@@ -26,7 +26,7 @@ Failure = dict[str, Any]
 NOTICE_S = (5.0, 30.0)
 """When a rank that waits for others says so for the first time, and how often after that."""
 GRACE_S = 1.0
-"""How long the main thread may take to end by itself after another rank has failed."""
+"""How long the main thread may take to end by itself after another rank has failed, on a CPU."""
 LINGER_S = 3.0
 """How long a failed rank waits: rank 0 for ranks that have not connected, others for rank 0, which
 writes the status. With `srun --kill-on-bad-exit` the first one that ends takes the others along."""
@@ -95,6 +95,7 @@ class Connections:
         self.verdict: dict[str, Any] | None = None  # rank 0's last message, also to who comes late
         self.has_met = False
         self.ender: Literal["", "main", "thread"] = ""
+        self.grace_s = GRACE_S
         self.record: Callable[[Failure], object] = lambda failure: None
 
     # --- meeting ---
@@ -269,7 +270,7 @@ class Connections:
 
     def _end_process(self) -> None:
         """End this process, unless its main thread ends by itself."""
-        time.sleep(GRACE_S)
+        time.sleep(self.grace_s)
         self.claim_end("thread")
         try:
             failure = self.cause(0.0)

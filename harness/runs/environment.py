@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import read_json, write_json
-from harness.base.machine import usable_cores
+from harness.base.machine import usable_cores, visible_models
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "open_clip_torch", "nvidia-dali-cuda130", "numpy",
             "numba", "h5py", "ray", "submitit", "optuna")
 """Packages whose versions are recorded."""
 CODE = Path(__file__).parents[2]
 """The folder of this project's imported packages."""
-GPUS = Path("/proc/driver/nvidia/gpus")
 GIT_LIMIT_S = 10.0
 
 
@@ -29,7 +28,7 @@ def environment(code: Path) -> dict[str, Any]:
             versions[package] = metadata.version(package)
     return {"python": platform.python_version(), "system": platform.platform(),
             "host": platform.node(), "processor": _processor(),
-            "cores": len(usable_cores()), "gpus": _gpus(), "packages": versions,
+            "cores": len(usable_cores()), "gpus": visible_models(), "packages": versions,
             "code": str(code), "git": git_state(code)}
 
 
@@ -37,13 +36,15 @@ def arithmetic(code: Path, packages: Sequence[str]) -> list[str]:
     """Return what the last digits of a result depend on, besides its configuration.
 
     That is a hash of the packages' Python files in the folder `code`, torch's version, the
-    processor and the GPUs.
+    processor, and the models of the GPUs that this process may use. The other GPUs of its node, and
+    how many there are, do not matter.
     """
     whole = hashlib.sha256()
     for file in sorted(file for package in packages for file in (code / package).rglob("*.py")):
         whole.update(f"{file.relative_to(code)} {len(content := file.read_bytes())}\n".encode())
         whole.update(content)
-    return [whole.hexdigest(), metadata.version("torch"), _processor(), *_gpus()]
+    return [whole.hexdigest(), metadata.version("torch"), _processor(),
+            *sorted({*visible_models()})]
 
 
 def git_state(code: Path) -> dict[str, Any] | None:
@@ -77,11 +78,6 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def _processor() -> str:
     return next(iter(_values(Path("/proc/cpuinfo"), "model name")), platform.processor())
-
-
-def _gpus() -> list[str]:
-    """Return the names of the node's GPUs from the driver's files; asking torch takes seconds."""
-    return [name for file in sorted(GPUS.glob("*/information")) for name in _values(file, "Model")]
 
 
 def _values(file: Path, name: str) -> list[str]:

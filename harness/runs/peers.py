@@ -71,6 +71,8 @@ def together(folder: Path, *, watched: bool = True) -> Iterator[None]:
               "hindered": isinstance(error, Hindered)}, knows_cause=cause() is None)
         raise
     finally:
+        if peers.failures:
+            note_failure()
         peers.close()
         _own = None
 
@@ -98,6 +100,25 @@ def on_loss(record: Callable[[Failure], object]) -> None:
     """Have a thread call this before it ends the process because another rank has failed."""
     if _own is not None:
         _own.record = record
+
+
+def note_failure() -> None:
+    """Note that this rank fails, or another one has: `has_failed`."""
+    global _has_failed
+    _has_failed = True
+
+
+def has_failed() -> bool:
+    """Return whether a rank has failed, so that none may wait for the others at its end."""
+    return _has_failed
+
+
+def end_at_once() -> None:
+    """Have the thread end the process as soon as another rank has failed. For NCCL, from which the
+    main thread learns nothing, while a thread of torch may end the process before the status is
+    written."""
+    if _own is not None:
+        _own.grace_s = 0.0
 
 
 def end_here() -> None:
@@ -142,6 +163,7 @@ def _attempt() -> str:
 
 
 _own: Connections | None = None
+_has_failed = False
 
 
 def _forget_in_child() -> None:

@@ -75,7 +75,7 @@ class CheckpointWriter:
         """
         self.finish()  # first: two checkpoints in memory would be twice as large
         weights, moments, steps = engine_state.collect(engine)
-        rows = ranks.gather_rows(rng_states.states()[None].to(ranks.device())).cpu()
+        rows = ranks.gather_rows(rng_states.states()[None])
         tensors = {"weights": weights, "moments": moments,
                    "rng": {str(rank): row.clone() for rank, row in enumerate(rows)}}
         scaler = engine.torch_autocast_z0_gradscaler

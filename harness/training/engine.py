@@ -64,4 +64,5 @@ def start_engine(
         args=None if number is None else SimpleNamespace(device_rank=number),
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
+    ranks.limit_waits(engine.data_parallel_group)  # it is DeepSpeed's own
     return engine

@@ -5,9 +5,11 @@ backward sums over the W ranks and DeepSpeed divides by W, so gradients equal th
 """
 
 import atexit
+import faulthandler
 import logging
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,46 +21,63 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.base.errors import UserError
-from harness.base.machine import machine_gpus, visible_gpus
+from harness.base.errors import Hindered, UserError
+from harness.base.machine import (
+    allotted_gpus,
+    cuda_fault,
+    cuda_versions,
+    machine_gpus,
+    visible_gpus,
+)
 from harness.runs import peers, stopping
 from harness.runs.stopping import Stopped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+NCCL_LATER = timedelta(minutes=2)
+"""How much later than gloo NCCL gives up, as it ends the process and not only the collective."""
+LEAVE_S = 300.0
+"""How long a rank that ends may wait until the others leave NCCL too; rank 0 may write a page."""
+_timeout = timedelta(minutes=30)
+
 
 def init_ranks(timeout_minutes: float = 30.0) -> None:
-    """Join the other ranks of this run (gloo on CPU, NCCL on GPU); once per process.
+    """Join the other ranks of this run, once per process.
 
-    A collective fails when it waits for a rank longer than the timeout. RANK, WORLD_SIZE and
-    LOCAL_RANK name the ranks; without them this process is the only one. They meet at MASTER_ADDR
-    and MASTER_PORT; without a port rank 0 takes a free one and tells those that are connected with
-    it (`harness.runs.peers`). Raises UserError for variables that do not fit together.
+    Tensors of a GPU travel by NCCL. All others, such as votes, travel by gloo, which neither waits
+    for the GPU nor ends the process when a rank is lost. A collective fails when it waits for a
+    rank longer than the timeout. RANK, WORLD_SIZE and LOCAL_RANK name the ranks; without them this
+    process is the only one. They meet at MASTER_ADDR and MASTER_PORT; without a port rank 0 takes a
+    free one and tells those that are connected with it (`harness.runs.peers`). Raises UserError for
+    variables that do not fit together and for ranks that share a GPU, Hindered as `check_gpus`.
     """
+    global _timeout
     if dist.is_initialized():
         return
     own, world = peers.own_place()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
+    check_gpus()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     set_gpu()
+    if on_gpu:
+        try_gpu()
+        peers.end_at_once()  # NCCL neither tells the main thread of a lost rank nor lets it live
     deepspeed = import_deepspeed()
-    timeout = timedelta(minutes=timeout_minutes)
+    _timeout = timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=_store(own, world, timeout), rank=own,
-        world_size=world, timeout=timeout, device_id=device() if on_gpu and world > 1 else None,
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=_store(own, world, timeout), rank=own,
+        world_size=world, timeout=timeout,
     )
+    atexit.register(leave)
+    if on_gpu and world > 1:
+        _connect_gpus()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
-    if not torch.cuda.is_available() and world_size() > 1:
-        # Gives gloo's threads, which wait for the GIL, time to drop the tensors of the last
-        # collective. Dropping them later aborts the process (one or two of four ranks on two
-        # cores), even with the process group destroyed.
-        atexit.register(time.sleep, 0.1)
 
 
 def _store(own: int, world: int, timeout: timedelta) -> dist.Store | None:
@@ -83,6 +102,72 @@ def _store(own: int, world: int, timeout: timedelta) -> dist.Store | None:
                                               wait_for_workers=False)
 
 
+def check_gpus() -> None:
+    """Raise Hindered when this process was given GPUs and torch cannot use them."""
+    given = allotted_gpus()
+    if not given or torch.cuda.is_available():
+        return
+    reason = cuda_fault()
+    if not reason:
+        try:
+            torch.cuda.init()
+            reason = "torch finds none"
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+        reason = f"{reason} ({cuda_versions()})"
+    raise Hindered(f"{given}, but torch cannot use a GPU: {reason}; CUDA_VISIBLE_DEVICES= (in a "
+                   "sweep resources.gpus=0) trains on the CPU")
+
+
+def try_gpu() -> None:
+    """Compute on this rank's GPU. Raises Hindered when that fails: the GPU is too old for torch,
+    another process has it for itself, or it is broken."""
+    try:
+        torch.ones(1, device=device()).add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise Hindered(f"{device()} cannot compute: {reason} ({cuda_versions()})") from None
+
+
+def _connect_gpus() -> None:
+    """Connect the ranks by NCCL, now and not in the first step. Raises UserError, on every rank,
+    when some share a GPU, which NCCL refuses."""
+    own = (str(torch.cuda.get_device_properties(device()).uuid), socket.gethostname())
+    every: list[Any] = [None] * world_size()
+    dist.all_gather_object(every, own)
+    for gpu, host in dict.fromkeys(every):
+        if len(sharing := [str(r) for r, one in enumerate(every) if one == (gpu, host)]) > 1:
+            raise UserError(f"ranks {', '.join(sharing)} on {host} have one GPU ({gpu}), and each "
+                            "needs its own: start no more ranks on a node than it has GPUs "
+                            "(torchrun --nproc-per-node, resources.tasks), or give each rank one "
+                            "(srun --gpus-per-task=1)")
+    dist.get_backend_impl(device=device()).set_timeout(_timeout + NCCL_LATER)
+    dist.all_reduce(torch.zeros(1, device=device()))
+
+
+def limit_waits(group: dist.ProcessGroup) -> None:
+    """Apply the timeout of `init_ranks` to a group that a library has made, with torch's own."""
+    dist.set_timeout(_timeout + NCCL_LATER, group)
+
+
+def leave() -> None:
+    """Leave the other ranks, at the latest when the process ends; after a failure NCCL is left
+    alone, as it would wait for the lost rank. A rank that waits for LEAVE_S all the same is ended.
+    """
+    if not dist.is_initialized():
+        return
+    if world_size() > 1:
+        # Gives gloo's threads, which wait for the GIL, time to drop the tensors of the last
+        # collective. Dropping them later aborts the process (one or two of four ranks on two
+        # cores), even with the process group destroyed.
+        time.sleep(0.1)
+    if torch.cuda.is_available() and peers.has_failed():
+        return
+    faulthandler.dump_traceback_later(LEAVE_S, exit=True)  # not Python: NCCL may hold the GIL
+    dist.destroy_process_group()
+    faulthandler.cancel_dump_traceback_later()
+
+
 def set_gpu() -> None:
     """Select this rank's GPU: a separate one if the machine has enough."""
     if torch.cuda.is_available():
@@ -103,7 +188,7 @@ def idle_gpus() -> str:
         return ""
     why = "CUDA_VISIBLE_DEVICES hides them (resources.gpus=0 does so)"
     if visible_gpus():
-        why = "torch cannot use them; python -c 'import torch; torch.cuda.init()' says why"
+        why = cuda_fault() or "python -c 'import torch; torch.cuda.init()' says why"
     return f"Training on the CPU; {count} GPU{' is' if count == 1 else 's are'} idle: {why}"
 
 
@@ -190,7 +275,7 @@ def largest(value: int) -> int:
     """Return the largest value of all ranks; every rank must call this."""
     if world_size() == 1:
         return value
-    vote = torch.tensor([value], device=device())
+    vote = torch.tensor([value])
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
     return int(vote.item())
 
@@ -250,7 +335,7 @@ def from_leader(value: Any) -> Any:
     """Return rank 0's value on every rank; it is pickled between the processes of one run."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
 

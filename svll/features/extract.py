@@ -112,9 +112,7 @@ def encode_all(records: Records, reader: Reader, encode: Encode) -> Tensor:
     # shares differ by at most one row: pad, gather, cut
     small, larger = divmod(len(records), world)
     size = small + (larger > 0)
-    width = torch.tensor([own.shape[1]], device=ranks.device())
-    torch.distributed.all_reduce(width, op=torch.distributed.ReduceOp.MAX)
-    padded = own.new_zeros(size, int(width.item()))
+    padded = own.new_zeros(size, ranks.largest(own.shape[1]))
     padded[: len(own), : own.shape[1]] = own
     gathered = ranks.gather_rows(padded.to(ranks.device())).cpu().split(size)
     return torch.cat([part[: small + (rank < larger)] for rank, part in enumerate(gathered)])

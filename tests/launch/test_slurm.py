@@ -245,7 +245,7 @@ def test_the_doctor_looks_around_here_where_there_is_no_cluster(
 
 
 @pytest.mark.slow
-def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_show(
+def test_the_doctor_names_what_is_wrong_what_to_change_and_what_it_did_not_try(
     launch: Command, tmp_path: Path, gpus
 ) -> None:
     gpus(1)
@@ -257,8 +257,8 @@ def test_the_doctor_names_what_is_wrong_what_to_change_and_what_one_gpu_cannot_s
     assert "see slurm.srun_args and resources.cpus" in seen.out
     [cells] = [line for line in seen.out.splitlines() if "this machine │" in line]
     assert "1 on " in cells
-    assert "not tested: there is only one rank" in cells
-    assert "gpus: 0; 1 asked" in seen.out  # the driver names one that torch does not find
+    assert "not tried: see gpus" in cells
+    assert "gpus: CUDA_VISIBLE_DEVICES=GPU-aaaaaaaa, but torch cannot use a GPU: " in seen.out
     assert f"files: {tmp_path}/runs/.doctor" in seen.out
 
 

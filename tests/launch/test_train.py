@@ -44,6 +44,20 @@ def test_a_benchmark_without_its_folder_reports_what_to_give(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_gpus_that_were_given_and_cannot_be_used_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(launch.train, "preflight", lambda *_: pytest.fail("too late"))
+    for words in ([], ["--dry-run"]):
+        status, out, err = called("train", "--recipe", "synthetic_tiny", *words)
+        assert (status, out) == (1, "")
+        assert err.startswith("error: CUDA_VISIBLE_DEVICES=0, but torch cannot use a GPU: ")
+        assert err.endswith("; CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the "
+                            "CPU\n")
+    assert not list(tmp_path.glob("**/config.yaml"))
+
+
 def test_a_folder_without_the_benchmark_says_where_it_looked(tmp_path: Path) -> None:
     status, _, err = called("train", "--recipe", "msmt17", f"data.root={tmp_path}")
     assert status == 1

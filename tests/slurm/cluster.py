@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ TOOLS = {
     "munged": "munge", "mariadbd": "mariadb-server", "ip": "iproute2", "unshare": "util-linux",
 }
 """Programs that are needed, and the Debian packages that have them."""
+GPUS = 2
+"""How many GPUs each node claims to have; only SLURM knows of them."""
 START_S = 60
 """How long anything may take to start."""
 
@@ -289,12 +292,16 @@ class Cluster:
             "requeue_s": 10,
             "nodes": "\n".join(
                 f"NodeName={name} NodeHostname={name} NodeAddr={address} CPUs={cpus} Boards=1 "
-                f"SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb}"
+                f"SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb} "
+                f"Gres=gpu:{GPUS}"
                 for name, address in addresses.items()
             ),
         }
         (self.folder / "state").mkdir()
         self.conf.write_text(SLURM_CONF.format(**values))
+        for number in range(GPUS):  # SLURM wants device files: these are /dev/null
+            os.mknod(self.folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n")
         database = self.folder / "slurmdbd.conf"
         database.touch(mode=0o600)  # slurmdbd insists
         database.write_text(SLURMDBD_CONF.format(**values))

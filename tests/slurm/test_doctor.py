@@ -58,7 +58,7 @@ def test_faults_of_one_partition_are_reported_with_what_to_change(
         assert "ModuleNotFoundError: No module named 'submitit'" in output
         assert "name the right one (slurm.python)" in output
         assert "no answer" in row(output, "main")
-        status, output = doctor("slurm.partition=main", "resources.cpus=2", "resources.gpus=1")
+        status, output = doctor("slurm.partition=main", "resources.cpus=2", "slurm.gres=moon:1")
         assert status == 1
         assert "main: sbatch refused the job: " in output
         assert "Traceback" not in output

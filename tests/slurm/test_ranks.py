@@ -46,6 +46,24 @@ def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
     assert {s["OMP_NUM_THREADS"] for s in seen} == {"1"}
 
 
+def test_ranks_see_the_gpus_that_their_trial_requests_and_no_others(
+    slurm: Any, tmp_path: Path
+) -> None:
+    cases: list[tuple[dict[str, Any], dict[str, str], list[str]]] = [
+        ({"tasks": 2}, {"gpus_per_task": "1"}, ["0", "1"]), ({"tasks": 2}, {}, ["", ""]),
+    ]
+    sweeps = [
+        toy.make_sweep(tmp_path / str(n), {}, resources={"time": "5m", **resources}, slurm=options)
+        for n, (resources, options, _) in enumerate(cases)
+    ]
+    for sweep in sweeps:
+        launch(sweep, "slurm")
+    for sweep, (_, _, expected) in zip(sweeps, cases, strict=True):
+        over(sweep)
+        files = [sweep.trials[0].run.folder / f"seen-{rank}.json" for rank in range(2)]
+        assert [read_json(file)["CUDA_VISIBLE_DEVICES"] for file in files] == expected
+
+
 def test_a_trial_ends_soon_after_one_of_its_ranks_has_died_and_is_due_again(
     slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_table: Callable[..., None]
 ) -> None:

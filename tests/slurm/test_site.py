@@ -87,11 +87,11 @@ def test_what_slurm_would_refuse_is_reported_in_its_words_with_the_key(
         ({}, {"memory": "64GB"}, f"resources.memory: {NODES}; 65536 MB on a node, main has at "
          "most 8000"),
         ({}, {"nodes": 3}, f"resources.nodes: {NODES}; 3 nodes, main has at most 2"),
-        ({}, {"gpus": 1}, "resources.gpus: Invalid generic resource (gres) specification; 1 GPUs "
-         "on a node, main has at most 0"),
+        ({}, {"gpus": 3, "tasks": 1}, f"resources.gpus: {NODES}; 3 GPUs on a node, main has at "
+         "most 2"),
         ({"gres": "moon:1"}, {}, "slurm.gres: Invalid generic resource (gres) specification"),
         ({"exclude": "node1"}, {"nodes": 2}, f"resources: {NODES}; main has 2 nodes with at most "
-         "2 CPUs, 8000 MB and 0 GPUs"),
+         "2 CPUs, 8000 MB and 2 GPUs"),
     ]
     found = [faults(changed(sweep, options, resources)) for options, resources, _ in cases]
     assert found == [[words] for *_, words in cases]

@@ -18,10 +18,11 @@ from pathlib import Path
 from harness.base.caches import keep_caches_here
 from harness.base.files import read_json, write_json, write_text
 from harness.base.locks import Busy, held_lock
-from harness.base.machine import has_gpu
+from harness.base.machine import has_gpu, machine_gpus
 from harness.cluster.rank_processes import log_to_stderr
 from harness.cluster.slurm.job import set_slurm_ranks
 from harness.runs import peers
+from harness.runs.failures import one_line
 from harness.runs.stopping import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ PACKAGES = {
     "nvidia.dali": "nvidia-dali-cuda130", "submitit": "submitit", "ray": "ray", "numba": "numba",
 }
 """Modules, and the distributions that have their versions."""
-NEEDED = {"gpus": ("packages",), "all-reduce": ("packages",), "files": ("packages", "all-reduce")}
+NEEDED = {"gpus": ("packages",), "all-reduce": ("packages", "gpus"),
+          "files": ("packages", "gpus", "all-reduce")}
 """Checks that need the success of others."""
 TIMEOUT_MIN = 2.0
 NUMBERS = 2_000_000
@@ -59,6 +61,8 @@ class RankReport:
     findings: dict[str, Finding] = field(default_factory=dict)
     clock_s: float | None = None
     """How much this node's clock is ahead of the file server's."""
+    gpus: list[str] = field(default_factory=list)
+    """Those that this rank sees; the first is the one that it uses."""
     done: bool = False
 
     def write(self, folder: Path) -> None:
@@ -74,26 +78,23 @@ def read_reports(folder: Path) -> list[RankReport]:
     return sorted(reports, key=lambda report: report.rank)
 
 
-def check_job(folder: str, cpus: int, gpus: int | None) -> None:
+def check_job(folder: str, cpus: int, gpus: int) -> None:
     """Run the checks as one rank of a SLURM job; called by submitit."""
     log_to_stderr()
     keep_caches_here()
     set_slurm_ranks()
-    if gpus == 0:  # where SLURM does not hide them, ranks would meet on the first one
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     run_checks(Path(folder), cpus=cpus, gpus=gpus)
 
 
-def run_checks(folder: Path, *, cpus: int, gpus: int | None) -> None:
-    """Run every check; cpus and gpus are the requested cores per rank and GPUs per node. gpus: None
-    where an option of sbatch requests them."""
+def run_checks(folder: Path, *, cpus: int, gpus: int) -> None:
+    """Run every check; cpus and gpus are the requested cores per rank and GPUs per node."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     report = RankReport(rank, os.uname().nodename, clock_s=clock_ahead(folder))
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
         "cores": lambda: _cores(cpus),
-        "gpus": lambda: _gpus(gpus),
+        "gpus": lambda: _gpus(gpus, report),
         "all-reduce": lambda: _all_reduce(folder),
         "files": lambda: _files(folder, rank, world),
         "scratch": _scratch,
@@ -105,15 +106,11 @@ def run_checks(folder: Path, *, cpus: int, gpus: int | None) -> None:
             found = Finding(f"not tried: see {failed[0]}") if failed else check()
         except Exception as error:  # whatever it is, it is the finding
             log.exception("%s", name)
-            found = Finding(_one_line(error), fine=False)
+            found = Finding(one_line(error), fine=False)
         report.findings[name] = found
         report.write(folder)
     report.done = True
     report.write(folder)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def clock_ahead(folder: Path) -> float | None:
@@ -141,7 +138,7 @@ def _packages() -> Finding:
         try:
             importlib.import_module(module)
         except Exception as error:  # a broken library may raise anything
-            missing.append(f"{module}: {_one_line(error)}")
+            missing.append(f"{module}: {one_line(error)}")
             continue
         try:
             found.append(f"{module} {metadata.version(distribution)}")
@@ -155,16 +152,27 @@ def _cores(requested: int) -> Finding:
     return Finding(f"{','.join(map(str, cores))}; {requested} asked", len(cores) >= requested)
 
 
-def _gpus(requested: int | None) -> Finding:
+def _gpus(requested: int, report: RankReport) -> Finding:
+    """Find this rank's GPUs; whether they are enough, and its own, all ranks of a node show."""
+    installed = len(machine_gpus())
     if requested == 0:
-        return Finding("none asked")
+        return Finding(f"none asked, {installed} here" if installed else "none asked")
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
-    kinds = f" ({', '.join(names)})" if names else ""
-    wanted = "some" if requested is None else requested
-    return Finding(f"{count}{kinds}; {wanted} asked", count >= (requested or 1))
+    from harness.training import ranks
+
+    if not torch.cuda.is_available():
+        ranks.check_gpus()
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        return Finding(f"{requested} asked, this rank was given none of {installed} here "
+                       f"(CUDA_VISIBLE_DEVICES: {given})", fine=False)
+    ranks.set_gpu()
+    ranks.try_gpu()
+    own, count = torch.cuda.current_device(), torch.cuda.device_count()
+    facts = [torch.cuda.get_device_properties((own + n) % count) for n in range(count)]
+    report.gpus = [str(one.uuid) for one in facts]
+    names = ", ".join(sorted({one.name for one in facts}))
+    return Finding(f"{count} ({names}); {requested} asked")
 
 
 def _all_reduce(folder: Path) -> Finding:
@@ -188,7 +196,8 @@ def _all_reduce(folder: Path) -> Finding:
         sums = numbers.unique().tolist()
         seconds = time.perf_counter() - started
     right = sums == [world * (world + 1) / 2]
-    text = f"{dist.get_backend()}, {world} ranks, 8 MB in {1000 * seconds:.0f} ms"
+    kind = "nccl" if ranks.device().type == "cuda" else "gloo"
+    text = f"{kind}, {world} ranks, 8 MB in {1000 * seconds:.0f} ms"
     return Finding(text if right else f"{text}: wrong sum {sums[:3]}", right)
 
 

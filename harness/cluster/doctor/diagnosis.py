@@ -52,6 +52,8 @@ class Diagnosis:
     tasks: int
     """Ranks on each node."""
     folder: Path
+    gpus: int = 0
+    """GPUs requested on each node."""
     job: str = ""
     trouble: str = ""
     """Why reports are missing."""
@@ -108,13 +110,16 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
                         "jobs here")
     if not partitions:
         raise UserError("no partition accepts jobs now")
+    script.parameters(sweep, job_name="doctor")  # what it refuses, the smaller jobs here may not
     sweep = dataclasses.replace(sweep, code=snapshots.current_code(sweep).freeze())
     diagnoses = []
     try:
         for partition in partitions:
             nodes = max(1, min(2, partition.nodes))
-            one = Diagnosis(partition.name, nodes, _tasks(sweep.resources, nodes),
-                            home / partition.name)
+            gpus = script.gpus_per_node(dataclasses.replace(
+                sweep, resources=dataclasses.replace(sweep.resources, nodes=nodes)))
+            one = Diagnosis(partition.name, nodes, _tasks(sweep.resources, nodes, gpus),
+                            home / partition.name, gpus)
             diagnoses.append(one)
             _submit(sweep, one)
         with console.status("") as line:
@@ -124,14 +129,15 @@ def _diagnose_partitions(sweep: Sweep, home: Path, console: Console) -> list[Dia
     return diagnoses
 
 
-def _tasks(asked: Resources, nodes: int) -> int:
+def _tasks(asked: Resources, nodes: int, gpus: int) -> int:
     """Return the ranks to run on each node: one per GPU, because NCCL refuses two on one GPU.
+    gpus: how many are requested on each node.
 
     Without GPUs two in all, but one where a rank takes several cores: a node need not have twice as
     many.
     """
-    if asked.gpus:
-        return min(asked.ranks_per_node, asked.gpus)
+    if gpus:
+        return min(asked.ranks_per_node, gpus)
     if nodes > 1:
         return 1
     return min(2, asked.ranks_per_node) if asked.cpus > 1 else 2
@@ -143,11 +149,10 @@ def _submit(sweep: Sweep, one: Diagnosis) -> None:
     own = dataclasses.replace(sweep, resources=resources,
                               slurm={**sweep.slurm, "partition": one.name})
     executor = script.executor_for(own, one.folder, f"doctor.{one.name}")
-    gpus = resources.gpus or (None if script.GPU_OPTIONS & set(sweep.slurm) else 0)
     folder = str(one.folder.resolve())
     try:
         with commands.submitting("the job"):
-            one.job = executor.submit(checks.check_job, folder, resources.cpus, gpus).job_id
+            one.job = executor.submit(checks.check_job, folder, resources.cpus, one.gpus).job_id
     except UserError as error:
         one.trouble, one.over = str(error), True
 
@@ -186,11 +191,11 @@ def _diagnose_here(sweep: Sweep, home: Path) -> Diagnosis:
     if asked.gpus is None:
         asked = dataclasses.replace(asked, gpus=len(visible), tasks=None)
     gpus = visible[: asked.gpus]
-    tasks = _tasks(dataclasses.replace(asked, gpus=len(gpus)), 1)
-    one = Diagnosis("this machine", 1, tasks, home)
+    tasks = _tasks(dataclasses.replace(asked, gpus=len(gpus)), 1, len(gpus))
+    one = Diagnosis("this machine", 1, tasks, home, asked.gpus or 0)
     group = RankGroup(ranks=one.ranks, world=one.ranks, cpus=asked.cpus, gpus=",".join(gpus))
     processes = [
-        start_process("harness.cluster.doctor.checks", str(home), str(asked.cpus), str(asked.gpus),
+        start_process("harness.cluster.doctor.checks", str(home), str(asked.cpus), str(one.gpus),
                       log_file=home / f"{rank}.log", environment=group.environment(rank))
         for rank in range(one.ranks)
     ]
@@ -216,7 +221,24 @@ def _reports(one: Diagnosis, here: float | None) -> list[checks.RankReport]:
             ahead = report.clock_s - here
             found = checks.Finding(f"{ahead:+.2f} s", abs(ahead) < checks.CLOCK_S)
         report.findings["clock"] = found
+        if (fault := _gpu_fault(report, reports, one.gpus)) and "gpus" in report.findings:
+            report.findings["gpus"] = checks.Finding(fault, fine=False)
     return reports
+
+
+def _gpu_fault(
+    report: checks.RankReport, reports: list[checks.RankReport], requested: int
+) -> str:
+    """Return what is wrong with the GPUs of a rank beside those of the others on its node; each may
+    see one only."""
+    beside = [other for other in reports if other.host == report.host]
+    if not report.gpus or not all(other.gpus for other in beside):
+        return ""
+    if sharing := [str(other.rank) for other in beside
+                   if other is not report and other.gpus[0] == report.gpus[0]]:
+        return f"also used by rank {', '.join(sharing)}: {report.gpus[0]}"
+    seen = {gpu for other in beside for gpu in other.gpus}
+    return f"{len(seen)}; {requested} asked" if len(seen) < requested else ""
 
 
 def _table(diagnoses: list[Diagnosis], reports: Mapping[str, list[checks.RankReport]]) -> Table:

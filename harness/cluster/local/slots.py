@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.base.machine import machine_gpus, usable_cores, visible_gpus
+from harness.base.machine import cuda_fault, machine_gpus, usable_cores, visible_gpus
 from harness.base.units import counted
 from harness.cluster.local.claims import Claim, Pool
 from harness.cluster.records import Record
@@ -26,22 +26,25 @@ NEEDED_EVERY_S = 5.0
 
 def with_gpus(asked: Resources) -> Resources:
     """Return the resources with a number of GPUs where the sweep leaves it open. That is one per
-    rank of a trial, or none where this machine has fewer."""
+    rank of a trial, or none where this machine has fewer or torch cannot use them."""
     if asked.gpus is not None:
         return asked
-    enough = len(visible_gpus()) >= asked.ranks
+    enough = len(visible_gpus()) >= asked.ranks and not cuda_fault()
     return dataclasses.replace(asked, gpus=asked.ranks_per_node if enough else 0)
 
 
 def slots_for(asked: Resources, jobs: int | None, trials_per_gpu: int = 1) -> int:
     """Return how many trials may run at once here; jobs: the user's number, None for the maximum.
-    Raises UserError when the machine lacks the GPUs of even one trial."""
+    Raises UserError when the machine lacks the GPUs of even one trial, or torch cannot use them."""
     resources = with_gpus(asked)
     gpus_each = resources.trial_gpus
     gpus = len(visible_gpus()) if gpus_each else 0
     if gpus_each > gpus:
         raise UserError(f"resources.gpus: a trial wants {gpus_each}, this machine has {gpus}; "
                         "resources.gpus=0 runs it on the CPU")
+    if gpus_each and (fault := cuda_fault()):
+        raise UserError(f"resources.gpus: torch cannot use this machine's GPUs: {fault}; "
+                        "resources.gpus=0 runs trials on the CPU")
     by_cores = len(usable_cores()) // (resources.cpus * resources.ranks)
     by_gpus = gpus * trials_per_gpu // gpus_each if gpus_each else by_cores
     wanted = jobs if jobs is not None else min(by_cores, by_gpus)
@@ -68,7 +71,9 @@ def plan(asked: Resources, trials: int, jobs: int | None, trials_per_gpu: int = 
         text += f", each on {pool.gpus_each} of {counted(gpus, 'GPU')}"
     elif gpus:
         text += ", on the CPU"
-    if idle:
+    if fault := gpus and asked.gpus is None and cuda_fault():
+        text += f"; torch cannot use {counted(gpus, 'GPU')}: {fault}"
+    elif idle:
         text += f"; {counted(idle, 'GPU')} not used (resources.gpus=N gives each trial N)"
     free = pool.free()
     if free < shares:

@@ -65,7 +65,9 @@ def room(address: str, asked: Resources, many: Allocation) -> tuple[int, Resourc
 
 
 def _times(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    return min(int(node.get(name, 0) // amount) for name, amount in wanted.items() if amount)
+    # rounded, because 1 // 0.1 is 9
+    return min(int(round(node.get(name, 0) / amount, 6)) for name, amount in wanted.items()
+               if amount)
 
 
 def nodes_of(address: str) -> list[dict[str, float]]:

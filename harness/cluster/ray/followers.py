@@ -134,8 +134,11 @@ def start_elsewhere(run: Run, group: RankGroup, gpus: float, log_file: Path) -> 
 
 
 def own_gpus(share: float) -> str:
-    """Return the GPUs that Ray gave to this process, as in CUDA_VISIBLE_DEVICES; "" for none."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "") if share else ""
+    """Return the GPUs that Ray gave to this actor, as in CUDA_VISIBLE_DEVICES; "" for none. That
+    variable itself has all of the node where Ray is told not to set it."""
+    import ray
+
+    return ",".join(map(str, ray.get_gpu_ids())) if share else ""
 
 
 def log_of(log_file: Path, rank: int) -> Path:

@@ -28,6 +28,8 @@ REQUEUE_LIMIT_S = 30.0
 MAX_TIME_OUTS, SIGNAL_DELAY_S = "SVLL_MAX_TIME_OUTS", "SVLL_SIGNAL_DELAY_S"
 """Environment variables of a job: how often its time limit may end it, and how long before it SLURM
 sends the signal."""
+NO_GPU = "SVLL_NO_GPU"
+"""Environment variable of a job: 1 if it requests no GPU."""
 LATE_S = 60.0
 """Tolerance on the time at which SLURM sends a signal."""
 SHORT_LIMIT = "short_limit_s"
@@ -71,8 +73,11 @@ def run_trial(run_folder: str) -> str:
 
 
 def set_slurm_ranks() -> None:
-    """Set the variables of torch, DeepSpeed and `harness.runs.peers` from SLURM's."""
+    """Set the variables of torch, DeepSpeed and `harness.runs.peers` from SLURM's, and hide GPUs
+    that the job did not request."""
     slurm = os.environ
+    if slurm.get(NO_GPU) == "1":  # a site may let a job see them all; srun drops an empty variable
+        slurm.setdefault("CUDA_VISIBLE_DEVICES", "")
     world = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
     os.environ["RANK"] = slurm.get("SLURM_PROCID", "0")
     os.environ["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")

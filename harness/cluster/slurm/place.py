@@ -56,7 +56,7 @@ class Slurm(Place):
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         lines = script.variables(sweep)
-        if sweep.resources.gpus is None and not script.GPU_OPTIONS & set(sweep.slurm):
+        if sweep.resources.gpus is None and not script.gpu_option(sweep):
             lines.append("trials run on the CPU, because the sweep requests no GPU; resources.gpus"
                          "=1 requests one per trial, resources.gpus=0 hides this line")
         return "\n".join(lines)

@@ -2,14 +2,14 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.paths import NO_UTF8
 from harness.base.units import gigabytes, minutes
-from harness.cluster.slurm.job import MAX_TIME_OUTS, SIGNAL_DELAY_S, save_time_s
+from harness.cluster.slurm.job import MAX_TIME_OUTS, NO_GPU, SIGNAL_DELAY_S, save_time_s
 from harness.cluster.snapshots import SAFE_PATH
 from harness.sweeps.reading import Sweep
 
@@ -17,8 +17,10 @@ OURS = {"time": "resources.time", "nodes": "resources.nodes", "mem": "resources.
         "ntasks": "resources.tasks", "ntasks_per_node": "resources.tasks",
         "cpus_per_task": "resources.cpus", "gpus_per_node": "resources.gpus"}
 """Options of sbatch that follow from the sweep's resources, and the key to use instead."""
-GPU_OPTIONS = {"gres", "gpus", "gpus_per_task"}
-"""Options that request GPUs instead of `resources.gpus`."""
+GPU_OPTIONS = ("gres", "gpus", "gpus_per_task")
+"""Options that can request GPUs instead of `resources.gpus`."""
+OF_GPUS = ("gpu", "mps", "shard")
+"""Beginnings of generic resources that are GPUs, or parts of one."""
 REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only", "quiet", "clusters",
            "stderr_to_stdout")
@@ -46,12 +48,15 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
     known = _executor_class()._valid_parameters()
     faults = [f"slurm.{key}: use {OURS[key]}" if key in OURS else f"slurm.{key}: cannot be changed"
               for key in options if key in OURS or key in REFUSED]
+    faults += _gpu_faults(sweep)
     if faults:
         raise UserError("\n".join(faults))
     # submitit's 90 s could be all of a short limit: the job would be stopped as it starts
     options.setdefault("signal_delay_s", int(save_time_s(60 * minutes(resources.time))))
+    has_gpu = gpus_per_node(sweep) > 0
     environment = {
         MAX_TIME_OUTS: resources.max_time_outs, SIGNAL_DELAY_S: options["signal_delay_s"],
+        NO_GPU: int(not has_gpu), **({} if has_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         **options.pop("env", {}),
     }
     options.pop("python", None)
@@ -71,7 +76,7 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         "srun_args": srun_args, "setup": setup,
         "wckey": None,  # some sites refuse submitit's default
     }
-    if resources.gpus and not GPU_OPTIONS & set(options):
+    if resources.gpus and not gpu_option(sweep):
         result["gpus_per_node"] = resources.gpus
     if resources.memory and not {"mem_per_cpu", "mem_per_gpu"} & set(options):
         result["mem"] = f"{max(1, round(gigabytes(resources.memory) * 1024))}MB"  # 0: all of it
@@ -82,6 +87,48 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         if key != "job_name":
             (result if key in known else extra)[key] = _escaped(value)
     return {**result, "additional_parameters": extra}
+
+
+def gpu_option(sweep: Sweep) -> str:
+    """Return the option of sbatch by which a sweep requests GPUs, "" for none."""
+    return next((key for key in GPU_OPTIONS if key in sweep.slurm and _gpu_words(sweep, key)), "")
+
+
+def _gpu_words(sweep: Sweep, option: str) -> list[str]:
+    """Return the parts of an option that request GPUs, such as gpu:a100:2."""
+    words = [word.strip() for word in str(sweep.slurm[option]).split(",")]
+    return [word for word in words if option != "gres" or word.startswith(OF_GPUS)]
+
+
+def gpus_per_node(sweep: Sweep) -> int:
+    """Return how many GPUs a sweep requests on each node of a job."""
+    resources, option = sweep.resources, gpu_option(sweep)
+    if not option:
+        return resources.gpus or 0
+    numbers = [word.rpartition(":")[2] for word in _gpu_words(sweep, option)
+               if not word.startswith(OF_GPUS[1:])]  # else parts of one
+    count = sum(int(number) if number.isdigit() else 1 for number in numbers)
+    if option == "gpus":
+        count //= resources.nodes
+    if option == "gpus_per_task":
+        count *= resources.ranks_per_node
+    return max(1, count)
+
+
+def _gpu_faults(sweep: Sweep) -> Iterator[str]:
+    """Yield messages on options that request other GPUs than `resources` do."""
+    key, asked, there = gpu_option(sweep), sweep.resources, gpus_per_node(sweep)
+    if not key:
+        return
+    if sweep.backend == "ray" and not asked.gpus:
+        yield (f"slurm.{key}: Ray gives GPUs to trials by resources.gpus, which requests none; set "
+               "it too")
+    elif (asked.gpus or 0) > there:
+        yield (f"slurm.{key}: {sweep.slurm[key]} requests {there} GPUs on a node, resources.gpus "
+               f"{asked.gpus}; set one of them only, or both alike")
+    elif asked.ranks_per_node > there:
+        yield (f"slurm.{key}: {sweep.slurm[key]} requests {there} GPUs on a node for "
+               f"{asked.ranks_per_node} ranks (resources.tasks), and each needs one")
 
 
 def _escaped(value: Any) -> Any:

@@ -123,7 +123,7 @@ def _explained(
         features = sorted(frozenset[str]().union(*(partition.features for partition in chosen)))
         return [f"slurm.constraint: {words}; features of {_either(chosen)}: "
                 f"{', '.join(features) or 'none'}"]
-    own = sorted(script.GPU_OPTIONS & sweep.slurm.keys())
+    own = [key for key in script.GPU_OPTIONS if key in sweep.slurm]
     if "generic resource" in words and own:
         return [f"slurm.{own[0]}: {words}"]
     if chosen and ("node configuration" in words or "generic resource" in words):

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.runs import stopping
-from harness.runs.peers import own_place
+from harness.runs import peers, stopping
 
 RANKING = "ranking features"
 T = TypeVar("T")
@@ -55,7 +54,7 @@ class Share:
         sent = _sent(values)
         parts = [torch.empty_like(sent) for _ in range(self.count)]
         dist.all_gather(parts, sent)
-        return np.stack([part.cpu().numpy() for part in parts])
+        return np.stack([part.numpy() for part in parts])
 
     def check_stop(self) -> None:
         """Raise Stopped in every process if any was asked to stop; each must call this."""
@@ -77,24 +76,20 @@ class Share:
 
         sent = _sent(values)
         dist.all_reduce(sent, op=getattr(dist.ReduceOp, operation))
-        return np.asarray(sent.cpu())
+        return np.asarray(sent)
 
 
 def _sent(values: NDArray[Any]) -> Any:
-    """Copy an array to a tensor where the process group can exchange it."""
+    """Copy an array to a tensor of the CPU, which gloo exchanges."""
     import torch
-    import torch.distributed as dist
 
-    from harness.training import ranks
-
-    device = "cpu" if dist.get_backend() == "gloo" else ranks.device()
-    return torch.from_numpy(np.array(values, order="C")).to(device)
+    return torch.from_numpy(np.array(values, order="C"))
 
 
 @contextmanager
 def join_ranks(*, encoding: bool) -> Iterator[Share]:
     """Join the processes of `torchrun`, ready to run a model if `encoding`; else stay alone."""
-    if own_place()[1] == 1:
+    if peers.own_place()[1] == 1:
         yield Share()
         return
     import torch.distributed as dist
@@ -108,5 +103,8 @@ def join_ranks(*, encoding: bool) -> Iterator[Share]:
         ranks.set_gpu()
     try:
         yield Share.of_this_rank()
+    except BaseException:
+        peers.note_failure()
+        raise
     finally:
-        dist.destroy_process_group()
+        ranks.leave()

@@ -1,6 +1,7 @@
 """torch.cuda, autocast, autograd, gloo, DeepSpeed and DALI, as they are on a machine with GPUs."""
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ NAME = "Emulated H100"
 PROPERTIES = SimpleNamespace(
     name=NAME, major=9, minor=0, total_memory=80 * GB, multi_processor_count=132, warp_size=32,
     gcnArchName="", regs_per_multiprocessor=65536, shared_memory_per_block=49152,
+    uuid=f"GPU-{os.getpid()}",  # each rank is a process and uses another
 )
 COLLECTIVES = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_single", "broadcast",

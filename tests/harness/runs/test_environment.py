@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_other_code_is_other_arithmetic(tmp_path: Path) -> None:
     after = arithmetic(tmp_path, ["package"])
     assert after[0] != before[0]
     assert after[1:] == before[1:]
+
+
+def test_the_other_gpus_of_a_node_and_their_number_are_no_other_arithmetic(
+    tmp_path: Path, gpus: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = arithmetic(tmp_path, [])
+    found = []
+    for count, visible in ((1, "0"), (4, "2"), (2, "0,1"), (3, "GPU-a")):
+        gpus(count)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found.append(arithmetic(tmp_path, []))
+        assert environment(tmp_path)["gpus"] == ["NVIDIA H100"] * (1 + visible.count(","))
+    assert found == [[*on_cpu, "NVIDIA H100"]] * 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert arithmetic(tmp_path, []) == on_cpu
 
 
 def test_outside_of_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,19 @@ SOON_S = 20.0
 """On a quiet machine they take 1 to 3 s; without what is tested here, half a minute or more."""
 EXPERIMENT = """
 import errno, os, signal, sys, threading, time
+from harness.runs import peers
 from harness.runs.run import Run
+
+def abort_after_death(pid):
+    while os.path.exists(f"/proc/{pid}/exe"):  # a zombie has none
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.abort()
 
 def run(run, report=None):
     rank = os.environ["RANK"]
+    if os.environ["HOW"] == "NCCL":
+        peers.end_at_once()
     (run.folder / f"begun-{rank}").write_text(str(os.getpid()))
     print("begun")
     if os.environ["WHO"] == rank:
@@ -38,11 +47,16 @@ def run(run, report=None):
             raise ValueError("no such thing")
         if os.environ["HOW"] == "exit":
             sys.exit("no licence")  # as a library may
-        if os.environ["HOW"] == "kill":
+        if os.environ["HOW"] in ("kill", "NCCL"):
             os.kill(os.getpid(), signal.SIGKILL)
     if os.environ["HOW"] == "slow disk":
         set_status = Run.set_status
         Run.set_status = lambda *args, **facts: (time.sleep(1.5), set_status(*args, **facts))
+    if os.environ["HOW"] == "NCCL":
+        victim = run.folder / f"begun-{os.environ['WHO']}"
+        while not (victim.exists() and victim.read_text()):
+            time.sleep(0.01)
+        threading.Thread(target=abort_after_death, args=(victim.read_text(),)).start()
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()  # like a collective: no signal handler gets through
@@ -118,6 +132,18 @@ def test_all_ranks_end_soon_after_one_has_failed_and_the_status_names_it(
     assert all(error.partition(": ")[2] in results[rank][1] for rank in range(3) if rank != who)
     assert not Run(tmp_path / "run").lock_file.exists()
     assert not list((tmp_path / "run").glob(".ranks-*"))
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_lost_rank_is_recorded_before_nccls_watchdog_aborts_all_others(
+    start: Any, tmp_path: Path, who: int
+) -> None:
+    processes = start(range(3), WHO=str(who), HOW="NCCL")
+    ended(processes)
+    status = Run(tmp_path / "run").status()
+    assert status["state"] == "failed"
+    assert status["error"].startswith(f"rank {who}: its process on ")
+    assert not Run(tmp_path / "run").lock_file.exists()
 
 
 def test_no_rank_ends_before_the_status_is_written(start: Any, tmp_path: Path) -> None:

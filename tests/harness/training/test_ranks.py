@@ -2,19 +2,26 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from harness.base import machine
+from harness.base.errors import Hindered, UserError
 from harness.base.files import read_json
 from harness.cluster.causes import with_next_step
+from harness.runs import peers
 from harness.runs.run import Run
 from harness.training import ranks
 from tests.commands import free_port
@@ -229,7 +236,10 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
     gpus(0)
     assert ranks.idle_gpus() == ""
     gpus(2)
-    assert "on the CPU; 2 GPUs are idle: torch cannot use them" in ranks.idle_gpus()
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "driver_cuda", lambda: (12, 2))
+        assert "on the CPU; 2 GPUs are idle: the driver is too old for torch" in ranks.idle_gpus()
+    assert "2 GPUs are idle: python -c 'import torch; torch.cuda.init()'" in ranks.idle_gpus()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "on the CPU; 2 GPUs are idle: CUDA_VISIBLE_DEVICES hides them" in ranks.idle_gpus()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -237,6 +247,134 @@ def test_a_run_says_which_gpus_it_leaves_idle_and_why(
     assert "leaves 3 of 4 GPUs idle" in ranks.idle_gpus()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun's
     assert ranks.idle_gpus() == ""
+
+
+def test_gpus_that_were_given_and_cannot_be_used_are_an_error_with_both_versions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "version").write_text("535.183.01\n")
+    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "torch_cuda", lambda: (13, 0))
+    monkeypatch.setattr(machine, "driver_cuda", lambda: (12, 2))
+    for visible in (None, "", "-1"):  # nothing was given, or the CPU is wanted
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        ranks.check_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f")
+    versions = f"(torch {torch.__version__.partition('+')[0]} for CUDA 13.0; driver 535.183.01, "
+    with pytest.raises(Hindered) as caught:
+        ranks.check_gpus()
+    assert str(caught.value) == (
+        "CUDA_VISIBLE_DEVICES=GPU-8f, but torch cannot use a GPU: the driver is too old for torch: "
+        f"update it, or install torch for CUDA 12 {versions}up to CUDA 12.2); "
+        "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the CPU"
+    )
+    monkeypatch.setattr(machine, "driver_cuda", lambda: (13, 1))
+
+    def fail() -> None:
+        raise RuntimeError("CUDA 999\nmore")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(Hindered, match=r"use a GPU: CUDA 999 \(torch .*, up to CUDA 13\.1\);"):
+        ranks.check_gpus()
+    with monkeypatch.context() as patch:  # before it joins the others
+        patch.setattr(torch.distributed, "is_initialized", lambda: False)
+        patch.setattr(ranks, "import_deepspeed", lambda: pytest.fail("too late"))
+        with pytest.raises(Hindered, match="CUDA_VISIBLE_DEVICES=GPU-8f"):
+            ranks.init_ranks()
+
+
+def test_a_gpu_that_cannot_compute_is_an_error_before_work_starts(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "device", lambda: torch.device("cuda:0"))
+
+    def ones(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(Hindered, match=r"cuda:0 cannot compute: CUDA error: no kernel image is "
+                                       r"available \(torch .* for CUDA"):
+        ranks.try_gpu()
+
+
+class Recorder:
+    """torch.distributed between two ranks with a GPU each, of which this process is the first."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.others: Any = None
+        for name in ("init_process_group", "all_reduce", "destroy_process_group",
+                     "broadcast_object_list"):
+            patch.setattr(torch.distributed, name, partial(self.note, name))
+        patch.setattr(torch.distributed, "all_gather_object", self.gather)
+        backend = SimpleNamespace(set_timeout=partial(self.note, "timeout"))
+        patch.setattr(torch.distributed, "get_backend_impl", lambda device: backend)
+        patch.setattr(torch.distributed, "is_initialized", lambda: bool(self.calls))
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "set_device", partial(self.note, "GPU"))
+        properties = SimpleNamespace(uuid="a1b2")
+        patch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        patch.setattr(ranks, "device", lambda: torch.device("meta"))
+        patch.setattr(ranks, "try_gpu", lambda: None)
+        patch.setattr(ranks, "idle_gpus", lambda: "")
+        patch.setattr(ranks, "rank", lambda: 0)
+        patch.setattr(ranks, "world_size", lambda: 2)
+        patch.setattr(ranks, "import_deepspeed",
+                      lambda: SimpleNamespace(init_distributed=lambda **_: None))
+        patch.setattr(ranks.atexit, "register", lambda _: None)
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+                            "MASTER_PORT": "1"}.items():
+            patch.setenv(name, value)
+
+    def note(self, name: str, *given: Any, **more: Any) -> None:
+        device = getattr(given[0], "device", None) if given else None
+        self.calls.append((name, device.type if device else given[0] if given else None))
+
+    def gather(self, every: list[Any], own: Any) -> None:
+        every[:] = [own, self.others]
+
+
+def test_between_gpus_votes_travel_by_gloo_and_a_rank_that_hangs_is_told_by_it_first(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    recorder.others = ("c3d4", socket.gethostname())
+    ranks.init_ranks(timeout_minutes=5)
+    assert recorder.calls == [
+        ("GPU", 0), ("init_process_group", "cpu:gloo,cuda:nccl"),
+        ("timeout", timedelta(minutes=7)), ("all_reduce", "meta"),
+    ]
+    recorder.calls.clear()
+    recorder.calls.append(("initialized", None))
+    ranks.any_rank(True)
+    ranks.from_leader("text")
+    assert recorder.calls[1:] == [("all_reduce", "cpu"), ("broadcast_object_list", ["text"])]
+
+
+def test_ranks_that_share_a_gpu_are_refused_before_nccl_refuses_them(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    recorder.others = ("a1b2", socket.gethostname())
+    with pytest.raises(UserError, match=r"ranks 0, 1 on .* have one GPU \(a1b2\), and each needs"):
+        ranks.init_ranks()
+    assert [name for name, _ in recorder.calls] == ["GPU", "init_process_group"]
+
+
+def test_a_rank_leaves_nccl_at_its_end_unless_one_has_failed(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_failed, ends in ((False, [("destroy_process_group", None)]), (True, [])):
+        with monkeypatch.context() as patch:
+            recorder = Recorder(patch)
+            recorder.calls.append(("initialized", None))
+            patch.setattr(peers, "_has_failed", has_failed)
+            ranks.leave()
+            assert recorder.calls[1:] == ends
 
 
 IN_A_BARRIER = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.base import machine
 from harness.base.errors import UserError
 from harness.cluster.local import slots
 from harness.cluster.local.claims import Pool
@@ -49,6 +50,22 @@ def test_a_sweep_that_leaves_gpus_open_gets_one_for_each_rank_or_none(
     assert with_gpus(Resources(gpus=0)).gpus == 0
     assert Resources().ranks == with_gpus(Resources()).ranks == 1
     assert pool_for(Resources(), 2).gpus == names
+
+
+def test_gpus_that_torch_cannot_use_are_refused_or_left_alone_where_none_were_asked_for(
+    gpus: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(2)
+    monkeypatch.setattr(machine, "torch_cuda", lambda: (13, 0))
+    monkeypatch.setattr(machine, "driver_cuda", lambda: (12, 2))
+    assert with_gpus(Resources()).gpus == 0
+    assert plan(Resources(), 9, None).startswith(
+        "8 at a time, on the CPU; torch cannot use 2 GPUs: the driver is too old for torch: update")
+    with pytest.raises(UserError, match=r"resources\.gpus: torch cannot use this machine's GPUs: "
+                                        r"the driver is too old .* up to CUDA 12\.2\); resources"):
+        slots_for(Resources(gpus=1), None)
+    assert plan(Resources(gpus=0), 9, None) == (
+        "8 at a time, on the CPU; 2 GPUs not used (resources.gpus=N gives each trial N)")
 
 
 def test_ranks_that_would_share_a_gpu_are_refused_as_nccl_would_refuse_them() -> None:

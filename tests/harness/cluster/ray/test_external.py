@@ -74,6 +74,15 @@ def test_a_search_runs_on_it_and_leaves_it_as_it_was(
         external.room(address, Resources(nodes=2), Allocation())
 
 
+def test_as_many_trials_fit_on_a_gpu_as_may_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "nodes_of", lambda _: [{"CPU": 99.0, "GPU": 1.0},
+                                                         {"CPU": 99.0, "GPU": 3.0}])
+    for together in range(1, 13):
+        count, one = external.room("", Resources(gpus=1), Allocation(trials_per_gpu=together))
+        assert (count, one.gpus) == (4 * together, 1)
+    assert external.room("", Resources(gpus=2), Allocation())[0] == 1
+
+
 def test_a_ray_of_another_version_is_refused_with_both() -> None:
     port = free_port()
     # a short path: that of a socket may have 107 characters

@@ -17,6 +17,7 @@ from harness.base.locks import lock_holder
 from harness.base.mappings import numeric_leaves
 from harness.cluster.rank_processes import RankGroup, TrialFailed
 from harness.cluster.ray import watched_run
+from harness.cluster.ray.followers import own_gpus
 from harness.cluster.ray.search_notes import (
     end_early,
     end_paused,
@@ -253,6 +254,17 @@ def test_a_killed_rank_is_noticed_at_once_and_named_though_the_other_hangs(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_trial_gets_the_gpus_of_its_actor_though_ray_leaves_the_variable_alone(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["GPU-b"])
+    assert own_gpus(0.5) == "GPU-b"
+    assert own_gpus(0.0) == ""
 
 
 def test_a_run_sees_one_rank_its_cores_and_no_gpu_that_it_did_not_ask_for(

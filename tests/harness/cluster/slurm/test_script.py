@@ -101,6 +101,52 @@ def test_other_ways_to_ask_for_gpus_and_memory_replace_ours(
     assert not {"requeue"} & directives(tiny).keys()
 
 
+@pytest.mark.parametrize(
+    ("options", "resources", "count"),
+    [
+        ({}, {}, 0), ({}, {"gpus": 2}, 2), ({"gres": "lustre:1"}, {"gpus": 2}, 2),
+        ({"gres": "gpu"}, {}, 1), ({"gres": "lustre:3,gpu:a100:2"}, {}, 2),
+        ({"gres": "gpu:a100"}, {}, 1), ({"gres": "gpu:a:2,gpu:b:1"}, {}, 3),
+        ({"gres": "shard:8"}, {}, 1), ({"gpus": "8"}, {"nodes": 2, "tasks": 4}, 4),
+        ({"gpus": "volta:2,kepler:1"}, {}, 3), ({"gpus_per_task": "1"}, {"tasks": 3}, 3),
+        ({"gpus_per_task": "a100:2"}, {"tasks": 2}, 4),
+    ],
+)
+def test_gpus_are_counted_however_they_are_requested_and_hidden_where_none_are(
+    toy: ModuleType, tmp_path: Path, options: dict[str, str], resources: dict[str, int], count: int
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, resources=resources, slurm=options)
+    assert slurm.gpus_per_node(sweep) == count
+    found, lines = directives(sweep), slurm.script(sweep, 1).splitlines()
+    by_us = count if "gpus" in resources else None
+    assert found.get("gpus-per-node") == (by_us and str(by_us))
+    assert ("export CUDA_VISIBLE_DEVICES=''" in lines) == (count == 0)
+    assert f"export SVLL_NO_GPU={int(count == 0)}" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "resources", "backend", "fault"),
+    [
+        ({"gres": "gpu:2"}, {"tasks": 4}, "array",
+         "gpu:2 requests 2 GPUs on a node for 4 ranks (resources.tasks), and each needs one"),
+        ({"gpus": "4"}, {"tasks": 4, "nodes": 2}, "array",
+         "4 requests 2 GPUs on a node for 4 ranks (resources.tasks), and each needs one"),
+        ({"gres": "gpu:2"}, {"gpus": 4}, "array", "gpu:2 requests 2 GPUs on a node, resources.gpus "
+         "4; set one of them only, or both alike"),
+        ({"gres": "gpu:2"}, {}, "ray", "Ray gives GPUs to trials by resources.gpus, which requests "
+         "none; set it too"),
+    ],
+)
+def test_options_that_give_ranks_too_few_gpus_are_refused(
+    toy: ModuleType, tmp_path: Path, options: dict[str, str], resources: dict[str, int],
+    backend: str, fault: str,
+) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, resources=resources, slurm=options, backend=backend)
+    with pytest.raises(UserError) as caught:
+        slurm.script(sweep, 1)
+    assert str(caught.value) == f"slurm.{next(iter(options))}: {fault}"
+
+
 def test_options_that_have_a_key_of_their_own_are_refused_together(
     toy: ModuleType, tmp_path: Path
 ) -> None:
