@@ -120,13 +120,12 @@ class Products:
 
 
 def piece_width(width: int) -> int:
-    """Return how many numbers of rows [D] a GPU sums up at a time.
+    """Return how many numbers of rows [D] a GPU multiplies at a time.
 
-    It adds them one after another, so that rounding errors may all go one way, as in constant rows:
-    by up to 2^-24 for each number of a piece, and for each piece. Together that stays within
-    `feature_rows.rounding`.
+    It may add all products one after another, and errors may all go one way: by up to a unit
+    (2^-24) for each number of a piece, and for each piece. So together they stay within `rounding`.
     """
-    return max(8, int(3.7 * width**0.5) // 8 * 8)
+    return max(128, int(3.7 * width**0.5) // 8 * 8)
 
 
 # ---- threads ----
