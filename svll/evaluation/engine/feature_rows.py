@@ -183,8 +183,8 @@ def rounding(width: int) -> float:
     Rounding errors of a sum of D terms grow like sqrt(D), not D (Higham and Mary, SIAM J. Sci.
     Comput. 2019): errors of features beyond 4 sqrt(D) units have no real chance; the largest
     measured at D = 1,280 is 2.4e-7. Rows of equal numbers are the worst case: libraries add some
-    hundred products one after another, and then all errors go one way, up to 7.0e-6 on a CPU (118
-    units, at D = 320). On a GPU the bound holds for any rows (see `products.piece_width`). It is
+    hundred products one after another, and then all errors go one way, up to 7.4e-6 on a CPU (123
+    units, at D = 640). On a GPU the bound holds for any rows (see `products.piece_width`). It is
     8.9e-6 at D = 1,280.
     """
     unit = 2.0**-24
