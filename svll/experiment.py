@@ -20,6 +20,7 @@ from harness.runs.run import Run
 from harness.runs.takeovers import changed_settings
 from harness.training import ranks
 from harness.training.loop import Recording
+from harness.training.precision import use_full_precision
 from harness.training.writers import open_writers
 from svll import stage1, stage2
 from svll.config import Config
@@ -57,7 +58,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
 
 
 def set_up(config: Config) -> None:
-    """Join the other ranks and make computation deterministic."""
+    """Join the other ranks and make computation deterministic and float32 full precision."""
     if job_id() is not None:  # the launcher has fetched what a job needs
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ranks.init_ranks(config.engine.timeout)
@@ -66,3 +67,4 @@ def set_up(config: Config) -> None:
             "this machine emulates bf16, many times slower than fp32; set engine.precision=fp32"
         )
     ranks.be_repeatable()
+    use_full_precision()

@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 SAVE = "save labels as int64"
 
 
+def on_host(values: Any) -> Any:
+    """Return values as numpy takes them: tensors on a GPU are copied, also those of a list."""
+    if isinstance(values, list | tuple):
+        return [on_host(value) for value in values]
+    return values.cpu() if hasattr(values, "cpu") else values
+
+
 def whole_numbers(values: NDArray[Any]) -> NDArray[np.int64]:
     """Return labels of any shape as int64. Raises ValueError, with the first wrong number, for
     values that are not integers, for those below -1, and for those that their type may have

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError
 from harness.base.rng import generator
+from svll.base.labels import on_host
 
 PURPOSE = 6
 """Separates these random numbers from others of the same seed."""
@@ -29,7 +30,8 @@ def interval(
     With one identity, both bounds are the mean. Raises UserError for shapes that do not fit, if
     every value is NaN, and for an impossible level or number of draws.
     """
-    values, groups = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    values = np.asarray(on_host(values), dtype=np.float64)
+    groups = np.asarray(on_host(groups))
     faults = []
     if values.ndim != 1 or groups.shape != values.shape:
         shapes = f"{list(values.shape)} and {list(groups.shape)}"

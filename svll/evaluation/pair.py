@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup
+from svll.base.labels import on_host
 from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
 
 SIDES = ("query", "gallery")
@@ -48,7 +49,7 @@ def group_of(
 
 def integers(values: ArrayLike) -> Integers:
     """Return labels as int64; floats and text stay as they are, for `faults`."""
-    array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    array = np.asarray(on_host(values))
     return array.astype(np.int64) if array.dtype.kind in "iu" or not array.size else array
 
 

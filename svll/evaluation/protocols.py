@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from harness.base.errors import UserError, named
 from harness.base.rng import generator
 from harness.base.units import counted
-from svll.base.labels import whole_numbers
+from svll.base.labels import on_host, whole_numbers
 from svll.base.protocol_names import check_protocol
 from svll.evaluation.engine.feature_rows import JUNK, Integers
 from svll.evaluation.engine.shared_work import Share
@@ -103,8 +103,7 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
 def _check_labels(**given: Any) -> None:
     """Raise UserError for integers that their type may have changed, such as -1 in uint8."""
     for name, values in given.items():
-        on_gpu = values is not None and hasattr(values, "cpu")
-        array = np.asarray(values.cpu() if on_gpu else values)
+        array = np.asarray(on_host(values))
         if array.dtype.kind in "iu":
             try:
                 whole_numbers(array)
@@ -179,7 +178,7 @@ def draw_labels(identities: ArrayLike, seed: int = 0, draw: int = 0) -> tuple[In
 
     All other images are junk there. Raises UserError when no identity has two images.
     """
-    identities = np.asarray(identities, dtype=np.int64)
+    identities = np.asarray(on_host(identities), dtype=np.int64)
     order = generator(seed, draw, 5).permutation(len(identities))
     known, first = np.unique(identities[order], return_index=True)
     chosen = np.zeros(len(identities), bool)

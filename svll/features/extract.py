@@ -23,6 +23,7 @@ from harness.images.loader import ImageLoader
 from harness.images.views import Transform
 from harness.runs.stopping import Stopped
 from harness.training import progress, ranks
+from harness.training.precision import full_precision
 from svll.base.records import Records
 from svll.features.parts import merge_parts, missing_rows, write_part
 from svll.models.extractor import TEST_RESIZE
@@ -85,7 +86,7 @@ def _encoded(
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:
             for batch in loader.epoch(batches, batches, epoch=0):
                 rows, images = batch["rows"].cpu().numpy(), batch["image"]
-                with autocast(reader.device, reader.precision):
+                with autocast(reader.device, reader.precision), full_precision():
                     parts = islice(turns, len(_slices(reader, len(rows))))
                     found = torch.cat([encode(images[part], rows[part]) for part in parts])
                 yield rows, found.float().cpu()

@@ -23,6 +23,8 @@ from torch import Tensor
 from harness.base.errors import UserError
 from harness.images.decoding import resized
 from harness.images.pixels import NO_IMAGE, Fault, upright
+from harness.training.precision import full_precision
+from svll.base.labels import on_host
 from svll.data.side_labels import UNSEEN
 from svll.models.trained_model import LoadedModel
 
@@ -73,10 +75,9 @@ class Extractor:
 
     def encode_batch(self, batch: Tensor, places: Tensor | None = None) -> Tensor:
         """Return unit features [b, D] on the CPU of model input; places [b, 2]: `model.places`."""
-        device = next(self.model.parameters()).device
-        side = () if places is None else places.to(device).T
-        with torch.no_grad():
-            features = self.model.encode_image(batch.to(device), *side)
+        side = () if places is None else places.T
+        with torch.no_grad(), full_precision():
+            features = self.model.encode_image(batch, *side)
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
     def _places(
@@ -85,7 +86,8 @@ class Extractor:
         """Return the indices of each image's camera and view [count, 2]."""
         if camera is None:
             return None
-        numbers = np.full(count, camera) if np.ndim(camera) == 0 else np.asarray(camera)
+        given = np.asarray(on_host(camera))
+        numbers = np.full(count, given) if given.ndim == 0 else given
         if numbers.shape != (count,):
             raise UserError(f"{len(numbers)} cameras for {count} images; give one or {count}")
         side = self.model.image.side
@@ -118,7 +120,8 @@ def _batches(images: Sequence[Picture], model: LoadedModel, size: int) -> Batche
         yield files[rows], batch
     for start in range(0, len(others), size):
         rows = others[start : start + size]
-        yield rows, torch.stack([_normalised(images[row], model) for row in rows.tolist()])
+        batch = torch.stack([_normalised(images[row], model) for row in rows.tolist()])
+        yield rows, batch.to(model.device)
 
 
 def _read(
@@ -128,8 +131,7 @@ def _read(
     from harness.images.views import Transform
 
     transform = Transform(model.height, model.width, TEST_RESIZE, model.mean, model.std)
-    device = str(next(model.parameters()).device)
-    return read_images(paths, transform, broken, batch_size=size, device=device)
+    return read_images(paths, transform, broken, batch_size=size, device=str(model.device))
 
 
 def _normalised(image: Image.Image | NDArray[np.uint8], model: LoadedModel) -> Tensor:

@@ -57,8 +57,9 @@ class ResNetEncoder(nn.Module):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over all ranks' images, also on CPUs (torch's SyncBatchNorm: GPUs only).
+    """Batch normalisation over all ranks' images; the host never waits for a GPU.
 
+    torch's SyncBatchNorm runs on GPUs only, and the host waits three times in each of its calls.
     Gradients follow the scale stated in harness/training/ranks.py.
     """
 
@@ -67,7 +68,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or ranks.world_size() == 1:
             return super().forward(input)
         x = input.float()
-        mean, variance, count = _global_statistics(x)
+        mean, variance = _global_statistics(x)
+        count = ranks.world_size() * (x.numel() // x.shape[1])  # values per channel
         self._update(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
@@ -81,20 +83,19 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased, self.momentum)
 
 
-def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return mean [C], biased variance [C] and number of values per channel over all ranks.
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean [C] and biased variance [C] over all ranks, which have equally many images.
 
     Combining each rank's mean and variance needs one gather and, unlike a mean of squares, loses
     no digits where the mean is large.
     """
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
-    parts = ranks.gather_rows(own[None])  # [ranks, 2 C + 1]
-    means, variances, counts = parts.split([x.shape[1], x.shape[1], 1], dim=1)
-    share = counts / counts.sum()
+    parts = ranks.gather_rows(torch.cat([mean, variance])[None])  # [ranks, 2 C]
+    means, variances = parts.chunk(2, dim=1)
+    share = 1.0 / ranks.world_size()
     mean = (share * means).sum(dim=0)
     variance = (share * (variances + (means - mean).square())).sum(dim=0)
-    return mean, variance, counts.sum().item()
+    return mean, variance
 
 
 def synchronised(module: nn.Module) -> nn.Module:

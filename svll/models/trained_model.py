@@ -40,6 +40,11 @@ class LoadedModel(nn.Module):
         """The cameras and views that have vectors of side information."""
         self.identities = identities
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; inputs may be anywhere."""
+        return next(self.parameters()).device
+
     def encode_image(
         self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
     ) -> Tensor:
@@ -52,7 +57,8 @@ class LoadedModel(nn.Module):
         shape = 3, self.height, self.width
         if images.shape[1:] != shape:
             raise UserError(f"images are {list(images.shape[1:])}, the model takes {list(shape)}")
-        return self.image.encode_image(images, camera, view)
+        given = (None if x is None else x.to(self.device) for x in (images, camera, view))
+        return self.image.encode_image(*given)
 
     def places(
         self, cameras: ArrayLike, dataset: str | None = None
@@ -82,7 +88,7 @@ class LoadedModel(nn.Module):
         if len(identities) and not 0 <= identities.min() <= identities.max() < self.identities:
             found = f"{int(identities.min())} to {int(identities.max())}"
             raise UserError(f"identities go from 0 to {self.identities - 1}, found {found}")
-        return self.text(identities)
+        return self.text(identities.to(self.device))
 
 
 class PromptedText(nn.Module):

@@ -6,18 +6,28 @@ import inspect
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import svll
 from harness.base.errors import UserError
 from harness.runs.execute import load_function
 from harness.runs.run import Run
 from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation.bootstrap import interval
+from svll.evaluation.multi_query import average_queries
+from svll.evaluation.pair import Pair, group_of
+from svll.evaluation.protocols import evaluate_draws
+from svll.evaluation.verification import verify
+from tests.gpu.emulator import emulated
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +92,48 @@ def test_re_ranking_returns_the_nearest_as_a_ranking_with_labels_does() -> None:
     np.testing.assert_array_equal(found.nearest, expected.nearest)
     np.testing.assert_array_equal(found.distances, expected.distances)
     assert svll.rerank(query, gallery, top_k=60).nearest.shape == (12, 50)
+
+
+def calls(move: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Any]:
+    """Call what takes features and labels, as tensors that `move` has sent somewhere."""
+    rng = np.random.default_rng(1)
+    ids, cams = [rng.integers(0, 5, n) for n in (12, 50)], [rng.integers(0, 3, n) for n in (12, 50)]
+    query, gallery = (move(torch.from_numpy(rows)) for rows in features())
+    labels = q_ids, g_ids, *_ = [move(torch.from_numpy(column)) for column in (*ids, *cams)]
+    for how in (
+        {}, {"protocol": "other_cameras", "metric": "cosine", "top_k": 3},
+        {"protocol": "all_gallery", "rerank": True, "top_k": 3},
+        {"protocol": "random_gallery"}, {"expand": svll.QueryExpansion(3), "normalise": True},
+    ):
+        yield svll.evaluate(query, gallery, *labels, **how)
+    yield svll.evaluate(query.half(), gallery.half(), list(q_ids), g_ids)
+    yield svll.rerank(query, gallery, k1=5, k2=2, top_k=4)
+    sides = (group_of(query, *labels[::2]), group_of(gallery, *labels[1::2]))
+    yield verify(Pair(*sides))
+    yield average_queries(sides[0]).features
+    yield evaluate_draws(gallery, g_ids)
+    yield interval(query[:, 0], q_ids)
+    yield svll.losses.supcon_loss(query, gallery, q_ids, g_ids)
+    yield svll.losses.ntxent_loss(query, query + 1)
+    yield svll.losses.simsiam_loss(query, query + 1, query + 2, query + 3)
+    yield svll.losses.triplet_loss(query, q_ids)
+    yield svll.losses.smooth_cross_entropy(query, q_ids)
+
+
+def numbers(found: Any) -> Any:
+    """Return a result in numbers of Python, which compare by value."""
+    if is_dataclass(found):
+        return [numbers(getattr(found, one.name)) for one in fields(found)]
+    if isinstance(found, list | tuple):
+        return [numbers(one) for one in found]
+    return repr(found.tolist()) if hasattr(found, "tolist") else found
+
+
+def test_tensors_on_a_gpu_give_what_they_give_on_the_cpu() -> None:
+    expected = [numbers(found) for found in calls(lambda tensor: tensor)]
+    with emulated() as gpu:
+        assert [numbers(found) for found in calls(lambda tensor: tensor.to("cuda"))] == expected
+        assert gpu.mismatches == []
 
 
 def test_wrong_arguments_are_told_in_the_words_of_the_call() -> None:

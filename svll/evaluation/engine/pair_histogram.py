@@ -39,7 +39,7 @@ FINDING = 2.0**-22  # the error of finding the bin in float32
 class Margin:
     """The largest error to expect of a float32 product of this data.
 
-    It starts as `rounding`, the bound for the worst rows: 36 times the largest error of common
+    It starts as `rounding`, the bound for the worst rows: 37 times the largest error of common
     features, so that pairs this near an edge would cost half as much as the product. Once SAMPLE
     pairs were multiplied again, it is FACTOR times the largest error among them; a part with a
     larger error is counted again.

@@ -8,9 +8,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -88,8 +87,10 @@ class Products:
         library = self._faster()
         started = time.perf_counter()
         if library == "torch":
+            from harness.training.precision import full_precision  # torch
+
             a, b, c = map(self._torch.from_numpy, (queries, block, out))
-            with full_precision(self._torch):
+            with full_precision():
                 self._torch.mm(a, b.T, out=c)
         else:
             np.matmul(queries, block.T, out=out)
@@ -97,12 +98,17 @@ class Products:
         return out
 
     def _on_gpu(self, queries: Any, block: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
+        from harness.training.precision import full_precision  # torch
+
         size = shape[0] * shape[1]
         if self._buffer is None or self._buffer.numel() < size:
             self._buffer = self._torch.empty(size, device=self._device)
         out = self._buffer[:size].view(shape)
-        with full_precision(self._torch):
-            self._torch.mm(queries, block.T, out=out)  # autocast ignores calls with `out`
+        width = piece_width(queries.shape[1])
+        pieces = zip(queries.split(width, dim=1), block.split(width, dim=1), strict=True)
+        with full_precision():
+            for number, (a, b) in enumerate(pieces):
+                out.addmm_(a, b.T, beta=int(number > 0))  # autocast ignores calls in place
         return np.asarray(out.cpu())
 
     def _faster(self) -> str:
@@ -113,18 +119,13 @@ class Products:
         return min(self._rates, key=lambda library: min(self._rates[library]))
 
 
-@contextmanager
-def full_precision(torch: Any) -> Iterator[None]:
-    """Multiply in float32 even where the caller allows TF32 or bfloat16 for speed."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+def piece_width(width: int) -> int:
+    """Return how many numbers of rows [D] a GPU multiplies at a time.
+
+    It may add all products one after another, and errors may all go one way: by up to a unit
+    (2^-24) for each number of a piece, and for each piece. So together they stay within `rounding`.
+    """
+    return max(128, int(3.7 * width**0.5) // 8 * 8)
 
 
 # ---- threads ----

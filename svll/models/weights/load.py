@@ -44,9 +44,11 @@ def model_from_file(
     """Load a run's weights (file or run folder) or a `.pth` of CLIP-ReID, SVLL-ReID or TransReID.
 
     `height`, `width` and `stride` are for a published file whose number of positions leaves them
-    open. Raises UserError, naming the file, when it is damaged, has no model of these kinds or two
-    different ones, or when a tensor is missing, of another size or not finite.
+    open. Raises UserError for a device that torch cannot use, and, naming the file, when it is
+    damaged, has no model of these kinds or two different ones, or when a tensor is missing, of
+    another size or not finite.
     """
+    _check_device(device)
     file = Path(expanded(str(path)))
     if file.is_dir():
         file = Run(file).weights_file
@@ -64,6 +66,15 @@ def model_from_file(
     else:
         model = transreid_model(state, given)
     return model.requires_grad_(False).eval().to(device)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device {str(device)!r}: torch cannot use it here ({reason}); "
+                        "give another one, such as cpu") from None
 
 
 def _read(file: Path) -> tuple[StateDict, dict[str, str]]:

@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +48,16 @@ def export_onnx(
 
     Inputs are normalised float32, features are not normalised; the file's metadata describes the
     preprocessing. Side information is left out, or that of one `camera` is built in (its number in
-    `dataset`, needed where the model was trained on several). The export is compared with torch on
-    random images and on `images`, and `out` does not appear when they differ. Raises UserError for
-    that, for a missing package, and for a camera that the model has no vector for.
+    `dataset`, needed where the model was trained on several). The model may be on any device. The
+    export is compared with torch on random images and on `images`, on the CPU, and `out` does not
+    appear when they differ. Raises UserError for that, for a missing package, and for a camera that
+    the model has no vector for.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)}: not installed; pip install '.[export]'")
+    if model.device.type != "cpu":
+        model = deepcopy(model).to("cpu")
     encoder = _Encoder(model, camera, dataset)
     random = torch.Generator().manual_seed(_SEED)
     samples = [torch.randn(b, 3, model.height, model.width, generator=random) for b in BATCHES]

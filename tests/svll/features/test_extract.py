@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -175,3 +175,14 @@ def test_a_batch_in_slices_gives_what_it_gives_whole(
     monkeypatch.setattr(module, "SLICE_BYTES", size)
     assert torch.equal(encode_shard(images, reader, encode_rows), whole)
     assert seen == [8, 3, *([1] * 11 if size == 1 else [3, 3, 2, 3])]
+
+
+def test_images_are_encoded_in_full_float32(photos: Path) -> None:
+    conv, seen = cast(Any, torch.backends.cudnn).conv, list[str]()
+
+    def encode_rows(part: torch.Tensor, places: Any) -> torch.Tensor:
+        seen.append(conv.fp32_precision)
+        return part.flatten(1)
+
+    encode_shard(records(photos, [1, 2]), Reader(16, 8, BATCH, 1, "cpu"), encode_rows)
+    assert seen == ["ieee"]

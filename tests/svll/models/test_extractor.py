@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import svll
 from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.sources import Setting
+from harness.images import loader as image_loader
 from harness.images.loader import ImageLoader
 from harness.images.pixels import Fault, upright
 from harness.images.views import Transform
@@ -32,6 +33,8 @@ from svll.models.weights.run_weights import save_model
 from svll.reports.thumbnails import thumbnail
 from svll.search.search import encode
 from tests import picture_files
+from tests.gpu.emulator import emulated
+from tests.gpu.runs import SentViews
 
 MEAN, STD, CAMERAS = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], [2, 3, 6]
 
@@ -271,3 +274,56 @@ def test_three_lines_load_neither_deepspeed_nor_ray(
         [sys.executable, "-c", program, str(make()[0]), *paths], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_on_a_gpu_takes_what_one_on_the_cpu_takes_and_gives_its_features(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make()
+    mixed: list[Any] = [Image.open(paths[0]), np.array(Image.open(paths[1])), *paths[2:]]
+    on_cpu = svll.load(folder, batch=3)
+    expected = on_cpu.encode(mixed, camera=[6, 2, 1, 3])
+    images, places = preprocess(mixed, on_cpu.model), torch.tensor([0, -1, 2, 1])
+    raw = on_cpu.model.encode_image(images, places)
+    monkeypatch.setattr(image_loader, "DaliViews", SentViews)
+    with emulated():
+        extractor = svll.load(folder, "cuda", batch=3)
+        for camera in ([6, 2, 1, 3], torch.tensor([6, 2, 1, 3], device="cuda")):
+            found = extractor.encode(mixed, camera=camera)  # type: ignore[arg-type]
+            assert isinstance(found, np.ndarray)
+            np.testing.assert_array_equal(found, expected)
+        assert extractor.encode([]).shape == (0, 256)
+        assert torch.equal(preprocess(mixed, extractor.model).cpu(), images)
+        assert torch.equal(extractor.model.encode_image(images, places).cpu(), raw)
+        extractor.model.to("cpu")
+        np.testing.assert_array_equal(extractor.encode(mixed, camera=[6, 2, 1, 3]), expected)
+
+
+def test_a_device_that_torch_cannot_use_is_refused_before_the_file_is_read(
+    make: Callable[..., tuple[Path, ReIDModel]]
+) -> None:
+    for device in ("cuda", "gpu"):
+        with pytest.raises(UserError, match=f"device '{device}': torch cannot use it here .*give"):
+            svll.load("missing.safetensors", device)
+    with emulated(devices=2), pytest.raises(UserError, match="device 'cuda:2': .*ordinal"):
+        svll.load(make()[0], "cuda:2")
+
+
+def test_patches_are_convolved_in_full_float32(
+    make: Callable[..., tuple[Path, ReIDModel]], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain, conv = [], torch.nn.functional.conv2d, cast(Any, torch.backends.cudnn).conv
+
+    def watched(*given: Any) -> torch.Tensor:
+        seen.append(conv.fp32_precision)
+        return plain(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    before = conv.fp32_precision
+    try:
+        conv.fp32_precision = "tf32"
+        svll.load(make()[0]).encode(paths)
+        assert conv.fp32_precision == "tf32"
+    finally:
+        conv.fp32_precision = before
+    assert set(seen) == {"ieee"}

@@ -5,14 +5,17 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 from harness.base.errors import UserError
 from harness.training import ranks
 from svll.models.clip import load_clip
 from svll.models.resnet import ResNetEncoder, SyncedBatchNorm2d, synchronised
 from svll.models.vit import resize_positions
+from tests.gpu.emulator import emulated
 
 
 def tower(size: int = 224) -> Any:
@@ -230,3 +233,28 @@ def encode_share_in_bf16() -> str:
 
 def test_half_precision_comes_out_as_it_went_in(two_ranks: Any) -> None:
     assert two_ranks(encode_share_in_bf16) == ["torch.bfloat16"] * 2
+
+
+def test_on_a_gpu_the_host_does_not_wait_for_the_statistics(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "gather_rows", lambda rows: torch.cat([rows, rows]))
+    norm, x, grad = problem()
+    with emulated() as gpu:
+        norm, x, grad = (one.to("cuda") for one in (synchronised(norm), x, grad))
+        gpu.waits.clear()
+        norm(x).backward(grad)
+        assert gpu.waits == []
+
+
+def test_torchs_own_norm_over_ranks_waits_three_times_in_each_call() -> None:
+    """Once it does not, it can stand in for ours on GPUs."""
+    norm, x, _ = problem()
+    with emulated() as gpu:
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        given: Any = norm.to("cuda")[0]
+        x, group = x.to("cuda"), dist.group.WORLD
+        gpu.waits.clear()
+        SyncBatchNorm.apply(x, given.weight, given.bias, None, None, 1e-5, 0.1, group, 1)
+        assert [wait.kind for wait in gpu.waits] == ["boolean index"] * 3

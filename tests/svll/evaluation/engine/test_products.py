@@ -11,8 +11,10 @@ import torch
 
 from harness.base.machine import usable_cores
 from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation.engine.feature_rows import rounding
 from svll.evaluation.engine.kernels import dot
-from svll.evaluation.engine.products import Products, spread, thread_count
+from svll.evaluation.engine.products import Products, piece_width, spread, thread_count
+from tests.gpu.emulator import emulated
 
 
 def test_exact_products_are_the_float64_sum_whatever_the_width():
@@ -81,3 +83,41 @@ def test_a_gpu_gives_the_digits_of_the_cpu():
         found = evaluate_ranking(*on_gpu, *ids, *cameras, **options)
         assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
         np.testing.assert_array_equal(found.nearest, expected.nearest)
+
+
+def test_rows_of_equal_numbers_stay_within_the_error_that_ranking_expects():
+    for width in (192, 320, 640, 1280):
+        rng, place = np.random.default_rng(3), np.arange(width)
+        later, step, end = (rng.choice([0.5, 2.0], (300, 1)), rng.integers(0, width, (300, 1)),
+                            rng.integers(width // 4, width + 1, (300, 1)))
+        rows = np.where(place < step, 1.0, later) * (place < end)
+        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        exact, tensor = rows.astype(float) @ rows.T.astype(float), torch.from_numpy(rows)
+        for found in (rows @ rows.T, (tensor @ tensor.T).numpy()):
+            assert np.abs(found - exact).max() < rounding(width)
+
+
+def test_a_gpus_error_stays_within_it_in_whatever_order_it_adds():
+    for width in range(1, 9000):
+        size = min(piece_width(width), width)
+        assert (size + math.ceil(width / size)) * 2.0**-24 <= rounding(width)
+
+
+def test_constant_rows_rank_exactly_on_a_gpu_that_adds_one_product_after_another(monkeypatch):
+    def one_by_one(out, a, b, *, beta):
+        products = a.cpu().numpy()[:, None] * b.T.cpu().numpy()
+        total = torch.from_numpy(np.cumsum(products, axis=2, dtype=np.float32)[..., -1])
+        out.copy_(out.cpu() + total if beta else total)
+
+    query = np.ones((1, 3072), np.float32)
+    near = 1 + 0.003 * np.random.default_rng(4).choice([-1.0, 1.0], 3072).astype(np.float32)
+    gallery = np.stack([near, query[0], -query[0]])  # the true match, and a nearer row
+    labels = [0], [0, 1, 2], [0], [1, 1, 1]
+    monkeypatch.setattr(torch.Tensor, "addmm_", one_by_one)
+    for rerank in (None, KReciprocal(1, 1)):
+        options = {"rerank": rerank, "top_k": 2}
+        expected = evaluate_ranking(query, gallery, *labels, **options)
+        with emulated():
+            found = evaluate_ranking(query, gallery, *labels, **options)
+        assert (found.mAP, found.nearest.tolist()) == (expected.mAP, [[1, 0]])
+        assert expected.mAP == 0.5

@@ -20,6 +20,7 @@ from svll.models.reid import ReIDModel, SideInformation
 from svll.models.trained_model import LoadedModel
 from svll.models.weights import onnx_export
 from svll.models.weights.onnx_export import PACKAGES, Exported, export_onnx
+from tests.gpu.emulator import emulated
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in PACKAGES)
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra `export` is not installed")
@@ -153,3 +154,26 @@ def test_a_camera_that_the_model_does_not_know_is_reported(
     monkeypatch.setattr(onnx_export, "PACKAGES", ())
     with pytest.raises(UserError, match=message):
         export_onnx(loaded(sie=sie), tmp_path / "model.onnx", camera=0, dataset="a")
+
+
+def test_a_model_on_a_gpu_is_exported_from_the_cpu_and_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def converted(encoder: nn.Module, model: LoadedModel, camera: int | None) -> bytes:
+        images = torch.zeros(1, 3, model.height, model.width)
+        seen.append(f"{encoder(images).device} {model.device}")
+        return b"onnx"
+
+    def differences(path: Path, encoder: nn.Module, samples: list[Tensor]) -> list[float]:
+        return [float(encoder(images).sum().numpy() * 0) for images in samples]
+
+    monkeypatch.setattr(onnx_export, "PACKAGES", ())
+    monkeypatch.setattr(onnx_export, "_converted", converted)
+    monkeypatch.setattr(onnx_export, "_differences", differences)
+    with emulated():
+        model = loaded().to("cuda")
+        export_onnx(model, tmp_path / "model.onnx", camera=4, dataset="a")
+        assert model.device.type == "cuda"
+    assert seen == ["cpu cpu"]
