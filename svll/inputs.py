@@ -16,6 +16,7 @@ from svll.data.datasets import Datasets, load_datasets
 from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import Clip, load_clip
 from svll.reuse.fingerprints import check_pinned, check_weights
 from svll.reuse.frozen_features import FrozenFeatures
@@ -46,6 +47,7 @@ class Inputs:
         return Reader(
             data.height, data.width, self.config.evaluation.batch, self.threads,
             str(ranks.device()), self.config.engine.precision, data.mean, data.std, self.staged,
+            on_cpu=data.device == "cpu",
         )
 
     def frozen(self) -> FrozenFeatures:
@@ -81,6 +83,8 @@ def load_inputs(run: Run, config: Config) -> Inputs:
     # which may be downloaded
     clip = ranks.at_once("loading the model", lambda: starting_clip(config))
     clip.image.recompute = clip.text.recompute = config.engine.recompute
+    if config.engine.compile and ranks.device().type == "cuda":
+        clip.image.compiler, clip.text.compiler = BlockCompiler(), BlockCompiler()
     log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
              "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
              ranks.world_size(), config.stage1.batch, config.stage2.batch)
