@@ -72,9 +72,9 @@ class BlockCompiler:
         when it first computes, the backward pass too."""
         if self._compute is not None:
             return self._compute
-        self._compute = torch.compile(_computed)
         probe = x.detach().requires_grad_()
         try:
+            self._compute = torch.compile(_computed)
             torch.autograd.grad(self._compute(block, probe, mask, before).sum(), probe)
         except torch.OutOfMemoryError:  # also without compiling
             raise

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
+from harness.images.transfer import to_device
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
 from harness.training import loop, ranks
@@ -97,7 +98,7 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
             rows = rows_of(epoch, step)
             if (epoch, step) == (disturbance.epoch, disturbance.step):
                 rows = rows * SPOILT.get(disturbance.kind, 1.0)
-            yield rows[ranks.shard(ROWS)]
+            yield to_device(rows[ranks.shard(ROWS)], ranks.device())
 
     return loop.Stage(
         name=name, objective=module, weights=WEIGHTS, optimizer=made,
