@@ -10,7 +10,7 @@ from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.runs.stopping import at_once
 from harness.training import ranks
-from svll.config import Config
+from svll.config import Config, EngineConfig
 from svll.data import run_checks
 from svll.data.datasets import Datasets, load_datasets
 from svll.data.splits import Splits, split
@@ -62,6 +62,14 @@ def starting_clip(config: Config) -> Clip:
                      width=config.data.width, stride=config.model.stride, seed=config.seed)
 
 
+def set_blocks(clip: Clip, engine: EngineConfig) -> None:
+    """Set how blocks are trained; they are compiled on GPUs only."""
+    for encoder in (clip.image, clip.text):
+        encoder.recompute = engine.recompute
+        is_compiled = engine.compile is not None and ranks.device().type == "cuda"
+        encoder.compiler = BlockCompiler() if is_compiled else None
+
+
 def load_inputs(run: Run, config: Config) -> Inputs:
     """Load a run's inputs on every rank; raises UserError if missing or not those of the run, and
     Stopped."""
@@ -82,9 +90,7 @@ def load_inputs(run: Run, config: Config) -> Inputs:
                    protocol=config.evaluation.protocol)
     # which may be downloaded
     clip = ranks.at_once("loading the model", lambda: starting_clip(config))
-    clip.image.recompute = clip.text.recompute = config.engine.recompute
-    if config.engine.compile and ranks.device().type == "cuda":
-        clip.image.compiler, clip.text.compiler = BlockCompiler(), BlockCompiler()
+    set_blocks(clip, config.engine)
     log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
              "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
              ranks.world_size(), config.stage1.batch, config.stage2.batch)

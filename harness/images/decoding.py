@@ -84,16 +84,21 @@ class Decoder:
 
 
 def raise_if_of_machine(error: RuntimeError, device: torch.device) -> None:
-    """Raise an error of decoding on `device` that is none of the files: MemoryError, or torch's of
-    a GPU, for a full memory, else the error itself."""
-    text = str(error)
-    if _MEMORY.search(text) and not isinstance(error, torch.OutOfMemoryError):
-        reason = f"while images are decoded: {text.strip().splitlines()[-1]}"
+    """Raise an error of decoding on `device` that is none of the files."""
+    raise_if_of_memory(error, device)
+    if _MACHINE.search(str(error)):
+        raise error
+
+
+def raise_if_of_memory(error: RuntimeError, device: torch.device) -> None:
+    """Raise MemoryError, or torch's for a GPU, if an error says that the memory is full."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if _MEMORY.search(str(error)):
+        reason = f"while images are decoded: {str(error).strip().splitlines()[-1]}"
         if device.type == "cuda":
             raise torch.OutOfMemoryError(f"CUDA out of memory {reason}") from error
         raise MemoryError(reason) from error
-    if _MEMORY.search(text) or _MACHINE.search(text):
-        raise error
 
 
 def decode_pipeline(batch_size: int, threads: int, device: torch.device) -> Any:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.base.errors import UserError
 from harness.base.machine import usable_cores
 from harness.images.cpu import CpuViews
 from harness.images.dali import DaliViews
-from harness.images.decoding import Decoder, raise_if_of_machine
+from harness.images.decoding import Decoder, raise_if_of_machine, raise_if_of_memory
 from harness.images.pixels import Fault, Unreadable, why_unreadable
 from harness.images.views import Rows, Take, Transform, draw_changes
 
@@ -98,8 +99,16 @@ class ImageLoader:
             raise
 
     def _new_maker(self) -> CpuViews | DaliViews:
-        kind = DaliViews if self._decodes_on.type == "cuda" else CpuViews
-        return kind(self._transform, self._batch_size, self._threads, self._device)
+        given = self._transform, self._batch_size, self._threads, self._device
+        if self._decodes_on.type == "cpu":
+            return CpuViews(*given)
+        try:
+            return DaliViews(*given)
+        except RuntimeError as error:
+            raise_if_of_memory(error, self._device)
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"DALI cannot use {self._device} ({reason}); set data.device=cpu, which "
+                            "makes images on the CPU") from error
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""

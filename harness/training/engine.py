@@ -27,6 +27,12 @@ class EngineSettings(Protocol):
     clipping: float
 
 
+def sends_meanwhile(settings: EngineSettings) -> bool:
+    """Return whether a bucket of gradients is sent while the backward pass computes the next one:
+    by ZeRO, on GPUs, for which DeepSpeed has a second stream."""
+    return settings.zero > 0 and ranks.world_size() > 1 and ranks.device().type == "cuda"
+
+
 def start_engine(
     module: nn.Module, optimizer: torch.optim.Optimizer, batch: int, settings: EngineSettings
 ) -> Any:
@@ -43,8 +49,7 @@ def start_engine(
                         "after an overflow the scale is never lowered and nothing is trained; use "
                         "engine.precision=bf16 or engine.zero=0")
     trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    # on GPUs, ZeRO sends a bucket's gradients while the backward pass computes the next one's
-    overlaps = settings.zero > 0 and ranks.world_size() > 1 and ranks.device().type == "cuda"
+    overlaps = sends_meanwhile(settings)
     parts = OVERLAPPED if overlaps else 1
     bucket = min(-(-trained // (1024 * parts)) * 1024, BUCKET)  # NCCL wants an even number
     config = {

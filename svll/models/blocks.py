@@ -79,7 +79,7 @@ class BlockCompiler:
         except torch.OutOfMemoryError:  # also without compiling
             raise
         except self.FAULTS as error:
-            reason = next(iter(str(error).strip().splitlines()), "")
+            reason = " ".join(str(error).split("\n")[:2])  # the first says only who failed
             log.warning("engine.compile: torch.compile failed, so blocks are not compiled: %s: %s",
                         type(error).__name__, reason)
             self._compute = _computed
