@@ -22,6 +22,7 @@ from harness.images import decoding
 from harness.images import loader as pipeline
 from harness.images.loader import ImageLoader, decoder_name
 from harness.images.views import Transform, View
+from tests.gpu.emulator import emulated
 
 HEIGHT, WIDTH = 64, 32
 SEED = 11
@@ -348,6 +349,28 @@ def test_files_that_go_missing_between_headers_and_pixels_are_left_out(
     )
     assert [row for rows, _ in made for row in rows] == [0, 1, 3, 4]
     assert broken == [(paths[2], "missing")]
+
+
+def test_views_made_on_the_cpu_for_a_gpu_are_the_cpus_and_sent_without_waiting(
+    make_loader, photos
+):
+    expected = run(make_loader(photos), 24)
+    with emulated() as gpu:
+        found = run(make_loader(photos, device="cuda:0", on_cpu=True), 24)
+        assert gpu.waits == []
+        assert {str(found[name].device) for name in VIEWS} == {"cuda:0"}
+        assert same({name: value.cpu() for name, value in found.items()}, expected)
+
+
+def test_a_gpu_that_dali_cannot_use_is_told_with_the_way_out(make_loader, photos, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("Error in DALI:\ndriver too old")
+
+    monkeypatch.setattr(pipeline, "DaliViews", fails)
+    with emulated(), pytest.raises(UserError) as caught:
+        run(make_loader(photos, device="cuda:0"), 24)
+    assert str(caught.value) == ("DALI cannot use cuda:0 (driver too old); set data.device=cpu, "
+                                 "which makes images on the CPU")
 
 
 def test_decoders_have_names_of_their_own():
