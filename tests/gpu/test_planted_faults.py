@@ -28,7 +28,7 @@ def test_an_eye_without_a_device(gpu: Emulator) -> None:
 
 
 def test_a_mask_that_is_left_on_the_cpu(gpu: Emulator) -> None:
-    old = "(draw >= scale).to(prompts.device)"
+    old = "to_device(draw >= scale, prompts.device)"
     with planted(prompt_augmentation.mask, old, "(draw >= scale)") as place:
         with pytest.raises(GpuError, match=re.escape(f"at {place} mask")):
             prompt_augmentation.mask(rows(), 0.5, torch.Generator())
@@ -49,8 +49,8 @@ def test_a_number_that_is_fetched_within_a_loss(gpu: Emulator) -> None:
 
 
 def test_labels_that_are_not_sent(world: str, tmp_path: Path) -> None:
-    old = "torch.from_numpy(splits.labels).to(ranks.device())"
-    with planted(stage1.build, old, "torch.from_numpy(splits.labels)"):
+    old = "to_device(batch.identities, own.device)"
+    with planted(stage1.PromptObjective.forward, old, "batch.identities"):
         with pytest.raises(GpuError, match=r"at svll/losses\.py:\d+ supcon_loss"):
             carry_out(tmp_path, f"data.root={world}", devices=1)
 

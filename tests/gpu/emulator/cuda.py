@@ -163,6 +163,10 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
+    def no_compiler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Cannot find a working triton installation")
+
+    patch.setattr(torch, "compile", no_compiler)
     engine = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
