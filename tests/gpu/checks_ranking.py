@@ -15,6 +15,8 @@ TOP = 50
 KINDS = ("random", "repeated", "equal numbers")
 """Features around a centre for each identity; then every row twice, so that distances are equal;
 then rows of one number each, whose float32 products round worst."""
+CASES = [*((kind, False) for kind in KINDS), (KINDS[0], True)]
+"""Each with whether it is re-ranked."""
 
 
 def ranked(kind: str, size: Size, rerank: bool) -> tuple[dict[str, Any], float]:
@@ -41,9 +43,8 @@ def ranked(kind: str, size: Size, rerank: bool) -> tuple[dict[str, Any], float]:
 def ranking(extent: Extent) -> Iterator[Finding]:
     """Rank features of each kind, and re-rank the first."""
     size = extent.ranked or MARKET
-    cases = [*((kind, False) for kind in KINDS), (KINDS[0], True)]
-    expected = [begun_on_cpu(ranked, kind, size, rerank) for kind, rerank in cases]
-    for (kind, rerank), other in zip(cases, expected, strict=True):
+    expected = [begun_on_cpu(ranked, kind, size, rerank) for kind, rerank in CASES]
+    for (kind, rerank), other in zip(CASES, expected, strict=True):
         name = f"{'re-ranking' if rerank else 'ranking'}, {kind} features"
         if kind == KINDS[0] and not rerank:
             ranked(kind, size, rerank)  # loads the libraries
