@@ -7,12 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a user's own runs have compiled must not stand in for the code that is tested.
 os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(f"{__file__}/../../.pytest_cache/numba")
 
+from tests.gpu import hiding
+
+hiding.hide()  # before torch looks for GPUs
+
 import inspect
 import json
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +55,8 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], lis
         (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
         (folder / "nvidia-smi").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        # all of them: without the variable, processes would find the real ones of this machine
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
         return names
 
     return have
@@ -60,8 +65,9 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], lis
 class Ranks:
     """Processes that are the ranks of one run and carry out functions of test modules."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, environment: Mapping[str, str] | None = None) -> None:
         self.count = count
+        self.environment = environment
         self.processes: list[subprocess.Popen[str]] = []
 
     def _start(self) -> None:
@@ -70,7 +76,8 @@ class Ranks:
             subprocess.Popen(
                 # -P: the folder of tests would stand in for the packages of the same names
                 [sys.executable, "-P", str(Path(__file__).parent / "ranks.py")],
-                env=os.environ | {
+                env={
+                    **(self.environment or os.environ),
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 },
@@ -139,5 +146,13 @@ def one_rank() -> Iterator[Ranks]:
 def two_ranks() -> Iterator[Ranks]:
     """Two ranks joined by gloo."""
     ranks = Ranks(2)
+    yield ranks
+    ranks.end()
+
+
+@pytest.fixture(scope="session")
+def gpu_rank() -> Iterator[Ranks]:
+    """A single rank that sees this machine's GPUs, for tests marked `gpu`."""
+    ranks = Ranks(1, hiding.shown())
     yield ranks
     ranks.end()

@@ -1,5 +1,6 @@
 """DeepSpeed around a module: precision, ZeRO, accumulation and clipping."""
 
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -55,9 +56,12 @@ def start_engine(
         },
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice a step
     }
     module.to(ranks.device())
+    number = ranks.device().index  # else DeepSpeed takes LOCAL_RANK, of ranks with one GPU each too
     engine, *_ = ranks.import_deepspeed().initialize(
+        args=None if number is None else SimpleNamespace(device_rank=number),
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
