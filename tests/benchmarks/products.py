@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.training import ranks
@@ -55,11 +55,11 @@ def operations(work: Callable[[], Any]) -> float:
 
 
 def idle_share(work: Callable[[], Any], taken_s: float) -> float | None:
-    """Return the share of a call's time in which a GPU does nothing; None without one.
+    """Return the share of a call's time in which a GPU does nothing; None where it is not told.
 
     taken_s: the time of a call, measured before: recording slows the host, and not the kernels.
     """
-    if not torch.cuda.is_available():
+    if ProfilerActivity.CUDA not in supported_activities() or not torch.cuda.is_available():
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         seconds(work)
