@@ -70,7 +70,7 @@ def _views(name: str, paths: list[str], sizes: Sizes) -> Row:
     memory_mb = apart(_memory_mb, paths, rows, sizes)
     loader = three_views(paths, batch, sizes)
     plain = DataLoader(
-        Views(paths, sizes.height, sizes.width), batch_size=batch, num_workers=THREADS,
+        Views(paths, sizes.height, sizes.width), batch_size=batch, num_workers=sizes.workers,
         pin_memory=torch.cuda.is_available(),
     )
     try:

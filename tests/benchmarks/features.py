@@ -70,7 +70,7 @@ def _extraction(sizes: Sizes, count: int) -> Row:
         records = Records(tuple(paths), zeros, zeros, zeros)
         reader = Reader(height, width, sizes.batch, THREADS, device, precision)
         loader = DataLoader(
-            Images(paths, height, width), batch_size=sizes.batch, num_workers=THREADS,
+            Images(paths, height, width), batch_size=sizes.batch, num_workers=sizes.workers,
             pin_memory=torch.cuda.is_available(),
         )
 

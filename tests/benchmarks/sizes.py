@@ -3,6 +3,7 @@
 All rows of a run are of one size: a CPU's or a GPU's; `TINY` only shows that the rows can be made.
 """
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +50,8 @@ class Sizes:
     repeats: int = 3
     more_repeats: int = 5
     """Of what is quick, or varies."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes of the released way's loader."""
     hidden: int = 4096
     """Width of the projection heads within."""
 
@@ -63,7 +66,7 @@ SMALL_GB = 40
 TINY = Sizes(
     model="svll-tiny", height=16, width=16, stride=8, identities=4, training=8, prompts=(4,),
     images=4, fewer=4, fed=2, of_rank=2, encoded=2, encoded_tiny=2, files=2, batch=2, product=32,
-    products=1, repeats=1, more_repeats=1, hidden=16,
+    products=1, repeats=1, more_repeats=1, workers=0, hidden=16,
 )
 
 

@@ -38,6 +38,10 @@ PARTS = {
 """In the order in which they run."""
 
 
+RUNS = ("fp32", "cpu"), ("bf16", "cpu"), ("fp16", "cpu"), ("fp32", "auto")
+"""Tiny runs: their engine.precision, and data.device, where views are made."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One row of the table."""
@@ -64,8 +68,7 @@ class Extent:
     """Files whose views are compared."""
     settings: tuple[str, ...] = ()
     """Of the tiny run, besides its recipe."""
-    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
-    """In which the tiny run is trained."""
+    runs: tuple[tuple[str, str], ...] = RUNS
     tests: tuple[str, ...] | None = None
     """What pytest gets; None: the files with tests that are marked `gpu`."""
     is_timed: bool = True

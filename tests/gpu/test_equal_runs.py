@@ -1,6 +1,8 @@
 """Whole runs on a GPU have the losses and scores of the same runs on the CPU."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
