@@ -26,6 +26,8 @@ def products_row(
 
     calls: how many are timed together.
     """
+    if sizes.compiles:
+        ours()  # compiles, which it does not while operations are counted
     done = operations(ours)
     ways = _several(ours, calls), _several(baseline, calls), _bare(TYPES[precision], sizes)
     our, other, least = in_turns(*ways, repeats=repeats)

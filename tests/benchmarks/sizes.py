@@ -52,6 +52,8 @@ class Sizes:
     """Of what is quick, or varies."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes of the released way's loader."""
+    compiles: bool = False
+    """Whether blocks are compiled, as training on a GPU does."""
     hidden: int = 4096
     """Width of the projection heads within."""
 
@@ -59,6 +61,7 @@ class Sizes:
 CPU = Sizes()
 GPU = Sizes(
     images=64, fewer=64, fed=40, of_rank=64, encoded=4096, product=8192, products=20, calls=5,
+    compiles=True,
 )
 SMALL_GPU = replace(GPU, images=16, fewer=16, of_rank=16)
 """The released way keeps some 26 GB for 64 images x 3 views."""

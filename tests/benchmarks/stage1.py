@@ -15,6 +15,7 @@ from harness.training.engine import start_engine
 from svll import stage1
 from svll.config import EngineConfig, Stage1
 from svll.features.extract import autocast
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead
@@ -54,13 +55,15 @@ def _step(batch: int, sizes: Sizes) -> Row:
     plain = torch.optim.Adam([objective.prompts.tokens], lr=3.5e-4, weight_decay=1e-4)
     is_whole = batch <= WHOLE or (torch.cuda.is_available() and gpu_gb() > SMALL_GB)
 
+    sent = labels.to(ranks.device())
+
     def baseline() -> None:
         plain.zero_grad()
         with autocast(device, precision):
             if is_whole:
-                torch.stack(list(standard.losses(features, labels, 1).values())).sum().backward()
+                torch.stack(list(standard.losses(features, sent, 1).values())).sum().backward()
             else:
-                for each in _parts(standard, labels):
+                for each in _parts(standard, sent):
                     encoded = each()
                     encoded.backward(torch.ones_like(encoded))
         plain.step()
@@ -97,12 +100,13 @@ def _encode(
 
 
 def _made(batch: int, sizes: Sizes) -> tuple[stage1.PromptObjective, Tensor, Tensor]:
-    """Return the objective, and the features and labels of a batch."""
+    """Return the objective, and the features and labels of a batch; labels are on the host."""
     torch.manual_seed(1)
     clip = load_clip(
         sizes.model, None, height=sizes.height, width=sizes.width, stride=sizes.stride
     )
     del clip.image.visual
+    clip.text.compiler = BlockCompiler() if sizes.compiles else None
     prompts = PromptLearner(
         clip.text.token_embedding, clip.tokenizer, identities=sizes.identities, tokens=4,
         noun="person",
@@ -110,5 +114,5 @@ def _made(batch: int, sizes: Sizes) -> tuple[stage1.PromptObjective, Tensor, Ten
     head = ProjectionHead(clip.text.out, hidden=sizes.hidden, out=256)
     objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
     of_image = torch.randint(sizes.identities, (sizes.training,))
-    labels = of_image[torch.randperm(sizes.training)[:batch]].to(ranks.device())
+    labels = of_image[torch.randperm(sizes.training)[:batch]]
     return objective, torch.randn(batch, clip.text.out, device=ranks.device()), labels

@@ -11,15 +11,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from harness.training import ranks
+from harness.training import loop, ranks
+from harness.training.checkpoints import Progress
 from harness.training.engine import Precision, start_engine
 from svll import stage2
 from svll.config import EngineConfig, Stage2
 from svll.features.extract import autocast
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
 from tests.benchmarks import released
@@ -29,18 +32,21 @@ from tests.benchmarks.sizes import Sizes, gpu_precision, here
 from tests.benchmarks.timing import Row, apart, in_turns, row, times
 
 CAMERAS, VIEWS = 6, 3
-RECOMPUTE = "engine.recompute"
-"""The row whose baseline is our own way, too."""
+SWITCH = "encoder."
+"""Rows whose baseline is our own way, too, begin so."""
 
 
 def measure(sizes: Sizes | None = None) -> Iterator[Row]:
-    """Yield a row for each precision computed in here, for steps from files, for recomputing."""
+    """Yield a row for each precision computed in here, for steps from files, for recomputing, and
+    where blocks are compiled for that."""
     sizes = sizes or here()
     yield apart(_step, gpu_precision(), sizes)
     if not torch.cuda.is_available() and ranks.has_fast_bf16():
         yield apart(_step, "bf16", sizes)
     yield apart(_fed, sizes)
     yield apart(_recomputed, sizes)
+    if sizes.compiles:
+        yield apart(_compiled, sizes)
 
 
 def _step(precision: Precision, sizes: Sizes) -> Row:
@@ -76,12 +82,17 @@ def started(
     """Return our step of `images` over all ranks, as training makes it."""
     optimizer = stage2.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, images, EngineConfig(precision, zero))
+    stage = loop.Stage(
+        name="stage2", objective=objective, weights=stage2.loss_weights(objective.config),
+        optimizer=optimizer, lr_factor=lambda _: 1.0, epochs=1, batch=images, steps=lambda _: 1,
+        batches=lambda *_: iter(()), validate=lambda _: {},
+    )
+    unread: list[loop.StepLosses] = []
 
     def step(batch: stage2.ImageBatch) -> None:
-        loss = _total(objective, engine(batch))
-        loss.item()  # training looks at it before it goes on
-        engine.backward(loss)
-        engine.step()
+        unread.append(loop.train_step(stage, engine, batch, Progress("stage2", 1, 0, 0)))
+        if len(unread) > unread[0].is_late:  # on a GPU training reads them during the next step
+            unread.pop(0).values()
 
     return step
 
@@ -126,23 +137,34 @@ def _fed(sizes: Sizes) -> Row:
 
 def _recomputed(sizes: Sizes) -> Row:
     """What it costs, and spares, to compute blocks again; the baseline keeps what they computed."""
+    return _switched("recompute", True, False, "keeping what blocks compute", sizes)
+
+
+def _compiled(sizes: Sizes) -> Row:
+    """What compiled blocks gain."""
+    return _switched("compiler", BlockCompiler(), None, "blocks that are not compiled", sizes)
+
+
+def _switched(name: str, ours: Any, other: Any, told: str, sizes: Sizes) -> Row:
+    """Time two values of an attribute of the encoder: forward and backward, all else being equal.
+    """
     ranks.init_ranks()
     count, precision = sizes.fewer, gpu_precision()
     objective, batch = made(count, sizes)
     objective.train()
 
-    def step(recompute: bool) -> None:
+    def step(value: Any) -> None:
         objective.zero_grad()
-        objective.model.encoder.recompute = recompute
+        setattr(objective.model.encoder, name, value)
         with autocast(str(ranks.device()), precision):
             losses = objective(batch)
         _total(objective, losses).backward()
 
-    ours, other = in_turns(lambda: step(True), lambda: step(False), repeats=sizes.repeats)
+    in_order = in_turns(lambda: step(ours), lambda: step(other), repeats=sizes.repeats)
     return row(
-        f"{RECOMPUTE}, {precision}, {count} images x 3 views", "s/image", ours, other, per=count,
-        note="against keeping what blocks compute; forward and backward without the optimizer",
-        images_per_s=count / ours.median,
+        f"{SWITCH}{name}, {precision}, {count} images x 3 views", "s/image", *in_order, per=count,
+        note=f"against {told}; forward and backward without the optimizer",
+        images_per_s=count / in_order[0].median,
     )
 
 
@@ -151,6 +173,7 @@ def made(images: int, sizes: Sizes) -> tuple[stage2.ImageObjective, stage2.Image
     torch.manual_seed(1)
     height, width, identities = sizes.height, sizes.width, sizes.identities
     clip = load_clip(sizes.model, None, height=height, width=width, stride=sizes.stride)
+    clip.image.compiler = BlockCompiler() if sizes.compiles else None
     side = SideInformation("camera", cameras=CAMERAS, views=1, width=clip.image.width, weight=1.0)
     head = ProjectionHead(clip.image.width, hidden=sizes.hidden, out=256)
     objective = stage2.ImageObjective(
@@ -159,6 +182,6 @@ def made(images: int, sizes: Sizes) -> tuple[stage2.ImageObjective, stage2.Image
     ).to(ranks.device())
     device = ranks.device()
     views = [torch.randn(images, 3, height, width, device=device) for _ in range(VIEWS)]
-    labels = torch.arange(images, device=device) // 2
+    labels = torch.arange(images) // 2  # on the host
     cameras = torch.arange(images, device=device) % CAMERAS
-    return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(labels))
+    return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(cameras))

@@ -29,11 +29,11 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "machine": Part("checks_machine", 30), "decoders": Part("checks_pixels", 30),
-    "views": Part("checks_pixels", 30), "ranking": Part("checks_ranking", 50),
-    "training": Part("checks_training", 90), "tests": Part("checks_machine", 90),
-    "bench": Part("checks_speed", 160),
-    "ranks": Part("checks_ranks", 150),  # begins only where there are two GPUs
+    "machine": Part("checks_machine", 20), "decoders": Part("checks_pixels", 25),
+    "views": Part("checks_pixels", 25), "ranking": Part("checks_ranking", 50),
+    "training": Part("checks_training", 75), "tests": Part("checks_machine", 75),
+    "bench": Part("checks_speed", 210),  # of which compiling takes a minute or two
+    "ranks": Part("checks_ranks", 200),  # only where there are two GPUs
 }
 """In the order in which they run."""
 

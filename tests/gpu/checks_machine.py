@@ -17,7 +17,7 @@ from tests.gpu.checks import Extent, Finding
 
 TAKEN = 0.2
 """Share of a GPU's memory that may be held besides by torch: a display's, CUDA's own."""
-LIMIT_S = 75
+LIMIT_S = 65
 """Of the tests, so that their last lines are still told within the part's time."""
 MARK = re.compile(r"mark\.gpu\b")
 

@@ -34,7 +34,7 @@ def views_of_files(extent: Extent) -> Iterator[Finding]:
 
 def _findings(rows: Iterable[Row], extent: Extent) -> Iterator[Finding]:
     for row in rows:
-        must_be_faster = extent.is_timed and not row.name.startswith(stage2.RECOMPUTE)
+        must_be_faster = extent.is_timed and not row.name.startswith(stage2.SWITCH)
         yield finding_of(row, must_be_faster=must_be_faster)
 
 

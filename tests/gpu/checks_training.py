@@ -42,8 +42,13 @@ class Bounds(NamedTuple):
 EXACT = Bounds(1e-4, 5e-3, 0.02)
 """In fp32 with the same pixels. A step differs by the order of sums; epochs of Adam let that grow,
 and a few test images swap ranks."""
-ROUNDED = Bounds(0.02, 0.05, 0.1)
-"""In bf16 and fp16 (losses of a step were up to 0.003 apart on a CPU), or with the GPU's pixels."""
+BOUNDS = {
+    ("fp32", "cpu"): EXACT, ("bf16", "cpu"): Bounds(0.05, 0.05, 0.1),
+    ("fp16", "cpu"): Bounds(0.1, 0.2, 0.1), ("fp32", "auto"): Bounds(0.03, 0.1, 0.1),
+}
+"""By precision and where views are made. On a CPU bf16 was (0.018, 0.009, 0.002) off fp32, and
+DALI's way of making views (0.010, 0.033, 0.016) off ours. fp16 is compared with fp16, which skips
+some of the few steps while it looks for its scale: one more or less may be skipped."""
 SMALL = 0.1
 """Smaller losses are compared by their difference, as a share of this."""
 FEATURES = 2e-5
@@ -76,16 +81,23 @@ def trained(folder: str, settings: Sequence[str]) -> dict[str, Any]:
 
 def training(extent: Extent) -> Iterator[Finding]:
     """Train in each precision with the CPU's views, then with the GPU's."""
+    settings = extent.settings
     with tempfile.TemporaryDirectory(prefix="gpu-") as name:
-        settings = [*extent.settings, "engine.precision=fp32"]
-        on_cpu = begun_on_cpu(trained, f"{name}/cpu", settings)
+        on_cpu = {
+            precision: begun_on_cpu(trained, f"{name}/cpu", [*settings, *_words(precision)])
+            for precision in ("fp32", "fp16") if precision in dict(extent.runs)
+        }
         for number, (precision, maker) in enumerate(extent.runs):
-            words = [f"engine.precision={precision}", f"data.device={maker}"]
-            ours = trained(f"{name}/{number}", [*extent.settings, *words])
-            bounds = EXACT if (precision, maker) == ("fp32", "cpu") else ROUNDED
+            words = [*_words(precision), f"data.device={maker}"]
+            ours = trained(f"{name}/{number}", [*settings, *words])
+            expected = on_cpu.get(precision, on_cpu["fp32"]).result()
             title = f"tiny run, {precision}, the {'CPU' if maker == 'cpu' else 'GPU'}'s views"
-            yield compared(title, ours, on_cpu.result(), bounds)
-        yield _loaded(on_cpu.result()["folder"])
+            yield compared(title, ours, expected, BOUNDS[precision, maker])
+        yield _loaded(on_cpu["fp32"].result()["folder"])
+
+
+def _words(precision: str) -> list[str]:
+    return [f"engine.precision={precision}"]
 
 
 def compared(

@@ -20,7 +20,6 @@ from tests.gpu import checks, checks_ranking, checks_training, on_cpu
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
 from tests.gpu.runs import TINY as TINY_RUN
-from tests.gpu.runs import SentViews
 
 RANKED = Size("", 24, 60, 8, 3)
 
@@ -63,7 +62,6 @@ def test_the_whole_command_runs_through_on_an_emulated_gpu(
 
     for module in (checks_training, checks_ranking):
         monkeypatch.setattr(module, "begun_on_cpu", known)
-    monkeypatch.setattr("harness.images.loader.DaliViews", SentViews)
     gc.freeze()  # benchmarks collect garbage before they measure: half a second each
     try:
         with emulated():
