@@ -42,7 +42,6 @@ def marked(tmp_path: Path) -> Path:
 def test_the_whole_command_runs_through_on_an_emulated_gpu(
     world, marked, gpus, tmp_path, monkeypatch, capsys
 ):
-    gpus(1)
     extent = smallest(world, marked)
     expected = {
         ("trained",): checks_training.trained(
@@ -62,6 +61,7 @@ def test_the_whole_command_runs_through_on_an_emulated_gpu(
 
     for module in (checks_training, checks_ranking):
         monkeypatch.setattr(module, "begun_on_cpu", known)
+    gpus(1)
     gc.freeze()  # benchmarks collect garbage before they measure: half a second each
     try:
         with emulated():
