@@ -1,6 +1,7 @@
 """Rows of what is mostly matrix products: their floor is a bare product's speed."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -65,9 +66,20 @@ def idle_share(work: Callable[[], Any], taken_s: float) -> float | None:
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         seconds(work)
-    events = [event for event in recorded.events() if event.device_type == DeviceType.CUDA]
-    busy_s = sum(event.time_range.elapsed_us() for event in events) / 1e6
-    return max(0.0, 1 - busy_s / taken_s) if events else None
+    spans = [
+        (event.time_range.start, event.time_range.end) for event in recorded.events()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return max(0.0, 1 - covered(spans) / 1e6 / taken_s) if spans else None
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of all that spans cover; streams compute at the same time."""
+    total, end = 0.0, -math.inf
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 def _several(work: Callable[[], Any], calls: int) -> Callable[[], None]:

@@ -103,10 +103,9 @@ def uses_the_gpu(_: Extent) -> Iterator[Finding]:
 
     from harness.training import ranks
 
-    ranks.init_ranks()
     if not torch.cuda.is_available():
+        ranks.init_ranks()  # tells why, where this process was given a GPU
         raise RuntimeError(ranks.idle_gpus() or "torch finds no GPU")
-    ranks.be_repeatable()
     yield from ()
 
 

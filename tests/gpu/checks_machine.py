@@ -19,7 +19,7 @@ TAKEN = 0.2
 """Share of a GPU's memory that may be held besides by torch: a display's, CUDA's own."""
 LIMIT_S = 65
 """Of the tests, so that their last lines are still told within the part's time."""
-MARK = re.compile(r"mark\.gpu\b")
+MARK = re.compile(r"^\s*@pytest\.mark\.gpu\b|^pytestmark\b.*\bmark\.gpu\b", re.MULTILINE)
 
 
 def the_driver(_: Extent) -> Iterator[Finding]:
@@ -95,7 +95,7 @@ def the_tests(extent: Extent) -> Iterator[Finding]:
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S,
-            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # a second
+            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # they take a second
         )
     except subprocess.TimeoutExpired:
         yield Finding(name, False, why=f"stopped after {LIMIT_S} s: {' '.join(wanted)}")

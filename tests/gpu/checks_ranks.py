@@ -69,6 +69,7 @@ def _trained(runs: Path, count: int, one_each: bool, extent: Extent) -> dict[str
     finally:
         for log, process in processes:
             process.kill()
+            process.wait()
             log.close()
     [file] = runs.glob("*/*/metrics.jsonl")
     return {

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from svll.evaluation.engine.products import Products
 from tests.benchmarks.evaluation import Size
 from tests.benchmarks.peaks import peak
+from tests.benchmarks.products import covered
 from tests.benchmarks.sizes import TINY
 from tests.gpu import __main__ as command
 from tests.gpu import checks, checks_ranking, checks_training, on_cpu
@@ -114,6 +116,7 @@ def test_a_check_that_raises_is_one_failed_finding_and_the_others_go_on(
 
 
 def test_nothing_is_checked_where_torch_cannot_use_the_gpu(monkeypatch):
+    monkeypatch.setattr("harness.training.ranks.init_ranks", lambda: None)
     [found] = of_toys(monkeypatch, lambda _: [Finding("on the CPU", True)])
     assert not found.passed
     assert "GPU" in found.why
@@ -134,19 +137,24 @@ def test_a_run_that_is_not_the_cpus_fails_with_the_numbers_that_differ(change, t
 
 
 def test_ranking_with_a_product_that_is_off_is_found(monkeypatch):
-    from svll.evaluation.engine.products import Products
+    expected = {case: checks_ranking.ranked(case[0], RANKED, case[1])
+                for case in checks_ranking.CASES}
 
-    def begun(work: Any, *arguments: Any) -> Future[Any]:
+    def begun(_: Any, kind: str, size: Size, rerank: bool) -> Future[Any]:
         found: Future[Any] = Future()
-        found.set_result(work(*arguments))
-        with monkeypatch.context():
-            monkeypatch.setattr(Products, "__call__", lambda *given: 1.01 * multiply(*given))
+        found.set_result(expected[kind, rerank])
         return found
+
+    def off(*given: Any) -> Any:
+        return 1.01 * multiply(*given)
 
     multiply = Products.__call__
     monkeypatch.setattr(checks_ranking, "begun_on_cpu", begun)
-    found = [one.passed for one in checks_ranking.ranking(Extent(ranked=RANKED))]
-    assert not all(found)
+    assert [one.passed for one in checks_ranking.ranking(Extent(ranked=RANKED))] == [True] * 4
+    monkeypatch.setattr(Products, "__call__", off)
+    found = {one.name: one for one in checks_ranking.ranking(Extent(ranked=RANKED))}
+    assert not found["ranking, random features"].passed
+    assert "nearest" in found["ranking, random features"].why
 
 
 def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
@@ -234,7 +242,12 @@ def test_all_parts_on_one_gpu_end_within_eight_minutes():
     assert sum(part.limit_s for name, part in checks.PARTS.items() if name != "ranks") <= 480
 
 
-# --- peaks ---
+# --- speed ---
+
+
+def test_time_in_which_streams_compute_at_once_counts_once():
+    assert covered([(30, 40), (0, 10), (5, 20), (6, 8)]) == 30
+
 
 
 @pytest.mark.parametrize(("name", "precision", "stated"), [
