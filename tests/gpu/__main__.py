@@ -22,7 +22,7 @@ from rich.table import Table
 from harness.base.files import write_json
 from harness.base.machine import machine_gpus, visible_gpus
 from tests.benchmarks.peaks import UNKNOWN_PEAK
-from tests.gpu.checks import PARTS, Finding
+from tests.gpu.checks import PARTS, UNUSABLE, Finding
 
 RESULTS = Path("runs/gpu")
 ALL = "all"
@@ -41,9 +41,9 @@ def main(wanted: str = ALL, run: Run | None = None, results: Path = RESULTS) -> 
         print(f"no part {wanted!r}; parts: {ALL}, {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if not visible_gpus():
-        hidden = "; CUDA_VISIBLE_DEVICES hides those of this machine" if machine_gpus() else ""
-        print(f"no GPU: nvidia-smi and /dev name none{hidden}. Run this where a GPU is; what can "
-              "be tested without one is in `make test`.", file=sys.stderr)
+        why = "CUDA_VISIBLE_DEVICES hides" if machine_gpus() else "nvidia-smi and /dev name"
+        print(f"no GPU here: {why} {'all' if machine_gpus() else 'none'}. Run this on a machine "
+              "with one; `make test` is for machines without.", file=sys.stderr)
         return 2
     started, stamp = time.time(), time.strftime("%Y%m%d-%H%M%S")
     file = results / f"{stamp}-{wanted}.json"
@@ -54,6 +54,9 @@ def main(wanted: str = ALL, run: Run | None = None, results: Path = RESULTS) -> 
         limit_s = PARTS[part].limit_s if wanted == ALL else ALONE_S
         found += (run or in_a_process)(part, limit_s, results / f"{stamp}-{part}.txt")
         write_json(file, as_json(found, time.time() - started))
+        if any(one.name == UNUSABLE for one in found):
+            print("the other parts were not run", file=sys.stderr)
+            break
     Console(width=170).print(table(found))
     if rows := [one for one in found if "ours" in one.numbers]:
         Console(width=170).print(speeds(rows))

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.base.errors import UserError
+
 if TYPE_CHECKING:  # torch: the command itself starts without
     from tests.benchmarks.evaluation import Size
     from tests.benchmarks.sizes import Sizes
@@ -36,6 +38,8 @@ PARTS = {
     "ranks": Part("checks_ranks", 200),  # only where there are two GPUs
 }
 """In the order in which they run."""
+UNUSABLE = "torch can use the gpu"
+"""The name of a finding with which nothing else can be checked."""
 
 
 RUNS = ("fp32", "cpu"), ("bf16", "cpu"), ("fp16", "cpu"), ("fp32", "auto")
@@ -83,7 +87,7 @@ def findings(part: str, extent: Extent) -> Iterator[Finding]:
     checks: dict[str, tuple[Check, ...]] = importlib.import_module(
         f"tests.gpu.{PARTS[part].module}"
     ).CHECKS
-    for check in (uses_the_gpu, *checks[part]):
+    for check in (torch_can_use_the_gpu, *checks[part]):
         started = time.perf_counter()
         try:
             for finding in check(extent):
@@ -92,11 +96,11 @@ def findings(part: str, extent: Extent) -> Iterator[Finding]:
         except Exception as error:  # whatever a GPU does to a check, the others tell more
             traceback.print_exc()
             yield _placed(failed(check, error), part, started)
-            if check is uses_the_gpu:
+            if check is torch_can_use_the_gpu:
                 return
 
 
-def uses_the_gpu(_: Extent) -> Iterator[Finding]:
+def torch_can_use_the_gpu(_: Extent) -> Iterator[Finding]:
     """Raise what the project says where torch cannot use the GPU; else every check would pass, on
     the CPU."""
     import torch
@@ -111,9 +115,9 @@ def uses_the_gpu(_: Extent) -> Iterator[Finding]:
 
 def failed(check: Check, error: Exception) -> Finding:
     """Return the finding of a check that raised."""
-    lines = str(error).strip().splitlines() or [""]
-    title = check.__name__.replace("_", " ").strip()
-    return Finding(title, False, why=f"{type(error).__name__}: {lines[0]}")
+    said = (str(error).strip().splitlines() or [""])[0]
+    why = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+    return Finding(check.__name__.replace("_", " "), False, why=why)
 
 
 def _placed(finding: Finding, part: str, started: float) -> Finding:

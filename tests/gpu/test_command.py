@@ -105,7 +105,7 @@ def test_a_check_that_raises_is_one_failed_finding_and_the_others_go_on(
         yield Finding("the first half", True)
         raise ValueError("no such kernel\nat some line")
 
-    monkeypatch.setattr(checks, "uses_the_gpu", lambda _: ())
+    monkeypatch.setattr(checks, "torch_can_use_the_gpu", lambda _: ())
     found = of_toys(monkeypatch, breaks_down, lambda _: [Finding("another", True)])
     assert [(one.part, one.name, one.passed, one.why) for one in found] == [
         ("toys", "the first half", True, ""),
@@ -118,7 +118,7 @@ def test_a_check_that_raises_is_one_failed_finding_and_the_others_go_on(
 def test_nothing_is_checked_where_torch_cannot_use_the_gpu(monkeypatch):
     monkeypatch.setattr("harness.training.ranks.init_ranks", lambda: None)
     [found] = of_toys(monkeypatch, lambda _: [Finding("on the CPU", True)])
-    assert not found.passed
+    assert (found.name, found.passed) == (checks.UNUSABLE, False)
     assert "GPU" in found.why
 
 
@@ -226,10 +226,22 @@ def test_a_failed_check_ends_the_command_with_1_and_is_in_the_table(gpus, tmp_pa
     assert "1 passed, 1 failed" in out
 
 
+def test_no_further_part_is_run_where_torch_cannot_use_the_gpu(gpus, tmp_path):
+    gpus(1)
+    ran = []
+
+    def run(part: str, *_: Any) -> list[Finding]:
+        ran.append(part)
+        return [Finding(checks.UNUSABLE, False, part=part)]
+
+    assert command.main(run=run, results=tmp_path) == 1
+    assert ran == ["machine"]
+
+
 def test_without_a_gpu_the_command_says_so_and_ends_with_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert command.main(results=tmp_path) == 2
-    assert "no GPU" in capsys.readouterr().err
+    assert "no GPU here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
