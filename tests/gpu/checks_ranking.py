@@ -21,6 +21,8 @@ CASES = [*((kind, False) for kind in KINDS), (KINDS[0], True)]
 
 def ranked(kind: str, size: Size, rerank: bool) -> tuple[dict[str, Any], float]:
     """Return what ranking features of a kind gives, and its seconds."""
+    if kind == "equal numbers":  # many pairs must be compared exactly
+        size = size._replace(queries=size.queries // 4, gallery=size.gallery // 4)
     query, gallery, *labels = features(size)
     if kind == "repeated":
         query, gallery = (rows[np.arange(len(rows)) // 2] for rows in (query, gallery))
@@ -53,7 +55,7 @@ def ranking(extent: Extent) -> Iterator[Finding]:
             key for key in ours if not np.array_equal(ours[key], theirs[key], equal_nan=True)
         ]
         yield Finding(
-            name, not wrong, f"{size.queries:,} x {size.gallery:,}: mAP {ours['mAP']:.6f}, "
+            name, not wrong, f"{len(ours['nearest']):,} queries: mAP {ours['mAP']:.6f}, "
             f"{taken:.2f} s", f"other than the CPU's: {', '.join(wrong)}" if wrong else "",
             {"mAP": ours["mAP"], "gpu_s": taken, "cpu_s": cpu_s},
         )
