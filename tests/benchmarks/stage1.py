@@ -44,8 +44,10 @@ def _step(batch: int, sizes: Sizes) -> Row:
     optimizer = stage1.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, batch, EngineConfig(precision))
 
+    on_host = labels.cpu()
+
     def ours() -> None:
-        losses = engine(stage1.PromptBatch(features, labels, 1))
+        losses = engine(stage1.PromptBatch(features, on_host, 1))
         engine.backward(torch.stack(list(losses.values())).sum())
         engine.step()
 
@@ -55,15 +57,13 @@ def _step(batch: int, sizes: Sizes) -> Row:
     plain = torch.optim.Adam([objective.prompts.tokens], lr=3.5e-4, weight_decay=1e-4)
     is_whole = batch <= WHOLE or (torch.cuda.is_available() and gpu_gb() > SMALL_GB)
 
-    sent = labels.to(ranks.device())
-
     def baseline() -> None:
         plain.zero_grad()
         with autocast(device, precision):
             if is_whole:
-                torch.stack(list(standard.losses(features, sent, 1).values())).sum().backward()
+                torch.stack(list(standard.losses(features, labels, 1).values())).sum().backward()
             else:
-                for each in _parts(standard, sent):
+                for each in _parts(standard, labels):
                     encoded = each()
                     encoded.backward(torch.ones_like(encoded))
         plain.step()
@@ -100,7 +100,7 @@ def _encode(
 
 
 def _made(batch: int, sizes: Sizes) -> tuple[stage1.PromptObjective, Tensor, Tensor]:
-    """Return the objective, and the features and labels of a batch; labels are on the host."""
+    """Return the objective, and the features and labels of a batch."""
     torch.manual_seed(1)
     clip = load_clip(
         sizes.model, None, height=sizes.height, width=sizes.width, stride=sizes.stride
@@ -114,5 +114,5 @@ def _made(batch: int, sizes: Sizes) -> tuple[stage1.PromptObjective, Tensor, Ten
     head = ProjectionHead(clip.text.out, hidden=sizes.hidden, out=256)
     objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
     of_image = torch.randint(sizes.identities, (sizes.training,))
-    labels = of_image[torch.randperm(sizes.training)[:batch]]
+    labels = of_image[torch.randperm(sizes.training)[:batch]].to(ranks.device())
     return objective, torch.randn(batch, clip.text.out, device=ranks.device()), labels

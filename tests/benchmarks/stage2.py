@@ -182,6 +182,6 @@ def made(images: int, sizes: Sizes) -> tuple[stage2.ImageObjective, stage2.Image
     ).to(ranks.device())
     device = ranks.device()
     views = [torch.randn(images, 3, height, width, device=device) for _ in range(VIEWS)]
-    labels = torch.arange(images) // 2  # on the host
+    labels = torch.arange(images) // 2
     cameras = torch.arange(images, device=device) % CAMERAS
     return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(cameras))
