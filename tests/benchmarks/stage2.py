@@ -153,18 +153,20 @@ def _switched(name: str, ours: Any, other: Any, told: str, sizes: Sizes) -> Row:
     objective, batch = made(count, sizes)
     objective.train()
 
-    def step(value: Any) -> None:
-        objective.zero_grad()
+    def steps(value: Any) -> None:
         setattr(objective.model.encoder, name, value)
-        with autocast(str(ranks.device()), precision):
-            losses = objective(batch)
-        _total(objective, losses).backward()
+        for _ in range(sizes.calls):
+            objective.zero_grad()
+            with autocast(str(ranks.device()), precision):
+                losses = objective(batch)
+            _total(objective, losses).backward()
 
-    in_order = in_turns(lambda: step(ours), lambda: step(other), repeats=sizes.repeats)
+    in_order = in_turns(lambda: steps(ours), lambda: steps(other), repeats=sizes.repeats)
+    images = count * sizes.calls
     return row(
-        f"{SWITCH}{name}, {precision}, {count} images x 3 views", "s/image", *in_order, per=count,
+        f"{SWITCH}{name}, {precision}, {count} images x 3 views", "s/image", *in_order, per=images,
         note=f"against {told}; forward and backward without the optimizer",
-        images_per_s=count / in_order[0].median,
+        images_per_s=images / in_order[0].median,
     )
 
 
