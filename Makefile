@@ -7,7 +7,7 @@ PART ?= all
 # three processes: while one waits for SLURM or Ray, the others compute
 TESTS := $(BIN)/python -m pytest --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint bench fuzz clean
+.PHONY: demo test test-fast lint bench gpu fuzz clean
 
 demo: $(READY)  ## four trials of the sweep over the self-supervision weights, on this machine
 	$(BIN)/python launch/slurm.py --sweep sweeps/loss_weights.yaml --cluster local --follow
@@ -27,6 +27,9 @@ lint: $(READY)
 
 bench: $(READY)  ## measured against baselines in the same run; one part: make bench PART=evaluation
 	$(BIN)/python -m tests.benchmarks $(PART)
+
+gpu: $(READY)  ## all that only a real GPU can tell, in 8 minutes; one part: make gpu PART=views
+	$(BIN)/python -m tests.gpu $(PART)
 
 fuzz: $(READY)  ## odd input for every reader, new each time, for ten minutes
 	$(BIN)/python -m tests.fuzz

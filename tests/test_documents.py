@@ -30,6 +30,7 @@ from launch.slurm import METRICS
 from svll.config import RECIPES, Config
 from tests.benchmarks.__main__ import PARTS
 from tests.documents import PAGES, ROOT, SCRIPTS, TEXTS, blocks, commands, copied, furnish
+from tests.gpu.checks import PARTS as GPU_PARTS
 
 MAKE = shutil.which("make") or "make"
 LOOKING = "--(dry-run|status|cancel|doctor|help-config)"
@@ -138,10 +139,10 @@ def by_pytest(words: list[str], _: pytest.MonkeyPatch) -> str:
 
 
 def by_make(words: list[str], _: pytest.MonkeyPatch) -> str:
-    """Have make say what it would do, and look up the part that is to be measured."""
+    """Have make say what it would do, and look up the part that is to be measured or checked."""
     done = subprocess.run([MAKE, "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
     parts = [word.partition("=")[2] for word in words if word.startswith("PART=")]
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in (GPU_PARTS if "gpu" in words else PARTS)]
     return done.stderr if done.returncode else "".join(f"no part {part}" for part in unknown)
 
 
@@ -263,7 +264,7 @@ def test_every_command_that_is_shown_can_be_given(
         ("python -m pytest tests/gone.py -m slow", "tests/gone.py"),
         ("python -m pytest -m slowly", "slowly"),
         ("make tset", "tset"),
-        ("make bench PART=gone", "no part gone"),
+        ("make bench PART=gone", "no part gone"), ("make gpu PART=stage1", "no part stage1"),
         ("pip install '.[exprot]'", "no extra"),
         ("source .env/bin/activate", "make sets up no .env/bin/activate"),
         ("python setup.py install", "not understood"),

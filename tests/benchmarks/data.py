@@ -18,9 +18,9 @@ from torchvision import transforms
 from harness.images.loader import ImageLoader
 from harness.images.views import Transform, View
 from harness.training import ranks
+from tests.benchmarks.sizes import Sizes, here
 from tests.benchmarks.timing import Row, apart, in_turns, measured, median_s, row
 
-COUNT, BATCH, HEIGHT, WIDTH = 1536, 64, 256, 128
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -54,60 +54,68 @@ class Views(Dataset):
         return [self.main(first), self.other(second), self.other(second)]
 
 
-def measure() -> Iterator[Row]:
+def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield a row for small and one for large JPEGs."""
+    sizes = sizes or here()
     for height, width in ((128, 64), (500, 200)):
         with tempfile.TemporaryDirectory() as folder:
-            paths = write_images(Path(folder), height, width, COUNT)
+            paths = write_images(Path(folder), height, width, sizes.files)
             # not apart: the baseline's workers would be half as fast, forked from a fresh process
-            yield _views(f"three views, {width}x{height} JPEGs", paths)
+            yield _views(f"three views, {width}x{height} JPEGs", paths, sizes)
 
 
-def _views(name: str, paths: list[str]) -> Row:
-    rows = [np.arange(i, i + BATCH) for i in range(0, COUNT, BATCH)]
-    memory_mb = apart(_memory_mb, paths, rows)
-    loader = three_views(paths, BATCH)
+def _views(name: str, paths: list[str], sizes: Sizes) -> Row:
+    count, batch = sizes.files, sizes.batch
+    rows = [np.arange(i, i + batch) for i in range(0, count, batch)]
+    memory_mb = apart(_memory_mb, paths, rows, sizes)
+    loader = three_views(paths, batch, sizes)
     plain = DataLoader(
-        Views(paths, HEIGHT, WIDTH), batch_size=BATCH, num_workers=THREADS,
+        Views(paths, sizes.height, sizes.width), batch_size=batch, num_workers=sizes.workers,
         pin_memory=torch.cuda.is_available(),
     )
     try:
         ours, baseline = in_turns(
             lambda: _use(loader.epoch(rows, rows, epoch=1)),
             lambda: _use([view.to(ranks.device()) for view in views] for views in plain),
-            repeats=5,
+            repeats=sizes.more_repeats,
         )
     finally:
         loader.close()
-    floor = median_s(lambda: [Image.open(path).load() for path in paths]) / THREADS
+    floor = median_s(
+        lambda: [Image.open(path).load() for path in paths], repeats=sizes.repeats
+    ) / THREADS
     # in turns it cannot be seen: a loader keeps its memory, and the baseline's is in its workers
     return row(
         name, "ms/image", ours._replace(memory_mb=memory_mb), baseline._replace(memory_mb=None),
-        floor=floor, per=COUNT / 1000,
+        floor=floor, per=count / 1000, images_per_s=count / ours.median,
     )
 
 
-def _memory_mb(paths: Sequence[str], rows: Sequence[NDArray[np.int64]]) -> float | None:
+def _memory_mb(
+    paths: Sequence[str], rows: Sequence[NDArray[np.int64]], sizes: Sizes
+) -> float | None:
     """Return what a loader and its batches hold beyond libraries; of a GPU torch does not know."""
     if torch.cuda.is_available():
         return None
 
     def work(batch: int, batches: Sequence[NDArray[np.int64]]) -> None:
-        loader = three_views(paths, batch)
+        loader = three_views(paths, batch, sizes)
         _use(loader.epoch(batches, batches, epoch=1))
         loader.close()
 
     work(1, [rows[0][:1]])  # loads the libraries
-    return measured(lambda: work(BATCH, rows))[1]
+    return measured(lambda: work(sizes.batch, rows))[1]
 
 
-def three_views(paths: Sequence[str], batch: int) -> ImageLoader:
+def three_views(paths: Sequence[str], batch: int, sizes: Sizes) -> ImageLoader:
     """Return our way of making the views "main", "a" and "b" on this rank's device."""
     view = View(flip=0.5, pad=10, erase=0.5)
     other = View(flip=0.5, pad=10, erase=0.5, erase_area=(0.33, 1 / 3))
     return ImageLoader(
         paths,
-        Transform(HEIGHT, WIDTH, "bicubic", views={"main": view, "a": other, "b": other}),
+        Transform(
+            sizes.height, sizes.width, "bicubic", views={"main": view, "a": other, "b": other}
+        ),
         batch_size=batch, seed=1, threads=THREADS, device=str(ranks.device()),
     )
 

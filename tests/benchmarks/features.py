@@ -8,6 +8,7 @@ a bare one. Weights are random, images of the size of Market-1501's.
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from harness.training import ranks
-from harness.training.engine import Precision
 from svll.base.records import Records
 from svll.features.extract import Reader, autocast, encode_shard
 from svll.models.clip import load_clip
@@ -26,10 +26,10 @@ from svll.models.reid import ReIDModel
 from tests.benchmarks import released
 from tests.benchmarks.data import write_images
 from tests.benchmarks.products import products_row
+from tests.benchmarks.sizes import Sizes, gpu_precision, here
 from tests.benchmarks.timing import Row, apart
 
 THREADS = len(os.sched_getaffinity(0))
-BATCH = 64
 
 
 class Images(Dataset):
@@ -49,27 +49,28 @@ class Images(Dataset):
         return self.change(Image.open(self.paths[row]).convert("RGB"))
 
 
-def measure() -> Iterator[Row]:
+def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield a row for each model."""
-    many = 4096 if torch.cuda.is_available() else 32
-    yield apart(_extraction, "ViT-B-16-quickgelu", 256, 128, 12, many)
-    yield apart(_extraction, "svll-tiny", 64, 32, 8, 4096)
+    sizes = sizes or here()
+    tiny = replace(sizes, model="svll-tiny", height=64, width=32, stride=8)
+    yield apart(_extraction, sizes, sizes.encoded)
+    yield apart(_extraction, tiny, sizes.encoded_tiny)
 
 
-def _extraction(name: str, height: int, width: int, stride: int, count: int) -> Row:
+def _extraction(sizes: Sizes, count: int) -> Row:
+    height, width = sizes.height, sizes.width
     ranks.init_ranks()
     torch.manual_seed(1)
-    model = ReIDModel(load_clip(name, None, height=height, width=width, stride=stride).image, None)
-    model = model.to(ranks.device()).eval()
-    device = str(ranks.device())
-    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    clip = load_clip(sizes.model, None, height=height, width=width, stride=sizes.stride)
+    model = ReIDModel(clip.image, None).to(ranks.device()).eval()
+    device, precision = str(ranks.device()), gpu_precision()
     with tempfile.TemporaryDirectory(prefix="features-") as folder:
         paths = write_images(Path(folder), 128, 64, count)
         zeros = np.zeros(count, dtype=np.int64)
         records = Records(tuple(paths), zeros, zeros, zeros)
-        reader = Reader(height, width, BATCH, THREADS, device, precision)
+        reader = Reader(height, width, sizes.batch, THREADS, device, precision)
         loader = DataLoader(
-            Images(paths, height, width), batch_size=BATCH, num_workers=THREADS,
+            Images(paths, height, width), batch_size=sizes.batch, num_workers=sizes.workers,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -89,8 +90,8 @@ def _extraction(name: str, height: int, width: int, stride: int, count: int) -> 
 
         near = torch.nn.functional.cosine_similarity(ours(), baseline()).min().item()
         return products_row(
-            f"feature extraction, {name}", "ms/image", ours, baseline, precision=precision,
-            images=count, per=count / 1000, told=(
+            f"feature extraction, {sizes.model}", "ms/image", ours, baseline, sizes,
+            precision=precision, images=count, per=count / 1000, repeats=sizes.repeats, told=(
                 f"{count} images, features' least cosine {near:.6f}",
                 "its baseline's memory is without its workers",
             ),

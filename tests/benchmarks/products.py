@@ -1,59 +1,99 @@
 """Rows of what is mostly matrix products: their floor is a bare product's speed."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.training import ranks
 from harness.training.engine import Precision
-from tests.benchmarks.timing import Row, in_turns, row
+from tests.benchmarks.peaks import UNKNOWN_PEAK, peak
+from tests.benchmarks.sizes import Sizes
+from tests.benchmarks.timing import Row, in_turns, row, seconds
 
-SIZE, COUNT = (8192, 20) if torch.cuda.is_available() else (1536, 9)
-"""Of bare products, and how many are timed together: on a GPU a start must not count."""
-KNOWN_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Operations per second of dense bf16 products, as the makers state them."""
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def products_row(
-    name: str, unit: str, ours: Callable[[], Any], baseline: Callable[[], Any], *,
-    precision: Precision, images: int, per: float = 1.0, repeats: int = 3,
+    name: str, unit: str, ours: Callable[[], Any], baseline: Callable[[], Any], sizes: Sizes, *,
+    precision: Precision, images: int, per: float = 1.0, repeats: int = 3, calls: int = 1,
     told: Sequence[str] = (),
 ) -> Row:
-    """Time two ways and the bare product in turns; a call handles `images`, and `per` units."""
+    """Time two ways and the bare product in turns; a call handles `images`, and `per` units.
+
+    calls: how many are timed together.
+    """
+    if sizes.compiles:
+        ours()  # compiles, which it does not while operations are counted
     done = operations(ours)
-    bare = _bare(torch.bfloat16 if precision == "bf16" else torch.float32)
-    our, other, least = in_turns(ours, baseline, bare, repeats=repeats)
-    floor = done * least.median / (COUNT * 2 * SIZE**3)
+    ways = _several(ours, calls), _several(baseline, calls), _bare(TYPES[precision], sizes)
+    our, other, least = in_turns(*ways, repeats=repeats)
+    floor = calls * done * least.median / (sizes.products * 2 * sizes.product**3)
+    speed = calls * images / our.median
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    stated = peak(gpu, precision)
+    mfu = None if stated is None else calls * done / our.median / stated
     notes = [
         *told, f"bare products (+-{least.spread:.0%}) are {floor / our.median:.0%} of ours",
-        f"{images / our.median:.3g} images/s", _utilisation(done, our.median),
+        f"{speed:.3g} images/s", f"{UNKNOWN_PEAK}: the peak of {gpu}" if gpu else "",
     ]
-    return row(name, unit, our, other, floor=floor, per=per, note=", ".join(filter(None, notes)))
+    if mfu is not None:
+        notes[-1] = f"{mfu:.0%} MFU"
+    return row(
+        name, unit, our, other, floor=floor, per=calls * per, note=", ".join(filter(None, notes)),
+        images_per_s=speed, mfu=mfu, idle=idle_share(ways[0], our.median),
+    )
 
 
 def operations(work: Callable[[], Any]) -> float:
     """Return how many operations the matrix products of a call have, a multiply-add being two."""
-    with FlopCounterMode(display=False) as counted:
+    # of compiled code nothing would be counted
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
         work()
     return float(counted.get_total_flops())
 
 
-def _bare(dtype: torch.dtype) -> Callable[[], None]:
-    """Return products and nothing else: COUNT of them, of SIZE in each direction."""
-    a, b = (torch.randn(SIZE, SIZE, device=ranks.device(), dtype=dtype) for _ in range(2))
+def idle_share(work: Callable[[], Any], taken_s: float) -> float | None:
+    """Return the share of a call's time in which a GPU does nothing; None where it is not told.
+
+    taken_s: the time of a call, measured before: recording slows the host, and not the kernels.
+    """
+    if ProfilerActivity.CUDA not in supported_activities() or not torch.cuda.is_available():
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        seconds(work)
+    spans = [
+        (event.time_range.start, event.time_range.end) for event in recorded.events()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return max(0.0, 1 - covered(spans) / 1e6 / taken_s) if spans else None
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of all that spans cover; streams compute at the same time."""
+    total, end = 0.0, -math.inf
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
+
+
+def _several(work: Callable[[], Any], calls: int) -> Callable[[], None]:
+    def every() -> None:
+        for _ in range(calls):
+            work()
+
+    return every
+
+
+def _bare(dtype: torch.dtype, sizes: Sizes) -> Callable[[], None]:
+    """Return products and nothing else."""
+    shape = sizes.product, sizes.product
+    a, b = (torch.randn(shape, device=ranks.device(), dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
+    return _several(lambda: torch.mm(a, b, out=out), sizes.products)
 
-    def work() -> None:
-        for _ in range(COUNT):
-            torch.mm(a, b, out=out)
-
-    return work
-
-
-def _utilisation(done: float, taken_s: float) -> str:
-    """Return the share of a known GPU's stated speed that was reached, in words; else nothing."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    peak = next((speed for kind, speed in KNOWN_PEAKS.items() if kind in name), None)
-    return "" if peak is None else f"{done / taken_s / peak:.0%} MFU"

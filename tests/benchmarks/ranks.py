@@ -19,15 +19,13 @@ from typing import Any
 import torch
 
 from harness.training import ranks
-from harness.training.engine import Precision
 from svll import stage2
+from tests.benchmarks.sizes import Sizes, gpu_precision, here
 from tests.benchmarks.stage2 import made, started
 from tests.benchmarks.timing import Row, row, seconds, times
 from tests.commands import free_port
 
 COUNT = 2
-IMAGES = 4
-"""Of a rank, at a step."""
 SPLIT = 4
 """Ranks between which ZeRO splits; one image each, so that most of the memory is the model's."""
 REPEATS = 3
@@ -35,10 +33,10 @@ TURNS = 8
 """Steps of one rank, and of two, that are compared."""
 
 
-def measure() -> Iterator[Row]:
+def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield the row of speed, and one for each ZeRO stage, where each rank has a device."""
     if _fit(COUNT):
-        yield _side_by_side()
+        yield _side_by_side((sizes or here()).of_rank)
     for zero in (0, 1, 2) if _fit(SPLIT) else ():
         with _ranks(SPLIT, 1, zero) as group:
             taken = [group.step() for _ in range(REPEATS)]
@@ -54,20 +52,21 @@ def _fit(count: int) -> bool:
     return not torch.cuda.is_available() or torch.cuda.device_count() >= count
 
 
-def _side_by_side() -> Row:
+def _side_by_side(images: int) -> Row:
     """Time steps of one rank and of more; all live at once, so that a busy machine slows both."""
-    with _ranks(1, IMAGES) as one, _ranks(COUNT, IMAGES) as more:
+    with _ranks(1, images) as one, _ranks(COUNT, images) as more:
         taken = [(one.step(), more.step()) for _ in range(TURNS)]
         end, other_end = more.end(), one.end()
     alone, together = (list(each) for each in zip(*taken, strict=True))
     shares = [a / b for a, b in taken]
-    step_s = statistics.median(together)
+    step_s, place = statistics.median(together), "GPU" if torch.cuda.is_available() else "core"
     return row(
-        f"stage-2 step, {COUNT} ranks of one core", "s/image and core",
-        times(together, end["memory_mb"]), times(alone, other_end["memory_mb"]), per=IMAGES,
+        f"stage-2 step, {COUNT} ranks of one {place}", f"s/image and {place}",
+        times(together, end["memory_mb"]), times(alone, other_end["memory_mb"]), per=images,
         note=f"{min(shares):.2f} to {max(shares):.2f} x in {TURNS} turns; gradients sent alone "
              f"take {statistics.median(end['sent']):.2f} s, a step {step_s:.1f} s; "
              "memory: all that a rank holds at its peak",
+        images_per_s=COUNT * images / step_s,
     )
 
 
@@ -140,15 +139,15 @@ def _rank(images: int, zero: int) -> None:
 
     After the last print the memory that was held at most, and the seconds of sending gradients.
     """
-    os.sched_setaffinity(0, {int(os.environ["CORE"])})
+    if not torch.cuda.is_available():
+        os.sched_setaffinity(0, {int(os.environ["CORE"])})
     ranks.init_ranks()
-    objective, every = made(images * ranks.world_size())
+    objective, every = made(images * ranks.world_size(), here())
     own = slice(images * ranks.rank(), images * (ranks.rank() + 1))
     batch = stage2.ImageBatch(
         [view[own] for view in every.views], every.identities, every.camera[own], every.view[own],
     )
-    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
-    step = started(objective, len(every.identities), precision, zero)
+    step = started(objective, len(every.identities), gpu_precision(), zero)
     step(batch)
     ranks.forget_peak()
     _tell({"ready": True})

@@ -11,36 +11,36 @@ import torch
 from torch import Tensor
 
 from harness.training import ranks
-from harness.training.engine import Precision, start_engine
+from harness.training.engine import start_engine
 from svll import stage1
 from svll.config import EngineConfig, Stage1
 from svll.features.extract import autocast
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import load_clip
 from svll.models.prompts import PromptLearner
 from svll.models.reid import ProjectionHead
 from tests.benchmarks import released
 from tests.benchmarks.products import products_row
+from tests.benchmarks.sizes import SMALL_GB, Sizes, gpu_gb, gpu_precision, here
 from tests.benchmarks.timing import Row, apart
 
-MODEL = "ViT-B-16-quickgelu"
-IDENTITIES, IMAGES = 751, 12_936
-WHOLE, BATCH = 64, 256
-"""The released way at a batch of 256 would keep some 26 GB for its gradient: it is timed in
-parts."""
+WHOLE = 64
+"""The released way at a batch of 256 would keep some 26 GB for its gradient: where there is less
+room it is timed in parts."""
 PART = 64
 
 
-def measure() -> Iterator[Row]:
+def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield a row for a small batch, and one for the method's."""
-    yield apart(_step, WHOLE)
-    yield apart(_step, BATCH)
+    sizes = sizes or here()
+    for batch in sizes.prompts:
+        yield apart(_step, batch, sizes)
 
 
-def _step(batch: int) -> Row:
+def _step(batch: int, sizes: Sizes) -> Row:
     ranks.init_ranks()
-    objective, features, labels = _made(batch)
-    device = str(ranks.device())
-    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
+    objective, features, labels = _made(batch, sizes)
+    device, precision = str(ranks.device()), gpu_precision()
     optimizer = stage1.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, batch, EngineConfig(precision))
 
@@ -55,7 +55,7 @@ def _step(batch: int) -> Row:
         objective.prompts, objective.text, objective.head, objective.config
     )
     plain = torch.optim.Adam([objective.prompts.tokens], lr=3.5e-4, weight_decay=1e-4)
-    is_whole = batch <= WHOLE or torch.cuda.is_available()
+    is_whole = batch <= WHOLE or (torch.cuda.is_available() and gpu_gb() > SMALL_GB)
 
     def baseline() -> None:
         plain.zero_grad()
@@ -72,7 +72,8 @@ def _step(batch: int) -> Row:
         f"released way: encoded in parts of {PART}, without its losses, as it would need 26 GB"
     )
     return products_row(
-        f"stage-1 step, batch {batch}", "s", ours, baseline, precision=precision, images=batch,
+        f"stage-1 step, batch {batch}", "s", ours, baseline, sizes, precision=precision,
+        images=batch, repeats=sizes.repeats, calls=sizes.calls,
         told=(f"{len(labels.unique())} identities", note),
     )
 
@@ -98,16 +99,20 @@ def _encode(
     )
 
 
-def _made(batch: int) -> tuple[stage1.PromptObjective, Tensor, Tensor]:
+def _made(batch: int, sizes: Sizes) -> tuple[stage1.PromptObjective, Tensor, Tensor]:
     """Return the objective, and the features and labels of a batch."""
     torch.manual_seed(1)
-    clip = load_clip(MODEL, None, height=256, width=128, stride=12)
-    del clip.image.visual
-    prompts = PromptLearner(
-        clip.text.token_embedding, clip.tokenizer, identities=IDENTITIES, tokens=4, noun="person"
+    clip = load_clip(
+        sizes.model, None, height=sizes.height, width=sizes.width, stride=sizes.stride
     )
-    head = ProjectionHead(clip.text.out, hidden=4096, out=256)
+    del clip.image.visual
+    clip.text.compiler = BlockCompiler() if sizes.compiles else None
+    prompts = PromptLearner(
+        clip.text.token_embedding, clip.tokenizer, identities=sizes.identities, tokens=4,
+        noun="person",
+    )
+    head = ProjectionHead(clip.text.out, hidden=sizes.hidden, out=256)
     objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
-    of_image = torch.randint(IDENTITIES, (IMAGES,))
-    labels = of_image[torch.randperm(IMAGES)[:batch]].to(ranks.device())
+    of_image = torch.randint(sizes.identities, (sizes.training,))
+    labels = of_image[torch.randperm(sizes.training)[:batch]].to(ranks.device())
     return objective, torch.randn(batch, clip.text.out, device=ranks.device()), labels

@@ -11,45 +11,50 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from harness.training import ranks
+from harness.training import loop, ranks
+from harness.training.checkpoints import Progress
 from harness.training.engine import Precision, start_engine
 from svll import stage2
 from svll.config import EngineConfig, Stage2
 from svll.features.extract import autocast
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import load_clip
 from svll.models.reid import ProjectionHead, ReIDModel, SideInformation
 from tests.benchmarks import released
 from tests.benchmarks.data import three_views, write_images
 from tests.benchmarks.products import products_row
+from tests.benchmarks.sizes import Sizes, gpu_precision, here
 from tests.benchmarks.timing import Row, apart, in_turns, row, times
 
-MODEL = "ViT-B-16-quickgelu"
-IDENTITIES, CAMERAS, VIEWS = 751, 6, 3
-IMAGES, FEWER = (64, 64) if torch.cuda.is_available() else (8, 4)
-"""At a step; fewer where a row is about something else."""
-FED_STEPS = 8
+CAMERAS, VIEWS = 6, 3
+SWITCH = "encoder."
+"""Rows whose baseline is our own way, too, begin so."""
 
 
-def measure() -> Iterator[Row]:
-    """Yield a row for each precision computed in here, for steps from files, for recomputing."""
-    if not torch.cuda.is_available():
-        yield apart(_step, "fp32")
-    if ranks.has_fast_bf16():
-        yield apart(_step, "bf16")
-    yield apart(_fed)
-    yield apart(_recomputed)
+def measure(sizes: Sizes | None = None) -> Iterator[Row]:
+    """Yield a row for each precision computed in here, for steps from files, for recomputing, and
+    where blocks are compiled for that."""
+    sizes = sizes or here()
+    yield apart(_step, gpu_precision(), sizes)
+    if not torch.cuda.is_available() and ranks.has_fast_bf16():
+        yield apart(_step, "bf16", sizes)
+    yield apart(_fed, sizes)
+    yield apart(_recomputed, sizes)
+    if sizes.compiles:
+        yield apart(_compiled, sizes)
 
 
-def _step(precision: Precision) -> Row:
+def _step(precision: Precision, sizes: Sizes) -> Row:
     ranks.init_ranks()
-    objective, batch = made(IMAGES)
+    objective, batch = made(sizes.images, sizes)
     config = objective.config
     plain = released.optimizer(objective, config.lr, config.weight_decay)
-    step = started(objective, IMAGES, precision)
+    step = started(objective, sizes.images, precision)
     device = str(ranks.device())
 
     def baseline() -> None:
@@ -64,8 +69,9 @@ def _step(precision: Precision) -> Row:
         ours_loss = _total(objective, objective(batch)).item()
         other_loss = _total(objective, released.image_losses(objective, batch)).item()
     return products_row(
-        f"stage-2 step, {precision}, {IMAGES} images x 3 views", "s/image", lambda: step(batch),
-        baseline, precision=precision, images=IMAGES, per=IMAGES, repeats=5,
+        f"stage-2 step, {precision}, {sizes.images} images x 3 views", "s/image",
+        lambda: step(batch), baseline, sizes, precision=precision, images=sizes.images,
+        per=sizes.images, repeats=sizes.more_repeats, calls=sizes.calls,
         told=[f"losses {ours_loss:.6g} and {other_loss:.6g}"],
     )
 
@@ -76,12 +82,17 @@ def started(
     """Return our step of `images` over all ranks, as training makes it."""
     optimizer = stage2.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, images, EngineConfig(precision, zero))
+    stage = loop.Stage(
+        name="stage2", objective=objective, weights=stage2.loss_weights(objective.config),
+        optimizer=optimizer, lr_factor=lambda _: 1.0, epochs=1, batch=images, steps=lambda _: 1,
+        batches=lambda *_: iter(()), validate=lambda _: {},
+    )
+    unread: list[loop.StepLosses] = []
 
     def step(batch: stage2.ImageBatch) -> None:
-        loss = _total(objective, engine(batch))
-        loss.item()  # training looks at it before it goes on
-        engine.backward(loss)
-        engine.step()
+        unread.append(loop.train_step(stage, engine, batch, Progress("stage2", 1, 0, 0)))
+        if len(unread) > unread[0].is_late:  # on a GPU training reads them during the next step
+            unread.pop(0).values()
 
     return step
 
@@ -91,17 +102,21 @@ def _total(objective: stage2.ImageObjective, losses: dict[str, torch.Tensor]) ->
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
-def _fed() -> Row:
+def _fed(sizes: Sizes) -> Row:
     """Steps whose views are made from files meanwhile: how long they wait for them."""
     ranks.init_ranks()
-    objective, batch = made(FEWER)
-    precision: Precision = "bf16" if ranks.has_fast_bf16() else "fp32"
-    step = started(objective, FEWER, precision)
+    count = sizes.fewer
+    objective, batch = made(count, sizes)
+    precision = gpu_precision()
+    if not torch.cuda.is_available() and ranks.has_fast_bf16():
+        precision = "bf16"
+    step = started(objective, count, precision)
     step(batch)
-    rows = [np.arange(i, i + FEWER) for i in range(0, FED_STEPS * FEWER, FEWER)]
+    rows = [np.arange(i, i + count) for i in range(0, sizes.fed * count, count)]
     waits, taken = [], []
     with tempfile.TemporaryDirectory(prefix="stage2-") as folder:
-        loader = three_views(write_images(Path(folder), 128, 64, FED_STEPS * FEWER), FEWER)
+        paths = write_images(Path(folder), 128, 64, sizes.fed * count)
+        loader = three_views(paths, count, sizes)
         batches = loader.epoch(rows, rows, epoch=1)
         for _ in rows:
             began = time.perf_counter()
@@ -111,47 +126,64 @@ def _fed() -> Row:
             step(stage2.ImageBatch(views, batch.identities, batch.camera, batch.view))
             taken.append(time.perf_counter() - began)
         loader.close()
+    waiting = sum(waits[1:]) / sum(taken[1:])
     return row(
-        f"stage-2 steps from JPEGs, {precision}, {FEWER} images x 3 views", "s/image",
-        times(taken), per=FEWER, note=f"the next batch is waited for in "
-        f"{sum(waits[1:]) / sum(taken[1:]):.2%} of the time, the first one {waits[0]:.2f} s",
+        f"stage-2 steps from JPEGs, {precision}, {count} images x 3 views", "s/image",
+        times(taken), per=count, note=f"the next batch is waited for in {waiting:.2%} of the time, "
+        f"the first one {waits[0]:.2f} s",
+        images_per_s=count * len(taken[1:]) / sum(taken[1:]), waiting=waiting,
     )
 
 
-def _recomputed() -> Row:
+def _recomputed(sizes: Sizes) -> Row:
     """What it costs, and spares, to compute blocks again; the baseline keeps what they computed."""
+    return _switched("recompute", True, False, "keeping what blocks compute", sizes)
+
+
+def _compiled(sizes: Sizes) -> Row:
+    """What compiled blocks gain."""
+    return _switched("compiler", BlockCompiler(), None, "blocks that are not compiled", sizes)
+
+
+def _switched(name: str, ours: Any, other: Any, told: str, sizes: Sizes) -> Row:
+    """Time two values of an attribute of the encoder: forward and backward, all else being equal.
+    """
     ranks.init_ranks()
-    objective, batch = made(FEWER)
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    count, precision = sizes.fewer, gpu_precision()
+    objective, batch = made(count, sizes)
     objective.train()
 
-    def step(recompute: bool) -> None:
-        objective.zero_grad()
-        objective.model.encoder.recompute = recompute
-        with autocast(str(ranks.device()), precision):
-            losses = objective(batch)
-        _total(objective, losses).backward()
+    def steps(value: Any) -> None:
+        setattr(objective.model.encoder, name, value)
+        for _ in range(sizes.calls):
+            objective.zero_grad()
+            with autocast(str(ranks.device()), precision):
+                losses = objective(batch)
+            _total(objective, losses).backward()
 
-    in_order = in_turns(lambda: step(True), lambda: step(False))
+    in_order = in_turns(lambda: steps(ours), lambda: steps(other), repeats=sizes.repeats)
+    images = count * sizes.calls
     return row(
-        f"engine.recompute, {precision}, {FEWER} images x 3 views", "s/image", *in_order,
-        per=FEWER,
-        note="against keeping what blocks compute; forward and backward without the optimizer",
+        f"{SWITCH}{name}, {precision}, {count} images x 3 views", "s/image", *in_order, per=images,
+        note=f"against {told}; forward and backward without the optimizer",
+        images_per_s=images / in_order[0].median,
     )
 
 
-def made(images: int) -> tuple[stage2.ImageObjective, stage2.ImageBatch]:
+def made(images: int, sizes: Sizes) -> tuple[stage2.ImageObjective, stage2.ImageBatch]:
     """Return the objective of Market-1501's size, and a batch of random images."""
     torch.manual_seed(1)
-    clip = load_clip(MODEL, None, height=256, width=128, stride=12)
+    height, width, identities = sizes.height, sizes.width, sizes.identities
+    clip = load_clip(sizes.model, None, height=height, width=width, stride=sizes.stride)
+    clip.image.compiler = BlockCompiler() if sizes.compiles else None
     side = SideInformation("camera", cameras=CAMERAS, views=1, width=clip.image.width, weight=1.0)
-    head = ProjectionHead(clip.image.width, hidden=4096, out=256)
+    head = ProjectionHead(clip.image.width, hidden=sizes.hidden, out=256)
     objective = stage2.ImageObjective(
-        ReIDModel(clip.image, side), torch.randn(IDENTITIES, clip.image.out), head, Stage2(),
-        identities=IDENTITIES,
+        ReIDModel(clip.image, side), torch.randn(identities, clip.image.out), head, Stage2(),
+        identities=identities,
     ).to(ranks.device())
     device = ranks.device()
-    views = [torch.randn(images, 3, 256, 128, device=device) for _ in range(VIEWS)]
+    views = [torch.randn(images, 3, height, width, device=device) for _ in range(VIEWS)]
     labels = torch.arange(images) // 2
     cameras = torch.arange(images, device=device) % CAMERAS
     return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(cameras))

@@ -31,6 +31,13 @@ class Row:
     spread: float | None = None
     """Half of the range of our times, as a share of their median; None: one time."""
     baseline_spread: float | None = None
+    images_per_s: float | None = None
+    mfu: float | None = None
+    """The share of the GPU's stated speed that our matrix products reach; None: unknown."""
+    idle: float | None = None
+    """The share of our time in which the GPU has nothing to do."""
+    waiting: float | None = None
+    """The share of our time in which a step waits for its images."""
 
 
 class Times(NamedTuple):
@@ -65,10 +72,10 @@ def times(taken: Sequence[float], memory_mb: float | None = None) -> Times:
 
 def row(
     name: str, unit: str, ours: Times, baseline: Times | None = None, *,
-    floor: float | None = None, per: float = 1.0, note: str = "",
+    floor: float | None = None, per: float = 1.0, note: str = "", **shares: float | None,
 ) -> Row:
     """Return the line of one way, or of two that were timed in turns; `per` units in a call."""
-    other = {} if baseline is None else {
+    other = shares if baseline is None else shares | {
         "baseline_memory_mb": baseline.memory_mb, "baseline_spread": baseline.spread,
     }
     return Row(
@@ -106,7 +113,12 @@ def measured(work: Callable[[], Any]) -> tuple[float, float]:
 def apart(work: Callable[..., Any], *arguments: Any, first: Callable[[], Any] | None = None) -> Any:
     """Return what `work` returns in a fresh process, where nothing earlier hides a peak.
 
+    On a GPU, whose memory is counted by itself, in this process: starting one takes seconds.
     first: called there before.
     """
+    if torch.cuda.is_available():
+        if first is not None:
+            first()
+        return work(*arguments)
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=first) as pool:
         return pool.submit(work, *arguments).result()

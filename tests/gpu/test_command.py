@@ -1,0 +1,272 @@
+"""`make gpu` on an emulated GPU: it runs through, and what it finds is told."""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from svll.evaluation.engine.products import Products
+from tests.benchmarks.evaluation import Size
+from tests.benchmarks.peaks import peak
+from tests.benchmarks.products import covered
+from tests.benchmarks.sizes import TINY
+from tests.gpu import __main__ as command
+from tests.gpu import checks, checks_ranking, checks_training, on_cpu
+from tests.gpu.checks import Extent, Finding, Part
+from tests.gpu.emulator import emulated
+from tests.gpu.runs import TINY as TINY_RUN
+
+RANKED = Size("", 24, 60, 8, 3)
+
+
+def smallest(world: str, tests: Path) -> Extent:
+    """Return the least that still carries out every check."""
+    settings = tuple(word for word in TINY_RUN if not word.startswith("run."))
+    return Extent(TINY, RANKED, 8, (f"data.root={world}", *settings), (checks.RUNS[0],),
+                  (str(tests),), is_timed=False)
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """A file with a test that is marked `gpu`."""
+    file = tmp_path / "test_marked.py"
+    file.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    pass\n")
+    return file
+
+
+def test_the_whole_command_runs_through_on_an_emulated_gpu(
+    world, marked, gpus, tmp_path, monkeypatch, capsys
+):
+    extent = smallest(world, marked)
+    expected = {
+        ("trained",): checks_training.trained(
+            str(tmp_path / "cpu"), [*extent.settings, "engine.precision=fp32"]
+        ),
+        **{("ranked", *case): checks_ranking.ranked(case[0], RANKED, case[1])
+           for case in checks_ranking.CASES},
+    }
+
+    def known(work: Any, *arguments: Any) -> Future[Any]:
+        """Give what was computed before there was an emulator, or compute it on the CPU."""
+        words = [word for word in arguments if isinstance(word, str | bool)]
+        key = (work.__name__, *(words if work.__name__ == "ranked" else ()))
+        found: Future[Any] = Future()
+        found.set_result(expected[key] if key in expected else work(*arguments))
+        return found
+
+    for module in (checks_training, checks_ranking):
+        monkeypatch.setattr(module, "begun_on_cpu", known)
+    gpus(1)
+    gc.freeze()  # benchmarks collect garbage before they measure: half a second each
+    try:
+        with emulated():
+            status = command.main(
+                run=lambda part, *_: list(checks.findings(part, extent)), results=tmp_path / "gpu"
+            )
+    finally:
+        gc.unfreeze()
+    out = capsys.readouterr().out
+    assert status == 0, out
+    [file] = (tmp_path / "gpu").glob("*.json")
+    kept = json.loads(file.read_text())
+    found = {(one["part"], one["name"]): one for one in kept["findings"]}
+    assert kept["passed"]
+    assert {part for part, _ in found} == set(checks.PARTS)
+    assert [one for one in found if found[one]["passed"] is None] == [("ranks", "two ranks")]
+    assert "it takes two" in found["ranks", "two ranks"]["why"]
+    assert found["tests", "tests marked gpu"]["found"].startswith("1 passed")
+    run = found["training", "tiny run, fp32, the CPU's views"]["numbers"]
+    assert (run["first"], run["epochs"], run["mAP"]) == (0, 0, 0)
+    assert sum("ours" in one["numbers"] for one in kept["findings"]) == 8
+    assert "unknown" in out  # the emulated GPU's peak
+
+
+# --- what a check finds ---
+
+
+def of_toys(monkeypatch: pytest.MonkeyPatch, *toys: Any) -> list[Finding]:
+    """Return what some checks find as a part."""
+    monkeypatch.setitem(sys.modules, "tests.gpu.toys", SimpleNamespace(CHECKS={"toys": toys}))
+    monkeypatch.setitem(checks.PARTS, "toys", Part("toys", 1))
+    return list(checks.findings("toys", Extent()))
+
+
+def test_a_check_that_raises_is_one_failed_finding_and_the_others_go_on(
+    monkeypatch, capsys
+):
+    def breaks_down(_: Extent) -> Iterator[Finding]:
+        yield Finding("the first half", True)
+        raise ValueError("no such kernel\nat some line")
+
+    monkeypatch.setattr(checks, "torch_can_use_the_gpu", lambda _: ())
+    found = of_toys(monkeypatch, breaks_down, lambda _: [Finding("another", True)])
+    assert [(one.part, one.name, one.passed, one.why) for one in found] == [
+        ("toys", "the first half", True, ""),
+        ("toys", "breaks down", False, "ValueError: no such kernel"),
+        ("toys", "another", True, ""),
+    ]
+    assert "at some line" in capsys.readouterr().err
+
+
+def test_nothing_is_checked_where_torch_cannot_use_the_gpu(monkeypatch):
+    monkeypatch.setattr("harness.training.ranks.init_ranks", lambda: None)
+    [found] = of_toys(monkeypatch, lambda _: [Finding("on the CPU", True)])
+    assert (found.name, found.passed) == (checks.UNUSABLE, False)
+    assert "GPU" in found.why
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({}, ""), ({"first": {"stage1 i2t": 2.001}}, "stage1 i2t: 2.001 instead of 2"),
+    ({"first": {"stage1 i2t": float("nan")}}, "stage1 i2t: nan instead of 2"),
+    ({"epochs": {"stage2 1 id": 4.1}}, "stage2 1 id: 4.1 instead of 4"),
+    ({"mAP": 0.3}, "mAP 0.3000 instead of 0.5000"),
+])
+def test_a_run_that_is_not_the_cpus_fails_with_the_numbers_that_differ(change, told):
+    expected = {"first": {"stage1 i2t": 2.0}, "epochs": {"stage2 1 id": 4.0}, "mAP": 0.5}
+    found = checks_training.compared(
+        "run", expected | change, expected, checks_training.EXACT
+    )
+    assert (found.passed, found.why) == (not told, told)
+
+
+def test_ranking_with_a_product_that_is_off_is_found(monkeypatch):
+    expected = {case: checks_ranking.ranked(case[0], RANKED, case[1])
+                for case in checks_ranking.CASES}
+
+    def begun(_: Any, kind: str, size: Size, rerank: bool) -> Future[Any]:
+        found: Future[Any] = Future()
+        found.set_result(expected[kind, rerank])
+        return found
+
+    def off(*given: Any) -> Any:
+        return 1.01 * multiply(*given)
+
+    multiply = Products.__call__
+    monkeypatch.setattr(checks_ranking, "begun_on_cpu", begun)
+    assert [one.passed for one in checks_ranking.ranking(Extent(ranked=RANKED))] == [True] * 4
+    monkeypatch.setattr(Products, "__call__", off)
+    found = {one.name: one for one in checks_ranking.ranking(Extent(ranked=RANKED))}
+    assert not found["ranking, random features"].passed
+    assert "mAP" in found["ranking, random features"].why
+
+
+def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    on_cpu._process.cache_clear()
+    import os
+
+    try:
+        assert on_cpu.begun_on_cpu(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ""
+    finally:
+        on_cpu._process().shutdown()
+        on_cpu._process.cache_clear()
+
+
+# --- the command ---
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, limit_s: float) -> Any:
+    """Run a program as the part `views`, and return its findings."""
+    monkeypatch.setattr(command, "command", lambda _, lines: [
+        sys.executable, "-c", f"import os, sys, time; lines = {str(lines)!r}\n{program}"
+    ])
+    return command.in_a_process("views", limit_s, folder / "views.txt")
+
+
+FIRST = "open(lines, 'w').write('{\"name\": \"first\", \"passed\": true}\\n{\"name\": \"sec')\n"
+
+
+@pytest.mark.parametrize(("end", "limit_s", "told"), [
+    ("time.sleep(60)", 0.5, "stopped after 0 s"), ("os.abort()", 20, "ended by SIGABRT"),
+    ("sys.exit('no driver')", 20, "ended with 1: no driver; see"),
+])
+def test_a_part_that_does_not_end_well_keeps_what_it_found_and_says_how_it_ended(
+    end, limit_s, told, tmp_path, monkeypatch
+):
+    started = time.monotonic()
+    first, last = stopped(monkeypatch, tmp_path, FIRST + end, limit_s)
+    assert time.monotonic() - started < 15
+    assert (first.name, first.passed) == ("first", True)
+    assert (last.part, last.passed) == ("views", False)
+    assert told in last.why
+
+
+def test_what_a_stopped_part_has_started_is_ended_with_it(tmp_path, monkeypatch):
+    program = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    stopped(monkeypatch, tmp_path, program, 1.0)
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and status.exists():
+        if "State:\tZ" in status.read_text():
+            break
+        time.sleep(0.05)
+    else:
+        assert not status.exists()
+
+
+def test_a_failed_check_ends_the_command_with_1_and_is_in_the_table(gpus, tmp_path, capsys):
+    gpus(1)
+    found = [Finding("a", True, part="views"), Finding("b", False, why="too large", part="views")]
+    assert command.main("views", run=lambda *_: found, results=tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out
+    assert "too large" in out
+    assert "1 passed, 1 failed" in out
+
+
+def test_no_further_part_is_run_where_torch_cannot_use_the_gpu(gpus, tmp_path):
+    gpus(1)
+    ran = []
+
+    def run(part: str, *_: Any) -> list[Finding]:
+        ran.append(part)
+        return [Finding(checks.UNUSABLE, False, part=part)]
+
+    assert command.main(run=run, results=tmp_path) == 1
+    assert ran == ["machine"]
+
+
+def test_without_a_gpu_the_command_says_so_and_ends_with_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert command.main(results=tmp_path) == 2
+    assert "no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_part_ends_the_command_with_2_and_the_parts_are_named(tmp_path, capsys):
+    assert command.main("speed", results=tmp_path) == 2
+    assert "parts: all, machine, decoders, views" in capsys.readouterr().err
+
+
+def test_all_parts_on_one_gpu_end_within_eight_minutes():
+    assert sum(part.limit_s for name, part in checks.PARTS.items() if name != "ranks") <= 480
+
+
+# --- speed ---
+
+
+def test_time_in_which_streams_compute_at_once_counts_once():
+    assert covered([(30, 40), (0, 10), (5, 20), (6, 8)]) == 30
+
+
+
+@pytest.mark.parametrize(("name", "precision", "stated"), [
+    ("NVIDIA H100 80GB HBM3", "bf16", 989.5e12), ("NVIDIA H100 PCIe", "bf16", 756.5e12),
+    ("NVIDIA A100-SXM4-80GB", "fp16", 312e12), ("Tesla V100-SXM2-32GB", "bf16", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None), ("NVIDIA H100 80GB HBM3", "fp32", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None), ("NVIDIA RTX 9999", "bf16", None),
+])
+def test_the_peak_is_that_of_the_very_gpu_or_unknown(name, precision, stated):
+    assert peak(name, precision) == stated
