@@ -145,8 +145,7 @@ def _rank(images: int, zero: int) -> None:
     objective, every = made(images * ranks.world_size())
     own = slice(images * ranks.rank(), images * (ranks.rank() + 1))
     batch = stage2.ImageBatch(
-        [view[own] for view in every.views], every.identities[own], every.camera[own],
-        every.view[own],
+        [view[own] for view in every.views], every.identities, every.camera[own], every.view[own],
     )
     precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     step = started(objective, len(every.identities), precision, zero)

@@ -75,7 +75,7 @@ def _prompts(count: int) -> Row:
     objective = stage1.PromptObjective(prompts, clip.text, head, Stage1()).to(ranks.device())
     optimizer = stage1.optimizer(objective, objective.config)
     features = torch.randn(BATCH, clip.text.out, device=ranks.device())
-    labels = torch.randint(count, (BATCH,), device=ranks.device())
+    labels = torch.randint(count, (BATCH,))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -100,7 +100,7 @@ def _classifiers(count: int, sampled: int) -> Row:
     ).to(ranks.device())
     assert isinstance(objective.neck12, BNNeck)
     optimizer = stage2.optimizer(objective, config)
-    labels = torch.randint(count, (BATCH,), device=ranks.device())
+    labels = torch.randint(count, (BATCH,))
     given = ImageFeatures(
         *(torch.randn(BATCH, w, device=ranks.device()) for w in (WIDTH, WIDTH, OUT))
     )

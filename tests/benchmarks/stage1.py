@@ -44,8 +44,10 @@ def _step(batch: int) -> Row:
     optimizer = stage1.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, batch, EngineConfig(precision))
 
+    on_host = labels.cpu()
+
     def ours() -> None:
-        losses = engine(stage1.PromptBatch(features, labels, 1))
+        losses = engine(stage1.PromptBatch(features, on_host, 1))
         engine.backward(torch.stack(list(losses.values())).sum())
         engine.step()
 

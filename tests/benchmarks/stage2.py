@@ -152,6 +152,6 @@ def made(images: int) -> tuple[stage2.ImageObjective, stage2.ImageBatch]:
     ).to(ranks.device())
     device = ranks.device()
     views = [torch.randn(images, 3, 256, 128, device=device) for _ in range(VIEWS)]
-    labels = torch.arange(images, device=device) // 2
+    labels = torch.arange(images) // 2
     cameras = torch.arange(images, device=device) % CAMERAS
-    return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(labels))
+    return objective, stage2.ImageBatch(views, labels, cameras, torch.zeros_like(cameras))

@@ -35,11 +35,12 @@ class SentViews(CpuViews):
 
 
 def carry_out(
-    runs: str | Path, *overrides: str, devices: int = 0, stop_after: int | None = None
+    runs: str | Path, *overrides: str, devices: int = 0, stop_after: int | None = None,
+    views: Any = SentViews,
 ) -> tuple[dict[str, Any], Emulator | None]:
     """Run on so many emulated GPUs (0: on the CPU), perhaps until a stop after so many steps.
 
-    Returns what the run logged and scored, and the emulator.
+    views: makes the images of a GPU. Returns what the run logged and scored, and the emulator.
     """
     from harness.config.build import build
     from harness.config.recipes import read_recipe
@@ -60,7 +61,7 @@ def carry_out(
         pytest.MonkeyPatch.context()
     ) as patch:
         patch.setattr(loop, "stop_requested", lambda: next(asked, True))
-        patch.setattr(loader, "DaliViews", SentViews)
+        patch.setattr(loader, "DaliViews", views)
         try:
             result = experiment(run)
         except Stopped:

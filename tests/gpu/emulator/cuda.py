@@ -161,6 +161,14 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Cannot find a working triton installation")
+
+    def compiled(function: Any = None, **_: Any) -> Any:
+        return compiled if function is None else functools.wraps(function)(fails)
+
+    patch.setattr(torch, "compile", compiled)
     engine = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
