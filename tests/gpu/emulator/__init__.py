@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch._dynamo  # it makes tables of torch.cuda's functions, so before they are replaced
+import torch._dynamo  # noqa: F401  (makes tables of torch.cuda's functions: before they change)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.gpu.emulator import cuda

@@ -144,7 +144,8 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
 
 
 def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
-    """Autocast of the CPU for a GPU's; backward passes, whose hooks are Python; new threads."""
+    """Autocast of the CPU for a GPU's; backward passes, whose hooks are Python; optimizers, which
+    group tensors by device; new threads."""
     started, enabled, kind = (
         torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     )
@@ -160,8 +161,13 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
-    def no_compiler(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Cannot find a working triton installation")
+    def no_compiler(function: Any = None, **_: Any) -> Callable[..., Any]:
+        """Return what a machine without Triton makes of a function, or of a decorated one."""
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise RuntimeError("Cannot find a working triton installation")
+
+        return no_compiler if function is None else fails
 
     patch.setattr(torch, "compile", no_compiler)
     engine = torch.autograd.graph._engine_run_backward
@@ -179,6 +185,17 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     # a saved tensor is seen once as Python has it and once as C++ does
     checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
     patch.setitem(checks, "default", lambda x: {"shape": tuple(x.shape), "dtype": x.dtype})
+
+    group = torch._C._group_tensors_by_device_and_dtype
+
+    def grouped(tensors: Any, *args: Any) -> Any:
+        found = group(tensors, *args)
+        if not any(map(is_gpu, tensors_in(tensors))):
+            return found
+        device = torch.device("cuda", emulator.current)
+        return {(device, kind): part for (_, kind), part in found.items()}
+
+    patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", grouped)
 
     run = threading.Thread.run
 
