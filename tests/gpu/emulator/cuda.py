@@ -281,25 +281,18 @@ def _waiting(
     return waiting
 
 
-def patch_deepspeed(patch: pytest.MonkeyPatch) -> None:
-    """Let DeepSpeed choose its device again, and torch its process group."""
-    patch.setenv("DS_ACCELERATOR", "cuda")
-    if "deepspeed" in sys.modules:
-        from deepspeed.accelerator import real_accelerator
-
-        patch.setattr(real_accelerator, "ds_accelerator", None)
-
-
 def leave_ranks() -> None:
-    """Leave the process group, so that the next run joins one for its device."""
+    """Leave the process group, so that the next run joins one for its device, and DeepSpeed chooses
+    that anew."""
     if dist.is_initialized():
         dist.destroy_process_group()
     if "deepspeed" in sys.modules:
+        from deepspeed.accelerator import real_accelerator
         from deepspeed.comm import comm
         from deepspeed.runtime import torch_autocast
         from deepspeed.utils import groups
 
-        comm.cdb = groups._WORLD_GROUP = None
+        real_accelerator.ds_accelerator = comm.cdb = groups._WORLD_GROUP = None
         for name, value in vars(groups).items():  # the groups that it has made so far
             if isinstance(value, dist.ProcessGroup):
                 setattr(groups, name, None)
