@@ -161,14 +161,15 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
+    def no_compiler(function: Any = None, **_: Any) -> Callable[..., Any]:
+        """Return what a machine without Triton makes of a function, or of a decorated one."""
 
-    def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Cannot find a working triton installation")
+        def fails(*_: Any, **__: Any) -> None:
+            raise RuntimeError("Cannot find a working triton installation")
 
-    def compiled(function: Any = None, **_: Any) -> Any:
-        return compiled if function is None else functools.wraps(function)(fails)
+        return no_compiler if function is None else fails
 
-    patch.setattr(torch, "compile", compiled)
+    patch.setattr(torch, "compile", no_compiler)
     engine = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
