@@ -11,7 +11,7 @@ from tests.gpu.runs import carry_out, mismatches
 VARIANTS = {
     "bf16, recomputed, accumulated, clipped, ZeRO 1": (
         "engine.precision=bf16", "engine.recompute=true", "engine.accumulation=2",
-        "engine.clipping=0.5", "engine.zero=1", "stage1.augment=swap",
+        "engine.clipping=0.5", "engine.zero=1", "stage1.augment=mask",
     ),
     "fp16, SimSiam, mix, sampled classes": (
         "engine.precision=fp16", "stage1.lss_loss=simsiam", "stage2.vss_loss=simsiam",
