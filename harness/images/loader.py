@@ -107,8 +107,8 @@ class ImageLoader:
         except RuntimeError as error:
             raise_if_of_memory(error, self._device)
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"DALI cannot use {self._device} ({reason}); set data.device=cpu, which "
-                            "makes images on the CPU") from error
+            raise UserError(f"DALI cannot use {self._device} ({reason}); set data.device=cpu, "
+                            "which makes images on the CPU") from error
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""

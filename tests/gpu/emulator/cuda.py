@@ -133,6 +133,7 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         patch.setattr(cuda, name, value, raising=False)
     patch.setattr(cuda.random, "manual_seed_all", nothing)
+    patch.setattr(Tensor, "record_stream", nothing)  # takes C++'s streams only
     for name in ("range_push", "range_pop", "mark"):
         patch.setattr(cuda.nvtx, name, nothing)
     accelerator = {
@@ -163,8 +164,13 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
-    def no_compiler(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Cannot find a working triton installation")
+    def no_compiler(function: Any = None, **_: Any) -> Callable[..., Any]:
+        """Return what a machine without Triton makes of a function, or of a decorated one."""
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise RuntimeError("Cannot find a working triton installation")
+
+        return no_compiler if function is None else fails
 
     patch.setattr(torch, "compile", no_compiler)
     engine = torch.autograd.graph._engine_run_backward
@@ -278,25 +284,18 @@ def _waiting(
     return waiting
 
 
-def patch_deepspeed(patch: pytest.MonkeyPatch) -> None:
-    """Let DeepSpeed choose its device again, and torch its process group."""
-    patch.setenv("DS_ACCELERATOR", "cuda")
-    if "deepspeed" in sys.modules:
-        from deepspeed.accelerator import real_accelerator
-
-        patch.setattr(real_accelerator, "ds_accelerator", None)
-
-
 def leave_ranks() -> None:
-    """Leave the process group, so that the next run joins one for its device."""
+    """Leave the process group, so that the next run joins one for its device, and DeepSpeed chooses
+    that anew."""
     if dist.is_initialized():
         dist.destroy_process_group()
     if "deepspeed" in sys.modules:
+        from deepspeed.accelerator import real_accelerator
         from deepspeed.comm import comm
         from deepspeed.runtime import torch_autocast
         from deepspeed.utils import groups
 
-        comm.cdb = groups._WORLD_GROUP = None
+        real_accelerator.ds_accelerator = comm.cdb = groups._WORLD_GROUP = None
         for name, value in vars(groups).items():  # the groups that it has made so far
             if isinstance(value, dist.ProcessGroup):
                 setattr(groups, name, None)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
-from harness.base.errors import UserError
 from svll.config import RECIPES, Config
 from svll.runs import cost_estimate as measuring
 from svll.runs.cost_estimate import Range, estimate
