@@ -335,7 +335,7 @@ def from_leader(value: Any) -> Any:
     """Return rank 0's value on every rank; it is pickled between the processes of one run."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
