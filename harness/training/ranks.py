@@ -35,6 +35,7 @@ from harness.runs.stopping import Stopped
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ON_CPU = "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the CPU"
 NCCL_LATER = timedelta(minutes=2)
 """How much later than gloo NCCL gives up, as it ends the process and not only the collective."""
 LEAVE_S = 60.0
@@ -115,8 +116,7 @@ def check_gpus() -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
         reason = f"{reason} ({cuda_versions()})"
-    raise Hindered(f"{given}, but torch cannot use a GPU: {reason}; CUDA_VISIBLE_DEVICES= (in a "
-                   "sweep resources.gpus=0) trains on the CPU")
+    raise Hindered(f"{given}, but torch cannot use a GPU: {reason}; {ON_CPU}")
 
 
 def try_gpu() -> None:
@@ -126,7 +126,8 @@ def try_gpu() -> None:
         torch.ones(1, device=device()).add_(1).item()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise Hindered(f"{device()} cannot compute: {reason} ({cuda_versions()})") from None
+        raise Hindered(f"{device()} cannot compute: {reason} ({cuda_versions()}); "
+                       f"{ON_CPU}") from None
 
 
 def _connect_gpus() -> None:
