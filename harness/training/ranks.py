@@ -35,10 +35,11 @@ from harness.runs.stopping import Stopped
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ON_CPU = "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the CPU"
 NCCL_LATER = timedelta(minutes=2)
 """How much later than gloo NCCL gives up, as it ends the process and not only the collective."""
-LEAVE_S = 300.0
-"""How long a rank that ends may wait until the others leave NCCL too; rank 0 may write a page."""
+LEAVE_S = 60.0
+"""How long NCCL's end may take once all ranks are there; then the process is ended."""
 _timeout = timedelta(minutes=30)
 
 
@@ -115,8 +116,7 @@ def check_gpus() -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
         reason = f"{reason} ({cuda_versions()})"
-    raise Hindered(f"{given}, but torch cannot use a GPU: {reason}; CUDA_VISIBLE_DEVICES= (in a "
-                   "sweep resources.gpus=0) trains on the CPU")
+    raise Hindered(f"{given}, but torch cannot use a GPU: {reason}; {ON_CPU}")
 
 
 def try_gpu() -> None:
@@ -126,7 +126,8 @@ def try_gpu() -> None:
         torch.ones(1, device=device()).add_(1).item()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise Hindered(f"{device()} cannot compute: {reason} ({cuda_versions()})") from None
+        raise Hindered(f"{device()} cannot compute: {reason} ({cuda_versions()}); "
+                       f"{ON_CPU}") from None
 
 
 def _connect_gpus() -> None:
@@ -151,21 +152,29 @@ def limit_waits(group: dist.ProcessGroup) -> None:
 
 
 def leave() -> None:
-    """Leave the other ranks, at the latest when the process ends; after a failure NCCL is left
-    alone, as it would wait for the lost rank. A rank that waits for LEAVE_S all the same is ended.
-    """
+    """Leave the other ranks, at the latest when the process ends. NCCL, which would wait for a lost
+    rank, is left only if all are there."""
     if not dist.is_initialized():
         return
+    may_leave = not torch.cuda.is_available() or (not peers.has_failed() and _are_all_here())
     if world_size() > 1:
         # Gives gloo's threads, which wait for the GIL, time to drop the tensors of the last
         # collective. Dropping them later aborts the process (one or two of four ranks on two
         # cores), even with the process group destroyed.
         time.sleep(0.1)
-    if torch.cuda.is_available() and peers.has_failed():
-        return
-    faulthandler.dump_traceback_later(LEAVE_S, exit=True)  # not Python: NCCL may hold the GIL
-    dist.destroy_process_group()
-    faulthandler.cancel_dump_traceback_later()
+    if may_leave:
+        faulthandler.dump_traceback_later(LEAVE_S, exit=True)  # not Python: NCCL may hold the GIL
+        dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _are_all_here() -> bool:
+    """Wait for all ranks; return whether they came."""
+    try:
+        barrier()
+    except RuntimeError:  # gloo's, as soon as a rank is gone
+        return False
+    return True
 
 
 def set_gpu() -> None:
@@ -335,7 +344,7 @@ def from_leader(value: Any) -> Any:
     """Return rank 0's value on every rank; it is pickled between the processes of one run."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 

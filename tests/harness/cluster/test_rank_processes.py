@@ -1,6 +1,7 @@
 """One rank of a trial as a process, without a scheduler."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -29,6 +30,23 @@ def test_a_ranks_exit_status_is_that_of_the_run(
     run = make_run(toy, tmp_path, fail=fail)
     assert subprocess.run(command(run)).returncode == status
     assert run.status()["state"] == ("complete" if status == 0 else "failed")
+
+
+def test_a_rank_that_cannot_use_the_gpus_that_it_was_given_fails_and_may_run_elsewhere(
+    tmp_path: Path
+) -> None:
+    (tmp_path / "joining.py").write_text(
+        "from harness.training import ranks\ndef run(run, report=None): ranks.init_ranks()\n"
+    )
+    run = Run(tmp_path / "run")
+    run.create("run:\n  experiment: joining.run\n")
+    group = rank_processes.RankGroup(gpus="GPU-8f")
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    environment = {**group.environment(0), "PYTHONPATH": path}
+    assert subprocess.run(command(run), env=environment, capture_output=True).returncode == 1
+    status = run.status()
+    assert (status["state"], status["hindered"]) == ("failed", True)
+    assert status["error"].startswith("CUDA_VISIBLE_DEVICES=GPU-8f, but torch cannot use a GPU: ")
 
 
 def test_a_rank_saves_on_a_stop_request(toy: ModuleType, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
@@ -98,6 +99,15 @@ def dtypes(precision: str) -> dict[str, str]:
 # --- tests ---
 
 
+def longest_waits() -> list[float]:
+    """How long collectives of all ranks, and of DeepSpeed's own group, wait: minutes."""
+    module = nn.Linear(2, 1)
+    engine = start_engine(module, torch.optim.SGD(module.parameters(), lr=0.1), 2,
+                          Settings())
+    groups = [dist.group.WORLD, engine.data_parallel_group]
+    return [dist.get_backend_impl(g).options._timeout.total_seconds() / 60 for g in groups]
+
+
 def plain_sgd(clipping: float) -> dict[str, list[float]]:
     """The same training with torch alone and the whole batch in one place."""
     module = Agreement()
@@ -135,6 +145,13 @@ def test_precision_is_that_of_the_forward_pass_and_weights_stay_fp32(
 ) -> None:
     output = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
     assert one_rank(dtypes, precision=precision) == [{"output": output, "weights": "torch.float32"}]
+
+
+def test_deepspeeds_own_group_has_the_timeout_of_the_ranks_and_not_torchs_own(
+    one_rank: Any
+) -> None:
+    [[ours, deepspeeds]] = one_rank(longest_waits)
+    assert deepspeeds == ours + 2
 
 
 @pytest.mark.parametrize("zero", [1, 2])

@@ -310,6 +310,8 @@ class Recorder:
                      "broadcast_object_list"):
             patch.setattr(torch.distributed, name, partial(self.note, name))
         patch.setattr(torch.distributed, "all_gather_object", self.gather)
+        patch.setattr(torch.distributed, "barrier", self.meet)
+        patch.setattr(peers, "end_at_once", partial(self.note, "ends at once"))
         backend = SimpleNamespace(set_timeout=partial(self.note, "timeout"))
         patch.setattr(torch.distributed, "get_backend_impl", lambda device: backend)
         patch.setattr(torch.distributed, "is_initialized", lambda: bool(self.calls))
@@ -334,6 +336,11 @@ class Recorder:
         device = getattr(given[0], "device", None) if given else None
         self.calls.append((name, device.type if device else given[0] if given else None))
 
+    def meet(self) -> None:
+        self.note("barrier")
+        if self.others is None:
+            raise RuntimeError("[gloo] Connection closed by peer")
+
     def gather(self, every: list[Any], own: Any) -> None:
         every[:] = [own, self.others]
 
@@ -345,7 +352,7 @@ def test_between_gpus_votes_travel_by_gloo_and_a_rank_that_hangs_is_told_by_it_f
     recorder.others = ("c3d4", socket.gethostname())
     ranks.init_ranks(timeout_minutes=5)
     assert recorder.calls == [
-        ("GPU", 0), ("init_process_group", "cpu:gloo,cuda:nccl"),
+        ("GPU", 0), ("ends at once", None), ("init_process_group", "cpu:gloo,cuda:nccl"),
         ("timeout", timedelta(minutes=7)), ("all_reduce", "meta"),
     ]
     recorder.calls.clear()
@@ -362,16 +369,20 @@ def test_ranks_that_share_a_gpu_are_refused_before_nccl_refuses_them(
     recorder.others = ("a1b2", socket.gethostname())
     with pytest.raises(UserError, match=r"ranks 0, 1 on .* have one GPU \(a1b2\), and each needs"):
         ranks.init_ranks()
-    assert [name for name, _ in recorder.calls] == ["GPU", "init_process_group"]
+    assert [name for name, _ in recorder.calls] == ["GPU", "ends at once", "init_process_group"]
 
 
 def test_a_rank_leaves_nccl_at_its_end_unless_one_has_failed(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for has_failed, ends in ((False, [("destroy_process_group", None)]), (True, [])):
+    for has_failed, others, ends in (
+        (False, "there", [("barrier", None), ("destroy_process_group", None)]), (True, "there", []),
+        (False, None, [("barrier", None)]),  # the other one was lost after its last collective
+    ):
         with monkeypatch.context() as patch:
             recorder = Recorder(patch)
             recorder.calls.append(("initialized", None))
+            recorder.others = others
             patch.setattr(peers, "_has_failed", has_failed)
             ranks.leave()
             assert recorder.calls[1:] == ends
