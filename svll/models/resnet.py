@@ -95,7 +95,7 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     share = counts / counts.sum()
     mean = (share * means).sum(dim=0)
     variance = (share * (variances + (means - mean).square())).sum(dim=0)
-    return mean, variance, counts.sum().double()
+    return mean, variance, counts.detach().sum().double()
 
 
 def synchronised(module: nn.Module) -> nn.Module:
