@@ -68,8 +68,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or ranks.world_size() == 1:
             return super().forward(input)
         x = input.float()
-        mean, variance = _global_statistics(x)
-        count = ranks.world_size() * (x.numel() // x.shape[1])  # values per channel
+        mean, variance, count = _global_statistics(x)
         self._update(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
@@ -83,19 +82,20 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased, self.momentum)
 
 
-def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean [C] and biased variance [C] over all ranks, which have equally many images.
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean [C], biased variance [C] and number of values per channel over all ranks.
 
     Combining each rank's mean and variance needs one gather and, unlike a mean of squares, loses
     no digits where the mean is large.
     """
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    parts = ranks.gather_rows(torch.cat([mean, variance])[None])  # [ranks, 2 C]
-    means, variances = parts.chunk(2, dim=1)
-    share = 1.0 / ranks.world_size()
+    own = torch.cat([mean, variance, mean.new_full((1,), x.numel() / x.shape[1])])
+    parts = ranks.gather_rows(own[None])  # [ranks, 2 C + 1]
+    means, variances, counts = parts.split([x.shape[1], x.shape[1], 1], dim=1)
+    share = counts / counts.sum()
     mean = (share * means).sum(dim=0)
     variance = (share * (variances + (means - mean).square())).sum(dim=0)
-    return mean, variance
+    return mean, variance, counts.detach().sum().double()
 
 
 def synchronised(module: nn.Module) -> nn.Module:

@@ -118,6 +118,11 @@ def test_a_run_logs_every_epoch_of_both_stages_and_each_loss(finished: Run) -> N
     assert all(line["memory_gb"] > 0.1 for line in epochs)
 
 
+def test_a_run_convolves_in_full_float32(finished: Run) -> None:
+    kind: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    assert kind.fp32_precision in ("none", "ieee")
+
+
 def test_tensorboard_and_w_and_b_get_every_line_of_the_metric_log(finished: Run) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -57,21 +57,25 @@ class Comparison:
         """Compare the chunk's queries with all rows once, and rank them under each setting."""
         block = self.queries.block(chunk.first, chunk.last)
         plain, largest = self._match_scores(chunk, block)
+        sent = None if self._known is not None else self._products.send(block.features)
         counts = [_Counts(self, chunk, block, extras, plain, largest) for extras in settings]
         for first, part in self.share.stoppable(self.blocks):
-            for base, product, inverse in self._multiplied(chunk, block, first, part):
+            for base, product, inverse in self._multiplied(chunk, sent, first, part):
                 for count in counts[:-1]:
                     count.add(product.copy(), inverse, base, first, part)
                 counts[-1].add(product, inverse, base, first, part)
         return [count.result() for count in counts]
 
     def _multiplied(
-        self, chunk: Chunk, block: Block, first: int, part: Block
+        self, chunk: Chunk, sent: Any, first: int, part: Block
     ) -> Iterator[tuple[int, Float32, Float32]]:
-        """Yield base, product [q, c] of queries `base`... (may be changed), and its factors [c]."""
+        """Yield base, product [q, c] of queries `base`... (may be changed), and its factors [c].
+
+        sent: the chunk's queries as `Products.send` returns them.
+        """
         inverse = part.inverse.astype(np.float32)
         if self._known is None:
-            sent, part_sent = map(self._products.send, (block.features, part.features))
+            part_sent = self._products.send(part.features)
             for base in range(0, len(chunk), QUERY_BLOCK):
                 yield base, self._products(sent[base : base + QUERY_BLOCK], part_sent), inverse
             return

@@ -299,13 +299,27 @@ def test_a_model_on_a_gpu_takes_what_one_on_the_cpu_takes_and_gives_its_features
         np.testing.assert_array_equal(extractor.encode(mixed, camera=[6, 2, 1, 3]), expected)
 
 
+@pytest.mark.gpu
+def test_a_real_gpu_gives_the_cpus_features_to_five_digits(
+    make: Callable[..., tuple[Path, ReIDModel]], gpu_rank: Any
+) -> None:
+    folder = str(make()[0])
+    [found] = gpu_rank(encoded, folder=folder, device="cuda")  # with TF32: to three
+    np.testing.assert_allclose(found, encoded(folder, "cpu"), rtol=0, atol=1e-5)
+
+
+def encoded(folder: str, device: str) -> list[list[float]]:
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 64, 32, 3), dtype=np.uint8)
+    return svll.load(folder, device).encode(list(pixels)).tolist()
+
+
 def test_a_device_that_torch_cannot_use_is_refused_before_the_file_is_read(
     make: Callable[..., tuple[Path, ReIDModel]]
 ) -> None:
     for device in ("cuda", "gpu"):
         with pytest.raises(UserError, match=f"device '{device}': torch cannot use it here .*give"):
             svll.load("missing.safetensors", device)
-    with emulated(devices=2), pytest.raises(UserError, match="device 'cuda:2': .*ordinal"):
+    with emulated(devices=2), pytest.raises(UserError, match=r"device 'cuda:2': .*ordinal"):
         svll.load(make()[0], "cuda:2")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from harness.base.machine import usable_cores
 from svll.evaluation import KReciprocal, evaluate_ranking
+from svll.evaluation.engine import comparison
 from svll.evaluation.engine.feature_rows import rounding
 from svll.evaluation.engine.kernels import dot
 from svll.evaluation.engine.products import Products, piece_width, spread, thread_count
@@ -67,22 +68,38 @@ def test_a_product_is_that_of_its_blocks():
         np.testing.assert_allclose(found, a[:rows] @ b[:columns].T, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_digits_of_the_cpu():
+@pytest.mark.gpu
+def test_a_gpu_gives_the_digits_of_the_cpu(gpu_rank):
+    assert gpu_rank(ranked, device="cuda") == [ranked("cpu")]
+
+
+def ranked(device):
+    """Rank features, and rows of equal numbers, with and without re-ranking."""
     rng = np.random.default_rng(2)
     ids = rng.integers(0, 20, 50), rng.integers(0, 20, 700)
-    centres = rng.standard_normal((20, 64))
+    centres = rng.standard_normal((20, 1280))
     query, gallery = (
-        (centres[i] + rng.standard_normal((len(i), 64))).astype(np.float32) for i in ids
+        (centres[i] + rng.standard_normal((len(i), 1280))).astype(np.float32) for i in ids
     )
+    query[:10] = 1.0
+    gallery[:100] = 1 + 0.003 * rng.choice([-1.0, 1.0], (100, 1280))
     cameras = rng.integers(0, 3, 50), rng.integers(0, 3, 700)
-    on_gpu = torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda()
+    found = []
     for rerank in (None, KReciprocal(8, 3)):
-        options = {"rerank": rerank, "top_k": 5}
-        expected = evaluate_ranking(query, gallery, *ids, *cameras, **options)
-        found = evaluate_ranking(*on_gpu, *ids, *cameras, **options)
-        assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
-        np.testing.assert_array_equal(found.nearest, expected.nearest)
+        features = (torch.from_numpy(side).to(device) for side in (query, gallery))
+        result = evaluate_ranking(*features, *ids, *cameras, rerank=rerank, top_k=5)
+        found.append([result.mAP, result.mINP, result.nearest.tolist()])
+    return found
+
+
+def test_queries_are_sent_to_the_gpu_once(monkeypatch):
+    monkeypatch.setattr(comparison, "GALLERY_BLOCK", 100)
+    sent = []
+    plain = Products.send
+    monkeypatch.setattr(Products, "send", lambda *given: sent.append(given[1]) or plain(*given))
+    with emulated():
+        assert ranked("cuda") == ranked("cpu")
+    assert [len(rows) for rows in sent[:8]] == [50, *[100] * 7]
 
 
 def test_rows_of_equal_numbers_stay_within_the_error_that_ranking_expects():
