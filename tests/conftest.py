@@ -7,10 +7,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a user's own runs have compiled must not stand in for the code that is tested.
 os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(f"{__file__}/../../.pytest_cache/numba")
 
-from tests.gpu import hiding
-
-hiding.hide()  # before torch looks for GPUs
-
 import inspect
 import json
 import select
@@ -23,12 +19,14 @@ from typing import Any
 import pytest
 
 from tests.commands import free_port
+from tests.gpu import hiding
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
 
 __all__ = [
     "pytest_collection_modifyitems", "pytest_terminal_summary", "pytest_xdist_make_scheduler",
 ]
+hiding.hide()
 PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""
 FAREWELL_S = 5

@@ -19,7 +19,7 @@ def gpu() -> Iterator[Emulator]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A drawn benchmark of few images."""
-    return str(write_world(World(8, 4, shots=2), tmp_path_factory.mktemp("drawn") / "world"))
+    return str(write_world(World(6, 4, shots=2), tmp_path_factory.mktemp("drawn") / "world"))
 
 
 @pytest.fixture(scope="session")

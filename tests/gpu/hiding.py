@@ -36,4 +36,4 @@ def no_gpu() -> str:
     if not any(machine.DEVICES.glob("nvidia[0-9]*")):
         return "this machine has no GPU"
     visible = os.environ.get(VISIBLE, "all")
-    return "" if visible.strip() not in ("", "-1") else f"CUDA_VISIBLE_DEVICES={visible!r} hides all"
+    return f"CUDA_VISIBLE_DEVICES={visible} hides all" if visible.strip() in ("", "-1") else ""

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch._dynamo  # it makes tables of torch.cuda's functions, so before they are replaced
+import torch
+import torch._dynamo  # noqa: F401  (makes tables of torch.cuda's functions: before they change)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.gpu.emulator import cuda
@@ -60,7 +61,8 @@ def _enter(emulator: Emulator, patch: pytest.MonkeyPatch) -> Any:
     INSTALLED.append(emulator)
     for name in ("patch_cuda", "patch_torch", "patch_ranks", "patch_dali"):
         getattr(cuda, name)(emulator, patch)
-    cuda.patch_deepspeed(patch)
+    patch.setenv("DS_ACCELERATOR", "cuda")
+    is_repeatable = torch.are_deterministic_algorithms_enabled()
 
     def count(*_: Any) -> None:
         emulator.step += 1
@@ -71,6 +73,7 @@ def _enter(emulator: Emulator, patch: pytest.MonkeyPatch) -> Any:
         hook.remove()
         cuda.leave_ranks()
         cuda.forget_devices()
+        torch.use_deterministic_algorithms(is_repeatable)
         INSTALLED.clear()
 
     return remove

@@ -144,7 +144,8 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
 
 
 def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
-    """Autocast of the CPU for a GPU's; backward passes, whose hooks are Python; new threads."""
+    """Autocast of the CPU for a GPU's; backward passes, whose hooks are Python; optimizers, which
+    group tensors by device; new threads."""
     started, enabled, kind = (
         torch.autocast.__init__, torch.is_autocast_enabled, torch.get_autocast_dtype
     )
@@ -175,6 +176,17 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     # a saved tensor is seen once as Python has it and once as C++ does
     checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
     patch.setitem(checks, "default", lambda x: {"shape": tuple(x.shape), "dtype": x.dtype})
+
+    group = torch._C._group_tensors_by_device_and_dtype
+
+    def grouped(tensors: Any, *args: Any) -> Any:
+        found = group(tensors, *args)
+        if not any(map(is_gpu, tensors_in(tensors))):
+            return found
+        device = torch.device("cuda", emulator.current)
+        return {(device, kind): part for (_, kind), part in found.items()}
+
+    patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", grouped)
 
     run = threading.Thread.run
 
@@ -260,25 +272,18 @@ def _waiting(
     return waiting
 
 
-def patch_deepspeed(patch: pytest.MonkeyPatch) -> None:
-    """Let DeepSpeed choose its device again, and torch its process group."""
-    patch.setenv("DS_ACCELERATOR", "cuda")
-    if "deepspeed" in sys.modules:
-        from deepspeed.accelerator import real_accelerator
-
-        patch.setattr(real_accelerator, "ds_accelerator", None)
-
-
 def leave_ranks() -> None:
-    """Leave the process group, so that the next run joins one for its device."""
+    """Leave the process group, so that the next run joins one for its device, and DeepSpeed chooses
+    that anew."""
     if dist.is_initialized():
         dist.destroy_process_group()
     if "deepspeed" in sys.modules:
+        from deepspeed.accelerator import real_accelerator
         from deepspeed.comm import comm
         from deepspeed.runtime import torch_autocast
         from deepspeed.utils import groups
 
-        comm.cdb = groups._WORLD_GROUP = None
+        real_accelerator.ds_accelerator = comm.cdb = groups._WORLD_GROUP = None
         for name, value in vars(groups).items():  # the groups that it has made so far
             if isinstance(value, dist.ProcessGroup):
                 setattr(groups, name, None)

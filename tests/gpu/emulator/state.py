@@ -68,7 +68,7 @@ class Emulator:
     copies: int = 0
 
     def waited(self, kind: str, copies: int | None = None) -> None:
-        """Record that the host waits for all that the GPU has been given, or for the first copies."""
+        """Record that the host waits for all work of the GPU, or for the first copies."""
         self.waits.append(Wait(kind, place(), self.step))
         self.finish(self.copies if copies is None else copies)
 
