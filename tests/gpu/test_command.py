@@ -18,7 +18,7 @@ from tests.benchmarks.peaks import peak
 from tests.benchmarks.products import covered
 from tests.benchmarks.sizes import TINY
 from tests.gpu import __main__ as command
-from tests.gpu import checks, checks_ranking, checks_training, on_cpu
+from tests.gpu import checks, checks_machine, checks_ranking, checks_training, on_cpu
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
 from tests.gpu.runs import TINY as TINY_RUN
@@ -214,6 +214,31 @@ def test_what_a_stopped_part_has_started_is_ended_with_it(tmp_path, monkeypatch)
         time.sleep(0.05)
     else:
         assert not status.exists()
+
+
+def test_numbers_that_are_not_finite_are_kept_as_none(monkeypatch):
+    monkeypatch.setattr(checks, "torch_can_use_the_gpu", lambda _: ())
+    numbers = {"a": float("nan"), "b": float("inf"), "c": 1.0, "d": "text"}
+    [found] = of_toys(monkeypatch, lambda _: [Finding("toy", False, numbers=numbers)])
+    assert found.numbers == {"a": None, "b": None, "c": 1.0, "d": "text"}
+
+
+def test_a_failed_test_that_is_marked_is_named(marked):
+    marked.write_text(marked.read_text().replace("pass", "assert False"))
+    [found] = checks_machine.the_tests(Extent(tests=(str(marked),)))
+    assert (found.passed, found.found[:8]) == (False, "1 failed")
+    assert "test_it - assert False" in found.why
+
+
+def test_files_with_marked_tests_are_found_and_no_others(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    for name, text in {
+        "test_a.py": "@pytest.mark.gpu\ndef test_it(): ...", "test_b.py": "'@pytest.mark.gpu'",
+        "test_c.py": "pytestmark = pytest.mark.gpu\n",
+    }.items():
+        (tmp_path / "tests" / name).write_text(text)
+    monkeypatch.setattr(checks_machine, "ROOT", tmp_path)
+    assert checks_machine._marked() == ("tests/test_a.py", "tests/test_c.py")
 
 
 def test_a_failed_check_ends_the_command_with_1_and_is_in_the_table(gpus, tmp_path, capsys):
