@@ -129,8 +129,8 @@ def table(found: Sequence[Finding]) -> Table:
 
 def speeds(rows: Sequence[Finding]) -> Table:
     """Return the table of the benchmarks."""
-    made = Table("row", "ours", "+-", "released way", "ratio", "floor", "images/s", "MFU",
-                 "GPU idle", "waits for images", "MB", "released MB")
+    made = Table("row", "ours", "+-", "compared with", "ratio", "floor", "images/s", "MFU",
+                 "GPU idle", "waits for images", "MB", "compared with")
     for one in rows:
         made.add_row(one.name, *_speed(one.numbers))
     return made

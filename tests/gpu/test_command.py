@@ -41,6 +41,7 @@ def marked(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_whole_command_runs_through_on_an_emulated_gpu(
     world, marked, gpus, tmp_path, monkeypatch, capsys
 ):
