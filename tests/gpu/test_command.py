@@ -10,15 +10,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from svll.evaluation.engine.products import Products
 from tests.benchmarks.evaluation import Size
 from tests.benchmarks.peaks import peak
 from tests.benchmarks.products import covered
 from tests.benchmarks.sizes import TINY
+from tests.benchmarks.timing import Row
 from tests.gpu import __main__ as command
-from tests.gpu import checks, checks_machine, checks_ranking, checks_training, on_cpu
+from tests.gpu import (
+    checks,
+    checks_machine,
+    checks_pixels,
+    checks_ranking,
+    checks_speed,
+    checks_training,
+    on_cpu,
+)
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
 from tests.gpu.runs import TINY as TINY_RUN
@@ -156,6 +167,36 @@ def test_ranking_with_a_product_that_is_off_is_found(monkeypatch):
     found = {one.name: one for one in checks_ranking.ranking(Extent(ranked=RANKED))}
     assert not found["ranking, random features"].passed
     assert "mAP" in found["ranking, random features"].why
+
+
+def test_decoders_that_differ_fail_by_file_and_the_others_are_compared(monkeypatch):
+    pixels = {"a": np.zeros((2, 2, 3), np.uint8), "b": np.full((2, 2, 3), 9, np.uint8),
+              "c": np.zeros((2, 3, 3), np.uint8)}
+
+    def decoder(device: torch.device) -> Any:
+        def decoded(path: str) -> Any:
+            if device.type == "cuda" and path == "broken":
+                raise RuntimeError("nvJPEG error 5\nmore")
+            return pixels[path] if device.type == "cuda" else pixels["a"]
+
+        return decoded
+
+    monkeypatch.setattr(checks_pixels, "_decoder", decoder)
+    monkeypatch.setattr("harness.training.ranks.device", lambda: torch.device("cuda:0"))
+    found = checks_pixels.compared("JPEGs", ["broken", "a", "b", "c"], checks_pixels.DECODED)
+    assert not found.passed
+    assert found.why == ("over 8, mean 1: broken: nvJPEG error 5; b: 9, mean 9.00; "
+                         "c: (2, 3, 3) instead of (2, 2, 3)")
+    assert found.numbers == {"largest": 9, "mean": 4.5, "files": 4}
+
+
+@pytest.mark.parametrize(("ours", "must_be_faster", "passed"), [
+    (1.0, True, True), (1.04, True, True), (1.1, True, False), (1.1, False, True),
+])
+def test_a_row_that_is_slower_than_the_released_way_fails(ours, must_be_faster, passed):
+    row = Row("step", "s", ours, 1.0, None)
+    found = checks_speed.finding_of(row, must_be_faster=must_be_faster)
+    assert (found.passed, "slower" in found.why) == (passed, not passed)
 
 
 def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
