@@ -4,7 +4,6 @@ Prints a table of what was checked, with pass or fail and why, and one of the be
 goes to runs/gpu as JSON, with a log of each part. Ends with 1 if a check failed, 2 without a GPU.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.base.files import write_json
+from harness.base.files import read_json_lines, write_json
 from harness.base.machine import machine_gpus, visible_gpus
 from tests.benchmarks.peaks import UNKNOWN_PEAK
 from tests.gpu.checks import PARTS, UNUSABLE, Finding
@@ -102,9 +101,7 @@ def watched(
             why = f"its process ended {ended}: {last}; see {log}"
     except subprocess.TimeoutExpired:
         why = f"stopped after {limit_s:.0f} s; what it had not checked by then is missing"
-    text = log.with_suffix(".jsonl").read_text("utf-8")
-    found = [Finding(**json.loads(line)) for line in text.splitlines(keepends=True)
-             if line.endswith("\n")]  # not one that was being written
+    found = [Finding(**line) for line in read_json_lines(log.with_suffix(".jsonl"))]
     if why:
         taken = time.perf_counter() - started
         found.append(Finding("the part as a whole", False, why=why, part=part, seconds=taken))
@@ -132,8 +129,8 @@ def table(found: Sequence[Finding]) -> Table:
 
 def speeds(rows: Sequence[Finding]) -> Table:
     """Return the table of the benchmarks."""
-    made = Table("row", "ours", "+-", "released way", "ratio", "floor", "images/s", "MFU",
-                 "GPU idle", "waits for images", "MB", "released MB")
+    made = Table("row", "ours", "+-", "compared with", "ratio", "floor", "images/s", "MFU",
+                 "GPU idle", "waits for images", "MB", "compared with")
     for one in rows:
         made.add_row(one.name, *_speed(one.numbers))
     return made

@@ -7,11 +7,12 @@ PART FILE`), since a GPU that met an error serves its process no longer.
 
 import importlib
 import json
+import math
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,9 +122,11 @@ def failed(check: Check, error: Exception) -> Finding:
 
 
 def _placed(finding: Finding, part: str, started: float) -> Finding:
-    return Finding(**asdict(finding) | {
-        "part": part, "seconds": round(time.perf_counter() - started, 3),
-    })
+    """Return a finding with its part and time, and None for numbers that JSON does not have."""
+    numbers = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+               for key, value in finding.numbers.items()}
+    taken = round(time.perf_counter() - started, 3)
+    return replace(finding, numbers=numbers, part=part, seconds=taken)
 
 
 def main(part: str, file: str) -> None:

@@ -47,10 +47,10 @@ def decoders(_: Extent) -> Iterator[Finding]:
         groups["lossless files"] = [file for file in files.values() if file not in lossy]
         for kind, paths in groups.items():
             bounds = (0.0, 0.0) if kind == "lossless files" else DECODED
-            yield _compared(f"decoders: {kind}", [str(path) for path in paths], bounds)
+            yield compared(f"decoders: {kind}", [str(path) for path in paths], bounds)
 
 
-def _compared(name: str, paths: Sequence[str], bounds: tuple[float, float]) -> Finding:
+def compared(name: str, paths: Sequence[str], bounds: tuple[float, float]) -> Finding:
     """Compare the decoders on some files, of which one that fails does not hide the others."""
     decode = [_decoder(CPU), _decoder(ranks.device())]
     largest, means, wrong = 0.0, [], []

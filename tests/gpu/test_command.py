@@ -10,15 +10,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from svll.evaluation.engine.products import Products
 from tests.benchmarks.evaluation import Size
 from tests.benchmarks.peaks import peak
 from tests.benchmarks.products import covered
 from tests.benchmarks.sizes import TINY
+from tests.benchmarks.timing import Row
 from tests.gpu import __main__ as command
-from tests.gpu import checks, checks_ranking, checks_training, on_cpu
+from tests.gpu import (
+    checks,
+    checks_machine,
+    checks_pixels,
+    checks_ranking,
+    checks_speed,
+    checks_training,
+    on_cpu,
+)
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
 from tests.gpu.runs import TINY as TINY_RUN
@@ -41,6 +52,7 @@ def marked(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_whole_command_runs_through_on_an_emulated_gpu(
     world, marked, gpus, tmp_path, monkeypatch, capsys
 ):
@@ -157,6 +169,36 @@ def test_ranking_with_a_product_that_is_off_is_found(monkeypatch):
     assert "mAP" in found["ranking, random features"].why
 
 
+def test_decoders_that_differ_fail_by_file_and_the_others_are_compared(monkeypatch):
+    pixels = {"a": np.zeros((2, 2, 3), np.uint8), "b": np.full((2, 2, 3), 9, np.uint8),
+              "c": np.zeros((2, 3, 3), np.uint8)}
+
+    def decoder(device: torch.device) -> Any:
+        def decoded(path: str) -> Any:
+            if device.type == "cuda" and path == "broken":
+                raise RuntimeError("nvJPEG error 5\nmore")
+            return pixels[path] if device.type == "cuda" else pixels["a"]
+
+        return decoded
+
+    monkeypatch.setattr(checks_pixels, "_decoder", decoder)
+    monkeypatch.setattr("harness.training.ranks.device", lambda: torch.device("cuda:0"))
+    found = checks_pixels.compared("JPEGs", ["broken", "a", "b", "c"], checks_pixels.DECODED)
+    assert not found.passed
+    assert found.why == ("over 8, mean 1: broken: nvJPEG error 5; b: 9, mean 9.00; "
+                         "c: (2, 3, 3) instead of (2, 2, 3)")
+    assert found.numbers == {"largest": 9, "mean": 4.5, "files": 4}
+
+
+@pytest.mark.parametrize(("ours", "must_be_faster", "passed"), [
+    (1.0, True, True), (1.04, True, True), (1.1, True, False), (1.1, False, True),
+])
+def test_a_row_that_is_slower_than_the_released_way_fails(ours, must_be_faster, passed):
+    row = Row("step", "s", ours, 1.0, None)
+    found = checks_speed.finding_of(row, must_be_faster=must_be_faster)
+    assert (found.passed, "slower" in found.why) == (passed, not passed)
+
+
 def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     on_cpu._process.cache_clear()
@@ -214,6 +256,31 @@ def test_what_a_stopped_part_has_started_is_ended_with_it(tmp_path, monkeypatch)
         time.sleep(0.05)
     else:
         assert not status.exists()
+
+
+def test_numbers_that_are_not_finite_are_kept_as_none(monkeypatch):
+    monkeypatch.setattr(checks, "torch_can_use_the_gpu", lambda _: ())
+    numbers = {"a": float("nan"), "b": float("inf"), "c": 1.0, "d": "text"}
+    [found] = of_toys(monkeypatch, lambda _: [Finding("toy", False, numbers=numbers)])
+    assert found.numbers == {"a": None, "b": None, "c": 1.0, "d": "text"}
+
+
+def test_a_failed_test_that_is_marked_is_named(marked):
+    marked.write_text(marked.read_text().replace("pass", "assert False"))
+    [found] = checks_machine.the_tests(Extent(tests=(str(marked),)))
+    assert (found.passed, found.found[:8]) == (False, "1 failed")
+    assert "test_it - assert False" in found.why
+
+
+def test_files_with_marked_tests_are_found_and_no_others(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    for name, text in {
+        "test_a.py": "@pytest.mark.gpu\ndef test_it(): ...", "test_b.py": "'@pytest.mark.gpu'",
+        "test_c.py": "pytestmark = pytest.mark.gpu\n",
+    }.items():
+        (tmp_path / "tests" / name).write_text(text)
+    monkeypatch.setattr(checks_machine, "ROOT", tmp_path)
+    assert checks_machine._marked() == ("tests/test_a.py", "tests/test_c.py")
 
 
 def test_a_failed_check_ends_the_command_with_1_and_is_in_the_table(gpus, tmp_path, capsys):
