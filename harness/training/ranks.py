@@ -74,8 +74,11 @@ def init_ranks(timeout_minutes: float = 30.0) -> None:
         world_size=world, timeout=timeout,
     )
     atexit.register(leave)
-    if on_gpu and world > 1:
-        _connect_gpus()
+    if world > 1:
+        _check_together(on_gpu)
+    if on_gpu and world > 1:  # NCCL connects now, and not in the first step
+        dist.get_backend_impl(device=device()).set_timeout(timeout + NCCL_LATER)
+        dist.all_reduce(torch.zeros(1, device=device()))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
     if rank() == 0 and (message := idle_gpus()):
         log.warning("%s", message)
@@ -130,20 +133,21 @@ def try_gpu() -> None:
                        f"{ON_CPU}") from None
 
 
-def _connect_gpus() -> None:
-    """Connect the ranks by NCCL, now and not in the first step. Raises UserError, on every rank,
-    when some share a GPU, which NCCL refuses."""
-    own = (str(torch.cuda.get_device_properties(device()).uuid), socket.gethostname())
+def _check_together(on_gpu: bool) -> None:
+    """Raise UserError, on every rank, when only some have a GPU, or some share one."""
+    own = str(torch.cuda.get_device_properties(device()).uuid) if on_gpu else ""
     every: list[Any] = [None] * world_size()
-    dist.all_gather_object(every, own)
-    for gpu, host in dict.fromkeys(every):
+    dist.all_gather_object(every, (own, socket.gethostname()))
+    without = [f"{r} on {host}" for r, (gpu, host) in enumerate(every) if not gpu]
+    if 0 < len(without) < len(every):
+        raise UserError(f"rank {', '.join(without)} has no GPU, the other ranks have: give each "
+                        f"its own, or none a GPU; {ON_CPU}")
+    for gpu, host in dict.fromkeys(every) if on_gpu else ():
         if len(sharing := [str(r) for r, one in enumerate(every) if one == (gpu, host)]) > 1:
             raise UserError(f"ranks {', '.join(sharing)} on {host} have one GPU ({gpu}), and each "
                             "needs its own: start no more ranks on a node than it has GPUs "
                             "(torchrun --nproc-per-node, resources.tasks), or give each rank one "
                             "(srun --gpus-per-task=1)")
-    dist.get_backend_impl(device=device()).set_timeout(_timeout + NCCL_LATER)
-    dist.all_reduce(torch.zeros(1, device=device()))
 
 
 def limit_waits(group: dist.ProcessGroup) -> None:

@@ -362,7 +362,7 @@ def test_between_gpus_votes_travel_by_gloo_and_a_rank_that_hangs_is_told_by_it_f
     assert recorder.calls[1:] == [("all_reduce", "cpu"), ("broadcast_object_list", ["text"])]
 
 
-def test_ranks_that_share_a_gpu_are_refused_before_nccl_refuses_them(
+def test_ranks_that_share_a_gpu_or_of_which_some_have_none_are_refused_before_nccl_refuses_them(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(monkeypatch)
@@ -370,6 +370,10 @@ def test_ranks_that_share_a_gpu_are_refused_before_nccl_refuses_them(
     with pytest.raises(UserError, match=r"ranks 0, 1 on .* have one GPU \(a1b2\), and each needs"):
         ranks.init_ranks()
     assert [name for name, _ in recorder.calls] == ["GPU", "ends at once", "init_process_group"]
+    recorder.calls.clear()
+    recorder.others = ("", "node2")
+    with pytest.raises(UserError, match="rank 1 on node2 has no GPU, the other ranks have: give"):
+        ranks.init_ranks()
 
 
 def test_a_rank_leaves_nccl_at_its_end_unless_one_has_failed(
