@@ -35,7 +35,7 @@ from harness.runs.stopping import Stopped
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ON_CPU = "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the CPU"
+ON_CPU = "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) computes on the CPU"
 NCCL_LATER = timedelta(minutes=2)
 """How much later than gloo NCCL gives up, as it ends the process and not only the collective."""
 LEAVE_S = 60.0

@@ -46,8 +46,10 @@ def encode_tests(
     Input size, mean, std and side information (unless `side_information` is off) are the file's,
     not the configuration's; cameras and views are matched with those of the same dataset. `save`:
     the cache, those of further test sets are beside it; a killed attempt resumes. Raises UserError
-    as `model_from_file` and `load_datasets` do, and for a protocol that does not fit a test set.
+    as `check_gpus`, `model_from_file` and `load_datasets` do, and for a protocol that does not fit
+    a test set.
     """
+    ranks.check_gpus()
     model = model_from_file(weights, str(ranks.device()))
     with_side = side_information and model.image.side is not None
     log.info("%s: %d x %d pixels, trained on %d identities", weights, model.height, model.width,

@@ -109,6 +109,7 @@ def search(
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
+    ranks.check_gpus()
     extractor = Extractor(model_from_file(weights, str(ranks.device())))
     queries = encode(extractor, paths, "encoding queries")
     if threshold is not None:

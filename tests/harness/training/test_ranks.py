@@ -269,7 +269,7 @@ def test_gpus_that_were_given_and_cannot_be_used_are_an_error_with_both_versions
     assert str(caught.value) == (
         "CUDA_VISIBLE_DEVICES=GPU-8f, but torch cannot use a GPU: the driver is too old for torch: "
         f"update it, or install torch for CUDA 12 {versions}up to CUDA 12.2); "
-        "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) trains on the CPU"
+        "CUDA_VISIBLE_DEVICES= (in a sweep resources.gpus=0) computes on the CPU"
     )
     monkeypatch.setattr(machine, "driver_cuda", lambda: (13, 1))
 

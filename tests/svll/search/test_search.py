@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 import svll
-from harness.base.errors import UserError
+from harness.base.errors import Hindered, UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.data.side_labels import SideLabels
+from svll.features.from_weights import encode_tests
 from svll.models.clip import load_clip
 from svll.models.reid import ReIDModel, SideInformation
 from svll.models.weights.run_weights import save_model
@@ -276,3 +277,17 @@ def test_the_page_of_many_queries_shows_the_first(
     assert "The first 2 of 3 queries are shown; search.csv has all." in document
     assert document.count('class="answer"') == 2
     assert len(rows_of(table)) == 3
+
+
+def test_a_gpu_that_was_given_and_cannot_be_used_is_told_before_images_are_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for call in (
+        lambda: search(tmp_path / "none.pth", tmp_path, tmp_path),
+        lambda: encode_tests(tmp_path / "none.pth", Config()),
+    ):
+        with pytest.raises(Hindered, match="CUDA_VISIBLE_DEVICES=0, but torch cannot use a GPU"):
+            call()
