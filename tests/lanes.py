@@ -39,7 +39,7 @@ SLOW = (
 def lane(file: str) -> str:
     """Return the lane of a test file, a path below the root; ranks take seconds to start."""
     text = (HERE.parent / file).read_text("utf-8")
-    return "ranks" if re.search(r"\b(one_rank|two_ranks|gpu_rank)\b", text) else file
+    return "ranks" if re.search(r"\b(one_rank|two_ranks)\b", text) else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
