@@ -16,10 +16,10 @@ from tests.gpu.emulator.tensors import CPU, on_gpu
 
 TINY = (
     "data.height=32", "data.width=16", "data.world.test_identities=4", "data.check=false",
-    "stage1.epochs=1", "stage1.batch=16", "stage1.warmup_epochs=0", "stage2.epochs=1",
-    "stage2.batch=8", "stage2.instances=2", "stage2.warmup_epochs=0", "evaluation.k1=4",
-    "evaluation.k2=2", "evaluation.rerank=true", "run.tensorboard=false", "run.log_every=1",
-    "run.name=tiny",
+    "stage1.epochs=1", "stage1.augment=swap", "stage1.batch=16", "stage1.warmup_epochs=0",
+    "stage2.epochs=1", "stage2.batch=8", "stage2.instances=2", "stage2.warmup_epochs=0",
+    "evaluation.k1=4", "evaluation.k2=2", "evaluation.rerank=true", "run.tensorboard=false",
+    "run.log_every=1", "run.name=tiny",
 )
 
 

@@ -32,7 +32,7 @@ def test_a_mask_that_is_left_on_the_cpu(gpu: Emulator) -> None:
     sent = "to_device(draw >= scale, prompts.device)"
     with (
         planted(prompt_augmentation.mask, sent, "(draw >= scale)"),
-        refused(prompt_augmentation.mask, "draw >= scale"),
+        refused(prompt_augmentation.mask, "(draw >= scale"),
     ):
         prompt_augmentation.mask(rows(), 0.5, torch.Generator())
 

@@ -34,7 +34,7 @@ def test_the_host_waits_once_in_a_step_of_stage_1_and_twice_in_one_of_stage_2(
 
     monkeypatch.setattr(loop, "train_step", marked)
     _, gpu = carry_out(
-        tmp_path, f"data.root={world}", "stage1.batch=4", "stage2.batch=4", "engine.precision=bf16",
+        tmp_path, f"data.root={world}", "stage1.batch=8", "stage2.batch=4",
         "stage2.sampled_classes=6", devices=1, views=DaliViews,
     )
     assert gpu is not None

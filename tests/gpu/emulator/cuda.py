@@ -131,6 +131,7 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         patch.setattr(cuda, name, value, raising=False)
     patch.setattr(cuda.random, "manual_seed_all", nothing)
+    patch.setattr(Tensor, "record_stream", nothing)  # takes C++'s streams only
     for name in ("range_push", "range_pop", "mark"):
         patch.setattr(cuda.nvtx, name, nothing)
     accelerator = {

@@ -115,7 +115,9 @@ def on_gpu(found: Any) -> Any:
             tensor.__class__ = GpuParameter
         return tensor
 
-    return tree_map_only(Tensor, mark, found)
+    if isinstance(found, Tensor):
+        return mark(found)
+    return tree_map_only(Tensor, mark, found) if any(True for _ in tensors_in(found)) else found
 
 
 def is_gpu(tensor: Any) -> bool:
