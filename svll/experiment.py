@@ -54,8 +54,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
         )
         with _memory_of("stage 1", "stage1.batch, or evaluation.batch if it was encoding images"):
             text = stage1.learn_prompts(inputs, recording) if config.stage1.epochs else None
-        with _memory_of("stage 2", "stage2.batch, or evaluation.batch if it was validating; "
-                        "engine.recompute=true halves what a step needs"):
+        with _memory_of("stage 2", "stage2.batch, or evaluation.batch if it was validating"):
             model = stage2.tune_encoder(inputs, text, recording)
         with _memory_of("the test", "evaluation.batch"):
             result = final_metrics(inputs, model)

@@ -95,10 +95,18 @@ def raise_if_of_memory(error: RuntimeError, device: torch.device) -> None:
     if isinstance(error, torch.OutOfMemoryError):
         raise error
     if _MEMORY.search(str(error)):
-        reason = f"while images are decoded: {str(error).strip().splitlines()[-1]}"
+        reason = f"while images are decoded: {reason_of(error)}"
         if device.type == "cuda":
             raise torch.OutOfMemoryError(f"CUDA out of memory {reason}") from error
         raise MemoryError(reason) from error
+
+
+def reason_of(error: RuntimeError) -> str:
+    """Return what went wrong from a message of DALI, which begins with the place in the graph and
+    ends with advice on the pipeline."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and "no longer valid" not in line]
+    return told[-1] if told else type(error).__name__
 
 
 def decode_pipeline(batch_size: int, threads: int, device: torch.device) -> Any:

@@ -13,7 +13,12 @@ from harness.base.errors import UserError
 from harness.base.machine import usable_cores
 from harness.images.cpu import CpuViews
 from harness.images.dali import DaliViews
-from harness.images.decoding import Decoder, raise_if_of_machine, raise_if_of_memory
+from harness.images.decoding import (
+    Decoder,
+    raise_if_of_machine,
+    raise_if_of_memory,
+    reason_of,
+)
 from harness.images.pixels import Fault, Unreadable, why_unreadable
 from harness.images.views import Rows, Take, Transform, draw_changes
 
@@ -106,9 +111,8 @@ class ImageLoader:
             return DaliViews(*given)
         except RuntimeError as error:
             raise_if_of_memory(error, self._device)
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"DALI cannot use {self._device} ({reason}); set data.device=cpu, "
-                            "which makes images on the CPU") from error
+            raise UserError(f"DALI cannot use {self._device} ({reason_of(error)}); set "
+                            "data.device=cpu, which makes images on the CPU") from error
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""

@@ -173,7 +173,6 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
         return no_compiler if function is None else fails
 
     patch.setattr(torch, "compile", no_compiler)
-    patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     engine = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:

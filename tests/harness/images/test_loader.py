@@ -286,6 +286,7 @@ def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken)
 
 
 OF_DALI = "Error in MIXED operator `nvidia.dali.fn.decoders.image`,\nencountered:\n"
+END = "\nCurrent pipeline object is no longer valid."
 
 
 @pytest.mark.parametrize(
@@ -293,10 +294,11 @@ OF_DALI = "Error in MIXED operator `nvidia.dali.fn.decoders.image`,\nencountered
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
          torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB"),
-        (RuntimeError(f"{OF_DALI}CUDA runtime API error cudaErrorMemoryAllocation (2):"),
+        (RuntimeError(f"{OF_DALI}CUDA runtime API error cudaErrorMemoryAllocation (2):{END}"),
          MemoryError, "while images are decoded: CUDA runtime API error cudaErrorMemoryAllocation"),
-        (RuntimeError(f"{OF_DALI}std::bad_alloc"), MemoryError, "std::bad_alloc"),
-        (RuntimeError(f"{OF_DALI}nvml error (999)"), RuntimeError, "nvml error (999)"),
+        (RuntimeError(f"{OF_DALI}std::bad_alloc{END}"), MemoryError,
+         "while images are decoded: std::bad_alloc"),
+        (RuntimeError(f"{OF_DALI}nvml error (999){END}"), RuntimeError, "nvml error (999)"),
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_the_images(
@@ -365,7 +367,7 @@ def test_views_made_on_the_cpu_for_a_gpu_are_the_cpus_and_sent_without_waiting(
 
 def test_a_gpu_that_dali_cannot_use_is_told_with_the_way_out(make_loader, photos, monkeypatch):
     def fails(*_: object) -> None:
-        raise RuntimeError("Error in DALI:\ndriver too old")
+        raise RuntimeError(f"Error in DALI:\ndriver too old{END}")
 
     monkeypatch.setattr(pipeline, "DaliViews", fails)
     with emulated(), pytest.raises(UserError) as caught:
