@@ -4,18 +4,26 @@ Defaults are SVLL-ReID's for persons (paper, implementation details; released co
 is silent). Fields made by `runtime` cannot change a result and are not part of a run's signature.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.base.paths import expanded, unknown_in
+from harness.base.paths import expanded
 from harness.config.fields import Removed, changeable, runtime, unless_empty, where_it_counts
 from harness.runs.experiment import Experiment
 from svll.base.protocol_names import Protocol
 from svll.base.run_files import PROMPTS
+from svll.base.value_checks import (
+    Faults,
+    at_least,
+    between,
+    no_name,
+    not_negative,
+    positive,
+    unset,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -25,7 +33,6 @@ DATASETS = ("synthetic", "market1501", "msmt17", "dukemtmc", "occluded_duke", "v
 layout, `list` is a CSV file."""
 VIEWS_LISTED = "veri776"
 """The benchmark that comes with lists of viewpoints."""
-Faults = Iterator[tuple[str, str]]
 
 
 @dataclass
@@ -48,9 +55,9 @@ class WorldConfig:
     """Seed of the drawn images; another seed gives another benchmark."""
 
     def faults(self) -> Faults:
-        yield from _at_least(self, 2, "train_identities", "test_identities", unit=" identities")
-        yield from _at_least(self, 1, "shots")
-        yield from _between(self, 0, 1, "occlusion", "query_occlusion")
+        yield from at_least(self, 2, "train_identities", "test_identities", unit=" identities")
+        yield from at_least(self, 1, "shots")
+        yield from between(self, 0, 1, "occlusion", "query_occlusion")
 
 
 @dataclass
@@ -90,6 +97,9 @@ class Data:
     training; null: no copy."""
     check: bool = runtime(True)
     """Decode every image once before training to find broken files early."""
+    device: Literal["auto", "cpu"] = runtime("auto")
+    """Where images are decoded and augmented: on the rank's GPU if it has one, or always on the
+    CPU, for machines where DALI cannot use the GPU. Pixels differ by some grey levels."""
     threads: int = runtime(0)
     """Threads per rank for decoding, and as many for augmentation; 0: the cores that this process
     may use."""
@@ -100,8 +110,8 @@ class Data:
 
     def faults(self) -> Faults:
         for key, root in [("root", self.root), *(("roots", root) for root in self.roots.values())]:
-            yield from _unset(key, root)
-        yield from _no_name("stage", self.stage)
+            yield from unset(key, root)
+        yield from no_name("stage", self.stage)
         if not 0 <= self.validation < 1:
             yield "validation", f"must be at least 0 and less than 1, found {self.validation}"
         named = {
@@ -118,8 +128,8 @@ class Data:
             yield "unlisted_views", (f"only {VIEWS_LISTED} has viewpoint lists, not "
                                      f"{', '.join(dict.fromkeys(used))}; set "
                                      "data.unlisted_views=keep")
-        yield from _between(self, 8, 4096, "height", "width")
-        yield from _between(self, 0, 1024, "threads")
+        yield from between(self, 8, 4096, "height", "width")
+        yield from between(self, 0, 1024, "threads")
         if not all(0 <= one <= 1 for one in self.mean):
             yield "mean", f"must lie between 0 and 1, found {list(self.mean)}"
         if min(self.std) <= 0:
@@ -169,14 +179,14 @@ class Model:
         return self.name.startswith("RN")
 
     def faults(self) -> Faults:
-        yield from _unset("weights", self.weights)
+        yield from unset("weights", self.weights)
         if self.is_resnet and self.stride is not None:
             yield "stride", f"{self.name} has no patches; set model.stride=null"
         if self.is_resnet and self.sie != "none":
             yield "sie", f"{self.name} has no class token to add it to; set model.sie=none"
-        yield from _at_least(self, 1, "stride", unit=" pixel")
-        yield from _between(self, 1, 16, "prompt_tokens")
-        yield from _between(self, 1, 2**14, "head_hidden", "head_out", "predictor_hidden")
+        yield from at_least(self, 1, "stride", unit=" pixel")
+        yield from between(self, 1, 16, "prompt_tokens")
+        yield from between(self, 1, 2**14, "head_hidden", "head_out", "predictor_hidden")
 
 
 @dataclass
@@ -213,11 +223,11 @@ class Stage1:
     """Train the text projection head; the released code does not."""
 
     def faults(self) -> Faults:
-        yield from _at_least(self, 1, "batch")
-        yield from _not_negative(self, "epochs", "lr_min", "warmup_epochs", "warmup_lr")
-        yield from _not_negative(self, "weight_decay", "lss_weight")
-        yield from _positive(self, "lr", "lss_temperature")
-        yield from _between(self, 0, 1, "augment_scale")
+        yield from at_least(self, 1, "batch")
+        yield from not_negative(self, "epochs", "lr_min", "warmup_epochs", "warmup_lr")
+        yield from not_negative(self, "weight_decay", "lss_weight")
+        yield from positive(self, "lr", "lss_temperature")
+        yield from between(self, 0, 1, "augment_scale")
 
 
 @dataclass
@@ -275,19 +285,19 @@ class Stage2:
     """Smallest and largest share of each self-supervised view that is erased."""
 
     def faults(self) -> Faults:
-        yield from _at_least(self, 1, "epochs", "batch", "instances")
+        yield from at_least(self, 1, "epochs", "batch", "instances")
         if self.instances >= 1 and self.batch % self.instances:
             yield "batch", f"{self.batch} is not a multiple of stage2.instances={self.instances}"
         elif self.batch < 2 * self.instances:
             yield "batch", "must hold at least 2 identities, or triplets have no negatives"
-        yield from _not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
-        yield from _not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
-        yield from _not_negative(self, "bias_lr_factor", "gamma", "sampled_classes")
-        yield from _between(self, 0, 4096, "pad")
+        yield from not_negative(self, "lr", "weight_decay", "warmup_epochs", "warmup_factor")
+        yield from not_negative(self, "id_weight", "triplet_weight", "i2t_weight", "vss_weight")
+        yield from not_negative(self, "bias_lr_factor", "gamma", "sampled_classes")
+        yield from between(self, 0, 4096, "pad")
         if self.milestones != sorted(self.milestones):
             yield "milestones", f"must rise, found {self.milestones}"
-        yield from _positive(self, "vss_temperature")
-        yield from _between(self, 0, 1, "flip", "erase", "label_smoothing")
+        yield from positive(self, "vss_temperature")
+        yield from between(self, 0, 1, "flip", "erase", "label_smoothing")
         for key in ("erase_area", "vss_erase_area"):
             low, high = getattr(self, key)
             if not 0 < low <= high < 1:
@@ -306,6 +316,9 @@ class EngineConfig:
     recompute: bool = runtime(False)
     """Activation checkpointing of transformer blocks: half of their memory or less, a quarter more
     time, the same result."""
+    compile: Literal["auto"] | None = runtime("auto")
+    """Blocks are trained by torch.compile on a GPU, where it works; the result is the same up to
+    rounding. Compiling takes a minute or so at the start of a stage; null: never."""
     accumulation: int = 1
     """Steps whose gradients are averaged before an optimizer step."""
     clipping: float = 0.0
@@ -319,9 +332,9 @@ class EngineConfig:
             yield "precision", (f"fp16 does not go with engine.zero={self.zero}: after an overflow "
                                 "the scale is never lowered and nothing is trained; use "
                                 "engine.precision=bf16 or engine.zero=0")
-        yield from _at_least(self, 1, "accumulation")
-        yield from _not_negative(self, "clipping")
-        yield from _between(self, 1e-6, 525_600, "timeout")
+        yield from at_least(self, 1, "accumulation")
+        yield from not_negative(self, "clipping")
+        yield from between(self, 1e-6, 525_600, "timeout")
 
 
 @dataclass
@@ -355,9 +368,9 @@ class Evaluation:
     }
 
     def faults(self) -> Faults:
-        yield from _at_least(self, 1, "batch", "k1", "k2")
-        yield from _not_negative(self, "every")
-        yield from _between(self, 0, 1, "weight")
+        yield from at_least(self, 1, "batch", "k1", "k2")
+        yield from not_negative(self, "every")
+        yield from between(self, 0, 1, "weight")
         defaults = Evaluation.k1, Evaluation.k2, Evaluation.weight
         if not self.rerank and (self.k1, self.k2, self.weight) != defaults:
             yield "rerank", "evaluation.k1, k2 and weight have no effect without it; set it to true"
@@ -395,11 +408,11 @@ class Place:
         self.runs = expanded(self.runs)
 
     def faults(self) -> Faults:
-        yield from _unset("runs", self.runs)
+        yield from unset("runs", self.runs)
         if set(self.name) & set("/\0") or self.name in (".", ".."):
             yield "name", f"{self.name!r} must be the name of a folder in run.runs, not a path"
-        yield from _at_least(self, 1, "log_every")
-        yield from _positive(self, "save_every", "divergence")
+        yield from at_least(self, 1, "log_every")
+        yield from positive(self, "save_every", "divergence")
         if set(self.wandb) & set("/\\#?%:") or len(self.wandb) > 128:
             yield "wandb", "must be a project's name: up to 128 characters, none of / \\ # ? % :"
 
@@ -432,7 +445,7 @@ class Config:
 
     def faults(self) -> Faults:
         model, weight, patch = self.model, self.stage2.i2t_weight, _patch_size(self.model.name)
-        yield from _not_negative(self, "seed")
+        yield from not_negative(self, "seed")
         if self.stage1.epochs == 0 and weight:
             yield "stage1.epochs", (
                 f"without prompts there is no text for stage2.i2t_weight={weight}; set "
@@ -457,43 +470,3 @@ def _patch_size(name: str) -> int | None:
         return 8
     size = re.match(r"ViT-[^-]+-(\d{1,9})(-|$)", name)
     return int(size[1]) if size else None
-
-
-def _unset(key: str, path: str | None) -> Faults:
-    """Yield a path with an unknown variable or user name, or that no file can have."""
-    if faults := list(_no_name(key, path)):
-        yield from faults
-    elif unknown := unknown_in(path or ""):
-        yield key, f"{path}: {unknown} is not known on this machine"
-
-
-def _no_name(key: str, path: str | None) -> Faults:
-    """Yield an empty path, or one with a character of no file name."""
-    if path == "":
-        yield key, "is empty; name a file or folder"
-    if "\0" in (path or ""):
-        yield key, f"{path!r} has a NUL character, which no file name has"
-
-
-def _at_least(node: object, least: int, *keys: str, unit: str = "") -> Faults:
-    for key in keys:
-        if (value := getattr(node, key)) is not None and value < least:
-            yield key, f"must be at least {least}{unit}, found {value}"
-
-
-def _between(node: object, low: float, high: float, *keys: str) -> Faults:
-    for key in keys:
-        if (value := getattr(node, key)) is not None and not low <= value <= high:
-            yield key, f"must lie between {low} and {high}, found {value}"
-
-
-def _not_negative(node: object, *keys: str) -> Faults:
-    for key in keys:
-        if not 0 <= getattr(node, key) < math.inf:  # written so that NaN is refused too
-            yield key, f"must be finite and not negative, found {getattr(node, key)}"
-
-
-def _positive(node: object, *keys: str) -> Faults:
-    for key in keys:
-        if not 0 < getattr(node, key) < math.inf:
-            yield key, f"must be finite and greater than 0, found {getattr(node, key)}"

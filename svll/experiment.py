@@ -8,8 +8,13 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.base.locks import job_id
 from harness.config.build import build
@@ -46,14 +51,28 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
             place.log_every, 60 * place.save_every, place.divergence, report, writers,
             score_key=Config.experiment.metric, metrics=("prompts.mAP", "validation.mAP"),
         )
-        text = stage1.learn_prompts(inputs, recording) if config.stage1.epochs else None
-        model = stage2.tune_encoder(inputs, text, recording)
-        result = final_metrics(inputs, model)
+        with _memory_of("stage 1", "stage1.batch, or evaluation.batch if it was encoding images"):
+            text = stage1.learn_prompts(inputs, recording) if config.stage1.epochs else None
+        with _memory_of("stage 2", "stage2.batch, or evaluation.batch if it was validating; "
+                        "engine.recompute=true halves what a step needs"):
+            model = stage2.tune_encoder(inputs, text, recording)
+        with _memory_of("the test", "evaluation.batch"):
+            result = final_metrics(inputs, model)
     result["seconds"] = time.time() - started
     ranks.on_leader(lambda: write_json(run.result_file, result))
     if ranks.rank() == 0 and not place.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # only a resume needs them
     return result
+
+
+@contextmanager
+def _memory_of(part: str, lower: str) -> Iterator[None]:
+    """Turn a full GPU memory in the body into a UserError that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).removeprefix("CUDA out of memory").strip(" .,").split())
+        raise UserError(f"{part}: the GPU's memory is full ({reason}); lower {lower}") from error
 
 
 def set_up(config: Config) -> None:

@@ -10,12 +10,13 @@ from harness.base.machine import usable_cores
 from harness.runs.run import Run
 from harness.runs.stopping import at_once
 from harness.training import ranks
-from svll.config import Config
+from svll.config import Config, EngineConfig
 from svll.data import run_checks
 from svll.data.datasets import Datasets, load_datasets
 from svll.data.splits import Splits, split
 from svll.data.staging import staged
 from svll.features.extract import Reader
+from svll.models.blocks import BlockCompiler
 from svll.models.clip import Clip, load_clip
 from svll.reuse.fingerprints import check_pinned, check_weights
 from svll.reuse.frozen_features import FrozenFeatures
@@ -46,6 +47,7 @@ class Inputs:
         return Reader(
             data.height, data.width, self.config.evaluation.batch, self.threads,
             str(ranks.device()), self.config.engine.precision, data.mean, data.std, self.staged,
+            on_cpu=data.device == "cpu",
         )
 
     def frozen(self) -> FrozenFeatures:
@@ -58,6 +60,14 @@ def starting_clip(config: Config) -> Clip:
     """Return the model that a run starts from, at the run's input size and stride."""
     return load_clip(config.model.name, config.model.weights, height=config.data.height,
                      width=config.data.width, stride=config.model.stride, seed=config.seed)
+
+
+def set_blocks(clip: Clip, engine: EngineConfig) -> None:
+    """Set how blocks are trained; they are compiled on GPUs only."""
+    for encoder in (clip.image, clip.text):
+        encoder.recompute = engine.recompute
+        is_compiled = engine.compile is not None and ranks.device().type == "cuda"
+        encoder.compiler = BlockCompiler() if is_compiled else None
 
 
 def load_inputs(run: Run, config: Config) -> Inputs:
@@ -80,7 +90,7 @@ def load_inputs(run: Run, config: Config) -> Inputs:
                    protocol=config.evaluation.protocol)
     # which may be downloaded
     clip = ranks.at_once("loading the model", lambda: starting_clip(config))
-    clip.image.recompute = clip.text.recompute = config.engine.recompute
+    set_blocks(clip, config.engine)
     log.info("%s: %d training images of %d identities, %d rank(s), global batch %d and %d",
              "+".join(d.title for d in datasets.train), len(splits.train), splits.identities,
              ranks.world_size(), config.stage1.batch, config.stage2.batch)

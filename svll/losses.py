@@ -19,12 +19,13 @@ def supcon_loss(a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor) -> Ten
 
     a [B, D], b [C, D], labels_a [B], labels_b [C]; features are used as they come, temperature 1
     (CLIP-ReID, eq. 5 and 6). Returns the mean over `a` of the mean log-likelihood of its positives.
-    Raises ValueError when a label of `a` does not occur in `labels_b`.
+    Raises ValueError when a label of `a` does not occur in `labels_b`; labels on a GPU, which would
+    have to be waited for, are not checked.
     """
     log_p = F.log_softmax(product(a, b), dim=1)
     positive = labels_a[:, None] == labels_b[None, :]
     count = positive.sum(dim=1)
-    if not bool((count > 0).all()):
+    if not labels_a.is_cuda and not bool((count > 0).all()):
         missing = labels_a[count == 0].unique().tolist()
         raise ValueError(f"labels without a positive on the other side: {missing}")
     return -((log_p * positive).sum(dim=1) / count).mean()
@@ -80,17 +81,24 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = 0.3) -
     features [B, D], labels [B]; Euclidean distances; identities may have unequal counts. A sample
     without a positive has itself (distance 0); `margin` None is the soft margin,
     log(1 + exp(d_ap - d_an)) (Hermans et al. 2017, section 2). Returns the mean over samples.
-    Raises ValueError when all labels are equal: there are no negatives.
+    Raises ValueError as `check_negatives` does; labels on a GPU, which would have to be waited for,
+    are not checked.
     """
+    if not labels.is_cuda:
+        check_negatives(labels)
     same = labels[:, None] == labels[None, :]
-    if bool(same.all()):
-        raise ValueError("all samples have one label: a triplet needs a negative")
     distance = euclidean(features)
     farthest = distance.masked_fill(~same, float("-inf")).amax(dim=1)
     nearest = distance.masked_fill(same, float("inf")).amin(dim=1)
     if margin is None:
         return F.softplus(farthest - nearest).mean()
     return F.relu(farthest - nearest + margin).mean()
+
+
+def check_negatives(labels: Tensor) -> None:
+    """Raise ValueError when all labels [B] are equal: triplets then have no negatives."""
+    if bool((labels == labels[:1]).all()):
+        raise ValueError("all samples have one label: a triplet needs a negative")
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

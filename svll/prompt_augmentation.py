@@ -1,13 +1,15 @@
 """Augmented copies of prompt embeddings for language self-supervision (SVLL-ReID, section 3.2).
 
 Letters: B prompts, L tokens, W width. Random numbers come from the caller's generator, so a batch
-is augmented alike on any number of ranks.
+is augmented alike on any number of ranks and on a GPU, which is sent them without waiting.
 """
 
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
+
+from harness.images.transfer import to_device
 
 Kind = Literal["mask", "swap", "swap_prompt", "mix"]
 
@@ -39,7 +41,7 @@ def augment_prompts(
 def mask(prompts: Tensor, scale: float, generator: Generator) -> Tensor:
     """Set each element to zero with probability `scale`, independently, without rescaling."""
     draw = torch.rand(prompts.shape, generator=generator)
-    return prompts * (draw >= scale).to(prompts.device)
+    return prompts * to_device(draw >= scale, prompts.device)
 
 
 def swap(
@@ -55,7 +57,7 @@ def swap(
     chosen = torch.rand(count, context_length, generator=generator).argsort(dim=1)[:, :moved]
     target = chosen.gather(1, torch.rand(count, moved, generator=generator).argsort(dim=1))
     source = torch.arange(context_length).repeat(count, 1).scatter(1, target, chosen)
-    source = source[:, :length].to(prompts.device)
+    source = to_device(source[:, :length], prompts.device)
     index = source.clamp(max=length - 1)[..., None].expand(-1, -1, prompts.shape[2])
     taken = prompts.gather(1, index)
     return torch.where((source < length)[..., None], taken, padding.to(prompts.dtype))
@@ -70,5 +72,5 @@ def mix(prompts: Tensor, scale: float, generator: Generator) -> Tensor:
     if count == 1:
         return prompts.clone()
     step = torch.randint(1, count, (count,), generator=generator)
-    other = ((torch.arange(count) + step) % count).to(prompts.device)
-    return (1 - scale) * prompts + scale * prompts[other]
+    other = (torch.arange(count) + step) % count
+    return (1 - scale) * prompts + scale * prompts[to_device(other, prompts.device)]

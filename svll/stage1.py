@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.base.rng import torch_seed
 from harness.images.loader import decoder_name
+from harness.images.transfer import to_device
 from harness.runs.environment import CODE, arithmetic
 from harness.training import loop, ranks
 from svll import prompt_quality, scoring
@@ -36,7 +37,7 @@ class PromptBatch:
     """A step's global batch, the same on every rank."""
 
     features: Tensor  # [B, D] of the frozen image encoder
-    identities: Tensor  # [B] labels 0..N-1
+    identities: Tensor  # [B] labels 0..N-1, on the host
     seed: int  # of this step's augmentations
 
 
@@ -56,10 +57,11 @@ class PromptObjective(nn.Module):
         """Return the losses of a global batch; every rank encodes its share of the prompts."""
         identities, of_sample = batch.identities.unique(return_inverse=True)
         own, *copies = self._encode(identities, batch.seed)
-        text = own[of_sample]  # [B, D]
+        text = own[to_device(of_sample, own.device)]  # [B, D]
+        labels = to_device(batch.identities, own.device)
         losses = {
-            "i2t": supcon_loss(batch.features, text, batch.identities, batch.identities),
-            "t2i": supcon_loss(text, batch.features, batch.identities, batch.identities),
+            "i2t": supcon_loss(batch.features, text, labels, labels),
+            "t2i": supcon_loss(text, batch.features, labels, labels),
         }
         if self.config.lss_weight and len(identities) > 1:
             losses["lss"] = agreement_loss(self.head, *copies, kind=self.config.lss_loss,
@@ -69,11 +71,13 @@ class PromptObjective(nn.Module):
         return losses
 
     def _encode(self, identities: Tensor, seed: int) -> list[Tensor]:
-        """Return text features [n, D] of the prompts and, for lss, of two augmented copies."""
-        share = ranks.padded_shard(len(identities)).to(identities.device)
-        sets = [self.prompts(identities[share])]
+        """Return text features [n, D] of the prompts of identities [n], which are on the host, and,
+        for lss, of two augmented copies."""
+        device, share = self.prompts.tokens.device, ranks.padded_shard(len(identities))
+        sets = [self.prompts(to_device(identities[share], device))]
         if self.config.lss_weight:
-            sets += [self._augmented(identities, share, seed, copy) for copy in (0, 1)]
+            every, own = to_device(identities, device), to_device(share, device)
+            sets += [self._augmented(every, own, seed, copy) for copy in (0, 1)]
         encoded = self.encode(sets).float().chunk(len(sets))
         return [ranks.gather_rows(part)[: len(identities)] for part in encoded]
 
@@ -91,7 +95,8 @@ class PromptObjective(nn.Module):
         beginnings, which = [sets[0][:1, :first]], rest.new_zeros(len(rest), dtype=torch.long)
         if is_all:
             beginnings += [copy[:, :first] for copy in copies]
-            which[len(sets[0]) :] = torch.arange(1, len(rest) - len(sets[0]) + 1)
+            last = len(rest) - len(sets[0])
+            which[len(sets[0]) :] = torch.arange(1, last + 1, device=which.device)
         return self.text(rest, (torch.cat(beginnings), which))
 
     def _augmented(self, identities: Tensor, share: Tensor, seed: int, copy: int) -> Tensor:
@@ -148,8 +153,9 @@ def learn_prompts(inputs: Inputs, recording: loop.Recording) -> Tensor:
             recording.report(line)
 
     if not prompts_file(run).exists():
-        key = prompts_key(config, inputs.datasets.fingerprint, inputs.clip.weights_hash,
-                          decoder_name(str(ranks.device())), *arithmetic(CODE, ("harness", "svll")))
+        decoder = decoder_name(inputs.reader().decodes_on)
+        key = prompts_key(config, inputs.datasets.fingerprint, inputs.clip.weights_hash, decoder,
+                          *arithmetic(CODE, ("harness", "svll")))
         shared = inputs.cache / "prompts" / key
         adopt_stage1(run, shared, record)
         loop.train(build(inputs, objective), run, config.engine, recording)
@@ -177,15 +183,15 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
     features = trained.to(ranks.device())
     part = splits.validation
     held_out = [frozen.of(records.paths) for records in (part.query, part.gallery)]
-    labels = torch.from_numpy(splits.labels).to(ranks.device())
+    labels = torch.from_numpy(splits.labels)
     count = len(labels)
 
     def batches(epoch: int, first: int) -> Iterator[PromptBatch]:
         order = shuffled_batches(count, batch=config.batch, seed=seed, epoch=epoch)
         for step, rows in enumerate(order[first:], start=first):
-            index = torch.from_numpy(rows).to(labels.device)
+            index = torch.from_numpy(rows)
             key = torch_seed(seed, epoch, step) >> 2
-            yield PromptBatch(features[index], labels[index], key)
+            yield PromptBatch(features[to_device(index, features.device)], labels[index], key)
 
     def validate(epoch: int) -> dict[str, Any]:
         """Return {"prompts": their quality} after epochs that are validated."""
@@ -193,7 +199,7 @@ def build(inputs: Inputs, objective: PromptObjective) -> loop.Stage:
         if not (last or (every and epoch % every == 0)):
             return {}
         text = text_features(objective)
-        quality = {"margin": prompt_quality.margin(features, labels, text)}
+        quality = {"margin": prompt_quality.margin(features, labels.to(text.device), text)}
         pair = [rows.to(text.device) for rows in held_out if rows is not None and len(rows)]
         if len(pair) == 2:
             query, gallery = (prompt_quality.described(rows, text) for rows in pair)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.base.rng import torch_seed
 from harness.images.loader import ImageLoader
+from harness.images.transfer import to_device
 from harness.images.views import Transform, View
 from harness.training import loop, ranks
 from svll import scoring
@@ -25,7 +26,13 @@ from svll.config import Config, Stage2
 from svll.data.sampler import identity_batches
 from svll.evaluation.feature_files.score_text import RANKS
 from svll.inputs import Inputs
-from svll.losses import agreement_loss, product, smooth_cross_entropy, triplet_loss
+from svll.losses import (
+    agreement_loss,
+    check_negatives,
+    product,
+    smooth_cross_entropy,
+    triplet_loss,
+)
 from svll.models.reid import BNNeck, ReIDModel, image_head, learned_side_information
 from svll.models.vit import ImageFeatures
 from svll.models.weights.run_weights import load_run_weights, save_models
@@ -40,7 +47,8 @@ class ImageBatch:
 
     views: list[Tensor]
     """The main view and, with vision self-supervision, two more; each [b, 3, H, W]."""
-    identities: Tensor  # [b] labels 0..N-1
+    identities: Tensor
+    """[B] labels 0..N-1 of the global batch, on the host."""
     camera: Tensor  # [b] index into the training cameras
     view: Tensor  # [b] view label
     seed: int = 0  # of this step's draws, the same on every rank
@@ -72,21 +80,26 @@ class ImageObjective(nn.Module):
     def losses(
         self, main: ImageFeatures, others: Sequence[Tensor], identities: Tensor, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Return the losses of the main view's features and the other views' f12 [b, W]."""
+        """Return the losses of the main view's features and the other views' f12 [b, W].
+
+        identities: [B], those of the global batch, on the host.
+        """
         f11, f12, fp = (ranks.gather_rows(f.float()) for f in main)
-        labels = ranks.gather_rows(identities)
+        labels = to_device(identities, f12.device)
         config, text, losses = self.config, self.text, {}
         classes, places = None, labels
         if config.sampled_classes:
             every = self.neck12.classifier.out_features
-            classes = sample_classes(labels, every, config.sampled_classes, seed)
+            chosen = sample_classes(identities, every, config.sampled_classes, seed)
+            classes = to_device(chosen, f12.device)
             text = None if text is None else text[classes]
-            places = torch.searchsorted(classes, labels)
+            places = to_device(torch.searchsorted(chosen, identities), f12.device)
         if config.id_weight:
             logits = self.neck12(f12, classes), self.neckp(fp, classes)
             parts = [smooth_cross_entropy(each, places, config.label_smoothing) for each in logits]
             losses["id"] = torch.stack(parts).sum()
         if config.triplet_weight:
+            check_negatives(identities)
             parts = [triplet_loss(f, labels, config.margin) for f in (f11, f12, fp)]
             losses["triplet"] = torch.stack(parts).sum()
         if config.i2t_weight:
@@ -106,7 +119,7 @@ class ImageObjective(nn.Module):
         encoder, side = self.model.encoder, None
         if not encoder.per_sample:
             return encoder(batch.views[0]), [encoder(view).f12 for view in batch.views[1:]]
-        count = len(batch.identities)
+        count = len(batch.views[0])
         if self.model.side is not None:
             side = self.model.side(batch.camera, batch.view)
             rest = side.new_zeros((len(batch.views) - 1) * count, side.shape[1])
@@ -121,9 +134,10 @@ def sample_classes(labels: Tensor, identities: int, count: int, seed: int) -> Te
     """Return `count` identities [C], sorted: those of labels [B] and others, drawn by `seed`.
 
     Partial FC (An et al. 2020, section 3.3). Never fewer than those of the labels, and at most all.
+    labels: on the host, where the number of classes must be known.
     """
     present = labels.unique()
-    keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    keys = torch.rand(identities, generator=torch.Generator().manual_seed(seed))
     keys[present] = 2.0
     return keys.topk(min(identities, max(count, len(present)))).indices.sort().values
 
@@ -215,7 +229,7 @@ def open_loader(inputs: Inputs) -> ImageLoader:
         inputs.reader().places(inputs.splits.train.paths),
         Transform(data.height, data.width, "bicubic", data.mean, data.std, views),
         batch_size=config.batch // ranks.world_size(), seed=inputs.config.seed,
-        threads=inputs.threads, device=str(ranks.device()),
+        threads=inputs.threads, device=str(ranks.device()), on_cpu=data.device == "cpu",
     )
 
 
@@ -234,15 +248,17 @@ def build(inputs: Inputs, objective: ImageObjective, loader: ImageLoader) -> loo
 
     def batches(epoch: int, first: int) -> Iterator[ImageBatch]:
         share = ranks.shard(config.batch)
-        rows = [batch[share] for batch in order(epoch)]
+        every = order(epoch)
+        rows = [batch[share] for batch in every]
         starts = np.arange(len(rows)) * config.batch + share.start
         positions = [start + np.arange(share.stop - share.start) for start in starts]
         read = loader.epoch(rows[first:], positions[first:], epoch=epoch)
         for step, images in enumerate(read, start=first):
-            index = images["rows"].cpu()
+            own = images["rows"]
             yield ImageBatch(
-                [images[name] for name in names], labels[index].to(device),
-                camera[index].to(device), view[index].to(device), torch_seed(seed, epoch, step),
+                [images[name] for name in names], labels[every[step]],
+                to_device(camera[own], device), to_device(view[own], device),
+                torch_seed(seed, epoch, step),
             )
 
     def validate(epoch: int) -> dict[str, Any]:

@@ -18,11 +18,13 @@ HERE = Path(__file__).parent
 FIRST = (
     "slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/test_ray.py",
     "harness/cluster/test_searching.py", "harness/cluster/ray/", "slurm/test_places.py",
-    "harness/cluster/", "slurm/", "launch/", "svll/reports/", "svll/test_", "test_documents.py",
+    "harness/cluster/", "slurm/", "launch/", "gpu/test_equal", "svll/reports/", "svll/test_",
+    "test_documents.py",
 )
 """The longest, in turns those that wait (for SLURM) and those that compute."""
 SLOW = (
-    "slurm/", "end_to_end/", "harness/cluster/local/test_worker.py",
+    "slurm/", "end_to_end/", "gpu/test_equal_runs.py", "gpu/test_two_ranks.py",
+    "harness/cluster/local/test_worker.py",
     "harness/cluster/test_pages.py", "harness/cluster/ray/test_external.py",
     "harness/cluster/ray/test_watched_run.py", "harness/cluster/test_searching.py",
     "harness/cluster/test_snapshots.py", "launch/test_planted_code.py",

@@ -18,20 +18,23 @@ from torch import Tensor
 from harness.base.compiled import kernel
 from harness.images import erasing
 from harness.images.decoding import decode_pipeline, file_names, resized
+from harness.images.transfer import to_device
 from harness.images.views import Changes, Take, Transform
 
 _CHANNELS = 3
 
 
 class CpuViews:
-    """Makes one batch of views at a time in the background, on `threads` threads after DALI's."""
+    """Makes one batch of views at a time in the background, on `threads` threads after DALI's, and
+    sends it to `device`."""
 
     def __init__(
         self, transform: Transform, batch_size: int, threads: int, device: torch.device
     ) -> None:
         self._transform = transform
         self._threads = threads
-        self._decoder = decode_pipeline(batch_size, threads, device)
+        self._device = device
+        self._decoder = decode_pipeline(batch_size, threads, torch.device("cpu"))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
         pixels = transform.height * transform.width
         self._memory = _Memory(batch_size * len(transform.views) * _CHANNELS * pixels)
@@ -56,7 +59,7 @@ class CpuViews:
                 part.result()
             self._decoder.release_outputs()
             # of the whole: numpy's slices would not keep it alive, and its memory would be reused
-            return list(torch.from_numpy(views))
+            return [to_device(view, self._device) for view in torch.from_numpy(views)]
 
         return take
 

@@ -1,6 +1,7 @@
 """DALI's decoders, the files that they cannot read, and the resize on a CPU."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:  # Numba
     from harness.images.views import Resize
 
 CHECK_BATCH = 64
+_MEMORY = re.compile(r"out of memory|bad_alloc|[Cc]an't allocate|CUDA allocation failed|"
+                     r"cudaErrorMemoryAllocation")
+_MACHINE = re.compile(r"CUDA (error|runtime API error|[Dd]river API error)|nvml error|cudaError")
+"""What messages of DALI and torch say of a full memory, and of other faults of the machine."""
 
 
 def check_images(
@@ -37,11 +42,13 @@ class Decoder:
     """Decodes batches of files, only to see whether they can be decoded."""
 
     def __init__(self, batch_size: int, threads: int, device: torch.device) -> None:
+        self._device = device
         self._new_pipeline = partial(decode_pipeline, batch_size, threads, device)
         self._pipeline: Any = None
 
     def faults(self, paths: Sequence[str]) -> list[Fault]:
-        """Return (path, reason) of each of `paths` that cannot be decoded.
+        """Return (path, reason) of each of `paths` that cannot be decoded. Raises as
+        `raise_if_of_machine` does what is no fault of theirs.
 
         PIL reads the headers first, since a damaged one can crash DALI. DALI does not say which
         file of a batch failed, so PIL then decodes each, and DALI again what PIL can read.
@@ -68,11 +75,30 @@ class Decoder:
             self._pipeline.feed_input("files", file_names(paths))
             self._pipeline.schedule_run()
             self._pipeline.share_outputs()
-        except RuntimeError:
+        except RuntimeError as error:
             self._pipeline = None
+            raise_if_of_machine(error, self._device)
             return False
         self._pipeline.release_outputs()
         return True
+
+
+def raise_if_of_machine(error: RuntimeError, device: torch.device) -> None:
+    """Raise an error of decoding on `device` that is none of the files."""
+    raise_if_of_memory(error, device)
+    if _MACHINE.search(str(error)):
+        raise error
+
+
+def raise_if_of_memory(error: RuntimeError, device: torch.device) -> None:
+    """Raise MemoryError, or torch's for a GPU, if an error says that the memory is full."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if _MEMORY.search(str(error)):
+        reason = f"while images are decoded: {str(error).strip().splitlines()[-1]}"
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError(f"CUDA out of memory {reason}") from error
+        raise MemoryError(reason) from error
 
 
 def decode_pipeline(batch_size: int, threads: int, device: torch.device) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.base.compiled import kernel
 from harness.base.rng import GOLDEN, MULTIPLIERS, SHIFTS, Words, below
+from harness.images.transfer import to_device
 
 TRIES = 10
 ASPECT = (0.3, 1 / 0.3)
@@ -58,8 +59,7 @@ def erase(images: Tensor, boxes: NDArray[np.int64], keys: Words) -> Tensor:
     GPUs: it computes the noise of every pixel, so that shapes are the same for every batch."""
     _, channels, height, width = images.shape
     device = images.device
-    # non_blocking: the copies need not wait for the device's earlier work
-    sent = torch.from_numpy(boxes).to(device, non_blocking=True)
+    sent = to_device(torch.from_numpy(boxes), device)
     top, left, tall, wide = sent.T[:, :, None, None, None]
     rows = torch.arange(height, device=device)[:, None]
     columns = torch.arange(width, device=device)
@@ -67,7 +67,7 @@ def erase(images: Tensor, boxes: NDArray[np.int64], keys: Words) -> Tensor:
     blocks = -(-width // _LANES)
     planes = torch.arange(channels, device=device)[:, None, None]
     counters = (planes * height + rows) * blocks + columns // _LANES  # [C, H, W]
-    first = torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True)
+    first = to_device(torch.from_numpy(keys.view(np.int64)), device)
     words = _mix(first[:, None, None, None] + (counters + 1) * _signed(GOLDEN))
     levels = (words >> (columns % _LANES * _LANE_BITS)) & int(_MASK)
     return torch.where(inside, _table_on(device)[levels], images)

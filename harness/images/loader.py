@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.base.errors import UserError
 from harness.base.machine import usable_cores
 from harness.images.cpu import CpuViews
 from harness.images.dali import DaliViews
-from harness.images.decoding import Decoder
+from harness.images.decoding import Decoder, raise_if_of_machine, raise_if_of_memory
 from harness.images.pixels import Fault, Unreadable, why_unreadable
 from harness.images.views import Rows, Take, Transform, draw_changes
 
@@ -32,10 +33,11 @@ class ImageLoader:
 
     def __init__(
         self, paths: Sequence[str], transform: Transform, *, batch_size: int, seed: int,
-        threads: int, device: str,
+        threads: int, device: str, on_cpu: bool = False,
     ) -> None:
         """`batch_size`: the largest batch on this rank; `threads`: threads that decode, and as many
-        that make views; `device`: torch's name for where batches go ("cpu" or "cuda:0").
+        that make views; `device`: torch's name for where batches go ("cpu" or "cuda:0"); `on_cpu`:
+        make them on the CPU and send them there.
         """
         assert transform.views, "no view requested"
         assert "rows" not in transform.views, "a batch holds its row numbers under this name"
@@ -45,6 +47,7 @@ class ImageLoader:
         self._seed = seed
         self._threads = threads
         self._device = torch.device(device)
+        self._decodes_on = torch.device("cpu") if on_cpu else self._device
         self._maker: CpuViews | DaliViews | None = None
         self._take: Take | None = None  # of the batch that was begun
         self._epochs_begun = 0
@@ -55,9 +58,9 @@ class ImageLoader:
         """Return an iterator over batches; the first one is being decoded when this returns.
 
         `rows`: an array [B] of indices into `paths` per batch; `positions`: their places in the
-        epoch's order over all ranks, each used once. A batch holds "rows" [B] and every view
-        [B, 3, H, W], float32, normalised, on the loader's device, owned by the caller. Iterating
-        raises Unreadable with the files that cannot be decoded.
+        epoch's order over all ranks, each used once. A batch holds "rows" [B], on the host, and
+        every view [B, 3, H, W], float32, normalised, on the loader's device, owned by the caller.
+        Iterating raises Unreadable with the files that cannot be decoded.
         """
         assert [len(batch) for batch in rows] == [len(batch) for batch in positions]
         assert all(0 < len(batch) <= self._batch_size for batch in rows), "empty or too large"
@@ -81,19 +84,31 @@ class ImageLoader:
             views = self._receive(batch)
             if step + 1 < len(rows):
                 self._schedule(rows[step + 1], positions[step + 1], epoch)
-            yield {"rows": torch.tensor(batch, device=self._device), **views}
+            yield {"rows": torch.tensor(batch), **views}
 
     def _schedule(self, rows: Rows, positions: Rows, epoch: int) -> None:
         """Draw a batch's changes and start making it in the background."""
-        if self._maker is None:
-            kind = DaliViews if self._device.type == "cuda" else CpuViews
-            self._maker = kind(self._transform, self._batch_size, self._threads, self._device)
         changes = draw_changes(self._transform, self._seed, epoch, positions)
         try:
+            self._maker = self._maker or self._new_maker()
             self._take = self._maker.begin([self._paths[row] for row in rows], changes)
-        except BaseException:
+        except BaseException as error:
             self._end_maker()
+            if isinstance(error, RuntimeError):
+                raise_if_of_machine(error, self._decodes_on)
             raise
+
+    def _new_maker(self) -> CpuViews | DaliViews:
+        given = self._transform, self._batch_size, self._threads, self._device
+        if self._decodes_on.type == "cpu":
+            return CpuViews(*given)
+        try:
+            return DaliViews(*given)
+        except RuntimeError as error:
+            raise_if_of_memory(error, self._device)
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"DALI cannot use {self._device} ({reason}); set data.device=cpu, "
+                            "which makes images on the CPU") from error
 
     def _receive(self, rows: Rows) -> dict[str, Tensor]:
         """Wait for the scheduled batch: [B, 3, H, W] for each view."""
@@ -105,7 +120,8 @@ class ImageLoader:
             self._end_maker()  # unusable after a failure
             if not isinstance(error, RuntimeError):
                 raise
-            decoder = Decoder(len(rows), self._threads, self._device)
+            raise_if_of_machine(error, self._decodes_on)
+            decoder = Decoder(len(rows), self._threads, self._decodes_on)
             faults = decoder.faults(list(dict.fromkeys(self._paths[row] for row in rows)))
             if not faults:
                 raise
@@ -146,7 +162,7 @@ def read_images(
                 batches = _batches(paths, rows, batch_size)
                 try:
                     for batch in loader.epoch(batches, batches, epoch=0):
-                        yield batch["rows"].cpu().numpy(), batch["image"]
+                        yield batch["rows"].numpy(), batch["image"]
                         rows = rows[len(batch["rows"]) :]
                 except Unreadable as error:
                     rows = _without(rows, paths, error.faults, broken)

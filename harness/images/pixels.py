@@ -13,6 +13,7 @@ DALI reads files by this rule (`harness.images.decoding`), `upright` opened PIL 
 equal, except that PIL opens colour images of 16 bits and of four colours (CMYK) a level or two off.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NO_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
             AttributeError, struct.error, Image.DecompressionBombError)
 """What PIL's decoders raise for broken content, some by mistake."""
+_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a machine lacks when it opens no file: open files, memory."""
 _LENIENT = ("BMP", "TIFF")
 """Formats of which DALI reads files that are cut short, as black or grey pixels."""
 _DAMAGED_EXIF = "a damaged EXIF block that turns it; store it without"
@@ -82,7 +85,8 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def why_unreadable(path: str, *, whole: bool) -> str | None:
-    """Return what is wrong with a file; None when PIL reads the header or, if `whole`, all."""
+    """Return what is wrong with a file; None when PIL reads the header or, if `whole`, all. Raises
+    OSError for what the machine lacks, which is no fault of the file."""
     try:
         if os.path.getsize(path) == 0:
             return "empty"
@@ -103,6 +107,8 @@ def why_unreadable(path: str, *, whole: bool) -> str | None:
     except UnidentifiedImageError:
         return "not an image"
     except NO_IMAGE as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            raise
         return "truncated" if "truncated" in str(error).lower() else f"damaged ({error})"
     return None
 

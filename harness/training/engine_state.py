@@ -23,8 +23,10 @@ def check_saved(optimizer: torch.optim.Optimizer) -> None:
     probe.param_groups = [dict(group) for group in optimizer.param_groups]
     for group in probe.param_groups:
         like = group["params"][0]
-        group["params"] = [nn.Parameter(like.new_zeros([1] * like.dim()))]
-        group["params"][0].grad = like.new_zeros([1] * like.dim())
+        # on the CPU: a GPU's faults, such as a full memory, are none of the optimizer
+        small = torch.zeros([1] * like.dim(), dtype=like.dtype)
+        group["params"] = [nn.Parameter(small)]
+        group["params"][0].grad = small.clone()
     name = type(optimizer).__name__
     try:
         probe.step()

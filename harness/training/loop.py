@@ -4,7 +4,9 @@ what is trained. All stages of an experiment run here."""
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,8 @@ def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording
     """Train a stage to its end, from its last checkpoint if there is one; returns the module.
 
     A stage whose checkpoint says that it is done is only loaded. Raises Stopped after a stop was
-    requested and everything was saved, UserError when a loss is not finite or has diverged.
+    requested and everything was saved, UserError when a loss is not finite or has diverged: on a
+    CPU before the weights change, on a GPU one step later, in any case before they are saved.
     """
     for group in stage.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -142,6 +145,7 @@ def _train_epoch(
     first, started = at.step, time.perf_counter()
     saved = started
     stage.objective.train()
+    losses = _EpochLosses(stage, run, recording, at, lr)
     title = f"{stage.name} epoch {at.epoch}/{stage.epochs}"
     with progress.bar(title, total=count, done=first) as advance:
         for batch in stage.batches(at.epoch, first):
@@ -149,24 +153,20 @@ def _train_epoch(
             boundary = last or (at.step + 1) % every == 0
             # an epoch's last optimizer step may have fewer batches to average over
             window = min(every, count - at.step + at.step % every)
-            losses = train_step(stage, engine, batch, at, boundary=boundary, window=window,
-                                divergence=recording.divergence)
+            losses.add(train_step(stage, engine, batch, at, boundary=boundary, window=window,
+                                  divergence=recording.divergence))
             at.step, at.steps_total = at.step + 1, at.steps_total + 1
             pace.step()
-            if ranks.rank() == 0 and at.steps_total % recording.log_every == 0 and not last:
-                at.metric_lines += 1
-                record_line(run, recording, _line("step", stage, at, losses, lr))
+            losses.read(all_steps=last)
             speed = stage.batch * (at.step - first) / (time.perf_counter() - started)
             left = pace.left((stage.epochs - at.epoch + 1) * count - at.step)
-            parts = [f"{name} {value:.3g}" for name, value in losses.items() if name != "loss"]
-            left = left and f", stage {left}"
-            # the most important first: a narrow terminal cuts the end off
-            advance(f"loss {losses['loss']:.4f}{left}, {speed:.0f} images/s, {' '.join(parts)}")
+            advance(_beside_the_bar(losses.newest, left, speed))
             if last or not boundary:
                 continue
             due = time.perf_counter() - saved >= recording.save_every_s
             request = ranks.largest(STOP if stop_requested() else SAVE if due else 0)
             if request:
+                losses.read(all_steps=True)
                 writer.save(engine, at)
                 saved = time.perf_counter()
             if request == STOP:
@@ -190,36 +190,92 @@ def _train_epoch(
         raise Stopped(f"on request in {stage.name}, after epoch {at.epoch - 1}")
 
 
+class StepLosses:
+    """The losses of a step, copied to the host: at once on a CPU, meanwhile on a GPU."""
+
+    def __init__(self, at: Progress, losses: dict[str, Tensor], total: Tensor) -> None:
+        self.step, self.steps_total = at.step + 1, at.steps_total + 1
+        self._names = [*losses, "loss"]
+        # one copy for all numbers, on a GPU to pinned memory: the host need not wait for it
+        numbers = torch.stack([*losses.values(), total]).detach()
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream().record_event() if numbers.is_cuda else None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether reading may have to wait, so that it is done one step later."""
+        return self._copied is not None
+
+    def values(self) -> dict[str, float]:
+        """Return the losses by name, their total as "loss", when the GPU has computed them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._names, self._numbers.tolist(), strict=True))
+
+
 def train_step(
     stage: Stage, engine: Any, batch: Any, at: Progress, *, boundary: bool = True, window: int = 1,
     divergence: float = math.inf,
-) -> dict[str, float]:
+    phase: Callable[[str], AbstractContextManager[Any]] = record_function,
+) -> StepLosses:
     """Run forward, backward and, at a boundary, the optimizer's step; returns the losses.
 
-    window: the number of batches that the optimizer step averages over. Raises UserError for a loss
-    that is not finite or has diverged.
+    window: the number of batches that the optimizer step averages over. phase: names the parts of
+    the step. On a CPU, raises UserError for a loss that is not finite or has diverged; on a GPU,
+    who reads the losses must check them.
     """
     engine.set_gradient_accumulation_boundary(boundary)
-    with record_function(FORWARD):
+    with phase(FORWARD):
         losses: dict[str, Tensor] = engine(batch)
         total = torch.stack([stage.weights[name] * loss for name, loss in losses.items()]).sum()
-        # one copy for all numbers: on a GPU, each copy waits for the device
-        values = dict(
-            zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True)
-        )
-    _check(stage, at, values, divergence)
-    with record_function(BACKWARD):
+        found = StepLosses(at, losses, total)
+    if not found.is_late:
+        _check(stage, at, found.step, found.values(), divergence)
+    with phase(BACKWARD):
         engine.backward(total / window, scale_wrt_gas=False)
-    with record_function(OPTIMIZER):
+    with phase(OPTIMIZER):
         engine.step()
-    for name, value in values.items():
-        at.sums[name] = at.sums.get(name, 0.0) + value
-    return values
+    return found
 
 
-def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: float) -> None:
+class _EpochLosses:
+    """The losses of an epoch's steps: read, checked, summed and logged in order. On a GPU those of
+    the last step stay unread while it computes them, so that the host can prepare the next."""
+
+    def __init__(
+        self, stage: Stage, run: Run, recording: Recording, at: Progress, lr: float
+    ) -> None:
+        self._stage, self._run, self._recording, self._at, self._lr = stage, run, recording, at, lr
+        self._unread: deque[StepLosses] = deque()
+        self.newest: dict[str, float] = {}
+        """Those read last."""
+
+    def add(self, losses: StepLosses) -> None:
+        self._unread.append(losses)
+
+    def read(self, *, all_steps: bool) -> None:
+        """Read what is there, or wait for all steps. Raises UserError, on all ranks, for losses
+        that are not finite or have diverged."""
+        stage, at = self._stage, self._at
+        while self._unread and (all_steps or len(self._unread) > self._unread[0].is_late):
+            losses = self._unread.popleft()
+            self.newest = losses.values()
+            if losses.is_late:
+                _check(stage, at, losses.step, self.newest, self._recording.divergence)
+            for name, value in self.newest.items():
+                at.sums[name] = at.sums.get(name, 0.0) + value
+            is_due = losses.steps_total % self._recording.log_every == 0
+            if ranks.rank() == 0 and is_due and losses.step < stage.steps(at.epoch):
+                at.metric_lines += 1
+                line = _line("step", stage, at, self.newest, self._lr)
+                record_line(self._run, self._recording, line | {"step": losses.steps_total})
+
+
+def _check(
+    stage: Stage, at: Progress, step: int, values: dict[str, float], divergence: float
+) -> None:
     """Raise UserError, on all ranks, when a loss is not finite or their total has diverged."""
-    place = f"{stage.name}, epoch {at.epoch}, step {at.step + 1}"
+    place = f"{stage.name}, epoch {at.epoch}, step {step}"
     parts = [name for name in values if name != "loss"]
     wrong = [name for name in parts if not math.isfinite(values[name])]
     if wrong:
@@ -231,6 +287,14 @@ def _check(stage: Stage, at: Progress, values: dict[str, float], divergence: flo
         raise UserError(f"{place}: diverged: the loss is {values['loss']:.4g}, over {divergence:g} "
                         f"times the {before:.4g} of the first epoch; the largest part is {most} "
                         f"({values[most]:.4g}); lower the learning rate, or raise run.divergence")
+
+
+def _beside_the_bar(losses: Mapping[str, float], left: str, images_per_s: float) -> str:
+    """Return what a bar shows of a step, the most important first: a narrow terminal cuts the end
+    off. losses: those known, on a GPU at first none."""
+    parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
+    total = f"loss {losses['loss']:.4f}, " if losses else ""
+    return f"{total}{left and f'stage {left}, '}{images_per_s:.0f} images/s, {parts}"
 
 
 def _line(

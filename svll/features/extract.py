@@ -55,6 +55,13 @@ class Reader:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     staged: Mapping[str, str] = field(default_factory=dict)
     """Paths of images that were copied to this node, by their original paths."""
+    on_cpu: bool = False
+    """Decode on the CPU whatever the device."""
+
+    @property
+    def decodes_on(self) -> str:
+        """The device that decodes."""
+        return "cpu" if self.on_cpu else self.device
 
     def places(self, paths: Sequence[str]) -> list[str]:
         """Return the paths to read the images at `paths` from."""
@@ -78,13 +85,14 @@ def _encoded(
         reader.places(records.paths),
         Transform(reader.height, reader.width, TEST_RESIZE, reader.mean, reader.std),
         batch_size=reader.batch, seed=0, threads=reader.threads, device=reader.device,
+        on_cpu=reader.on_cpu,
     )
     slices = [_slices(reader, len(batch)) for batch in batches]
     turns = ranks.stoppable(list(chain.from_iterable(slices)), "encoding images")
     try:
         with torch.no_grad(), progress.bar("encoding", total=len(batches)) as advance:
             for batch in loader.epoch(batches, batches, epoch=0):
-                rows, images = batch["rows"].cpu().numpy(), batch["image"]
+                rows, images = batch["rows"].numpy(), batch["image"]
                 with autocast(reader.device, reader.precision):
                     parts = islice(turns, len(_slices(reader, len(rows))))
                     found = torch.cat([encode(images[part], rows[part]) for part in parts])

@@ -17,7 +17,8 @@ def feature_key(data: str, weights: str, config: Config, reader: Reader, *more: 
         data, weights,
         config.model.name,  # the same weights give other features with GELU than with QuickGELU
         config.data.height, config.data.width, config.model.stride,
-        TEST_RESIZE, decoder_name(reader.device), reader.precision, reader.mean, reader.std, *more,
+        TEST_RESIZE, decoder_name(reader.decodes_on), reader.precision, reader.mean, reader.std,
+        *more,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -59,6 +59,7 @@ def encode_tests(
         model.height, model.width, config.evaluation.batch,
         config.data.threads or len(usable_cores()), str(ranks.device()),
         _precision(config), model.mean, model.std, staged(datasets.every, config.data.stage),
+        on_cpu=config.data.device == "cpu",
     )
 
     def encode(images: Tensor, camera: Tensor, view: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 Letters: B sequences, L tokens, K tokens before them, H heads, W width.
 """
 
+import logging
+import subprocess
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+log = logging.getLogger(__name__)
+Compute = Callable[[Any, Tensor, Tensor | None, "KeysValues | None"], Tensor]
+"""From a block, x, mask and `before` to the block's output, as in `run_block`."""
 QUICK = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x)."""
 
@@ -31,18 +37,58 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 
 def run_block(
     block: Any, x: Tensor, *, mask: Tensor | None = None, before: KeysValues | None = None,
-    recompute: bool = False,
+    recompute: bool = False, compiler: "BlockCompiler | None" = None,
 ) -> Tensor:
     """Return a block's output [B, L, W] for x [B, L, W].
 
     mask [L, K + L]: added to the attention logits over `before` and x. recompute: keep only x for
-    the backward pass, which computes the block again.
+    the backward pass, which computes the block again. compiler: compiles the block for training.
     """
-    if recompute and torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
+        return _computed(block, x, mask, before)
+    compute = _computed if compiler is None else compiler.tried_on(block, x, mask, before)
+    if recompute:
         return checkpoint(
-            run_block, block, x, mask=mask, before=before, use_reentrant=False,
+            compute, block, x, mask, before, use_reentrant=False,
             preserve_rng_state=False,  # nothing is drawn
         )
+    return compute(block, x, mask, before)
+
+
+class BlockCompiler:
+    """Compiles one encoder's blocks by torch.compile, all to the same code; where that fails, they
+    are computed as without it."""
+
+    FAULTS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
+    """What torch.compile raises, itself or through Triton and the compilers that it starts."""
+
+    def __init__(self) -> None:
+        self._compute: Compute | None = None
+
+    def tried_on(
+        self, block: Any, x: Tensor, mask: Tensor | None, before: KeysValues | None
+    ) -> Compute:
+        """Return what computes blocks; the first call tries it on these arguments. torch compiles
+        when it first computes, the backward pass too."""
+        if self._compute is not None:
+            return self._compute
+        probe = x.detach().requires_grad_()
+        try:
+            self._compute = torch.compile(_computed)
+            torch.autograd.grad(self._compute(block, probe, mask, before).sum(), probe)
+        except torch.OutOfMemoryError:  # also without compiling
+            raise
+        except self.FAULTS as error:
+            reason = " ".join(str(error).split("\n")[:2])  # the first says only who failed
+            log.warning("engine.compile: torch.compile failed, so blocks are not compiled: %s: %s",
+                        type(error).__name__, reason)
+            self._compute = _computed
+        return self._compute
+
+
+def _computed(
+    block: Any, x: Tensor, mask: Tensor | None, before: KeysValues | None
+) -> Tensor:
     query, own = _project(block, x)
     mixed = F.scaled_dot_product_attention(query, *_joined(before, own), attn_mask=mask)
     return _rest(block, x, mixed.transpose(1, 2).flatten(2))

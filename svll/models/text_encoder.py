@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svll.models.blocks import KeysValues, blocks_of, keys_values, run_block, run_for_one
+from svll.models.blocks import (
+    BlockCompiler,
+    KeysValues,
+    blocks_of,
+    keys_values,
+    run_block,
+    run_for_one,
+)
 
 
 class TextEncoder(nn.Module):
@@ -17,6 +24,8 @@ class TextEncoder(nn.Module):
 
     recompute = False
     """Compute blocks again in the backward pass, to save memory."""
+    compiler: BlockCompiler | None = None
+    """Compiles the blocks for training."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -48,7 +57,8 @@ class TextEncoder(nn.Module):
         before = nothing if constant is None else self._before(*constant)
         x = prompts + self.positional_embedding[first:length].to(prompts.dtype)
         for block, given in zip(body, before[:-1], strict=True):
-            x = run_block(block, x, mask=mask, before=given, recompute=self.recompute)
+            x = run_block(block, x, mask=mask, before=given, recompute=self.recompute,
+                          compiler=self.compiler)
         x = run_for_one(last, x, -1, before=before[-1])
         return self.ln_final(x) @ self.text_projection
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.base.errors import UserError
-from svll.models.blocks import blocks_of, run_block, run_for_one
+from svll.models.blocks import BlockCompiler, blocks_of, run_block, run_for_one
 
 
 class ImageFeatures(NamedTuple):
@@ -38,6 +38,8 @@ class ImageEncoder(nn.Module):
     """Features do not depend on the other images of a call (in a ResNet they do: batch norm)."""
     recompute = False
     """Compute blocks again in the backward pass, to save memory."""
+    compiler: BlockCompiler | None = None
+    """Compiles the blocks for training."""
 
     def __init__(self, visual: Any, *, height: int, width: int, stride: int | None) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class ImageEncoder(nn.Module):
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
         *body, last = blocks_of(visual.transformer)
         for block in body:
-            x = run_block(block, x, recompute=self.recompute)
+            x = run_block(block, x, recompute=self.recompute, compiler=self.compiler)
         f11 = x[:, 0]
         f12 = visual.ln_post(run_for_one(last, x, 0))
         return ImageFeatures(f11, f12, f12 @ visual.proj)

@@ -1,11 +1,13 @@
 """Memory and hours of a run on this machine, measured on a part of a batch, without training.
 
-Both stages have random weights. The bytes that autograd keeps are counted on two images; growing
-batches go forward and backward, the last size several times; the rest is multiplication.
+Both stages have random weights. The bytes that autograd keeps are counted on two images. On a CPU
+growing batches go forward and backward, the last size several times; the rest is multiplication. A
+GPU takes the whole batch, since with a part of it launching kernels takes longer than computing.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harness.base.errors import UserError
 from harness.training import ranks
 from svll import stage1, stage2
 from svll.config import Config
@@ -27,7 +30,7 @@ PROBE_IMAGES = 2
 LONG_S, GROWTH = 2.0, 4
 """Probes grow GROWTH-fold until one takes LONG_S seconds of all cores."""
 LARGEST = 4 * 2**30
-"""Limit on a probe's activations, in bytes."""
+"""Limit on a probe's activations on a CPU, in bytes."""
 REPEATS, TIME_S = 4, 3.0
 """Limits on the repetitions of a probe (at least two) and their seconds."""
 
@@ -118,7 +121,7 @@ def _stage1(
 
     def batch(count: int) -> stage1.PromptBatch:
         features = torch.randn(count, clip.text.out, device=device)
-        return stage1.PromptBatch(features, torch.arange(count, device=device), 0)
+        return stage1.PromptBatch(features, torch.arange(count), 0)
 
     most = max(1, round(expected))
     step_s, activations = _probe(config, objective, batch, stage1.loss_weights(stage),
@@ -142,7 +145,7 @@ def _stage2(
     def batch(count: int) -> stage2.ImageBatch:
         views = [_images(config, count) for _ in range(3 if stage.vss_weight else 1)]
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        labels = torch.arange(count, device=device) % size.identities
+        labels = torch.arange(count) % size.identities
         return stage2.ImageBatch(views, labels, zeros, zeros)
 
     step_s, activations = _probe(config, objective, batch, stage2.loss_weights(stage),
@@ -175,12 +178,13 @@ def _images(config: Config, count: int) -> Tensor:
 
 def _encoding(config: Config, clip: Clip, size: TrainingSize) -> Range:
     """Return the seconds in which the frozen encoder encodes all training images."""
+    encoder = clip.image.to(ranks.device())
 
     def encode(count: int) -> Callable[[], Any]:
         batch = _images(config, count)
-        return lambda: clip.image(batch)
+        return lambda: encoder(batch)
 
-    with torch.no_grad():
+    with torch.no_grad(), autocast(str(ranks.device()), config.engine.precision):
         count = _grown(encode, PROBE_IMAGES, config.evaluation.batch)
         return _measured(encode(count)).times(size.images / count)
 
@@ -202,7 +206,9 @@ def _probe(
         return forward_and_backward
 
     kept = _kept_by(objective, step(first)) / first
-    count = _grown(step, first, min(most, max(first, int(LARGEST // max(1.0, kept)))))
+    if ranks.device().type == "cpu":
+        most = min(most, max(first, int(LARGEST // max(1.0, kept))))
+    count = _grown(step, first, most)
     return _measured(step(count)).times(target / count), kept * target
 
 
@@ -223,7 +229,10 @@ def _kept_by(objective: nn.Module, work: Callable[[], Any]) -> int:
 
 
 def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> int:
-    """Return the samples, from `count` to `most`, of a probe that takes long enough."""
+    """Return the samples, from `count` to `most`, of a probe that takes long enough; on a GPU as
+    many as fit into its memory."""
+    if ranks.device().type == "cuda":
+        return _fitting(work, count, most)
     work(count)()  # one-time costs, such as choosing kernels
     while count < most:
         # CPU time: on a busy machine even a small step may wait for seconds
@@ -235,6 +244,21 @@ def _grown(work: Callable[[int], Callable[[], Any]], count: int, most: int) -> i
     return count
 
 
+def _fitting(work: Callable[[int], Callable[[], Any]], least: int, most: int) -> int:
+    """Return the samples, `most` or a part of them, of a probe that the GPU's memory holds. Raises
+    UserError if it does not hold `least`."""
+    count = most
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            work(count)()  # one-time costs, such as choosing kernels
+            return count
+        torch.cuda.empty_cache()
+        if count <= least:
+            raise UserError(f"the GPU's memory does not hold a step of {least} images; free it, or "
+                            "use engine.precision=bf16, a smaller model or a smaller input size")
+        count = max(least, count // 2)
+
+
 def _measured(work: Callable[[], Any]) -> Range:
     """Return the seconds of `work`, repeated after one run that is not counted."""
     started, found = time.perf_counter(), [_timed(work)]
@@ -244,10 +268,14 @@ def _measured(work: Callable[[], Any]) -> Range:
 
 
 def _timed(work: Callable[[], Any]) -> float:
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    wait()
     started = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - started
 
 

@@ -7,7 +7,7 @@ The run is set up as for training, with its data, model and ranks; the trained w
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,15 @@ def profile_run(run: Run, config: Config) -> list[StageProfile]:
     return found
 
 
+@contextmanager
+def _phase(name: str) -> Iterator[None]:
+    """Record the body under a name, with the GPU's work for it."""
+    with record_function(name):
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
 def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> StageProfile:
     engine = start_engine(stage.objective, stage.optimizer, stage.batch, config.engine)
     at, trace = Progress(stage.name, 1, 0, 0), run.folder / "profile" / f"{stage.name}.json"
@@ -103,11 +112,11 @@ def _profile(stage: loop.Stage, run: Run, config: Config, most: int) -> StagePro
     def train(batches: Iterator[Any], count: int) -> int:
         """Train up to `count` steps; returns their number."""
         for step in range(count):
-            with record_function(WAIT):
+            with _phase(WAIT):
                 batch = next(batches, None)
             if batch is None:
                 return step
-            loop.train_step(stage, engine, batch, at)
+            loop.train_step(stage, engine, batch, at, phase=_phase)
         return count
 
     has_gpu = torch.cuda.is_available()

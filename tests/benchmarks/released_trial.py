@@ -105,7 +105,8 @@ class _Prompts(nn.Module):
         )
 
     def forward(self, batch: stage1.PromptBatch) -> dict[str, Tensor]:
-        return self.standard.losses(batch.features, batch.identities, batch.seed)
+        labels = batch.identities.to(batch.features.device)
+        return self.standard.losses(batch.features, labels, batch.seed)
 
 
 class _Images(nn.Module):

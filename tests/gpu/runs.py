@@ -16,10 +16,10 @@ from tests.gpu.emulator.tensors import CPU, on_gpu
 
 TINY = (
     "data.height=32", "data.width=16", "data.world.test_identities=4", "data.check=false",
-    "stage1.epochs=1", "stage1.batch=16", "stage1.warmup_epochs=0", "stage2.epochs=1",
-    "stage2.batch=8", "stage2.instances=2", "stage2.warmup_epochs=0", "evaluation.k1=4",
-    "evaluation.k2=2", "evaluation.rerank=true", "run.tensorboard=false", "run.log_every=1",
-    "run.name=tiny",
+    "stage1.epochs=1", "stage1.augment=swap", "stage1.batch=16", "stage1.warmup_epochs=0",
+    "stage2.epochs=1", "stage2.batch=8", "stage2.instances=2", "stage2.warmup_epochs=0",
+    "evaluation.k1=4", "evaluation.k2=2", "evaluation.rerank=true", "run.tensorboard=false",
+    "run.log_every=1", "run.name=tiny",
 )
 
 
@@ -35,11 +35,12 @@ class SentViews(CpuViews):
 
 
 def carry_out(
-    runs: str | Path, *overrides: str, devices: int = 0, stop_after: int | None = None
+    runs: str | Path, *overrides: str, devices: int = 0, stop_after: int | None = None,
+    views: Any = SentViews,
 ) -> tuple[dict[str, Any], Emulator | None]:
     """Run on so many emulated GPUs (0: on the CPU), perhaps until a stop after so many steps.
 
-    Returns what the run logged and scored, and the emulator.
+    views: makes the images of a GPU. Returns what the run logged and scored, and the emulator.
     """
     from harness.config.build import build
     from harness.config.recipes import read_recipe
@@ -60,7 +61,7 @@ def carry_out(
         pytest.MonkeyPatch.context()
     ) as patch:
         patch.setattr(loop, "stop_requested", lambda: next(asked, True))
-        patch.setattr(loader, "DaliViews", SentViews)
+        patch.setattr(loader, "DaliViews", views)
         try:
             result = experiment(run)
         except Stopped:

@@ -104,18 +104,18 @@ def test_every_way_to_wait_is_recorded_and_other_calls_are_not(gpu: Emulator) ->
 
 
 def test_a_wait_has_its_step_and_its_place_in_the_project(gpu: Emulator) -> None:
-    from svll.losses import triplet_loss
+    from svll.prompt_quality import margin
 
     weight = nn.Parameter(torch.ones(3, device="cuda"))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     weight.grad = torch.ones(3, device="cuda")
     optimizer.step()
     optimizer.step()
-    with pytest.raises(ValueError, match="one label"):
-        triplet_loss(torch.rand(2, 3, device="cuda"), torch.zeros(2, device="cuda"))
+    rows = torch.rand(2, 3, device="cuda")
+    margin(rows, torch.arange(2, device="cuda"), rows)
     [wait] = gpu.waits
     assert wait.step == 2
-    assert wait.name == "bool svll/losses.py triplet_loss"
+    assert wait.name == "float svll/prompt_quality.py margin"
 
 
 def test_a_late_copy_holds_its_numbers_only_once_the_host_has_waited(gpu: Emulator) -> None:

@@ -29,10 +29,10 @@ def test_an_eye_without_a_device(gpu: Emulator) -> None:
 
 
 def test_a_mask_that_is_left_on_the_cpu(gpu: Emulator) -> None:
-    sent = "(draw >= scale).to(prompts.device)"
+    sent = "to_device(draw >= scale, prompts.device)"
     with (
         planted(prompt_augmentation.mask, sent, "(draw >= scale)"),
-        refused(prompt_augmentation.mask, "(draw >= scale)"),
+        refused(prompt_augmentation.mask, "(draw >= scale"),
     ):
         prompt_augmentation.mask(rows(), 0.5, torch.Generator())
 
@@ -53,9 +53,9 @@ def test_a_number_that_is_fetched_within_a_loss(gpu: Emulator) -> None:
 
 
 def test_labels_that_are_not_sent(world: str, tmp_path: Path) -> None:
-    sent = "torch.from_numpy(splits.labels).to(ranks.device())"
+    sent = "to_device(batch.identities, own.device)"
     with (
-        planted(stage1.build, sent, "torch.from_numpy(splits.labels)"),
+        planted(stage1.PromptObjective.forward, sent, "batch.identities"),
         refused(losses.supcon_loss, "log_p * positive"),
     ):
         carry_out(tmp_path, f"data.root={world}", devices=1)

@@ -271,7 +271,8 @@ def test_a_gpu_without_memory_names_the_key_of_the_batch(message: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "data.check=false", "data.threads=3", "evaluation.batch=7", "run.runs=elsewhere",
+        "data.check=false", "data.threads=3", "data.device=cpu", "engine.compile=null",
+        "evaluation.batch=7", "run.runs=elsewhere",
         "run.name=x", "run.experiment=a.b", "run.log_every=1", "run.tensorboard=false",
         "run.wandb=a project", "run.keep_checkpoints=true",
     ],

@@ -33,6 +33,7 @@ from svll.base.feature_file import read_features
 from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.engine.shared_work import RANKING
+from svll.experiment import _memory_of
 from svll.experiment import run as experiment
 from svll.runs.make_features import run_features
 from tests.wandb_files import records, rows
@@ -451,3 +452,15 @@ def test_the_weights_file_holds_the_configuration(finished: Run) -> None:
     with safe_open(finished.weights_file, framework="np") as file:
         assert "lss_weight: 0.8" in file.metadata()["config"]
     assert json.loads(finished.result_file.read_text())["protocol"]
+
+
+def test_a_full_gpu_is_told_with_what_to_lower() -> None:
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free."
+    with pytest.raises(UserError) as caught, _memory_of("stage 2", "stage2.batch"):
+        raise torch.OutOfMemoryError(message)
+    assert str(caught.value) == (
+        "stage 2: the GPU's memory is full (Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free); "
+        "lower stage2.batch"
+    )
+    with pytest.raises(RuntimeError, match="another fault"), _memory_of("stage 2", "stage2.batch"):
+        raise RuntimeError("another fault")

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # noqa: F401  (makes tables of torch.cuda's functions: before they change)
+import torch._dynamo  # it makes tables of torch.cuda's functions, so before they change
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.gpu.emulator import cuda

@@ -131,6 +131,7 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         patch.setattr(cuda, name, value, raising=False)
     patch.setattr(cuda.random, "manual_seed_all", nothing)
+    patch.setattr(Tensor, "record_stream", nothing)  # takes C++'s streams only
     for name in ("range_push", "range_pop", "mark"):
         patch.setattr(cuda.nvtx, name, nothing)
     accelerator = {
@@ -161,6 +162,16 @@ def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled(cpu(device)))
     patch.setattr(torch, "get_autocast_dtype", lambda device: kind(cpu(device)))
 
+    def no_compiler(function: Any = None, **_: Any) -> Callable[..., Any]:
+        """Return what a machine without Triton makes of a function, or of a decorated one."""
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise RuntimeError("Cannot find a working triton installation")
+
+        return no_compiler if function is None else fails
+
+    patch.setattr(torch, "compile", no_compiler)
+    patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     engine = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:

@@ -80,7 +80,7 @@ class Emulator:
         self.late = [copy for copy in self.late if copy[0] > copies]
         for source, content in self.sent:
             with torch._C.DisableTorchFunctionSubclass():
-                if not torch.equal(source, content):
+                if not ((source == content) | source.isnan()).all():
                     raise GpuError(f"pinned memory {list(source.shape)} was overwritten before the "
                                    f"GPU had read it; noticed at {place()}")
         self.sent.clear()

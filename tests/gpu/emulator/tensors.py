@@ -115,7 +115,9 @@ def on_gpu(found: Any) -> Any:
             tensor.__class__ = GpuParameter
         return tensor
 
-    return tree_map_only(Tensor, mark, found)
+    if isinstance(found, Tensor):
+        return mark(found)
+    return tree_map_only(Tensor, mark, found) if any(True for _ in tensors_in(found)) else found
 
 
 def is_gpu(tensor: Any) -> bool:
@@ -409,7 +411,6 @@ _SPECIAL: dict[str, Callable[[Emulator, Callable[..., Any], Any, Any], Any]] = {
     "get_device": lambda e, f, a, k: e.current if is_gpu(a[0]) else -1,
     "is_pinned": lambda e, f, a, k: not is_gpu(a[0]) and is_pinned(e, a[0]),
     "pin_memory": lambda e, f, a, k: _pin(e, a[0]),
-    "record_stream": lambda e, f, a, k: None,
     "type": _typed, "to": _moved, "cpu": _moved, "cuda": _moved, "copy_": _copied,
     "__getitem__": _indexed, "__setitem__": _indexed, "set data": _set, "set grad": _set,
 }

@@ -1,6 +1,7 @@
 """Random erasing: boxes as timm draws them, and noise that both kernels agree on."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 
 from harness.base import rng
 from harness.images import erasing
+from tests.gpu.emulator import emulated
 
 HEIGHT, WIDTH = 256, 128
 TRAINING, SELF_SUPERVISED = (0.02, 1 / 3), (0.33, 1 / 3)
@@ -155,9 +157,22 @@ def test_noise_does_not_depend_on_the_batch() -> None:
     np.testing.assert_array_equal(alone, images[4:5])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_writes_the_same_noise() -> None:
+def erased_on_a_gpu() -> list[float]:
+    """Return what a GPU makes of images whose boxes it erases."""
     images, boxes, keys = noisy(6, 24, 33)
-    on_gpu = erasing.erase(torch.from_numpy(images).cuda(), boxes, keys)
+    found: list[float] = erasing.erase(torch.from_numpy(images).cuda(), boxes, keys).tolist()
+    return found
+
+
+@pytest.mark.gpu
+def test_a_gpu_writes_the_same_noise(gpu_rank: Any) -> None:
+    images, boxes, keys = noisy(6, 24, 33)
     erase_in_place(images, boxes, keys)
-    np.testing.assert_array_equal(on_gpu.cpu().numpy(), images)
+    assert gpu_rank(erased_on_a_gpu) == [images.tolist()]
+
+
+def test_an_emulated_gpu_writes_the_same_noise() -> None:
+    images, boxes, keys = noisy(6, 24, 33)
+    erase_in_place(images, boxes, keys)
+    with emulated():
+        assert erased_on_a_gpu() == images.tolist()

@@ -1,9 +1,13 @@
 """The loader's views against plain PIL and numpy, and its independence of batches and history."""
 
+import errno
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +19,11 @@ from torchvision import transforms
 from harness.base import rng
 from harness.base.errors import UserError
 from harness.images import cpu as cpu_views
+from harness.images import decoding
 from harness.images import loader as pipeline
 from harness.images.loader import ImageLoader, decoder_name
 from harness.images.views import Transform, View
+from tests.gpu.emulator import emulated
 
 HEIGHT, WIDTH = 64, 32
 SEED = 11
@@ -279,6 +285,55 @@ def test_a_file_that_breaks_while_training_is_named(make_loader, photos, broken)
     assert same(run(loader, 32), expected)
 
 
+OF_DALI = "Error in MIXED operator `nvidia.dali.fn.decoders.image`,\nencountered:\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "told", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+         torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (RuntimeError(f"{OF_DALI}CUDA runtime API error cudaErrorMemoryAllocation (2):"),
+         MemoryError, "while images are decoded: CUDA runtime API error cudaErrorMemoryAllocation"),
+        (RuntimeError(f"{OF_DALI}std::bad_alloc"), MemoryError, "std::bad_alloc"),
+        (RuntimeError(f"{OF_DALI}nvml error (999)"), RuntimeError, "nvml error (999)"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_images(
+    make_loader, photos, monkeypatch, found, told, message
+):
+    def fails(*_: object) -> None:
+        raise found
+
+    loader = make_loader(photos)
+    rows = batches(range(4), 2)
+    epoch = loader.epoch(rows, rows, epoch=1)
+    next(epoch)
+    loader._take = fails
+    with pytest.raises(told, match=re.escape(message)):
+        next(epoch)
+    # nor when it goes on while the files are looked at: DALI says no more than that it failed
+    epoch = loader.epoch(rows, rows, epoch=1)
+    loader._take = lambda: raise_(RuntimeError("Failed to decode sample #0"))
+    broken = SimpleNamespace(feed_input=lambda *_: None, schedule_run=list, share_outputs=fails)
+    monkeypatch.setattr(decoding, "decode_pipeline", lambda *_: broken)
+    with pytest.raises(told, match=re.escape(message)):
+        next(epoch)
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def test_a_machine_without_open_files_is_no_fault_of_the_images(photos, monkeypatch):
+    def no_file(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", no_file)
+    with pytest.raises(OSError, match="Too many open files"):
+        decoding.check_images(photos[:2], threads=1)
+
+
 def test_files_that_go_missing_between_headers_and_pixels_are_left_out(
     photos, tmp_path, monkeypatch
 ):
@@ -297,15 +352,54 @@ def test_files_that_go_missing_between_headers_and_pixels_are_left_out(
     assert broken == [(paths[2], "missing")]
 
 
+def test_views_made_on_the_cpu_for_a_gpu_are_the_cpus_and_sent_without_waiting(
+    make_loader, photos
+):
+    expected = run(make_loader(photos), 24)
+    with emulated() as gpu:
+        found = run(make_loader(photos, device="cuda:0", on_cpu=True), 24)
+        assert gpu.waits == []
+        assert {str(found[name].device) for name in VIEWS} == {"cuda:0"}
+        assert same({name: value.cpu() for name, value in found.items()}, expected)
+
+
+def test_a_gpu_that_dali_cannot_use_is_told_with_the_way_out(make_loader, photos, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("Error in DALI:\ndriver too old")
+
+    monkeypatch.setattr(pipeline, "DaliViews", fails)
+    with emulated(), pytest.raises(UserError) as caught:
+        run(make_loader(photos, device="cuda:0"), 24)
+    assert str(caught.value) == ("DALI cannot use cuda:0 (driver too old); set data.device=cpu, "
+                                 "which makes images on the CPU")
+
+
 def test_decoders_have_names_of_their_own():
     assert decoder_name("cpu") != decoder_name("cuda:0") == decoder_name("cuda:1")
     assert decoder_name("cpu").startswith("dali-")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_views_within_a_few_grey_levels(make_loader, photos):
-    on_cpu, on_gpu = run(make_loader(photos), 24), run(make_loader(photos, device="cuda:0"), 24)
+def grey_levels_off(photos: list[str]) -> list[tuple[float, float]]:
+    """Return the mean and the largest difference of each view by a GPU and by the CPU."""
+    transform, found = Transform(HEIGHT, WIDTH, "bicubic", views=VIEWS), []
+    options = {"batch_size": 32, "seed": SEED, "threads": 1}
+    made = []
+    for device in ("cpu", "cuda:0"):
+        with closing(ImageLoader(photos, transform, device=device, **options)) as loader:
+            made.append(run(loader, 24))
     for name in VIEWS:
-        difference = (on_gpu[name].cpu() - on_cpu[name]).abs() * 127.5
-        assert difference.mean() < 1
-        assert difference.max() < 40
+        difference = (made[1][name].cpu() - made[0][name]).abs() * 127.5
+        found.append((difference.mean().item(), difference.max().item()))
+    return found
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_views_within_a_few_grey_levels(gpu_rank, photos):
+    [found] = gpu_rank(grey_levels_off, photos=photos)
+    assert all(mean < 1 and largest < 40 for mean, largest in found)
+
+
+def test_the_loader_of_a_gpu_gives_the_same_views_within_a_few_grey_levels(photos):
+    with emulated():
+        found = grey_levels_off(photos)
+    assert all(mean < 1 and largest < 40 for mean, largest in found)

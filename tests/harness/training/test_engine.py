@@ -12,6 +12,7 @@ from harness.base.errors import UserError
 from harness.training import ranks
 from harness.training.engine import start_engine
 from harness.training.engine_state import check_saved
+from tests.gpu.emulator import emulated
 
 STEPS, ROWS, RATE = 8, 12, 0.05
 
@@ -162,6 +163,17 @@ def test_an_optimizer_whose_state_a_checkpoint_would_lose_is_refused_by_name(
     with pytest.raises(UserError, match=rf"^{name}: {reason}.*; use Adam, AdamW or SGD without"):
         start_engine(layer, optimizer, 2, Settings())
     assert torch.equal(layer.weight, before)
+
+
+def test_an_optimizer_is_not_blamed_for_its_gpu() -> None:
+    class Adam(torch.optim.Adam):
+        def step(self, closure: Any = None) -> None:
+            if any(p.is_cuda for group in self.param_groups for p in group["params"]):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().step()
+
+    with emulated():
+        check_saved(Adam(nn.Linear(4, 4).to("cuda").parameters()))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam", "SGD"])

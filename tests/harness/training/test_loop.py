@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from harness.base.errors import UserError
 from harness.base.files import write_text
+from harness.images.transfer import to_device
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, request_stop, stop_on_signals
-from harness.training import loop, ranks
+from harness.training import engine, loop, ranks
 from tests.harness.training.test_engine import Settings
 
 ROWS, RATE = 4, 0.05
@@ -97,7 +98,7 @@ def make_stage(name: str, disturbance: Disturbance, optimizer: str) -> loop.Stag
             rows = rows_of(epoch, step)
             if (epoch, step) == (disturbance.epoch, disturbance.step):
                 rows = rows * SPOILT.get(disturbance.kind, 1.0)
-            yield rows[ranks.shard(ROWS)]
+            yield to_device(rows[ranks.shard(ROWS)], ranks.device())
 
     return loop.Stage(
         name=name, objective=module, weights=WEIGHTS, optimizer=made,
@@ -180,6 +181,14 @@ def train_and_listen(folder: str, **options: Any) -> list[str]:
     return lines
 
 
+def train_sending_meanwhile(folder: str, **options: Any) -> dict[str, Any]:
+    """Train as on GPUs, where gradients are sent during the backward pass, a bucket at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "sends_meanwhile", lambda settings: True)
+        patch.setattr(engine, "BUCKET", 4)  # numbers: else one bucket would hold them all
+        return train(folder, **options)
+
+
 # --- tests ---
 
 
@@ -226,6 +235,17 @@ def test_training_is_that_of_plain_torch_with_gradients_averaged_over_the_accumu
         for result in results:
             assert result["ending"] == "done"
             np.testing.assert_allclose(result["weights"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_gradients_sent_during_the_backward_pass_are_those_sent_after_it(
+    two_ranks: Any, zero: int, tmp_path: Path
+) -> None:
+    options = {"zero": zero, "accumulation": 2}
+    expected = two_ranks(train, folder=tmp_path / "after", **options)
+    found = two_ranks(train_sending_meanwhile, folder=tmp_path / "meanwhile", **options)
+    assert [one["weights"] for one in found] == [one["weights"] for one in expected]
+    assert log_of(tmp_path / "meanwhile") == log_of(tmp_path / "after")
 
 
 def test_losses_are_recorded_by_name_as_steps_and_as_means_of_epochs(

@@ -12,10 +12,11 @@ from svll.features.feature_hashes import feature_key
 
 def key(
     *overrides: str, fingerprint: str = "f", weights: str = "w", device: str = "cpu",
-    precision: str = "fp32", batch: int = 4, threads: int = 1,
+    precision: str = "fp32", batch: int = 4, threads: int = 1, on_cpu: bool = False,
 ) -> str:
     config = build(Config, parse_overrides(overrides))
-    reader = Reader(config.data.height, config.data.width, batch, threads, device, precision)
+    reader = Reader(config.data.height, config.data.width, batch, threads, device, precision,
+                    on_cpu=on_cpu)
     return feature_key(fingerprint, weights, config, reader)
 
 
@@ -43,3 +44,7 @@ def test_frozen_features_have_a_key_of_their_own_for_all_that_changes_them(
 def test_trials_of_a_sweep_share_the_key(override: str) -> None:
     assert key(override) == key()
     assert key(batch=9, threads=3) == key()
+
+
+def test_images_decoded_on_the_cpu_for_a_gpu_have_the_key_of_the_cpus() -> None:
+    assert key(device="cuda", on_cpu=True) == key() != key(device="cuda")

@@ -1,5 +1,7 @@
 """Blocks computed with less work give what open_clip's own modules give, and their gradients."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
-from svll.models.blocks import blocks_of, keys_values, run_block, run_for_one
+from svll.models.blocks import BlockCompiler, blocks_of, keys_values, run_block, run_for_one
 
 WIDTH, LENGTH = 32, 9
 
@@ -107,3 +109,73 @@ def test_blocks_of_another_kind_are_refused() -> None:
     other = Transformer(WIDTH, 2, 4, scale_attn=True)
     with pytest.raises(AssertionError):
         blocks_of(other)
+
+
+# --- compiled ---
+
+
+def compiled_by(
+    backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> BlockCompiler:
+    """A compiler of blocks whose last step, which makes machine code, is another one."""
+    whole = functools.partial(torch.compile, backend=backend, fullgraph=True)
+    monkeypatch.setattr(torch, "compile", whole)
+    return BlockCompiler()
+
+
+def test_blocks_are_compiled_in_one_piece_to_the_same_code_and_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs: list[Any] = []
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(3)
+    blocks = blocks_of(Transformer(WIDTH, 3, 4, act_layer=QuickGELU))
+    compiler = compiled_by(counted, monkeypatch)
+    for recompute in (False, True):
+        for block in blocks:
+            x = tokens()
+            expected = run_block(block, x)
+            found = run_block(block, x, compiler=compiler, recompute=recompute)
+            assert torch.equal(found, expected)
+            pairs = zip(gradients(found, x, block), gradients(expected, x, block), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+    assert len(graphs) == 1
+    with torch.no_grad():  # tests and validation are computed as without it
+        assert torch.equal(run_block(blocks[0], tokens()[:2], compiler=compiler),
+                           run_block(blocks[0], tokens()[:2]))
+    assert len(graphs) == 1
+
+
+def test_blocks_that_cannot_be_compiled_are_computed_as_ever_with_one_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no working compiler\nmany lines more")
+
+    torch.manual_seed(3)
+    blocks = blocks_of(Transformer(WIDTH, 2, 4))
+    compiler = compiled_by(fails, monkeypatch)
+    for block in blocks:
+        x = tokens()
+        expected = run_block(block, x)
+        assert torch.equal(run_block(block, x, compiler=compiler), expected)
+    [message] = [r.getMessage() for r in caplog.records if r.name == "svll.models.blocks"]
+    assert message.startswith(
+        "engine.compile: torch.compile failed, so blocks are not compiled: BackendCompilerFailed: "
+    )
+    assert "no working compiler" in message
+    assert "\n" not in message
+
+
+def test_a_full_memory_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fails)
+    compiler, block = BlockCompiler(), blocks_of(Transformer(WIDTH, 1, 4))[0]
+    with pytest.raises(torch.OutOfMemoryError):
+        run_block(block, tokens(), compiler=compiler)

@@ -1,7 +1,11 @@
 """What a run would cost: sizes without drawing, the groups as trained, costs that scale."""
 
-import pytest
+from collections.abc import Callable
 
+import pytest
+import torch
+
+from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
@@ -9,6 +13,7 @@ from svll.config import RECIPES, Config
 from svll.runs import cost_estimate as measuring
 from svll.runs.cost_estimate import Range, estimate
 from svll.runs.preflight import TrainingSize
+from tests.gpu.emulator import emulated
 
 SMALL = TrainingSize(images=320, identities=20, cameras=6, views=1)
 
@@ -94,3 +99,40 @@ def test_a_probe_grows_until_it_keeps_the_cores_busy_for_long(
         return measuring._grown(work, 2, 64)
 
     assert [grown(each) for each in (5.0, 0.8, 0.01)] == [2, 8, 64]
+
+
+def test_a_gpu_is_probed_with_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    fitting = measuring._fitting
+
+    def noted(work: Callable[[int], Callable[[], None]], least: int, most: int) -> int:
+        counts.append(fitting(work, least, most))
+        return counts[-1]
+
+    monkeypatch.setattr(measuring, "_fitting", noted)
+    monkeypatch.setattr(measuring, "_measured", lambda work: Range(1.0, 2.0))
+    config = config_of("synthetic_tiny", "evaluation.batch=32")
+    expected = estimate(config, SMALL).costs
+    with emulated() as gpu:
+        found = estimate(config, SMALL).costs
+    assert gpu.mismatches == []
+    # prompts of the identities that a batch of 32 of 320 has on average, images to encode, images
+    assert counts == [round(20 * (1 - 0.95**32)), 32, 16]
+    assert [cost.memory_gb for cost in found] == [cost.memory_gb for cost in expected]
+    assert found[1].step_s == Range(1.0, 2.0).plus(Range(1.0, 2.0))
+
+
+def test_a_probe_that_does_not_fit_into_a_gpu_takes_half_of_it_and_less() -> None:
+    tried: list[int] = []
+
+    def work(count: int) -> Callable[[], None]:
+        tried.append(count)
+        if count > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return lambda: None
+
+    with emulated():
+        assert measuring._grown(work, 2, 64) == 4
+        assert tried == [64, 32, 16, 8, 4]
+        with pytest.raises(UserError, match="the GPU's memory does not hold a step of 6 images"):
+            measuring._grown(work, 6, 20)
