@@ -54,7 +54,8 @@ def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     sizes = sizes or here()
     tiny = replace(sizes, model="svll-tiny", height=64, width=32, stride=8)
     yield apart(_extraction, sizes, sizes.encoded)
-    yield apart(_extraction, tiny, sizes.encoded_tiny)
+    if sizes.encoded_tiny:
+        yield apart(_extraction, tiny, sizes.encoded_tiny)
 
 
 def _extraction(sizes: Sizes, count: int) -> Row:

@@ -36,7 +36,7 @@ class Sizes:
     encoded: int = 32
     """Images for features of `model`."""
     encoded_tiny: int = 4096
-    """Images for features of the shipped tiny model."""
+    """Images for features of the shipped tiny model; 0: no row of it."""
     files: int = 1536
     """Images that the loader reads in an epoch."""
     batch: int = 64
@@ -68,7 +68,7 @@ SMALL_GPU = replace(GPU, images=16, fewer=16, of_rank=16)
 SMALL_GB = 40
 TINY = Sizes(
     model="svll-tiny", height=16, width=16, stride=8, identities=4, training=8, prompts=(4,),
-    images=4, fewer=4, fed=2, of_rank=2, encoded=2, encoded_tiny=2, files=2, batch=2, product=32,
+    images=4, fewer=4, fed=2, of_rank=2, encoded=2, encoded_tiny=0, files=2, batch=2, product=32,
     products=1, repeats=1, more_repeats=1, workers=0, hidden=16,
 )
 
