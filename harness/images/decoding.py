@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.base.caches import quick_imports
 from harness.images.pixels import Fault, unsupported, why_unreadable
 
 if TYPE_CHECKING:  # Numba
@@ -118,7 +119,8 @@ def build_pipeline(
     add_nodes: Callable[[], Sequence[Any]], batch_size: int, threads: int, device: torch.device
 ) -> Any:
     """Build a DALI pipeline whose outputs are the nodes that `add_nodes` returns."""
-    from nvidia.dali import Pipeline
+    with quick_imports():
+        from nvidia.dali import Pipeline
 
     pipeline = Pipeline(
         batch_size=batch_size, num_threads=threads,

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.base.caches import quick_imports
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import LockLost, check_held, job_id
@@ -126,7 +127,8 @@ def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> 
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: run.{key} cannot be read: {error!r}") from None
     try:
-        return getattr(importlib.import_module(module), function)
+        with quick_imports():  # torch and all that an experiment needs
+            return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{run.config_file}: run.{key}={name} cannot be imported: "
                         f"{error}") from None

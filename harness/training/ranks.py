@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.base.caches import quick_imports
 from harness.base.errors import Hindered, UserError
 from harness.base.machine import (
     allotted_gpus,
@@ -209,7 +210,8 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed, with little logging and without compiling its shared-memory op (36 s)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+    with quick_imports():
+        import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import resets it
     ops = getattr(deepspeed.ops, "__compatible_ops__", None)
@@ -220,7 +222,8 @@ def import_deepspeed() -> Any:
 
 def be_repeatable() -> None:
     """Make computation on a CPU deterministic; GPUs stay fast, and agree up to rounding."""
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    with quick_imports():  # torch imports its compiler here
+        torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # filling uninitialised memory would cost up to a tenth of the training time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from harness.base.caches import quick_imports
 from harness.base.errors import UserError
 from svll.models.files.checkpoint import Kind, read_checkpoint
 from svll.models.files.openai_archive import is_archive, read_archive
@@ -76,7 +77,8 @@ def import_open_clip() -> Any:
     if hidden:
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
-        import open_clip
+        with quick_imports():
+            import open_clip
     finally:
         if hidden:
             del sys.modules["wandb"]

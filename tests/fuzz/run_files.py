@@ -121,8 +121,9 @@ def logs() -> SearchStrategy[bytes]:
 def numbers_in(content: bytes) -> set[str]:
     """All numbers of a file, as they are shown."""
     found = re.findall(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", content)
-    values = [*map(float, found), *(int(text) for text in found if text.lstrip(b"-").isdigit())]
-    return {show(value) for value in values for show in ("{:.4f}".format, "{:.4g}".format, str)}
+    whole = {str(int(text)) for text in found if text.lstrip(b"-").isdigit()}  # of any size
+    return whole | {show(value) for value in map(float, found)
+                    for show in ("{:.4f}".format, "{:.4g}".format, str)}
 
 
 def read_log(content: bytes, folder: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+from harness.base.caches import quick_imports
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.cluster.rank_processes import end_with_parent, log_to_stderr
@@ -49,7 +50,9 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
              len(finished), len(due), sweep.to_propose)
     if not points.most:
         return
-    import ray
+    with quick_imports():
+        import ray
+        import ray.tune
 
     # Ray puts the present folder, perhaps the working tree, before the frozen code in its workers
     with chdir(sweep.code or "."):

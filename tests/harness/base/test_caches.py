@@ -1,11 +1,15 @@
 """Where compiled code is kept on a node."""
 
+import gc
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from harness.base.caches import CACHES, keep_caches_here
+from harness.base.caches import CACHES, RARELY, keep_caches_here, quick_imports
 
 
 @pytest.fixture
@@ -45,3 +49,17 @@ def test_a_folder_that_others_may_have_filled_is_not_used_for_compiled_code(
     assert used != folder
     assert used.parent == node_disk
     assert used.stat().st_mode & 0o777 == 0o700
+
+
+def test_garbage_is_looked_for_rarely_during_imports_and_never_again_in_what_they_made(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    with quick_imports():
+        assert gc.get_threshold() == RARELY
+    assert gc.get_freeze_count() == frozen  # nothing was imported
+    with suppress(ImportError), quick_imports():
+        monkeypatch.setitem(sys.modules, "imported_just_now", ModuleType("imported_just_now"))
+        raise ImportError
+    assert gc.get_freeze_count() > frozen
+    assert gc.get_threshold() == before
