@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis.strategies import SearchStrategy
 from harness.base.errors import UserError
 from svll.base.feature_file import FeatureGroup, write_features
 from svll.base.protocol_names import PROTOCOLS
+from svll.evaluation.feature_files import imported_features
 from svll.evaluation.feature_files.ranked_lists import Wanted, check_wanted, ranked_lists
 from svll.evaluation.feature_files.scores import score
 from svll.evaluation.feature_files.sources import Source, open_source
@@ -262,7 +264,7 @@ def odd_arrays() -> SearchStrategy[Any]:
 
 
 def other_tools() -> SearchStrategy[tuple[str, Any]]:
-    kinds = ("npz", "pt", "mat", "mat73")
+    kinds = ("npz", "pt", "mat") * 2 + ("mat73",)  # this one takes a process
     names = st.sampled_from((*foreign(), "mquery_f", "x", "query_features", "query/f", "Query_F"))
     harmed = st.sampled_from(kinds).flatmap(
         lambda kind: damaged(whole(kind)).map(lambda content: (kind, content)))
@@ -277,7 +279,8 @@ def read_foreign_file(value: tuple[str, Any], folder: Path) -> None:
     path = folder / f"f.{kind[:3]}"
     if isinstance(given, bytes):
         path.write_bytes(given)
-        found = answer(path)
+        with mock.patch.object(imported_features, "TRIAL_S", 5.0):  # HDF5 may not come to an end
+            found = answer(path)
         assert kind == "mat73" or found == foreign_answer(kind)
         return
     flat = foreign()

@@ -1,5 +1,6 @@
 """The doctor on a real cluster."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
         assert "gloo, 2 ranks, 8 MB in" in cells
         assert "create, link, replace, lock; seen by all after" in cells
         assert "GB free" in cells
-        assert "+0.0" in cells or "-0.0" in cells
+        assert re.search(r"[+-]0\.\d\d s", cells)  # of clocks, on a busy machine
     assert list((tmp_path / "runs" / ".doctor").iterdir()) == []
     assert slurm.run("squeue", "-h") == ""
 

@@ -15,6 +15,8 @@ import lzma
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -50,6 +52,19 @@ BROKEN = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeEr
           ArithmeticError, MemoryError, AssertionError, SyntaxError, struct.error, zlib.error,
           lzma.LZMAError, zipfile.BadZipFile, tokenize.TokenError, pickle.UnpicklingError)
 """What zipfile, numpy, scipy and torch raise for damaged files."""
+
+TRIAL_S, SLOWEST = 20.0, 10e6
+"""How long another process may take to read a file of HDF5, and how many bytes a second it reads at
+least."""
+TRIAL = """
+import contextlib, sys, h5py
+
+def read(name, item):
+    with contextlib.suppress(Exception):
+        item[()]
+
+h5py.File(sys.argv[1], "r", locking=False).visititems(read)
+"""
 
 Entries = dict[str, Callable[[], NDArray[Any]]]
 """The arrays of a file, each read when called; ValueError if it cannot be read."""
@@ -241,6 +256,7 @@ def _open_mat(path: Path) -> Iterator[Entries]:
         if isinstance(item, h5py.Dataset) and not name.startswith("#"):
             entries[name] = partial(_matlab_73_entry, item)
 
+    _try_elsewhere(path)
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(path, "r", locking=False))
@@ -248,6 +264,20 @@ def _open_mat(path: Path) -> Iterator[Entries]:
         except DAMAGE as error:
             raise _damaged(path, "mat", error) from error
         yield entries
+
+
+def _try_elsewhere(path: Path) -> None:
+    """Raise UserError for a file on which HDF5 crashes or goes round in circles, as it does on some
+    damaged ones: only a process can be ended then. What else is wrong the reader tells."""
+    limit = TRIAL_S + path.stat().st_size / SLOWEST
+    words = [sys.executable, "-P", "-c", TRIAL, str(path)]
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        reason = TimeoutError(f"HDF5 has not read it within {limit:.0f} s")
+        raise _damaged(path, "mat", reason) from error
+    if done.returncode < 0:
+        raise _damaged(path, "mat", RuntimeError("HDF5 crashes on it"))
 
 
 def _matlab_73_entry(item: h5py.Dataset) -> NDArray[Any]:

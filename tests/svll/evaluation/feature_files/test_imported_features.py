@@ -13,6 +13,7 @@ import scipy.io
 import torch
 
 from harness.base.errors import UserError
+from svll.evaluation.feature_files import imported_features
 from svll.evaluation.feature_files.imported_features import read_foreign
 
 
@@ -160,6 +161,21 @@ def test_a_file_of_7_3_that_matlab_did_not_write_is_refused_not_guessed(tmp_path
     message = str(error.value)
     assert "gallery_cameras: was not written by MATLAB, so rows and columns cannot" in message
     assert "query_cameras: is of MATLAB's class char" in message
+
+
+@pytest.mark.parametrize(("trial", "why"), [
+    ("while True: pass", "HDF5 has not read it within 1 s"),
+    ("import os; os.abort()", "HDF5 crashes on it"),
+])
+def test_a_file_of_7_3_on_which_hdf5_never_ends_or_crashes_is_refused(
+    tmp_path, monkeypatch, trial, why
+):
+    with h5py.File(tmp_path / "f.mat", "w") as file:
+        file["query_features"] = np.zeros(3)
+    monkeypatch.setattr(imported_features, "TRIAL", trial)
+    monkeypatch.setattr(imported_features, "TRIAL_S", 1.0)
+    with pytest.raises(UserError, match=rf"f\.mat: cannot be read as mat: .*damaged \({why}\)"):
+        read_foreign(tmp_path / "f.mat")
 
 
 def test_an_empty_matrix_of_7_3_is_empty(tmp_path):
