@@ -106,8 +106,8 @@ def reason_of(error: RuntimeError) -> str:
     """Return what went wrong from a message of DALI, which begins with the place in the graph and
     ends with advice on the pipeline."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and "no longer valid" not in line]
-    return told[-1] if told else type(error).__name__
+    reasons = [line for line in lines if line and "no longer valid" not in line]
+    return reasons[-1] if reasons else type(error).__name__
 
 
 def decode_pipeline(batch_size: int, threads: int, device: torch.device) -> Any:

@@ -4,8 +4,8 @@ One rule holds for training, tests, `encode`, search, attention maps and pages. 
 8-bit RGB, upright:
 
 - It is turned and mirrored by its EXIF orientation; without that tag, and as a moving WebP, it
-  stays as stored. An orientation that decoders read differently (a damaged
-  EXIF block, or two of them) is refused.
+  stays as stored. An orientation that decoders read differently (a damaged EXIF block, two of
+  them, a moving PNG) is refused.
 - Alpha and transparent palette entries are dropped; what is stored under them is seen.
 - 16 bits a colour become 8: round(value / 257). Colour profiles are ignored.
 - Of several pages or frames the first is used (TIFF, WebP).

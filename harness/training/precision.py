@@ -1,5 +1,5 @@
-"""Float32 computed in full, where torch or its caller allows less: on CUDA, torch convolves in TF32
-unless told otherwise, which has 10 bits of a mantissa's 23."""
+"""Float32 computed in full, where torch or its caller allows less: on CUDA, torch by default
+convolves in TF32, which has 10 bits of a mantissa's 23."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -15,7 +15,6 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from harness.base.caches import quick_imports
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.cluster.rank_processes import end_with_parent, log_to_stderr
@@ -50,9 +49,7 @@ def search(record: Record, rendezvous: dict[str, Any]) -> None:
              len(finished), len(due), sweep.to_propose)
     if not points.most:
         return
-    with quick_imports():
-        import ray
-        import ray.tune
+    import ray
 
     # Ray puts the present folder, perhaps the working tree, before the frozen code in its workers
     with chdir(sweep.code or "."):

@@ -135,7 +135,7 @@ def start_elsewhere(run: Run, group: RankGroup, gpus: float, log_file: Path) -> 
 
 def own_gpus(share: float) -> str:
     """Return the GPUs that Ray gave to this actor, as in CUDA_VISIBLE_DEVICES; "" for none. That
-    variable itself has all of the node where Ray is told not to set it."""
+    variable itself has all of the node where another one keeps Ray from setting it."""
     import ray
 
     return ",".join(map(str, ray.get_gpu_ids())) if share else ""
