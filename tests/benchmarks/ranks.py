@@ -36,7 +36,7 @@ TURNS = 8
 def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield the row of speed, and one for each ZeRO stage, where each rank has a device."""
     if _fit(COUNT):
-        yield _side_by_side((sizes or here()).of_rank)
+        yield _side_by_side((sizes or here()).fewer)
     for zero in (0, 1, 2) if _fit(SPLIT) else ():
         with _ranks(SPLIT, 1, zero) as group:
             taken = [group.step() for _ in range(REPEATS)]
