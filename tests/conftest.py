@@ -46,7 +46,7 @@ def own_claims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
-    """Return a function that gives this machine so many GPUs, as nvidia-smi tells them; names."""
+    """Return a function that gives this machine so many GPUs, as nvidia-smi lists them; names."""
 
     def have(count: int) -> list[str]:
         names = [f"GPU-{letter * 8}" for letter in "abcdefgh"[:count]]
@@ -154,7 +154,9 @@ def two_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def gpu_rank() -> Iterator[Ranks]:
-    """A single rank that sees this machine's GPUs, for tests marked `gpu`."""
+    """A single rank that sees this machine's GPUs, for tests marked `gpu`; skips without any."""
+    if reason := hiding.no_gpu():
+        pytest.skip(reason)
     ranks = Ranks(1, hiding.shown())
     yield ranks
     ranks.end()
