@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from harness.base import machine
-from tests.commands import free_port
+from tests.commands import as_rank, free_port
 from tests.gpu import hiding
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
@@ -78,11 +78,7 @@ class Ranks:
             subprocess.Popen(
                 # -P: the folder of tests would stand in for the packages of the same names
                 [sys.executable, "-P", str(Path(__file__).parent / "ranks.py")],
-                env={
-                    **(self.environment or os.environ),
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                },
+                env={**(self.environment or os.environ), **as_rank(rank, self.count, port)},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for rank in range(self.count)

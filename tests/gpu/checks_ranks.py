@@ -12,7 +12,7 @@ import torch
 from harness.base.machine import visible_gpus
 from harness.runs.run import Run
 from tests.benchmarks import ranks as speed
-from tests.commands import ROOT, free_port
+from tests.commands import ROOT, as_rank, free_port
 from tests.gpu.checks import Extent, Finding
 from tests.gpu.checks_speed import finding_of
 from tests.gpu.checks_training import apart_most, epoch_losses
@@ -52,13 +52,11 @@ def _trained(runs: Path, count: int, one_each: bool, extent: Extent) -> dict[str
              f"run.runs={runs}", *extent.settings]
     processes = []
     for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port,
-                 "MASTER_ADDR": "127.0.0.1"}
         seen = {"CUDA_VISIBLE_DEVICES": names[rank] if one_each else ",".join(names)}
         log = (runs.parent / f"{runs.name}-{rank}.txt").open("w+", encoding="utf-8")
         processes.append((log, subprocess.Popen(
             [sys.executable, ROOT / "launch/train.py", *words], cwd=ROOT, stdout=log, stderr=log,
-            env=os.environ | {key: str(value) for key, value in (place | seen).items()},
+            env=os.environ | as_rank(rank, count, port) | seen,
         )))
     try:
         for log, process in processes:
