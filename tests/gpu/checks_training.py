@@ -17,7 +17,7 @@ from harness.training import ranks
 from svll.experiment import run as experiment
 from tests import picture_files
 from tests.gpu.checks import Extent, Finding
-from tests.gpu.on_cpu import begun_on_cpu
+from tests.gpu.cpu_process import begun_on_cpu
 from tests.tiny_run import tiny_run
 
 PLAIN = ("run.tensorboard=false", "run.log_every=1", "engine.compile=null")
@@ -29,7 +29,7 @@ class Bounds(NamedTuple):
     first: float
     """Of the losses of the first step, as a share."""
     epochs: float
-    """Of the losses of the epochs, likewise."""
+    """Of the losses of the epochs, as a share."""
     mAP: float
 
 

@@ -29,7 +29,7 @@ from tests.gpu import (
     checks_ranking,
     checks_speed,
     checks_training,
-    on_cpu,
+    cpu_process,
 )
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
@@ -208,12 +208,12 @@ def test_a_row_that_is_slower_than_the_released_way_fails(ours, must_be_faster, 
 
 def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    on_cpu._process.cache_clear()
+    cpu_process._process.cache_clear()
     try:
-        assert on_cpu.begun_on_cpu(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ""
+        assert cpu_process.begun_on_cpu(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ""
     finally:
-        on_cpu._process().shutdown()
-        on_cpu._process.cache_clear()
+        cpu_process._process().shutdown()
+        cpu_process._process.cache_clear()
 
 
 # --- the command ---
