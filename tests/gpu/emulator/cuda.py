@@ -301,7 +301,7 @@ def patch_dali(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
 
     def from_any(batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(batch, _Output):
-            return on_gpu(from_dlpack(batch._batch))  # type: ignore[no-any-return]
+            return on_gpu(from_dlpack(batch._batch))
         return from_dlpack(batch, *args, **kwargs)
 
     patch.setattr(Pipeline, "__init__", started)
