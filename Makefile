@@ -28,7 +28,7 @@ lint: $(READY)
 bench: $(READY)  ## measured against baselines in the same run; one part: make bench PART=evaluation
 	$(BIN)/python -m tests.benchmarks $(PART)
 
-gpu: $(READY)  ## all that only a real GPU can tell, in 8 minutes; one part: make gpu PART=views
+gpu: $(READY)  ## all that only a real GPU can show, in 8 minutes; one part: make gpu PART=views
 	$(BIN)/python -m tests.gpu $(PART)
 
 fuzz: $(READY)  ## odd input for every reader, new each time, for ten minutes

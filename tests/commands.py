@@ -29,6 +29,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def as_rank(rank: int, count: int, port: str) -> dict[str, str]:
+    """Return the variables with which ranks on this machine find each other."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 class Ended(NamedTuple):
     """How a command ended."""
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from harness.base import machine
-from tests.commands import free_port
+from tests.commands import as_rank, free_port
 from tests.gpu import hiding
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.summary import pytest_terminal_summary
@@ -46,7 +46,7 @@ def own_claims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
-    """Return a function that gives this machine so many GPUs, as nvidia-smi tells them; names."""
+    """Return a function that gives this machine so many GPUs, as nvidia-smi lists them; names."""
 
     def have(count: int) -> list[str]:
         names = [f"GPU-{letter * 8}" for letter in "abcdefgh"[:count]]
@@ -78,11 +78,7 @@ class Ranks:
             subprocess.Popen(
                 # -P: the folder of tests would stand in for the packages of the same names
                 [sys.executable, "-P", str(Path(__file__).parent / "ranks.py")],
-                env={
-                    **(self.environment or os.environ),
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                },
+                env={**(self.environment or os.environ), **as_rank(rank, self.count, port)},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for rank in range(self.count)
@@ -154,7 +150,9 @@ def two_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def gpu_rank() -> Iterator[Ranks]:
-    """A single rank that sees this machine's GPUs, for tests marked `gpu`."""
+    """A single rank that sees this machine's GPUs, for tests marked `gpu`; skips without any."""
+    if reason := hiding.no_gpu():
+        pytest.skip(reason)
     ranks = Ranks(1, hiding.shown())
     yield ranks
     ranks.end()

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.hiding import no_gpu
-
 HERE = Path(__file__).parent
 FIRST = (
     "slurm/test_faults.py", "slurm/test_array.py", "end_to_end/", "slurm/test_ray.py",
@@ -43,9 +41,7 @@ def lane(file: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, mark the slow ones, skip those that need a GPU that is not here.
-    """
-    reason = no_gpu()
+    """Put the longest files first, and mark the slow ones."""
 
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(HERE).as_posix()
@@ -53,9 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         return next((n for n, begin in enumerate(FIRST) if path.startswith(begin)), len(FIRST))
 
-    for item in items:
-        if reason and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=place)
 
 

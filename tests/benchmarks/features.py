@@ -92,7 +92,7 @@ def _extraction(sizes: Sizes, count: int) -> Row:
         near = torch.nn.functional.cosine_similarity(ours(), baseline()).min().item()
         return products_row(
             f"feature extraction, {sizes.model}", "ms/image", ours, baseline, sizes,
-            precision=precision, images=count, per=count / 1000, repeats=sizes.repeats, told=(
+            precision=precision, images=count, per=count / 1000, repeats=sizes.repeats, notes=(
                 f"{count} images, features' least cosine {near:.6f}",
                 "its baseline's memory is without its workers",
             ),

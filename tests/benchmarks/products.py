@@ -20,8 +20,8 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def products_row(
     name: str, unit: str, ours: Callable[[], Any], baseline: Callable[[], Any], sizes: Sizes, *,
-    precision: Precision, images: int, per: float = 1.0, repeats: int = 3, calls: int = 1,
-    told: Sequence[str] = (),
+    precision: Precision, images: int, repeats: int, per: float = 1.0, calls: int = 1,
+    notes: Sequence[str] = (),
 ) -> Row:
     """Time two ways and the bare product in turns; a call handles `images`, and `per` units.
 
@@ -37,12 +37,11 @@ def products_row(
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     stated = peak(gpu, precision)
     mfu = None if stated is None else calls * done / our.median / stated
+    unknown = f"{UNKNOWN_PEAK}: the peak of {gpu}" if gpu else ""
     notes = [
-        *told, f"bare products (+-{least.spread:.0%}) are {floor / our.median:.0%} of ours",
-        f"{speed:.3g} images/s", f"{UNKNOWN_PEAK}: the peak of {gpu}" if gpu else "",
+        *notes, f"bare products (+-{least.spread:.0%}) are {floor / our.median:.0%} of ours",
+        f"{speed:.3g} images/s", unknown if mfu is None else f"{mfu:.0%} MFU",
     ]
-    if mfu is not None:
-        notes[-1] = f"{mfu:.0%} MFU"
     return row(
         name, unit, our, other, floor=floor, per=calls * per, note=", ".join(filter(None, notes)),
         images_per_s=speed, mfu=mfu, idle=idle_share(ways[0], our.median),
@@ -58,7 +57,7 @@ def operations(work: Callable[[], Any]) -> float:
 
 
 def idle_share(work: Callable[[], Any], taken_s: float) -> float | None:
-    """Return the share of a call's time in which a GPU does nothing; None where it is not told.
+    """Return the share of a call's time in which a GPU does nothing; None: unknown.
 
     taken_s: the time of a call, measured before: recording slows the host, and not the kernels.
     """

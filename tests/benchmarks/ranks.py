@@ -23,7 +23,7 @@ from svll import stage2
 from tests.benchmarks.sizes import Sizes, gpu_precision, here
 from tests.benchmarks.stage2 import made, started
 from tests.benchmarks.timing import Row, row, seconds, times
-from tests.commands import free_port
+from tests.commands import as_rank, free_port
 
 COUNT = 2
 SPLIT = 4
@@ -36,7 +36,7 @@ TURNS = 8
 def measure(sizes: Sizes | None = None) -> Iterator[Row]:
     """Yield the row of speed, and one for each ZeRO stage, where each rank has a device."""
     if _fit(COUNT):
-        yield _side_by_side((sizes or here()).of_rank)
+        yield _side_by_side((sizes or here()).fewer)
     for zero in (0, 1, 2) if _fit(SPLIT) else ():
         with _ranks(SPLIT, 1, zero) as group:
             taken = [group.step() for _ in range(REPEATS)]
@@ -118,9 +118,8 @@ def _ranks(count: int, images: int, zero: int = 0) -> Iterator[_Ranks]:
                 [sys.executable, "-m", "tests.benchmarks.ranks", str(images), str(zero)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={
-                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                    "OMP_NUM_THREADS": "1", "CORE": str(cores[rank % len(cores)]),
+                    **os.environ, **as_rank(rank, count, port), "OMP_NUM_THREADS": "1",
+                    "CORE": str(cores[rank % len(cores)]),
                 },
             ))
         group = _Ranks(processes)

@@ -28,11 +28,9 @@ class Sizes:
     images: int = 8
     """Of a step of stage 2."""
     fewer: int = 4
-    """Likewise, where a row is about something else."""
+    """Of a step of stage 2 where a row is about something else; on each rank, of several."""
     fed: int = 8
     """Steps of stage 2 that are fed from files."""
-    of_rank: int = 4
-    """Images of each rank at a step."""
     encoded: int = 32
     """Images for features of `model`."""
     encoded_tiny: int = 4096
@@ -60,15 +58,15 @@ class Sizes:
 
 CPU = Sizes()
 GPU = Sizes(
-    images=64, fewer=64, fed=40, of_rank=64, encoded=4096, product=8192, products=20, calls=5,
+    images=64, fewer=64, fed=40, encoded=4096, product=8192, products=20, calls=5,
     compiles=True,
 )
-SMALL_GPU = replace(GPU, images=16, fewer=16, of_rank=16)
+SMALL_GPU = replace(GPU, images=16, fewer=16)
 """The released way keeps some 26 GB for 64 images x 3 views."""
 SMALL_GB = 40
 TINY = Sizes(
     model="svll-tiny", height=16, width=16, stride=8, identities=4, training=8, prompts=(4,),
-    images=4, fewer=4, fed=2, of_rank=2, encoded=2, encoded_tiny=0, files=2, batch=2, product=32,
+    images=4, fewer=4, fed=2, encoded=2, encoded_tiny=0, files=2, batch=2, product=32,
     products=1, repeats=1, more_repeats=1, workers=0, hidden=16,
 )
 

@@ -43,7 +43,6 @@ def _step(batch: int, sizes: Sizes) -> Row:
     device, precision = str(ranks.device()), gpu_precision()
     optimizer = stage1.optimizer(objective, objective.config)
     engine = start_engine(objective, optimizer, batch, EngineConfig(precision))
-
     on_host = labels.cpu()
 
     def ours() -> None:
@@ -74,7 +73,7 @@ def _step(batch: int, sizes: Sizes) -> Row:
     return products_row(
         f"stage-1 step, batch {batch}", "s", ours, baseline, sizes, precision=precision,
         images=batch, repeats=sizes.repeats, calls=sizes.calls,
-        told=(f"{len(labels.unique())} identities", note),
+        notes=(f"{len(labels.unique())} identities", note),
     )
 
 

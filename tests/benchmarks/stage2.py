@@ -72,7 +72,7 @@ def _step(precision: Precision, sizes: Sizes) -> Row:
         f"stage-2 step, {precision}, {sizes.images} images x 3 views", "s/image",
         lambda: step(batch), baseline, sizes, precision=precision, images=sizes.images,
         per=sizes.images, repeats=sizes.more_repeats, calls=sizes.calls,
-        told=[f"losses {ours_loss:.6g} and {other_loss:.6g}"],
+        notes=[f"losses {ours_loss:.6g} and {other_loss:.6g}"],
     )
 
 
@@ -145,7 +145,7 @@ def _compiled(sizes: Sizes) -> Row:
     return _switched("compiler", BlockCompiler(), None, "blocks that are not compiled", sizes)
 
 
-def _switched(name: str, ours: Any, other: Any, told: str, sizes: Sizes) -> Row:
+def _switched(name: str, ours: Any, other: Any, baseline: str, sizes: Sizes) -> Row:
     """Time two values of an attribute of the encoder: forward and backward, all else being equal.
     """
     ranks.init_ranks()
@@ -165,7 +165,7 @@ def _switched(name: str, ours: Any, other: Any, told: str, sizes: Sizes) -> Row:
     images = count * sizes.calls
     return row(
         f"{SWITCH}{name}, {precision}, {count} images x 3 views", "s/image", *in_order, per=images,
-        note=f"against {told}; forward and backward without the optimizer",
+        note=f"against {baseline}; forward and backward without the optimizer",
         images_per_s=images / in_order[0].median,
     )
 

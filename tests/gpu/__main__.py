@@ -1,4 +1,4 @@
-"""Everything that only a real GPU can tell, in under 8 minutes: `make gpu [PART=views]`.
+"""Everything that only a real GPU can show, in under 8 minutes: `make gpu [PART=views]`.
 
 Prints a table of what was checked, with pass or fail and why, and one of the benchmarks; all of it
 goes to runs/gpu as JSON, with a log of each part. Ends with 1 if a check failed, 2 without a GPU.
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,9 +41,11 @@ def main(wanted: str = ALL, run: Run | None = None, results: Path = RESULTS) -> 
         print(f"no part {wanted!r}; parts: {ALL}, {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if not visible_gpus():
-        why = "CUDA_VISIBLE_DEVICES hides" if machine_gpus() else "nvidia-smi and /dev name"
-        print(f"no GPU here: {why} {'all' if machine_gpus() else 'none'}. Run this on a machine "
-              "with one; `make test` is for machines without.", file=sys.stderr)
+        why = "CUDA_VISIBLE_DEVICES hides all" if machine_gpus() else (
+            "nvidia-smi and /dev name none"
+        )
+        print(f"no GPU here: {why}. Run this on a machine with one; `make test` is for machines "
+              "without.", file=sys.stderr)
         return 2
     started, stamp = time.time(), time.strftime("%Y%m%d-%H%M%S")
     file = results / f"{stamp}-{wanted}.json"
@@ -59,11 +62,10 @@ def main(wanted: str = ALL, run: Run | None = None, results: Path = RESULTS) -> 
     Console(width=170).print(table(found))
     if rows := [one for one in found if "ours" in one.numbers]:
         Console(width=170).print(speeds(rows))
-    lost = sum(one.passed is False for one in found)
-    print(f"{sum(one.passed is True for one in found)} passed, {lost} failed, "
-          f"{sum(one.passed is None for one in found)} not checked, in "
+    count = Counter(one.passed for one in found)
+    print(f"{count[True]} passed, {count[False]} failed, {count[None]} not checked, in "
           f"{time.time() - started:.0f} s; kept: {file}")
-    return int(lost > 0)
+    return int(count[False] > 0)
 
 
 def in_a_process(part: str, limit_s: float, log: Path) -> list[Finding]:
@@ -137,20 +139,20 @@ def speeds(rows: Sequence[Finding]) -> Table:
 
 
 def _speed(row: dict[str, Any]) -> Iterator[str]:
-    def told(key: str, form: str, end: str = "") -> str:
+    def shown(key: str, form: str, end: str = "") -> str:
         return "" if row.get(key) is None else f"{row[key]:{form}}{end}"
 
     yield f"{row['ours']:.3g} {row['unit']}"
-    yield told("spread", ".0%")
-    yield told("baseline", ".3g")
-    yield told("ratio", ".2f", " x")
-    yield told("floor", ".3g")
-    yield told("images_per_s", ",.0f")
-    yield told("mfu", ".0%") or ("unknown" if UNKNOWN_PEAK in row["note"] else "")
-    yield told("idle", ".0%")
-    yield told("waiting", ".1%")
-    yield told("memory_mb", ",.0f")
-    yield told("baseline_memory_mb", ",.0f")
+    yield shown("spread", ".0%")
+    yield shown("baseline", ".3g")
+    yield shown("ratio", ".2f", " x")
+    yield shown("floor", ".3g")
+    yield shown("images_per_s", ",.0f")
+    yield shown("mfu", ".0%") or ("unknown" if UNKNOWN_PEAK in row["note"] else "")
+    yield shown("idle", ".0%")
+    yield shown("waiting", ".1%")
+    yield shown("memory_mb", ",.0f")
+    yield shown("baseline_memory_mb", ",.0f")
 
 
 if __name__ == "__main__":

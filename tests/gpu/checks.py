@@ -41,8 +41,6 @@ PARTS = {
 """In the order in which they run."""
 UNUSABLE = "torch can use the gpu"
 """The name of a finding with which nothing else can be checked."""
-
-
 RUNS = ("fp32", "cpu"), ("bf16", "cpu"), ("fp16", "cpu"), ("fp32", "auto")
 """Tiny runs: their engine.precision, and data.device, where views are made."""
 
@@ -72,7 +70,7 @@ class Extent:
     images: int = 256
     """Files whose views are compared."""
     settings: tuple[str, ...] = ()
-    """Of the tiny run, besides its recipe."""
+    """Of the tiny run, added to its recipe."""
     runs: tuple[tuple[str, str], ...] = RUNS
     tests: tuple[str, ...] | None = None
     """What pytest gets; None: the files with tests that are marked `gpu`."""
@@ -94,7 +92,7 @@ def findings(part: str, extent: Extent) -> Iterator[Finding]:
             for finding in check(extent):
                 yield _placed(finding, part, started)
                 started = time.perf_counter()
-        except Exception as error:  # whatever a GPU does to a check, the others tell more
+        except Exception as error:  # whatever a GPU does to a check, the others say more
             traceback.print_exc()
             yield _placed(failed(check, error), part, started)
             if check is torch_can_use_the_gpu:
@@ -109,7 +107,7 @@ def torch_can_use_the_gpu(_: Extent) -> Iterator[Finding]:
     from harness.training import ranks
 
     if not torch.cuda.is_available():
-        ranks.init_ranks()  # tells why, where this process was given a GPU
+        ranks.init_ranks()  # raises, where this process was given a GPU
         raise RuntimeError(ranks.idle_gpus() or "torch finds no GPU")
     yield from ()
 

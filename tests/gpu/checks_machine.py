@@ -5,20 +5,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from harness.base.machine import visible_gpus
+from harness.base.machine import cuda_versions, visible_gpus
 from harness.runs.environment import CODE, environment
 from harness.training import ranks
 from tests.commands import ROOT
 from tests.gpu.checks import Extent, Finding
 
 TAKEN = 0.2
-"""Share of a GPU's memory that may be held besides by torch: a display's, CUDA's own."""
+"""Share of a GPU's memory that others than torch may hold: a display, CUDA itself."""
 LIMIT_S = 65
-"""Of the tests, so that their last lines are still told within the part's time."""
+"""Of the tests, so that their last lines are reported within the part's time."""
 MARK = re.compile(r"^\s*@pytest\.mark\.gpu\b|^pytestmark\b.*\bmark\.gpu\b", re.MULTILINE)
 
 
@@ -29,13 +28,13 @@ def the_driver(_: Extent) -> Iterator[Finding]:
     gigabytes = torch.cuda.get_device_properties(ranks.device()).total_memory / 1e9
     numbers = {
         "gpu": name, "count": torch.cuda.device_count(), "capability": f"{major}.{minor}",
-        "gb": round(gigabytes, 1), "driver": _driver(), "cuda": torch.version.cuda,
+        "gb": round(gigabytes, 1), "versions": cuda_versions(),
         "built_for": built, "bf16": ranks.has_fast_bf16(), "environment": environment(CODE),
     }
     fits = any(_runs_on(each, (major, minor)) for each in built)
     yield Finding(
         "torch is built for the GPU", fits,
-        f"{name}, {gigabytes:.0f} GB, driver {numbers['driver']}, CUDA {torch.version.cuda}",
+        f"{name}, {gigabytes:.0f} GB; {numbers['versions']}",
         "" if fits else f"it has no code for {major}.{minor}, only {', '.join(built)}", numbers,
     )
 
@@ -70,19 +69,6 @@ def _runs_on(built: str, capability: tuple[int, int]) -> bool:
     return major == capability[0] and minor <= capability[1]
 
 
-def _driver() -> str:
-    """Return the driver's version; "unknown" without nvidia-smi."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    found = re.match(r"[\d.]+$", done.stdout, re.MULTILINE)
-    return found[0] if found and done.returncode == 0 else "unknown"
-
-
 def the_tests(extent: Extent) -> Iterator[Finding]:
     """Run the tests marked `gpu`."""
     wanted = _marked() if extent.tests is None else extent.tests
@@ -113,7 +99,7 @@ def the_tests(extent: Extent) -> Iterator[Finding]:
 def _marked() -> tuple[str, ...]:
     """Return the test files with tests marked `gpu`: collecting all takes half a minute."""
     return tuple(
-        str(file.relative_to(ROOT)) for file in sorted(Path(ROOT / "tests").rglob("test_*.py"))
+        str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests").rglob("test_*.py"))
         if MARK.search(file.read_text(encoding="utf-8"))
     )
 

@@ -26,8 +26,8 @@ DECODED = 8.0, 1.0
 the mean is 1. A level or two of nvJPEG's transform are some four in a colour; colours of fewer
 pixels than the grey add to that."""
 VIEWED = 16.0, 1.25
-"""Likewise of views: on a CPU DALI's resize and ours are up to 6.5 apart, 0.25 in the mean, and an
-enlarged edge overshoots what the decoders differ by."""
+"""The largest and the mean difference of views: on a CPU DALI's resize and ours are up to 6.5
+apart, 0.25 in the mean, and an enlarged edge overshoots what the decoders differ by."""
 ROTATIONS = tuple(picture_files.STORED)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from svll.evaluation import KReciprocal, evaluate_ranking
 from tests.benchmarks.evaluation import MARKET, Size, features
 from tests.gpu.checks import Extent, Finding
-from tests.gpu.on_cpu import begun_on_cpu
+from tests.gpu.cpu_process import begun_on_cpu
 
 TOP = 50
 KINDS = ("random", "repeated", "equal numbers")

@@ -12,11 +12,10 @@ import torch
 from harness.base.machine import visible_gpus
 from harness.runs.run import Run
 from tests.benchmarks import ranks as speed
-from tests.benchmarks.sizes import here
-from tests.commands import ROOT, free_port
+from tests.commands import ROOT, as_rank, free_port
 from tests.gpu.checks import Extent, Finding
 from tests.gpu.checks_speed import finding_of
-from tests.gpu.checks_training import SMALL
+from tests.gpu.checks_training import apart_most, epoch_losses
 
 COUNT = 2
 LIMIT_S = 100
@@ -33,7 +32,7 @@ def two_ranks(extent: Extent) -> Iterator[Finding]:
         alone = _trained(Path(name) / "one", 1, False, extent)
         for way, one_each in (("two ranks", False), ("two ranks that see one GPU each", True)):
             ours = _trained(Path(name) / way, COUNT, one_each, extent)
-            apart = max(abs(ours[key] - alone[key]) / max(abs(alone[key]), SMALL) for key in alone)
+            apart, _ = apart_most(ours, alone)
             yield Finding(
                 way, apart <= LOSSES, f"losses {apart:.1e} off one rank's",
                 "" if apart <= LOSSES else f"over {LOSSES:g}", {"losses": apart},
@@ -42,7 +41,7 @@ def two_ranks(extent: Extent) -> Iterator[Finding]:
 
 def speed_of_two_ranks(extent: Extent) -> Iterator[Finding]:
     """The speed of two ranks against one, and of ZeRO's stages where there are more GPUs."""
-    for row in speed.measure(extent.sizes or here()):
+    for row in speed.measure(extent.sizes):
         yield finding_of(row, must_be_faster=False)
 
 
@@ -53,13 +52,11 @@ def _trained(runs: Path, count: int, one_each: bool, extent: Extent) -> dict[str
              f"run.runs={runs}", *extent.settings]
     processes = []
     for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port,
-                 "MASTER_ADDR": "127.0.0.1"}
         seen = {"CUDA_VISIBLE_DEVICES": names[rank] if one_each else ",".join(names)}
         log = (runs.parent / f"{runs.name}-{rank}.txt").open("w+", encoding="utf-8")
         processes.append((log, subprocess.Popen(
             [sys.executable, ROOT / "launch/train.py", *words], cwd=ROOT, stdout=log, stderr=log,
-            env=os.environ | {key: str(value) for key, value in (place | seen).items()},
+            env=os.environ | as_rank(rank, count, port) | seen,
         )))
     try:
         for log, process in processes:
@@ -72,10 +69,7 @@ def _trained(runs: Path, count: int, one_each: bool, extent: Extent) -> dict[str
             process.wait()
             log.close()
     [file] = runs.glob("*/*/metrics.jsonl")
-    return {
-        f"{line['stage']} {line['epoch']} {name}": value for line in Run(file.parent).metrics()
-        if line["kind"] == "epoch" for name, value in line["losses"].items()
-    }
+    return epoch_losses(Run(file.parent))
 
 
 def _end(text: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from tests.benchmarks import data, features, stage1, stage2
-from tests.benchmarks.sizes import here
 from tests.benchmarks.timing import Row
 from tests.gpu.checks import Extent, Finding
 
@@ -14,22 +13,22 @@ SLOWER = 1.05
 
 def steps_of_stage_2(extent: Extent) -> Iterator[Finding]:
     """Steps; steps from files; steps that compute blocks again, against those that keep them."""
-    yield from _findings(stage2.measure(extent.sizes or here()), extent)
+    yield from _findings(stage2.measure(extent.sizes), extent)
 
 
 def steps_of_stage_1(extent: Extent) -> Iterator[Finding]:
     """Steps of a small batch, and of the method's."""
-    yield from _findings(stage1.measure(extent.sizes or here()), extent)
+    yield from _findings(stage1.measure(extent.sizes), extent)
 
 
 def feature_extraction(extent: Extent) -> Iterator[Finding]:
     """Features by a large model and by the tiny one."""
-    yield from _findings(features.measure(extent.sizes or here()), extent)
+    yield from _findings(features.measure(extent.sizes), extent)
 
 
 def views_of_files(extent: Extent) -> Iterator[Finding]:
     """Views of small and of large files."""
-    yield from _findings(data.measure(extent.sizes or here()), extent)
+    yield from _findings(data.measure(extent.sizes), extent)
 
 
 def _findings(rows: Iterable[Row], extent: Extent) -> Iterator[Finding]:

@@ -7,24 +7,18 @@ works, and another processor rounds otherwise.
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import svll
-from harness.config.build import build
-from harness.config.recipes import read_recipe
-from harness.config.signature import signature
-from harness.config.sources import parse_overrides
-from harness.config.values import to_yaml
 from harness.runs.run import Run
 from harness.training import ranks
-from svll.config import RECIPES, Config
 from svll.experiment import run as experiment
 from tests import picture_files
 from tests.gpu.checks import Extent, Finding
-from tests.gpu.on_cpu import begun_on_cpu
+from tests.gpu.cpu_process import begun_on_cpu
+from tests.tiny_run import tiny_run
 
 PLAIN = ("run.tensorboard=false", "run.log_every=1", "engine.compile=null")
 
@@ -35,7 +29,7 @@ class Bounds(NamedTuple):
     first: float
     """Of the losses of the first step, as a share."""
     epochs: float
-    """Of the losses of the epochs, likewise."""
+    """Of the losses of the epochs, as a share."""
     mAP: float
 
 
@@ -62,20 +56,23 @@ def trained(folder: str, settings: Sequence[str]) -> dict[str, Any]:
 
     # a global of DeepSpeed 0.19.8: one fp16 engine changes all later ones of the process
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
-    words = parse_overrides([*PLAIN, *settings])
-    config = build(Config, [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config), *words])
-    run = Run(Path(folder) / "gpu" / signature(config))
-    run.create(to_yaml(config))
+    run = tiny_run(f"{folder}/gpu", *PLAIN, *settings)
     result = experiment(run)
-    lines = {kind: [line for line in run.metrics() if line["kind"] == kind]
-             for kind in ("step", "epoch")}
-    first = {line["stage"]: line for line in reversed(lines["step"])}
+    steps = [line for line in run.metrics() if line["kind"] == "step"]
+    first = {line["stage"]: line for line in reversed(steps)}
     return {
         "folder": str(run.folder), "mAP": result["mAP"],
         "first": {f"{stage} {name}": value for stage, line in sorted(first.items())
                   for name, value in line["losses"].items()},
-        "epochs": {f"{line['stage']} {line['epoch']} {name}": value for line in lines["epoch"]
-                   for name, value in line["losses"].items()},
+        "epochs": epoch_losses(run),
+    }
+
+
+def epoch_losses(run: Run) -> dict[str, float]:
+    """Return the losses of a run by stage, epoch and name."""
+    return {
+        f"{line['stage']} {line['epoch']} {name}": value for line in run.metrics()
+        if line["kind"] == "epoch" for name, value in line["losses"].items()
     }
 
 
@@ -104,10 +101,7 @@ def compared(
     name: str, ours: dict[str, Any], expected: dict[str, Any], bounds: Bounds
 ) -> Finding:
     """Compare what two runs gave; a number that is NaN differs."""
-    apart = {
-        part: max((_share(ours[part][key], value), key) for key, value in expected[part].items())
-        for part in ("first", "epochs")
-    }
+    apart = {part: apart_most(ours[part], expected[part]) for part in ("first", "epochs")}
     mAP = abs(ours["mAP"] - expected["mAP"])
     wrong = [f"{key}: {ours[part][key]:.6g} instead of {expected[part][key]:.6g}"
              for part, (share, key) in apart.items() if share > getattr(bounds, part)]
@@ -119,6 +113,11 @@ def compared(
         f"{mAP:.4f} off", "; ".join(wrong),
         {"first": first, "epochs": epochs, "mAP": mAP},
     )
+
+
+def apart_most(ours: dict[str, float], expected: dict[str, float]) -> tuple[float, str]:
+    """Return the largest difference, as a share of what is expected, and its name."""
+    return max((_share(ours[key], value), key) for key, value in expected.items())
 
 
 def _share(found: float, expected: float) -> float:

@@ -1,5 +1,5 @@
 """Hides this machine's GPUs from the tests and from the processes that they start. Tests marked
-`gpu` show them to a rank of their own (`conftest.gpu_rank`)."""
+`gpu` show them to a separate rank (`gpu_rank` in tests/conftest.py)."""
 
 import os
 from pathlib import Path

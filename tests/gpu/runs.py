@@ -10,9 +10,12 @@ import pytest
 from harness.images import loader
 from harness.images.cpu import CpuViews
 from harness.images.views import Changes, Take
+from harness.runs.stopping import Stopped
 from harness.training import loop
+from svll.experiment import run as experiment
 from tests.gpu.emulator import Emulator, emulated
 from tests.gpu.emulator.tensors import CPU, on_gpu
+from tests.tiny_run import tiny_run
 
 TINY = (
     "data.height=32", "data.width=16", "data.world.test_identities=4", "data.check=false",
@@ -42,20 +45,7 @@ def carry_out(
 
     views: makes the images of a GPU. Returns what the run logged and scored, and the emulator.
     """
-    from harness.config.build import build
-    from harness.config.recipes import read_recipe
-    from harness.config.signature import signature
-    from harness.config.sources import parse_overrides
-    from harness.config.values import to_yaml
-    from harness.runs.run import Run
-    from harness.runs.stopping import Stopped
-    from svll.config import RECIPES, Config
-    from svll.experiment import run as experiment
-
-    words = parse_overrides([*TINY, *overrides])
-    config = build(Config, [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config), *words])
-    run = Run(Path(runs) / "tiny" / signature(config))
-    run.create(to_yaml(config))
+    run = tiny_run(Path(runs) / "tiny", *TINY, *overrides)
     asked = iter([False] * (stop_after or 10_000))
     with emulated(devices) if devices else nullcontext() as emulator, (
         pytest.MonkeyPatch.context()
@@ -76,8 +66,8 @@ def _kept(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in measured}
 
 
-def mismatches(one: Any, other: Any, digits: int = 4, place: str = "") -> list[str]:
-    """Return the places at which two results differ, in numbers once they are printed."""
+def mismatches(one: Any, other: Any, place: str = "") -> list[str]:
+    """Return the places at which two results differ; numbers: with four digits after the point."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted(one.keys() | other.keys())
         parts = [(one.get(key), other.get(key), f"{place}.{key}") for key in keys]
@@ -86,8 +76,7 @@ def mismatches(one: Any, other: Any, digits: int = 4, place: str = "") -> list[s
         both = ([*part, *[None] * (longest - len(part))] for part in (one, other))
         parts = [(a, b, f"{place}[{n}]") for n, (a, b) in enumerate(zip(*both, strict=True))]
     elif isinstance(one, float) and isinstance(other, float):
-        # half a unit of the last digit that is printed
-        return [] if abs(one - other) <= 0.5 * 10**-digits else [f"{place}: {one} and {other}"]
+        return [] if abs(one - other) <= 0.5e-4 else [f"{place}: {one} and {other}"]
     else:
         return [] if one == other else [f"{place}: {one} and {other}"]
-    return [text for part in parts for text in mismatches(part[0], part[1], digits, part[2])]
+    return [text for part in parts for text in mismatches(*part)]

@@ -1,7 +1,8 @@
-"""`make gpu` on an emulated GPU: it runs through, and what it finds is told."""
+"""`make gpu` on an emulated GPU: it runs through, and what it finds is reported."""
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from tests.gpu import (
     checks_ranking,
     checks_speed,
     checks_training,
-    on_cpu,
+    cpu_process,
 )
 from tests.gpu.checks import Extent, Finding, Part
 from tests.gpu.emulator import emulated
@@ -42,6 +43,18 @@ def smallest(world: str, tests: Path) -> Extent:
     settings = tuple(word for word in TINY_RUN if not word.startswith("run."))
     return Extent(TINY, RANKED, 8, (f"data.root={world}", *settings), (checks.RUNS[0],),
                   (str(tests),), is_timed=False)
+
+
+def rankings() -> dict[tuple[str, bool], Any]:
+    """Return what each case of the ranking gives here."""
+    return {(kind, rerank): checks_ranking.ranked(kind, RANKED, rerank)
+            for kind, rerank in checks_ranking.CASES}
+
+
+def finished(result: Any) -> Future[Any]:
+    found: Future[Any] = Future()
+    found.set_result(result)
+    return found
 
 
 @pytest.fixture
@@ -61,17 +74,14 @@ def test_the_whole_command_runs_through_on_an_emulated_gpu(
         ("trained",): checks_training.trained(
             str(tmp_path / "cpu"), [*extent.settings, "engine.precision=fp32"]
         ),
-        **{("ranked", *case): checks_ranking.ranked(case[0], RANKED, case[1])
-           for case in checks_ranking.CASES},
+        **{("ranked", *case): found for case, found in rankings().items()},
     }
 
     def known(work: Any, *arguments: Any) -> Future[Any]:
         """Give what was computed before there was an emulator, or compute it on the CPU."""
         words = [word for word in arguments if isinstance(word, str | bool)]
         key = (work.__name__, *(words if work.__name__ == "ranked" else ()))
-        found: Future[Any] = Future()
-        found.set_result(expected[key] if key in expected else work(*arguments))
-        return found
+        return finished(expected[key] if key in expected else work(*arguments))
 
     for module in (checks_training, checks_ranking):
         monkeypatch.setattr(module, "begun_on_cpu", known)
@@ -134,28 +144,25 @@ def test_nothing_is_checked_where_torch_cannot_use_the_gpu(monkeypatch):
     assert "GPU" in found.why
 
 
-@pytest.mark.parametrize(("change", "told"), [
+@pytest.mark.parametrize(("change", "why"), [
     ({}, ""), ({"first": {"stage1 i2t": 2.001}}, "stage1 i2t: 2.001 instead of 2"),
     ({"first": {"stage1 i2t": float("nan")}}, "stage1 i2t: nan instead of 2"),
     ({"epochs": {"stage2 1 id": 4.1}}, "stage2 1 id: 4.1 instead of 4"),
     ({"mAP": 0.3}, "mAP 0.3000 instead of 0.5000"),
 ])
-def test_a_run_that_is_not_the_cpus_fails_with_the_numbers_that_differ(change, told):
+def test_a_run_that_is_not_the_cpus_fails_with_the_numbers_that_differ(change, why):
     expected = {"first": {"stage1 i2t": 2.0}, "epochs": {"stage2 1 id": 4.0}, "mAP": 0.5}
     found = checks_training.compared(
         "run", expected | change, expected, checks_training.EXACT
     )
-    assert (found.passed, found.why) == (not told, told)
+    assert (found.passed, found.why) == (not why, why)
 
 
 def test_ranking_with_a_product_that_is_off_is_found(monkeypatch):
-    expected = {case: checks_ranking.ranked(case[0], RANKED, case[1])
-                for case in checks_ranking.CASES}
+    expected = rankings()
 
     def begun(_: Any, kind: str, size: Size, rerank: bool) -> Future[Any]:
-        found: Future[Any] = Future()
-        found.set_result(expected[kind, rerank])
-        return found
+        return finished(expected[kind, rerank])
 
     def off(*given: Any) -> Any:
         return 1.01 * multiply(*given)
@@ -201,20 +208,18 @@ def test_a_row_that_is_slower_than_the_released_way_fails(ours, must_be_faster, 
 
 def test_numbers_of_the_cpu_come_from_a_process_that_sees_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    on_cpu._process.cache_clear()
-    import os
-
+    cpu_process._process.cache_clear()
     try:
-        assert on_cpu.begun_on_cpu(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ""
+        assert cpu_process.begun_on_cpu(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ""
     finally:
-        on_cpu._process().shutdown()
-        on_cpu._process.cache_clear()
+        cpu_process._process().shutdown()
+        cpu_process._process.cache_clear()
 
 
 # --- the command ---
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, limit_s: float) -> Any:
+def run_as_part(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, limit_s: float) -> Any:
     """Run a program as the part `views`, and return its findings."""
     monkeypatch.setattr(command, "command", lambda _, lines: [
         sys.executable, "-c", f"import os, sys, time; lines = {str(lines)!r}\n{program}"
@@ -225,19 +230,19 @@ def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, limit_s
 FIRST = "open(lines, 'w').write('{\"name\": \"first\", \"passed\": true}\\n{\"name\": \"sec')\n"
 
 
-@pytest.mark.parametrize(("end", "limit_s", "told"), [
+@pytest.mark.parametrize(("end", "limit_s", "why"), [
     ("time.sleep(60)", 0.5, "stopped after 0 s"), ("os.abort()", 20, "ended by SIGABRT"),
     ("sys.exit('no driver')", 20, "ended with 1: no driver; see"),
 ])
 def test_a_part_that_does_not_end_well_keeps_what_it_found_and_says_how_it_ended(
-    end, limit_s, told, tmp_path, monkeypatch
+    end, limit_s, why, tmp_path, monkeypatch
 ):
     started = time.monotonic()
-    first, last = stopped(monkeypatch, tmp_path, FIRST + end, limit_s)
+    first, last = run_as_part(monkeypatch, tmp_path, FIRST + end, limit_s)
     assert time.monotonic() - started < 15
     assert (first.name, first.passed) == ("first", True)
     assert (last.part, last.passed) == ("views", False)
-    assert told in last.why
+    assert why in last.why
 
 
 def test_what_a_stopped_part_has_started_is_ended_with_it(tmp_path, monkeypatch):
@@ -247,7 +252,7 @@ def test_what_a_stopped_part_has_started_is_ended_with_it(tmp_path, monkeypatch)
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60)\n"
     )
-    stopped(monkeypatch, tmp_path, program, 1.0)
+    run_as_part(monkeypatch, tmp_path, program, 1.0)
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and status.exists():
@@ -326,7 +331,6 @@ def test_all_parts_on_one_gpu_end_within_eight_minutes():
 
 def test_time_in_which_streams_compute_at_once_counts_once():
     assert covered([(30, 40), (0, 10), (5, 20), (6, 8)]) == 30
-
 
 
 @pytest.mark.parametrize(("name", "precision", "stated"), [

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from harness.base.files import write_json
+from svll.models.clip import import_open_clip
 from tests.gpu.emulator import Emulator
 from tests.gpu.runs import carry_out, mismatches
 
@@ -23,6 +25,17 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a small CLIP with a ResNet."""
+    file = tmp_path_factory.mktemp("models") / "RN-tiny.json"
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    write_json(file, {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
+    import_open_clip().add_model_config(file)
+    return file.stem
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from harness.training import loop, ranks
 from tests.gpu.emulator import Emulator
-from tests.harness.training import test_loop as on_cpu
+from tests.harness.training import test_loop
 from tests.harness.training.test_loop import log_of, newest
 
 
@@ -17,7 +17,7 @@ from tests.harness.training.test_loop import log_of, newest
 def train(gpu: Emulator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """`train` of tests/harness/training/test_loop.py, on a GPU."""
     ranks.init_ranks()
-    return on_cpu.train
+    return test_loop.train
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_a_stage_on_a_gpu_logs_and_learns_what_it_does_on_the_cpu_however_it_is_
     one_rank: Any, train: Callable[..., dict[str, Any]], tmp_path: Path,
     disturbances: list[tuple[str, int, int]], options: dict[str, Any],
 ) -> None:
-    (whole,) = one_rank(on_cpu.train, folder=tmp_path / "cpu", **options)
+    (whole,) = one_rank(test_loop.train, folder=tmp_path / "cpu", **options)
     for kind, epoch, step in disturbances:
         disturbance = {"kind": kind, "epoch": epoch, "step": step}
         found = train(str(tmp_path / "gpu"), disturbance=disturbance, **options)
         again = one_rank(
-            on_cpu.train, folder=tmp_path / "same", disturbance=disturbance, **options
+            test_loop.train, folder=tmp_path / "same", disturbance=disturbance, **options
         )
         assert found["ending"] == again[0]["ending"]
     found = train(str(tmp_path / "gpu"), **options)

@@ -17,11 +17,6 @@ from safetensors.torch import load_file
 import svll.features.extract
 import svll.stage2
 from harness.base.errors import UserError
-from harness.config.build import build
-from harness.config.recipes import read_recipe
-from harness.config.signature import signature
-from harness.config.sources import parse_overrides
-from harness.config.values import to_yaml
 from harness.images.loader import ImageLoader
 from harness.runs import stopping
 from harness.runs.execute import execute
@@ -30,12 +25,12 @@ from harness.runs.stopping import Stopped
 from harness.training import loop, ranks
 from harness.training.checkpoints import latest
 from svll.base.feature_file import read_features
-from svll.config import RECIPES, Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.engine.shared_work import RANKING
 from svll.experiment import _memory_of
 from svll.experiment import run as experiment
 from svll.runs.make_features import run_features
+from tests.tiny_run import tiny_run
 from tests.wandb_files import records, rows
 
 SMALL = (
@@ -52,11 +47,7 @@ BRIEF = (
 
 
 def make_run(runs: Path, *overrides: str) -> Run:
-    settings = parse_overrides([*SMALL, *overrides])
-    config = build(Config, [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config), *settings])
-    run = Run(runs / "test" / signature(config))
-    run.create(to_yaml(config))
-    return run
+    return tiny_run(runs / "test", *SMALL, *overrides)
 
 
 def numbers(run: Run) -> list[dict]:
@@ -459,7 +450,7 @@ def test_the_weights_file_holds_the_configuration(finished: Run) -> None:
     assert json.loads(finished.result_file.read_text())["protocol"]
 
 
-def test_a_full_gpu_is_told_with_what_to_lower() -> None:
+def test_a_full_gpu_is_reported_with_what_to_lower() -> None:
     message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free."
     with pytest.raises(UserError) as caught, _memory_of("stage 2", "stage2.batch"):
         raise torch.OutOfMemoryError(message)

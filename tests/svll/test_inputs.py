@@ -6,7 +6,7 @@ from svll.models.clip import load_clip
 from tests.gpu.emulator import emulated
 
 
-def test_blocks_are_compiled_on_gpus_only_unless_told_otherwise() -> None:
+def test_blocks_are_compiled_on_gpus_only_unless_set_otherwise() -> None:
     clip = load_clip("svll-tiny", None, height=32, width=16, stride=8)
     encoders = clip.image, clip.text
     with emulated():

@@ -5,14 +5,8 @@ from typing import Any
 
 import pytest
 
-from harness.config.build import build
-from harness.config.recipes import read_recipe
-from harness.config.signature import signature
-from harness.config.sources import parse_overrides
-from harness.config.values import to_yaml
-from harness.runs.run import Run
-from svll.config import RECIPES, Config
 from svll.world.world import World, write_world
+from tests.tiny_run import tiny_run
 
 STEPS = 20
 WORLD = World(train_identities=8, test_identities=2, shots=6)
@@ -24,14 +18,6 @@ SETTINGS = (
 )
 
 
-def make_run(runs: str, world: str, zero: int) -> Run:
-    settings = parse_overrides([*SETTINGS, f"data.root={world}", f"engine.zero={zero}"])
-    config = build(Config, [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config), *settings])
-    run = Run(Path(runs) / "world" / signature(config))
-    run.create(to_yaml(config))
-    return run
-
-
 def carry_out(
     runs: str, world: str, zero: int, stop_after: int | None = None
 ) -> tuple[list[dict[str, Any]], float]:
@@ -39,7 +25,7 @@ def carry_out(
     from harness.runs.execute import execute
     from harness.training import loop
 
-    run = make_run(runs, world, zero)
+    run = tiny_run(f"{runs}/world", *SETTINGS, f"data.root={world}", f"engine.zero={zero}")
     asked = iter([False] * (stop_after or 10_000))
     before = loop.stop_requested
     loop.stop_requested = lambda: next(asked, True)  # type: ignore[assignment]

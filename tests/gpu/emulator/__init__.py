@@ -5,7 +5,7 @@
     gpu.waits                               # each time the host waited for the GPU, with its line
 
 Tensors say that they are on a GPU while their memory is the CPU's, so results can be compared with
-the CPU's to the last digit. What fails on a GPU fails here, with an error like CUDA's:
+the CPU's bit for bit. What fails on a GPU fails here, with an error like CUDA's:
 
 - an operation on tensors of both kinds (numbers of the CPU, and its indices, are taken as there);
 - `.numpy()` and `np.asarray` of a GPU's tensor; a generator of the CPU for numbers on the GPU;
@@ -27,53 +27,36 @@ import torch._dynamo  # it makes tables of torch.cuda's functions, so before the
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.gpu.emulator import cuda
-from tests.gpu.emulator.state import INSTALLED, Emulator, GpuError, Place, Wait
+from tests.gpu.emulator.state import INSTALLED, Emulator, GpuError
 from tests.gpu.emulator.tensors import Mode
 
-__all__ = ["Emulator", "GpuError", "Place", "Wait", "emulated", "install"]
-
-
-def install(devices: int = 1) -> Emulator:
-    """Give this process so many GPUs until it ends."""
-    _enter(emulator := Emulator(devices), pytest.MonkeyPatch())
-    Mode().__enter__()
-    return emulator
+__all__ = ["Emulator", "GpuError", "emulated"]
 
 
 @contextmanager
 def emulated(devices: int = 1) -> Iterator[Emulator]:
     """Give this process so many GPUs within the body; process groups are left on both sides."""
-    emulator = Emulator(devices)
-    with pytest.MonkeyPatch.context() as patch:
-        remove = _enter(emulator, patch)
-        try:
-            with Mode():
-                yield emulator
-        finally:
-            remove()
-
-
-def _enter(emulator: Emulator, patch: pytest.MonkeyPatch) -> Any:
-    """Install an emulator; returns what removes all but the patches."""
     assert not INSTALLED, "there is an emulator"
-    cuda.leave_ranks()
-    cuda.forget_devices()
-    INSTALLED.append(emulator)
-    for name in ("patch_cuda", "patch_torch", "patch_ranks", "patch_dali"):
-        getattr(cuda, name)(emulator, patch)
-    patch.setenv("DS_ACCELERATOR", "cuda")
+    emulator = Emulator(devices)
     is_repeatable = torch.are_deterministic_algorithms_enabled()
 
     def count(*_: Any) -> None:
         emulator.step += 1
 
-    hook = register_optimizer_step_post_hook(count)
-
-    def remove() -> None:
-        hook.remove()
+    with pytest.MonkeyPatch.context() as patch:
         cuda.leave_ranks()
         cuda.forget_devices()
-        torch.use_deterministic_algorithms(is_repeatable)
-        INSTALLED.clear()
-
-    return remove
+        INSTALLED.append(emulator)
+        hook = register_optimizer_step_post_hook(count)
+        try:
+            for install in (cuda.patch_cuda, cuda.patch_torch, cuda.patch_ranks, cuda.patch_dali):
+                install(emulator, patch)
+            patch.setenv("DS_ACCELERATOR", "cuda")
+            with Mode():
+                yield emulator
+        finally:
+            hook.remove()
+            cuda.leave_ranks()
+            cuda.forget_devices()
+            torch.use_deterministic_algorithms(is_repeatable)
+            INSTALLED.clear()

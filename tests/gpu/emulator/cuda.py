@@ -21,8 +21,7 @@ from tests.gpu.emulator.tensors import Mode, is_gpu, on_gpu, tensors_in
 GB = 2**30
 NAME = "Emulated H100"
 PROPERTIES = SimpleNamespace(
-    name=NAME, major=9, minor=0, total_memory=80 * GB, multi_processor_count=132, warp_size=32,
-    gcnArchName="", regs_per_multiprocessor=65536, shared_memory_per_block=49152,
+    name=NAME, major=9, minor=0, total_memory=80 * GB, multi_processor_count=132,
     uuid=f"GPU-{os.getpid()}",  # each rank is a process and uses another
 )
 COLLECTIVES = (
@@ -33,7 +32,7 @@ OF_OBJECTS = ("broadcast_object_list", "all_gather_object", "gather_object")
 
 
 def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
-    """Make torch.cuda tell of the emulator's GPUs."""
+    """Make torch.cuda report the emulator's GPUs."""
     cuda = torch.cuda
 
     class Event:
@@ -42,27 +41,15 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: Any, **__: Any) -> None:
             self.copies = self.step = 0
 
-        def record(self, stream: Any = None) -> None:
+        def record(self) -> None:
             self.copies, self.step = emulator.copies, emulator.step
-
-        def wait(self, stream: Any = None) -> None: ...
 
         def synchronize(self) -> None:
             late = self.step < emulator.step
             emulator.waited("event of an earlier step" if late else "event", self.copies)
 
-        def query(self) -> bool:
-            emulator.finish(self.copies)
-            return True
-
-        def elapsed_time(self, other: Any) -> float:
-            return 1.0
-
     class Stream:
         """The one stream in which everything has run already."""
-
-        cuda_stream = stream_id = device_index = priority = 0
-        device_type = 1
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.device = torch.device("cuda", emulator.current)
@@ -72,23 +59,13 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
 
         def wait_stream(self, stream: Any) -> None: ...
 
-        def wait_event(self, event: Any) -> None: ...
-
-        def record_event(self, event: Any = None) -> Any:
-            event = event or Event()
+        def record_event(self) -> Any:
+            event = Event()
             event.record()
             return event
 
-        def query(self) -> bool:
-            return True
-
         def is_capturing(self) -> bool:
             return False
-
-        def __enter__(self) -> "Stream":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
 
     @contextmanager
     def within(_: Any) -> Iterator[None]:
@@ -106,44 +83,32 @@ def patch_cuda(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
     def always(value: Any) -> Callable[..., Any]:
         return lambda *_, **__: value
 
-    def memory(*_: Any, **__: Any) -> int:
-        return emulator.memory
-
     def wait(kind: str) -> Callable[..., None]:
         return lambda *_, **__: emulator.waited(kind)
 
     values: dict[str, Any] = {
         "is_available": always(True), "device_count": lambda: emulator.devices,
         "current_device": lambda: emulator.current, "set_device": set_device,
-        "device": within, "is_initialized": always(True), "init": nothing, "_lazy_init": nothing,
-        "_lazy_call": lambda call, **_: call(), "synchronize": wait("cuda.synchronize"),
-        "current_stream": Stream, "default_stream": Stream, "stream": within, "Stream": Stream,
-        "Event": Event, "ExternalStream": Stream, "memory_allocated": memory,
-        "max_memory_allocated": memory, "memory_reserved": memory, "max_memory_reserved": memory,
-        "memory_cached": memory, "max_memory_cached": memory, "memory_stats": always({}),
-        "reset_peak_memory_stats": nothing, "reset_max_memory_allocated": nothing,
-        "reset_max_memory_cached": nothing, "empty_cache": nothing, "ipc_collect": nothing,
-        "mem_get_info": always((70 * GB, 80 * GB)), "manual_seed": nothing,
-        "manual_seed_all": nothing, "initial_seed": always(0), "set_rng_state": set_rng_state,
+        "synchronize": wait("cuda.synchronize"), "current_stream": Stream,
+        "default_stream": Stream, "stream": within, "Stream": Stream, "Event": Event,
+        "memory_allocated": always(GB), "max_memory_allocated": always(GB),
+        "memory_reserved": always(GB), "reset_peak_memory_stats": nothing, "empty_cache": nothing,
+        "mem_get_info": always((70 * GB, 80 * GB)), "manual_seed_all": nothing,
+        "set_rng_state": set_rng_state,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "is_bf16_supported": always(True), "get_device_name": always(NAME),
         "get_device_properties": always(PROPERTIES), "get_device_capability": always((9, 0)),
         "get_arch_list": always(["sm_90"]), "is_current_stream_capturing": always(False),
     }
     for name, value in values.items():
-        patch.setattr(cuda, name, value, raising=False)
+        patch.setattr(cuda, name, value)
     patch.setattr(cuda.random, "manual_seed_all", nothing)
     patch.setattr(Tensor, "record_stream", nothing)  # takes C++'s streams only
     for name in ("range_push", "range_pop", "mark"):
         patch.setattr(cuda.nvtx, name, nothing)
-    accelerator = {
-        "is_available": always(True), "device_count": lambda: emulator.devices,
-        "current_device_index": lambda: emulator.current, "current_stream": Stream,
-        "synchronize": wait("accelerator.synchronize"),
-        "current_accelerator": always(torch.device("cuda")),
-    }
-    for name, value in accelerator.items():
-        patch.setattr(torch.accelerator, name, value)
+    patch.setattr(torch.accelerator, "is_available", always(True))
+    patch.setattr(torch.accelerator, "current_stream", Stream)
+    patch.setattr(torch.accelerator, "current_accelerator", always(torch.device("cuda")))
 
 
 def patch_torch(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
@@ -216,24 +181,16 @@ def patch_ranks(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
         dist.init_process_group, dist.new_group, dist.get_backend
     )
 
-    def gloo(backend: Any) -> str | None:
-        return None if backend is None else "gloo"
-
     @functools.wraps(start)
-    def init_process_group(
-        backend: Any = None, *args: Any, device_id: Any = None, **kwargs: Any
-    ) -> None:
-        if device_id is not None:
-            emulator.index_of(device_id)
+    def init_process_group(backend: Any = None, *args: Any, **kwargs: Any) -> None:
         backends[None] = str(backend or "cpu:gloo,cuda:nccl")
         start("gloo", *args, **kwargs)
 
     @functools.wraps(new_group)
     def new(
-        ranks: Any = None, timeout: Any = None, backend: Any = None, *args: Any,
-        device_id: Any = None, **kwargs: Any,
+        ranks: Any = None, timeout: Any = None, backend: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        group = new_group(ranks, timeout, gloo(backend), *args, **kwargs)
+        group = new_group(ranks, timeout, backend and "gloo", *args, **kwargs)
         backends[group] = str(backend or backends[None])
         return group
 
@@ -296,9 +253,6 @@ def leave_ranks() -> None:
         from deepspeed.utils import groups
 
         real_accelerator.ds_accelerator = comm.cdb = groups._WORLD_GROUP = None
-        for name, value in vars(groups).items():  # the groups that it has made so far
-            if isinstance(value, dist.ProcessGroup):
-                setattr(groups, name, None)
         # a global of DeepSpeed 0.19.8: one fp16 engine changes all later ones of the process
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
 
@@ -347,7 +301,7 @@ def patch_dali(emulator: Emulator, patch: pytest.MonkeyPatch) -> None:
 
     def from_any(batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(batch, _Output):
-            return on_gpu(from_dlpack(batch._batch))  # type: ignore[no-any-return]
+            return on_gpu(from_dlpack(batch._batch))
         return from_dlpack(batch, *args, **kwargs)
 
     patch.setattr(Pipeline, "__init__", started)

@@ -58,7 +58,6 @@ class Emulator:
     waits: list[Wait] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     """The errors on mixed devices that were raised, caught or not."""
-    memory: int = 2**30  # bytes that every statistic of memory gives
     in_backward: int = 0
     pinned: dict[int, Tensor] = field(default_factory=dict)  # by address; kept, so none is reused
     late: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
@@ -95,10 +94,6 @@ class Emulator:
             raise GpuError(f"CUDA error: invalid device ordinal: cuda:{number}, this process sees "
                            f"{self.devices}, at {place()}")
         return number
-
-    def of_steps(self, first: int, last: int) -> list[Wait]:
-        """Return the waits after `first` optimizer steps and before `last + 1` of them."""
-        return [wait for wait in self.waits if first <= wait.step <= last]
 
 
 INSTALLED: list[Emulator] = []

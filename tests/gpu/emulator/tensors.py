@@ -25,11 +25,10 @@ WAITING = {
 FACTORIES = {"tensor", "as_tensor", "asarray"}
 """Functions that copy what they are given."""
 MIXED = {
-    "copy_", "to", "type", "type_as", "cpu", "cuda", "expand_as", "view_as", "reshape_as",
-    "new_tensor", "is_same_size", "__setitem__", "__getitem__", "index_put_",
+    "type_as", "expand_as", "view_as", "reshape_as", "new_tensor", "is_same_size", "index_put_",
     "_has_compatible_shallow_copy_type",
 }
-"""Functions that take tensors of both kinds."""
+"""Functions that take tensors of both kinds, of those that `_SPECIAL` does not have."""
 HOST_ONLY = {"numpy": "numpy()", "__array__": "np.asarray"}
 
 
@@ -78,8 +77,6 @@ def handle(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> An
     device = kwargs.get("device")
     if device is not None and is_cuda(device):
         return _made(emulator, name, func, args, kwargs, given)
-    if kwargs.get("pin_memory"):
-        return _pin(emulator, run(func, args, {**kwargs, "pin_memory": False}))
     if not given:
         return run(func, args, kwargs)
     if name in HOST_ONLY:
@@ -158,8 +155,7 @@ def _check_devices(
 ) -> None:
     """Raise GpuError for tensors of both kinds, unless a GPU takes them together; a number on the
     CPU is one that it takes. Backward passes hand tensors over that say nothing."""
-    if isinstance(kwargs.get("generator"), torch.Generator):
-        raise GpuError(f"Expected a 'cuda' device type for generator but found 'cpu' at {place()}")
+    _check_generator(kwargs)
     off = [t for t in tensors if not is_gpu(t) and (_dims(t) or name in ("cat", "stack"))]
     if not off or emulator.in_backward:
         return
@@ -168,7 +164,7 @@ def _check_devices(
             if any(t is not args[-1] or name == "__getitem__" for t in off):
                 emulator.waited("CPU index")
             return
-    elif name in MIXED or name.startswith("get "):
+    elif name in MIXED:
         return
     kinds = ", ".join(f"{'cuda' if is_gpu(t) else 'cpu'}{list(t.shape)}" for t in tensors)
     message = (f"Expected all tensors to be on the same device, but found at least two devices, "
@@ -177,14 +173,19 @@ def _check_devices(
     raise GpuError(message)
 
 
+def _check_generator(kwargs: Mapping[str, Any]) -> None:
+    """Raise GpuError for a generator, which can only be the CPU's here."""
+    if isinstance(kwargs.get("generator"), torch.Generator):
+        raise GpuError(f"Expected a 'cuda' device type for generator but found 'cpu' at {place()}")
+
+
 def _made(
     emulator: Emulator, name: str, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any],
     given: list[Tensor],
 ) -> Any:
     """Make a tensor on the GPU, of numbers or of nothing."""
     emulator.index_of(kwargs["device"])
-    if isinstance(kwargs.get("generator"), torch.Generator):
-        raise GpuError(f"Expected a 'cuda' device type for generator but found 'cpu' at {place()}")
+    _check_generator(kwargs)
     found = run(func, args, {**kwargs, "device": CPU})
     if name in FACTORIES and not given:
         emulator.waited("copy to the GPU")
@@ -250,8 +251,6 @@ def _moved(emulator: Emulator, func: Callable[..., Any], args: Any, kwargs: Any)
             like = rest.pop(0)
             options.setdefault("dtype", run(Tensor.dtype.__get__, (like,)))
             options["device"] = torch.device("cuda") if is_gpu(like) else CPU
-        if rest and isinstance(rest[0], int) and not isinstance(rest[0], bool):
-            rest[0] = torch.device("cuda", rest[0])
         device, dtype, late, layout = torch._C._nn._parse_to(*rest, **options)
     was, will = is_gpu(source), is_gpu(source) if device is None else device.type == "cuda"
     if will and device is not None:
@@ -345,17 +344,15 @@ def _stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _gathered(
-    x: Tensor, means: Tensor, inverses: Tensor, running_mean: Tensor | None,
-    running_var: Tensor | None, momentum: float, eps: float, counts: Tensor,
+    x: Tensor, means: Tensor, inverses: Tensor, running_mean: None, running_var: None,
+    momentum: float, eps: float, counts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """torch.batch_norm_gather_stats_with_counts: those of all ranks [W, C], and counts [W]."""
+    """torch.batch_norm_gather_stats_with_counts: those of all ranks [W, C], and counts [W].
+    Running statistics, which nothing here asks for, are not updated."""
+    assert running_mean is running_var is None
     weight = (counts / counts.sum())[:, None]
     mean = (means * weight).sum(0)
     var = ((inverses.pow(-2) - eps + (means - mean) ** 2) * weight).sum(0)
-    if running_mean is not None and running_var is not None:
-        total = counts.sum()
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), momentum)
     return mean, (var + eps).rsqrt()
 
 

@@ -290,7 +290,7 @@ END = "\nCurrent pipeline object is no longer valid."
 
 
 @pytest.mark.parametrize(
-    ("found", "told", "message"),
+    ("found", "raised", "message"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
          torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -302,7 +302,7 @@ END = "\nCurrent pipeline object is no longer valid."
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_the_images(
-    make_loader, photos, monkeypatch, found, told, message
+    make_loader, photos, monkeypatch, found, raised, message
 ):
     def fails(*_: object) -> None:
         raise found
@@ -312,14 +312,14 @@ def test_what_the_machine_lacks_is_no_fault_of_the_images(
     epoch = loader.epoch(rows, rows, epoch=1)
     next(epoch)
     loader._take = fails
-    with pytest.raises(told, match=re.escape(message)):
+    with pytest.raises(raised, match=re.escape(message)):
         next(epoch)
     # nor when it goes on while the files are looked at: DALI says no more than that it failed
     epoch = loader.epoch(rows, rows, epoch=1)
     loader._take = lambda: raise_(RuntimeError("Failed to decode sample #0"))
     broken = SimpleNamespace(feed_input=lambda *_: None, schedule_run=list, share_outputs=fails)
     monkeypatch.setattr(decoding, "decode_pipeline", lambda *_: broken)
-    with pytest.raises(told, match=re.escape(message)):
+    with pytest.raises(raised, match=re.escape(message)):
         next(epoch)
 
 
@@ -365,7 +365,7 @@ def test_views_made_on_the_cpu_for_a_gpu_are_the_cpus_and_sent_without_waiting(
         assert same({name: value.cpu() for name, value in found.items()}, expected)
 
 
-def test_a_gpu_that_dali_cannot_use_is_told_with_the_way_out(make_loader, photos, monkeypatch):
+def test_a_gpu_that_dali_cannot_use_is_reported_with_the_way_out(make_loader, photos, monkeypatch):
     def fails(*_: object) -> None:
         raise RuntimeError(f"Error in DALI:\ndriver too old{END}")
 

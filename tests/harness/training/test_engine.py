@@ -96,16 +96,15 @@ def dtypes(precision: str) -> dict[str, str]:
     return {"output": str(output.dtype), "weights": str(module.weight.dtype)}
 
 
-# --- tests ---
-
-
 def longest_waits() -> list[float]:
     """How long collectives of all ranks, and of DeepSpeed's own group, wait: minutes."""
     module = nn.Linear(2, 1)
-    engine = start_engine(module, torch.optim.SGD(module.parameters(), lr=0.1), 2,
-                          Settings())
+    engine = start_engine(module, torch.optim.SGD(module.parameters(), lr=0.1), 2, Settings())
     groups = [dist.group.WORLD, engine.data_parallel_group]
     return [dist.get_backend_impl(g).options._timeout.total_seconds() / 60 for g in groups]
+
+
+# --- tests ---
 
 
 def plain_sgd(clipping: float) -> dict[str, list[float]]:

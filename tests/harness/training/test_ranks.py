@@ -345,7 +345,7 @@ class Recorder:
         every[:] = [own, self.others]
 
 
-def test_between_gpus_votes_travel_by_gloo_and_a_rank_that_hangs_is_told_by_it_first(
+def test_between_gpus_votes_travel_by_gloo_and_a_rank_that_hangs_is_reported_by_it_first(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(monkeypatch)

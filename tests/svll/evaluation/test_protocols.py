@@ -199,7 +199,7 @@ def test_labels_that_their_type_changed_are_refused(name, values, reason):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_features_of_zeros_are_told_once_with_their_rows(
+def test_features_of_zeros_are_reported_once_with_their_rows(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     query, gallery, *labels = parts()

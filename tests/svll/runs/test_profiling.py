@@ -7,22 +7,16 @@ import pytest
 
 from harness.config.build import build
 from harness.config.recipes import read_recipe
-from harness.config.signature import signature
-from harness.config.sources import parse_overrides
-from harness.config.values import to_yaml
 from harness.runs.run import Run
-from svll.config import RECIPES, Config
+from svll.config import Config
 from svll.runs.profiling import PHASES, StageProfile, kind_of, profile_run
+from tests.tiny_run import tiny_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs")
-    words = parse_overrides([f"run.runs={folder}", "run.tensorboard=false"])
-    config = build(Config, [*read_recipe(RECIPES / "synthetic_tiny.yaml", Config), *words])
-    made = Run(folder / "profiled" / signature(config))
-    made.create(to_yaml(config))
-    return made
+    return tiny_run(folder / "profiled", f"run.runs={folder}", "run.tensorboard=false")
 
 
 @pytest.fixture(scope="module")

@@ -279,7 +279,7 @@ def test_the_page_of_many_queries_shows_the_first(
     assert len(rows_of(table)) == 3
 
 
-def test_a_gpu_that_was_given_and_cannot_be_used_is_told_before_images_are_encoded(
+def test_a_gpu_that_was_given_and_cannot_be_used_is_reported_before_images_are_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png")

@@ -56,7 +56,7 @@ def test_on_this_machine_there_is_one_rank_per_gpu_and_two_without_gpus(
     assert ranks(gpus=2) == (2, f"{first},{second}")
 
 
-def test_a_job_is_told_the_gpus_that_an_option_of_sbatch_asks_for_and_starts_no_rank_more(
+def test_a_job_gets_the_gpus_that_an_option_of_sbatch_requests_and_no_more_ranks_than_gpus(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []

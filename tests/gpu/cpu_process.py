@@ -1,11 +1,12 @@
 """What a check compares the GPU with: the same function in a process that has no GPU."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from typing import Any
+
+from tests.gpu.hiding import hide
 
 
 def begun_on_cpu(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -15,8 +16,4 @@ def begun_on_cpu(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
 
 @cache  # starting it takes as long as most of what it computes
 def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_hide)
-
-
-def _hide() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=hide)
