@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from harness.base import machine
+from harness.base.caches import RARELY
 from tests.commands import as_rank, free_port
 from tests.gpu import hiding
 from tests.lanes import pytest_collection_modifyitems, pytest_xdist_make_scheduler
@@ -28,7 +29,7 @@ from tests.summary import pytest_terminal_summary
 __all__ = [
     "pytest_collection_modifyitems", "pytest_terminal_summary", "pytest_xdist_make_scheduler",
 ]
-gc.set_threshold(100_000, 20, 20)  # looking for garbage took a fifth of large imports
+gc.set_threshold(*RARELY)  # looking for garbage took a fifth of large imports
 hiding.hide()
 PATIENCE_S = 180
 """How long ranks may take over one call before they count as dead-locked."""

@@ -1,5 +1,6 @@
 """One rank of `conftest.Ranks`: reads calls from stdin, a line each, and answers on stdout."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -10,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.base.caches import RARELY
 from harness.training.ranks import init_ranks
+
+gc.set_threshold(*RARELY)
 
 
 @cache
