@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
-from harness.base.files import atomic_write
+from harness.base.files import atomic_write, write_text
 from harness.reporting import page
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -44,23 +44,30 @@ def look() -> AbstractContextManager[None]:
 
 
 def as_svg(figure: "Figure") -> str:
-    """Return a figure as an SVG element, with text and axes in the page's text colour."""
+    """Return a figure as an SVG document, on white."""
+    text = io.StringIO()
     with look():
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+        figure.savefig(
+            text, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
+        )
+    figure.set_layout_engine("none")  # keeps the places: finding them is most of the time
+    return text.getvalue()
 
 
-def save(figure: "Figure", stem: Path) -> list[Path]:
+def in_page(svg: str) -> str:
+    """Return an SVG document as an element that the page shines through, with text and axes in the
+    page's text colour."""
+    behind = svg.replace("fill: #ffffff", "fill: none", 1)
+    return behind[behind.index("<svg") :].replace(INK, "currentColor")
+
+
+def save(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     """Write a figure as stem.svg and stem.png, on white; returns the files."""
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    with look():
-        for file in files:
-            with atomic_write(file) as private:
-                figure.savefig(private, format=file.suffix[1:], dpi=DPI, facecolor="white")
-            figure.set_layout_engine("none")  # keeps the places: finding them is most of the time
-    return files
+    svg, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
+    write_text(svg, as_svg(figure))
+    with look(), atomic_write(png) as private:
+        figure.savefig(private, format="png", dpi=DPI, facecolor="white")
+    return svg, png
 
 
 def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) -> page.Html:
@@ -69,8 +76,9 @@ def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) ->
         return page.Html("")
     try:
         files = save(figure, stem)
+        svg = files[0].read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{stem.parent}: cannot be written: {error.strerror or error}") from None
     links = [part for file in files for part in (" ", page.link(os.path.relpath(file, folder)))]
     text = page.element("figcaption", caption, *links)
-    return page.element("figure", page.Html(as_svg(figure)), text)  # its text is escaped already
+    return page.element("figure", page.Html(in_page(svg)), text)  # its text is escaped already

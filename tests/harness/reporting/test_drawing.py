@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from harness.base.errors import UserError
-from harness.reporting.drawing import INK, as_svg, embed, look, new_figure, save
+from harness.reporting.drawing import INK, as_svg, embed, in_page, look, new_figure, save
 
 
 def without_ids(svg: str) -> str:
@@ -29,10 +29,11 @@ def drawn() -> Figure:
 
 
 def test_a_figure_in_a_page_has_its_colour_and_escapes_its_text() -> None:
-    svg = as_svg(drawn())
+    svg = in_page(as_svg(drawn()))
     assert svg.startswith("<svg")
     assert "currentColor" in svg
     assert INK not in svg
+    assert "#ffffff" not in svg
     assert "<loss> & more" in "".join(ElementTree.fromstring(svg).itertext())
 
 
@@ -52,15 +53,20 @@ def test_a_figure_is_embedded_with_links_to_its_files_and_its_caption_as_text(
         embed(drawn(), tmp_path / "file" / "x", tmp_path, "")
 
 
-def test_a_figure_is_laid_out_once_for_the_page_and_its_files(
+def test_a_figure_is_laid_out_once_and_drawn_once_for_the_page_and_its_svg_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawings, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *given, **options: (
+        drawings.append(options["format"]), savefig(self, *given, **options)
+    ))
     laid_out, execute = [], ConstrainedLayoutEngine.execute
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute",
                         lambda self, figure: laid_out.append(figure) or execute(self, figure))
     figure = drawn()
     html = embed(figure, tmp_path / "a", tmp_path, "")
     assert laid_out == [figure]
+    assert drawings == ["svg", "png"]
     places = re.findall(r'd="M [\d.]+ [\d.]+', (tmp_path / "a.svg").read_text())
     assert places == re.findall(r'd="M [\d.]+ [\d.]+', html)
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.base.errors import UserError
@@ -115,11 +116,8 @@ def report(sweep: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures empty, for pages that are only read: most of the time goes into drawing."""
-    def unsaved(figure: object, stem: Path) -> list[Path]:
-        return [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-
-    monkeypatch.setattr(drawing, "save", unsaved)
     monkeypatch.setattr(drawing, "as_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: None)
 
 
 def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) -> None:
