@@ -1,6 +1,7 @@
 """Declaration, logging and exit status of all commands."""
 
 import errno
+import inspect
 import io
 import logging
 import re
@@ -9,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import svll
 from harness.base.errors import UserError
 from harness.base.files import denied
 from harness.base.paths import expanded, unknown_in
@@ -25,6 +27,23 @@ OVERRIDE = re.compile(r"[\w.]+ *=")
 """The start of an argument key=value, whose paths the configuration expands."""
 WIDEST = 100
 """Most columns of the help on configuration keys."""
+SCRIPT = re.compile(r"(?<![\w/.-])(?:python |(--nproc-per-node \d+ ))?launch/(\w+)\.py")
+"""A command of this project in a text, as `python` or `torchrun` starts it."""
+
+
+class WrongUsage(UserError):
+    """Options that are missing, or do not go together: exit status 2."""
+
+
+def show_version(is_asked: bool) -> None:
+    """Print the version and end the command, where `--version` is given."""
+    if is_asked:
+        typer.echo(f"svll-reid {svll.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option(
+    "--version", callback=show_version, is_eager=True, help="Print the version and exit.")]
 
 
 def command(
@@ -36,7 +55,8 @@ def command(
     def declare(function: Callable[..., int]) -> Callable[[], None]:
         def main() -> None:
             app = new_app()
-            app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)(_with_paths(function))
+            declared = app.command(help=as_typed(help_text or ""), epilog=EXIT_STATUS)
+            declared(_with_version(_with_paths(function)))
             run(app, moved)
 
         return main
@@ -65,6 +85,20 @@ def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _with_version(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option --version to a command."""
+
+    @wraps(function)
+    def command(version: bool, **values: Any) -> Any:
+        return function(**values)
+
+    own = inspect.signature(function)
+    option = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False,
+                               annotation=Version)
+    vars(command)["__signature__"] = own.replace(parameters=[*own.parameters.values(), option])
+    return command
+
+
 def _path(value: Any) -> Any:
     """Return a value with its paths expanded. Raises UserError for an unknown variable."""
     if isinstance(value, list):
@@ -79,14 +113,32 @@ def _path(value: Any) -> Any:
 
 def new_app() -> typer.Typer:
     """Return a typer app for `run`, with plain help text, so that examples keep their lines."""
-    installed = not sys.argv[0].endswith(".py")  # shells complete no options of `python FILE`
+    # shells complete no options of `python FILE`
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False,
-                       add_completion=installed)
+                       add_completion=_is_installed())
+
+
+def _is_installed() -> bool:
+    """Return whether this command was started by its name, such as `svll-train`."""
+    return not sys.argv[0].endswith(".py")
+
+
+def as_called(text: str) -> str:
+    """Return a text whose commands of this project are written as the present one was called:
+    `python launch/train.py` or `svll-train`."""
+    return SCRIPT.sub(_by_name, text) if _is_installed() else text
+
+
+def _by_name(found: re.Match[str]) -> str:
+    torchrun, name = found.groups()
+    if not Path(__file__).with_name(f"{name}.py").exists():  # a user's own
+        return found[0]
+    return f"{torchrun}--no-python svll-{name}" if torchrun else f"svll-{name}"
 
 
 def as_typed(text: str) -> str:
     """Keep the line breaks of indented paragraphs (examples) in click's help."""
-    paragraphs = text.strip().split("\n\n")
+    paragraphs = as_called(text).strip().split("\n\n")
     return "\n\n".join(f"\b\n{p}" if p.startswith("    ") else p for p in paragraphs)
 
 
@@ -104,8 +156,8 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
         status: Any = app(standalone_mode=False)  # 130 after an interrupt
     except (UserError, PermissionError) as error:
         shown = denied(error) if isinstance(error, PermissionError) else error
-        print(f"error: {shown}", file=sys.stderr)
-        status = 1
+        print(f"error: {as_called(str(shown))}", file=sys.stderr)
+        status = 2 if isinstance(error, WrongUsage) else 1
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # wherever such a name is first looked up
             raise
@@ -114,7 +166,7 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
     except typer.TyperException as error:  # wrong usage
         option, message = str(getattr(error, "option_name", None)), error.format_message()
         if moved and option in moved:
-            message = f"{option} is not an option of this command; use {moved[option]}"
+            message = f"{option} is not an option of this command; use {as_called(moved[option])}"
         print(f"error: {message} (see {sys.argv[0]} --help)", file=sys.stderr)
         status = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -125,11 +177,11 @@ def run(app: typer.Typer, moved: Mapping[str, str] | None = None) -> None:
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
-    """Raise UserError for an empty word: as a path it would be the current folder."""
+    """Raise WrongUsage for an empty word: as a path it would be the current folder."""
     for number, word in enumerate(words, start=1):
         if not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word):
-            raise UserError(f"word {number} of the command line, {word!r}, is empty: was a "
-                            "variable not set?")
+            raise WrongUsage(f"word {number} of the command line, {word!r}, is empty: was a "
+                             "variable not set?")
 
 
 def set_up_logging() -> None:
@@ -151,11 +203,11 @@ def set_up_logging() -> None:
 
 
 def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -> None:
-    """Raise UserError for options that have no effect without another one."""
+    """Raise WrongUsage for options that have no effect without another one."""
     names = [name for name, value in given.items()
              if value is not None and value is not False and value not in ([], ())]
     if names and not is_there:
-        raise UserError(f"{', '.join(names)} without {needed} has no effect; add {needed}")
+        raise WrongUsage(f"{', '.join(names)} without {needed} has no effect; add {needed}")
 
 
 def print_config_help(schemas: Mapping[str, type], words: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from harness.base.paths import typed
 from harness.training import progress
-from launch.cli import EXIT_STATUS, as_typed, new_app, run, subcommand
+from launch.cli import EXIT_STATUS, Version, as_typed, new_app, run, subcommand
 from svll.base.protocol_names import PROTOCOLS
 
 if TYPE_CHECKING:  # numpy and the readers take longer to import than --help should
@@ -28,7 +28,7 @@ app = new_app()
 
 
 @app.callback(help=as_typed(__doc__ or ""), epilog=EXIT_STATUS)
-def _together() -> None:
+def _together(version: Version = False) -> None:
     """Group the commands."""
 
 

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.paths import typed
 from harness.reporting.terminal import wide
-from launch.cli import command, refuse_without
+from launch import completion
+from launch.cli import WrongUsage, command, refuse_without
 from svll.base.protocol_names import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
@@ -59,7 +59,8 @@ def main(
     weights: Annotated[Path | None, typer.Option(
         help="Instead of files: trained weights (a file or a run).")] = None,
     recipe: Annotated[str | None, typer.Option(
-        help="With --weights: the recipe of the test sets.")] = None,
+        help="With --weights: the recipe of the test sets.",
+        autocompletion=completion.recipes)] = None,
     save: Annotated[Path | None, typer.Option(
         help="With --weights: the feature file to write.")] = None,
     rerank: Annotated[bool, typer.Option(
@@ -108,10 +109,10 @@ def main(
     refuse_without("--per-query", per_query, {"--top-k": top_k})
     refuse_without("--weights", weights, {"--recipe": recipe})
     if as_json and as_csv:
-        raise UserError("--json and --csv: choose one")
+        raise WrongUsage("--json and --csv: choose one")
     if as_csv and camera_pairs:
-        raise UserError("--csv has one line for each file and setting, and no room for "
-                        "--camera-pairs; use --json")
+        raise WrongUsage("--csv has one line for each file and setting, and no room for "
+                         "--camera-pairs; use --json")
     files = _files(features or [], words or [], weights, save)
     refuse_without("a feature file", files, {"--gallery": gallery})
     chosen = _protocol(protocol, no_camera_filter, cross_camera_only)
@@ -157,12 +158,12 @@ def _files(
     """Return the files and folders to rank; with weights there are none."""
     files = features if weights is not None else [*features, *words]
     if bool(files) == (weights is not None):
-        raise UserError("give feature FILES or folders of runs, or --weights FILE --recipe NAME")
+        raise WrongUsage("give feature FILES or folders of runs, or --weights FILE --recipe NAME")
     if keys := [file for file in files if "=" in file and not Path(file).exists()]:
-        raise UserError(f"{', '.join(keys)} without --weights has no effect")
+        raise WrongUsage(f"{', '.join(keys)} without --weights has no effect")
     if files and save is not None:
-        raise UserError(f"--save goes with --weights; to save the features of a file: python "
-                        f"launch/features.py {typed(files[0])} --save {typed(save)}")
+        raise WrongUsage("--save goes with --weights; to save the features of a file: python "
+                         f"launch/features.py {typed(files[0])} --save {typed(save)}")
     return files
 
 
@@ -180,7 +181,7 @@ def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list
         return [] if text is None else [kind(word) for word in text.split(",")]
     except ValueError:
         what = "integers" if kind is int else "numbers"
-        raise UserError(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None
+        raise WrongUsage(f"--{name} {text}: expected {what}, as in 20 or 10,20,30") from None
 
 
 def _protocol(
@@ -194,7 +195,7 @@ def _protocol(
     }
     options = [name for name, protocol in chosen.items() if protocol]
     if len(options) > 1:
-        raise UserError(f"{' and '.join(options)}: choose one")
+        raise WrongUsage(f"{' and '.join(options)}: choose one")
     return chosen[options[0]] if options else None
 
 

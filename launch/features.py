@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.base.errors import UserError
 from harness.base.files import check_writable
-from launch.cli import command, refuse_without
+from launch import completion
+from launch.cli import WrongUsage, command, refuse_without
 from svll.base.protocol_names import Protocol
 
 
@@ -32,7 +32,8 @@ def main(
     weights: Annotated[Path | None, typer.Option(
         help="Trained weights: a file or the folder of a run.")] = None,
     recipe: Annotated[str | None, typer.Option(
-        help="With --weights: the recipe of the test sets.")] = None,
+        help="With --weights: the recipe of the test sets.",
+        autocompletion=completion.recipes)] = None,
     kind: Annotated[Literal["npz", "mat", "pt"] | None, typer.Option(
         "--format", help="Format of another toolbox's FILE. [default: by suffix]")] = None,
     gallery: Annotated[list[str] | None, typer.Option(
@@ -51,14 +52,14 @@ def main(
     refuse_without("--weights", weights, {"--recipe": recipe})
     refuse_without("a FILE", runs != places, {"--format": kind, "--gallery": gallery})
     if bool(places) == (weights is not None) or (runs != places and len(places) > 1):
-        raise UserError("give folders of RUNS, one FILE, or --weights FILE --recipe NAME")
+        raise WrongUsage("give folders of RUNS, one FILE, or --weights FILE --recipe NAME")
     if runs and (save or protocol):
-        raise UserError("--save and --protocol go with a FILE or --weights: a run keeps its "
-                        "features in its folder, with its own protocol")
+        raise WrongUsage("--save and --protocol go with a FILE or --weights: a run keeps its "
+                         "features in its folder, with its own protocol")
     if not runs and save is None:
-        raise UserError("give --save FILE, the feature file to write")
+        raise WrongUsage("give --save FILE, the feature file to write")
     if keys and not runs and weights is None:
-        raise UserError(f"{', '.join(keys)} without a RUN or --weights has no effect")
+        raise WrongUsage(f"{', '.join(keys)} without a RUN or --weights has no effect")
     # Numba: not for --help
     from svll.evaluation.engine.shared_work import join_ranks
     from svll.evaluation.feature_files.sources import find_shards, open_source

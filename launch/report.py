@@ -25,7 +25,7 @@ from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
 from harness.sweeps.sweep_results import BEST, read_outcomes, write_best, write_tables
-from launch.cli import command, refuse_without
+from launch.cli import WrongUsage, command, refuse_without
 from svll.config import Config
 from svll.reports.report import TEST, Section, write_report
 
@@ -61,8 +61,8 @@ def main(
     refuse_without("--ranked", ranked, {"--query": query, "--cameras": cameras, "--root": root})
     if compare is not None:
         if len(folders) > 1 or out or figures or ranked:
-            raise UserError("--compare takes two points of one sweep: give one folder, without "
-                            "--out, --figures and --ranked")
+            raise WrongUsage("--compare takes two points of one sweep: give one folder, without "
+                             "--out, --figures and --ranked")
         return _compare(folders[0], compare, console)
     out = out or folders[0] / "report.html"
     sweeps = [folder for folder in folders if (folder / "sweep.json").exists()]

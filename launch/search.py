@@ -17,7 +17,7 @@ import typer
 from harness.base.errors import UserError
 from harness.base.files import check_writable
 from harness.base.paths import shown
-from launch.cli import command
+from launch.cli import WrongUsage, command
 
 if TYPE_CHECKING:  # torch
     from svll.search.search import SearchResults
@@ -45,7 +45,7 @@ def main(
 ) -> int:
     """Search, write, and print the nearest image of each query."""
     if threshold is not None and (threshold_from is not None or at_fpr is not None):
-        raise UserError("--threshold gives the threshold; leave out --threshold-from and --at-fpr")
+        raise WrongUsage("--threshold gives the threshold; leave out --threshold-from and --at-fpr")
     from svll.search.page import check_out, write_search
     from svll.search.search import search  # torch, Numba: not for --help
 

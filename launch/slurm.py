@@ -34,7 +34,8 @@ from harness.reporting.terminal import say
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
-from launch.cli import command, print_config_help
+from launch import completion
+from launch.cli import WrongUsage, as_called, command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
 from svll.reuse.fingerprints import pin, weights_file
@@ -69,9 +70,11 @@ class Cluster(StrEnum):
 @command(__doc__)
 def main(
     sweep: Annotated[str | None, typer.Option(
-        help="A sweep file, or the name of a shipped sweep.")] = None,
+        help="A sweep file, or the name of a shipped sweep.",
+        autocompletion=completion.sweeps)] = None,
     recipe: Annotated[str | None, typer.Option(
-        help="Or a recipe (name, file or A+B+C), as a single trial.")] = None,
+        help="Or a recipe (name, file or A+B+C), as a single trial.",
+        autocompletion=completion.recipes)] = None,
     cluster: Annotated[Cluster | None, typer.Option(
         help="Default: slurm where sbatch is, else local.")] = None,
     dry_run: Annotated[bool, typer.Option(
@@ -94,13 +97,14 @@ def main(
     help_config: Annotated[bool, typer.Option(
         "--help-config", help="Print a sweep file's keys, or those with a word.")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(
-        help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])")] = None,
+        help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])",
+        autocompletion=completion.keys_of(Keys, Config))] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only if every trial that it waited for is complete."""
     if help_config:
         return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
-        raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
+        raise WrongUsage("choose one of --dry-run, --status, --follow, --cancel, --doctor")
     if doctor and sweep is None and recipe is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
@@ -134,14 +138,15 @@ def _help_config(words: list[str]) -> int:
     kinds = {f"scheduler.{name}.": kind for name, kind in SCHEDULERS.items()}
     kinds |= {f"algorithm.{name}.": kind for name, kind in ALGORITHMS.items()}
     print_config_help({"": Keys, **kinds}, words)
-    typer.echo("\nevery other key is one of the trials: python launch/train.py --help-config")
+    typer.echo(as_called("\nevery other key is one of the trials: python launch/train.py "
+                         "--help-config"))
     return 0
 
 
 def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
     """Return the sweep that the command line asks for, checked."""
     if (sweep is None) == (recipe is None):
-        raise UserError("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
+        raise WrongUsage("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
     reads = partial(read_sweep, recipe or "")
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))

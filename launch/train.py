@@ -33,7 +33,8 @@ from harness.reporting.terminal import wide
 from harness.runs import peers
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
-from launch.cli import command, print_config_help, print_result
+from launch import completion
+from launch.cli import WrongUsage, command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.reuse.fingerprints import pin
 from svll.runs.preflight import preflight, quietly
@@ -48,7 +49,8 @@ LONGEST = 5
 @command(__doc__)
 def main(
     recipe: Annotated[str | None, typer.Option(
-        help="A recipe: name, YAML file or several, A+B+C.")] = None,
+        help="A recipe: name, YAML file or several, A+B+C.",
+        autocompletion=completion.recipes)] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Print the configuration, memory and hours; no training.")] = False,
     profile: Annotated[bool, typer.Option(
@@ -59,14 +61,15 @@ def main(
         int | None, typer.Option("--local_rank", hidden=True)
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(
-        help="Settings as key=value, such as stage2.lr=1e-5.")] = None,
+        help="Settings as key=value, such as stage2.lr=1e-5.",
+        autocompletion=completion.settings)] = None,
 ) -> int:
     """Train and test one configuration; resume where an earlier attempt stopped."""
     if help_config:
         print_config_help({"": Config}, overrides or [])
         return 0
     if recipe is None:
-        raise UserError("give --recipe NAME (or FILE); --help shows examples")
+        raise WrongUsage("give --recipe NAME (or FILE); --help shows examples")
     given = parse_overrides(overrides or [], text_fields(Config))
     config = build(Config, [*named_recipe(recipe, Config, RECIPES), *given])
     if dry_run:
