@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import svll
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.base.files import denied
 from harness.base.paths import expanded, unknown_in
 from harness.config.help import config_help
@@ -29,10 +29,6 @@ WIDEST = 100
 """Most columns of the help on configuration keys."""
 SCRIPT = re.compile(r"(?<![\w/.-])(?:python |(--nproc-per-node \d+ ))?launch/(\w+)\.py")
 """A command of this project in a text, as `python` or `torchrun` starts it."""
-
-
-class WrongUsage(UserError):
-    """Options that are missing, or do not go together: exit status 2."""
 
 
 def show_version(is_asked: bool) -> None:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from harness.base.errors import WrongUsage
 from harness.base.files import check_writable
 from harness.base.paths import typed
 from harness.reporting.terminal import wide
 from launch import completion
-from launch.cli import WrongUsage, command, refuse_without
+from launch.cli import command, refuse_without
 from svll.base.protocol_names import Protocol
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not

@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.base.errors import WrongUsage
 from harness.base.files import check_writable
 from launch import completion
-from launch.cli import WrongUsage, command, refuse_without
+from launch.cli import command, refuse_without
 from svll.base.protocol_names import Protocol
 
 

@@ -18,14 +18,14 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.base.files import check_writable
 from harness.base.units import counted
 from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
 from harness.sweeps.sweep_results import BEST, read_outcomes, write_best, write_tables
-from launch.cli import WrongUsage, command, refuse_without
+from launch.cli import command, refuse_without
 from svll.config import Config
 from svll.reports.report import TEST, Section, write_report
 

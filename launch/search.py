@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.base.files import check_writable
 from harness.base.paths import shown
-from launch.cli import WrongUsage, command
+from launch.cli import command
 
 if TYPE_CHECKING:  # torch
     from svll.search.search import SearchResults

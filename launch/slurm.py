@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.base.units import counted
 from harness.cluster import snapshots
 from harness.cluster.known_places import all_places, default_place, place_named
@@ -35,7 +35,7 @@ from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
 from launch import completion
-from launch.cli import WrongUsage, as_called, command, print_config_help
+from launch.cli import as_called, command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
 from svll.reuse.fingerprints import pin, weights_file

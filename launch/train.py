@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.base.machine import allotted_gpus
 from harness.base.paths import SAFETENSORS, refuse
 from harness.base.units import counted
@@ -34,7 +34,7 @@ from harness.runs import peers
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 from launch import completion
-from launch.cli import WrongUsage, command, print_config_help, print_result
+from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
 from svll.reuse.fingerprints import pin
 from svll.runs.preflight import preflight, quietly

@@ -16,6 +16,10 @@ class UserError(Exception):
     in `launch/` only, where it becomes a message on stderr and a non-zero exit status."""
 
 
+class WrongUsage(UserError):
+    """Options of a command that are missing or do not go together; the exit status is 2."""
+
+
 class Hindered(UserError):
     """An outside cause stopped the run, such as a full disk; without it the run can resume."""
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.config.build import build
 from harness.config.fields import text_fields
 from harness.config.recipes import named_recipe, read_recipe
@@ -74,7 +74,7 @@ def weights_features(
     training and does not count. Raises UserError without a recipe, and as `encode_tests` does.
     """
     if recipe is None:
-        raise UserError("--weights also needs --recipe NAME, which names the test set")
+        raise WrongUsage("--weights also needs --recipe NAME, which names the test set")
     used = [] if protocol is None else [f"evaluation.protocol={protocol}"]
     given = parse_overrides([*overrides, *used], text_fields(Config))
     config = build(Config, [*named_recipe(recipe, Config, RECIPES), *given])

@@ -14,7 +14,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from harness.runs.run import Run
 from launch import cli, completion
 from launch.cli import print_result
@@ -282,7 +282,7 @@ def test_an_empty_word_is_no_path_to_the_current_folder(monkeypatch, capsys, wor
         return 0
 
     status, out, err = end(monkeypatch, capsys, toy, *words)
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert re.fullmatch(r"error: word \d of the command line, '.*', is empty: was a variable not "
                         r"set\?\n", err)
     assert end(monkeypatch, capsys, toy, "--root=.")[0] == 0
@@ -301,7 +301,7 @@ def test_a_path_with_an_unknown_variable_is_refused(monkeypatch, capsys):
 def test_an_option_that_is_0_is_given_too() -> None:
     cli.refuse_without("--a", None, {"--b": None, "--c": False, "--d": [], "--e": ()})
     cli.refuse_without("--a", "there", {"--b": 0})
-    with pytest.raises(UserError, match=r"^--b, --c without --a has no effect; add --a$"):
+    with pytest.raises(WrongUsage, match=r"^--b, --c without --a has no effect; add --a$"):
         cli.refuse_without("--a", None, {"--b": 0, "--c": 0.0})
 
 

@@ -131,7 +131,6 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--weights", "w", "--gallery", "g.h5"], "--gallery without a feature file has no effect"),
         (["--features", "f.h5", "--recipe", "x"], "--recipe without --weights has no effect"),
         (["--features", "f.h5", "a=1"], "a=1 without --weights has no effect"),
-        (["--features", "gone.h5"], "error: gone.h5: no such file\n"),
         (["--features", "f.h5", "--k1", 5, "--weight", 0.2],
          "error: --k1, --weight without --rerank has no effect; add --rerank\n"),
         (["--features", "f.h5", "--alpha", 3], "--alpha without --expand has no effect"),
@@ -145,16 +144,28 @@ def test_a_query_in_its_own_gallery_is_left_out_under_all_gallery_also_when_aver
         (["--features", "f.h5", "--rerank", "--k1", "ten"], "--k1 ten: expected integers"),
         (["--features", "f.h5", "--rerank", "--k1", "10,,20"], "--k1 10,,20: expected integers"),
         (["--features", "f.h5", "--rerank", "--weight", ","], "--weight ,: expected numbers"),
-        (["--features", "f.h5", "--rerank", "--weight", "nan"], "weight is nan; it must lie"),
         (["--features", "f.h5", "--alpha", 0], "--alpha without --expand has no effect"),
         (["--features", "f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one"),
-        (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth"], "--weights also needs --recipe NAME"),
+    ],
+)
+def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(run, words, told):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--features", "gone.h5"], "error: gone.h5: no such file\n"),
+        (["--features", "f.h5", "--rerank", "--weight", "nan"], "weight is nan; it must lie"),
+        (["--features", "f.h5", "--gallery", "h*.h5"], "h*.h5: no such file"),
         (["--weights", "w.pth", "--recipe", "synthtic"], "did you mean synthetic?"),
         (["--weights", "w.pth", "--recipe", "synthetic"], "w.pth: no such file"),
     ],
 )
-def test_options_that_do_not_go_together_are_told(run, words, told):
+def test_files_values_and_names_that_are_wrong_are_reported(run, words, told):
     status, out, err = run(*words)
     assert (status, out) == (1, "")
     assert told in err

@@ -105,16 +105,31 @@ def test_a_runs_missing_features_are_made_in_its_folder(run, monkeypatch, file, 
         (["a.npz"], "give --save FILE, the feature file to write"),
         (["--weights", "w.pth", "--recipe", "synthetic"], "give --save FILE"),
         (["--weights", "w.pth", "--save", "f.h5"], "--weights also needs --recipe NAME"),
-        (["--weights", "w.pth", "--recipe", "synthtic", "--save", "f.h5"], "did you mean synth"),
         (["a.npz", "--recipe", "synthetic"], "--recipe without --weights has no effect"),
         (["a.npz", "seed=1", "--save", "f.h5"], "seed=1 without a RUN or --weights has no effect"),
         ([".", "--save", "f.h5"], "--save and --protocol go with a FILE or --weights"),
         ([".", "--format", "mat"], "--format without a FILE has no effect"),
+    ],
+)
+def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(
+    run, words, told, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert told in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--weights", "w.pth", "--recipe", "synthtic", "--save", "f.h5"], "did you mean synth"),
         (["."], "not a run's folder: there is no config.yaml in it"),
         (["gone.npz", "--save", "f.h5"], "gone.npz: no such file"),
     ],
 )
-def test_what_does_not_go_together_is_told(run, words, told, tmp_path, monkeypatch):
+def test_files_and_names_that_are_wrong_are_reported(run, words, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = run(*words)
     assert (status, out) == (1, "")

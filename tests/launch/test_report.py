@@ -145,7 +145,7 @@ def test_what_cannot_be_reported_is_told(
     assert "features.h5: is missing; python launch/features.py" in told
     status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
     assert (status, told) == (
-        1, "error: --compare takes two points of one sweep: give one folder, without --out, "
+        2, "error: --compare takes two points of one sweep: give one folder, without --out, "
         "--figures and --ranked\n"
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)

@@ -187,6 +187,19 @@ def test_mistakes_are_reported_together_and_nothing_starts(launch: Command, tmp_
         ((), "give either --sweep NAME (or FILE) or --recipe NAME"),
         (("--sweep", str(SWEEP), "--recipe", "synthetic"), "give either"),
         (("--sweep", str(SWEEP), "--status", "--cancel"), "choose one of --dry-run"),
+    ],
+)
+def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(
+    launch: Command, words: tuple[str, ...], message: str
+) -> None:
+    ended = launch(*words)
+    assert ended.status == 2
+    assert message in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (("--sweep", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--sweep", "los_weights", "--status"), "no shipped sweep of this name; did you mean "
                                                  "loss_weights?"),

@@ -105,9 +105,20 @@ def test_under_random_gallery_pairs_are_of_one_draw(run, tmp_path, parts):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["gone.h5"], "error: gone.h5: no such file\n"),
         (["f.h5", "--at-fpr", 0.1], "--at-fpr without --threshold-from has no effect"),
         (["f.h5", "g.h5", "--gallery", "h.h5"], "--gallery goes with one feature file"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(run, words, told):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["gone.h5"], "error: gone.h5: no such file\n"),
         (["w.safetensors"], "w.safetensors: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, WrongUsage
 from svll.base.feature_file import FeatureGroup, open_features, write_features
 from svll.base.protocol_names import protocol_in_force
 from svll.base.records import usual_first_camera
@@ -161,7 +161,7 @@ def open_sources(
     """
     files = [file for place in places for file in feature_files(Path(place))]
     if gallery and len(files) > 1:
-        raise UserError("--gallery goes with one feature file, which gives the queries")
+        raise WrongUsage("--gallery goes with one feature file, which gives the queries")
     shards = find_shards(gallery)
     with ExitStack() as stack:
         yield [stack.enter_context(open_source(file, shards=shards, protocol=protocol))
