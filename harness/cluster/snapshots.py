@@ -85,7 +85,8 @@ def current_code(sweep: Sweep) -> Code:
     names = [__package__]
     with suppress(metadata.PackageNotFoundError):
         names += (metadata.distribution(DISTRIBUTION).read_text("top_level.txt") or "").split()
-    names += [getattr(t.config.run, key, "") for t in sweep.trials[:1] for key in FUNCTION_KEYS]
+    configs = [trial.config for trial in (*sweep.trials, *sweep.probes)]
+    names += [getattr(config.run, key, "") for config in configs for key in FUNCTION_KEYS]
     packages = dict.fromkeys(name.partition(".")[0] for name in names)
     files = {name: path for package in packages for name, path in _package_files(package)}
     return Code(files, code_folder(sweep.folder.resolve()) / _digest(files))

@@ -19,7 +19,7 @@ from harness.config.yaml_files import ENDINGS, VERBATIM, Texts
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file whose mappings have keys of other schemas, or any keys."""
-SLURM_LISTS = ("setup", "teardown", "srun_args")
+SLURM_LISTS = ("setup", "teardown", "srun_args", "wrap")
 SLURM_FLAGS = (
     "contiguous", "exclusive", "get_user_env", "hold", "ignore_pbs", "nice", "no_kill",
     "no_requeue", "overcommit", "oversubscribe", "propagate", "reboot", "requeue", "spread_job",
@@ -153,7 +153,8 @@ class SweepFile(Options):
     ray: Allocation = field(default_factory=Allocation)
     slurm: dict[str, Any] = field(default_factory=dict)
     """Options of sbatch; also setup: [shell lines before Python], teardown: [shell lines after it],
-    python: the interpreter, srun_args: [...], env: {NAME: value}."""
+    python: the interpreter, wrap: [words before it, such as apptainer, exec, image.sif],
+    srun_args: [...], env: {NAME: value}."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()

@@ -1,6 +1,9 @@
 """What tests ask of a sweep of toys on SLURM."""
 
 import os
+import shlex
+from pathlib import Path
+from typing import NamedTuple
 
 import toy_experiment as toy
 
@@ -9,6 +12,26 @@ from harness.cluster.records import read_records
 from harness.cluster.slurm import commands
 from harness.cluster.states import ALIVE, survey
 from harness.sweeps.reading import Sweep
+
+
+class Container(NamedTuple):
+    """A stand-in for a container: another mount name space, and a note of each start."""
+
+    wrap: list[str]
+    record: Path
+
+    def started(self) -> list[list[str]]:
+        """Return the host and the words of each start, in order of hosts."""
+        lines = self.record.read_text(encoding="utf-8").splitlines()
+        return sorted(shlex.split(line) for line in lines)
+
+
+def container(folder: Path) -> Container:
+    record, script = folder / "starts.txt", folder / "enter"
+    script.write_text(f'#!/bin/sh\necho "$(uname -n) $*" >> {shlex.quote(str(record))}\nshift\n'
+                      'exec unshare --mount "$@"\n')
+    script.chmod(0o755)
+    return Container([str(script), "image of $SLURM_JOB_PARTITION.sif"], record)
 
 
 def states(sweep: Sweep) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from harness.cluster.slurm import commands  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
 from harness.reporting.terminal import troubles  # noqa: E402
 from harness.sweeps.reading import Sweep  # noqa: E402
-from tests.slurm.sweeps import assert_whole, job_of, mine, over, states, until_running  # noqa: E402
+from tests.slurm.sweeps import assert_whole, container, job_of, mine, over, states, until_running  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +165,7 @@ def test_a_preempted_trial_saves_waits_and_ends_as_if_nothing_had_happened(
 ) -> None:
     sweep = toy.make_sweep(
         tmp_path, {}, recipe={"work": {"epochs": 6, "epoch_s": 1.0}},
-        resources={"nodes": 2, "cpus": 2, "time": "10m"},
+        resources={"nodes": 2, "cpus": 2, "time": "10m"}, slurm={"wrap": container(tmp_path).wrap},
     )
     launch(sweep, "slurm")
     until_running(sweep, 0)
@@ -407,3 +408,52 @@ def forget(record: Any) -> None:
 
 def sacct(slurm: Any, number: str) -> str:
     return slurm.run("sacct", "-X", "-n", "-P", "-j", number, "-o", "State,ExitCode").strip()
+
+
+def venv_setup(folder: Path) -> list[str]:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    [packages] = (folder / "venv/lib").glob("python*/site-packages")
+    (packages / "ours.pth").write_text(site.getsitepackages()[0])
+    return [f"source {folder}/venv/bin/activate"]
+
+
+def modules_setup(folder: Path) -> list[str]:
+    """Modules as a site has them: a function that the shell of a job reads from a file."""
+    (folder / "modules.sh").write_text(f'module() {{ [ "$1" = load ] && . {folder}/$2; }}\n')
+    (folder / "python-3").write_text(f"export TOY=module PATH={folder}/bin:$PATH\n")
+    stand_in(folder / "bin")
+    return [f"source {folder}/modules.sh", "module load python-3"]
+
+
+def conda_setup(folder: Path) -> list[str]:
+    """What conda's own file does on `conda activate`, less what it asks its Python for."""
+    (folder / "etc").mkdir()
+    (folder / "etc/conda.sh").write_text(
+        f'conda() {{ [ "$1" = activate ] && export TOY=$2 PATH={folder}/envs/$2/bin:$PATH; }}\n'
+    )
+    stand_in(folder / "envs/reid/bin")
+    return [f"source {folder}/etc/conda.sh", "conda activate reid"]
+
+
+def stand_in(folder: Path) -> None:
+    """Put this Python into a folder as `python`."""
+    folder.mkdir(parents=True)
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "python").chmod(0o755)
+
+
+def test_jobs_take_python_from_a_virtual_environment_modules_or_conda(
+    slurm: Any, tmp_path: Path
+) -> None:
+    ways = {"VIRTUAL_ENV": venv_setup, "module": modules_setup, "reid": conda_setup}
+    sweeps = {}
+    for name, make in ways.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        sweeps[name] = toy.make_sweep(folder, {}, slurm={"setup": make(folder), "python": "python"})
+        launch(sweeps[name], "slurm")
+    for name, sweep in sweeps.items():
+        over(sweep)
+        seen = read_json(sweep.trials[0].run.folder / "seen-0.json")
+        assert seen.get("TOY", "VIRTUAL_ENV") == name
+        assert (seen.get("VIRTUAL_ENV") == str(tmp_path / name / "venv")) is (name == "VIRTUAL_ENV")

@@ -34,8 +34,13 @@ def row(output: str, partition: str) -> str:
 def test_partitions_are_visited_by_ranks_on_two_nodes_and_nothing_is_left(
     doctor: Any, slurm: Any, tmp_path: Path
 ) -> None:
-    status, output = doctor()
+    record, enter = tmp_path / "starts.txt", tmp_path / "enter"
+    enter.write_text(f'#!/bin/sh\necho "$(uname -n) $1" >> {record}\nshift\nexec "$@"\n')
+    enter.chmod(0o755)
+    status, output = doctor(f"slurm.wrap=[{enter}, a.sif]")
     assert status == 0, output
+    hosts = ["node1 a.sif", "node2 a.sif"]
+    assert sorted(record.read_text().splitlines()) == sorted(2 * hosts)
     for partition in ("main", "urgent"):
         cells = row(output, partition)
         assert "2 on node1, node2" in cells

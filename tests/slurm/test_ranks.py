@@ -18,7 +18,7 @@ import toy_experiment as toy  # noqa: E402
 from harness.base.files import read_json  # noqa: E402
 from harness.cluster.launch import launch  # noqa: E402
 from harness.cluster.states import survey  # noqa: E402
-from tests.slurm.sweeps import assert_whole, mine, over  # noqa: E402
+from tests.slurm.sweeps import assert_whole, container, mine, over  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,13 @@ def surroundings(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
-def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
+def test_two_nodes_with_two_ranks_each_in_a_container_agree_on_world_and_master(
     slurm: Any, tmp_path: Path
 ) -> None:
+    image = container(tmp_path)
     resources = {"nodes": 2, "tasks": 2, "cpus": 1, "time": "5m"}
-    sweep = toy.make_sweep(tmp_path, {}, resources=resources, slurm={"env": {"TOY": "a b'c"}})
+    sweep = toy.make_sweep(tmp_path, {}, resources=resources,
+                           slurm={"env": {"TOY": "a b'c"}, "wrap": image.wrap})
     launch(sweep, "slurm")
     over(sweep)
     [trial] = sweep.trials
@@ -44,6 +46,12 @@ def test_two_nodes_with_two_ranks_each_agree_on_world_and_master(
     }
     assert len({s["SVLL_ATTEMPT"] for s in seen}) == 1
     assert {s["OMP_NUM_THREADS"] for s in seen} == {"1"}
+    outside = {os.readlink(f"/proc/{slurm.pid_of(node)}/ns/mnt") for node in ("node1", "node2")}
+    assert len({s["mounts"] for s in seen} - outside) == 4
+    words = ["image", "of", "main.sif", sys.executable, "-u", "-m", "submitit.core._submit"]
+    assert [line[:8] for line in image.started()] == [
+        [host, *words] for host in ("node1", "node1", "node2", "node2")
+    ]
 
 
 def test_ranks_see_the_gpus_that_their_trial_requests_and_no_others(

@@ -26,6 +26,7 @@ from harness.cluster.slurm.job import SIGNAL_DELAY_S  # noqa: E402
 from harness.cluster.states import is_searched, survey  # noqa: E402
 from harness.runs.run import epoch_lines  # noqa: E402
 from harness.sweeps.reading import Sweep, with_proposed  # noqa: E402
+from tests.slurm.sweeps import container  # noqa: E402
 
 PATIENCE_S = 300
 """Ray takes 10 s to start on two idle cores, minutes on busy ones."""
@@ -77,13 +78,14 @@ def test_a_search_over_two_nodes_cancelled_and_continued_gives_what_the_array_ba
 def test_points_are_proposed_and_their_trials_run_over_both_nodes_unless_a_rank_is_killed(
     slurm: Any, tmp_path: Path
 ) -> None:
+    image = container(tmp_path)
     sweep = toy.make_sweep(
         tmp_path, {"work.quality": {"uniform": [0.1, 0.9]}}, samples=4, seeds=[1],
         search_seed=4,  # of which the third point is worse than the second
         recipe={"work": {"epochs": 4, "epoch_s": 0.5}}, backend="ray",
         algorithm={"tpe": {"startup": 2}},
         scheduler={"asha": {"grace": 1, "reduction": 2}},
-        resources={"nodes": 2, **MEMORY}, ray={"nodes": 2},
+        resources={"nodes": 2, **MEMORY}, ray={"nodes": 2}, slurm={"wrap": image.wrap},
     )
     assert launch(sweep, "slurm") == []
     assert is_searched(sweep)
@@ -98,9 +100,12 @@ def test_points_are_proposed_and_their_trials_run_over_both_nodes_unless_a_rank_
     assert survey(sweep)[0].note == "rank 1: killed by SIGKILL (out of memory?)"
     assert sweep.trials[0].run.status()["time"] - killed < 15.0
     assert set(states(sweep)[1:]) == {"complete", "ended early"}
+    outside = {os.readlink(f"/proc/{slurm.pid_of(node)}/ns/mnt") for node in ("node1", "node2")}
     for trial in sweep.trials:
         seen = [read_json(trial.run.folder / f"seen-{rank}.json") for rank in range(2)]
         assert {one["host"] for one in seen} == {"node1", "node2"}
+        assert all(Path(one["file"]).is_relative_to(sweep.folder / "code") for one in seen)
+        assert not {one["mounts"] for one in seen} & outside
         assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in seen] == [
             ("0", "0", "2"), ("1", "0", "2")
         ]

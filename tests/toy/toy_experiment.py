@@ -49,6 +49,7 @@ class Work:
 class Place:
     runs: str = runtime("runs")
     name: str = runtime("")
+    photos: str = runtime("")
     experiment: str = runtime("toy_experiment.run")
     prepare: str = runtime("toy_experiment.prepare")
     report: str = runtime("toy_experiment.report")
@@ -171,10 +172,12 @@ def misbehave(work: Work, rank: int) -> None:
 def note_surroundings(run: Run, rank: int) -> None:
     """Keep what each rank saw, for tests to look at."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SVLL_ATTEMPT", "OMP_NUM_THREADS",
-             "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT", "TOY", *CACHES)
+             "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV", "SLURM_CPUS_PER_TASK", "SLURM_RESTART_COUNT",
+             "TOY", *CACHES)
     seen = {name: os.environ[name] for name in names if name in os.environ}
     seen["pid"] = os.getpid()
     seen["host"] = os.uname().nodename
+    seen["file"], seen["mounts"] = __file__, os.readlink("/proc/self/ns/mnt")
     seen["shared"] = (run.folder.parent / "shared.json").exists()
     write_json(Path(run.folder) / f"seen-{rank}.json", seen)
 

@@ -41,7 +41,7 @@ from harness.sweeps.reading import Sweep, Trial, expand
 log = logging.getLogger(__name__)
 
 REPORT = "report.txt"
-KEPT = ("partition", "account", "qos", "setup", "python", "env")
+KEPT = ("partition", "account", "qos", "setup", "python", "wrap", "env")
 """Keys of `slurm` for the job that reports; it needs no GPU and no particular node."""
 FUNCTIONS = {"before": "make_shared", "after": "write_report"}
 

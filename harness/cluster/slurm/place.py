@@ -56,6 +56,10 @@ class Slurm(Place):
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         lines = script.variables(sweep)
+        if "wrap" in sweep.slurm:
+            lines.append(f"inside {sweep.slurm['wrap'][0]}, jobs need at the same paths: "
+                         f"{', '.join(script.inside(sweep))}; and SLURM's squeue and scontrol, to "
+                         "requeue stopped trials")
         if sweep.resources.gpus is None and not script.gpu_option(sweep):
             lines.append("trials run on the CPU, because the sweep requests no GPU; resources.gpus"
                          "=1 requests one per trial, resources.gpus=0 hides this line")

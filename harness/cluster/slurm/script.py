@@ -2,15 +2,18 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.mappings import leaves
 from harness.base.paths import NO_UTF8
 from harness.base.units import gigabytes, minutes
 from harness.cluster.slurm.job import MAX_TIME_OUTS, NO_GPU, SIGNAL_DELAY_S, save_time_s
 from harness.cluster.snapshots import SAFE_PATH
+from harness.config.values import to_mapping
 from harness.sweeps.reading import Sweep
 
 OURS = {"time": "resources.time", "nodes": "resources.nodes", "mem": "resources.memory",
@@ -21,7 +24,7 @@ GPU_OPTIONS = ("gres", "gpus", "gpus_per_task")
 """Options that can request GPUs instead of `resources.gpus`."""
 OF_GPUS = ("gpu", "mps", "shard")
 """Beginnings of generic resources that are GPUs, or parts of one."""
-REFUSED = ("array", "output", "error", "open_mode", "wrap", "map_count", "additional_parameters",
+REFUSED = ("array", "output", "error", "open_mode", "map_count", "additional_parameters",
            "signal", "use_srun", "num_gpus", "parsable", "wait", "test_only", "quiet", "clusters",
            "stderr_to_stdout")
 """sbatch options that would break the job-to-trial mapping."""
@@ -30,6 +33,8 @@ DEFAULTS = {f"SBATCH_{key.upper()}": key for key in
 """Variables of sbatch that stand for options which the sweep leaves out. All others are hidden from
 sbatch, because it would prefer them to the script."""
 
+IN_QUOTES = str.maketrans({letter: f"\\{letter}" for letter in '"\\`'})
+"""How double quotes keep letters."""
 NO_TEXT = {NO_UTF8: "cannot be in a script for sbatch"}
 UNREADABLE = {
     "%": "begins a placeholder such as %j in the names of SLURM's logs",
@@ -59,7 +64,8 @@ def parameters(sweep: Sweep, *, job_name: str) -> dict[str, Any]:
         NO_GPU: int(not has_gpu), **({} if has_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         **options.pop("env", {}),
     }
-    options.pop("python", None)
+    for key in ("python", "wrap"):  # of the command, see `python_of`
+        options.pop(key, None)
     exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     setup = [*exports, *options.pop("setup", [])]
     if sweep.code is not None:  # after the user's setup, because loading a module may set it too
@@ -172,9 +178,30 @@ def _executor_class() -> Any:
     return Executor
 
 
+def python_of(sweep: Sweep) -> str:
+    """Return how the shell of a job starts Python: the interpreter, after the words of
+    `slurm.wrap`, in which the shell replaces variables."""
+    words = [word.translate(IN_QUOTES) for word in sweep.slurm.get("wrap", [])]
+    python = sweep.slurm.get("python") or shlex.quote(sys.executable)
+    return " ".join([*(f'"{word}"' for word in words), python])
+
+
+def inside(sweep: Sweep) -> list[str]:
+    """Return the paths that jobs need under the same name within what `slurm.wrap` enters: of the
+    sweep, of its configurations, and of this Python where the sweep names no other."""
+    configs = [trial.config for trial in (*sweep.trials, *sweep.probes)]
+    values = {value for config in configs for value in leaves(to_mapping(config)).values()
+              if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)}
+    own = {str(sweep.folder.absolute().parent), os.getcwd()}
+    own |= set() if "python" in sweep.slurm else {sys.prefix}
+    paths = sorted(values | own)
+    return [path for n, path in enumerate(paths)
+            if not any(path.startswith(f"{other}/") for other in paths[:n])]
+
+
 def executor_for(sweep: Sweep, folder: Path, name: str) -> Any:
     """Return submitit's executor for jobs of a sweep, whose files go to `folder`."""
-    executor = _executor_class()(folder=folder, python=sweep.slurm.get("python"))
+    executor = _executor_class()(folder=folder, python=python_of(sweep))
     executor.update_parameters(**parameters(sweep, job_name=name))
     return executor
 

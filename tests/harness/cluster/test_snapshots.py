@@ -128,6 +128,18 @@ def test_a_current_folder_that_jobs_would_not_find_is_refused_by_name(
     assert str(caught.value).startswith(f"the current folder: {shown(here)!r} cannot be used here")
 
 
+def test_a_search_that_has_no_trial_yet_freezes_its_experiment_too(
+    toy: ModuleType, tmp_path: Path, sweep: Sweep
+) -> None:
+    runs = str(tmp_path / "runs")
+    search = toy.make_sweep(
+        tmp_path, {"work.quality": {"uniform": [0.1, 0.9]}}, samples=4, backend="ray",
+        algorithm="tpe", recipe={"run": {"runs": runs, "experiment": "helping.run"}},
+    )
+    assert not search.trials
+    assert {"helping/__init__.py", "helping/words.py"} <= set(snapshots.current_code(search).files)
+
+
 def test_the_same_code_is_the_same_folder_and_other_code_another(
     sweep: Sweep, tmp_path: Path
 ) -> None:

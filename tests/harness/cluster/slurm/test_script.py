@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +12,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cluster.slurm import script as slurm
+from harness.cluster.slurm.place import Slurm
 from harness.config.sources import Setting
 from harness.sweeps.keys import read_slurm
 
@@ -55,6 +58,36 @@ def test_srun_gets_the_cores_that_it_would_otherwise_ignore(
     assert "--cpu-bind=cores" in words
     assert words[-8:-1] == ["apptainer", "exec", "my.sif", "python", "-u", "-m",
                             "submitit.core._submit"]
+
+
+def test_what_enters_a_container_comes_before_python_and_its_variables_are_the_jobs(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "its own")
+    wrap = ["echo", "--bind=$WHERE", 'a "b" `c` \\', "it's"]
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"wrap": wrap})
+    [command] = [line for line in slurm.script(sweep, 1).splitlines() if line.startswith("srun")]
+    found = subprocess.run(["bash", "-c", command[command.index('"echo"'):]],
+                           capture_output=True, text=True, check=True).stdout
+    assert found.startswith(f'--bind=its own a "b" `c` \\ it\'s {sys.executable} -u -m submitit')
+
+
+def test_the_paths_that_a_container_must_have_are_the_sweeps_the_configurations_and_pythons(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    photos = str(tmp_path / "photos")
+    Path(photos).mkdir()
+    for name, further in (("", {}), ("other", {"python": "python3"})):
+        sweep = toy.make_sweep(
+            tmp_path / name, {}, slurm={"wrap": ["apptainer", "exec", "a.sif"], **further},
+            recipe={"run": {"runs": str(tmp_path / name / "runs"), "photos": photos}},
+        )
+        paths = {str(tmp_path / name / "runs"), photos, os.getcwd()}
+        paths |= set() if further else {sys.prefix}
+        inner = {one for one in paths for other in paths if one.startswith(f"{other}/")}
+        assert slurm.inside(sweep) == sorted(paths - inner)
+        described = Slurm().describe(sweep, 1, None)
+        assert f"same paths: {', '.join(sorted(paths - inner))}; and SLURM's" in described
 
 
 def test_setup_and_environment_come_before_the_command_and_are_quoted(
