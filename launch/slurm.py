@@ -31,6 +31,8 @@ from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
+from harness.config.fields import field_types
+from harness.config.recipes import recipe_files
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.reporting.terminal import say
@@ -41,6 +43,8 @@ from harness.sweeps.sweep_results import words_of
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
+from svll.migration.convert import read_foreign
+from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
@@ -70,7 +74,7 @@ class Cluster(StrEnum):
     local = "local"
 
 
-@command(__doc__)
+@command(__doc__, OPTIONS)
 def main(
     sweep: Annotated[str | None, typer.Option(
         help="A sweep file, or the name of a shipped sweep.")] = None,
@@ -157,6 +161,7 @@ def _read(
         overrides = [*words, *overrides]
     if (sweep is None) == (recipe is None):
         raise UserError("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
+    refuse_words_of_others(overrides, field_types(Config))
     reads = partial(read_sweep, recipe or "", name=name)
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
@@ -182,6 +187,10 @@ def _read(
 def _dry_run(
     sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> int:
+    for name in sweep.bases:
+        for file in recipe_files(name, RECIPES, (Path(sweep.file).parent, Path())):
+            if converted := read_foreign(file):
+                say(console, converted.text())
     states = survey(sweep, all_places(patient=True), retry_failed=retry_failed)
     waiting = due(states, retry_failed=retry_failed)
     if states:  # an algorithm may have proposed none yet
