@@ -57,7 +57,9 @@ class Conversion:
     @property
     def loud(self) -> list[str]:
         """What makes the result another one than theirs."""
-        keys = [f"{line.where}: {line.key}: {shown(line.value)} has no counterpart: "
+        keys = [f"{self.path}: {line.key}: {shown(line.value)} (their default) has no "
+                f"counterpart: {line.made.note}" if line.where == DEFAULT else
+                f"{line.where}: {line.key}: {shown(line.value)} has no counterpart: "
                 f"{line.made.note}" for line in self.lines if line.made.is_loud]
         return [*(f"{self.path}: {one}" for one in self.project.differs), *keys]
 

@@ -18,8 +18,8 @@ BEGINNING = """\
 
 <!-- written by python -m svll.migration.page -->
 
-    python launch/train.py --recipe vit_clipreid.yml data.root=DIR --dry-run    # every key with ours
-    python launch/train.py --recipe vit_clipreid.yml data.root=DIR              # trains
+    python launch/train.py --recipe vit_clipreid.yml data.root=DIR --dry-run  # each key with ours
+    python launch/train.py --recipe vit_clipreid.yml data.root=DIR            # trains
 
 A recipe may be a YAML file of one of these projects (also `recipe:` and `extends:` in files of
 ours). It is recognised by its keys and converted each time; keys that the file leaves out have the
@@ -30,8 +30,10 @@ file are ours: `stage2.lr=1e-5`, not `SOLVER.STAGE2.BASE_LR 1e-5`. `_BASE_` of f
 The encoder is always one of CLIP's. So only CLIP-ReID, its baseline and SVLL-ReID give the same
 training; files of the other projects give a start.
 
-Their weights: `python launch/evaluate.py --weights FILE --recipe NAME` and `svll.load` read those of
-CLIP-ReID, SVLL-ReID and TransReID. Their features: `python launch/features.py --help`.
+Their weights: `svll.load` and `python launch/evaluate.py --weights FILE --recipe market1501
+data.root=DIR` read those of CLIP-ReID, SVLL-ReID and TransReID. Their features:
+`python launch/features.py --help`. Their files combine with recipes of ours and those in `parts/`:
+`--recipe vit_clipreid.yml+mine.yaml`.
 """
 
 
@@ -61,9 +63,8 @@ def _row(row: Row) -> str:
 
 
 def _code(use: str) -> str:
-    """Return what to use; a command or a setting as code."""
-    is_code = use.startswith("python ") or ("=" in use and " " not in use)
-    return f"`{use}`" if is_code else use
+    """Return what to use; a setting as code."""
+    return f"`{use}`" if "=" in use and " " not in use else use
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def trained_on(names: Any, _: Theirs) -> dict[str, Any]:
 def tested_on(names: Any, theirs: Theirs) -> dict[str, Any]:
     """Return the setting of test sets that are not those of the training."""
     found = [dataset(name) for name in listed(names)]
-    trained = next((theirs[key] for key in ("DATASETS.NAMES", "data.sources") if key in theirs), [])
+    trained = theirs.get("DATASETS.NAMES", theirs.get("data.sources"))
     return {} if found == [dataset(name) for name in listed(trained)] else {"data.test": found}
 
 

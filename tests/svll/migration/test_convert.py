@@ -169,8 +169,9 @@ def test_fast_reid_is_converted_with_the_file_that_it_extends(tmp_path: Path) ->
         "SOLVER: {AMP: {ENABLED: False}, MAX_EPOCH: 60, STEPS: [40, 90], WARMUP_ITERS: 2000}\n")
     file = tmp_path / "own.yml"
     file.write_text("_BASE_: Base.yml\nMODEL:\n  PIXEL_MEAN: [127.5, 127.5, 127.5]\n"
-                    "SOLVER: {MAX_EPOCH: 120}\nDATASETS:\n  NAMES: (\"Market1501\", \"DukeMTMC\",)\n"
-                    "  TESTS: (\"MSMT17\",)\nTEST: {RERANK: {ENABLED: True, K1: 30}}\n")
+                    "SOLVER: {MAX_EPOCH: 120}\nDATASETS:\n"
+                    "  NAMES: (\"Market1501\", \"DukeMTMC\",)\n  TESTS: (\"MSMT17\",)\n"
+                    "TEST: {RERANK: {ENABLED: True, K1: 30}}\n")
     config = built(str(file))
     data, two = config.data, config.stage2
     assert (data.name, data.train, data.test) == (
