@@ -4,6 +4,7 @@
     python launch/slurm.py --sweep loss_weights --follow
     python launch/slurm.py --sweep loss_weights slurm.partition=gpu resources.gpus=1
     python launch/slurm.py --recipe synthetic seeds=[1,2,3] resources.time=1h
+    python launch/slurm.py --sweep-name tokens --recipe synthetic model.prompt_tokens=2,4 seed=1,2
     python launch/slurm.py --doctor
     python launch/slurm.py --help-config
 
@@ -14,12 +15,14 @@ failed ones.
 import dataclasses
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from harness.base.errors import UserError, WrongUsage
+from harness.base.paths import expanded
 from harness.base.units import counted
 from harness.cluster import snapshots
 from harness.cluster.known_places import all_places, default_place, place_named
@@ -28,16 +31,21 @@ from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
+from harness.config.fields import field_types
+from harness.config.recipes import recipe_files
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.reporting.terminal import say
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
+from harness.sweeps.sweep_results import words_of
 from launch import completion
 from launch.cli import as_called, command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
+from svll.migration.convert import read_foreign
+from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin, weights_file
 
 EARLY = ("prompts.mAP", "prompts.margin")
@@ -67,7 +75,7 @@ class Cluster(StrEnum):
     local = "local"
 
 
-@command(__doc__)
+@command(__doc__, OPTIONS)
 def main(
     sweep: Annotated[str | None, typer.Option(
         help="A sweep file, or the name of a shipped sweep.",
@@ -75,6 +83,8 @@ def main(
     recipe: Annotated[str | None, typer.Option(
         help="Or a recipe (name, file or A+B+C), as a single trial.",
         autocompletion=completion.recipes)] = None,
+    sweep_name: Annotated[str | None, typer.Option(
+        help="With --recipe: a grid of this name; KEY=A,B searches a key.")] = None,
     cluster: Annotated[Cluster | None, typer.Option(
         help="Default: slurm where sbatch is, else local.")] = None,
     dry_run: Annotated[bool, typer.Option(
@@ -105,10 +115,10 @@ def main(
         return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise WrongUsage("choose one of --dry-run, --status, --follow, --cancel, --doctor")
-    if doctor and sweep is None and recipe is None:
+    if doctor and sweep is None and recipe is None and sweep_name is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
-    asked = dataclasses.replace(_read(sweep, recipe, settings), first=first)
+    asked = dataclasses.replace(_read(sweep, recipe, settings, sweep_name), first=first)
     if first is not None and asked.algorithm is not None:
         raise UserError(f"{asked.file}: --first: an algorithm proposes the points; set their "
                         "number with samples=N")
@@ -143,11 +153,21 @@ def _help_config(words: list[str]) -> int:
     return 0
 
 
-def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
-    """Return the sweep that the command line asks for, checked."""
+def _read(
+    sweep: str | None, recipe: str | None, overrides: list[str], name: str | None = None
+) -> Sweep:
+    """Return the sweep that the command line asks for, checked. name: of a sweep without a file."""
+    if name is not None and sweep is not None:
+        raise WrongUsage("--sweep-name makes a sweep without a file; to rename the sweep of a file "
+                         "write name=NAME")
+    if name is not None and recipe is None:
+        runs = [word.partition("=")[2] for word in overrides if word.startswith("run.runs=")]
+        recipe, *words = words_of(Path(expanded([Config().run.runs, *runs][-1])), name)
+        overrides = [*words, *overrides]
     if (sweep is None) == (recipe is None):
         raise WrongUsage("give either --sweep NAME (or FILE) or --recipe NAME (or FILE)")
-    reads = partial(read_sweep, recipe or "")
+    refuse_words_of_others(overrides, field_types(Config))
+    reads = partial(read_sweep, recipe or "", name=name)
     if sweep is not None:
         reads = partial(read_sweep, find_sweep(sweep, SWEEPS))
     asked = reads(schema=Config, recipes=RECIPES, overrides=overrides, metrics=METRICS,
@@ -163,7 +183,7 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
         return asked
     if all(has_validation(trial.config.data) for trial in (*asked.trials, *asked.probes)):
         return asked
-    if recipe is not None:
+    if recipe is not None and not asked.space.dimensions:
         return dataclasses.replace(asked, metric="mAP")  # nothing is selected among seeds
     raise UserError(f"{asked.file}: metric: {asked.metric} needs a validation part; set "
                     "data.validation=0.1, or metric=mAP to select on the test set")
@@ -172,6 +192,10 @@ def _read(sweep: str | None, recipe: str | None, overrides: list[str]) -> Sweep:
 def _dry_run(
     sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
 ) -> int:
+    for name in sweep.bases:
+        for file in recipe_files(name, RECIPES, (Path(sweep.file).parent, Path())):
+            if converted := read_foreign(file):
+                say(console, converted.text())
     states = survey(sweep, all_places(patient=True), retry_failed=retry_failed)
     waiting = due(states, retry_failed=retry_failed)
     if states:  # an algorithm may have proposed none yet

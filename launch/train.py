@@ -24,8 +24,8 @@ from harness.base.machine import allotted_gpus
 from harness.base.paths import SAFETENSORS, refuse
 from harness.base.units import counted
 from harness.config.build import build
-from harness.config.fields import text_fields
-from harness.config.recipes import named_recipe, recipe_stem
+from harness.config.fields import field_types, text_fields
+from harness.config.recipes import named_recipe, recipe_files, recipe_stem
 from harness.config.signature import signature
 from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
@@ -36,6 +36,8 @@ from harness.runs.stopping import Stopped, stop_on_signals
 from launch import completion
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
+from svll.migration.convert import read_foreign
+from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin
 from svll.runs.preflight import preflight, quietly
 
@@ -46,7 +48,7 @@ LONGEST = 5
 """Operations of a profile that are printed."""
 
 
-@command(__doc__)
+@command(__doc__, OPTIONS)
 def main(
     recipe: Annotated[str | None, typer.Option(
         help="A recipe: name, YAML file or several, A+B+C.",
@@ -70,6 +72,11 @@ def main(
         return 0
     if recipe is None:
         raise WrongUsage("give --recipe NAME (or FILE); --help shows examples")
+    refuse_words_of_others(overrides or [], field_types(Config))
+    if dry_run:
+        for file in recipe_files(recipe, RECIPES):
+            if converted := read_foreign(file):
+                typer.echo(converted.text())
     given = parse_overrides(overrides or [], text_fields(Config))
     config = build(Config, [*named_recipe(recipe, Config, RECIPES), *given])
     if dry_run:

@@ -24,6 +24,7 @@ from svll.base.value_checks import (
     positive,
     unset,
 )
+from svll.migration.convert import foreign
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -440,6 +441,8 @@ class Config:
                 "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16",
         },
     )
+    foreign: ClassVar[Any] = staticmethod(foreign)
+    """Converts recipe files of other projects (`svll.migration.convert.foreign`)."""
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
     """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 

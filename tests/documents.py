@@ -26,7 +26,8 @@ COMMAND = re.compile(rf"(python|torchrun|pip|source|{'|'.join(SCRIPTS)}) \S.*|ma
 # --- reading ---
 
 
-PAGES = sorted(path for pattern in ("*.md", "*/README.md") for path in ROOT.glob(pattern))
+PAGES = sorted(path for pattern in ("*.md", "*/README.md", "svll/recipes/*.md")
+               for path in ROOT.glob(pattern))
 TEXTS = [*PAGES, *sorted(
     path for pattern in ("launch/*.py", "sweeps/*.yaml", "svll/recipes/**/*.yaml")
     for path in ROOT.glob(pattern)
@@ -101,6 +102,7 @@ def furnish(folder: Path) -> None:
     [world] = (folder / "runs" / "cache" / "data").iterdir()
     (folder / "world").symlink_to(world)
     _sweep(run, folder / "runs" / "loss_weights")
+    (folder / "vit_clipreid.yml").write_text("MODEL: {NAME: ViT-B-16}\nSOLVER: {STAGE2: {}}\n")
     _features(run / "features.h5", folder)
     _images(folder)
 

@@ -14,7 +14,7 @@ FLOORS = {
         "reporting",
     ),
     "svll": (
-        "base", "config", "losses", "prompt_augmentation", "prompt_quality",
+        "base", "migration", "config", "losses", "prompt_augmentation", "prompt_quality",
         "evaluation.engine", "evaluation", "data.readers", "world", "data", "models.files",
         "models", "models.weights", "features", "reuse", "evaluation.feature_files", "inputs",
         "scoring",

@@ -28,7 +28,7 @@ def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return what sweep.json holds, for some trials of the sweep."""
     return {
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
-        "mode": sweep.mode, "objectives": dict(sweep.objectives),
+        "mode": sweep.mode, "objectives": dict(sweep.objectives), "words": list(sweep.words),
         "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
     }
 

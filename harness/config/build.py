@@ -2,6 +2,7 @@
 holds where it was written, so each fault names its file and line."""
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -99,7 +100,8 @@ class Base(Generic[T]):
         try:
             value = at_type(value, self._kinds[key])
         except ValueError:
-            faults.append(f"{setting.where}: {key}: {misfit(value, self._kinds[key])}")
+            faults.append(f"{setting.where}: {key}: {misfit(value, self._kinds[key])}"
+                          f"{_several(setting, self._kinds[key])}")
             return _replaced(config, key, value_at(self._defaults, key))
         if isinstance(value, dict):
             value = {**(value_at(config, key) or {}), **value}
@@ -115,6 +117,18 @@ def _unknown(setting: Setting, kinds: Mapping[str, Any], schema: type) -> str | 
     if below:
         return f"{key} is a section; set one of its keys, such as {below[0]}"
     return f"no key {key}{suggest(key, list(kinds))}"
+
+
+def _several(setting: Setting, kind: Any) -> str:
+    """Return the end of a message about several values on the command line, which make a sweep."""
+    value, is_typed = setting.value, setting.where.startswith("command line")
+    if not is_typed or typing.get_origin(kind) in (list, tuple):
+        return ""
+    if (isinstance(value, list) and len(value) > 1) or (isinstance(value, str) and "," in value):
+        text = value if isinstance(value, str) else ",".join(map(str, value))
+        return (f"; for a run with each value: launch/slurm.py --sweep-name NAME --recipe RECIPE "
+                f"{setting.key}={text}")
+    return ""
 
 
 def _replaced(node: Any, key: str, value: Any) -> Any:

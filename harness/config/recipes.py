@@ -58,6 +58,11 @@ def named_recipe(
     return _combined(one for word, file in found for one in _read(word, file, schema, folder, ()))
 
 
+def recipe_files(name: str, folder: Path, near: Sequence[Path] = (Path(),)) -> list[Path]:
+    """Return the files that a recipe's name combines. Raises UserError as `named_recipe`."""
+    return [file for _, file in _files(name, [folder], near, "")]
+
+
 def recipe_stem(name: str) -> str:
     """Return the name of the folder of a recipe's runs: the names of its files, joined by _."""
     return "_".join(Path(word).stem for word in _split(name, [Path()]))
@@ -92,6 +97,10 @@ def _read(
         raise UserError(f"{above[0]}: recipes extend each other in a circle: {names}")
     texts = text_fields(schema)
     value, lines = read_yaml(path, lambda key: texts(re.sub(r"^with\.[^.]+\.", "", key)))
+    foreign = getattr(schema, "foreign", None)  # files of other programs, by their keys
+    if foreign is not None and (found := foreign(path, value, lines)) is not None:
+        yield _Recipe(name, found, {})
+        return
     bases, beside = value.pop("extends", None) or [], value.pop("with", None) or {}
     where = f"{path}, line {lines.get('extends', 1)}"
     bases = [bases] if isinstance(bases, str) else bases

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,13 @@ from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+ELSEWHERE: dict[str, Kind] = {
+    "values": "grid", "grid_search": "grid", "categorical": "choice", "interval": "uniform",
+    "quniform": "uniform", "q_uniform": "uniform", "float": "uniform", "qloguniform": "loguniform",
+    "log_uniform": "loguniform", "log_uniform_values": "loguniform", "logfloat": "loguniform",
+    "int_uniform": "randint", "range": "randint", "int": "randint", "qrandint": "randint",
+}
+"""Names in W&B, Ray, Hydra and Optuna, with ours."""
 LARGEST = 2**53
 """Above it, floats do not hold all integers, so some would never be drawn."""
 
@@ -88,6 +96,8 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
     when = None
     if "when" in entry:
         when = read_condition(entry.pop("when"), f"{setting.where}: {setting.key}: when", faults)
+    if ours := _elsewhere(setting.value):
+        return fault(f"found {setting.value!r}; did you mean {ours}?")
     if len(entry) != 1:
         return fault(f"expected one of {', '.join(kinds)}, such as {{grid: [0.0, 0.8]}}")
     (kind, values), = entry.items()
@@ -104,6 +114,29 @@ def read_dimension(setting: Setting, faults: list[str], type_: Any = Any) -> lis
     if kind != "randint":  # its values are integers whatever the key's type
         values = [typed(value) for value in values]
     return [Dimension(setting.key, kind, tuple(values), setting.where, when)]
+
+
+def _elsewhere(entry: Any) -> str:
+    """Return what to write for an entry in the words of W&B, Ray, Hydra or Optuna, such as
+    tune.loguniform(1e-4, 1e-1) or {min: 0, max: 1}; "" for any other."""
+    kinds: dict[str, Kind] = {**{kind: kind for kind in get_args(Kind)}, **ELSEWHERE}
+    if isinstance(entry, str):
+        call = re.fullmatch(r"(?:\w+\.)*(\w+)\((.*)\)", entry.strip())
+        kind = kinds.get(call[1].removeprefix("suggest_")) if call else None
+        listed = call[2].strip() if call else ""
+        return f"{{{kind}: {listed if listed[:1] == '[' else f'[{listed}]'}}}" if kind else ""
+    if not isinstance(entry, dict):
+        return ""
+    low, high = entry.get("min", entry.get("low")), entry.get("max", entry.get("high"))
+    if low is not None and high is not None:
+        is_whole = type(low) is int and type(high) is int and "distribution" not in entry
+        kind = kinds.get(str(entry.get("distribution")), "randint" if is_whole else "uniform")
+        high = high + 1 if kind == "randint" and type(high) is int else high  # included there
+        return f"{{{kind}: [{low}, {high}]}}"
+    if "value" in entry:
+        return f"overrides: {{KEY: {entry['value']}}}"
+    return next((f"{{{ELSEWHERE[kind]}: {listed}}}" for kind, listed in entry.items()
+                 if kind in ELSEWHERE), "")
 
 
 def _is_range(kind: Kind, values: list[Any]) -> bool:

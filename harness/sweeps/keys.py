@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from harness.base.errors import UserError, collecting, hint
 from harness.base.paths import is_utf8
-from harness.base.units import gigabytes, minutes
+from harness.base.units import gigabytes, minutes, time_fault
 from harness.config.build import build
 from harness.config.casts import TRUTHS
 from harness.config.fields import field_types, text_fields
 from harness.config.sources import Setting
-from harness.config.yaml_files import ENDINGS, VERBATIM, Texts
+from harness.config.yaml_files import ENDINGS, VERBATIM, NotYaml, Texts, parse
 
 FREE = ("overrides", "search", "scheduler", "algorithm", "objectives", "slurm")
 """Keys of a sweep file whose mappings have keys of other schemas, or any keys."""
@@ -28,6 +29,28 @@ SLURM_FLAGS = (
 """Options of sbatch that need no value. `true` is a text for all others: without a value they would
 take the next option for it."""
 NULLS = ("~", "null", "Null", "NULL")
+OTHER_TOOLS = {
+    "parameters": "search", "params": "search", "param_space": "search", "search_space": "search",
+    "hparams": "search", "num_samples": "samples", "run_cap": "samples", "n_trials": "samples",
+    "search_alg": "algorithm", "sampler": "algorithm", "pruner": "scheduler",
+    "early_terminate": "scheduler", "resources_per_trial": "resources",
+    "direction": "mode", "goal": "mode", "time_budget_s": "resources.time",
+    "method": "search: {KEY: {grid: [...]}} (bayes: algorithm: gp; random: choice, uniform ... and "
+              "samples)",
+    "config": "recipe and overrides", "defaults": "recipe", "program": "recipe",
+    "max_concurrent_trials": "slurm.array_parallelism, ray.trials_per_node or --jobs",
+    "project": "run.wandb in overrides",
+    # options of schedulers and algorithms
+    "grace_period": "grace", "reduction_factor": "reduction", "max_t": "epochs", "eta": "reduction",
+    "min_iter": "grace", "min_samples_required": "trials", "perturbation_interval": "every",
+    "quantile_fraction": "share", "resample_probability": "resample",
+    "n_startup_trials": "startup", "n_initial_points": "startup",
+}
+"""Keys of W&B's, Ray's, Hydra's and Optuna's sweeps, with ours."""
+KINDS_ELSEWHERE = {"asynchyperband": "asha", "asha": "asha", "halving": "asha",
+                   "hyperband": "hyperband", "median": "median", "population": "pbt",
+                   "optuna": "tpe", "tpe": "tpe", "hyperopt": "tpe", "bayes": "gp", "gp": "gp"}
+"""Parts of other tools' names of schedulers and algorithms, with ours."""
 SLURM_COUNTS = ("array_parallelism", "signal_delay_s")
 """Options with which submitit computes; it copies all others into the script."""
 
@@ -59,8 +82,8 @@ class Resources(Options):
     cpus: int = 1
     """Cores per rank."""
     time: str = "4h"
-    """Time limit of one SLURM job, such as 90m, 1d12h, 12:00:00 or 1-12:00:00; longer runs resume
-    in another job."""
+    """Time limit of one SLURM job, such as 90m, 1d12h, 12:00:00 or 1-12:00:00; a bare number is
+    minutes. Longer runs resume in another job."""
     max_time_outs: int = 20
     """How often a trial, or a search's job, resumes by itself after the time limit."""
     memory: str | None = None
@@ -72,7 +95,7 @@ class Resources(Options):
             yield "tasks", (f"{self.tasks} ranks need a GPU each, found gpus: {self.gpus}; set "
                             f"gpus: {self.tasks}, or gpus: 0")
         if not minutes(self.time):
-            yield "time", f"{self.time!r} is not a time; write it as 90m, 1d12h or 1-12:00:00"
+            yield "time", time_fault(self.time)
         if self.memory is not None and not gigabytes(self.memory):
             yield "memory", f"{self.memory!r} is not a size; write it as 500MB or 32GB"
 
@@ -301,6 +324,37 @@ def sweep_texts(schema: type) -> Texts:
     return texts
 
 
+def grid_words(words: Iterable[str], schema: type) -> list[str]:
+    """Translate words of a sweep without a file: `key=a,b` and, if the key holds no list,
+    `key=[a,b]` become `search.key={grid: [a,b]}`, `key={uniform: [0,1]}` becomes a search, and
+    `seed=1,2` becomes `seeds=[1,2]`. All other words stay as they are."""
+    kinds, texts = field_types(schema), text_fields(schema)
+    return [_grid_word(word, kinds, texts) for word in words]
+
+
+def _grid_word(word: str, kinds: Mapping[str, Any], texts: Texts) -> str:
+    key, _, text = (part.strip() for part in word.partition("="))
+    if key not in kinds or not text:
+        return word
+    try:
+        values = parse(f"[{text}]", texts, key)[0]
+    except NotYaml:
+        return word
+    is_list = len(values) == 1 and isinstance(values[0], list) and not _holds(kinds[key], list)
+    listed = text if is_list else f"[{text}]"
+    if key == "seed":
+        return f"seeds={listed}"
+    if len(values) == 1 and isinstance(values[0], dict) and not _holds(kinds[key], dict):
+        return f"search.{key}={text}"
+    return f"search.{key}={{grid: {listed}}}" if is_list or len(values) > 1 else word
+
+
+def _holds(kind: Any, container: type) -> bool:
+    """Return whether a field of this type takes a list (or tuple), or a mapping."""
+    kinds = [typing.get_origin(one) for one in (kind, *typing.get_args(kind))]
+    return container in kinds or (container is list and tuple in kinds)
+
+
 def sort_settings(
     settings: Iterable[Setting], own: list[Setting], parts: dict[str, list[Setting]],
     schema: type, faults: list[str],
@@ -352,13 +406,20 @@ def choose(
         options = {option: setting.value} if option else setting.value
         options = {} if options is None else options
         if kind not in kinds:
-            faults.append(f"{where}: no {section} {kind!r}{hint(kind, [*kinds, 'none'])}")
+            known = [*kinds, "none"]
+            ours = [ours for part, ours in KINDS_ELSEWHERE.items()
+                    if part in kind.lower() and ours in kinds]
+            meant = f"; did you mean {ours[0]}?" if ours else hint(kind, known)
+            faults.append(f"{where}: no {section} {kind!r}{meant}")
         elif not isinstance(options, dict):
             faults.append(f"{where}.{kind}: expected a mapping, found {options!r}")
         else:
-            chosen.setdefault(kind, []).extend(
-                Setting(str(key), value, f"{where}.{kind}") for key, value in options.items()
-            )
+            chosen.setdefault(kind, [])
+            for key, value in options.items():
+                if key in OTHER_TOOLS:
+                    faults.append(f"{where}.{kind}: no key {key}; did you mean {OTHER_TOOLS[key]}?")
+                else:
+                    chosen[kind].append(Setting(str(key), value, f"{where}.{kind}"))
         if len(chosen) > 1:
             faults.append(f"{where}: expected one of {', '.join(kinds)}, found {', '.join(chosen)}")
             return None

@@ -74,6 +74,8 @@ class Sweep:
     """Only this many trials are launched or shown now; None: all."""
     code: Path | None = None
     """The frozen code of its jobs; None: they run what is installed."""
+    words: tuple[str, ...] = ()
+    """The recipe and settings of a sweep without a file, as they were typed."""
     origin: str = ""
     """The folder of the sweep file, or of the recipes where a recipe is the sweep; tells sweeps of
     one name apart that share a folder of runs."""
@@ -148,8 +150,12 @@ class _Draft:
 def read_sweep(
     source: Path | str, *, schema: type, recipes: Path, overrides: Iterable[str] = (),
     metrics: Sequence[str] | None = None, complete: Callable[[Any], Any] = as_it_is,
+    name: str | None = None,
 ) -> Sweep:
     """Read and check a sweep file (a path) or a recipe (a string), which is a sweep of one trial.
+
+    name: makes a recipe a sweep of this name, whose `overrides` may give several values (see
+    `grid_words`), and several recipes joined by commas.
 
     schema: the experiment's configuration; it must have the keys seed, run.runs and run.name.
     overrides: `key=value` settings of the command line. If their first part is a key of
@@ -160,9 +166,11 @@ def read_sweep(
     """
     texts = keys.sweep_texts(schema)
     faults: list[str] = []
+    words = (source, *overrides) if isinstance(source, str) and name is not None else ()
     if isinstance(source, str):
-        name, own = recipe_stem(source), [Setting(RECIPE, source, "command line")]
-        parts: dict[str, list[Setting]] = {key: [] for key in FREE}
+        own, parts = _own_words(source, name)
+        name = name or recipe_stem(source)
+        overrides = keys.grid_words(overrides, schema) if words else overrides
     else:
         value, lines = read_yaml(source, texts)
         parts = {key: _part(key, value.pop(key, None), (source, lines), schema, faults)
@@ -172,7 +180,21 @@ def read_sweep(
     keys.sort_settings(parse_overrides(overrides, texts), own, parts, schema, faults)
     draft = _Draft(name, str(source), own, parts, near, schema, recipes, metrics, complete)
     origin = recipes if isinstance(source, str) else source.parent
-    return dataclasses.replace(_checked(draft, faults), origin=str(origin.resolve()))
+    read = _checked(draft, faults)
+    return dataclasses.replace(read, origin=str(origin.resolve()), words=words)
+
+
+def _own_words(recipe: str, name: str | None) -> tuple[list[Setting], dict[str, list[Setting]]]:
+    """Return the sweep's own settings and its mappings in `FREE` where a recipe is the sweep."""
+    parts: dict[str, list[Setting]] = {key: [] for key in FREE}
+    if name is None:
+        return [Setting(RECIPE, recipe, "command line")], parts
+    own, recipes = [Setting("name", name, "--sweep-name")], recipe.split(",")
+    if len(recipes) > 1:
+        parts["search"] = [Setting(RECIPE, {"grid": recipes}, "--recipe")]
+    else:
+        own.append(Setting(RECIPE, recipe, "command line"))
+    return own, parts
 
 
 def expand(sweep: Sweep) -> list[Trial]:
@@ -330,6 +352,15 @@ def _head(draft: _Draft, faults: list[str]) -> SweepFile:
     good = [Setting("metric", experiment_of(draft.schema).metric, "default")]
     defaults = Base(SweepFile, [])
     for setting in draft.own:
+        first = setting.key.partition(".")[0]
+        if first in keys.OTHER_TOOLS:
+            faults.append(f"{setting.where}: no key {setting.key}; did you mean "
+                          f"{keys.OTHER_TOOLS[first]}?")
+            continue
+        if setting.key == "metric" and isinstance(setting.value, dict):
+            faults.append(f"{setting.where}: metric: expected its name; write metric: NAME and "
+                          "mode: max (or min)")
+            continue
         with collecting(faults):
             defaults.build([setting])
             good.append(setting)

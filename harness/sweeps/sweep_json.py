@@ -27,7 +27,7 @@ def freeze(sweep: Sweep) -> dict[str, Any]:
             "dimensions": [asdict(dimension) for dimension in sweep.space.dimensions],
             "search_seed": sweep.space.seed,
             "constraints": [asdict(condition) for condition in sweep.space.constraints],
-            "seeds": [asdict(seed) for seed in sweep.seeds],
+            "seeds": [asdict(seed) for seed in sweep.seeds], "words": list(sweep.words),
             **{key: {chosen.kind: asdict(chosen)} if chosen else None
                for key, chosen in (("scheduler", sweep.scheduler), ("algorithm", sweep.algorithm))},
             "resources": asdict(sweep.resources), "ray": asdict(sweep.ray),
@@ -50,6 +50,7 @@ def thaw(frozen: dict[str, Any]) -> Sweep:
         algorithm=_of(ALGORITHMS, frozen["algorithm"]),
         resources=Resources(**frozen["resources"]), ray=Allocation(**frozen["ray"]),
         folder=Path(frozen["folder"]), complete=_named(frozen["complete"]),
+        words=tuple(frozen.get("words", ())),
         code=Path(frozen["code"]) if frozen["code"] else None,
     )
     return with_proposed(sweep) if sweep.algorithm is not None else sweep

@@ -209,6 +209,27 @@ def read_outcomes(folder: Path) -> SweepResults:
     return replace(results, outcomes=outcomes)
 
 
+def words_of(runs: Path, name: str) -> list[str]:
+    """Return the recipe and the settings with which a sweep without a file was launched. Raises
+    UserError when there is no such sweep below `runs`."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"--sweep-name: {name!r} must be a plain folder name")
+    file = runs / name / "sweep.json"
+    try:
+        record = at_type(read_json(file), dict[str, Any])
+        words = at_type(record.get("words", []), list[str])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"--sweep-name {name}: no such sweep in {runs.absolute()}; a new one needs "
+                        "--recipe NAME and its settings") from None
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{file}: cannot be read: {error!r}; give --recipe and the settings "
+                        "again") from None
+    if not words:
+        raise UserError(f"--sweep-name {name}: this sweep has a file; give --sweep "
+                        f"{record.get('file')}")
+    return words
+
+
 def _plain_name(value: Any) -> str:
     """Return the name of a sweep or run. Raises ValueError for any other value."""
     if not isinstance(value, str) or not NAME.fullmatch(value):

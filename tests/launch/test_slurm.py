@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cluster.pages import write_summary
+from harness.sweeps.reading import Sweep
 from tests.commands import ROOT, Command, Ended, as_nobody, called, open_folder, started
 
 SWEEP = ROOT / "sweeps" / "loss_weights.yaml"
@@ -147,6 +149,32 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_of_typed_words_is_shown_and_extended_by_its_name(
+    launch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(sweep: Sweep, place: str, **_: object) -> list[object]:
+        write_summary(sweep)
+        for trial in sweep.trials:
+            trial.run.create("seed: 1")
+            trial.run.result_file.write_text("{}")
+            trial.run.set_status("complete")
+        return []
+
+    monkeypatch.setattr("launch.slurm.launch", finish)
+    name = ("--sweep-name", "rates", "--cluster", "local")
+    words = ("--recipe", "synthetic_tiny", "stage2.lr=1e-4,1e-3", "seed=1")
+    first = launch(*name, *words)
+    assert (first.status, first.err) == (0, "")
+    record = json.loads((tmp_path / "runs" / "rates" / "sweep.json").read_text())
+    assert [trial["point"] for trial in record["trials"]] == [
+        {"stage2.lr": 1e-4}, {"stage2.lr": 1e-3}]
+    assert "2 trials: 2 complete" in launch(*name, *words, "--status").out
+    assert "2 trials: 2 complete" in launch(*name, "--status").out
+    more = launch(*name, "stage2.lr=1e-4,1e-3,3e-4", "--dry-run")  # points are added
+    assert "3 trials: 1 missing, 2 complete" in more.out
+    assert "1 to run on this machine" in more.out
+
+
 def test_a_dry_run_of_a_search_shows_its_one_job(launch: Command) -> None:
     file = ROOT / "sweeps" / "prompt_length.yaml"
     words = ("ray.nodes=3", "ray.trials_per_node=4", "resources.cpus=2")
@@ -204,6 +232,13 @@ def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(
         (("--sweep", "los_weights", "--status"), "no shipped sweep of this name; did you mean "
                                                  "loss_weights?"),
         (("--recipe", "synthetix"), "did you mean synthetic"),
+        (("--recipe", "synthetic", "seed=1,2"), "launch/slurm.py --sweep-name NAME --recipe RECIPE "
+                                                "seed=1,2"),
+        (("--sweep-name", "none", "--status"), "no such sweep in "),
+        (("--sweep-name", "a/b"), "'a/b' must be a plain folder name"),
+        (("--sweep-name", "mine", "--sweep", str(SWEEP)), "write name=NAME"),
+        (("--sweep-name", "mine", "--recipe", "synthetic", "data.validation=0", "stage2.lr=1,2"),
+         "validation.mAP needs a validation part"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
         (("--sweep", str(SWEEP), "--ray-address", "here:1"), "ray.address needs backend: ray"),
         (("--sweep", str(SEARCH), "--first", "2"), "set their number with samples=N"),

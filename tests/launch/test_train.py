@@ -37,6 +37,52 @@ def test_a_dry_run_shows_configuration_groups_and_costs_and_makes_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_shows_how_a_file_of_another_project_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yml").write_text(
+        "MODEL: {NAME: ViT-B-16}\nSOLVER:\n  STAGE1: {MAX_EPOCHS: 7}\n"
+        "  STAGE2: {LOG_PERIOD: 50, OPTIMIZER_NAME: SGD}\n")
+    status, out, err = called("train", "--recipe", "theirs.yml", "--dry-run", "data.root=nowhere")
+    assert (status, "no Market-1501 was found" in err) == (1, True)  # after the conversion
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0] == "theirs.yml is a configuration of CLIP-ReID. Converted:"
+    assert "3 SOLVER.STAGE1.MAX_EPOCHS: 7 stage1.epochs=7" in lines
+    assert "default MODEL.SIE_CAMERA: false model.sie=none" in lines
+    assert "4 SOLVER.STAGE2.LOG_PERIOD: 50 lines of the metric log: run.log_every" in lines
+    loud = ("theirs.yml, line 4: SOLVER.STAGE2.OPTIMIZER_NAME: SGD has no counterpart: Adam with "
+            "L2 weight decay trains here")
+    assert loud in lines
+    assert f"WARNING the result is not that of CLIP-ReID: {loud}" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config_file", "x.yml"], "--config_file is not an option of this command; use --recipe "
+                                     "FILE"),
+        (["--resume"], "use the same command again, which resumes from the last checkpoint"),
+        (["--eval-only"], "use python launch/evaluate.py --weights FILE --recipe NAME"),
+        (["--multirun"], "use python launch/slurm.py --sweep-name NAME"),
+        (["--recipe", "market1501", "MODEL.DEVICE_ID", "('0')"],
+         "override 1: MODEL.DEVICE_ID ('0'): a key of CLIP-ReID without counterpart: "
+         "CUDA_VISIBLE_DEVICES=0 chooses the GPU"),
+        (["--recipe", "market1501", "seed=1", "MODEL.STRIDE_SIZE", "[12, 12]"],
+         "override 2: MODEL.STRIDE_SIZE [12, 12]: a key of CLIP-ReID; write model.stride=12"),
+        (["--recipe", "market1501", "stage2.lr", "1e-5"], "override 1: stage2.lr 1e-5: write "
+                                                          "stage2.lr=1e-5"),
+        (["--recipe", "market1501", "SOLVER.MAX_EPOCH=60"], "override 1: SOLVER.MAX_EPOCH: a key "
+                                                            "of fast-reid; write stage2.epochs=60"),
+        (["--recipe", "market1501", "train.max_epoch=60"], "a key of torchreid; write "
+                                                           "stage2.epochs=60"),
+        (["--recipe", "market1501", "seed=1,2"], "--sweep-name NAME --recipe RECIPE seed=1,2"),
+    ],
+)
+def test_words_of_other_programs_are_answered_with_ours(words: list[str], message: str) -> None:
+    status, out, err = called("train", *words)
+    assert (status != 0, out) == (True, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
 def test_a_benchmark_without_its_folder_reports_what_to_give(tmp_path: Path) -> None:
     status, out, err = started("train", "--recipe", "market1501")
     assert (status, out) == (1, "")

@@ -1,6 +1,6 @@
 """The section `slurm` of a sweep file: what is written is what sbatch gets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from harness.sweeps.keys import (
     Asha,
     choose,
     entries,
+    grid_words,
     read_slurm,
     sort_settings,
     sweep_texts,
@@ -101,3 +102,58 @@ def test_a_scheduler_is_not_chosen_by_a_value_that_says_no(value: Any) -> None:
     assert choose(SCHEDULERS, [Setting("asha", value, "file")], "scheduler", faults) is None
     assert faults == [f"file: scheduler.asha: expected a mapping, found {value!r}"]
     assert choose(SCHEDULERS, [Setting("asha", None, "file")], "scheduler", []) == Asha()
+
+
+# --- words of a sweep without a file, and words of other tools ---
+
+
+@dataclass
+class Searched:
+    seed: int = 1
+    lr: float = 0.1
+    augment: str = "mask"
+    steps: list[int] = field(default_factory=list)
+    roots: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr=0.1,0.2", "search.lr={grid: [0.1,0.2]}"),
+        ("lr=[0.1, 0.2]", "search.lr={grid: [0.1, 0.2]}"),
+        ("lr=0.1", "lr=0.1"),
+        ("augment=mask,swap", "search.augment={grid: [mask,swap]}"),
+        ('augment="a,b"', 'augment="a,b"'),                         # one quoted text
+        ("steps=[30,50]", "steps=[30,50]"),                         # one list
+        ("steps=[30,50],[20]", "search.steps={grid: [[30,50],[20]]}"),
+        ("roots={a: x}", "roots={a: x}"),
+        ("lr={loguniform: [1e-4,1e-2]}", "search.lr={loguniform: [1e-4,1e-2]}"),
+        ("seed=1,2", "seeds=[1,2]"),
+        ("seed=[1,2]", "seeds=[1,2]"),
+        ("seed=3", "seeds=[3]"),
+        ("resources.cpus=2", "resources.cpus=2"),                   # not of a trial
+        ("lr", "lr"),                                               # parse_overrides reports it
+        ("lr=[0.1", "lr=[0.1"),
+    ],
+)
+def test_words_with_several_values_become_a_search(typed: str, meant: str) -> None:
+    assert grid_words([typed], Searched) == [meant]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("ASHAScheduler", "asha"), ("HyperBandScheduler", "hyperband"), ("MedianStoppingRule",
+     "median"), ("PopulationBasedTraining", "pbt"), ("ashaa", "asha")],
+)
+def test_other_names_of_a_scheduler_are_answered_with_ours(name: str, ours: str) -> None:
+    faults: list[str] = []
+    choose(SCHEDULERS, [Setting(name, None, "file")], "scheduler", faults)
+    assert faults == [f"file: scheduler: no scheduler {name!r}; did you mean {ours}?"]
+
+
+def test_other_names_of_a_schedulers_options_are_answered_with_ours() -> None:
+    faults: list[str] = []
+    settings = [Setting("asha", {"grace_period": 2, "reduction_factor": 3}, "file")]
+    choose(SCHEDULERS, settings, "scheduler", faults)
+    assert faults == ["file: scheduler.asha: no key grace_period; did you mean grace?",
+                      "file: scheduler.asha: no key reduction_factor; did you mean reduction?"]

@@ -1,0 +1,1 @@
+"""Configurations of CLIP-ReID, SVLL-ReID, TransReID, fast-reid and torchreid, converted to ours."""
