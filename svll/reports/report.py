@@ -13,9 +13,20 @@ from typing import NamedTuple
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.reporting import landscape, page, runs_page
-from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
-from harness.reporting.drawing import embed
+from harness.reporting.curves import (
+    MOST_LINES,
+    LabelledRun,
+    Logged,
+    curve_plots,
+    draw_curves,
+    logged,
+    losses,
+    metrics_of,
+    stages_of,
+)
+from harness.reporting.drawing import embed, write_figure
 from harness.reporting.page import Html
+from harness.reporting.plots import scripts
 from harness.reporting.ranking_table import ranking_table, setting
 from harness.runs.run import Run
 from harness.sweeps.sweep_results import Outcome, SweepResults, read_outcomes
@@ -106,8 +117,8 @@ def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] 
         for subject in subjects for one in subject.runs
     ]
     figures = out.parent / "figures"
-    parts = [_results(one, figures) for one in subjects]
-    parts += [_runs(runs, out.parent), _curves(runs, figures), _differences(runs)]
+    parts = [*(_points(one, figures) for one in subjects), _curves(runs, figures),
+             *map(_ranking, subjects), _runs(runs, out.parent), _differences(runs)]
     faults: dict[str, None] = {}  # each once: sections may lack the same file
     for make in further:
         try:
@@ -116,7 +127,8 @@ def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] 
             faults[str(error)] = None
     title = f"Report on {', '.join(one.name for one in subjects)}"
     written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."))
-    write_text(out, page.page(title, written, *parts, *map(page.note, faults)))
+    body = page.join(written, *parts, *map(page.note, faults))
+    write_text(out, page.page(title, body, scripts=scripts(body)))
     if faults:
         raise UserError("\n".join([f"{out}: report written; sections are missing:", *faults]))
     return out
@@ -135,17 +147,15 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
     return best
 
 
-def _results(subject: Subject, figures: Path) -> Html:
-    """Return a sweep's ranking and the importance of its keys; nothing for other runs."""
+def _points(subject: Subject, figures: Path) -> Html:
+    """Return figures of a sweep's points; nothing for other runs."""
     sweep, folder = subject.sweep, figures.parent
-    if sweep is None:
+    if sweep is None or not sweep.ranked():
         return Html("")
-    title, columns, rows, remarks = ranking_table(sweep, TEST)
     shares, metric = sweep.shares, sweep.metric
     keys = landscape.map_keys(sweep, shares)
     return page.section(
-        title, page.table(columns, rows) if rows else None,
-        *(page.element("p", line) for line in remarks),
+        f"{subject.name}: {metric} over the searched keys",
         embed(landscape.importance_bars(shares, metric) if shares else None,
               figures / f"{subject.name}-importance", folder,
               "Importance: each key's share of the variance over the points."),
@@ -155,6 +165,16 @@ def _results(subject: Subject, figures: Path) -> Html:
               f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
               f"{'; other keys differ too' if len(sweep.keys) > 2 else ''}."),
     )
+
+
+def _ranking(subject: Subject) -> Html:
+    """Return a sweep's ranking; nothing for other runs."""
+    if subject.sweep is None:
+        return Html("")
+    title, columns, rows, remarks = ranking_table(subject.sweep, TEST)
+    runs = [[one.run.signature for one in point.outcomes] for point in subject.sweep.ranked()]
+    return page.section(title, page.runs_table(columns, rows, runs) if rows else None,
+                        *(page.element("p", line) for line in remarks))
 
 
 def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
@@ -173,31 +193,32 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
 
 
 def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
-    folder = figures.parent
-    logged: list[LabelledRun] = []
+    drawn: list[Logged] = []
     parts: list[Html] = []
     for one in runs:
-        if len(logged) < MOST_LINES and one.run.metrics_file.is_file():
+        if len(drawn) < MOST_LINES and one.run.metrics_file.is_file():
             try:
-                one.run.metrics()
+                drawn.append(logged(one))
             except UserError as error:
                 parts.append(page.note(str(error)))
-            else:
-                logged.append(one)
-    if len(logged) < len(runs):
-        parts.append(page.element("p", f"{len(logged)} of {len(runs)} runs are drawn, the best "
+    if len(drawn) < len(runs):
+        parts.append(page.element("p", f"{len(drawn)} of {len(runs)} runs are drawn, the best "
                                        "first; those without a log are left out."))
-    for stage in stages_of(logged):
-        parts += [
-            page.element("h3", stage),
-            embed(loss_curves(logged, stage), figures / f"{stage}-losses", folder,
-                  "Total loss and its terms before weighting, mean over each epoch."),
-            embed(metric_curves(logged, stage, METRICS), figures / f"{stage}-course", folder,
-                  "Metrics, learning rate, images per second, and peak memory."),
-        ]
-    if not logged:
+    parts.append(page.element("div", class_="keys"))
+    for stage in stages_of(drawn):
+        parts.append(page.element("h3", stage))
+        for name, select, caption in (
+            ("losses", losses, "Total loss and its terms before weighting, mean over each epoch."),
+            ("course", metrics_of(METRICS),
+             "Metrics, learning rate, images per second, and peak memory."),
+        ):
+            files = write_figure(draw_curves(drawn, stage, select), figures / f"{stage}-{name}")
+            links = [part for file in files for part in (" ", page.link(f"figures/{file.name}"))]
+            parts += [curve_plots(drawn, stage, select, figures.parent),
+                      page.element("p", caption, *links, class_="about")]
+    if not drawn:
         parts.append(page.note("Nothing has been logged yet."))
-    return page.section("Training", *parts)
+    return page.section("Training curves", *parts)
 
 
 def _differences(runs: Sequence[LabelledRun]) -> Html:
