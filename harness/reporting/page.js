@@ -135,7 +135,8 @@ const plots = [];
 function template(given) {
   const style = getComputedStyle(document.documentElement);
   const [ink, paper, line] = ["--ink", "--paper", "--line"].map((n) => style.getPropertyValue(n));
-  const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true};
+  const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true,
+    exponentformat: "e"};
   return {...given, layout: {
     ...given?.layout, font: {color: ink, family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,

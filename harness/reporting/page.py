@@ -39,6 +39,7 @@ figcaption { font-size: .85rem; }
 figure.plot .area { height: 26rem; }
 .curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 .curves figure { margin: 0; min-width: 0; } .curves .area { height: 14rem !important; }
+.keys button { text-align: left; font-size: .85rem; }
 .keys { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: center; font-size: .9rem;
   margin: .5rem 0; }
 .keys button::before { content: ""; display: inline-block; width: 1.2rem; margin: 0 .4rem .2rem 0;

@@ -28,6 +28,7 @@ from harness.reporting.drawing import embed, write_figure
 from harness.reporting.page import Html
 from harness.reporting.plots import scripts
 from harness.reporting.ranking_table import ranking_table, setting
+from harness.reporting.runs_page import Facts, facts_of
 from harness.runs.run import Run
 from harness.sweeps.sweep_results import Outcome, SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
@@ -38,7 +39,7 @@ NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
            "mAP before training": "initial.mAP"}
 METRICS = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
 """Metrics that epochs log."""
-MOST_NAMED = 20  # folders that an error names
+MOST_NAMED = 20  # folders that an error names, and remarks on runs that a page shows
 MOST_COMPARED = 12  # runs in a table of differences; more columns cannot be read
 
 Section = Callable[[Mapping[str, Path], Path], Html]
@@ -117,8 +118,9 @@ def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] 
         for subject in subjects for one in subject.runs
     ]
     figures = out.parent / "figures"
+    facts = [facts_of(one) for one in runs]
     parts = [*(_points(one, figures) for one in subjects), _curves(runs, figures),
-             *map(_ranking, subjects), _runs(runs, out.parent), _differences(runs)]
+             *map(_ranking, subjects), _runs(facts, out.parent), _differences(facts)]
     faults: dict[str, None] = {}  # each once: sections may lack the same file
     for make in further:
         try:
@@ -177,8 +179,10 @@ def _ranking(subject: Subject) -> Html:
                         *(page.element("p", line) for line in remarks))
 
 
-def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
+def _runs(runs: Sequence[Facts], folder: Path) -> Html:
     notes = runs_page.incomplete(runs)
+    if len(notes) > MOST_NAMED:
+        notes[MOST_NAMED:] = [f"and {len(notes) - MOST_NAMED} more such lines"]
     reusing = sum(runs_page.read_or(partial(taken_epochs, one.run), 0) > 0 for one in runs)
     if reusing:
         notes.append(f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in "
@@ -186,7 +190,7 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
                      "are the other run's.")
     columns = dict(NUMBERS)
     for one in runs:
-        tests = runs_page.result_of(one.run).get("tests")
+        tests = one.result.get("tests")
         for name in tests if isinstance(tests, dict) else ():
             columns |= {f"{name} mAP": f"tests.{name}.mAP", f"{name} Rank-1": f"tests.{name}.cmc.1"}
     return page.section("Runs", runs_page.runs_table(runs, columns, folder), *map(page.note, notes))
@@ -221,8 +225,8 @@ def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
     return page.section("Training curves", *parts)
 
 
-def _differences(runs: Sequence[LabelledRun]) -> Html:
-    data = sorted({str(runs_page.result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
+def _differences(runs: Sequence[Facts]) -> Html:
+    data = sorted({str(one.result.get("fingerprint", "")) for one in runs} - {""})
     parts: list[Html] = []
     if len(runs) > MOST_COMPARED:
         text = f"The first {MOST_COMPARED} of {len(runs)} runs are compared."
