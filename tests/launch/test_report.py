@@ -143,10 +143,10 @@ def test_what_cannot_be_reported_is_told(
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
     assert "features.h5: is missing; python launch/features.py" in told
-    status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
+    status, _, told = call(sweep, "--compare", 1, 2, "--study", sweep / "study")
     assert (status, told) == (
-        1, "error: --compare takes two points of one sweep: give one folder, without --out, "
-        "--figures and --ranked\n"
+        1, "error: --compare takes points of one sweep or of two: give one folder or two, without "
+        "--out, --figures, --ranked and --study\n"
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
     assert status == 1

@@ -192,8 +192,9 @@ def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> N
     write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
         "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
     })
+    sweeping = sweep_results.read_outcomes(sweeping.folder)
     assert sweeping.has_changed
-    assert sweep_results.read_outcomes(sweeping.folder).shares == {}
+    assert sweeping.shares == {}
     path = sweep_results.write_best(sweeping, without={"run": None})
     assert path is not None
     assert "Settings changed during training" in path.read_text()
