@@ -31,7 +31,7 @@ from harness.reporting.terminal import say, wide
 from harness.sweeps.study import check_study_file, write_study
 from harness.sweeps.sweep_results import BEST, Ranked, SweepResults, read_outcomes
 from launch.cli import command, refuse_without
-from svll.reports.report import TEST, Section, write_report
+from svll.reports.report import TEST, Section, read_subjects, write_report
 from svll.reports.sweep_files import next_steps, write_sweep_files
 
 SURE = 0.05
@@ -76,11 +76,12 @@ def main(
     if study is not None:
         if len(folders) > 1 or not sweeps:
             raise UserError("--study takes one sweep: give its folder, the one with sweep.json")
-        check_study_file(study, read_outcomes(folders[0]))
+        check_study_file(study, folders[0])
+    subjects = read_subjects(folders)
     pages: list[Path] = []
     sections = _sections(figures, ranked, query or (), cameras, root, pages)
-    files = [write_report(folders, out, sections)]
-    results = [read_outcomes(folder) for folder in sweeps]
+    files = [write_report(folders, out, sections, subjects=subjects)]
+    results = [one.sweep for one in subjects if one.sweep is not None]
     for one in results:
         _print_ranking(one, console)
         files += write_sweep_files(one)
@@ -132,13 +133,13 @@ def _compare(folders: Sequence[Path], places: tuple[int, int], console: Console)
         raise UserError(f"{second.folder}: is ranked by {second.metric}, {first.folder} by "
                         f"{first.metric}; launch one of the sweeps again with the other's metric "
                         f"(metric={first.metric})")
-    points = [_ranked(sweep, place) for sweep, place in zip((first, second), places, strict=True)]
+    a, b = _ranked(first, places[0]), _ranked(second, places[1])
     from svll.evaluation.feature_files.compare_runs import compare_points  # numba: a second
 
-    for name, sweep, point in zip("AB", (first, second), points, strict=True):
+    for name, sweep, point in zip("AB", (first, second), (a, b), strict=True):
         values = " ".join(f"{key}={value}" for key, value in point.point.items())
         say(console, f"{name}: {values}" + (f" ({sweep.folder})" if len(sweeps) > 1 else ""))
-    seeds, verdicts = compare_points(*points, first.metric)
+    seeds, verdicts = compare_points(a, b, first.metric)
     for test, verdict in verdicts.items():
         conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
         say(console, f"{test}: A - B = {verdict.mean:+.4f}, better "

@@ -56,13 +56,15 @@ def plots(results: SweepResults) -> list[Plot]:
 def _history(results: SweepResults) -> Plot:
     from optuna.visualization import plot_optimization_history
 
-    outcomes, shown = results.outcomes, {id(one) for one in _part(results, MOST_DOTS)}
-    figure = plot_optimization_history(as_study(single(results)), target_name=results.metric)
+    places = {id(one): place for place, one in enumerate(results.outcomes)}
+    outcomes = _part(results, MOST_DOTS, also=_records(results))
+    figure = plot_optimization_history(as_study(single(results), outcomes),
+                                       target_name=results.metric)
     dots, best, *_ = figure.data
-    numbers = [number for number in dots.x if id(outcomes[number]) in shown]
-    dots.update(x=numbers, y=[outcomes[number].value for number in numbers])
-    best.update(name="best so far", line_shape="hv", hoverinfo="skip")
-    _mark(dots, [outcomes[number] for number in numbers], results)
+    numbers = [places[id(one)] for one in outcomes]
+    dots.update(x=numbers)
+    best.update(x=numbers, name="best so far", line_shape="hv", hoverinfo="skip")
+    _mark(dots, outcomes, results)
     figure.update_xaxes(title="trial, in the order of the sweep")
     return Plot("history", figure, f"{results.metric} from trial to trial",
                 _caption("Each dot is a run, the line the best so far.", results, MOST_DOTS))
@@ -82,7 +84,7 @@ def _importance(results: SweepResults) -> Plot | None:
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             return shares
 
-    study = as_study(single(results), _part(results, MOST_LINES))
+    study = as_study(single(results), _part(results, MOST_OF_MAP))  # for the keys only
     figure = plot_param_importances(study, Known(), target_name=results.metric)
     [bars] = figure.data
     values = [shares[key] for key in bars.y]  # not scaled to a sum of 1
@@ -91,10 +93,10 @@ def _importance(results: SweepResults) -> Plot | None:
     figure.update_xaxes(title=f"share of the variance of {results.metric}", tickformat=".0%")
     figure.update_yaxes(title=None)
     rest = results.shares.get("interactions")
+    others = f"; interactions of keys have {rest:.0%}" if rest is not None else ""
     return Plot("importance", figure, f"How much each key changes {results.metric}",
-                f"Computed from {len(results.sound())} points: each key's share of the variance of "
-                f"{results.metric}"
-                + (f"; interactions of keys have {rest:.0%}." if rest is not None else "."))
+                f"Each key's share of the variance of {results.metric}, computed from "
+                f"{results.weighed} points{others}.")
 
 
 def _lines(results: SweepResults) -> Plot | None:
@@ -170,7 +172,7 @@ def _front(results: SweepResults, objective: str) -> Plot | None:
     def other(one: Outcome) -> float:
         return -one.numbers[objective] if is_max else one.numbers[objective]
 
-    outcomes = _part(pair, MOST_DOTS, other)
+    outcomes = _part(pair, MOST_DOTS, other=other)
     figure = plot_pareto_front(as_study(pair, outcomes), target_names=[results.metric, objective])
     for dots, name in zip(figure.data, ("beaten", "unbeaten"), strict=True):
         runs = [outcomes[place] for place in dots.marker.color]
@@ -219,10 +221,11 @@ def _rank(results: SweepResults) -> Callable[[Outcome], float]:
 
 
 def _part(
-    results: SweepResults, most: int, other: Callable[[Outcome], float] | None = None
+    results: SweepResults, most: int, *, other: Callable[[Outcome], float] | None = None,
+    also: Sequence[Outcome] = (),
 ) -> list[Outcome]:
     """Return the complete runs in the sweep's order: all, or of more than `most` the best and a
-    sample of the others. other: what else to be the best in."""
+    sample of the others. other: what else to be the best in. also: runs to keep besides."""
     complete = _complete(results)
     if len(complete) <= most:
         return complete
@@ -231,7 +234,17 @@ def _part(
     kept = {id(one) for key in orders for one in sorted(complete, key=key)[:share]}
     rest = [one for one in complete if id(one) not in kept]
     kept |= {id(one) for one in random.Random(0).sample(rest, most - len(kept))}
+    kept |= {id(one) for one in also}
     return [one for one in complete if id(one) in kept]
+
+
+def _records(results: SweepResults) -> list[Outcome]:
+    """Return the complete runs that were better than all before them."""
+    rank, found = _rank(results), list[Outcome]()
+    for one in _complete(results):
+        if not found or rank(one) < rank(found[-1]):
+            found.append(one)
+    return found
 
 
 def _varied(results: SweepResults) -> list[str]:

@@ -100,11 +100,11 @@ def _trial(
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import FrozenTrial, TrialState
 
-    values = [one.value, *map(one.numbers.get, results.objectives)]
+    found = [one.value, *map(one.numbers.get, results.objectives)]
+    values = [value for value in found if value is not None]
     state = TrialState[STATES.get(one.state, "WAITING")]
-    is_whole = all(is_number(value) for value in values)
-    is_odd = state == TrialState.COMPLETE and not is_whole  # its result lacks a number
-    if is_odd or (state == TrialState.PRUNED and len(values) > 1):  # Optuna prunes one value only
+    is_odd = state == TrialState.COMPLETE and len(values) < len(found)  # its result lacks a number
+    if is_odd or (state == TrialState.PRUNED and len(found) > 1):  # Optuna prunes one value only
         state = TrialState.FAIL
     start, end = _times(one)
     return FrozenTrial(
@@ -150,8 +150,8 @@ def _epochs(run: Run, metric: str) -> dict[int, float]:
 # --- files ---
 
 
-def check_study_file(file: Path, results: SweepResults) -> None:
-    """Raise UserError if `file` exists and is not an earlier study of this sweep."""
+def check_study_file(file: Path, folder: Path) -> None:
+    """Raise UserError if `file` exists and is not an earlier study of the sweep in `folder`."""
     if not os.path.lexists(file):
         return
     logs: list[Any] = []
@@ -160,9 +160,9 @@ def check_study_file(file: Path, results: SweepResults) -> None:
     logs = [log for log in logs if isinstance(log, dict)]
     attributes = [log["user_attr"] for log in logs if isinstance(log.get("user_attr"), dict)]
     folders = [one["folder"] for one in attributes if "folder" in one]
-    if folders[:1] != [str(results.folder.resolve())]:
-        raise UserError(f"{file}: exists and is not a study of the sweep in {results.folder}; name "
-                        "another file, or delete this one")
+    if folders[:1] != [str(folder.resolve())]:
+        raise UserError(f"{file}: exists and is not a study of the sweep in {folder}; name another "
+                        "file, or delete this one")
 
 
 def write_study(results: SweepResults, file: Path) -> Path:
@@ -171,7 +171,7 @@ def write_study(results: SweepResults, file: Path) -> Path:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    check_study_file(file, results)
+    check_study_file(file, results.folder)
     with tempfile.TemporaryDirectory() as folder, atomic_write(file) as private:
         journal = Path(folder) / "journal"  # each line is synced: quick on a local disk only
         as_study(results, storage=JournalStorage(JournalFileBackend(str(journal))), by_epoch=True)

@@ -86,21 +86,27 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
 def report_sweep(folder: Path) -> list[str]:
     """Write a sweep's report.html, best.yaml and tables; return what to do next. `run.report` of a
     configuration names this function."""
-    page = write_report([folder], folder / "report.html")
-    results = read_outcomes(folder)
-    write_sweep_files(results)
-    return next_steps([results], page)
+    subject = read_subject(folder)
+    sweeps = [subject.sweep] if subject.sweep else []
+    page = write_report([folder], folder / "report.html", subjects=[subject])
+    for results in sweeps:
+        write_sweep_files(results)
+    return next_steps(sweeps, page)
 
 
-def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] = ()) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path, further: Sequence[Section] = (), *,
+    subjects: Sequence[Subject] | None = None,
+) -> Path:
     """Write the report on some folders to `out`, its figures to `figures` beside it; returns `out`.
 
-    further: each makes one more section, from the `best_runs` and the folder of the page. Raises
-    UserError for a folder that holds nothing, for `out` that holds something else (`check_report`),
-    and, after the page is written, for sections that cannot be made.
+    further: each makes one more section, from the `best_runs` and the folder of the page.
+    subjects: what `read_subjects` returned, if that was called before. Raises UserError for a
+    folder that holds nothing, for `out` that holds something else (`check_report`), and, after the
+    page is written, for sections that cannot be made.
     """
     check_report(out, folders)
-    subjects = read_subjects(folders)
+    subjects = read_subjects(folders) if subjects is None else subjects
     runs = list(subjects[0].runs) if len(subjects) == 1 else [
         LabelledRun(one.label if one.label == subject.name else f"{subject.name}: {one.label}",
                     one.run)
