@@ -59,16 +59,17 @@ def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: 
         status, result = read_or(run.status, {}), numeric_leaves(result_of(run))
         seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
         files = [file for name in FILES if (file := run.folder / name).exists()]
-        links = [page.link(os.path.relpath(file, folder), file.name) for file in files]
+        links = [page.link(os.path.relpath(file, folder), file.stem) for file in files]
         # counted, not parsed: the logs of a thousand runs would take a second
         epochs = read_or(run.metrics_file.read_bytes, b"").count(b'"kind": "epoch"')
-        rows.append([label, state_of(run), status.get("host"), status.get("attempts"),
-                     epochs, seconds and round(seconds / 60, 1),
+        listed = page.join(*(part for link in links for part in (link, " ")))
+        rows.append([label, page.element("span", listed, class_="files"), state_of(run),
                      *(None if value is None else f"{value:.4f}" for value in numbers),
-                     page.join(*(part for link in links for part in (link, " ")))])
-    return page.table(
-        ["run", "state", "host", "attempts", "epochs", "minutes (last attempt)", *columns, "files"],
-        rows,
+                     epochs, seconds and round(seconds / 60, 1), status.get("attempts"),
+                     status.get("host")])
+    return page.runs_table(
+        ["run", "files", "state", *columns, "epochs", "minutes (last attempt)", "attempts", "host"],
+        rows, [[one.run.signature] for one in runs],
     )
 
 

@@ -17,7 +17,7 @@ from harness.sweeps.sweep_results import Outcome, SweepResults
 if TYPE_CHECKING:  # plotly takes half a second to import
     from plotly.graph_objects import Figure
 
-MOST_DOTS = 1000
+MOST_DOTS = 500
 """Runs in a plot of dots or bars: with more, a browser takes seconds to draw it."""
 MOST_OF_MAP = 100
 """Runs in the contour plot, which has a cell for each pair of their values."""

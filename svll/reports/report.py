@@ -16,10 +16,22 @@ from typing import NamedTuple
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.reporting import landscape, page, runs_page
-from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
-from harness.reporting.drawing import embed
+from harness.reporting.curves import (
+    MOST_LINES,
+    LabelledRun,
+    Logged,
+    curve_plots,
+    draw_curves,
+    logged,
+    losses,
+    metrics_of,
+    stages_of,
+)
+from harness.reporting.drawing import write_figure
 from harness.reporting.page import Html
+from harness.reporting.plots import plot, scripts
 from harness.reporting.ranking_table import ranking_table, trial_label
+from harness.reporting.study_plots import plots
 from harness.runs.run import Run
 from harness.sweeps.sweep_results import SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
@@ -113,8 +125,11 @@ def write_report(
         for subject in subjects for one in subject.runs
     ]
     figures = out.parent / "figures"
-    parts = [_results(one, figures) for one in subjects]
-    parts += [_runs(runs, out.parent), _curves(runs, figures), _differences(runs)]
+    parts = [*(_points(one, figures) for one in subjects), _curves(runs, figures),
+             *map(_ranking, subjects), _runs(runs, out.parent), _differences(runs)]
+    if sweeps := [one.sweep for one in subjects if one.sweep is not None]:
+        steps = page.element("pre", "\n".join(next_steps(sweeps, out)))
+        parts.append(page.section("Next steps", steps))
     faults: dict[str, None] = {}  # each once: sections may lack the same file
     for make in further:
         try:
@@ -124,10 +139,8 @@ def write_report(
     title = f"Report on {', '.join(one.name for one in subjects)}"
     written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."),
                            data_folders=_folders(folders))
-    if sweeps := [one.sweep for one in subjects if one.sweep is not None]:
-        parts.append(page.section("Next steps", page.element("pre", "\n".join(
-            next_steps(sweeps, out)))))
-    write_text(out, page.page(title, written, *parts, *map(page.note, faults)))
+    body = page.join(written, *parts, *map(page.note, faults))
+    write_text(out, page.page(title, body, scripts=scripts(body)))
     if faults:
         raise UserError("\n".join([f"{out}: report written; sections are missing:", *faults]))
     return out
@@ -165,26 +178,32 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
     return best
 
 
-def _results(subject: Subject, figures: Path) -> Html:
-    """Return a sweep's ranking and the importance of its keys; nothing for other runs."""
-    sweep, folder = subject.sweep, figures.parent
+def _points(subject: Subject, figures: Path) -> Html:
+    """Return the plots of a sweep, and write figures of its points; nothing for other runs."""
+    sweep = subject.sweep
     if sweep is None:
         return Html("")
-    title, columns, rows, remarks = ranking_table(sweep, TEST)
-    shares, metric = sweep.shares, sweep.metric
-    keys = landscape.map_keys(sweep, shares)
-    return page.section(
-        title, page.table(columns, rows) if rows else None,
-        *(page.element("p", line) for line in remarks),
-        embed(landscape.importance_bars(shares, metric) if shares else None,
-              figures / f"{subject.name}-importance", folder,
-              "Importance: each key's share of the variance over the points."),
-        embed(landscape.parallel_coordinates(sweep), figures / f"{subject.name}-points", folder,
-              f"Every complete point, coloured by {metric} (mean over its seeds)."),
-        embed(landscape.contour(sweep, keys), figures / f"{subject.name}-map", folder,
-              f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
-              f"{'; other keys differ too' if len(sweep.keys) > 2 else ''}."),
-    )
+    shares, stem = sweep.shares, figures / subject.name
+    drawn = {"importance": landscape.importance_bars(shares, sweep.metric) if shares else None,
+             "points": landscape.parallel_coordinates(sweep),
+             "map": landscape.contour(sweep, landscape.map_keys(sweep, shares))}
+    for name, figure in drawn.items():
+        write_figure(figure, stem.with_name(f"{stem.name}-{name}"))
+    parts = [page.join(page.element("h3", one.heading),
+                       plot(one.figure, f"{subject.name}-{one.name}", one.caption, figures.parent))
+             for one in plots(sweep)]
+    title = f"{subject.name}: {sweep.metric} over the searched keys"
+    return page.section(title, *parts) if parts else Html("")
+
+
+def _ranking(subject: Subject) -> Html:
+    """Return a sweep's ranking; nothing for other runs."""
+    if subject.sweep is None:
+        return Html("")
+    title, columns, rows, remarks = ranking_table(subject.sweep, TEST)
+    runs = [[one.run.signature for one in point.outcomes] for point in subject.sweep.ranked()]
+    return page.section(title, page.runs_table(columns, rows, runs) if rows else None,
+                        *(page.element("p", line) for line in remarks))
 
 
 def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
@@ -203,31 +222,32 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
 
 
 def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
-    folder = figures.parent
-    logged: list[LabelledRun] = []
+    drawn: list[Logged] = []
     parts: list[Html] = []
     for one in runs:
-        if len(logged) < MOST_LINES and one.run.metrics_file.is_file():
+        if len(drawn) < MOST_LINES and one.run.metrics_file.is_file():
             try:
-                one.run.metrics()
+                drawn.append(logged(one))
             except UserError as error:
                 parts.append(page.note(str(error)))
-            else:
-                logged.append(one)
-    if len(logged) < len(runs):
-        parts.append(page.element("p", f"{len(logged)} of {len(runs)} runs are drawn, the best "
+    if len(drawn) < len(runs):
+        parts.append(page.element("p", f"{len(drawn)} of {len(runs)} runs are drawn, the best "
                                        "first; those without a log are left out."))
-    for stage in stages_of(logged):
-        parts += [
-            page.element("h3", stage),
-            embed(loss_curves(logged, stage), figures / f"{stage}-losses", folder,
-                  "Total loss and its terms before weighting, mean over each epoch."),
-            embed(metric_curves(logged, stage, METRICS), figures / f"{stage}-course", folder,
-                  "Metrics, learning rate, images per second, and peak memory."),
-        ]
-    if not logged:
+    parts.append(page.element("div", class_="keys"))
+    for stage in stages_of(drawn):
+        parts.append(page.element("h3", stage))
+        for name, select, caption in (
+            ("losses", losses, "Total loss and its terms before weighting, mean over each epoch."),
+            ("course", metrics_of(METRICS),
+             "Metrics, learning rate, images per second, and peak memory."),
+        ):
+            files = write_figure(draw_curves(drawn, stage, select), figures / f"{stage}-{name}")
+            links = [part for file in files for part in (" ", page.link(f"figures/{file.name}"))]
+            parts += [curve_plots(drawn, stage, select, figures.parent),
+                      page.element("p", caption, *links, class_="about")]
+    if not drawn:
         parts.append(page.note("Nothing has been logged yet."))
-    return page.section("Training", *parts)
+    return page.section("Training curves", *parts)
 
 
 def _differences(runs: Sequence[LabelledRun]) -> Html:
