@@ -5,7 +5,6 @@ them) or a trace's `meta` (a signature) says which run it shows: a click on it c
 """
 
 import html
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -112,7 +112,8 @@ def _lines(results: SweepResults) -> Plot | None:
     figure.update_layout(plot_bgcolor=None)
     for line, one in zip(figure.data, outcomes, strict=False):  # one more is the colours' scale
         line.update(
-            text=[f"{_name(one)}<br>{key}: {value}" for key, value in line.customdata],
+            text=[f"{_name(one)}<br>{html.escape(f'{key}: {value}')}"
+                  for key, value in line.customdata],
             customdata=[one.run.signature] * len(line.x), meta=one.run.signature,
             hovertemplate=HOVER,
         )
