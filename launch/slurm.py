@@ -298,8 +298,8 @@ def _follow(sweep: Sweep, console: Console) -> int:
     _print_troubles(states, console)
     from svll.reports.report import report_sweep  # matplotlib: a second
 
-    page = report_sweep(sweep.folder)
-    say(console, f"{table.counts(states)}\nfiles: {sweep.folder}\nreport: {page}")
+    steps = report_sweep(sweep.folder)
+    say(console, table.counts(states), f"files: {sweep.folder}", *steps)
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
         say(console, f"not proposed yet: {counted(left, 'point')}; the same command continues")

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+NUMBERS = (int, float)  # a union takes twice the time; results have a hundred numbers each
+
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested mapping by dotted key, such as `data.height`."""
     found: dict[str, Any] = {}
     for key, item in value.items():
-        below = isinstance(item, Mapping)
-        found |= leaves(item, f"{prefix}{key}.") if below else {f"{prefix}{key}": item}
+        if isinstance(item, Mapping):
+            found |= leaves(item, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = item
     return found
 
 
@@ -20,7 +24,7 @@ def numeric_leaves(value: Mapping[str, Any]) -> dict[str, float]:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a number: neither True nor NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, NUMBERS) and not isinstance(value, bool) and value == value
 
 
 def lookup(entry: Mapping[str, Any] | None, key: str) -> Any:

@@ -29,6 +29,7 @@ def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
     return {
         "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
         "mode": sweep.mode, "objectives": dict(sweep.objectives), "words": list(sweep.words),
+        "search": {one.key: {one.kind: list(one.values)} for one in sweep.space.dimensions},
         "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
     }
 

@@ -1,10 +1,13 @@
 """Curves of runs while they train: one panel per logged number, one line per run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.base.mappings import numeric_leaves
+from harness.reporting import page
 from harness.reporting.drawing import LINES, look, new_figure
+from harness.reporting.plots import plain, plot
 from harness.runs.run import Run, epoch_lines
 
 if TYPE_CHECKING:
@@ -23,34 +26,72 @@ class LabelledRun(NamedTuple):
     run: Run
 
 
-def stages_of(runs: Sequence[LabelledRun]) -> list[str]:
+class Logged(NamedTuple):
+    """A run and the numbers, by dotted key, that it logged at the ends of epochs."""
+
+    label: str
+    signature: str
+    lines: Sequence[tuple[str, Mapping[str, float]]]
+    """Of each epoch: the stage, and the numbers."""
+
+    def of(self, stage: str) -> list[Mapping[str, float]]:
+        return [numbers for name, numbers in self.lines if name == stage]
+
+
+Select = Callable[[Mapping[str, None]], list[str]]
+
+
+def logged(one: LabelledRun) -> Logged:
+    """Read what a run has logged. Raises UserError for a damaged log."""
+    lines = [(line.get("stage", ""), numeric_leaves(line)) for line in epoch_lines(one.run)]
+    return Logged(one.label, one.run.signature, lines)
+
+
+def stages_of(runs: Sequence[Logged]) -> list[str]:
     """Return the stages that any of the runs has logged, in order."""
-    lines = (line for one in runs for line in one.run.metrics())
-    return list(dict.fromkeys(line["stage"] for line in lines if "stage" in line))
+    return list(dict.fromkeys(stage for one in runs for stage, _ in one.lines))
 
 
-def loss_curves(runs: Sequence[LabelledRun], stage: str) -> "Figure | None":
-    """Draw the trained loss of a stage and each of its terms; None when nothing was logged."""
-    return _panels(runs, stage, lambda logged: [
-        key for key in logged if key == "loss" or key.startswith("losses.")
-    ])
+def losses(keys: Mapping[str, None]) -> list[str]:
+    """Return the trained loss and each of its terms."""
+    return [key for key in keys if key == "loss" or key.startswith("losses.")]
 
 
-def metric_curves(
-    runs: Sequence[LabelledRun], stage: str, metrics: Sequence[str]
-) -> "Figure | None":
-    """Draw some metrics, learning rate, throughput and memory; None when nothing was logged."""
-    wanted = (*metrics, "lr", "images_per_s", "memory_gb")
-    return _panels(runs, stage, lambda logged: [key for key in wanted if key in logged])
+def metrics_of(names: Sequence[str]) -> Select:
+    """Return what selects some metrics, learning rate, throughput and memory."""
+    wanted = (*names, "lr", "images_per_s", "memory_gb")
+    return lambda keys: [key for key in wanted if key in keys]
 
 
-def _panels(
-    runs: Sequence[LabelledRun], stage: str, select: Callable[[Mapping[str, None]], list[str]]
-) -> "Figure | None":
-    """Draw a panel for each of the keys that `select` takes from those logged at epochs' ends."""
-    logs = [[numeric_leaves(line) for line in epoch_lines(one.run) if line.get("stage") == stage]
-            for one in runs]
-    keys = select(dict.fromkeys(key for log in logs for line in log for key in line))
+def _keys(runs: Sequence[Logged], stage: str, select: Select) -> list[str]:
+    return select(dict.fromkeys(key for one in runs for line in one.of(stage) for key in line))
+
+
+def curve_plots(runs: Sequence[Logged], stage: str, select: Select, folder: Path) -> page.Html:
+    """Return a plot for each of the selected keys, for a page in `folder`; "" for none."""
+    import plotly.graph_objects as go
+
+    keys = _keys(runs, stage, select)
+    panels = []
+    for key in keys:
+        traces = []
+        for colour, one in zip(LINES, runs, strict=False):
+            lines = [line for line in one.of(stage) if key in line and "epoch" in line]
+            traces.append(go.Scatter(
+                x=[line["epoch"] for line in lines], y=[line[key] for line in lines],
+                name=plain(one.label), meta=one.signature, line={"color": colour, "width": 1.8},
+                mode="lines+markers" if len(lines) < 3 else "lines",
+                hovertemplate="%{fullData.name}<br>epoch %{x}: %{y:.4~g}<extra></extra>",
+            ))
+        name = plain(key.removeprefix("losses."))
+        layout = {"title": {"text": name, "font": {"size": 13}}, "xaxis": {"title": "epoch"}}
+        panels.append(plot(go.Figure(traces, layout), f"{stage}-{key}", None, folder))
+    return page.element("div", *panels, class_="curves") if panels else page.Html("")
+
+
+def draw_curves(runs: Sequence[Logged], stage: str, select: Select) -> "Figure | None":
+    """Draw a panel for each of the selected keys; None when nothing was logged."""
+    keys, logs = _keys(runs, stage, select), [one.of(stage) for one in runs]
     if not keys:
         return None
     rows, (width, height) = -(-len(keys) // ACROSS), PANEL

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,15 +71,20 @@ def save(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     return svg, png
 
 
-def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) -> page.Html:
-    """Save a figure, return it for a page in `folder` ("" for None). Raises UserError."""
-    if figure is None:
-        return page.Html("")
+def write_figure(figure: "Figure | None", stem: Path) -> Sequence[Path]:
+    """Save a figure, return its files (none for None). Raises UserError."""
     try:
-        files = save(figure, stem)
-        svg = files[0].read_text(encoding="utf-8")
+        return () if figure is None else save(figure, stem)
     except OSError as error:
         raise UserError(f"{stem.parent}: cannot be written: {error.strerror or error}") from None
+
+
+def embed(figure: "Figure | None", stem: Path, folder: Path, caption: object) -> page.Html:
+    """Save a figure, return it for a page in `folder` ("" for None). Raises UserError."""
+    files = write_figure(figure, stem)
+    if not files:
+        return page.Html("")
+    svg = files[0].read_text(encoding="utf-8")
     links = [part for file in files for part in (" ", page.link(os.path.relpath(file, folder)))]
     text = page.element("figcaption", caption, *links)
     return page.element("figure", page.Html(in_page(svg)), text)  # its text is escaped already

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 COLOURS = "viridis"
 VISIBLE = 0.35, 0.95  # part of these colours that lines take: visible on white and on black
-WIDE_RANGE = 20.0
-"""Ratio of largest to smallest value from which on a positive key gets a log scale."""
+MOST_LINES = 200
+"""Lines in parallel coordinates; more are a solid block."""
 LEAST_OF_MAP = 4  # fewer points span no map
 
 
@@ -31,14 +32,19 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure":
 
 
 def parallel_coordinates(results: SweepResults) -> "Figure | None":
-    """Draw each point as a line over the searched keys; None for under two points or no key."""
-    # the best last, over the others
-    ranked = sorted(results.ranked(), key=lambda one: one.mean, reverse=results.mode == "min")
+    """Draw points as lines over the searched keys; of more than 200 the best and a sample of the
+    others. None for under two points or no key."""
+    ranked = results.ranked()
     if len(ranked) < 2 or not results.keys:
         return None
+    best, rest = ranked[: MOST_LINES // 2], ranked[MOST_LINES // 2 :]
+    best += random.Random(0).sample(rest, min(len(rest), MOST_LINES - len(best)))
+    # the best last, over the others
+    ranked = sorted(best, key=lambda one: one.mean, reverse=results.mode == "min")
     columns = {key: [one.point.get(key) for one in ranked] for key in results.keys}
     columns[results.metric] = [one.mean for one in ranked]
-    scales = {key: _Scale(values) for key, values in columns.items()}
+    is_log = {key: one.is_log for key, one in results.dimensions.items()}
+    scales = {key: _Scale(values, is_log.get(key, False)) for key, values in columns.items()}
     figure = new_figure(max(7.0, 1.5 * len(scales)), 3.4)
     with look():
         import matplotlib
@@ -63,7 +69,7 @@ def contour(results: SweepResults, keys: Sequence[str]) -> "Figure | None":
     names, places, means = [], [], [one.mean for one in ranked]
     for key in keys:
         values = [float(one.point[key]) for one in ranked]
-        is_log = _is_wide(values)
+        is_log = _is_log(values, results.dimensions[key].is_log)
         names.append(f"log10 {key}" if is_log else key)
         places.append([math.log10(value) for value in values] if is_log else values)
     figure, (x, y) = new_figure(5.0, 3.6), places
@@ -76,7 +82,8 @@ def contour(results: SweepResults, keys: Sequence[str]) -> "Figure | None":
             return None
         # over the axes, and not clipped at the map's edge
         axes.scatter(x, y, c=means, cmap=COLOURS, edgecolors="white", linewidths=0.8, s=28,
-                     vmin=min(means), vmax=max(means), clip_on=False, zorder=3)
+                     vmin=min(means), vmax=max(means), clip_on=False, zorder=3,
+                     rasterized=len(ranked) > MOST_LINES)
         figure.colorbar(surface, ax=axes, label=results.metric)
         axes.set(xlabel=names[0], ylabel=names[1])
     return figure
@@ -93,10 +100,10 @@ def map_keys(results: SweepResults, shares: Mapping[str, float]) -> list[str]:
 class _Scale:
     """One axis of parallel coordinates: maps a key's values to heights 0..1."""
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], is_log: bool) -> None:
         known = [value for value in values if value is not None]
         self.is_numeric = bool(known) and all(map(_is_number, known))
-        self.is_log = self.is_numeric and _is_wide(known)
+        self.is_log = self.is_numeric and _is_log(known, is_log)
         if self.is_numeric:
             self.ticks: list[Any] = sorted({min(known), max(known)})
         else:
@@ -132,5 +139,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_wide(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= WIDE_RANGE
+def _is_log(values: Sequence[float], is_declared: bool) -> bool:
+    """Return whether an axis is a log axis: that of a search on a log scale, of positive values
+    (an earlier form of the sweep file may have declared others)."""
+    return is_declared and min(values) > 0

@@ -1,10 +1,12 @@
-"""Self-contained HTML pages: no network, no scripts, dark and light, any width.
+"""Self-contained HTML pages: no network, dark and light, any width.
 
-All text is escaped; only the functions here make `Html`, which is not escaped again. The pages'
-policy forbids the browser to load or execute anything.
+All text is escaped; only functions of this package make `Html`, which is not escaped again. The
+pages' policy forbids the browser to load anything, and to execute anything but the scripts that the
+page was made with, which it knows by their hashes.
 """
 
 import base64
+import hashlib
 import html
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -12,16 +14,19 @@ from urllib.parse import quote
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --paper: #fff; --soft: #f2f4f7; --line: #d5dae1;
-  --good: #1a7f37; --bad: #b3261e; --mark: #fff3c4; }
+  --good: #1a7f37; --bad: #b3261e; --mark: #fff3c4; --accent: #1f6fb5; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #dfe5ec; --paper: #14181d; --soft: #1e242b; --line: #38414c;
-    --good: #57c878; --bad: #ff8a80; --mark: #4d4215; } }
+    --good: #57c878; --bad: #ff8a80; --mark: #4d4215; --accent: #6fb3ef; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; color: var(--ink); background: var(--paper);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 a { color: inherit; } code, td, th { font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
+button, input { font: inherit; color: inherit; accent-color: var(--accent); }
+button { background: var(--soft); border: 1px solid var(--line); border-radius: .3rem; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
@@ -31,12 +36,39 @@ td.mark { background: var(--mark); }
 .bad { color: var(--bad); } .good { color: var(--good); }
 figure { margin: 1rem 0; } figure svg, figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .85rem; }
+figure.plot .area { height: 26rem; }
+.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+.curves figure { margin: 0; min-width: 0; } .curves .area { height: 14rem !important; }
+.keys button { text-align: left; font-size: .85rem; }
+.keys { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: center; font-size: .9rem;
+  margin: .5rem 0; }
+.keys button::before { content: ""; display: inline-block; width: 1.2rem; margin: 0 .4rem .2rem 0;
+  border-top: .2rem solid var(--key); }
+.keys button[aria-pressed=false] { opacity: .45; text-decoration: line-through; }
+.keys label { display: inline-flex; gap: .4rem; align-items: center; }
+.runs th button { all: unset; cursor: pointer; } .runs tbody tr { cursor: pointer; }
+.runs th button:focus-visible { outline: 2px solid var(--accent); }
+.runs th[aria-sort=ascending] button::after { content: " ▲"; }
+.runs th[aria-sort=descending] button::after { content: " ▼"; }
+.runs tr.chosen td, .keys button.chosen { background: var(--mark); }
+.runs td:first-child { min-width: 2.5rem; }
+.runs .files { white-space: nowrap; }
+.about { font-size: .85rem; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .6rem;
+  align-items: center; }
+.chosen-runs { position: sticky; bottom: .5rem; margin-top: 1rem; padding: .4rem .8rem;
+  background: var(--mark); border: 1px solid var(--line); border-radius: .3rem; }
+.chosen-runs[hidden] { display: none; }
+@media (scripting: enabled) {  /* the script shows more on demand */
+  table.runs:not(.ready) tbody tr:nth-child(n + 51) { display: none; } }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .85rem; }
 """
 
 
 class Html(str):
     """Text that is HTML, all foreign parts escaped."""
+
+
+RUNS = Html('<table class="runs">')  # begins a table of runs
 
 
 def escape(value: object) -> Html:
@@ -85,8 +117,23 @@ def table(
     """Return a table that can scroll sideways; marked: cells [rows, columns] to highlight."""
     marked = marked or [[False] * len(row) for row in rows]
     body = [element("tr", *map(_cell, row, marks)) for row, marks in zip(rows, marked, strict=True)]
-    head = element("thead", element("tr", *(element("th", column) for column in columns)))
-    return element("div", element("table", head, element("tbody", *body)), class_="wide")
+    inside = element("table", _head(columns), element("tbody", *body))
+    return element("div", inside, class_="wide")
+
+
+def runs_table(
+    columns: Sequence[object], rows: Sequence[Sequence[object]], runs: Sequence[Sequence[str]]
+) -> Html:
+    """Return a table whose rows can be sorted, filtered and chosen (`page.js`); runs: the
+    signatures of the runs that each row is about."""
+    body = [element("tr", *(_cell(value, False) for value in row), data_run=" ".join(names))
+            for row, names in zip(rows, runs, strict=True)]
+    inside = RUNS + _head(columns) + element("tbody", *body) + "</table>"
+    return element("div", Html(inside), class_="wide")
+
+
+def _head(columns: Sequence[object]) -> Html:
+    return element("thead", element("tr", *(element("th", column) for column in columns)))
 
 
 def _cell(value: object, is_marked: bool) -> Html:
@@ -102,10 +149,13 @@ def image(data: bytes, alt: object, **attributes: object) -> Html:
     return element("img", src=source, alt=alt, **attributes)
 
 
-def page(title: object, *parts: object, style: str = "") -> str:
-    """Return a whole document; style: additional CSS, trusted."""
+def page(title: object, *parts: object, style: str = "", scripts: Sequence[str] = ()) -> str:
+    """Return a whole document; style: additional CSS, scripts: run at its end; both trusted."""
+    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
+    allowed = "; script-src " + " ".join(f"'sha256-{one}'" for one in hashes) if scripts else ""
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
-            f"<body>{join(element('h1', title), *parts)}</body></html>\n")
+            f"<body>{join(element('h1', title), *parts)}"
+            f"{''.join(f'<script>{one}</script>' for one in scripts)}</body></html>\n")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from harness.base.units import counted
-from harness.sweeps.sweep_results import Ranked, SweepResults, unbeaten
+from harness.sweeps.sweep_results import Outcome, Ranked, SweepResults, unbeaten
 
 LONG = 8  # longer numbers (drawn ones) are shown in four digits
 
@@ -47,6 +47,16 @@ def setting(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > LONG else str(value)
+
+
+def trial_label(one: Outcome) -> str:
+    """Return a trial's point and seed; of its keys the last parts, where these differ."""
+    ends = [key.rpartition(".")[2] for key in one.point]
+    parts = [
+        f"{end if ends.count(end) == 1 else key}={setting(value)}"
+        for end, (key, value) in zip(ends, one.point.items(), strict=True)
+    ]
+    return " ".join([*parts, f"seed={one.seed}"])
 
 
 def _remarks(results: SweepResults, ranked: list[Ranked]) -> list[str]:

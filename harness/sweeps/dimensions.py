@@ -4,9 +4,11 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from harness.base.errors import hint
+from harness.base.mappings import is_number
 from harness.config.casts import at_type, misfit
 from harness.config.sources import Setting
 from harness.sweeps.conditions import Condition, read_condition
@@ -19,6 +21,9 @@ ELSEWHERE: dict[str, Kind] = {
     "int_uniform": "randint", "range": "randint", "int": "randint", "qrandint": "randint",
 }
 """Names in W&B, Ray, Hydra and Optuna, with ours."""
+EVEN, NARROW = 1.5, 3.9
+"""Listed numbers rise by nearly equal factors if the logs of these differ by less than EVEN times;
+2, 3 and 4 would do so as well, but span less than NARROW."""
 LARGEST = 2**53
 """Above it, floats do not hold all integers, so some would never be drawn."""
 
@@ -38,6 +43,21 @@ class Dimension:
     @property
     def is_random(self) -> bool:
         return self.kind != "grid"
+
+    @property
+    def is_log(self) -> bool:
+        """Whether it is searched on a log scale: by loguniform, or by listed numbers that rise by
+        nearly equal factors, such as 1, 3, 10 and 30."""
+        if self.kind in ("uniform", "randint"):
+            return False
+        if self.kind == "loguniform":
+            return True
+        if not all(is_number(value) and value > 0 for value in self.values):
+            return False
+        logs = sorted({math.log(value) for value in self.values})
+        steps = [high - low for low, high in pairwise(logs)]
+        return (len(steps) > 1 and max(steps) < EVEN * min(steps)
+                and logs[-1] - logs[0] > math.log(NARROW))
 
     def draw(self, n: int, attempt: int = 0, seed: int = 0) -> Any:
         """Return draw number `n` of a search seed, a function of these and the key alone. attempt:

@@ -4,6 +4,9 @@
     <folder>/figures/*.svg *.png    every figure as files
 """
 
+import html
+import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,13 +16,27 @@ from typing import NamedTuple
 from harness.base.errors import UserError
 from harness.base.files import write_text
 from harness.reporting import landscape, page, runs_page
-from harness.reporting.curves import MOST_LINES, LabelledRun, loss_curves, metric_curves, stages_of
-from harness.reporting.drawing import embed
+from harness.reporting.curves import (
+    MOST_LINES,
+    LabelledRun,
+    Logged,
+    curve_plots,
+    draw_curves,
+    logged,
+    losses,
+    metrics_of,
+    stages_of,
+)
+from harness.reporting.drawing import write_figure
 from harness.reporting.page import Html
-from harness.reporting.ranking_table import ranking_table, setting
+from harness.reporting.plots import plot, scripts
+from harness.reporting.ranking_table import ranking_table, trial_label
+from harness.reporting.runs_page import Facts, facts_of
+from harness.reporting.study_plots import plots
 from harness.runs.run import Run
-from harness.sweeps.sweep_results import Outcome, SweepResults, read_outcomes
+from harness.sweeps.sweep_results import SweepResults, read_outcomes
 from svll.base.run_files import TAKEN, taken_epochs
+from svll.reports.sweep_files import next_steps, write_sweep_files
 
 TEST = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 """Title and result key of further columns of a ranking."""
@@ -27,7 +44,9 @@ NUMBERS = {"validation mAP": "validation.mAP", **TEST, "test mINP": "mINP",
            "mAP before training": "initial.mAP"}
 METRICS = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP")
 """Metrics that epochs log."""
-MOST_NAMED = 20  # folders that an error names
+REPORTED = re.compile('data-folders="(.*?)"')
+"""In a page: the folders that it reports on."""
+MOST_NAMED = 20  # folders that an error names, and remarks on runs that a page shows
 MOST_COMPARED = 12  # runs in a table of differences; more columns cannot be read
 
 Section = Callable[[Mapping[str, Path], Path], Html]
@@ -47,8 +66,8 @@ def read_subject(folder: Path) -> Subject:
     if (folder / "sweep.json").is_file():
         sweep = read_outcomes(folder)
         ranked = [one for point in sweep.ranked() for one in point.outcomes]
-        others = [one for one in sweep.outcomes if one not in ranked]
-        runs = [LabelledRun(_label(one), one.run) for one in (*ranked, *others)]
+        others = [one for one in sweep.outcomes if one.value is None]
+        runs = [LabelledRun(trial_label(one), one.run) for one in (*ranked, *others)]
         return Subject(sweep.name, folder, sweep, runs)
     if (folder / "config.yaml").is_file():
         return Subject(folder.name, folder, None, [LabelledRun(folder.name, Run(folder))])
@@ -66,16 +85,6 @@ def read_subject(folder: Path) -> Subject:
     return Subject(folder.name, folder, None, [LabelledRun(one.name, Run(one)) for one in folders])
 
 
-def _label(one: Outcome) -> str:
-    """Return a trial's point and seed; of its keys the last parts, where these differ."""
-    ends = [key.rpartition(".")[2] for key in one.point]
-    parts = [
-        f"{end if ends.count(end) == 1 else key}={setting(value)}"
-        for end, (key, value) in zip(ends, one.point.items(), strict=True)
-    ]
-    return " ".join([*parts, f"seed={one.seed}"])
-
-
 def read_subjects(folders: Sequence[Path]) -> list[Subject]:
     """Return what folders hold, each under a different name."""
     subjects = [read_subject(folder) for folder in folders]
@@ -87,27 +96,42 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
     return [one._replace(name=name) for one, name in zip(subjects, names, strict=True)]
 
 
-def report_sweep(folder: Path) -> Path:
-    """Write a sweep's report.html and return it; `run.report` of a configuration names this."""
-    return write_report([folder], folder / "report.html")
+def report_sweep(folder: Path) -> list[str]:
+    """Write a sweep's report.html, best.yaml and tables; return what to do next. `run.report` of a
+    configuration names this function."""
+    subject = read_subject(folder)
+    sweeps = [subject.sweep] if subject.sweep else []
+    page = write_report([folder], folder / "report.html", subjects=[subject])
+    for results in sweeps:
+        write_sweep_files(results)
+    return next_steps(sweeps, page)
 
 
-def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] = ()) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path, further: Sequence[Section] = (), *,
+    subjects: Sequence[Subject] | None = None,
+) -> Path:
     """Write the report on some folders to `out`, its figures to `figures` beside it; returns `out`.
 
-    further: each makes one more section, from the `best_runs` and the folder of the page. Raises
-    UserError for a folder that holds nothing, and, after the page is written, for sections that
-    cannot be made.
+    further: each makes one more section, from the `best_runs` and the folder of the page.
+    subjects: what `read_subjects` returned, if that was called before. Raises UserError for a
+    folder that holds nothing, for `out` that holds something else (`check_report`), and, after the
+    page is written, for sections that cannot be made.
     """
-    subjects = read_subjects(folders)
+    check_report(out, folders)
+    subjects = read_subjects(folders) if subjects is None else subjects
     runs = list(subjects[0].runs) if len(subjects) == 1 else [
         LabelledRun(one.label if one.label == subject.name else f"{subject.name}: {one.label}",
                     one.run)
         for subject in subjects for one in subject.runs
     ]
     figures = out.parent / "figures"
-    parts = [_results(one, figures) for one in subjects]
-    parts += [_runs(runs, out.parent), _curves(runs, figures), _differences(runs)]
+    facts = [facts_of(one) for one in runs]
+    parts = [*(_points(one, figures) for one in subjects), _curves(runs, figures),
+             *map(_ranking, subjects), _runs(facts, out.parent), _differences(facts)]
+    if sweeps := [one.sweep for one in subjects if one.sweep is not None]:
+        steps = page.element("pre", "\n".join(next_steps(sweeps, out)))
+        parts.append(page.section("Next steps", steps))
     faults: dict[str, None] = {}  # each once: sections may lack the same file
     for make in further:
         try:
@@ -115,11 +139,32 @@ def write_report(folders: Sequence[Path], out: Path, further: Sequence[Section] 
         except UserError as error:
             faults[str(error)] = None
     title = f"Report on {', '.join(one.name for one in subjects)}"
-    written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."))
-    write_text(out, page.page(title, written, *parts, *map(page.note, faults)))
+    written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."),
+                           data_folders=_folders(folders))
+    body = page.join(written, *parts, *map(page.note, faults))
+    write_text(out, page.page(title, body, scripts=scripts(body)))
     if faults:
         raise UserError("\n".join([f"{out}: report written; sections are missing:", *faults]))
     return out
+
+
+def check_report(out: Path, folders: Sequence[Path]) -> None:
+    """Raise UserError if `out` exists and is not a report on these folders. A folder's own
+    report.html is always replaced."""
+    is_own = len(folders) == 1 and out.resolve() == (folders[0] / "report.html").resolve()
+    if is_own or not out.exists():
+        return
+    found = REPORTED.search(out.read_text(encoding="utf-8", errors="replace"))
+    about = html.unescape(found[1]) if found else ""
+    if about != _folders(folders):
+        what = "is not a report"
+        if about:
+            what = f"is the report on {', '.join(json.loads(about))}"
+        raise UserError(f"{out}: {what}; name another file (--out FILE), or delete this one")
+
+
+def _folders(folders: Sequence[Path]) -> str:
+    return json.dumps(sorted(str(folder.resolve()) for folder in folders))
 
 
 def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
@@ -135,30 +180,38 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
     return best
 
 
-def _results(subject: Subject, figures: Path) -> Html:
-    """Return a sweep's ranking and the importance of its keys; nothing for other runs."""
-    sweep, folder = subject.sweep, figures.parent
+def _points(subject: Subject, figures: Path) -> Html:
+    """Return the plots of a sweep, and write figures of its points; nothing for other runs."""
+    sweep = subject.sweep
     if sweep is None:
         return Html("")
-    title, columns, rows, remarks = ranking_table(sweep, TEST)
-    shares, metric = sweep.shares, sweep.metric
-    keys = landscape.map_keys(sweep, shares)
-    return page.section(
-        title, page.table(columns, rows) if rows else None,
-        *(page.element("p", line) for line in remarks),
-        embed(landscape.importance_bars(shares, metric) if shares else None,
-              figures / f"{subject.name}-importance", folder,
-              "Importance: each key's share of the variance over the points."),
-        embed(landscape.parallel_coordinates(sweep), figures / f"{subject.name}-points", folder,
-              f"Every complete point, coloured by {metric} (mean over its seeds)."),
-        embed(landscape.contour(sweep, keys), figures / f"{subject.name}-map", folder,
-              f"{metric} over {' and '.join(keys)}: measured at the dots, linear between them"
-              f"{'; other keys differ too' if len(sweep.keys) > 2 else ''}."),
-    )
+    shares, stem = sweep.shares, figures / subject.name
+    drawn = {"importance": landscape.importance_bars(shares, sweep.metric) if shares else None,
+             "points": landscape.parallel_coordinates(sweep),
+             "map": landscape.contour(sweep, landscape.map_keys(sweep, shares))}
+    for name, figure in drawn.items():
+        write_figure(figure, stem.with_name(f"{stem.name}-{name}"))
+    parts = [page.join(page.element("h3", one.heading),
+                       plot(one.figure, f"{subject.name}-{one.name}", one.caption, figures.parent))
+             for one in plots(sweep)]
+    title = f"{subject.name}: {sweep.metric} over the searched keys"
+    return page.section(title, *parts) if parts else Html("")
 
 
-def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
+def _ranking(subject: Subject) -> Html:
+    """Return a sweep's ranking; nothing for other runs."""
+    if subject.sweep is None:
+        return Html("")
+    title, columns, rows, remarks = ranking_table(subject.sweep, TEST)
+    runs = [[one.run.signature for one in point.outcomes] for point in subject.sweep.ranked()]
+    return page.section(title, page.runs_table(columns, rows, runs) if rows else None,
+                        *(page.element("p", line) for line in remarks))
+
+
+def _runs(runs: Sequence[Facts], folder: Path) -> Html:
     notes = runs_page.incomplete(runs)
+    if len(notes) > MOST_NAMED:
+        notes[MOST_NAMED:] = [f"and {len(notes) - MOST_NAMED} more such lines"]
     reusing = sum(runs_page.read_or(partial(taken_epochs, one.run), 0) > 0 for one in runs)
     if reusing:
         notes.append(f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in "
@@ -166,42 +219,43 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
                      "are the other run's.")
     columns = dict(NUMBERS)
     for one in runs:
-        tests = runs_page.result_of(one.run).get("tests")
+        tests = one.result.get("tests")
         for name in tests if isinstance(tests, dict) else ():
             columns |= {f"{name} mAP": f"tests.{name}.mAP", f"{name} Rank-1": f"tests.{name}.cmc.1"}
     return page.section("Runs", runs_page.runs_table(runs, columns, folder), *map(page.note, notes))
 
 
 def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
-    folder = figures.parent
-    logged: list[LabelledRun] = []
+    drawn: list[Logged] = []
     parts: list[Html] = []
     for one in runs:
-        if len(logged) < MOST_LINES and one.run.metrics_file.is_file():
+        if len(drawn) < MOST_LINES and one.run.metrics_file.is_file():
             try:
-                one.run.metrics()
+                drawn.append(logged(one))
             except UserError as error:
                 parts.append(page.note(str(error)))
-            else:
-                logged.append(one)
-    if len(logged) < len(runs):
-        parts.append(page.element("p", f"{len(logged)} of {len(runs)} runs are drawn, the best "
+    if len(drawn) < len(runs):
+        parts.append(page.element("p", f"{len(drawn)} of {len(runs)} runs are drawn, the best "
                                        "first; those without a log are left out."))
-    for stage in stages_of(logged):
-        parts += [
-            page.element("h3", stage),
-            embed(loss_curves(logged, stage), figures / f"{stage}-losses", folder,
-                  "Total loss and its terms before weighting, mean over each epoch."),
-            embed(metric_curves(logged, stage, METRICS), figures / f"{stage}-course", folder,
-                  "Metrics, learning rate, images per second, and peak memory."),
-        ]
-    if not logged:
+    parts.append(page.element("div", class_="keys"))
+    for stage in stages_of(drawn):
+        parts.append(page.element("h3", stage))
+        for name, select, caption in (
+            ("losses", losses, "Total loss and its terms before weighting, mean over each epoch."),
+            ("course", metrics_of(METRICS),
+             "Metrics, learning rate, images per second, and peak memory."),
+        ):
+            files = write_figure(draw_curves(drawn, stage, select), figures / f"{stage}-{name}")
+            links = [part for file in files for part in (" ", page.link(f"figures/{file.name}"))]
+            parts += [curve_plots(drawn, stage, select, figures.parent),
+                      page.element("p", caption, *links, class_="about")]
+    if not drawn:
         parts.append(page.note("Nothing has been logged yet."))
-    return page.section("Training", *parts)
+    return page.section("Training curves", *parts)
 
 
-def _differences(runs: Sequence[LabelledRun]) -> Html:
-    data = sorted({str(runs_page.result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
+def _differences(runs: Sequence[Facts]) -> Html:
+    data = sorted({str(one.result.get("fingerprint", "")) for one in runs} - {""})
     parts: list[Html] = []
     if len(runs) > MOST_COMPARED:
         text = f"The first {MOST_COMPARED} of {len(runs)} runs are compared."

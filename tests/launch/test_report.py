@@ -1,22 +1,30 @@
 """The report command on sweep folders of trained runs' results and features."""
 
+import json
+import time
 from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+import optuna
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from harness.base.files import write_json
 from harness.config.build import build
 from harness.config.values import to_mapping, to_yaml
+from harness.reporting.page import Html
 from harness.runs.run import Run
 from harness.sweeps.paired_test import compare
 from svll.base.feature_file import FeatureGroup, write_features
 from svll.config import Config
 from svll.evaluation import evaluate_ranking
+from svll.reports import report
 from svll.reports.ranked_page import STYLE
+from svll.reports.report import report_sweep
 from tests.commands import Command, called
 
 NOISE = {0.0: 1.6, 0.8: 1.2}
@@ -69,6 +77,14 @@ def sweep(tmp_path: Path) -> Path:
         "name": "weights", "metric": "validation.mAP", "mode": "max", "trials": trials,
     })
     return tmp_path
+
+
+@pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page's figures, curves and time: drawing takes most of a report's time."""
+    monkeypatch.setattr(report, "_points", lambda subject, figures: Html(""))
+    monkeypatch.setattr(report, "_curves", lambda runs, figures: Html(""))
+    monkeypatch.setattr(time, "strftime", lambda *_: "now")
 
 
 @pytest.fixture
@@ -128,6 +144,85 @@ def test_two_points_are_compared_over_seeds_and_over_queries(
     )
 
 
+def test_points_of_two_sweeps_are_compared(sweep: Path, tmp_path: Path, call: Command) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for seed in SEEDS:
+        (other / f"0.0-{seed}").symlink_to(sweep / f"0.0-{seed}")
+    record = json.loads((sweep / "sweep.json").read_text())
+    record["trials"] = [one for one in record["trials"] if one["signature"].startswith("0.0")]
+    write_json(other / "sweep.json", record)
+    status, told, _ = call(sweep, other, "--compare", 1, 1)
+    alone = call(sweep, "--compare", 1, 2)
+    assert (status, alone[0]) == (0, 0)
+    assert f"A: stage2.vss_weight=0.8 ({sweep})\nB: stage2.vss_weight=0.0 ({other})\n" in told
+    assert told.splitlines()[2:] == alone[1].splitlines()[2:]  # the same runs
+    write_json(other / "sweep.json", record | {"metric": "mAP"})
+    status, _, told = call(sweep, other, "--compare", 1, 1)
+    assert (status, told) == (
+        1, f"error: {other}: is ranked by mAP, {sweep} by validation.mAP; launch one of the sweeps "
+        "again with the other's metric (metric=validation.mAP)\n"
+    )
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_the_page_after_a_sweep_and_the_command_leave_the_same_files_and_say_what_is_next(
+    sweep: Path, call: Command
+) -> None:
+    before = {file.name for file in sweep.iterdir()}
+    steps = report_sweep(sweep)
+    found = {file: file.read_bytes() for file in sweep.iterdir() if file.name not in before}
+    assert {file.name for file in found} == {"report.html", "best.yaml", "trials.csv",
+                                             "trials.parquet"}
+    status, told, _ = call(sweep)
+    assert status == 0
+    assert {file: file.read_bytes() for file in found} == found
+    assert told.splitlines()[-3:] == steps
+    best = float(np.mean([np.nanmean(average_precisions(groups(NOISE[0.8], s))) for s in SEEDS]))
+    assert steps == [
+        f"best point: stage2.vss_weight=0.8 (validation.mAP {best + 0.1:.4f})",
+        f"train it on all identities: python launch/train.py --recipe {sweep / 'best.yaml'}",
+        f"open the page: python -m webbrowser {sweep / 'report.html'}",
+    ]
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_a_sweep_is_written_as_an_optuna_study_and_other_files_stay(
+    sweep: Path, tmp_path: Path, call: Command
+) -> None:
+    journal = tmp_path / "weights.journal"
+    status, told, _ = call(sweep, "--study", journal)
+    assert status == 0
+    assert told.endswith(f"open the study: optuna-dashboard {journal}\n")
+    study = optuna.load_study(study_name=None, storage=JournalStorage(
+        JournalFileBackend(str(journal))
+    ))
+    values = {trial.user_attrs["signature"]: trial.value for trial in study.trials}
+    results = {run: json.loads((sweep / run / "result.json").read_text())["validation"]["mAP"]
+               for run, value in values.items() if value is not None}
+    assert values == results | {"failed": None}
+    notes = sweep / "0.0-1" / "config.yaml"
+    status, out, told = call(sweep, "--study", notes)
+    assert (status, out) == (1, "")
+    assert told.startswith(f"error: {notes}: exists and is not a study of the sweep in {sweep}; ")
+    status, _, told = call(sweep / "0.0-1", "--study", journal)
+    assert (status, told) == (
+        1, "error: --study takes one sweep: give its folder, the one with sweep.json\n"
+    )
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_the_ranking_follows_a_metric_that_was_changed_afterwards(
+    sweep: Path, call: Command
+) -> None:
+    record = json.loads((sweep / "sweep.json").read_text())
+    write_json(sweep / "sweep.json", record | {"metric": "mAP", "mode": "min"})
+    status, told, _ = call(sweep)
+    assert status == 0
+    assert "weights: selected on test (mAP, min)" in told
+    assert yaml.safe_load((sweep / "best.yaml").read_text())["stage2"]["vss_weight"] == 0.0
+
+
 def test_what_cannot_be_reported_is_told(
     sweep: Path, call: Command
 ) -> None:
@@ -143,10 +238,10 @@ def test_what_cannot_be_reported_is_told(
     status, _, told = call(sweep, "--compare", 1, 2)
     assert status == 1
     assert "features.h5: is missing; python launch/features.py" in told
-    status, _, told = call(sweep, sweep / "0.0-1", "--compare", 1, 2)
+    status, _, told = call(sweep, "--compare", 1, 2, "--study", sweep / "study")
     assert (status, told) == (
-        2, "error: --compare takes two points of one sweep: give one folder, without --out, "
-        "--figures and --ranked\n"
+        2, "error: --compare takes points of one sweep or of two: give one folder or two, without "
+        "--out, --figures, --ranked and --study\n"
     )
     status, _, told = call(sweep / "0.0-1", "--compare", 1, 2)
     assert status == 1

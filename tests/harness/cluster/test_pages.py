@@ -12,6 +12,7 @@ from harness.cluster.launch import launch
 from harness.cluster.local.place import living_workers
 from harness.cluster.states import survey
 from harness.sweeps.reading import Sweep
+from harness.sweeps.sweep_results import read_outcomes
 
 SEARCH = {"work.quality": {"grid": [0.1, 0.2, 0.3]}}
 
@@ -47,6 +48,12 @@ def test_a_page_waits_for_trials_that_are_on_their_way(
         sweep.trials[0].run.set_status(state)
     pages.write_if_over(sweep.folder)
     assert (sweep.folder / "reported.json").exists() == is_written
+
+
+def test_a_sweeps_folder_says_what_is_searched(sweep: Sweep) -> None:
+    pages.write_summary(sweep)
+    [found] = read_outcomes(sweep.folder).dimensions.values()
+    assert (found.key, found.kind, found.values) == ("work.quality", "grid", (0.1, 0.2, 0.3))
 
 
 def test_a_page_that_another_process_writes_is_left_to_it(

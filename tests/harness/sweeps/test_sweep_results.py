@@ -76,11 +76,14 @@ def test_points_are_ranked_by_the_mean_over_their_complete_seeds(make: Made) -> 
 
 def test_a_full_grids_importance_is_its_analysis_of_variance(make: Made) -> None:
     rows = [({"a": a, "b": b, "c": 7}, {1: 3.0 * a + 1.0 * b + 0.5 * a * b})
-            for a, b in product((-1, 1), (-1, 1))]
-    found = make(*rows).shares
-    total = 9 + 1 + 0.25
-    assert found == pytest.approx({"a": 9 / total, "b": 1 / total, "interactions": 0.25 / total})
-    assert list(found) == ["a", "b", "interactions"]
+            for a, b in product((-3, -1, 1, 3), (-3, -1, 1, 3))]
+    sweeping = make(*rows)
+    total = 45 + 5 + 6.25
+    assert sweeping.shares == pytest.approx(
+        {"a": 45 / total, "b": 5 / total, "interactions": 6.25 / total}
+    )
+    assert list(sweeping.shares) == ["a", "b", "interactions"]
+    assert sweeping.weighed == 16
 
 
 def test_other_points_importance_finds_what_matters(make: Made) -> None:
@@ -97,8 +100,8 @@ def test_other_points_importance_finds_what_matters(make: Made) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        [({"a": n}, {1: 0.1 * n}) for n in range(3)],  # too few
-        [({"a": n}, {1: 0.5}) for n in range(6)],  # no variance
+        [({"a": n}, {1: 0.1 * n}) for n in range(9)],  # too few
+        [({"a": n}, {1: 0.5}) for n in range(10)],  # no variance
         [({"a": 1}, {1: 0.5})],
     ],
 )
@@ -147,6 +150,17 @@ def test_every_trial_stands_in_both_tables(make: Made) -> None:
     assert math.isclose(columns["cmc.1"][0], 0.5)
 
 
+def test_keys_are_searched_as_the_sweep_says_and_otherwise_as_a_grid_of_what_was_tried(
+    make: Made
+) -> None:
+    search = {"a": {"loguniform": [0.1, 10]}, "gone": {"grid": [1]}}
+    found = make(({"a": 0.2, "b": 3}, {1: 0.5, 2: 0.4}), ({"a": 4.0, "b": [1]}, {1: 0.5}),
+                 search=search).dimensions
+    assert {key: (one.kind, one.values) for key, one in found.items()} == {
+        "a": ("loguniform", (0.1, 10)), "b": ("grid", (3, [1])),
+    }
+
+
 def test_a_folder_that_is_no_sweeps_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a sweep folder: it has no sweep\.json"):
         sweep_results.read_outcomes(tmp_path)
@@ -187,13 +201,14 @@ def test_points_that_nothing_beats_in_everything_are_known(make: Made) -> None:
 
 
 def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> None:
-    sweeping = make(*(({"a": n}, {1: 0.1 * n}) for n in range(1, 6)))
+    sweeping = make(*(({"a": n}, {1: 0.05 * n}) for n in range(1, 11)))
     assert sweeping.shares == {"a": 1.0}
     write_json(sweeping.ranked()[0].outcomes[0].run.folder / "changes.json", {
         "changes": [{"of": "other", "epoch": 2, "settings": {"data.validation": 0.5}}],
     })
+    sweeping = sweep_results.read_outcomes(sweeping.folder)
     assert sweeping.has_changed
-    assert sweep_results.read_outcomes(sweeping.folder).shares == {}
+    assert sweeping.shares == {}
     path = sweep_results.write_best(sweeping, without={"run": None})
     assert path is not None
     assert "Settings changed during training" in path.read_text()
@@ -206,6 +221,7 @@ def test_settings_that_changed_during_training_are_in_best_yaml(make: Made) -> N
     {"trials": [{"point": {}, "seed": 1e400, "signature": "a"}]},
     {"trials": [{"point": {}, "seed": "1", "signature": "a"}]},
     {"trials": [{"point": {}, "seed": 1, "signature": "../a"}]}, {"name": None},
+    {"search": {"a": {"loguniform": [-1, 1]}}}, {"search": {"a": 5}},
 ])
 def test_a_sweep_json_that_no_launch_has_written_is_reported(
     make: Made, tmp_path: Path, change: dict[str, Any]
