@@ -27,7 +27,8 @@ def write_summary(sweep: Sweep) -> None:
 def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return what sweep.json holds, for some trials of the sweep."""
     return {
-        "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
+        "file": sweep.file, "recipes": [*sweep.bases],
+        "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
         "mode": sweep.mode, "objectives": dict(sweep.objectives),
         "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
     }
