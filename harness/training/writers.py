@@ -50,7 +50,7 @@ class TensorBoardWriter:
 
         place = self._place(RESULT)
         shutil.rmtree(place, ignore_errors=True)
-        settings = {key: value if isinstance(value, bool | int | float | str) else str(value)
+        settings = {key: value if is_number(value) else str(value)  # a bool would be a number
                     for key, value in leaves(self._about.config).items()}
         with SummaryWriter(str(place)) as writer:
             for summary in hparams(settings, dict(scores)):

@@ -94,7 +94,7 @@ def test_tensorboard_gets_hyperparameters_scores_and_images_of_the_last_attempt_
 
     found = about("session_start_info").session_start_info.hparams
     assert {key: getattr(value, value.WhichOneof("kind")) for key, value in found.items()} == {
-        "a.lr": 0.1, "a.kind": "x", "a.is_on": True, "a.none": "None", "a.sizes": "[1, 2]"
+        "a.lr": 0.1, "a.kind": "x", "a.is_on": "True", "a.none": "None", "a.sizes": "[1, 2]"
     }
     metrics = about("experiment").experiment.metric_infos
     assert [metric.name.tag for metric in metrics] == ["result/accuracy"]
