@@ -50,8 +50,10 @@ def about(run: Run, config: Config) -> About:
     changed, recipes = (_changes(group, config), [group]) if trial is None else trial
     recipe = changed.pop(RECIPE, None)
     ends = [key.rpartition(".")[2] for key in changed]
-    parts = [f"{end if ends.count(end) == 1 else key}={setting(value) or 'null'}"
-             for end, (key, value) in zip(ends, changed.items(), strict=True)]
+    parts = [
+        f"{end if ends.count(end) == 1 else key}={setting(value).removesuffix('.0') or 'null'}"
+        for end, (key, value) in zip(ends, changed.items(), strict=True)
+    ]
     label = " ".join([*([recipe] if recipe else []), *parts, f"seed={config.seed}"])
     datasets = {*trained_on(config.data), *tested_on(config.data)}
     tags = dict.fromkeys([group, *([recipe] if recipe else recipes), *sorted(datasets)])

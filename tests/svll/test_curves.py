@@ -28,7 +28,7 @@ def test_a_trial_is_called_by_its_sweep_point_and_seed_and_tagged_with_recipe_an
     folder = tmp_path / "loss_weights"
     folder.mkdir()
     point = {"recipe": "synthetic", "stage1.lr": 0.00123456789, "stage2.lr": 1e-5,
-             "stage2.vss_weight": 1, "model.weights": None}
+             "stage2.vss_weight": 1.0, "model.weights": None}
     (folder / "sweep.json").write_text(json.dumps({
         "recipes": ["synthetic", "synthetic_occluded"],
         "trials": [{"point": {}, "seed": 1, "signature": "a"},
